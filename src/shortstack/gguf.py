@@ -1,0 +1,60 @@
+"""GGUF in: a .gguf file becomes a bf16 safetensors directory in the cache, through transformers' own reader."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from shortstack.cache import cache_directory
+from shortstack.errors import CheckpointError
+from shortstack.progress import Progress, silent
+from shortstack.shards import file_digest
+
+
+def dequantised(path: Path, *, progress: Progress = silent) -> Path:
+    """The directory that holds `path` dequantised to bf16; made once per file content, then found again.
+
+    Raises:
+        CheckpointError: the file is not GGUF, or of an architecture transformers cannot read from GGUF.
+    """
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise CheckpointError(path, expected="a GGUF file, which starts with 'GGUF'", found=repr(magic), fix="download it again")
+    place = cache_directory("gguf") / f"{file_digest(path)[:32]}-bf16"
+    if place.is_dir():
+        return place
+    progress("dequantising", 0, 1)
+    partial = place.with_name(f"{place.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        _convert(path, partial)
+        os.rename(partial, place)
+    except OSError:
+        if not place.is_dir():  # another process may have made it meanwhile: the same bytes
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    progress("dequantising", 1, 1)
+    return place
+
+
+def _convert(path: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(path.parent), path.name
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise CheckpointError(
+            path, expected="a GGUF file of an architecture transformers reads", found=str(error), fix="start from the safetensors checkpoint"
+        ) from error
+    # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.config._name_or_path = ""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)

@@ -1,0 +1,257 @@
+"""Which layers go: Scores or a layer count in, Plan out. Pure, and free of torch.
+
+>>> plan(32, metric="reverse", drop="25%").removed
+(24, 25, 26, 27, 28, 29, 30, 31)
+>>> plan(8, layers="2-3,6").kept
+(0, 1, 4, 5, 7)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from shortstack.errors import DataError, PlanError
+from shortstack.metrics import Scores, metric_named
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What each layer of a checkpoint weighs, and everything that is not a layer; in parameters and stored bytes."""
+
+    layer_parameters: tuple[int, ...]
+    layer_bytes: tuple[int, ...]
+    other_parameters: int
+    other_bytes: int
+
+    def of(self, kept: Sequence[int]) -> tuple[int, int]:
+        """(parameters, bytes) of the model with only these layers."""
+        return (
+            self.other_parameters + sum(self.layer_parameters[layer] for layer in kept),
+            self.other_bytes + sum(self.layer_bytes[layer] for layer in kept),
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """A quantity before and after the cut."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layers that go and the layers that stay, numbered from 0 in the model the plan is for."""
+
+    layers: int
+    removed: tuple[int, ...]
+    strategy: str
+    parameters: Change | None = None
+    bytes: Change | None = None
+
+    def __post_init__(self) -> None:
+        check_removal(self.removed, self.layers, where="plan")
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        gone = set(self.removed)
+        return tuple(layer for layer in range(self.layers) if layer not in gone)
+
+    def sized(self, sizes: Sizes) -> Plan:
+        """The same plan with the parameters and bytes it saves filled in."""
+        if len(sizes.layer_bytes) != self.layers:
+            raise PlanError(
+                "plan",
+                expected=f"a plan for the model's {len(sizes.layer_bytes)} layers",
+                found=f"a plan for {self.layers} layers",
+                fix="make the plan from this model's scores",
+            )
+        before, after = sizes.of(range(self.layers)), sizes.of(self.kept)
+        return replace(self, parameters=Change(before[0], after[0]), bytes=Change(before[1], after[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        def change(value: Change | None) -> dict[str, int] | None:
+            return value and {"before": value.before, "after": value.after}
+
+        return {
+            "layers": self.layers,
+            "removed": list(self.removed),
+            "kept": list(self.kept),
+            "strategy": self.strategy,
+            "parameters": change(self.parameters),
+            "bytes": change(self.bytes),
+        }
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Plan:
+        """The inverse of to_dict.
+
+        Raises:
+            DataError: a key is missing or of the wrong type.
+            PlanError: the layers named cannot be removed.
+        """
+        try:
+            changes = {key: data.get(key) and Change(**data[key]) for key in ("parameters", "bytes")}
+            removed = tuple(int(layer) for layer in data["removed"])
+            return cls(int(data["layers"]), removed, str(data["strategy"]), changes["parameters"], changes["bytes"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(where, expected="the JSON that `shortstack plan -o` writes", found=repr(error), fix="plan again") from error
+
+
+def plan(
+    source: Scores | int,
+    *,
+    drop: str | int | None = None,
+    metric: str | None = None,
+    layers: str | Sequence[int] | None = None,
+    block: bool = False,
+    keep_first: int = 0,
+    keep_last: int = 0,
+    seed: int = 0,
+) -> Plan:
+    """Choose the layers to remove.
+
+    source: Scores, or the number of layers for plans that need no scores (reverse, random, explicit layers).
+    drop: "25%" (rounded half up) or a count. Lowest scores of `metric` go first; with `block`, the contiguous window
+    whose scores have the lowest sum. The first `keep_first` and last `keep_last` layers always stay.
+
+    Raises:
+        PlanError: nothing, everything, or something that does not exist would be removed.
+    """
+    count = source if isinstance(source, int) else source.layers
+    if layers is not None:
+        if drop is not None or block:
+            raise PlanError("--layers", expected="explicit layers alone", found="--drop or --block beside them", fix="give one")
+        named = parse_layers(layers) if isinstance(layers, str) else tuple(layers)
+        check_removal(named, count, where="--layers")
+        removed = tuple(sorted(named))
+        _check_kept_ends(removed, count, keep_first, keep_last)
+        return Plan(count, removed, "layers")
+    if drop is None:
+        raise PlanError("plan", expected="how much to remove", found="neither --drop nor --layers", fix="add --drop 25%")
+    amount = parse_drop(drop, count)
+    allowed = range(keep_first, count - keep_last)
+    if amount > len(allowed):
+        raise PlanError(
+            "--drop",
+            expected=f"at most {len(allowed)} layers, with the first {keep_first} and last {keep_last} kept",
+            found=str(amount),
+            fix="drop fewer or keep fewer",
+        )
+    name, values = _values(source, metric, seed)
+    choose = _lowest_window if block else _lowest
+    strategy = "tail" if name == "reverse" and not (block or keep_last) else f"{'block' if block else 'lowest'} {name}"
+    return Plan(count, choose(values, allowed, amount), strategy)
+
+
+def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, Sequence[float]]:
+    if isinstance(source, Scores):
+        name = metric or next(iter(source.scores))
+        source.order(name)  # raises for a metric that was not scored
+        return name, source.scores[name]
+    name = metric or "reverse"
+    found = metric_named(name)
+    if found.feed != "layers":
+        raise PlanError(
+            "--metric", expected="scores for this metric", found=f"{name} without scores", fix=f"run `shortstack score --metric {name}` first"
+        )
+    return name, found.function(source, seed)
+
+
+def _lowest(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
+    return tuple(sorted(sorted(allowed, key=lambda layer: (values[layer], layer))[:amount]))
+
+
+def _lowest_window(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
+    starts = allowed[: len(allowed) - amount + 1]
+    start = min(starts, key=lambda first: (sum(values[first : first + amount]), first))
+    return tuple(range(start, start + amount))
+
+
+def parse_drop(drop: str | int, layers: int) -> int:
+    """How many of `layers` layers a --drop value removes: "25%" rounds half up, "8" is a count.
+
+    >>> [parse_drop("25%", n) for n in (32, 30, 26)]
+    [8, 8, 7]
+    """
+    text = str(drop).strip()
+    if re.fullmatch(r"\d+(\.\d+)?%", text):
+        share = Fraction(text[:-1]) / 100
+        amount = int(share * layers + Fraction(1, 2))
+    elif re.fullmatch(r"\d+", text):
+        amount = int(text)
+    else:
+        raise PlanError("--drop", expected="a count or a percentage", found=repr(text), fix="write --drop 8 or --drop 25%")
+    if not 0 < amount < layers:
+        raise PlanError(
+            "--drop",
+            expected=f"between 1 and {layers - 1} of the model's {layers} layers",
+            found=f"{text} ({amount} layer{'s' * (amount != 1)})",
+            fix="write --drop 25% or a smaller count",
+        )
+    return amount
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers named one by one or in inclusive ranges.
+
+    >>> parse_layers("22-24,3")
+    (22, 23, 24, 3)
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise PlanError("--layers", expected="numbers and inclusive ranges like 22-29,3", found=repr(text), fix="list the layers to remove")
+        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(found)
+
+
+def check_removal(removed: Sequence[int], layers: int, *, where: object) -> None:
+    """Raise PlanError unless these are distinct layers of the model, at least one and not all."""
+
+    def refuse(expected: str, found: str) -> None:
+        raise PlanError(where, expected=expected, found=found, fix=f"name between 1 and {layers - 1} distinct layers from 0 to {layers - 1}")
+
+    outside = [layer for layer in removed if not 0 <= layer < layers]
+    if outside:
+        refuse(f"layers from 0 to {layers - 1}", f"layer {outside[0]}")
+    twice = [layer for index, layer in enumerate(removed) if layer in removed[:index]]
+    if twice:
+        refuse("each layer once", f"layer {twice[0]} twice")
+    if len(removed) == layers:
+        refuse("at least one layer to stay", f"all {layers} removed")
+    if not removed:
+        refuse("at least one layer to remove", "none")
+
+
+def _check_kept_ends(removed: Sequence[int], layers: int, keep_first: int, keep_last: int) -> None:
+    bad = [layer for layer in removed if layer < keep_first or layer >= layers - keep_last]
+    if bad:
+        raise PlanError(
+            "--layers", expected=f"the first {keep_first} and last {keep_last} layers to stay", found=f"layer {bad[0]}", fix="name other layers"
+        )
+
+
+def show_layers(layers: Sequence[int]) -> str:
+    """The inverse of parse_layers, for people.
+
+    >>> show_layers([3, 22, 23, 24])
+    '3, 22-24'
+    """
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

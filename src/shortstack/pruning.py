@@ -1,0 +1,110 @@
+"""prune(): a checkpoint without some of its layers, by copying byte ranges. No tensor is ever loaded."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from shortstack.anatomy import check_cut, shortened
+from shortstack.checkpoint import Checkpoint, CheckpointWriter, layout
+from shortstack.errors import CheckpointError, PlanError
+from shortstack.planning import Plan
+from shortstack.progress import Progress, silent
+from shortstack.shards import StoredTensor
+
+
+def prune(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: str | Path,
+    *,
+    max_shard_bytes: int | None = None,
+    scores: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """Write `checkpoint` without plan.removed to the new directory `out`, and open it.
+
+    The pruned config is first built on the meta device and compared with the kept layers. Shards follow the source's,
+    or are filled to max_shard_bytes. `scores` is kept in shortstack.json as the reason for the plan.
+
+    Raises:
+        PlanError: the plan is for a model of another depth.
+        ArchitectureError: the cut cannot be expressed exactly; nothing is written.
+        OutputError: `out` exists, is nested in the source, or does not fit the disk.
+    """
+    started = time.perf_counter()
+    plan = plan.sized(checkpoint.sizes)
+    config = pruned_config(checkpoint, plan)
+    tensors = kept_tensors(checkpoint, plan)
+    origin = {new.name: new.data.path.name for new in tensors}  # type: ignore[union-attr]
+    with CheckpointWriter(out, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
+        writer.json("config.json", config)
+        for path in checkpoint.side_files():
+            writer.copy(path)
+        writer.tensors(layout(tensors, origin, max_shard_bytes), progress=progress)
+        record = provenance(checkpoint, "prune", time.perf_counter() - started)
+        done = writer.commit({**record, "plan": plan.to_dict(), "layer_map": layer_map(checkpoint, plan), "scores": scores})
+    return Checkpoint.open(done, trust_remote_code=checkpoint.trust_remote_code)
+
+
+def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """The config of the pruned model, checked against the original's kept layers."""
+    if plan.layers != checkpoint.anatomy.layers:
+        raise PlanError(
+            checkpoint.source, expected=f"a plan for {checkpoint.anatomy.layers} layers", found=f"a plan for {plan.layers}", fix="make the plan from this model"
+        )
+    config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, plan.kept)
+    if not checkpoint.trust_remote_code:
+        config.pop("auto_map", None)  # the code it names is not copied; the architecture is transformers' own
+    check_cut(
+        config, checkpoint.blueprint, checkpoint.anatomy, plan.kept, checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code
+    )
+    return config
+
+
+def kept_tensors(checkpoint: Checkpoint, plan: Plan) -> list[StoredTensor]:
+    """The tensors of the pruned model under their new names, still where the source has them, in the source's order.
+
+    Layers past the last (multi-token prediction heads) go: they were trained on top of the full stack.
+    """
+    new_index = {old: new for new, old in enumerate(plan.kept)}
+    prefix = checkpoint.layers_path
+    kept = []
+    for tensor in checkpoint.tensors.values():
+        layer = checkpoint.layer_of(tensor.name)
+        if layer is None:
+            kept.append(tensor)
+        elif layer in new_index:
+            rest = tensor.name[len(f"{prefix}.{layer}.") :]
+            kept.append(replace(tensor, name=f"{prefix}.{new_index[layer]}.{rest}"))
+    if len({tensor.name for tensor in kept}) != len(kept):
+        raise CheckpointError(checkpoint.directory, expected="distinct tensor names", found="two that become one", fix="report this checkpoint")
+    return kept
+
+
+def layer_map(checkpoint: Checkpoint, plan: Plan) -> dict[str, int]:
+    """New layer number -> number in the first original, through earlier cuts of the same line."""
+    earlier = checkpoint.record.get("layer_map") or {}
+    return {str(new): int(earlier.get(str(old), old)) for new, old in enumerate(plan.kept)}
+
+
+def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, Any]:
+    """What every output records of where it comes from. `origin` is the record of the checkpoint it was made from."""
+    return {
+        "format": 1,
+        "verb": verb,
+        "source": {
+            "id": checkpoint.source,
+            "revision": checkpoint.revision,
+            "weight_bytes": checkpoint.weight_bytes,
+            "files": {path.name: path.stat().st_size for path in checkpoint.shards},
+        },
+        "origin": {key: value for key, value in checkpoint.record.items() if key != "files"} or None,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("shortstack", "torch", "transformers", "safetensors")}},
+        "seconds": round(seconds, 3),
+    }

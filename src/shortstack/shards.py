@@ -1,0 +1,243 @@
+"""safetensors files as bytes: headers read and checked without trust, shards written from byte ranges without loading one.
+
+The format (huggingface/safetensors README): 8 bytes little-endian header length, a JSON header naming dtype, shape and
+[start, end) of every tensor, then one buffer that the tensors cover without gap or overlap.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shortstack.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the limit the reference implementation sets
+BLOCK_BYTES = 8 << 20
+BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+# What copy_file_range answers where the two files lie on different or older filesystems: the bytes then go through us.
+CANNOT_COPY_IN_KERNEL = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes [start, end) of a file."""
+
+    path: Path
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a checkpoint stores it: its name, its type, and where its bytes are (a file's, or in memory)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: Span | bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data)
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_shard(path: Path) -> list[StoredTensor]:
+    """Every tensor a safetensors file declares, in file order; only the header is read.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, has trailing bytes, or a header that breaks the format's rules.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header, data_start = _read_header(file, size, path)
+    except OSError as error:
+        raise CheckpointError(path, expected="a readable safetensors file", found=error.strerror or str(error), fix="download the checkpoint again") from error
+    tensors = [_declared(path, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"]
+    tensors.sort(key=lambda tensor: tensor.data.start)  # type: ignore[union-attr]
+    _check_cover(path, tensors, data_start, size)
+    return tensors
+
+
+def _broken(path: Path, expected: str, found: str) -> CheckpointError:
+    return CheckpointError(path, expected=expected, found=found, fix="download or save this file again")
+
+
+def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], int]:
+    if size < 8:
+        raise _broken(path, "a safetensors file of at least 8 bytes", f"{size} bytes")
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_HEADER_BYTES, size - 8):
+        raise _broken(path, f"a header of at most {min(MAX_HEADER_BYTES, size - 8)} bytes", f"a header length of {length}")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, "a JSON header", str(error) or type(error).__name__) from error
+    if not isinstance(header, dict):
+        raise _broken(path, "a JSON object as header", type(header).__name__)
+    return header, 8 + length
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name that occurs twice")
+    return found
+
+
+def _declared(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    try:
+        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        valid = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(path, f"dtype, shape and data_offsets for {name}", repr(entry)) from error
+    if not valid or dtype not in BITS:
+        raise _broken(path, f"a known dtype and non-negative numbers for {name}", repr(entry))
+    if math.prod(shape) * BITS[dtype] != (end - start) * 8:
+        raise _broken(path, f"{math.prod(shape) * BITS[dtype] / 8:g} bytes for {name} ({dtype} {list(shape)})", f"{end - start}")
+    return StoredTensor(name, dtype, shape, Span(path, data_start + start, data_start + end))
+
+
+def _check_cover(path: Path, tensors: Sequence[StoredTensor], data_start: int, size: int) -> None:
+    position = data_start
+    for tensor in tensors:
+        assert isinstance(tensor.data, Span)  # noqa: S101  just built by _declared
+        if tensor.data.start != position:
+            raise _broken(path, f"{tensor.name} to start at byte {position}", f"byte {tensor.data.start} (a gap or an overlap)")
+        position = tensor.data.end
+    if position != size:
+        raise _broken(path, f"{position} bytes, as its header declares", f"{size} ({'truncated' if size < position else 'trailing bytes'})")
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """What the manifest keeps of a file."""
+
+    size: int
+    sha256: str
+
+
+def write_shard(path: Path, tensors: Sequence[StoredTensor], on_bytes: Callable[[int], None]) -> WrittenFile:
+    """Write one durable shard from byte ranges; its digest is computed by a second thread from the same ranges.
+
+    Tensors keep their order but for alignment: wider dtypes come first, as the reference implementation lays them out.
+    """
+    ordered = sorted(tensors, key=lambda tensor: -BITS[tensor.dtype])
+    header = _header(ordered)
+    pieces = [header, *_merged(tensor.data for tensor in ordered)]
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        digest = pool.submit(_digest, pieces)
+        with path.open("xb", buffering=0) as file:
+            for piece in pieces:
+                _write(piece, file.fileno(), on_bytes)
+            os.fsync(file.fileno())
+        return WrittenFile(path.stat().st_size, digest.result())
+
+
+def _header(tensors: Sequence[StoredTensor]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in tensors:
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.size],
+        }
+        position += tensor.size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _merged(pieces: Iterable[Span | bytes]) -> Iterator[Span | bytes]:
+    """Neighbouring ranges of one file as one range."""
+    last: Span | None = None
+    for piece in pieces:
+        if isinstance(piece, Span) and last and last.path == piece.path and last.end == piece.start:
+            last = Span(last.path, last.start, piece.end)
+            continue
+        if last:
+            yield last
+        last = piece if isinstance(piece, Span) else None
+        if isinstance(piece, bytes):
+            yield piece
+    if last:
+        yield last
+
+
+def _blocks(piece: Span | bytes) -> Iterator[bytes]:
+    if isinstance(piece, bytes):
+        yield piece
+        return
+    with piece.path.open("rb", buffering=0) as file:
+        position = piece.start
+        while position < piece.end:
+            block = os.pread(file.fileno(), min(BLOCK_BYTES, piece.end - position), position)
+            if not block:
+                raise _broken(piece.path, f"bytes up to {piece.end}", f"the end of the file at {position}")
+            position += len(block)
+            yield block
+
+
+def _digest(pieces: Sequence[Span | bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        for block in _blocks(piece):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    return _digest([Span(path, 0, path.stat().st_size)])
+
+
+def _write(piece: Span | bytes, sink: int, on_bytes: Callable[[int], None]) -> None:
+    if isinstance(piece, Span) and hasattr(os, "copy_file_range"):
+        piece = _copy_in_kernel(piece, sink, on_bytes)
+    for block in _blocks(piece):
+        view = memoryview(block)
+        while view:
+            view = view[os.write(sink, view) :]
+        on_bytes(len(block))
+
+
+def _copy_in_kernel(piece: Span, sink: int, on_bytes: Callable[[int], None]) -> Span:
+    """Copy what the kernel can copy by itself; returns the rest, empty when it copied all."""
+    position = piece.start
+    with piece.path.open("rb", buffering=0) as file:
+        while position < piece.end:
+            try:
+                copied = os.copy_file_range(file.fileno(), sink, min(4 * BLOCK_BYTES, piece.end - position), position)
+            except OSError as error:
+                if error.errno not in CANNOT_COPY_IN_KERNEL:
+                    raise
+                break
+            if not copied:
+                break
+            position += copied
+            on_bytes(copied)
+    return Span(piece.path, position, piece.end)

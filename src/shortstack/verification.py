@@ -1,0 +1,106 @@
+"""verify(): is a checkpoint what it claims to be? Digests, tensors, and logits equal to the source without those layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shortstack.checkpoint import RECORD, Checkpoint
+from shortstack.errors import CheckpointError
+from shortstack.progress import Progress, silent
+from shortstack.shards import file_digest
+from shortstack.walk import Decoder, Route, pick_device
+
+PROBE_TOKENS = (2, 24)  # samples and length of the random tokens whose logits are compared
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and how each check ended: `checks[name] = {"ok": bool, "detail": str}`."""
+
+    checks: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def ok(self) -> bool:
+        return all(check["ok"] for check in self.checks.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, "checks": {name: dict(check) for name, check in self.checks.items()}}
+
+
+def verify(checkpoint: Checkpoint, *, against: Checkpoint | None = None, device: str = "cpu", progress: Progress = silent) -> Verification:
+    """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
+
+    Logits are compared in float32 on seeded random tokens; a pruned checkpoint's must be equal, difference 0. A healed
+    or repaired one differs by design: for it only the difference is reported.
+
+    Raises:
+        CheckpointError: there is no record to verify against, or the two models do not belong together.
+    """
+    if not checkpoint.record:
+        raise CheckpointError(checkpoint.directory / RECORD, expected="the record shortstack writes", found="no such file", fix="verify an output of shortstack")
+    checks = {"files": _files(checkpoint, progress), "tensors": _tensors(checkpoint)}
+    if against is not None:
+        checks["logits"] = _logits(checkpoint, against, pick_device(device))
+    return Verification(checks)
+
+
+def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
+    """Every file of the manifest is there with the size and digest it was written with."""
+    manifest = checkpoint.record["files"]
+    wrong = []
+    for number, (name, written) in enumerate(manifest.items(), start=1):
+        path = checkpoint.directory / Path(name).name
+        if not path.exists():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != written["size"]:
+            wrong.append(f"{name} has {path.stat().st_size} bytes, not {written['size']}")
+        elif file_digest(path) != written["sha256"]:
+            wrong.append(f"{name} has another sha256")
+        progress("checking digests", number, len(manifest))
+    return {"ok": not wrong, "detail": "; ".join(wrong) or f"{len(manifest)} files as written"}
+
+
+def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
+    """transformers loads it with nothing missing, unexpected or of another shape (Checkpoint.model raises otherwise)."""
+    try:
+        checkpoint.model(dtype=torch.float32)
+    except CheckpointError as error:
+        return {"ok": False, "detail": error.found}
+    return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}
+
+
+def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[str, Any]:
+    route = skipped_route(checkpoint, against)
+    vocabulary = against.blueprint.get_submodule(against.anatomy.embedding).weight.shape[0]
+    ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
+    expected = logits_without(Decoder.load(against, dtype=torch.float32, device=device), ids, route)
+    with torch.no_grad():
+        found = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
+    difference = float((found - expected).abs().max())
+    exact = checkpoint.record["verb"] == "prune"
+    return {"ok": difference == 0 if exact else bool(torch.isfinite(found).all()), "detail": f"max abs difference {difference:g} without layers {sorted(route)}"}
+
+
+def logits_without(decoder: Decoder, ids: torch.Tensor, route: Route) -> torch.Tensor:
+    """The logits of a model run without the layers of `route`: what a pruned checkpoint must give."""
+    return decoder.logits(ids, decoder.walk(ids, [route])[route]).detach()
+
+
+def skipped_route(checkpoint: Checkpoint, against: Checkpoint) -> Route:
+    """The layers of `against` that `checkpoint` lacks, by its record.
+
+    Raises:
+        CheckpointError: the record's layers are not those of this source.
+    """
+    kept = list(checkpoint.record.get("layer_map", {}).values())
+    earlier = list((against.record.get("layer_map") or {str(i): i for i in range(against.anatomy.layers)}).values())
+    if len(kept) != checkpoint.anatomy.layers or not set(kept) <= set(earlier):
+        raise CheckpointError(
+            checkpoint.directory, expected=f"a cut of {against.source}", found=f"layers {kept} of its original", fix="name the model it was made from"
+        )
+    return frozenset(index for index, original in enumerate(earlier) if original not in kept)

@@ -1,0 +1,48 @@
+"""Tiny random checkpoints of real architectures: the config of each as data, and the functions that make and read them."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 8, **IDS}
+SLIDING = {"sliding_window": 6, "max_position_embeddings": 64}
+
+ZOO = {
+    "llama": {**SMALL, "tie_word_embeddings": False},
+    "mistral": {**SMALL, **SLIDING},
+    "qwen2": {**SMALL, **SLIDING, "use_sliding_window": True, "max_window_layers": 3, "tie_word_embeddings": True},
+    "qwen3": {**SMALL, "head_dim": 8, "attention_bias": True},
+    "gemma2": {**SMALL, **SLIDING, "head_dim": 8},
+    "gemma3_text": {**SMALL, **SLIDING, "head_dim": 8, "sliding_window_pattern": 3},
+    "smollm3": {**SMALL, "no_rope_layer_interval": 3},
+    "phi3": SMALL,
+    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 8, "n_head": 4, "n_positions": 64, **IDS},
+    "gpt_neox": {**SMALL, "max_position_embeddings": 64},
+    "opt": {"vocab_size": 96, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_attention_heads": 4, "num_hidden_layers": 8, "max_position_embeddings": 64, **IDS},
+    "mixtral": {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6)}
+
+
+def make(model_type: str, directory: Path, *, seed: int = 0, max_shard_size: str = "5GB", **overrides: object) -> Path:
+    """Save a random model of that type, every parameter drawn wide enough that each layer matters."""
+    torch.manual_seed(seed)
+    config = CONFIG_MAPPING[model_type](**{**ZOO[model_type], **overrides})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    return directory
+
+
+@functools.cache
+def tiny(model_type: str) -> Path:
+    """One shared, read-only checkpoint per type."""
+    return make(model_type, Path(tempfile.mkdtemp(prefix=f"zoo-{model_type}-")))
