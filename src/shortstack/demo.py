@@ -1,0 +1,128 @@
+"""The embedded example: SmolLM2-135M-Instruct loses a quarter of its layers, heals, and is measured beside itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack import console
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import OutputError
+from shortstack.evaluation import Perplexity, measure
+from shortstack.healing import Partial, Schedule, heal
+from shortstack.planning import Plan, plan, show_layers
+from shortstack.profiling import Speed, answer, decode_speeds
+from shortstack.progress import Progress, silent
+from shortstack.pruning import prune
+from shortstack.scoring import peak_rss, score
+from shortstack.tokens import Tokens
+from shortstack.verification import verify
+from shortstack.walk import Decoder, Route, arithmetic, pick_device
+
+PROMPT = "What is the capital of France, and what is the city known for?"
+DROP = "25%"
+SCHEDULE = Schedule(epochs=2, lr=1e-3, warmup_steps=5)  # 40-odd steps in all, so a rate far above the paper's 1e-5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the table."""
+
+    name: str
+    layers: int
+    parameters: int
+    bytes: int
+    perplexity: Perplexity
+    speed: Speed
+    answer: str
+
+
+@dataclass(frozen=True)
+class Demo:
+    """All the demo found: the three models, and the perplexity of the paper's tail cut, which was not written."""
+
+    output: Path
+    rows: tuple[Row, ...]
+    chosen: Plan
+    tail: Plan
+    tail_perplexity: Perplexity
+    verified: bool
+    seconds: float
+    peak_rss_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        data = asdict(self) | {"output": str(self.output), "chosen": self.chosen.to_dict(), "tail": self.tail.to_dict()}
+        return dict(json.loads(json.dumps(data, default=dict)))
+
+
+def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = silent) -> Demo:
+    """Score, plan, prune, verify, heal and measure; leaves output/pruned, output/healed and output/demo.json.
+
+    Raises:
+        OutputError: `output` exists.
+        CheckpointError: the demo model is not installed and the hub cannot be reached.
+    """
+    started = time.perf_counter()
+    output = Path(output)
+    if output.exists():
+        raise OutputError(output, expected="an output that does not exist yet", found="it exists", fix="name another with -o, or remove it")
+    source = Checkpoint.open("demo", progress=progress)
+    tokenizer = source.tokenizer()
+    scores = score(source, Tokens.read("pydoc", tokenizer, seed=seed), metrics=["ppl"], seed=seed, progress=progress)
+    chosen, tail = plan(scores, metric="ppl", drop=DROP), plan(scores.layers, metric="reverse", drop=DROP)
+    pruned = prune(source, chosen, output / "pruned", scores=scores.to_dict(), progress=progress)
+    verified = verify(pruned, against=source, progress=progress).ok
+    heal(pruned, output / "healed", data="pydoc", method=Partial(last=3), schedule=SCHEDULE, progress=progress)
+    healed = Checkpoint.open(output / "healed")
+    rows, tail_perplexity = _measure({"unpruned": source, "pruned": pruned, "healed": healed}, frozenset(tail.removed), progress)
+    result = Demo(output, rows, chosen, tail, tail_perplexity, verified, round(time.perf_counter() - started, 1), peak_rss())
+    (output / "demo.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _measure(checkpoints: Mapping[str, Checkpoint], tail: Route, progress: Progress) -> tuple[tuple[Row, ...], Perplexity]:
+    source = checkpoints["unpruned"]
+    tokenizer, device = source.tokenizer(), pick_device()
+    tokens = Tokens.read("pydoc", tokenizer, samples=None, length=512, held_out=True)
+    dtype = arithmetic("auto", source, device)
+    decoders = {name: Decoder.load(checkpoint, dtype=dtype, device=device) for name, checkpoint in checkpoints.items()}
+    speeds = decode_speeds([decoder.model for decoder in decoders.values()], progress=progress)
+    rows = tuple(
+        Row(
+            name, checkpoint.anatomy.layers, checkpoint.parameters, sum(path.stat().st_size for path in checkpoint.shards),
+            measure(decoders[name], tokens, progress=progress), speed, answer(decoders[name].model, tokenizer, PROMPT),
+        )
+        for (name, checkpoint), speed in zip(checkpoints.items(), speeds, strict=True)
+    )
+    return rows, measure(decoders["unpruned"], tokens, route=tail, progress=progress)
+
+
+def show(demo: Demo) -> None:
+    """The table, the second plan, the answers, and what to type next."""
+    base = demo.rows[0]
+    console.show_table(
+        f"SmolLM2-135M-Instruct without layers {show_layers(demo.chosen.removed)}, chosen by measured loss",
+        ("", *(row.name for row in demo.rows)),
+        [
+            ("layers", *(str(row.layers) for row in demo.rows)),
+            ("parameters", *(f"{row.parameters / 1e6:.1f} M" for row in demo.rows)),
+            ("bytes on disk (bf16)", *(console.size(row.bytes) for row in demo.rows)),
+            (f"held-out perplexity ({base.perplexity.tokens:,} tokens)", *(console.number(row.perplexity.value) for row in demo.rows)),
+            ("decode, tokens per second", *(f"{row.speed.decode_tokens_per_s:.1f}" for row in demo.rows)),
+        ],
+    )
+    print(
+        f"\nSecond plan, the paper's tail cut (layers {show_layers(demo.tail.removed)}), before healing: perplexity "
+        f"{console.number(demo.tail_perplexity.value)} on the same tokens. On this model the last layers cannot simply go."
+    )
+    print(f"\nPrompt: {PROMPT}")
+    for row in demo.rows:
+        print(f"\n{row.name}:\n  " + row.answer.replace("\n", "\n  "))
+    exact = "equal to the source without those layers" if demo.verified else "NOT equal to the source without those layers"
+    print(f"\nThe pruned checkpoint's logits are {exact}. {demo.seconds:.0f} s, {console.size(demo.peak_rss_bytes)} of memory at most.")
+    print(f'{demo.output}/healed opens with AutoModelForCausalLM.from_pretrained("{demo.output}/healed").')
+    console.next_step("shortstack prune MODEL --drop 25% -o pruned, with a model directory or hub id of yours")

@@ -1,0 +1,83 @@
+"""evaluate(): held-out perplexity of a checkpoint, through the same walk and the same BOS rule as scoring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.progress import Progress, silent
+from shortstack.tokens import Tokens
+from shortstack.walk import UNPRUNED, Decoder, Route, arithmetic, pick_device
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp(mean next-token loss). tokens: how many were predicted; standard error of the loss over windows beside it."""
+
+    value: float
+    tokens: int
+    loss: float
+    loss_stderr: float
+    windows: Mapping[str, Any]
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "tokens": self.tokens, "loss": self.loss, "loss_stderr": self.loss_stderr, "windows": dict(self.windows), "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one checkpoint."""
+
+    model: str
+    perplexity: Mapping[str, Perplexity]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"model": self.model, "perplexity": {name: found.to_dict() for name, found in self.perplexity.items()}}
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    *,
+    perplexity: Sequence[str] = ("pydoc",),
+    length: int = 512,
+    samples: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Evaluation:
+    """Perplexity on each text: consecutive windows of `length` tokens, all of them, or `samples` drawn by seed.
+
+    Of `pydoc` only the held-out part is read. dtype "auto": bf16 where checkpoint and device have it, else float32.
+
+    Raises:
+        DataError: a text cannot be read or is shorter than one window.
+    """
+    device = pick_device(device)
+    chosen = arithmetic(dtype, checkpoint, device)
+    tokenizer = checkpoint.tokenizer()
+    texts = {source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=seed, held_out=True) for source in perplexity}
+    decoder = Decoder.load(checkpoint, dtype=chosen, device=device)
+    return Evaluation(checkpoint.source, {source: measure(decoder, tokens, progress=progress) for source, tokens in texts.items()})
+
+
+@torch.no_grad()
+def measure(decoder: Decoder, tokens: Tokens, *, route: Route = UNPRUNED, progress: Progress = silent) -> Perplexity:
+    """Perplexity of a loaded model, run without the layers of `route`, on windows of tokens; every token but each window's first is predicted."""
+    batches = tokens.ids.split(max(1, 1024 // tokens.ids.shape[1]))
+    losses = []
+    for number, batch in enumerate(batches, start=1):
+        ids = batch.to(decoder.device)
+        losses.append(decoder.losses(ids, decoder.walk(ids, [route])[route]).double().cpu())
+        progress("measuring perplexity", number, len(batches))
+    table = torch.cat(losses)
+    mean, windows = float(table.mean()), table.mean(dim=1)
+    stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else math.nan
+    dtype = str(next(decoder.model.parameters()).dtype).removeprefix("torch.")
+    return Perplexity(math.exp(mean) if mean < 700 else math.inf, table.numel(), mean, stderr, tokens.record(), dtype)

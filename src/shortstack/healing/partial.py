@@ -1,0 +1,232 @@
+"""Partial-layer healing: train the last k layers, the final norm and the head (Lu et al., 4.2); the rest is frozen.
+
+What enters the first trained layer never changes, so it is walked once, kept on disk, and the tail alone is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from shortstack.activations import Activations, content_key, stored
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import CheckpointError, InputError
+from shortstack.progress import Progress, silent
+from shortstack.shards import StoredTensor
+from shortstack.tokens import Example
+from shortstack.training import Batch, History, Schedule, train
+from shortstack.walk import UNPRUNED, Decoder, fast_bfloat16
+
+IGNORED = -100  # the label torch's cross-entropy leaves out
+STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+PREFIX_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The tensors that changed, under their stored names and in their stored dtype."""
+
+    tensors: Mapping[str, StoredTensor]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Which part trains: the last `last` layers, the final norm, and the head.
+
+    head: None trains it unless it is tied to the embedding; a tied head trains only when `untie_head` makes it a matrix
+    of its own.
+    """
+
+    last: int = 3
+    head: bool | None = None
+    untie_head: bool = False
+    name: ClassVar[str] = "partial"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}
+
+    def run(
+        self, checkpoint: Checkpoint, examples: Sequence[Example], held_out: Sequence[Example], schedule: Schedule, *, device: str = "cpu", progress: Progress = silent
+    ) -> tuple[Trained, History]:
+        """Walk the frozen prefix over all samples (or find it on disk), then train the tail.
+
+        Raises:
+            InputError: more layers than there are, or a tied head asked to train without untie_head.
+        """
+        self._check(checkpoint)
+        bfloat16 = fast_bfloat16(device)
+        decoder = Decoder.load(checkpoint, dtype=torch.bfloat16 if bfloat16 else torch.float32, device=device)
+        at = checkpoint.anatomy.layers - self.last
+        everything = [*held_out, *examples]
+        states = prefix_states(checkpoint, decoder, everything, at, progress=progress)
+        tail = Tail(decoder, at, train_head=self.trains_head(checkpoint), untie=self.untie_head)
+        samples = [(example, states, index) for index, example in enumerate(everything)]
+        history = train(
+            tail, samples[len(held_out) :], samples[: len(held_out)], collate_samples, schedule, device=device, bfloat16=bfloat16, progress=progress
+        )
+        return Trained(stored_tensors(checkpoint, tail.trained_tensors()), tail.trainable_parameters), history
+
+    def trains_head(self, checkpoint: Checkpoint) -> bool:
+        """Whether the head is among what trains."""
+        return (not checkpoint.anatomy.tied or self.untie_head) if self.head is None else self.head
+
+    def _check(self, checkpoint: Checkpoint) -> None:
+        layers = checkpoint.anatomy.layers
+        if not 0 <= self.last <= layers:
+            raise InputError("--last", expected=f"between 0 and the model's {layers} layers", found=str(self.last), fix="train fewer layers")
+        if self.untie_head and not checkpoint.anatomy.tied:
+            raise InputError("--untie-head", expected="a head tied to the embedding", found="a head of its own", fix="leave the option out")
+        if self.head and checkpoint.anatomy.tied and not self.untie_head:
+            raise InputError("--head", expected="a head of its own to train", found="one tied to the embedding", fix="add --untie-head, or leave the head frozen")
+
+
+@torch.no_grad()
+def prefix_states(checkpoint: Checkpoint, decoder: Decoder, examples: Sequence[Example], at: int, *, progress: Progress = silent) -> Activations:
+    """What enters layer `at` for every example, from one walk of the layers before it; kept under its content's hash."""
+    dtype = str(next(decoder.model.parameters()).dtype).removeprefix("torch.")
+    key = content_key(weights=checkpoint.weights_sha256, config=checkpoint.config, at=at, dtype=dtype, ids=[example.ids for example in examples])
+    width = decoder.model.get_submodule(checkpoint.anatomy.embedding).weight.shape[1]
+
+    def batches() -> Iterator[Sequence[Tensor]]:
+        for start in range(0, len(examples), PREFIX_BATCH):
+            some = examples[start : start + PREFIX_BATCH]
+            batch = padded(some)
+            inputs = {name: batch[name].to(decoder.device) for name in ("input_ids", "attention_mask")}
+            states = decoder.walk(inputs["input_ids"], until=at, attention_mask=inputs["attention_mask"])[UNPRUNED]
+            yield [row[: len(example.ids)] for row, example in zip(states, some, strict=True)]
+            progress("walking the frozen layers", min(start + PREFIX_BATCH, len(examples)), len(examples))
+
+    return stored(key, [len(example.ids) for example in examples], width, dtype, batches())
+
+
+def padded(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Right-padded input_ids, attention_mask and labels, [batch, longest]."""
+    longest = max(len(example.ids) for example in examples)
+
+    def fill(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+        return torch.tensor([[*row, *(value,) * (longest - len(row))] for row in rows])
+
+    labels = [[token if learn else IGNORED for token, learn in zip(example.ids, example.learn, strict=True)] for example in examples]
+    return {
+        "input_ids": fill([example.ids for example in examples], 0),
+        "attention_mask": fill([(1,) * len(example.ids) for example in examples], 0),
+        "labels": fill(labels, IGNORED),
+    }
+
+
+def collate_samples(samples: Sequence[tuple[Example, Activations, int]]) -> Batch:
+    """padded() with the hidden states that enter the tail, [batch, longest, width]."""
+    batch = padded([example for example, _, _ in samples])
+    hidden = nn.utils.rnn.pad_sequence([states[index] for _, states, index in samples], batch_first=True)
+    return {**batch, "hidden": hidden}
+
+
+class Tail(nn.Module):
+    """The trained end of a decoder: enters layer `at` with given hidden states and returns the next-token loss.
+
+    Trained weights are kept in float32. Only they are parameters of this module; the frozen layers' weights are freed.
+    """
+
+    def __init__(self, decoder: Decoder, at: int, *, train_head: bool, untie: bool = False) -> None:
+        super().__init__()
+        decoder.forms()
+        model, anatomy = decoder.model.requires_grad_(False), decoder.anatomy
+        head = model.get_submodule(anatomy.head)
+        if untie:
+            head.weight = nn.Parameter(head.weight.detach().clone())
+        names = [anatomy.layer(index) for index in range(at, anatomy.layers)]
+        names += [anatomy.norm] if anatomy.norm else []
+        names += [anatomy.head] if train_head else []
+        self.names = names
+        self.trained = nn.ModuleList(model.get_submodule(name) for name in names)
+        self.trained.float().requires_grad_(True)
+        for layer in decoder.layers[:at]:
+            layer.to_empty(device="meta")
+        self._decoder, self._at = (decoder,), at  # in a tuple: the rest of the model is not this module's to train or move
+
+    def forward(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        decoder = self._decoder[0]
+        if not torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.float()
+        states = decoder.walk(input_ids, start=(self._at, hidden), attention_mask=attention_mask)[UNPRUNED]
+        counted = labels[:, 1:] != IGNORED
+        loss = chunked_loss(decoder, states[:, :-1][counted], labels[:, 1:][counted])
+        return {"loss": loss}
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Trained weights by their name in the whole model's state dict."""
+        return {
+            f"{name}.{rest}": parameter.detach().cpu()
+            for name, module in zip(self.names, self.trained, strict=True)
+            for rest, parameter in module.named_parameters()
+        }
+
+
+def chunked_loss(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of targets [tokens] given states [tokens, width], without ever holding all logits.
+
+    Each chunk's gradient is taken as soon as its loss is known, in the forward pass (as fused kernels do), so nothing is
+    computed twice; the backward pass only scales it.
+    """
+    weights = [parameter for name in (decoder.anatomy.norm, decoder.anatomy.head) if name for parameter in decoder.model.get_submodule(name).parameters()]
+    loss: Tensor = _ChunkedLoss.apply(decoder, targets, states, *(weight for weight in weights if weight.requires_grad))
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, decoder: Decoder, targets: Tensor, states: Tensor, *weights: Tensor) -> Tensor:
+        total, parts = states.new_zeros((), dtype=torch.float32), []
+        sums = [torch.zeros_like(weight) for weight in weights]
+        for some, wanted in decoder.chunks(states.detach(), targets):
+            with torch.enable_grad():
+                some = some.requires_grad_(True)
+                loss = decoder.token_losses(some, wanted).sum()
+            part, *found = torch.autograd.grad(loss, (some, *weights))
+            parts.append(part)
+            for accumulated, gradient in zip(sums, found, strict=True):
+                accumulated += gradient
+            total += loss.detach()
+        ctx.save_for_backward(torch.cat(parts), *sums)
+        ctx.count = len(targets)
+        return total / ctx.count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        scale = gradients[0] / ctx.count
+        return (None, None, *(tensor * scale for tensor in ctx.saved_tensors))
+
+
+def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """Trained weights as the checkpoint stores them: its names (experts unfused, prefixes as found) and its dtypes."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    reverted = revert_weight_conversion(checkpoint.blueprint, dict(weights))
+    found = (_as_stored(checkpoint, name, weight) for name, weight in reverted.items())
+    return {tensor.name: tensor for tensor in found}
+
+
+def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTensor:
+    prefix = f"{checkpoint.blueprint.base_model_prefix}."
+    new_head = name == f"{checkpoint.anatomy.head}.weight"
+    candidates = [name, name.removeprefix(prefix), f"{prefix}{name}"]
+    known = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
+    if known is None and not new_head:
+        raise CheckpointError(checkpoint.directory, expected=f"a stored tensor for {name}", found="none of that name", fix="report this checkpoint")
+    model_for_dtype = checkpoint.tensors[known] if known else next(iter(checkpoint.tensors.values()))
+    if model_for_dtype.dtype not in STORED_DTYPES:
+        raise CheckpointError(
+            checkpoint.directory, expected=f"{name} in 16 or 32 bits", found=model_for_dtype.dtype, fix="heal the unquantised model, then quantise"
+        )
+    data = weight.to(STORED_DTYPES[model_for_dtype.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    template = replace(model_for_dtype, name=known or name, shape=tuple(weight.shape), data=data)
+    return template

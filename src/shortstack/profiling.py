@@ -1,0 +1,63 @@
+"""Decode speed and answers of a loaded model, as a user meets them: greedy generation with the cache on."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from shortstack.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Speed:
+    """New tokens per second with one sequence, prefill excluded: the median of `repeats` runs, and their spread."""
+
+    decode_tokens_per_s: float
+    slowest: float
+    fastest: float
+    repeats: int
+
+
+@torch.no_grad()
+def decode_speeds(models: Sequence[PreTrainedModel], *, prompt_tokens: int = 32, new_tokens: int = 32, repeats: int = 5, progress: Progress = silent) -> list[Speed]:
+    """Decode speed of each model; their runs take turns, so that a noisy machine hits all of them alike."""
+    rates: list[list[float]] = [[] for _ in models]
+    for turn in range(repeats + 1):  # the first turn warms up
+        for model, found in zip(models, rates, strict=True):
+            rate = _decode_rate(model, prompt_tokens, new_tokens)
+            if turn:
+                found.append(rate)
+        progress("timing decoding", turn + 1, repeats + 1)
+    return [Speed(statistics.median(found), min(found), max(found), repeats) for found in rates]
+
+
+def _decode_rate(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> float:
+    ids = torch.arange(3, 3 + prompt_tokens, device=model.device)[None]
+    output = model(input_ids=ids, use_cache=True)
+    started = time.perf_counter()
+    for _ in range(new_tokens):
+        output = model(input_ids=output.logits[:, -1:].argmax(-1), past_key_values=output.past_key_values, use_cache=True)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return new_tokens / (time.perf_counter() - started)
+
+
+@torch.no_grad()
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:
+    """The greedy answer to a prompt, in the model's chat template when it has one."""
+    if tokenizer.chat_template:
+        ids = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    else:
+        ids = tokenizer(prompt, return_tensors="pt")
+    ids = ids.to(model.device)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    output = model.generate(**ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
+    return str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
