@@ -10,7 +10,15 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 8, **IDS}
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 8,
+    **IDS,
+}
 SLIDING = {"sliding_window": 6, "max_position_embeddings": 64}
 
 ZOO = {
@@ -24,7 +32,16 @@ ZOO = {
     "phi3": SMALL,
     "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 8, "n_head": 4, "n_positions": 64, **IDS},
     "gpt_neox": {**SMALL, "max_position_embeddings": 64},
-    "opt": {"vocab_size": 96, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_attention_heads": 4, "num_hidden_layers": 8, "max_position_embeddings": 64, **IDS},
+    "opt": {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 8,
+        "max_position_embeddings": 64,
+        **IDS,
+    },
     "mixtral": {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6)}

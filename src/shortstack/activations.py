@@ -70,7 +70,9 @@ def content_key(**parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def stored(key: str, lengths: Sequence[int], width: int, dtype: str, batches: Iterator[Sequence[Tensor]]) -> Activations:
+def stored(
+    key: str, lengths: Sequence[int], width: int, dtype: str, batches: Iterator[Sequence[Tensor]]
+) -> Activations:
     """The states under `key`: found when a finished file is there, else taken from `batches` and kept.
 
     batches: lists of [length, width] tensors, in the order of `lengths`; not touched when the file exists.
@@ -85,7 +87,9 @@ def stored(key: str, lengths: Sequence[int], width: int, dtype: str, batches: It
     free = shutil.disk_usage(folder).free
     if free < activations.size + MARGIN_BYTES:
         raise OutputError(
-            folder, expected=f"{activations.size / 1e9:.2f} GB of free disk for the frozen layers' output", found=f"{free / 1e9:.2f} GB",
+            folder,
+            expected=f"{activations.size / 1e9:.2f} GB of free disk for the frozen layers' output",
+            found=f"{free / 1e9:.2f} GB",
             fix="free some space, or set SHORTSTACK_CACHE to another disk",
         )
     partial = activations.path.with_suffix(f".partial-{uuid.uuid4().hex[:8]}")

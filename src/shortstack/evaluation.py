@@ -27,7 +27,14 @@ class Perplexity:
     dtype: str
 
     def to_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "tokens": self.tokens, "loss": self.loss, "loss_stderr": self.loss_stderr, "windows": dict(self.windows), "dtype": self.dtype}
+        return {
+            "value": self.value,
+            "tokens": self.tokens,
+            "loss": self.loss,
+            "loss_stderr": self.loss_stderr,
+            "windows": dict(self.windows),
+            "dtype": self.dtype,
+        }
 
 
 @dataclass(frozen=True)
@@ -62,14 +69,19 @@ def evaluate(
     device = pick_device(device)
     chosen = arithmetic(dtype, checkpoint, device)
     tokenizer = checkpoint.tokenizer()
-    texts = {source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=seed, held_out=True) for source in perplexity}
+    texts = {
+        source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=seed, held_out=True)
+        for source in perplexity
+    }
     decoder = Decoder.load(checkpoint, dtype=chosen, device=device)
-    return Evaluation(checkpoint.source, {source: measure(decoder, tokens, progress=progress) for source, tokens in texts.items()})
+    return Evaluation(
+        checkpoint.source, {source: measure(decoder, tokens, progress=progress) for source, tokens in texts.items()}
+    )
 
 
 @torch.no_grad()
 def measure(decoder: Decoder, tokens: Tokens, *, route: Route = UNPRUNED, progress: Progress = silent) -> Perplexity:
-    """Perplexity of a loaded model, run without the layers of `route`, on windows of tokens; every token but each window's first is predicted."""
+    """Perplexity of a loaded model run without the layers of `route`; each window's first token is not predicted."""
     batches = tokens.ids.split(max(1, 1024 // tokens.ids.shape[1]))
     losses = []
     for number, batch in enumerate(batches, start=1):

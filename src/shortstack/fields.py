@@ -119,7 +119,11 @@ def cut_fields(cut: Cut) -> dict[str, Any]:
     for name, value in cut.fields.items():
         if name in RULES:
             continue
-        if isinstance(value, list | tuple) and len(value) == cut.layers and not any(word in name for word in NOT_PER_LAYER):
+        if (
+            isinstance(value, list | tuple)
+            and len(value) == cut.layers
+            and not any(word in name for word in NOT_PER_LAYER)
+        ):
             changes[name] = [value[layer] for layer in cut.kept]
     for name, rule in RULES.items():
         if name in cut.fields:
@@ -136,14 +140,17 @@ def rename_layers(value: Any, prefix: str, new_index: Mapping[int, int]) -> Any:
     if isinstance(value, Mapping):
         return {key: rename_layers(item, prefix, new_index) for key, item in value.items()}
     if isinstance(value, list):
-        renamed = (_renamed(item, prefix, new_index) if isinstance(item, str) else rename_layers(item, prefix, new_index) for item in value)
+        renamed = (
+            _renamed(item, prefix, new_index) if isinstance(item, str) else rename_layers(item, prefix, new_index)
+            for item in value
+        )
         return [item for item in renamed if item is not None]
     return value
 
 
 def _renamed(name: str, prefix: str, new_index: Mapping[int, int]) -> str | None:
     head, dot, tail = name.partition(f"{prefix}.")
-    number, rest = (tail.split(".", 1) + [""])[:2] if dot else ("", "")
+    number, _, rest = tail.partition(".")
     if head or not number.isdigit():
         return name
     new = new_index.get(int(number))

@@ -22,7 +22,9 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
-        raise CheckpointError(path, expected="a GGUF file, which starts with 'GGUF'", found=repr(magic), fix="download it again")
+        raise CheckpointError(
+            path, expected="a GGUF file, which starts with 'GGUF'", found=repr(magic), fix="download it again"
+        )
     place = cache_directory("gguf") / f"{file_digest(path)[:32]}-bf16"
     if place.is_dir():
         return place
@@ -50,7 +52,10 @@ def _convert(path: Path, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     except (ValueError, KeyError, NotImplementedError) as error:
         raise CheckpointError(
-            path, expected="a GGUF file of an architecture transformers reads", found=str(error), fix="start from the safetensors checkpoint"
+            path,
+            expected="a GGUF file of an architecture transformers reads",
+            found=str(error),
+            fix="start from the safetensors checkpoint",
         ) from error
     # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are.
     model.hf_quantizer = None

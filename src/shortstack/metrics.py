@@ -52,7 +52,8 @@ def block_influence(before: Tensor, after: Tensor) -> Tensor:
     before, after: [tokens, width], the hidden states that enter and leave the layer -> [tokens].
     """
     x, y = before.float(), after.float()
-    return 1 - (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    influence: Tensor = 1 - (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    return influence
 
 
 def perplexity(loss: float) -> float:
@@ -90,7 +91,10 @@ def metric_named(name: str) -> Metric:
     """
     if name not in METRICS:
         raise InputError(
-            "--metric", expected=f"one of {', '.join(METRICS)}", found=repr(name), fix="`shortstack ls metrics` explains each"
+            "--metric",
+            expected=f"one of {', '.join(METRICS)}",
+            found=repr(name),
+            fix="`shortstack ls metrics` explains each",
         )
     return METRICS[name]
 
@@ -144,7 +148,9 @@ class Scores:
             known["scores"] = {name: tuple(map(float, values)) for name, values in data["scores"].items()}
             scores = cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(where, expected="the JSON that `shortstack score -o` writes", found=repr(error), fix="score again") from error
+            raise DataError(
+                where, expected="the JSON that `shortstack score -o` writes", found=repr(error), fix="score again"
+            ) from error
         for name, values in scores.scores.items():
             if len(values) != scores.layers or any(math.isnan(value) for value in values):
                 raise DataError(

@@ -77,7 +77,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         def change(value: Change | None) -> dict[str, int] | None:
-            return value and {"before": value.before, "after": value.after}
+            return None if value is None else {"before": value.before, "after": value.after}
 
         return {
             "layers": self.layers,
@@ -104,7 +104,9 @@ class Plan:
             removed = tuple(int(layer) for layer in data["removed"])
             return cls(int(data["layers"]), removed, str(data["strategy"]), changes["parameters"], changes["bytes"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(where, expected="the JSON that `shortstack plan -o` writes", found=repr(error), fix="plan again") from error
+            raise DataError(
+                where, expected="the JSON that `shortstack plan -o` writes", found=repr(error), fix="plan again"
+            ) from error
 
 
 def plan(
@@ -130,14 +132,18 @@ def plan(
     count = source if isinstance(source, int) else source.layers
     if layers is not None:
         if drop is not None or block:
-            raise PlanError("--layers", expected="explicit layers alone", found="--drop or --block beside them", fix="give one")
+            raise PlanError(
+                "--layers", expected="explicit layers alone", found="--drop or --block beside them", fix="give one"
+            )
         named = parse_layers(layers) if isinstance(layers, str) else tuple(layers)
         check_removal(named, count, where="--layers")
         removed = tuple(sorted(named))
         _check_kept_ends(removed, count, keep_first, keep_last)
         return Plan(count, removed, "layers")
     if drop is None:
-        raise PlanError("plan", expected="how much to remove", found="neither --drop nor --layers", fix="add --drop 25%")
+        raise PlanError(
+            "plan", expected="how much to remove", found="neither --drop nor --layers", fix="add --drop 25%"
+        )
     amount = parse_drop(drop, count)
     allowed = range(keep_first, count - keep_last)
     if amount > len(allowed):
@@ -162,7 +168,10 @@ def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, S
     found = metric_named(name)
     if found.feed != "layers":
         raise PlanError(
-            "--metric", expected="scores for this metric", found=f"{name} without scores", fix=f"run `shortstack score --metric {name}` first"
+            "--metric",
+            expected="scores for this metric",
+            found=f"{name} without scores",
+            fix=f"run `shortstack score --metric {name}` first",
         )
     return name, found.function(source, seed)
 
@@ -190,7 +199,9 @@ def parse_drop(drop: str | int, layers: int) -> int:
     elif re.fullmatch(r"\d+", text):
         amount = int(text)
     else:
-        raise PlanError("--drop", expected="a count or a percentage", found=repr(text), fix="write --drop 8 or --drop 25%")
+        raise PlanError(
+            "--drop", expected="a count or a percentage", found=repr(text), fix="write --drop 8 or --drop 25%"
+        )
     if not 0 < amount < layers:
         raise PlanError(
             "--drop",
@@ -211,7 +222,12 @@ def parse_layers(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise PlanError("--layers", expected="numbers and inclusive ranges like 22-29,3", found=repr(text), fix="list the layers to remove")
+            raise PlanError(
+                "--layers",
+                expected="numbers and inclusive ranges like 22-29,3",
+                found=repr(text),
+                fix="list the layers to remove",
+            )
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(found)
 
@@ -220,7 +236,12 @@ def check_removal(removed: Sequence[int], layers: int, *, where: object) -> None
     """Raise PlanError unless these are distinct layers of the model, at least one and not all."""
 
     def refuse(expected: str, found: str) -> None:
-        raise PlanError(where, expected=expected, found=found, fix=f"name between 1 and {layers - 1} distinct layers from 0 to {layers - 1}")
+        raise PlanError(
+            where,
+            expected=expected,
+            found=found,
+            fix=f"name between 1 and {layers - 1} distinct layers from 0 to {layers - 1}",
+        )
 
     outside = [layer for layer in removed if not 0 <= layer < layers]
     if outside:
@@ -238,7 +259,10 @@ def _check_kept_ends(removed: Sequence[int], layers: int, keep_first: int, keep_
     bad = [layer for layer in removed if layer < keep_first or layer >= layers - keep_last]
     if bad:
         raise PlanError(
-            "--layers", expected=f"the first {keep_first} and last {keep_last} layers to stay", found=f"layer {bad[0]}", fix="name other layers"
+            "--layers",
+            expected=f"the first {keep_first} and last {keep_last} layers to stay",
+            found=f"layer {bad[0]}",
+            fix="name other layers",
         )
 
 

@@ -27,7 +27,14 @@ class Speed:
 
 
 @torch.no_grad()
-def decode_speeds(models: Sequence[PreTrainedModel], *, prompt_tokens: int = 32, new_tokens: int = 32, repeats: int = 5, progress: Progress = silent) -> list[Speed]:
+def decode_speeds(
+    models: Sequence[PreTrainedModel],
+    *,
+    prompt_tokens: int = 32,
+    new_tokens: int = 32,
+    repeats: int = 5,
+    progress: Progress = silent,
+) -> list[Speed]:
     """Decode speed of each model; their runs take turns, so that a noisy machine hits all of them alike."""
     rates: list[list[float]] = [[] for _ in models]
     for turn in range(repeats + 1):  # the first turn warms up
@@ -40,21 +47,33 @@ def decode_speeds(models: Sequence[PreTrainedModel], *, prompt_tokens: int = 32,
 
 
 def _decode_rate(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> float:
+    """Time for 1 + new_tokens tokens less the time for 1: what is left is decoding, through the public generate()."""
     ids = torch.arange(3, 3 + prompt_tokens, device=model.device)[None]
-    output = model(input_ids=ids, use_cache=True)
+    return new_tokens / (_generation_time(model, ids, 1 + new_tokens) - _generation_time(model, ids, 1))
+
+
+def _generation_time(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int) -> float:
     started = time.perf_counter()
-    for _ in range(new_tokens):
-        output = model(input_ids=output.logits[:, -1:].argmax(-1), past_key_values=output.past_key_values, use_cache=True)
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    return new_tokens / (time.perf_counter() - started)
+    return time.perf_counter() - started
 
 
 @torch.no_grad()
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:
     """The greedy answer to a prompt, in the model's chat template when it has one."""
     if tokenizer.chat_template:
-        ids = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
     else:
         ids = tokenizer(prompt, return_tensors="pt")
     ids = ids.to(model.device)

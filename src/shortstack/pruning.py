@@ -41,14 +41,16 @@ def prune(
     plan = plan.sized(checkpoint.sizes)
     config = pruned_config(checkpoint, plan)
     tensors = kept_tensors(checkpoint, plan)
-    origin = {new.name: new.data.path.name for new in tensors}  # type: ignore[union-attr]
+    origin = {new.name: new.file.name for new in tensors}
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
         writer.json("config.json", config)
         for path in checkpoint.side_files():
             writer.copy(path)
         writer.tensors(layout(tensors, origin, max_shard_bytes), progress=progress)
         record = provenance(checkpoint, "prune", time.perf_counter() - started)
-        done = writer.commit({**record, "plan": plan.to_dict(), "layer_map": layer_map(checkpoint, plan), "scores": scores})
+        done = writer.commit(
+            {**record, "plan": plan.to_dict(), "layer_map": layer_map(checkpoint, plan), "scores": scores}
+        )
     return Checkpoint.open(done, trust_remote_code=checkpoint.trust_remote_code)
 
 
@@ -56,13 +58,21 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     """The config of the pruned model, checked against the original's kept layers."""
     if plan.layers != checkpoint.anatomy.layers:
         raise PlanError(
-            checkpoint.source, expected=f"a plan for {checkpoint.anatomy.layers} layers", found=f"a plan for {plan.layers}", fix="make the plan from this model"
+            checkpoint.source,
+            expected=f"a plan for {checkpoint.anatomy.layers} layers",
+            found=f"a plan for {plan.layers}",
+            fix="make the plan from this model",
         )
     config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, plan.kept)
     if not checkpoint.trust_remote_code:
         config.pop("auto_map", None)  # the code it names is not copied; the architecture is transformers' own
     check_cut(
-        config, checkpoint.blueprint, checkpoint.anatomy, plan.kept, checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code
+        config,
+        checkpoint.blueprint,
+        checkpoint.anatomy,
+        plan.kept,
+        checkpoint.directory,
+        trust_remote_code=checkpoint.trust_remote_code,
     )
     return config
 
@@ -83,7 +93,12 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan) -> list[StoredTensor]:
             rest = tensor.name[len(f"{prefix}.{layer}.") :]
             kept.append(replace(tensor, name=f"{prefix}.{new_index[layer]}.{rest}"))
     if len({tensor.name for tensor in kept}) != len(kept):
-        raise CheckpointError(checkpoint.directory, expected="distinct tensor names", found="two that become one", fix="report this checkpoint")
+        raise CheckpointError(
+            checkpoint.directory,
+            expected="distinct tensor names",
+            found="two that become one",
+            fix="report this checkpoint",
+        )
     return kept
 
 
@@ -105,6 +120,9 @@ def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, A
             "files": {path.name: path.stat().st_size for path in checkpoint.shards},
         },
         "origin": {key: value for key, value in checkpoint.record.items() if key != "files"} or None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("shortstack", "torch", "transformers", "safetensors")}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("shortstack", "torch", "transformers", "safetensors")},
+        },
         "seconds": round(seconds, 3),
     }

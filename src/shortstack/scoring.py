@@ -41,11 +41,15 @@ def score(
     started = time.perf_counter()
     chosen = [metric_named(name) for name in (METRICS if list(metrics) == ["all"] else dict.fromkeys(metrics))]
     layers = checkpoint.anatomy.layers
-    found: dict[str, Sequence[float]] = {metric.name: metric.function(layers, seed) for metric in chosen if metric.feed == "layers"}
+    found: dict[str, Sequence[float]] = {
+        metric.name: metric.function(layers, seed) for metric in chosen if metric.feed == "layers"
+    }
     walked = [metric for metric in chosen if metric.feed != "layers"]
     base_loss: float | None = None
     if walked:
-        measured, base_loss = _walked(checkpoint, tokens, walked, "float32" if dtype == "auto" else dtype, pick_device(device), progress)
+        measured, base_loss = _walked(
+            checkpoint, tokens, walked, "float32" if dtype == "auto" else dtype, pick_device(device), progress
+        )
         found |= measured
     return Scores(
         layers=layers,
@@ -59,11 +63,20 @@ def score(
 
 
 @torch.no_grad()
-def _walked(checkpoint: Checkpoint, tokens: Tokens | None, metrics: Sequence[Metric], dtype: str, device: str, progress: Progress) -> tuple[dict[str, list[float]], float | None]:
+def _walked(
+    checkpoint: Checkpoint,
+    tokens: Tokens | None,
+    metrics: Sequence[Metric],
+    dtype: str,
+    device: str,
+    progress: Progress,
+) -> tuple[dict[str, list[float]], float | None]:
     from shortstack.errors import InputError
 
     if tokens is None:
-        raise InputError("--text", expected=f"calibration text for {metrics[0].name}", found="none", fix="add --text pydoc or a file")
+        raise InputError(
+            "--text", expected=f"calibration text for {metrics[0].name}", found="none", fix="add --text pydoc or a file"
+        )
     decoder = Decoder.load(checkpoint, dtype=getattr(torch, dtype), device=device)
     layers = checkpoint.anatomy.layers
     needs_loss = any(metric.feed == "loss" for metric in metrics)
@@ -84,7 +97,9 @@ def _walked(checkpoint: Checkpoint, tokens: Tokens | None, metrics: Sequence[Met
             tick(head=True)
     scores = {name: [mean.value for mean in means] for name, means in hidden.items()}
     scores |= {
-        metric.name: [metric.function(losses[frozenset({layer})].value) for layer in range(layers)] for metric in metrics if metric.feed == "loss"
+        metric.name: [metric.function(losses[frozenset({layer})].value) for layer in range(layers)]
+        for metric in metrics
+        if metric.feed == "loss"
     }
     return scores, losses[UNPRUNED].value if needs_loss else None
 
@@ -104,7 +119,9 @@ class _Mean:
         return self.total / self.count
 
 
-def _ticker(progress: Progress, checkpoint: Checkpoint, routes: Sequence[Route], batches: int, heads: bool) -> Callable[..., None]:
+def _ticker(
+    progress: Progress, checkpoint: Checkpoint, routes: Sequence[Route], batches: int, heads: bool
+) -> Callable[..., None]:
     """Counts layer-forwards; a head counts as many layers as it has parameters for."""
     sizes, anatomy = checkpoint.sizes, checkpoint.anatomy
     head_parameters = checkpoint.blueprint.get_submodule(anatomy.head).weight.numel()
@@ -126,7 +143,10 @@ def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
     for layer, value in enumerate(values):
         if value != value:
             raise ShortstackError(
-                f"metric {name}, layer {layer}", expected="a number", found="NaN", fix="check the weights for NaN, or compute with --dtype float32"
+                f"metric {name}, layer {layer}",
+                expected="a number",
+                found="NaN",
+                fix="check the weights for NaN, or compute with --dtype float32",
             )
     return tuple(values)
 

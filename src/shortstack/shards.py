@@ -55,6 +55,12 @@ class StoredTensor:
     data: Span | bytes
 
     @property
+    def file(self) -> Path:
+        """The file the bytes are in; only for a tensor that was read from one."""
+        assert isinstance(self.data, Span)  # noqa: S101  in-memory tensors are only ever written
+        return self.data.path
+
+    @property
     def size(self) -> int:
         """Bytes."""
         return len(self.data)
@@ -75,7 +81,12 @@ def read_shard(path: Path) -> list[StoredTensor]:
         with path.open("rb") as file:
             header, data_start = _read_header(file, size, path)
     except OSError as error:
-        raise CheckpointError(path, expected="a readable safetensors file", found=error.strerror or str(error), fix="download the checkpoint again") from error
+        raise CheckpointError(
+            path,
+            expected="a readable safetensors file",
+            found=error.strerror or str(error),
+            fix="download the checkpoint again",
+        ) from error
     tensors = [_declared(path, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"]
     tensors.sort(key=lambda tensor: tensor.data.start)  # type: ignore[union-attr]
     _check_cover(path, tensors, data_start, size)
@@ -91,7 +102,9 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any],
         raise _broken(path, "a safetensors file of at least 8 bytes", f"{size} bytes")
     length = int.from_bytes(file.read(8), "little")
     if length > min(MAX_HEADER_BYTES, size - 8):
-        raise _broken(path, f"a header of at most {min(MAX_HEADER_BYTES, size - 8)} bytes", f"a header length of {length}")
+        raise _broken(
+            path, f"a header of at most {min(MAX_HEADER_BYTES, size - 8)} bytes", f"a header length of {length}"
+        )
     try:
         header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -117,7 +130,9 @@ def _declared(path: Path, name: str, entry: Any, data_start: int) -> StoredTenso
     if not valid or dtype not in BITS:
         raise _broken(path, f"a known dtype and non-negative numbers for {name}", repr(entry))
     if math.prod(shape) * BITS[dtype] != (end - start) * 8:
-        raise _broken(path, f"{math.prod(shape) * BITS[dtype] / 8:g} bytes for {name} ({dtype} {list(shape)})", f"{end - start}")
+        raise _broken(
+            path, f"{math.prod(shape) * BITS[dtype] / 8:g} bytes for {name} ({dtype} {list(shape)})", f"{end - start}"
+        )
     return StoredTensor(name, dtype, shape, Span(path, data_start + start, data_start + end))
 
 
@@ -126,10 +141,16 @@ def _check_cover(path: Path, tensors: Sequence[StoredTensor], data_start: int, s
     for tensor in tensors:
         assert isinstance(tensor.data, Span)  # noqa: S101  just built by _declared
         if tensor.data.start != position:
-            raise _broken(path, f"{tensor.name} to start at byte {position}", f"byte {tensor.data.start} (a gap or an overlap)")
+            raise _broken(
+                path, f"{tensor.name} to start at byte {position}", f"byte {tensor.data.start} (a gap or an overlap)"
+            )
         position = tensor.data.end
     if position != size:
-        raise _broken(path, f"{position} bytes, as its header declares", f"{size} ({'truncated' if size < position else 'trailing bytes'})")
+        raise _broken(
+            path,
+            f"{position} bytes, as its header declares",
+            f"{size} ({'truncated' if size < position else 'trailing bytes'})",
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 HELD_OUT_SHARE = 0.2
 PROMPT = (
-    "Below is an instruction that describes a task{with_input}. Write a response that appropriately completes the request.\n\n"
+    "Below is an instruction that describes a task{with_input}. "
+    "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )  # tatsu-lab/stanford_alpaca README, the prompt the paper trains with
 FORMATS = "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages (chat); prompt, completion"
@@ -39,7 +40,14 @@ class Tokens:
 
     @classmethod
     def read(
-        cls, source: str, tokenizer: PreTrainedTokenizerBase, *, samples: int | None = 10, length: int = 128, seed: int = 0, held_out: bool = False
+        cls,
+        source: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        samples: int | None = 10,
+        length: int = 128,
+        seed: int = 0,
+        held_out: bool = False,
     ) -> Tokens:
         """`samples` random windows of `length` tokens (BOS included), or with None every window, in order.
 
@@ -58,7 +66,10 @@ class Tokens:
         windows = [[*bos, *window] for window in _windows(documents, room, samples, seed)]
         if not windows or (samples and len(windows) < samples):
             raise DataError(
-                source, expected=f"{samples or 1} windows of {length} tokens", found=f"text for {len(windows)}", fix="give more text, or a smaller --samples or --length"
+                source,
+                expected=f"{samples or 1} windows of {length} tokens",
+                found=f"text for {len(windows)}",
+                fix="give more text, or a smaller --samples or --length",
             )
         return cls(torch.tensor(windows), source, bool(bos), seed)
 
@@ -70,7 +81,14 @@ class Tokens:
     def record(self) -> dict[str, Any]:
         """What a result says about its tokens."""
         samples, length = self.ids.shape
-        return {"source": self.source, "samples": samples, "length": length, "bos": self.bos, "seed": self.seed, "sha256": self.sha256}
+        return {
+            "source": self.source,
+            "samples": samples,
+            "length": length,
+            "bos": self.bos,
+            "seed": self.seed,
+            "sha256": self.sha256,
+        }
 
 
 @dataclass(frozen=True)
@@ -142,9 +160,16 @@ def _read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(path, expected="UTF-8 text", found=f"byte {error.object[error.start]:#x} at position {error.start}", fix="convert it to UTF-8") from error
+        raise DataError(
+            path,
+            expected="UTF-8 text",
+            found=f"byte {error.object[error.start]:#x} at position {error.start}",
+            fix="convert it to UTF-8",
+        ) from error
     except OSError as error:
-        raise DataError(path, expected="a text file", found=error.strerror or str(error), fix="check the path") from error
+        raise DataError(
+            path, expected="a text file", found=error.strerror or str(error), fix="check the path"
+        ) from error
     if not text.strip():
         raise DataError(path, expected="text", found="an empty file", fix="give a file with text")
     return text
@@ -162,14 +187,20 @@ def read_records(source: str) -> list[dict[str, Any]]:
         try:
             rows = list(enumerate(_as_list(json.loads(text)), start=1))
         except (ValueError, RecursionError) as error:
-            raise DataError(path, expected="a JSON list of objects", found=str(error), fix="correct it, or save it as .jsonl") from error
+            raise DataError(
+                path, expected="a JSON list of objects", found=str(error), fix="correct it, or save it as .jsonl"
+            ) from error
         return [_checked(row, f"{path}, entry {number}") for number, row in rows]
-    return [_checked(_parse(line, f"{path}, line {number}"), f"{path}, line {number}") for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    return [
+        _checked(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip()
+    ]
 
 
 def _as_list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"a {type(value).__name__}")
+        raise ValueError(f"a {type(value).__name__}")  # noqa: TRY004  caught with json's own ValueError
     return value
 
 
@@ -177,13 +208,17 @@ def _parse(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(where, expected="a JSON object", found=f"{line[:60]!r} ({error})", fix="correct or delete that line") from error
+        raise DataError(
+            where, expected="a JSON object", found=f"{line[:60]!r} ({error})", fix="correct or delete that line"
+        ) from error
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict) or record_format(record) is None:
         found = f"keys {', '.join(record)}" if isinstance(record, dict) else repr(record)[:60]
-        raise DataError(where, expected=f"an object with the keys of one format: {FORMATS}", found=found, fix="rename the keys")
+        raise DataError(
+            where, expected=f"an object with the keys of one format: {FORMATS}", found=found, fix="rename the keys"
+        )
     return record
 
 
@@ -194,9 +229,18 @@ def record_format(record: Mapping[str, Any]) -> str | None:
         return all(isinstance(record.get(key), str) for key in keys)
 
     messages = record.get("messages")
-    if isinstance(messages, list) and messages and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages):
+    if (
+        isinstance(messages, list)
+        and messages
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages)
+    ):
         return "chat"
-    for name, keys in (("text", ("text",)), ("alpaca", ("instruction", "output")), ("dolly", ("instruction", "response")), ("prompt", ("prompt", "completion"))):
+    for name, keys in (
+        ("text", ("text",)),
+        ("alpaca", ("instruction", "output")),
+        ("dolly", ("instruction", "response")),
+        ("prompt", ("prompt", "completion")),
+    ):
         if texts(*keys):
             return name
     return None
@@ -217,13 +261,23 @@ def _hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
 
     name, _, split = source.partition(":")
     if "/" not in name or name.startswith((".", "/", "~")):
-        raise DataError(source, expected="pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name", found="none of these", fix="check the path")
+        raise DataError(
+            source,
+            expected="pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name",
+            found="none of these",
+            fix="check the path",
+        )
     try:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed)
         for number, row in enumerate(rows, start=1):
             yield _checked(row, f"{source}, row {number}")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(source, expected="a dataset on the hub", found=" ".join(str(error).split())[:200], fix="check the name, or give a local file") from error
+        raise DataError(
+            source,
+            expected="a dataset on the hub",
+            found=" ".join(str(error).split())[:200],
+            fix="check the name, or give a local file",
+        ) from error
 
 
 def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -239,7 +293,9 @@ def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
     return prompt, str(record["output"] if "output" in record else record["response"])
 
 
-def read_examples(source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, seed: int = 0) -> list[Example]:
+def read_examples(
+    source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, seed: int = 0
+) -> list[Example]:
     """Samples to heal on: text is cut into windows that count whole; elsewhere only responses count.
 
     Samples longer than max_length are cut at its end; one with nothing left to learn is dropped.
@@ -247,11 +303,20 @@ def read_examples(source: str, tokenizer: PreTrainedTokenizerBase, *, max_length
     Raises:
         DataError: the data cannot be read, or nothing in it can be learnt from.
     """
-    records = [{"text": text} for text in read_documents(source)] if not source.endswith((".json", ".jsonl")) else read_records(source)
+    records = (
+        [{"text": text} for text in read_documents(source)]
+        if not source.endswith((".json", ".jsonl"))
+        else read_records(source)
+    )
     examples = [example for record in records for example in _examples(record, tokenizer, max_length)]
     useful = [example for example in examples if any(example.learn[1:])]
     if not useful:
-        raise DataError(source, expected="samples with something to learn", found=f"none among {len(records)} records", fix="raise --max-length, or check the data")
+        raise DataError(
+            source,
+            expected="samples with something to learn",
+            found=f"none among {len(records)} records",
+            fix="raise --max-length, or check the data",
+        )
     return random.Random(seed).sample(useful, len(useful))
 
 
@@ -272,13 +337,19 @@ def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max
     return [Example((*start, *answer)[:max_length], learn[:max_length])]
 
 
-def _chat_example(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
+def _chat_example(
+    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Example:
     """The conversation in the model's own template; only what the assistant says counts."""
     if not tokenizer.chat_template:
-        raise DataError("messages", expected="a tokenizer with a chat template", found="none", fix="give alpaca, dolly or text data")
+        raise DataError(
+            "messages", expected="a tokenizer with a chat template", found="none", fix="give alpaca, dolly or text data"
+        )
 
     def render(turns: Sequence[Mapping[str, Any]], answer: bool) -> list[int]:
-        return list(tokenizer.apply_chat_template(list(turns), add_generation_prompt=answer, tokenize=True, return_dict=False))
+        return list(
+            tokenizer.apply_chat_template(list(turns), add_generation_prompt=answer, tokenize=True, return_dict=False)
+        )
 
     ids = render(messages, False)
     learn = [False] * len(ids)

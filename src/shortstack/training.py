@@ -43,7 +43,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class History:
-    """What training saw. losses: (step, mean loss since the last entry); held_out: (epoch, loss), epoch 0 before training."""
+    """What training saw.
+
+    losses: (step, mean loss since the last entry); held_out: (epoch, loss), epoch 0 before training.
+    """
 
     losses: tuple[tuple[int, float], ...]
     held_out: tuple[tuple[float, float], ...] = ()
@@ -72,8 +75,12 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         watch = _Watch(progress)
         trainer = Trainer(
-            model=module, args=_arguments(folder, schedule, len(samples), device, bfloat16), train_dataset=_Listed(samples),
-            eval_dataset=_Listed(held_out), data_collator=collate, callbacks=[watch],
+            model=module,
+            args=_arguments(folder, schedule, len(samples), device, bfloat16),
+            train_dataset=_Listed(samples),
+            eval_dataset=_Listed(held_out),
+            data_collator=collate,
+            callbacks=[watch],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
@@ -81,7 +88,11 @@ def train(
         before = trainer.evaluate()["eval_loss"]
         trainer.train()
     found = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    after = [(entry["epoch"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry and entry["step"]]
+    after = [
+        (entry["epoch"], entry["eval_loss"])
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry and entry["step"]
+    ]
     return History(tuple(found), ((0.0, before), *after), trainer.state.global_step, schedule.to_dict())
 
 
@@ -138,4 +149,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(loss):
-            raise TrainingError(f"step {state.global_step}", expected="a finite loss", found=str(loss), fix="lower --lr, or check the data and the weights")
+            raise TrainingError(
+                f"step {state.global_step}",
+                expected="a finite loss",
+                found=str(loss),
+                fix="lower --lr, or check the data and the weights",
+            )

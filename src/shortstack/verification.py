@@ -32,7 +32,9 @@ class Verification:
         return {"ok": self.ok, "checks": {name: dict(check) for name, check in self.checks.items()}}
 
 
-def verify(checkpoint: Checkpoint, *, against: Checkpoint | None = None, device: str = "cpu", progress: Progress = silent) -> Verification:
+def verify(
+    checkpoint: Checkpoint, *, against: Checkpoint | None = None, device: str = "cpu", progress: Progress = silent
+) -> Verification:
     """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
 
     Logits are compared in float32 on seeded random tokens; a pruned checkpoint's must be equal, difference 0. A healed
@@ -42,7 +44,12 @@ def verify(checkpoint: Checkpoint, *, against: Checkpoint | None = None, device:
         CheckpointError: there is no record to verify against, or the two models do not belong together.
     """
     if not checkpoint.record:
-        raise CheckpointError(checkpoint.directory / RECORD, expected="the record shortstack writes", found="no such file", fix="verify an output of shortstack")
+        raise CheckpointError(
+            checkpoint.directory / RECORD,
+            expected="the record shortstack writes",
+            found="no such file",
+            fix="verify an output of shortstack",
+        )
     checks = {"files": _files(checkpoint, progress), "tensors": _tensors(checkpoint)}
     if against is not None:
         checks["logits"] = _logits(checkpoint, against, pick_device(device))
@@ -83,7 +90,10 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[st
         found = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
     difference = float((found - expected).abs().max())
     exact = checkpoint.record["verb"] == "prune"
-    return {"ok": difference == 0 if exact else bool(torch.isfinite(found).all()), "detail": f"max abs difference {difference:g} without layers {sorted(route)}"}
+    return {
+        "ok": difference == 0 if exact else bool(torch.isfinite(found).all()),
+        "detail": f"max abs difference {difference:g} without layers {sorted(route)}",
+    }
 
 
 @torch.no_grad()
@@ -102,6 +112,9 @@ def skipped_route(checkpoint: Checkpoint, against: Checkpoint) -> Route:
     earlier = list((against.record.get("layer_map") or {str(i): i for i in range(against.anatomy.layers)}).values())
     if len(kept) != checkpoint.anatomy.layers or not set(kept) <= set(earlier):
         raise CheckpointError(
-            checkpoint.directory, expected=f"a cut of {against.source}", found=f"layers {kept} of its original", fix="name the model it was made from"
+            checkpoint.directory,
+            expected=f"a cut of {against.source}",
+            found=f"layers {kept} of its original",
+            fix="name the model it was made from",
         )
     return frozenset(index for index, original in enumerate(earlier) if original not in kept)

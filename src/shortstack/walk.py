@@ -11,7 +11,7 @@ embeddings and per-layer arguments are the library's, whatever the architecture.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +48,8 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.get_submodule(self.anatomy.embedding).parameters()).device
+        device: torch.device = next(self.model.get_submodule(self.anatomy.embedding).parameters()).device
+        return device
 
     def walk(
         self,
@@ -69,15 +70,15 @@ class Decoder:
         Returns {route: [batch, length, width]}; routes that never parted share one tensor. Gradients flow as the caller
         has them enabled.
         """
-        if start or frozenset.intersection(*routes):  # layers no route takes: their form must be known without running them
+        if start or frozenset.intersection(
+            *routes
+        ):  # layers no route takes: their form must be known without running them
             self.forms()
         streams = _Streams(self, routes, start=start or (0, None), until=len(self.layers) if until is None else until)
         streams.observe, streams.on_forward = observe, on_forward
         with self._wrapped(dict.fromkeys(range(len(self.layers)), streams.visit)):
-            try:
+            with suppress(_Arrived):
                 self.model.base_model(input_ids=ids, use_cache=False, **inputs)
-            except _Arrived:
-                pass
         return streams.arrived()
 
     def logits(self, ids: Tensor, hidden: Tensor) -> Tensor:
@@ -106,7 +107,9 @@ class Decoder:
                 return output
 
             with self._wrapped(dict.fromkeys(range(len(self.layers)), learn)):
-                self.model.base_model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False)
+                self.model.base_model(
+                    input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False
+                )
             self._forms = forms
         return self._forms
 
@@ -159,7 +162,9 @@ class _Streams:
     observe: Observer | None = None
     on_forward: Callable[[], None] | None = None
 
-    def __init__(self, decoder: Decoder, routes: Sequence[Route], *, start: tuple[int, Tensor | None], until: int) -> None:
+    def __init__(
+        self, decoder: Decoder, routes: Sequence[Route], *, start: tuple[int, Tensor | None], until: int
+    ) -> None:
         self.decoder, self.until = decoder, until
         self.first, self.entering = start
         self.groups: list[tuple[tuple[Route, ...], Tensor]] = []
@@ -234,7 +239,9 @@ def layer_forwards(layers: int, routes: Sequence[Route]) -> int:
     >>> layer_forwards(8, [UNPRUNED] + [frozenset({i}) for i in range(8)])
     36
     """
-    return sum(len({route & frozenset(range(layer)) for route in routes if layer not in route}) for layer in range(layers))
+    return sum(
+        len({route & frozenset(range(layer)) for route in routes if layer not in route}) for layer in range(layers)
+    )
 
 
 def arithmetic(name: str, checkpoint: Checkpoint, device: str) -> torch.dtype:
@@ -249,7 +256,7 @@ def arithmetic(name: str, checkpoint: Checkpoint, device: str) -> torch.dtype:
 def fast_bfloat16(device: str) -> bool:
     """Whether the device multiplies bf16 matrices in hardware."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.startswith("cpu"):
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

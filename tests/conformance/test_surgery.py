@@ -42,13 +42,17 @@ def test_a_cut_computes_what_the_source_computes_without_those_layers(model_type
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out", dtype=torch.float32, output_loading_info=True
+        )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     with torch.no_grad():
         logits = model.eval()(input_ids=IDS).logits
     assert torch.equal(logits, source_without(source, removed, IDS))
 
-    generated = model.generate(IDS, max_new_tokens=5, do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0)
+    generated = model.generate(
+        IDS, max_new_tokens=5, do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0
+    )
     assert torch.equal(generated, greedy(source, removed, IDS, 5))
     assert verify(pruned, against=source).ok
     assert pruned.anatomy.layers == 8 - len(removed)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, layout
 from shortstack.errors import CheckpointError
@@ -14,13 +14,9 @@ from shortstack.healing.partial import Partial
 from shortstack.progress import Progress, silent
 from shortstack.pruning import provenance
 from shortstack.scoring import peak_rss
-from shortstack.shards import StoredTensor
-from shortstack.tokens import Example, read_examples
+from shortstack.tokens import read_examples
 from shortstack.training import History, Schedule
 from shortstack.walk import pick_device
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 METHODS: Mapping[str, type[Partial]] = {"partial": Partial}
 HELD_OUT_SHARE = 0.05
@@ -85,7 +81,12 @@ def heal(
     examples = read_examples(data, checkpoint.tokenizer(), max_length=max_length, seed=schedule.seed)[:max_samples]
     kept_back = max(1, round(len(examples) * HELD_OUT_SHARE))
     trained, history = method.run(
-        checkpoint, examples[kept_back:] or examples, examples[:kept_back], schedule, device=pick_device(device), progress=progress
+        checkpoint,
+        examples[kept_back:] or examples,
+        examples[:kept_back],
+        schedule,
+        device=pick_device(device),
+        progress=progress,
     )
     config = dict(checkpoint.config) | ({"tie_word_embeddings": False} if method.untie_head else {})
     tensors = [trained.tensors.get(name, tensor) for name, tensor in checkpoint.tensors.items()]
@@ -94,12 +95,28 @@ def heal(
         writer.json("config.json", config)
         for path in checkpoint.side_files():
             writer.copy(path)
-        writer.tensors(layout(tensors, {name: tensor.data.path.name for name, tensor in checkpoint.tensors.items()}), progress=progress)  # type: ignore[union-attr]
+        writer.tensors(
+            layout(tensors, {name: tensor.file.name for name, tensor in checkpoint.tensors.items()}),
+            progress=progress,
+        )
         seconds = round(time.perf_counter() - started, 3)
         record = provenance(checkpoint, "heal", seconds)
-        healing = {"method": method.to_dict(), "data": data, "samples": len(examples), "max_length": max_length, "schedule": schedule.to_dict()}
+        healing = {
+            "method": method.to_dict(),
+            "data": data,
+            "samples": len(examples),
+            "max_length": max_length,
+            "schedule": schedule.to_dict(),
+        }
         healing |= {"losses": history.losses, "held_out": history.held_out}
-        writer.commit({**record, "plan": None, "layer_map": checkpoint.record.get("layer_map") or _identity(checkpoint), "healing": healing})
+        writer.commit(
+            {
+                **record,
+                "plan": None,
+                "layer_map": checkpoint.record.get("layer_map") or _identity(checkpoint),
+                "healing": healing,
+            }
+        )
     return Healing(writer.out, method.name, trained.parameters, history, seconds, peak_rss())
 
 
@@ -110,5 +127,8 @@ def _identity(checkpoint: Checkpoint) -> dict[str, int]:
 def _check_trainable(checkpoint: Checkpoint) -> None:
     if checkpoint.config.get("quantization_config"):
         raise CheckpointError(
-            checkpoint.directory, expected="16- or 32-bit weights to train", found="a quantised checkpoint", fix="heal the unquantised model, then quantise"
+            checkpoint.directory,
+            expected="16- or 32-bit weights to train",
+            found="a quantised checkpoint",
+            fix="heal the unquantised model, then quantise",
         )

@@ -51,7 +51,14 @@ class Partial:
         return {"name": self.name, **asdict(self)}
 
     def run(
-        self, checkpoint: Checkpoint, examples: Sequence[Example], held_out: Sequence[Example], schedule: Schedule, *, device: str = "cpu", progress: Progress = silent
+        self,
+        checkpoint: Checkpoint,
+        examples: Sequence[Example],
+        held_out: Sequence[Example],
+        schedule: Schedule,
+        *,
+        device: str = "cpu",
+        progress: Progress = silent,
     ) -> tuple[Trained, History]:
         """Walk the frozen prefix over all samples (or find it on disk), then train the tail.
 
@@ -67,7 +74,14 @@ class Partial:
         tail = Tail(decoder, at, train_head=self.trains_head(checkpoint), untie=self.untie_head)
         samples = [(example, states, index) for index, example in enumerate(everything)]
         history = train(
-            tail, samples[len(held_out) :], samples[: len(held_out)], collate_samples, schedule, device=device, bfloat16=bfloat16, progress=progress
+            tail,
+            samples[len(held_out) :],
+            samples[: len(held_out)],
+            collate_samples,
+            schedule,
+            device=device,
+            bfloat16=bfloat16,
+            progress=progress,
         )
         return Trained(stored_tensors(checkpoint, tail.trained_tensors()), tail.trainable_parameters), history
 
@@ -78,18 +92,41 @@ class Partial:
     def _check(self, checkpoint: Checkpoint) -> None:
         layers = checkpoint.anatomy.layers
         if not 0 <= self.last <= layers:
-            raise InputError("--last", expected=f"between 0 and the model's {layers} layers", found=str(self.last), fix="train fewer layers")
+            raise InputError(
+                "--last",
+                expected=f"between 0 and the model's {layers} layers",
+                found=str(self.last),
+                fix="train fewer layers",
+            )
         if self.untie_head and not checkpoint.anatomy.tied:
-            raise InputError("--untie-head", expected="a head tied to the embedding", found="a head of its own", fix="leave the option out")
+            raise InputError(
+                "--untie-head",
+                expected="a head tied to the embedding",
+                found="a head of its own",
+                fix="leave the option out",
+            )
         if self.head and checkpoint.anatomy.tied and not self.untie_head:
-            raise InputError("--head", expected="a head of its own to train", found="one tied to the embedding", fix="add --untie-head, or leave the head frozen")
+            raise InputError(
+                "--head",
+                expected="a head of its own to train",
+                found="one tied to the embedding",
+                fix="add --untie-head, or leave the head frozen",
+            )
 
 
 @torch.no_grad()
-def prefix_states(checkpoint: Checkpoint, decoder: Decoder, examples: Sequence[Example], at: int, *, progress: Progress = silent) -> Activations:
+def prefix_states(
+    checkpoint: Checkpoint, decoder: Decoder, examples: Sequence[Example], at: int, *, progress: Progress = silent
+) -> Activations:
     """What enters layer `at` for every example, from one walk of the layers before it; kept under its content's hash."""
     dtype = str(next(decoder.model.parameters()).dtype).removeprefix("torch.")
-    key = content_key(weights=checkpoint.weights_sha256, config=checkpoint.config, at=at, dtype=dtype, ids=[example.ids for example in examples])
+    key = content_key(
+        weights=checkpoint.weights_sha256,
+        config=checkpoint.config,
+        at=at,
+        dtype=dtype,
+        ids=[example.ids for example in examples],
+    )
     width = decoder.model.get_submodule(checkpoint.anatomy.embedding).weight.shape[1]
 
     def batches() -> Iterator[Sequence[Tensor]]:
@@ -111,7 +148,10 @@ def padded(examples: Sequence[Example]) -> dict[str, Tensor]:
     def fill(rows: Sequence[Sequence[int]], value: int) -> Tensor:
         return torch.tensor([[*row, *(value,) * (longest - len(row))] for row in rows])
 
-    labels = [[token if learn else IGNORED for token, learn in zip(example.ids, example.learn, strict=True)] for example in examples]
+    labels = [
+        [token if learn else IGNORED for token, learn in zip(example.ids, example.learn, strict=True)]
+        for example in examples
+    ]
     return {
         "input_ids": fill([example.ids for example in examples], 0),
         "attention_mask": fill([(1,) * len(example.ids) for example in examples], 0),
@@ -147,7 +187,10 @@ class Tail(nn.Module):
         self.trained.float().requires_grad_(True)
         for layer in decoder.layers[:at]:
             layer.to_empty(device="meta")
-        self._decoder, self._at = (decoder,), at  # in a tuple: the rest of the model is not this module's to train or move
+        self._decoder, self._at = (
+            (decoder,),
+            at,
+        )  # in a tuple: the rest of the model is not this module's to train or move
 
     def forward(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
         decoder = self._decoder[0]
@@ -177,7 +220,12 @@ def chunked_loss(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
     Each chunk's gradient is taken as soon as its loss is known, in the forward pass (as fused kernels do), so nothing is
     computed twice; the backward pass only scales it.
     """
-    weights = [parameter for name in (decoder.anatomy.norm, decoder.anatomy.head) if name for parameter in decoder.model.get_submodule(name).parameters()]
+    weights = [
+        parameter
+        for name in (decoder.anatomy.norm, decoder.anatomy.head)
+        if name
+        for parameter in decoder.model.get_submodule(name).parameters()
+    ]
     loss: Tensor = _ChunkedLoss.apply(decoder, targets, states, *(weight for weight in weights if weight.requires_grad))
     return loss
 
@@ -221,12 +269,19 @@ def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTenso
     candidates = [name, name.removeprefix(prefix), f"{prefix}{name}"]
     known = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
     if known is None and not new_head:
-        raise CheckpointError(checkpoint.directory, expected=f"a stored tensor for {name}", found="none of that name", fix="report this checkpoint")
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"a stored tensor for {name}",
+            found="none of that name",
+            fix="report this checkpoint",
+        )
     model_for_dtype = checkpoint.tensors[known] if known else next(iter(checkpoint.tensors.values()))
     if model_for_dtype.dtype not in STORED_DTYPES:
         raise CheckpointError(
-            checkpoint.directory, expected=f"{name} in 16 or 32 bits", found=model_for_dtype.dtype, fix="heal the unquantised model, then quantise"
+            checkpoint.directory,
+            expected=f"{name} in 16 or 32 bits",
+            found=model_for_dtype.dtype,
+            fix="heal the unquantised model, then quantise",
         )
     data = weight.to(STORED_DTYPES[model_for_dtype.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    template = replace(model_for_dtype, name=known or name, shape=tuple(weight.shape), data=data)
-    return template
+    return replace(model_for_dtype, name=known or name, shape=tuple(weight.shape), data=data)
