@@ -202,7 +202,8 @@ def _find_layers(model: PreTrainedModel, count: int, names: Mapping[int, str], d
             found="none",
             fix="this architecture is not supported; open an issue with its config.json",
         )
-    return max(outermost, key=lambda name: outermost[name])
+    largest: str = max(outermost, key=lambda name: outermost[name])
+    return largest
 
 
 def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:

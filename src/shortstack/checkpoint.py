@@ -317,12 +317,13 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
 def _no_weights(directory: Path) -> CheckpointError:
     pickles = sorted(path for pattern in PICKLES for path in directory.glob(pattern))
     if pickles:
-        convert = f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}-safetensors')\""
+        load = f"AutoModelForCausalLM.from_pretrained('{directory}', dtype='auto')"
+        convert = f"from transformers import AutoModelForCausalLM; {load}.save_pretrained('{directory}-safetensors')"
         return CheckpointError(
             pickles[0],
             expected="safetensors weights (pickled files can run code)",
             found="pickled weights",
-            fix=f"if you trust the file, convert it: {convert}; then copy the tokenizer files beside it",
+            fix=f'if you trust the file, convert it: python -c "{convert}"; then copy the tokenizer files beside it',
         )
     return CheckpointError(
         directory,

@@ -149,7 +149,7 @@ def rename_layers(value: Any, prefix: str, new_index: Mapping[int, int]) -> Any:
 
 
 def _renamed(name: str, prefix: str, new_index: Mapping[int, int]) -> str | None:
-    head, dot, tail = name.partition(f"{prefix}.")
+    head, _, tail = name.partition(f"{prefix}.")
     number, _, rest = tail.partition(".")
     if head or not number.isdigit():
         return name

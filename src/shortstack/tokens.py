@@ -26,7 +26,9 @@ PROMPT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )  # tatsu-lab/stanford_alpaca README, the prompt the paper trains with
-FORMATS = "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages (chat); prompt, completion"
+FORMATS = (
+    "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages; prompt, completion"
+)
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,8 @@ class Decoder:
             self.forms()
         streams = _Streams(self, routes, start=start or (0, None), until=len(self.layers) if until is None else until)
         streams.observe, streams.on_forward = observe, on_forward
-        with self._wrapped(dict.fromkeys(range(len(self.layers)), streams.visit)):
-            with suppress(_Arrived):
-                self.model.base_model(input_ids=ids, use_cache=False, **inputs)
+        with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), streams.visit)):
+            self.model.base_model(input_ids=ids, use_cache=False, **inputs)
         return streams.arrived()
 
     def logits(self, ids: Tensor, hidden: Tensor) -> Tensor:

@@ -226,7 +226,9 @@ def chunked_loss(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
         if name
         for parameter in decoder.model.get_submodule(name).parameters()
     ]
-    loss: Tensor = _ChunkedLoss.apply(decoder, targets, states, *(weight for weight in weights if weight.requires_grad))
+    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        decoder, targets, states, *(weight for weight in weights if weight.requires_grad)
+    )
     return loss
 
 
@@ -246,7 +248,8 @@ class _ChunkedLoss(torch.autograd.Function):
             total += loss.detach()
         ctx.save_for_backward(torch.cat(parts), *sums)
         ctx.count = len(targets)
-        return total / ctx.count
+        mean: Tensor = total / ctx.count
+        return mean
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
