@@ -43,6 +43,21 @@ ZOO = {
         **IDS,
     },
     "mixtral": {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gemma3": {  # multimodal: the text stack is nested, and the vision tower is as deep
+        "text_config": {**SMALL, **SLIDING, "head_dim": 8, "sliding_window_pattern": 3},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 8,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        "mm_tokens_per_image": 4,
+        "image_token_index": 95,
+        "boi_token_index": 94,
+        "eoi_token_index": 93,
+    },
 }
 CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6)}
 

@@ -219,7 +219,9 @@ def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
 
 
 def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) -> str:
-    """The prefix under which a checkpoint's files store the layers; it may lack or add the model's own prefix.
+    """The prefix under which a checkpoint's files store the layers: of those numbered 0 to N-1, the one most like its path.
+
+    Files may lack the model's own prefix (gpt2: h.0), or order it otherwise (gemma3: language_model.model.layers.0).
 
     Raises:
         CheckpointError: the stored names do not show which tensors belong to which of the config's layers.
@@ -230,17 +232,15 @@ def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) 
         if match:
             found.setdefault(match[1], set()).add(int(match[2]))
     complete = [prefix for prefix, numbers in found.items() if numbers.issuperset(range(anatomy.layers))]
-    path = anatomy.layers_path
-    related = [
-        prefix for prefix in complete if prefix == path or prefix.endswith(f".{path}") or path.endswith(f".{prefix}")
-    ]
-    for choice in ([prefix for prefix in related if prefix == path], related, complete):
-        if len(choice) == 1:
-            return choice[0]
+    words = anatomy.layers_path.split(".")
+    likeness = {prefix: len(set(words) & set(prefix.split("."))) for prefix in complete}
+    best = [prefix for prefix in complete if likeness[prefix] == max(likeness.values())]
+    if len(best) == 1:
+        return best[0]
     seen = {prefix: len(numbers) for prefix, numbers in found.items()}
     raise CheckpointError(
         directory,
-        expected=f"tensors named {path}.0 to {path}.{anatomy.layers - 1}",
+        expected=f"tensors named {anatomy.layer(0)} to {anatomy.layer(anatomy.layers - 1)}",
         found=f"numbered prefixes {seen}" if seen else "no tensor with a layer number",
         fix="check that the weights belong to this config; a form that fuses layers must be converted first",
     )

@@ -132,11 +132,11 @@ class Checkpoint:
         """Weight files, in name order."""
         return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
 
-    def model(self, *, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
-        """The loaded model, in evaluation mode.
+    def model(self, *, dtype: torch.dtype, device: str = "cpu", strict: bool = False) -> PreTrainedModel:
+        """The loaded model, in evaluation mode. strict: tensors the model has no place for are an error too.
 
         Raises:
-            CheckpointError: transformers found tensors missing, unexpected or of another shape.
+            CheckpointError: transformers found tensors missing, of another shape, or (strict) unexpected.
         """
         from transformers import AutoModelForCausalLM
 
@@ -149,7 +149,7 @@ class Checkpoint:
         )
         wrong = {
             kind: sorted(map(str, report[kind]))
-            for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
+            for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if strict else []))
             if report.get(kind)
         }
         if wrong:
@@ -412,7 +412,6 @@ class CheckpointWriter:
             name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             self.files[name] = write_shard(self.partial / name, shard, advance)
             weight_map |= {tensor.name: name for tensor in shard}
-        progress("writing weights", total, total)
         if len(shards) > 1:
             self.json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 

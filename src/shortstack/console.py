@@ -65,13 +65,13 @@ def bars(*, quiet: bool = False) -> Iterator[Progress]:
         yield _Lines()
     else:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -104,7 +104,7 @@ class _Lines:
             return
         self.shown[stage] = quarter
         left = f", {(now - start) / done * (total - done):.0f} s left" if 0 < done < total else ""
-        say(f"{stage}: {done}/{total}{left}")
+        say(f"{stage}: {done / max(total, 1):.0%}{left}")
         if done >= total:
             self.started.pop(stage), self.shown.pop(stage)
 

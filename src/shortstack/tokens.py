@@ -123,8 +123,8 @@ def _windows(documents: Iterator[list[int]], room: int, samples: int | None, see
         elif len(ids) >= room:
             start = rng.randrange(len(ids) - room + 1)
             found.append(ids[start : start + room])
-        if samples and count and len(found) == samples:
-            return found
+        if samples and count and len(found) >= samples:
+            return found[:samples]
     if samples and whole is not None:  # a single document: all windows come from it
         starts = range(0, len(whole) - room + 1, room)
         return [whole[start : start + room] for start in sorted(rng.sample(starts, min(samples, len(starts))))]
@@ -305,11 +305,7 @@ def read_examples(
     Raises:
         DataError: the data cannot be read, or nothing in it can be learnt from.
     """
-    records = (
-        [{"text": text} for text in read_documents(source)]
-        if not source.endswith((".json", ".jsonl"))
-        else read_records(source)
-    )
+    records = _records(source, seed)
     examples = [example for record in records for example in _examples(record, tokenizer, max_length)]
     useful = [example for example in examples if any(example.learn[1:])]
     if not useful:
@@ -320,6 +316,15 @@ def read_examples(
             fix="raise --max-length, or check the data",
         )
     return random.Random(seed).sample(useful, len(useful))
+
+
+def _records(source: str, seed: int) -> list[Mapping[str, Any]]:
+    """What a source holds, in its own format; plain text is one record."""
+    if source.endswith((".json", ".jsonl")):
+        return list(read_records(source))
+    if source == "pydoc" or source.endswith(".txt") or Path(source).is_file():
+        return [{"text": text} for text in read_documents(source)]
+    return list(_hub_records(source, seed))
 
 
 def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:

@@ -75,7 +75,7 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
 def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     """transformers loads it with nothing missing, unexpected or of another shape (Checkpoint.model raises otherwise)."""
     try:
-        checkpoint.model(dtype=torch.float32)
+        checkpoint.model(dtype=torch.float32, strict=True)
     except CheckpointError as error:
         return {"ok": False, "detail": error.found}
     return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}

@@ -70,11 +70,14 @@ class Decoder:
         Returns {route: [batch, length, width]}; routes that never parted share one tensor. Gradients flow as the caller
         has them enabled.
         """
+        until = len(self.layers) if until is None else until
+        if start and start[0] >= until:
+            return dict.fromkeys(routes, start[1])
         if start or frozenset.intersection(
             *routes
         ):  # layers no route takes: their form must be known without running them
             self.forms()
-        streams = _Streams(self, routes, start=start or (0, None), until=len(self.layers) if until is None else until)
+        streams = _Streams(self, routes, start=start or (0, None), until=until)
         streams.observe, streams.on_forward = observe, on_forward
         with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), streams.visit)):
             self.model.base_model(input_ids=ids, use_cache=False, **inputs)
