@@ -10,6 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -346,10 +347,11 @@ class CheckpointWriter:
             OutputError: `out` exists, equals or lies inside the source, or does not fit the disk.
         """
         self.out = Path(out)
-        self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
         self.files: dict[str, WrittenFile] = {}
         self._check_place(source)
         self._check_space(nbytes)
+        self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
+        self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]
 
     def _check_place(self, source: Path) -> None:
         here, there = self.out.resolve(), source.resolve()
@@ -360,7 +362,7 @@ class CheckpointWriter:
                 found=f"it is in {source}",
                 fix="name another place with -o",
             )
-        if self.out.exists() or self.out.is_symlink():
+        if os.path.lexists(self.out):
             raise OutputError(
                 self.out,
                 expected="an output that does not exist yet",
@@ -377,7 +379,7 @@ class CheckpointWriter:
             )
 
     def _existing_parent(self) -> Path:
-        return next(parent for parent in self.out.absolute().parents if parent.exists())
+        return next(parent for parent in self.out.absolute().parents if os.path.exists(parent))
 
     def _check_space(self, nbytes: int) -> None:
         free = shutil.disk_usage(self._existing_parent()).free
@@ -390,13 +392,29 @@ class CheckpointWriter:
             )
 
     def __enter__(self) -> CheckpointWriter:
-        self.partial.mkdir(parents=True)
+        try:
+            self.partial.mkdir(parents=True)
+        except OSError as error:
+            self._discard()
+            raise OutputError(
+                self.out,
+                expected="a directory that can be made",
+                found=error.strerror or str(error),
+                fix="name another",
+            ) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._discard()
+
+    def _discard(self) -> None:
+        """Remove what was written, and the parents made for it; after commit() there is neither."""
         shutil.rmtree(self.partial, ignore_errors=True)
+        with suppress(OSError):  # not empty: somebody's output is in it
+            for parent in self.new_parents:
+                parent.rmdir()
 
     def tensors(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
         """Write the weights, one file per entry of `shards`, and the index when there is more than one."""
