@@ -111,17 +111,27 @@ class Checkpoint:
 
     @functools.cached_property
     def record(self) -> Mapping[str, Any]:
-        """What shortstack wrote beside the weights; empty for a checkpoint it did not write."""
+        """What shortstack wrote beside the weights; empty for a checkpoint it did not write.
+
+        Raises:
+            CheckpointError: it is not what shortstack writes.
+        """
         path = self.directory / RECORD
         if not path.exists():
             return {}
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            found = "" if _is_record(record) else "another form"
+        except (ValueError, RecursionError) as error:
+            record, found = {}, str(error)
+        if found:
             raise CheckpointError(
-                path, expected="JSON written by shortstack", found=str(error), fix="write the checkpoint again"
-            ) from error
-        return dict(record) if isinstance(record, dict) else {}
+                path,
+                expected="the record shortstack writes",
+                found=found,
+                fix="write the checkpoint again, or remove that file",
+            )
+        return dict(record)
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -198,6 +208,19 @@ class Checkpoint:
         return path.suffix in {".json", ".txt", ".model", ".jinja"} or path.name.startswith(
             ("LICENSE", "NOTICE", "USE_POLICY")
         )
+
+
+def _is_record(value: Any) -> bool:
+    """A verb, the manifest, and for a cut the original number of each layer."""
+    if not isinstance(value, dict) or not isinstance(value.get("verb"), str):
+        return False
+    files, layer_map = value.get("files"), value.get("layer_map") or {}
+    return (
+        isinstance(files, dict)
+        and all(isinstance(file, dict) and {"size", "sha256"} <= file.keys() for file in files.values())
+        and isinstance(layer_map, dict)
+        and all(type(number) is int for number in layer_map.values())
+    )
 
 
 def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
