@@ -37,6 +37,8 @@ def verify(
 ) -> Verification:
     """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
 
+    The first check that fails is the last: a changed file is not loaded, and what does not load has no logits.
+
     Logits are compared in float32 on seeded random tokens; a pruned checkpoint's must be equal, difference 0. A healed
     or repaired one differs by design: for it only the difference is reported.
 
@@ -50,8 +52,11 @@ def verify(
             found="no such file",
             fix="verify an output of shortstack",
         )
-    checks = {"files": _files(checkpoint, progress), "tensors": _tensors(checkpoint)}
-    if against is not None:
+    checks = {"files": _files(checkpoint, progress)}
+    if not checks["files"]["ok"]:  # what somebody changed is not loaded
+        return Verification(checks)
+    checks["tensors"] = _tensors(checkpoint)
+    if against is not None and checks["tensors"]["ok"]:
         checks["logits"] = _logits(checkpoint, against, pick_device(device))
     return Verification(checks)
 
