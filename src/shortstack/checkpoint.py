@@ -148,15 +148,18 @@ class Checkpoint:
 
         Raises:
             CheckpointError: transformers found tensors missing, of another shape, or (strict) unexpected.
+            ArchitectureError: the config describes no decoder-only language model that can be built.
         """
         from transformers import AutoModelForCausalLM
 
+        _ = self.blueprint  # says what is wrong with the config, which from_pretrained says in many ways
         model, report = AutoModelForCausalLM.from_pretrained(
             self.directory,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=self.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the others
         )
         wrong = {
             kind: sorted(map(str, report[kind]))
@@ -167,7 +170,7 @@ class Checkpoint:
             raise CheckpointError(
                 self.directory,
                 expected="weights that fit the config",
-                found="; ".join(f"{kind}: {names[:3]}" for kind, names in wrong.items()),
+                found="; ".join(f"{len(names)} {kind}: {names[:3]}" for kind, names in wrong.items()),
                 fix="download or save the checkpoint again",
             )
         return model.eval().to(device)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint import RECORD, Checkpoint
-from shortstack.errors import CheckpointError
+from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
 from shortstack.walk import Decoder, Route, pick_device
@@ -81,7 +81,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     """transformers loads it with nothing missing, unexpected or of another shape (Checkpoint.model raises otherwise)."""
     try:
         checkpoint.model(dtype=torch.float32, strict=True)
-    except CheckpointError as error:
+    except (ArchitectureError, CheckpointError) as error:
         return {"ok": False, "detail": error.found}
     return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}
 
