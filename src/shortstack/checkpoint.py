@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -347,13 +348,14 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
 def _no_weights(directory: Path) -> CheckpointError:
     pickles = sorted(path for pattern in PICKLES for path in directory.glob(pattern))
     if pickles:
-        load = f"AutoModelForCausalLM.from_pretrained('{directory}', dtype='auto')"
-        convert = f"from transformers import AutoModelForCausalLM; {load}.save_pretrained('{directory}-safetensors')"
+        load = f'AutoModelForCausalLM.from_pretrained({json.dumps(str(directory))}, dtype="auto")'
+        save = f"save_pretrained({json.dumps(f'{directory}-safetensors')})"
+        convert = shlex.quote(f"from transformers import AutoModelForCausalLM; {load}.{save}")
         return CheckpointError(
             pickles[0],
             expected="safetensors weights (pickled files can run code)",
             found="pickled weights",
-            fix=f'if you trust the file, convert it: python -c "{convert}"; then copy the tokenizer files beside it',
+            fix=f"if you trust the file, convert it: python -c {convert}; then copy the tokenizer files beside it",
         )
     return CheckpointError(
         directory,
