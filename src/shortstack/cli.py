@@ -486,7 +486,7 @@ def _score(
     from shortstack.scoring import score as score_checkpoint
     from shortstack.tokens import Tokens
 
-    needs_text = metrics == ["all"] or any(metric_named(name).feed != "layers" for name in metrics)
+    needs_text = metrics == ["all"] or {metric_named(name).feed for name in metrics} != {"layers"}
     tokens = (
         Tokens.read(text, checkpoint.tokenizer(), samples=samples, length=length, seed=seed) if needs_text else None
     )
