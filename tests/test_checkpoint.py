@@ -1,0 +1,378 @@
+"""Writing: atomic or absent, byte for byte what was kept, and the same whatever way the same layers went."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from shortstack import cli, shards
+from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.errors import OutputError
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from shortstack.shards import StoredTensor
+from shortstack.verification import verify
+from zoo import make, tiny
+
+SINGLE, INDEX, RECORD = "model.safetensors", "model.safetensors.index.json", "shortstack.json"
+SIDE = {
+    "tokenizer.json": b'{"version": "1.0"}',
+    "tokenizer.model": b"\x00\xff",
+    "chat_template.jinja": b"{{ messages }}\r\n",
+    "generation_config.json": b'{ "do_sample":true }',
+    "LICENSE": b"terms",
+    "NOTICE.md": b"thanks",
+    "merges.txt": b"a b\n",
+}
+LEFT = {"README.md": b"about", ".hidden": b"x", "run.py": b"raise SystemExit", "training_args.bin": b"x"}
+A_TENSOR = StoredTensor("x", "U8", (3,), b"abc")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A tiny model in shards, with files beside it."""
+    folder = make("llama", tmp_path_factory.mktemp("source") / "model", max_shard_size="60KB")
+    for name, content in (SIDE | LEFT).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(source):
+    checkpoint = Checkpoint.open(source)
+    assert checkpoint.anatomy.layers == 8  # builds the blueprint once, before any process is forked
+    return checkpoint
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Every tensor's type, shape and bytes, read by the safetensors library."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            found[name] = repr((tensor.dtype, tensor.shape)).encode() + tensor.view(torch.uint8).numpy().tobytes()
+    return found
+
+
+def start(action: Callable[[], object]) -> int:
+    """The id of a forked process that does this."""
+    child = os.fork()
+    if child == 0:
+        code: Any = 70
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            action()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            os._exit(code)
+    return child
+
+
+def exit_code(child: int) -> int:
+    """Of a process when it has ended; minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_child(action: Callable[[], object]) -> int:
+    return exit_code(start(action))
+
+
+# The writer
+
+
+@pytest.mark.parametrize("ending", [None, ValueError, KeyboardInterrupt, SystemExit])
+def test_a_writer_that_does_not_commit_leaves_nothing(ending, tmp_path, opened):
+    def write() -> None:
+        with CheckpointWriter(tmp_path / "new" / "deep" / "out", source=opened.directory, nbytes=3) as writer:
+            writer.json("config.json", {})
+            writer.tensors([[A_TENSOR]])
+            assert (writer.partial / SINGLE).exists()
+            if ending:
+                raise ending
+
+    if ending:
+        with pytest.raises(ending):
+            write()
+    else:
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_writer_leaves_what_others_made_beside_it(tmp_path, opened):
+    with CheckpointWriter(tmp_path / "new" / "out", source=opened.directory, nbytes=3) as writer:
+        (tmp_path / "new" / "mine").touch()
+    assert not writer.partial.exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "mine"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_modes_follow_the_umask(mask, tmp_path, opened):
+    before = os.umask(mask)
+    try:
+        prune(opened, plan(8, drop=2), tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o666 & ~mask}
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~mask
+
+
+@pytest.mark.parametrize("winner", ["parent", "child"])
+def test_of_two_processes_that_write_one_output_exactly_one_wins(winner, tmp_path, opened):
+    """Both have written their files before either commits."""
+    inside, go = os.pipe(), os.pipe()
+    writer = CheckpointWriter(tmp_path / "out", source=opened.directory, nbytes=3)
+
+    def other() -> None:
+        with CheckpointWriter(tmp_path / "out", source=opened.directory, nbytes=3) as theirs:
+            theirs.json("who.json", {"is": "child"})
+            os.write(inside[1], b"!")
+            os.read(go[0], 1)
+            try:
+                theirs.commit({})
+            except OutputError:
+                sys.exit(2)
+
+    with writer:
+        writer.json("who.json", {"is": "parent"})
+        child = start(other)
+        assert os.read(inside[0], 1) == b"!"
+        if winner == "parent":
+            writer.commit({})
+            os.write(go[1], b"!")
+            assert exit_code(child) == 2
+        else:
+            os.write(go[1], b"!")
+            assert exit_code(child) == 0
+            with pytest.raises(OutputError):
+                writer.commit({})
+    assert json.loads((tmp_path / "out" / "who.json").read_text()) == {"is": winner}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for end in (*inside, *go):
+        os.close(end)
+
+
+def strike(call: str, number: int, what: signal.Signals) -> None:
+    """In this process, send itself a signal just before the number-th call of os.<call>."""
+    real, calls = getattr(os, call), itertools.count(1)
+
+    def hooked(*arguments: Any) -> Any:
+        if next(calls) == number:
+            os.kill(os.getpid(), what)
+        return real(*arguments)
+
+    setattr(os, call, hooked)
+    shards.BLOCK_BYTES = 1000
+
+
+COPY = "copy_file_range" if hasattr(os, "copy_file_range") else "pread"
+MOMENTS = {
+    "after the first file": ("fsync", 1),
+    "in the first shard": (COPY, 2),
+    "in a later shard": (COPY, 30),
+    "before the record": ("fsync", len(SIDE) + 4),
+    "before the rename": ("rename", 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_prune_leaves_no_output_and_can_be_run_again(moment, tmp_path, opened):
+    before, out = hashes(opened.directory), tmp_path / "out"
+
+    def killed() -> None:
+        strike(*MOMENTS[moment], signal.SIGKILL)
+        prune(opened, plan(8, drop=2), out)
+
+    assert in_child(killed) == -signal.SIGKILL
+    assert not out.exists()
+    assert [path.name.startswith("out.partial-") for path in tmp_path.iterdir()] == [True]
+    assert verify(prune(opened, plan(8, drop=2), out)).checks["files"]["ok"]
+    assert hashes(opened.directory) == before
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_terminated_prune_leaves_nothing(moment, tmp_path, opened):
+    options = [
+        "prune",
+        str(opened.directory),
+        "--metric",
+        "reverse",
+        "--drop",
+        "2",
+        "-o",
+        str(tmp_path / "new" / "out"),
+    ]
+
+    def terminated() -> None:
+        strike(*MOMENTS[moment], signal.SIGTERM)
+        sys.argv = ["shortstack", *options]
+        cli.main()
+
+    assert in_child(terminated) == 143
+    assert not list(tmp_path.iterdir())
+
+
+def test_killed_after_the_rename_the_output_is_complete(tmp_path, opened):
+    def killed() -> None:
+        rename = os.rename
+        os.rename = lambda *names: (rename(*names), os.kill(os.getpid(), signal.SIGKILL))
+        prune(opened, plan(8, drop=2), tmp_path / "out")
+
+    assert in_child(killed) == -signal.SIGKILL
+    assert verify(Checkpoint.open(tmp_path / "out"), against=opened).ok
+
+
+# The cut
+
+
+@pytest.fixture(scope="module")
+def pruned(opened, tmp_path_factory):
+    return prune(opened, plan(8, layers="1,4,5"), tmp_path_factory.mktemp("pruned") / "out")
+
+
+KEPT = (0, 2, 3, 6, 7)
+
+
+def original(name: str) -> str:
+    """The source's name of a pruned model's tensor."""
+    head, _, tail = name.partition("model.layers.")
+    return name if not tail else f"{head}model.layers.{KEPT[int(tail.split('.')[0])]}.{tail.split('.', 1)[1]}"
+
+
+def test_every_kept_tensor_is_the_sources(pruned, opened):
+    before, after = weights(opened.directory), weights(pruned.directory)
+    assert {original(name): value for name, value in after.items()} == {
+        name: value for name, value in before.items() if name in {original(each) for each in after}
+    }
+    assert len(after) == 3 + 9 * len(KEPT)
+    assert pruned.record["layer_map"] == {str(new): old for new, old in enumerate(KEPT)}
+
+
+def test_shards_follow_the_source(pruned, opened):
+    after = json.loads((pruned.directory / INDEX).read_text())
+    before = json.loads((opened.directory / INDEX).read_text())["weight_map"]
+    groups: dict[str, set[str]] = {}
+    for name, file in after["weight_map"].items():
+        groups.setdefault(file, set()).add(before[original(name)])
+    assert all(len(origins) == 1 for origins in groups.values())
+    assert len(groups) == len({origin for origins in groups.values() for origin in origins}) > 1
+    check_index(pruned.directory)
+
+
+def check_index(folder: Path) -> None:
+    index, total = json.loads((folder / INDEX).read_text()), 0
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+    found = {}
+    for file in files:
+        with safe_open(folder / file, "pt") as shard:
+            for name in shard.keys():  # noqa: SIM118  not a mapping
+                found[name] = file
+                total += shard.get_tensor(name).nbytes
+    assert index == {"metadata": {"total_size": total}, "weight_map": found}
+
+
+@pytest.mark.parametrize("limit", [1, 30_000, 10**9])
+def test_shards_are_filled_to_a_size(limit, pruned, opened, tmp_path):
+    out = prune(opened, plan(8, layers="1,4,5"), tmp_path / "out", max_shard_bytes=limit).directory
+    shapes = [load_file(path) for path in sorted(out.glob("*.safetensors"))]
+    sizes = [[tensor.nbytes for tensor in shard.values()] for shard in shapes]
+    assert all(sum(size) <= limit or len(size) == 1 for size in sizes)
+    if limit == 10**9:
+        assert (out / SINGLE).exists()
+        assert not (out / INDEX).exists()
+    else:
+        check_index(out)
+        assert all(sum(one) + max(two) > limit for one, two in itertools.pairwise(sizes))  # filled, not just split
+    assert weights(out) == weights(pruned.directory)
+    loaded, expected = (AutoModelForCausalLM.from_pretrained(each) for each in (out, pruned.directory))
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_side_files_are_byte_identical_and_code_travels_only_when_trusted(pruned, source, tmp_path):
+    trusted = prune(Checkpoint.open(source, trust_remote_code=True), plan(8, drop=2), tmp_path / "out")
+    for folder, code in ((pruned.directory, set()), (trusted.directory, {"run.py"})):
+        beside = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
+        assert {name: beside[name] for name in SIDE} == SIDE
+        assert beside.keys() - SIDE.keys() == {"config.json", INDEX, RECORD} | code
+
+
+def test_the_same_inputs_give_the_same_bytes(pruned, opened, tmp_path):
+    again = prune(opened, plan(8, layers="1,4,5"), tmp_path / "out")
+    first, second = hashes(pruned.directory), hashes(again.directory)
+    del first[RECORD], second[RECORD]  # it holds the seconds
+    assert first == second
+
+
+def test_pruning_twice_is_pruning_once(pruned, opened, tmp_path):
+    half = prune(opened, plan(8, layers="4,1"), tmp_path / "half")  # keeps 0 2 3 5 6 7
+    both = prune(half, plan(6, layers="3"), tmp_path / "both")
+    first, second = hashes(pruned.directory), hashes(both.directory)
+    del first[RECORD], second[RECORD]
+    assert first == second
+    assert both.record["layer_map"] == pruned.record["layer_map"]
+    assert both.record["origin"]["layer_map"] == half.record["layer_map"]
+    assert verify(both, against=opened).ok
+    assert verify(both, against=half).ok
+
+
+def test_the_record_is_the_manifest_of_all_files(pruned):
+    expected = {name: digest for name, digest in hashes(pruned.directory).items() if name != RECORD}
+    manifest = pruned.record["files"]
+    assert {name: file["sha256"] for name, file in manifest.items()} == expected
+    assert all(file["size"] == (pruned.directory / name).stat().st_size for name, file in manifest.items())
+
+
+def test_quantised_modules_are_renumbered(source, tmp_path):
+    model = Path(shutil.copytree(source, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    skipped = ["lm_head", "model.layers.1.mlp", "model.layers.6.mlp.up_proj", "model.layers.7"]
+    per_module = {"model.layers.4.mlp": {"bits": 8}, "model.layers.6.mlp": {"bits": 2}}
+    quantisation = {"quant_method": "gptq", "bits": 4, "modules_to_not_convert": skipped, "extra_config": per_module}
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": quantisation}))
+    out = prune(Checkpoint.open(model), plan(8, layers="1,4,5"), tmp_path / "out")
+    assert json.loads((out.directory / "config.json").read_text())["quantization_config"] == {
+        **quantisation,
+        "modules_to_not_convert": ["lm_head", "model.layers.3.mlp.up_proj", "model.layers.4"],
+        "extra_config": {"model.layers.3.mlp": {"bits": 2}},
+    }
+
+
+def test_gpt2_as_the_hub_names_its_tensors(tmp_path):
+    """No `transformer.` before h.0, as in the original upload."""
+    model = Path(shutil.copytree(tiny("gpt2"), tmp_path / "model"))
+    named = load_file(model / SINGLE)
+    save_file(
+        {name.removeprefix("transformer."): tensor for name, tensor in named.items()}, model / SINGLE, {"format": "pt"}
+    )
+    outs = [
+        prune(Checkpoint.open(folder), plan(8, layers="0,3"), tmp_path / name)
+        for name, folder in (("bare", model), ("named", tiny("gpt2")))
+    ]
+    assert "h.5.ln_1.weight" in outs[0].tensors
+    assert not any(name.startswith("transformer.") for name in outs[0].tensors)
+    ids = torch.arange(3, 15).reshape(1, 12)
+    with torch.no_grad():
+        bare, full = (AutoModelForCausalLM.from_pretrained(out.directory)(ids).logits for out in outs)
+    assert torch.equal(bare, full)
+    assert verify(outs[0], against=Checkpoint.open(model)).ok

@@ -1,0 +1,440 @@
+"""Whatever cannot be done is one message with exit code 2, and leaves every file as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from shortstack.cli import main
+from zoo import make, tiny
+
+MESSAGE = re.compile(r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  to fix it (.+)\n")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PLAIN = ("--metric", "reverse", "--drop", "2")
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every path below a folder and what it holds."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in folder.rglob("*")
+    }
+
+
+class Command:
+    """`shortstack ...` in this process, with what it prints."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["shortstack", *map(str, arguments)])
+        self.capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code or 0, *self.capfd.readouterr())
+
+    def refused(self, *arguments: object) -> str:
+        """The one message of a command that must be refused."""
+        before = snapshot(self.folder)
+        code, out, err = self(*arguments, "-q")
+        assert code == 2, err
+        assert out == ""
+        assert MESSAGE.fullmatch(err), err
+        assert snapshot(self.folder) == before
+        return err
+
+    def prune_refused(self, model: object, *options: object, output: object = None) -> str:
+        return self.refused("prune", model, *(options or PLAIN), "-o", output or self.folder / "out")
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
+    monkeypatch.chdir(tmp_path)
+    return Command(tmp_path, monkeypatch, capfd)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of a tiny model, to break."""
+    return Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    folder = make("llama", tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture
+def worded(model):
+    """A model with a tokenizer that knows 26 words of one letter."""
+    special = {"unk_token": "<unk>"}
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, **{chr(97 + i): 3 + i for i in range(26)}}, **special))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(model)
+    return model
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+# The checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("none", "no such file or directory"),
+        ("./org/none", "no such file or directory"),
+        ("none.gguf", "no such file or directory"),
+        ("x" * 300, "no such file or directory"),
+        ("file.txt", "a file"),
+        ("folder", "no such file"),
+        ("org/model", "outgoing traffic has been disabled"),
+        ("org/--bad..name", "Repo id must"),
+    ],
+)
+def test_a_model_that_is_not_there(name, found, command, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.txt").write_text("text")
+    assert found in command.prune_refused(name)
+
+
+def test_the_real_process_says_the_same(tmp_path):
+    words = [sys.executable, "-m", "shortstack", "prune", "none", *PLAIN, "-o", "out"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert MESSAGE.fullmatch(ended.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failure", ["transport", "not JSON"])
+def test_a_hub_that_answers_badly(failure, command, monkeypatch):
+    from huggingface_hub import errors
+
+    transport = errors.HfHubHTTPError.__bases__[0]
+    error = transport("Server disconnected") if failure == "transport" else json.JSONDecodeError("a page", "<html>", 0)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(error))
+    assert str(error) in command.prune_refused("org/model")
+
+
+CONFIGS = {
+    "empty": ("", "Expecting value"),
+    "not JSON": ("{", "Expecting property name"),
+    "not UTF-8": (b"\xff", "codec can't decode"),
+    "a list": ("[]", "[]"),
+    "no model_type": ("{}", "{}"),
+    "encoder": ('{"model_type": "bert"}', "bert, an encoder"),
+    "encoder-decoder": ('{"model_type": "t5"}', "t5, an encoder-decoder"),
+    "no language model": ('{"model_type": "clip"}', "clip, which has no causal language model"),
+    "unknown": ('{"model_type": "zork"}', "model_type 'zork'"),
+    "wrong type": ('{"model_type": "llama", "hidden_size": "big"}', "hidden_size"),
+    "unknown activation": ('{"model_type": "llama", "hidden_act": "zork"}', "zork"),
+    "more layers than weights": ('{"model_type": "llama", "num_hidden_layers": 9}', "{'model.layers': 8}"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_config_that_cannot_be_used(case, command, model):
+    content, found = CONFIGS[case]
+    (model / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert found in command.prune_refused(model)
+
+
+def test_a_missing_config_and_an_adapter(command, model):
+    (model / "config.json").unlink()
+    assert "no such file" in command.prune_refused(model)
+    (model / "adapter_config.json").write_text("{}")
+    assert "merge_and_unload" in command.prune_refused(model)
+
+
+def test_remote_code_is_not_run_without_consent(command, model, tmp_path):
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+    for name in ("configuration_zork", "modeling_zork"):
+        (model / f"{name}.py").write_text(code)
+    auto_map = {"AutoConfig": "configuration_zork.C", "AutoModelForCausalLM": "modeling_zork.M"}
+    edit(model / "config.json", lambda config: config.update(model_type="zork", auto_map=auto_map))
+    assert "--trust-remote-code" in command.prune_refused(model)
+    assert not (tmp_path / "ran").exists()
+
+
+HEADER = 8 + int.from_bytes((tiny("llama") / SINGLE).read_bytes()[:8], "little")
+DAMAGE = {
+    "empty": lambda content: b"",
+    "7 bytes": lambda content: content[:7],
+    "in the header": lambda content: content[: HEADER // 2],
+    "after the header": lambda content: content[:HEADER],
+    "mid-tensor": lambda content: content[: HEADER + 1001],
+    "last byte": lambda content: content[:-1],
+    "a byte more": lambda content: content + b"\0",
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_shard(case, command, model):
+    content = (model / SINGLE).read_bytes()
+    (model / SINGLE).write_bytes(DAMAGE[case](content))
+    assert SINGLE in command.prune_refused(model)
+
+
+def test_no_weights_and_shards_without_index(command, model):
+    shutil.move(model / SINGLE, model / "model-00001-of-00002.safetensors")
+    shutil.copy(model / "model-00001-of-00002.safetensors", model / "model-00002-of-00002.safetensors")
+    assert "no index" in command.prune_refused(model)
+    for path in model.glob("*.safetensors"):
+        path.unlink()
+    assert "no weights" in command.prune_refused(model)
+
+
+def remap(name: str) -> Callable[[dict], object]:
+    return lambda index: index["weight_map"].update({"lm_head.weight": name})
+
+
+INDICES = {
+    "missing tensor": (lambda index: index["weight_map"].update(none=index["weight_map"]["lm_head.weight"]), "none in"),
+    "missing entry": (lambda index: index["weight_map"].pop("lm_head.weight"), "lm_head.weight only in a shard"),
+    "no map": (lambda index: index.pop("weight_map"), "weight_map"),
+    "list for a name": (remap(["x"]), "unhashable"),
+    "number for a name": (remap(5), "not supported"),
+    **{
+        name: (remap(name), repr(name))
+        for name in ("../x.safetensors", "/x.safetensors", "a/x.safetensors", "a\\x.safetensors", "x.bin", "", "..")
+    },
+    "name too long": (remap("x" * 300 + ".safetensors"), "no such file"),
+    "name with a null": (remap("x\0.safetensors"), "no such file"),
+}
+
+
+@pytest.mark.parametrize("case", INDICES)
+def test_an_index_that_lies(case, command, sharded):
+    change, found = INDICES[case]
+    edit(sharded / INDEX, change)
+    assert found in command.prune_refused(sharded)
+
+
+def test_a_missing_shard_is_named(command, sharded):
+    gone = sorted(sharded.glob("model-*.safetensors"))[1]
+    gone.unlink()
+    assert gone.name in command.prune_refused(sharded)
+
+
+def test_layers_that_a_quantised_form_hides(command, model):
+    tensors = load_file(model / SINGLE)
+    fused = {f"blocks.fused_{number}": tensor for number, tensor in enumerate(tensors.values())}
+    save_file(fused, model / SINGLE)
+    edit(model / "config.json", lambda config: config.update(quantization_config={"quant_method": "gptq", "bits": 4}))
+    assert "no tensor with a layer number" in command.prune_refused(model)
+
+
+def test_pickled_weights_are_refused_with_a_command_that_converts_them(command, tmp_path):
+    model = Path(shutil.copytree(tiny("llama"), tmp_path / 'it\'s "mine"'))
+    tensors = load_file(model / SINGLE)
+    torch.save(tensors, model / "pytorch_model.bin")
+    (model / SINGLE).unlink()
+    convert = re.search(r"convert it: (python -c .*); then", command.prune_refused(model))
+    words = shlex.split(convert[1])
+    subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True)
+    converted = load_file(Path(f"{model}-safetensors") / SINGLE)
+    assert converted.keys() == tensors.keys()
+    assert all(torch.equal(converted[name], tensor) for name, tensor in tensors.items())
+    assert command("prune", f"{model}-safetensors", *PLAIN, "-o", tmp_path / "out")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no", b"GGUF", b"GGUF\3\0\0\0", b"GGUF\3\0\0\0" + b"\xff" * 64, b"GGUF\3\0\0\0" + b"\0" * 64]
+)
+def test_a_file_that_is_not_gguf(content, command, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(content)
+    assert "model.gguf" in command.prune_refused(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("record", ["[]", "{", '{"a": 1}', '{"verb": "prune", "files": {}, "layer_map": [1]}'])
+def test_a_record_that_shortstack_did_not_write(record, command, model):
+    (model / "shortstack.json").write_text(record)
+    for words in (("prune", *PLAIN, "-o", "out"), ("verify",)):
+        assert "shortstack.json" in command.refused(words[0], model, *words[1:])
+
+
+def test_a_model_that_shortstack_did_not_write_is_not_verified(command, model):
+    assert "shortstack.json" in command.refused("verify", model)
+
+
+# The cut
+
+
+CUTS = {
+    "all layers": (("--layers", "0-7"), "all 8 removed"),
+    "out of range": (("--layers", "8"), "layer 8"),
+    "far out of range": (("--layers", "0-9999999999"), "0-9999999999"),
+    "twice": (("--layers", "3,3"), "layer 3 twice"),
+    "no number": (("--layers", "x"), "'x'"),
+    "0": (("--drop", "0"), "0 (0 layers)"),
+    "120%": (("--drop", "120%"), "120% (10 layers)"),
+    "words": (("--drop", "lots"), "'lots'"),
+    "nothing": ((), "neither --drop nor --layers"),
+    "both": (("--drop", "1", "--layers", "2"), "--drop or --block beside them"),
+    "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, bi, ppl"),
+    "plan beside": (("--plan", "plan.json", "--drop", "1"), "options that choose layers"),
+    **{
+        f"shards of {size}": (("--drop", "1", "--max-shard-size", size), repr(size))
+        for size in ("5", "GB", "0GB", "-5GB", "1.5GB", "5XB", "5²GB", "")
+    },
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_a_cut_that_cannot_be_made(case, command, model):
+    options, found = CUTS[case]
+    assert found in command.refused("prune", model, "-o", "out", *options)
+
+
+def test_metric_and_method_name_the_valid_ones(command, model):
+    assert "one of random, reverse, bi, ppl" in command.refused("score", model, "--metric", "ppl,zork")
+    assert "one of partial" in command.refused("heal", model, "--data", "pydoc", "--method", "zork", "-o", "out")
+
+
+PLANS = {
+    "missing": (None, "No such file"),
+    "not JSON": ("{", "Expecting property name"),
+    "too deep": ("[" * 100_000, "recursion"),
+    "a list": ("[]", "list"),
+    "wrong keys": ('{"layer": 8}', "KeyError('layers')"),
+    "another depth": ('{"layers": 9, "removed": [1], "strategy": "x"}', "a plan for 9 layers"),
+    "infinite": ('{"layers": 8, "removed": [Infinity], "strategy": "x"}', "inf"),
+}
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_a_plan_that_cannot_be_used(case, command, model, tmp_path):
+    content, found = PLANS[case]
+    if content is not None:
+        (tmp_path / "plan.json").write_text(content)
+    assert found in command.refused("prune", model, "--plan", "plan.json", "-o", "out")
+
+
+SCORES = {
+    "wrong keys": (lambda data: data.pop("scores"), "KeyError('scores')"),
+    "NaN": (lambda data: data["scores"].update(reverse=[float("nan")] * 8), "nan"),
+    "no metric": (lambda data: data.update(scores={}), "none"),
+    "another depth": (lambda data: data.update(layers=7), "7 numbers for reverse"),
+    "no sizes": (lambda data: data.update(model={}), "KeyError('layer_parameters')"),
+    "null sizes": (lambda data: data.update(model=None), "NoneType"),
+    "other sizes": (lambda data: data["model"].update(layer_bytes=[1] * 7, layer_parameters=[1] * 7), "7 layers"),
+    "uneven sizes": (lambda data: data["model"].update(layer_bytes=[1] * 7), "not as many as layers"),
+}
+
+
+@pytest.mark.parametrize("case", SCORES)
+def test_scores_that_cannot_be_used(case, command, model, tmp_path):
+    change, found = SCORES[case]
+    assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
+    edit(tmp_path / "scores.json", change)
+    assert found in command.refused("plan", "scores.json", "--drop", "2", "-o", "plan.json")
+
+
+# The output
+
+
+def test_an_output_that_is_there_or_in_the_input(command, model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "link").symlink_to(model)
+    places = {
+        "it exists": ["file", "folder", "folder/", ".", "/", "dangling", "link/config.json/.."],
+        "it is in": ["model", "model/", "model/.", "model/out", "model/out/", "model/a/b", "link", "link/out", "link/"],
+        "file, which cannot": ["file/out"],
+        "File name too long": ["x" * 300],
+    }
+    for found, outputs in places.items():
+        for output in outputs:
+            message = command.prune_refused("model", output=output)
+            assert found in message or ("link" in output and "it " in message), (output, message)
+    assert "it is in" in command.prune_refused("link/", output="model/out")
+    for verb, given in (("score", ()), ("plan", ("--drop", "1"))):
+        for output in ("file", "none/out.json"):
+            message = command.refused(verb, "model", "--metric", "reverse", *given, "-o", output)
+            assert output.split("/")[0] in message
+
+
+def test_a_disk_too_small_is_found_before_anything_is_written(command, model, monkeypatch):
+    size = (model / SINGLE).stat().st_size
+    usage = shutil.disk_usage(model)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=(16 << 20) + size // 2))
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("something was made"))
+    assert "of free disk" in command.prune_refused(model)
+
+
+def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(command, model, tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    before = snapshot(tmp_path)
+    code, out, err = command("prune", model, *PLAIN, "-o", "out", "-q")
+    assert (code, out) == (1, "")
+    assert err.count("Error:") == 1
+    assert "No space left" in err
+    assert snapshot(tmp_path) == before
+
+
+# The text
+
+
+TEXTS = {
+    "missing.txt": (None, "No such file"),
+    "none": (None, "none of these"),
+    "org/none": (None, "org/none"),
+    "empty.txt": (b"", "an empty file"),
+    "blank.txt": (b" \n\t\n", "an empty file"),
+    "latin.txt": ("caf\xe9 a".encode("latin-1"), "byte 0xe9 at position 3"),
+    "short.txt": (b"a b c", "text for 0"),
+    "few.txt": (b"a " * 300, "text for 2"),
+    "broken.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', "line 3"),
+    "list.jsonl": (b'{"text": "a"}\n[1]\n', "line 2"),
+    "keys.jsonl": (b'{"text": "a"}\n{"txt": "b"}\n', "line 2"),
+    "number.jsonl": (b'{"text": 5}\n', "line 1"),
+    "object.json": (b'{"text": "a"}', "a dict"),
+    "entry.json": (b'[{"text": "a"}, 5]', "entry 2"),
+    "broken.json": (b"[", "Expecting value"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_that_cannot_be_used(name, command, worded, tmp_path):
+    content, found = TEXTS[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    message = command.prune_refused(worded, "--drop", "1", "--metric", "bi", "--text", name)
+    assert found in message
+
+
+def test_lines_end_at_newlines_only(command, worded, tmp_path):
+    text = "a b\u2028c\x85d " * 80
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    options = ("--metric", "bi", "--text", "lines.jsonl", "--samples", "1")
+    assert command("prune", worded, "--drop", "1", *options, "-o", "out")[0] == 0
+
+
+def test_a_model_without_tokenizer_is_not_scored_on_text(command, model):
+    assert "tokenizer.json" in command.prune_refused(model, "--drop", "1", "--metric", "bi")

@@ -1,0 +1,138 @@
+"""verify: every damage to a written checkpoint is found, and weights that were changed on purpose give other logits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import CheckpointError
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from shortstack.verification import verify
+from zoo import make, tiny
+
+SINGLE, RECORD = "model.safetensors", "shortstack.json"
+
+
+@pytest.fixture(scope="module")
+def source():
+    return Checkpoint.open(tiny("llama"))
+
+
+@pytest.fixture(scope="module")
+def pruned(source, tmp_path_factory):
+    return prune(source, plan(8, layers="1,4"), tmp_path_factory.mktemp("pruned") / "out").directory
+
+
+@pytest.fixture
+def copy(pruned, tmp_path):
+    """A written checkpoint, to damage."""
+    return Path(shutil.copytree(pruned, tmp_path / "copy"))
+
+
+def forge(folder: Path) -> None:
+    """Make the manifest fit the files as they are."""
+    record = json.loads((folder / RECORD).read_text())
+    for name in record["files"]:
+        content = (folder / name).read_bytes()
+        record["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / RECORD).write_text(json.dumps(record))
+
+
+def failed(folder: Path, source: Checkpoint | None = None) -> tuple[str, str]:
+    """The one check that fails, and what it says; a file that cannot even be opened is an error."""
+    try:
+        result = verify(Checkpoint.open(folder), against=source)
+    except CheckpointError as error:
+        return "open", str(error)
+    wrong = [(name, check["detail"]) for name, check in result.checks.items() if not check["ok"]]
+    assert not result.ok
+    assert len(wrong) == 1
+    return wrong[0]
+
+
+def test_what_was_written_is_verified(source, pruned):
+    result = verify(Checkpoint.open(pruned), against=source)
+    assert result.ok
+    assert list(result.checks) == ["files", "tensors", "logits"]
+    assert result.to_dict()["ok"] is True
+    assert "max abs difference 0 without layers [1, 4]" in result.checks["logits"]["detail"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_flipped_bit_is_found(seed, copy):
+    rng = random.Random(seed)
+    path = copy / rng.choice([SINGLE, SINGLE, "config.json", "generation_config.json"])
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    check, said = failed(copy)
+    assert check in {"files", "open"}
+    assert path.name in said
+
+
+@pytest.mark.parametrize("name", [SINGLE, "config.json", "generation_config.json"])
+@pytest.mark.parametrize("how", ["deleted", "longer", "shorter"])
+def test_a_file_that_is_gone_or_of_another_size_is_found(name, how, copy):
+    path = copy / name
+    content = path.read_bytes()
+    path.unlink()
+    if how != "deleted":
+        path.write_bytes(content + b"\n" if how == "longer" else content[:-1])
+    check, said = failed(copy)
+    assert check in {"files", "open"}
+    if check == "files":
+        assert name in said
+        assert ("is missing" if how == "deleted" else f"bytes, not {len(content)}") in said
+
+
+def test_a_changed_weight_with_a_forged_manifest_gives_other_logits(copy, source):
+    tensors = load_file(copy / SINGLE)
+    tensors["model.layers.3.mlp.up_proj.weight"][5, 7] += 0.5
+    save_file(tensors, copy / SINGLE, {"format": "pt"})
+    assert failed(copy)[0] == "files"
+    forge(copy)
+    assert verify(Checkpoint.open(copy)).ok  # nothing but the source can tell
+    check, said = failed(copy, source)
+    assert check == "logits"
+    assert "max abs difference 0 " not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"num_hidden_layers": 5}, "unexpected_keys"),
+        ({"num_hidden_layers": 7}, "missing_keys"),
+        ({"vocab_size": 97}, "2 mismatched_keys"),
+        ({"hidden_act": "zork"}, "zork"),
+        ({"model_type": "bert"}, "an encoder"),
+    ],
+)
+def test_a_config_that_does_not_fit_with_a_forged_manifest_is_found(change, found, copy, source):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    forge(copy)
+    check, said = failed(copy, source)
+    assert check == "tensors"
+    assert found in said
+
+
+def test_models_that_do_not_belong_together_are_refused(pruned, copy, source):
+    record = json.loads((copy / RECORD).read_text())
+    (copy / RECORD).write_text(json.dumps(record | {"layer_map": {str(layer): layer + 9 for layer in range(6)}}))
+    with pytest.raises(CheckpointError, match="a cut of"):
+        verify(Checkpoint.open(copy), against=source)
+    with pytest.raises(CheckpointError, match="record"):
+        verify(source)
+
+
+def test_another_model_of_the_same_shape_gives_other_logits(pruned, tmp_path):
+    other = Checkpoint.open(make("llama", tmp_path / "other", seed=1))
+    assert failed(pruned, other)[0] == "logits"
