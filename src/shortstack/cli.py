@@ -114,10 +114,7 @@ def score(
         return console.show_json(scores.to_dict())
     _show_scores(scores)
     if not quiet:
-        console.next_step(
-            f"shortstack plan {output or model} --drop 25%"
-            + ("" if output else f" --metric {next(iter(scores.scores))}")
-        )
+        console.next_step(f"shortstack plan {output or model} --metric {next(iter(scores.scores))} --drop 25%")
     return None
 
 
