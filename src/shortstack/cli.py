@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 from enum import StrEnum
@@ -19,7 +20,7 @@ import typer
 from shortstack import console
 from shortstack.errors import DataError, InputError, OutputError, ShortstackError
 from shortstack.metrics import METRICS, Scores
-from shortstack.planning import Plan, plan, show_layers
+from shortstack.planning import Plan, Sizes, plan, show_layers
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -101,10 +102,7 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Score every layer by one or more metrics in one walk; low = remove first."""
-    if output and output.exists():
-        raise OutputError(
-            output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
-        )
+    _check_file(output)
     with console.bars(quiet=quiet) as progress:
         checkpoint = _open(model, revision, trust_remote_code, progress)
         scores = _score(checkpoint, metric.split(","), text, samples, length, seed, device, dtype, progress)
@@ -139,10 +137,7 @@ def plan_verb(
     quiet: Quiet = False,
 ) -> None:
     """Choose the layers to remove, from scores or from a model (which is scored first when the metric needs it)."""
-    if output and output.exists():
-        raise OutputError(
-            output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
-        )
+    _check_file(output)
     options: dict[str, Any] = {
         "drop": drop,
         "layers": layers,
@@ -154,7 +149,7 @@ def plan_verb(
     if model_or_scores.endswith(".json"):
         scores = Scores.from_dict(_read_json(Path(model_or_scores)), where=model_or_scores)
         chosen = plan(scores, metric=metric, **options)
-        chosen = _sized(chosen, scores)
+        chosen = chosen.sized(Sizes.from_dict(scores.model, where=model_or_scores))
         model = str(scores.model.get("source", "MODEL"))
     else:
         model = model_or_scores
@@ -472,6 +467,18 @@ def _check_output(output: Path, checkpoint: Checkpoint) -> None:
     CheckpointWriter(output, source=checkpoint.directory, nbytes=0)
 
 
+def _check_file(output: Path | None) -> None:
+    """Refuse a JSON output that cannot be written, before minutes of scoring."""
+    if output and os.path.lexists(output):
+        raise OutputError(
+            output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
+        )
+    if output and not os.access(output.absolute().parent, os.W_OK):
+        raise OutputError(
+            output, expected="a directory that can be written", found=str(output.parent), fix="make it, or name another"
+        )
+
+
 def _score(
     checkpoint: Checkpoint,
     metrics: list[str],
@@ -516,24 +523,10 @@ def _plan(
     return plan(scores, metric=name, **options), scores
 
 
-def _sized(chosen: Plan, scores: Scores) -> Plan:
-    from shortstack.planning import Sizes
-
-    record = scores.model
-    return chosen.sized(
-        Sizes(
-            tuple(record["layer_parameters"]),
-            tuple(record["layer_bytes"]),
-            record["other_parameters"],
-            record["other_bytes"],
-        )
-    )
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             path,
             expected="a JSON file written by shortstack",
@@ -551,7 +544,7 @@ def _parse_size(text: str | None) -> int | None:
         return None
     digits = text.rstrip("KMGIBkmgib")
     unit = text[len(digits) :].upper()
-    if not digits.isdigit() or unit not in units or not int(digits):
+    if not digits.isdecimal() or unit not in units or not int(digits):
         raise InputError(
             "--max-shard-size",
             expected="a size like 5GB or 500MB",

@@ -134,11 +134,14 @@ def cut_fields(cut: Cut) -> dict[str, Any]:
 def rename_layers(value: Any, prefix: str, new_index: Mapping[int, int]) -> Any:
     """Renumber the layer names inside a nested value, such as quantization_config's list of modules left alone.
 
+    Keys count too: some quantisers map module names to their settings.
+
     >>> rename_layers({"skip": ["model.layers.3.mlp", "lm_head", "model.layers.1.mlp"]}, "model.layers", {3: 1})
     {'skip': ['model.layers.1.mlp', 'lm_head']}
     """
     if isinstance(value, Mapping):
-        return {key: rename_layers(item, prefix, new_index) for key, item in value.items()}
+        names = {key: _renamed(key, prefix, new_index) for key in value}
+        return {name: rename_layers(value[key], prefix, new_index) for key, name in names.items() if name is not None}
     if isinstance(value, list):
         renamed = (
             _renamed(item, prefix, new_index) if isinstance(item, str) else rename_layers(item, prefix, new_index)

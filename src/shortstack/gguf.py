@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import uuid
 from pathlib import Path
 
@@ -11,6 +12,19 @@ from shortstack.cache import cache_directory
 from shortstack.errors import CheckpointError
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
+
+# What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
+UNREADABLE = (
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def dequantised(path: Path, *, progress: Progress = silent) -> Path:
@@ -50,12 +64,12 @@ def _convert(path: Path, out: Path) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             path,
             expected="a GGUF file of an architecture transformers reads",
-            found=str(error),
-            fix="start from the safetensors checkpoint",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            fix="download it again, or start from the safetensors checkpoint",
         ) from error
     # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are.
     model.hf_quantizer = None

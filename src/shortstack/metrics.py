@@ -147,12 +147,16 @@ class Scores:
             known = {key: data[key] for key in cls.__dataclass_fields__}
             known["scores"] = {name: tuple(map(float, values)) for name, values in data["scores"].items()}
             scores = cls(**known)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
                 where, expected="the JSON that `shortstack score -o` writes", found=repr(error), fix="score again"
             ) from error
+        if type(scores.layers) is not int or not scores.scores:
+            raise DataError(
+                where, expected="a layer count and at least one metric", found="none", fix="score the model again"
+            )
         for name, values in scores.scores.items():
-            if len(values) != scores.layers or any(math.isnan(value) for value in values):
+            if len(values) != scores.layers or not all(value > -math.inf for value in values):  # false for NaN, too
                 raise DataError(
                     where, expected=f"{scores.layers} numbers for {name}", found=f"{list(values)}", fix="score again"
                 )

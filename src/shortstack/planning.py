@@ -29,6 +29,23 @@ class Sizes:
     other_parameters: int
     other_bytes: int
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Sizes:
+        """From the sizes a scores.json keeps of its model.
+
+        Raises:
+            DataError: they are missing, or not one whole number per layer.
+        """
+        try:
+            parameters, sizes = tuple(data["layer_parameters"]), tuple(data["layer_bytes"])
+            found = cls(parameters, sizes, data["other_parameters"], data["other_bytes"])
+        except (KeyError, TypeError) as error:
+            raise _not_ours(where, "score", repr(error)) from error
+        numbers = (*parameters, *sizes, found.other_parameters, found.other_bytes)
+        if len(parameters) != len(sizes) or not all(type(number) is int and number > 0 for number in numbers):
+            raise _not_ours(where, "score", "layer sizes that are not whole numbers, or not as many as layers")
+        return found
+
     def of(self, kept: Sequence[int]) -> tuple[int, int]:
         """(parameters, bytes) of the model with only these layers."""
         return (
@@ -100,13 +117,20 @@ class Plan:
             PlanError: the layers named cannot be removed.
         """
         try:
-            changes = {key: data.get(key) and Change(**data[key]) for key in ("parameters", "bytes")}
-            removed = tuple(int(layer) for layer in data["removed"])
-            return cls(int(data["layers"]), removed, str(data["strategy"]), changes["parameters"], changes["bytes"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                where, expected="the JSON that `shortstack plan -o` writes", found=repr(error), fix="plan again"
-            ) from error
+            layers, removed, strategy = data["layers"], tuple(data["removed"]), str(data["strategy"])
+            changes = [None if data.get(key) is None else Change(**data[key]) for key in ("parameters", "bytes")]
+        except (KeyError, TypeError) as error:
+            raise _not_ours(where, "plan", repr(error)) from error
+        if any(type(number) is not int for number in (layers, *removed)):
+            raise _not_ours(where, "plan", f"layers {layers!r}, removed {list(removed)!r}")
+        check_removal(removed, layers, where=where)
+        return cls(layers, removed, strategy, *changes)
+
+
+def _not_ours(where: object, verb: str, found: str) -> DataError:
+    return DataError(
+        where, expected=f"the JSON that `shortstack {verb} -o` writes", found=found, fix=f"{verb} the model again"
+    )
 
 
 def plan(
@@ -193,10 +217,10 @@ def parse_drop(drop: str | int, layers: int) -> int:
     [8, 8, 7]
     """
     text = str(drop).strip()
-    if re.fullmatch(r"\d+(\.\d+)?%", text):
+    if re.fullmatch(r"\d{1,5}(\.\d{1,9})?%", text):
         share = Fraction(text[:-1]) / 100
         amount = int(share * layers + Fraction(1, 2))
-    elif re.fullmatch(r"\d+", text):
+    elif re.fullmatch(r"\d{1,5}", text):
         amount = int(text)
     else:
         raise PlanError(
@@ -220,7 +244,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     """
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?\s*", part)  # a range is spelled out: keep it small
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise PlanError(
                 "--layers",

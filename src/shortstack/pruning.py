@@ -42,15 +42,14 @@ def prune(
     config = pruned_config(checkpoint, plan)
     tensors = kept_tensors(checkpoint, plan)
     origin = {new.name: new.file.name for new in tensors}
+    numbers = layer_map(checkpoint, plan)
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
         writer.json("config.json", config)
         for path in checkpoint.side_files():
             writer.copy(path)
         writer.tensors(layout(tensors, origin, max_shard_bytes), progress=progress)
         record = provenance(checkpoint, "prune", time.perf_counter() - started)
-        done = writer.commit(
-            {**record, "plan": plan.to_dict(), "layer_map": layer_map(checkpoint, plan), "scores": scores}
-        )
+        done = writer.commit({**record, "plan": plan.to_dict(), "layer_map": numbers, "scores": scores})
     return Checkpoint.open(done, trust_remote_code=checkpoint.trust_remote_code)
 
 
@@ -105,7 +104,7 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan) -> list[StoredTensor]:
 def layer_map(checkpoint: Checkpoint, plan: Plan) -> dict[str, int]:
     """New layer number -> number in the first original, through earlier cuts of the same line."""
     earlier = checkpoint.record.get("layer_map") or {}
-    return {str(new): int(earlier.get(str(old), old)) for new, old in enumerate(plan.kept)}
+    return {str(new): earlier.get(str(old), old) for new, old in enumerate(plan.kept)}
 
 
 def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def read_shard(path: Path) -> list[StoredTensor]:
             fix="download the checkpoint again",
         ) from error
     tensors = [_declared(path, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"]
-    tensors.sort(key=lambda tensor: tensor.data.start)  # type: ignore[union-attr]
+    tensors.sort(key=lambda tensor: (tensor.data.start, tensor.size))  # type: ignore[union-attr]  # empty ones first
     _check_cover(path, tensors, data_start, size)
     return tensors
 
@@ -106,7 +106,7 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any],
             path, f"a header of at most {min(MAX_HEADER_BYTES, size - 8)} bytes", f"a header length of {length}"
         )
     try:
-        header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+        header = json.loads(file.read(length).decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise _broken(path, "a JSON header", str(error) or type(error).__name__) from error
     if not isinstance(header, dict):
@@ -123,17 +123,16 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _declared(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     try:
-        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        valid = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+        bits, shape, (start, end) = BITS[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        valid = type(shape) is list and all(type(number) is int and number >= 0 for number in (*shape, start, end))
+        name.encode()  # a lone surrogate, which JSON can spell, is no name
     except (KeyError, TypeError, ValueError) as error:
-        raise _broken(path, f"dtype, shape and data_offsets for {name}", repr(entry)) from error
-    if not valid or dtype not in BITS:
-        raise _broken(path, f"a known dtype and non-negative numbers for {name}", repr(entry))
-    if math.prod(shape) * BITS[dtype] != (end - start) * 8:
-        raise _broken(
-            path, f"{math.prod(shape) * BITS[dtype] / 8:g} bytes for {name} ({dtype} {list(shape)})", f"{end - start}"
-        )
-    return StoredTensor(name, dtype, shape, Span(path, data_start + start, data_start + end))
+        raise _broken(path, f"a known dtype, shape and data_offsets for {name!r}", f"{entry!r:.200}") from error
+    if not valid:
+        raise _broken(path, f"non-negative numbers for {name!r}", f"{entry!r:.200}")
+    if math.prod(shape) * bits != (end - start) * 8:
+        raise _broken(path, f"bytes for {name!r} as its dtype and shape need", f"{entry!r:.200}")
+    return StoredTensor(name, entry["dtype"], tuple(shape), Span(path, data_start + start, data_start + end))
 
 
 def _check_cover(path: Path, tensors: Sequence[StoredTensor], data_start: int, size: int) -> None:

@@ -197,7 +197,7 @@ def read_records(source: str) -> list[dict[str, Any]]:
         return [_checked(row, f"{path}, entry {number}") for number, row in rows]
     return [
         _checked(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
-        for number, line in enumerate(text.splitlines(), start=1)
+        for number, line in enumerate(text.split("\n"), start=1)  # splitlines also cuts at U+2028, which JSON allows
         if line.strip()
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint import RECORD, Checkpoint
-from shortstack.errors import CheckpointError
+from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
 from shortstack.walk import Decoder, Route, pick_device
@@ -37,6 +37,8 @@ def verify(
 ) -> Verification:
     """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
 
+    The first check that fails is the last: a changed file is not loaded, and what does not load has no logits.
+
     Logits are compared in float32 on seeded random tokens; a pruned checkpoint's must be equal, difference 0. A healed
     or repaired one differs by design: for it only the difference is reported.
 
@@ -50,8 +52,11 @@ def verify(
             found="no such file",
             fix="verify an output of shortstack",
         )
-    checks = {"files": _files(checkpoint, progress), "tensors": _tensors(checkpoint)}
-    if against is not None:
+    checks = {"files": _files(checkpoint, progress)}
+    if not checks["files"]["ok"]:  # what somebody changed is not loaded
+        return Verification(checks)
+    checks["tensors"] = _tensors(checkpoint)
+    if against is not None and checks["tensors"]["ok"]:
         checks["logits"] = _logits(checkpoint, against, pick_device(device))
     return Verification(checks)
 
@@ -76,7 +81,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     """transformers loads it with nothing missing, unexpected or of another shape (Checkpoint.model raises otherwise)."""
     try:
         checkpoint.model(dtype=torch.float32, strict=True)
-    except CheckpointError as error:
+    except (ArchitectureError, CheckpointError) as error:
         return {"ok": False, "detail": error.found}
     return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}
 

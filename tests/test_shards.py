@@ -1,0 +1,254 @@
+"""Shards: what is read agrees with the safetensors library, what is broken is refused, what is written is what was kept."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from shortstack.errors import CheckpointError
+from shortstack.shards import Span, StoredTensor, file_digest, read_shard, write_shard
+
+TENSORS = {
+    "a.bytes": torch.arange(7, dtype=torch.uint8),
+    "b.wide": torch.arange(12, dtype=torch.float64).reshape(3, 4),
+    "c.half": torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16),
+    "d.scalar": torch.tensor(3, dtype=torch.int32),
+    "e.empty": torch.zeros(0, 4),
+    "f.flags": torch.tensor([True, False, True]),
+}
+VALID = save(TENSORS, metadata={"format": "pt"})
+COUNTER = itertools.count()
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def written(folder: Path, content: bytes) -> Path:
+    path = folder / f"{next(COUNTER)}.safetensors"
+    path.write_bytes(content)
+    return path
+
+
+def shard(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def u8(start: int, end: int, **changes: object) -> dict[str, object]:
+    return {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end], **changes}
+
+
+def stored_bytes(tensor: StoredTensor) -> bytes:
+    assert isinstance(tensor.data, Span)
+    return tensor.data.path.read_bytes()[tensor.data.start : tensor.data.end]
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def library_reads(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
+some_tensors = st.dictionaries(
+    st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
+    st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=3)),
+    min_size=1,
+    max_size=5,
+).map(lambda specs: {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in specs.items()})
+
+
+@RELAXED
+@given(tensors=some_tensors)
+def test_a_valid_file_is_read_as_the_library_reads_it(tensors, tmp_path):
+    path = written(tmp_path, save(tensors))
+    found = {tensor.name: tensor for tensor in read_shard(path)}
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].shape == tuple(tensor.shape)
+        assert found[name].parameters == tensor.numel()
+        assert stored_bytes(found[name]) == tensor_bytes(tensor)
+
+
+def test_empty_tensors_may_stand_anywhere_in_the_header(tmp_path):
+    path = written(tmp_path, shard({"full": u8(0, 2), "empty": u8(0, 0)}, b"ab"))
+    assert library_reads(path)["full"].tolist() == [97, 98]
+    assert [tensor.name for tensor in read_shard(path)] == ["empty", "full"]
+
+
+BROKEN = {
+    "no bytes": b"",
+    "seven bytes": b"\0" * 7,
+    "no header": b"\0" * 8,
+    "header past the end": (9).to_bytes(8, "little") + b"{}",
+    "huge header": (2**64 - 1).to_bytes(8, "little") + b"{}",
+    "not JSON": shard(b"{'a': 1}"),
+    "not UTF-8": shard(b'{"\xff": 1}'),
+    "UTF-16": shard("{}".encode("utf-16")),
+    "too deep": shard(b"[" * 100_000),
+    "a list": shard([]),
+    "null": shard(None),
+    "duplicate name": shard(b'{"a":%(x)s,"a":%(x)s}' % {b"x": json.dumps(u8(0, 1)).encode()}, b"x"),
+    "duplicate key": shard(b'{"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
+    "overlap": shard({"a": u8(0, 2), "b": u8(1, 3)}, b"xyz"),
+    "same range twice": shard({"a": u8(0, 2), "b": u8(0, 2)}, b"xy"),
+    "gap": shard({"a": u8(0, 1), "b": u8(2, 3)}, b"xyz"),
+    "gap at the start": shard({"a": u8(1, 2)}, b"xy"),
+    "negative offset": shard({"a": u8(-1, 0)}, b""),
+    "negative size": shard({"a": u8(2, 1)}, b"xy"),
+    "negative shape": shard({"a": u8(0, 1, shape=[-1, -1])}, b"x"),
+    "fractional shape": shard({"a": u8(0, 1, shape=[1.0])}, b"x"),
+    "boolean shape": shard({"a": u8(0, 1, shape=[True])}, b"x"),
+    "infinite shape": shard(b'{"a":{"dtype":"U8","shape":[Infinity],"data_offsets":[0,1]}}', b"x"),
+    "shape that is text": shard({"a": u8(0, 1, shape="1")}, b"x"),
+    "shape that is an object": shard({"a": u8(0, 1, shape={})}, b"x"),
+    "shape no float holds": shard({"a": u8(0, 1, shape=[10**300, 10**300])}, b"x"),
+    "one offset": shard({"a": u8(0, 1, data_offsets=[0])}, b"x"),
+    "three offsets": shard({"a": u8(0, 1, data_offsets=[0, 1, 1])}, b"x"),
+    "unknown dtype": shard({"a": u8(0, 1, dtype="U9")}, b"x"),
+    "dtype that is a list": shard({"a": u8(0, 1, dtype=["U8"])}, b"x"),
+    "dtype too wide": shard({"a": u8(0, 1, dtype="F32")}, b"x"),
+    "shape too large": shard({"a": u8(0, 1, shape=[2])}, b"x"),
+    "no dtype": shard({"a": {"shape": [1], "data_offsets": [0, 1]}}, b"x"),
+    "entry that is a list": shard({"a": [1]}, b"x"),
+    "entry that is null": shard({"a": None}),
+    "lone surrogate": shard(b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
+    "trailing byte": VALID + b"\0",
+    "cut in the header": VALID[:40],
+    "cut in a tensor": VALID[:-20],
+    "cut before the last byte": VALID[:-1],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_as_the_library_refuses_it(name, tmp_path):
+    path = written(tmp_path, BROKEN[name])
+    if name != "duplicate name":  # of which the library keeps the last
+        with pytest.raises(SafetensorError):
+            library_reads(path)
+    with pytest.raises(CheckpointError) as caught:
+        read_shard(path)
+    assert caught.value.where == str(path)
+
+
+def test_a_missing_file_and_a_directory_are_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "none.safetensors"):
+        with pytest.raises(CheckpointError, match="readable safetensors file"):
+            read_shard(path)
+
+
+mutations = st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), max_size=4)
+
+
+@settings(RELAXED, max_examples=300)
+@given(
+    content=st.one_of(
+        st.binary(max_size=64),
+        st.binary(max_size=64).map(shard),
+        mutations.map(lambda edits: bytes(dict(edits).get(place, byte) for place, byte in enumerate(VALID))),
+        st.integers(0, len(VALID)).map(lambda length: VALID[:length]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["U8", "F32", ""]),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a", "b"]), inner, max_size=3)
+            ),
+        ).map(lambda header: shard(header, b"12345678")),
+    )
+)
+def test_any_bytes_are_read_or_refused(content, tmp_path):
+    path = written(tmp_path, content)
+    try:
+        tensors = read_shard(path)
+    except CheckpointError:
+        return
+    data_start = 8 + int.from_bytes(content[:8], "little")
+    assert data_start + sum(tensor.size for tensor in tensors) == len(content)
+
+
+def no_kernel_copy(error: int | None):
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        if error is None:
+            monkeypatch.delattr(os, "copy_file_range", raising=False)
+        else:
+            monkeypatch.setattr(
+                os, "copy_file_range", lambda *_: (_ for _ in ()).throw(OSError(error, "no")), raising=False
+            )
+
+    return patch
+
+
+def kernel_copies_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three bytes at a time, then an error: the rest must follow exactly."""
+    real, calls = os.copy_file_range, itertools.count()
+
+    def copy(source: int, sink: int, count: int, offset: int) -> int:
+        if next(calls) % 3 == 2:
+            raise OSError(errno.EXDEV, "no")
+        return real(source, sink, min(count, 3), offset)
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+
+
+COPIES = {
+    "kernel": lambda monkeypatch: None,
+    "absent": no_kernel_copy(None),
+    "EXDEV": no_kernel_copy(errno.EXDEV),
+    "ENOSYS": no_kernel_copy(errno.ENOSYS),
+    "part": kernel_copies_little,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_what_is_written_is_byte_equal_and_its_digest_is_the_files(how, tmp_path, monkeypatch):
+    if how in {"kernel", "part"} and not hasattr(os, "copy_file_range"):
+        pytest.skip("this system has no copy_file_range")
+    kept = [tensor for tensor in read_shard(written(tmp_path, VALID)) if tensor.name != "b.wide"]
+    kept.append(StoredTensor("in.memory", "F32", (2,), tensor_bytes(torch.tensor([1.5, -2.0]))))
+    COPIES[how](monkeypatch)
+    monkeypatch.setattr("shortstack.shards.BLOCK_BYTES", 4)
+    told: list[int] = []
+    result = write_shard(tmp_path / "out.safetensors", kept, told.append)
+
+    content = (tmp_path / "out.safetensors").read_bytes()
+    assert (result.size, result.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert file_digest(tmp_path / "out.safetensors") == result.sha256
+    assert sum(told) == len(content)
+    found = library_reads(tmp_path / "out.safetensors")
+    expected = {name: tensor for name, tensor in TENSORS.items() if name != "b.wide"}
+    expected["in.memory"] = torch.tensor([1.5, -2.0])
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].shape == tensor.shape
+        assert tensor_bytes(found[name]) == tensor_bytes(tensor)
+
+
+def test_other_errors_of_the_kernel_are_raised(tmp_path, monkeypatch):
+    kept = read_shard(written(tmp_path, VALID))
+    no_kernel_copy(errno.ENOSPC)(monkeypatch)
+    with pytest.raises(OSError, match="no"):
+        write_shard(tmp_path / "out.safetensors", kept, lambda count: None)
+
+
+def test_a_source_that_shrinks_meanwhile_is_refused_and_no_file_is_overwritten(tmp_path):
+    path = written(tmp_path, VALID)
+    kept = read_shard(path)
+    path.write_bytes(VALID[:-1])
+    with pytest.raises(CheckpointError, match="the end of the file"):
+        write_shard(tmp_path / "out.safetensors", kept, lambda count: None)
+    with pytest.raises(FileExistsError):
+        write_shard(path, kept, lambda count: None)
+    assert path.read_bytes() == VALID[:-1]
