@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SMALL = {
@@ -78,3 +79,31 @@ def make(model_type: str, directory: Path, *, seed: int = 0, max_shard_size: str
 def tiny(model_type: str) -> Path:
     """One shared, read-only checkpoint per type."""
     return make(model_type, Path(tempfile.mkdtemp(prefix=f"zoo-{model_type}-")))
+
+
+def tokenizer(*, bos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 384 entries trained on a little English; bos: it puts <s> before text by itself."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    backend.train_from_iterator(["the walk visits every layer once and in order " * 8], trainer)
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    if chat:
+        made.chat_template = (
+            "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
+            "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+        )
+    return made
+
+
+def speaking(
+    directory: Path, model_type: str = "llama", *, bos: bool = False, chat: bool = True, **overrides: object
+) -> Path:
+    """A tiny checkpoint with a tokenizer, so that the whole line can run on it."""
+    make(model_type, directory, vocab_size=384, **overrides)
+    tokenizer(bos=bos, chat=chat).save_pretrained(directory)
+    return directory

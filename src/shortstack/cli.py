@@ -112,10 +112,7 @@ def score(
         return console.show_json(scores.to_dict())
     _show_scores(scores)
     if not quiet:
-        console.next_step(
-            f"shortstack plan {output or model} --drop 25%"
-            + ("" if output else f" --metric {next(iter(scores.scores))}")
-        )
+        console.next_step(f"shortstack plan {output or model} --metric {next(iter(scores.scores))} --drop 25%")
     return None
 
 
@@ -233,9 +230,7 @@ def prune(
         return console.show_json({**chosen.to_dict(), "output": str(output)})
     _show_plan(chosen)
     if not quiet:
-        console.next_step(
-            f"shortstack verify {output} --against {model}; then shortstack heal {output} --data pydoc -o healed"
-        )
+        console.next_step(f"shortstack verify {output} --against {model}")
     return None
 
 
@@ -264,7 +259,10 @@ def verify(
         rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in result.checks.items()]
         console.show_table(f"{directory}", ("check", "result", "detail"), rows)
         if result.ok and not quiet:
-            console.next_step(f"shortstack evaluate {directory}")
+            healed = checkpoint.record["verb"] == "heal"
+            console.next_step(
+                f"shortstack evaluate {directory}" if healed else f"shortstack heal {directory} --data pydoc -o healed"
+            )
     if not result.ok:
         raise typer.Exit(1)
 
@@ -396,8 +394,8 @@ def evaluate(
         ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"),
         rows,
     )
-    if not quiet and not checkpoint.record:
-        console.next_step(f"shortstack prune {model} --drop 25% -o pruned")
+    if not quiet:
+        console.next_step(_after_evaluating(model, checkpoint.record.get("verb")))
     return None
 
 
@@ -444,6 +442,16 @@ def ls(
         console.show_json({what.value: [dict(zip(columns, row, strict=True)) for row in rows]})
     else:
         console.show_table(what.value, columns, rows)
+
+
+def _after_evaluating(model: str, verb: str | None) -> str:
+    if verb is None:
+        return f"shortstack prune {model} --drop 25% -o pruned"
+    if verb == "prune":
+        return f"shortstack heal {model} --data pydoc -o healed"
+    return (
+        f'AutoModelForCausalLM.from_pretrained("{model}") in Python, or any program that reads a checkpoint directory'
+    )
 
 
 def _open(model: str, revision: str | None, trust_remote_code: bool, progress: Progress) -> Checkpoint:

@@ -6,7 +6,9 @@ file, a .jsonl or .json file, or a hub dataset `org/name` or `org/name:split`.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,14 +150,14 @@ def _shuffled(texts: list[str], seed: int) -> list[str]:
 
 
 def _pydoc(held_out: bool) -> str:
+    """The standard library's reference topics, each paragraph once: topics quote each other, and would leak otherwise."""
     from pydoc_data import topics
 
-    texts = [topics.topics[name] for name in sorted(topics.topics)]
-    total, seen, first = sum(map(len, texts)), 0, 0
-    while seen < (1 - HELD_OUT_SHARE) * total:
-        seen += len(texts[first])
-        first += 1
-    return "\n\n".join(texts[first:] if held_out else texts[:first])
+    texts = "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
+    paragraphs = list(dict.fromkeys(texts.split("\n\n")))
+    ends = list(itertools.accumulate(map(len, paragraphs)))
+    first = bisect.bisect_left(ends, (1 - HELD_OUT_SHARE) * ends[-1]) + 1
+    return "\n\n".join(paragraphs[first:] if held_out else paragraphs[:first])
 
 
 def _read_text(path: Path) -> str:
@@ -332,8 +334,7 @@ def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max
     bos = bos_ids(tokenizer)
     if kind == "text":
         ids, room = encode(tokenizer, str(record["text"])), max_length - len(bos)
-        starts = range(0, max(len(ids) - room, 0) + 1, room) if len(ids) > room else (0,)
-        windows = [(*bos, *ids[start : start + room]) for start in starts]
+        windows = [(*bos, *ids[start : start + room]) for start in range(0, len(ids), room)]
         return [Example(window, (True,) * len(window)) for window in windows if len(window) > 1]
     if kind == "chat":
         return [_chat_example(record["messages"], tokenizer, max_length)]

@@ -1,0 +1,68 @@
+"""Perplexity against transformers' own loss; the arithmetic chosen; what is said of the tokens."""
+
+import math
+
+import pytest
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.evaluation import evaluate
+from shortstack.profiling import answer, decode_speeds
+from shortstack.tokens import Tokens
+from shortstack.walk import arithmetic
+from zoo import speaking, tiny
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return Checkpoint.open(speaking(tmp_path_factory.mktemp("speaking") / "model", bos=True))
+
+
+def test_perplexity_is_exp_of_the_mean_loss_transformers_computes(checkpoint, tmp_path):
+    (tmp_path / "a.txt").write_text("the walk visits every layer once " * 120)
+    source = str(tmp_path / "a.txt")
+    found = evaluate(checkpoint, perplexity=[source], length=24, dtype="float32").perplexity[source]
+    ids = Tokens.read(source, checkpoint.tokenizer(), samples=None, length=24).ids
+    with torch.no_grad():
+        losses = torch.stack(
+            [checkpoint.model(dtype=torch.float32)(input_ids=row[None], labels=row[None]).loss for row in ids[:5]]
+        )
+        whole = checkpoint.model(dtype=torch.float32)(input_ids=ids, labels=ids).loss
+    assert found.value == pytest.approx(math.exp(whole), rel=1e-5)
+    assert found.tokens == ids.shape[0] * 23
+    assert found.windows["bos"] is True
+    assert found.dtype == "float32"
+    assert losses.isfinite().all()
+
+
+def test_the_standard_error_is_over_windows(checkpoint, tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"layer {number} of many; " for number in range(300)))
+    source = str(tmp_path / "a.txt")
+    found = evaluate(checkpoint, perplexity=[source], length=32, dtype="float32").perplexity[source]
+    ids = Tokens.read(source, checkpoint.tokenizer(), samples=None, length=32).ids
+    with torch.no_grad():
+        model = checkpoint.model(dtype=torch.float32)
+        means = torch.stack([model(input_ids=row[None], labels=row[None]).loss for row in ids])
+    assert found.loss_stderr == pytest.approx(float(means.std() / math.sqrt(len(means))), rel=1e-3)
+
+
+def test_auto_arithmetic_is_bf16_only_where_checkpoint_and_device_have_it(monkeypatch):
+    checkpoint = Checkpoint.open(tiny("llama"))  # stored in float32
+    assert arithmetic("auto", checkpoint, "cpu") is torch.float32
+    assert arithmetic("bfloat16", checkpoint, "cpu") is torch.bfloat16
+
+
+def test_decode_speed_and_answers_come_from_generation(checkpoint):
+    model, tokenizer = checkpoint.model(dtype=torch.float32), checkpoint.tokenizer()
+    (speed,) = decode_speeds([model], prompt_tokens=4, new_tokens=8, repeats=3)
+    assert 0 < speed.slowest <= speed.decode_tokens_per_s <= speed.fastest
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "layers"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    expected = ids["input_ids"]
+    with torch.no_grad():
+        for _ in range(6):
+            expected = torch.cat([expected, model(input_ids=expected).logits[:, -1:].argmax(-1)], dim=1)
+    tail = expected[0, ids["input_ids"].shape[1] :].tolist()
+    tail = tail[: tail.index(2)] if 2 in tail else tail
+    assert answer(model, tokenizer, "layers", new_tokens=6) == tokenizer.decode(tail, skip_special_tokens=True).strip()

