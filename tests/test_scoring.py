@@ -13,7 +13,7 @@ from shortstack.errors import InputError, ShortstackError
 from shortstack.metrics import METRICS
 from shortstack.scoring import score
 from shortstack.tokens import Tokens
-from zoo import tiny
+from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
@@ -29,9 +29,7 @@ def naive_losses(checkpoint: Checkpoint) -> list[float]:
     losses = []
     for layer in range(8):
         model = copy.deepcopy(checkpoint.model(dtype=torch.float32))
-        model.get_submodule(checkpoint.anatomy.layers_path)[layer].forward = lambda hidden_states, *a, **k: (
-            hidden_states
-        )
+        pass_over(model, checkpoint.anatomy.layers_path, [layer])
         losses.append(float(model(input_ids=IDS, labels=IDS, use_cache=False).loss))
     return losses
 
@@ -41,6 +39,7 @@ def naive_influence(checkpoint: Checkpoint) -> list[float]:
     model, values = checkpoint.model(dtype=torch.float32), []
 
     def hook(_module, args, output):
+        output = output[0] if isinstance(output, tuple) else output
         values.append(float((1 - torch.nn.functional.cosine_similarity(args[0], output, dim=-1)).mean()))
 
     for layer in model.get_submodule(checkpoint.anatomy.layers_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.walk import UNPRUNED, Decoder, layer_forwards
-from zoo import ZOO, tiny
+from zoo import ZOO, pass_over, tiny
 
 IDS = torch.randint(3, 90, (3, 11), generator=torch.Generator().manual_seed(2))
 LEAVE_ONE_OUT = [UNPRUNED, *(frozenset({layer}) for layer in range(8))]
@@ -23,9 +23,7 @@ def load(model_type: str) -> Decoder:
 def skipping(decoder: Decoder, route, ids=IDS):
     """Logits of a copy of the model whose skipped layers return their input."""
     model = copy.deepcopy(decoder.model)
-    layers = model.get_submodule(decoder.anatomy.layers_path)
-    for layer in route:
-        layers[layer].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    pass_over(model, decoder.anatomy.layers_path, route)
     return model(input_ids=ids, use_cache=False).logits
 
 

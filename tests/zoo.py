@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SMALL = {
@@ -79,6 +80,17 @@ def make(model_type: str, directory: Path, *, seed: int = 0, max_shard_size: str
 def tiny(model_type: str) -> Path:
     """One shared, read-only checkpoint per type."""
     return make(model_type, Path(tempfile.mkdtemp(prefix=f"zoo-{model_type}-")))
+
+
+def pass_over(model: PreTrainedModel, layers_path: str, removed: Iterable[int]) -> None:
+    """Make those layers return what enters them, in the form they return things in (bare, or first of a tuple)."""
+
+    def return_input(_layer, args, kwargs, output):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    for index in removed:
+        model.get_submodule(layers_path)[index].register_forward_hook(return_input, with_kwargs=True)
 
 
 def tokenizer(*, bos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:

@@ -99,7 +99,7 @@ def meta_model(directory: Path, *, trust_remote_code: bool = False) -> PreTraine
     _check_decoder_only(directory, config, raw)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
         raise ArchitectureError(
             directory,
@@ -107,6 +107,8 @@ def meta_model(directory: Path, *, trust_remote_code: bool = False) -> PreTraine
             found=_first_line(error),
             fix="check the config, or install what it names",
         ) from error
+    model.tie_weights()  # on the meta device some versions of transformers leave that undone
+    return model
 
 
 def _first_line(error: Exception) -> str:

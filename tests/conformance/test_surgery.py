@@ -13,7 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.verification import verify
-from zoo import CUTS, ZOO, tiny
+from zoo import CUTS, ZOO, pass_over, tiny
 
 IDS = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -21,9 +21,7 @@ IDS = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(1))
 def source_without(source: Checkpoint, removed: tuple[int, ...], ids: torch.Tensor) -> torch.Tensor:
     """Logits of the source whose removed layers return their input: independent of the walk and of the writer."""
     model = copy.deepcopy(source.model(dtype=torch.float32))
-    layers = model.get_submodule(source.anatomy.layers_path)
-    for index in removed:
-        layers[index].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    pass_over(model, source.anatomy.layers_path, removed)
     with torch.no_grad():
         return model(input_ids=ids, use_cache=False).logits
 
