@@ -248,7 +248,9 @@ def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) 
     )
 
 
-def shortened(raw: Mapping[str, Any], model: PreTrainedModel, anatomy: Anatomy, kept: Sequence[int]) -> dict[str, Any]:
+def shortened(
+    raw: Mapping[str, Any], model: PreTrainedModel, anatomy: Anatomy, kept: Sequence[int], stored_path: str
+) -> dict[str, Any]:
     """The stored config with only the kept layers: the count, every per-layer field, and names inside quantization_config.
 
     Fields that transformers derives from the depth are written out, since the depth they were derived from is gone.
@@ -261,7 +263,8 @@ def shortened(raw: Mapping[str, Any], model: PreTrainedModel, anatomy: Anatomy, 
         text[key] = len(kept)
     new_index = {old: new for new, old in enumerate(kept)}
     if "quantization_config" in config:
-        config["quantization_config"] = rename_layers(config["quantization_config"], anatomy.layers_path, new_index)
+        for prefix in {anatomy.layers_path, stored_path}:  # quantisers name modules by either
+            config["quantization_config"] = rename_layers(config["quantization_config"], prefix, new_index)
     return dict(config)
 
 

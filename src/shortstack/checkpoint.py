@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -269,9 +270,8 @@ def _from_hub(name: str, revision: str | None, *, fix: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    transport: type[Exception] = HfHubHTTPError.__bases__[
-        0
-    ]  # the HTTPError of the client library that this huggingface_hub uses
+    # The HTTPError of whichever client library this huggingface_hub is built on: a failed connection raises it bare.
+    transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
     except (transport, LocalEntryNotFoundError, ValueError) as error:  # ValueError: a bad name, or an answer not JSON
@@ -328,7 +328,13 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
             found="no such file",
             fix="download the missing shard",
         )
-    tensors = {tensor.name: tensor for name in files for tensor in read_shard(directory / name)}
+    stored = [tensor for name in files for tensor in read_shard(directory / name)]
+    tensors = {tensor.name: tensor for tensor in stored}
+    if len(tensors) < len(stored):
+        name = next(name for name, count in Counter(tensor.name for tensor in stored).items() if count > 1)
+        raise CheckpointError(
+            index, expected="each tensor in one shard", found=f"{name} in several", fix="download the checkpoint again"
+        )
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
             raise CheckpointError(

@@ -609,10 +609,16 @@ def main() -> None:
         console.fail(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        console.say(
-            f"Error: {error.filename or 'the disk'}\n  expected  room to write\n  found     {error.strerror}"
-            "\n  to fix it free some space; nothing was left behind"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        expected, fix = (
+            ("room to write", "free some space") if full else ("a file that can be used", "check its permissions")
+        )
+        console.fail(
+            ShortstackError(
+                error.filename or "the disk",
+                expected=expected,
+                found=error.strerror or repr(error),
+                fix=f"{fix}; nothing was left behind",
+            )
         )
         sys.exit(1)

@@ -6,9 +6,12 @@ name or space layers have a rule of their own in RULES; a new quirk is one entry
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from shortstack.errors import ArchitectureError
 
 # Lists that may happen to be as long as the model is deep, and do not describe layers.
 NOT_PER_LAYER = ("token", "architectures", "torch_dtype", "dtype", "labels")
@@ -109,6 +112,9 @@ RULES: Mapping[str, Rule] = {
 }
 
 
+EXTRA_HEADS = tuple(name for name, rule in RULES.items() if rule is extra_heads)
+
+
 def cut_fields(cut: Cut) -> dict[str, Any]:
     """Every field of the text config whose value follows from the layers kept, except the layer count itself.
 
@@ -152,6 +158,14 @@ def rename_layers(value: Any, prefix: str, new_index: Mapping[int, int]) -> Any:
 
 
 def _renamed(name: str, prefix: str, new_index: Mapping[int, int]) -> str | None:
+    last = prefix.rpartition(".")[2]
+    if name.startswith("re:") and re.search(rf"{re.escape(last)}\W*\d", name):
+        raise ArchitectureError(
+            "config.json, quantization_config",
+            expected="layers named one by one",
+            found=f"the regular expression {name!r}",
+            fix="replace it by the names it stands for",
+        )
     head, _, tail = name.partition(f"{prefix}.")
     number, _, rest = tail.partition(".")
     if head or not number.isdigit():

@@ -13,6 +13,7 @@ from typing import Any
 from shortstack.anatomy import check_cut, shortened
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, layout
 from shortstack.errors import CheckpointError, PlanError
+from shortstack.fields import EXTRA_HEADS
 from shortstack.planning import Plan
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
@@ -62,7 +63,8 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
             found=f"a plan for {plan.layers}",
             fix="make the plan from this model",
         )
-    config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, plan.kept)
+    _check_stored(checkpoint)
+    config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, plan.kept, checkpoint.layers_path)
     if not checkpoint.trust_remote_code:
         config.pop("auto_map", None)  # the code it names is not copied; the architecture is transformers' own
     check_cut(
@@ -74,6 +76,30 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         trust_remote_code=checkpoint.trust_remote_code,
     )
     return config
+
+
+def _check_stored(checkpoint: Checkpoint) -> None:
+    """Refuse files that are not this config's: tensors of another shape, or layers past the last that it does not name."""
+    if not checkpoint.config.get("quantization_config"):
+        for name, weight in checkpoint.blueprint.state_dict().items():
+            stored = checkpoint.tensors.get(name)
+            if stored and stored.shape != tuple(weight.shape):
+                raise CheckpointError(
+                    checkpoint.directory,
+                    expected=f"{name} of shape {list(weight.shape)}, by config.json",
+                    found=str(list(stored.shape)),
+                    fix="find the config that belongs to these weights",
+                )
+    layers = checkpoint.anatomy.layers
+    extra = max((layer or 0 for layer in map(checkpoint.layer_of, checkpoint.tensors)), default=0)
+    text = checkpoint.config.get(checkpoint.anatomy.text_key or "", checkpoint.config)
+    if extra >= layers and not any(text.get(name) for name in EXTRA_HEADS):
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"layers 0 to {layers - 1}, by config.json",
+            found=f"tensors of layer {extra}",
+            fix="find the config that belongs to these weights",
+        )
 
 
 def kept_tensors(checkpoint: Checkpoint, plan: Plan) -> list[StoredTensor]:
