@@ -35,7 +35,7 @@ def test_a_cut_of_the_real_model_is_exact(smollm2, layers, tmp_path):
     assert result.ok, result.checks
     assert "difference 0 " in result.checks["logits"]["detail"]
     tokenizer = pruned.tokenizer()
-    model = pruned.model(dtype=torch.bfloat16)
+    model = pruned.model(dtype=torch.float32)  # in bf16 the two ways round apart
     ids = tokenizer("Layers are", return_tensors="pt")
     cached = model.generate(**ids, max_new_tokens=8, do_sample=False, use_cache=True, pad_token_id=0)
     plain = model.generate(**ids, max_new_tokens=8, do_sample=False, use_cache=False, pad_token_id=0)

@@ -9,9 +9,11 @@ import os
 import re
 import shlex
 import shutil
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+WRITERS = 2  # shards written at once: while one waits for the disk to have it, the next is copied
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 RECORD = "shortstack.json"
@@ -371,6 +374,25 @@ def _no_weights(directory: Path) -> CheckpointError:
     )
 
 
+class _Stopped(Exception):
+    """Raised inside a writer whose work nobody wants any more."""
+
+
+class _Advance:
+    """Counts the bytes that several writers have written; stops them all when one of them failed."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.total, self.progress, self.done = total, progress, 0
+        self.lock, self.stop = threading.Lock(), threading.Event()
+
+    def __call__(self, count: int) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+        with self.lock:
+            self.done = min(self.done + count, self.total)
+            self.progress("writing weights", self.done, self.total)
+
+
 class CheckpointWriter:
     """Fills `<out>.partial-<id>` and renames it to `out` in commit(), or leaves nothing.
 
@@ -455,18 +477,22 @@ class CheckpointWriter:
 
     def tensors(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
         """Write the weights, one file per entry of `shards`, and the index when there is more than one."""
-        total, done = sum(tensor.size for shard in shards for tensor in shard), 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done = min(done + count, total)
-            progress("writing weights", done, total)
-
-        weight_map: dict[str, str] = {}
-        for number, shard in enumerate(shards, start=1):
-            name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            self.files[name] = write_shard(self.partial / name, shard, advance)
-            weight_map |= {tensor.name: name for tensor in shard}
+        width = len(shards)
+        names = [SINGLE if width == 1 else f"model-{n:05d}-of-{width:05d}.safetensors" for n in range(1, width + 1)]
+        total = sum(tensor.size for shard in shards for tensor in shard)
+        advance = _Advance(total, progress)
+        with ThreadPoolExecutor(WRITERS) as pool:
+            writing = [
+                pool.submit(write_shard, self.partial / name, shard, advance)
+                for name, shard in zip(names, shards, strict=True)
+            ]
+            try:
+                self.files |= {name: future.result() for name, future in zip(names, writing, strict=True)}
+            except BaseException:
+                advance.stop.set()  # the other writers leave at their next block, so that nobody waits for them
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         if len(shards) > 1:
             self.json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
