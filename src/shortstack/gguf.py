@@ -71,9 +71,10 @@ def _convert(path: Path, out: Path) -> None:
             found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
             fix="download it again, or start from the safetensors checkpoint",
         ) from error
-    # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are.
+    # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are;
+    # transformers 5.0 gives it nothing to remember.
     model.hf_quantizer = None
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
     model.config._name_or_path = ""
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
