@@ -135,14 +135,16 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def command_line() -> str:
-    """How this script was called."""
+    """How this script was called; of a path outside the repository, only the name."""
     return shlex.join(["python", *(_relative(argument) for argument in sys.argv)])
 
 
 def _relative(argument: str) -> str:
     path = Path(argument).absolute()
     root = Path(__file__).parents[1]
-    return str(path.relative_to(root)) if path.is_relative_to(root) and path.exists() else argument
+    if path.is_relative_to(root) and path.exists():
+        return str(path.relative_to(root))
+    return path.name if Path(argument).is_absolute() else argument
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

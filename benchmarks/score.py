@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 import harness
 from harness import median, ratios, spread, table, verdict
@@ -99,17 +100,22 @@ CONTENDERS: dict[str, Callable[[Checkpoint, Tokens], Losses]] = {
 }
 
 
-def contest(checkpoint: Checkpoint, tokens: Tokens, rounds: int) -> tuple[dict[str, list[float]], dict[str, Losses]]:
-    """Seconds of every run, and each contender's losses (of its last run)."""
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+Clocks = dict[str, list[float]]
+
+
+def contest(checkpoint: Checkpoint, tokens: Tokens, rounds: int) -> tuple[Clocks, Clocks, dict[str, Losses]]:
+    """Wall and CPU seconds of every run, and each contender's losses (of its last run)."""
+    seconds: Clocks = {name: [] for name in CONTENDERS}
+    cpu: Clocks = {name: [] for name in CONTENDERS}
     losses: dict[str, Losses] = {}
     for turn in range(rounds):
         for name in harness.rotated(list(CONTENDERS), turn):
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             losses[name] = CONTENDERS[name](checkpoint, tokens)
             seconds[name].append(time.perf_counter() - started)
-            print(f"  {name:8} {seconds[name][-1]:7.2f} s", file=sys.stderr)
-    return seconds, losses
+            cpu[name].append(time.process_time() - used)
+            print(f"  {name:8} {seconds[name][-1]:7.2f} s  {cpu[name][-1]:7.2f} s of CPU", file=sys.stderr)
+    return seconds, cpu, losses
 
 
 def loading_seconds(checkpoint: Checkpoint, rounds: int) -> list[float]:
@@ -126,7 +132,7 @@ def largest_difference(one: Sequence[float], other: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-def summary(seconds: dict[str, list[float]], losses: dict[str, Losses]) -> dict[str, Any]:
+def summary(seconds: Clocks, losses: dict[str, Losses]) -> dict[str, Any]:
     ours = seconds["ppl"]
     return {
         "rebuild_over_ppl": ratios(seconds["rebuild"], ours),
@@ -138,7 +144,7 @@ def summary(seconds: dict[str, list[float]], losses: dict[str, Losses]) -> dict[
     }
 
 
-def sections(seconds: dict[str, list[float]], loading: list[float], found: dict[str, Any]) -> list[str]:
+def sections(seconds: Clocks, cpu: Clocks, loading: list[float], found: dict[str, Any]) -> list[str]:
     differences = {
         "ppl": "",
         "bi+ppl": f"{found['difference_of_bi_ppl']:.1e}",
@@ -146,7 +152,7 @@ def sections(seconds: dict[str, list[float]], loading: list[float], found: dict[
         "skip": f"{found['difference_from_skip']:.1e}",
     }
     rows = [
-        (name, spread(times), spread(ratios(times, seconds["ppl"])), differences[name])
+        (name, spread(times), spread(ratios(times, seconds["ppl"])), spread(cpu[name], 1), differences[name])
         for name, times in seconds.items()
     ]
     fast, close = median(found["rebuild_over_ppl"]), found["difference_from_rebuild"]
@@ -158,7 +164,14 @@ def sections(seconds: dict[str, list[float]], loading: list[float], found: dict[
     ]
     return [
         table(
-            ("contender", "wall, s: median (range)", "over ppl, same round", "largest loss difference from ppl"), rows
+            (
+                "contender",
+                "wall, s: median (range)",
+                "over ppl, same round",
+                "CPU, s",
+                "largest loss difference from ppl",
+            ),
+            rows,
         ),
         table(("aim", "found", ""), aims),
         f"Loading the model, in every time above: {spread(loading)} s.",
@@ -169,6 +182,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5)
     chosen = options.parse_args()
+    disable_progress_bar()
     checkpoint = Checkpoint.open("demo")
     tokens = Tokens.read("pydoc", checkpoint.tokenizer(), samples=10, length=128)
     data: dict[str, Any] = {
@@ -181,10 +195,10 @@ def main() -> None:
     with torch.no_grad():
         full_loss(load(checkpoint), tokens.ids)  # kernels are chosen and memory is mapped before any clock runs
     loading = loading_seconds(checkpoint, chosen.rounds)
-    seconds, losses = contest(checkpoint, tokens, chosen.rounds)
+    seconds, cpu, losses = contest(checkpoint, tokens, chosen.rounds)
     found = summary(seconds, losses)
-    data |= {"seconds": seconds, "loading_seconds": loading, "losses": losses, **found}
-    harness.save("score", data, [__doc__.strip(), *sections(seconds, loading, found)])
+    data |= {"seconds": seconds, "cpu_seconds": cpu, "loading_seconds": loading, "losses": losses, **found}
+    harness.save("score", data, [__doc__.strip(), *sections(seconds, cpu, loading, found)])
 
 
 if __name__ == "__main__":
