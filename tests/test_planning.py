@@ -253,3 +253,9 @@ def test_malformed_sizes_are_refused(changes):
     assert Sizes.from_dict(GOOD_SIZES, where="s") == Sizes((1, 2), (3, 4), 5, 6)
     with pytest.raises(DataError, match=r"scores\.json"):
         Sizes.from_dict(GOOD_SIZES | changes, where="scores.json")
+
+
+def test_without_a_named_metric_measured_loss_decides_and_else_the_first_scored():
+    scores = Scores(3, {"random": (0.0, 1.0, 2.0), "ppl": (3.0, 1.0, 2.0)})
+    assert plan(scores, drop=1).removed == (1,)
+    assert plan(Scores(3, {"bi": (0.3, 0.2, 0.1), "random": (0.0, 1.0, 2.0)}), drop=1).removed == (2,)

@@ -136,3 +136,9 @@ def test_models_that_do_not_belong_together_are_refused(pruned, copy, source):
 def test_another_model_of_the_same_shape_gives_other_logits(pruned, tmp_path):
     other = Checkpoint.open(make("llama", tmp_path / "other", seed=1))
     assert failed(pruned, other)[0] == "logits"
+
+
+def test_a_cut_verified_against_itself_is_refused_since_nothing_would_be_checked(pruned):
+    checkpoint = Checkpoint.open(pruned)
+    with pytest.raises(CheckpointError, match="same layers"):
+        verify(checkpoint, against=checkpoint)

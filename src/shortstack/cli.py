@@ -85,6 +85,23 @@ Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
 Length = Annotated[int, typer.Option(min=4, help="Tokens per calibration window.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"shortstack {version('shortstack')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result."""
+
+
 @app.command()
 def score(
     model: Model,
@@ -105,14 +122,24 @@ def score(
     _check_file(output)
     with console.bars(quiet=quiet) as progress:
         checkpoint = _open(model, revision, trust_remote_code, progress)
-        scores = _score(checkpoint, metric.split(","), text, samples, length, seed, device, dtype, progress)
+        scores = _score(
+            checkpoint,
+            [name.strip() for name in metric.split(",")],
+            text,
+            samples,
+            length,
+            seed,
+            device,
+            dtype,
+            progress,
+        )
     if output:
         scores.save(output)
     if as_json:
         return console.show_json(scores.to_dict())
     _show_scores(scores)
     if not quiet:
-        console.next_step(f"shortstack plan {output or model} --metric {next(iter(scores.scores))} --drop 25%")
+        console.next_step(f"shortstack plan {output or model} --metric {scores.default_metric} --drop 25%")
     return None
 
 
@@ -368,7 +395,7 @@ def evaluate(
         checkpoint = _open(model, revision, trust_remote_code, progress)
         result = evaluate_checkpoint(
             checkpoint,
-            perplexity=perplexity.split(","),
+            perplexity=[name.strip() for name in perplexity.split(",")],
             length=length,
             samples=samples,
             seed=seed,

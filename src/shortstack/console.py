@@ -14,7 +14,7 @@ from shortstack.progress import Progress, silent
 
 def show_json(data: Mapping[str, Any]) -> None:
     """One JSON object on stdout; infinities, which JSON has no word for, as null."""
-    json.dump(_finite(data), sys.stdout, indent=2)
+    json.dump(_finite(data), sys.stdout)
     sys.stdout.write("\n")
 
 
@@ -27,14 +27,15 @@ def _finite(value: Any) -> Any:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; the first column is text, the others are numbers."""
+    """A table on stdout; columns of numbers are flush right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        numbers = index and all(row[index][:1].isdigit() or row[index] in ("inf", "-") for row in rows)
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: names from a checkpoint are never markup
     Console().print(table)
@@ -103,7 +104,7 @@ class _Lines:
         if quarter == self.shown.get(stage):
             return
         self.shown[stage] = quarter
-        left = f", {(now - start) / done * (total - done):.0f} s left" if 0 < done < total else ""
+        left = f", {(now - start) / done * (total - done):.0f} s left" if now - start > 1 and done < total else ""
         say(f"{stage}: {done / max(total, 1):.0%}{left}")
         if done >= total:
             self.started.pop(stage), self.shown.pop(stage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,14 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
     chosen, tail = plan(scores, metric="ppl", drop=DROP), plan(scores.layers, metric="reverse", drop=DROP)
     pruned = prune(source, chosen, output / "pruned", scores=scores.to_dict(), progress=progress)
     verified = verify(pruned, against=source, progress=progress).ok
-    heal(pruned, output / "healed", data="pydoc", method=Partial(last=3), schedule=SCHEDULE, progress=progress)
+    heal(
+        pruned,
+        output / "healed",
+        data="pydoc",
+        method=Partial(last=3),
+        schedule=replace(SCHEDULE, seed=seed),
+        progress=progress,
+    )
     healed = Checkpoint.open(output / "healed")
     rows, tail_perplexity = _measure(
         {"unpruned": source, "pruned": pruned, "healed": healed}, frozenset(tail.removed), progress

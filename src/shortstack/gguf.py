@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import uuid
+from importlib.metadata import version
 from pathlib import Path
 
 from shortstack.cache import cache_directory
@@ -28,7 +29,7 @@ UNREADABLE = (
 
 
 def dequantised(path: Path, *, progress: Progress = silent) -> Path:
-    """The directory that holds `path` dequantised to bf16; made once per file content, then found again.
+    """The directory that holds `path` dequantised to bf16; made once per file content and reader, then found again.
 
     Raises:
         CheckpointError: the file is not GGUF, or of an architecture transformers cannot read from GGUF.
@@ -39,7 +40,7 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
         raise CheckpointError(
             path, expected="a GGUF file, which starts with 'GGUF'", found=repr(magic), fix="download it again"
         )
-    place = cache_directory("gguf") / f"{file_digest(path)[:32]}-bf16"
+    place = cache_directory("gguf") / f"{file_digest(path)[:32]}-bf16-{version('transformers')}"
     if place.is_dir():
         return place
     progress("dequantising", 0, 1)

@@ -115,6 +115,11 @@ class Scores:
     seconds: float = 0.0
     peak_rss_bytes: int = 0
 
+    @property
+    def default_metric(self) -> str:
+        """What decides when no metric is named: measured loss, else the first one scored."""
+        return "ppl" if "ppl" in self.scores else next(iter(self.scores))
+
     def order(self, metric: str) -> tuple[int, ...]:
         """Layers from the first to remove to the last; ties go to the lower index."""
         if metric not in self.scores:

@@ -185,7 +185,7 @@ def plan(
 
 def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, Sequence[float]]:
     if isinstance(source, Scores):
-        name = metric or next(iter(source.scores))
+        name = metric or source.default_metric
         source.order(name)  # raises for a metric that was not scored
         return name, source.scores[name]
     name = metric or "reverse"

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 from shortstack.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit the reference implementation sets
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 1 << 20  # read, hashed and written at once while still in the processor's cache
+KERNEL_BLOCK_BYTES = 32 << 20  # copied by one system call
 BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -251,7 +252,9 @@ def _copy_in_kernel(piece: Span, sink: int, on_bytes: Callable[[int], None]) -> 
     with piece.path.open("rb", buffering=0) as file:
         while position < piece.end:
             try:
-                copied = os.copy_file_range(file.fileno(), sink, min(4 * BLOCK_BYTES, piece.end - position), position)
+                copied = os.copy_file_range(
+                    file.fileno(), sink, min(KERNEL_BLOCK_BYTES, piece.end - position), position
+                )
             except OSError as error:
                 if error.errno not in CANNOT_COPY_IN_KERNEL:
                     raise

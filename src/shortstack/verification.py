@@ -11,6 +11,7 @@ import torch
 
 from shortstack.checkpoint import RECORD, Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError
+from shortstack.planning import show_layers
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
 from shortstack.walk import Decoder, Route, pick_device
@@ -97,7 +98,7 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[st
     exact = checkpoint.record["verb"] == "prune"
     return {
         "ok": difference == 0 if exact else bool(torch.isfinite(found).all()),
-        "detail": f"max abs difference {difference:g} without layers {sorted(route)}",
+        "detail": f"max abs difference {difference:g} without layers {show_layers(sorted(route))}",
     }
 
 
@@ -122,4 +123,12 @@ def skipped_route(checkpoint: Checkpoint, against: Checkpoint) -> Route:
             found=f"layers {kept} of its original",
             fix="name the model it was made from",
         )
-    return frozenset(index for index, original in enumerate(earlier) if original not in kept)
+    route = frozenset(index for index, original in enumerate(earlier) if original not in kept)
+    if not route and checkpoint.record["verb"] == "prune":
+        raise CheckpointError(
+            against.source,
+            expected="the model the cut was made from",
+            found="one with the same layers",
+            fix="name the model with all its layers",
+        )
+    return route
