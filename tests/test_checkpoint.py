@@ -182,7 +182,7 @@ def strike(call: str, number: int, what: signal.Signals) -> None:
         return real(*arguments)
 
     setattr(os, call, hooked)
-    shards.BLOCK_BYTES = 1000
+    shards.BLOCK_BYTES = shards.KERNEL_BLOCK_BYTES = 1000
 
 
 COPY = "copy_file_range" if hasattr(os, "copy_file_range") else "pread"

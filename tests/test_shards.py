@@ -219,6 +219,7 @@ def test_what_is_written_is_byte_equal_and_its_digest_is_the_files(how, tmp_path
     kept.append(StoredTensor("in.memory", "F32", (2,), tensor_bytes(torch.tensor([1.5, -2.0]))))
     COPIES[how](monkeypatch)
     monkeypatch.setattr("shortstack.shards.BLOCK_BYTES", 4)
+    monkeypatch.setattr("shortstack.shards.KERNEL_BLOCK_BYTES", 16)
     told: list[int] = []
     result = write_shard(tmp_path / "out.safetensors", kept, told.append)
 
