@@ -121,6 +121,24 @@ def test_an_example_whose_response_is_cut_off_is_dropped_and_none_left_is_an_err
         read_examples(path, PLAIN, max_length=16)
 
 
+BAD_TURNS = [{"role": "assistant", "content": None}, {"role": 5, "content": "a"}, {"role": "user", "content": {"a": 1}}]
+
+
+@pytest.mark.parametrize("turn", BAD_TURNS)
+def test_a_turn_that_is_not_text_is_named_by_its_line(tmp_path, turn):
+    path = write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "q"}, turn]}])
+    with pytest.raises(DataError, match="line 1"):
+        read_examples(path, CHAT)
+
+
+def test_a_conversation_the_template_refuses_is_one_message(tmp_path):
+    strict = tokenizer(chat=True)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    path = write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "q"}]}])
+    with pytest.raises(DataError, match="roles must alternate"):
+        read_examples(path, strict)
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [("{broken", "line 2"), ('{"question": "?"}', "line 2.*question"), ("[1]", "line 2"), ('{"text": 5}', "line 2")],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shortstack.errors import TrainingError
+from shortstack.errors import InputError, TrainingError
 from shortstack.training import Schedule, train
 
 
@@ -65,3 +65,9 @@ def test_less_than_an_epoch_still_ends_with_a_held_out_loss():
     )
     assert history.steps == 4
     assert history.held_out[-1][0] > 0
+
+
+@pytest.mark.parametrize("wrong", [{"lr": float("nan")}, {"lr": 0.0}, {"epochs": -1.0}, {"epochs": float("inf")}])
+def test_a_schedule_that_cannot_be_followed_is_refused(wrong):
+    with pytest.raises(InputError, match="above 0"):
+        Schedule(**wrong)

@@ -233,11 +233,7 @@ def record_format(record: Mapping[str, Any]) -> str | None:
         return all(isinstance(record.get(key), str) for key in keys)
 
     messages = record.get("messages")
-    if (
-        isinstance(messages, list)
-        and messages
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages)
-    ):
+    if isinstance(messages, list) and messages and all(_is_turn(turn) for turn in messages):
         return "chat"
     for name, keys in (
         ("text", ("text",)),
@@ -248,6 +244,10 @@ def record_format(record: Mapping[str, Any]) -> str | None:
         if texts(*keys):
             return name
     return None
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
 
 
 def _all_text(record: Mapping[str, Any]) -> str:
@@ -349,15 +349,27 @@ def _chat_example(
     messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Example:
     """The conversation in the model's own template; only what the assistant says counts."""
+    from jinja2.exceptions import TemplateError
+
     if not tokenizer.chat_template:
         raise DataError(
             "messages", expected="a tokenizer with a chat template", found="none", fix="give alpaca, dolly or text data"
         )
 
     def render(turns: Sequence[Mapping[str, Any]], answer: bool) -> list[int]:
-        return list(
-            tokenizer.apply_chat_template(list(turns), add_generation_prompt=answer, tokenize=True, return_dict=False)
-        )
+        try:
+            return list(
+                tokenizer.apply_chat_template(
+                    list(turns), add_generation_prompt=answer, tokenize=True, return_dict=False
+                )
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(
+                f"messages starting {str(messages[0]['content'])[:40]!r}",
+                expected="a conversation the model's chat template takes",
+                found=str(error),
+                fix="correct its roles and their order, or leave that conversation out",
+            ) from error
 
     ids = render(messages, False)
     learn = [False] * len(ids)

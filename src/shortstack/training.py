@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from shortstack.errors import TrainingError
+from shortstack.errors import InputError, TrainingError
 from shortstack.progress import Progress, silent
 
 Batch = Mapping[str, Tensor]
@@ -36,6 +36,14 @@ class Schedule:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "lr"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(
+                    f"--{name}", expected="a number above 0", found=str(value), fix="write --epochs 2, --lr 1e-4"
+                )
 
     def steps(self, samples: int) -> int:
         """Optimizer steps over that many samples."""

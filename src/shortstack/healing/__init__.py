@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, layout
-from shortstack.errors import CheckpointError
+from shortstack.errors import CheckpointError, DataError
 from shortstack.healing.partial import Partial
 from shortstack.progress import Progress, silent
 from shortstack.pruning import provenance
@@ -79,10 +79,14 @@ def heal(
     _check_trainable(checkpoint)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=checkpoint.weight_bytes)
     examples = read_examples(data, checkpoint.tokenizer(), max_length=max_length, seed=schedule.seed)[:max_samples]
+    if len(examples) < 2:
+        raise DataError(
+            data, expected="at least two samples, one of them held out", found=str(len(examples)), fix="give more data"
+        )
     kept_back = max(1, round(len(examples) * HELD_OUT_SHARE))
     trained, history = method.run(
         checkpoint,
-        examples[kept_back:] or examples,
+        examples[kept_back:],
         examples[:kept_back],
         schedule,
         device=pick_device(device),
