@@ -10,6 +10,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.planning import plan
 from shortstack.pruning import prune
+from shortstack.verification import verify
 from zoo import make
 
 
@@ -86,3 +87,15 @@ def test_what_depends_on_depth_is_refused_with_the_layer_and_the_values(tmp_path
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
     refused(tmp_path / "source", tmp_path, ArchitectureError, "layer 0")
+
+
+def test_further_chat_templates_travel_and_are_verified(tmp_path):
+    directory = make("llama", tmp_path / "source")
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    pruned = prune(Checkpoint.open(directory), plan(8, layers="2"), tmp_path / "out")
+    copied = tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja"
+    assert copied.read_text() == "{{ tools }}"
+    assert verify(pruned).ok
+    copied.write_text("{{ other }}")
+    assert not verify(Checkpoint.open(tmp_path / "out")).ok

@@ -35,6 +35,7 @@ WRITERS = 2  # shards written at once: while one waits for the disk to have it, 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 RECORD = "shortstack.json"
+TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
@@ -202,7 +203,8 @@ class Checkpoint:
 
     def side_files(self) -> list[Path]:
         """Files an output must carry along: tokenizer, generation config, chat template, licence; code only when trusted."""
-        return [path for path in sorted(self.directory.iterdir()) if path.is_file() and self._travels(path)]
+        files = [path for path in sorted(self.directory.iterdir()) if path.is_file() and self._travels(path)]
+        return [*files, *sorted((self.directory / TEMPLATES).glob("*.jinja"))]
 
     def _travels(self, path: Path) -> bool:
         if (
@@ -501,11 +503,13 @@ class CheckpointWriter:
         self._write(name, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
     def copy(self, path: Path) -> None:
-        """Copy a side file byte for byte."""
-        self._write(path.name, path.read_bytes())
+        """Copy a side file byte for byte; further chat templates keep their folder."""
+        nested = path.parent.name == TEMPLATES
+        self._write(f"{TEMPLATES}/{path.name}" if nested else path.name, path.read_bytes())
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.partial / name
+        path.parent.mkdir(exist_ok=True)
         with path.open("xb") as file:
             file.write(content)
             file.flush()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from shortstack.checkpoint import RECORD, Checkpoint
+from shortstack.checkpoint import RECORD, TEMPLATES, Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.planning import show_layers
 from shortstack.progress import Progress, silent
@@ -67,7 +67,8 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
     manifest = checkpoint.record["files"]
     wrong = []
     for number, (name, written) in enumerate(manifest.items(), start=1):
-        path = checkpoint.directory / Path(name).name
+        folder = TEMPLATES if name.startswith(f"{TEMPLATES}/") else "."
+        path = checkpoint.directory / folder / Path(name).name  # a name in a record never leaves the checkpoint
         if not path.exists():
             wrong.append(f"{name} is missing")
         elif path.stat().st_size != written["size"]:
