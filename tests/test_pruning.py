@@ -99,3 +99,22 @@ def test_further_chat_templates_travel_and_are_verified(tmp_path):
     assert verify(pruned).ok
     copied.write_text("{{ other }}")
     assert not verify(Checkpoint.open(tmp_path / "out")).ok
+
+
+def test_a_hub_model_is_the_snapshot_of_its_revision_and_pickles_alone_are_refused(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot(name, *, revision, allow_patterns):
+        asked.append((name, revision))
+        assert not any(pattern.endswith((".bin", ".pt", ".pth")) for pattern in allow_patterns)
+        return str(tmp_path / name.rpartition("/")[2])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    make("llama", tmp_path / "good")
+    checkpoint = Checkpoint.open("some/good", revision="v2")
+    assert (checkpoint.source, checkpoint.revision, checkpoint.anatomy.layers) == ("some/good", "v2", 8)
+    assert asked == [("some/good", "v2")]
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"python -c .*some/pickled.*pickled-safetensors"):
+        Checkpoint.open("some/pickled")

@@ -278,7 +278,7 @@ def _from_hub(name: str, revision: str | None, *, fix: str) -> Path:
     # The HTTPError of whichever client library this huggingface_hub is built on: a failed connection raises it bare.
     transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
     except (transport, LocalEntryNotFoundError, ValueError) as error:  # ValueError: a bad name, or an answer not JSON
         raise CheckpointError(
             name,
@@ -286,6 +286,14 @@ def _from_hub(name: str, revision: str | None, *, fix: str) -> Path:
             found=" ".join(str(error).split())[:160],
             fix=fix,
         ) from error
+    if not any(snapshot.glob("*.safetensors")):
+        raise CheckpointError(
+            name,
+            expected="safetensors weights on the hub (pickled files can run code, and are not downloaded)",
+            found="none",
+            fix=f"if it has pickled weights and you trust them, convert them: {_conversion(name, name.rpartition('/')[2])}",
+        )
+    return snapshot
 
 
 def _read_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -359,14 +367,12 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
 def _no_weights(directory: Path) -> CheckpointError:
     pickles = sorted(path for pattern in PICKLES for path in directory.glob(pattern))
     if pickles:
-        load = f'AutoModelForCausalLM.from_pretrained({json.dumps(str(directory))}, dtype="auto")'
-        save = f"save_pretrained({json.dumps(f'{directory}-safetensors')})"
-        convert = shlex.quote(f"from transformers import AutoModelForCausalLM; {load}.{save}")
         return CheckpointError(
             pickles[0],
             expected="safetensors weights (pickled files can run code)",
             found="pickled weights",
-            fix=f"if you trust the file, convert it: python -c {convert}; then copy the tokenizer files beside it",
+            fix=f"if you trust the file, convert it: {_conversion(str(directory), str(directory))}; "
+            "then copy the tokenizer files beside it",
         )
     return CheckpointError(
         directory,
@@ -374,6 +380,13 @@ def _no_weights(directory: Path) -> CheckpointError:
         found="no weights",
         fix="point at a complete checkpoint",
     )
+
+
+def _conversion(model: str, name: str) -> str:
+    """The command that writes a pickled model as `name`-safetensors."""
+    load = f'AutoModelForCausalLM.from_pretrained({json.dumps(model)}, dtype="auto")'
+    save = f"save_pretrained({json.dumps(f'{name}-safetensors')})"
+    return f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}.{save}')}"
 
 
 class _Stopped(Exception):
