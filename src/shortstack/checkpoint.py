@@ -399,6 +399,26 @@ class _Advance:
     def __init__(self, total: int, progress: Progress) -> None:
         self.total, self.progress, self.done = total, progress, 0
         self.lock, self.stop = threading.Lock(), threading.Event()
+        self.idle, self.running = threading.Condition(), 0
+
+    def write(self, path: Path, shard: Sequence[StoredTensor]) -> WrittenFile:
+        """write_shard, unless the work was stopped meanwhile."""
+        with self.idle:
+            if self.stop.is_set():
+                raise _Stopped
+            self.running += 1
+        try:
+            return write_shard(path, shard, self)
+        finally:
+            with self.idle:
+                self.running -= 1
+                self.idle.notify_all()
+
+    def halt(self) -> None:
+        """Stop every writer at its next block and wait until none runs: a signal may have hidden one from its pool."""
+        with self.idle:
+            self.stop.set()
+            self.idle.wait_for(lambda: not self.running)
 
     def __call__(self, count: int) -> None:
         if self.stop.is_set():
@@ -497,14 +517,14 @@ class CheckpointWriter:
         total = sum(tensor.size for shard in shards for tensor in shard)
         advance = _Advance(total, progress)
         with ThreadPoolExecutor(WRITERS) as pool:
-            writing = [
-                pool.submit(write_shard, self.partial / name, shard, advance)
-                for name, shard in zip(names, shards, strict=True)
-            ]
             try:
+                writing = [
+                    pool.submit(advance.write, self.partial / name, shard)
+                    for name, shard in zip(names, shards, strict=True)
+                ]
                 self.files |= {name: future.result() for name, future in zip(names, writing, strict=True)}
             except BaseException:
-                advance.stop.set()  # the other writers leave at their next block, so that nobody waits for them
+                advance.halt()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
