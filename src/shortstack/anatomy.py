@@ -24,6 +24,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 TEXT_KEYS = ("text_config", "decoder", "generator", "language_config", "llm_config")
+# What transformers raises, somewhere inside, for a config with wrong values.
+UNBUILDABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 INDEX_NAMES = re.compile(r"idx|index|layer_id|layer_num|block_id|number")
 NOT_STRUCTURE = {"name_or_path"}  # where a model was read from
 SCALARS = (int, float, str, bool, type(None))
@@ -83,13 +95,14 @@ def meta_model(directory: Path, *, trust_remote_code: bool = False) -> PreTraine
         ArchitectureError: it is not a decoder-only language model that transformers can build.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     raw = read_config(directory)
     _check_known(directory, raw, trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:
+    except (StrictDataclassError, *UNBUILDABLE) as error:
         raise CheckpointError(
             directory / "config.json",
             expected="a config transformers accepts",
