@@ -148,9 +148,10 @@ def child_fixed(source: str, layers: str) -> None:
 
 def child_copy(source: str, layers: str, out: str) -> None:
     """The copy alone: headers read, then CheckpointWriter's shards, digests, manifest and rename. Prints its seconds."""
-    from shortstack.checkpoint import Checkpoint, CheckpointWriter, layout
+    from shortstack.checkpoint import Checkpoint
     from shortstack.planning import plan
     from shortstack.pruning import kept_tensors
+    from shortstack.writing import CheckpointWriter, layout
 
     checkpoint = Checkpoint.open(source)
     vars(checkpoint)["layers_path"] = "model.layers"  # else learnt from the model's structure, which needs torch

@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from shortstack import cli, shards
-from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import OutputError
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.shards import StoredTensor
 from shortstack.verification import verify
+from shortstack.writing import CheckpointWriter
 from zoo import make, tiny
 
 SINGLE, INDEX, RECORD = "model.safetensors", "model.safetensors.index.json", "shortstack.json"

@@ -489,7 +489,7 @@ def _open(model: str, revision: str | None, trust_remote_code: bool, progress: P
 
 def _check_output(output: Path, checkpoint: Checkpoint) -> None:
     """Refuse an impossible output before minutes of scoring, not after."""
-    from shortstack.checkpoint import CheckpointWriter
+    from shortstack.writing import CheckpointWriter
 
     CheckpointWriter(output, source=checkpoint.directory, nbytes=0)
 

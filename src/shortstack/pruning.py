@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.anatomy import check_cut, shortened
-from shortstack.checkpoint import Checkpoint, CheckpointWriter, layout
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError, PlanError
 from shortstack.fields import EXTRA_HEADS
 from shortstack.planning import Plan
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
+from shortstack.writing import CheckpointWriter, layout
 
 
 def prune(

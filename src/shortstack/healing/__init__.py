@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint import Checkpoint, CheckpointWriter, layout
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError, DataError
 from shortstack.healing.partial import Partial
 from shortstack.progress import Progress, silent
@@ -17,6 +17,7 @@ from shortstack.scoring import peak_rss
 from shortstack.tokens import read_examples
 from shortstack.training import History, Schedule
 from shortstack.walk import pick_device
+from shortstack.writing import CheckpointWriter, layout
 
 METHODS: Mapping[str, type[Partial]] = {"partial": Partial}
 HELD_OUT_SHARE = 0.05
