@@ -23,6 +23,7 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pytest
 
 benchmarks: $(VENV)/demo
+	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/prune.py --rounds 3
 	$(BIN)/python benchmarks/score.py --rounds 3
 

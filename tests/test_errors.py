@@ -288,8 +288,8 @@ CUTS = {
     "far out of range": (("--layers", "0-9999999999"), "0-9999999999"),
     "twice": (("--layers", "3,3"), "layer 3 twice"),
     "no number": (("--layers", "x"), "'x'"),
-    "0": (("--drop", "0"), "0 (0 layers)"),
-    "120%": (("--drop", "120%"), "120% (10 layers)"),
+    "0": (("--drop", "0"), "'0'"),
+    "120%": (("--drop", "120%"), "'120%'"),
     "words": (("--drop", "lots"), "'lots'"),
     "nothing": ((), "neither --drop nor --layers"),
     "both": (("--drop", "1", "--layers", "2"), "--drop or --block beside them"),
@@ -396,6 +396,29 @@ def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(command, model, 
     assert err.count("Error:") == 1
     assert "No space left" in err
     assert snapshot(tmp_path) == before
+
+
+def test_a_healed_checkpoint_with_a_second_matrix_is_measured_with_it(command, model, monkeypatch):
+    make("llama", model, tie_word_embeddings=True)
+    size, usage = (model / SINGLE).stat().st_size, shutil.disk_usage(model)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=(16 << 20) + size))
+    said = command.refused("heal", model, "--data", "pydoc", "--untie-head", "-o", command.folder / "out")
+    assert "of free disk" in said
+
+
+def test_verbose_shows_where_an_error_comes_from(command):
+    code, out, err = command("plan", "none", "--drop", "2", "-v")
+    assert (code, out) == (2, "")
+    assert "Traceback" in err
+    assert MESSAGE.search(err)
+
+
+def test_ls_lists_what_can_be_named(command):
+    code, out, _ = command("ls", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [row["name"] for row in found["metrics"]] == ["random", "reverse", "bi", "ppl"]
+    assert found["methods"] == [{key: found["methods"][0][key] for key in ("name", "trains", "paper")}]
 
 
 # The text

@@ -11,22 +11,18 @@ import shortstack.healing.partial as partial
 from shortstack.activations import Activations
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, OutputError, TrainingError
+from shortstack.examples import Example
 from shortstack.healing import Partial, Schedule, heal
 from shortstack.healing.partial import Tail, collate_samples, padded, prefix_states
-from shortstack.tokens import Example
 from shortstack.walk import Decoder
 from zoo import ZOO, speaking, tiny
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 EXAMPLES = [
     Example(tuple(range(3, 15)), (True,) * 12),
     Example(tuple(range(20, 27)), (False,) * 3 + (True,) * 4),
     Example((5, 9, 30, 31), (False, False, False, True)),
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
 
 
 def whole_model_gradients(checkpoint: Checkpoint, names: set[str]) -> tuple[float, dict[str, torch.Tensor]]:

@@ -10,12 +10,8 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.healing import Partial, Schedule, heal
 from zoo import speaking
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(4))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

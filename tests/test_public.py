@@ -29,8 +29,31 @@ def test_doctests(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ls", "metrics"], ["ls", "methods"], ["prune", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["ls", "metrics"], ["ls", "methods"], ["prune", "--help"]])
 def test_help_and_ls_import_no_torch(arguments):
+    done = without_torch(arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "demo"],
+        ["plan", "demo", "--drop", "120%"],
+        ["prune", "demo", "--layers", "3-1", "-o", "x"],
+        ["prune", "demo", "--drop", "8", "--metric", "none", "-o", "x"],
+        ["heal", "demo", "--data", "pydoc", "--method", "none", "-o", "x"],
+    ],
+)
+def test_words_that_are_wrong_for_any_model_are_refused_without_torch(arguments):
+    done = without_torch(arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("Error: ")
+
+
+def without_torch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command in a fresh process, which fails if it imports torch or transformers."""
     code = """if True:
         import sys
         sys.argv = ["shortstack", *sys.argv[1:]]
@@ -40,6 +63,4 @@ def test_help_and_ls_import_no_torch(arguments):
         finally:
             assert not {"torch", "transformers"} & set(sys.modules)
     """
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)

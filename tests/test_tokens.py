@@ -6,7 +6,9 @@ import json
 import pytest
 
 from shortstack.errors import DataError
-from shortstack.tokens import Tokens, bos_ids, encode, prompt_and_response, read_documents, read_examples
+from shortstack.examples import read_examples
+from shortstack.texts import prompt_and_response, read_documents
+from shortstack.tokens import Tokens, bos_ids, encode
 from zoo import tokenizer
 
 PLAIN, WITH_BOS, CHAT = tokenizer(), tokenizer(bos=True), tokenizer(chat=True)

@@ -11,20 +11,36 @@ import json
 import os
 import signal
 import sys
+import traceback
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from shortstack import console
+from shortstack import console, tables
 from shortstack.errors import DataError, InputError, OutputError, ShortstackError
+from shortstack.methods import METHODS, method_named
 from shortstack.metrics import METRICS, Scores
-from shortstack.planning import Plan, Sizes, plan, show_layers
+from shortstack.options import (
+    MODEL,
+    TEXT,
+    Calibration,
+    Choice,
+    Compute,
+    Device,
+    Model,
+    Out,
+    Report,
+    Seed,
+    Source,
+    grouped,
+)
+from shortstack.planning import Plan, Sizes, show_layers
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.progress import Progress
 
 app = typer.Typer(
     name="shortstack",
@@ -36,53 +52,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct)."
-TEXT = "pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name."
 DATA = "Text or instructions: pydoc, .txt, .jsonl or .json (text, alpaca, dolly, chat or prompt), or a hub dataset."
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
+METRIC_NAMES = ", ".join(METRICS)
 
 
 class Listing(StrEnum):
     metrics = "metrics"
     methods = "methods"
-
-
-Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
-Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no next step.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-OnDevice = Annotated[Device, typer.Option(help="Where to compute.")]
-InDtype = Annotated[Dtype, typer.Option(help="What to compute in.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")]
-Metric = Annotated[
-    str | None, typer.Option(help=f"How to choose: {', '.join(METRICS)}. Default ppl.", show_default=False)
-]
-Drop = Annotated[
-    str | None, typer.Option(help="How much to remove: 25% (rounded half up) or a count.", show_default=False)
-]
-Layers = Annotated[
-    str | None, typer.Option(help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).", show_default=False)
-]
-Block = Annotated[bool, typer.Option("--block", help="Remove one contiguous window.")]
-KeepFirst = Annotated[int, typer.Option(min=0, help="Never remove the first n layers.")]
-KeepLast = Annotated[int, typer.Option(min=0, help="Never remove the last n layers.")]
-Text = Annotated[str, typer.Option(help=f"Calibration text: {TEXT}")]
-Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
-Length = Annotated[int, typer.Option(min=4, help="Tokens per calibration window.")]
 
 
 def _version(wanted: bool) -> None:
@@ -103,147 +79,94 @@ def options(
 
 
 @app.command()
+@grouped
 def score(
     model: Model,
-    metric: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(METRICS)}, or all.")] = "ppl",
-    text: Text = "pydoc",
-    samples: Samples = 10,
-    length: Length = 128,
+    calibration: Calibration,
+    compute: Compute,
+    source: Source,
+    report: Report,
+    metric: Annotated[str, typer.Option(help=f"Comma-separated: {METRIC_NAMES}, or all.")] = "ppl",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
-    seed: Seed = 0,
-    device: OnDevice = Device.auto,
-    dtype: InDtype = Dtype.auto,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Score every layer by one or more metrics in one walk; low = remove first."""
     _check_file(output)
-    with console.bars(quiet=quiet) as progress:
-        checkpoint = _open(model, revision, trust_remote_code, progress)
-        scores = _score(
-            checkpoint,
-            [name.strip() for name in metric.split(",")],
-            text,
-            samples,
-            length,
-            seed,
-            device,
-            dtype,
-            progress,
-        )
+    with report.bars() as progress:
+        names = [name.strip() for name in metric.split(",")]
+        scores = calibration.score(source.open(model, progress), names, compute, progress)
     if output:
         scores.save(output)
-    if as_json:
+    if report.json:
         return console.show_json(scores.to_dict())
-    _show_scores(scores)
-    if not quiet:
-        console.next_step(f"shortstack plan {output or model} --metric {scores.default_metric} --drop 25%")
+    tables.show_scores(scores)
+    report.next_step(f"shortstack plan {output or model} --metric {scores.default_metric} --drop 25%")
     return None
 
 
 @app.command(name="plan")
+@grouped
 def plan_verb(
     model_or_scores: Annotated[str, typer.Argument(help=f"A scores.json, or a model. {MODEL}", show_default=False)],
-    metric: Metric = None,
-    drop: Drop = None,
-    layers: Layers = None,
-    block: Block = False,
-    keep_first: KeepFirst = 0,
-    keep_last: KeepLast = 0,
-    text: Text = "pydoc",
-    samples: Samples = 10,
-    length: Length = 128,
+    choice: Choice,
+    calibration: Calibration,
+    compute: Compute,
+    source: Source,
+    report: Report,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan to this JSON file.")] = None,
-    seed: Seed = 0,
-    device: OnDevice = Device.auto,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Choose the layers to remove, from scores or from a model (which is scored first when the metric needs it)."""
     _check_file(output)
-    options: dict[str, Any] = {
-        "drop": drop,
-        "layers": layers,
-        "block": block,
-        "keep_first": keep_first,
-        "keep_last": keep_last,
-        "seed": seed,
-    }
+    choice.check()
     if model_or_scores.endswith(".json"):
         scores = Scores.from_dict(_read_json(Path(model_or_scores)), where=model_or_scores)
-        chosen = plan(scores, metric=metric, **options)
+        chosen = choice.plan(scores, compute.seed)
         chosen = chosen.sized(Sizes.from_dict(scores.model, where=model_or_scores))
         model = str(scores.model.get("source", "MODEL"))
     else:
         model = model_or_scores
-        with console.bars(quiet=quiet) as progress:
-            checkpoint = _open(model, revision, trust_remote_code, progress)
-            chosen, _ = _plan(checkpoint, metric, options, (text, samples, length, seed, device), progress)
+        with report.bars() as progress:
+            checkpoint = source.open(model, progress)
+            chosen, _ = choice.plan_for(checkpoint, calibration, compute, progress)
             chosen = chosen.sized(checkpoint.sizes)
     if output:
         chosen.save(output)
-    if as_json:
+    if report.json:
         return console.show_json(chosen.to_dict())
-    _show_plan(chosen)
-    if not quiet:
-        how = f"--plan {output}" if output else f"--layers {show_layers(chosen.removed).replace(' ', '')}"
-        console.next_step(f"shortstack prune {model} {how} -o pruned")
+    tables.show_plan(chosen)
+    how = f"--plan {output}" if output else f"--layers {show_layers(chosen.removed).replace(' ', '')}"
+    report.next_step(f"shortstack prune {model} {how} -o pruned")
     return None
 
 
 @app.command()
+@grouped
 def prune(
     model: Model,
     output: Out,
-    plan_file: Annotated[Path | None, typer.Option("--plan", help="A plan.json; instead of the options below.")] = None,
-    metric: Metric = None,
-    drop: Drop = None,
-    layers: Layers = None,
-    block: Block = False,
-    keep_first: KeepFirst = 0,
-    keep_last: KeepLast = 0,
-    text: Text = "pydoc",
-    samples: Samples = 10,
-    length: Length = 128,
+    choice: Choice,
+    calibration: Calibration,
+    compute: Compute,
+    source: Source,
+    report: Report,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="A plan.json; instead of the options that choose layers.")
+    ] = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(help="Fill shards up to this, e.g. 5GB. Default: follow the source.", show_default=False),
     ] = None,
-    seed: Seed = 0,
-    device: OnDevice = Device.auto,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Write the model without some layers, by copying byte ranges; the result loads with plain transformers."""
+    shard_bytes = _parse_size(max_shard_size)
+    choice.check(planned=plan_file is not None)
+    planned = Plan.from_dict(_read_json(plan_file), where=plan_file) if plan_file else None
+
     from shortstack.pruning import prune as prune_checkpoint
 
-    options: dict[str, Any] = {
-        "drop": drop,
-        "layers": layers,
-        "block": block,
-        "keep_first": keep_first,
-        "keep_last": keep_last,
-        "seed": seed,
-    }
-    if plan_file and any((drop, layers, metric, block, keep_first, keep_last)):
-        raise InputError(
-            "--plan", expected="a plan alone", found="options that choose layers beside it", fix="give one or the other"
-        )
-    shard_bytes = _parse_size(max_shard_size)
-    with console.bars(quiet=quiet) as progress:
-        checkpoint = _open(model, revision, trust_remote_code, progress)
+    with report.bars() as progress:
+        checkpoint = source.open(model, progress)
         _check_output(output, checkpoint)
-        scores = None
-        if plan_file:
-            chosen = Plan.from_dict(_read_json(plan_file), where=plan_file)
-        else:
-            chosen, scores = _plan(checkpoint, metric, options, (text, samples, length, seed, device), progress)
+        chosen, scores = (planned, None) if planned else choice.plan_for(checkpoint, calibration, compute, progress)
         prune_checkpoint(
             checkpoint,
             chosen,
@@ -253,53 +176,52 @@ def prune(
             progress=progress,
         )
         chosen = chosen.sized(checkpoint.sizes)
-    if as_json:
+    if report.json:
         return console.show_json({**chosen.to_dict(), "output": str(output)})
-    _show_plan(chosen)
-    if not quiet:
-        console.next_step(f"shortstack verify {output} --against {model}")
+    tables.show_plan(chosen)
+    report.next_step(f"shortstack verify {output} --against {model}")
     return None
 
 
 @app.command()
+@grouped
 def verify(
     directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
+    source: Source,
+    report: Report,
     against: Annotated[
         str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
     ] = None,
-    device: OnDevice = Device.cpu,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
 ) -> None:
     """Check digests, tensors and, with --against, that the logits equal the source's without those layers."""
     from shortstack.verification import verify as verify_checkpoint
 
-    with console.bars(quiet=quiet) as progress:
-        checkpoint = _open(directory, None, trust_remote_code, progress)
-        source = _open(against, revision, trust_remote_code, progress) if against else None
-        result = verify_checkpoint(checkpoint, against=source, device=device.value, progress=progress)
-    if as_json:
+    with report.bars() as progress:
+        checkpoint = source.open(directory, progress)
+        origin = source.open(against, progress) if against else None
+        result = verify_checkpoint(checkpoint, against=origin, device=device.value, progress=progress)
+    if report.json:
         console.show_json(result.to_dict())
     else:
-        rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in result.checks.items()]
-        console.show_table(f"{directory}", ("check", "result", "detail"), rows)
-        if result.ok and not quiet:
-            healed = checkpoint.record["verb"] == "heal"
-            console.next_step(
-                f"shortstack evaluate {directory}" if healed else f"shortstack heal {directory} --data pydoc -o healed"
-            )
+        tables.show_verification(directory, result)
     if not result.ok:
         raise typer.Exit(1)
+    healed = checkpoint.record["verb"] == "heal"
+    report.next_step(
+        f"shortstack evaluate {directory}" if healed else f"shortstack heal {directory} --data pydoc -o healed"
+    )
 
 
 @app.command()
+@grouped
 def heal(
     directory: Annotated[str, typer.Argument(help="The pruned checkpoint (or any model).", show_default=False)],
     output: Out,
     data: Annotated[str, typer.Option(help=DATA, show_default=False)],
-    method: Annotated[str, typer.Option(help="partial: the last layers, the final norm and the head.")] = "partial",
+    source: Source,
+    report: Report,
+    method: Annotated[str, typer.Option(help="; ".join(f"{m.name}: {m.trains}" for m in METHODS.values()))] = "partial",
     last: Annotated[int, typer.Option(min=0, help="How many of the last layers train.")] = 3,
     head: Annotated[
         bool | None,
@@ -318,28 +240,18 @@ def heal(
         int | None, typer.Option(min=2, help="Use at most this many samples.", show_default=False)
     ] = None,
     seed: Seed = 0,
-    device: OnDevice = Device.auto,
-    trust_remote_code: Trust = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
 ) -> None:
     """Train part of a pruned checkpoint; what is frozen is computed once and kept on disk."""
-    from shortstack.healing import METHODS, Schedule
+    recipe = method_named(method).load()(last=last, head=head, untie_head=untie_head)
+
+    from shortstack.healing import Schedule
     from shortstack.healing import heal as heal_checkpoint
 
-    if method not in METHODS:
-        raise InputError(
-            "--method",
-            expected=f"one of {', '.join(METHODS)}",
-            found=repr(method),
-            fix="`shortstack ls methods` explains each",
-        )
-    recipe = METHODS[method](last=last, head=head, untie_head=untie_head)
     schedule = Schedule(epochs=epochs, lr=lr, batch_size=batch_size, micro_batch_size=min(batch_size, 16), seed=seed)
-    with console.bars(quiet=quiet) as progress:
-        checkpoint = _open(directory, None, trust_remote_code, progress)
+    with report.bars() as progress:
         result = heal_checkpoint(
-            checkpoint,
+            source.open(directory, progress),
             output,
             data=data,
             method=recipe,
@@ -349,30 +261,20 @@ def heal(
             device=device.value,
             progress=progress,
         )
-    if as_json:
+    if report.json:
         return console.show_json(result.to_dict())
-    found = result.to_dict()
-    loss = found["loss"]
-    rows = [
-        ("trained parameters", f"{found['trainable_parameters']:,}"),
-        ("optimizer steps", str(found["steps"])),
-        (
-            "training loss, first to last",
-            f"{loss['first']:.4f} to {loss['last']:.4f}" if loss["first"] is not None else "no entry",
-        ),
-        ("held-out loss, before to after", f"{loss['held_out_before']:.4f} to {loss['held_out']:.4f}"),
-        ("seconds", f"{found['seconds']:.0f}"),
-        ("peak memory", console.size(found["peak_rss_bytes"])),
-    ]
-    console.show_table(f"healed: {output}", ("", method), rows)
-    if not quiet:
-        console.next_step(f"shortstack evaluate {output}")
+    tables.show_healing(result)
+    report.next_step(f"shortstack evaluate {output}")
     return None
 
 
 @app.command()
+@grouped
 def evaluate(
     model: Model,
+    compute: Compute,
+    source: Source,
+    report: Report,
     perplexity: Annotated[
         str, typer.Option(help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read.")
     ] = "pydoc",
@@ -380,95 +282,73 @@ def evaluate(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Windows, drawn by seed. Default: all.", show_default=False)
     ] = None,
-    seed: Seed = 0,
-    device: OnDevice = Device.auto,
-    dtype: InDtype = Dtype.auto,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Measure perplexity on text the model was not calibrated or healed on."""
     from shortstack.evaluation import evaluate as evaluate_checkpoint
 
-    with console.bars(quiet=quiet) as progress:
-        checkpoint = _open(model, revision, trust_remote_code, progress)
+    with report.bars() as progress:
+        checkpoint = source.open(model, progress)
         result = evaluate_checkpoint(
             checkpoint,
             perplexity=[name.strip() for name in perplexity.split(",")],
             length=length,
             samples=samples,
-            seed=seed,
-            dtype=dtype.value,
-            device=device.value,
+            seed=compute.seed,
+            dtype=compute.dtype.value,
+            device=compute.device.value,
             progress=progress,
         )
-    if as_json:
+    if report.json:
         return console.show_json(result.to_dict())
-    rows = [
-        (
-            name,
-            console.number(found.value),
-            f"{found.tokens:,}",
-            f"{found.loss:.4f} +- {found.loss_stderr:.4f}",
-            "yes" if found.windows["bos"] else "no",
-            found.dtype,
-        )
-        for name, found in result.perplexity.items()
-    ]
-    console.show_table(
-        f"{model}: {checkpoint.anatomy.layers} layers",
-        ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"),
-        rows,
-    )
-    if not quiet:
-        console.next_step(_after_evaluating(model, checkpoint.record.get("verb")))
+    tables.show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
+    report.next_step(_after_evaluating(model, checkpoint.record.get("verb")))
     return None
 
 
 @app.command()
+@grouped
 def demo(
+    report: Report,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="New directory for the two checkpoints and demo.json.")
     ] = Path("demo-out"),
     seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """SmolLM2-135M-Instruct loses a quarter of its layers, heals and is measured."""
     from shortstack.demo import run, show
 
-    with console.bars(quiet=quiet) as progress:
+    with report.bars() as progress:
         result = run(output, seed=seed, progress=progress)
-    if as_json:
-        console.show_json(result.to_dict())
-    else:
-        show(result)
+    if report.json:
+        return console.show_json(result.to_dict())
+    show(result)
+    report.next_step("shortstack prune MODEL --drop 25% -o pruned, with a model directory or hub id of yours")
+    return None
 
 
 @app.command()
 def ls(
-    what: Annotated[Listing, typer.Argument(help="metrics or methods.", show_default=False)], as_json: AsJson = False
+    what: Annotated[
+        Listing | None, typer.Argument(help="metrics or methods. Default: both.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """List what can be named on the command line."""
-    if what is Listing.metrics:
-        columns: tuple[str, ...] = ("metric", "looks at", "formula (low = remove first)", "source")
-        rows: list[tuple[str, ...]] = [
-            (metric.name, metric.feed, metric.formula, metric.paper) for metric in METRICS.values()
-        ]
-    else:
-        columns = ("method", "trains", "source")
-        rows = [
-            (
-                "partial",
-                "the last k layers, the final norm, and the head unless it is tied",
-                "arXiv 2411.15558, section 4.2",
-            )
-        ]
+    listings = {
+        Listing.metrics: [asdict(each) for each in METRICS.values()],
+        Listing.methods: [asdict(each) for each in METHODS.values()],
+    }
+    code = ("function", "home")
+    wanted = {
+        name.value: [{key: value for key, value in row.items() if key not in code} for row in rows]
+        for name, rows in listings.items()
+        if what in (None, name)
+    }
     if as_json:
-        console.show_json({what.value: [dict(zip(columns, row, strict=True)) for row in rows]})
-    else:
-        console.show_table(what.value, columns, rows)
+        return console.show_json(wanted)
+    for title, rows in wanted.items():
+        console.show_table(title, tuple(rows[0]), [tuple(row.values()) for row in rows])
+    return None
 
 
 def _after_evaluating(model: str, verb: str | None) -> str:
@@ -479,12 +359,6 @@ def _after_evaluating(model: str, verb: str | None) -> str:
     return (
         f'AutoModelForCausalLM.from_pretrained("{model}") in Python, or any program that reads a checkpoint directory'
     )
-
-
-def _open(model: str, revision: str | None, trust_remote_code: bool, progress: Progress) -> Checkpoint:
-    from shortstack.checkpoint import Checkpoint
-
-    return Checkpoint.open(model, revision=revision, trust_remote_code=trust_remote_code, progress=progress)
 
 
 def _check_output(output: Path, checkpoint: Checkpoint) -> None:
@@ -504,50 +378,6 @@ def _check_file(output: Path | None) -> None:
         raise OutputError(
             output, expected="a directory that can be written", found=str(output.parent), fix="make it, or name another"
         )
-
-
-def _score(
-    checkpoint: Checkpoint,
-    metrics: list[str],
-    text: str,
-    samples: int,
-    length: int,
-    seed: int,
-    device: Device,
-    dtype: Dtype,
-    progress: Progress,
-) -> Scores:
-    from shortstack.metrics import metric_named
-    from shortstack.scoring import score as score_checkpoint
-    from shortstack.tokens import Tokens
-
-    needs_text = metrics == ["all"] or {metric_named(name).feed for name in metrics} != {"layers"}
-    tokens = (
-        Tokens.read(text, checkpoint.tokenizer(), samples=samples, length=length, seed=seed) if needs_text else None
-    )
-    return score_checkpoint(
-        checkpoint, tokens, metrics=metrics, dtype=dtype.value, device=device.value, seed=seed, progress=progress
-    )
-
-
-def _plan(
-    checkpoint: Checkpoint,
-    metric: str | None,
-    options: dict[str, Any],
-    how: tuple[str, int, int, int, Device],
-    progress: Progress,
-) -> tuple[Plan, Scores | None]:
-    """A plan for a checkpoint, scored first when the metric looks at activations or loss."""
-    from shortstack.metrics import metric_named
-
-    layers = checkpoint.anatomy.layers
-    plan(layers, metric="reverse", **options)  # what is wrong with the options is said before anything is scored
-    name = metric or "ppl"
-    if options["layers"] is not None or metric_named(name).feed == "layers":
-        return plan(layers, metric=name, **options), None
-    text, samples, length, seed, device = how
-    scores = _score(checkpoint, [name], text, samples, length, seed, device, Dtype.auto, progress)
-    return plan(scores, metric=name, **options), scores
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -581,48 +411,6 @@ def _parse_size(text: str | None) -> int | None:
     return int(digits) * units[unit]
 
 
-def _show_scores(scores: Scores) -> None:
-    orders = {name: scores.order(name) for name in scores.scores}
-    rows = [
-        [
-            str(layer),
-            *(
-                cell
-                for name, values in scores.scores.items()
-                for cell in (console.number(values[layer]), str(orders[name].index(layer) + 1))
-            ),
-        ]
-        for layer in range(scores.layers)
-    ]
-    columns = ["layer", *(column for name in scores.scores for column in (name, "removed as"))]
-    base = (
-        f"; unpruned perplexity {console.number(METRICS['ppl'].function(scores.base_loss))}"
-        if scores.base_loss is not None
-        else ""
-    )
-    tokens = (
-        scores.tokens
-        and f" on {scores.tokens['samples']} x {scores.tokens['length']} tokens of {scores.tokens['source']}"
-    )
-    console.show_table(f"scores{tokens or ''}{base} (low = remove first)", columns, rows)
-
-
-def _show_plan(chosen: Plan) -> None:
-    def change(before: str, after: str, share: float) -> str:
-        return f"{before} to {after} ({share:+.1%})"
-
-    rows = [
-        ("removed", show_layers(chosen.removed)),
-        ("kept", show_layers(chosen.kept)),
-        ("layers", f"{chosen.layers} to {len(chosen.kept)}"),
-    ]
-    if chosen.parameters and chosen.bytes:
-        p, b = chosen.parameters, chosen.bytes
-        rows.append(("parameters", change(f"{p.before:,}", f"{p.after:,}", p.after / p.before - 1)))
-        rows.append(("bytes", change(console.size(b.before), console.size(b.after), b.after / b.before - 1)))
-    console.show_table("plan (layers numbered from 0, ranges inclusive)", ("", chosen.strategy), rows)
-
-
 def _terminated(_signal: int, _frame: object) -> NoReturn:
     raise SystemExit(143)  # leaves through the context managers, so that no half-written output stays
 
@@ -633,6 +421,8 @@ def main() -> None:
     try:
         app()
     except ShortstackError as error:
+        if {"-v", "--verbose"} & {*sys.argv}:
+            traceback.print_exc()
         console.fail(error)
         sys.exit(error.exit_code)
     except OSError as error:

@@ -57,9 +57,10 @@ def fail(error: ShortstackError) -> None:
 
 
 @contextmanager
-def bars(*, quiet: bool = False) -> Iterator[Progress]:
+def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
     """Progress bars with ETA on stderr, one per stage; plain lines when stderr is no terminal; nothing when quiet."""
-    _hush_libraries()
+    if not verbose:
+        _hush_libraries()
     if quiet:
         yield silent
     elif not sys.stderr.isatty():

@@ -125,7 +125,7 @@ def _measure(
 
 
 def show(demo: Demo) -> None:
-    """The table, the second plan, the answers, and what to type next."""
+    """The table, the second plan, and the answers."""
     base = demo.rows[0]
     console.show_table(
         f"SmolLM2-135M-Instruct without layers {show_layers(demo.chosen.removed)}, chosen by measured loss",
@@ -156,4 +156,3 @@ def show(demo: Demo) -> None:
         f"{console.size(demo.peak_rss_bytes)} of memory at most."
     )
     print(f'{demo.output}/healed opens with AutoModelForCausalLM.from_pretrained("{demo.output}/healed").')
-    console.next_step("shortstack prune MODEL --drop 25% -o pruned, with a model directory or hub id of yours")

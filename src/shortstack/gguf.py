@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import struct
 import uuid
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,8 +65,9 @@ def _convert(path: Path, out: Path) -> None:
 
     folder, name = str(path.parent), path.name
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        with redirect_stderr(io.StringIO()):  # a bar of the reader's own, which would break ours; errors are raised
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     except UNREADABLE as error:
         raise CheckpointError(
             path,

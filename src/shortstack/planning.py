@@ -154,21 +154,14 @@ def plan(
         PlanError: nothing, everything, or something that does not exist would be removed.
     """
     count = source if isinstance(source, int) else source.layers
+    check_choice(drop, layers, block=block)
     if layers is not None:
-        if drop is not None or block:
-            raise PlanError(
-                "--layers", expected="explicit layers alone", found="--drop or --block beside them", fix="give one"
-            )
         named = parse_layers(layers) if isinstance(layers, str) else tuple(layers)
         check_removal(named, count, where="--layers")
         removed = tuple(sorted(named))
         _check_kept_ends(removed, count, keep_first, keep_last)
         return Plan(count, removed, "layers")
-    if drop is None:
-        raise PlanError(
-            "plan", expected="how much to remove", found="neither --drop nor --layers", fix="add --drop 25%"
-        )
-    amount = parse_drop(drop, count)
+    amount = parse_drop(drop or 0, count)
     allowed = range(keep_first, count - keep_last)
     if amount > len(allowed):
         raise PlanError(
@@ -181,6 +174,27 @@ def plan(
     choose = _lowest_window if block else _lowest
     strategy = "tail" if name == "reverse" and not (block or keep_last) else f"{'block' if block else 'lowest'} {name}"
     return Plan(count, choose(values, allowed, amount), strategy)
+
+
+def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, block: bool = False) -> None:
+    """Say what is wrong with the options of plan() that no model is needed to see.
+
+    Raises:
+        PlanError: neither or both of drop and layers are given, or what is given is none of what they can be.
+    """
+    if layers is not None:
+        if drop is not None or block:
+            raise PlanError(
+                "--layers", expected="explicit layers alone", found="--drop or --block beside them", fix="give one"
+            )
+        if isinstance(layers, str):
+            parse_layers(layers)
+    elif drop is None:
+        raise PlanError(
+            "plan", expected="how much to remove", found="neither --drop nor --layers", fix="add --drop 25%"
+        )
+    else:
+        _read_drop(drop)
 
 
 def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, Sequence[float]]:
@@ -216,24 +230,31 @@ def parse_drop(drop: str | int, layers: int) -> int:
     >>> [parse_drop("25%", n) for n in (32, 30, 26)]
     [8, 8, 7]
     """
-    text = str(drop).strip()
-    if re.fullmatch(r"\d{1,5}(\.\d{1,9})?%", text):
-        share = Fraction(text[:-1]) / 100
-        amount = int(share * layers + Fraction(1, 2))
-    elif re.fullmatch(r"\d{1,5}", text):
-        amount = int(text)
-    else:
-        raise PlanError(
-            "--drop", expected="a count or a percentage", found=repr(text), fix="write --drop 8 or --drop 25%"
-        )
+    share = _read_drop(drop)
+    amount = share if isinstance(share, int) else int(share * layers + Fraction(1, 2))
     if not 0 < amount < layers:
         raise PlanError(
             "--drop",
             expected=f"between 1 and {layers - 1} of the model's {layers} layers",
-            found=f"{text} ({amount} layer{'s' * (amount != 1)})",
+            found=f"{drop} ({amount} layer{'s' * (amount != 1)})",
             fix="write --drop 25% or a smaller count",
         )
     return amount
+
+
+def _read_drop(drop: str | int) -> int | Fraction:
+    """A --drop value: a count, or a share of the layers."""
+    text = str(drop).strip()
+    if re.fullmatch(r"\d{1,5}(\.\d{1,9})?%", text) and 0 < Fraction(text[:-1]) < 100:
+        return Fraction(text[:-1]) / 100
+    if re.fullmatch(r"\d{1,5}", text) and int(text):
+        return int(text)
+    raise PlanError(
+        "--drop",
+        expected="a count, or a percentage between 0% and 100%",
+        found=repr(text),
+        fix="write --drop 8 or --drop 25%",
+    )
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError, DataError
-from shortstack.healing.partial import Partial
+from shortstack.examples import Example, read_examples
+from shortstack.healing.partial import Partial, Trained
+from shortstack.methods import METHODS
 from shortstack.progress import Progress, silent
 from shortstack.pruning import provenance
 from shortstack.scoring import peak_rss
-from shortstack.tokens import read_examples
 from shortstack.training import History, Schedule
 from shortstack.walk import pick_device
 from shortstack.writing import CheckpointWriter, layout
 
-METHODS: Mapping[str, type[Partial]] = {"partial": Partial}
 HELD_OUT_SHARE = 0.05
 __all__ = ["METHODS", "Healing", "Partial", "Schedule", "heal"]
 
@@ -78,51 +78,55 @@ def heal(
     started = time.perf_counter()
     method, schedule = method or Partial(), schedule or Schedule()
     _check_trainable(checkpoint)
-    writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=checkpoint.weight_bytes)
+    nbytes = checkpoint.weight_bytes + method.added_bytes(checkpoint)
+    writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
     examples = read_examples(data, checkpoint.tokenizer(), max_length=max_length, seed=schedule.seed)[:max_samples]
+    held_out, training = _split(examples, data)
+    trained, history = method.run(
+        checkpoint, training, held_out, schedule, device=pick_device(device), progress=progress
+    )
+    seconds = round(time.perf_counter() - started, 3)
+    healing = {
+        "method": method.to_dict(),
+        "data": data,
+        "samples": len(examples),
+        "max_length": max_length,
+        "schedule": schedule.to_dict(),
+        "losses": history.losses,
+        "held_out": history.held_out,
+    }
+    _write(writer, checkpoint, trained, {**provenance(checkpoint, "heal", seconds), "healing": healing}, progress)
+    return Healing(writer.out, method.name, trained.parameters, history, seconds, peak_rss())
+
+
+def _split(examples: Sequence[Example], data: str) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The samples held out, and those to train on."""
     if len(examples) < 2:
         raise DataError(
             data, expected="at least two samples, one of them held out", found=str(len(examples)), fix="give more data"
         )
     kept_back = max(1, round(len(examples) * HELD_OUT_SHARE))
-    trained, history = method.run(
-        checkpoint,
-        examples[kept_back:],
-        examples[:kept_back],
-        schedule,
-        device=pick_device(device),
-        progress=progress,
-    )
-    config = dict(checkpoint.config) | ({"tie_word_embeddings": False} if method.untie_head else {})
+    return examples[:kept_back], examples[kept_back:]
+
+
+def _write(
+    writer: CheckpointWriter,
+    checkpoint: Checkpoint,
+    trained: Trained,
+    record: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """The checkpoint with what was trained in place of what it was before, in the same shards."""
     tensors = [trained.tensors.get(name, tensor) for name, tensor in checkpoint.tensors.items()]
     tensors += [tensor for name, tensor in trained.tensors.items() if name not in checkpoint.tensors]
+    origin = {name: tensor.file.name for name, tensor in checkpoint.tensors.items()}
+    layer_map = checkpoint.record.get("layer_map") or _identity(checkpoint)
     with writer:
-        writer.json("config.json", config)
+        writer.json("config.json", {**checkpoint.config, **trained.config})
         for path in checkpoint.side_files():
             writer.copy(path)
-        writer.tensors(
-            layout(tensors, {name: tensor.file.name for name, tensor in checkpoint.tensors.items()}),
-            progress=progress,
-        )
-        seconds = round(time.perf_counter() - started, 3)
-        record = provenance(checkpoint, "heal", seconds)
-        healing = {
-            "method": method.to_dict(),
-            "data": data,
-            "samples": len(examples),
-            "max_length": max_length,
-            "schedule": schedule.to_dict(),
-        }
-        healing |= {"losses": history.losses, "held_out": history.held_out}
-        writer.commit(
-            {
-                **record,
-                "plan": None,
-                "layer_map": checkpoint.record.get("layer_map") or _identity(checkpoint),
-                "healing": healing,
-            }
-        )
-    return Healing(writer.out, method.name, trained.parameters, history, seconds, peak_rss())
+        writer.tensors(layout(tensors, origin), progress=progress)
+        writer.commit({**record, "plan": None, "layer_map": layer_map})
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, int]:

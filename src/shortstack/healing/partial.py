@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from shortstack.activations import Activations, content_key, stored
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError, InputError
+from shortstack.examples import Example
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
-from shortstack.tokens import Example
 from shortstack.training import Batch, History, Schedule, train
 from shortstack.walk import UNPRUNED, Decoder, fast_bfloat16
 
@@ -28,10 +28,11 @@ PREFIX_BATCH = 16
 
 @dataclass(frozen=True)
 class Trained:
-    """The tensors that changed, under their stored names and in their stored dtype."""
+    """The tensors that changed, under their stored names and in their stored dtype, and the config fields that did."""
 
     tensors: Mapping[str, StoredTensor]
     parameters: int
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,15 @@ class Partial:
             bfloat16=bfloat16,
             progress=progress,
         )
-        return Trained(stored_tensors(checkpoint, tail.trained_tensors()), tail.trainable_parameters), history
+        config = {"tie_word_embeddings": False} if self.untie_head else {}
+        return Trained(stored_tensors(checkpoint, tail.trained_tensors()), tail.trainable_parameters, config), history
+
+    def added_bytes(self, checkpoint: Checkpoint) -> int:
+        """Bytes the healed checkpoint has more than the pruned one: an untied head is a second embedding."""
+        if not self.untie_head:
+            return 0
+        embedding: Tensor = checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight
+        return round(embedding.numel() * checkpoint.weight_bytes / checkpoint.parameters)
 
     def trains_head(self, checkpoint: Checkpoint) -> bool:
         """Whether the head is among what trains."""

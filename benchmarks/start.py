@@ -1,0 +1,46 @@
+"""What it costs to ask: `shortstack --help` and `shortstack ls`, beside an interpreter that does nothing.
+
+python benchmarks/start.py --rounds 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import harness
+from harness import median, rotated, spread, table, verdict
+
+AIM = 0.5
+CONTENDERS = {
+    "python -c pass": [sys.executable, "-c", "pass"],
+    "shortstack --help": [sys.executable, "-m", "shortstack", "--help"],
+    "shortstack ls": [sys.executable, "-m", "shortstack", "ls"],
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=10)
+    chosen = options.parse_args()
+    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for command in CONTENDERS.values():
+        harness.measured(command)  # the first run compiles bytecode
+    for turn in range(chosen.rounds):
+        for name in rotated(list(CONTENDERS), turn):
+            seconds[name].append(harness.measured(CONTENDERS[name]).seconds)
+    data = {
+        "machine": harness.machine(),
+        "versions": harness.versions("shortstack", "typer", "rich"),
+        "command": harness.command_line(),
+        "seconds": seconds,
+    }
+    rows = [
+        (name, spread(found), "" if name.startswith("python") else verdict(median(found) < AIM))
+        for name, found in seconds.items()
+    ]
+    harness.save("start", data, [table(("command", "wall, s: median (range)", f"under {AIM} s"), rows)])
+
+
+if __name__ == "__main__":
+    main()

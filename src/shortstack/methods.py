@@ -1,0 +1,54 @@
+"""The catalogue of healing methods: what each trains and where it lives. Naming one imports no torch; loading it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from shortstack.errors import InputError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to heal; `home` is its class, as module:name inside shortstack.healing."""
+
+    name: str
+    trains: str
+    paper: str
+    home: str
+
+    def load(self) -> Any:
+        """The class that runs the method."""
+        module, _, name = self.home.partition(":")
+        return getattr(import_module(f"shortstack.healing.{module}"), name)
+
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "partial",
+            "the last k layers, the final norm, and the head unless it is tied",
+            "arXiv 2411.15558, section 4.2",
+            "partial:Partial",
+        ),
+    )
+}
+
+
+def method_named(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in METHODS:
+        raise InputError(
+            "--method",
+            expected=f"one of {', '.join(METHODS)}",
+            found=repr(name),
+            fix="`shortstack ls methods` explains each",
+        )
+    return METHODS[name]

@@ -1,0 +1,205 @@
+"""Options that several verbs share, each group a dataclass whose fields are the options.
+
+>>> @app.command()  # doctest: +SKIP
+... @grouped
+... def score(model: str, calibration: Calibration) -> None:  # gains --text, --samples, --length, ...
+...     ...
+
+Nothing heavy is imported here: the command line reads this file to answer `--help`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from shortstack import console
+from shortstack.errors import InputError
+from shortstack.metrics import METRICS, Scores, metric_named
+from shortstack.planning import Plan, check_choice, plan
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.progress import Progress
+    from shortstack.tokens import Tokens
+
+MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct)."
+TEXT = "pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name."
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
+Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which checkpoint, and how far it is trusted."""
+
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")
+    ] = False
+
+    def open(self, model: str, progress: Progress) -> Checkpoint:
+        from shortstack.checkpoint import Checkpoint
+
+        return Checkpoint.open(
+            model, revision=self.revision, trust_remote_code=self.trust_remote_code, progress=progress
+        )
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where, in what, and with which seed to compute."""
+
+    seed: Seed = 0
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto
+    dtype: Annotated[Dtype, typer.Option(help="What to compute in.")] = Dtype.auto
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text that metrics look at."""
+
+    text: Annotated[str, typer.Option(help=f"Calibration text: {TEXT}")] = "pydoc"
+    samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 10
+    length: Annotated[int, typer.Option(min=4, help="Tokens per calibration window.")] = 128
+
+    def score(self, checkpoint: Checkpoint, metrics: list[str], compute: Compute, progress: Progress) -> Scores:
+        """Scores of the named metrics; the text is read only when one of them needs it."""
+        from shortstack.scoring import score
+
+        needs_text = metrics == ["all"] or {metric_named(name).feed for name in metrics} != {"layers"}
+        return score(
+            checkpoint,
+            self._tokens(checkpoint, compute.seed) if needs_text else None,
+            metrics=metrics,
+            dtype=compute.dtype.value,
+            device=compute.device.value,
+            seed=compute.seed,
+            progress=progress,
+        )
+
+    def _tokens(self, checkpoint: Checkpoint, seed: int) -> Tokens:
+        from shortstack.tokens import Tokens
+
+        return Tokens.read(self.text, checkpoint.tokenizer(), samples=self.samples, length=self.length, seed=seed)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which layers go."""
+
+    metric: Annotated[
+        str | None, typer.Option(help=f"How to choose: {', '.join(METRICS)}. Default ppl.", show_default=False)
+    ] = None
+    drop: Annotated[
+        str | None, typer.Option(help="How much to remove: 25% (rounded half up) or a count.", show_default=False)
+    ] = None
+    layers: Annotated[
+        str | None, typer.Option(help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).", show_default=False)
+    ] = None
+    block: Annotated[bool, typer.Option("--block", help="Remove one contiguous window.")] = False
+    keep_first: Annotated[int, typer.Option(min=0, help="Never remove the first n layers.")] = 0
+    keep_last: Annotated[int, typer.Option(min=0, help="Never remove the last n layers.")] = 0
+
+    def check(self, *, planned: bool = False) -> None:
+        """Say what is wrong with the words before any model is opened; planned: a plan is given instead of them."""
+        if planned and self != Choice():
+            raise InputError(
+                "--plan",
+                expected="a plan alone",
+                found="options that choose layers beside it",
+                fix="give one or the other",
+            )
+        metric_named(self.metric or "ppl")
+        if not planned:
+            check_choice(self.drop, self.layers, block=self.block)
+
+    def plan(self, source: Scores | int, seed: int, metric: str | None = None) -> Plan:
+        """plan() with these options; `metric` goes before the one that was named."""
+        return plan(source, **(asdict(self) | {"metric": metric or self.metric}), seed=seed)
+
+    def plan_for(
+        self, checkpoint: Checkpoint, calibration: Calibration, compute: Compute, progress: Progress
+    ) -> tuple[Plan, Scores | None]:
+        """A plan for a checkpoint, scored first when the metric looks at activations or loss."""
+        layers, name = checkpoint.anatomy.layers, self.metric or "ppl"
+        self.plan(layers, compute.seed, "reverse")  # what does not fit the model is said before anything is scored
+        if self.layers is not None or metric_named(name).feed == "layers":
+            return self.plan(layers, compute.seed, name), None
+        scores = calibration.score(checkpoint, [name], compute, progress)
+        return self.plan(scores, compute.seed, name), scores
+
+
+@dataclass(frozen=True)
+class Report:
+    """How much is said, and in which form."""
+
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no next step.")] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also what the libraries say, and where an error comes from.")
+    ] = False
+
+    def bars(self) -> AbstractContextManager[Progress]:
+        return console.bars(quiet=self.quiet, verbose=self.verbose)
+
+    def next_step(self, command: str) -> None:
+        if not self.quiet and not self.json:
+            console.next_step(command)
+
+
+def grouped(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with each parameter that is a group replaced by that group's options."""
+    hints = get_type_hints(verb, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for parameter in inspect.signature(verb).parameters.values():
+        group = groups.get(parameter.name)
+        found = _options(group) if group else [parameter.replace(annotation=hints[parameter.name])]
+        parameters += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in found]
+
+    @functools.wraps(verb)
+    def call(**options: Any) -> None:
+        made = {
+            name: group(**{field.name: options.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        verb(**made, **options)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _options(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]

@@ -1,0 +1,199 @@
+"""Where text comes from, and the record formats of instruction and chat data.
+
+A source is `pydoc` (the standard library's language reference topics; the last 20 % is held out and never calibrates), a
+.txt file, a .jsonl or .json file, or a hub dataset `org/name` or `org/name:split`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shortstack.errors import DataError
+
+HELD_OUT_SHARE = 0.2
+PROMPT = (
+    "Below is an instruction that describes a task{with_input}. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n{input}### Response:\n"
+)  # tatsu-lab/stanford_alpaca README, the prompt the paper trains with
+FORMATS = (
+    "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages; prompt, completion"
+)
+
+
+def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
+    """The texts of a source, shuffled by seed when there are several; lines of other formats give all their text."""
+    if source == "pydoc":
+        yield _pydoc(held_out)
+    elif source.endswith((".json", ".jsonl")):
+        yield from _shuffled([_all_text(record) for record in read_records(source)], seed)
+    elif Path(source).is_file() or source.endswith(".txt"):
+        yield _read_text(Path(source))
+    else:
+        yield from (_all_text(record) for record in hub_records(source, seed))
+
+
+def _shuffled(texts: list[str], seed: int) -> list[str]:
+    return random.Random(seed).sample(texts, len(texts))
+
+
+def _pydoc(held_out: bool) -> str:
+    """The standard library's reference topics, each paragraph once: topics quote each other, and would leak otherwise."""
+    from pydoc_data import topics
+
+    texts = "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
+    paragraphs = list(dict.fromkeys(texts.split("\n\n")))
+    ends = list(itertools.accumulate(map(len, paragraphs)))
+    first = bisect.bisect_left(ends, (1 - HELD_OUT_SHARE) * ends[-1]) + 1
+    return "\n\n".join(paragraphs[first:] if held_out else paragraphs[:first])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            path,
+            expected="UTF-8 text",
+            found=f"byte {error.object[error.start]:#x} at position {error.start}",
+            fix="convert it to UTF-8",
+        ) from error
+    except OSError as error:
+        raise DataError(
+            path, expected="a text file", found=error.strerror or str(error), fix="check the path"
+        ) from error
+    if not text.strip():
+        raise DataError(path, expected="text", found="an empty file", fix="give a file with text")
+    return text
+
+
+def read_records(source: str) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file (one a line) or a .json file (a list).
+
+    Raises:
+        DataError: a line that is not an object of a known format; its number is named.
+    """
+    path = Path(source)
+    text = _read_text(path)
+    if path.suffix == ".json":
+        try:
+            rows = list(enumerate(_as_list(json.loads(text)), start=1))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                path, expected="a JSON list of objects", found=str(error), fix="correct it, or save it as .jsonl"
+            ) from error
+        return [_checked(row, f"{path}, entry {number}") for number, row in rows]
+    return [
+        _checked(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
+        for number, line in enumerate(text.split("\n"), start=1)  # splitlines also cuts at U+2028, which JSON allows
+        if line.strip()
+    ]
+
+
+def _as_list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"a {type(value).__name__}")  # noqa: TRY004  caught with json's own ValueError
+    return value
+
+
+def _parse(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            where, expected="a JSON object", found=f"{line[:60]!r} ({error})", fix="correct or delete that line"
+        ) from error
+
+
+def _checked(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict) or record_format(record) is None:
+        found = f"keys {', '.join(record)}" if isinstance(record, dict) else repr(record)[:60]
+        raise DataError(
+            where,
+            expected=f"an object with the keys of one format: {FORMATS}",
+            found=found,
+            fix="rename the keys; texts are strings, messages a list of {role, content}",
+        )
+    return record
+
+
+def record_format(record: Mapping[str, Any]) -> str | None:
+    """Which of FORMATS a record has: text, alpaca, dolly, chat, prompt; None when none."""
+
+    def texts(*keys: str) -> bool:
+        return all(isinstance(record.get(key), str) for key in keys)
+
+    messages = record.get("messages")
+    if isinstance(messages, list) and messages and all(_is_turn(turn) for turn in messages):
+        return "chat"
+    for name, keys in (
+        ("text", ("text",)),
+        ("alpaca", ("instruction", "output")),
+        ("dolly", ("instruction", "response")),
+        ("prompt", ("prompt", "completion")),
+    ):
+        if texts(*keys):
+            return name
+    return None
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+
+
+def _all_text(record: Mapping[str, Any]) -> str:
+    kind = record_format(record)
+    if kind == "text":
+        return str(record["text"])
+    if kind == "chat":
+        return "\n\n".join(str(turn["content"]) for turn in record["messages"])
+    prompt, response = prompt_and_response(record)
+    return prompt + response
+
+
+def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
+    """The rows of a hub dataset, streamed and shuffled by seed.
+
+    Raises:
+        DataError: there is no such dataset, or a row of an unknown format.
+    """
+    import datasets
+
+    name, _, split = source.partition(":")
+    if "/" not in name or name.startswith((".", "/", "~")):
+        raise DataError(
+            source,
+            expected="pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name",
+            found="none of these",
+            fix="check the path",
+        )
+    try:
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed)
+        for number, row in enumerate(rows, start=1):
+            yield _checked(row, f"{source}, row {number}")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            source,
+            expected="a dataset on the hub",
+            found=" ".join(str(error).split())[:200],
+            fix="check the name, or give a local file",
+        ) from error
+
+
+def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The prompt as the paper's data template renders it, and the response to learn."""
+    if record_format(record) == "prompt":
+        return str(record["prompt"]), str(record["completion"])
+    extra = str(record.get("input") or record.get("context") or "")
+    prompt = PROMPT.format(
+        with_input=", paired with an input that provides further context" if extra else "",
+        instruction=record["instruction"],
+        input=f"### Input:\n{extra}\n\n" if extra else "",
+    )
+    return prompt, str(record["output"] if "output" in record else record["response"])
