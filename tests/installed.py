@@ -1,0 +1,34 @@
+"""Run by `make test-wheel` in an environment that has the wheel and nothing of this folder: files, types, the demo."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from importlib.metadata import files, metadata
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import shortstack
+
+installed = {path.as_posix() for path in files("shortstack") or ()}
+assert "site-packages" in shortstack.__file__, shortstack.__file__
+assert "shortstack/py.typed" in installed
+assert any(path.endswith("licenses/LICENSE") for path in installed)
+assert metadata("shortstack")["License-Expression"] == "Apache-2.0"
+with tempfile.TemporaryDirectory() as folder:
+    out = Path(folder) / "demo-out"
+    command = Path(sys.executable).with_name("shortstack")
+    subprocess.run([command, "demo", "-o", out], check=True)
+    demo = json.loads((out / "demo.json").read_text())
+    assert demo["verified"] is True
+    unpruned, pruned, healed = (row["perplexity"]["value"] for row in demo["rows"])
+    assert unpruned < healed < pruned < 100 < 1e6 < demo["tail_perplexity"]["value"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = AutoModelForCausalLM.from_pretrained(out / "healed", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert model.config.num_hidden_layers == demo["rows"][2]["layers"] == 22
+print("the wheel is complete, and its demo runs")
