@@ -7,6 +7,7 @@ unless the page makes it itself.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import io
 import itertools
@@ -207,7 +208,12 @@ def test_the_python_of_a_page_runs(page: Path, line: Path, place: Path) -> None:
     names: dict[str, Any] = {}
     for body in fences(page, "python"):
         code = re.sub(rf'open\("({"|".join(MODEL_WORDS)})"', 'open("model"', body)
-        exec(compile(code, page_id(page), "exec"), names)  # noqa: S102  our own pages
+        tree = ast.parse(code)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, page_id(page), "exec"), names)  # noqa: S102  our own pages
+        if last and not ast.unparse(last).startswith("print"):
+            assert eval(ast.unparse(last), names) is not None  # noqa: S307  the value a reader looks at
+    assert any(isinstance(value, ss.Checkpoint) for value in names.values())
 
 
 def test_the_readme_shows_the_package_docstring_example() -> None:
