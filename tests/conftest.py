@@ -1,14 +1,19 @@
 """Nothing here reaches the network, and every cache is a fresh folder."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-sys.path.insert(0, str(Path(__file__).parent))
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")  # where transformers puts a checkpoint's own code
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"])
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "conformance")]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import architectures
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +22,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from shortstack.cli import main
-from zoo import make, tiny
+from shortstack.metrics import Scores
+from shortstack.walk import pick_device
+from zoo import make, speaking, tiny
 
 MESSAGE = re.compile(r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  to fix it (.+)\n")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -411,6 +415,91 @@ def test_verbose_shows_where_an_error_comes_from(command):
     assert (code, out) == (2, "")
     assert "Traceback" in err
     assert MESSAGE.search(err)
+
+
+def test_a_device_that_is_not_there(command, model):
+    for device in {"cuda", "mps"} - {pick_device("auto")}:
+        assert device in command.refused(
+            "score", speaking(model), "--metric", "bi", "--samples", "1", "--device", device
+        )
+
+
+def test_more_tokens_than_a_model_has_positions(command, tmp_path):
+    folder = speaking(tmp_path / "gpt2", "gpt2")
+    for options in (("score", folder, "--metric", "bi", "--samples", "1"), ("evaluate", folder, "--samples", "1")):
+        assert "at most 64 tokens" in command.refused(*options)
+    assert command("evaluate", folder, "--samples", "1", "--length", "64")[0] == 0
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_that_is_none(command, model, seed):
+    assert command("score", model, "--metric", "random", "--seed", seed)[0] == 2
+
+
+def test_a_revision_of_a_local_model_is_refused(command, model):
+    assert "--revision" in command.prune_refused(model, *PLAIN, "--revision", "main")
+
+
+def test_a_pipe_among_the_shards_is_not_waited_for(command, sharded):
+    shard = next(sharded.glob("model-*.safetensors"))
+    shard.unlink()
+    os.mkfifo(shard)
+    assert "something else of that name" in command.prune_refused(sharded)
+
+
+@pytest.mark.parametrize("count", [0, -3, 10**9])
+def test_a_count_of_layers_that_cannot_be(command, model, count):
+    edit(model / "config.json", lambda config: config.update(num_hidden_layers=count))
+    assert str(count) in command.prune_refused(model)
+
+
+def test_a_file_that_may_not_be_read_is_bad_input(command, model, monkeypatch):
+    def forbidden(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", "config.json")
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    assert "Permission denied" in command.prune_refused(model)
+
+
+def test_outputs_are_whole_or_absent(command, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    before = snapshot(tmp_path)
+    code, _, err = command("score", model, "--metric", "reverse", "-o", "scores.json")
+    assert (code, snapshot(tmp_path)) == (1, before)
+    assert "No space left" in err
+
+
+def test_the_next_step_can_be_pasted_whatever_the_names(command, model, tmp_path):
+    code, _, err = command("score", model, "--metric", "reverse", "-o", "my scores.txt")
+    assert code == 0
+    words = shlex.split(err.rpartition("Next: ")[2])
+    assert words[:3] == ["shortstack", "plan", "my scores.txt"]
+    edit(tmp_path / "my scores.txt", lambda data: data["model"].update(source="x; rm -rf /"))
+    code, _, err = command(*words[1:])
+    assert code == 0
+    assert shlex.split(err.rpartition("Next: ")[2])[:3] == ["shortstack", "prune", "x; rm -rf /"]
+
+
+def test_options_that_change_nothing_are_refused(command, model):
+    assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
+    assert "--samples" in command.refused("plan", "scores.json", "--drop", "2", "--samples", "3")
+    assert "--metric" in command.prune_refused(model, "--layers", "3", "--metric", "bi")
+
+
+def test_an_infinite_score_survives_the_file(tmp_path):
+    scores = Scores(3, {"ppl": (2.0, math.inf, 1.0)})
+    scores.save(tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"]["ppl"] == [2.0, None, 1.0]
+    assert Scores.from_dict(json.loads((tmp_path / "scores.json").read_text()), where="x").scores == scores.scores
+
+
+def test_a_cut_that_is_not_exact_is_moved_and_said_so(command, tmp_path):
+    folder = architectures.make("diffllama", tmp_path / "diffllama")
+    code, out, err = command("plan", folder, "--metric", "random", "--drop", "2", "--seed", "1", "--json")
+    assert code == 0
+    assert json.loads(out)["removed"] == [6, 7]
+    assert "cannot be cut exactly from this model; the nearest that can: 6-7" in err
+    assert "the nearest exact cut: --layers 6-7" in command.refused("plan", folder, "--layers", "2-3")
 
 
 def test_ls_lists_what_can_be_named(command):

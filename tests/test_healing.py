@@ -3,6 +3,7 @@
 import copy
 import json
 
+import architectures
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import shortstack.healing.partial as partial
 from shortstack.activations import Activations
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import InputError, OutputError, TrainingError
+from shortstack.errors import ArchitectureError, InputError, OutputError, TrainingError
 from shortstack.examples import Example
 from shortstack.healing import Partial, Schedule, heal
 from shortstack.healing.partial import Tail, collate_samples, padded, prefix_states
@@ -118,6 +119,33 @@ def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
     assert not torch.equal(after["lm_head.weight"], before[embedding])
     assert untied.parameters - source.parameters == before[embedding].numel()
     assert result.trainable_parameters > before[embedding].numel()
+
+
+def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_path):
+    source = Checkpoint.open(
+        speaking(tmp_path / "source", "gemma3", text_config={**ZOO["gemma3"]["text_config"], "vocab_size": 384})
+    )
+    method = Partial(last=1, untie_head=True)
+    heal(
+        source,
+        tmp_path / "out",
+        data="pydoc",
+        method=method,
+        schedule=Schedule(epochs=1, lr=1e-2),
+        max_length=32,
+        max_samples=8,
+    )
+    untied = Checkpoint.open(tmp_path / "out")
+    assert source.anatomy.tied
+    assert not untied.anatomy.tied
+    model = untied.model(dtype=torch.float32, strict=True)
+    assert not torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_a_tail_that_shares_with_frozen_layers_is_refused(tmp_path):
+    source = Checkpoint.open(architectures.make("gemma3n_text", tmp_path / "source"))
+    with pytest.raises(ArchitectureError, match="also share keys and values"):
+        Tail(Decoder.load(source, dtype=torch.float32), 6, train_head=False)
 
 
 def test_impossible_heads_and_depths_are_refused(tmp_path):

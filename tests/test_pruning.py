@@ -1,7 +1,9 @@
 """What prune refuses before a byte is written, beyond what the errors' own tests cover."""
 
 import json
+import math
 
+import architectures
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -63,30 +65,43 @@ def test_a_quantisation_that_names_layers_by_pattern_is_refused(tmp_path):
     refused(directory, tmp_path, ArchitectureError, "regular expression")
 
 
-def test_what_depends_on_depth_is_refused_with_the_layer_and_the_values(tmp_path):
-    """minicpm3 scales each layer by 1/sqrt(N): a cut changes every layer that stays."""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+def test_what_depends_on_depth_is_refused_with_the_values_and_the_nearest_exact_cut(tmp_path):
+    """DiffLlama's lambda_init follows the layer's number, which no config field can express: only tails can go."""
+    directory = architectures.make("diffllama", tmp_path / "source")
+    expected = f"{0.8 - 0.6 * math.exp(-0.3 * 2)!r} to stay.*exact cut: --layers 7"
+    refused(directory, tmp_path, ArchitectureError, rf"layer 2, self_attn.lambda_init.*{expected}")
 
-    config = CONFIG_MAPPING["minicpm3"](
-        vocab_size=96,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        q_lora_rank=16,
-        kv_lora_rank=16,
-        qk_nope_head_dim=4,
-        qk_rope_head_dim=4,
-        v_head_dim=8,
-        scale_depth=1.4,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
-    refused(tmp_path / "source", tmp_path, ArchitectureError, "layer 0")
+
+def test_a_constant_that_follows_depth_is_set_so_that_the_kept_layers_compute_what_they_did(tmp_path):
+    """MiniCPM3 scales each residual branch by scale_depth / sqrt(depth)."""
+    source = Checkpoint.open(architectures.make("minicpm3", tmp_path / "source"))
+    pruned = prune(source, plan(8, layers="1,4,6"), tmp_path / "out")
+    before, after = (checkpoint.config["scale_depth"] / math.sqrt(n) for checkpoint, n in ((source, 8), (pruned, 5)))
+    assert after == pytest.approx(before, rel=1e-15)
+    assert pruned.config["scale_depth"] != source.config["scale_depth"]
+
+
+def test_weights_that_hold_a_block_for_each_layer_lose_those_of_the_removed(tmp_path):
+    """Gemma 3n looks up and projects an embedding for every layer at once: [vocabulary, layers * width]."""
+    source = Checkpoint.open(architectures.make("gemma3n_text, no shared keys", tmp_path / "source"))
+    pruned = prune(source, plan(8, layers="1,4,6"), tmp_path / "out")
+    before, after = (load_file(checkpoint.directory / "model.safetensors") for checkpoint in (source, pruned))
+    kept = [0, 2, 3, 5, 7]
+    for name, axis in (("embed_tokens_per_layer", 1), ("per_layer_model_projection", 0)):
+        (key,) = (key for key in before if name in key)
+        blocks = before[key].chunk(8, dim=axis)
+        assert torch.equal(after[key], torch.cat([blocks[layer] for layer in kept], dim=axis))
+    assert sum(source.sizes.layer_parameters) + source.sizes.other_parameters == source.parameters
+    assert pruned.parameters == plan(8, layers="1,4,6").sized(source.sizes).parameters.after
+
+
+def test_what_a_removed_layer_shares_goes_on_with_the_first_that_stays(tmp_path):
+    """Zamba stores its one attention block with the first layer that has it."""
+    source = Checkpoint.open(architectures.make("zamba", tmp_path / "source"))
+    holder = min(int(name.split(".")[2]) for name in source.tensors if ".shared_transf." in name)
+    pruned = prune(source, plan(8, layers=str(holder)), tmp_path / "out")
+    assert min(int(name.split(".")[2]) for name in pruned.tensors if ".shared_transf." in name) > 0
+    assert verify(pruned, against=source).ok
 
 
 def test_further_chat_templates_travel_and_are_verified(tmp_path):

@@ -89,7 +89,7 @@ def test_progress_ends_at_its_total_and_never_goes_back():
 
 def test_a_nan_is_an_error_that_names_the_layer(monkeypatch):
     broken = replace(METRICS["bi"], function=lambda before, after: before[..., 0] * math.nan)
-    monkeypatch.setattr(shortstack.scoring, "METRICS", {**METRICS, "bi": broken})
+    monkeypatch.setattr(shortstack.metrics, "METRICS", {**METRICS, "bi": broken})
     with pytest.raises(ShortstackError, match=r"metric bi, layer 0.*NaN"):
         score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["bi"])
 

@@ -135,10 +135,63 @@ def test_a_turn_that_is_not_text_is_named_by_its_line(tmp_path, turn):
 
 def test_a_conversation_the_template_refuses_is_one_message(tmp_path):
     strict = tokenizer(chat=True)
-    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    path = write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "q"}]}])
-    with pytest.raises(DataError, match="roles must alternate"):
-        read_examples(path, strict)
+    path = write(tmp_path / "a.jsonl", [conversation("q", "a")])
+    for template, said in (
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ 1 / 0 }}", "division"),
+        ("{% for i in range(10 ** 12) %}{% endfor %}", "Range too big"),
+    ):
+        strict.chat_template = template
+        with pytest.raises(DataError, match=said):
+            read_examples(path, strict)
+
+
+def conversation(*turns: str) -> dict:
+    return {
+        "messages": [
+            {"role": "assistant" if number % 2 else "user", "content": turn} for number, turn in enumerate(turns)
+        ]
+    }
+
+
+THINKING = """{% for message in messages %}<s>{{ message.role }}: {% if message.role == 'assistant' and not loop.last %}\
+{{ message.content.split('</think>')[-1] }}{% else %}{{ message.content }}{% endif %}</s>{% endfor %}\
+{% if add_generation_prompt %}<s>assistant: {% endif %}"""
+
+
+def test_a_template_that_drops_what_earlier_turns_thought_gives_a_sample_for_each_answer(tmp_path):
+    dropping = tokenizer(chat=True)
+    dropping.chat_template = THINKING
+    path = write(tmp_path / "a.jsonl", [conversation("one", "<think>x</think>first", "two", "<think>y</think>second")])
+    examples = sorted(read_examples(path, dropping, max_length=512), key=lambda example: len(example.ids))
+    assert [learnt(example, dropping) for example in examples] == [
+        "<think>x</think>first</s>",
+        "<think>y</think>second</s>",
+    ]
+    assert "assistant: first</s>" in dropping.decode(examples[1].ids)
+
+
+def test_a_template_whose_prompt_changes_once_it_is_answered_is_refused(tmp_path):
+    last_only = tokenizer(chat=True)
+    last_only.chat_template = "{{ messages[-1].role }}: {{ messages[-1].content }}"
+    path = write(tmp_path / "a.jsonl", [conversation("one", "first")])
+    with pytest.raises(DataError, match="renders the prompt otherwise"):
+        read_examples(path, last_only)
+
+
+def test_text_that_no_encoding_can_hold_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud800 abc"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="lone surrogate at character 0"):
+        read_examples(str(path), PLAIN)
+    path.write_text('{"text": "every layer"}\n', encoding="utf-8-sig")
+    assert len(read_examples(str(path), PLAIN)) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"length": 1}, {"samples": 0}])
+def test_windows_without_room_or_number_are_refused(wrong):
+    with pytest.raises(DataError, match="at least one window"):
+        Tokens.read("pydoc", WITH_BOS, **wrong)
 
 
 @pytest.mark.parametrize(

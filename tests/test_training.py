@@ -67,6 +67,20 @@ def test_less_than_an_epoch_still_ends_with_a_held_out_loss():
     assert history.held_out[-1][0] > 0
 
 
+@pytest.mark.parametrize(("batch", "micro"), [(16, 16), (24, 12), (17, 1), (40, 10), (7, 7), (64, 16)])
+def test_a_batch_is_as_large_as_it_is_said_to_be(batch, micro):
+    schedule = Schedule(epochs=1, lr=0.1, batch_size=batch)
+    assert schedule.micro == micro
+    history = train(Line(), SAMPLES, SAMPLES[:8], collate, schedule)
+    assert history.steps == schedule.steps(64) == -(-64 // batch)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 8, "micro_batch_size": 3}, {"seed": -1}])
+def test_a_schedule_of_impossible_numbers_is_refused(wrong):
+    with pytest.raises(InputError, match=r"--batch-size|--seed"):
+        Schedule(**wrong)
+
+
 @pytest.mark.parametrize("wrong", [{"lr": float("nan")}, {"lr": 0.0}, {"epochs": -1.0}, {"epochs": float("inf")}])
 def test_a_schedule_that_cannot_be_followed_is_refused(wrong):
     with pytest.raises(InputError, match="above 0"):

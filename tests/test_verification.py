@@ -133,6 +133,26 @@ def test_models_that_do_not_belong_together_are_refused(pruned, copy, source):
         verify(source)
 
 
+@pytest.mark.parametrize("name", ["extra.safetensors", "evil.py"])
+def test_weights_or_code_that_were_added_are_found(name, copy):
+    (copy / name).write_bytes((copy / SINGLE).read_bytes())
+    check, said = failed(copy)
+    assert check == "files"
+    assert f"{name} was not written by shortstack" in said
+
+
+def test_a_record_without_files_vouches_for_nothing(copy):
+    record = json.loads((copy / RECORD).read_text())
+    (copy / RECORD).write_text(json.dumps(record | {"files": {}}))
+    assert f"{SINGLE} was not written" in failed(copy)[1]
+
+
+def test_a_model_of_another_vocabulary_is_refused(pruned, tmp_path):
+    other = Checkpoint.open(make("llama", tmp_path / "other", vocab_size=100))
+    with pytest.raises(CheckpointError, match=r"vocabulary of .*, 100 tokens"):
+        verify(Checkpoint.open(pruned), against=other)
+
+
 def test_another_model_of_the_same_shape_gives_other_logits(pruned, tmp_path):
     other = Checkpoint.open(make("llama", tmp_path / "other", seed=1))
     assert failed(pruned, other)[0] == "logits"

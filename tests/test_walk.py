@@ -2,12 +2,14 @@
 
 import copy
 
+import architectures
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ArchitectureError
 from shortstack.walk import UNPRUNED, Decoder, layer_forwards
 from zoo import ZOO, pass_over, tiny
 
@@ -66,8 +68,35 @@ def test_the_observer_sees_what_forward_hooks_see_the_last_layer_before_the_fina
         assert torch.equal(after, hook_out)
 
 
+@pytest.mark.parametrize("name", ["zaya", "hy_v4", "gemma3n_text", "gemma4_text", "mllama", "openai-gpt", "bamba"])
+def test_routes_keep_apart_what_layers_share_beside_hidden_states(name, tmp_path):
+    """Router states, selections of tokens, and dictionaries of keys and values, against one forward for each route."""
+    checkpoint = Checkpoint.open(architectures.make(name, tmp_path / "source"))
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    routes = [UNPRUNED, *(frozenset({layer}) for layer in range(1, 8)), frozenset({2, 5})]
+    ids = IDS % 90
+    with torch.no_grad():
+        arrived = decoder.walk(ids, routes)
+        for route in routes:
+            alone = architectures.pass_over(
+                checkpoint.model(dtype=torch.float32), checkpoint.anatomy.layers_path, tuple(route)
+            )
+            expected = alone(input_ids=ids, use_cache=False).logits
+            torch.testing.assert_close(
+                decoder.logits(ids, arrived[route]), expected, atol=1e-5, rtol=1e-5, msg=str(route)
+            )
+
+
+@pytest.mark.parametrize("name", ["dory", "rwkv"])
+def test_a_model_that_computes_between_its_layers_is_not_walked(name, tmp_path):
+    checkpoint = Checkpoint.open(architectures.make(name, tmp_path / "source"))
+    with pytest.raises(ArchitectureError, match="entered by what the one before it returned"):
+        Decoder.load(checkpoint, dtype=torch.float32).walk(IDS % 90)
+
+
 def test_leave_one_out_costs_a_triangle_of_layer_forwards_and_each_is_counted():
     decoder = load("llama")
+    decoder.forms()
     calls, ticks = [0] * 8, []
     for index, layer in enumerate(decoder.layers):
         layer.register_forward_hook(lambda *_, index=index: None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,7 +81,9 @@ def make(model_type: str, directory: Path, *, seed: int = 0, max_shard_size: str
 @functools.cache
 def tiny(model_type: str) -> Path:
     """One shared, read-only checkpoint per type."""
-    return make(model_type, Path(tempfile.mkdtemp(prefix=f"zoo-{model_type}-")))
+    folder = tempfile.mkdtemp(prefix=f"zoo-{model_type}-")
+    atexit.register(shutil.rmtree, folder)
+    return make(model_type, Path(folder))
 
 
 def pass_over(model: PreTrainedModel, layers_path: str, removed: Iterable[int]) -> None:

@@ -1,17 +1,14 @@
-"""Where a model keeps its decoder layers, found by building it on the meta device; and the check that a cut is exact.
+"""Where a model keeps its decoder layers, found by building it on the meta device.
 
-Nothing is tabled by architecture: the layers are the longest-lived list inside the decoder with as many entries as the
-text config counts. A pruned config is trusted only after `check_cut` has compared the model it builds with the original,
-layer by layer.
+Nothing is tabled by architecture: the layers are the outermost list inside the decoder with as many entries as the text
+config counts.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +17,21 @@ from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.fields import Cut, cut_fields, rename_layers
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 TEXT_KEYS = ("text_config", "decoder", "generator", "language_config", "llm_config")
+# Architectures with layers that do not each add to one stream of hidden states, so that leaving one out means nothing.
+UNSUITED = {
+    "blt": "a byte model of three stacks that feed each other",
+    "gemma4_assistant": "a draft model, which reads the keys and values of another",
+    "gemma4_unified_assistant": "a draft model, which reads the keys and values of another",
+    "hrm_text": "two stacks that run in nested loops",
+    "inkling2_text": "layers that attend to the outputs of earlier blocks of layers",
+    "inkling2_loop_text": "layers that attend to the outputs of earlier blocks of layers",
+    "reformer": "reversible layers, which pass two streams",
+    "xlm": "layers whose parts lie in several lists",
+    "xlnet": "layers that pass two streams, of contents and of queries",
+}
 # What transformers raises, somewhere inside, for a config with wrong values.
 UNBUILDABLE = (
     ArithmeticError,
@@ -36,9 +44,16 @@ UNBUILDABLE = (
     TypeError,
     ValueError,
 )
-INDEX_NAMES = re.compile(r"idx|index|layer_id|layer_num|block_id|number")
-NOT_STRUCTURE = {"name_or_path"}  # where a model was read from
-SCALARS = (int, float, str, bool, type(None))
+# Fields that count decoder layers, by the names transformers gives them.
+COUNTS = (
+    "num_hidden_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_layers",
+    "n_layers",
+    "n_layer",
+    "num_blocks",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ class Anatomy:
     head: str
     tied: bool
     text_key: str | None
-    count_key: str
+    count_keys: tuple[str, ...]
 
     def layer(self, index: int) -> str:
         """Module path of one layer."""
@@ -85,6 +100,24 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(path, expected="a JSON object with a model_type", found=json.dumps(config)[:80], fix=fix)
     return config
+
+
+def check_depth(raw: Mapping[str, Any], tensors: int, directory: Path) -> None:
+    """Refuse a config that names more layers than there are tensors, before a model of that depth is built.
+
+    Raises:
+        CheckpointError: a count of layers is no positive number, or larger than the checkpoint can hold.
+    """
+    for config in (raw, *(raw[key] for key in TEXT_KEYS if isinstance(raw.get(key), dict))):
+        for name in COUNTS:
+            count = config.get(name)
+            if type(count) is int and not 0 < count <= max(2 * tensors, 1):  # longcat and dory store twice the number
+                raise CheckpointError(
+                    directory / "config.json",
+                    expected=f"{name} to be the layers of {tensors} tensors",
+                    found=str(count),
+                    fix="find the config that belongs to these weights",
+                )
 
 
 def meta_model(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -158,27 +191,35 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
 
     def refuse(found: str) -> None:
         raise ArchitectureError(
-            directory, expected="a decoder-only language model", found=found, fix="choose a causal language model"
+            directory,
+            expected="a decoder-only language model, layer upon layer",
+            found=found,
+            fix="choose a causal language model",
         )
 
     if config.is_encoder_decoder:
         refuse(f"{config.model_type}, an encoder-decoder")
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not raw.get("auto_map"):
         refuse(f"{config.model_type}, which has no causal language model in transformers")
+    if raw["model_type"] in UNSUITED:
+        refuse(f"{raw['model_type']}, {UNSUITED[raw['model_type']]}")
     encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False
     if encoder:
         refuse(f"{config.model_type}, an encoder")
 
 
-def dissect(model: PreTrainedModel, directory: Path) -> Anatomy:
-    """Find the decoder layers, embedding, final norm and head of a model built by meta_model or loaded.
+def dissect(model: PreTrainedModel, raw: Mapping[str, Any], directory: Path) -> Anatomy:
+    """Find the decoder layers, embedding, final norm and head of a model built by meta_model from the config `raw`.
 
     Raises:
         ArchitectureError: no list of modules has as many entries as the config counts layers.
     """
     names = {id(module): name for name, module in model.named_modules()}
     text = model.config.get_text_config(decoder=True)
-    layers_path = _find_layers(model, text.num_hidden_layers, names, directory)
+    text_key = _find_text_key(model.config, raw)
+    counts = _counts(text if text_key else model.config)
+    layers_path = _find_layers(model, set(counts.values()), names, directory)
+    layers = len(model.get_submodule(layers_path))
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         raise ArchitectureError(
@@ -187,38 +228,61 @@ def dissect(model: PreTrainedModel, directory: Path) -> Anatomy:
     return Anatomy(
         model_type=model.config.model_type,
         architecture=type(model).__name__,
-        layers=text.num_hidden_layers,
+        layers=layers,
         layers_path=layers_path,
         embedding=names[id(embedding)],
         norm=_find_norm(model, layers_path),
         head=names[id(head)],
         tied=head.weight is embedding.weight,
-        text_key=next(
-            (key for key in TEXT_KEYS if text is not model.config and getattr(model.config, key, None) is text), None
-        ),
-        count_key=text.attribute_map.get("num_hidden_layers", "num_hidden_layers"),
+        text_key=text_key,
+        count_keys=tuple(name for name, count in counts.items() if count == layers),
     )
 
 
-def _find_layers(model: PreTrainedModel, count: int, names: Mapping[int, str], directory: Path) -> str:
+def _find_text_key(config: PretrainedConfig, raw: Mapping[str, Any]) -> str | None:
+    """The key under which a multimodal config nests its text stack; some models are built from that part alone."""
+    if config.model_type != raw["model_type"]:
+        return next((key for key in TEXT_KEYS if isinstance(raw.get(key), dict)), None)
+    text = config.get_text_config(decoder=True)
+    return next((key for key in TEXT_KEYS if text is not config and getattr(config, key, None) is text), None)
+
+
+def resolved_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Every field as the model reads it; some configs store other values (dory's counts attention and MLP apart)."""
+    stored: dict[str, Any] = config.to_dict()
+    return stored | {name: value for name, value in vars(config).items() if name in stored}
+
+
+def _counts(config: PretrainedConfig) -> dict[str, int]:
+    """The fields of a config that count layers, under the names it stores them by."""
+    fields, stored_as = resolved_fields(config), config.attribute_map
+    names = dict.fromkeys(stored_as.get(name, name) for name in COUNTS)
+    counts = {name: fields[name] for name in names if type(fields.get(name)) is int and "encoder" not in name}
+    # Nemotron-H counts its list of block types.
+    return counts or {"num_hidden_layers": int(getattr(config, "num_hidden_layers", 0))}
+
+
+def _find_layers(model: PreTrainedModel, counts: Set[int], names: Mapping[int, str], directory: Path) -> str:
+    """The path of the decoder layers: the outermost list of modules as long as the config says, the largest of several."""
     from torch import nn
 
-    root = names.get(id(model.get_decoder()), "")
-    lists = {
-        name: sum(parameter.numel() for parameter in module.parameters())
+    everywhere = {
+        name: (name.count("."), -sum(parameter.numel() for parameter in module.parameters()))
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and name.startswith(root)
+        if isinstance(module, nn.ModuleList) and len(module) in counts
     }
-    outermost = {name: size for name, size in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
-    if not outermost:
+    root = names.get(id(model.get_decoder()), "")
+    # Some get_decoder() name something else (ModernBERT's is the matrix of its head).
+    lists = {name: size for name, size in everywhere.items() if name.startswith(root)} or everywhere
+    if not lists:
         raise ArchitectureError(
             directory,
-            expected=f"a list of {count} decoder layers inside {type(model).__name__}",
+            expected=f"a list of {' or '.join(map(str, sorted(counts)))} decoder layers in {type(model).__name__}",
             found="none",
             fix="this architecture is not supported; open an issue with its config.json",
         )
-    largest: str = max(outermost, key=lambda name: outermost[name])
-    return largest
+    path: str = min(lists, key=lists.__getitem__)
+    return path
 
 
 def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
@@ -236,20 +300,24 @@ def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
 def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) -> str:
     """The prefix under which a checkpoint's files store the layers: of those numbered 0 to N-1, the one most like its path.
 
-    Files may lack the model's own prefix (gpt2: h.0), or order it otherwise (gemma3: language_model.model.layers.0).
+    Files may lack the model's own prefix (gpt2: h.0), order it otherwise (gemma3: language_model.model.layers.0), or have
+    names of their own (exaone: transformer.h.0).
 
     Raises:
         CheckpointError: the stored names do not show which tensors belong to which of the config's layers.
     """
-    name = anatomy.layers_path.rpartition(".")[2]
     found: dict[str, set[int]] = {}
-    for match in (re.match(rf"(.*?\b{re.escape(name)})\.(\d+)\.", stored) for stored in names):
+    for match in (re.match(r"(.+?)\.(\d+)\.", stored) for stored in names):
         if match:
             found.setdefault(match[1], set()).add(int(match[2]))
     complete = [prefix for prefix, numbers in found.items() if numbers.issuperset(range(anatomy.layers))]
-    words = anatomy.layers_path.split(".")
-    likeness = {prefix: len(set(words) & set(prefix.split("."))) for prefix in complete}
-    best = [prefix for prefix in complete if likeness[prefix] == max(likeness.values())]
+    path = anatomy.layers_path.split(".")
+
+    def likeness(prefix: str) -> tuple[bool, int, int]:
+        words = prefix.split(".")
+        return words[-1] == path[-1], len(set(path) & set(words)), -len(words)
+
+    best = [prefix for prefix in complete if likeness(prefix) == max(map(likeness, complete))]
     if len(best) == 1:
         return best[0]
     seen = {prefix: len(numbers) for prefix, numbers in found.items()}
@@ -270,102 +338,11 @@ def shortened(
     """
     config = json.loads(json.dumps(raw))
     text = config.setdefault(anatomy.text_key, {}) if anatomy.text_key else config
-    resolved = model.config.get_text_config(decoder=True).to_dict()
+    resolved = resolved_fields(model.config.get_text_config(decoder=True))
     text.update(cut_fields(Cut(anatomy.layers, tuple(kept), resolved)))
-    for key in {anatomy.count_key, "num_hidden_layers"} & ({*text} | {anatomy.count_key}):
-        text[key] = len(kept)
+    text.update(dict.fromkeys(anatomy.count_keys, len(kept)))
     new_index = {old: new for new, old in enumerate(kept)}
     if "quantization_config" in config:
         for prefix in {anatomy.layers_path, stored_path}:  # quantisers name modules by either
             config["quantization_config"] = rename_layers(config["quantization_config"], prefix, new_index)
     return dict(config)
-
-
-def check_cut(
-    config: Mapping[str, Any],
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    kept: Sequence[int],
-    directory: Path,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
-    """Build the pruned config on the meta device and compare it with the original's kept layers.
-
-    Compared: names, shapes and dtypes of all parameters and buffers, module types, and every scalar attribute of every
-    module; layer numbers must be the new ones. What depends on values a forward pass computes is left to `verify`.
-
-    Raises:
-        ArchitectureError: the pruned config does not rebuild the kept layers; names the layer, the field and the values.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config))
-        if trust_remote_code:
-            for code in directory.glob("*.py"):
-                shutil.copy(code, folder)
-        try:
-            after = meta_model(Path(folder), trust_remote_code=trust_remote_code)
-        except (CheckpointError, ArchitectureError) as error:
-            raise ArchitectureError(
-                directory, expected="the pruned config to build", found=error.found, fix="cut the tail, or other layers"
-            ) from error
-    for new, old in enumerate(kept):
-        _compare(
-            f"layer {old}",
-            model.get_submodule(anatomy.layer(old)),
-            after.get_submodule(anatomy.layer(new)),
-            (old, new),
-            directory,
-        )
-    _compare_rest(model, after, anatomy, (anatomy.layers, len(kept)), directory)
-
-
-def _compare(where: str, before: nn.Module, after: nn.Module, numbers: tuple[int, int], directory: Path) -> None:
-    _compare_facts(where, dict(_facts(before)), dict(_facts(after)), numbers, directory)
-
-
-def _compare_rest(
-    before: nn.Module, after: nn.Module, anatomy: Anatomy, counts: tuple[int, int], directory: Path
-) -> None:
-    def outside(model: nn.Module) -> dict[str, Any]:
-        inside = f"{anatomy.layers_path}."
-        return {name: fact for name, fact in _facts(model) if not name.startswith(inside)}
-
-    _compare_facts("outside the layers", outside(before), outside(after), counts, directory)
-
-
-def _compare_facts(
-    where: str, before: Mapping[str, Any], after: Mapping[str, Any], numbers: tuple[int, int], directory: Path
-) -> None:
-    for name in sorted(before.keys() | after.keys()):
-        old, new = before.get(name, "absent"), after.get(name, "absent")
-        renumbered = (old, new) == numbers and (where.startswith("outside") or INDEX_NAMES.search(name))
-        stale = where.startswith("layer") and INDEX_NAMES.search(name) and old == new == numbers[0] != numbers[1]
-        if (old != new and not renumbered) or stale:
-            raise ArchitectureError(
-                f"{directory}, {where}, {name}",
-                expected=f"{old!r} to stay what it is",
-                found=f"{new!r} in the shortened model",
-                fix="choose other layers: this architecture derives it from the depth or the layer's position",
-            )
-
-
-def _facts(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Everything about a module tree that can be compared without weights, as (name, plain value)."""
-    for name, tensor in (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ):
-        yield name, (tuple(tensor.shape), str(tensor.dtype))
-    for path, child in module.named_modules():
-        dot = "." if path else ""
-        yield f"{path}{dot}type", type(child).__name__
-        for name, value in vars(child).items():
-            if not name.startswith("_") and name not in NOT_STRUCTURE and _is_plain(value):
-                yield f"{path}{dot}{name}", value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(isinstance(item, SCALARS) for item in value)
-    return isinstance(value, SCALARS)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack import anatomy as anatomies
 from shortstack.anatomy import Anatomy
-from shortstack.errors import CheckpointError
+from shortstack.errors import CheckpointError, InputError
+from shortstack.fields import DEPTH_BLOCKS
 from shortstack.planning import Sizes
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor, file_digest, read_shard
@@ -30,6 +31,7 @@ SINGLE = "model.safetensors"
 RECORD = "shortstack.json"
 TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TOKENIZER_FILE = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 
@@ -65,7 +67,9 @@ class Checkpoint:
         """
         directory = _resolve(str(model), revision, progress)
         config = anatomies.read_config(directory)
-        return cls(directory, str(model), revision, config, _read_tensors(directory), trust_remote_code)
+        tensors = _read_tensors(directory)
+        anatomies.check_depth(config, len(tensors), directory)
+        return cls(directory, str(model), _commit(directory) or revision, config, tensors, trust_remote_code)
 
     @functools.cached_property
     def blueprint(self) -> PreTrainedModel:
@@ -74,7 +78,7 @@ class Checkpoint:
 
     @functools.cached_property
     def anatomy(self) -> Anatomy:
-        return anatomies.dissect(self.blueprint, self.directory)
+        return anatomies.dissect(self.blueprint, self.config, self.directory)
 
     @functools.cached_property
     def layers_path(self) -> str:
@@ -92,6 +96,11 @@ class Checkpoint:
         layers = self.anatomy.layers
         parameters, sizes = [0] * (layers + 1), [0] * (layers + 1)
         for tensor in self.tensors.values():
+            if any(f".{block}." in f".{tensor.name}" for block in DEPTH_BLOCKS):  # equal parts, one of each layer
+                for slot in range(layers):
+                    parameters[slot] += tensor.parameters // layers
+                    sizes[slot] += tensor.size // layers
+                continue
             layer = self.layer_of(tensor.name)
             slot = layers if layer is None or layer >= layers else layer
             parameters[slot] += tensor.parameters
@@ -152,14 +161,22 @@ class Checkpoint:
         from transformers import AutoModelForCausalLM
 
         _ = self.blueprint  # says what is wrong with the config, which from_pretrained says in many ways
-        model, report = AutoModelForCausalLM.from_pretrained(
-            self.directory,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=self.trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, with the others
-        )
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                self.directory,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the others
+            )
+        except ImportError as error:
+            raise CheckpointError(
+                self.directory,
+                expected="the libraries its weights need",
+                found=" ".join(str(error).split())[:200],
+                fix="install what it names, or start from the unquantised model",
+            ) from error
         wrong = {
             kind: sorted(map(str, report[kind]))
             for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if strict else []))
@@ -182,6 +199,13 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
+        if not any(path.is_file() and TOKENIZER_FILE.search(path.name) for path in self.directory.iterdir()):
+            raise CheckpointError(
+                self.directory,
+                expected="a tokenizer (tokenizer.json)",
+                found="no file of one",
+                fix="copy the tokenizer's files beside the weights",
+            )
         try:
             return AutoTokenizer.from_pretrained(
                 self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code
@@ -226,9 +250,17 @@ def _is_record(value: Any) -> bool:
     )
 
 
+def _commit(directory: Path) -> str | None:
+    """The commit of a hub snapshot, which its directory is named by."""
+    return directory.name if directory.parent.name == "snapshots" else None
+
+
 def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
     from shortstack.gguf import dequantised
 
+    local = os.path.exists(model) and model != ""
+    if revision and (local or model.endswith(".gguf")):
+        raise InputError("--revision", expected="a hub model", found=f"the local {model}", fix="leave --revision out")
     if model == "demo":
         packaged = _packaged_demo()
         return (
@@ -239,21 +271,21 @@ def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
     path = Path(model)
     if path.suffix == ".gguf" and os.path.isfile(path):  # os.path: a name no file can have is no file, and no error
         return dequantised(path, progress=progress)
-    if os.path.isdir(path):
+    if os.path.isdir(path) and model:
         return path
-    if os.path.exists(path):
+    if local:
         raise CheckpointError(
             path,
             expected="a directory, a .gguf file or a hub id",
             found="a file",
             fix="name the directory that holds it",
         )
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf":
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf" and not path.parent.exists():
         return _from_hub(model, revision, fix="check the spelling; for a local model, create that directory")
     raise CheckpointError(
-        path,
+        model or "the model's name",
         expected="a directory, a .gguf file, a hub id like org/name, or demo",
-        found="no such file or directory",
+        found="no such file or directory" if model else "nothing",
         fix="check the path",
     )
 

@@ -15,7 +15,7 @@ import traceback
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -38,9 +38,6 @@ from shortstack.options import (
     grouped,
 )
 from shortstack.planning import Plan, Sizes, show_layers
-
-if TYPE_CHECKING:
-    from shortstack.checkpoint import Checkpoint
 
 app = typer.Typer(
     name="shortstack",
@@ -92,14 +89,13 @@ def score(
     """Score every layer by one or more metrics in one walk; low = remove first."""
     _check_file(output)
     with report.bars() as progress:
-        names = [name.strip() for name in metric.split(",")]
-        scores = calibration.score(source.open(model, progress), names, compute, progress)
+        scores = calibration.score(source.open(model, progress), metric.split(","), compute, progress)
     if output:
         scores.save(output)
     if report.json:
         return console.show_json(scores.to_dict())
     tables.show_scores(scores)
-    report.next_step(f"shortstack plan {output or model} --metric {scores.default_metric} --drop 25%")
+    report.next_step("plan", output or model, "--metric", scores.default_metric, "--drop", "25%")
     return None
 
 
@@ -117,7 +113,8 @@ def plan_verb(
     """Choose the layers to remove, from scores or from a model (which is scored first when the metric needs it)."""
     _check_file(output)
     choice.check()
-    if model_or_scores.endswith(".json"):
+    if _is_scores(model_or_scores):
+        calibration.check_unused("scores.json")
         scores = Scores.from_dict(_read_json(Path(model_or_scores)), where=model_or_scores)
         chosen = choice.plan(scores, compute.seed)
         chosen = chosen.sized(Sizes.from_dict(scores.model, where=model_or_scores))
@@ -133,8 +130,8 @@ def plan_verb(
     if report.json:
         return console.show_json(chosen.to_dict())
     tables.show_plan(chosen)
-    how = f"--plan {output}" if output else f"--layers {show_layers(chosen.removed).replace(' ', '')}"
-    report.next_step(f"shortstack prune {model} {how} -o pruned")
+    how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
+    report.next_step("prune", model, *how, "-o", "pruned")
     return None
 
 
@@ -161,11 +158,12 @@ def prune(
     choice.check(planned=plan_file is not None)
     planned = Plan.from_dict(_read_json(plan_file), where=plan_file) if plan_file else None
 
+    from shortstack.pruning import fits
     from shortstack.pruning import prune as prune_checkpoint
 
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        _check_output(output, checkpoint)
+        fits(output, checkpoint, planned or choice.like(checkpoint))
         chosen, scores = (planned, None) if planned else choice.plan_for(checkpoint, calibration, compute, progress)
         prune_checkpoint(
             checkpoint,
@@ -179,7 +177,7 @@ def prune(
     if report.json:
         return console.show_json({**chosen.to_dict(), "output": str(output)})
     tables.show_plan(chosen)
-    report.next_step(f"shortstack verify {output} --against {model}")
+    report.next_step("verify", output, "--against", model)
     return None
 
 
@@ -208,9 +206,7 @@ def verify(
     if not result.ok:
         raise typer.Exit(1)
     healed = checkpoint.record["verb"] == "heal"
-    report.next_step(
-        f"shortstack evaluate {directory}" if healed else f"shortstack heal {directory} --data pydoc -o healed"
-    )
+    report.next_step(*(("evaluate", directory) if healed else ("heal", directory, "--data", "pydoc", "-o", "healed")))
 
 
 @app.command()
@@ -248,7 +244,7 @@ def heal(
     from shortstack.healing import Schedule
     from shortstack.healing import heal as heal_checkpoint
 
-    schedule = Schedule(epochs=epochs, lr=lr, batch_size=batch_size, micro_batch_size=min(batch_size, 16), seed=seed)
+    schedule = Schedule(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     with report.bars() as progress:
         result = heal_checkpoint(
             source.open(directory, progress),
@@ -264,7 +260,7 @@ def heal(
     if report.json:
         return console.show_json(result.to_dict())
     tables.show_healing(result)
-    report.next_step(f"shortstack evaluate {output}")
+    report.next_step("evaluate", output)
     return None
 
 
@@ -290,7 +286,7 @@ def evaluate(
         checkpoint = source.open(model, progress)
         result = evaluate_checkpoint(
             checkpoint,
-            perplexity=[name.strip() for name in perplexity.split(",")],
+            perplexity=perplexity,
             length=length,
             samples=samples,
             seed=compute.seed,
@@ -301,7 +297,13 @@ def evaluate(
     if report.json:
         return console.show_json(result.to_dict())
     tables.show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
-    report.next_step(_after_evaluating(model, checkpoint.record.get("verb")))
+    verb = checkpoint.record.get("verb")
+    if verb == "heal":
+        report.say(f'AutoModelForCausalLM.from_pretrained("{model}"), or any program that reads a checkpoint directory')
+    elif verb == "prune":
+        report.next_step("heal", model, "--data", "pydoc", "-o", "healed")
+    else:
+        report.next_step("prune", model, "--drop", "25%", "-o", "pruned")
     return None
 
 
@@ -322,7 +324,7 @@ def demo(
     if report.json:
         return console.show_json(result.to_dict())
     show(result)
-    report.next_step("shortstack prune MODEL --drop 25% -o pruned, with a model directory or hub id of yours")
+    report.say("shortstack prune MODEL --drop 25% -o pruned, with a model directory or hub id of yours")
     return None
 
 
@@ -351,21 +353,9 @@ def ls(
     return None
 
 
-def _after_evaluating(model: str, verb: str | None) -> str:
-    if verb is None:
-        return f"shortstack prune {model} --drop 25% -o pruned"
-    if verb == "prune":
-        return f"shortstack heal {model} --data pydoc -o healed"
-    return (
-        f'AutoModelForCausalLM.from_pretrained("{model}") in Python, or any program that reads a checkpoint directory'
-    )
-
-
-def _check_output(output: Path, checkpoint: Checkpoint) -> None:
-    """Refuse an impossible output before minutes of scoring, not after."""
-    from shortstack.writing import CheckpointWriter
-
-    CheckpointWriter(output, source=checkpoint.directory, nbytes=0)
+def _is_scores(name: str) -> bool:
+    """Whether an argument names a scores file rather than a model; .gguf is the one model that is a file."""
+    return name.endswith(".json") or (os.path.isfile(name) and not name.endswith(".gguf"))
 
 
 def _check_file(output: Path | None) -> None:
@@ -374,9 +364,14 @@ def _check_file(output: Path | None) -> None:
         raise OutputError(
             output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
         )
-    if output and not os.access(output.absolute().parent, os.W_OK):
+    if not output:
+        return
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(output, expected="a directory to write in", found=f"none at {parent}", fix="make it")
+    if not os.access(parent, os.W_OK):
         raise OutputError(
-            output, expected="a directory that can be written", found=str(output.parent), fix="make it, or name another"
+            output, expected="a directory that can be written", found=f"{parent}, which cannot", fix="name another"
         )
 
 
@@ -411,13 +406,16 @@ def _parse_size(text: str | None) -> int | None:
     return int(digits) * units[unit]
 
 
-def _terminated(_signal: int, _frame: object) -> NoReturn:
-    raise SystemExit(143)  # leaves through the context managers, so that no half-written output stays
+def _terminated(number: int, _frame: object) -> NoReturn:
+    console.say(f"stopped by {signal.Signals(number).name}")
+    raise SystemExit(128 + number)  # leaves through the context managers, so that no half-written output stays
 
 
 def main() -> None:
     """The `shortstack` command."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminated)
     try:
         app()
     except ShortstackError as error:
@@ -426,16 +424,10 @@ def main() -> None:
         console.fail(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         expected, fix = (
             ("room to write", "free some space") if full else ("a file that can be used", "check its permissions")
         )
-        console.fail(
-            ShortstackError(
-                error.filename or "the disk",
-                expected=expected,
-                found=error.strerror or repr(error),
-                fix=f"{fix}; nothing was left behind",
-            )
-        )
-        sys.exit(1)
+        found = error.strerror or repr(error)
+        console.fail(ShortstackError(error.filename or "the disk", expected=expected, found=found, fix=fix))
+        sys.exit(1 if full else 2)

@@ -9,21 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from shortstack.errors import ShortstackError
+from shortstack.jsonfiles import finite
 from shortstack.progress import Progress, silent
 
 
 def show_json(data: Mapping[str, Any]) -> None:
     """One JSON object on stdout; infinities, which JSON has no word for, as null."""
-    json.dump(_finite(data), sys.stdout)
+    json.dump(finite(data), sys.stdout)
     sys.stdout.write("\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

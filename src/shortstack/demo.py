@@ -14,6 +14,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import OutputError
 from shortstack.evaluation import Perplexity, measure
 from shortstack.healing import Partial, Schedule, heal
+from shortstack.jsonfiles import save_json
 from shortstack.planning import Plan, plan, show_layers
 from shortstack.profiling import Speed, answer, decode_speeds
 from shortstack.progress import Progress, silent
@@ -25,7 +26,7 @@ from shortstack.walk import Decoder, Route, arithmetic, pick_device
 
 PROMPT = "What is the capital of France, and what is the city known for?"
 DROP = "25%"
-SCHEDULE = Schedule(epochs=2, lr=1e-3, warmup_steps=5)  # 40-odd steps in all, so a rate far above the paper's 1e-5
+SCHEDULE = Schedule(epochs=2, lr=1e-3, warmup_steps=5)  # some 35 steps in all, so a rate far above the paper's 1e-5
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
     result = Demo(
         output, rows, chosen, tail, tail_perplexity, verified, round(time.perf_counter() - started, 1), peak_rss()
     )
-    (output / "demo.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    save_json(output / "demo.json", result.to_dict())
     return result
 
 

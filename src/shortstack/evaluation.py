@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError
 from shortstack.progress import Progress, silent
 from shortstack.tokens import Tokens
 from shortstack.walk import UNPRUNED, Decoder, Route, arithmetic, pick_device
@@ -51,7 +52,7 @@ class Evaluation:
 def evaluate(
     checkpoint: Checkpoint,
     *,
-    perplexity: Sequence[str] = ("pydoc",),
+    perplexity: Sequence[str] | str = ("pydoc",),
     length: int = 512,
     samples: int | None = None,
     seed: int = 0,
@@ -66,12 +67,15 @@ def evaluate(
     Raises:
         DataError: a text cannot be read or is shorter than one window.
     """
+    sources = [name.strip() for name in perplexity.split(",")] if isinstance(perplexity, str) else perplexity
+    if not sources or not all(sources):
+        raise InputError("--perplexity", expected="a text, or several with commas", found="none", fix="name one: pydoc")
     device = pick_device(device)
     chosen = arithmetic(dtype, checkpoint, device)
     tokenizer = checkpoint.tokenizer()
     texts = {
         source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=seed, held_out=True)
-        for source in perplexity
+        for source in sources
     }
     decoder = Decoder.load(checkpoint, dtype=chosen, device=device)
     return Evaluation(

@@ -64,7 +64,7 @@ def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max
         windows = [(*bos, *ids[start : start + room]) for start in range(0, len(ids), room)]
         return [Example(window, (True,) * len(window)) for window in windows if len(window) > 1]
     if kind == "chat":
-        return [_chat_example(record["messages"], tokenizer, max_length)]
+        return _chat_examples(record["messages"], tokenizer, max_length)
     prompt, response = prompt_and_response(record)
     start = [*bos, *encode(tokenizer, prompt)]
     answer = encode(tokenizer, response) + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
@@ -72,36 +72,72 @@ def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max
     return [Example((*start, *answer)[:max_length], learn[:max_length])]
 
 
-def _chat_example(
+def _chat_examples(
     messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Example:
-    """The conversation in the model's own template; only what the assistant says counts."""
+) -> list[Example]:
+    """The conversation in the model's own template; only what the assistant says counts.
+
+    One sample, where the template renders every turn as it renders it last. Where it does not (some drop what earlier turns
+    thought), a sample for each answer, each with the conversation up to it.
+    """
+    answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        return []
+    whole = _render(messages, tokenizer)
+    spans = [_answer_span(messages[: turn + 1], tokenizer) for turn in answers]
+    if all(whole[: len(ids)] == ids for ids, _ in spans):
+        return [_learning(whole, [(start, len(ids)) for ids, start in spans], max_length)]
+    return [_learning(ids, [(start, len(ids))], max_length) for ids, start in spans]
+
+
+def _answer_span(
+    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[int, ...], int]:
+    """The token ids of a conversation that ends with an answer, and where the answer starts.
+
+    Raises:
+        DataError: the template does not render the conversation as the prompt for its last answer and then that answer.
+    """
+    prompt, ids = _render(messages[:-1], tokenizer, answer=True), _render(messages, tokenizer)
+    if ids[: len(prompt)] != prompt:
+        raise DataError(
+            _place(messages),
+            expected="a chat template that renders a conversation as its prompt and then the answer",
+            found="one that renders the prompt otherwise once it is answered",
+            fix="give prompt and completion records instead of messages",
+        )
+    return ids, len(prompt)
+
+
+def _learning(ids: tuple[int, ...], spans: Sequence[tuple[int, int]], max_length: int) -> Example:
+    learn = tuple(any(start <= place < end for start, end in spans) for place in range(len(ids)))
+    return Example(ids[:max_length], learn[:max_length])
+
+
+def _render(
+    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, answer: bool = False
+) -> tuple[int, ...]:
+    """Token ids of the conversation by the tokenizer's chat template; answer: with what opens the next answer."""
     from jinja2.exceptions import TemplateError
 
     if not tokenizer.chat_template:
         raise DataError(
             "messages", expected="a tokenizer with a chat template", found="none", fix="give alpaca, dolly or text data"
         )
-
-    def render(turns: Sequence[Mapping[str, Any]], answer: bool) -> list[int]:
-        try:
-            return list(
-                tokenizer.apply_chat_template(
-                    list(turns), add_generation_prompt=answer, tokenize=True, return_dict=False
-                )
+    try:
+        return tuple(
+            tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=answer, tokenize=True, return_dict=False
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise DataError(
-                f"messages starting {str(messages[0]['content'])[:40]!r}",
-                expected="a conversation the model's chat template takes",
-                found=str(error),
-                fix="correct its roles and their order, or leave that conversation out",
-            ) from error
+        )
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            _place(messages),
+            expected="a conversation the model's chat template takes",
+            found=str(error) or type(error).__name__,
+            fix="correct its roles and their order, or leave that conversation out",
+        ) from error
 
-    ids = render(messages, False)
-    learn = [False] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            start, end = len(render(messages[:turn], True)), len(render(messages[: turn + 1], False))
-            learn[start:end] = [True] * (end - start)
-    return Example(tuple(ids[:max_length]), tuple(learn[:max_length]))
+
+def _place(messages: Sequence[Mapping[str, Any]]) -> str:
+    return f"messages starting {str(messages[0]['content'])[:40]!r}" if messages else "messages"

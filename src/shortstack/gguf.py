@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shortstack.cache import cache_directory
-from shortstack.errors import CheckpointError
+from shortstack.errors import CheckpointError, OutputError
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
 
@@ -45,6 +45,7 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     place = cache_directory("gguf") / f"{file_digest(path)[:32]}-bf16-{version('transformers')}"
     if place.is_dir():
         return place
+    _check_room(path, place.parent)
     progress("dequantising", 0, 1)
     partial = place.with_name(f"{place.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
@@ -59,6 +60,33 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     return place
 
 
+def _check_room(path: Path, cache: Path) -> None:
+    """Refuse to dequantise what the cache's disk cannot hold, at two bytes a weight."""
+    from gguf import GGUFReader
+
+    try:
+        needed = 2 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    free = shutil.disk_usage(cache).free
+    if free < needed + (16 << 20):
+        raise OutputError(
+            cache,
+            expected=f"{needed / 1e6:,.0f} MB of free disk for {path.name}, dequantised",
+            found=f"{free / 1e6:,.0f} MB",
+            fix="free some space, or set SHORTSTACK_CACHE to a folder elsewhere",
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        path,
+        expected="a GGUF file of an architecture transformers reads",
+        found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        fix="download it again, or start from the safetensors checkpoint",
+    )
+
+
 def _convert(path: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -69,12 +97,7 @@ def _convert(path: Path, out: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     except UNREADABLE as error:
-        raise CheckpointError(
-            path,
-            expected="a GGUF file of an architecture transformers reads",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            fix="download it again, or start from the safetensors checkpoint",
-        ) from error
+        raise _unreadable(path, error) from error
     # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are;
     # transformers 5.0 gives it nothing to remember.
     model.hf_quantizer = None

@@ -11,15 +11,15 @@ Low means remove first, always. This file imports no torch: functions only use t
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import DataError, InputError
+from shortstack.jsonfiles import save_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,6 +99,16 @@ def metric_named(name: str) -> Metric:
     return METRICS[name]
 
 
+def metrics_named(names: Iterable[str]) -> list[Metric]:
+    """The metrics of those names, each once; `all` stands for every metric there is.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    chosen = dict.fromkeys(names)
+    return [metric_named(name) for name in (METRICS if "all" in chosen else chosen)]
+
+
 @dataclass(frozen=True)
 class Scores:
     """What `score` found: one tuple of `layers` floats per metric, low = remove first.
@@ -139,7 +149,7 @@ class Scores:
         return data
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        save_json(path, self.to_dict())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Scores:
@@ -150,7 +160,10 @@ class Scores:
         """
         try:
             known = {key: data[key] for key in cls.__dataclass_fields__}
-            known["scores"] = {name: tuple(map(float, values)) for name, values in data["scores"].items()}
+            known["scores"] = {
+                name: tuple(math.inf if value is None else float(value) for value in values)
+                for name, values in data["scores"].items()
+            }
             scores = cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(

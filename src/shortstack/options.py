@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -23,8 +24,8 @@ import typer
 
 from shortstack import console
 from shortstack.errors import InputError
-from shortstack.metrics import METRICS, Scores, metric_named
-from shortstack.planning import Plan, check_choice, plan
+from shortstack.metrics import METRICS, Scores, metric_named, metrics_named
+from shortstack.planning import Plan, check_choice, plan, show_layers
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -50,7 +51,7 @@ class Dtype(StrEnum):
 
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Calibration:
         """Scores of the named metrics; the text is read only when one of them needs it."""
         from shortstack.scoring import score
 
-        needs_text = metrics == ["all"] or {metric_named(name).feed for name in metrics} != {"layers"}
+        metrics = [name.strip() for name in metrics]
+        needs_text = {metric.feed for metric in metrics_named(metrics)} != {"layers"}
         return score(
             checkpoint,
             self._tokens(checkpoint, compute.seed) if needs_text else None,
@@ -101,6 +103,16 @@ class Calibration:
             seed=compute.seed,
             progress=progress,
         )
+
+    def check_unused(self, where: str) -> None:
+        """Refuse options that change nothing."""
+        if self != Calibration():
+            raise InputError(
+                where,
+                expected="scores that are made already",
+                found="--text, --samples or --length beside them",
+                fix="score the model again with these, or leave them out",
+            )
 
     def _tokens(self, checkpoint: Checkpoint, seed: int) -> Tokens:
         from shortstack.tokens import Tokens
@@ -135,6 +147,8 @@ class Choice:
                 fix="give one or the other",
             )
         metric_named(self.metric or "ppl")
+        if self.layers is not None and self.metric is not None:
+            raise InputError("--layers", expected="explicit layers alone", found="--metric beside them", fix="give one")
         if not planned:
             check_choice(self.drop, self.layers, block=self.block)
 
@@ -142,16 +156,37 @@ class Choice:
         """plan() with these options; `metric` goes before the one that was named."""
         return plan(source, **(asdict(self) | {"metric": metric or self.metric}), seed=seed)
 
+    def like(self, checkpoint: Checkpoint) -> Plan:
+        """A plan of the same size, made at once: what does not fit the model or the disk is said before it is scored."""
+        return self.plan(checkpoint.anatomy.layers, 0, "reverse")
+
     def plan_for(
         self, checkpoint: Checkpoint, calibration: Calibration, compute: Compute, progress: Progress
     ) -> tuple[Plan, Scores | None]:
         """A plan for a checkpoint, scored first when the metric looks at activations or loss."""
+        self.like(checkpoint)
         layers, name = checkpoint.anatomy.layers, self.metric or "ppl"
-        self.plan(layers, compute.seed, "reverse")  # what does not fit the model is said before anything is scored
         if self.layers is not None or metric_named(name).feed == "layers":
-            return self.plan(layers, compute.seed, name), None
-        scores = calibration.score(checkpoint, [name], compute, progress)
-        return self.plan(scores, compute.seed, name), scores
+            chosen, scores = self.plan(layers, compute.seed, name), None
+        else:
+            scores = calibration.score(checkpoint, [name], compute, progress)
+            chosen = self.plan(scores, compute.seed, name)
+        return self._exact(checkpoint, chosen, progress), scores
+
+    def _exact(self, checkpoint: Checkpoint, chosen: Plan, progress: Progress) -> Plan:
+        """The chosen cut, or the nearest exact one, unless the layers were named one by one."""
+        from shortstack.aligning import aligned
+        from shortstack.pruning import pruned_config
+
+        found = chosen if self.layers is not None else aligned(checkpoint, chosen, progress=progress)
+        if found is None or self.layers is not None:
+            pruned_config(checkpoint, chosen)  # says why not
+        if found is not None and found != chosen:
+            console.say(
+                f"Layers {show_layers(chosen.removed)} cannot be cut exactly from this model; the nearest that can: "
+                f"{show_layers(found.removed)}."
+            )
+        return found or chosen
 
 
 @dataclass(frozen=True)
@@ -167,9 +202,14 @@ class Report:
     def bars(self) -> AbstractContextManager[Progress]:
         return console.bars(quiet=self.quiet, verbose=self.verbose)
 
-    def next_step(self, command: str) -> None:
+    def next_step(self, *words: object) -> None:
+        """What to type next: the words of a shortstack command."""
+        self.say(shlex.join(["shortstack", *map(str, words)]))
+
+    def say(self, what: str) -> None:
+        """What to do next, unless nobody wants to read it."""
         if not self.quiet and not self.json:
-            console.next_step(command)
+            console.next_step(what)
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError, PlanError
+from shortstack.jsonfiles import save_json
 from shortstack.metrics import Scores, metric_named
 
 
@@ -106,7 +106,7 @@ class Plan:
         }
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        save_json(path, self.to_dict())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Plan:
@@ -154,6 +154,13 @@ def plan(
         PlanError: nothing, everything, or something that does not exist would be removed.
     """
     count = source if isinstance(source, int) else source.layers
+    if keep_first < 0 or keep_last < 0:
+        raise PlanError(
+            "--keep-first, --keep-last",
+            expected="numbers of layers",
+            found=f"{keep_first}, {keep_last}",
+            fix="write 0 or more",
+        )
     check_choice(drop, layers, block=block)
     if layers is not None:
         named = parse_layers(layers) if isinstance(layers, str) else tuple(layers)
@@ -288,6 +295,9 @@ def check_removal(removed: Sequence[int], layers: int, *, where: object) -> None
             fix=f"name between 1 and {layers - 1} distinct layers from 0 to {layers - 1}",
         )
 
+    strange = [layer for layer in removed if type(layer) is not int]
+    if strange:
+        refuse("whole numbers", repr(strange[0]))
     outside = [layer for layer in removed if not 0 <= layer < layers]
     if outside:
         refuse(f"layers from 0 to {layers - 1}", f"layer {outside[0]}")

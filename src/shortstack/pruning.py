@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shortstack.anatomy import check_cut, shortened
+from shortstack.aligning import cut_config, instead
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import CheckpointError, PlanError
-from shortstack.fields import EXTRA_HEADS
+from shortstack.errors import ArchitectureError, CheckpointError, PlanError
+from shortstack.fields import DEPTH_BLOCKS, EXTRA_HEADS
 from shortstack.planning import Plan
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
@@ -55,8 +55,25 @@ def prune(
     return Checkpoint.open(done, trust_remote_code=checkpoint.trust_remote_code)
 
 
+def fits(out: str | Path, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it.
+
+    Raises:
+        OutputError: as CheckpointWriter does.
+        PlanError: the plan is for a model of another depth.
+    """
+    sized = plan.sized(checkpoint.sizes)
+    CheckpointWriter(out, source=checkpoint.directory, nbytes=sized.bytes.after if sized.bytes else 0)
+
+
 def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The config of the pruned model, checked against the original's kept layers."""
+    """The config of the pruned model, checked against the original's kept layers.
+
+    Raises:
+        PlanError: the plan is for a model of another depth.
+        CheckpointError: the files are not this config's.
+        ArchitectureError: the cut cannot be expressed exactly; the message names the nearest that can.
+    """
     if plan.layers != checkpoint.anatomy.layers:
         raise PlanError(
             checkpoint.source,
@@ -65,18 +82,10 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
             fix="make the plan from this model",
         )
     _check_stored(checkpoint)
-    config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, plan.kept, checkpoint.layers_path)
-    if not checkpoint.trust_remote_code:
-        config.pop("auto_map", None)  # the code it names is not copied; the architecture is transformers' own
-    check_cut(
-        config,
-        checkpoint.blueprint,
-        checkpoint.anatomy,
-        plan.kept,
-        checkpoint.directory,
-        trust_remote_code=checkpoint.trust_remote_code,
-    )
-    return config
+    try:
+        return cut_config(checkpoint, plan)
+    except ArchitectureError as error:
+        raise instead(checkpoint, plan, error) from error
 
 
 def _check_stored(checkpoint: Checkpoint) -> None:
@@ -106,17 +115,21 @@ def _check_stored(checkpoint: Checkpoint) -> None:
 def kept_tensors(checkpoint: Checkpoint, plan: Plan) -> list[StoredTensor]:
     """The tensors of the pruned model under their new names, still where the source has them, in the source's order.
 
-    Layers past the last (multi-token prediction heads) go: they were trained on top of the full stack.
+    Layers past the last (multi-token prediction heads) go: they were trained on top of the full stack. What a removed
+    layer shares with a kept one (zamba's one attention block) goes on under that one's name.
     """
     new_index = {old: new for new, old in enumerate(plan.kept)}
     prefix = checkpoint.layers_path
+    heirs = _heirs(checkpoint, plan)
     kept = []
     for tensor in checkpoint.tensors.values():
-        layer = checkpoint.layer_of(tensor.name)
+        name = heirs.get(tensor.name, tensor.name)
+        layer = checkpoint.layer_of(name)
         if layer is None:
-            kept.append(tensor)
+            axis = next((axis for block, axis in DEPTH_BLOCKS.items() if f".{block}." in f".{name}"), None)
+            kept.append(tensor if axis is None else tensor.blocks(axis, plan.kept, plan.layers))
         elif layer in new_index:
-            rest = tensor.name[len(f"{prefix}.{layer}.") :]
+            rest = name[len(f"{prefix}.{layer}.") :]
             kept.append(replace(tensor, name=f"{prefix}.{new_index[layer]}.{rest}"))
     if len({tensor.name for tensor in kept}) != len(kept):
         raise CheckpointError(
@@ -126,6 +139,23 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan) -> list[StoredTensor]:
             fix="report this checkpoint",
         )
     return kept
+
+
+def _heirs(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
+    """For weights stored with a removed layer that kept layers share: the name in the first kept one."""
+    model, path = checkpoint.blueprint, checkpoint.anatomy.layers_path
+    names: dict[int, list[str]] = {}
+    for layer, module in enumerate(model.get_submodule(path).children()):
+        for name, weight in module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(weight), []).append(f"{checkpoint.layers_path}.{layer}.{name}")
+    shared = [group for group in names.values() if len(group) > 1]
+    heirs = {}
+    for group in shared:
+        stored = [name for name in group if name in checkpoint.tensors]
+        staying = [name for name in group if checkpoint.layer_of(name) in plan.kept]
+        if stored and staying and not set(stored) & set(staying):
+            heirs[stored[0]] = staying[0]
+    return heirs
 
 
 def layer_map(checkpoint: Checkpoint, plan: Plan) -> dict[str, int]:

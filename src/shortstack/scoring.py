@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.metrics import METRICS, Metric, Scores, metric_named
+from shortstack.errors import InputError, ShortstackError
+from shortstack.metrics import Metric, Scores, metrics_named
 from shortstack.progress import Progress, silent
 from shortstack.tokens import Tokens
-from shortstack.walk import UNPRUNED, Decoder, Route, layer_forwards, pick_device
+from shortstack.walk import UNPRUNED, Decoder, Route, arithmetic, layer_forwards, pick_device
 
 BATCH_TOKENS = 2048
 
@@ -24,7 +25,7 @@ def score(
     checkpoint: Checkpoint,
     tokens: Tokens | None = None,
     *,
-    metrics: Sequence[str] = ("ppl",),
+    metrics: Sequence[str] | str = ("ppl",),
     dtype: str = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -39,7 +40,11 @@ def score(
         ShortstackError: a score is not a number.
     """
     started = time.perf_counter()
-    chosen = [metric_named(name) for name in (METRICS if list(metrics) == ["all"] else dict.fromkeys(metrics))]
+    if isinstance(metrics, str):
+        metrics = [name.strip() for name in metrics.split(",")]
+    if not metrics:
+        raise InputError("--metric", expected="at least one metric", found="none", fix="name one, or all")
+    chosen = metrics_named(metrics)
     layers = checkpoint.anatomy.layers
     found: dict[str, Sequence[float]] = {
         metric.name: metric.function(layers, seed) for metric in chosen if metric.feed == "layers"
@@ -71,22 +76,20 @@ def _walked(
     device: str,
     progress: Progress,
 ) -> tuple[dict[str, list[float]], float | None]:
-    from shortstack.errors import InputError
-
     if tokens is None:
         raise InputError(
             "--text", expected=f"calibration text for {metrics[0].name}", found="none", fix="add --text pydoc or a file"
         )
-    decoder = Decoder.load(checkpoint, dtype=getattr(torch, dtype), device=device)
+    decoder = Decoder.load(checkpoint, dtype=arithmetic(dtype, checkpoint, device), device=device)
     layers = checkpoint.anatomy.layers
     needs_loss = any(metric.feed == "loss" for metric in metrics)
     routes: list[Route] = [UNPRUNED, *(frozenset({layer}) for layer in range(layers) if needs_loss)]
-    hidden = {metric.name: [_Mean() for _ in range(layers)] for metric in metrics if metric.feed == "hidden"}
+    hidden = {metric: [_Mean() for _ in range(layers)] for metric in metrics if metric.feed == "hidden"}
     losses = {route: _Mean() for route in routes}
 
     def observe(layer: int, before: Tensor, after: Tensor) -> None:
-        for name, means in hidden.items():
-            means[layer].add(METRICS[name].function(before, after))
+        for metric, means in hidden.items():
+            means[layer].add(metric.function(before, after))
 
     batches = tokens.ids.to(device).split(max(1, BATCH_TOKENS // tokens.ids.shape[1]))
     tick = _ticker(progress, checkpoint, routes, len(batches), needs_loss)
@@ -95,7 +98,7 @@ def _walked(
         for route, states in arrived.items() if needs_loss else ():
             losses[route].add(decoder.losses(ids, states))
             tick(head=True)
-    scores = {name: [mean.value for mean in means] for name, means in hidden.items()}
+    scores = {metric.name: [mean.value for mean in means] for metric, means in hidden.items()}
     scores |= {
         metric.name: [metric.function(losses[frozenset({layer})].value) for layer in range(layers)]
         for metric in metrics
@@ -138,8 +141,6 @@ def _ticker(
 
 
 def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    from shortstack.errors import ShortstackError
-
     for layer, value in enumerate(values):
         if value != value:
             raise ShortstackError(

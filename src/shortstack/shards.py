@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,18 +47,34 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The same byte ranges of every row of a span: a slice of a tensor along an axis."""
+
+    span: Span
+    row_bytes: int
+    kept: tuple[tuple[int, int], ...]
+
+    @property
+    def path(self) -> Path:
+        return self.span.path
+
+    def __len__(self) -> int:
+        return len(self.span) // self.row_bytes * sum(end - start for start, end in self.kept)
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """A tensor as a checkpoint stores it: its name, its type, and where its bytes are (a file's, or in memory)."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    data: Span | bytes
+    data: Span | Columns | bytes
 
     @property
     def file(self) -> Path:
         """The file the bytes are in; only for a tensor that was read from one."""
-        assert isinstance(self.data, Span)  # noqa: S101  in-memory tensors are only ever written
+        assert not isinstance(self.data, bytes)  # noqa: S101  in-memory tensors are only ever written
         return self.data.path
 
     @property
@@ -70,6 +86,29 @@ class StoredTensor:
     def parameters(self) -> int:
         return math.prod(self.shape)
 
+    def blocks(self, axis: int, kept: Sequence[int], count: int) -> StoredTensor:
+        """The tensor with only the `kept` of the `count` equal blocks it consists of along an axis.
+
+        Raises:
+            CheckpointError: the axis does not divide into `count` blocks of whole bytes.
+        """
+        row = math.prod(self.shape[axis:]) * BITS[self.dtype]
+        if self.shape[axis] % count or row % (8 * count):
+            raise CheckpointError(
+                self.file,
+                expected=f"{self.name} as {count} equal blocks along axis {axis}",
+                found=f"shape {list(self.shape)} of {self.dtype}",
+                fix="find the config that belongs to these weights",
+            )
+        assert isinstance(self.data, Span)  # noqa: S101  cut once, from what was read
+        width = row // 8 // count
+        shape = (*self.shape[:axis], self.shape[axis] // count * len(kept), *self.shape[axis + 1 :])
+        columns = Columns(self.data, row // 8, tuple((number * width, (number + 1) * width) for number in kept))
+        return replace(self, shape=shape, data=columns)
+
+
+Piece = Span | Columns | bytes
+
 
 def read_shard(path: Path) -> list[StoredTensor]:
     """Every tensor a safetensors file declares, in file order; only the header is read.
@@ -77,6 +116,8 @@ def read_shard(path: Path) -> list[StoredTensor]:
     Raises:
         CheckpointError: the file is missing, truncated, has trailing bytes, or a header that breaks the format's rules.
     """
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise _broken(path, "a file", "something else of that name")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -193,7 +234,7 @@ def _header(tensors: Sequence[StoredTensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _merged(pieces: Iterable[Span | bytes]) -> Iterator[Span | bytes]:
+def _merged(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Neighbouring ranges of one file as one range."""
     last: Span | None = None
     for piece in pieces:
@@ -203,15 +244,18 @@ def _merged(pieces: Iterable[Span | bytes]) -> Iterator[Span | bytes]:
         if last:
             yield last
         last = piece if isinstance(piece, Span) else None
-        if isinstance(piece, bytes):
+        if not isinstance(piece, Span):
             yield piece
     if last:
         yield last
 
 
-def _blocks(piece: Span | bytes) -> Iterator[bytes]:
+def _blocks(piece: Piece) -> Iterator[bytes]:
     if isinstance(piece, bytes):
         yield piece
+        return
+    if isinstance(piece, Columns):
+        yield from _columns(piece)
         return
     with piece.path.open("rb", buffering=0) as file:
         position = piece.start
@@ -223,7 +267,22 @@ def _blocks(piece: Span | bytes) -> Iterator[bytes]:
             yield block
 
 
-def _digest(pieces: Sequence[Span | bytes]) -> str:
+def _columns(piece: Columns) -> Iterator[bytes]:
+    """Short rows are read many at once and picked from; of long ones only what is kept is read."""
+    span, row = piece.span, piece.row_bytes
+    if row > BLOCK_BYTES:
+        for start in range(span.start, span.end, row):
+            for first, last in piece.kept:
+                yield from _blocks(Span(span.path, start + first, start + last))
+        return
+    rows = BLOCK_BYTES // row * row
+    for start in range(span.start, span.end, rows):
+        end = min(start + rows, span.end)
+        block = memoryview(b"".join(_blocks(Span(span.path, start, end))))
+        yield b"".join(block[at + first : at + last] for at in range(0, end - start, row) for first, last in piece.kept)
+
+
+def _digest(pieces: Sequence[Piece]) -> str:
     digest = hashlib.sha256()
     for piece in pieces:
         for block in _blocks(piece):
@@ -236,7 +295,7 @@ def file_digest(path: Path) -> str:
     return _digest([Span(path, 0, path.stat().st_size)])
 
 
-def _write(piece: Span | bytes, sink: int, on_bytes: Callable[[int], None]) -> None:
+def _write(piece: Piece, sink: int, on_bytes: Callable[[int], None]) -> None:
     if isinstance(piece, Span) and hasattr(os, "copy_file_range"):
         piece = _copy_in_kernel(piece, sink, on_bytes)
     for block in _blocks(piece):

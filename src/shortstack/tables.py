@@ -90,7 +90,7 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
             name,
             console.number(found.value),
             f"{found.tokens:,}",
-            f"{found.loss:.4f} +- {found.loss_stderr:.4f}",
+            f"{found.loss:.4f} +- {found.loss_stderr:.4f}" if found.windows["samples"] > 1 else f"{found.loss:.4f}",
             "yes" if found.windows["bos"] else "no",
             found.dtype,
         )

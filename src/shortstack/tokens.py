@@ -49,6 +49,13 @@ class Tokens:
 
         bos = bos_ids(tokenizer)
         room = length - len(bos)
+        if room < 2 or (samples is not None and samples < 1):
+            raise DataError(
+                source,
+                expected="at least one window of at least two tokens beside BOS",
+                found=f"samples {samples}, length {length}",
+                fix="ask for more",
+            )
         sizes: list[int] = []
 
         def documents() -> Iterator[list[int]]:
@@ -92,7 +99,20 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text without special tokens."""
+    """Token ids of text without special tokens.
+
+    Raises:
+        DataError: the text has a lone surrogate, which JSON can spell and no encoding can.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text starting {text[:40]!r}",
+            expected="text that UTF-8 can hold",
+            found=f"a lone surrogate at character {error.start}",
+            fix="correct or delete that record",
+        ) from error
     return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 

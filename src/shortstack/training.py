@@ -24,13 +24,14 @@ class Schedule:
     """How long and how fast to train.
 
     The paper's are epochs 2, lr 1e-5, batch 64, 100 warm-up steps, linear decay (Lu et al., 4.1), for some 1,500 steps;
-    the defaults suit shorter runs.
+    the defaults suit shorter runs. micro_batch_size: samples held at once; None is the largest divisor of batch_size up
+    to 16.
     """
 
     epochs: float = 2
     lr: float = 1e-4
     batch_size: int = 16
-    micro_batch_size: int = 16
+    micro_batch_size: int | None = None
     warmup_steps: int = 100
     decay: str = "linear"
     weight_decay: float = 0.0
@@ -44,6 +45,24 @@ class Schedule:
                 raise InputError(
                     f"--{name}", expected="a number above 0", found=str(value), fix="write --epochs 2, --lr 1e-4"
                 )
+
+        micro = self.micro
+        if self.batch_size < 1 or not 1 <= micro <= self.batch_size or self.batch_size % micro:
+            raise InputError(
+                "--batch-size",
+                expected="a number of samples, and a micro-batch that divides it",
+                found=f"{self.batch_size} in micro-batches of {micro}",
+                fix="leave the micro-batch out",
+            )
+        if not 0 <= self.seed < 2**32:
+            raise InputError("--seed", expected="0 to 2**32 - 1", found=str(self.seed), fix="name another seed")
+
+    @property
+    def micro(self) -> int:
+        """Samples that pass the model at once; the gradients of batch_size / micro passes make one step."""
+        if self.micro_batch_size is not None:
+            return self.micro_batch_size
+        return max((size for size in range(1, 17) if self.batch_size % size == 0), default=1)
 
     def steps(self, samples: int) -> int:
         """Optimizer steps over that many samples."""
@@ -114,9 +133,9 @@ def _arguments(folder: str, schedule: Schedule, samples: int, device: str, bfloa
         output_dir=folder,
         num_train_epochs=schedule.epochs,
         learning_rate=schedule.lr,
-        per_device_train_batch_size=schedule.micro_batch_size,
-        per_device_eval_batch_size=schedule.micro_batch_size,
-        gradient_accumulation_steps=max(1, schedule.batch_size // schedule.micro_batch_size),
+        per_device_train_batch_size=schedule.micro,
+        per_device_eval_batch_size=schedule.micro,
+        gradient_accumulation_steps=schedule.batch_size // schedule.micro,
         warmup_steps=min(schedule.warmup_steps, steps // 10),
         lr_scheduler_type=schedule.decay,
         weight_decay=schedule.weight_decay,

@@ -63,9 +63,14 @@ def verify(
 
 
 def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
-    """Every file of the manifest is there with the size and digest it was written with."""
+    """Every file of the manifest is as it was written, and no weights or code lie beside them that are not in it."""
     manifest = checkpoint.record["files"]
-    wrong = []
+    strangers = sorted(
+        path.name
+        for path in checkpoint.directory.iterdir()
+        if path.suffix in {".safetensors", ".py"} and path.name not in manifest
+    )
+    wrong = [f"{name} was not written by shortstack" for name in strangers]
     for number, (name, written) in enumerate(manifest.items(), start=1):
         folder = TEMPLATES if name.startswith(f"{TEMPLATES}/") else "."
         path = checkpoint.directory / folder / Path(name).name  # a name in a record never leaves the checkpoint
@@ -90,23 +95,26 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[str, Any]:
     route = skipped_route(checkpoint, against)
-    vocabulary = against.blueprint.get_submodule(against.anatomy.embedding).weight.shape[0]
+    vocabulary, ours = (
+        model.blueprint.get_submodule(model.anatomy.embedding).weight.shape[0] for model in (against, checkpoint)
+    )
+    if vocabulary != ours:
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"the vocabulary of {against.source}, {vocabulary} tokens",
+            found=f"{ours}",
+            fix="name the model it was made from",
+        )
     ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
-    expected = logits_without(Decoder.load(against, dtype=torch.float32, device=device), ids, route)
+    expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, route)
     with torch.no_grad():
         found = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
     difference = float((found - expected).abs().max())
     exact = checkpoint.record["verb"] == "prune"
     return {
         "ok": difference == 0 if exact else bool(torch.isfinite(found).all()),
-        "detail": f"max abs difference {difference:g} without layers {show_layers(sorted(route))}",
+        "detail": f"max abs difference {difference:g} without layers {show_layers(sorted(route)) or 'none'}",
     }
-
-
-@torch.no_grad()
-def logits_without(decoder: Decoder, ids: torch.Tensor, route: Route) -> torch.Tensor:
-    """The logits of a model run without the layers of `route`: what a pruned checkpoint must give."""
-    return decoder.logits(ids, decoder.walk(ids, [route])[route]).detach()
 
 
 def skipped_route(checkpoint: Checkpoint, against: Checkpoint) -> Route:

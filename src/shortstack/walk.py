@@ -10,24 +10,79 @@ embeddings and per-layer arguments are the library's, whatever the architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from copy import copy
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from shortstack.anatomy import Anatomy
 from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ArchitectureError, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Route = frozenset[int]
 UNPRUNED: Route = frozenset()
+Slot = int | str  # of a layer's inputs: a position after the hidden states, or a keyword
 Observer = Callable[[int, Tensor, Tensor], None]
 # fp32 logits that exist at once, on an accelerator and on a CPU: there below the size from which malloc maps fresh pages
 LOGIT_BYTES = (512 << 20, 28 << 20)
+
+
+@dataclass(frozen=True)
+class State:
+    """What one layer hands to the next: hidden states, and beside them what some architectures carry along with those.
+
+    carried: input slot of a layer -> value (zaya's router states, the token selection that GLM's layers share), or a
+    dictionary that layers fill for later ones (the keys and values that Gemma 3n's last layers share).
+    """
+
+    hidden: Tensor
+    carried: Mapping[Slot, Any]
+
+    def copy(self) -> State:
+        """The same state with dictionaries of its own, for a layer to fill."""
+        return State(
+            self.hidden,
+            {slot: copy(value) if isinstance(value, MutableMapping) else value for slot, value in self.carried.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layer returns its state: bare, or first of a sequence whose other items are `rest`.
+
+    carries: position among the outputs -> slot of the next layer's inputs that it goes to.
+    fills: slots of dictionaries that the layer writes to.
+    """
+
+    kind: type | None
+    rest: tuple[Any, ...]
+    carries: Mapping[int, Slot]
+    fills: frozenset[Slot]
+
+    def of(self, state: State) -> Any:
+        """The state as the layer would have returned it."""
+        if self.kind is None:
+            return state.hidden
+        rest = [
+            state.carried.get(self.carries[place]) if place in self.carries else value
+            for place, value in enumerate(self.rest, start=1)
+        ]
+        return self.kind((state.hidden, *rest))
+
+    def read(self, output: Any, before: State) -> State:
+        """The state in what the layer returned."""
+        if self.kind is None:
+            return State(output, before.carried)
+        return State(output[0], {**before.carried, **{slot: output[place] for place, slot in self.carries.items()}})
 
 
 class _Arrived(Exception):
@@ -39,8 +94,10 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self.model, self.anatomy = model, anatomy
+        self.positions = _learned_positions(model, anatomy)
         self.layers: list[nn.Module] = list(model.get_submodule(anatomy.layers_path).children())
-        self._forms: list[Callable[[Tensor], Any]] | None = None
+        self._forms: list[Form] | None = None
+        self._gap: int | None = None
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: str = "cpu") -> Decoder:
@@ -70,18 +127,50 @@ class Decoder:
         Returns {route: [batch, length, width]}; routes that never parted share one tensor. Gradients flow as the caller
         has them enabled.
         """
+        if self.positions and ids.shape[1] > self.positions:
+            raise InputError(
+                "--length",
+                expected=f"at most {self.positions} tokens, for which {self.anatomy.architecture} has positions",
+                found=str(ids.shape[1]),
+                fix=f"add --length {self.positions}, or --max-length when healing",
+            )
         until = len(self.layers) if until is None else until
         if start and start[0] >= until:
             return dict.fromkeys(routes, start[1])
-        if start or frozenset.intersection(
-            *routes
-        ):  # layers no route takes: their form must be known without running them
-            self.forms()
+        self._check_direct()
         streams = _Streams(self, routes, start=start or (0, None), until=until)
         streams.observe, streams.on_forward = observe, on_forward
         with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), streams.visit)):
             self.model.base_model(input_ids=ids, use_cache=False, **inputs)
         return streams.arrived()
+
+    def _check_direct(self) -> None:
+        self.forms()
+        if self._gap is not None:
+            raise ArchitectureError(
+                self.anatomy.architecture,
+                expected="each layer to be entered by what the one before it returned",
+                found=f"something else enters layer {self._gap}: the model loops, or computes between layers",
+                fix="cut it by --metric reverse or --layers; scoring and healing walk layer by layer",
+            )
+
+    @torch.no_grad()
+    def skipping(self, ids: Tensor, route: Route) -> Tensor:
+        """The model's logits [batch, length, vocabulary] when the layers of `route` return what enters them.
+
+        All else is transformers' own forward, so this holds where the walk does not.
+        """
+        forms = self.forms()
+
+        def skip(index: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            inputs = _slots(args, kwargs)
+            if forms[index].fills:  # what it leaves for later layers is needed all the same
+                forward(*args, **kwargs)
+            return forms[index].of(State(_hidden(args, kwargs), inputs))
+
+        with self._wrapped(dict.fromkeys(route, skip)):
+            result: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return result
 
     def logits(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """The model's logits [batch, length, vocabulary] when `hidden` [batch, length, width] leaves its last layer.
@@ -91,28 +180,34 @@ class Decoder:
         forms = self.forms()
 
         def leave(index: int, _forward: Callable[..., Any], _args: Any, _kwargs: Any) -> Any:
-            return forms[index](hidden)
+            return forms[index].of(State(hidden, {}))
 
         with self._wrapped(dict.fromkeys(range(len(self.layers)), leave)):
             result: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return result
 
     @torch.no_grad()
-    def forms(self) -> list[Callable[[Tensor], Any]]:
-        """How each layer returns its hidden states (bare, or first of a tuple), learnt from one forward of two tokens."""
+    def forms(self) -> list[Form]:
+        """How each layer returns its state, learnt from one forward of two tokens.
+
+        An output that is the very object which the next layer receives is carried along, under the slot it arrives in.
+        """
         if self._forms is None:
-            forms: list[Callable[[Tensor], Any]] = [_bare] * len(self.layers)
+            calls: list[_Call] = []
 
             def learn(index: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+                inputs = _slots(args, kwargs)
+                before = {slot: set(value) for slot, value in inputs.items() if isinstance(value, MutableMapping)}
                 output = forward(*args, **kwargs)
-                forms[index] = _form(output)
+                filled = frozenset(slot for slot, keys in before.items() if keys != set(inputs[slot]))
+                calls.append(_Call(index, _hidden(args, kwargs), inputs, output, filled))
                 return output
 
             with self._wrapped(dict.fromkeys(range(len(self.layers)), learn)):
                 self.model.base_model(
                     input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False
                 )
-            self._forms = forms
+            self._forms, self._gap = _learnt(calls, len(self.layers)), _first_gap(calls)
         return self._forms
 
     @contextmanager
@@ -158,6 +253,20 @@ class Decoder:
         return zip(states.split(rows), targets.split(rows), strict=True)
 
 
+def _learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
+    """How many positions a model with a table of them has; None where they are computed."""
+    beside = tuple(f"{path.rpartition('.')[0]}." for path in (anatomy.layers_path, anatomy.embedding))
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        and name.startswith(beside)
+        and re.search(r"wpe|position", name.rpartition(".")[2])
+    ]
+    stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min([*tables, stated or max(tables)]) if tables else None
+
+
 class _Streams:
     """The hidden streams of one walk: what each group of routes that have not parted yet carries."""
 
@@ -169,70 +278,121 @@ class _Streams:
     ) -> None:
         self.decoder, self.until = decoder, until
         self.first, self.entering = start
-        self.groups: list[tuple[tuple[Route, ...], Tensor]] = []
+        self.groups: list[tuple[tuple[Route, ...], State]] = []
         self.routes = tuple(dict.fromkeys(routes))
+        self.forms = decoder.forms()
+        self.slots = {slot for form in self.forms for slot in (*form.carries.values(), *form.fills)}
 
     def visit(self, layer: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden, args, kwargs = _take_hidden(args, kwargs)
+        given = _slots(args, kwargs)
+        entering = State(_hidden(args, kwargs), {slot: given[slot] for slot in self.slots & given.keys()})
         if layer < self.first:
-            return self.decoder.forms()[layer](hidden)
-        if layer == self.first:
-            self.groups = [(self.routes, hidden if self.entering is None else self.entering)]
-        if layer == self.until:
+            return self.forms[layer].of(entering)
+        if not self.groups:
+            state = entering if self.entering is None else State(self.entering, entering.carried)
+            self.groups = [(self.routes, state)]
+        if layer >= self.until:
             raise _Arrived
-        form = self._advance(layer, lambda states: forward(states, *args, **kwargs))
+        self._advance(layer, lambda state: forward(*_with(args, state), **_with(kwargs, state)))
         if layer + 1 == self.until:
             raise _Arrived
-        return (form or self.decoder.forms()[layer])(self._main())
+        return self.forms[layer].of(self._main())
 
-    def _advance(self, layer: int, apply: Callable[[Tensor], Any]) -> Callable[[Tensor], Any] | None:
-        """Take every stream through the layer, or around it; returns the layer's form when any took it."""
-        form, groups = None, []
+    def _advance(self, layer: int, apply: Callable[[State], Any]) -> None:
+        """Take every stream through the layer, or around it."""
+        groups = []
         for routes, before in self.groups:
             skipping = tuple(route for route in routes if layer in route)
             taking = tuple(route for route in routes if layer not in route)
-            if skipping:
+            if skipping and self.forms[layer].fills:  # what it leaves for later layers is needed all the same
+                entering = before.copy()
+                apply(entering)
+                groups.append((skipping, State(before.hidden, entering.carried)))
+            elif skipping:
                 groups.append((skipping, before))
             if taking:
-                output = apply(before)
-                form, after = _form(output), _hidden_of(output)
+                entering = before.copy()
+                after = self.forms[layer].read(apply(entering), entering)
                 groups.append((taking, after))
                 if self.on_forward:
                     self.on_forward()
                 if self.observe and UNPRUNED in taking:
-                    self.observe(layer, before, after)
+                    self.observe(layer, before.hidden, after.hidden)
         self.groups = groups
-        return form
 
-    def _main(self) -> Tensor:
+    def _main(self) -> State:
         """What transformers' forward carries on: the unpruned stream when it is walked, else any."""
-        return next((states for routes, states in self.groups if UNPRUNED in routes), self.groups[0][1])
+        return next((state for routes, state in self.groups if UNPRUNED in routes), self.groups[0][1])
 
     def arrived(self) -> dict[Route, Tensor]:
-        return {route: states for routes, states in self.groups for route in routes}
+        return {route: state.hidden for routes, state in self.groups for route in routes}
 
 
-def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    if args:
-        return args[0], args[1:], kwargs
-    rest = dict(kwargs)
-    return rest.pop("hidden_states"), (), rest
-
-
-def _hidden_of(output: Any) -> Tensor:
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden
 
 
-def _bare(hidden: Tensor) -> Tensor:
-    return hidden
+def _slots(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, Any]:
+    """A layer's inputs beside the hidden states."""
+    found: dict[Slot, Any] = dict(enumerate(args[1:], start=1))
+    found.update((name, value) for name, value in kwargs.items() if name != "hidden_states")
+    return found
 
 
-def _form(output: Any) -> Callable[[Tensor], Any]:
-    if not isinstance(output, tuple):
-        return _bare
-    rest = output[1:]
-    return lambda hidden: (hidden, *rest)
+@overload
+def _with(inputs: tuple[Any, ...], state: State) -> tuple[Any, ...]: ...
+@overload
+def _with(inputs: dict[str, Any], state: State) -> dict[str, Any]: ...
+def _with(inputs: tuple[Any, ...] | dict[str, Any], state: State) -> tuple[Any, ...] | dict[str, Any]:
+    """The inputs of a layer with a state in place of the one transformers passed."""
+    if isinstance(inputs, tuple):
+        return (
+            (state.hidden, *(state.carried.get(place, value) for place, value in enumerate(inputs) if place))
+            if inputs
+            else ()
+        )
+    values = {"hidden_states": state.hidden, **state.carried}
+    return {name: values.get(name, value) for name, value in inputs.items()}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One layer's forward, as it was seen: inputs beside the hidden states, output, and the dictionaries it wrote to."""
+
+    layer: int
+    hidden: Tensor
+    inputs: Mapping[Slot, Any]
+    output: Any
+    filled: frozenset[Slot]
+
+    def form(self, carries: Mapping[int, Slot]) -> Form:
+        if not isinstance(self.output, tuple | list):
+            return Form(None, (), {}, self.filled)
+        here = {place: slot for place, slot in carries.items() if place < len(self.output)}
+        return Form(type(self.output), tuple(self.output[1:]), here, self.filled)
+
+
+def _learnt(calls: Sequence[_Call], layers: int) -> list[Form]:
+    """The form of each layer from one forward through all of them; one that was not called (cross-attention) is bare."""
+    carries: dict[int, Slot] = {}
+    for call, following in pairwise(calls):
+        for place, value in enumerate(call.output if isinstance(call.output, tuple | list) else ()):
+            for slot, given in following.inputs.items():
+                if place and value is not None and given is value:
+                    carries[place] = slot
+    forms = {call.layer: call.form(carries) for call in calls}
+    return [forms.get(layer, Form(None, (), {}, frozenset())) for layer in range(layers)]
+
+
+def _first_gap(calls: Sequence[_Call]) -> int | None:
+    """The first layer that is not entered by what the one before it returned, or is not called in order."""
+    for call, following in pairwise(calls):
+        output = call.output[0] if isinstance(call.output, tuple | list) else call.output
+        same = following.hidden.shape == output.shape and torch.equal(following.hidden, output)
+        if not same or following.layer <= call.layer:
+            return following.layer
+    return None
 
 
 def layer_forwards(layers: int, routes: Sequence[Route]) -> int:
@@ -248,9 +408,11 @@ def layer_forwards(layers: int, routes: Sequence[Route]) -> int:
 
 def arithmetic(name: str, checkpoint: Checkpoint, device: str) -> torch.dtype:
     """The dtype to compute in: a named one, or for "auto" bf16 where checkpoint and device both have it, else float32."""
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name in named:
+        return named[name]
     if name != "auto":
-        chosen: torch.dtype = getattr(torch, name)
-        return chosen
+        raise InputError("--dtype", expected=f"auto or one of {', '.join(named)}", found=name, fix="name one of these")
     stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
     return torch.bfloat16 if stored & {"BF16", "F16"} and fast_bfloat16(device) else torch.float32
 
@@ -266,9 +428,19 @@ def fast_bfloat16(device: str) -> bool:
 
 
 def pick_device(name: str = "auto") -> str:
-    """`auto` is CUDA, then MPS, then the CPU."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """`auto` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        InputError: this machine, or this build of torch, does not have the device that is named.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if present[device])
+    if not present.get(name.partition(":")[0]):
+        raise InputError(
+            "--device",
+            expected=f"one of {', '.join(device for device, there in present.items() if there)}",
+            found=name,
+            fix="leave it out, or install a torch that is built for it",
+        )
+    return name

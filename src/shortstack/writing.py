@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from shortstack.checkpoint import INDEX, RECORD, SINGLE, TEMPLATES
-from shortstack.errors import ArchitectureError, OutputError
+from shortstack.errors import ArchitectureError, InputError, OutputError
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor, WrittenFile, file_digest, write_shard
 
@@ -89,7 +89,7 @@ class CheckpointWriter:
                 found=f"it is in {source}",
                 fix="name another place with -o",
             )
-        if os.path.lexists(self.out):
+        if os.path.lexists(self.out) or here.exists():
             raise OutputError(
                 self.out,
                 expected="an output that does not exist yet",
@@ -113,8 +113,8 @@ class CheckpointWriter:
         if free < nbytes + (16 << 20):
             raise OutputError(
                 self.out,
-                expected=f"{nbytes / 1e9:.2f} GB of free disk",
-                found=f"{free / 1e9:.2f} GB",
+                expected=f"{(nbytes + (16 << 20)) / 1e6:,.0f} MB of free disk",
+                found=f"{free / 1e6:,.0f} MB",
                 fix="free some space or write elsewhere",
             )
 
@@ -220,6 +220,10 @@ def layout(
     Raises:
         ArchitectureError: never for a real cut; there must be a tensor to write.
     """
+    if max_shard_bytes is not None and max_shard_bytes < 1:
+        raise InputError(
+            "--max-shard-size", expected="a positive size", found=str(max_shard_bytes), fix="write a size like 5GB"
+        )
     if not tensors:
         raise ArchitectureError("weights", expected="at least one tensor to keep", found="none", fix="keep a layer")
     shards: list[list[StoredTensor]] = []

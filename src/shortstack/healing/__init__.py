@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def heal(
         "method": method.to_dict(),
         "data": data,
         "samples": len(examples),
+        "sha256": hashlib.sha256(repr([(example.ids, example.learn) for example in examples]).encode()).hexdigest(),
         "max_length": max_length,
         "schedule": schedule.to_dict(),
         "losses": history.losses,

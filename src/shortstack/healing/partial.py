@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shortstack.activations import Activations, content_key, stored
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import CheckpointError, InputError
+from shortstack.errors import ArchitectureError, CheckpointError, InputError
 from shortstack.examples import Example
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
@@ -84,7 +84,7 @@ class Partial:
             bfloat16=bfloat16,
             progress=progress,
         )
-        config = {"tie_word_embeddings": False} if self.untie_head else {}
+        config = _untied(checkpoint) if self.untie_head else {}
         return Trained(stored_tensors(checkpoint, tail.trained_tensors()), tail.trainable_parameters, config), history
 
     def added_bytes(self, checkpoint: Checkpoint) -> int:
@@ -183,7 +183,13 @@ class Tail(nn.Module):
 
     def __init__(self, decoder: Decoder, at: int, *, train_head: bool, untie: bool = False) -> None:
         super().__init__()
-        decoder.forms()
+        if at and any(form.carries or form.fills for form in decoder.forms()):
+            raise ArchitectureError(
+                decoder.anatomy.architecture,
+                expected="layers that hand on hidden states alone: of the frozen ones only these are kept",
+                found="layers that also share keys and values, a selection of tokens or router states",
+                fix=f"train all layers: --last {decoder.anatomy.layers}",
+            )
         model, anatomy = decoder.model.requires_grad_(False), decoder.anatomy
         head = model.get_submodule(anatomy.head)
         if untie:
@@ -266,6 +272,12 @@ class _ChunkedLoss(torch.autograd.Function):
         return (None, None, *(tensor * scale for tensor in ctx.saved_tensors))
 
 
+def _untied(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config fields that give the head a matrix of its own, in a multimodal config at both levels."""
+    key, untied = checkpoint.anatomy.text_key, {"tie_word_embeddings": False}
+    return {**untied, key: {**checkpoint.config[key], **untied}} if key else untied
+
+
 def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
     """Trained weights as the checkpoint stores them: its names (experts unfused, prefixes as found) and its dtypes."""
     from transformers.core_model_loading import revert_weight_conversion
@@ -277,7 +289,7 @@ def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dic
 
 def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTensor:
     prefix = f"{checkpoint.blueprint.base_model_prefix}."
-    new_head = name == f"{checkpoint.anatomy.head}.weight"
+    new_head = name.endswith(f"{checkpoint.anatomy.head.rpartition('.')[2]}.weight")
     candidates = [name, name.removeprefix(prefix), f"{prefix}{name}"]
     known = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
     if known is None and not new_head:

@@ -1,0 +1,85 @@
+"""docs/architectures.md, from what the suite found: `make architectures` writes it, a test compares it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import transformers
+from architectures import LAYERS, TYPES, VARIANTS
+from outcomes import CUTS, EXACT, Outcome, outcome
+
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+HEAD = """# Architectures
+
+Every causal language model type of transformers {version}, with tiny random weights: {layers} layers, cut at the tail
+({tail}), in the middle ({middle}), at the first layer ({first}) and in scattered places ({scattered}).
+
+*exact*: the cut was written by byte surgery and loaded by plain `transformers` with no missing, unexpected or newly
+initialised tensor; its fp32 logits equal, with difference 0, those of the source whose removed layers return what enters
+them; five tokens generated with the cache are the same; `verify --against` agrees. *refused*: nothing was written; the
+message says why, and which cut nearby is exact, if one is. A type that is not listed passes the same check of structure
+before a byte is written, but its numbers have not been compared: run `shortstack verify --against` on the result.
+
+| | tail | middle | first | scattered |
+|---|---|---|---|---|
+| exact, of {types} types | {counts} |
+
+`make architectures` writes this page anew; with another release of transformers, its difference is what that release
+changed. The configs are data in tests/conformance/architectures.py.
+"""
+
+
+def rows(outcomes: Mapping[str, Outcome], names: tuple[str, ...]) -> list[str]:
+    """A table line for each name."""
+    return [f"| {name} | {' | '.join(cells(outcomes[name]))} |" for name in names]
+
+
+def cells(found: Outcome) -> list[str]:
+    return [*(found.cells or ("-",) * len(CUTS)), found.unbuilt or "; ".join(found.reasons).replace("|", "\\|")]
+
+
+def page(outcomes: Mapping[str, Outcome]) -> str:
+    """The whole page."""
+    shown = {name: ", ".join(map(str, layers)) for name, layers in CUTS.items()}
+    exact = [sum(outcomes[name].cuts.get(cut) == EXACT for name in TYPES) for cut in CUTS]
+    head = HEAD.format(
+        version=transformers.__version__, layers=LAYERS, types=len(TYPES), counts=" | ".join(map(str, exact)), **shown
+    )
+    table = "| type | tail | middle | first | scattered | why not |\n|---|---|---|---|---|---|"
+    parts = [
+        head,
+        "## Types\n",
+        table,
+        *rows(outcomes, TYPES),
+        "\n## Variants\n",
+        table,
+        *rows(outcomes, tuple(VARIANTS)),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def line(name: str) -> str | None:
+    """What the page says of a name now; None when it says nothing."""
+    start = f"| {name} |"
+    return next((row for row in PAGE.read_text(encoding="utf-8").splitlines() if row.startswith(start)), None)
+
+
+def main() -> None:
+    """Run the suite and write the page."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    names = (*TYPES, *VARIANTS)
+    found = {}
+    for number, name in enumerate(names, start=1):
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = outcome(name, Path(folder))
+        sys.stderr.write(f"\r{number}/{len(names)} {name:<60}")
+    PAGE.write_text(page(found), encoding="utf-8")
+    sys.stderr.write(f"\nwritten: {PAGE.name}\n")
+
+
+if __name__ == "__main__":
+    main()

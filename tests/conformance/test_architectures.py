@@ -1,0 +1,41 @@
+"""Every causal language model of the installed transformers: each cut is exact, or refused before a byte is written.
+
+The outcome must be what docs/architectures.md says of it, where the page is of the installed release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import transformers
+from architectures import TYPES, VARIANTS
+from outcomes import outcome
+from page import PAGE, line, rows
+
+HERE = transformers.__version__
+THERE = PAGE.read_text(encoding="utf-8").partition("of transformers ")[2].partition(",")[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", [*TYPES, *VARIANTS])
+def test_every_cut_is_exact_or_refused(name, tmp_path):
+    found = outcome(name, tmp_path)  # raises where a cut is neither
+    if HERE == THERE:
+        assert rows({name: found}, (name,)) == [line(name)], "docs/architectures.md is stale: run `make architectures`"
+
+
+@pytest.mark.skipif(HERE != THERE, reason=f"the page is of transformers {THERE}")
+def test_the_page_lists_every_type_and_no_other():
+    listed = [row.split(" | ")[0].removeprefix("| ") for row in PAGE.read_text(encoding="utf-8").splitlines()]
+    assert [name for name in listed if name in {*TYPES, *VARIANTS}] == [*TYPES, *VARIANTS]
+    assert f"| exact, of {len(TYPES)} types |" in PAGE.read_text(encoding="utf-8")

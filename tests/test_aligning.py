@@ -1,0 +1,41 @@
+"""The nearest exact cut, against trying every cut there is."""
+
+from __future__ import annotations
+
+import itertools
+
+import architectures
+import pytest
+
+from shortstack.aligning import aligned, cut_config
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ArchitectureError
+from shortstack.planning import plan
+
+
+def exact(checkpoint: Checkpoint, removed: tuple[int, ...]) -> bool:
+    try:
+        cut_config(checkpoint, plan(8, layers=removed))
+    except ArchitectureError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("jamba", (3, 4)), ("jamba", (1, 4)), ("rwkv", (3, 4)), ("gemma4_text", (3, 4)), ("gpt_neox_japanese", (6, 7))],
+)
+def test_the_nearest_exact_cut_is_as_near_as_any(name, wanted, tmp_path):
+    checkpoint = Checkpoint.open(architectures.make(name, tmp_path / "source"))
+    found = aligned(checkpoint, plan(8, layers=wanted))
+    possible = [cut for cut in itertools.combinations(range(8), 2) if exact(checkpoint, cut)]
+    assert found.removed in possible
+    exchanged = min(len(set(cut) ^ set(wanted)) for cut in possible)
+    assert len(set(found.removed) ^ set(wanted)) == exchanged
+    assert found.removed == wanted or found.strategy.endswith("moved to where the cut is exact")
+
+
+def test_an_exact_plan_is_its_own_nearest(tmp_path):
+    checkpoint = Checkpoint.open(architectures.make("llama", tmp_path / "source"))
+    wanted = plan(8, layers=(1, 4))
+    assert aligned(checkpoint, wanted) is wanted
