@@ -35,6 +35,16 @@ def test_the_nearest_exact_cut_is_as_near_as_any(name, wanted, tmp_path):
     assert found.removed == wanted or found.strategy.endswith("moved to where the cut is exact")
 
 
+def test_a_plan_is_moved_only_to_what_is_allowed(tmp_path):
+    checkpoint = Checkpoint.open(architectures.make("jamba", tmp_path / "source"))
+    free = aligned(checkpoint, plan(8, layers=(1, 4))).removed
+    found = aligned(checkpoint, plan(8, layers=(1, 4)), allowed=lambda cut: max(cut) - min(cut) == 1).removed
+    assert free[1] - free[0] > 1
+    assert found[1] - found[0] == 1
+    assert exact(checkpoint, found)
+    assert aligned(checkpoint, plan(8, layers=(1, 4)), allowed=lambda _cut: False) is None
+
+
 def test_an_exact_plan_is_its_own_nearest(tmp_path):
     checkpoint = Checkpoint.open(architectures.make("llama", tmp_path / "source"))
     wanted = plan(8, layers=(1, 4))

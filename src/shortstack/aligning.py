@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from shortstack.anatomy import shortened
@@ -37,25 +36,33 @@ def cut_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     return config
 
 
-def aligned(checkpoint: Checkpoint, plan: Plan, *, progress: Progress = silent) -> Plan | None:
+def aligned(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    *,
+    allowed: Callable[[Set[int]], bool] = lambda _removed: True,
+    progress: Progress = silent,
+) -> Plan | None:
     """The exact cut nearest to a plan: itself, or of the TRIES nearest the first that is exact; None when none of them is.
 
-    Nearest: the fewest layers exchanged, then the shortest way from each to the one that goes in its place.
+    Nearest: the fewest layers exchanged, then the shortest way from each to the one that goes in its place. allowed: what
+    a set of layers to remove must satisfy.
     """
-    for number, removed in enumerate(itertools.islice(_nearest(plan), TRIES)):
-        found = plan if not number else Plan(plan.layers, removed, f"{plan.strategy}, moved to where the cut is exact")
+    for number, removed in enumerate(_nearest(plan, allowed)):
+        moved = removed != plan.removed
+        found = Plan(plan.layers, removed, f"{plan.strategy}, moved to where the cut is exact") if moved else plan
         try:
             cut_config(checkpoint, found)
         except ArchitectureError:
             progress("looking for an exact cut", number + 1, TRIES)
         else:
-            if number:
+            if moved:
                 progress("looking for an exact cut", TRIES, TRIES)
             return found
     return None
 
 
-def _nearest(plan: Plan) -> Iterator[tuple[int, ...]]:
+def _nearest(plan: Plan, allowed: Callable[[Set[int]], bool]) -> Iterator[tuple[int, ...]]:
     """Cuts from the nearest to the farthest: the plan with layers exchanged, and windows of as many or about as many."""
     wanted = set(plan.removed)
     windows = (
@@ -66,7 +73,7 @@ def _nearest(plan: Plan) -> Iterator[tuple[int, ...]]:
     exchanged = (
         (wanted - {layer}) | {other} for layer in wanted for other in range(plan.layers) if other not in wanted
     )
-    candidates = {frozenset(cut) for cut in (*windows, *exchanged, wanted)}
+    candidates = {frozenset(cut) for cut in (*windows, *exchanged, wanted) if allowed(cut)}
 
     def distance(cut: frozenset[int]) -> tuple[int, int, int, tuple[int, ...]]:
         way = sum(abs(a - b) for a, b in zip(sorted(cut - wanted), sorted(wanted - cut), strict=False))

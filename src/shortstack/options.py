@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
@@ -178,8 +178,9 @@ class Choice:
         from shortstack.aligning import aligned
         from shortstack.pruning import pruned_config
 
-        found = chosen if self.layers is not None else aligned(checkpoint, chosen, progress=progress)
-        if found is None or self.layers is not None:
+        allowed = functools.partial(self._allows, checkpoint.anatomy.layers)
+        found = chosen if self.layers else aligned(checkpoint, chosen, allowed=allowed, progress=progress)
+        if found is None or self.layers:
             pruned_config(checkpoint, chosen)  # says why not
         if found is not None and found != chosen:
             console.say(
@@ -187,6 +188,11 @@ class Choice:
                 f"{show_layers(found.removed)}."
             )
         return found or chosen
+
+    def _allows(self, layers: int, removed: Set[int]) -> bool:
+        """Whether a cut keeps what must be kept, and is one window where that was asked for."""
+        inside = self.keep_first <= min(removed) and max(removed) < layers - self.keep_last
+        return inside and (not self.block or max(removed) - min(removed) < len(removed))
 
 
 @dataclass(frozen=True)

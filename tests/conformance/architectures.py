@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from shortstack.anatomy import UNBUILDABLE
 
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 LAYERS = 8
@@ -76,6 +79,7 @@ _DECODERS = (
 )
 _LATENTS = "axk1 axk2 deepseek_v3 deepseek_v32 glm_moe_dsa youtu longcat_flash"
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+ROPE_3D = {**ROPE, "mrope_section": [1, 1, 2]}
 VARIETY: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(_DECODERS.split(), DECODER),
     **dict.fromkeys(_LATENTS.split(), LATENT),
@@ -83,7 +87,7 @@ VARIETY: Mapping[str, Mapping[str, Any]] = {
     "big_bird": {**DECODER, "attention_type": "original_full"},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 2,
-        "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
+        "rope_parameters": {"sliding_attention": ROPE_3D, "full_attention": ROPE_3D},
     },
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0},
@@ -194,8 +198,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "rwkv, no halving": ("rwkv", {"rescale_every": 0}),
 }
 
-# What the installed libraries do not let the suite build.
-NEEDS = {"gemma3n": "timm and pillow"}
+# Types whose other towers are large, and what they import: the extra `conformance`.
+NEEDS = {"gemma3n": ("PIL", "timm")}
 # Outputs of a layer, beside hidden states, that the next one takes: place among the outputs -> place among the inputs.
 CARRIED: Mapping[str, Mapping[int, int | str]] = {
     "zaya": {1: 1},
@@ -207,7 +211,7 @@ def small(cls: Any, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The arguments that make a config of that class small, its nested configs too."""
     try:
         known = cls().to_dict()
-    except Exception:  # noqa: BLE001  a class whose defaults do not pass its own checks: by the names it declares
+    except (StrictDataclassError, *UNBUILDABLE):  # its defaults do not pass its own checks: by the names it declares
         known = dict.fromkeys(name for base in cls.__mro__ for name in getattr(base, "__annotations__", {}))
     sizes = {
         name: size for name, size in SIZES.items() if name in known and not isinstance(known[name], bool | str | dict)

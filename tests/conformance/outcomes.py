@@ -8,6 +8,7 @@ import copy
 import re
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -49,8 +50,8 @@ def outcome(name: str, folder: Path) -> Outcome:
     Raises:
         AssertionError: a cut that was not refused is not exact: that is a bug of shortstack.
     """
-    if name in NEEDS:
-        return Outcome({}, f"not built here: needs {NEEDS[name]}")
+    if lacks := [module for module in NEEDS.get(name, ()) if find_spec(module) is None]:
+        return Outcome({}, f"not built here: needs {' and '.join(lacks)}")
     try:
         make(name, folder / "source")
     except (
@@ -71,7 +72,12 @@ def outcome(name: str, folder: Path) -> Outcome:
 def reason(error: ShortstackError, folder: Path) -> str:
     """A refusal in one line, without the place where the checkpoint happens to lie."""
     where = re.sub(rf"{re.escape(str(folder))}/\w+,? ?", "", str(error.where)).strip()
-    return f"{where}: " * bool(where) + f"expected {error.expected}, found {error.found}"
+    exact = re.search(r"the nearest exact cut: --layers (\S+)", error.fix)
+    return (
+        f"{where}: " * bool(where)
+        + f"expected {error.expected}, found {error.found}"
+        + (f" (nearest exact cut: {exact[1]})" if exact else "")
+    )
 
 
 def cut_outcome(source: Checkpoint, model: PreTrainedModel, cut: str, out: Path) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import transformers
-from architectures import TYPES, VARIANTS
+from architectures import NEEDS, TYPES, VARIANTS
 from outcomes import outcome
 from page import PAGE, line, rows
 
@@ -27,8 +27,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", [*TYPES, *VARIANTS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in NEEDS)) for name in (*TYPES, *VARIANTS)]
+)
 def test_every_cut_is_exact_or_refused(name, tmp_path):
+    for module in NEEDS.get(name, ()):
+        pytest.importorskip(module)
     found = outcome(name, tmp_path)  # raises where a cut is neither
     if HERE == THERE:
         assert rows({name: found}, (name,)) == [line(name)], "docs/architectures.md is stale: run `make architectures`"
