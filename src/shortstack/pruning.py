@@ -42,7 +42,7 @@ def prune(
     started = time.perf_counter()
     plan = plan.sized(checkpoint.sizes)
     config = pruned_config(checkpoint, plan)
-    tensors = kept_tensors(checkpoint, plan)
+    tensors = kept_tensors(checkpoint, plan, heirs=heirs(checkpoint, plan))
     origin = {new.name: new.file.name for new in tensors}
     numbers = layer_map(checkpoint, plan)
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
@@ -112,15 +112,14 @@ def _check_stored(checkpoint: Checkpoint) -> None:
         )
 
 
-def kept_tensors(checkpoint: Checkpoint, plan: Plan) -> list[StoredTensor]:
+def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, heirs: Mapping[str, str]) -> list[StoredTensor]:
     """The tensors of the pruned model under their new names, still where the source has them, in the source's order.
 
-    Layers past the last (multi-token prediction heads) go: they were trained on top of the full stack. What a removed
-    layer shares with a kept one (zamba's one attention block) goes on under that one's name.
+    heirs: what heirs() says of this plan. Layers past the last (multi-token prediction heads) go: they were trained on top
+    of the full stack.
     """
     new_index = {old: new for new, old in enumerate(plan.kept)}
     prefix = checkpoint.layers_path
-    heirs = _heirs(checkpoint, plan)
     kept = []
     for tensor in checkpoint.tensors.values():
         name = heirs.get(tensor.name, tensor.name)
@@ -141,21 +140,21 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan) -> list[StoredTensor]:
     return kept
 
 
-def _heirs(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
-    """For weights stored with a removed layer that kept layers share: the name in the first kept one."""
+def heirs(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
+    """For weights stored with a removed layer that kept layers share (zamba's one attention): the name in the first kept."""
     model, path = checkpoint.blueprint, checkpoint.anatomy.layers_path
     names: dict[int, list[str]] = {}
     for layer, module in enumerate(model.get_submodule(path).children()):
         for name, weight in module.named_parameters(remove_duplicate=False):
             names.setdefault(id(weight), []).append(f"{checkpoint.layers_path}.{layer}.{name}")
     shared = [group for group in names.values() if len(group) > 1]
-    heirs = {}
+    found = {}
     for group in shared:
         stored = [name for name in group if name in checkpoint.tensors]
         staying = [name for name in group if checkpoint.layer_of(name) in plan.kept]
         if stored and staying and not set(stored) & set(staying):
-            heirs[stored[0]] = staying[0]
-    return heirs
+            found[stored[0]] = staying[0]
+    return found
 
 
 def layer_map(checkpoint: Checkpoint, plan: Plan) -> dict[str, int]:
