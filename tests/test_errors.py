@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from shortstack.cli import main
-from shortstack.metrics import Scores
+from shortstack.scores import Scores
 from shortstack.walk import pick_device
 from zoo import make, speaking, tiny
 
@@ -297,7 +297,7 @@ CUTS = {
     "words": (("--drop", "lots"), "'lots'"),
     "nothing": ((), "neither --drop nor --layers"),
     "both": (("--drop", "1", "--layers", "2"), "--drop or --block beside them"),
-    "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, bi, ppl"),
+    "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, magnitude-l1"),
     "plan beside": (("--plan", "plan.json", "--drop", "1"), "options that choose layers"),
     **{
         f"shards of {size}": (("--drop", "1", "--max-shard-size", size), repr(size))
@@ -313,7 +313,7 @@ def test_a_cut_that_cannot_be_made(case, command, model):
 
 
 def test_metric_and_method_name_the_valid_ones(command, model):
-    assert "one of random, reverse, bi, ppl" in command.refused("score", model, "--metric", "ppl,zork")
+    assert "one of random, reverse, magnitude-l1" in command.refused("score", model, "--metric", "ppl,zork")
     assert "one of partial" in command.refused("heal", model, "--data", "pydoc", "--method", "zork", "-o", "out")
 
 
@@ -508,7 +508,9 @@ def test_ls_lists_what_can_be_named(command):
     code, out, _ = command("ls", "--json")
     found = json.loads(out)
     assert code == 0
-    assert [row["name"] for row in found["metrics"]] == ["random", "reverse", "bi", "ppl"]
+    names = {row["name"] for row in found["metrics"]}
+    assert names >= {"random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi"}, "the paper's seven"
+    assert set(found["metrics"][0]) == {"name", "feed", "formula", "paper"}
     assert found["methods"] == [{key: found["methods"][0][key] for key in ("name", "trains", "paper")}]
 
 

@@ -6,7 +6,22 @@ import pytest
 import torch
 
 from shortstack.errors import DataError, InputError
-from shortstack.metrics import METRICS, Scores, block_influence, metric_named, perplexity, random_order, reverse_order
+from shortstack.metrics import (
+    METRICS,
+    angular_distance,
+    block_influence,
+    cosine_parts,
+    metric_named,
+    metrics_named,
+    one_minus_cosine,
+    perplexity,
+    random_kept,
+    random_order,
+    relative_magnitude,
+    reverse_order,
+    taylor,
+)
+from shortstack.scores import Scores
 
 
 def test_block_influence_of_an_identity_a_reflection_and_a_rotation():
@@ -33,6 +48,46 @@ def test_one_token_of_huge_norm_does_not_own_the_mean():
     assert 1 - torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0) < 1e-3
 
 
+def test_angular_distance_of_the_same_an_orthogonal_and_the_opposite_direction():
+    x = torch.tensor([[1.0, 0.0]]).expand(3, 2)
+    y = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
+    torch.testing.assert_close(angular_distance(x, y), torch.tensor([0.0, 0.5, 1.0]))
+
+
+def test_relative_magnitude_is_the_part_that_the_layer_added():
+    x, added = torch.randn(9, 8), torch.randn(9, 8)
+    expected = [float((a.square().sum() / (b + a).square().sum()).sqrt()) for b, a in zip(x, added, strict=True)]
+    torch.testing.assert_close(relative_magnitude(x, x + added), torch.tensor(expected))
+
+
+def test_the_authors_block_influence_is_one_cosine_of_the_whole_tensor():
+    x, y = torch.randn(20, 8), torch.randn(20, 8)
+    parts = cosine_parts(x, y).mean(0).tolist()
+    expected = 1 - torch.nn.functional.cosine_similarity(x.double().flatten(), y.double().flatten(), dim=0)
+    assert one_minus_cosine(parts) == pytest.approx(float(expected))
+
+
+def test_taylor_sums_magnitudes_of_products():
+    weight, gradient = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 0.5]])
+    assert taylor(weight, gradient) == 4.0
+
+
+# Table 4.1 of the authors' repository, as counted in the paper's lists: which layers random.sample(42) does not keep
+@pytest.mark.parametrize(
+    ("layers", "removed"),
+    [(32, {5, 6, 10, 11, 15, 22, 25, 26}), (26, {6, 9, 12, 16, 19, 25})],
+)
+def test_the_authors_random_lists(layers, removed):
+    order = Scores(layers, {"random": tuple(random_kept(layers, 42))}).order("random")
+    assert set(order[: len(removed)]) == removed
+
+
+def test_all_is_every_metric_but_the_authors_variants():
+    names = [metric.name for metric in metrics_named(["all"])]
+    assert names == [name for name in METRICS if not name.endswith("-authors")]
+    assert [metric.name for metric in metrics_named(["bi", "bi"])] == ["bi"]
+
+
 def test_reverse_and_random_orders():
     assert Scores(4, {"reverse": tuple(reverse_order(4, 0))}).order("reverse") == (3, 2, 1, 0)
     assert sorted(random_order(9, 1)) == list(range(9))
@@ -51,21 +106,34 @@ def test_ties_go_to_the_lower_index():
 def test_scores_round_trip_through_json(tmp_path):
     import json
 
-    scores = Scores(3, {"ppl": (3.0, 1.0, 2.0)}, {"source": "pydoc"}, {"source": "demo"}, 2.5, 1.0, 10)
+    measured = {"tokens": {"source": "pydoc"}, "model": {"source": "demo"}, "base_loss": 2.5, "dtype": "bfloat16"}
+    windows = {"window": 2, "window_scores": {"ppl": (4.0, 5.0)}}
+    scores = Scores(3, {"ppl": (3.0, 1.0, 2.0)}, **windows, **measured)
     scores.save(tmp_path / "scores.json")
     data = json.loads((tmp_path / "scores.json").read_text())
     assert data["order"] == {"ppl": [1, 2, 0]}
     assert Scores.from_dict(data, where="x") == scores
 
 
-@pytest.mark.parametrize("broken", [{}, {"layers": 3}, {"layers": 3, "scores": {"ppl": [1.0, float("nan"), 2.0]}}])
-def test_scores_that_are_not_scores_are_refused(broken):
-    whole = Scores(3, {"ppl": (3.0, 1.0, 2.0)}).to_dict()
-    with pytest.raises(DataError):
-        Scores.from_dict(broken if not broken.get("scores") else whole | broken, where="scores.json")
+WHOLE = Scores(3, {"ppl": (3.0, 1.0, 2.0)}, window=2, window_scores={"ppl": (4.0, 5.0)}).to_dict()
+BROKEN = {
+    "empty": ({}, "'layers'"),
+    "no scores": (WHOLE | {"scores": {}}, "at least one metric"),
+    "not a number": (WHOLE | {"scores": {"ppl": [1.0, float("nan"), 2.0]}}, "3 numbers for ppl"),
+    "too few": (WHOLE | {"scores": {"ppl": [1.0, 2.0]}}, "3 numbers for ppl"),
+    "too few windows": (WHOLE | {"window_scores": {"ppl": [1.0]}}, "2 numbers for windows by ppl"),
+    "windows of none": (WHOLE | {"window": None}, "windows of 1 to 3 layers"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_scores_that_are_not_scores_are_refused(case):
+    data, said = BROKEN[case]
+    with pytest.raises(DataError, match=said):
+        Scores.from_dict(data, where="scores.json")
 
 
 def test_an_unknown_metric_is_answered_with_the_known_ones():
-    with pytest.raises(InputError, match="random, reverse, bi, ppl"):
+    with pytest.raises(InputError, match="random, reverse, magnitude-l1"):
         metric_named("banana")
     assert all(metric.formula and metric.paper for metric in METRICS.values())

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortstack.errors import DataError, InputError, PlanError
-from shortstack.metrics import Scores
 from shortstack.planning import Plan, Sizes, parse_drop, parse_layers, plan, show_layers
+from shortstack.scores import Scores
 
 
 def scores(values, name="ppl") -> Scores:

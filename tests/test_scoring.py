@@ -1,77 +1,93 @@
 """score() against naive loops over transformers, one model copy per layer; and what its results must not depend on."""
 
-import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+import naive
 import shortstack.scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, ShortstackError
 from shortstack.metrics import METRICS
 from shortstack.scoring import score
 from shortstack.tokens import Tokens
-from zoo import pass_over, tiny
+from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
 
 
-@torch.no_grad()
-def whole_loss(checkpoint: Checkpoint) -> float:
-    return float(checkpoint.model(dtype=torch.float32)(input_ids=IDS, labels=IDS, use_cache=False).loss)
+WALKED = {name for name, metric in METRICS.items() if metric.feed != "layers"}
 
 
-@torch.no_grad()
-def naive_losses(checkpoint: Checkpoint) -> list[float]:
-    losses = []
-    for layer in range(8):
-        model = copy.deepcopy(checkpoint.model(dtype=torch.float32))
-        pass_over(model, checkpoint.anatomy.layers_path, [layer])
-        losses.append(float(model(input_ids=IDS, labels=IDS, use_cache=False).loss))
-    return losses
-
-
-@torch.no_grad()
-def naive_influence(checkpoint: Checkpoint) -> list[float]:
-    model, values = checkpoint.model(dtype=torch.float32), []
-
-    def hook(_module, args, output):
-        output = output[0] if isinstance(output, tuple) else output
-        values.append(float((1 - torch.nn.functional.cosine_similarity(args[0], output, dim=-1)).mean()))
-
-    for layer in model.get_submodule(checkpoint.anatomy.layers_path):
-        layer.register_forward_hook(hook)
-    model(input_ids=IDS, use_cache=False)
-    return values
-
-
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gpt2"])
-def test_all_metrics_equal_their_naive_forms(model_type):
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gpt2", "opt", "gpt_neox", "mixtral"])
+def test_every_metric_equals_its_naive_form(model_type):
     checkpoint = Checkpoint.open(tiny(model_type))
-    scores = score(checkpoint, TOKENS, metrics=["all"])
-    assert set(scores.scores) == set(METRICS)
-    assert scores.scores["ppl"] == pytest.approx([math.exp(loss) for loss in naive_losses(checkpoint)], rel=1e-5)
-    assert scores.scores["bi"] == pytest.approx(naive_influence(checkpoint), abs=1e-6)
-    assert scores.base_loss == pytest.approx(whole_loss(checkpoint), rel=1e-5)
+    scores = score(checkpoint, TOKENS, metrics=list(naive.METRICS))
+    for name in naive.METRICS:
+        assert scores.scores[name] == pytest.approx(
+            naive.METRICS[name](checkpoint.directory, IDS), rel=2e-5, abs=1e-6
+        ), name
+    assert scores.base_loss == pytest.approx(naive.losses(checkpoint.directory, IDS, [[]])[0], rel=1e-5)
+
+
+def test_every_metric_that_is_computed_has_a_naive_form():
+    assert set(naive.METRICS) == WALKED
+    assert set(naive.WINDOWS) == {name for name, metric in METRICS.items() if metric.windows}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("also", [[], ["taylor"]])  # with gradients, what entered every layer is kept
+def test_every_window_equals_its_naive_form(model_type, size, also):
+    checkpoint = Checkpoint.open(tiny(model_type))
+    scores = score(checkpoint, TOKENS, metrics=[*naive.WINDOWS, *also], window=size)
+    assert scores.window == size
+    for name, naively in naive.WINDOWS.items():
+        found = scores.window_scores[name]
+        assert found == pytest.approx(naively(checkpoint.directory, IDS, size), rel=2e-5, abs=1e-6), name
+
+
+def test_turns_of_few_batches_change_nothing(monkeypatch):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    names = sorted(WALKED)
+    whole = score(checkpoint, TOKENS, metrics=names, window=3)
+    monkeypatch.setattr(shortstack.scoring, "BATCH_TOKENS", 20)
+    monkeypatch.setattr(shortstack.scoring, "STREAM_BYTES", 1)
+    turned = score(checkpoint, TOKENS, metrics=names, window=3)
+    for name in names:
+        assert turned.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)
+        assert turned.order(name) == whole.order(name)
+    for name, values in whole.window_scores.items():
+        assert turned.window_scores[name] == pytest.approx(values, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3", "mixtral", "gpt2"])
+def test_streaming_changes_nothing(model_type):
+    checkpoint = Checkpoint.open(tiny(model_type))
+    here, streamed = (
+        score(checkpoint, TOKENS, metrics=sorted(WALKED), window=2, stream=stream) for stream in (False, True)
+    )
+    assert streamed.scores == here.scores
+    assert streamed.window_scores == here.window_scores
 
 
 def test_each_metric_alone_is_what_it_is_in_company():
     checkpoint = Checkpoint.open(tiny("llama"))
-    together = score(checkpoint, TOKENS, metrics=["all"])
+    together = score(checkpoint, TOKENS, metrics=list(METRICS))
     for name in METRICS:
         assert score(checkpoint, TOKENS, metrics=[name]).scores[name] == together.scores[name]
 
 
 def test_scores_do_not_depend_on_batch_size_or_order(monkeypatch):
     checkpoint = Checkpoint.open(tiny("qwen3"))
-    whole = score(checkpoint, TOKENS, metrics=["bi", "ppl"])
+    whole = score(checkpoint, TOKENS, metrics=sorted(WALKED))
     monkeypatch.setattr(shortstack.scoring, "BATCH_TOKENS", 10)
-    single = score(checkpoint, replace(TOKENS, ids=IDS.flip(0)), metrics=["bi", "ppl"])
-    for name in ("bi", "ppl"):
-        assert single.scores[name] == pytest.approx(whole.scores[name], rel=1e-6, abs=1e-7)
+    single = score(checkpoint, replace(TOKENS, ids=IDS.flip(0)), metrics=sorted(WALKED))
+    for name in WALKED:
+        assert single.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)
         assert single.order(name) == whole.order(name)
 
 

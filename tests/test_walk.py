@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError
+from shortstack.losses import next_token_losses
 from shortstack.walk import UNPRUNED, Decoder, layer_forwards
 from zoo import ZOO, pass_over, tiny
 
@@ -45,7 +46,7 @@ def test_losses_are_cross_entropy_of_transformers_logits(model_type):
     logits = skipping(decoder, {2})
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten(), reduction="none")
     with torch.no_grad():
-        found = decoder.losses(IDS, decoder.walk(IDS, [frozenset({2})])[frozenset({2})])
+        found = next_token_losses(decoder, IDS, decoder.walk(IDS, [frozenset({2})])[frozenset({2})])
     assert found.shape == (3, 10)
     torch.testing.assert_close(found.flatten(), expected, atol=1e-5, rtol=1e-5)
 
@@ -61,7 +62,8 @@ def test_the_observer_sees_what_forward_hooks_see_the_last_layer_before_the_fina
     for handle in handles:
         handle.remove()
     with torch.no_grad():
-        decoder.walk(IDS, observe=lambda layer, before, after: seen.append((layer, before, after)))
+        for _ in decoder.through([decoder.enter(IDS)], range(8), observe=lambda *what: seen.append(what)):
+            pass
     assert [layer for layer, _, _ in seen] == list(range(8))
     for (_, before, after), (hook_in, hook_out) in zip(seen, hooked, strict=True):
         assert torch.equal(before, hook_in)
@@ -108,7 +110,8 @@ def test_leave_one_out_costs_a_triangle_of_layer_forwards_and_each_is_counted():
 
         layer.self_attn.forward = counted
     with torch.no_grad():
-        decoder.walk(IDS, LEAVE_ONE_OUT, on_forward=lambda: ticks.append(1))
+        for _ in decoder.through([decoder.enter(IDS, LEAVE_ONE_OUT)], range(8), on_forward=lambda: ticks.append(1)):
+            pass
     assert calls == [1, 2, 3, 4, 5, 6, 7, 8]
     assert len(ticks) == sum(calls) == layer_forwards(8, LEAVE_ONE_OUT) == 36
 
@@ -140,6 +143,6 @@ def test_a_walk_leaves_the_model_as_it_was_even_after_an_error():
         raise RuntimeError("stop here")
 
     with pytest.raises(RuntimeError, match="stop here"), torch.no_grad():
-        decoder.walk(IDS, observe=fail)
+        next(decoder.through([decoder.enter(IDS)], range(8), observe=fail))
     assert all("forward" not in vars(layer) for layer in decoder.layers)
     assert torch.equal(skipping(decoder, ()), before)

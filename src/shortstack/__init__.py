@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from shortstack.healing import Schedule as Schedule
     from shortstack.healing import heal as heal
     from shortstack.metrics import METRICS as METRICS
-    from shortstack.metrics import Scores as Scores
     from shortstack.planning import Plan as Plan
     from shortstack.planning import plan as plan
     from shortstack.pruning import prune as prune
+    from shortstack.scores import Scores as Scores
     from shortstack.scoring import score as score
     from shortstack.tokens import Tokens as Tokens
     from shortstack.verification import Verification as Verification
@@ -39,7 +39,7 @@ _HOMES = {
     "Partial": "healing",
     "Plan": "planning",
     "Schedule": "healing",
-    "Scores": "metrics",
+    "Scores": "scores",
     "Tokens": "tokens",
     "Verification": "verification",
     "evaluate": "evaluation",

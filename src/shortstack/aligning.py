@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterator, Set
+import functools
+import itertools
+from collections.abc import Callable, Set
 from typing import Any
 
 from shortstack.anatomy import shortened
@@ -13,7 +14,7 @@ from shortstack.planning import Plan, show_layers
 from shortstack.progress import Progress, silent
 from shortstack.selfcheck import check_cut
 
-TRIES = 64  # each builds a model on the meta device
+TRIES = 40  # each builds a model on the meta device
 
 
 def cut_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
@@ -22,9 +23,17 @@ def cut_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     Raises:
         ArchitectureError: the cut cannot be expressed exactly.
     """
+    return _checked(checkpoint, plan, _config(checkpoint, plan))
+
+
+def _config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, plan.kept, checkpoint.layers_path)
     if not checkpoint.trust_remote_code:
         config.pop("auto_map", None)  # the code it names is not copied; the architecture is transformers' own
+    return config
+
+
+def _checked(checkpoint: Checkpoint, plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     check_cut(
         config,
         checkpoint.blueprint,
@@ -43,43 +52,58 @@ def aligned(
     allowed: Callable[[Set[int]], bool] = lambda _removed: True,
     progress: Progress = silent,
 ) -> Plan | None:
-    """The exact cut nearest to a plan: itself, or of the TRIES nearest the first that is exact; None when none of them is.
+    """The exact cut nearest to a plan: itself, or with a layer exchanged, or the nearest window; None when none is exact.
 
     Nearest: the fewest layers exchanged, then the shortest way from each to the one that goes in its place. allowed: what
-    a set of layers to remove must satisfy.
+    a set of layers to remove must satisfy. Sets that the config's fields rule out cost nothing; of the others the nearest
+    TRIES of each kind are built.
     """
-    for number, removed in enumerate(_nearest(plan, allowed)):
-        moved = removed != plan.removed
-        found = Plan(plan.layers, removed, f"{plan.strategy}, moved to where the cut is exact") if moved else plan
-        try:
-            cut_config(checkpoint, found)
-        except ArchitectureError:
-            progress("looking for an exact cut", number + 1, TRIES)
-        else:
-            if moved:
-                progress("looking for an exact cut", TRIES, TRIES)
-            return found
+    for candidates in _exchanged(plan), _windows(plan):
+        fitting = (cut for cut in sorted(candidates, key=functools.partial(_distance, plan)) if allowed(cut))
+        plans = (_moved(plan, cut) for cut in fitting)
+        expressible = ((found, config) for found in plans if (config := _expressed(checkpoint, found)))
+        for tries, (found, config) in enumerate(itertools.islice(expressible, TRIES), start=1):
+            try:
+                _checked(checkpoint, found, config)
+            except ArchitectureError:
+                progress("looking for an exact cut", tries, TRIES)
+            else:
+                return found
     return None
 
 
-def _nearest(plan: Plan, allowed: Callable[[Set[int]], bool]) -> Iterator[tuple[int, ...]]:
-    """Cuts from the nearest to the farthest: the plan with layers exchanged, and windows of as many or about as many."""
-    wanted = set(plan.removed)
-    windows = (
-        set(range(start, start + amount))
-        for amount in range(max(1, len(wanted) - 4), min(plan.layers - 1, len(wanted) + 4) + 1)
-        for start in range(plan.layers - amount + 1)
-    )
-    exchanged = (
-        (wanted - {layer}) | {other} for layer in wanted for other in range(plan.layers) if other not in wanted
-    )
-    candidates = {frozenset(cut) for cut in (*windows, *exchanged, wanted) if allowed(cut)}
+def _moved(plan: Plan, cut: frozenset[int]) -> Plan:
+    if cut == set(plan.removed):
+        return plan
+    return Plan(plan.layers, tuple(sorted(cut)), f"{plan.strategy}, moved to where the cut is exact")
 
-    def distance(cut: frozenset[int]) -> tuple[int, int, int, tuple[int, ...]]:
-        way = sum(abs(a - b) for a, b in zip(sorted(cut - wanted), sorted(wanted - cut), strict=False))
-        return abs(len(cut) - len(wanted)), len(cut ^ wanted), way, tuple(sorted(cut))
 
-    return (tuple(sorted(cut)) for cut in heapq.nsmallest(TRIES, candidates, key=distance))
+def _expressed(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any] | None:
+    """The cut's config, or None where fields alone rule it out."""
+    try:
+        return _config(checkpoint, plan)
+    except ArchitectureError:
+        return None
+
+
+def _exchanged(plan: Plan) -> set[frozenset[int]]:
+    """The plan, and every set with one of its layers exchanged for another."""
+    wanted = frozenset(plan.removed)
+    others = (layer for layer in range(plan.layers) if layer not in wanted)
+    return {wanted, *(wanted - {layer} | {other} for other in others for layer in wanted)}
+
+
+def _windows(plan: Plan) -> set[frozenset[int]]:
+    """Windows of as many layers as the plan removes, or of up to four more or fewer."""
+    amount = len(plan.removed)
+    sizes = range(max(1, amount - 4), min(plan.layers - 1, amount + 4) + 1)
+    return {frozenset(range(start, start + size)) for size in sizes for start in range(plan.layers - size + 1)}
+
+
+def _distance(plan: Plan, cut: frozenset[int]) -> tuple[int, int, int, tuple[int, ...]]:
+    wanted = frozenset(plan.removed)
+    way = sum(abs(a - b) for a, b in zip(sorted(cut - wanted), sorted(wanted - cut), strict=False))
+    return abs(len(cut) - len(wanted)), len(cut ^ wanted), way, tuple(sorted(cut))
 
 
 def instead(checkpoint: Checkpoint, plan: Plan, error: ArchitectureError) -> ArchitectureError:

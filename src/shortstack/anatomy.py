@@ -17,6 +17,7 @@ from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.fields import Cut, cut_fields, rename_layers
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 TEXT_KEYS = ("text_config", "decoder", "generator", "language_config", "llm_config")
@@ -44,6 +45,8 @@ UNBUILDABLE = (
     TypeError,
     ValueError,
 )
+# In the names of layers that are not the text's.
+OTHER_TOWER = re.compile(r"visi|image|audio|speech")
 # Fields that count decoder layers, by the names transformers gives them.
 COUNTS = (
     "num_hidden_layers",
@@ -120,14 +123,19 @@ def check_depth(raw: Mapping[str, Any], tensors: int, directory: Path) -> None:
                 )
 
 
-def meta_model(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def meta_model(
+    directory: Path, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     """The model that directory's config describes, without weights (meta device).
+
+    dtype: with its buffers in memory, for weights of that type; without it they have no values either.
 
     Raises:
         CheckpointError: the config is unreadable or inconsistent, or needs remote code that is not trusted.
         ArchitectureError: it is not a decoder-only language model that transformers can build.
     """
     import torch
+    from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -144,9 +152,10 @@ def meta_model(directory: Path, *, trust_remote_code: bool = False) -> PreTraine
         ) from error
     _check_decoder_only(directory, config, raw)
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError) as error:
+        with init_empty_weights(include_buffers=False) if dtype else torch.device("meta"):
+            typed = {"dtype": dtype} if dtype else {}
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **typed)
+    except UNBUILDABLE as error:
         raise ArchitectureError(
             directory,
             expected=f"{raw['model_type']} to be built from its config",
@@ -313,9 +322,9 @@ def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) 
     complete = [prefix for prefix, numbers in found.items() if numbers.issuperset(range(anatomy.layers))]
     path = anatomy.layers_path.split(".")
 
-    def likeness(prefix: str) -> tuple[bool, int, int]:
+    def likeness(prefix: str) -> tuple[bool, int, bool, int]:
         words = prefix.split(".")
-        return words[-1] == path[-1], len(set(path) & set(words)), -len(words)
+        return words[-1] == path[-1], len(set(path) & set(words)), not OTHER_TOWER.search(prefix), -len(words)
 
     best = [prefix for prefix in complete if likeness(prefix) == max(map(likeness, complete))]
     if len(best) == 1:

@@ -32,8 +32,12 @@ RECORD = "shortstack.json"
 TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TOKENIZER_FILE = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
+ALIGNMENT = 64  # bytes: a cache line, and what torch itself gives a tensor it makes
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
+HUB_PATTERNS = (
+    *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
+    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,15 @@ class Checkpoint:
         match = re.match(rf"{re.escape(self.layers_path)}\.(\d+)\.", name)
         return int(match[1]) if match else None
 
+    def is_extra_head(self, name: str) -> bool:
+        """Whether a stored tensor is of a multi-token prediction head: past the last layer, or named `mtp`."""
+        return (self.layer_of(name) or 0) >= self.anatomy.layers or bool(re.search(r"(^|\.)mtp\.", name))
+
     @functools.cached_property
     def sizes(self) -> Sizes:
-        """Parameters and stored bytes of each layer and of the rest."""
+        """Parameters and stored bytes of each layer, of the rest, and of the extra heads, which go with any cut."""
         layers = self.anatomy.layers
-        parameters, sizes = [0] * (layers + 1), [0] * (layers + 1)
+        parameters, sizes = [0] * (layers + 2), [0] * (layers + 2)
         for tensor in self.tensors.values():
             if any(f".{block}." in f".{tensor.name}" for block in DEPTH_BLOCKS):  # equal parts, one of each layer
                 for slot in range(layers):
@@ -102,10 +110,11 @@ class Checkpoint:
                     sizes[slot] += tensor.size // layers
                 continue
             layer = self.layer_of(tensor.name)
-            slot = layers if layer is None or layer >= layers else layer
+            slot = layers + 1 if self.is_extra_head(tensor.name) else layers if layer is None else layer
             parameters[slot] += tensor.parameters
             sizes[slot] += tensor.size
-        return Sizes(tuple(parameters[:-1]), tuple(sizes[:-1]), parameters[-1], sizes[-1])
+        (*by_layer, other, extra), (*bytes_by_layer, other_bytes, extra_bytes) = parameters, sizes
+        return Sizes(tuple(by_layer), tuple(bytes_by_layer), other, other_bytes, extra, extra_bytes)
 
     @property
     def weight_bytes(self) -> int:
@@ -189,6 +198,8 @@ class Checkpoint:
                 found="; ".join(f"{len(names)} {kind}: {names[:3]}" for kind, names in wrong.items()),
                 fix="download or save the checkpoint again",
             )
+        if device == "cpu":
+            _align(model)
         return model.eval().to(device)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -232,8 +243,10 @@ class Checkpoint:
             return False
         if path.suffix == ".py":
             return self.trust_remote_code
-        return path.suffix in {".json", ".txt", ".model", ".jinja"} or path.name.startswith(
-            ("LICENSE", "NOTICE", "USE_POLICY")
+        return (
+            path.suffix in {".json", ".txt", ".jinja"}
+            or bool(TOKENIZER_FILE.search(path.name))
+            or path.name.startswith(("LICENSE", "NOTICE", "USE_POLICY"))
         )
 
 
@@ -387,6 +400,13 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
             fix="download the checkpoint again",
         )
     return tensors
+
+
+def _align(model: PreTrainedModel) -> None:
+    """Move weights that lie mapped at odd addresses in their file: matrix products may round by where a matrix begins."""
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
 
 
 def _no_weights(directory: Path) -> CheckpointError:

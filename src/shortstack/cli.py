@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -22,7 +22,7 @@ import typer
 from shortstack import console, tables
 from shortstack.errors import DataError, InputError, OutputError, ShortstackError
 from shortstack.methods import METHODS, method_named
-from shortstack.metrics import METRICS, Scores
+from shortstack.metrics import METRICS
 from shortstack.options import (
     MODEL,
     TEXT,
@@ -35,9 +35,11 @@ from shortstack.options import (
     Report,
     Seed,
     Source,
+    check_unused,
     grouped,
 )
 from shortstack.planning import Plan, Sizes, show_layers
+from shortstack.scores import Scores
 
 app = typer.Typer(
     name="shortstack",
@@ -84,18 +86,23 @@ def score(
     source: Source,
     report: Report,
     metric: Annotated[str, typer.Option(help=f"Comma-separated: {METRIC_NAMES}, or all.")] = "ppl",
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Also score every block of so many layers.", show_default=False)
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
 ) -> None:
     """Score every layer by one or more metrics in one walk; low = remove first."""
     _check_file(output)
     with report.bars() as progress:
-        scores = calibration.score(source.open(model, progress), metric.split(","), compute, progress)
+        checkpoint = source.open(model, progress)
+        scores = calibration.score(checkpoint, metric.split(","), compute, progress, window=window)
     if output:
         scores.save(output)
     if report.json:
         return console.show_json(scores.to_dict())
     tables.show_scores(scores)
-    report.next_step("plan", output or model, "--metric", scores.default_metric, "--drop", "25%")
+    again = [] if output else source.words
+    report.next_step("plan", output or model, "--metric", scores.default_metric, "--drop", "25%", *again)
     return None
 
 
@@ -114,7 +121,7 @@ def plan_verb(
     _check_file(output)
     choice.check()
     if _is_scores(model_or_scores):
-        calibration.check_unused("scores.json")
+        check_unused(model_or_scores, calibration, compute, source)
         scores = Scores.from_dict(_read_json(Path(model_or_scores)), where=model_or_scores)
         chosen = choice.plan(scores, compute.seed)
         chosen = chosen.sized(Sizes.from_dict(scores.model, where=model_or_scores))
@@ -131,7 +138,7 @@ def plan_verb(
         return console.show_json(chosen.to_dict())
     tables.show_plan(chosen)
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
-    report.next_step("prune", model, *how, "-o", "pruned")
+    report.next_step("prune", model, *how, *source.words, "-o", "pruned")
     return None
 
 
@@ -156,6 +163,8 @@ def prune(
     """Write the model without some layers, by copying byte ranges; the result loads with plain transformers."""
     shard_bytes = _parse_size(max_shard_size)
     choice.check(planned=plan_file is not None)
+    if plan_file:
+        check_unused("--plan", calibration, compute)
     planned = Plan.from_dict(_read_json(plan_file), where=plan_file) if plan_file else None
 
     from shortstack.pruning import fits
@@ -177,7 +186,7 @@ def prune(
     if report.json:
         return console.show_json({**chosen.to_dict(), "output": str(output)})
     tables.show_plan(chosen)
-    report.next_step("verify", output, "--against", model)
+    report.next_step("verify", output, "--against", model, *source.words)
     return None
 
 
@@ -196,7 +205,9 @@ def verify(
     from shortstack.verification import verify as verify_checkpoint
 
     with report.bars() as progress:
-        checkpoint = source.open(directory, progress)
+        checkpoint = replace(source, revision=None).open(
+            directory, progress
+        )  # --revision is of the model it is against
         origin = source.open(against, progress) if against else None
         result = verify_checkpoint(checkpoint, against=origin, device=device.value, progress=progress)
     if report.json:
@@ -205,8 +216,9 @@ def verify(
         tables.show_verification(directory, result)
     if not result.ok:
         raise typer.Exit(1)
-    healed = checkpoint.record["verb"] == "heal"
-    report.next_step(*(("evaluate", directory) if healed else ("heal", directory, "--data", "pydoc", "-o", "healed")))
+    healed, trust = checkpoint.record["verb"] == "heal", replace(source, revision=None).words
+    then = ("evaluate", directory) if healed else ("heal", directory, "--data", "pydoc", "-o", "healed")
+    report.next_step(*then, *trust)
 
 
 @app.command()
@@ -260,7 +272,7 @@ def heal(
     if report.json:
         return console.show_json(result.to_dict())
     tables.show_healing(result)
-    report.next_step("evaluate", output)
+    report.next_step("evaluate", output, *replace(source, revision=None).words)
     return None
 
 
@@ -301,9 +313,9 @@ def evaluate(
     if verb == "heal":
         report.say(f'AutoModelForCausalLM.from_pretrained("{model}"), or any program that reads a checkpoint directory')
     elif verb == "prune":
-        report.next_step("heal", model, "--data", "pydoc", "-o", "healed")
+        report.next_step("heal", model, "--data", "pydoc", "-o", "healed", *source.words)
     else:
-        report.next_step("prune", model, "--drop", "25%", "-o", "pruned")
+        report.next_step("prune", model, "--drop", "25%", "-o", "pruned", *source.words)
     return None
 
 
@@ -340,9 +352,9 @@ def ls(
         Listing.metrics: [asdict(each) for each in METRICS.values()],
         Listing.methods: [asdict(each) for each in METHODS.values()],
     }
-    code = ("function", "home")
+    shown = ("name", "feed", "formula", "trains", "paper")
     wanted = {
-        name.value: [{key: value for key, value in row.items() if key not in code} for row in rows]
+        name.value: [{key: value for key, value in row.items() if key in shown} for row in rows]
         for name, rows in listings.items()
         if what in (None, name)
     }
@@ -355,7 +367,7 @@ def ls(
 
 def _is_scores(name: str) -> bool:
     """Whether an argument names a scores file rather than a model; .gguf is the one model that is a file."""
-    return name.endswith(".json") or (os.path.isfile(name) and not name.endswith(".gguf"))
+    return not os.path.isdir(name) and (name.endswith(".json") or os.path.isfile(name)) and not name.endswith(".gguf")
 
 
 def _check_file(output: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from typing import Any
 from shortstack.errors import ShortstackError
 from shortstack.jsonfiles import finite
 from shortstack.progress import Progress, silent
+
+# What is set flush right: a number, its share, or its unit beside it.
+NUMBER = re.compile(r"-|inf|[\d.,e+-]+( ?(%|M|[kMGT]?B))?( \([-+. \d]+%?\)| \+- [\d.]+| to .+)?")
 
 
 def show_json(data: Mapping[str, Any]) -> None:
@@ -27,11 +31,18 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
-        numbers = index and all(row[index][:1].isdigit() or row[index] in ("inf", "-") for row in rows)
+        numbers = index and all(NUMBER.fullmatch(row[index]) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: names from a checkpoint are never markup
     Console().print(table)
+
+
+def width() -> int:
+    """Columns of the terminal that stdout is, or 80."""
+    from rich.console import Console
+
+    return Console().width
 
 
 def say(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,14 +12,14 @@ from typing import Any
 
 from shortstack import console
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import OutputError
+from shortstack.errors import OutputError, VerificationError
 from shortstack.evaluation import Perplexity, measure
 from shortstack.healing import Partial, Schedule, heal
 from shortstack.jsonfiles import save_json
 from shortstack.planning import Plan, plan, show_layers
 from shortstack.profiling import Speed, answer, decode_speeds
 from shortstack.progress import Progress, silent
-from shortstack.pruning import prune
+from shortstack.pruning import fits, prune
 from shortstack.scoring import peak_rss, score
 from shortstack.tokens import Tokens
 from shortstack.verification import verify
@@ -77,11 +78,27 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
             fix="name another with -o, or remove it",
         )
     source = Checkpoint.open("demo", progress=progress)
+    fits(output / "pruned", source, plan(source.anatomy.layers, metric="reverse", drop=1), copies=2)
+    try:
+        return _run(source, output, seed, started, progress)
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: Progress) -> Demo:
     tokenizer = source.tokenizer()
     scores = score(source, Tokens.read("pydoc", tokenizer, seed=seed), metrics=["ppl"], seed=seed, progress=progress)
     chosen, tail = plan(scores, metric="ppl", drop=DROP), plan(scores.layers, metric="reverse", drop=DROP)
     pruned = prune(source, chosen, output / "pruned", scores=scores.to_dict(), progress=progress)
-    verified = verify(pruned, against=source, progress=progress).ok
+    verified = verify(pruned, against=source, progress=progress)
+    if not verified.ok:
+        raise VerificationError(
+            output / "pruned",
+            expected="a checkpoint that computes what the source does without those layers",
+            found=str(verified.to_dict()["checks"]),
+            fix="open an issue with this message",
+        )
     heal(
         pruned,
         output / "healed",
@@ -95,7 +112,7 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
         {"unpruned": source, "pruned": pruned, "healed": healed}, frozenset(tail.removed), progress
     )
     result = Demo(
-        output, rows, chosen, tail, tail_perplexity, verified, round(time.perf_counter() - started, 1), peak_rss()
+        output, rows, chosen, tail, tail_perplexity, verified.ok, round(time.perf_counter() - started, 1), peak_rss()
     )
     save_json(output / "demo.json", result.to_dict())
     return result
@@ -149,11 +166,8 @@ def show(demo: Demo) -> None:
     print(f"\nPrompt: {PROMPT}")
     for row in demo.rows:
         print(f"\n{row.name}:\n  " + row.answer.replace("\n", "\n  "))
-    exact = (
-        "equal to the source without those layers" if demo.verified else "NOT equal to the source without those layers"
-    )
     print(
-        f"\nThe pruned checkpoint's logits are {exact}. {demo.seconds:.0f} s, "
+        f"\nThe pruned checkpoint's logits are equal to the source without those layers. {demo.seconds:.0f} s, "
         f"{console.size(demo.peak_rss_bytes)} of memory at most."
     )
     print(f'{demo.output}/healed opens with AutoModelForCausalLM.from_pretrained("{demo.output}/healed").')

@@ -11,6 +11,7 @@ import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
+from shortstack.losses import next_token_losses
 from shortstack.progress import Progress, silent
 from shortstack.tokens import Tokens
 from shortstack.walk import UNPRUNED, Decoder, Route, arithmetic, pick_device
@@ -90,7 +91,7 @@ def measure(decoder: Decoder, tokens: Tokens, *, route: Route = UNPRUNED, progre
     losses = []
     for number, batch in enumerate(batches, start=1):
         ids = batch.to(decoder.device)
-        losses.append(decoder.losses(ids, decoder.walk(ids, [route])[route]).double().cpu())
+        losses.append(next_token_losses(decoder, ids, decoder.walk(ids, [route])[route]).double().cpu())
         progress("measuring perplexity", number, len(batches))
     table = torch.cat(losses)
     mean, windows = float(table.mean()), table.mean(dim=1)

@@ -85,51 +85,54 @@ def _chat_examples(
         return []
     whole = _render(messages, tokenizer)
     spans = [_answer_span(messages[: turn + 1], tokenizer) for turn in answers]
-    if all(whole[: len(ids)] == ids for ids, _ in spans):
-        return [_learning(whole, [(start, len(ids)) for ids, start in spans], max_length)]
-    return [_learning(ids, [(start, len(ids))], max_length) for ids, start in spans]
+    if all(whole.startswith(text) for text, _ in spans):
+        return [_learning(whole, [(start, len(text)) for text, start in spans], tokenizer, max_length)]
+    return [_learning(text, [(start, len(text))], tokenizer, max_length) for text, start in spans]
 
 
-def _answer_span(
-    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[tuple[int, ...], int]:
-    """The token ids of a conversation that ends with an answer, and where the answer starts.
+def _answer_span(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
+    """The text of a conversation that ends with an answer, and the character at which the answer starts.
 
     Raises:
         DataError: the template does not render the conversation as the prompt for its last answer and then that answer.
     """
-    prompt, ids = _render(messages[:-1], tokenizer, answer=True), _render(messages, tokenizer)
-    if ids[: len(prompt)] != prompt:
+    prompt, text = _render(messages[:-1], tokenizer, answer=True), _render(messages, tokenizer)
+    if not text.startswith(prompt):
         raise DataError(
             _place(messages),
             expected="a chat template that renders a conversation as its prompt and then the answer",
             found="one that renders the prompt otherwise once it is answered",
             fix="give prompt and completion records instead of messages",
         )
-    return ids, len(prompt)
+    return text, len(prompt)
 
 
-def _learning(ids: tuple[int, ...], spans: Sequence[tuple[int, int]], max_length: int) -> Example:
-    learn = tuple(any(start <= place < end for start, end in spans) for place in range(len(ids)))
-    return Example(ids[:max_length], learn[:max_length])
+def _learning(
+    text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Example:
+    """The text as tokens; those that begin in one of the spans of characters count."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    learn = tuple(any(start <= begin < end for start, end in spans) for begin, _ in encoded["offset_mapping"])
+    return Example(tuple(encoded["input_ids"][:max_length]), learn[:max_length])
 
 
-def _render(
-    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, answer: bool = False
-) -> tuple[int, ...]:
-    """Token ids of the conversation by the tokenizer's chat template; answer: with what opens the next answer."""
+def _render(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, answer: bool = False) -> str:
+    """The conversation by the tokenizer's chat template; answer: with what opens the next answer."""
     from jinja2.exceptions import TemplateError
 
     if not tokenizer.chat_template:
         raise DataError(
             "messages", expected="a tokenizer with a chat template", found="none", fix="give alpaca, dolly or text data"
         )
-    try:
-        return tuple(
-            tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=answer, tokenize=True, return_dict=False
-            )
+    if not tokenizer.is_fast:
+        raise DataError(
+            "messages",
+            expected="a tokenizer that says which characters a token is of (tokenizer.json)",
+            found=type(tokenizer).__name__,
+            fix="give prompt and completion records instead of messages",
         )
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer, tokenize=False))
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             _place(messages),

@@ -15,7 +15,7 @@ from typing import Any
 from shortstack.errors import ArchitectureError
 
 # Lists that may happen to be as long as the model is deep, and do not describe layers.
-NOT_PER_LAYER = ("token", "architectures", "torch_dtype", "dtype", "labels")
+NOT_PER_LAYER = ("token", "architectures", "dtype", "label", "languages", "mtp", "multipliers", "time_step_limit")
 
 # Modules outside the layers whose weights hold a block for each layer, one after the other along this axis (gemma3n).
 DEPTH_BLOCKS: Mapping[str, int] = {"embed_tokens_per_layer": 1, "per_layer_model_projection": 0}
@@ -206,7 +206,7 @@ def cut_fields(cut: Cut) -> dict[str, Any]:
             and not any(word in name for word in NOT_PER_LAYER)
         ):
             changes[name] = [value[layer] for layer in cut.kept]
-        elif _is_by_layer(value):
+        elif _is_by_layer(value) and not any(word in name for word in NOT_PER_LAYER):
             by_layer = {int(number): entry for number, entry in value.items()}
             changes[name] = {str(new): by_layer[old] for new, old in enumerate(cut.kept) if old in by_layer}
     for name, rule in RULES.items():
@@ -254,8 +254,20 @@ def kv_sources(name: str, value: Any, cut: Cut) -> None:
 
 def halving(name: str, value: Any, cut: Cut) -> None:
     """RWKV halves its hidden states every `value` layers: what is kept must have been halved as often as it will be."""
+    if len(cut.kept) == 1:  # transformers initialises by layer / (layers - 1)
+        raise ArchitectureError(
+            f"config.json, {name}", expected="at least two layers of RWKV", found="one", fix="keep another"
+        )
     if not value or value < 0:
         return
+    before, after = cut.layers // value, len(cut.kept) // value
+    if before != after:
+        raise ArchitectureError(
+            f"config.json, {name}",
+            expected=f"the final norm to stay behind {before} halvings of the hidden states",
+            found=f"{after} in {len(cut.kept)} layers",
+            fix=f"keep at least {before * value} layers, or first set {name} to 0 in the source's config.json",
+        )
     for new, old in enumerate(cut.kept):
         if old // value != new // value:
             raise ArchitectureError(
@@ -266,15 +278,16 @@ def halving(name: str, value: Any, cut: Cut) -> None:
             )
 
 
-def some_attention(name: str, value: Any, cut: Cut) -> None:
-    """A model that mixes attention with other layers counts its cached tokens in the former: one must stay."""
-    attending = [layer for layer, kind in enumerate(value) if re.search(r"(?<!linear_)attention|hybrid", str(kind))]
-    if attending and not set(attending) & set(cut.kept):
+def first_kind(name: str, value: Any, cut: Cut) -> None:
+    """MiniMax counts cached tokens in layer 0, which counts none if it is linear attention: generation goes wrong."""
+    linear = "linear_attention"
+    if cut.fields.get("model_type") == "minimax" and value[0] != linear and value[cut.kept[0]] == linear:
+        first = next(layer for layer in range(cut.layers) if value[layer] != linear)
         raise ArchitectureError(
             f"config.json, {name}",
-            expected="an attention layer to stay: generation counts its cached tokens there",
-            found=f"all of them removed ({', '.join(map(str, attending))})",
-            fix=f"keep one of these, --layers without {attending[-1]} for example",
+            expected="a layer of full attention to be the first: generation counts its cached tokens there",
+            found=f"layer {cut.kept[0]}, of {linear}",
+            fix=f"keep layer {first}",
         )
 
 
@@ -283,8 +296,7 @@ CONSTRAINTS: Mapping[str, Callable[[str, Any, Cut], None]] = {
     "indexer_types": sharing_previous,
     "num_kv_shared_layers": kv_sources,
     "rescale_every": halving,
-    "layer_types": some_attention,
-    "layers_block_type": some_attention,
+    "layer_types": first_kind,
 }
 
 

@@ -24,8 +24,9 @@ import typer
 
 from shortstack import console
 from shortstack.errors import InputError
-from shortstack.metrics import METRICS, Scores, metric_named, metrics_named
+from shortstack.metrics import METRICS, metric_named, metrics_named
 from shortstack.planning import Plan, check_choice, plan, show_layers
+from shortstack.scores import Scores
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -63,6 +64,14 @@ class Source:
         bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")
     ] = False
 
+    @property
+    def words(self) -> list[str]:
+        """The options as they were typed, for the next command on the same model."""
+        return [
+            *(["--revision", self.revision] if self.revision else []),
+            *(["--trust-remote-code"] if self.trust_remote_code else []),
+        ]
+
     def open(self, model: str, progress: Progress) -> Checkpoint:
         from shortstack.checkpoint import Checkpoint
 
@@ -87,37 +96,63 @@ class Calibration:
     text: Annotated[str, typer.Option(help=f"Calibration text: {TEXT}")] = "pydoc"
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 10
     length: Annotated[int, typer.Option(min=4, help="Tokens per calibration window.")] = 128
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Read weights layer by layer. Default: where the model does not fit in memory.",
+            show_default=False,
+        ),
+    ] = None
 
-    def score(self, checkpoint: Checkpoint, metrics: list[str], compute: Compute, progress: Progress) -> Scores:
+    def score(
+        self,
+        checkpoint: Checkpoint,
+        metrics: list[str],
+        compute: Compute,
+        progress: Progress,
+        *,
+        window: int | None = None,
+    ) -> Scores:
         """Scores of the named metrics; the text is read only when one of them needs it."""
         from shortstack.scoring import score
 
         metrics = [name.strip() for name in metrics]
-        needs_text = {metric.feed for metric in metrics_named(metrics)} != {"layers"}
+        needs_text = not {metric.feed for metric in metrics_named(metrics)} <= {"layers", "weights"}
         return score(
             checkpoint,
             self._tokens(checkpoint, compute.seed) if needs_text else None,
             metrics=metrics,
+            window=window,
             dtype=compute.dtype.value,
             device=compute.device.value,
+            stream=self.stream,
             seed=compute.seed,
             progress=progress,
         )
-
-    def check_unused(self, where: str) -> None:
-        """Refuse options that change nothing."""
-        if self != Calibration():
-            raise InputError(
-                where,
-                expected="scores that are made already",
-                found="--text, --samples or --length beside them",
-                fix="score the model again with these, or leave them out",
-            )
 
     def _tokens(self, checkpoint: Checkpoint, seed: int) -> Tokens:
         from shortstack.tokens import Tokens
 
         return Tokens.read(self.text, checkpoint.tokenizer(), samples=self.samples, length=self.length, seed=seed)
+
+
+def check_unused(where: str, *groups: object) -> None:
+    """Refuse options that change nothing, because what they shape is made already.
+
+    Raises:
+        InputError: an option of one of the groups is not at its default.
+    """
+    for group in groups:
+        for option in fields(group):  # type: ignore[arg-type]
+            if getattr(group, option.name) != option.default:
+                name = f"--{option.name.replace('_', '-')}"
+                raise InputError(
+                    where,
+                    expected=f"no {name}: it changes nothing here",
+                    found=f"{name} {getattr(group, option.name)}",
+                    fix="leave it out, or start from the model",
+                )
 
 
 @dataclass(frozen=True)

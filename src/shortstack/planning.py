@@ -17,17 +17,23 @@ from typing import Any
 
 from shortstack.errors import DataError, PlanError
 from shortstack.jsonfiles import save_json
-from shortstack.metrics import Scores, metric_named
+from shortstack.metrics import metric_named
+from shortstack.scores import Scores
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What each layer of a checkpoint weighs, and everything that is not a layer; in parameters and stored bytes."""
+    """What each layer of a checkpoint weighs, and everything that is not a layer; in parameters and stored bytes.
+
+    extra: multi-token prediction heads, which go with any cut.
+    """
 
     layer_parameters: tuple[int, ...]
     layer_bytes: tuple[int, ...]
     other_parameters: int
     other_bytes: int
+    extra_parameters: int = 0
+    extra_bytes: int = 0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Sizes:
@@ -38,19 +44,28 @@ class Sizes:
         """
         try:
             parameters, sizes = tuple(data["layer_parameters"]), tuple(data["layer_bytes"])
-            found = cls(parameters, sizes, data["other_parameters"], data["other_bytes"])
+            extra = data.get("extra_parameters", 0), data.get("extra_bytes", 0)
+            found = cls(parameters, sizes, data["other_parameters"], data["other_bytes"], *extra)
         except (KeyError, TypeError) as error:
             raise _not_ours(where, "score", repr(error)) from error
         numbers = (*parameters, *sizes, found.other_parameters, found.other_bytes)
-        if len(parameters) != len(sizes) or not all(type(number) is int and number > 0 for number in numbers):
+        whole = all(type(number) is int and number > 0 for number in numbers)
+        if (
+            len(parameters) != len(sizes)
+            or not whole
+            or not all(type(number) is int and number >= 0 for number in extra)
+        ):
             raise _not_ours(where, "score", "layer sizes that are not whole numbers, or not as many as layers")
         return found
 
     def of(self, kept: Sequence[int]) -> tuple[int, int]:
         """(parameters, bytes) of the model with only these layers."""
+        cut = len(kept) < len(self.layer_bytes)
         return (
-            self.other_parameters + sum(self.layer_parameters[layer] for layer in kept),
-            self.other_bytes + sum(self.layer_bytes[layer] for layer in kept),
+            self.other_parameters
+            + sum(self.layer_parameters[layer] for layer in kept)
+            + (0 if cut else self.extra_parameters),
+            self.other_bytes + sum(self.layer_bytes[layer] for layer in kept) + (0 if cut else self.extra_bytes),
         )
 
 
@@ -90,6 +105,13 @@ class Plan:
                 fix="make the plan from this model's scores",
             )
         before, after = sizes.of(range(self.layers)), sizes.of(self.kept)
+        if self.parameters and self.parameters.before != before[0]:
+            raise PlanError(
+                "plan",
+                expected=f"a plan for this model's {before[0]:,} parameters",
+                found=f"a plan for a model of {self.parameters.before:,}",
+                fix="make the plan from this model",
+            )
         return replace(self, parameters=Change(before[0], after[0]), bytes=Change(before[1], after[1]))
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from shortstack.aligning import cut_config, instead
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError, PlanError
 from shortstack.fields import DEPTH_BLOCKS, EXTRA_HEADS
+from shortstack.loading import check_fit
 from shortstack.planning import Plan
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
@@ -55,15 +56,17 @@ def prune(
     return Checkpoint.open(done, trust_remote_code=checkpoint.trust_remote_code)
 
 
-def fits(out: str | Path, checkpoint: Checkpoint, plan: Plan) -> None:
+def fits(out: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
     """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it.
+
+    copies: how many such checkpoints are to be written.
 
     Raises:
         OutputError: as CheckpointWriter does.
         PlanError: the plan is for a model of another depth.
     """
     sized = plan.sized(checkpoint.sizes)
-    CheckpointWriter(out, source=checkpoint.directory, nbytes=sized.bytes.after if sized.bytes else 0)
+    CheckpointWriter(out, source=checkpoint.directory, nbytes=copies * sized.bytes.after if sized.bytes else 0)
 
 
 def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
@@ -81,25 +84,16 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
             found=f"a plan for {plan.layers}",
             fix="make the plan from this model",
         )
-    _check_stored(checkpoint)
+    _check_layers(checkpoint)
+    check_fit(checkpoint)
     try:
         return cut_config(checkpoint, plan)
     except ArchitectureError as error:
         raise instead(checkpoint, plan, error) from error
 
 
-def _check_stored(checkpoint: Checkpoint) -> None:
-    """Refuse files that are not this config's: tensors of another shape, or layers past the last that it does not name."""
-    if not checkpoint.config.get("quantization_config"):
-        for name, weight in checkpoint.blueprint.state_dict().items():
-            stored = checkpoint.tensors.get(name)
-            if stored and stored.shape != tuple(weight.shape):
-                raise CheckpointError(
-                    checkpoint.directory,
-                    expected=f"{name} of shape {list(weight.shape)}, by config.json",
-                    found=str(list(stored.shape)),
-                    fix="find the config that belongs to these weights",
-                )
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Refuse layers past the last that the config does not name as extra heads."""
     layers = checkpoint.anatomy.layers
     extra = max((layer or 0 for layer in map(checkpoint.layer_of, checkpoint.tensors)), default=0)
     text = checkpoint.config.get(checkpoint.anatomy.text_key or "", checkpoint.config)
@@ -124,6 +118,8 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, heirs: Mapping[str, str]
     for tensor in checkpoint.tensors.values():
         name = heirs.get(tensor.name, tensor.name)
         layer = checkpoint.layer_of(name)
+        if checkpoint.is_extra_head(name):
+            continue
         if layer is None:
             axis = next((axis for block, axis in DEPTH_BLOCKS.items() if f".{block}." in f".{name}"), None)
             kept.append(tensor if axis is None else tensor.blocks(axis, plan.kept, plan.layers))

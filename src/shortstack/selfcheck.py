@@ -90,6 +90,13 @@ def check_cut(
             found=f"{found.layers}",
             fix="this architecture is not supported; open an issue with its config.json",
         )
+    if _counts_tokens(model) and not _counts_tokens(after):
+        raise ArchitectureError(
+            directory,
+            expected="an attention layer to stay: generation counts its cached tokens there",
+            found="layers of other kinds alone",
+            fix="keep one of the attention layers",
+        )
     comparison = _Comparison(model, after, anatomy.layers_path, kept, directory)
     _compare_layers(comparison, found.layers_path)
     _compare_rest(comparison, found.layers_path)
@@ -106,8 +113,19 @@ def _built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) 
             return model, dissect(model, config, directory)
         except (CheckpointError, ArchitectureError) as error:
             raise ArchitectureError(
-                directory, expected="the pruned config to build", found=error.found, fix="cut the tail, or other layers"
+                directory, expected="the pruned config to build", found=error.found, fix="choose other layers"
             ) from error
+
+
+def _counts_tokens(model: PreTrainedModel) -> bool:
+    """Whether transformers' cache for the model has a layer that knows how many tokens have passed."""
+    from transformers import DynamicCache
+
+    try:
+        DynamicCache(config=model.config.get_text_config(decoder=True)).get_seq_length()
+    except ValueError:  # "can only be called on Attention layers"
+        return False
+    return True
 
 
 def _compare_layers(comparison: _Comparison, path: str) -> None:
@@ -123,7 +141,7 @@ def _compare_layers(comparison: _Comparison, path: str) -> None:
                 was = times * new + plus
             elif type(was) is int and was >= 0 and LAYER_NUMBER.search(name):  # it uses what another layer left
                 was = comparison.kept.index(was) if was in comparison.kept else f"layer {was}, which goes"
-            if not (_same(was, now) or comparison.follows(was, now)):
+            if not _same(was, now):
                 raise comparison.refuse(f"layer {old}", name, was, now)
 
 
@@ -153,7 +171,9 @@ def _compare_rest(comparison: _Comparison, path: str) -> None:
     gone = _kinds(comparison.before) - _kinds(comparison.after)
     for name in _outermost_first(before.keys() | after.keys()):
         old, new = before.get(name, "absent"), after.get(name, "absent")
-        unneeded = new == "absent" and any(name.rpartition(".")[2].startswith(f"{kind}_") for kind in gone)
+        last = name.rpartition(".")[2]
+        unneeded = new == "absent" and any(last.startswith(f"{kind}_") for kind in gone)
+        unneeded |= old is True and new is False and any(last == f"has_{kind.split('_')[0]}_layers" for kind in gone)
         kinds = bool(gone) and isinstance(old, list) and _same([kind for kind in old if kind not in gone], new)
         blocks = name.rpartition(".")[0].endswith(tuple(DEPTH_BLOCKS)) and _is_cut(old, new, comparison.counts)
         counted = type(old) is type(new) is int and (

@@ -110,6 +110,23 @@ class StoredTensor:
 Piece = Span | Columns | bytes
 
 
+def read_into(tensor: StoredTensor, buffer: memoryview) -> None:
+    """Fill a buffer of tensor.size bytes with a stored tensor, read rather than mapped.
+
+    Raises:
+        CheckpointError: the file ends before the tensor does.
+    """
+    assert isinstance(tensor.data, Span)  # noqa: S101  what was read from a file, as it is there
+    with tensor.file.open("rb", buffering=0) as file:
+        file.seek(tensor.data.start)
+        position = 0
+        while position < tensor.size:
+            count = file.readinto(buffer[position:])
+            if not count:
+                raise _broken(tensor.file, f"{tensor.size} bytes of {tensor.name}", f"{position}")
+            position += count
+
+
 def read_shard(path: Path) -> list[StoredTensor]:
     """Every tensor a safetensors file declares, in file order; only the header is read.
 

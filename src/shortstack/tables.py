@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shortstack import console
-from shortstack.metrics import METRICS, Scores
+from shortstack.metrics import METRICS
 from shortstack.planning import Plan, show_layers
+from shortstack.scores import Scores
 
 if TYPE_CHECKING:
     from shortstack.evaluation import Evaluation
@@ -15,30 +17,46 @@ if TYPE_CHECKING:
 
 
 def show_scores(scores: Scores) -> None:
-    """Each layer's score by each metric, and the place at which it would go."""
-    orders = {name: scores.order(name) for name in scores.scores}
-    rows = [
-        [
-            str(layer),
-            *(
-                cell
-                for name, values in scores.scores.items()
-                for cell in (console.number(values[layer]), str(orders[name].index(layer) + 1))
-            ),
-        ]
-        for layer in range(scores.layers)
-    ]
-    columns = ["layer", *(column for name in scores.scores for column in (name, "removed as"))]
+    """Each layer's score by each metric and, in brackets, the place at which it would go; then those of the windows."""
     base = (
         f"; unpruned perplexity {console.number(METRICS['ppl'].function(scores.base_loss))}"
         if scores.base_loss is not None
         else ""
     )
-    tokens = (
-        scores.tokens
-        and f" on {scores.tokens['samples']} x {scores.tokens['length']} tokens of {scores.tokens['source']}"
-    )
-    console.show_table(f"scores{tokens or ''}{base} (low = remove first)", columns, rows)
+    tokens = scores.tokens or {}
+    on = f" on {tokens['samples']} x {tokens['length']} tokens of {tokens['source']}" if tokens else ""
+    title = f"scores{on}{base} (low = remove first; in brackets the order of removal)"
+    _show_columns(title, "layer", [str(layer) for layer in range(scores.layers)], scores.scores)
+    if scores.window and scores.window_scores:
+        starts = range(scores.layers - scores.window + 1)
+        blocks = [show_layers(range(start, start + scores.window)) for start in starts]
+        _show_columns(f"blocks of {scores.window} layers", "layers", blocks, scores.window_scores)
+
+
+def _show_columns(title: str, kind: str, names: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
+    """A row for each name and a column for each metric, in as many tables as the terminal's width needs."""
+    columns = {metric: _ranked(numbers) for metric, numbers in values.items()}
+    widths = {metric: max(len(metric), *map(len, cells)) + 3 for metric, cells in columns.items()}
+    room = console.width() - len(kind) - 6
+    for some in _fitting(widths, room):
+        rows = [[name, *(columns[metric][row] for metric in some)] for row, name in enumerate(names)]
+        console.show_table(title, [kind, *some], rows)
+
+
+def _ranked(values: Sequence[float]) -> list[str]:
+    order = sorted(range(len(values)), key=lambda index: (values[index], index))
+    place = {index: place for place, index in enumerate(order, start=1)}
+    return [f"{console.number(value)} ({place[index]:>2})" for index, value in enumerate(values)]
+
+
+def _fitting(widths: Mapping[str, int], room: int) -> list[list[str]]:
+    """The names, in rows that are at most so wide."""
+    rows: list[list[str]] = [[]]
+    for name, width in widths.items():
+        if rows[-1] and sum(widths[other] for other in rows[-1]) + width > room:
+            rows.append([])
+        rows[-1].append(name)
+    return rows
 
 
 def show_plan(chosen: Plan) -> None:

@@ -138,7 +138,8 @@ def record_format(record: Mapping[str, Any]) -> str | None:
         ("dolly", ("instruction", "response")),
         ("prompt", ("prompt", "completion")),
     ):
-        if texts(*keys):
+        extra = [key for key in ("input", "context") if record.get(key) is not None]
+        if texts(*keys, *(extra if "instruction" in keys else ())):
             return name
     return None
 

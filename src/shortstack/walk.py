@@ -4,15 +4,16 @@ A *route* is the set of layers it skips: the empty route is the model itself, {5
 tail cut of an eight-layer model. All routes start together and part where they first differ, so a prefix that several
 share is computed once. Leave-one-out over N layers costs N(N+1)/2 layer-forwards instead of N*N.
 
-The walk runs inside transformers' own forward: each layer's `forward` is wrapped while it runs, so masks, rotary
-embeddings and per-layer arguments are the library's, whatever the architecture.
+Layers come one after the other, and all batches pass a layer before any enters the next: a layer's weights are needed once.
+A layer runs inside transformers' own forward, whose other layers are passed over, so masks, rotary embeddings and per-layer
+arguments are the library's, whatever the architecture.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from shortstack.anatomy import Anatomy
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, InputError
+from shortstack.streaming import LayerWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,6 +87,23 @@ class Form:
         return State(output[0], {**before.carried, **{slot: output[place] for place, slot in self.carries.items()}})
 
 
+Group = tuple[tuple[Route, ...], State]  # routes that have not parted yet, and what they carry
+
+
+@dataclass
+class Front:
+    """How far one batch of token ids [batch, length] has come: the groups of its routes, and the layer they enter next."""
+
+    ids: Tensor
+    groups: list[Group]
+    layer: int = 0
+
+    @property
+    def arrived(self) -> dict[Route, Tensor]:
+        """The hidden states of every route, [batch, length, width]; routes that never parted share one tensor."""
+        return {route: state.hidden for routes, state in self.groups for route in routes}
+
+
 class _Arrived(Exception):
     """Raised inside a forward to leave it when the walk has gone as far as it should."""
 
@@ -92,16 +111,21 @@ class _Arrived(Exception):
 class Decoder:
     """A loaded model as its layers and what surrounds them; the only place that wraps a layer's forward."""
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
-        self.model, self.anatomy = model, anatomy
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, weights: LayerWeights | None = None) -> None:
+        """weights: brings the layers' weights one by one; without it they are all there."""
+        self.model, self.anatomy, self.weights = model, anatomy, weights
         self.positions = _learned_positions(model, anatomy)
         self.layers: list[nn.Module] = list(model.get_submodule(anatomy.layers_path).children())
         self._forms: list[Form] | None = None
         self._gap: int | None = None
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: str = "cpu") -> Decoder:
-        return cls(checkpoint.model(dtype=dtype, device=device), checkpoint.anatomy)
+    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: str = "cpu", stream: bool = False) -> Decoder:
+        """The checkpoint's model; stream: with each layer's weights there only while it is walked through."""
+        if not stream:
+            return cls(checkpoint.model(dtype=dtype, device=device), checkpoint.anatomy)
+        weights = LayerWeights(checkpoint, dtype=dtype, device=device)
+        return cls(weights.model, checkpoint.anatomy, weights)
 
     @property
     def device(self) -> torch.device:
@@ -115,18 +139,26 @@ class Decoder:
         *,
         start: tuple[int, Tensor] | None = None,
         until: int | None = None,
-        observe: Observer | None = None,
-        on_forward: Callable[[], None] | None = None,
         **inputs: Tensor,
     ) -> dict[Route, Tensor]:
         """The hidden states of every route after the last layer, or before layer `until`.
 
         ids: [batch, length] token ids; `inputs` go to the model beside them (attention_mask).
         start: (layer, hidden): begin at that layer, entered by `hidden`, instead of at the embedding.
-        observe(layer, before, after) sees the unpruned stream, [batch, length, width], at each layer.
-        Returns {route: [batch, length, width]}; routes that never parted share one tensor. Gradients flow as the caller
-        has them enabled.
+        Returns {route: [batch, length, width]}. Gradients flow as the caller has them enabled.
         """
+        until = len(self.layers) if until is None else until
+        if start and start[0] >= until:
+            return dict.fromkeys(routes, start[1])
+        front = self.enter(ids, routes, hidden=start[1] if start else None, **inputs)
+        for _ in self.through([front], range(start[0] if start else 0, until), inputs=inputs):
+            pass
+        return front.arrived
+
+    def enter(
+        self, ids: Tensor, routes: Sequence[Route] = (UNPRUNED,), *, hidden: Tensor | None = None, **inputs: Tensor
+    ) -> Front:
+        """Routes before layer 0: the token ids embedded, or other hidden states in their place."""
         if self.positions and ids.shape[1] > self.positions:
             raise InputError(
                 "--length",
@@ -134,15 +166,109 @@ class Decoder:
                 found=str(ids.shape[1]),
                 fix=f"add --length {self.positions}, or --max-length when healing",
             )
-        until = len(self.layers) if until is None else until
-        if start and start[0] >= until:
-            return dict.fromkeys(routes, start[1])
         self._check_direct()
-        streams = _Streams(self, routes, start=start or (0, None), until=until)
-        streams.observe, streams.on_forward = observe, on_forward
-        with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), streams.visit)):
+        found: list[State] = []
+
+        def stop(_index: int, _forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            found.append(State(_hidden(args, kwargs), self._carried(args, kwargs)))
+            raise _Arrived
+
+        with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), stop)):
             self.model.base_model(input_ids=ids, use_cache=False, **inputs)
-        return streams.arrived()
+        entering = found[0] if hidden is None else State(hidden, found[0].carried)
+        return Front(ids, [(tuple(dict.fromkeys(routes)), entering)])
+
+    def through(
+        self,
+        fronts: Sequence[Front],
+        layers: Iterable[int],
+        *,
+        observe: Observer | None = None,
+        on_forward: Callable[[], None] | None = None,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[int]:
+        """Take every front through these layers: all of them through one layer, then through the next.
+
+        observe(layer, before, after) sees the stream of the first route of each front, [batch, length, width].
+        on_forward is called after each layer-forward; `inputs` go to the model beside the token ids. Yields a layer's
+        number when all are through.
+        """
+        for layer in layers:
+            with self.resident(layer):
+                for front in fronts:
+                    front.groups = self._advance(front, layer, observe, on_forward, inputs or {})
+                    front.layer = layer + 1
+            yield layer
+
+    def _advance(
+        self,
+        front: Front,
+        layer: int,
+        observe: Observer | None,
+        on_forward: Callable[[], None] | None,
+        inputs: Mapping[str, Tensor],
+    ) -> list[Group]:
+        """Every stream of a front through the layer, or around it."""
+        first, form = front.groups[0][0][0], self.forms()[layer]
+        passing, entering = list[Group](), list[Group]()
+        for routes, before in front.groups:
+            skipping = tuple(route for route in routes if layer in route)
+            taking = tuple(route for route in routes if layer not in route)
+            entering += [(taking, before)] if taking else []
+            # What a layer leaves for later ones is needed by those that skip it, too.
+            (entering if form.fills else passing).extend([(skipping, before)] if skipping else [])
+        groups = []
+        after = self.step(front.ids, layer, [before for _, before in entering], on_forward=on_forward, **inputs)
+        for (routes, before), state in zip(entering, after, strict=True):
+            taken = layer not in routes[0]
+            groups.append((routes, state if taken else State(before.hidden, state.carried)))
+            if observe and taken and first in routes:
+                observe(layer, before.hidden, state.hidden)
+        found = [*groups, *passing]
+        return sorted(found, key=lambda group: first not in group[0])  # the first route's group stays first
+
+    def step(
+        self,
+        ids: Tensor,
+        layer: int,
+        states: Sequence[State],
+        *,
+        on_forward: Callable[[], None] | None = None,
+        **inputs: Tensor,
+    ) -> list[State]:
+        """Each state as it leaves the layer; masks, positions and the like are those that transformers makes for `ids`."""
+        form, after = self.forms()[layer], list[State]()
+
+        def visit(index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if index < layer:
+                return self.forms()[index].of(State(_hidden(args, kwargs), self._carried(args, kwargs)))
+            for state in states if index == layer else ():
+                entering = state.copy()
+                after.append(form.read(forward(*_with(args, entering), **_with(kwargs, entering)), entering))
+                if on_forward:
+                    on_forward()
+            raise _Arrived
+
+        with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), visit)):
+            self.model.base_model(input_ids=ids, use_cache=False, **inputs)
+        if states and not after:  # a layer that text alone does not pass (cross-attention)
+            for _ in states if on_forward else ():
+                on_forward()  # type: ignore[misc]
+            return list(states)
+        return after
+
+    def resident(self, layer: int) -> AbstractContextManager[None]:
+        """While it lasts, the layer's weights are in memory."""
+        return self.weights.resident(layer) if self.weights else nullcontext()
+
+    def _carried(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, Any]:
+        """What enters a layer beside its hidden states, and is handed from layer to layer."""
+        given = _slots(args, kwargs)
+        return {slot: given[slot] for slot in self._slots & given.keys()}
+
+    @property
+    def _slots(self) -> set[Slot]:
+        return {slot for form in self.forms() for slot in (*form.carries.values(), *form.fills)}
 
     def _check_direct(self) -> None:
         self.forms()
@@ -198,7 +324,8 @@ class Decoder:
             def learn(index: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
                 inputs = _slots(args, kwargs)
                 before = {slot: set(value) for slot, value in inputs.items() if isinstance(value, MutableMapping)}
-                output = forward(*args, **kwargs)
+                with self.weights.blank(index) if self.weights else nullcontext():
+                    output = forward(*args, **kwargs)
                 filled = frozenset(slot for slot, keys in before.items() if keys != set(inputs[slot]))
                 calls.append(_Call(index, _hidden(args, kwargs), inputs, output, filled))
                 return output
@@ -228,104 +355,28 @@ class Decoder:
             for index in wrapped:
                 del vars(self.layers[index])["forward"]
 
-    @torch.no_grad()
-    def losses(self, ids: Tensor, hidden: Tensor) -> Tensor:
-        """Next-token cross-entropy in nats of each predicted token, fp32: [batch, length - 1].
+    def token_logits(self, states: Tensor) -> Tensor:
+        """Logits [tokens, vocabulary] of states [tokens, width]: each passes norm and head as a sequence of its own."""
+        return self.logits(states.new_zeros((len(states), 1), dtype=torch.long), states[:, None])[:, 0]
 
-        hidden: [batch, length, width] as it leaves the last layer.
-        """
-        states, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-        parts = [self.token_losses(some, wanted) for some, wanted in self.chunks(states, targets)]
-        return torch.cat(parts).view(ids.shape[0], -1)
-
-    def token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of each target [tokens] given the state [tokens, width] that predicts it, in fp32.
-
-        Each token passes norm and head as a sequence of its own, so only tokens that count need be given.
-        """
-        logits = self.logits(torch.zeros_like(targets)[:, None], states[:, None])[:, 0]
-        return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-
-    def chunks(self, states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """States and targets cut so that one chunk's fp32 logits take LOGIT_BYTES; the whole matrix never exists."""
+    def chunk_rows(self, states: Tensor) -> int:
+        """How many tokens' fp32 logits take LOGIT_BYTES: more are never computed at once."""
         head = self.model.get_submodule(self.anatomy.head).weight
-        rows = max(1, LOGIT_BYTES[states.device.type == "cpu"] // (4 * head.shape[0]))
-        return zip(states.split(rows), targets.split(rows), strict=True)
+        return max(1, LOGIT_BYTES[states.device.type == "cpu"] // (4 * int(head.shape[0])))
 
 
 def _learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
     """How many positions a model with a table of them has; None where they are computed."""
-    beside = tuple(f"{path.rpartition('.')[0]}." for path in (anatomy.layers_path, anatomy.embedding))
+    parents = {path.rpartition(".")[0] for path in (anatomy.layers_path, anatomy.embedding)}
     tables = [
         module.num_embeddings
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding)
-        and name.startswith(beside)
+        and name.rpartition(".")[0] in parents
         and re.search(r"wpe|position", name.rpartition(".")[2])
     ]
     stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return min([*tables, stated or max(tables)]) if tables else None
-
-
-class _Streams:
-    """The hidden streams of one walk: what each group of routes that have not parted yet carries."""
-
-    observe: Observer | None = None
-    on_forward: Callable[[], None] | None = None
-
-    def __init__(
-        self, decoder: Decoder, routes: Sequence[Route], *, start: tuple[int, Tensor | None], until: int
-    ) -> None:
-        self.decoder, self.until = decoder, until
-        self.first, self.entering = start
-        self.groups: list[tuple[tuple[Route, ...], State]] = []
-        self.routes = tuple(dict.fromkeys(routes))
-        self.forms = decoder.forms()
-        self.slots = {slot for form in self.forms for slot in (*form.carries.values(), *form.fills)}
-
-    def visit(self, layer: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = _slots(args, kwargs)
-        entering = State(_hidden(args, kwargs), {slot: given[slot] for slot in self.slots & given.keys()})
-        if layer < self.first:
-            return self.forms[layer].of(entering)
-        if not self.groups:
-            state = entering if self.entering is None else State(self.entering, entering.carried)
-            self.groups = [(self.routes, state)]
-        if layer >= self.until:
-            raise _Arrived
-        self._advance(layer, lambda state: forward(*_with(args, state), **_with(kwargs, state)))
-        if layer + 1 == self.until:
-            raise _Arrived
-        return self.forms[layer].of(self._main())
-
-    def _advance(self, layer: int, apply: Callable[[State], Any]) -> None:
-        """Take every stream through the layer, or around it."""
-        groups = []
-        for routes, before in self.groups:
-            skipping = tuple(route for route in routes if layer in route)
-            taking = tuple(route for route in routes if layer not in route)
-            if skipping and self.forms[layer].fills:  # what it leaves for later layers is needed all the same
-                entering = before.copy()
-                apply(entering)
-                groups.append((skipping, State(before.hidden, entering.carried)))
-            elif skipping:
-                groups.append((skipping, before))
-            if taking:
-                entering = before.copy()
-                after = self.forms[layer].read(apply(entering), entering)
-                groups.append((taking, after))
-                if self.on_forward:
-                    self.on_forward()
-                if self.observe and UNPRUNED in taking:
-                    self.observe(layer, before.hidden, after.hidden)
-        self.groups = groups
-
-    def _main(self) -> State:
-        """What transformers' forward carries on: the unpruned stream when it is walked, else any."""
-        return next((state for routes, state in self.groups if UNPRUNED in routes), self.groups[0][1])
-
-    def arrived(self) -> dict[Route, Tensor]:
-        return {route: state.hidden for routes, state in self.groups for route in routes}
 
 
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -389,20 +440,32 @@ def _first_gap(calls: Sequence[_Call]) -> int | None:
     """The first layer that is not entered by what the one before it returned, or is not called in order."""
     for call, following in pairwise(calls):
         output = call.output[0] if isinstance(call.output, tuple | list) else call.output
-        same = following.hidden.shape == output.shape and torch.equal(following.hidden, output)
+        same = following.hidden.shape == output.shape and _equal(following.hidden, output)
         if not same or following.layer <= call.layer:
             return following.layer
     return None
 
 
-def layer_forwards(layers: int, routes: Sequence[Route]) -> int:
-    """How many layer-forwards a walk of these routes costs for one batch.
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Equal, where NaN is equal to NaN: what is wrong with the weights is for the caller to see."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def layer_forwards(layers: int, routes: Sequence[Route], *, filling: Set[int] = frozenset()) -> int:
+    """How many layer-forwards a walk of these routes costs for one batch; those that skip a `filling` layer run it too.
 
     >>> layer_forwards(8, [UNPRUNED] + [frozenset({i}) for i in range(8)])
     36
     """
     return sum(
-        len({route & frozenset(range(layer)) for route in routes if layer not in route}) for layer in range(layers)
+        len(
+            {
+                (route & frozenset(range(layer)), layer in route)
+                for route in routes
+                if layer not in route or layer in filling
+            }
+        )
+        for layer in range(layers)
     )
 
 

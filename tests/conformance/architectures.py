@@ -78,6 +78,8 @@ _DECODERS = (
     "xlm-roberta xlm-roberta-xl"
 )
 _LATENTS = "axk1 axk2 deepseek_v3 deepseek_v32 glm_moe_dsa youtu longcat_flash"
+SLIDING_AND_FULL = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"] * 2
+DENSE_AND_SPARSE = ["dense", "sparse", "sparse", "dense", "sparse", "dense", "sparse", "sparse"]
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 ROPE_3D = {**ROPE, "mrope_section": [1, 1, 2]}
 VARIETY: Mapping[str, Mapping[str, Any]] = {
@@ -85,6 +87,7 @@ VARIETY: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(_LATENTS.split(), LATENT),
     "bamba": {"attn_layer_indices": [2, 5]},
     "big_bird": {**DECODER, "attention_type": "original_full"},
+    "cohere2_moe": {"mlp_layer_types": DENSE_AND_SPARSE},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 2,
         "rope_parameters": {"sliding_attention": ROPE_3D, "full_attention": ROPE_3D},
@@ -109,12 +112,25 @@ VARIETY: Mapping[str, Mapping[str, Any]] = {
     "granitemoehybrid": {
         "layers_block_type": ["mamba", "mamba", "attention", "mamba", "mamba", "attention", "mamba", "attention"]
     },
+    "granite_swa": {"layer_rope_theta": [1e4, 1e5, 1e4, 1e6, 1e4, 1e5, 1e4, 1e6]},
+    "inkling_text": {"mlp_layer_types": DENSE_AND_SPARSE},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 4},
+    "laguna": {
+        "layer_types": SLIDING_AND_FULL,
+        "num_attention_heads_per_layer": [4, 8, 4, 4, 8, 4, 8, 4],
+        "mlp_layer_types": DENSE_AND_SPARSE,
+    },
+    "lfm2": {
+        "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"]
+    },
     "lfm2_moe": {
         "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "full_attention"]
     },
     "mamba2": {"num_heads": 8},
+    "mellum": {"layer_types": SLIDING_AND_FULL, "mlp_layer_types": DENSE_AND_SPARSE},
+    "minimax_m3_vl_text": {"mlp_layer_types": DENSE_AND_SPARSE},
+    "ministral": {"layer_types": SLIDING_AND_FULL},
     "mllama_text_model": {"cross_attention_layers": [1, 4]},
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "mlp", "mamba", "moe", "attention", "mamba", "mlp"]},
     "qwen4_exp_text": {
@@ -146,6 +162,7 @@ VARIETY: Mapping[str, Mapping[str, Any]] = {
         "shape_embed_dim": 8,
         "shape_vocab_size": 20,
     },
+    "smollm3": {"layer_types": SLIDING_AND_FULL, "use_sliding_window": True, "sliding_window": 6},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, "chunk_size": 16},
     "xmod": {**DECODER, "default_language": "en_XX"},
     "zamba": {
@@ -182,6 +199,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen3_next, every second layer full": ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"] * 4}),
     "deepseek_v3, two layers dense": ("deepseek_v3", {**LATENT, "first_k_dense_replace": 2}),
     "deepseek_v3, an extra head": ("deepseek_v3", {**LATENT, "num_nextn_predict_layers": 1}),
+    "glm_moe_dsa, every second selection shared": (
+        "glm_moe_dsa",
+        {**LATENT, "indexer_types": ["full", "shared"] * 4, "mlp_layer_types": DENSE_AND_SPARSE},
+    ),
     "glm4_moe, two layers dense": ("glm4_moe", {"first_k_dense_replace": 2}),
     "llama4_text, every second layer sparse": ("llama4_text", {"interleave_moe_layer_step": 2}),
     "recurrent_gemma, two recurrent then attention": (
@@ -200,11 +221,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 # Types whose other towers are large, and what they import: the extra `conformance`.
 NEEDS = {"gemma3n": ("PIL", "timm")}
-# Outputs of a layer, beside hidden states, that the next one takes: place among the outputs -> place among the inputs.
-CARRIED: Mapping[str, Mapping[int, int | str]] = {
-    "zaya": {1: 1},
-    "hy_v4": {1: "prev_topk_indices"},
-}
+# Inputs of a layer, beside hidden states, that it returns beside them for the next one: places or names.
+CARRIED: Mapping[str, tuple[int | str, ...]] = {"zaya": (1,), "hy_v4": ("prev_topk_indices",)}
 
 
 def small(cls: Any, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -239,6 +257,10 @@ def make(name: str, directory: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+        stored = model.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in stored and buffer.is_floating_point():  # routing biases and the like
+                buffer.add_(torch.randn_like(buffer) * 0.01)
     model.save_pretrained(directory)
     if json.loads((directory / "config.json").read_text())["model_type"] not in TYPES:
         config.save_pretrained(
@@ -248,18 +270,27 @@ def make(name: str, directory: Path) -> Path:
 
 
 def pass_over(model: PreTrainedModel, layers_path: str, removed: tuple[int, ...]) -> PreTrainedModel:
-    """Make those layers return what enters them, in the form they return things in: independent of the walk."""
-    carried = CARRIED.get(model.config.model_type, {})
+    """Make those layers return what enters them, in the form they return things in: independent of the walk.
+
+    They run all the same, for what they leave in dictionaries; but not where they hand on what they were given, since that
+    may be nothing yet.
+    """
+    carried = CARRIED.get(model.config.model_type)
+
+    def entering(args, kwargs):
+        return args[0] if args else kwargs["hidden_states"]
 
     def return_input(_layer, args, kwargs, output):
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if not isinstance(output, tuple | list):
-            return hidden
-        rest = list(output[1:])
-        for place, slot in carried.items():
-            rest[place - 1] = args[slot] if isinstance(slot, int) else kwargs[slot]
-        return type(output)((hidden, *rest))
+        hidden = entering(args, kwargs)
+        return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
+
+    def hand_on(*args, **kwargs):
+        return entering(args, kwargs), *(args[slot] if isinstance(slot, int) else kwargs[slot] for slot in carried)
 
     for index in removed:
-        model.get_submodule(layers_path)[index].register_forward_hook(return_input, with_kwargs=True)
+        layer = model.get_submodule(layers_path)[index]
+        if carried:
+            layer.forward = hand_on
+        else:
+            layer.register_forward_hook(return_input, with_kwargs=True)
     return model

@@ -22,10 +22,20 @@ from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.verification import verify
 
-CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6)}
+CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6), "all but one": (0, 1, 2, 3, 4, 6, 7)}
 EXACT = "exact"
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
-GREEDY = {"max_new_tokens": 5, "do_sample": False, "use_cache": True, "eos_token_id": None, "pad_token_id": 0}
+GREEDY = {
+    "max_new_tokens": 5,
+    "do_sample": False,
+    "use_cache": True,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "output_logits": True,
+    "return_dict_in_generate": True,
+}
+# Where transformers' own cache goes wrong for the source too: generation is compared without it.
+BROKEN_CACHE = {"minimax, linear and full attention": "it counts tokens in layer 0, which is linear here"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ def outcome(name: str, folder: Path) -> Outcome:
     except ShortstackError as error:
         return Outcome(dict.fromkeys(CUTS, reason(error, folder)))
     model = source.model(dtype=torch.float32)
-    return Outcome({cut: cut_outcome(source, model, cut, folder / cut) for cut in CUTS})
+    return Outcome({cut: cut_outcome(name, source, model, cut, folder / cut) for cut in CUTS})
 
 
 def reason(error: ShortstackError, folder: Path) -> str:
@@ -80,7 +90,7 @@ def reason(error: ShortstackError, folder: Path) -> str:
     )
 
 
-def cut_outcome(source: Checkpoint, model: PreTrainedModel, cut: str, out: Path) -> str:
+def cut_outcome(name: str, source: Checkpoint, model: PreTrainedModel, cut: str, out: Path) -> str:
     """EXACT, or the reason why this cut is refused."""
     removed = CUTS[cut]
     try:
@@ -94,25 +104,25 @@ def cut_outcome(source: Checkpoint, model: PreTrainedModel, cut: str, out: Path)
     wrong = {kind: report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[kind]}
     assert not wrong, f"{cut}: {wrong}"
     without = pass_over(copy.deepcopy(model), source.anatomy.layers_path, removed)
+    for weight in (*shorter.parameters(), *shorter.buffers()):
+        weight.data = weight.data.clone()  # mapped files lie at odd addresses, where some products round otherwise
     with torch.no_grad():
         whole = model(input_ids=IDS, use_cache=False).logits
         expected = without(input_ids=IDS, use_cache=False).logits
         found = shorter.eval()(input_ids=IDS, use_cache=False).logits
     assert not torch.equal(whole, expected), f"{cut}: the removed layers do nothing, so that nothing is tested"
-    assert torch.equal(found, expected), f"{cut}: logits differ by {float((found - expected).abs().max()):g}"
-    assert generates_like(shorter, without), f"{cut}: generation with the cache differs"
+    narrower = {weight.shape for weight in shorter.parameters()} - {weight.shape for weight in without.parameters()}
+    close = torch.allclose(found, expected, rtol=0, atol=1e-5) if narrower else torch.equal(found, expected)
+    assert close, f"{cut}: logits differ by {float((found - expected).abs().max()):g}"
+    assert generates_like(shorter, without, cached=name not in BROKEN_CACHE), f"{cut}: generation differs"
     verified = verify(pruned, against=source)
     assert verified.ok, f"{cut}: {verified.to_dict()}"
     return EXACT
 
 
-def generates_like(shorter: PreTrainedModel, without: PreTrainedModel) -> bool:
-    """Whether 5 greedy tokens with the cache are the reference's, with its cache or without (minimax's own two differ)."""
-    found = shorter.generate(IDS, **GREEDY)
-    if torch.equal(found, without.generate(IDS, **GREEDY)):
-        return True
-    ids = IDS
-    for _ in range(GREEDY["max_new_tokens"]):
-        with torch.no_grad():
-            ids = torch.cat([ids, without(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
-    return torch.equal(found, ids)
+def generates_like(shorter: PreTrainedModel, without: PreTrainedModel, *, cached: bool) -> bool:
+    """Whether 5 greedy tokens, and the logits of each step, are the reference's; float sums may differ with the shapes."""
+    found, expected = (model.generate(IDS, **{**GREEDY, "use_cache": cached}) for model in (shorter, without))
+    return torch.equal(found.sequences, expected.sequences) and all(
+        torch.allclose(a, b, atol=1e-4, rtol=1e-4) for a, b in zip(found.logits, expected.logits, strict=True)
+    )

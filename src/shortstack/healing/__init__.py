@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import CheckpointError, DataError
+from shortstack.errors import CheckpointError, DataError, InputError
 from shortstack.examples import Example, read_examples
 from shortstack.healing.partial import Partial, Trained
 from shortstack.methods import METHODS
@@ -78,6 +78,7 @@ def heal(
     """
     started = time.perf_counter()
     method, schedule = method or Partial(), schedule or Schedule()
+    _check_amounts(max_length, max_samples)
     _check_trainable(checkpoint)
     nbytes = checkpoint.weight_bytes + method.added_bytes(checkpoint)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
@@ -133,6 +134,12 @@ def _write(
 
 def _identity(checkpoint: Checkpoint) -> dict[str, int]:
     return {str(layer): layer for layer in range(checkpoint.anatomy.layers)}
+
+
+def _check_amounts(max_length: int, max_samples: int | None) -> None:
+    for name, value, least in (("--max-length", max_length, 4), ("--max-samples", max_samples, 2)):
+        if value is not None and value < least:
+            raise InputError(name, expected=f"at least {least}", found=str(value), fix="ask for more")
 
 
 def _check_trainable(checkpoint: Checkpoint) -> None:

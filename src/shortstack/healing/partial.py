@@ -16,6 +16,7 @@ from shortstack.activations import Activations, content_key, stored
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError, InputError
 from shortstack.examples import Example
+from shortstack.losses import chunked_loss
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
 from shortstack.training import Batch, History, Schedule, train
@@ -227,49 +228,6 @@ class Tail(nn.Module):
             for name, module in zip(self.names, self.trained, strict=True)
             for rest, parameter in module.named_parameters()
         }
-
-
-def chunked_loss(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of targets [tokens] given states [tokens, width], without ever holding all logits.
-
-    Each chunk's gradient is taken as soon as its loss is known, in the forward pass (as fused kernels do), so nothing is
-    computed twice; the backward pass only scales it.
-    """
-    weights = [
-        parameter
-        for name in (decoder.anatomy.norm, decoder.anatomy.head)
-        if name
-        for parameter in decoder.model.get_submodule(name).parameters()
-    ]
-    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        decoder, targets, states, *(weight for weight in weights if weight.requires_grad)
-    )
-    return loss
-
-
-class _ChunkedLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, decoder: Decoder, targets: Tensor, states: Tensor, *weights: Tensor) -> Tensor:
-        total, parts = states.new_zeros((), dtype=torch.float32), []
-        sums = [torch.zeros_like(weight) for weight in weights]
-        for some, wanted in decoder.chunks(states.detach(), targets):
-            with torch.enable_grad():
-                some = some.requires_grad_(True)
-                loss = decoder.token_losses(some, wanted).sum()
-            part, *found = torch.autograd.grad(loss, (some, *weights))
-            parts.append(part)
-            for accumulated, gradient in zip(sums, found, strict=True):
-                accumulated += gradient
-            total += loss.detach()
-        ctx.save_for_backward(torch.cat(parts), *sums)
-        ctx.count = len(targets)
-        mean: Tensor = total / ctx.count
-        return mean
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        scale = gradients[0] / ctx.count
-        return (None, None, *(tensor * scale for tensor in ctx.saved_tensors))
 
 
 def _untied(checkpoint: Checkpoint) -> dict[str, Any]:
