@@ -38,9 +38,9 @@ def _show_columns(title: str, kind: str, names: Sequence[str], values: Mapping[s
     columns = {metric: _ranked(numbers) for metric, numbers in values.items()}
     widths = {metric: max(len(metric), *map(len, cells)) + 3 for metric, cells in columns.items()}
     room = console.width() - len(kind) - 6
-    for some in _fitting(widths, room):
+    for number, some in enumerate(_fitting(widths, room)):
         rows = [[name, *(columns[metric][row] for metric in some)] for row, name in enumerate(names)]
-        console.show_table(title, [kind, *some], rows)
+        console.show_table("" if number else title, [kind, *some], rows)
 
 
 def _ranked(values: Sequence[float]) -> list[str]:
