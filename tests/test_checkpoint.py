@@ -39,6 +39,12 @@ SIDE = {
     "LICENSE": b"terms",
     "NOTICE.md": b"thanks",
     "merges.txt": b"a b\n",
+    "qwen.tiktoken": b"IQ== 0\n",
+    "vocab.json": b'{ "a":0}',
+    "vocab.bpe": b"#version: 0.2\n",
+    "bpe.codes": b"a b 1\r\n",
+    "spiece.model": b"\n\x00",
+    "target.vocab": b"a\t-1\n",
 }
 LEFT = {"README.md": b"about", ".hidden": b"x", "run.py": b"raise SystemExit", "training_args.bin": b"x"}
 A_TENSOR = StoredTensor("x", "U8", (3,), b"abc")
@@ -241,6 +247,24 @@ def test_killed_after_the_rename_the_output_is_complete(tmp_path, opened):
 
     assert in_child(killed) == -signal.SIGKILL
     assert verify(Checkpoint.open(tmp_path / "out"), against=opened).ok
+
+
+# Reading
+
+
+@pytest.mark.parametrize("odd", [8, 4, 1])
+def test_weights_lie_at_aligned_addresses_wherever_they_begin_in_their_file(odd, tmp_path):
+    folder = make("llama", tmp_path / "model")
+    content = (folder / SINGLE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip()
+    header += b" " * ((odd - 8 - len(header)) % 64)
+    (folder / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    model = Checkpoint.open(folder).model(dtype=torch.float32)
+    stored = load_file(tiny("llama") / SINGLE)
+    for name, weight in model.named_parameters():
+        assert weight.data_ptr() % 64 == 0
+        assert torch.equal(weight, stored[name])
 
 
 # The cut

@@ -165,6 +165,25 @@ def test_a_config_that_cannot_be_used(case, command, model):
     assert found in command.prune_refused(model)
 
 
+UNBUILDABLE = {
+    "no vocabulary": ({"vocab_size": 0}, "to be built from its config"),
+    "a negative width": ({"intermediate_size": -3}, "negative dimension -3"),
+    "no heads": ({"num_attention_heads": 0}, "ZeroDivisionError"),
+    "no keys": ({"num_key_value_heads": 0}, "ZeroDivisionError"),
+    "padding that is no token": ({"pad_token_id": 1000}, "AssertionError: Padding_idx"),
+    "unknown rotation": ({"rope_parameters": {"rope_type": "zork"}}, "zork"),
+}
+
+
+@pytest.mark.parametrize("case", UNBUILDABLE)
+def test_a_config_that_builds_no_model(case, command, model):
+    fields, found = UNBUILDABLE[case]
+    edit(model / "config.json", lambda config: config.update(fields))
+    assert found in command.prune_refused(model)
+    assert found in command.refused("plan", model, *PLAIN)
+    assert found in command.refused("score", model, "--metric", "magnitude-l1")
+
+
 def test_a_missing_config_and_an_adapter(command, model):
     (model / "config.json").unlink()
     assert "no such file" in command.prune_refused(model)
@@ -240,6 +259,32 @@ def test_a_missing_shard_is_named(command, sharded):
     gone = sorted(sharded.glob("model-*.safetensors"))[1]
     gone.unlink()
     assert gone.name in command.prune_refused(sharded)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", *(f"model.layers.{layer}.mlp.up_proj.weight" for layer in (3, 7))]
+)
+def test_a_weight_that_is_missing_or_has_no_place(name, command, model):
+    tensors = load_file(model / SINGLE)
+    weight = tensors.pop(name)
+    save_file(tensors, model / SINGLE, {"format": "pt"})
+    assert f"1 missing: {name}" in command.prune_refused(model)
+    save_file({**tensors, name: weight, f"{name}_2": weight.clone()}, model / SINGLE, {"format": "pt"})
+    assert f"1 without a place in the model: {name}_2" in command.prune_refused(model)
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+@pytest.mark.parametrize("metric", ["bi", "kl", "ppl", "taylor", "magnitude-l2"])
+def test_weights_that_are_no_numbers_are_said_to_be_so(metric, stream, command, model):
+    folder = speaking(model)
+    tensors = load_file(folder / SINGLE)
+    tensors["model.layers.3.mlp.up_proj.weight"][5, 7] = math.nan
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+    few = ("--samples", "2", "--length", "8")
+    code, out, err = command("score", folder, "--metric", metric, *few, stream, "-o", "scores.json", "-q")
+    assert (code, out) == (1, "")
+    assert re.match(rf"Error: metric {metric}, layer [0-3]\n  expected  a number\n  found     NaN\n", err)
+    assert not (command.folder / "scores.json").exists()
 
 
 def test_layers_that_a_quantised_form_hides(command, model):
@@ -325,6 +370,14 @@ PLANS = {
     "wrong keys": ('{"layer": 8}', "KeyError('layers')"),
     "another depth": ('{"layers": 9, "removed": [1], "strategy": "x"}', "a plan for 9 layers"),
     "infinite": ('{"layers": 8, "removed": [Infinity], "strategy": "x"}', "inf"),
+    "another width": (
+        '{"layers": 8, "removed": [1], "strategy": "x", "parameters": {"before": 9000, "after": 8000}}',
+        "a plan for a model of 9,000",
+    ),
+    "sizes of words": (
+        '{"layers": 8, "removed": [1], "strategy": "x", "parameters": {"before": "x", "after": null}}',
+        "sizes ['x', None]",
+    ),
 }
 
 
@@ -440,6 +493,28 @@ def test_a_revision_of_a_local_model_is_refused(command, model):
     assert "--revision" in command.prune_refused(model, *PLAIN, "--revision", "main")
 
 
+def test_a_revision_is_that_of_the_model_a_cut_is_verified_against(command, model, monkeypatch):
+    asked = []
+
+    def snapshot(name: str, *, revision: str, **_: object) -> str:
+        asked.append((name, revision))
+        return str(model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert command("prune", model, *PLAIN, "-o", "out")[0] == 0
+    code, out, err = command("verify", "out", "--against", "org/model", "--revision", "v2")
+    assert (code, asked) == (0, [("org/model", "v2")])
+    assert "difference 0 without layers 6-7" in " ".join(re.sub("[│┃]", "", out).split())
+    assert "--revision" not in err
+    assert "the local" in command.refused("verify", "out", "--against", model, "--revision", "v2")
+
+
+def test_a_directory_is_a_model_whatever_its_name(command, tmp_path):
+    folder = make("llama", tmp_path / "scores.json")
+    code, out, _ = command("plan", folder, *PLAIN, "--json")
+    assert (code, json.loads(out)["removed"]) == (0, [6, 7])
+
+
 def test_a_pipe_among_the_shards_is_not_waited_for(command, sharded):
     shard = next(sharded.glob("model-*.safetensors"))
     shard.unlink()
@@ -480,9 +555,18 @@ def test_the_next_step_can_be_pasted_whatever_the_names(command, model, tmp_path
     assert shlex.split(err.rpartition("Next: ")[2])[:3] == ["shortstack", "prune", "x; rm -rf /"]
 
 
+SCORING = ("--text x", "--samples 5", "--length 64", "--stream", "--seed 1", "--device cpu", "--dtype float32")
+
+
 def test_options_that_change_nothing_are_refused(command, model):
     assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
-    assert "--samples" in command.refused("plan", "scores.json", "--drop", "2", "--samples", "3")
+    assert command("plan", "scores.json", "--drop", "2", "-o", "plan.json")[0] == 0
+    for option in (*SCORING, "--revision main", "--trust-remote-code"):
+        said = command.refused("plan", "scores.json", "--drop", "2", *option.split())
+        assert f"no {option.split()[0]}: it changes nothing here" in said
+    for option in SCORING:
+        said = command.prune_refused(model, "--plan", "plan.json", *option.split())
+        assert f"no {option.split()[0]}: it changes nothing here" in said
     assert "--metric" in command.prune_refused(model, "--layers", "3", "--metric", "bi")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from shortstack.errors import ArchitectureError
 from shortstack.fields import Cut, cut_fields, rename_layers
 
 cuts = st.integers(2, 14).flatmap(
@@ -94,14 +97,55 @@ def test_sparse_step(cut, step, dense):
 def test_a_list_with_one_entry_per_layer_loses_the_removed_ones_and_other_lists_stay(cut, data):
     layers, kept = cut
     per_layer = data.draw(st.lists(st.sampled_from("sf"), min_size=layers, max_size=layers))
+    names = {number: f"LABEL_{number}" for number in range(layers)}
     others = {
         "eos_token_id": list(range(layers)),
         "architectures": ["A"] * layers,
+        "dtype": ["F32"] * layers,
+        "languages": [f"l{layer}" for layer in range(layers)],
+        "ssm_multipliers": [0.5] * layers,
+        "time_step_limit": (0.0,) * layers,
+        "mtp_layer_types": per_layer,
+        "id2label": names,
+        "label2id": {name: number for number, name in names.items()},
         "shorter": per_layer[1:],
         "text": "x" * layers,
     }
     after = changed(cut, layer_types=per_layer, **others)
     assert after == {"layer_types": [per_layer[layer] for layer in kept], **others}
+
+
+@given(cuts, st.data())
+def test_a_mapping_from_layer_numbers_follows_the_layers(cut, data):
+    layers, kept = cut
+    special = data.draw(st.dictionaries(st.integers(0, layers - 1), st.integers(), min_size=1))
+    after = changed(cut, per_layer_config={str(layer): value for layer, value in special.items()})["per_layer_config"]
+    assert after == {str(new): special[old] for new, old in enumerate(kept) if old in special}
+
+
+def halvings(layers: int, every: int) -> list[int]:
+    """How often RWKV's forward has halved its hidden states before each layer, and before the final norm."""
+    return list(accumulate(((layer + 1) % every == 0 for layer in range(layers)), initial=0))
+
+
+@given(cuts, st.integers(1, 8))
+def test_a_cut_that_changes_how_often_hidden_states_were_halved_is_refused(cut, every):
+    layers, kept = cut
+    before = halvings(layers, every)
+    same = halvings(len(kept), every) == [before[layer] for layer in (*kept, layers)]
+    try:
+        changed(cut, rescale_every=every)
+    except ArchitectureError:
+        assert not same or len(kept) == 1
+    else:
+        assert same
+        assert len(kept) > 1
+
+
+@given(cuts, st.sampled_from([0, -1]))
+def test_without_halvings_any_two_layers_may_stay(cut, never):
+    assume(len(cut[1]) > 1)
+    assert changed(cut, rescale_every=never) == {"rescale_every": never}
 
 
 @given(cuts, st.integers(0, 3))

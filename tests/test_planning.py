@@ -171,6 +171,16 @@ def test_a_plan_says_what_it_saves_and_comes_back_from_json(found, data):
 def test_a_plan_is_not_sized_by_another_model():
     with pytest.raises(PlanError, match="7 layers"):
         plan(8, drop=1).sized(Sizes((1,) * 7, (1,) * 7, 1, 1))
+    sized = plan(8, drop=1).sized(Sizes((1,) * 8, (1,) * 8, 1, 1))
+    assert sized.sized(Sizes((1,) * 8, (2,) * 8, 1, 2)).bytes.before == 18, "the same model in another type"
+    with pytest.raises(PlanError, match="17 parameters, found a plan for a model of 9"):
+        sized.sized(Sizes((2,) * 8, (1,) * 8, 1, 1))
+
+
+def test_extra_heads_count_before_a_cut_and_not_after():
+    sized = plan(2, layers="1").sized(Sizes((10, 20), (40, 80), 3, 12, 5, 7))
+    assert (sized.parameters.before, sized.parameters.after) == (38, 13)
+    assert (sized.bytes.before, sized.bytes.after) == (139, 52)
 
 
 GOOD_PLAN = plan(8, layers="2,5").to_dict()

@@ -15,16 +15,18 @@ from shortstack.pruning import prune
 from shortstack.verification import verify
 from zoo import make
 
+SINGLE = "model.safetensors"
+
 
 def edit(directory, **fields):
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def refused(directory, tmp_path, error, match):
+def refused(directory, tmp_path, error, match, *, layers="1"):
     def attempt():
         source = Checkpoint.open(directory)
-        prune(source, plan(source.anatomy.layers, layers="1"), tmp_path / "out")
+        prune(source, plan(source.anatomy.layers, layers=layers), tmp_path / "out")
 
     with pytest.raises(error, match=match):
         attempt()
@@ -43,6 +45,27 @@ def test_declared_extra_heads_go_with_the_cut(tmp_path):
     pruned = prune(Checkpoint.open(directory), plan(7, layers="2"), tmp_path / "out")
     assert pruned.config["num_nextn_predict_layers"] == 0
     assert {pruned.layer_of(name) for name in pruned.tensors} == {None, 0, 1, 2, 3, 4, 5}
+
+
+def test_extra_heads_named_mtp_go_with_any_cut_and_a_plan_says_so(tmp_path):
+    directory = make("llama", tmp_path / "source")
+    names = ("mtp.fc", "model.mtp_layers.0.mlp.up_proj", "mtp_dspark.1.norm")
+    heads = {f"{name}.weight": torch.randn(4, 5) for name in names}
+    save_file({**load_file(directory / SINGLE), **heads}, directory / SINGLE, {"format": "pt"})
+    source = Checkpoint.open(directory)
+    cut = plan(8, layers="2").sized(source.sizes)
+    pruned = prune(source, cut, tmp_path / "out")
+    assert not any("mtp" in name for name in pruned.tensors)
+    assert (source.sizes.extra_parameters, source.sizes.extra_bytes) == (60, 240)
+    assert (cut.parameters.before, cut.parameters.after) == (source.parameters, pruned.parameters)
+    assert (cut.bytes.before, cut.bytes.after) == (source.weight_bytes, pruned.weight_bytes)
+    assert verify(pruned, against=source).ok
+
+
+def test_labels_that_are_as_many_as_the_layers_stay(tmp_path):
+    source = Checkpoint.open(make("llama", tmp_path / "source", num_hidden_layers=2, id2label={0: "no", 1: "yes"}))
+    pruned = prune(source, plan(2, layers="0"), tmp_path / "out")
+    assert pruned.config["id2label"] == source.config["id2label"] == {"0": "no", "1": "yes"}
 
 
 def test_weights_of_another_shape_than_the_config_are_refused(tmp_path):
@@ -70,6 +93,65 @@ def test_what_depends_on_depth_is_refused_with_the_values_and_the_nearest_exact_
     directory = architectures.make("diffllama", tmp_path / "source")
     expected = f"{0.8 - 0.6 * math.exp(-0.3 * 2)!r} to stay.*exact cut: --layers 7"
     refused(directory, tmp_path, ArchitectureError, rf"layer 2, self_attn.lambda_init.*{expected}")
+
+
+RWKV = {
+    "5-7": "final norm to stay behind 1 halvings.*found 0 in 5 layers.*exact cut: --layers 6-7",
+    "3-4": "layer 6 to stay behind 1 halvings.*found 0, as layer 4",
+    "1-7": "at least two layers of RWKV",
+}
+
+
+@pytest.mark.parametrize("layers", RWKV)
+def test_a_cut_that_changes_how_often_rwkv_halves_is_refused(layers, tmp_path):
+    directory = architectures.make("rwkv", tmp_path / "source")
+    refused(directory, tmp_path, ArchitectureError, RWKV[layers], layers=layers)
+
+
+def test_a_cut_with_as_many_halvings_as_before_is_exact(tmp_path):
+    source = Checkpoint.open(architectures.make("rwkv", tmp_path / "source"))
+    pruned = prune(source, plan(8, layers="6-7"), tmp_path / "out")
+    assert pruned.config["rescale_every"] == 6
+    assert verify(pruned, against=source).ok
+
+
+@pytest.mark.parametrize(("name", "layers"), [("bamba", "2,5"), ("lfm2", "2,5,7"), ("nemotron_h", "1,5")])
+def test_a_hybrid_without_attention_is_refused_since_nothing_counts_cached_tokens(name, layers, tmp_path):
+    directory = architectures.make(name, tmp_path / "source")
+    refused(directory, tmp_path, ArchitectureError, "expected an attention layer to stay", layers=layers)
+
+
+def test_a_hybrid_with_one_attention_layer_counts_its_cached_tokens(tmp_path):
+    source = Checkpoint.open(architectures.make("bamba", tmp_path / "source"))
+    model = prune(source, plan(8, layers="0-1,3-7"), tmp_path / "out").model(dtype=torch.float32)
+    ids, options = torch.tensor([[3, 4, 5]]), {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    cached, plain = (model.generate(ids, use_cache=cache, **options) for cache in (True, False))
+    assert torch.equal(cached, plain)
+
+
+KINDS = [("smollm3", "0,2-4,6-7"), ("smollm3", "1,5"), ("gemma3_text", "0-4,6-7"), ("gemma3_text", "5")]
+
+
+@pytest.mark.parametrize(("name", "layers"), KINDS)
+def test_every_layer_of_one_kind_may_go(name, layers, tmp_path):
+    """Beside its layers a model says which kinds it has (gemma3) or whether any is sliding (smollm3)."""
+    source = Checkpoint.open(architectures.make(name, tmp_path / "source"))
+    pruned = prune(source, plan(8, layers=layers), tmp_path / "out")
+    assert len(set(source.config["layer_types"])) == 2
+    assert len(set(pruned.config["layer_types"])) == 1
+    assert verify(pruned, against=source).ok
+
+
+def test_a_list_of_layer_numbers_inside_a_layer_is_refused(tmp_path):
+    """What the layer makes of it (which adapter it takes) would not be what it was."""
+    said = r"layer_block_map: expected \[2, 5\] to stay.*found \[1, 4\]"
+    refused(architectures.make("zamba2", tmp_path / "source"), tmp_path, ArchitectureError, said)
+
+
+def test_a_list_inside_a_layer_with_an_entry_for_each_layer_follows_the_cut(tmp_path):
+    source = Checkpoint.open(architectures.make("gpt_neo", tmp_path / "source"))
+    pruned = prune(source, plan(8, layers="1,4,6"), tmp_path / "out")
+    assert verify(pruned, against=source).ok
 
 
 def test_a_constant_that_follows_depth_is_set_so_that_the_kept_layers_compute_what_they_did(tmp_path):

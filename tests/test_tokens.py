@@ -154,6 +154,21 @@ def conversation(*turns: str) -> dict:
     }
 
 
+BREAKING = """{% for message in messages %}<s>{{ message.role }}\n{{ message.content }}</s>{% endfor %}\
+{% if add_generation_prompt %}<s>assistant\n{% endif %}"""
+
+
+def test_a_token_across_the_start_of_an_answer_does_not_count_and_the_rest_of_it_does(tmp_path):
+    merging = tokenizer(chat=True)
+    merging.chat_template = BREAKING
+    merging.add_tokens(["\n" * 4])
+    path = write(tmp_path / "a.jsonl", [conversation("q", "\n\n\ncode", "more", "\n\n\n\nfour", "last", "done")])
+    (example,) = read_examples(path, merging, max_length=512)
+    pieces = [merging.decode(token) for token in example.ids]
+    assert pieces.count("\n\n\n\n") == 2
+    assert learnt(example, merging) == "code</s>\nfour</s>done</s>"
+
+
 THINKING = """{% for message in messages %}<s>{{ message.role }}: {% if message.role == 'assistant' and not loop.last %}\
 {{ message.content.split('</think>')[-1] }}{% else %}{{ message.content }}{% endif %}</s>{% endfor %}\
 {% if add_generation_prompt %}<s>assistant: {% endif %}"""
@@ -184,6 +199,9 @@ def test_text_that_no_encoding_can_hold_and_a_byte_order_mark(tmp_path):
     path.write_text('{"text": "\\ud800 abc"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="lone surrogate at character 0"):
         read_examples(str(path), PLAIN)
+    path.write_text('{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "a"}]}\n')
+    with pytest.raises(DataError, match="lone surrogate"):
+        read_examples(str(path), CHAT)
     path.write_text('{"text": "every layer"}\n', encoding="utf-8-sig")
     assert len(read_examples(str(path), PLAIN)) == 1
 

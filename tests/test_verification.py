@@ -6,17 +6,21 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import architectures
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
+from shortstack.healing import Partial, Schedule, heal
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.verification import verify
-from zoo import make, tiny
+from zoo import make, speaking, tiny
 
 SINGLE, RECORD = "model.safetensors", "shortstack.json"
 
@@ -37,6 +41,14 @@ def copy(pruned, tmp_path):
     return Path(shutil.copytree(pruned, tmp_path / "copy"))
 
 
+@pytest.fixture(scope="module")
+def narrowed(tmp_path_factory):
+    """A source whose matrices outside the layers have a part for each layer, and a cut of it."""
+    folder = tmp_path_factory.mktemp("narrowed")
+    source = Checkpoint.open(architectures.make("gemma3n_text, no shared keys", folder / "source"))
+    return source, prune(source, plan(8, layers="1,4,6"), folder / "out").directory
+
+
 def forge(folder: Path) -> None:
     """Make the manifest fit the files as they are."""
     record = json.loads((folder / RECORD).read_text())
@@ -44,6 +56,37 @@ def forge(folder: Path) -> None:
         content = (folder / name).read_bytes()
         record["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / RECORD).write_text(json.dumps(record))
+
+
+def changed(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Checkpoint:
+    """The checkpoint with another value of one weight, and a manifest that fits it."""
+    tensors = load_file(folder / SINGLE)
+    save_file({**tensors, name: change(tensors[name])}, folder / SINGLE, {"format": "pt"})
+    forge(folder)
+    return Checkpoint.open(folder)
+
+
+def rounded(weight: torch.Tensor) -> torch.Tensor:
+    """The next number up, as another order of summing might give."""
+    return torch.nextafter(weight, weight + 1)
+
+
+def spoiled(weight: torch.Tensor) -> torch.Tensor:
+    """One number of the matrix is another."""
+    return weight.index_put((torch.tensor(5), torch.tensor(7)), weight[5, 7] + 0.5)
+
+
+def healed(source: Checkpoint, out: Path) -> Checkpoint:
+    heal(
+        source,
+        out,
+        data="pydoc",
+        method=Partial(last=1),
+        schedule=Schedule(epochs=1, lr=1e-2),
+        max_length=32,
+        max_samples=16,
+    )
+    return Checkpoint.open(out)
 
 
 def failed(folder: Path, source: Checkpoint | None = None) -> tuple[str, str]:
@@ -133,7 +176,13 @@ def test_models_that_do_not_belong_together_are_refused(pruned, copy, source):
         verify(source)
 
 
-@pytest.mark.parametrize("name", ["extra.safetensors", "evil.py"])
+STRANGERS = (
+    *("extra.safetensors", "adapter_model.safetensors", "adapter_config.json", "pytorch_model.bin", "model.gguf"),
+    *("weights.pt", "weights.pth", "last.ckpt", "evil.py"),
+)
+
+
+@pytest.mark.parametrize("name", STRANGERS)
 def test_weights_or_code_that_were_added_are_found(name, copy):
     (copy / name).write_bytes((copy / SINGLE).read_bytes())
     check, said = failed(copy)
@@ -162,3 +211,50 @@ def test_a_cut_verified_against_itself_is_refused_since_nothing_would_be_checked
     checkpoint = Checkpoint.open(pruned)
     with pytest.raises(CheckpointError, match="same layers"):
         verify(checkpoint, against=checkpoint)
+
+
+def test_where_a_cut_makes_a_matrix_smaller_rounding_is_no_difference(narrowed, tmp_path):
+    source, out = narrowed
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    result = verify(changed(copy, "model.norm.weight", rounded), against=source)
+    said = result.checks["logits"]["detail"]
+    assert result.ok, said
+    assert "max abs difference 0 " not in said
+    assert "is rounding, since model.embed_tokens_per_layer.weight is smaller" in said
+
+
+def test_where_a_cut_makes_a_matrix_smaller_a_changed_layer_is_found_all_the_same(narrowed, tmp_path):
+    source, out = narrowed
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    changed(copy, "model.layers.3.mlp.up_proj.weight", spoiled)
+    assert failed(copy, source)[0] == "logits"
+
+
+def test_where_no_matrix_became_smaller_even_rounding_is_a_difference(copy, source):
+    changed(copy, "model.norm.weight", rounded)
+    assert failed(copy, source)[0] == "logits"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_healed(tmp_path):
+    original = Checkpoint.open(speaking(tmp_path / "original"))
+    first = prune(original, plan(8, layers="2"), tmp_path / "first")
+    trained = healed(first, tmp_path / "trained")
+    second = prune(trained, plan(7, layers="3"), tmp_path / "second")
+    for source in (original, first):
+        result = verify(second, against=source)
+        assert result.ok
+        assert "trained since, so it differs" in result.checks["logits"]["detail"]
+        assert "max abs difference 0 " not in result.checks["logits"]["detail"]
+    result = verify(second, against=trained)
+    assert result.ok
+    assert "max abs difference 0 without layer 3" in result.checks["logits"]["detail"]
+    changed(second.directory, "model.layers.0.mlp.up_proj.weight", spoiled)
+    assert failed(second.directory, trained)[0] == "logits"
+
+
+def test_a_cut_of_an_untrained_cut_must_equal_the_original(source, pruned, tmp_path):
+    second = prune(Checkpoint.open(pruned), plan(6, layers="3"), tmp_path / "second")
+    assert "max abs difference 0 without layers 1, 4-5" in verify(second, against=source).checks["logits"]["detail"]
+    changed(second.directory, "model.layers.0.mlp.up_proj.weight", spoiled)
+    assert failed(second.directory, source)[0] == "logits"

@@ -2,12 +2,14 @@
 
 import copy
 
+import accelerate.hooks
 import architectures
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import shortstack.walk
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError
 from shortstack.losses import next_token_losses
@@ -16,6 +18,14 @@ from zoo import ZOO, pass_over, tiny
 
 IDS = torch.randint(3, 90, (3, 11), generator=torch.Generator().manual_seed(2))
 LEAVE_ONE_OUT = [UNPRUNED, *(frozenset({layer}) for layer in range(8))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_stream_at_a_time():
+    """So that sums are those of the model alone, to the last bit; the tests of stacked streams say otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shortstack.walk, "STACK_TOKENS", 1)
+        yield
 
 
 def load(model_type: str) -> Decoder:
@@ -114,6 +124,40 @@ def test_leave_one_out_costs_a_triangle_of_layer_forwards_and_each_is_counted():
             pass
     assert calls == [1, 2, 3, 4, 5, 6, 7, 8]
     assert len(ticks) == sum(calls) == layer_forwards(8, LEAVE_ONE_OUT) == 36
+
+
+@pytest.mark.parametrize("model_type", ZOO)
+@pytest.mark.parametrize("together", [2, 5, 100])
+def test_streams_that_pass_a_layer_together_arrive_as_they_do_alone(model_type, together, monkeypatch):
+    decoder = load(model_type)
+    with torch.no_grad():
+        alone = decoder.walk(IDS, LEAVE_ONE_OUT)
+        monkeypatch.setattr(shortstack.walk, "STACK_TOKENS", together * IDS.numel())
+        stacked = decoder.walk(IDS, LEAVE_ONE_OUT)
+    for route in LEAVE_ONE_OUT:
+        torch.testing.assert_close(stacked[route], alone[route], atol=2e-5, rtol=1e-5)
+
+
+def test_padded_streams_that_pass_together_keep_their_masks(monkeypatch):
+    decoder, mask = load("llama"), torch.ones_like(IDS)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        alone = decoder.walk(IDS, LEAVE_ONE_OUT, attention_mask=mask)
+        monkeypatch.setattr(shortstack.walk, "STACK_TOKENS", 10_000)
+        stacked = decoder.walk(IDS, LEAVE_ONE_OUT, attention_mask=mask)
+    for route in LEAVE_ONE_OUT:
+        torch.testing.assert_close(stacked[route][mask.bool()], alone[route][mask.bool()], atol=2e-5, rtol=1e-5)
+    assert not torch.equal(decoder.walk(IDS)[UNPRUNED][0], alone[UNPRUNED][0]), "the mask changes nothing"
+
+
+def test_a_model_that_accelerate_has_placed_is_walked_and_left_as_it_was():
+    plain, placed = load("llama"), load("llama")
+    for layer in placed.layers:
+        accelerate.hooks.add_hook_to_module(layer, accelerate.hooks.AlignDevicesHook(execution_device="cpu"))
+    before = [vars(layer)["forward"] for layer in placed.layers]
+    with torch.no_grad():
+        assert torch.equal(placed.walk(IDS)[UNPRUNED], plain.walk(IDS)[UNPRUNED])
+    assert [vars(layer)["forward"] for layer in placed.layers] == before
 
 
 @settings(max_examples=25, deadline=None)

@@ -95,8 +95,8 @@ class Checkpoint:
         return int(match[1]) if match else None
 
     def is_extra_head(self, name: str) -> bool:
-        """Whether a stored tensor is of a multi-token prediction head: past the last layer, or named `mtp`."""
-        return (self.layer_of(name) or 0) >= self.anatomy.layers or bool(re.search(r"(^|\.)mtp\.", name))
+        """Whether a stored tensor is of a multi-token prediction head: past the last layer, or named `mtp...`."""
+        return (self.layer_of(name) or 0) >= self.anatomy.layers or bool(re.search(r"(^|\.)mtp\w*\.", name))
 
     @functools.cached_property
     def sizes(self) -> Sizes:

@@ -71,19 +71,37 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
     started = time.perf_counter()
     output = Path(output)
     if output.exists():
-        raise OutputError(
-            output,
-            expected="an output that does not exist yet",
-            found="it exists",
-            fix="name another with -o, or remove it",
-        )
+        raise _exists(output)
     source = Checkpoint.open("demo", progress=progress)
     fits(output / "pruned", source, plan(source.anatomy.layers, metric="reverse", drop=1), copies=2)
+    made = _make(output)
     try:
         return _run(source, output, seed, started, progress)
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
+        for parent in made:
+            parent.rmdir()
         raise
+
+
+def _exists(output: Path) -> OutputError:
+    return OutputError(
+        output,
+        expected="an output that does not exist yet",
+        found="it exists",
+        fix="name another with -o, or remove it",
+    )
+
+
+def _make(output: Path) -> list[Path]:
+    """Make the directory, which is ours from then on; the parents that had to be made for it, innermost first."""
+    made = [parent for parent in output.absolute().parents if not parent.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir()
+    except FileExistsError as error:
+        raise _exists(output) from error
+    return made
 
 
 def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: Progress) -> Demo:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.errors import DataError
 from shortstack.texts import hub_records, prompt_and_response, read_documents, read_records, record_format
-from shortstack.tokens import bos_ids, encode
+from shortstack.tokens import bos_ids, check_text, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,6 +111,7 @@ def _learning(
     text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Example:
     """The text as tokens; those that begin in one of the spans of characters count."""
+    check_text(text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     learn = tuple(any(start <= begin < end for start, end in spans) for begin, _ in encoded["offset_mapping"])
     return Example(tuple(encoded["input_ids"][:max_length]), learn[:max_length])

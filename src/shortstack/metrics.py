@@ -116,7 +116,7 @@ def _cosine(before: Tensor, after: Tensor) -> Tensor:
 
 def perplexity(loss: float) -> float:
     """exp(loss without the layer), loss in nats per predicted token (Kim et al. 2402.02834, eq. 1; Lu et al., 3.1)."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss >= 700 else math.exp(loss)  # NaN stays NaN
 
 
 def divergence(kl: float) -> float:
@@ -169,6 +169,10 @@ class Metric:
     def authors(self) -> bool:
         """Whether it is a variant that reproduces the authors' code."""
         return self.name.endswith(AUTHORS)
+
+    def sees(self, weight: str, dimensions: int) -> bool:
+        """Whether a metric of weights or gradients counts the one of that name and so many dimensions."""
+        return "weight" in weight if self.all_weights else dimensions > 1
 
 
 PAPER = "arXiv 2411.15558, section 3.1"

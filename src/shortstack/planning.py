@@ -143,6 +143,9 @@ class Plan:
             changes = [None if data.get(key) is None else Change(**data[key]) for key in ("parameters", "bytes")]
         except (KeyError, TypeError) as error:
             raise _not_ours(where, "plan", repr(error)) from error
+        sizes = [size for change in changes if change for size in (change.before, change.after)]
+        if any(type(size) is not int for size in sizes):
+            raise _not_ours(where, "plan", f"sizes {sizes}")
         if any(type(number) is not int for number in (layers, *removed)):
             raise _not_ours(where, "plan", f"layers {layers!r}, removed {list(removed)!r}")
         check_removal(removed, layers, where=where)

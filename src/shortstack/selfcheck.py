@@ -56,8 +56,12 @@ class _Comparison:
         """Whether a list is what the cut makes of it: one with an entry for each layer, or one of layer numbers."""
         if not isinstance(old, list | tuple) or not isinstance(new, list | tuple):
             return False
-        one_each = len(old) == self.counts[0] and [old[layer] for layer in self.kept] == list(new)
-        return one_each or [self.kept.index(layer) for layer in old if layer in self.kept] == list(new)
+        return self.sliced(old, new) or [self.kept.index(layer) for layer in old if layer in self.kept] == list(new)
+
+    def sliced(self, old: Any, new: Any) -> bool:
+        """Whether a list has an entry for each layer, and lost those of the removed ones."""
+        lists = isinstance(old, list | tuple) and isinstance(new, list | tuple)
+        return lists and len(old) == self.counts[0] and [old[layer] for layer in self.kept] == list(new)
 
     def refuse(self, where: str, name: str, old: Any, new: Any) -> ArchitectureError:
         return ArchitectureError(
@@ -141,7 +145,7 @@ def _compare_layers(comparison: _Comparison, path: str) -> None:
                 was = times * new + plus
             elif type(was) is int and was >= 0 and LAYER_NUMBER.search(name):  # it uses what another layer left
                 was = comparison.kept.index(was) if was in comparison.kept else f"layer {was}, which goes"
-            if not _same(was, now):
+            if not (_same(was, now) or comparison.sliced(was, now)):
                 raise comparison.refuse(f"layer {old}", name, was, now)
 
 

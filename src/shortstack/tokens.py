@@ -104,6 +104,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         DataError: the text has a lone surrogate, which JSON can spell and no encoding can.
     """
+    check_text(text)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def check_text(text: str) -> None:
+    """Raise DataError where text cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -113,7 +119,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
             found=f"a lone surrogate at character {error.start}",
             fix="correct or delete that record",
         ) from error
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def _windows(documents: Iterator[list[int]], room: int, samples: int | None, seed: int) -> list[list[int]]:

@@ -34,6 +34,7 @@ Route = frozenset[int]
 UNPRUNED: Route = frozenset()
 Slot = int | str  # of a layer's inputs: a position after the hidden states, or a keyword
 Observer = Callable[[int, Tensor, Tensor], None]
+STACK_TOKENS = 2048  # streams of fewer tokens pass a layer together
 # fp32 logits that exist at once, on an accelerator and on a CPU: there below the size from which malloc maps fresh pages
 LOGIT_BYTES = (512 << 20, 28 << 20)
 
@@ -237,25 +238,40 @@ class Decoder:
         **inputs: Tensor,
     ) -> list[State]:
         """Each state as it leaves the layer; masks, positions and the like are those that transformers makes for `ids`."""
-        form, after = self.forms()[layer], list[State]()
+        together = 1 if self._slots else max(1, STACK_TOKENS // ids.numel())
+        after = list[State]()
+        for start in range(0, len(states), together):
+            some = states[start : start + together]
+            after += (
+                self._stacked(ids, layer, some, **inputs) if len(some) > 1 else self._one(ids, layer, some[0], **inputs)
+            )
+            for _ in some if on_forward else ():
+                on_forward()  # type: ignore[misc]
+        return after
+
+    def _stacked(self, ids: Tensor, layer: int, states: Sequence[State], **inputs: Tensor) -> list[State]:
+        """Several states as one batch: what a layer makes of one sample does not depend on the others beside it."""
+        many = len(states)
+        wide = {name: value.repeat(many, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+        hidden = torch.cat([state.hidden for state in states])
+        (found,) = self._one(ids.repeat(many, 1), layer, State(hidden, {}), **wide)
+        return [State(part, {}) for part in found.hidden.split(len(ids))]
+
+    def _one(self, ids: Tensor, layer: int, state: State, **inputs: Tensor) -> list[State]:
+        after = list[State]()
 
         def visit(index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            form = self.forms()[index]
             if index < layer:
-                return self.forms()[index].of(State(_hidden(args, kwargs), self._carried(args, kwargs)))
-            for state in states if index == layer else ():
+                return form.of(State(_hidden(args, kwargs), self._carried(args, kwargs)))
+            if index == layer:
                 entering = state.copy()
                 after.append(form.read(forward(*_with(args, entering), **_with(kwargs, entering)), entering))
-                if on_forward:
-                    on_forward()
             raise _Arrived
 
         with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), visit)):
             self.model.base_model(input_ids=ids, use_cache=False, **inputs)
-        if states and not after:  # a layer that text alone does not pass (cross-attention)
-            for _ in states if on_forward else ():
-                on_forward()  # type: ignore[misc]
-            return list(states)
-        return after
+        return after or [state]  # a layer that text alone does not pass (cross-attention)
 
     def resident(self, layer: int) -> AbstractContextManager[None]:
         """While it lasts, the layer's weights are in memory."""
@@ -347,13 +363,16 @@ class Decoder:
 
         # An instance attribute shadows the class's method; nn.Module types assignment to `forward` as a module's.
         wrapped = {index: wrap(index, visitor) for index, visitor in visitors.items()}
+        placed = {index: vars(self.layers[index]).get("forward") for index in wrapped}  # accelerate puts one there, too
         for index, forward in wrapped.items():
             vars(self.layers[index])["forward"] = forward
         try:
             yield
         finally:
-            for index in wrapped:
+            for index, earlier in placed.items():
                 del vars(self.layers[index])["forward"]
+                if earlier is not None:
+                    vars(self.layers[index])["forward"] = earlier
 
     def token_logits(self, states: Tensor) -> Tensor:
         """Logits [tokens, vocabulary] of states [tokens, width]: each passes norm and head as a sequence of its own."""
