@@ -374,6 +374,10 @@ PLANS = {
         '{"layers": 8, "removed": [1], "strategy": "x", "parameters": {"before": 9000, "after": 8000}}',
         "a plan for a model of 9,000",
     ),
+    "compared with words": (
+        '{"layers": 8, "removed": [1], "strategy": "x", "compared": {"tail": "far"}}',
+        "compared {'tail': 'far'}",
+    ),
     "sizes of words": (
         '{"layers": 8, "removed": [1], "strategy": "x", "parameters": {"before": "x", "after": null}}',
         "sizes ['x', None]",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shortstack.pruning import prune as prune
     from shortstack.scores import Scores as Scores
     from shortstack.scoring import score as score
+    from shortstack.selecting import select as select
     from shortstack.tokens import Tokens as Tokens
     from shortstack.verification import Verification as Verification
     from shortstack.verification import verify as verify
@@ -47,6 +48,7 @@ _HOMES = {
     "plan": "planning",
     "prune": "pruning",
     "score": "scoring",
+    "select": "selecting",
     "verify": "verification",
 }
 __all__ = list(_HOMES)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from shortstack import console, tables
+from shortstack import console, plots, tables
 from shortstack.errors import DataError, InputError, OutputError, ShortstackError
 from shortstack.methods import METHODS, method_named
 from shortstack.metrics import METRICS
@@ -90,14 +90,21 @@ def score(
         int | None, typer.Option(min=1, help="Also score every block of so many layers.", show_default=False)
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the orders and how far they agree: an .svg, .png or .pdf file.")
+    ] = None,
 ) -> None:
     """Score every layer by one or more metrics in one walk; low = remove first."""
     _check_file(output)
+    if plot:
+        plots.check_picture(plot)
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
         scores = calibration.score(checkpoint, metric.split(","), compute, progress, window=window)
     if output:
         scores.save(output)
+    if plot:
+        plots.score_map(scores, plot, drop="25%")
     if report.json:
         return console.show_json(scores.to_dict())
     tables.show_scores(scores)
@@ -121,6 +128,13 @@ def plan_verb(
     _check_file(output)
     choice.check()
     if _is_scores(model_or_scores):
+        if choice.measures:
+            raise InputError(
+                model_or_scores,
+                expected="a model, to measure shorter forms of it",
+                found="scores of the whole model",
+                fix="name the model instead of the scores",
+            )
         check_unused(model_or_scores, calibration, compute, source)
         scores = Scores.from_dict(_read_json(Path(model_or_scores)), where=model_or_scores)
         chosen = choice.plan(scores, compute.seed)

@@ -286,10 +286,10 @@ def walk_on(run: Run, more: Route) -> Run:
 
 
 def _renamed(groups: Sequence[Group], more: Route, run: Run) -> list[Group]:
-    """The groups as those of the routes that also skip `more`, as far as the run has them; its first route's comes first."""
-    found = []
+    """The groups as those of the routes that also skip `more`, as far as the run has them; its first route comes first."""
+    observed, found = run.routes[0], []
     for routes, state in groups:
-        skipping = (route if run.needs_kl and route == UNPRUNED else route | more for route in routes)
-        kept = tuple(route for route in dict.fromkeys(skipping) if route in run.losses)
-        found += [(kept, state)] if kept else []
-    return sorted(found, key=lambda group: run.routes[0] not in group[0])
+        skipping = {route if run.needs_kl and route == UNPRUNED else route | more: None for route in routes}
+        kept = sorted((route for route in skipping if route in run.losses), key=lambda route: route != observed)
+        found += [(tuple(kept), state)] if kept else []
+    return sorted(found, key=lambda group: group[0][0] != observed)

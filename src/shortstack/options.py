@@ -94,7 +94,7 @@ class Calibration:
     """The text that metrics look at."""
 
     text: Annotated[str, typer.Option(help=f"Calibration text: {TEXT}")] = "pydoc"
-    samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 10
+    samples: Annotated[str, typer.Option(help="Calibration windows: a number drawn by seed, or all in order.")] = "10"
     length: Annotated[int, typer.Option(min=4, help="Tokens per calibration window.")] = 128
     stream: Annotated[
         bool | None,
@@ -117,6 +117,7 @@ class Calibration:
         """Scores of the named metrics; the text is read only when one of them needs it."""
         from shortstack.scoring import score
 
+        self._count()  # a wrong one is said even where no text is read
         metrics = [name.strip() for name in metrics]
         needs_text = not {metric.feed for metric in metrics_named(metrics)} <= {"layers", "weights"}
         return score(
@@ -131,10 +132,40 @@ class Calibration:
             progress=progress,
         )
 
+    def select(self, checkpoint: Checkpoint, choice: Choice, compute: Compute, progress: Progress) -> Plan:
+        """The plan that measuring shorter models gives."""
+        from shortstack.selecting import select
+
+        assert choice.drop  # noqa: S101  Choice.check has seen to it
+        return select(
+            checkpoint,
+            self._tokens(checkpoint, compute.seed),
+            drop=choice.drop,
+            metric=choice.metric or "ppl",
+            step=choice.step,
+            keep_first=choice.keep_first,
+            keep_last=choice.keep_last,
+            dtype=compute.dtype.value,
+            device=compute.device.value,
+            stream=self.stream,
+            seed=compute.seed,
+            progress=progress,
+        )
+
     def _tokens(self, checkpoint: Checkpoint, seed: int) -> Tokens:
         from shortstack.tokens import Tokens
 
-        return Tokens.read(self.text, checkpoint.tokenizer(), samples=self.samples, length=self.length, seed=seed)
+        return Tokens.read(self.text, checkpoint.tokenizer(), samples=self._count(), length=self.length, seed=seed)
+
+    def _count(self) -> int | None:
+        """How many samples; None for all."""
+        if self.samples == "all":
+            return None
+        if not self.samples.isdecimal() or not int(self.samples):
+            raise InputError(
+                "--samples", expected="a number of windows, or all", found=repr(self.samples), fix="write --samples 10"
+            )
+        return int(self.samples)
 
 
 def check_unused(where: str, *groups: object) -> None:
@@ -169,6 +200,10 @@ class Choice:
         str | None, typer.Option(help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).", show_default=False)
     ] = None
     block: Annotated[bool, typer.Option("--block", help="Remove one contiguous window.")] = False
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Remove so many at a time, and score again.", show_default=False)
+    ] = None
+    search: Annotated[bool, typer.Option("--search", help="Search for the set that changes the output least.")] = False
     keep_first: Annotated[int, typer.Option(min=0, help="Never remove the first n layers.")] = 0
     keep_last: Annotated[int, typer.Option(min=0, help="Never remove the last n layers.")] = 0
 
@@ -184,12 +219,30 @@ class Choice:
         metric_named(self.metric or "ppl")
         if self.layers is not None and self.metric is not None:
             raise InputError("--layers", expected="explicit layers alone", found="--metric beside them", fix="give one")
-        if not planned:
-            check_choice(self.drop, self.layers, block=self.block)
+        if planned:
+            return
+        check_choice(self.drop, self.layers, block=self.block)
+        measured = [name for name, given in (("--step", self.step), ("--search", self.search)) if given]
+        beside = [name for name, given in (("--layers", self.layers), ("--block", self.block)) if given] + (
+            ["--metric"] if self.search and self.metric else []
+        )
+        if len(measured) > 1 or (measured and beside):
+            raise InputError(
+                measured[0],
+                expected=f"{measured[0]} without {', '.join([*measured[1:], *beside])}",
+                found="both",
+                fix="give one",
+            )
+
+    @property
+    def measures(self) -> bool:
+        """Whether shorter models are measured, for which scores of the whole model are not enough."""
+        return self.step is not None or self.search
 
     def plan(self, source: Scores | int, seed: int, metric: str | None = None) -> Plan:
         """plan() with these options; `metric` goes before the one that was named."""
-        return plan(source, **(asdict(self) | {"metric": metric or self.metric}), seed=seed)
+        options = asdict(self) | {"metric": metric or self.metric}
+        return plan(source, **{name: options[name] for name in options.keys() - {"step", "search"}}, seed=seed)
 
     def like(self, checkpoint: Checkpoint) -> Plan:
         """A plan of the same size, made at once: what does not fit the model or the disk is said before it is scored."""
@@ -201,7 +254,9 @@ class Choice:
         """A plan for a checkpoint, scored first when the metric looks at activations or loss."""
         self.like(checkpoint)
         layers, name = checkpoint.anatomy.layers, self.metric or "ppl"
-        if self.layers is not None or metric_named(name).feed == "layers":
+        if self.measures:
+            chosen, scores = calibration.select(checkpoint, self, compute, progress), None
+        elif self.layers is not None or metric_named(name).feed == "layers":
             chosen, scores = self.plan(layers, compute.seed, name), None
         else:
             scores = calibration.score(checkpoint, [name], compute, progress)

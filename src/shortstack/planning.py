@@ -79,13 +79,18 @@ class Change:
 
 @dataclass(frozen=True)
 class Plan:
-    """The layers that go and the layers that stay, numbered from 0 in the model the plan is for."""
+    """The layers that go and the layers that stay, numbered from 0 in the model the plan is for.
+
+    compared: of a plan that was searched for, the KL divergence from the unpruned model's output on held-out tokens, in nats
+    per token, of this plan and of others by name.
+    """
 
     layers: int
     removed: tuple[int, ...]
     strategy: str
     parameters: Change | None = None
     bytes: Change | None = None
+    compared: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         check_removal(self.removed, self.layers, where="plan")
@@ -125,6 +130,7 @@ class Plan:
             "strategy": self.strategy,
             "parameters": change(self.parameters),
             "bytes": change(self.bytes),
+            "compared": None if self.compared is None else dict(self.compared),
         }
 
     def save(self, path: str | Path) -> None:
@@ -146,10 +152,14 @@ class Plan:
         sizes = [size for change in changes if change for size in (change.before, change.after)]
         if any(type(size) is not int for size in sizes):
             raise _not_ours(where, "plan", f"sizes {sizes}")
+        compared = data.get("compared")
+        if not (compared is None or (isinstance(compared, dict) and {*map(type, compared.values())} <= {int, float})):
+            raise _not_ours(where, "plan", f"compared {compared!r}")
         if any(type(number) is not int for number in (layers, *removed)):
             raise _not_ours(where, "plan", f"layers {layers!r}, removed {list(removed)!r}")
         check_removal(removed, layers, where=where)
-        return cls(layers, removed, strategy, *changes)
+        parameters, weights = changes
+        return cls(layers, removed, strategy, parameters, weights, compared)
 
 
 def _not_ours(where: object, verb: str, found: str) -> DataError:
@@ -172,8 +182,9 @@ def plan(
     """Choose the layers to remove.
 
     source: Scores, or the number of layers for plans that need no scores (reverse, random, explicit layers).
-    drop: "25%" (rounded half up) or a count. Lowest scores of `metric` go first; with `block`, the contiguous window
-    whose scores have the lowest sum. The first `keep_first` and last `keep_last` layers always stay.
+    drop: "25%" (rounded half up) or a count. Lowest scores of `metric` go first; with `block`, one contiguous window: the
+    one with the lowest score where windows of that size were scored, else the one whose layers' scores have the lowest sum.
+    The first `keep_first` and last `keep_last` layers always stay.
 
     Raises:
         PlanError: nothing, everything, or something that does not exist would be removed.
@@ -194,7 +205,21 @@ def plan(
         _check_kept_ends(removed, count, keep_first, keep_last)
         return Plan(count, removed, "layers")
     amount = parse_drop(drop or 0, count)
-    allowed = range(keep_first, count - keep_last)
+    allowed = staying_ends(count, amount, keep_first, keep_last)
+    name, values = _values(source, metric, seed)
+    if block:
+        return Plan(count, *_block(source, name, values, allowed, amount))
+    strategy = "tail" if name == "reverse" and not keep_last else f"lowest {name}"
+    return Plan(count, lowest(values, allowed, amount), strategy)
+
+
+def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> range:
+    """The layers that may go when the first and last so many stay.
+
+    Raises:
+        PlanError: they are fewer than `amount`.
+    """
+    allowed = range(keep_first, layers - keep_last)
     if amount > len(allowed):
         raise PlanError(
             "--drop",
@@ -202,10 +227,7 @@ def plan(
             found=str(amount),
             fix="drop fewer or keep fewer",
         )
-    name, values = _values(source, metric, seed)
-    choose = _lowest_window if block else _lowest
-    strategy = "tail" if name == "reverse" and not (block or keep_last) else f"{'block' if block else 'lowest'} {name}"
-    return Plan(count, choose(values, allowed, amount), strategy)
+    return allowed
 
 
 def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, block: bool = False) -> None:
@@ -246,13 +268,33 @@ def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, S
     return name, found.function(source, seed)
 
 
-def _lowest(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
+def lowest(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
+    """The `amount` allowed layers with the lowest values, ties to the lower index.
+
+    >>> lowest([3.0, 1.0, 2.0, 1.0], range(4), 2)
+    (1, 3)
+    """
     return tuple(sorted(sorted(allowed, key=lambda layer: (values[layer], layer))[:amount]))
 
 
-def _lowest_window(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
+def _block(
+    source: Scores | int, name: str, values: Sequence[float], allowed: range, amount: int
+) -> tuple[tuple[int, ...], str]:
+    """The window to remove, and how it was chosen: by its own score where there is one."""
+    if isinstance(source, Scores) and source.window == amount and name in source.window_scores:
+        return lowest_window(source.window_scores[name], allowed, amount), f"block {name}, measured"
+    sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]
+    return lowest_window(sums, allowed, amount), f"block {name}"
+
+
+def lowest_window(values: Sequence[float], allowed: range, amount: int) -> tuple[int, ...]:
+    """The window of `amount` allowed layers with the lowest value, of one value for each place a window may start.
+
+    >>> lowest_window([3.0, 1.0, 2.0], range(4), 2)
+    (1, 2)
+    """
     starts = allowed[: len(allowed) - amount + 1]
-    start = min(starts, key=lambda first: (sum(values[first : first + amount]), first))
+    start = min(starts, key=lambda first: (values[first], first))
     return tuple(range(start, start + amount))
 
 

@@ -75,6 +75,9 @@ def show_plan(chosen: Plan) -> None:
         rows.append(("parameters", change(f"{p.before:,}", f"{p.after:,}", p.after / p.before - 1)))
         rows.append(("bytes", change(console.size(b.before), console.size(b.after), b.after / b.before - 1)))
     console.show_table("plan (layers numbered from 0, ranges inclusive)", ("", chosen.strategy), rows)
+    if chosen.compared:
+        sets = [(name, console.number(value)) for name, value in chosen.compared.items()]
+        console.show_table("KL from the unpruned model on held-out tokens, nats", ("layers chosen by", "KL"), sets)
 
 
 def show_verification(directory: str, found: Verification) -> None:

@@ -1,0 +1,134 @@
+"""Sets chosen by measuring shorter models, against loops over transformers with one whole forward for each candidate."""
+
+import itertools
+
+import pytest
+import torch
+
+import naive
+import shortstack.measuring
+import shortstack.selecting
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import DataError, PlanError
+from shortstack.measuring import Run, Wanted, walk_on
+from shortstack.metrics import METRICS
+from shortstack.selecting import Budget, search, select
+from shortstack.tokens import Tokens
+from shortstack.walk import Decoder
+from zoo import tiny
+
+IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
+TOKENS = Tokens(IDS, "made", False, 0)
+
+
+def greedy(directory, amount, step, measure, allowed=range(8)):
+    """Every remaining layer tried with a forward of its own; the lowest `step` go."""
+    removed = []
+    while len(removed) < amount:
+        rest = [layer for layer in allowed if layer not in removed]
+        values = dict(zip(rest, measure(directory, IDS, [[*removed, layer] for layer in rest]), strict=True))
+        removed += sorted(rest, key=lambda layer: (values[layer], layer))[: min(step, amount - len(removed))]
+    return tuple(sorted(removed))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral", "gemma3_text"])
+@pytest.mark.parametrize(("amount", "step"), [(5, 1), (5, 2), (4, 4), (7, 3)])
+def test_steps_remove_what_a_naive_loop_removes(model_type, amount, step):
+    checkpoint = Checkpoint.open(tiny(model_type))
+    for metric, measure in (("ppl", naive.losses), ("kl", naive.divergences)):
+        found = select(checkpoint, TOKENS, drop=amount, metric=metric, step=step)
+        assert found.removed == greedy(checkpoint.directory, amount, step, measure), metric
+        assert found.strategy == f"{metric}, {step} at a time"
+
+
+def test_steps_keep_the_ends_that_are_to_stay():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    found = select(checkpoint, TOKENS, drop=4, step=1, keep_first=2, keep_last=1)
+    assert found.removed == greedy(checkpoint.directory, 4, 1, naive.losses, range(2, 7))
+
+
+@pytest.mark.parametrize("metrics", [["ppl"], ["kl", "bi"], ["bi"], ["taylor", "ppl"], ["angular-mean"]])
+def test_a_run_walked_on_measures_what_a_new_one_does(metrics):
+    """Also where layers go before, between and after those of the step before."""
+    decoder = Decoder.load(Checkpoint.open(tiny("qwen3")), dtype=torch.float32)
+    chosen = [METRICS[name] for name in metrics]
+    run = Run(decoder, IDS, Wanted(chosen))
+    run.trail = []
+    run.go()
+    gone = frozenset()
+    for more in ({4}, {2, 6}, {3}, {0}):
+        gone |= more
+        run = walk_on(run, frozenset(more)).go()
+        new = Run(decoder, IDS, Wanted(chosen, without=gone)).go()
+        assert run.base_loss == pytest.approx(new.base_loss, rel=1e-6) if run.needs_loss else run.base_loss is None
+        for name, values in new.scores().items():
+            assert run.scores()[name] == pytest.approx(values, rel=1e-5, abs=1e-7), (name, gone)
+
+
+def test_what_is_known_is_not_walked_again():
+    decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
+    first = Run(decoder, IDS, Wanted([METRICS["ppl"]]))
+    first.trail = []
+    walked = []
+    second = walk_on(first.go(), frozenset({5}))
+    second.progress = lambda _stage, done, total: walked.append((done, total))
+    second.go()
+    forwards = walked[-1][0] - walked[0][0] + 1 - second.head * len(second.routes)
+    assert forwards == sum([6, 7]), "the five that parted before layer 5 and the whole pass 6; at 7 one more has parted"
+    assert walked[-1][0] == walked[-1][1]
+
+
+def test_without_room_for_a_trail_steps_remove_the_same(monkeypatch):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    with_trail = select(checkpoint, TOKENS, drop=5, step=1)
+    monkeypatch.setattr(shortstack.selecting, "TRAIL_BYTES", 0)
+    assert select(checkpoint, TOKENS, drop=5, step=1) == with_trail
+    monkeypatch.setattr(shortstack.measuring, "STREAM_BYTES", 1)
+    monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
+    assert select(checkpoint, TOKENS, drop=5, step=1) == with_trail
+
+
+@pytest.mark.parametrize(("amount", "allowed"), [(2, range(8)), (3, range(1, 7))])
+def test_a_search_that_may_see_every_set_finds_the_best(amount, allowed):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    sample = IDS[:1].repeat(
+        4, 1
+    )  # what is held out is what was fitted, so that the best of one is the best of the other
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    everything = Budget(generations=30, offspring=10, survivors=40, patience=30)
+    found = search(decoder, Tokens(sample, "made", False, 0), amount=amount, allowed=allowed, budget=everything)
+    sets = list(itertools.combinations(allowed, amount))
+    values = dict(zip(sets, naive.divergences(checkpoint.directory, IDS[:1], sets), strict=True))
+    assert found.removed == min(values, key=values.get)
+    assert found.compared["search"] == pytest.approx(values[found.removed], rel=1e-4)
+    assert found.compared["tail"] == pytest.approx(values[tuple(allowed)[-amount:]], rel=1e-4)
+    assert found.compared["search"] <= min(found.compared.values())
+
+
+def test_a_search_is_repeatable_and_judged_on_samples_it_did_not_fit():
+    decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
+    options = {"amount": 3, "allowed": range(8), "budget": Budget(3, 6, 3)}
+    found = search(decoder, TOKENS, **options, seed=5)
+    assert search(decoder, TOKENS, **options, seed=5) == found
+    judged = naive.divergences(Checkpoint.open(tiny("llama")).directory, IDS[3:4], [found.removed])
+    assert found.compared["search"] == pytest.approx(judged[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"drop": 3, "step": 0}, PlanError, "1 to 3 layers at a time"),
+        ({"drop": 3, "step": 4}, PlanError, "1 to 3 layers at a time"),
+        ({"drop": 3, "step": 1, "metric": "reverse"}, PlanError, "can change"),
+        ({"drop": 3, "step": 1, "metric": "magnitude-l1"}, PlanError, "can change"),
+        ({"drop": 6, "keep_first": 2, "keep_last": 1}, PlanError, "at most 5 layers"),
+    ],
+)
+def test_a_choice_that_cannot_be_made(options, error, said):
+    with pytest.raises(error, match=said):
+        select(Checkpoint.open(tiny("llama")), TOKENS, **options)
+
+
+def test_a_search_needs_samples_to_hold_out():
+    with pytest.raises(DataError, match="at least 4 samples"):
+        select(Checkpoint.open(tiny("llama")), Tokens(IDS[:3], "made", False, 0), drop=3)
