@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from shortstack.scores import Scores as Scores
     from shortstack.scoring import score as score
     from shortstack.selecting import select as select
+    from shortstack.sweeping import Sweep as Sweep
+    from shortstack.sweeping import sweep as sweep
     from shortstack.tokens import Tokens as Tokens
     from shortstack.verification import Verification as Verification
     from shortstack.verification import verify as verify
@@ -41,6 +43,7 @@ _HOMES = {
     "Plan": "planning",
     "Schedule": "healing",
     "Scores": "scores",
+    "Sweep": "sweeping",
     "Tokens": "tokens",
     "Verification": "verification",
     "evaluate": "evaluation",
@@ -49,6 +52,7 @@ _HOMES = {
     "prune": "pruning",
     "score": "scoring",
     "select": "selecting",
+    "sweep": "sweeping",
     "verify": "verification",
 }
 __all__ = list(_HOMES)

@@ -113,6 +113,41 @@ def score(
     return None
 
 
+@app.command()
+@grouped
+def sweep(
+    model: Model,
+    calibration: Calibration,
+    compute: Compute,
+    source: Source,
+    report: Report,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="Say how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curve: an .svg, .png or .pdf file.")] = None,
+) -> None:
+    """Measure the model without its last layers, at every depth, in one walk."""
+    if plot:
+        plots.check_picture(plot)
+    with report.bars() as progress:
+        checkpoint = source.open(model, progress)
+        found = calibration.sweep(checkpoint, compute, progress, max_loss)
+    if plot:
+        depths = [asdict(depth) for depth in found.depths]
+        plots.depth_curve(depths, plot, title=f"{model}, cut at every depth", knee=found.knee)
+    if report.json:
+        return console.show_json(found.to_dict())
+    tables.show_sweep(model, found)
+    if found.removable:
+        report.next_step(
+            "prune", model, "--metric", "reverse", "--drop", found.removable, "-o", "pruned", *source.words
+        )
+    else:
+        report.next_step("score", model, "--metric", "all", "-o", "scores.json", *source.words)
+    return None
+
+
 @app.command(name="plan")
 @grouped
 def plan_verb(

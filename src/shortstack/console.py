@@ -45,6 +45,11 @@ def width() -> int:
     return Console().width
 
 
+def show(message: str) -> None:
+    """A line of the result, on stdout."""
+    sys.stdout.write(message + "\n")
+
+
 def say(message: str) -> None:
     """A line on stderr."""
     sys.stderr.write(message + "\n")

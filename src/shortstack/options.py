@@ -31,6 +31,7 @@ from shortstack.scores import Scores
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.progress import Progress
+    from shortstack.sweeping import Sweep
     from shortstack.tokens import Tokens
 
 MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct)."
@@ -129,6 +130,20 @@ class Calibration:
             device=compute.device.value,
             stream=self.stream,
             seed=compute.seed,
+            progress=progress,
+        )
+
+    def sweep(self, checkpoint: Checkpoint, compute: Compute, progress: Progress, max_loss: float | None) -> Sweep:
+        """What cutting the tail at every depth does."""
+        from shortstack.sweeping import sweep
+
+        return sweep(
+            checkpoint,
+            self._tokens(checkpoint, compute.seed),
+            max_loss=max_loss,
+            dtype=compute.dtype.value,
+            device=compute.device.value,
+            stream=self.stream,
             progress=progress,
         )
 

@@ -13,6 +13,7 @@ from shortstack.scores import Scores
 if TYPE_CHECKING:
     from shortstack.evaluation import Evaluation
     from shortstack.healing import Healing
+    from shortstack.sweeping import Sweep
     from shortstack.verification import Verification
 
 
@@ -57,6 +58,28 @@ def _fitting(widths: Mapping[str, int], room: int) -> list[list[str]]:
             rows.append([])
         rows[-1].append(name)
     return rows
+
+
+def show_sweep(model: str, found: Sweep) -> None:
+    """Loss, perplexity and KL at every depth, with the loss as a bar, the knee marked, and how many layers can go."""
+    losses = [depth.loss for depth in found.depths]
+    low, span = min(losses), max(losses) - min(losses) or 1.0
+    rows = [
+        (
+            str(depth.layers),
+            f"{depth.loss:.4f}",
+            console.number(depth.perplexity),
+            console.number(depth.kl),
+            "█" * (1 + round(23 * (depth.loss - low) / span)) + " knee" * (gone == found.knee),
+        )
+        for gone, depth in enumerate(found.depths)
+    ]
+    on = f"{found.tokens['samples']} x {found.tokens['length']} tokens of {found.tokens['source']}"
+    console.show_table(
+        f"{model} cut at every depth, on {on}", ("layers", "loss", "perplexity", "KL", "loss, drawn"), rows
+    )
+    some = f"{found.removable} layer{'s' * (found.removable != 1)}"
+    console.show(f"{some} can go from the tail with a loss of at most {found.max_loss:.4f}.")
 
 
 def show_plan(chosen: Plan) -> None:

@@ -1,0 +1,59 @@
+"""The depth curve against one whole forward for each depth."""
+
+import math
+
+import pytest
+import torch
+
+import naive
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError
+from shortstack.sweeping import knee, sweep
+from shortstack.tokens import Tokens
+from zoo import tiny
+
+IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
+TOKENS = Tokens(IDS, "made", False, 0)
+TAILS = [list(range(kept, 8)) for kept in range(8, 0, -1)]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_depth_is_what_the_cut_model_gives(model_type, stream):
+    checkpoint = Checkpoint.open(tiny(model_type))
+    found = sweep(checkpoint, TOKENS, stream=stream)
+    assert [depth.layers for depth in found.depths] == [8, 7, 6, 5, 4, 3, 2, 1]
+    losses = naive.losses(checkpoint.directory, IDS, TAILS)
+    assert [depth.loss for depth in found.depths] == pytest.approx(losses, rel=2e-5)
+    assert [depth.perplexity for depth in found.depths] == pytest.approx([math.exp(loss) for loss in losses], rel=1e-4)
+    kls = naive.divergences(checkpoint.directory, IDS, TAILS)
+    assert [depth.kl for depth in found.depths] == pytest.approx(kls, rel=1e-4, abs=1e-6)
+
+
+def test_it_costs_each_layer_once_and_a_head_for_each_depth():
+    seen = []
+    sweep(Checkpoint.open(tiny("llama")), TOKENS, progress=lambda _stage, done, total: seen.append((done, total)))
+    head = (seen[-1][1] - 8) / (8 + 1)
+    assert head == int(head), "eight layers, a head for each depth and one for the reference"
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_layers_can_go_until_the_first_depth_that_loses_too_much():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    losses = [depth.loss for depth in sweep(checkpoint, TOKENS).depths]
+    for allowed in (losses[0], max(losses[:4]), max(losses) + 1):
+        expected = 0
+        while expected + 1 < len(losses) and losses[expected + 1] <= allowed:
+            expected += 1
+        assert sweep(checkpoint, TOKENS, max_loss=allowed).removable == expected
+    assert sweep(checkpoint, TOKENS).max_loss == pytest.approx(losses[0] + math.log(1.5))
+    with pytest.raises(InputError, match="at least the unpruned"):
+        sweep(checkpoint, TOKENS, max_loss=losses[0] - 0.1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "bend"),
+    [([1, 1, 1, 1, 9], 3), ([1, 2, 3, 4], None), ([1, 8, 9, 9.5], None), ([2.0], None), ([0, 0.1, 5, 10], 1)],
+)
+def test_the_knee_is_the_point_farthest_below_the_chord(losses, bend):
+    assert knee(losses) == bend
