@@ -33,7 +33,7 @@ benchmarks: $(VENV)/demo
 	$(BIN)/python benchmarks/score.py --rounds 3
 
 lint: $(VENV)/dev
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks studies
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
