@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.generation import BaseStreamer
 
 from shortstack.progress import Progress, silent
 
@@ -47,24 +48,32 @@ def decode_speeds(
 
 
 def _decode_rate(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> float:
-    """Time for 1 + new_tokens tokens less the time for 1: what is left is decoding, through the public generate()."""
-    ids = torch.arange(3, 3 + prompt_tokens, device=model.device)[None]
-    return new_tokens / (_generation_time(model, ids, 1 + new_tokens) - _generation_time(model, ids, 1))
-
-
-def _generation_time(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int) -> float:
-    started = time.perf_counter()
+    """Tokens per second from the first new token to the last, as generate() hands them out."""
+    ids, clock = torch.arange(3, 3 + prompt_tokens, device=model.device)[None], _Clock()
     model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
+        max_new_tokens=1 + new_tokens,
+        min_new_tokens=1 + new_tokens,
         do_sample=False,
         pad_token_id=0,
+        streamer=clock,
     )
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    _prompt, first, *later = clock.times
+    return len(later) / (later[-1] - first)
+
+
+class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped here
+    """When the prompt and each new token came out of generate(), in seconds."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """generate() calls it after the last token."""
 
 
 @torch.no_grad()
