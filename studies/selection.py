@@ -20,65 +20,54 @@ import shortstack as ss
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS
 from shortstack.planning import show_layers
-from shortstack.walk import Decoder, arithmetic
+from shortstack.walk import Decoder
 
 SAMPLES = 32
 DROPS = {"20 %": 6, "27 %": 8}
 
 
-def chosen(model: ss.Checkpoint, amount: int) -> Mapping[str, tuple[ss.Plan, float]]:
-    """Plans by name, and the seconds that each took."""
-    tokens = ss.Tokens.read("pydoc", model.tokenizer(), samples=SAMPLES)
-    found = {}
-    for name, make in {
-        "search": lambda: ss.select(model, tokens, drop=amount),
-        "ppl, 1 at a time": lambda: ss.select(model, tokens, drop=amount, step=1),
-        "lowest ppl": lambda: ss.plan(ss.score(model, tokens), drop=amount),
-        "lowest bi": lambda: ss.plan(ss.score(model, tokens, metrics=["bi"]), drop=amount),
-        "tail": lambda: ss.plan(model.anatomy.layers, metric="reverse", drop=amount),
-    }.items():
-        start = time.perf_counter()
-        found[name] = make(), time.perf_counter() - start
-    return found
+def chosen(model: ss.Checkpoint, scores: ss.Scores, tokens: ss.Tokens, amount: int) -> Mapping[str, ss.Plan]:
+    """Plans by name, all from the same tokens."""
+    return {
+        "search": ss.select(model, tokens, drop=amount),
+        "ppl, 1 at a time": ss.select(model, tokens, drop=amount, step=1),
+        **{f"lowest {metric}": ss.plan(scores, metric=metric, drop=amount) for metric in scores.scores},
+        "tail": ss.plan(model.anatomy.layers, metric="reverse", drop=amount),
+    }
 
 
-def rows(model: ss.Checkpoint, decoder: Decoder, amount: int, texts: list[str]) -> list[str]:
-    plans = chosen(model, amount)
-    sets = {name: frozenset(plan.removed) for name, (plan, _) in plans.items()}
-    cells = {name: [name, show_layers(plan.removed), f"{seconds:.0f}"] for name, (plan, seconds) in plans.items()}
-    whole = ["unpruned", "-", "-"]
-    for text in texts:
-        tokens = ss.Tokens.read(text, model.tokenizer(), samples=40, length=256, held_out=True)
+def rows(decoder: Decoder, plans: Mapping[str, ss.Plan], texts: Mapping[str, ss.Tokens]) -> list[str]:
+    """A table line for the unpruned model and for each plan: KL and perplexity on each text."""
+    sets = {name: frozenset(plan.removed) for name, plan in plans.items()}
+    cells = {name: [name, show_layers(plan.removed)] for name, plan in plans.items()}
+    whole, ppl = ["unpruned", "-"], METRICS["ppl"].function
+    for tokens in texts.values():
         run = Run(decoder, tokens.ids, Wanted([METRICS["kl"]], singles=False, sets=[*sets.values()])).go()
-        whole += ["0", f"{METRICS['ppl'].function(run.base_loss):.4g}"]
+        whole += ["0", f"{ppl(run.base_loss):.4g}"]
         for name, removed in sets.items():
-            perplexity = METRICS["ppl"].function(run.losses[removed].value)
-            cells[name] += [f"{run.divergences[removed].value:.4g}", f"{perplexity:.4g}"]
+            cells[name] += [f"{run.divergences[removed].value:.4g}", f"{ppl(run.losses[removed].value):.4g}"]
     return [f"| {' | '.join(row)} |" for row in (whole, *cells.values())]
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    texts = ["pydoc", *sys.argv[1:]]
     model = ss.Checkpoint.open("demo")
-    dtype = arithmetic("auto", model, "cpu")
-    decoder = Decoder.load(model, dtype=dtype)
-    columns = [
-        "chosen by",
-        "layers removed",
-        "s",
-        *(f"{Path(t).name}: {what}" for t in texts for what in ("KL", "ppl")),
-    ]
-    names = " ".join(Path(text).name for text in texts[1:])
+    decoder, tokenizer = Decoder.open(model), model.tokenizer()
+    texts = {
+        Path(source).name: ss.Tokens.read(source, tokenizer, samples=40, length=256, held_out=True)
+        for source in ("pydoc", *sys.argv[1:])
+    }
+    tokens = ss.Tokens.read("pydoc", tokenizer, samples=SAMPLES)
+    scores = ss.score(model, tokens, metrics=["ppl", "kl", "bi"])
+    columns = ["chosen by", "layers removed", *(f"{text}: {what}" for text in texts for what in ("KL", "ppl"))]
     page = [
         "# Choosing layers of SmolLM2-135M-Instruct\n",
-        f"`python studies/selection.py {names}`, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
-        f"Chosen on {SAMPLES} x 128 tokens of pydoc; measured on 40 x 256 tokens that no choice saw.",
+        f"`python studies/selection.py {' '.join([*texts][1:])}`, in {decoder.dtype}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
+        f"Chosen on {SAMPLES} x 128 tokens of pydoc; measured on 40 x 256 tokens of each text that no choice saw.",
     ]
     for share, amount in DROPS.items():
         page += [f"\n## {amount} of 30 layers ({share})\n", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        page += rows(model, decoder, amount, texts)
+        page += rows(decoder, chosen(model, scores, tokens, amount), texts)
     Path(__file__).with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 

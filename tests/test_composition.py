@@ -19,8 +19,11 @@ from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.verification import verify
 
-NAMES = ("llama", "qwen2_moe, every second layer sparse", "gemma3_text", "smollm3, every third layer without positions")
-NAMES += (
+NAMES = (
+    "llama",
+    "qwen2_moe, every second layer sparse",
+    "gemma3_text",
+    "smollm3, every third layer without positions",
     "deepseek_v3, two layers dense",
     "gemma3n_text, no shared keys",
     "jamba, attention in two layers",

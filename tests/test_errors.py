@@ -342,6 +342,12 @@ CUTS = {
     "words": (("--drop", "lots"), "'lots'"),
     "nothing": ((), "neither --drop nor --layers"),
     "both": (("--drop", "1", "--layers", "2"), "--drop or --block beside them"),
+    "both ways to measure": (("--drop", "2", "--step", "1", "--search"), "--step beside it"),
+    "a search by a metric": (("--drop", "2", "--search", "--metric", "bi"), "--metric beside it"),
+    "a search for a block": (("--drop", "2", "--search", "--block"), "--block beside it"),
+    "steps to named layers": (("--layers", "2", "--step", "1"), "--layers beside it"),
+    "no samples": (("--drop", "2", "--samples", "0"), "'0'"),
+    "samples of words": (("--drop", "2", "--samples", "many"), "a number of windows, or all"),
     "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, magnitude-l1"),
     "plan beside": (("--plan", "plan.json", "--drop", "1"), "options that choose layers"),
     **{
@@ -511,6 +517,24 @@ def test_a_revision_is_that_of_the_model_a_cut_is_verified_against(command, mode
     assert "difference 0 without layers 6-7" in " ".join(re.sub("[│┃]", "", out).split())
     assert "--revision" not in err
     assert "the local" in command.refused("verify", "out", "--against", model, "--revision", "v2")
+
+
+@pytest.mark.parametrize("words", ["sweep", "evaluate", "plan --search --drop 2", "plan --step 1 --drop 2"])
+def test_no_verb_takes_what_is_no_number_for_infinity(words, command, model):
+    folder = speaking(model)
+    tensors = load_file(folder / SINGLE)
+    tensors["model.layers.3.mlp.up_proj.weight"][5, 7] = math.nan
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+    verb, *options = words.split()
+    code, out, err = command(verb, folder, *options, "--samples", "4", "--length", "8", "-q")
+    assert (code, out) == (1, "")
+    assert "expected  a number\n  found     NaN" in err
+
+
+@pytest.mark.parametrize("option", [("--search",), ("--step", "1")])
+def test_shorter_models_are_not_measured_from_scores(option, command, model):
+    assert command("score", model, "--metric", "reverse", "-o", "scores.json")[0] == 0
+    assert "a model, to measure shorter forms" in command.refused("plan", "scores.json", "--drop", "2", *option)
 
 
 def test_a_directory_is_a_model_whatever_its_name(command, tmp_path):

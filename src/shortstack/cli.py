@@ -20,7 +20,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from shortstack import console, plots, tables
-from shortstack.errors import DataError, InputError, OutputError, ShortstackError
+from shortstack.errors import DataError, InputError, ShortstackError
+from shortstack.jsonfiles import check_new
 from shortstack.methods import METHODS, method_named
 from shortstack.metrics import METRICS
 from shortstack.options import (
@@ -95,7 +96,8 @@ def score(
     ] = None,
 ) -> None:
     """Score every layer by one or more metrics in one walk; low = remove first."""
-    _check_file(output)
+    if output:
+        check_new(output)
     if plot:
         plots.check_picture(plot)
     with report.bars() as progress:
@@ -160,7 +162,8 @@ def plan_verb(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan to this JSON file.")] = None,
 ) -> None:
     """Choose the layers to remove, from scores or from a model (which is scored first when the metric needs it)."""
-    _check_file(output)
+    if output:
+        check_new(output)
     choice.check()
     if _is_scores(model_or_scores):
         if choice.measures:
@@ -417,23 +420,6 @@ def ls(
 def _is_scores(name: str) -> bool:
     """Whether an argument names a scores file rather than a model; .gguf is the one model that is a file."""
     return not os.path.isdir(name) and (name.endswith(".json") or os.path.isfile(name)) and not name.endswith(".gguf")
-
-
-def _check_file(output: Path | None) -> None:
-    """Refuse a JSON output that cannot be written, before minutes of scoring."""
-    if output and os.path.lexists(output):
-        raise OutputError(
-            output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
-        )
-    if not output:
-        return
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise OutputError(output, expected="a directory to write in", found=f"none at {parent}", fix="make it")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(
-            output, expected="a directory that can be written", found=f"{parent}, which cannot", fix="name another"
-        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

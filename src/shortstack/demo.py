@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
         return _run(source, output, seed, started, progress)
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
-        for parent in made:
-            parent.rmdir()
+        with suppress(OSError):  # somebody may use them by now
+            for parent in made:
+                parent.rmdir()
         raise
 
 

@@ -12,9 +12,11 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.losses import next_token_losses
+from shortstack.metrics import checked
+from shortstack.metrics import perplexity as value
 from shortstack.progress import Progress, silent
 from shortstack.tokens import Tokens
-from shortstack.walk import UNPRUNED, Decoder, Route, arithmetic, pick_device
+from shortstack.walk import UNPRUNED, Decoder, Route
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,12 @@ def evaluate(
     sources = [name.strip() for name in perplexity.split(",")] if isinstance(perplexity, str) else perplexity
     if not sources or not all(sources):
         raise InputError("--perplexity", expected="a text, or several with commas", found="none", fix="name one: pydoc")
-    device = pick_device(device)
-    chosen = arithmetic(dtype, checkpoint, device)
     tokenizer = checkpoint.tokenizer()
     texts = {
         source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=seed, held_out=True)
         for source in sources
     }
-    decoder = Decoder.load(checkpoint, dtype=chosen, device=device)
+    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)  # batch after batch, every layer
     return Evaluation(
         checkpoint.source, {source: measure(decoder, tokens, progress=progress) for source, tokens in texts.items()}
     )
@@ -94,7 +94,6 @@ def measure(decoder: Decoder, tokens: Tokens, *, route: Route = UNPRUNED, progre
         losses.append(next_token_losses(decoder, ids, decoder.walk(ids, [route])[route]).double().cpu())
         progress("measuring perplexity", number, len(batches))
     table = torch.cat(losses)
-    mean, windows = float(table.mean()), table.mean(dim=1)
+    mean, windows = checked(float(table.mean()), f"loss on {tokens.source}"), table.mean(dim=1)
     stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else math.nan
-    dtype = str(next(decoder.model.parameters()).dtype).removeprefix("torch.")
-    return Perplexity(math.exp(mean) if mean < 700 else math.inf, table.numel(), mean, stderr, tokens.record(), dtype)
+    return Perplexity(value(mean), table.numel(), mean, stderr, tokens.record(), decoder.dtype)

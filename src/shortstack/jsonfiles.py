@@ -1,4 +1,4 @@
-"""JSON as it is written to files and to stdout: infinities as null, whole or not at all."""
+"""Small files, written whole or not at all; JSON with null for infinities."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from shortstack.errors import OutputError
 
 
 def finite(value: Any) -> Any:
@@ -25,11 +28,36 @@ def finite(value: Any) -> Any:
 
 
 def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file: under another name first, so that it is there whole or not at all."""
-    path = Path(path)
+    """Write a JSON file, whole or not at all."""
+    with whole(Path(path)) as partial:
+        partial.write_text(json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Another name to write a file under; the file gets its own when that is done, and is not there at all otherwise."""
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
-        partial.write_text(json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_new(path: Path) -> None:
+    """Refuse a file that cannot be written, before minutes of work for it.
+
+    Raises:
+        OutputError: it exists, or its directory does not or cannot be written.
+    """
+    if os.path.lexists(path):
+        raise OutputError(
+            path, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
+        )
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(path, expected="a directory to write in", found=f"none at {parent}", fix="make it")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(
+            path, expected="a directory that can be written", found=f"{parent}, which cannot", fix="name another"
+        )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,15 +56,6 @@ class Mean:
         return (self.total / self.count).tolist()
 
 
-@dataclass
-class Position:
-    """How far a run has come: the turn, its fronts, and, once all turns are walked, the layer the walk back has reached."""
-
-    turn: int = 0
-    fronts: list[Front] = field(default_factory=list)
-    back: int | None = None
-
-
 class Run:
     """A walk that measures. go() walks; the results are read after it."""
 
@@ -96,18 +87,20 @@ class Run:
         self.leaving: list[Tensor] = []
         self.weights = {metric.name: [0.0] * self.layers for metric in wanted.metrics if metric.feed == "gradient"}
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
-        self.position = Position()
-        self.after_layer: Callable[[Run], None] = lambda _run: None
+        self.begun: list[Front] = []  # where the walk begins, if not before the first layer
         self.done = 0
 
     @functools.cached_property
     def total(self) -> int:
         """Layer-forwards of the whole run; a head counts as many as it has parameters for."""
-        filling = {layer for layer, form in enumerate(self.decoder.forms()) if form.fills}
-        forwards = layer_forwards(self.layers, self.routes, filling=filling)
         back = self.needs_gradient * (BACKWARD * len(self.staying) + BACKWARD * self.head)
         heads = self.head * (len(self.routes) * self.needs_loss + self.needs_kl)
-        return len(self.batches) * (forwards + back + heads)
+        return self.forwards(self.layers) + len(self.batches) * (back + heads)
+
+    def forwards(self, layers: int) -> int:
+        """Layer-forwards of the walk through the first so many layers."""
+        filling = {layer for layer, form in enumerate(self.decoder.forms()) if form.fills}
+        return len(self.batches) * layer_forwards(layers, self.routes, filling=filling)
 
     @functools.cached_property
     def head(self) -> int:
@@ -122,10 +115,8 @@ class Run:
 
     def go(self) -> Run:
         """Walk, turn by turn, and back."""
-        turns = self.turns()
-        for turn in range(self.position.turn, len(turns)):
-            self._forward(turns[turn])
-            self.position = Position(turn + 1)
+        for turn in self.turns():
+            self._forward(turn)
         if self.needs_gradient:
             self._back()
         return self
@@ -143,8 +134,7 @@ class Run:
 
     @torch.no_grad()
     def _forward(self, batches: Sequence[Tensor]) -> None:
-        fronts = self.position.fronts or [self.decoder.enter(ids, self.routes) for ids in batches]
-        self.position.fronts = fronts
+        fronts = self.begun or [self.decoder.enter(ids, self.routes) for ids in batches]
         self._mark(fronts)
         layers = range(fronts[0].layer, self.layers)
         for layer in self.decoder.through(fronts, layers, observe=self._observe, on_forward=self.tick):
@@ -152,7 +142,6 @@ class Run:
             if window and not self.needs_gradient and layer + 1 >= window:
                 self.entering[layer + 1 - window] = []  # no block that starts there is still open
             self._mark(fronts)
-            self.after_layer(self)
         if not self.needs_gradient:
             self.entering = [[] for _ in range(self.layers)]
         for front in fronts:
@@ -163,20 +152,17 @@ class Run:
             self.trail.append([front.groups for front in fronts])
 
     def _back(self) -> None:
-        start = len(self.staying) if self.position.back is None else self.staying.index(self.position.back)
         back = walk_back(
             self.decoder,
             self.batches,
             self.entering,
             self.leaving,
-            layers=self.staying[:start],
+            layers=self.staying,
             on_step=lambda: self.tick(BACKWARD),
         )
         for layer, gradients in back:
             self._weigh(layer, gradients)
             self.entering[layer] = []
-            self.position.back = layer
-            self.after_layer(self)
 
     def _observe(self, layer: int, before: Tensor, after: Tensor) -> None:
         for metric, means in self.hidden.items():
@@ -251,13 +237,6 @@ class Run:
             if metric.feed in feeds and routes
         }
 
-    def means(self) -> Iterator[Mean]:
-        """Every mean of the run, in an order that two runs of the same kind share."""
-        for means in (*self.hidden.values(), *self.spans.values()):
-            yield from means
-        yield from self.losses.values()
-        yield from self.divergences.values()
-
 
 def _counted(metric: Metric, values: Tensor) -> Tensor:
     """The values [batch, length, ...] of the tokens that count, as [tokens, ...]."""
@@ -276,12 +255,10 @@ def walk_on(run: Run, more: Route) -> Run:
     first = min(more)
     renamed = [[_renamed(groups, more, following) for groups in each] for each in run.trail[: first + 1]]
     following.trail = renamed[:first]
-    following.position.fronts = [
-        Front(ids, groups, first) for ids, groups in zip(run.batches, renamed[first], strict=True)
-    ]
+    following.begun = [Front(ids, groups, first) for ids, groups in zip(run.batches, renamed[first], strict=True)]
     for metric, means in run.hidden.items():
         following.hidden[metric][:first] = means[:first]
-    following.done = len(run.batches) * layer_forwards(first, following.routes)
+    following.done = following.forwards(first)
     return following
 
 

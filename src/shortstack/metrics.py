@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, ShortstackError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +117,22 @@ def _cosine(before: Tensor, after: Tensor) -> Tensor:
 def perplexity(loss: float) -> float:
     """exp(loss without the layer), loss in nats per predicted token (Kim et al. 2402.02834, eq. 1; Lu et al., 3.1)."""
     return math.inf if loss >= 700 else math.exp(loss)  # NaN stays NaN
+
+
+def checked(value: float, where: str) -> float:
+    """The value, if it is a number.
+
+    Raises:
+        ShortstackError: it is NaN; `where` says what it would have been.
+    """
+    if value != value:
+        raise ShortstackError(
+            where,
+            expected="a number",
+            found="NaN",
+            fix="check the weights for NaN, or compute with --dtype float32",
+        )
+    return value
 
 
 def divergence(kl: float) -> float:

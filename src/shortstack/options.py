@@ -237,16 +237,18 @@ class Choice:
         if planned:
             return
         check_choice(self.drop, self.layers, block=self.block)
-        measured = [name for name, given in (("--step", self.step), ("--search", self.search)) if given]
-        beside = [name for name, given in (("--layers", self.layers), ("--block", self.block)) if given] + (
-            ["--metric"] if self.search and self.metric else []
-        )
-        if len(measured) > 1 or (measured and beside):
+        if self.measures:
+            self._check_alone()
+
+    def _check_alone(self) -> None:
+        """Refuse ways to choose that exclude each other."""
+        name, others = ("--search", {"--step": self.step, "--metric": self.metric}) if self.search else ("--step", {})
+        beside = [
+            other for other, given in ({"--layers": self.layers, "--block": self.block} | others).items() if given
+        ]
+        if beside:
             raise InputError(
-                measured[0],
-                expected=f"{measured[0]} without {', '.join([*measured[1:], *beside])}",
-                found="both",
-                fix="give one",
+                name, expected=f"{name} without {beside[0]}", found=f"{beside[0]} beside it", fix="give one of them"
             )
 
     @property

@@ -6,8 +6,6 @@ Figures are made and drawn without pyplot: there is no window, and no state that
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.agreement import agreement
 from shortstack.console import number
-from shortstack.errors import InputError, OutputError
+from shortstack.errors import InputError
+from shortstack.jsonfiles import check_new, whole
 from shortstack.planning import parse_drop
-from shortstack.scores import Scores
+from shortstack.scores import Scores, removal_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,15 +77,7 @@ def check_picture(path: Path) -> None:
         raise InputError(
             path, expected=f"a name ending in {', '.join(METADATA)}", found=repr(path.name), fix="end it in .svg"
         )
-    if os.path.lexists(path):
-        raise OutputError(
-            path, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
-        )
-    parent = path.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(
-            path, expected="a directory that can be written", found=f"{parent}, which cannot", fix="name another place"
-        )
+    check_new(path)
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
@@ -166,7 +157,7 @@ def _axes(figure: Figure, *, left: float, top: float, width: float, height: floa
 
 def _order_map(figure: Figure, values: Mapping[str, Sequence[float]], marked: int, *, cell: float, top: float) -> Axes:
     """A row for each metric; the place of each column in its order as colour, and crosses at the first `marked`."""
-    orders = [_order(row) for row in values.values()]
+    orders = [removal_order(row) for row in values.values()]
     places = [[order.index(column) for column in range(len(order))] for order in orders]
     columns = len(orders[0])
     axes = _axes(figure, left=0, top=top, width=columns * cell, height=len(orders) * ROW)
@@ -183,11 +174,6 @@ def _mark(axes: Axes, mesh: QuadMesh, places: Sequence[Sequence[int]], amount: i
     columns, rows, crossed = zip(*cells, strict=True)
     inks = [_ink(mesh, place) for place in crossed]
     axes.scatter(columns, rows, marker="x", s=size, c=inks, linewidths=1.2)
-
-
-def _order(values: Sequence[float]) -> list[int]:
-    """As Scores.order: from the first to remove to the last; ties go to the lower index."""
-    return sorted(range(len(values)), key=lambda index: (values[index], index))
 
 
 def _order_bar(figure: Figure, layers: Axes, *, top: float) -> None:
@@ -278,12 +264,6 @@ def _style() -> Iterator[None]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Under another name first, so that it is there whole or not at all."""
     suffix = path.suffix.lower()
-    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
-        with _style():
-            figure.savefig(partial, format=suffix[1:], metadata=METADATA[suffix], bbox_inches="tight", dpi=150)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, _style():
+        figure.savefig(partial, format=suffix[1:], metadata=METADATA[suffix], bbox_inches="tight", dpi=150)

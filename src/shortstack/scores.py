@@ -12,6 +12,15 @@ from shortstack.errors import DataError, InputError
 from shortstack.jsonfiles import save_json
 
 
+def removal_order(values: Sequence[float]) -> tuple[int, ...]:
+    """Places from the lowest value to the highest; ties go to the lower place.
+
+    >>> removal_order([3.0, 1.0, 2.0, 1.0])
+    (1, 3, 2, 0)
+    """
+    return tuple(sorted(range(len(values)), key=lambda place: (values[place], place)))
+
+
 @dataclass(frozen=True)
 class Scores:
     """One tuple of `layers` floats per metric, low = remove first.
@@ -46,7 +55,7 @@ class Scores:
                 found=repr(metric),
                 fix=f"score again with --metric {metric}",
             )
-        return tuple(sorted(range(self.layers), key=lambda layer: (self.scores[metric][layer], layer)))
+        return removal_order(self.scores[metric])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data, with the removal order of each metric beside its scores."""

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import CheckpointError, InputError, ShortstackError
+from shortstack.errors import CheckpointError, InputError
 from shortstack.loading import read_weight
 from shortstack.measuring import Run, Wanted
-from shortstack.metrics import Metric, metrics_named
+from shortstack.metrics import Metric, checked, metrics_named
 from shortstack.progress import Progress, silent
 from shortstack.scores import Scores
-from shortstack.streaming import must_stream
 from shortstack.tokens import Tokens
-from shortstack.walk import Decoder, arithmetic, pick_device
+from shortstack.walk import Decoder
 
 
 def score(
@@ -64,10 +63,7 @@ def score(
                 found="none",
                 fix="add --text pydoc or a file",
             )
-        device = pick_device(device)
-        computed_in = arithmetic(dtype, checkpoint, device)
-        stream = must_stream(checkpoint, computed_in, device) if stream is None else stream
-        decoder = Decoder.load(checkpoint, dtype=computed_in, device=device, stream=stream)
+        decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
         run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).go()
         found |= run.scores()
     return Scores(
@@ -79,7 +75,7 @@ def score(
         else {},
         tokens=tokens.record() if tokens and walked else None,
         model=model_record(checkpoint),
-        dtype=str(computed_in).removeprefix("torch.") if run else None,
+        dtype=run.decoder.dtype if run else None,
         base_loss=run.base_loss if run else None,
         seconds=round(time.perf_counter() - started, 3),
         peak_rss_bytes=peak_rss(),
@@ -130,15 +126,7 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
 
 
 def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    for layer, value in enumerate(values):
-        if value != value:
-            raise ShortstackError(
-                f"metric {name}, layer {layer}",
-                expected="a number",
-                found="NaN",
-                fix="check the weights for NaN, or compute with --dtype float32",
-            )
-    return tuple(values)
+    return tuple(checked(value, f"metric {name}, layer {layer}") for layer, value in enumerate(values))
 
 
 def model_record(checkpoint: Checkpoint) -> dict[str, Any]:

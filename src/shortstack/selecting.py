@@ -11,12 +11,11 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import DataError, PlanError
 from shortstack.measuring import Run, Wanted, walk_on
-from shortstack.metrics import METRICS, metric_named
-from shortstack.planning import Plan, lowest, lowest_window, parse_drop, staying_ends
+from shortstack.metrics import METRICS, checked, metric_named
+from shortstack.planning import Plan, lowest, lowest_window, parse_drop, show_layers, staying_ends
 from shortstack.progress import Progress, silent
-from shortstack.streaming import must_stream
 from shortstack.tokens import Tokens
-from shortstack.walk import Decoder, Route, arithmetic, pick_device
+from shortstack.walk import Decoder, Route
 
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
 HELD_OUT = 4  # every fourth sample judges the finalists of a search
@@ -58,13 +57,11 @@ def select(
         DataError: too few samples to hold some out.
     """
     layers = checkpoint.anatomy.layers
-    amount, allowed = parse_drop(drop, layers), staying_ends(layers, parse_drop(drop, layers), keep_first, keep_last)
+    amount = parse_drop(drop, layers)
+    allowed = staying_ends(layers, amount, keep_first, keep_last)
     if step is not None:
         _check_step(step, amount, metric)
-    device = pick_device(device)
-    computed_in = arithmetic(dtype, checkpoint, device)
-    stream = must_stream(checkpoint, computed_in, device) if stream is None else stream
-    decoder = Decoder.load(checkpoint, dtype=computed_in, device=device, stream=stream)
+    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
     if step is None:
         return search(decoder, tokens, amount=amount, allowed=allowed, seed=seed, progress=progress)
     return stepwise(decoder, tokens, metric=metric, amount=amount, step=step, allowed=allowed, progress=progress)
@@ -106,7 +103,7 @@ def stepwise(
         run.stage = f"step {number} of {steps}"
         if number < steps and _trail_fits(run):
             run.trail = run.trail or []
-        values = run.go().scores()[metric]
+        values = [checked(value, f"{metric}, layer {layer}") for layer, value in enumerate(run.go().scores()[metric])]
         rest = [layer for layer in allowed if layer not in removed]
         removed |= frozenset(lowest(values, rest, min(step, amount - len(removed))))
         if number < steps:
@@ -208,7 +205,8 @@ def _measure(
     """Add the KL divergence of each set to what is known, all from one walk."""
     wanted = Wanted([KL], singles=False, sets=[*dict.fromkeys(sets)])
     run = Run(decoder, ids, wanted, progress=progress, stage=stage).go()
-    known.update({found: run.divergences[found].value for found in wanted.sets})
+    for found in wanted.sets:
+        known[found] = checked(run.divergences[found].value, f"kl without layers {show_layers(sorted(found))}")
 
 
 def _best(known: Mapping[Route, float], amount: int) -> list[Route]:

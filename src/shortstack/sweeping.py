@@ -11,11 +11,10 @@ from typing import Any
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.measuring import Run, Wanted
-from shortstack.metrics import METRICS, perplexity
+from shortstack.metrics import METRICS, checked, perplexity
 from shortstack.progress import Progress, silent
-from shortstack.streaming import must_stream
 from shortstack.tokens import Tokens
-from shortstack.walk import Decoder, arithmetic, pick_device
+from shortstack.walk import Decoder
 
 TOLERATED = math.log(1.5)  # a perplexity half as high again
 
@@ -68,17 +67,8 @@ def sweep(
         InputError: max_loss is below the unpruned model's loss.
     """
     started = time.perf_counter()
-    device = pick_device(device)
-    computed_in = arithmetic(dtype, checkpoint, device)
-    stream = must_stream(checkpoint, computed_in, device) if stream is None else stream
-    decoder = Decoder.load(checkpoint, dtype=computed_in, device=device, stream=stream)
-    tails = [frozenset(range(kept, len(decoder.layers))) for kept in range(len(decoder.layers), 0, -1)]
-    run = Run(decoder, tokens.ids, Wanted([METRICS["kl"]], singles=False, sets=tails), progress=progress).go()
-    depths = tuple(
-        Depth(len(decoder.layers) - gone, loss, perplexity(loss), run.divergences[tail].value)
-        for gone, tail in enumerate(tails)
-        for loss in [run.losses[tail].value]
-    )
+    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
+    depths = _depths(decoder, tokens, progress)
     losses = [depth.loss for depth in depths]
     allowed = losses[0] + TOLERATED if max_loss is None else max_loss
     if allowed < losses[0]:
@@ -89,9 +79,19 @@ def sweep(
             fix="allow more, or leave it out",
         )
     removable = next((gone for gone, loss in enumerate(losses) if loss > allowed), len(losses)) - 1
-    dtype_name = str(computed_in).removeprefix("torch.")
     seconds = round(time.perf_counter() - started, 3)
-    return Sweep(depths, knee(losses), allowed, removable, tokens.record(), dtype_name, seconds)
+    return Sweep(depths, knee(losses), allowed, removable, tokens.record(), decoder.dtype, seconds)
+
+
+def _depths(decoder: Decoder, tokens: Tokens, progress: Progress) -> tuple[Depth, ...]:
+    layers = len(decoder.layers)
+    tails = {kept: frozenset(range(kept, layers)) for kept in range(layers, 0, -1)}
+    wanted = Wanted([METRICS["kl"]], singles=False, sets=list(tails.values()))
+    run = Run(decoder, tokens.ids, wanted, progress=progress, stage="sweeping").go()
+    losses = {kept: checked(run.losses[tail].value, f"loss of {kept} layers") for kept, tail in tails.items()}
+    return tuple(
+        Depth(kept, losses[kept], perplexity(losses[kept]), run.divergences[tail].value) for kept, tail in tails.items()
+    )
 
 
 def knee(losses: Sequence[float]) -> int | None:

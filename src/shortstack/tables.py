@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shortstack import console
 from shortstack.metrics import METRICS
 from shortstack.planning import Plan, show_layers
-from shortstack.scores import Scores
+from shortstack.scores import Scores, removal_order
 
 if TYPE_CHECKING:
     from shortstack.evaluation import Evaluation
@@ -45,8 +45,7 @@ def _show_columns(title: str, kind: str, names: Sequence[str], values: Mapping[s
 
 
 def _ranked(values: Sequence[float]) -> list[str]:
-    order = sorted(range(len(values)), key=lambda index: (values[index], index))
-    place = {index: place for place, index in enumerate(order, start=1)}
+    place = {index: place for place, index in enumerate(removal_order(values), start=1)}
     return [f"{console.number(value)} ({place[index]:>2})" for index, value in enumerate(values)]
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from shortstack.anatomy import Anatomy
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, InputError
-from shortstack.streaming import LayerWeights
+from shortstack.streaming import LayerWeights, must_stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,6 +105,10 @@ class Front:
         return {route: state.hidden for routes, state in self.groups for route in routes}
 
 
+def _nothing() -> None:
+    """What is called where nobody listens."""
+
+
 class _Arrived(Exception):
     """Raised inside a forward to leave it when the walk has gone as far as it should."""
 
@@ -127,6 +131,24 @@ class Decoder:
             return cls(checkpoint.model(dtype=dtype, device=device), checkpoint.anatomy)
         weights = LayerWeights(checkpoint, dtype=dtype, device=device)
         return cls(weights.model, checkpoint.anatomy, weights)
+
+    @classmethod
+    def open(
+        cls, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", stream: bool | None = None
+    ) -> Decoder:
+        """load() with what a user may leave open: dtype as arithmetic(), device as pick_device(), stream None where the
+        model does not fit in memory.
+        """
+        device = pick_device(device)
+        computed_in = arithmetic(dtype, checkpoint, device)
+        stream = must_stream(checkpoint, computed_in, device) if stream is None else stream
+        return cls.load(checkpoint, dtype=computed_in, device=device, stream=stream)
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in, as results name it."""
+        weight: Tensor = self.model.get_submodule(self.anatomy.embedding).weight
+        return str(weight.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +207,7 @@ class Decoder:
         layers: Iterable[int],
         *,
         observe: Observer | None = None,
-        on_forward: Callable[[], None] | None = None,
+        on_forward: Callable[[], None] = _nothing,
         inputs: Mapping[str, Tensor] | None = None,
     ) -> Iterator[int]:
         """Take every front through these layers: all of them through one layer, then through the next.
@@ -206,7 +228,7 @@ class Decoder:
         front: Front,
         layer: int,
         observe: Observer | None,
-        on_forward: Callable[[], None] | None,
+        on_forward: Callable[[], None],
         inputs: Mapping[str, Tensor],
     ) -> list[Group]:
         """Every stream of a front through the layer, or around it."""
@@ -234,7 +256,7 @@ class Decoder:
         layer: int,
         states: Sequence[State],
         *,
-        on_forward: Callable[[], None] | None = None,
+        on_forward: Callable[[], None] = _nothing,
         **inputs: Tensor,
     ) -> list[State]:
         """Each state as it leaves the layer; masks, positions and the like are those that transformers makes for `ids`."""
@@ -245,8 +267,8 @@ class Decoder:
             after += (
                 self._stacked(ids, layer, some, **inputs) if len(some) > 1 else self._one(ids, layer, some[0], **inputs)
             )
-            for _ in some if on_forward else ():
-                on_forward()  # type: ignore[misc]
+            for _ in some:
+                on_forward()
         return after
 
     def _stacked(self, ids: Tensor, layer: int, states: Sequence[State], **inputs: Tensor) -> list[State]:
