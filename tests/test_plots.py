@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortstack import plots
+from shortstack import jsonfiles
 from shortstack.agreement import agreement, kendall_tau
 from shortstack.errors import InputError, OutputError, PlanError
 from shortstack.metrics import METRICS
@@ -295,7 +295,7 @@ def test_what_exists_is_not_replaced(tmp_path, draw):
         with pytest.raises(OutputError, match="it exists"):
             draw(tmp_path / name)
     assert (tmp_path / "x.svg").read_text() == "mine"
-    with pytest.raises(OutputError, match="a directory that can be written"):
+    with pytest.raises(OutputError, match="a directory to write in"):
         draw(tmp_path / "none" / "x.svg")
 
 
@@ -304,7 +304,7 @@ def test_a_picture_that_fails_leaves_nothing(tmp_path, draw, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(plots.os, "replace", fail)
+    monkeypatch.setattr(jsonfiles.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         draw(tmp_path / "x.svg")
     assert not list(tmp_path.iterdir())
