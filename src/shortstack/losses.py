@@ -1,6 +1,7 @@
 """Losses and divergences from hidden states, in chunks of tokens: all logits of a batch never exist at once.
 
-Each token that counts passes norm and head as a sequence of its own, so prompts and padding cost no logits.
+Each token that counts passes norm and head as a sequence of its own, so prompts and padding cost no logits. The head takes
+a chunk of tokens, in the model's dtype; softmax takes a piece of that, in fp32, small enough to stay in a CPU's cache.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shortstack.walk import Decoder
+
+PIECE_BYTES = (512 << 20, 4 << 20)  # fp32 logits of a piece, on an accelerator and on a CPU
 
 
 @torch.no_grad()
@@ -21,7 +24,11 @@ def next_token_losses(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
     ids: [batch, length]; hidden: [batch, length, width] as it leaves the last layer.
     """
     states, targets = predicting(ids, hidden)
-    parts = [token_losses(decoder, some, wanted) for some, wanted in chunks(decoder, states, targets)]
+    parts = [
+        -_chosen(log_softmax, wanted)
+        for some, some_targets in chunks(decoder, states, targets)
+        for log_softmax, wanted in pieces(decoder.token_logits(some), some_targets)
+    ]
     return torch.cat(parts).view(ids.shape[0], -1)
 
 
@@ -38,19 +45,19 @@ def divergences(
     rows = decoder.chunk_rows(states)
     for start in range(0, len(targets), rows):
         here = slice(start, start + rows)
-        wanted = targets[here, None]
-        expected = decoder.token_logits(states[here]).float().log_softmax(-1)
-        probabilities = expected.exp()
-        found = [_against(decoder, other[here], wanted, expected, probabilities) for other in shorter]
+        whole_pieces = pieces(decoder.token_logits(states[here]), targets[here])
+        expected = [(log_p, log_p.exp(), wanted) for log_p, wanted in whole_pieces]
+        found = [_against(expected, decoder.token_logits(other[here])) for other in shorter]
         yield torch.stack([loss for loss, _ in found]), torch.stack([kl for _, kl in found])
 
 
-def _against(
-    decoder: Decoder, states: Tensor, targets: Tensor, expected: Tensor, probabilities: Tensor
-) -> tuple[Tensor, Tensor]:
-    found = decoder.token_logits(states).float().log_softmax(-1)
-    loss = -found.gather(-1, targets)[:, 0]
-    return loss, (expected - found).mul_(probabilities).sum(-1)
+def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and divergences, [tokens] each; expected: of each piece log p, p and the targets."""
+    losses, kls = [], []
+    for (found,), (log_p, p, wanted) in zip(pieces(logits), expected, strict=True):
+        losses.append(-_chosen(found, wanted))
+        kls.append((log_p - found).mul_(p).sum(-1))
+    return torch.cat(losses), torch.cat(kls)
 
 
 def predicting(ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,15 +65,22 @@ def predicting(ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
 
 
-def token_losses(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each target [tokens] given the state [tokens, width] that predicts it, in fp32."""
-    return nn.functional.cross_entropy(decoder.token_logits(states).float(), targets, reduction="none")
-
-
 def chunks(decoder: Decoder, states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """States and targets, as many tokens at a time as chunk_rows allows."""
     rows = decoder.chunk_rows(states)
     return zip(states.split(rows), targets.split(rows), strict=True)
+
+
+def pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """log softmax of logits [tokens, vocabulary] in fp32, and what else there is for those tokens, piece by piece."""
+    rows = max(1, PIECE_BYTES[logits.device.type == "cpu"] // (4 * logits.shape[-1]))
+    for some, *beside in zip(logits.split(rows), *(other.split(rows) for other in others), strict=True):
+        yield some.float().log_softmax(-1), *beside
+
+
+def _chosen(values: Tensor, targets: Tensor) -> Tensor:
+    """Of each row [tokens, vocabulary], the value at its target: [tokens]."""
+    return values.gather(-1, targets[:, None])[:, 0]
 
 
 def chunked_loss(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
@@ -95,12 +109,13 @@ class _ChunkedLoss(torch.autograd.Function):
         for some, wanted in chunks(decoder, states.detach(), targets):
             with torch.enable_grad():
                 some = some.requires_grad_(True)
-                loss = token_losses(decoder, some, wanted).sum()
-            part, *found = torch.autograd.grad(loss, (some, *weights))
+                logits = decoder.token_logits(some)
+            loss, slopes = _slopes(logits.detach(), wanted)
+            part, *found = torch.autograd.grad(logits, (some, *weights), slopes)
             parts.append(part)
             for accumulated, gradient in zip(sums, found, strict=True):
                 accumulated += gradient
-            total += loss.detach()
+            total += loss
         ctx.save_for_backward(torch.cat(parts), *sums)
         ctx.count = len(targets)
         mean: Tensor = total / ctx.count
@@ -110,3 +125,14 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         scale = gradients[0] / ctx.count
         return (None, None, *(tensor * scale for tensor in ctx.saved_tensors))
+
+
+def _slopes(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy, and its gradient in the logits: softmax, less one at the target; of the logits' dtype."""
+    total, slopes = logits.new_zeros((), dtype=torch.float32), torch.empty_like(logits)
+    for log_softmax, wanted, slope in pieces(logits, targets, slopes):
+        total -= _chosen(log_softmax, wanted).sum()
+        probabilities = log_softmax.exp_()
+        probabilities[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
+        slope.copy_(probabilities)
+    return total, slopes

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -105,7 +106,7 @@ class Front:
         return {route: state.hidden for routes, state in self.groups for route in routes}
 
 
-def _nothing() -> None:
+def _nothing(_count: int) -> None:
     """What is called where nobody listens."""
 
 
@@ -126,9 +127,9 @@ class Decoder:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: str = "cpu", stream: bool = False) -> Decoder:
-        """The checkpoint's model; stream: with each layer's weights there only while it is walked through."""
+        """The checkpoint's model, its weights frozen; stream: with each layer's weights there only while it is walked."""
         if not stream:
-            return cls(checkpoint.model(dtype=dtype, device=device), checkpoint.anatomy)
+            return cls(checkpoint.model(dtype=dtype, device=device).requires_grad_(False), checkpoint.anatomy)
         weights = LayerWeights(checkpoint, dtype=dtype, device=device)
         return cls(weights.model, checkpoint.anatomy, weights)
 
@@ -207,14 +208,14 @@ class Decoder:
         layers: Iterable[int],
         *,
         observe: Observer | None = None,
-        on_forward: Callable[[], None] = _nothing,
+        on_forward: Callable[[int], None] = _nothing,
         inputs: Mapping[str, Tensor] | None = None,
     ) -> Iterator[int]:
         """Take every front through these layers: all of them through one layer, then through the next.
 
         observe(layer, before, after) sees the stream of the first route of each front, [batch, length, width].
-        on_forward is called after each layer-forward; `inputs` go to the model beside the token ids. Yields a layer's
-        number when all are through.
+        on_forward is told how many streams have passed a layer; `inputs` go to the model beside the token ids. Yields a
+        layer's number when all are through.
         """
         for layer in layers:
             with self.resident(layer):
@@ -228,7 +229,7 @@ class Decoder:
         front: Front,
         layer: int,
         observe: Observer | None,
-        on_forward: Callable[[], None],
+        on_forward: Callable[[int], None],
         inputs: Mapping[str, Tensor],
     ) -> list[Group]:
         """Every stream of a front through the layer, or around it."""
@@ -256,44 +257,58 @@ class Decoder:
         layer: int,
         states: Sequence[State],
         *,
-        on_forward: Callable[[], None] = _nothing,
+        on_forward: Callable[[int], None] = _nothing,
         **inputs: Tensor,
     ) -> list[State]:
         """Each state as it leaves the layer; masks, positions and the like are those that transformers makes for `ids`."""
         together = 1 if self._slots else max(1, STACK_TOKENS // ids.numel())
+        stacks = [states[start : start + together] for start in range(0, len(states), together)]
         after = list[State]()
-        for start in range(0, len(states), together):
-            some = states[start : start + together]
-            after += (
-                self._stacked(ids, layer, some, **inputs) if len(some) > 1 else self._one(ids, layer, some[0], **inputs)
-            )
-            for _ in some:
-                on_forward()
+        for many, some in groupby(stacks, key=len):
+            after += self._stacked(ids, layer, list(some), partial(on_forward, many), inputs)
         return after
 
-    def _stacked(self, ids: Tensor, layer: int, states: Sequence[State], **inputs: Tensor) -> list[State]:
-        """Several states as one batch: what a layer makes of one sample does not depend on the others beside it."""
-        many = len(states)
+    def _stacked(
+        self,
+        ids: Tensor,
+        layer: int,
+        stacks: Sequence[Sequence[State]],
+        on_forward: Callable[[], None],
+        inputs: Mapping[str, Tensor],
+    ) -> list[State]:
+        """Stacks of equally many states, each as one batch: what a layer makes of a sample does not depend on others."""
+        many = len(stacks[0])
+        if many == 1:
+            return self._each(ids, layer, (state for (state,) in stacks), on_forward, inputs)
         wide = {name: value.repeat(many, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
-        hidden = torch.cat([state.hidden for state in states])
-        (found,) = self._one(ids.repeat(many, 1), layer, State(hidden, {}), **wide)
-        return [State(part, {}) for part in found.hidden.split(len(ids))]
+        entering = (State(torch.cat([state.hidden for state in stack]), {}) for stack in stacks)
+        found = self._each(ids.repeat(many, 1), layer, entering, on_forward, wide)
+        return [State(part, {}) for stack in found for part in stack.hidden.split(len(ids))]
 
-    def _one(self, ids: Tensor, layer: int, state: State, **inputs: Tensor) -> list[State]:
+    def _each(
+        self,
+        ids: Tensor,
+        layer: int,
+        states: Iterable[State],
+        on_forward: Callable[[], None],
+        inputs: Mapping[str, Tensor],
+    ) -> list[State]:
+        """One state after the other through the layer, inside one forward of the model."""
         after = list[State]()
 
         def visit(index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             form = self.forms()[index]
             if index < layer:
                 return form.of(State(_hidden(args, kwargs), self._carried(args, kwargs)))
-            if index == layer:
+            for state in states if index == layer else ():
                 entering = state.copy()
                 after.append(form.read(forward(*_with(args, entering), **_with(kwargs, entering)), entering))
+                on_forward()
             raise _Arrived
 
         with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), visit)):
             self.model.base_model(input_ids=ids, use_cache=False, **inputs)
-        return after or [state]  # a layer that text alone does not pass (cross-attention)
+        return after or list(states)  # untouched by a layer that text alone does not pass (cross-attention)
 
     def resident(self, layer: int) -> AbstractContextManager[None]:
         """While it lasts, the layer's weights are in memory."""
