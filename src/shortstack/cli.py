@@ -127,6 +127,9 @@ def sweep(
         float | None,
         typer.Option(help="Say how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity."),
     ] = None,
+    task: Annotated[
+        Path | None, typer.Option(help="Multiple choice, answered at every depth: .jsonl of context, choices, answer.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curve: an .svg, .png or .pdf file.")] = None,
 ) -> None:
     """Measure the model without its last layers, at every depth, in one walk."""
@@ -134,9 +137,9 @@ def sweep(
         plots.check_picture(plot)
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        found = calibration.sweep(checkpoint, compute, progress, max_loss)
+        found = calibration.sweep(checkpoint, compute, progress, max_loss=max_loss, task=task)
     if plot:
-        depths = [asdict(depth) for depth in found.depths]
+        depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in found.depths]
         plots.depth_curve(depths, plot, title=f"{model}, cut at every depth", knee=found.knee)
     if report.json:
         return console.show_json(found.to_dict())

@@ -54,7 +54,7 @@ def walk_back(
     Raises:
         ArchitectureError: layers hand on more than hidden states, so that a gradient would miss a part.
     """
-    if any(form.carries or form.fills for form in decoder.forms()):
+    if not decoder.bare:
         raise ArchitectureError(
             decoder.anatomy.architecture,
             expected="layers that hand on hidden states alone, to take a gradient layer by layer",

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from shortstack.checkpoint import Checkpoint
 from shortstack.gradients import WeightGradient, loss_gradient, walk_back
 from shortstack.losses import divergences, next_token_losses
 from shortstack.metrics import Metric
 from shortstack.progress import Progress, silent
-from shortstack.walk import UNPRUNED, Decoder, Front, Group, Route, layer_forwards
+from shortstack.resuming import Keeper
+from shortstack.walk import UNPRUNED, Decoder, Front, Group, Route, State, layer_forwards
 
 BATCH_TOKENS = 2048
 STREAM_BYTES = 2 << 30  # hidden streams held at once; more tokens are walked in turns
+CHANGING = ("turn", "done", "going_back", "entering", "leaving", "weights")  # of a Run while it walks, beside its means
 BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it once more, and twice as much for gradients
 
 
@@ -88,7 +93,10 @@ class Run:
         self.weights = {metric.name: [0.0] * self.layers for metric in wanted.metrics if metric.feed == "gradient"}
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
         self.begun: list[Front] = []  # where the walk begins, if not before the first layer
-        self.done = 0
+        self.turn = self.done = 0
+        self.going_back = list(self.staying)
+        self.keeper: Keeper | None = None
+        self.started, self.seconds_before = time.perf_counter(), 0.0
 
     @functools.cached_property
     def total(self) -> int:
@@ -114,11 +122,28 @@ class Run:
         self.progress(self.stage, self.done, self.total)
 
     def go(self) -> Run:
-        """Walk, turn by turn, and back."""
-        for turn in self.turns():
+        """Walk, turn by turn, and back; from where a run like this one was killed, if its state was kept."""
+        if self.keeper and (state := self.keeper.kept(self.decoder.device)):
+            self._restore(state)
+        for turn in self.turns()[self.turn :]:
             self._forward(turn)
         if self.needs_gradient:
             self._back()
+        if self.keeper:
+            self.keeper.forget()
+        return self
+
+    def kept_by(self, checkpoint: Checkpoint) -> Run:
+        """The run, its state kept on disk from time to time; not where layers carry on more than hidden states."""
+        if self.decoder.bare:
+            self.keeper = Keeper(
+                checkpoint,
+                dtype=self.decoder.dtype,
+                device=self.decoder.device.type,
+                ids=[self.ids.tolist(), BATCH_TOKENS, STREAM_BYTES],
+                metrics=[metric.name for metric in self.wanted.metrics],
+                wanted=[self.wanted.window, self.wanted.singles, [sorted(route) for route in self.routes]],
+            )
         return self
 
     def turns(self) -> Sequence[Sequence[Tensor]]:
@@ -134,7 +159,7 @@ class Run:
 
     @torch.no_grad()
     def _forward(self, batches: Sequence[Tensor]) -> None:
-        fronts = self.begun or [self.decoder.enter(ids, self.routes) for ids in batches]
+        fronts, self.begun = self.begun or [self.decoder.enter(ids, self.routes) for ids in batches], []
         self._mark(fronts)
         layers = range(fronts[0].layer, self.layers)
         for layer in self.decoder.through(fronts, layers, observe=self._observe, on_forward=self.tick):
@@ -142,10 +167,13 @@ class Run:
             if window and not self.needs_gradient and layer + 1 >= window:
                 self.entering[layer + 1 - window] = []  # no block that starts there is still open
             self._mark(fronts)
+            self._keep(fronts)
         if not self.needs_gradient:
             self.entering = [[] for _ in range(self.layers)]
         for front in fronts:
             self._head(front)
+        self.turn += 1
+        self._keep([])
 
     def _mark(self, fronts: Sequence[Front]) -> None:
         if self.trail is not None:
@@ -157,12 +185,51 @@ class Run:
             self.batches,
             self.entering,
             self.leaving,
-            layers=self.staying,
+            layers=self.going_back,
             on_step=lambda: self.tick(BACKWARD),
         )
         for layer, gradients in back:
             self._weigh(layer, gradients)
             self.entering[layer] = []
+            self.going_back = [earlier for earlier in self.going_back if earlier < layer]
+            self._keep([])
+
+    def _keep(self, fronts: Sequence[Front]) -> None:
+        if self.keeper:
+            self.keeper.keep(lambda: self._state(fronts))
+
+    def _state(self, fronts: Sequence[Front]) -> dict[str, Any]:
+        """All that changes while it walks; fronts: those of the turn that is not finished."""
+        number = {route: place for place, route in enumerate(self.routes)}
+        return {
+            "fronts": [
+                [front.layer, [([number[route] for route in routes], state.hidden) for routes, state in front.groups]]
+                for front in fronts
+            ],
+            "means": [(mean.total, mean.count) for mean in self._means()],
+            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in CHANGING},
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name in CHANGING:
+            setattr(self, name, state[name])
+        for mean, (total, count) in zip(self._means(), state["means"], strict=True):
+            mean.total, mean.count = total.cpu(), count
+        self.seconds_before, self.stage = state["seconds"], f"{self.stage} (continued)"
+        batches = self.turns()[self.turn] if state["fronts"] else []
+        for ids, (layer, groups) in zip(batches, state["fronts"], strict=True):
+            found = [(tuple(self.routes[place] for place in places), State(hidden, {})) for places, hidden in groups]
+            self.begun.append(Front(ids, found, layer))
+
+    def _means(self) -> Iterator[Mean]:
+        by_layer = chain.from_iterable(chain(self.hidden.values(), self.spans.values()))
+        return chain(self.losses.values(), self.divergences.values(), by_layer)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run was made, and what it took before it was killed."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     def _observe(self, layer: int, before: Tensor, after: Tensor) -> None:
         for metric, means in self.hidden.items():

@@ -133,7 +133,15 @@ class Calibration:
             progress=progress,
         )
 
-    def sweep(self, checkpoint: Checkpoint, compute: Compute, progress: Progress, max_loss: float | None) -> Sweep:
+    def sweep(
+        self,
+        checkpoint: Checkpoint,
+        compute: Compute,
+        progress: Progress,
+        *,
+        max_loss: float | None,
+        task: Path | None,
+    ) -> Sweep:
         """What cutting the tail at every depth does."""
         from shortstack.sweeping import sweep
 
@@ -141,6 +149,7 @@ class Calibration:
             checkpoint,
             self._tokens(checkpoint, compute.seed),
             max_loss=max_loss,
+            task=task,
             dtype=compute.dtype.value,
             device=compute.device.value,
             stream=self.stream,

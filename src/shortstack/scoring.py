@@ -64,7 +64,7 @@ def score(
                 fix="add --text pydoc or a file",
             )
         decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
-        run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).go()
+        run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
         found |= run.scores()
     return Scores(
         layers=layers,
@@ -77,7 +77,7 @@ def score(
         model=model_record(checkpoint),
         dtype=run.decoder.dtype if run else None,
         base_loss=run.base_loss if run else None,
-        seconds=round(time.perf_counter() - started, 3),
+        seconds=round(time.perf_counter() - started + (run.seconds_before if run else 0), 3),
         peak_rss_bytes=peak_rss(),
     )
 

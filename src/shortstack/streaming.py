@@ -5,6 +5,7 @@ While one layer computes, the next is read. Memory: embedding, head, and two lay
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ CONTROL_GROUPS = (  # a container's own limits: v2, v1
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
+LIMITS = {resource.RLIMIT_AS: "vms", resource.RLIMIT_DATA: "data"}  # of a process, and what psutil calls what it holds
 Weights = Mapping[str, Tensor]
 
 
@@ -34,10 +36,14 @@ def must_stream(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> bool
 
 
 def available_memory(device: str) -> int:
-    """Bytes that can still be taken: of a GPU, or of this machine and what its control group allows."""
+    """Bytes that can still be taken: of a GPU, or of this machine and what its control group and `ulimit` allow."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    limits = [int(psutil.virtual_memory().available)]
+    limits, held = [int(psutil.virtual_memory().available)], psutil.Process().memory_info()
+    for kind, taken in LIMITS.items():
+        allowed = resource.getrlimit(kind)[0]
+        if allowed != resource.RLIM_INFINITY and hasattr(held, taken):
+            limits.append(allowed - int(getattr(held, taken)))
     for limit, used in CONTROL_GROUPS:
         if limit.exists() and (text := limit.read_text().strip()).isdecimal():
             limits.append(int(text) - int(used.read_text()))

@@ -5,28 +5,35 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.choices import Question, answers, questions_sha256, read_questions
 from shortstack.errors import InputError
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS, checked, perplexity
 from shortstack.progress import Progress, silent
 from shortstack.tokens import Tokens
-from shortstack.walk import Decoder
+from shortstack.walk import Decoder, Route
 
 TOLERATED = math.log(1.5)  # a perplexity half as high again
 
 
 @dataclass(frozen=True)
 class Depth:
-    """The model of the first `layers` layers: loss and KL from the unpruned model, in nats per predicted token."""
+    """The model of the first `layers` layers: loss and KL from the unpruned model, in nats per predicted token.
+
+    accuracy, accuracy_stderr: of multiple choice, where there were questions.
+    """
 
     layers: int
     loss: float
     perplexity: float
     kl: float
+    accuracy: float | None = None
+    accuracy_stderr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Sweep:
     max_loss: float
     removable: int
     tokens: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] | None = None
     dtype: str = "float32"
     seconds: float = 0.0
 
@@ -54,6 +62,7 @@ def sweep(
     tokens: Tokens,
     *,
     max_loss: float | None = None,
+    task: str | Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
     stream: bool | None = None,
@@ -61,14 +70,25 @@ def sweep(
 ) -> Sweep:
     """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
 
-    max_loss: nats per token; None is that of a perplexity 1.5 times the unpruned one.
+    max_loss: nats per token; None is that of a perplexity 1.5 times the unpruned one. task: a .jsonl file of multiple choice
+    (choices.LAYOUT), answered at every depth by a second walk.
 
     Raises:
+        DataError: the task cannot be read.
         InputError: max_loss is below the unpruned model's loss.
     """
     started = time.perf_counter()
+    questions = read_questions(task) if task else []
     decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
-    depths = _depths(decoder, tokens, progress)
+    run = _walked(checkpoint, decoder, tokens, progress)
+    depths = _depths(run)
+    if questions:
+        cut = tails(run.layers)
+        found = answers(decoder, questions, checkpoint.tokenizer(), cut, progress=progress)
+        depths = tuple(
+            replace(depth, accuracy=found[tail].value, accuracy_stderr=found[tail].stderr)
+            for depth, tail in zip(depths, cut, strict=True)
+        )
     losses = [depth.loss for depth in depths]
     allowed = losses[0] + TOLERATED if max_loss is None else max_loss
     if allowed < losses[0]:
@@ -79,19 +99,40 @@ def sweep(
             fix="allow more, or leave it out",
         )
     removable = next((gone for gone, loss in enumerate(losses) if loss > allowed), len(losses)) - 1
-    seconds = round(time.perf_counter() - started, 3)
-    return Sweep(depths, knee(losses), allowed, removable, tokens.record(), decoder.dtype, seconds)
-
-
-def _depths(decoder: Decoder, tokens: Tokens, progress: Progress) -> tuple[Depth, ...]:
-    layers = len(decoder.layers)
-    tails = {kept: frozenset(range(kept, layers)) for kept in range(layers, 0, -1)}
-    wanted = Wanted([METRICS["kl"]], singles=False, sets=list(tails.values()))
-    run = Run(decoder, tokens.ids, wanted, progress=progress, stage="sweeping").go()
-    losses = {kept: checked(run.losses[tail].value, f"loss of {kept} layers") for kept, tail in tails.items()}
-    return tuple(
-        Depth(kept, losses[kept], perplexity(losses[kept]), run.divergences[tail].value) for kept, tail in tails.items()
+    seconds = round(time.perf_counter() - started + run.seconds_before, 3)
+    return Sweep(
+        depths, knee(losses), allowed, removable, tokens.record(), _task(task, questions), decoder.dtype, seconds
     )
+
+
+def _task(source: str | Path | None, questions: Sequence[Question]) -> dict[str, Any] | None:
+    """What a result says about its questions."""
+    if not questions:
+        return None
+    return {"source": str(source), "questions": len(questions), "sha256": questions_sha256(questions)}
+
+
+def _walked(checkpoint: Checkpoint, decoder: Decoder, tokens: Tokens, progress: Progress) -> Run:
+    wanted = Wanted([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
+    return Run(decoder, tokens.ids, wanted, progress=progress, stage="sweeping").kept_by(checkpoint).go()
+
+
+def _depths(run: Run) -> tuple[Depth, ...]:
+    found = []
+    for tail in tails(run.layers):
+        kept = run.layers - len(tail)
+        loss = checked(run.losses[tail].value, f"loss of {kept} layers")
+        found.append(Depth(kept, loss, perplexity(loss), run.divergences[tail].value))
+    return tuple(found)
+
+
+def tails(layers: int) -> list[Route]:
+    """What is cut at every depth: nothing, the last layer, the last two, and so on until one is left.
+
+    >>> [sorted(tail) for tail in tails(3)]
+    [[], [2], [1, 2]]
+    """
+    return [frozenset(range(kept, layers)) for kept in range(layers, 0, -1)]
 
 
 def knee(losses: Sequence[float]) -> int | None:

@@ -60,7 +60,7 @@ def _fitting(widths: Mapping[str, int], room: int) -> list[list[str]]:
 
 
 def show_sweep(model: str, found: Sweep) -> None:
-    """Loss, perplexity and KL at every depth, with the loss as a bar, the knee marked, and how many layers can go."""
+    """What was found at every depth, with the loss as a bar, the knee marked, and how many layers can go."""
     losses = [depth.loss for depth in found.depths]
     low, span = min(losses), max(losses) - min(losses) or 1.0
     rows = [
@@ -69,14 +69,16 @@ def show_sweep(model: str, found: Sweep) -> None:
             f"{depth.loss:.4f}",
             console.number(depth.perplexity),
             console.number(depth.kl),
+            *([f"{depth.accuracy:.3f} ± {depth.accuracy_stderr:.3f}"] if found.task else []),
             "█" * (1 + round(23 * (depth.loss - low) / span)) + " knee" * (gone == found.knee),
         )
         for gone, depth in enumerate(found.depths)
     ]
     on = f"{found.tokens['samples']} x {found.tokens['length']} tokens of {found.tokens['source']}"
-    console.show_table(
-        f"{model} cut at every depth, on {on}", ("layers", "loss", "perplexity", "KL", "loss, drawn"), rows
-    )
+    heading = ("layers", "loss", "perplexity", "KL", *(["accuracy"] if found.task else []), "loss, drawn")
+    console.show_table(f"{model} cut at every depth, on {on}", heading, rows)
+    if found.task:
+        console.show(f"Accuracy ± its standard error on {found.task['questions']} questions of {found.task['source']}.")
     some = f"{found.removable} layer{'s' * (found.removable != 1)}"
     console.show(f"{some} can go from the tail with a loss of at most {found.max_loss:.4f}.")
 

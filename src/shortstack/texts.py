@@ -80,20 +80,29 @@ def read_records(source: str) -> list[dict[str, Any]]:
         DataError: a line that is not an object of a known format; its number is named.
     """
     path = Path(source)
-    text = _read_text(path)
     if path.suffix == ".json":
         try:
-            rows = list(enumerate(_as_list(json.loads(text)), start=1))
+            rows = list(enumerate(_as_list(json.loads(_read_text(path))), start=1))
         except (ValueError, RecursionError) as error:
             raise DataError(
                 path, expected="a JSON list of objects", found=str(error), fix="correct it, or save it as .jsonl"
             ) from error
         return [_checked(row, f"{path}, entry {number}") for number, row in rows]
-    return [
-        _checked(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
-        for number, line in enumerate(text.split("\n"), start=1)  # splitlines also cuts at U+2028, which JSON allows
-        if line.strip()
-    ]
+    return [_checked(value, where) for where, value in read_lines(path)]
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each line of a .jsonl file is, for messages, and its value.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON.
+    """
+    for number, line in enumerate(
+        _read_text(path).split("\n"), start=1
+    ):  # splitlines also cuts at U+2028, as JSON does not
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _parse(line, where)
 
 
 def _as_list(value: Any) -> list[Any]:

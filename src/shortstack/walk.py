@@ -320,6 +320,11 @@ class Decoder:
         return {slot: given[slot] for slot in self._slots & given.keys()}
 
     @property
+    def bare(self) -> bool:
+        """Whether layers hand on hidden states alone."""
+        return not self._slots
+
+    @property
     def _slots(self) -> set[Slot]:
         return {slot for form in self.forms() for slot in (*form.carries.values(), *form.fills)}
 

@@ -1,0 +1,106 @@
+"""What a streamed walk holds and how fast it reads: four synthetic checkpoints of one width and 8, 16, 32 and 64 layers.
+
+Each is scored by `bi` with `stream=True` on 2 x 64 tokens, in a process of its own, after its files were read once from
+start to end by another process. Both find the file in the page cache, so what is compared is reading, not the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import median, ratios, spread, table
+
+LAYERS = (8, 16, 32, 64)
+READ = """
+import sys
+block = bytearray(16 << 20)
+for path in sys.argv[1:]:
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(block):
+            pass
+"""
+MAKE = """
+import sys
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+config = LlamaConfig(
+    num_hidden_layers=int(sys.argv[2]), hidden_size=2048, intermediate_size=5632, num_attention_heads=16,
+    num_key_value_heads=4, vocab_size=8192, max_position_embeddings=512, tie_word_embeddings=True, dtype="bfloat16",
+)
+torch.set_default_dtype(torch.bfloat16)
+LlamaForCausalLM(config).save_pretrained(sys.argv[1], max_shard_size="1GB")
+"""
+SCORE = """
+import sys
+import time
+import torch
+from shortstack.checkpoint import Checkpoint
+from shortstack.scoring import score
+from shortstack.tokens import Tokens
+checkpoint = Checkpoint.open(sys.argv[1])
+ids = torch.randint(0, 8192, (2, 64), generator=torch.Generator().manual_seed(0))
+started = time.perf_counter()
+score(checkpoint, Tokens(ids, "random", False, 0), metrics=["bi"], dtype="bfloat16", device="cpu", stream=True)
+print(time.perf_counter() - started)
+"""
+
+
+def python(code: str, *arguments: object) -> harness.Ran:
+    return harness.measured([sys.executable, "-c", code, *map(str, arguments)], {"HF_HUB_OFFLINE": "1"})
+
+
+def held(layers: int, rounds: int) -> dict[str, Any]:
+    """Size of the weights, and of every round: seconds of reading and of scoring, and the most memory scoring held."""
+    with tempfile.TemporaryDirectory() as folder:
+        python(MAKE, folder, layers)
+        files = sorted(Path(folder).glob("*.safetensors"))
+        reading, scoring, rss = [], [], []
+        for _ in range(rounds):
+            reading.append(python(READ, *files).seconds)
+            ran = python(SCORE, folder)
+            scoring.append(float(ran.output.split()[-1]))
+            rss.append(ran.peak_rss)
+        size = sum(file.stat().st_size for file in files)
+    found = {"bytes": size, "reading": reading, "scoring": scoring, "peak_rss": rss}
+    print(f"  {layers} layers: {found}", file=sys.stderr)
+    return found
+
+
+def row(layers: int, found: dict[str, Any]) -> tuple[str, ...]:
+    rss = median(found["peak_rss"])
+    return (
+        str(layers),
+        f"{found['bytes'] / 1e6:,.0f}",
+        f"{rss / 1e6:,.0f}",
+        f"{rss / found['bytes']:.2f}",
+        spread(found["reading"]),
+        spread(found["scoring"]),
+        spread(ratios(found["scoring"], found["reading"])),
+    )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=3)
+    chosen = options.parse_args()
+    found = {layers: held(layers, chosen.rounds) for layers in LAYERS}
+    heading = (
+        "layers", "weights, MB", "peak RSS, MB", "over weights", "one sequential read, s", "score, s", "score over read"
+    )  # fmt: skip
+    data: dict[str, Any] = {
+        "machine": harness.machine(),
+        "versions": harness.versions("shortstack", "torch", "transformers"),
+        "command": harness.command_line(),
+        "found": found,
+    }
+    rows = [row(layers, each) for layers, each in found.items()]
+    harness.save("streamed", data, [__doc__.strip(), table(heading, rows)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The state of a walk on disk, so that one which was killed goes on from the last layer it had finished.
+
+One safetensors file for each walk, named by a digest of all that its result depends on: tensors as they are, everything else
+as JSON in the header. It is replaced whole, and removed when the walk is done.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shortstack.activations import MARGIN_BYTES, content_key
+from shortstack.cache import cache_directory
+from shortstack.checkpoint import Checkpoint
+from shortstack.jsonfiles import whole
+
+KEEP_SECONDS = 30.0  # between two times that the state is written
+SHARE = 0.05  # of the time, at most, goes into writing it
+FORGOTTEN_SECONDS = 30 * 24 * 3600  # a walk that nobody went on with
+
+
+class Keeper:
+    """Keeps the state of one walk: nested dictionaries and lists of tensors, numbers and strings."""
+
+    def __init__(self, checkpoint: Checkpoint, **identity: object) -> None:
+        """identity: what, beside the weights and the versions of the libraries, the walk's result depends on."""
+        files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.shards]
+        versions = [version(name) for name in ("shortstack", "torch", "transformers")]
+        key = content_key(files=files, config=checkpoint.config, versions=versions, **identity)
+        self.path = cache_directory("walks") / f"{key}.safetensors"
+        self._due = time.monotonic() + KEEP_SECONDS
+
+    def keep(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Write what state() gives, if that was long enough ago and the disk has room for it."""
+        if time.monotonic() < self._due:
+            return
+        started = time.monotonic()
+        tensors: dict[str, Tensor] = {}
+        form = json.dumps(_packed(state(), tensors, {}))
+        if shutil.disk_usage(self.path.parent).free > sum(tensor.nbytes for tensor in tensors.values()) + MARGIN_BYTES:
+            self._forget_old()
+            with whole(self.path) as partial:
+                save_file(tensors, partial, metadata={"state": form})
+                _sync(partial)
+        taken = time.monotonic() - started
+        self._due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
+
+    def kept(self, device: torch.device) -> Any | None:
+        """The state that was kept last, tensors on the device; None without one, or with one that a power cut broke."""
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, "pt", device=str(device)) as file:
+                # Cloned, since what memory begins at odd places is multiplied with another rounding on some CPUs.
+                read = functools.cache(lambda name: file.get_tensor(name).clone())
+                return _unpacked(json.loads(file.metadata()["state"]), read)
+        except SafetensorError:
+            return None
+
+    def forget(self) -> None:
+        """Remove the state: the walk is done."""
+        self.path.unlink(missing_ok=True)
+
+    def _forget_old(self) -> None:
+        for path in self.path.parent.iterdir():
+            if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
+                path.unlink(missing_ok=True)
+
+
+def _packed(value: Any, tensors: dict[str, Tensor], names: dict[tuple[int, torch.Size], str]) -> Any:
+    """The value with the name of each tensor in its place; the tensors go to `tensors`, each once."""
+    if isinstance(value, Tensor):
+        place = value.data_ptr(), value.shape
+        if place not in names:
+            names[place] = str(len(tensors))
+            tensors[names[place]] = value.contiguous()
+        return {"tensor": names[place]}
+    if isinstance(value, Mapping):
+        return {key: _packed(item, tensors, names) for key, item in value.items()}
+    return [_packed(item, tensors, names) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _unpacked(value: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """The inverse of _packed."""
+    if isinstance(value, dict):
+        if value.keys() == {"tensor"}:
+            return tensor(value["tensor"])
+        return {key: _unpacked(item, tensor) for key, item in value.items()}
+    return [_unpacked(item, tensor) for item in value] if isinstance(value, list) else value
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

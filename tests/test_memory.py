@@ -1,0 +1,74 @@
+"""A checkpoint four times larger than the memory a process may take is scored, and as it is without a limit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.scoring import score
+from shortstack.tokens import Tokens
+
+LIMIT = 640 << 20  # half of it is what Python, torch and transformers take
+METRICS = ["bi", "ppl", "taylor"]
+IDS = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
+LIMITED = """
+import json, resource, sys
+import torch
+from shortstack.checkpoint import Checkpoint
+from shortstack.scoring import score
+from shortstack.tokens import Tokens
+torch.set_num_threads(2)
+resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]), int(sys.argv[2])))
+ids = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
+if sys.argv[3] == "whole":
+    Checkpoint.open(sys.argv[1]).model(dtype=torch.bfloat16)
+found = score(Checkpoint.open(sys.argv[1]), Tokens(ids, "made", False, 0), metrics=sys.argv[3].split(","), dtype="bfloat16")
+print(json.dumps(found.to_dict()))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """2.8 GB in layers of 68 MB."""
+    config = LlamaConfig(
+        num_hidden_layers=42,
+        hidden_size=2048,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        vocab_size=512,
+        max_position_embeddings=64,
+        dtype="bfloat16",
+    )
+    folder = tmp_path_factory.mktemp("large")
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="500MB")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return folder
+
+
+def limited(folder: Path, what: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", LIMITED, str(folder), str(LIMIT), what]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's data against RLIMIT_DATA")
+def test_a_checkpoint_four_times_larger_than_memory_is_scored_as_it_is_in_memory(large):
+    checkpoint = Checkpoint.open(str(large))
+    assert checkpoint.weight_bytes > 4 * LIMIT
+    ended = limited(large, ",".join(METRICS))
+    assert ended.returncode == 0, ended.stderr
+    here = score(checkpoint, Tokens(IDS, "made", False, 0), metrics=METRICS, dtype="bfloat16", stream=False)
+    there = json.loads(ended.stdout)
+    for metric in METRICS:
+        assert there["scores"][metric] == list(here.scores[metric])
+    assert limited(large, "whole").returncode, "the limit would not have been one"

@@ -1,0 +1,168 @@
+"""A walk that was stopped goes on where it was, and ends as if it had not been."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import architectures
+import pytest
+import torch
+
+import shortstack.measuring
+import shortstack.resuming
+from shortstack.cache import cache_directory
+from shortstack.checkpoint import Checkpoint
+from shortstack.metrics import METRICS
+from shortstack.scoring import score
+from shortstack.sweeping import sweep
+from shortstack.tokens import Tokens
+from zoo import tiny
+
+IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
+TOKENS = Tokens(IDS, "made", False, 0)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def always_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path))
+    monkeypatch.setattr(shortstack.resuming, "KEEP_SECONDS", 0)
+    monkeypatch.setattr(shortstack.resuming, "SHARE", float("inf"))
+
+
+def kept() -> list[Path]:
+    return [*cache_directory("walks").iterdir()]
+
+
+def stopping(share: float):
+    """A progress that stops the walk when that share of it is done."""
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage.startswith(("scoring", "sweeping")) and done > share * total:
+            raise Stopped
+
+    return progress
+
+
+def without_time(scores):
+    return replace(scores, seconds=0, peak_rss_bytes=0)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize("metrics", [["ppl"], list(METRICS)])
+def test_a_stopped_score_goes_on_and_finds_the_same(share, turns, metrics, monkeypatch):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    if turns > 1:
+        monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
+        monkeypatch.setattr(shortstack.measuring, "STREAM_BYTES", 1)
+    whole = score(checkpoint, TOKENS, metrics=metrics, window=3)
+    with pytest.raises(Stopped):
+        score(checkpoint, TOKENS, metrics=metrics, window=3, progress=stopping(share))
+    (state,) = kept()
+    seen = []
+    again = score(checkpoint, TOKENS, metrics=metrics, window=3, progress=lambda *each: seen.append(each))
+    walked = [(done, total) for stage, done, total in seen if stage == "scoring (continued)"]
+    assert walked[0][0] > max(share - 0.35, 0.02) * walked[0][1], "what was done is not done again"
+    assert walked[-1][0] == walked[-1][1]
+    assert without_time(again) == without_time(whole)
+    assert not state.exists()
+
+
+def test_stopped_again_and_again():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    whole = score(checkpoint, TOKENS, metrics=list(METRICS), stream=False)
+    for share in (0.2, 0.4, 0.6, 0.8):
+        with pytest.raises(Stopped):
+            score(checkpoint, TOKENS, metrics=list(METRICS), progress=stopping(share))
+    found = score(checkpoint, TOKENS, metrics=list(METRICS), stream=True)
+    assert without_time(found) == without_time(whole), "streamed or not is no matter"
+
+
+def test_a_stopped_sweep_goes_on():
+    checkpoint = Checkpoint.open(tiny("gpt2"))
+    whole = sweep(checkpoint, TOKENS)
+    with pytest.raises(Stopped):
+        sweep(checkpoint, TOKENS, progress=stopping(0.6))
+    seen = []
+    assert replace(sweep(checkpoint, TOKENS, progress=lambda *each: seen.append(each)), seconds=0) == replace(
+        whole, seconds=0
+    )
+    assert seen[0][0] == "sweeping (continued)"
+    assert not kept()
+
+
+KILLED = """
+import os, signal, sys
+import torch
+import shortstack.resuming
+from shortstack.checkpoint import Checkpoint
+from shortstack.scoring import score
+from shortstack.tokens import Tokens
+shortstack.resuming.KEEP_SECONDS, shortstack.resuming.SHARE = 0, float("inf")
+def progress(stage, done, total):
+    if stage == "scoring" and done > total / 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+ids = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
+score(Checkpoint.open(sys.argv[1]), Tokens(ids, "made", False, 0), metrics=["ppl", "taylor"], progress=progress)
+"""
+
+
+def test_a_killed_process_leaves_what_another_goes_on_with():
+    directory = tiny("llama")
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(directory)], capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    checkpoint, seen = Checkpoint.open(directory), []
+    found = score(checkpoint, TOKENS, metrics=["ppl", "taylor"], progress=lambda *each: seen.append(each))
+    assert {stage for stage, _, _ in seen} == {"scoring (continued)"}
+    assert not kept()
+    assert without_time(found) == without_time(score(checkpoint, TOKENS, metrics=["ppl", "taylor"]))
+
+
+def test_another_run_does_not_take_it(tmp_path):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    copied = Checkpoint.open(shutil.copytree(checkpoint.directory, tmp_path / "other"))
+    with pytest.raises(Stopped):
+        score(checkpoint, TOKENS, metrics=["ppl"], progress=stopping(0.8))
+    for other, tokens, options in (
+        (checkpoint, Tokens(IDS.flip(0), "made", False, 0), {"metrics": ["ppl"]}),
+        (checkpoint, TOKENS, {"metrics": ["kl"]}),
+        (checkpoint, TOKENS, {"metrics": ["ppl"], "window": 2}),
+        (checkpoint, TOKENS, {"metrics": ["ppl"], "dtype": "bfloat16"}),
+        (copied, TOKENS, {"metrics": ["ppl"]}),
+    ):
+        seen = []
+        score(other, tokens, **options, progress=lambda stage, *_, seen=seen: seen.append(stage))
+        assert set(seen) == {"scoring"}
+    assert len(kept()) == 1
+
+
+@pytest.mark.parametrize("broken", [b"", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_a_state_that_a_power_cut_broke_is_as_good_as_none(broken):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    with pytest.raises(Stopped):
+        score(checkpoint, TOKENS, metrics=["ppl"], progress=stopping(0.8))
+    (state,) = kept()
+    state.write_bytes(broken)
+    assert without_time(score(checkpoint, TOKENS)) == without_time(score(checkpoint, TOKENS))
+
+
+def test_on_a_full_disk_the_walk_goes_on_without(monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(shortstack.resuming.shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(Stopped):
+        score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["ppl"], progress=stopping(0.8))
+    assert not kept()
+
+
+def test_layers_that_carry_more_than_hidden_states_start_again(tmp_path):
+    checkpoint = Checkpoint.open(architectures.make("gemma3n_text", tmp_path / "model"))
+    with pytest.raises(Stopped):
+        score(checkpoint, TOKENS, metrics=["bi"], progress=stopping(0.8))
+    assert not kept()
