@@ -92,6 +92,10 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.txt").write_text("The cat sat on the mat, and the dog lay by the door. " * 200, encoding="utf-8")
     rows = [{"instruction": f"Add {n} and one.", "input": "", "output": f"The sum is {n + 1}."} for n in range(40)]
     (folder / "alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    question = {"context": "The cat sat on", "choices": [" the mat", " the dog", " door"], "answer": 0}
+    (folder / "task.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
+    wrong = {"question": "Which gas do plants take in?"}
+    (folder / "questions.jsonl").write_text(json.dumps(question) + "\n" + json.dumps(wrong) + "\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHORTSTACK_CACHE", str(folder / "cache"))
         patch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
@@ -112,7 +116,7 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
-    for name in ("my.txt", "alpaca.jsonl", "model"):
+    for name in ("my.txt", "alpaca.jsonl", "task.jsonl", "questions.jsonl", "model"):
         (tmp_path / name).symlink_to(line / name)
     return tmp_path
 
