@@ -593,9 +593,11 @@ def test_options_that_change_nothing_are_refused(command, model):
         said = command.refused("plan", "scores.json", "--drop", "2", *option.split())
         assert f"no {option.split()[0]}: it changes nothing here" in said
     for option in SCORING:
-        said = command.prune_refused(model, "--plan", "plan.json", *option.split())
-        assert f"no {option.split()[0]}: it changes nothing here" in said
+        for chosen in (("--plan", "plan.json"), ("--layers", "3")):
+            said = command.prune_refused(model, *chosen, *option.split())
+            assert f"no {option.split()[0]}: it changes nothing here" in said
     assert "--metric" in command.prune_refused(model, "--layers", "3", "--metric", "bi")
+    assert "no --revision" in command.refused("verify", model, "--revision", "main")
 
 
 def test_an_infinite_score_survives_the_file(tmp_path):

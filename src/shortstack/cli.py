@@ -257,6 +257,9 @@ def verify(
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
 ) -> None:
     """Check digests, tensors and, with --against, that the logits equal the source's without those layers."""
+    if not against:
+        check_unused("verify without --against", replace(source, trust_remote_code=False))
+
     from shortstack.verification import verify as verify_checkpoint
 
     with report.bars() as progress:

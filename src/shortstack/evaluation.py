@@ -73,7 +73,7 @@ def evaluate(
     sources = [name.strip() for name in perplexity.split(",")] if isinstance(perplexity, str) else perplexity
     if not sources or not all(sources):
         raise InputError("--perplexity", expected="a text, or several with commas", found="none", fix="name one: pydoc")
-    tokenizer = checkpoint.tokenizer()
+    _, tokenizer = checkpoint.anatomy, checkpoint.tokenizer()  # what is no decoder is said before what it lacks
     texts = {
         source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=seed, held_out=True)
         for source in sources

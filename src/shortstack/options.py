@@ -279,6 +279,8 @@ class Choice:
     ) -> tuple[Plan, Scores | None]:
         """A plan for a checkpoint, scored first when the metric looks at activations or loss."""
         self.like(checkpoint)
+        if self.layers is not None:
+            check_unused("--layers", calibration, compute)
         layers, name = checkpoint.anatomy.layers, self.metric or "ppl"
         if self.measures:
             chosen, scores = calibration.select(checkpoint, self, compute, progress), None
