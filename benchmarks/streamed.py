@@ -1,14 +1,16 @@
 """What a streamed walk holds and how fast it reads: four synthetic checkpoints of one width and 8, 16, 32 and 64 layers.
 
-Each is scored by `bi` with `stream=True` on 2 x 64 tokens, in a process of its own, after its files were read once from
-start to end by another process. Both find the file in the page cache, so what is compared is reading, not the disk.
+Each is scored by `bi` with `stream=True` on 2 x 64 tokens, in a process of its own; another process reads the same files
+once from start to end. Before either, this machine's page cache lets go of the files.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,14 @@ def python(code: str, *arguments: object) -> harness.Ran:
     return harness.measured([sys.executable, "-c", code, *map(str, arguments)], {"HF_HUB_OFFLINE": "1"})
 
 
+def forget(files: Sequence[Path]) -> None:
+    """Have the page cache let go of the files."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def held(layers: int, rounds: int) -> dict[str, Any]:
     """Size of the weights, and of every round: seconds of reading and of scoring, and the most memory scoring held."""
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +71,9 @@ def held(layers: int, rounds: int) -> dict[str, Any]:
         files = sorted(Path(folder).glob("*.safetensors"))
         reading, scoring, rss = [], [], []
         for _ in range(rounds):
+            forget(files)
             reading.append(python(READ, *files).seconds)
+            forget(files)
             ran = python(SCORE, folder)
             scoring.append(float(ran.output.split()[-1]))
             rss.append(ran.peak_rss)

@@ -13,7 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.scoring import score
 from shortstack.tokens import Tokens
 
-LIMIT = 640 << 20  # half of it is what Python, torch and transformers take
+LIMIT = 1100 << 20  # a third of it is what Python, torch and transformers take
 METRICS = ["bi", "ppl", "taylor"]
 IDS = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
 LIMITED = """
@@ -34,9 +34,9 @@ print(json.dumps(found.to_dict()))
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """2.8 GB in layers of 68 MB."""
+    """5 GB in layers of 75 MB."""
     config = LlamaConfig(
-        num_hidden_layers=42,
+        num_hidden_layers=66,
         hidden_size=2048,
         intermediate_size=4096,
         num_attention_heads=16,
@@ -72,3 +72,14 @@ def test_a_checkpoint_four_times_larger_than_memory_is_scored_as_it_is_in_memory
     for metric in METRICS:
         assert there["scores"][metric] == list(here.scores[metric])
     assert limited(large, "whole").returncode, "the limit would not have been one"
+
+
+def test_what_ulimit_leaves_is_the_memory_there_is():
+    code = """
+import resource
+from shortstack.streaming import available_memory
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+print(available_memory("cpu"))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(ended.stdout) < 1 << 30

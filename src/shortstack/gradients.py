@@ -63,17 +63,29 @@ def walk_back(
         )
     for layer in reversed(layers):
         with decoder.resident(layer):
-            weights = dict(decoder.layers[layer].named_parameters())
-            sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-            for number, ids in enumerate(batches):
-                found, leaving[number] = _gradients(
-                    decoder, layer, ids, entering[layer][number], leaving[number], list(weights.values())
-                )
-                for total, gradient in zip(sums.values(), found, strict=True):
-                    if gradient is not None:  # an expert that no token was sent to
-                        total += gradient
-                on_step()
-            yield layer, [WeightGradient(name, weight.detach(), sums[name]) for name, weight in weights.items()]
+            yield layer, _summed(decoder, layer, batches, entering[layer], leaving, on_step)
+
+
+def _summed(
+    decoder: Decoder,
+    layer: int,
+    batches: Sequence[Tensor],
+    entering: Sequence[Tensor],
+    leaving: list[Tensor],
+    on_step: Callable[[], None],
+) -> list[WeightGradient]:
+    """The layer's gradients over all batches. In a function of its own, so that nothing of one layer outlives it."""
+    weights = dict(decoder.layers[layer].named_parameters())
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    for number, ids in enumerate(batches):
+        found, leaving[number] = _gradients(
+            decoder, layer, ids, entering[number], leaving[number], list(weights.values())
+        )
+        for total, gradient in zip(sums.values(), found, strict=True):
+            if gradient is not None:  # an expert that no token was sent to
+                total += gradient
+        on_step()
+    return [WeightGradient(name, weight.detach(), sums[name]) for name, weight in weights.items()]
 
 
 def _gradients(

@@ -33,15 +33,16 @@ DTYPES = {
 }
 
 
-def read_weight(tensor: StoredTensor) -> Tensor:
-    """A stored tensor, read into memory.
+def read_weight(tensor: StoredTensor, buffer: Tensor | None = None) -> Tensor:
+    """A stored tensor, read into memory: its own, or as many bytes of a buffer [bytes] of uint8.
 
     Raises:
         CheckpointError: it is of a type that torch does not have, or its file is truncated.
     """
-    found = torch.empty(tensor.shape, dtype=_dtype(tensor))
+    memory = torch.empty(tensor.size, dtype=torch.uint8) if buffer is None else buffer[: tensor.size]
+    found = memory.view(_dtype(tensor)).view(tensor.shape)
     if tensor.size:
-        read_into(tensor, found.view(-1).view(torch.uint8).numpy().data)
+        read_into(tensor, memory.numpy().data)
     return found
 
 

@@ -190,6 +190,7 @@ class Run:
         )
         for layer, gradients in back:
             self._weigh(layer, gradients)
+            del gradients  # before those of the next layer are made
             self.entering[layer] = []
             self.going_back = [earlier for earlier in self.going_back if earlier < layer]
             self._keep([])

@@ -142,7 +142,7 @@ def divergence(kl: float) -> float:
 
 def taylor(weight: Tensor, gradient: Tensor) -> float:
     """Sum of |w * dL/dw|, L the mean loss over all calibration tokens (Lu et al., 3.1)."""
-    return float((weight.float() * gradient).abs().sum())
+    return float((weight * gradient).abs_().sum())  # a weight in bf16 times a gradient in fp32 is in fp32
 
 
 def gradient_squares(weight: Tensor, gradient: Tensor) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.anatomy import meta_model
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import ALIGNMENT, Checkpoint
 from shortstack.errors import CheckpointError
 from shortstack.loading import load_into, read_weight
 
@@ -27,6 +27,7 @@ CONTROL_GROUPS = (  # a container's own limits: v2, v1
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
 LIMITS = {resource.RLIMIT_AS: "vms", resource.RLIMIT_DATA: "data"}  # of a process, and what psutil calls what it holds
+
 Weights = Mapping[str, Tensor]
 
 
@@ -80,7 +81,10 @@ class LayerWeights:
         self._reader = ThreadPoolExecutor(1, "reading the next layer")
         self._coming: tuple[int, Future[Weights]] | None = None
         self._here: int | None = None
-        self._load(self._read(None))
+        largest = max(self._room(layer) for layer in self._stored if layer is not None)
+        # Two pieces of memory for the whole walk: fresh ones for each layer would leave holes that take as much again.
+        self._free, self._taken = (torch.empty(largest, dtype=torch.uint8) for _ in range(2))
+        self._load({name: read_weight(checkpoint.tensors[name]) for name in self._stored[None]})
         self._move_buffers()
         self._check_loaded(None)
 
@@ -91,7 +95,7 @@ class LayerWeights:
         step = -1 if self._here is not None and layer < self._here else 1
         self._here = layer
         if 0 <= layer + step < len(self._layers):
-            self._coming = (layer + step, self._reader.submit(self._read, layer + step))
+            self._coming = (layer + step, self._reader.submit(self._read, layer + step, self._free))
         self._load(weights)
         del weights
         self._check_loaded(layer)
@@ -128,15 +132,24 @@ class LayerWeights:
 
     def _take(self, layer: int) -> Weights:
         coming, self._coming = self._coming, None
-        if coming and coming[0] == layer:
-            return coming[1].result()
-        return self._read(layer)
+        weights = coming[1].result() if coming else {}
+        if not coming or coming[0] != layer:
+            weights = self._read(layer, self._free)
+        self._free, self._taken = self._taken, self._free
+        return weights
 
-    def _read(self, layer: int | None) -> Weights:
-        found = {}
+    def _read(self, layer: int, buffer: Tensor) -> Weights:
+        """The layer's stored tensors, one after the other in the buffer."""
+        found, start = {}, 0
         for name in self._stored.get(layer, []):
-            found[name] = read_weight(self._checkpoint.tensors[name])
+            tensor = self._checkpoint.tensors[name]
+            found[name] = read_weight(tensor, buffer[start:])
+            start += _aligned(tensor.size)
         return found
+
+    def _room(self, layer: int) -> int:
+        """Bytes of memory that the layer's stored tensors take."""
+        return sum(_aligned(self._checkpoint.tensors[name].size) for name in self._stored[layer])
 
     def _load(self, weights: Weights) -> None:
         report = load_into(self.model, weights, dtype=self._dtype, device=self._device)
@@ -186,3 +199,8 @@ def _places(layer: nn.Module, shared: Set[int]) -> Iterator[tuple[nn.Module, str
         for name, weight in module.named_parameters(recurse=False):
             if id(weight) not in shared:
                 yield module, name
+
+
+def _aligned(size: int) -> int:
+    """Bytes up to the next place where a tensor may begin."""
+    return -(-size // ALIGNMENT) * ALIGNMENT

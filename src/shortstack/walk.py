@@ -283,7 +283,8 @@ class Decoder:
         wide = {name: value.repeat(many, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
         entering = (State(torch.cat([state.hidden for state in stack]), {}) for stack in stacks)
         found = self._each(ids.repeat(many, 1), layer, entering, on_forward, wide)
-        return [State(part, {}) for stack in found for part in stack.hidden.split(len(ids))]
+        # Clones: who keeps one of them (what entered a layer, a trail) must not keep the whole stack.
+        return [State(part.clone(), {}) for stack in found for part in stack.hidden.split(len(ids))]
 
     def _each(
         self,
