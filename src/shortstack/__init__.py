@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from shortstack.planning import Plan as Plan
     from shortstack.planning import plan as plan
     from shortstack.pruning import prune as prune
+    from shortstack.repairing import Repair as Repair
+    from shortstack.repairing import repair as repair
     from shortstack.scores import Scores as Scores
     from shortstack.scoring import score as score
     from shortstack.selecting import select as select
@@ -41,6 +43,7 @@ _HOMES = {
     "Healing": "healing",
     "Partial": "healing",
     "Plan": "planning",
+    "Repair": "repairing",
     "Schedule": "healing",
     "Scores": "scores",
     "Sweep": "sweeping",
@@ -50,6 +53,7 @@ _HOMES = {
     "heal": "healing",
     "plan": "planning",
     "prune": "pruning",
+    "repair": "repairing",
     "score": "scoring",
     "select": "selecting",
     "sweep": "sweeping",

@@ -15,7 +15,7 @@ import traceback
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -33,6 +33,7 @@ from shortstack.options import (
     Device,
     Model,
     Out,
+    RepairSamples,
     Report,
     Seed,
     Source,
@@ -41,6 +42,9 @@ from shortstack.options import (
 )
 from shortstack.planning import Plan, Sizes, show_layers
 from shortstack.scores import Scores
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
 
 app = typer.Typer(
     name="shortstack",
@@ -52,6 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+REPAIR_SAMPLES = 256
 DATA = "Text or instructions: pydoc, .txt, .jsonl or .json (text, alpaca, dolly, chat or prompt), or a hub dataset."
 METRIC_NAMES = ", ".join(METRICS)
 
@@ -183,6 +188,8 @@ def plan_verb(
         model = str(scores.model.get("source", "MODEL"))
     else:
         model = model_or_scores
+        if choice.layers is not None:
+            check_unused("--layers", calibration, compute)
         with report.bars() as progress:
             checkpoint = source.open(model, progress)
             chosen, _ = choice.plan_for(checkpoint, calibration, compute, progress)
@@ -210,6 +217,10 @@ def prune(
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="A plan.json; instead of the options that choose layers.")
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Refit kept layers in closed form, so that the cut costs less.")
+    ] = False,
+    repair_samples: RepairSamples = REPAIR_SAMPLES,
     max_shard_size: Annotated[
         str | None,
         typer.Option(help="Fill shards up to this, e.g. 5GB. Default: follow the source.", show_default=False),
@@ -218,8 +229,8 @@ def prune(
     """Write the model without some layers, by copying byte ranges; the result loads with plain transformers."""
     shard_bytes = _parse_size(max_shard_size)
     choice.check(planned=plan_file is not None)
-    if plan_file:
-        check_unused("--plan", calibration, compute)
+    if not repair and (plan_file or choice.layers is not None):
+        check_unused("--plan" if plan_file else "--layers", calibration, compute)
     planned = Plan.from_dict(_read_json(plan_file), where=plan_file) if plan_file else None
 
     from shortstack.pruning import fits
@@ -229,20 +240,71 @@ def prune(
         checkpoint = source.open(model, progress)
         fits(output, checkpoint, planned or choice.like(checkpoint))
         chosen, scores = (planned, None) if planned else choice.plan_for(checkpoint, calibration, compute, progress)
+        repaired = calibration.repair(checkpoint, chosen, compute, progress, repair_samples) if repair else None
         prune_checkpoint(
             checkpoint,
             chosen,
             output,
             max_shard_bytes=shard_bytes,
             scores=scores.to_dict() if scores else None,
+            repair=repaired,
             progress=progress,
         )
         chosen = chosen.sized(checkpoint.sizes)
     if report.json:
-        return console.show_json({**chosen.to_dict(), "output": str(output)})
+        shown = {"repair": repaired.to_dict()} if repaired else {}
+        return console.show_json({**chosen.to_dict(), **shown, "output": str(output)})
     tables.show_plan(chosen)
+    if repaired:
+        tables.show_repair(repaired)
     report.next_step("verify", output, "--against", model, *source.words)
     return None
+
+
+@app.command(name="repair")
+@grouped
+def repair_verb(
+    directory: Annotated[str, typer.Argument(help="A checkpoint that shortstack pruned.", show_default=False)],
+    source_model: Annotated[str, typer.Option("--source", help="The model it was cut from.", show_default=False)],
+    output: Out,
+    calibration: Calibration,
+    compute: Compute,
+    source: Source,
+    report: Report,
+    repair_samples: RepairSamples = REPAIR_SAMPLES,
+) -> None:
+    """Refit the kept layers of a cut in closed form: no training, no new parameters."""
+    from shortstack.pruning import fits
+    from shortstack.pruning import prune as prune_checkpoint
+
+    if calibration.samples != Calibration.samples:
+        raise InputError("--samples", expected="--repair-samples", found="--samples", fix="write --repair-samples")
+    with report.bars() as progress:
+        origin = source.open(source_model, progress)
+        chosen = _cut(replace(source, revision=None).open(directory, progress), origin)
+        fits(output, origin, chosen)
+        repaired = calibration.repair(origin, chosen, compute, progress, repair_samples)
+        prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
+    if report.json:
+        return console.show_json({**repaired.to_dict(), "output": str(output)})
+    tables.show_repair(repaired)
+    report.next_step("heal", output, "--data", "pydoc", "-o", "healed", *replace(source, revision=None).words)
+    return None
+
+
+def _cut(pruned: Checkpoint, origin: Checkpoint) -> Plan:
+    """What was cut from the origin, if that is all that was done to it."""
+    from shortstack.verification import changed_since, skipped_route
+
+    route = skipped_route(pruned, origin) if pruned.record else frozenset()
+    if not route or changed_since(pruned, origin):
+        raise InputError(
+            pruned.directory,
+            expected=f"a cut of {origin.source}, neither repaired nor healed",
+            found="one that was" if route else "no record of a cut",
+            fix="name what `shortstack prune` wrote",
+        )
+    return Plan(origin.anatomy.layers, tuple(sorted(route)), f"the cut of {pruned.source}")
 
 
 @app.command()

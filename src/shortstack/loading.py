@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+TRAINABLE = ("BF16", "F16", "F32")
 
 
 def read_weight(tensor: StoredTensor, buffer: Tensor | None = None) -> Tensor:
@@ -122,3 +124,52 @@ def _described(name: Any) -> str:
         return name
     weight, stored, room = name
     return f"{weight} of shape {tuple(stored)}, not {tuple(room)}"
+
+
+def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """New weights as the checkpoint stores them: its names (experts unfused, prefixes as found) and its dtypes.
+
+    weights: by their names in the whole model's state dict.
+    """
+    found = (_as_stored(checkpoint, name, weight) for name, weight in _reverted(checkpoint, weights).items())
+    return {tensor.name: tensor for tensor in found}
+
+
+def changed_tensors(checkpoint: Checkpoint, changes: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """The stored weights with changes added, in fp32; changes: by their names in the whole model's state dict."""
+    found = {}
+    for name, change in _reverted(checkpoint, changes).items():
+        stored = checkpoint.tensors[_as_stored(checkpoint, name, change).name]
+        found[stored.name] = _as_stored(checkpoint, name, read_weight(stored).float() + change)
+    return found
+
+
+def _reverted(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names that save_pretrained gives them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return dict(revert_weight_conversion(checkpoint.blueprint, dict(weights))) if weights else {}
+
+
+def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTensor:
+    prefix = f"{checkpoint.blueprint.base_model_prefix}."
+    new_head = name.endswith(f"{checkpoint.anatomy.head.rpartition('.')[2]}.weight")
+    candidates = [name, name.removeprefix(prefix), f"{prefix}{name}"]
+    known = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
+    if known is None and not new_head:
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"a stored tensor for {name}",
+            found="none of that name",
+            fix="report this checkpoint",
+        )
+    model_for_dtype = checkpoint.tensors[known] if known else next(iter(checkpoint.tensors.values()))
+    if model_for_dtype.dtype not in TRAINABLE:
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"{name} in 16 or 32 bits",
+            found=model_for_dtype.dtype,
+            fix="heal the unquantised model, then quantise",
+        )
+    data = weight.to(DTYPES[model_for_dtype.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return replace(model_for_dtype, name=known or name, shape=tuple(weight.shape), data=data)

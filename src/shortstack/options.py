@@ -15,7 +15,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -31,6 +31,7 @@ from shortstack.scores import Scores
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.progress import Progress
+    from shortstack.repairing import Repair
     from shortstack.sweeping import Sweep
     from shortstack.tokens import Tokens
 
@@ -53,6 +54,9 @@ class Dtype(StrEnum):
 
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
+RepairSamples = Annotated[
+    int, typer.Option(min=4, help="Windows of --length tokens to repair on; one in four is held out.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
@@ -176,6 +180,22 @@ class Calibration:
             progress=progress,
         )
 
+    def repair(
+        self, checkpoint: Checkpoint, chosen: Plan, compute: Compute, progress: Progress, samples: int
+    ) -> Repair:
+        """What refitting kept layers gives for a cut, on so many samples of the text."""
+        from shortstack.repairing import repair
+
+        return repair(
+            checkpoint,
+            frozenset(chosen.removed),
+            replace(self, samples=str(samples))._tokens(checkpoint, compute.seed),
+            dtype=compute.dtype.value,
+            device=compute.device.value,
+            stream=self.stream,
+            progress=progress,
+        )
+
     def _tokens(self, checkpoint: Checkpoint, seed: int) -> Tokens:
         from shortstack.tokens import Tokens
 
@@ -279,8 +299,6 @@ class Choice:
     ) -> tuple[Plan, Scores | None]:
         """A plan for a checkpoint, scored first when the metric looks at activations or loss."""
         self.like(checkpoint)
-        if self.layers is not None:
-            check_unused("--layers", calibration, compute)
         layers, name = checkpoint.anatomy.layers, self.metric or "ppl"
         if self.measures:
             chosen, scores = calibration.select(checkpoint, self, compute, progress), None

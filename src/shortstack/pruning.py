@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.aligning import cut_config, instead
 from shortstack.checkpoint import Checkpoint
@@ -20,6 +20,9 @@ from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
 from shortstack.writing import CheckpointWriter, layout
 
+if TYPE_CHECKING:
+    from shortstack.repairing import Repair
+
 
 def prune(
     checkpoint: Checkpoint,
@@ -28,12 +31,14 @@ def prune(
     *,
     max_shard_bytes: int | None = None,
     scores: Mapping[str, Any] | None = None,
+    repair: Repair | None = None,
     progress: Progress = silent,
 ) -> Checkpoint:
     """Write `checkpoint` without plan.removed to the new directory `out`, and open it.
 
     The pruned config is first built on the meta device and compared with the kept layers. Shards follow the source's,
-    or are filled to max_shard_bytes. `scores` is kept in shortstack.json as the reason for the plan.
+    or are filled to max_shard_bytes. `scores` is kept in shortstack.json as the reason for the plan. repair: what repair()
+    found for this cut; its tensors are written in place of the source's.
 
     Raises:
         PlanError: the plan is for a model of another depth.
@@ -45,6 +50,8 @@ def prune(
     config = pruned_config(checkpoint, plan)
     tensors = kept_tensors(checkpoint, plan, heirs=heirs(checkpoint, plan))
     origin = {new.name: new.file.name for new in tensors}
+    changed = {new_name(checkpoint, plan, name): new for name, new in (repair.tensors if repair else {}).items()}
+    tensors = [replace(changed.get(old.name, old), name=old.name) for old in tensors]
     numbers = layer_map(checkpoint, plan)
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
         writer.json("config.json", config)
@@ -52,8 +59,16 @@ def prune(
             writer.copy(path)
         writer.tensors(layout(tensors, origin, max_shard_bytes), progress=progress)
         record = provenance(checkpoint, "prune", time.perf_counter() - started)
-        done = writer.commit({**record, "plan": plan.to_dict(), "layer_map": numbers, "scores": scores})
-    return Checkpoint.open(done, trust_remote_code=checkpoint.trust_remote_code)
+        writer.commit(
+            {
+                **record,
+                "plan": plan.to_dict(),
+                "layer_map": numbers,
+                "scores": scores,
+                "repair": repair.to_dict() if repair else None,
+            }
+        )
+    return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)
 
 
 def fits(out: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
@@ -112,8 +127,6 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, heirs: Mapping[str, str]
     heirs: what heirs() says of this plan. Layers past the last (multi-token prediction heads) go: they were trained on top
     of the full stack.
     """
-    new_index = {old: new for new, old in enumerate(plan.kept)}
-    prefix = checkpoint.layers_path
     kept = []
     for tensor in checkpoint.tensors.values():
         name = heirs.get(tensor.name, tensor.name)
@@ -123,9 +136,8 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, heirs: Mapping[str, str]
         if layer is None:
             axis = next((axis for block, axis in DEPTH_BLOCKS.items() if f".{block}." in f".{name}"), None)
             kept.append(tensor if axis is None else tensor.blocks(axis, plan.kept, plan.layers))
-        elif layer in new_index:
-            rest = name[len(f"{prefix}.{layer}.") :]
-            kept.append(replace(tensor, name=f"{prefix}.{new_index[layer]}.{rest}"))
+        elif layer in plan.kept:
+            kept.append(replace(tensor, name=new_name(checkpoint, plan, name)))
     if len({tensor.name for tensor in kept}) != len(kept):
         raise CheckpointError(
             checkpoint.directory,
@@ -134,6 +146,13 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, heirs: Mapping[str, str]
             fix="report this checkpoint",
         )
     return kept
+
+
+def new_name(checkpoint: Checkpoint, plan: Plan, name: str) -> str:
+    """The name in the pruned model of a tensor of a kept layer."""
+    prefix, layer = checkpoint.layers_path, checkpoint.layer_of(name)
+    assert layer in plan.kept  # noqa: S101  the caller has looked
+    return f"{prefix}.{plan.kept.index(layer)}.{name[len(f'{prefix}.{layer}.') :]}"
 
 
 def heirs(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from shortstack.scores import Scores, removal_order
 if TYPE_CHECKING:
     from shortstack.evaluation import Evaluation
     from shortstack.healing import Healing
+    from shortstack.repairing import Repair
     from shortstack.sweeping import Sweep
     from shortstack.verification import Verification
 
@@ -108,6 +110,20 @@ def show_verification(directory: str, found: Verification) -> None:
     """Each check and how it ended."""
     rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in found.checks.items()]
     console.show_table(directory, ("check", "result", "detail"), rows)
+
+
+def show_repair(found: Repair) -> None:
+    """Held-out perplexity before and after, and what was refitted."""
+    if not found.kept:
+        console.show("No repair lowered the held-out loss, so the cut stays as it is.")
+        return
+    losses = {"unpruned": found.loss_unpruned, "cut": found.loss_before, "cut and repaired": found.loss_after}
+    rows = [(name, f"{loss:.4f}", console.number(math.exp(loss))) for name, loss in losses.items()]
+    on = f"held-out quarter of {found.tokens['samples']} x {found.tokens['length']} tokens of {found.tokens['source']}"
+    console.show_table(f"repair, on the {on}", ("model", "loss", "perplexity"), rows)
+    largest = sorted(found.fits, key=lambda fit: fit.error)[:3]
+    told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
+    console.show(f"{len(found.fits)} matrices refitted; of what was missing, the most was found by {told}.")
 
 
 def show_healing(healing: Healing) -> None:

@@ -44,7 +44,7 @@ def verify(
 
     Logits are compared in float32 on seeded random tokens; they must be equal, difference 0. Where a tensor outside the
     layers became smaller (Gemma 3n's per-layer embeddings), products with it round anew and 1e-5 of the largest logit is
-    allowed; where a step since the source trained weights, the difference is only reported.
+    allowed; where a step since the source repaired or trained weights, the difference is only reported.
 
     Raises:
         CheckpointError: there is no record to verify against, or the two models do not belong together.
@@ -114,13 +114,13 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[st
         found = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
     difference, allowed = float((found - expected).abs().max()), 0.0
     without = f"without layer{'s' * (len(route) > 1)} {show_layers(sorted(route))}" if route else "with the same layers"
-    if trained := _trained_since(checkpoint, against):
-        without += "; trained since, so it differs"
+    if changed := changed_since(checkpoint, against):
+        without += "; repaired or trained since, so it differs"
     elif resized := _resized(checkpoint, against):
         allowed = ROUNDING * float(expected.abs().max())
         without += f"; up to {allowed:.0e} is rounding, since {resized} is smaller"
     return {
-        "ok": bool(torch.isfinite(found).all()) if trained else difference <= allowed,
+        "ok": bool(torch.isfinite(found).all()) if changed else difference <= allowed,
         "detail": f"max abs difference {difference:g} {without}",
     }
 
@@ -139,12 +139,12 @@ def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
     )
 
 
-def _trained_since(checkpoint: Checkpoint, against: Checkpoint) -> bool:
+def changed_since(checkpoint: Checkpoint, against: Checkpoint) -> bool:
     """Whether any step from the source to the checkpoint changed weights: its records, back to the source's own."""
     record: Mapping[str, Any] | None = checkpoint.record
     earlier = {key: value for key, value in against.record.items() if key != "files"} or None
     while record and record != earlier:
-        if record["verb"] != "prune":
+        if record["verb"] != "prune" or (record.get("repair") or {}).get("kept"):
             return True
         record = record.get("origin")
     return False

@@ -6,7 +6,7 @@ What enters the first trained layer never changes, so it is walked once, kept on
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from shortstack.activations import Activations, content_key, stored
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import ArchitectureError, CheckpointError, InputError
+from shortstack.errors import ArchitectureError, InputError
 from shortstack.examples import Example
+from shortstack.loading import stored_tensors
 from shortstack.losses import chunked_loss
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
@@ -23,7 +24,6 @@ from shortstack.training import Batch, History, Schedule, train
 from shortstack.walk import UNPRUNED, Decoder, fast_bfloat16
 
 IGNORED = -100  # the label torch's cross-entropy leaves out
-STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 PREFIX_BATCH = 16
 
 
@@ -234,36 +234,3 @@ def _untied(checkpoint: Checkpoint) -> dict[str, Any]:
     """The config fields that give the head a matrix of its own, in a multimodal config at both levels."""
     key, untied = checkpoint.anatomy.text_key, {"tie_word_embeddings": False}
     return {**untied, key: {**checkpoint.config[key], **untied}} if key else untied
-
-
-def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """Trained weights as the checkpoint stores them: its names (experts unfused, prefixes as found) and its dtypes."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    reverted = revert_weight_conversion(checkpoint.blueprint, dict(weights))
-    found = (_as_stored(checkpoint, name, weight) for name, weight in reverted.items())
-    return {tensor.name: tensor for tensor in found}
-
-
-def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTensor:
-    prefix = f"{checkpoint.blueprint.base_model_prefix}."
-    new_head = name.endswith(f"{checkpoint.anatomy.head.rpartition('.')[2]}.weight")
-    candidates = [name, name.removeprefix(prefix), f"{prefix}{name}"]
-    known = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
-    if known is None and not new_head:
-        raise CheckpointError(
-            checkpoint.directory,
-            expected=f"a stored tensor for {name}",
-            found="none of that name",
-            fix="report this checkpoint",
-        )
-    model_for_dtype = checkpoint.tensors[known] if known else next(iter(checkpoint.tensors.values()))
-    if model_for_dtype.dtype not in STORED_DTYPES:
-        raise CheckpointError(
-            checkpoint.directory,
-            expected=f"{name} in 16 or 32 bits",
-            found=model_for_dtype.dtype,
-            fix="heal the unquantised model, then quantise",
-        )
-    data = weight.to(STORED_DTYPES[model_for_dtype.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return replace(model_for_dtype, name=known or name, shape=tuple(weight.shape), data=data)

@@ -1,0 +1,262 @@
+"""Closed-form repair of a cut: matrices of kept layers refitted so that the hidden states follow those of the whole model.
+
+The whole model and the shortened one go through the same walk. Where they part, the last matrix before the cut is refitted
+by ridge regression to give what leaves the removed layers (after ReplaceMe, arXiv 2505.02819); behind the cut every outlet
+is, to give what the whole model has at the same place. No parameter is added, and nothing is trained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ArchitectureError, DataError
+from shortstack.loading import changed_tensors
+from shortstack.losses import next_token_losses
+from shortstack.metrics import checked
+from shortstack.outlets import OUTPUT, Outlet, changed_by, find_outlets, listening
+from shortstack.progress import Progress, silent
+from shortstack.shards import StoredTensor
+from shortstack.tokens import Tokens
+from shortstack.walk import Decoder, Route, State
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
+HELD_OUT = 4  # one sample in so many chooses the ridge and judges the repair
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One matrix refitted. layer: in the unpruned model. error: held-out squared error after over before, both weighted."""
+
+    layer: int
+    weight: str
+    ridge: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What refitting did to the held-out loss, nats per token; tensors: the changed ones, by the source's names.
+
+    kept: whether the repair lowered the loss; if not, there are no tensors.
+    """
+
+    fits: tuple[Fit, ...]
+    loss_unpruned: float
+    loss_before: float
+    loss_after: float
+    kept: bool
+    tensors: Mapping[str, StoredTensor]
+    tokens: Mapping[str, Any]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        found = asdict(replace(self, tensors={}))
+        found.pop("tensors")
+        return found
+
+
+@torch.no_grad()
+def repair(
+    checkpoint: Checkpoint,
+    removed: Route,
+    tokens: Tokens,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    stream: bool | None = None,
+    progress: Progress = silent,
+) -> Repair:
+    """Refit kept layers of the checkpoint for a cut of the layers `removed`; writes nothing.
+
+    One sample in four is held out: it chooses each ridge, and says whether the loss fell. If it did not, nothing is kept.
+
+    Raises:
+        ArchitectureError: layers hand on more than hidden states, or have no matrix that a correction folds into.
+        DataError: fewer than four samples.
+    """
+    started = time.perf_counter()
+    if len(tokens.ids) < HELD_OUT:
+        raise DataError(
+            tokens.source,
+            expected=f"at least {HELD_OUT} samples, since one in {HELD_OUT} is held out",
+            found=str(len(tokens.ids)),
+            fix="add --repair-samples 256",
+        )
+    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
+    if not decoder.bare:
+        raise ArchitectureError(
+            decoder.anatomy.architecture,
+            expected="layers that hand on hidden states alone",
+            found="layers that also share keys and values, a selection of tokens or router states",
+            fix="prune without --repair",
+        )
+    follower = _Follower(decoder, removed, tokens.ids, progress).walk()
+    unpruned, before, after = follower.losses()
+    kept = after < before
+    changes = follower.changes if kept else {}
+    return Repair(
+        tuple(follower.fits) if kept else (),
+        unpruned,
+        before,
+        after if kept else before,
+        kept,
+        changed_tensors(checkpoint, changes),
+        tokens.record(),
+        round(time.perf_counter() - started, 3),
+    )
+
+
+class _Moments:
+    """Sums over tokens for regressing residuals [tokens, width] on inputs [tokens, d], each token with a weight; fp64."""
+
+    def __init__(self) -> None:
+        self.inputs = self.both = self.residuals = torch.zeros((), dtype=torch.float64)
+
+    def add(self, inputs: Tensor, residuals: Tensor, weights: Tensor) -> None:
+        x, r = inputs.flatten(0, -2).float(), residuals.flatten(0, -2)
+        scaled = x * weights[:, None]
+        self.inputs = self.inputs + (scaled.T @ x).double()
+        self.both = self.both + (r.T @ scaled).double()
+        self.residuals = self.residuals + (r.square().sum(-1) * weights).sum().double()
+
+    def solved(self, ridge: float) -> Tensor:
+        """argmin of sum w |r - W x|^2 + ridge mean(w x^2) |W|^2, [width, d]."""
+        size = len(self.inputs)
+        penalty = ridge * self.inputs.trace() / size * torch.eye(size, dtype=torch.float64, device=self.inputs.device)
+        return torch.cholesky_solve(self.both.T, torch.linalg.cholesky(self.inputs + penalty)).T
+
+    def error(self, weight: Tensor) -> float:
+        """sum w |r - W x|^2 over sum w |r|^2."""
+        explained = 2 * (weight * self.both).sum() - (weight @ self.inputs * weight).sum()
+        return float(1 - explained / self.residuals)
+
+
+class _Follower:
+    """The whole model's streams, and the shortened one's, which is refitted to follow; the last batches are held out."""
+
+    def __init__(self, decoder: Decoder, removed: Route, ids: Tensor, progress: Progress) -> None:
+        """ids: [samples, length]."""
+        self.decoder, self.removed, self.progress = decoder, removed, progress
+        self.layers = len(decoder.layers)
+        ids, size = ids.to(decoder.device), max(1, BATCH_TOKENS // ids.shape[1])
+        back = torch.arange(len(ids)) % HELD_OUT == HELD_OUT - 1
+        fitting, self.judging = ids[~back].split(size), ids[back].split(size)
+        self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
+        self.whole = [decoder.enter(some).groups[0][1].hidden for some in self.batches]
+        self.short, self.plain = list(self.whole), self.whole[self.fitting :]
+        self.parted = False
+        self.open: tuple[int, Outlet, list[Tensor]] | None = None  # the last matrix before a cut, and what enters it
+        self.changes: dict[str, Tensor] = {}
+        self.fits: list[Fit] = []
+
+    def walk(self) -> _Follower:
+        for layer in range(self.layers):
+            with self.decoder.resident(layer):
+                self._pass(layer)
+            if self.open and layer + 1 not in self.removed:
+                self._close()
+            self.progress("repairing", layer + 1, self.layers)
+        return self
+
+    def losses(self) -> tuple[float, float, float]:
+        """Held-out loss of the whole model, of the shortened one, and of that repaired."""
+        streams = self.whole[self.fitting :], self.plain, self.short[self.fitting :]
+        whole, plain, short = (
+            torch.cat(
+                [next_token_losses(self.decoder, *each).flatten() for each in zip(self.judging, some, strict=True)]
+            )
+            for some in streams
+        )
+        found = [checked(float(each.double().mean()), "held-out loss") for each in (whole, plain, short)]
+        return found[0], found[1], found[2]
+
+    def _pass(self, layer: int) -> None:
+        cut_follows = layer + 1 in self.removed
+        if layer in self.removed:
+            self.parted = True
+            self.whole = self._step(layer, self.whole, self.batches)
+        elif not self.parted and not cut_follows:
+            self.whole = self._step(layer, self.whole, self.batches)
+            self.short, self.plain = list(self.whole), self.whole[self.fitting :]
+        else:
+            self._refit(layer, cut_follows)
+
+    def _refit(self, layer: int, cut_follows: bool) -> None:
+        """A kept layer's outlets, one after the other; the one that gives its output waits where a cut follows."""
+        module = self.decoder.layers[layer]
+        outlets = find_outlets(self.decoder, layer)
+        if not any(outlet.place == OUTPUT for outlet in outlets):
+            raise ArchitectureError(
+                f"{self.decoder.anatomy.architecture}, layer {layer}",
+                expected="a matrix whose product is added to the layer's output, to fold a correction into",
+                found="none, as where a norm or a router follows the last matrix",
+                fix="prune without --repair",
+            )
+        places = [outlet.place for outlet in outlets if outlet.place != OUTPUT]
+        with listening(module, places) as targets:
+            after = self._step(layer, self.whole, self.batches)
+        targets[OUTPUT] = after
+        self.plain = self._step(layer, self.plain, self.judging) if self.parted else after[self.fitting :]
+        with ExitStack() as changed:
+            for outlet in outlets if self.parted else [outlet for outlet in outlets if outlet.place == OUTPUT]:
+                with listening(module, [outlet.name, *places]) as entered:
+                    found = self._step(layer, self.short, self.batches)
+                if outlet.place == OUTPUT and cut_follows:
+                    self.open = (layer, outlet, entered[outlet.name])
+                    continue
+                here = found if outlet.place == OUTPUT else entered[outlet.place]
+                change = self._fitted(layer, outlet, entered[outlet.name], here, targets[outlet.place])
+                if change is not None:
+                    changed.enter_context(changed_by(outlet.weight(module), outlet.laid(change)))
+            self.short = self._step(layer, self.short, self.batches)
+        self.whole = after
+
+    def _close(self) -> None:
+        """Behind a cut: refit the last matrix before it to give what the removed layers gave."""
+        assert self.open  # noqa: S101  the caller has looked
+        layer, outlet, entered = self.open
+        self.open = None
+        change = self._fitted(layer, outlet, entered, self.short, self.whole)
+        if change is not None:
+            self.short = [
+                (hidden.float() + (inputs.float() @ change.T).view(hidden.shape)).to(hidden.dtype)
+                for hidden, inputs in zip(self.short, entered, strict=True)
+            ]
+
+    def _fitted(
+        self, layer: int, outlet: Outlet, entered: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
+    ) -> Tensor | None:
+        """The change [width, inputs] that brings `here` closest to `there`, kept; None where none helps held-out samples.
+
+        A token counts by 1 / |there|: a few with massive activations would own the fit otherwise.
+        """
+        fitting, judging = _Moments(), _Moments()
+        for number, (inputs, found, wanted) in enumerate(zip(entered, here, there, strict=True)):
+            wanted = wanted.float()
+            weights = 1 / wanted.flatten(0, -2).norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+            (fitting if number < self.fitting else judging).add(inputs, wanted - found.float(), weights)
+        tried = {ridge: fitting.solved(ridge) for ridge in RIDGES}
+        errors = {ridge: judging.error(change) for ridge, change in tried.items()}
+        ridge = min(errors, key=errors.__getitem__)
+        name = f"{self.decoder.anatomy.layer(layer)}.{outlet.name}.weight"
+        if checked(errors[ridge], name) >= 1:
+            return None
+        change = tried[ridge].float()
+        self.changes[name] = outlet.laid(change).cpu()
+        self.fits.append(Fit(layer, outlet.name, ridge, errors[ridge]))
+        return change
+
+    def _step(self, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
+        return [
+            self.decoder.step(ids, layer, [State(hidden, {})])[0].hidden
+            for ids, hidden in zip(batches, streams, strict=True)
+        ]

@@ -1,0 +1,174 @@
+"""Repair against numpy's least squares on hidden states taken by hooks, and against what the written model then does."""
+
+import json
+import math
+
+import architectures
+import numpy
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import shortstack.repairing
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ArchitectureError, DataError
+from shortstack.outlets import find_outlets
+from shortstack.planning import Plan
+from shortstack.pruning import prune
+from shortstack.repairing import _Moments, repair
+from shortstack.tokens import Tokens
+from shortstack.verification import verify
+from shortstack.walk import Decoder
+from zoo import pass_over, tiny
+
+IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
+TOKENS = Tokens(IDS, "made", False, 0)
+HELD_OUT = torch.arange(64) % 4 == 3
+
+OUTLETS = {
+    "llama": [("self_attn.o_proj", "post_attention_layernorm"), ("mlp.down_proj", "")],
+    "gpt2": [("attn.c_proj", "ln_2"), ("mlp.c_proj", "")],
+    "opt": [("self_attn.out_proj", "final_layer_norm"), ("fc2", "")],
+    "phi": [("mlp.fc2", "")],  # attention and feed-forward side by side
+    "mamba": [("mixer.out_proj", "")],
+    "mixtral": [("self_attn.o_proj", "post_attention_layernorm")],  # experts: what is added is a weighted sum
+    "gemma2": [],  # a norm follows each block
+    "olmo2": [],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", OUTLETS)
+def test_outlets_are_the_matrices_whose_product_is_added_to_the_stream(model_type, dtype, tmp_path):
+    decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=dtype)
+    before = {name: weight.clone() for name, weight in decoder.model.state_dict().items()}
+    found = find_outlets(decoder, 3)
+    assert [(outlet.name, outlet.place) for outlet in found] == OUTLETS[model_type]
+    assert all(torch.equal(weight, before[name]) for name, weight in decoder.model.state_dict().items())
+
+
+def test_the_ridge_is_what_numpy_finds():
+    torch.manual_seed(0)
+    inputs, residuals, weights = torch.randn(50, 7), torch.randn(50, 3), torch.rand(50) + 0.1
+    moments = _Moments()
+    moments.add(inputs[:20], residuals[:20], weights[:20])
+    moments.add(inputs[20:], residuals[20:], weights[20:])
+    x, r, w = (part.double().numpy() for part in (inputs, residuals, weights))
+    penalty = 0.1 * (x * x * w[:, None]).sum() / 7
+    rows = numpy.vstack([x * numpy.sqrt(w)[:, None], math.sqrt(penalty) * numpy.eye(7)])
+    wanted = numpy.vstack([r * numpy.sqrt(w)[:, None], numpy.zeros((7, 3))])
+    expected = numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T
+    found = moments.solved(0.1)
+    assert found.numpy() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    errors = ((r - x @ expected.T) ** 2).sum(1) @ w / ((r**2).sum(1) @ w)
+    assert moments.error(found) == pytest.approx(errors, rel=1e-5)
+
+
+@torch.no_grad()
+def hidden_states(directory, removed, ids):
+    """What leaves each layer, the removed ones passed over, and what enters each layer's down_proj."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    pass_over(model, "model.layers", removed)
+    inner, after = [], []
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _module, args: inner.append(args[0]))
+        layer.register_forward_hook(lambda _module, _args, output: after.append(output))
+    model(input_ids=ids, use_cache=False)
+    return after, inner
+
+
+def test_the_matrix_before_the_cut_is_the_weighted_ridge_of_what_was_removed(monkeypatch):
+    """A tail cut has one fit: down_proj of the last kept layer."""
+    checkpoint = Checkpoint.open(tiny("llama"))
+    monkeypatch.setattr(shortstack.repairing._Follower, "losses", lambda _self: (1.0, 3.0, 2.0))
+    found = repair(checkpoint, frozenset({6, 7}), TOKENS, dtype="float32")
+    (fit,) = found.fits
+    assert (fit.layer, fit.weight) == (5, "mlp.down_proj")
+    after, inner = hidden_states(checkpoint.directory, [], IDS)
+    x, r, y = (state.flatten(0, 1).double().numpy() for state in (inner[5], after[7] - after[5], after[7]))
+    weights, back = 1 / numpy.linalg.norm(y, axis=1), numpy.repeat(HELD_OUT.numpy(), IDS.shape[1])
+    scaled = x * numpy.sqrt(weights)[:, None]
+    errors, changes = {}, {}
+    for ridge in shortstack.repairing.RIDGES:
+        penalty = ridge * (scaled[~back] ** 2).sum() / x.shape[1]
+        rows = numpy.vstack([scaled[~back], math.sqrt(penalty) * numpy.eye(x.shape[1])])
+        wanted = numpy.vstack([(r * numpy.sqrt(weights)[:, None])[~back], numpy.zeros((x.shape[1], r.shape[1]))])
+        changes[ridge] = numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T
+        left = ((r - x @ changes[ridge].T) ** 2).sum(1)
+        errors[ridge] = left[back] @ weights[back] / ((r**2).sum(1)[back] @ weights[back])
+    best = min(errors, key=errors.get)
+    assert fit.ridge == best
+    assert fit.error == pytest.approx(errors[best], rel=1e-3)
+    name = "model.layers.5.mlp.down_proj.weight"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32)
+    stored = torch.frombuffer(bytearray(found.tensors[name].data), dtype=torch.float32).view(found.tensors[name].shape)
+    assert stored.numpy() == pytest.approx(model.state_dict()[name].numpy() + changes[best], rel=1e-3, abs=1e-5)
+
+
+def loss_of(directory, ids):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+
+
+@torch.no_grad()
+def own_words(checkpoint) -> torch.Tensor:
+    """Token ids [64, 24] that the model finds likely, so that whoever is more like it has the lower loss."""
+    model, rng = checkpoint.model(dtype=torch.float32), torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 90, (64, 1), generator=rng)
+    for _ in range(23):
+        logits = model(input_ids=ids, use_cache=False).logits[:, -1]
+        ids = torch.cat([ids, (20 * logits).softmax(-1).multinomial(1, generator=rng)], dim=1)
+    return ids
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "qwen3", "phi"])
+@pytest.mark.parametrize("removed", [{6, 7}, {2, 3}, {1, 4, 6}])
+def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream, tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
+    monkeypatch.setattr(shortstack.repairing, "BATCH_TOKENS", 200)
+    ids = own_words(checkpoint)
+    found = repair(checkpoint, frozenset(removed), Tokens(ids, "own", False, 0), dtype="float32", stream=stream)
+    assert found.kept or model_type == "opt", "tiny random models differ in whether being like the whole one pays"
+    plain = prune(checkpoint, Plan(8, tuple(sorted(removed)), "chosen"), tmp_path / "plain")
+    repaired = prune(checkpoint, Plan(8, tuple(sorted(removed)), "chosen"), tmp_path / "repaired", repair=found)
+    ids = ids[HELD_OUT]
+    assert found.loss_unpruned == pytest.approx(loss_of(checkpoint.directory, ids), rel=1e-5)
+    assert found.loss_before == pytest.approx(loss_of(plain.directory, ids), rel=1e-5)
+    assert found.loss_after == pytest.approx(loss_of(repaired.directory, ids), rel=1e-4)
+    assert (found.loss_after < found.loss_before) == found.kept
+    assert {fit.error < 1 for fit in found.fits} <= {True}
+    assert verify(repaired).ok
+    assert verify(repaired, against=checkpoint).ok, "repaired since, so the difference is only told"
+    record = json.loads((repaired.directory / "shortstack.json").read_text())["repair"]
+    assert record["loss_after"] == found.loss_after
+
+
+def test_a_repair_that_helps_nobody_is_not_kept(tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    worse = iter([torch.full((16, 23), loss) for loss in (1.0, 2.0, 2.5)])
+    monkeypatch.setattr(shortstack.repairing, "next_token_losses", lambda *_: next(worse))
+    found = repair(checkpoint, frozenset({6, 7}), TOKENS)
+    assert (found.kept, found.fits, found.tensors) == (False, (), {})
+    assert found.loss_after == found.loss_before == 2.0
+    plain, same = (
+        prune(checkpoint, Plan(8, (6, 7), "tail"), tmp_path / name, repair=each)
+        for name, each in (("a", None), ("b", found))
+    )
+    assert plain.weights_sha256 == same.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"), [("gemma2", "norm or a router"), ("mixtral", "norm or a router"), ("gemma3n_text", "share")]
+)
+def test_what_has_no_exact_place_for_a_correction_is_refused(model_type, said, tmp_path):
+    checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
+    with pytest.raises(ArchitectureError, match=said):
+        repair(checkpoint, frozenset({6, 7}), TOKENS)
+
+
+def test_too_few_samples_are_refused():
+    with pytest.raises(DataError, match="at least 4 samples"):
+        repair(Checkpoint.open(tiny("llama")), frozenset({6, 7}), Tokens(IDS[:3], "made", False, 0))
