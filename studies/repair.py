@@ -1,0 +1,86 @@
+"""What does closed-form repair give back of SmolLM2's perplexity, on the kind of text it was fitted on and on others?
+
+    python studies/repair.py FIT [TEXT ...]
+
+Kept layers are refitted on 256 x 128 tokens of FIT. Perplexity is measured on 40 x 256 held-out tokens of pydoc and of each
+TEXT: of the unpruned model, of every tail cut of 1 to 12 layers, of three windows, of the eight lowest layers by bi and ppl and
+of the eight a search found (studies/selection.md), each without and with repair. Writes studies/repair.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+
+import shortstack as ss
+from shortstack.evaluation import measure
+from shortstack.planning import show_layers
+from shortstack.walk import UNPRUNED, Decoder
+
+SAMPLES = 256
+OTHERS = {"search": "12-18,25", "a window": "2-9", "a later window": "11-18", "the next": "12-19"}
+
+
+def cuts(model: ss.Checkpoint) -> dict[str, ss.Plan]:
+    layers = model.anatomy.layers
+    scores = ss.score(model, ss.Tokens.read("pydoc", model.tokenizer(), samples=32), metrics=["ppl", "bi"])
+    return {
+        **{f"tail of {depth}": ss.plan(layers, metric="reverse", drop=depth) for depth in range(1, 13)},
+        **{f"lowest {metric}": ss.plan(scores, metric=metric, drop=8) for metric in scores.scores},
+        **{name: ss.plan(layers, layers=some) for name, some in OTHERS.items()},
+    }
+
+
+def perplexities(decoder: Decoder, texts: Mapping[str, ss.Tokens], removed: frozenset[int] = UNPRUNED) -> list[float]:
+    return [measure(decoder, tokens, route=removed).value for tokens in texts.values()]
+
+
+def repaired(model: ss.Checkpoint, plan: ss.Plan, found: ss.Repair, texts: Mapping[str, ss.Tokens]) -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        pruned = ss.prune(model, plan, Path(folder) / "repaired", repair=found)
+        return perplexities(Decoder.open(pruned), texts)
+
+
+def row(name: str, removed: str, before: list[float], after: list[float], seconds: str = "-") -> str:
+    cells = [f"{b:.4g} to {a:.4g}" if after else f"{b:.4g}" for b, a in zip(before, after or before, strict=True)]
+    return f"| {' | '.join([name, removed, *cells, seconds])} |"
+
+
+def main() -> None:
+    fit, *others = sys.argv[1:]
+    model, started = ss.Checkpoint.open("demo"), time.strftime("%Y-%m-%d")
+    decoder, tokenizer = Decoder.open(model), model.tokenizer()
+    texts = {
+        Path(text).name: ss.Tokens.read(text, tokenizer, samples=40, length=256, held_out=True)
+        for text in ("pydoc", *others)
+    }
+    tokens = ss.Tokens.read(fit, tokenizer, samples=SAMPLES)
+    rows = [row("unpruned", "-", perplexities(decoder, texts), [])]
+    for name, plan in cuts(model).items():
+        found = ss.repair(model, frozenset(plan.removed), tokens)
+        before = perplexities(decoder, texts, frozenset(plan.removed))
+        rows.append(
+            row(name, show_layers(plan.removed), before, repaired(model, plan, found, texts), f"{found.seconds:.0f}")
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    heading = ["cut", "layers removed", *(f"{text}: without to with repair" for text in texts), "repair, s"]
+    command = " ".join(["python studies/repair.py", *(Path(each).name for each in sys.argv[1:])])
+    page = [
+        "# Closed-form repair of SmolLM2-135M-Instruct\n",
+        f"`{command}`, in {decoder.dtype}, torch {torch.__version__}, transformers {transformers.__version__}, {started}.\n",
+        f"Refitted on {SAMPLES} x 128 tokens of {Path(fit).name}, one in four held out; perplexity on 40 x 256 tokens.\n",
+        f"| {' | '.join(heading)} |",
+        f"|{'---|' * len(heading)}",
+        *rows,
+    ]
+    Path(__file__).with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
