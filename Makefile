@@ -31,6 +31,8 @@ benchmarks: $(VENV)/demo
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/prune.py --rounds 3
 	$(BIN)/python benchmarks/score.py --rounds 3
+	$(BIN)/python benchmarks/walk.py --rounds 2
+	$(BIN)/python benchmarks/streamed.py --rounds 3
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check src tests benchmarks studies

@@ -3,8 +3,8 @@
     python studies/repair.py FIT [TEXT ...]
 
 Kept layers are refitted on 256 x 128 tokens of FIT. Perplexity is measured on 40 x 256 held-out tokens of pydoc and of each
-TEXT: of the unpruned model, of every tail cut of 1 to 12 layers, of three windows, of the eight lowest layers by bi and ppl and
-of the eight a search found (studies/selection.md), each without and with repair. Writes studies/repair.md.
+TEXT: of the unpruned model, of every tail cut of 1 to 12 layers, of three windows, of the eight lowest layers by bi and by
+ppl, and of the eight a search found (studies/selection.md), each without and with repair. Writes studies/repair.md.
 """
 
 from __future__ import annotations

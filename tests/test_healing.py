@@ -15,6 +15,8 @@ from shortstack.errors import ArchitectureError, InputError, OutputError, Traini
 from shortstack.examples import Example
 from shortstack.healing import Partial, Schedule, heal
 from shortstack.healing.partial import Tail, collate_samples, padded, prefix_states
+from shortstack.planning import plan
+from shortstack.pruning import prune
 from shortstack.walk import Decoder
 from zoo import ZOO, speaking, tiny
 
@@ -35,13 +37,13 @@ def whole_model_gradients(checkpoint: Checkpoint, names: set[str]) -> tuple[floa
     return float(loss.detach()), {name: weight.grad for name, weight in model.named_parameters() if name in names}
 
 
-@pytest.mark.parametrize("last", [0, 2, 8])
+@pytest.mark.parametrize("layers", [(), (6, 7), tuple(range(8)), (3, 4, 6)], ids=["none", "last", "all", "between"])
 @pytest.mark.parametrize("model_type", ZOO)
-def test_gradients_from_the_cached_prefix_are_those_of_the_whole_model(model_type, last):
+def test_gradients_from_the_cached_prefix_are_those_of_the_whole_model(model_type, layers):
     checkpoint = Checkpoint.open(tiny(model_type))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    states = prefix_states(checkpoint, decoder, EXAMPLES, 8 - last)
-    tail = Tail(decoder, 8 - last, train_head=not checkpoint.anatomy.tied)
+    states = prefix_states(checkpoint, decoder, EXAMPLES, min(layers, default=8))
+    tail = Tail(decoder, layers, train_head=not checkpoint.anatomy.tied)
     loss = tail(**collate_samples([(example, states, index) for index, example in enumerate(EXAMPLES)]))["loss"]
     loss.backward()
     found = {
@@ -81,7 +83,51 @@ def test_what_healing_changes_is_the_tail_and_nothing_else(tmp_path):
     assert held_out[-1] < held_out[0]
     record = json.loads((tmp_path / "healed" / "shortstack.json").read_text())
     assert record["verb"] == "heal"
-    assert record["healing"]["method"] == {"name": "partial", "last": 2, "head": None, "untie_head": False}
+    assert record["healing"]["method"] == {
+        "name": "partial",
+        "last": 2,
+        "layers": None,
+        "near_cut": None,
+        "head": None,
+        "untie_head": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("cuts", "near", "trained"),
+    [
+        (["6-7"], 2, [4, 5]),  # a tail
+        (["0-1"], 1, [0]),
+        (["2-3,6"], 1, [1, 2, 3, 4]),
+        (["2-3"], 3, [0, 1, 2, 3, 4]),
+        (["3", "4"], 1, [2, 3, 4]),  # twice: 3 and then 5 of the first model; 4 is between
+    ],
+)
+def test_layers_near_the_cuts_train_and_no_others(cuts, near, trained, tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "source"))
+    for number, cut in enumerate(cuts):
+        chosen = plan(checkpoint.anatomy.layers, layers=cut)
+        checkpoint = prune(checkpoint, chosen, tmp_path / str(number))
+    assert list(Partial(near_cut=near).trained_layers(checkpoint)) == trained
+    named = ",".join(map(str, trained))
+    for each, method in enumerate((Partial(near_cut=near), Partial(layers=named))):
+        heal(
+            checkpoint,
+            tmp_path / f"healed-{each}",
+            data="pydoc",
+            method=method,
+            schedule=Schedule(epochs=1, lr=1e-2),
+            max_length=32,
+            max_samples=32,
+        )
+        before, after = (
+            AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict()
+            for directory in (checkpoint.directory, tmp_path / f"healed-{each}")
+        )
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert {name.split(".")[2] for name in changed if ".layers." in name} == set(map(str, trained))
+    healed = Checkpoint.open(tmp_path / "healed-0")
+    assert list(Partial(near_cut=near).trained_layers(healed)) == trained, "healed again, it is still where the cut was"
 
 
 def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
@@ -145,7 +191,7 @@ def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_pa
 def test_a_tail_that_shares_with_frozen_layers_is_refused(tmp_path):
     source = Checkpoint.open(architectures.make("gemma3n_text", tmp_path / "source"))
     with pytest.raises(ArchitectureError, match="also share keys and values"):
-        Tail(Decoder.load(source, dtype=torch.float32), 6, train_head=False)
+        Tail(Decoder.load(source, dtype=torch.float32), (6, 7), train_head=False)
 
 
 def test_impossible_heads_and_depths_are_refused(tmp_path):
@@ -155,6 +201,10 @@ def test_impossible_heads_and_depths_are_refused(tmp_path):
         (tied, Partial(head=True), "tied"),
         (untied, Partial(untie_head=True), "of its own"),
         (tied, Partial(last=9), "8 layers"),
+        (tied, Partial(layers="3,8"), "0 to 7"),
+        (tied, Partial(layers="3", near_cut=1), "--layers alone"),
+        (tied, Partial(last=2, near_cut=1), "--near-cut alone"),
+        (tied, Partial(near_cut=1), "tells of none"),
     ]
     for checkpoint, method, complaint in cases:
         with pytest.raises(InputError, match=complaint):

@@ -351,6 +351,14 @@ def heal(
     report: Report,
     method: Annotated[str, typer.Option(help="; ".join(f"{m.name}: {m.trains}" for m in METHODS.values()))] = "partial",
     last: Annotated[int, typer.Option(min=0, help="How many of the last layers train.")] = 3,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Train exactly these: 10-13,21 (as the pruned model numbers them).", show_default=False),
+    ] = None,
+    near_cut: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train so many layers on both sides of each cut.", show_default=False),
+    ] = None,
     head: Annotated[
         bool | None,
         typer.Option(
@@ -371,7 +379,7 @@ def heal(
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
 ) -> None:
     """Train part of a pruned checkpoint; what is frozen is computed once and kept on disk."""
-    recipe = method_named(method).load()(last=last, head=head, untie_head=untie_head)
+    recipe = method_named(method).load()(last=last, layers=layers, near_cut=near_cut, head=head, untie_head=untie_head)
 
     from shortstack.healing import Schedule
     from shortstack.healing import heal as heal_checkpoint

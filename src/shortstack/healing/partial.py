@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from shortstack.errors import ArchitectureError, InputError
 from shortstack.examples import Example
 from shortstack.loading import stored_tensors
 from shortstack.losses import chunked_loss
+from shortstack.planning import parse_layers
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
 from shortstack.training import Batch, History, Schedule, train
@@ -38,13 +40,16 @@ class Trained:
 
 @dataclass(frozen=True)
 class Partial:
-    """Which part trains: the last `last` layers, the final norm, and the head.
+    """Which part trains: some layers, the final norm, and the head.
 
-    head: None trains it unless it is tied to the embedding; a tied head trains only when `untie_head` makes it a matrix
-    of its own.
+    layers: these, as the pruned model numbers them, such as "10-13,21"; near_cut: so many on both sides of each cut; without
+    either the last `last`. What is before the first of them is frozen and walked once. head: None trains it unless it is
+    tied to the embedding; a tied head trains only when `untie_head` makes it a matrix of its own.
     """
 
     last: int = 3
+    layers: str | None = None
+    near_cut: int | None = None
     head: bool | None = None
     untie_head: bool = False
     name: ClassVar[str] = "partial"
@@ -70,10 +75,11 @@ class Partial:
         self._check(checkpoint)
         bfloat16 = fast_bfloat16(device)
         decoder = Decoder.load(checkpoint, dtype=torch.bfloat16 if bfloat16 else torch.float32, device=device)
-        at = checkpoint.anatomy.layers - self.last
+        trained = self.trained_layers(checkpoint)
+        at = min(trained, default=checkpoint.anatomy.layers)
         everything = [*held_out, *examples]
         states = prefix_states(checkpoint, decoder, everything, at, progress=progress)
-        tail = Tail(decoder, at, train_head=self.trains_head(checkpoint), untie=self.untie_head)
+        tail = Tail(decoder, trained, train_head=self.trains_head(checkpoint), untie=self.untie_head)
         samples = [(example, states, index) for index, example in enumerate(everything)]
         history = train(
             tail,
@@ -99,8 +105,35 @@ class Partial:
         """Whether the head is among what trains."""
         return (not checkpoint.anatomy.tied or self.untie_head) if self.head is None else self.head
 
+    def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
+        """The layers that train, in order, as the pruned model numbers them."""
+        layers = checkpoint.anatomy.layers
+        if self.layers is not None:
+            return self._named(layers)
+        if self.near_cut is not None:
+            return near_cuts(checkpoint, self.near_cut)
+        return tuple(range(layers - self.last, layers))
+
+    def _named(self, count: int) -> tuple[int, ...]:
+        named = tuple(sorted(set(parse_layers(self.layers or ""))))
+        if named[-1] >= count:
+            raise InputError(
+                "--layers",
+                expected=f"layers 0 to {count - 1} of the pruned model",
+                found=str(named[-1]),
+                fix="name layers as the pruned model numbers them",
+            )
+        return named
+
     def _check(self, checkpoint: Checkpoint) -> None:
         layers = checkpoint.anatomy.layers
+        given = [name for name in ("layers", "near_cut") if getattr(self, name) is not None]
+        given += ["last"] if given and self.last != Partial.last else []
+        if len(given) > 1:
+            names = [f"--{name.replace('_', '-')}" for name in given]
+            raise InputError(
+                names[0], expected=f"{names[0]} alone", found=f"{names[1]} beside it", fix="give one of them"
+            )
         if not 0 <= self.last <= layers:
             raise InputError(
                 "--last",
@@ -122,6 +155,35 @@ class Partial:
                 found="one tied to the embedding",
                 fix="add --untie-head, or leave the head frozen",
             )
+
+
+def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
+    """The `count` layers on either side of each place where layers were removed, by the checkpoint's record.
+
+    Raises:
+        InputError: the record tells of no cut.
+    """
+    kept, original = list((checkpoint.record.get("layer_map") or {}).values()), _original_layers(checkpoint.record)
+    edges = [-1, *kept, original]
+    cuts = [place for place, (one, next_one) in enumerate(pairwise(edges)) if next_one != one + 1] if kept else []
+    if not cuts:
+        raise InputError(
+            "--near-cut",
+            expected="a checkpoint that layers were removed from",
+            found=f"{checkpoint.source}, whose record tells of none",
+            fix="name layers by --layers or --last",
+        )
+    near = {layer for cut in cuts for layer in range(cut - count, cut + count)}
+    return tuple(sorted(near & set(range(len(kept)))))
+
+
+def _original_layers(record: Mapping[str, Any]) -> int:
+    """How many layers the first model of the line had."""
+    plans = []
+    while record:
+        plans.append(record.get("plan"))
+        record = record.get("origin") or {}
+    return next((int(plan["layers"]) for plan in reversed(plans) if plan), 0)
 
 
 @torch.no_grad()
@@ -177,14 +239,16 @@ def collate_samples(samples: Sequence[tuple[Example, Activations, int]]) -> Batc
 
 
 class Tail(nn.Module):
-    """The trained end of a decoder: enters layer `at` with given hidden states and returns the next-token loss.
+    """The end of a decoder, entered with given hidden states at the first layer that trains; returns the next-token loss.
 
     Trained weights are kept in float32. Only they are parameters of this module; the frozen layers' weights are freed.
     """
 
-    def __init__(self, decoder: Decoder, at: int, *, train_head: bool, untie: bool = False) -> None:
+    def __init__(self, decoder: Decoder, layers: Sequence[int], *, train_head: bool, untie: bool = False) -> None:
+        """layers: those that train."""
         super().__init__()
-        if at and any(form.carries or form.fills for form in decoder.forms()):
+        at = min(layers, default=decoder.anatomy.layers)
+        if at and not decoder.bare:
             raise ArchitectureError(
                 decoder.anatomy.architecture,
                 expected="layers that hand on hidden states alone: of the frozen ones only these are kept",
@@ -195,7 +259,7 @@ class Tail(nn.Module):
         head = model.get_submodule(anatomy.head)
         if untie:
             head.weight = nn.Parameter(head.weight.detach().clone())
-        names = [anatomy.layer(index) for index in range(at, anatomy.layers)]
+        names = [anatomy.layer(index) for index in layers]
         names += [anatomy.norm] if anatomy.norm else []
         names += [anatomy.head] if train_head else []
         self.names = names
@@ -203,10 +267,8 @@ class Tail(nn.Module):
         self.trained.float().requires_grad_(True)
         for layer in decoder.layers[:at]:
             layer.to_empty(device="meta")
-        self._decoder, self._at = (
-            (decoder,),
-            at,
-        )  # in a tuple: the rest of the model is not this module's to train or move
+        self._at = at
+        self._decoder = (decoder,)  # in a tuple: the rest of the model is not this module's to train or move
 
     def forward(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
         decoder = self._decoder[0]
