@@ -15,7 +15,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -55,7 +55,7 @@ class Dtype(StrEnum):
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
 RepairSamples = Annotated[
-    int, typer.Option(min=4, help="Windows of --length tokens to repair on; one in four is held out.")
+    int, typer.Option(min=4, help="Windows of --length tokens to repair on, at most; one in four is held out.")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
@@ -184,12 +184,20 @@ class Calibration:
         self, checkpoint: Checkpoint, chosen: Plan, compute: Compute, progress: Progress, samples: int
     ) -> Repair:
         """What refitting kept layers gives for a cut, on so many samples of the text."""
-        from shortstack.repairing import repair
+        from shortstack.repairing import HELD_OUT, repair
+        from shortstack.tokens import Tokens
 
         return repair(
             checkpoint,
             frozenset(chosen.removed),
-            replace(self, samples=str(samples))._tokens(checkpoint, compute.seed),
+            Tokens.read(
+                self.text,
+                checkpoint.tokenizer(),
+                samples=samples,
+                length=self.length,
+                seed=compute.seed,
+                at_least=HELD_OUT,
+            ),
             dtype=compute.dtype.value,
             device=compute.device.value,
             stream=self.stream,

@@ -46,7 +46,7 @@ class Fit:
 class Repair:
     """What refitting did to the held-out loss, nats per token; tensors: the changed ones, by the source's names.
 
-    kept: whether the repair lowered the loss; if not, there are no tensors.
+    kept: whether the repair lowered the loss; if not, there are no tensors, and the fits are what was tried.
     """
 
     fits: tuple[Fit, ...]
@@ -104,7 +104,7 @@ def repair(
     kept = after < before
     changes = follower.changes if kept else {}
     return Repair(
-        tuple(follower.fits) if kept else (),
+        tuple(follower.fits),
         unpruned,
         before,
         after if kept else before,

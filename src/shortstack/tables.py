@@ -114,16 +114,17 @@ def show_verification(directory: str, found: Verification) -> None:
 
 def show_repair(found: Repair) -> None:
     """Held-out perplexity before and after, and what was refitted."""
-    if not found.kept:
-        console.show("No repair lowered the held-out loss, so the cut stays as it is.")
-        return
     losses = {"unpruned": found.loss_unpruned, "cut": found.loss_before, "cut and repaired": found.loss_after}
     rows = [(name, f"{loss:.4f}", console.number(math.exp(loss))) for name, loss in losses.items()]
-    on = f"held-out quarter of {found.tokens['samples']} x {found.tokens['length']} tokens of {found.tokens['source']}"
-    console.show_table(f"repair, on the {on}", ("model", "loss", "perplexity"), rows)
+    console.show_table("repair", ("held-out windows", "loss", "perplexity"), rows)
+    on = f"{found.tokens['samples']} x {found.tokens['length']} tokens of {found.tokens['source']}"
+    if not found.kept:
+        console.show(f"No repair on {on} lowered the held-out loss, so the cut stays as it is.")
+        return
     largest = sorted(found.fits, key=lambda fit: fit.error)[:3]
     told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
-    console.show(f"{len(found.fits)} matrices refitted; of what was missing, the most was found by {told}.")
+    console.show(f"{len(found.fits)} matrices refitted on {on}, one window in four held out.")
+    console.show(f"Of what the cut changed, the most was regained by {told}.")
 
 
 def show_healing(healing: Healing) -> None:

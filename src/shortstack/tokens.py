@@ -35,12 +35,14 @@ class Tokens:
         length: int = 128,
         seed: int = 0,
         held_out: bool = False,
+        at_least: int | None = None,
     ) -> Tokens:
         """`samples` random windows of `length` tokens (BOS included), or with None every window, in order.
 
         Windows never overlap and never cross documents. With several documents each gives one window at a random place,
         as in the paper; a document shorter than a window is passed over. BOS is added where the tokenizer itself adds it.
-        held_out: of `pydoc`, read the last 20 % instead of the first 80 %.
+        held_out: of `pydoc`, read the last 20 % instead of the first 80 %. at_least: fewer than `samples` will do, where the
+        text has no more, but not fewer than this.
 
         Raises:
             DataError: no such text, not UTF-8, a wrong line, or fewer windows than asked for.
@@ -65,10 +67,11 @@ class Tokens:
                 yield ids
 
         windows = [[*bos, *window] for window in _windows(documents(), room, samples, seed)]
-        if not windows or (samples and len(windows) < samples):
+        needed = at_least or samples or 1
+        if len(windows) < needed:
             raise DataError(
                 source,
-                expected=f"{samples or 1} window{'s' * (samples not in (1, None))} of {length} tokens",
+                expected=f"{needed} window{'s' * (needed > 1)} of {length} tokens",
                 found=f"text for {len(windows)}: {sum(sizes):,} tokens in {len(sizes)} document{'s' * (len(sizes) != 1)}",
                 fix="give more text, or a smaller --samples or --length",
             )
