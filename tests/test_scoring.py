@@ -91,6 +91,21 @@ def test_scores_do_not_depend_on_batch_size_or_order(monkeypatch):
         assert single.order(name) == whole.order(name)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
+def test_scores_do_not_depend_on_the_number_of_threads(model_type):
+    checkpoint, threads = Checkpoint.open(tiny(model_type)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = score(checkpoint, TOKENS, metrics=sorted(WALKED), window=3)
+        torch.set_num_threads(3)
+        three = score(checkpoint, TOKENS, metrics=sorted(WALKED), window=3)
+    finally:
+        torch.set_num_threads(threads)
+    for name in WALKED:
+        assert three.scores[name] == pytest.approx(one.scores[name], rel=1e-5, abs=1e-7)
+        assert three.order(name) == one.order(name)
+
+
 def test_progress_ends_at_its_total_and_never_goes_back():
     seen = []
     score(

@@ -300,7 +300,7 @@ def _cut(pruned: Checkpoint, origin: Checkpoint) -> Plan:
     if not route or changed_since(pruned, origin):
         raise InputError(
             pruned.directory,
-            expected=f"a cut of {origin.source}, neither repaired nor healed",
+            expected="a cut, neither repaired nor healed since",
             found="one that was" if route else "no record of a cut",
             fix="name what `shortstack prune` wrote",
         )
