@@ -3,8 +3,8 @@
     python studies/repair.py FIT [TEXT ...]
 
 Kept layers are refitted on at most 256 x 128 tokens of FIT. Perplexity is measured on 40 x 256 held-out tokens of pydoc and
-of each TEXT: of the unpruned model, of every tail cut of 1 to 12 layers, of three windows, of the eight lowest layers by bi and by
-ppl, and of the eight a search found (studies/selection.md), each without and with repair. Writes studies/repair.md.
+of each TEXT: of the unpruned model, and without and with repair of every tail cut of 1 to 12 layers, of three windows of eight,
+of the eight lowest layers by bi and by ppl, and of the eight a search found (studies/selection.md). Writes studies/repair.md.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
     page = [
         "# Closed-form repair of SmolLM2-135M-Instruct\n",
         f"`{command}`, in {decoder.dtype}, torch {torch.__version__}, transformers {transformers.__version__}, {started}.\n",
-        f"Refitted on {len(tokens.ids)} x 128 tokens of {Path(fit).name}, one in four held out; measured on 40 x 256 tokens.\n",
+        f"Refitted on {len(tokens.ids)} x 128 tokens of {Path(fit).name}, one in four held out.\n",
         f"| {' | '.join(heading)} |",
         f"|{'---|' * len(heading)}",
         *rows,
