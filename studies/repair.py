@@ -3,8 +3,9 @@
     python studies/repair.py FIT [TEXT ...]
 
 Kept layers are refitted on at most 256 x 128 tokens of FIT. Perplexity is measured on 40 x 256 held-out tokens of pydoc and
-of each TEXT: of the unpruned model, and without and with repair of every tail cut of 1 to 12 layers, of three windows of eight,
-of the eight lowest layers by bi and by ppl, and of the eight a search found (studies/selection.md). Writes studies/repair.md.
+of each TEXT: of the unpruned model, and without and with repair of every tail cut of 1 to 12 layers, of three windows of
+eight, of the eight lowest layers by bi and by ppl, and of the eight that a search found (studies/selection.md). Writes
+studies/repair.md.
 """
 
 from __future__ import annotations

@@ -252,8 +252,8 @@ def prune(
         )
         chosen = chosen.sized(checkpoint.sizes)
     if report.json:
-        shown = {"repair": repaired.to_dict()} if repaired else {}
-        return console.show_json({**chosen.to_dict(), **shown, "output": str(output)})
+        told = repaired.to_dict() if repaired else None
+        return console.show_json({**chosen.to_dict(), "repair": told, "output": str(output)})
     tables.show_plan(chosen)
     if repaired:
         tables.show_repair(repaired)
