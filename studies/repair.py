@@ -10,6 +10,7 @@ studies/repair.md.
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
@@ -21,10 +22,14 @@ import transformers
 
 import shortstack as ss
 from shortstack.evaluation import measure
+from shortstack.measuring import Run, Wanted
+from shortstack.metrics import METRICS
 from shortstack.planning import show_layers
+from shortstack.repairing import repaired_tails
 from shortstack.walk import UNPRUNED, Decoder
 
 SAMPLES = 256
+TAILS = range(1, 13)
 OTHERS = {"search": "12-18,25", "a window": "2-9", "a later window": "11-18", "the next": "12-19"}
 
 
@@ -32,7 +37,6 @@ def cuts(model: ss.Checkpoint) -> dict[str, ss.Plan]:
     layers = model.anatomy.layers
     scores = ss.score(model, ss.Tokens.read("pydoc", model.tokenizer(), samples=32), metrics=["ppl", "bi"])
     return {
-        **{f"tail of {depth}": ss.plan(layers, metric="reverse", drop=depth) for depth in range(1, 13)},
         **{f"lowest {metric}": ss.plan(scores, metric=metric, drop=8) for metric in scores.scores},
         **{name: ss.plan(layers, layers=some) for name, some in OTHERS.items()},
     }
@@ -40,6 +44,27 @@ def cuts(model: ss.Checkpoint) -> dict[str, ss.Plan]:
 
 def perplexities(decoder: Decoder, texts: Mapping[str, ss.Tokens], removed: frozenset[int] = UNPRUNED) -> list[float]:
     return [measure(decoder, tokens, route=removed).value for tokens in texts.values()]
+
+
+def tail_rows(decoder: Decoder, ids: torch.Tensor, texts: Mapping[str, ss.Tokens]) -> list[str]:
+    """A line for every tail cut, all from a walk for each text."""
+    layers, after = len(decoder.layers), {}
+    for text, tokens in texts.items():
+        after[text] = [math.exp(loss) for loss, _ in repaired_tails(decoder, ids, tokens.ids)]
+    depths = [frozenset(range(layers - gone, layers)) for gone in TAILS]
+    wanted, before = Wanted([METRICS["kl"]], singles=False, sets=depths), {}
+    for text, tokens in texts.items():
+        run = Run(decoder, tokens.ids, wanted).go()
+        before[text] = {depth: math.exp(min(run.losses[depth].value, 700)) for depth in depths}
+    return [
+        row(
+            f"tail of {len(depth)}",
+            show_layers(sorted(depth)),
+            [before[text][depth] for text in texts],
+            [after[text][layers - len(depth) - 1] for text in texts],
+        )
+        for depth in depths
+    ]
 
 
 def repaired(model: ss.Checkpoint, plan: ss.Plan, found: ss.Repair, texts: Mapping[str, ss.Tokens]) -> list[float]:
@@ -63,6 +88,7 @@ def main() -> None:
     }
     tokens = ss.Tokens.read(fit, tokenizer, samples=SAMPLES, at_least=4)
     rows = [row("unpruned", "-", perplexities(decoder, texts), [])]
+    rows += tail_rows(decoder, tokens.ids, texts)
     for name, plan in cuts(model).items():
         found = ss.repair(model, frozenset(plan.removed), tokens)
         before = perplexities(decoder, texts, frozenset(plan.removed))

@@ -135,14 +135,28 @@ def sweep(
     task: Annotated[
         Path | None, typer.Option(help="Multiple choice, answered at every depth: .jsonl of context, choices, answer.")
     ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Also refit the last kept layer of each depth; measure on held-out windows."),
+    ] = False,
+    repair_samples: RepairSamples = REPAIR_SAMPLES,
     plot: Annotated[Path | None, typer.Option(help="Draw the curve: an .svg, .png or .pdf file.")] = None,
 ) -> None:
     """Measure the model without its last layers, at every depth, in one walk."""
+    if repair:
+        _check_repair_samples(calibration)
     if plot:
         plots.check_picture(plot)
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        found = calibration.sweep(checkpoint, compute, progress, max_loss=max_loss, task=task)
+        found = calibration.sweep(
+            checkpoint,
+            compute,
+            progress,
+            max_loss=max_loss,
+            task=task,
+            repair_samples=repair_samples if repair else None,
+        )
     if plot:
         depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in found.depths]
         plots.depth_curve(depths, plot, title=f"{model}, cut at every depth", knee=found.knee)
@@ -277,8 +291,7 @@ def repair_verb(
     from shortstack.pruning import fits
     from shortstack.pruning import prune as prune_checkpoint
 
-    if calibration.samples != Calibration.samples:
-        raise InputError("--samples", expected="--repair-samples", found="--samples", fix="write --repair-samples")
+    _check_repair_samples(calibration)
     with report.bars() as progress:
         origin = source.open(source_model, progress)
         chosen = _cut(replace(source, revision=None).open(directory, progress), origin)
@@ -290,6 +303,11 @@ def repair_verb(
     tables.show_repair(repaired)
     report.next_step("heal", output, "--data", "pydoc", "-o", "healed", *replace(source, revision=None).words)
     return None
+
+
+def _check_repair_samples(calibration: Calibration) -> None:
+    if calibration.samples != Calibration.samples:
+        raise InputError("--samples", expected="--repair-samples", found="--samples", fix="write --repair-samples")
 
 
 def _cut(pruned: Checkpoint, origin: Checkpoint) -> Plan:

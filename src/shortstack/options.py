@@ -145,13 +145,20 @@ class Calibration:
         *,
         max_loss: float | None,
         task: Path | None,
+        repair_samples: int | None,
     ) -> Sweep:
-        """What cutting the tail at every depth does."""
+        """What cutting the tail at every depth does; repair_samples: with repair, on so many samples of the text."""
         from shortstack.sweeping import sweep
 
+        tokens = (
+            self._repair_tokens(checkpoint, compute.seed, repair_samples)
+            if repair_samples
+            else self._tokens(checkpoint, compute.seed)
+        )
         return sweep(
             checkpoint,
-            self._tokens(checkpoint, compute.seed),
+            tokens,
+            repair=repair_samples is not None,
             max_loss=max_loss,
             task=task,
             dtype=compute.dtype.value,
@@ -184,24 +191,30 @@ class Calibration:
         self, checkpoint: Checkpoint, chosen: Plan, compute: Compute, progress: Progress, samples: int
     ) -> Repair:
         """What refitting kept layers gives for a cut, on so many samples of the text."""
-        from shortstack.repairing import HELD_OUT, repair
-        from shortstack.tokens import Tokens
+        from shortstack.repairing import repair
 
         return repair(
             checkpoint,
             frozenset(chosen.removed),
-            Tokens.read(
-                self.text,
-                checkpoint.tokenizer(),
-                samples=samples,
-                length=self.length,
-                seed=compute.seed,
-                at_least=HELD_OUT,
-            ),
+            self._repair_tokens(checkpoint, compute.seed, samples),
             dtype=compute.dtype.value,
             device=compute.device.value,
             stream=self.stream,
             progress=progress,
+        )
+
+    def _repair_tokens(self, checkpoint: Checkpoint, seed: int, samples: int) -> Tokens:
+        """At most so many samples: a short text has fewer."""
+        from shortstack.repairing import HELD_OUT
+        from shortstack.tokens import Tokens
+
+        return Tokens.read(
+            self.text,
+            checkpoint.tokenizer(),
+            samples=samples,
+            length=self.length,
+            seed=seed,
+            at_least=HELD_OUT,
         )
 
     def _tokens(self, checkpoint: Checkpoint, seed: int) -> Tokens:

@@ -119,6 +119,7 @@ def depth_figure(depths: Sequence[Mapping[str, float]], *, title: str, knee: int
             axes = _axes(figure, left=0, top=index * 1.9, width=6, height=1.7)
             axes.sharex(figure.axes[0])
             _curve(axes, depths, key, panels[key])
+            _repaired_curve(axes, depths, f"repaired_{key}")
             axes.tick_params(labelbottom=key == shown[-1])
             if knee is not None:
                 axes.axvline(knee, color=KNEE, linestyle="--")
@@ -239,6 +240,14 @@ def _curve(axes: Axes, depths: Sequence[Mapping[str, float]], key: str, label: s
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_label_coords(-0.115, 0.5)  # the same for every panel, however wide its numbers are
     axes.set(ylabel=label, gid=key)
+
+
+def _repaired_curve(axes: Axes, depths: Sequence[Mapping[str, float]], key: str) -> None:
+    """The same with repair, if there is any, as a dotted line with its name."""
+    points = [(depths[0]["layers"] - depth["layers"], depth[key]) for depth in depths if key in depth]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=CURVE, linestyle=":", marker="s", markersize=3, label="repaired")
+        axes.legend(loc="upper left", frameon=False)
 
 
 def _log_scale(axes: Axes) -> None:

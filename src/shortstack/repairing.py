@@ -19,7 +19,7 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, DataError
 from shortstack.loading import changed_tensors
-from shortstack.losses import next_token_losses
+from shortstack.losses import divergences, next_token_losses
 from shortstack.metrics import checked
 from shortstack.outlets import OUTPUT, Outlet, changed_by, find_outlets, listening
 from shortstack.progress import Progress, silent
@@ -92,13 +92,7 @@ def repair(
             fix="add --repair-samples 256",
         )
     decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
-    if not decoder.bare:
-        raise ArchitectureError(
-            decoder.anatomy.architecture,
-            expected="layers that hand on hidden states alone",
-            found="layers that also share keys and values, a selection of tokens or router states",
-            fix="prune without --repair",
-        )
+    _check_bare(decoder)
     follower = _Follower(decoder, removed, tokens.ids, progress).walk()
     unpruned, before, after = follower.losses()
     kept = after < before
@@ -113,6 +107,16 @@ def repair(
         tokens.record(),
         round(time.perf_counter() - started, 3),
     )
+
+
+def divided(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples to fit on, and every fourth, held out."""
+    back = torch.arange(len(ids)) % HELD_OUT == HELD_OUT - 1
+    return ids[~back], ids[back]
+
+
+def _batches(ids: Tensor, decoder: Decoder) -> Sequence[Tensor]:
+    return ids.to(decoder.device).split(max(1, BATCH_TOKENS // ids.shape[1]))
 
 
 class _Moments:
@@ -136,6 +140,8 @@ class _Moments:
 
     def error(self, weight: Tensor) -> float:
         """sum w |r - W x|^2 over sum w |r|^2."""
+        if not self.residuals:
+            return 1.0
         explained = 2 * (weight * self.both).sum() - (weight @ self.inputs * weight).sum()
         return float(1 - explained / self.residuals)
 
@@ -147,9 +153,7 @@ class _Follower:
         """ids: [samples, length]."""
         self.decoder, self.removed, self.progress = decoder, removed, progress
         self.layers = len(decoder.layers)
-        ids, size = ids.to(decoder.device), max(1, BATCH_TOKENS // ids.shape[1])
-        back = torch.arange(len(ids)) % HELD_OUT == HELD_OUT - 1
-        fitting, self.judging = ids[~back].split(size), ids[back].split(size)
+        fitting, self.judging = (_batches(part, decoder) for part in divided(ids))
         self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
         self.whole = [decoder.enter(some).groups[0][1].hidden for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
@@ -194,13 +198,7 @@ class _Follower:
         """A kept layer's outlets, one after the other; the one that gives its output waits where a cut follows."""
         module = self.decoder.layers[layer]
         outlets = find_outlets(self.decoder, layer)
-        if not any(outlet.place == OUTPUT for outlet in outlets):
-            raise ArchitectureError(
-                f"{self.decoder.anatomy.architecture}, layer {layer}",
-                expected="a matrix whose product is added to the layer's output, to fold a correction into",
-                found="none, as where a norm or a router follows the last matrix",
-                fix="prune without --repair",
-            )
+        _at_output(self.decoder, layer, outlets)
         places = [outlet.place for outlet in outlets if outlet.place != OUTPUT]
         with listening(module, places) as targets:
             after = self._step(layer, self.whole, self.batches)
@@ -226,37 +224,120 @@ class _Follower:
         layer, outlet, entered = self.open
         self.open = None
         change = self._fitted(layer, outlet, entered, self.short, self.whole)
-        if change is not None:
-            self.short = [
-                (hidden.float() + (inputs.float() @ change.T).view(hidden.shape)).to(hidden.dtype)
-                for hidden, inputs in zip(self.short, entered, strict=True)
-            ]
+        pairs = zip(self.short, entered, strict=True)
+        self.short = [_corrected(hidden, inputs, change) for hidden, inputs in pairs]
 
     def _fitted(
         self, layer: int, outlet: Outlet, entered: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
     ) -> Tensor | None:
-        """The change [width, inputs] that brings `here` closest to `there`, kept; None where none helps held-out samples.
-
-        A token counts by 1 / |there|: a few with massive activations would own the fit otherwise.
-        """
-        fitting, judging = _Moments(), _Moments()
-        for number, (inputs, found, wanted) in enumerate(zip(entered, here, there, strict=True)):
-            wanted = wanted.float()
-            weights = 1 / wanted.flatten(0, -2).norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-            (fitting if number < self.fitting else judging).add(inputs, wanted - found.float(), weights)
-        tried = {ridge: fitting.solved(ridge) for ridge in RIDGES}
-        errors = {ridge: judging.error(change) for ridge, change in tried.items()}
-        ridge = min(errors, key=errors.__getitem__)
+        """The change that _best finds, kept under the weight's name."""
         name = f"{self.decoder.anatomy.layer(layer)}.{outlet.name}.weight"
-        if checked(errors[ridge], name) >= 1:
+        ridge, error, change = _best(entered, here, there, self.fitting, name)
+        if change is None:
             return None
-        change = tried[ridge].float()
         self.changes[name] = outlet.laid(change).cpu()
-        self.fits.append(Fit(layer, outlet.name, ridge, errors[ridge]))
+        self.fits.append(Fit(layer, outlet.name, ridge, error))
         return change
 
     def _step(self, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            self.decoder.step(ids, layer, [State(hidden, {})])[0].hidden
-            for ids, hidden in zip(batches, streams, strict=True)
-        ]
+        return _stepped(self.decoder, layer, streams, batches)
+
+
+def _stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
+    """The streams as they leave a layer whose weights are in memory."""
+    return [
+        decoder.step(ids, layer, [State(hidden, {})])[0].hidden for ids, hidden in zip(batches, streams, strict=True)
+    ]
+
+
+def _best(
+    entered: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor], fitting: int, where: str
+) -> tuple[float, float, Tensor | None]:
+    """Ridge, held-out error and the change [width, inputs] that brings `here` closest to `there`; no change if none helps.
+
+    Batches from number `fitting` on are held out. A token counts by 1 / |there|: a few with massive activations would own
+    the fit otherwise.
+    """
+    fitted, judged = _Moments(), _Moments()
+    for number, (inputs, found, wanted) in enumerate(zip(entered, here, there, strict=True)):
+        wanted = wanted.float()
+        weights = 1 / wanted.flatten(0, -2).norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        (fitted if number < fitting else judged).add(inputs, wanted - found.float(), weights)
+    tried = {ridge: fitted.solved(ridge) for ridge in RIDGES}
+    errors = {ridge: judged.error(change) for ridge, change in tried.items()}
+    ridge = min(errors, key=errors.__getitem__)
+    error = checked(errors[ridge], where)
+    return ridge, error, tried[ridge].float() if error < 1 else None
+
+
+def _corrected(hidden: Tensor, inputs: Tensor, change: Tensor | None) -> Tensor:
+    """Hidden states with a change of an outlet's weight, given what entered it."""
+    if change is None:
+        return hidden
+    return (hidden.float() + (inputs.float() @ change.T).view(hidden.shape)).to(hidden.dtype)
+
+
+@torch.no_grad()
+def repaired_tails(
+    decoder: Decoder, ids: Tensor, judging: Tensor, *, progress: Progress = silent
+) -> list[tuple[float, float]]:
+    """Loss on `judging` [samples, length] of the first 1, 2, ... layers, and KL from the whole model, in nats per token.
+
+    Of each tail cut the last kept layer's outlet is refitted on three of four samples of `ids` [samples, length], and the
+    fourth chooses the ridge; all from two walks.
+
+    Raises:
+        ArchitectureError: as repair().
+    """
+    _check_bare(decoder)
+    parts = [_batches(part, decoder) for part in (*divided(ids), judging)]
+    batches, layers, chosen_on = [batch for part in parts for batch in part], len(decoder.layers), len(parts[0])
+    refitted = chosen_on + len(parts[1])
+    streams = [decoder.enter(ids).groups[0][1].hidden for ids in batches]
+    whole = list(streams)
+    for layer in range(layers):
+        with decoder.resident(layer):
+            whole = _stepped(decoder, layer, whole, batches)
+        progress("repairing", layer + 1, 2 * layers)
+    found = []
+    for layer in range(layers):
+        with decoder.resident(layer):
+            outlet = _at_output(decoder, layer, find_outlets(decoder, layer))
+            with listening(decoder.layers[layer], [outlet.name]) as entered:
+                streams = _stepped(decoder, layer, streams, batches)
+        inputs, change = entered[outlet.name], None
+        if layer + 1 < layers:
+            known = slice(refitted)
+            change = _best(inputs[known], streams[known], whole[known], chosen_on, f"layer {layer}")[2]
+        judged = [
+            (ids, there, _corrected(hidden, given, change))
+            for ids, there, hidden, given in zip(batches, whole, streams, inputs, strict=True)
+        ][refitted:]
+        sums = [pair for ids, there, hidden in judged for pair in divergences(decoder, ids, there, [hidden])]
+        losses, kls = (torch.cat(each, dim=1).double().mean() for each in zip(*sums, strict=True))
+        found.append((checked(float(losses), f"loss of {layer + 1} layers, repaired"), float(kls)))
+        progress("repairing", layers + layer + 1, 2 * layers)
+    return found
+
+
+def _check_bare(decoder: Decoder) -> None:
+    if not decoder.bare:
+        raise ArchitectureError(
+            decoder.anatomy.architecture,
+            expected="layers that hand on hidden states alone",
+            found="layers that also share keys and values, a selection of tokens or router states",
+            fix="leave --repair out",
+        )
+
+
+def _at_output(decoder: Decoder, layer: int, outlets: Sequence[Outlet]) -> Outlet:
+    """The outlet that adds to the layer's output."""
+    for outlet in outlets:
+        if outlet.place == OUTPUT:
+            return outlet
+    raise ArchitectureError(
+        f"{decoder.anatomy.architecture}, layer {layer}",
+        expected="a matrix whose product is added to the layer's output, to fold a correction into",
+        found="none, as where a norm or a router follows the last matrix",
+        fix="leave --repair out",
+    )

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from shortstack.checkpoint import Checkpoint
 from shortstack.choices import Question, answers, questions_sha256, read_questions
-from shortstack.errors import InputError
+from shortstack.errors import DataError, InputError
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS, checked, perplexity
 from shortstack.progress import Progress, silent
+from shortstack.repairing import HELD_OUT, divided, repaired_tails
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder, Route
 
@@ -25,7 +28,7 @@ TOLERATED = math.log(1.5)  # a perplexity half as high again
 class Depth:
     """The model of the first `layers` layers: loss and KL from the unpruned model, in nats per predicted token.
 
-    accuracy, accuracy_stderr: of multiple choice, where there were questions.
+    accuracy, accuracy_stderr: of multiple choice, where there were questions. repaired_*: with the last layer refitted.
     """
 
     layers: int
@@ -34,6 +37,9 @@ class Depth:
     kl: float
     accuracy: float | None = None
     accuracy_stderr: float | None = None
+    repaired_loss: float | None = None
+    repaired_perplexity: float | None = None
+    repaired_kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,14 @@ class Sweep:
     """Every depth, the whole model first.
 
     knee: how many layers are gone where the curve of the loss bends up; None where it never does.
-    max_loss, removable: that many layers can go from the tail before the loss exceeds it.
+    max_loss, removable: that many layers can go from the tail before the loss exceeds it; with repair removable_repaired.
     """
 
     depths: tuple[Depth, ...]
     knee: int | None
     max_loss: float
     removable: int
+    removable_repaired: int | None = None
     tokens: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] | None = None
     dtype: str = "float32"
@@ -63,6 +70,7 @@ def sweep(
     *,
     max_loss: float | None = None,
     task: str | Path | None = None,
+    repair: bool = False,
     dtype: str = "auto",
     device: str = "auto",
     stream: bool | None = None,
@@ -71,17 +79,32 @@ def sweep(
     """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
 
     max_loss: nats per token; None is that of a perplexity 1.5 times the unpruned one. task: a .jsonl file of multiple choice
-    (choices.LAYOUT), answered at every depth by a second walk.
+    (choices.LAYOUT), answered at every depth by a second walk. repair: also refit the last layer of each depth, on three
+    samples of four (as repaired_tails()); all is then measured on the fourth alone.
 
     Raises:
         DataError: the task cannot be read.
         InputError: max_loss is below the unpruned model's loss.
     """
     started = time.perf_counter()
+    if repair and len(tokens.ids) < 2 * HELD_OUT:
+        raise DataError(
+            tokens.source,
+            expected=f"at least {2 * HELD_OUT} samples to repair on",
+            found=str(len(tokens.ids)),
+            fix="give more text, or a smaller --length",
+        )
     questions = read_questions(task) if task else []
     decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
-    run = _walked(checkpoint, decoder, tokens, progress)
+    fitting, judging = divided(tokens.ids) if repair else (tokens.ids[:0], tokens.ids)
+    run = _walked(checkpoint, decoder, judging, progress)
     depths = _depths(run)
+    if repair:
+        found_repaired = reversed(repaired_tails(decoder, fitting, judging, progress=progress))
+        depths = tuple(
+            replace(depth, repaired_loss=loss, repaired_perplexity=perplexity(loss), repaired_kl=kl)
+            for depth, (loss, kl) in zip(depths, found_repaired, strict=True)
+        )
     if questions:
         cut = tails(run.layers)
         found = answers(decoder, questions, checkpoint.tokenizer(), cut, progress=progress)
@@ -98,11 +121,24 @@ def sweep(
             found=str(max_loss),
             fix="allow more, or leave it out",
         )
-    removable = next((gone for gone, loss in enumerate(losses) if loss > allowed), len(losses)) - 1
+    removable = _removable(losses, allowed)
+    repaired = [depth.repaired_loss for depth in depths if depth.repaired_loss is not None]
     seconds = round(time.perf_counter() - started + run.seconds_before, 3)
     return Sweep(
-        depths, knee(losses), allowed, removable, tokens.record(), _task(task, questions), decoder.dtype, seconds
+        depths,
+        knee(losses),
+        allowed,
+        removable,
+        _removable(repaired, allowed) if repaired else None,
+        tokens.record(),
+        _task(task, questions),
+        decoder.dtype,
+        seconds,
     )
+
+
+def _removable(losses: Sequence[float], allowed: float) -> int:
+    return next((gone for gone, loss in enumerate(losses) if loss > allowed), len(losses)) - 1
 
 
 def _task(source: str | Path | None, questions: Sequence[Question]) -> dict[str, Any] | None:
@@ -112,9 +148,9 @@ def _task(source: str | Path | None, questions: Sequence[Question]) -> dict[str,
     return {"source": str(source), "questions": len(questions), "sha256": questions_sha256(questions)}
 
 
-def _walked(checkpoint: Checkpoint, decoder: Decoder, tokens: Tokens, progress: Progress) -> Run:
+def _walked(checkpoint: Checkpoint, decoder: Decoder, ids: Tensor, progress: Progress) -> Run:
     wanted = Wanted([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
-    return Run(decoder, tokens.ids, wanted, progress=progress, stage="sweeping").kept_by(checkpoint).go()
+    return Run(decoder, ids, wanted, progress=progress, stage="sweeping").kept_by(checkpoint).go()
 
 
 def _depths(run: Run) -> tuple[Depth, ...]:

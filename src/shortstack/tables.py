@@ -72,17 +72,25 @@ def show_sweep(model: str, found: Sweep) -> None:
             console.number(depth.perplexity),
             console.number(depth.kl),
             *([f"{depth.accuracy:.3f} ± {depth.accuracy_stderr:.3f}"] if found.task else []),
+            *([console.number(depth.repaired_perplexity)] if depth.repaired_perplexity is not None else []),
             "█" * (1 + round(23 * (depth.loss - low) / span)) + " knee" * (gone == found.knee),
         )
         for gone, depth in enumerate(found.depths)
     ]
     on = f"{found.tokens['samples']} x {found.tokens['length']} tokens of {found.tokens['source']}"
-    heading = ("layers", "loss", "perplexity", "KL", *(["accuracy"] if found.task else []), "loss, drawn")
+    repaired = found.removable_repaired is not None
+    more = [*(["accuracy"] if found.task else []), *(["repaired"] if repaired else [])]
+    heading = ("layers", "loss", "perplexity", "KL", *more, "loss, drawn")
     console.show_table(f"{model} cut at every depth, on {on}", heading, rows)
     if found.task:
         console.show(f"Accuracy ± its standard error on {found.task['questions']} questions of {found.task['source']}.")
+    if repaired:
+        console.show(
+            "Measured on one window in four; the last kept layer was refitted on the others: its perplexity is `repaired`."
+        )
     some = f"{found.removable} layer{'s' * (found.removable != 1)}"
-    console.show(f"{some} can go from the tail with a loss of at most {found.max_loss:.4f}.")
+    with_repair = f" ({found.removable_repaired} with repair)" if repaired else ""
+    console.show(f"{some}{with_repair} can go from the tail with a loss of at most {found.max_loss:.4f}.")
 
 
 def show_plan(chosen: Plan) -> None:
