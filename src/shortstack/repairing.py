@@ -115,8 +115,9 @@ def divided(ids: Tensor) -> tuple[Tensor, Tensor]:
     return ids[~back], ids[back]
 
 
-def _batches(ids: Tensor, decoder: Decoder) -> Sequence[Tensor]:
-    return ids.to(decoder.device).split(max(1, BATCH_TOKENS // ids.shape[1]))
+def _batches(ids: Tensor, decoder: Decoder) -> list[Tensor]:
+    size = max(1, BATCH_TOKENS // ids.shape[1])
+    return list(ids.to(decoder.device).split(size))
 
 
 class _Moments:
