@@ -33,6 +33,7 @@ benchmarks: $(VENV)/demo
 	$(BIN)/python benchmarks/score.py --rounds 3
 	$(BIN)/python benchmarks/walk.py --rounds 2
 	$(BIN)/python benchmarks/streamed.py --rounds 3
+	$(BIN)/python benchmarks/parity.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check src tests benchmarks studies

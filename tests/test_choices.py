@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import shortstack.choices
 from shortstack.checkpoint import Checkpoint
-from shortstack.choices import Question, answers, read_questions
+from shortstack.choices import Question, answers, read_questions, requests_of
 from shortstack.errors import DataError
 from shortstack.sweeping import sweep, tails
 from shortstack.tokens import Tokens
@@ -64,7 +64,7 @@ def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, mon
     checkpoint = Checkpoint.open(tiny(model_type))
     routes = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = answers(decoder, QUESTIONS, Letters(), routes)
+    found = answers(decoder, QUESTIONS, requests_of(QUESTIONS, Letters()), routes)
     for route in routes:
         expected = naively(checkpoint.directory, Letters(), sorted(route))
         assert list(found[route].correct) == expected
@@ -110,6 +110,5 @@ def test_what_has_no_token_before_or_in_the_choice_is_refused(context, choice):
         def __call__(self, text, **options):
             return super().__call__(text.rstrip(), **options)
 
-    decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
     with pytest.raises(DataError, match="before the choice"):
-        answers(decoder, [Question(context, (choice, "no"), 0)], Trimming(bos=False), [UNPRUNED])
+        requests_of([Question(context, (choice, "no"), 0)], Trimming(bos=False))

@@ -161,6 +161,12 @@ def test_on_a_full_disk_the_walk_goes_on_without(monkeypatch):
     assert not kept()
 
 
+def test_without_a_cache_that_can_be_written_scoring_goes_on(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "file" / "cache"))
+    assert score(Checkpoint.open(tiny("llama")), TOKENS).scores["ppl"]
+
+
 def test_layers_that_carry_more_than_hidden_states_start_again(tmp_path):
     checkpoint = Checkpoint.open(architectures.make("gemma3n_text", tmp_path / "model"))
     with pytest.raises(Stopped):

@@ -51,6 +51,9 @@ def test_layers_can_go_until_the_first_depth_that_loses_too_much():
     assert sweep(checkpoint, TOKENS).max_loss == pytest.approx(losses[0] + math.log(1.5))
     with pytest.raises(InputError, match="at least the unpruned"):
         sweep(checkpoint, TOKENS, max_loss=losses[0] - 0.1)
+    for nothing in (math.nan, math.inf):
+        with pytest.raises(InputError, match="at least the unpruned"):
+            sweep(checkpoint, TOKENS, max_loss=nothing)
 
 
 @pytest.mark.parametrize(

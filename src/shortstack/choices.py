@@ -55,7 +55,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """One choice after its context: token ids, and where the choice begins."""
 
     ids: tuple[int, ...]
@@ -96,16 +96,27 @@ def questions_sha256(questions: Sequence[Question]) -> str:
     return hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
 
 
+def requests_of(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Request]:
+    """Every choice of every question, as tokens.
+
+    Raises:
+        DataError: a choice has no token of its own, or none before it.
+    """
+    return [_request(tokenizer, question.context, choice) for question in questions for choice in question.choices]
+
+
 def answers(
     decoder: Decoder,
     questions: Sequence[Question],
-    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
     routes: Sequence[Route],
     *,
     progress: Progress = silent,
 ) -> dict[Route, Accuracy]:
-    """How many questions the model answers rightly without the layers of each route, all from one walk."""
-    requests = [_request(tokenizer, question.context, choice) for question in questions for choice in question.choices]
+    """How many questions the model answers rightly without the layers of each route, all from one walk.
+
+    requests: what requests_of() made of the questions.
+    """
     found = likelihoods(decoder, requests, routes, progress)
     ends = torch.tensor([len(question.choices) for question in questions]).cumsum(0)[:-1]
     return {
@@ -119,7 +130,7 @@ def answers(
     }
 
 
-def _request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> _Request:
+def _request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Request:
     """Context and choice as one text, parted by how many tokens the context alone has; spaces at its end go over."""
     stripped = context.rstrip()
     choice = context[len(stripped) :] + choice
@@ -133,12 +144,12 @@ def _request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> _
             found=f"{start} and {len(ids) - len(before)}",
             fix="write what comes before the choices, and choices that are more than spaces",
         )
-    return _Request((*bos, *ids), start)
+    return Request((*bos, *ids), start)
 
 
 @torch.no_grad()
 def likelihoods(
-    decoder: Decoder, requests: Sequence[_Request], routes: Sequence[Route], progress: Progress = silent
+    decoder: Decoder, requests: Sequence[Request], routes: Sequence[Route], progress: Progress = silent
 ) -> dict[Route, Tensor]:
     """The log-likelihood in nats of what each request ends with, for each route: [requests], fp64."""
     order = sorted(range(len(requests)), key=lambda place: len(requests[place].ids))
@@ -157,7 +168,7 @@ def likelihoods(
     return found
 
 
-def _batches(requests: Sequence[_Request], order: Sequence[int]) -> list[list[int]]:
+def _batches(requests: Sequence[Request], order: Sequence[int]) -> list[list[int]]:
     """Places of requests of about equal length, BATCH_TOKENS at a time with their padding."""
     batches: list[list[int]] = [[]]
     for place in order:
@@ -168,7 +179,7 @@ def _batches(requests: Sequence[_Request], order: Sequence[int]) -> list[list[in
 
 
 def _turns(
-    decoder: Decoder, requests: Sequence[_Request], batches: Sequence[list[int]], streams: int
+    decoder: Decoder, requests: Sequence[Request], batches: Sequence[list[int]], streams: int
 ) -> list[list[list[int]]]:
     """The batches, as many at a time as their streams fit in STREAM_BYTES."""
     embedding: Tensor = decoder.model.get_submodule(decoder.anatomy.embedding).weight
@@ -177,17 +188,17 @@ def _turns(
     return [list(batches[start : start + together]) for start in range(0, len(batches), together)]
 
 
-def _padded(requests: Sequence[_Request], decoder: Decoder) -> Tensor:
+def _padded(requests: Sequence[Request], decoder: Decoder) -> Tensor:
     """Token ids [requests, longest], padded on the right: no token sees what comes after it."""
     longest = max(len(request.ids) for request in requests)
     rows = [[*request.ids, *[0] * (longest - len(request.ids))] for request in requests]
     return torch.tensor(rows, device=decoder.device)
 
 
-def _sums(decoder: Decoder, front: Front, hidden: Tensor, requests: Sequence[_Request]) -> Tensor:
+def _sums(decoder: Decoder, front: Front, hidden: Tensor, requests: Sequence[Request]) -> Tensor:
     """Log-likelihoods [requests]: only the states that predict a token of a choice pass the head."""
     rows = [row for row, request in enumerate(requests) for _ in request.ids[request.start :]]
     places = [place for request in requests for place in range(request.start, len(request.ids))]
     at = torch.tensor(rows, device=hidden.device), torch.tensor(places, device=hidden.device)
-    losses = target_losses(decoder, hidden[at[0], at[1] - 1], front.ids[at]).double().cpu()
+    losses = target_losses(decoder, hidden[at[0], at[1] - 1], front.ids[at]).cpu().double()
     return torch.zeros(len(requests), dtype=torch.float64).index_add_(0, torch.tensor(rows), -losses)

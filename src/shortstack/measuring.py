@@ -18,6 +18,7 @@ from shortstack.losses import divergences, next_token_losses
 from shortstack.metrics import Metric
 from shortstack.progress import Progress, silent
 from shortstack.resuming import Keeper
+from shortstack.streaming import available_memory
 from shortstack.walk import UNPRUNED, Decoder, Front, Group, Route, State, layer_forwards
 
 BATCH_TOKENS = 2048
@@ -53,7 +54,7 @@ class Mean:
 
     def add(self, values: Tensor) -> None:
         """values: [tokens, ...]."""
-        self.total = self.total + values.double().sum(0).cpu()
+        self.total = self.total + values.cpu().double().sum(0)  # MPS has no float64
         self.count += len(values)
 
     @property
@@ -136,20 +137,26 @@ class Run:
     def kept_by(self, checkpoint: Checkpoint) -> Run:
         """The run, its state kept on disk from time to time; not where layers carry on more than hidden states."""
         if self.decoder.bare:
-            self.keeper = Keeper(
+            self.keeper = Keeper.of(
                 checkpoint,
                 dtype=self.decoder.dtype,
                 device=self.decoder.device.type,
-                ids=[self.ids.tolist(), BATCH_TOKENS, STREAM_BYTES],
+                ids=[self.ids.tolist(), BATCH_TOKENS, len(self.turns())],
+                state=CHANGING,
                 metrics=[metric.name for metric in self.wanted.metrics],
                 wanted=[self.wanted.window, self.wanted.singles, [sorted(route) for route in self.routes]],
             )
         return self
 
     def turns(self) -> Sequence[Sequence[Tensor]]:
-        """The batches, as many at a time as their streams fit in STREAM_BYTES."""
-        together = max(1, STREAM_BYTES // (self.stream_bytes * len(self.routes)))
+        """The batches, as many at a time as there is room for their streams."""
+        together = max(1, self.room // (self.stream_bytes * len(self.routes)))
         return [self.batches[start : start + together] for start in range(0, len(self.batches), together)]
+
+    @functools.cached_property
+    def room(self) -> int:
+        """Bytes that hidden streams may take: STREAM_BYTES, or a quarter of the memory there is."""
+        return min(STREAM_BYTES, available_memory(str(self.decoder.device)) // 4)
 
     @property
     def stream_bytes(self) -> int:

@@ -102,7 +102,7 @@ def relative_magnitude(before: Tensor, after: Tensor) -> Tensor:
 
 def cosine_parts(before: Tensor, after: Tensor) -> Tensor:
     """(x.y, x.x, y.y) of each token, [tokens, 3]: averaged, they make the one cosine of the whole tensor."""
-    x, y = before.double(), after.double()
+    x, y = before.float(), after.float()
     parts: Tensor = x.new_zeros((*x.shape[:-1], 3))
     parts[..., 0], parts[..., 1], parts[..., 2] = (x * y).sum(-1), (x * x).sum(-1), (y * y).sum(-1)
     return parts

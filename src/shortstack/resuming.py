@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ class Keeper:
         key = content_key(files=files, config=checkpoint.config, versions=versions, **identity)
         self.path = cache_directory("walks") / f"{key}.safetensors"
         self._due = time.monotonic() + KEEP_SECONDS
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, **identity: object) -> Keeper | None:
+        """A keeper, where there is a cache that can be written to; a walk does without where there is none."""
+        try:
+            keeper = cls(checkpoint, **identity)
+        except OSError:
+            return None
+        return keeper if os.access(keeper.path.parent, os.W_OK) else None
 
     def keep(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Write what state() gives, if that was long enough ago and the disk has room for it."""
@@ -75,8 +85,9 @@ class Keeper:
 
     def _forget_old(self) -> None:
         for path in self.path.parent.iterdir():
-            if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another walk has just ended
+                if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
+                    path.unlink()
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], names: dict[tuple[int, torch.Size], str]) -> Any:

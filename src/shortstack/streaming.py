@@ -22,10 +22,13 @@ from shortstack.errors import CheckpointError
 from shortstack.loading import load_into, read_weight
 
 SPARE = 0.8  # of the memory there is; the rest is for activations
-CONTROL_GROUPS = (  # a container's own limits: v2, v1
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
+CONTROL_GROUPS = {  # a container's own limits, by the kind that /proc/self/cgroup names: v2, v1
+    "": (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    "memory": (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+}
 LIMITS = {resource.RLIMIT_AS: "vms", resource.RLIMIT_DATA: "data"}  # of a process, and what psutil calls what it holds
 
 Weights = Mapping[str, Tensor]
@@ -45,10 +48,21 @@ def available_memory(device: str) -> int:
         allowed = resource.getrlimit(kind)[0]
         if allowed != resource.RLIM_INFINITY and hasattr(held, taken):
             limits.append(allowed - int(getattr(held, taken)))
-    for limit, used in CONTROL_GROUPS:
-        if limit.exists() and (text := limit.read_text().strip()).isdecimal():
+    for limit, used in _control_groups():
+        if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdecimal():
             limits.append(int(text) - int(used.read_text()))
     return min(limits)
+
+
+def _control_groups() -> Iterator[tuple[Path, Path]]:
+    """Where this process's control group, and the outermost one that it sees, tell their limit and what they use."""
+    yield from CONTROL_GROUPS.values()
+    table = Path("/proc/self/cgroup")
+    for line in table.read_text().splitlines() if table.exists() else ():
+        _, kinds, place = line.split(":", 2)
+        for kind, (limit, used) in CONTROL_GROUPS.items():
+            if kind in kinds.split(","):
+                yield limit.parent / place.lstrip("/") / limit.name, used.parent / place.lstrip("/") / used.name
 
 
 class LayerWeights:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.choices import Question, answers, questions_sha256, read_questions
+from shortstack.choices import Question, answers, questions_sha256, read_questions, requests_of
 from shortstack.errors import DataError, InputError
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS, checked, perplexity
@@ -95,10 +95,13 @@ def sweep(
             fix="give more text, or a smaller --length",
         )
     questions = read_questions(task) if task else []
+    asked = requests_of(questions, checkpoint.tokenizer()) if questions else []
     decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
     fitting, judging = divided(tokens.ids) if repair else (tokens.ids[:0], tokens.ids)
     run = _walked(checkpoint, decoder, judging, progress)
     depths = _depths(run)
+    losses = [depth.loss for depth in depths]
+    allowed = _allowed(losses[0], max_loss)
     if repair:
         found_repaired = reversed(repaired_tails(decoder, fitting, judging, progress=progress))
         depths = tuple(
@@ -107,19 +110,10 @@ def sweep(
         )
     if questions:
         cut = tails(run.layers)
-        found = answers(decoder, questions, checkpoint.tokenizer(), cut, progress=progress)
+        found = answers(decoder, questions, asked, cut, progress=progress)
         depths = tuple(
             replace(depth, accuracy=found[tail].value, accuracy_stderr=found[tail].stderr)
             for depth, tail in zip(depths, cut, strict=True)
-        )
-    losses = [depth.loss for depth in depths]
-    allowed = losses[0] + TOLERATED if max_loss is None else max_loss
-    if allowed < losses[0]:
-        raise InputError(
-            "--max-loss",
-            expected=f"at least the unpruned model's loss, {losses[0]:.4f}",
-            found=str(max_loss),
-            fix="allow more, or leave it out",
         )
     removable = _removable(losses, allowed)
     repaired = [depth.repaired_loss for depth in depths if depth.repaired_loss is not None]
@@ -135,6 +129,19 @@ def sweep(
         decoder.dtype,
         seconds,
     )
+
+
+def _allowed(unpruned: float, max_loss: float | None) -> float:
+    """The loss that is tolerated."""
+    allowed = unpruned + TOLERATED if max_loss is None else max_loss
+    if not unpruned <= allowed < math.inf:  # false for NaN, too
+        raise InputError(
+            "--max-loss",
+            expected=f"at least the unpruned model's loss, {unpruned:.4f}",
+            found=str(max_loss),
+            fix="allow more, or leave it out",
+        )
+    return allowed
 
 
 def _removable(losses: Sequence[float], allowed: float) -> int:

@@ -65,6 +65,7 @@ def show_sweep(model: str, found: Sweep) -> None:
     """What was found at every depth, with the loss as a bar, the knee marked, and how many layers can go."""
     losses = [depth.loss for depth in found.depths]
     low, span = min(losses), max(losses) - min(losses) or 1.0
+    wide = 11 if found.task or found.removable_repaired is not None else 23  # what a terminal of 80 columns leaves
     rows = [
         (
             str(depth.layers),
@@ -73,7 +74,7 @@ def show_sweep(model: str, found: Sweep) -> None:
             console.number(depth.kl),
             *([f"{depth.accuracy:.3f} ± {depth.accuracy_stderr:.3f}"] if found.task else []),
             *([console.number(depth.repaired_perplexity)] if depth.repaired_perplexity is not None else []),
-            "█" * (1 + round(23 * (depth.loss - low) / span)) + " knee" * (gone == found.knee),
+            "█" * (1 + round(wide * (depth.loss - low) / span)) + " knee" * (gone == found.knee),
         )
         for gone, depth in enumerate(found.depths)
     ]
@@ -88,6 +89,8 @@ def show_sweep(model: str, found: Sweep) -> None:
         console.show(
             "Measured on one window in four; the last kept layer was refitted on the others: its perplexity is `repaired`."
         )
+    if found.knee is None:
+        console.show("The curve of the loss has no knee: it is never below the line from its first point to its last.")
     some = f"{found.removable} layer{'s' * (found.removable != 1)}"
     with_repair = f" ({found.removable_repaired} with repair)" if repaired else ""
     console.show(f"{some}{with_repair} can go from the tail with a loss of at most {found.max_loss:.4f}.")
