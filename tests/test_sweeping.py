@@ -32,12 +32,23 @@ def test_every_depth_is_what_the_cut_model_gives(model_type, stream):
     assert [depth.kl for depth in found.depths] == pytest.approx(kls, rel=1e-4, abs=1e-6)
 
 
-def test_it_costs_each_layer_once_and_a_head_for_each_depth():
-    seen = []
+def test_it_costs_each_layer_once_and_a_head_for_each_depth(monkeypatch):
+    seen, calls, loaded = [], [0] * 8, Checkpoint.model
+
+    def counted(self, **options):
+        model = loaded(self, **options)
+        for number, layer in enumerate(model.model.layers):
+            layer.self_attn.register_forward_hook(
+                lambda *_, number=number: calls.__setitem__(number, calls[number] + 1)
+            )
+        return model
+
+    monkeypatch.setattr(Checkpoint, "model", counted)
     sweep(Checkpoint.open(tiny("llama")), TOKENS, progress=lambda _stage, done, total: seen.append((done, total)))
     head = (seen[-1][1] - 8) / (8 + 1)
     assert head == int(head), "eight layers, a head for each depth and one for the reference"
     assert seen[-1][0] == seen[-1][1]
+    assert calls == [2] * 8, "once to learn how layers hand on, once to walk"
 
 
 def test_layers_can_go_until_the_first_depth_that_loses_too_much():

@@ -90,10 +90,10 @@ class Keeper:
                     path.unlink()
 
 
-def _packed(value: Any, tensors: dict[str, Tensor], names: dict[tuple[int, torch.Size], str]) -> Any:
+def _packed(value: Any, tensors: dict[str, Tensor], names: dict[tuple[Any, ...], str]) -> Any:
     """The value with the name of each tensor in its place; the tensors go to `tensors`, each once."""
     if isinstance(value, Tensor):
-        place = value.data_ptr(), value.shape
+        place = value.data_ptr(), value.shape, value.stride(), value.dtype
         if place not in names:
             names[place] = str(len(tensors))
             tensors[names[place]] = value.contiguous()
