@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import shortstack.choices
+import shortstack.walk
 from shortstack.checkpoint import Checkpoint
-from shortstack.choices import Question, answers, read_questions, requests_of
+from shortstack.choices import Question, answers, asked, read_questions
 from shortstack.errors import DataError
 from shortstack.sweeping import sweep, tails
 from shortstack.tokens import Tokens
@@ -60,11 +61,11 @@ def naively(directory, tokenizer, removed) -> list[bool]:
 @pytest.mark.parametrize("batch", [2048, 24])
 def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, monkeypatch):
     monkeypatch.setattr(shortstack.choices, "BATCH_TOKENS", batch)
-    monkeypatch.setattr(shortstack.choices, "STREAM_BYTES", 1 if batch == 24 else 2 << 30)
+    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1 if batch == 24 else 2 << 30)
     checkpoint = Checkpoint.open(tiny(model_type))
     routes = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = answers(decoder, QUESTIONS, requests_of(QUESTIONS, Letters()), routes)
+    found = answers(decoder, asked(QUESTIONS, Letters()), routes)
     for route in routes:
         expected = naively(checkpoint.directory, Letters(), sorted(route))
         assert list(found[route].correct) == expected
@@ -111,4 +112,4 @@ def test_what_has_no_token_before_or_in_the_choice_is_refused(context, choice):
             return super().__call__(text.rstrip(), **options)
 
     with pytest.raises(DataError, match="before the choice"):
-        requests_of([Question(context, (choice, "no"), 0)], Trimming(bos=False))
+        asked([Question(context, (choice, "no"), 0)], Trimming(bos=False))

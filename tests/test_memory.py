@@ -9,9 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from shortstack import streaming, walk
 from shortstack.checkpoint import Checkpoint
 from shortstack.scoring import score
 from shortstack.tokens import Tokens
+from shortstack.walk import Decoder
+from zoo import tiny
 
 LIMIT = 1100 << 20  # a third of it is what Python, torch and transformers take
 METRICS = ["bi", "ppl", "taylor"]
@@ -76,10 +79,44 @@ def test_a_checkpoint_four_times_larger_than_memory_is_scored_as_it_is_in_memory
 
 def test_what_ulimit_leaves_is_the_memory_there_is():
     code = """
-import resource
+import psutil, resource
 from shortstack.streaming import available_memory
-resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
-print(available_memory("cpu"))
+for kind, held in ((resource.RLIMIT_DATA, "data"), (resource.RLIMIT_AS, "vms")):
+    limit = getattr(psutil.Process().memory_info(), held) + (300 << 20)
+    resource.setrlimit(kind, (limit, -1))
+    print(available_memory("cpu"))
+    resource.setrlimit(kind, (-1, -1))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 0 < int(ended.stdout) < 1 << 30
+    for found in map(int, ended.stdout.split()):
+        assert found == pytest.approx(300 << 20, abs=20 << 20)
+
+
+@pytest.mark.parametrize(("line", "kind"), [("0::/some/group", ""), ("7:cpu,memory:/some/group", "memory")])
+def test_the_limit_of_a_nested_control_group_counts(line, kind, tmp_path, monkeypatch):
+    nested = tmp_path / "some" / "group"
+    nested.mkdir(parents=True)
+    (nested / "limit").write_text("5000000\n")
+    (nested / "used").write_text("1000000\n")
+    (tmp_path / "limit").write_text("max\n")
+    (tmp_path / "membership").write_text(f"1:name=other:/elsewhere\n{line}\n")
+    monkeypatch.setattr(streaming, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(streaming, "CONTROL_GROUPS", {kind: (tmp_path / "limit", tmp_path / "used")})
+    assert streaming.available_memory("cpu") == 4000000
+
+
+@pytest.mark.parametrize(("memory", "streams"), [(10**4, True), (10**9, False)])
+def test_a_model_that_does_not_fit_is_streamed_without_being_asked(memory, streams, monkeypatch):
+    monkeypatch.setattr(streaming, "available_memory", lambda _device: memory)
+    decoder = Decoder.open(Checkpoint.open(tiny("llama")))
+    assert (decoder.weights is not None) == streams
+
+
+def test_streams_have_room_for_a_quarter_of_the_memory(monkeypatch):
+    decoder = Decoder.open(Checkpoint.open(tiny("llama")), dtype="float32")
+    one = 8 * 32 * 4  # bytes of eight tokens' hidden states
+    for memory, together in ((4 * 8 * one, 2), (4 * 15 * one, 2), (4 * 16 * one, 4), (1, 1)):
+        monkeypatch.setattr(walk, "available_memory", lambda _device, memory=memory: memory)
+        turns = decoder.turns(list("abcdefgh"), tokens=8, streams=4)
+        assert [len(turn) for turn in turns][:1] == [together]
+        assert [each for turn in turns for each in turn] == list("abcdefgh")

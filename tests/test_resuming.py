@@ -13,6 +13,7 @@ import torch
 
 import shortstack.measuring
 import shortstack.resuming
+import shortstack.walk
 from shortstack.cache import cache_directory
 from shortstack.checkpoint import Checkpoint
 from shortstack.metrics import METRICS
@@ -61,7 +62,7 @@ def test_a_stopped_score_goes_on_and_finds_the_same(share, turns, metrics, monke
     checkpoint = Checkpoint.open(tiny("llama"))
     if turns > 1:
         monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
-        monkeypatch.setattr(shortstack.measuring, "STREAM_BYTES", 1)
+        monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1)
     whole = score(checkpoint, TOKENS, metrics=metrics, window=3)
     with pytest.raises(Stopped):
         score(checkpoint, TOKENS, metrics=metrics, window=3, progress=stopping(share))
@@ -153,18 +154,40 @@ def test_a_state_that_a_power_cut_broke_is_as_good_as_none(broken):
     assert without_time(score(checkpoint, TOKENS)) == without_time(score(checkpoint, TOKENS))
 
 
-def test_on_a_full_disk_the_walk_goes_on_without(monkeypatch):
+def test_on_a_full_disk_the_walk_says_so_and_goes_on_without(monkeypatch):
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(shortstack.resuming.shutil, "disk_usage", lambda _path: usage)
-    with pytest.raises(Stopped):
-        score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["ppl"], progress=stopping(0.8))
+    whole = score(Checkpoint.open(tiny("llama")), TOKENS)
+    with pytest.warns(UserWarning, match="not kept.*MB free") as said:
+        found = score(Checkpoint.open(tiny("llama")), TOKENS)
+    assert len(said) == 1, "once, not after every layer"
+    assert found.scores == whole.scores
     assert not kept()
 
 
-def test_without_a_cache_that_can_be_written_scoring_goes_on(monkeypatch, tmp_path):
+def test_without_a_cache_that_can_be_written_scoring_says_so_and_goes_on(monkeypatch, tmp_path):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    whole = score(checkpoint, TOKENS)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "file" / "cache"))
-    assert score(Checkpoint.open(tiny("llama")), TOKENS).scores["ppl"]
+    with pytest.warns(UserWarning, match="not kept"):
+        assert score(checkpoint, TOKENS).scores == whole.scores
+
+
+def test_a_walk_divided_otherwise_does_not_take_it(monkeypatch):
+    """With less memory there are more turns; what was kept is of another division."""
+    checkpoint = Checkpoint.open(tiny("llama"))
+    monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
+    one_batch = 20 * 32 * 4 * 9  # tokens, width, bytes, streams
+    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 2 * one_batch)
+    whole = score(checkpoint, TOKENS)
+    with pytest.raises(Stopped):
+        score(checkpoint, TOKENS, progress=stopping(0.8))
+    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", one_batch)
+    seen = []
+    found = score(checkpoint, TOKENS, progress=lambda stage, *_: seen.append(stage))
+    assert set(seen) == {"scoring"}
+    assert found.scores["ppl"] == pytest.approx(whole.scores["ppl"], rel=1e-5)
 
 
 def test_layers_that_carry_more_than_hidden_states_start_again(tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 import naive
 import shortstack.measuring
+import shortstack.walk
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, ShortstackError
 from shortstack.metrics import METRICS
@@ -55,7 +56,7 @@ def test_turns_of_few_batches_change_nothing(monkeypatch):
     names = sorted(WALKED)
     whole = score(checkpoint, TOKENS, metrics=names, window=3)
     monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
-    monkeypatch.setattr(shortstack.measuring, "STREAM_BYTES", 1)
+    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1)
     turned = score(checkpoint, TOKENS, metrics=names, window=3)
     for name in names:
         assert turned.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)

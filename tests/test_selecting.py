@@ -8,6 +8,7 @@ import torch
 import naive
 import shortstack.measuring
 import shortstack.selecting
+import shortstack.walk
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import DataError, PlanError
 from shortstack.measuring import Run, Wanted, walk_on
@@ -84,7 +85,7 @@ def test_without_room_for_a_trail_steps_remove_the_same(monkeypatch):
     with_trail = select(checkpoint, TOKENS, drop=5, step=1)
     monkeypatch.setattr(shortstack.selecting, "TRAIL_BYTES", 0)
     assert select(checkpoint, TOKENS, drop=5, step=1) == with_trail
-    monkeypatch.setattr(shortstack.measuring, "STREAM_BYTES", 1)
+    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1)
     monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
     assert select(checkpoint, TOKENS, drop=5, step=1) == with_trail
 

@@ -18,16 +18,15 @@ from torch import Tensor
 
 from shortstack.errors import DataError
 from shortstack.losses import target_losses
+from shortstack.metrics import in_float64
 from shortstack.progress import Progress, silent
 from shortstack.texts import read_lines
 from shortstack.tokens import bos_ids, encode
-from shortstack.walk import Decoder, Front, Route
+from shortstack.walk import BATCH_TOKENS, Decoder, Front, Route
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH_TOKENS = 2048
-STREAM_BYTES = 2 << 30  # hidden streams held at once
 LAYOUT = '{"context": "The sky is", "choices": [" blue", " loud"], "answer": 0}'
 
 
@@ -60,6 +59,14 @@ class Request:
 
     ids: tuple[int, ...]
     start: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as tokens: its choices, and the place of the right one."""
+
+    choices: tuple[Request, ...]
+    answer: int
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -96,28 +103,23 @@ def questions_sha256(questions: Sequence[Question]) -> str:
     return hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
 
 
-def requests_of(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Request]:
-    """Every choice of every question, as tokens.
+def asked(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
+    """The questions as tokens.
 
     Raises:
         DataError: a choice has no token of its own, or none before it.
     """
-    return [_request(tokenizer, question.context, choice) for question in questions for choice in question.choices]
+    return [
+        Asked(tuple(_request(tokenizer, question.context, choice) for choice in question.choices), question.answer)
+        for question in questions
+    ]
 
 
 def answers(
-    decoder: Decoder,
-    questions: Sequence[Question],
-    requests: Sequence[Request],
-    routes: Sequence[Route],
-    *,
-    progress: Progress = silent,
+    decoder: Decoder, questions: Sequence[Asked], routes: Sequence[Route], *, progress: Progress = silent
 ) -> dict[Route, Accuracy]:
-    """How many questions the model answers rightly without the layers of each route, all from one walk.
-
-    requests: what requests_of() made of the questions.
-    """
-    found = likelihoods(decoder, requests, routes, progress)
+    """How many questions the model answers rightly without the layers of each route, all from one walk."""
+    found = likelihoods(decoder, [each for question in questions for each in question.choices], routes, progress)
     ends = torch.tensor([len(question.choices) for question in questions]).cumsum(0)[:-1]
     return {
         route: Accuracy.of(
@@ -156,7 +158,8 @@ def likelihoods(
     batches = _batches(requests, order)
     found = {route: torch.zeros(len(requests), dtype=torch.float64) for route in routes}
     done = 0
-    for turn in _turns(decoder, requests, batches, len(routes)):
+    largest = max(len(batch) * len(requests[batch[-1]].ids) for batch in batches)
+    for turn in decoder.turns(batches, tokens=largest, streams=len(routes)):
         fronts = [decoder.enter(_padded([requests[place] for place in batch], decoder), routes) for batch in turn]
         for _ in decoder.through(fronts, range(len(decoder.layers))):
             pass
@@ -169,23 +172,13 @@ def likelihoods(
 
 
 def _batches(requests: Sequence[Request], order: Sequence[int]) -> list[list[int]]:
-    """Places of requests of about equal length, BATCH_TOKENS at a time with their padding."""
+    """Places of requests of about equal length, the longest last, BATCH_TOKENS at a time with their padding."""
     batches: list[list[int]] = [[]]
     for place in order:
         if (len(batches[-1]) + 1) * len(requests[place].ids) > BATCH_TOKENS and batches[-1]:
             batches.append([])
         batches[-1].append(place)
     return batches
-
-
-def _turns(
-    decoder: Decoder, requests: Sequence[Request], batches: Sequence[list[int]], streams: int
-) -> list[list[list[int]]]:
-    """The batches, as many at a time as their streams fit in STREAM_BYTES."""
-    embedding: Tensor = decoder.model.get_submodule(decoder.anatomy.embedding).weight
-    tokens = max(len(batch) * max(len(requests[place].ids) for place in batch) for batch in batches)
-    together = max(1, STREAM_BYTES // (tokens * embedding.shape[1] * embedding.element_size() * streams))
-    return [list(batches[start : start + together]) for start in range(0, len(batches), together)]
 
 
 def _padded(requests: Sequence[Request], decoder: Decoder) -> Tensor:
@@ -200,5 +193,5 @@ def _sums(decoder: Decoder, front: Front, hidden: Tensor, requests: Sequence[Req
     rows = [row for row, request in enumerate(requests) for _ in request.ids[request.start :]]
     places = [place for request in requests for place in range(request.start, len(request.ids))]
     at = torch.tensor(rows, device=hidden.device), torch.tensor(places, device=hidden.device)
-    losses = target_losses(decoder, hidden[at[0], at[1] - 1], front.ids[at]).cpu().double()
+    losses = in_float64(target_losses(decoder, hidden[at[0], at[1] - 1], front.ids[at])).cpu()
     return torch.zeros(len(requests), dtype=torch.float64).index_add_(0, torch.tensor(rows), -losses)

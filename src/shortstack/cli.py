@@ -15,7 +15,7 @@ import traceback
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -42,9 +42,6 @@ from shortstack.options import (
 )
 from shortstack.planning import Plan, Sizes, show_layers
 from shortstack.scores import Scores
-
-if TYPE_CHECKING:
-    from shortstack.checkpoint import Checkpoint
 
 app = typer.Typer(
     name="shortstack",
@@ -290,11 +287,12 @@ def repair_verb(
     """Refit the kept layers of a cut in closed form: no training, no new parameters."""
     from shortstack.pruning import fits
     from shortstack.pruning import prune as prune_checkpoint
+    from shortstack.verification import cut_of
 
     _check_repair_samples(calibration)
     with report.bars() as progress:
         origin = source.open(source_model, progress)
-        chosen = _cut(replace(source, revision=None).open(directory, progress), origin)
+        chosen = cut_of(replace(source, revision=None).open(directory, progress), origin)
         fits(output, origin, chosen)
         repaired = calibration.repair(origin, chosen, compute, progress, repair_samples)
         prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
@@ -308,21 +306,6 @@ def repair_verb(
 def _check_repair_samples(calibration: Calibration) -> None:
     if calibration.samples != Calibration.samples:
         raise InputError("--samples", expected="--repair-samples", found="--samples", fix="write --repair-samples")
-
-
-def _cut(pruned: Checkpoint, origin: Checkpoint) -> Plan:
-    """What was cut from the origin, if that is all that was done to it."""
-    from shortstack.verification import changed_since, skipped_route
-
-    route = skipped_route(pruned, origin) if pruned.record else frozenset()
-    if not route or changed_since(pruned, origin):
-        raise InputError(
-            pruned.directory,
-            expected="a cut, neither repaired nor healed since",
-            found="one that was" if route else "no record of a cut",
-            fix="name what `shortstack prune` wrote",
-        )
-    return Plan(origin.anatomy.layers, tuple(sorted(route)), f"the cut of {pruned.source}")
 
 
 @app.command()

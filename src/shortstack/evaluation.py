@@ -12,7 +12,7 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.losses import next_token_losses
-from shortstack.metrics import checked
+from shortstack.metrics import checked, in_float64
 from shortstack.metrics import perplexity as value
 from shortstack.progress import Progress, silent
 from shortstack.tokens import Tokens
@@ -91,7 +91,7 @@ def measure(decoder: Decoder, tokens: Tokens, *, route: Route = UNPRUNED, progre
     losses = []
     for number, batch in enumerate(batches, start=1):
         ids = batch.to(decoder.device)
-        losses.append(next_token_losses(decoder, ids, decoder.walk(ids, [route])[route]).double().cpu())
+        losses.append(in_float64(next_token_losses(decoder, ids, decoder.walk(ids, [route])[route])).cpu())
         progress("measuring perplexity", number, len(batches))
     table = torch.cat(losses)
     mean, windows = checked(float(table.mean()), f"loss on {tokens.source}"), table.mean(dim=1)

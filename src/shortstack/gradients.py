@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shortstack.errors import ArchitectureError
 from shortstack.losses import chunked_loss, predicting
 from shortstack.walk import Decoder, State
 
@@ -54,13 +53,7 @@ def walk_back(
     Raises:
         ArchitectureError: layers hand on more than hidden states, so that a gradient would miss a part.
     """
-    if not decoder.bare:
-        raise ArchitectureError(
-            decoder.anatomy.architecture,
-            expected="layers that hand on hidden states alone, to take a gradient layer by layer",
-            found="layers that also share keys and values, a selection of tokens or router states",
-            fix="choose a metric without gradients, such as ppl or bi",
-        )
+    decoder.check_bare("choose a metric without gradients, such as ppl or bi")
     for layer in reversed(layers):
         with decoder.resident(layer):
             yield layer, _summed(decoder, layer, batches, entering[layer], leaving, on_step)

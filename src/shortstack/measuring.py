@@ -15,14 +15,11 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint
 from shortstack.gradients import WeightGradient, loss_gradient, walk_back
 from shortstack.losses import divergences, next_token_losses
-from shortstack.metrics import Metric
+from shortstack.metrics import Metric, in_float64
 from shortstack.progress import Progress, silent
 from shortstack.resuming import Keeper
-from shortstack.streaming import available_memory
-from shortstack.walk import UNPRUNED, Decoder, Front, Group, Route, State, layer_forwards
+from shortstack.walk import BATCH_TOKENS, UNPRUNED, Decoder, Front, Group, Route, State, layer_forwards
 
-BATCH_TOKENS = 2048
-STREAM_BYTES = 2 << 30  # hidden streams held at once; more tokens are walked in turns
 CHANGING = ("turn", "done", "going_back", "entering", "leaving", "weights")  # of a Run while it walks, beside its means
 BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it once more, and twice as much for gradients
 
@@ -54,7 +51,7 @@ class Mean:
 
     def add(self, values: Tensor) -> None:
         """values: [tokens, ...]."""
-        self.total = self.total + values.cpu().double().sum(0)  # MPS has no float64
+        self.total = self.total + in_float64(values).sum(0).cpu()
         self.count += len(values)
 
     @property
@@ -126,7 +123,7 @@ class Run:
         """Walk, turn by turn, and back; from where a run like this one was killed, if its state was kept."""
         if self.keeper and (state := self.keeper.kept(self.decoder.device)):
             self._restore(state)
-        for turn in self.turns()[self.turn :]:
+        for turn in self.turns[self.turn :]:
             self._forward(turn)
         if self.needs_gradient:
             self._back()
@@ -141,28 +138,22 @@ class Run:
                 checkpoint,
                 dtype=self.decoder.dtype,
                 device=self.decoder.device.type,
-                ids=[self.ids.tolist(), BATCH_TOKENS, len(self.turns())],
+                ids=[self.ids.tolist(), [len(batch) for batch in self.batches], len(self.turns[0])],
                 state=CHANGING,
                 metrics=[metric.name for metric in self.wanted.metrics],
                 wanted=[self.wanted.window, self.wanted.singles, [sorted(route) for route in self.routes]],
             )
         return self
 
+    @functools.cached_property
     def turns(self) -> Sequence[Sequence[Tensor]]:
         """The batches, as many at a time as there is room for their streams."""
-        together = max(1, self.room // (self.stream_bytes * len(self.routes)))
-        return [self.batches[start : start + together] for start in range(0, len(self.batches), together)]
-
-    @functools.cached_property
-    def room(self) -> int:
-        """Bytes that hidden streams may take: STREAM_BYTES, or a quarter of the memory there is."""
-        return min(STREAM_BYTES, available_memory(str(self.decoder.device)) // 4)
+        return self.decoder.turns(self.batches, tokens=self.batches[0].numel(), streams=len(self.routes))
 
     @property
     def stream_bytes(self) -> int:
         """Bytes of one batch's hidden states."""
-        embedding: Tensor = self.decoder.model.get_submodule(self.decoder.anatomy.embedding).weight
-        return int(self.batches[0].numel() * embedding.shape[1] * embedding.element_size())
+        return self.decoder.stream_bytes(self.batches[0].numel())
 
     @torch.no_grad()
     def _forward(self, batches: Sequence[Tensor]) -> None:
@@ -225,7 +216,7 @@ class Run:
         for mean, (total, count) in zip(self._means(), state["means"], strict=True):
             mean.total, mean.count = total.cpu(), count
         self.seconds_before, self.stage = state["seconds"], f"{self.stage} (continued)"
-        batches = self.turns()[self.turn] if state["fronts"] else []
+        batches = self.turns[self.turn] if state["fronts"] else []
         for ids, (layer, groups) in zip(batches, state["fronts"], strict=True):
             found = [(tuple(self.routes[place] for place in places), State(hidden, {})) for places, hidden in groups]
             self.begun.append(Front(ids, found, layer))

@@ -102,10 +102,15 @@ def relative_magnitude(before: Tensor, after: Tensor) -> Tensor:
 
 def cosine_parts(before: Tensor, after: Tensor) -> Tensor:
     """(x.y, x.x, y.y) of each token, [tokens, 3]: averaged, they make the one cosine of the whole tensor."""
-    x, y = before.float(), after.float()
+    x, y = in_float64(before), in_float64(after)
     parts: Tensor = x.new_zeros((*x.shape[:-1], 3))
     parts[..., 0], parts[..., 1], parts[..., 2] = (x * y).sum(-1), (x * x).sum(-1), (y * y).sum(-1)
     return parts
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """The values in float64; on the CPU where the device (MPS) has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _cosine(before: Tensor, after: Tensor) -> Tensor:

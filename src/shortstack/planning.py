@@ -345,7 +345,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
                 "--layers",
                 expected="numbers and inclusive ranges like 22-29,3",
                 found=repr(text),
-                fix="list the layers to remove",
+                fix="write single layers and ranges, with commas between",
             )
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(found)

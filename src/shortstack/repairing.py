@@ -20,16 +20,15 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, DataError
 from shortstack.loading import changed_tensors
 from shortstack.losses import divergences, next_token_losses
-from shortstack.metrics import checked
+from shortstack.metrics import checked, in_float64
 from shortstack.outlets import OUTPUT, Outlet, changed_by, find_outlets, listening
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor
 from shortstack.tokens import Tokens
-from shortstack.walk import Decoder, Route, State
+from shortstack.walk import BATCH_TOKENS, Decoder, Route, State
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
 HELD_OUT = 4  # one sample in so many chooses the ridge and judges the repair
-BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def repair(
             fix="add --repair-samples 256",
         )
     decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
-    _check_bare(decoder)
+    decoder.check_bare("leave --repair out")
     follower = _Follower(decoder, removed, tokens.ids, progress).walk()
     unpruned, before, after = follower.losses()
     kept = after < before
@@ -129,9 +128,9 @@ class _Moments:
     def add(self, inputs: Tensor, residuals: Tensor, weights: Tensor) -> None:
         x, r = inputs.flatten(0, -2).float(), residuals.flatten(0, -2)
         scaled = x * weights[:, None]
-        self.inputs = self.inputs + (scaled.T @ x).double()
-        self.both = self.both + (r.T @ scaled).double()
-        self.residuals = self.residuals + (r.square().sum(-1) * weights).sum().double()
+        self.inputs = self.inputs + in_float64(scaled.T @ x)
+        self.both = self.both + in_float64(r.T @ scaled)
+        self.residuals = self.residuals + in_float64((r.square().sum(-1) * weights).sum())
 
     def solved(self, ridge: float) -> Tensor:
         """argmin of sum w |r - W x|^2 + ridge mean(w x^2) |W|^2, [width, d]."""
@@ -181,7 +180,7 @@ class _Follower:
             )
             for some in streams
         )
-        found = [checked(float(each.double().mean()), "held-out loss") for each in (whole, plain, short)]
+        found = [checked(float(in_float64(each).mean()), "held-out loss") for each in (whole, plain, short)]
         return found[0], found[1], found[2]
 
     def _pass(self, layer: int) -> None:
@@ -199,7 +198,8 @@ class _Follower:
         """A kept layer's outlets, one after the other; the one that gives its output waits where a cut follows."""
         module = self.decoder.layers[layer]
         outlets = find_outlets(self.decoder, layer)
-        _at_output(self.decoder, layer, outlets)
+        if cut_follows:
+            _at_output(self.decoder, layer, outlets)
         places = [outlet.place for outlet in outlets if outlet.place != OUTPUT]
         with listening(module, places) as targets:
             after = self._step(layer, self.whole, self.batches)
@@ -268,7 +268,7 @@ def _best(
     errors = {ridge: judged.error(change) for ridge, change in tried.items()}
     ridge = min(errors, key=errors.__getitem__)
     error = checked(errors[ridge], where)
-    return ridge, error, tried[ridge].float() if error < 1 else None
+    return ridge, error, tried[ridge].float().to(here[0].device) if error < 1 else None
 
 
 def _corrected(hidden: Tensor, inputs: Tensor, change: Tensor | None) -> Tensor:
@@ -290,45 +290,40 @@ def repaired_tails(
     Raises:
         ArchitectureError: as repair().
     """
-    _check_bare(decoder)
+    decoder.check_bare("leave --repair out")
     parts = [_batches(part, decoder) for part in (*divided(ids), judging)]
-    batches, layers, chosen_on = [batch for part in parts for batch in part], len(decoder.layers), len(parts[0])
-    refitted = chosen_on + len(parts[1])
-    streams = [decoder.enter(ids).groups[0][1].hidden for ids in batches]
-    whole = list(streams)
+    batches, layers = [batch for part in parts for batch in part], len(decoder.layers)
+    known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
+    streams = [decoder.enter(some).groups[0][1].hidden for some in batches]
+    whole, found = list(streams), []
     for layer in range(layers):
         with decoder.resident(layer):
             whole = _stepped(decoder, layer, whole, batches)
         progress("repairing", layer + 1, 2 * layers)
-    found = []
     for layer in range(layers):
         with decoder.resident(layer):
             outlet = _at_output(decoder, layer, find_outlets(decoder, layer))
             with listening(decoder.layers[layer], [outlet.name]) as entered:
                 streams = _stepped(decoder, layer, streams, batches)
-        inputs, change = entered[outlet.name], None
-        if layer + 1 < layers:
-            known = slice(refitted)
-            change = _best(inputs[known], streams[known], whole[known], chosen_on, f"layer {layer}")[2]
-        judged = [
-            (ids, there, _corrected(hidden, given, change))
-            for ids, there, hidden, given in zip(batches, whole, streams, inputs, strict=True)
-        ][refitted:]
-        sums = [pair for ids, there, hidden in judged for pair in divergences(decoder, ids, there, [hidden])]
-        losses, kls = (torch.cat(each, dim=1).double().mean() for each in zip(*sums, strict=True))
-        found.append((checked(float(losses), f"loss of {layer + 1} layers, repaired"), float(kls)))
+        inputs, where = entered[outlet.name], f"{layer + 1} layers, repaired"
+        change = _best(inputs[known], streams[known], whole[known], len(parts[0]), where)[2]
+        short = [_corrected(*each, change) for each in zip(streams[judged], inputs[judged], strict=True)]
+        found.append(_judged(decoder, batches[judged], whole[judged], short, where))
         progress("repairing", layers + layer + 1, 2 * layers)
     return found
 
 
-def _check_bare(decoder: Decoder) -> None:
-    if not decoder.bare:
-        raise ArchitectureError(
-            decoder.anatomy.architecture,
-            expected="layers that hand on hidden states alone",
-            found="layers that also share keys and values, a selection of tokens or router states",
-            fix="leave --repair out",
-        )
+def _judged(
+    decoder: Decoder, batches: Sequence[Tensor], whole: Sequence[Tensor], short: Sequence[Tensor], where: str
+) -> tuple[float, float]:
+    """Mean loss of the shorter model, and its KL divergence from the whole one."""
+    sums = [
+        pair
+        for ids, there, hidden in zip(batches, whole, short, strict=True)
+        for pair in divergences(decoder, ids, there, [hidden])
+    ]
+    losses, kls = (float(in_float64(torch.cat(each, dim=1)).mean()) for each in zip(*sums, strict=True))
+    return checked(losses, where), kls
 
 
 def _at_output(decoder: Decoder, layer: int, outlets: Sequence[Outlet]) -> Outlet:

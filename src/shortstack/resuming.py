@@ -6,11 +6,15 @@ as JSON in the header. It is replaced whole, and removed when the walk is done.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import math
 import os
 import shutil
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -45,12 +49,14 @@ class Keeper:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, **identity: object) -> Keeper | None:
-        """A keeper, where there is a cache that can be written to; a walk does without where there is none."""
+        """A keeper, or None and a warning where the cache cannot be written to: a walk does without."""
         try:
             keeper = cls(checkpoint, **identity)
-        except OSError:
+            tempfile.TemporaryFile(dir=keeper.path.parent).close()
+        except OSError as error:
+            _cannot_keep(error)
             return None
-        return keeper if os.access(keeper.path.parent, os.W_OK) else None
+        return keeper
 
     def keep(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Write what state() gives, if that was long enough ago and the disk has room for it."""
@@ -59,13 +65,23 @@ class Keeper:
         started = time.monotonic()
         tensors: dict[str, Tensor] = {}
         form = json.dumps(_packed(state(), tensors, {}))
-        if shutil.disk_usage(self.path.parent).free > sum(tensor.nbytes for tensor in tensors.values()) + MARGIN_BYTES:
-            self._forget_old()
-            with whole(self.path) as partial:
-                save_file(tensors, partial, metadata={"state": form})
-                _sync(partial)
+        try:
+            self._write(tensors, form)
+        except (OSError, SafetensorError) as error:
+            _cannot_keep(error)
+            self._due = math.inf
+            return
         taken = time.monotonic() - started
         self._due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
+
+    def _write(self, tensors: Mapping[str, Tensor], form: str) -> None:
+        self._forget_old()
+        needed = sum(tensor.nbytes for tensor in tensors.values()) + MARGIN_BYTES
+        if shutil.disk_usage(self.path.parent).free < needed:
+            raise OSError(errno.ENOSPC, f"not {needed / 1e6:,.0f} MB free", str(self.path.parent))
+        with whole(self.path) as partial:
+            save_file(dict(tensors), partial, metadata={"state": form})
+            _sync(partial)
 
     def kept(self, device: torch.device) -> Any | None:
         """The state that was kept last, tensors on the device; None without one, or with one that a power cut broke."""
@@ -88,6 +104,10 @@ class Keeper:
             with suppress(FileNotFoundError):  # another walk has just ended
                 if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
                     path.unlink()
+
+
+def _cannot_keep(error: Exception) -> None:
+    warnings.warn(f"the walk's state is not kept, so a killed one starts again: {error}", stacklevel=3)
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], names: dict[tuple[Any, ...], str]) -> Any:

@@ -113,7 +113,7 @@ def stepwise(
 
 def _trail_fits(run: Run) -> bool:
     streams = len(run.batches) * len(run.routes) * run.layers // 2
-    return len(run.turns()) == 1 and streams * run.stream_bytes <= TRAIL_BYTES
+    return len(run.turns) == 1 and streams * run.stream_bytes <= TRAIL_BYTES
 
 
 def search(

@@ -29,6 +29,7 @@ CONTROL_GROUPS = {  # a container's own limits, by the kind that /proc/self/cgro
         Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ),
 }
+MEMBERSHIP = Path("/proc/self/cgroup")
 LIMITS = {resource.RLIMIT_AS: "vms", resource.RLIMIT_DATA: "data"}  # of a process, and what psutil calls what it holds
 
 Weights = Mapping[str, Tensor]
@@ -57,8 +58,7 @@ def available_memory(device: str) -> int:
 def _control_groups() -> Iterator[tuple[Path, Path]]:
     """Where this process's control group, and the outermost one that it sees, tell their limit and what they use."""
     yield from CONTROL_GROUPS.values()
-    table = Path("/proc/self/cgroup")
-    for line in table.read_text().splitlines() if table.exists() else ():
+    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
         _, kinds, place = line.split(":", 2)
         for kind, (limit, used) in CONTROL_GROUPS.items():
             if kind in kinds.split(","):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.choices import Question, answers, questions_sha256, read_questions, requests_of
+from shortstack.choices import Accuracy, Question, answers, asked, questions_sha256, read_questions
 from shortstack.errors import DataError, InputError
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS, checked, perplexity
@@ -95,7 +95,7 @@ def sweep(
             fix="give more text, or a smaller --length",
         )
     questions = read_questions(task) if task else []
-    asked = requests_of(questions, checkpoint.tokenizer()) if questions else []
+    as_tokens = asked(questions, checkpoint.tokenizer()) if questions else []
     decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
     fitting, judging = divided(tokens.ids) if repair else (tokens.ids[:0], tokens.ids)
     run = _walked(checkpoint, decoder, judging, progress)
@@ -103,31 +103,35 @@ def sweep(
     losses = [depth.loss for depth in depths]
     allowed = _allowed(losses[0], max_loss)
     if repair:
-        found_repaired = reversed(repaired_tails(decoder, fitting, judging, progress=progress))
-        depths = tuple(
-            replace(depth, repaired_loss=loss, repaired_perplexity=perplexity(loss), repaired_kl=kl)
-            for depth, (loss, kl) in zip(depths, found_repaired, strict=True)
-        )
+        depths = _with_repair(depths, repaired_tails(decoder, fitting, judging, progress=progress))
     if questions:
-        cut = tails(run.layers)
-        found = answers(decoder, questions, asked, cut, progress=progress)
-        depths = tuple(
-            replace(depth, accuracy=found[tail].value, accuracy_stderr=found[tail].stderr)
-            for depth, tail in zip(depths, cut, strict=True)
-        )
-    removable = _removable(losses, allowed)
+        depths = _with_accuracy(depths, answers(decoder, as_tokens, tails(run.layers), progress=progress))
     repaired = [depth.repaired_loss for depth in depths if depth.repaired_loss is not None]
-    seconds = round(time.perf_counter() - started + run.seconds_before, 3)
     return Sweep(
         depths,
         knee(losses),
         allowed,
-        removable,
+        _removable(losses, allowed),
         _removable(repaired, allowed) if repaired else None,
         tokens.record(),
         _task(task, questions),
         decoder.dtype,
-        seconds,
+        round(time.perf_counter() - started + run.seconds_before, 3),
+    )
+
+
+def _with_repair(depths: Sequence[Depth], found: Sequence[tuple[float, float]]) -> tuple[Depth, ...]:
+    """found: loss and KL of the first 1, 2, ... layers; depths begin with all of them."""
+    return tuple(
+        replace(depth, repaired_loss=loss, repaired_perplexity=perplexity(loss), repaired_kl=kl)
+        for depth, (loss, kl) in zip(depths, reversed(found), strict=True)
+    )
+
+
+def _with_accuracy(depths: Sequence[Depth], found: Mapping[Route, Accuracy]) -> tuple[Depth, ...]:
+    return tuple(
+        replace(depth, accuracy=found[tail].value, accuracy_stderr=found[tail].stderr)
+        for depth, tail in zip(depths, tails(len(depths)), strict=True)
     )
 
 

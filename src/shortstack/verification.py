@@ -11,7 +11,7 @@ import torch
 
 from shortstack.checkpoint import RECORD, TEMPLATES, Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError
-from shortstack.planning import show_layers
+from shortstack.planning import Plan, show_layers
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
 from shortstack.walk import Decoder, Route, pick_device
@@ -174,3 +174,20 @@ def skipped_route(checkpoint: Checkpoint, against: Checkpoint) -> Route:
             fix="name the model with all its layers",
         )
     return route
+
+
+def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
+    """What was cut from `origin` to make `pruned`, where that is all that was done.
+
+    Raises:
+        CheckpointError: it is no cut of that model, or was repaired or trained since.
+    """
+    route = skipped_route(pruned, origin) if pruned.record else frozenset()
+    if not route or changed_since(pruned, origin):
+        raise CheckpointError(
+            pruned.directory,
+            expected="a cut, neither repaired nor healed since",
+            found="one that was" if route else "no record of a cut",
+            fix="name what `shortstack prune` wrote",
+        )
+    return Plan(origin.anatomy.layers, tuple(sorted(route)), f"the cut of {pruned.source}")

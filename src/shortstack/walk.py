@@ -18,7 +18,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,18 @@ from torch import Tensor, nn
 from shortstack.anatomy import Anatomy
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, InputError
-from shortstack.streaming import LayerWeights, must_stream
+from shortstack.streaming import LayerWeights, available_memory, must_stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Route = frozenset[int]
 UNPRUNED: Route = frozenset()
+Batch = TypeVar("Batch")
 Slot = int | str  # of a layer's inputs: a position after the hidden states, or a keyword
 Observer = Callable[[int, Tensor, Tensor], None]
+BATCH_TOKENS = 2048  # of a batch that passes the layers
+STREAM_BYTES = 2 << 30  # hidden streams held at once; more batches are walked in turns
 STACK_TOKENS = 2048  # streams of fewer tokens pass a layer together
 # fp32 logits that exist at once, on an accelerator and on a CPU: there below the size from which malloc maps fresh pages
 LOGIT_BYTES = (512 << 20, 28 << 20)
@@ -311,6 +314,22 @@ class Decoder:
             self.model.base_model(input_ids=ids, use_cache=False, **inputs)
         return after or list(states)  # untouched by a layer that text alone does not pass (cross-attention)
 
+    def turns(self, batches: Sequence[Batch], *, tokens: int, streams: int) -> list[Sequence[Batch]]:
+        """Batches, as many at a time as their streams have room for: STREAM_BYTES, or a quarter of the memory there is.
+
+        tokens: of the largest batch. streams: of each batch. That quarter is rounded down to a power of two, so that a walk
+        which is taken up again is divided as it was.
+        """
+        quarter = max(1, available_memory(str(self.device)) // 4)
+        room = min(STREAM_BYTES, 1 << (quarter.bit_length() - 1))
+        together = max(1, room // (self.stream_bytes(tokens) * streams))
+        return [batches[start : start + together] for start in range(0, len(batches), together)]
+
+    def stream_bytes(self, tokens: int) -> int:
+        """Bytes of the hidden states of so many tokens."""
+        embedding: Tensor = self.model.get_submodule(self.anatomy.embedding).weight
+        return int(tokens * embedding.shape[1] * embedding.element_size())
+
     def resident(self, layer: int) -> AbstractContextManager[None]:
         """While it lasts, the layer's weights are in memory."""
         return self.weights.resident(layer) if self.weights else nullcontext()
@@ -324,6 +343,20 @@ class Decoder:
     def bare(self) -> bool:
         """Whether layers hand on hidden states alone."""
         return not self._slots
+
+    def check_bare(self, fix: str) -> None:
+        """Refuse a decoder whose layers hand on more.
+
+        Raises:
+            ArchitectureError: they do; `fix` says what to do instead.
+        """
+        if not self.bare:
+            raise ArchitectureError(
+                self.anatomy.architecture,
+                expected="layers that hand on hidden states alone",
+                found="layers that also share keys and values, a selection of tokens or router states",
+                fix=fix,
+            )
 
     @property
     def _slots(self) -> set[Slot]:

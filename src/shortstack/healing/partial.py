@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shortstack.activations import Activations, content_key, stored
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import ArchitectureError, InputError
+from shortstack.errors import InputError
 from shortstack.examples import Example
 from shortstack.loading import stored_tensors
 from shortstack.losses import chunked_loss
@@ -248,13 +248,8 @@ class Tail(nn.Module):
         """layers: those that train."""
         super().__init__()
         at = min(layers, default=decoder.anatomy.layers)
-        if at and not decoder.bare:
-            raise ArchitectureError(
-                decoder.anatomy.architecture,
-                expected="layers that hand on hidden states alone: of the frozen ones only these are kept",
-                found="layers that also share keys and values, a selection of tokens or router states",
-                fix=f"train all layers: --last {decoder.anatomy.layers}",
-            )
+        if at:
+            decoder.check_bare(f"train all layers: --last {decoder.anatomy.layers}")
         model, anatomy = decoder.model.requires_grad_(False), decoder.anatomy
         head = model.get_submodule(anatomy.head)
         if untie:
