@@ -6,17 +6,19 @@ import json
 import architectures
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import shortstack.healing.partial as partial
 from shortstack.activations import Activations
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, InputError, OutputError, TrainingError
 from shortstack.examples import Example
-from shortstack.healing import Partial, Schedule, heal
-from shortstack.healing.partial import Tail, collate_samples, padded, prefix_states
+from shortstack.healing import Objective, Partial, Schedule, heal
+from shortstack.healing.frozen import Freezer
+from shortstack.healing.learner import Learner, padded
 from shortstack.planning import plan
 from shortstack.pruning import prune
+from shortstack.training import Data, Place, train
 from shortstack.walk import Decoder
 from zoo import ZOO, speaking, tiny
 
@@ -28,10 +30,25 @@ EXAMPLES = [
 ]
 
 
+def mask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    lengths = torch.tensor([len(example.ids) for example in EXAMPLES])
+    return (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+
+
+def learning(checkpoint: Checkpoint, method, objective=None, teacher=None):
+    """EXAMPLES and what is frozen of them, and the module that learns from them, in float32."""
+    freezer = Freezer(checkpoint, torch.float32, "cpu", objective or Objective(), teacher)
+    first = method.first(checkpoint)
+    frozen = freezer.fill(freezer.planned(EXAMPLES, first))
+    load = Decoder.tail if first else Decoder.load
+    decoder = load(checkpoint, *([first] if first else []), dtype=torch.float32)
+    return frozen, Learner(decoder, first, method.prepare(checkpoint, decoder), freezer.objective)
+
+
 def whole_model_gradients(checkpoint: Checkpoint, names: set[str]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of the named parameters by plain transformers on the padded batch."""
     model, batch = checkpoint.model(dtype=torch.float32), padded(EXAMPLES)
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    logits = model(input_ids=batch["input_ids"], attention_mask=mask(batch), use_cache=False).logits
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     loss.backward()
     return float(loss.detach()), {name: weight.grad for name, weight in model.named_parameters() if name in names}
@@ -41,14 +58,14 @@ def whole_model_gradients(checkpoint: Checkpoint, names: set[str]) -> tuple[floa
 @pytest.mark.parametrize("model_type", ZOO)
 def test_gradients_from_the_cached_prefix_are_those_of_the_whole_model(model_type, layers):
     checkpoint = Checkpoint.open(tiny(model_type))
-    decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    states = prefix_states(checkpoint, decoder, EXAMPLES, min(layers, default=8))
-    tail = Tail(decoder, layers, train_head=not checkpoint.anatomy.tied)
-    loss = tail(**collate_samples([(example, states, index) for index, example in enumerate(EXAMPLES)]))["loss"]
+    method = Partial(layers=",".join(map(str, layers))) if layers else Partial(last=0)
+    frozen, learner = learning(checkpoint, method)
+    batch = frozen.collate(range(3))
+    loss = learner(**batch, num_items_in_batch=(batch["labels"] != -100).sum())["loss"]
     loss.backward()
     found = {
         f"{name}.{rest}": weight.grad
-        for name, module in zip(tail.names, tail.trained, strict=True)
+        for name, module in zip(learner.names, learner.trained, strict=True)
         for rest, weight in module.named_parameters()
     }
     expected_loss, expected = whole_model_gradients(checkpoint, set(found))
@@ -191,7 +208,7 @@ def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_pa
 def test_a_tail_that_shares_with_frozen_layers_is_refused(tmp_path):
     source = Checkpoint.open(architectures.make("gemma3n_text", tmp_path / "source"))
     with pytest.raises(ArchitectureError, match="also share keys and values"):
-        Tail(Decoder.load(source, dtype=torch.float32), (6, 7), train_head=False)
+        learning(source, Partial(last=2))
 
 
 def test_impossible_heads_and_depths_are_refused(tmp_path):
@@ -214,30 +231,33 @@ def test_impossible_heads_and_depths_are_refused(tmp_path):
 
 def test_the_prefix_is_walked_once_and_found_again_by_content(tmp_path, monkeypatch):
     source = Checkpoint.open(speaking(tmp_path / "source"))
-    walks = []
-    original = Decoder.walk
+    walked = []
+    original = Decoder.through
 
-    def counted(self, *args, **kwargs):
-        walks.append(kwargs.get("until"))
-        return original(self, *args, **kwargs)
+    def counted(self, fronts, layers, **options):
+        walked.append(list(layers))
+        return original(self, fronts, layers, **options)
 
-    monkeypatch.setattr(Decoder, "walk", counted)
+    monkeypatch.setattr(Decoder, "through", counted)
     arguments = {"data": "pydoc", "schedule": Schedule(epochs=2, lr=1e-3), "max_length": 32, "max_samples": 32}
     heal(source, tmp_path / "a", method=Partial(last=2), **arguments)
-    assert walks.count(6) == 2  # two batches of 16, once, whatever the epochs
-    walks.clear()
+    assert walked == [list(range(6))], "once, whatever the epochs"
+    walked.clear()
     heal(source, tmp_path / "b", method=Partial(last=2), **arguments)
-    assert walks.count(6) == 0
-    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
-    assert same[0] == same[1]
+    assert walked == []
+    heal(source, tmp_path / "fresh", method=Partial(last=2), cache=False, **arguments)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("a", "b", "fresh")]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+        torch.testing.assert_close(weight, weights[2][name], atol=1e-3, rtol=1e-2, msg=name)
     heal(source, tmp_path / "c", method=Partial(last=1), **arguments)
-    assert walks.count(7) == 2
+    assert walked[-1] == list(range(7))
 
 
-def test_stored_activations_are_the_states_without_padding(tmp_path):
+def test_stored_activations_are_the_states_without_padding():
     checkpoint = Checkpoint.open(tiny("llama"))
-    decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    states = prefix_states(checkpoint, decoder, EXAMPLES, 5)
+    frozen, _ = learning(checkpoint, Partial(last=3))
+    states, decoder = frozen.states, Decoder.load(checkpoint, dtype=torch.float32)
     assert isinstance(states, Activations)
     assert states.size == states.path.stat().st_size == 4 * 32 * (12 + 7 + 4)
     for index, example in enumerate(EXAMPLES):
@@ -246,23 +266,22 @@ def test_stored_activations_are_the_states_without_padding(tmp_path):
         torch.testing.assert_close(states[index], alone, atol=1e-6, rtol=1e-5)
 
 
-def test_an_interrupted_prefix_walk_leaves_no_file_that_could_be_taken_for_whole(tmp_path, monkeypatch):
+def test_an_interrupted_walk_leaves_no_file_that_could_be_taken_for_whole(tmp_path):
     checkpoint = Checkpoint.open(tiny("llama"))
-    decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    monkeypatch.setattr(partial, "PREFIX_BATCH", 1)
 
-    def stop(_stage, done, _total):
+    def stop(_stage, done, _total, note):
         if done == 2:
             raise KeyboardInterrupt
 
+    freezer = Freezer(checkpoint, torch.float32, "cpu", progress=stop)
     with pytest.raises(KeyboardInterrupt):
-        prefix_states(checkpoint, decoder, EXAMPLES, 5, progress=stop)
+        freezer.fill(freezer.planned(EXAMPLES, 5))
     assert list((tmp_path / "cache" / "activations").iterdir()) == []
 
 
 def test_a_diverging_run_stops_with_its_step_and_writes_nothing(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source"))
-    with pytest.raises(TrainingError, match="finite loss"):
+    with pytest.raises(TrainingError, match="a held-out loss of nan"):
         heal(
             source,
             tmp_path / "out",
@@ -271,7 +290,7 @@ def test_a_diverging_run_stops_with_its_step_and_writes_nothing(tmp_path):
             max_length=32,
             max_samples=64,
         )
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []  # nor a state
 
 
 def test_an_existing_output_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
@@ -288,21 +307,20 @@ def test_one_adamw_step_is_torchs_own(tmp_path):
     schedule = Schedule(
         epochs=1, lr=1e-3, batch_size=3, micro_batch_size=3, warmup_steps=0, decay="constant", max_grad_norm=1e9
     )
-    trained, history = Partial(last=1).run(checkpoint, EXAMPLES, EXAMPLES[:1], schedule)
+    frozen, learner = learning(checkpoint, Partial(last=1))
+    data = Data(range(3), range(1), frozen.lengths, frozen.collate)
+    history = train(learner, data, schedule, tmp_path, place=Place())
     model, batch = copy.deepcopy(checkpoint.model(dtype=torch.float32)), padded(EXAMPLES)
     names = {
         name for name, _ in model.named_parameters() if name.startswith(("model.layers.7.", "model.norm", "lm_head"))
     }
     weights = [weight.requires_grad_(name in names) for name, weight in model.named_parameters()]
     optimizer = torch.optim.AdamW([weight for weight in weights if weight.requires_grad], lr=1e-3, weight_decay=0.0)
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    logits = model(input_ids=batch["input_ids"], attention_mask=mask(batch), use_cache=False).logits
     torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).backward()
     optimizer.step()
     assert history.steps == 1
-    assert set(trained.tensors) == names
-    if not partial.fast_bfloat16("cpu"):
-        for name in names:
-            found = torch.frombuffer(bytearray(trained.tensors[name].data), dtype=torch.float32)
-            torch.testing.assert_close(
-                found, dict(model.named_parameters())[name].detach().flatten(), atol=1e-6, rtol=1e-4
-            )
+    found, expected = learner.trained_tensors(), dict(model.named_parameters())
+    assert found.keys() == names
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name].detach(), atol=1e-6, rtol=1e-4)

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import shortstack.healing.partial as partial
 from shortstack.checkpoint import Checkpoint
 from shortstack.healing import Partial, Schedule, heal
+from shortstack.healing.learner import Learner
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -20,8 +20,8 @@ def test_healed_experts_are_stored_one_by_one_and_load_as_what_was_trained(dtype
     AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).save_pretrained(directory)
     source = Checkpoint.open(directory)
     trained = []
-    original = partial.Tail.trained_tensors
-    monkeypatch.setattr(partial.Tail, "trained_tensors", lambda tail: trained.append(original(tail)) or trained[-1])
+    original = Learner.trained_tensors
+    monkeypatch.setattr(Learner, "trained_tensors", lambda tail: trained.append(original(tail)) or trained[-1])
     heal(
         source,
         tmp_path / "healed",

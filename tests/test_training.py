@@ -1,77 +1,294 @@
-"""The one loop: what it optimises, what it reports, and how it stops."""
+"""The one loop: what it optimises, what it reports, how it stops and goes on."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from shortstack import training
 from shortstack.errors import InputError, TrainingError
-from shortstack.training import Schedule, train
+from shortstack.training import IGNORED, Data, Place, Schedule, grouped, train
 
 
 class Line(torch.nn.Module):
-    """loss = mean (w x - 3 x)^2: training must find w = 3."""
+    """loss = mean over tokens of (w x - y)^2: training must find y / x."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
-    def forward(self, x):
-        return {"loss": ((self.weight * x - 3 * x) ** 2).mean()}
+    def forward(self, x, y, labels, num_items_in_batch):
+        losses = (self.weight * x - y) ** 2
+        return {"loss": losses[labels != IGNORED].sum() / num_items_in_batch}
 
 
 def collate(samples):
-    return {"x": torch.tensor(samples)}
+    """samples: lists of (x, y), one for each token."""
+    longest = max(map(len, samples))
+    filled = [[*sample, *[(0.0, 0.0)] * (longest - len(sample))] for sample in samples]
+    labels = [[0] * len(sample) + [IGNORED] * (longest - len(sample)) for sample in samples]
+    x, y = torch.tensor(filled).unbind(-1)
+    return {"x": x, "y": y, "labels": torch.tensor(labels)}
 
 
-SAMPLES = [float(number % 5 + 1) for number in range(64)]
+SAMPLES = [[(float(number % 5 + 1), 3.0 * (number % 5 + 1))] * (number % 3 + 1) for number in range(64)]
+SCHEDULE = Schedule(epochs=2, lr=0.05, batch_size=8, micro_batch_size=4, warmup_steps=0, max_grad_norm=1e9)
 
 
-def test_training_finds_the_minimum_and_reports_the_way_there():
-    module, seen = Line(), []
-    schedule = Schedule(epochs=20, lr=0.1, batch_size=8, micro_batch_size=4, warmup_steps=0)
-    history = train(
-        module, SAMPLES, SAMPLES[:8], collate, schedule, progress=lambda _stage, done, total: seen.append((done, total))
+def data(training=SAMPLES, held_out=None):
+    return Data(training, training[:8] if held_out is None else held_out, list(map(len, training)), collate)
+
+
+def trained(folder, schedule=SCHEDULE, some=None, module=None, **place):
+    module = module or Line()
+    history = train(module, some or data(), schedule, Path(folder), place=Place(**place))
+    return module.weight.item(), history
+
+
+def by_hand(schedule, training, skipping=()):
+    """The weight after the same steps by torch's own AdamW, batches whole; skipping: steps whose gradient is left out."""
+    weight = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.AdamW([weight], lr=schedule.lr, weight_decay=0.0)
+    steps = schedule.steps(len(training))
+    for step in range(steps):
+        epoch, place = divmod(step, schedule.epoch_steps(len(training)))
+        order = grouped(list(map(len, training)), schedule.batch_size, seed=epoch)
+        batch = order[place * schedule.batch_size : (place + 1) * schedule.batch_size]
+        pairs = torch.tensor([pair for sample in batch for pair in training[sample]])
+        optimizer.zero_grad()
+        if step not in skipping:
+            ((weight * pairs[:, 0] - pairs[:, 1]) ** 2).mean().backward()
+            torch.nn.utils.clip_grad_norm_([weight], schedule.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = schedule.lr * (1 - step / steps)
+        optimizer.step()
+    return weight.item()
+
+
+def test_training_finds_the_minimum_and_reports_the_way_there(tmp_path):
+    seen = []
+    schedule = replace(SCHEDULE, epochs=20, lr=0.1)
+    weight, history = trained(
+        tmp_path, schedule, progress=lambda _stage, done, total, note: seen.append((done, total, note))
     )
-    assert module.weight.item() == pytest.approx(3, abs=0.05)
+    assert weight == pytest.approx(3, abs=0.05)
     assert history.steps == schedule.steps(64) == 160
-    assert seen[-1] == (160, 160)
-    assert history.held_out[0] == (0.0, pytest.approx(9 * sum(x * x for x in SAMPLES[:8]) / 8))
+    assert seen[-1][:2] == (160, 160)
+    assert seen[-1][2].endswith(" tokens/s")
+    assert history.tokens_per_s > 0
+    tokens = [pair for sample in SAMPLES[:8] for pair in sample]
+    assert history.held_out[0] == (0, pytest.approx(sum(y * y for _, y in tokens) / len(tokens)))
     assert history.held_out[-1][1] < 0.1
     assert history.losses[0][1] > history.losses[-1][1]
 
 
-def test_the_same_seed_gives_the_same_weights():
-    found = []
-    for _ in range(2):
-        module = Line()
-        train(module, SAMPLES, SAMPLES[:8], collate, Schedule(epochs=1, lr=0.05, batch_size=4, micro_batch_size=4))
-        found.append(module.weight.item())
+@pytest.mark.parametrize("micro", [8, 4, 1])
+def test_the_steps_are_adamws_on_whole_batches_however_they_are_divided(micro, tmp_path):
+    weight, history = trained(tmp_path, replace(SCHEDULE, micro_batch_size=micro))
+    assert history.best == history.steps == 16
+    assert weight == pytest.approx(by_hand(SCHEDULE, SAMPLES), abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    found = [trained(tmp_path / str(number))[0] for number in range(2)]
     assert found[0] == found[1] != 0
+    assert trained(tmp_path / "other", replace(SCHEDULE, seed=1))[0] != found[0]
 
 
-def test_a_loss_that_is_no_number_stops_training():
-    with pytest.raises(TrainingError, match="finite loss"):
-        train(
-            Line(),
-            [float("inf")] * 8,
-            SAMPLES[:8],
-            collate,
-            Schedule(epochs=1, lr=0.1, batch_size=4, micro_batch_size=4),
-        )
+def test_batches_hold_samples_of_alike_length_and_an_epoch_every_sample_once():
+    lengths = [(7 * number) % 64 for number in range(203)]
+    order = grouped(lengths, 8, seed=3)
+    assert sorted(order) == list(range(203))
+    batches = [[lengths[sample] for sample in order[start : start + 8]] for start in range(0, 203, 8)]
+    assert sum(max(batch) - min(batch) for batch in batches[:-1]) / 25 < 8
+    assert [max(batch) for batch in batches] != sorted(max(batch) for batch in batches)
+    assert order != grouped(lengths, 8, seed=4)
 
 
-def test_less_than_an_epoch_still_ends_with_a_held_out_loss():
-    history = train(
-        Line(), SAMPLES, SAMPLES[:8], collate, Schedule(epochs=0.5, lr=0.1, batch_size=8, micro_batch_size=8)
+KILLED = """
+import sys; sys.path[:0] = {path!r}
+import os, signal
+from test_training import SCHEDULE, data, trained
+from shortstack import training
+training.KEEP_SECONDS = training.SHARE = 0.0
+training.SHARE = 1e9
+def kill(_stage, done, _total, note):
+    if done == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+trained({folder!r}, progress=kill)
+"""
+
+
+def test_a_run_killed_again_and_again_ends_in_the_weights_of_one_that_was_not(tmp_path):
+    for step in (3, 8, 9):  # inside an epoch, at its end before the held-out loss is known, and soon after
+        code = KILLED.format(path=sys.path, step=step, folder=str(tmp_path / "killed"))
+        found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+        assert found.returncode == -signal.SIGKILL, found.stderr
+    weight, history = trained(tmp_path / "killed")
+    expected, whole = trained(tmp_path / "whole")
+    assert weight == expected
+    assert history.held_out == whole.held_out
+    assert history.steps == 16
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_for_the_state_and_the_run_goes_on_from_that_step(number, tmp_path):
+    def interrupt(_stage, done, _total, note):
+        if done == 5:
+            os.kill(os.getpid(), number)
+
+    class Heard(Exception):
+        pass
+
+    def hear(_number, _frame):
+        raise Heard
+
+    earlier = signal.signal(number, hear)
+    try:
+        with pytest.raises(Heard):
+            trained(tmp_path / "left", progress=interrupt)
+        assert signal.getsignal(number) is hear
+    finally:
+        signal.signal(number, earlier)
+    state = training.newest_state(tmp_path / "left")
+    assert state.name == "checkpoint-5"
+    seen = []
+    weight, _ = trained(tmp_path / "left", progress=lambda _stage, done, _total, note: seen.append(done))
+    assert seen == list(range(6, 17))
+    assert weight == trained(tmp_path / "whole")[0]
+
+
+def test_a_signal_between_the_passes_of_a_step_keeps_the_state_before_it(tmp_path):
+    class Interrupted(Line):
+        passes = 0
+
+        def forward(self, **batch):
+            self.passes += self.training
+            if self.passes == 7:  # the first of two passes of step 4
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().forward(**batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "left", module=Interrupted())
+    assert training.newest_state(tmp_path / "left").name == "checkpoint-3"
+    assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
+
+
+def test_a_state_that_was_not_written_whole_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(training, "SHARE", 1e9)
+
+    def stop(_stage, done, _total, note):
+        if done == 6:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        trained(tmp_path / "left", progress=stop)
+    (tmp_path / "left" / "checkpoint-6").mkdir()  # no `complete` in it
+    assert training.newest_state(tmp_path / "left").name == "checkpoint-5"
+    assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
+
+
+def test_a_step_whose_gradient_is_no_number_is_left_out(tmp_path):
+    broken = [*SAMPLES[:20], [(math.inf, 1.0)], *SAMPLES[21:]]
+    some = data(broken, SAMPLES[:8])
+    weight, history = trained(tmp_path, SCHEDULE, some)
+    lengths = list(map(len, broken))
+    skipping = {epoch * 8 + grouped(lengths, 8, seed=epoch).index(20) // 8 for epoch in range(2)}
+    assert history.skipped == 2
+    assert history.stopped is None
+    assert weight == pytest.approx(by_hand(SCHEDULE, broken, skipping), abs=1e-6)
+    assert all(math.isfinite(loss) for _, loss in history.losses)
+
+
+def test_training_stops_after_so_many_and_has_the_last_good_weights(tmp_path):
+    class Breaking(Line):
+        passes = 0
+
+        def forward(self, **batch):
+            self.passes += self.training
+            found = super().forward(**batch)
+            return {"loss": found["loss"] * (math.nan if self.training and self.passes > 20 else 1)}
+
+    weight, history = trained(tmp_path, replace(SCHEDULE, epochs=5), module=Breaking())
+    assert history.stopped == "10 steps in a row without a finite gradient"
+    assert history.steps == 10 + 10
+    assert history.skipped == 10
+    assert 0 < history.best <= 20
+    assert math.isfinite(weight)
+    assert weight != 0
+
+
+def test_without_any_good_weights_there_is_an_error(tmp_path):
+    with pytest.raises(TrainingError, match="without a finite gradient"):
+        trained(tmp_path, replace(SCHEDULE, epochs=3), data([[(math.inf, 1.0)]] * 64, SAMPLES[:8]))
+
+
+def test_the_weights_of_the_lowest_held_out_loss_win(tmp_path):
+    wanting_one = [[(1.0, 1.0)]] * 4  # training goes on to 3
+    schedule = replace(SCHEDULE, epochs=4, lr=0.2, eval_steps=1, decay="constant")
+    weight, history = trained(tmp_path, schedule, data(held_out=wanting_one))
+    steps, losses = zip(*history.held_out, strict=True)
+    assert steps == tuple(range(33))
+    assert history.best == steps[losses.index(min(losses))]
+    assert 0 < history.best < 16
+    assert (weight - 1) ** 2 == pytest.approx(min(losses))
+
+
+def test_patience_ends_training_early(tmp_path):
+    schedule = replace(SCHEDULE, epochs=4, lr=0.2, eval_steps=1, decay="constant", patience=3)
+    _, history = trained(tmp_path, schedule, data(held_out=[[(1.0, 1.0)]] * 4))
+    assert history.steps == history.best + 3 < 32
+    assert history.stopped == "3 held-out losses in a row without a lower one"
+
+
+def test_where_memory_runs_out_the_micro_batch_is_halved_and_the_steps_stay_the_same(tmp_path):
+    class Small(Line):
+        passes = 0
+
+        def forward(self, x, **batch):
+            self.passes += self.training
+            if self.training and self.passes > 10 and len(x) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return super().forward(x=x, **batch)
+
+    stages = []
+    weight, history = trained(
+        tmp_path / "small", module=Small(), progress=lambda stage, _done, _total, note: stages.append(stage)
     )
+    assert history.settings["micro_batch_size"] == 2
+    assert set(stages) == {"healing, 4 samples at once", "healing, 2 samples at once"}
+    assert len(stages) == history.steps == 16
+    assert weight == pytest.approx(by_hand(SCHEDULE, SAMPLES), abs=1e-6)
+
+
+def test_memory_that_not_even_one_sample_fits_is_an_error(tmp_path):
+    class Full(Line):
+        def forward(self, **batch):
+            if self.training:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return super().forward(**batch)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(tmp_path, module=Full())
+
+
+def test_less_than_an_epoch_still_ends_with_a_held_out_loss(tmp_path):
+    _, history = trained(tmp_path, replace(SCHEDULE, epochs=0.5))
     assert history.steps == 4
-    assert history.held_out[-1][0] > 0
+    assert history.held_out[-1][0] == 4
 
 
 @pytest.mark.parametrize(("batch", "micro"), [(16, 16), (24, 12), (17, 1), (40, 10), (7, 7), (64, 16)])
-def test_a_batch_is_as_large_as_it_is_said_to_be(batch, micro):
+def test_a_batch_is_as_large_as_it_is_said_to_be(batch, micro, tmp_path):
     schedule = Schedule(epochs=1, lr=0.1, batch_size=batch)
     assert schedule.micro == micro
-    history = train(Line(), SAMPLES, SAMPLES[:8], collate, schedule)
+    _, history = trained(tmp_path, schedule)
     assert history.steps == schedule.steps(64) == -(-64 // batch)
 
 

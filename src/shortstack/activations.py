@@ -8,14 +8,15 @@ import itertools
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.cache import cache_directory
 from shortstack.errors import OutputError
+from shortstack.jsonfiles import whole
 
 if TYPE_CHECKING:
     import numpy
@@ -45,6 +46,11 @@ class Activations:
         return torch.from_numpy(rows).view(getattr(torch, self.dtype)).reshape(-1, self.width)
 
     @property
+    def kept(self) -> bool:
+        """Whether they are on disk."""
+        return self.path.exists() and self.path.stat().st_size == self.size
+
+    @property
     def size(self) -> int:
         """Bytes on disk."""
         return sum(self.lengths) * self.width * _item_size(self.dtype)
@@ -70,44 +76,42 @@ def content_key(**parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def stored(
-    key: str, lengths: Sequence[int], width: int, dtype: str, batches: Iterator[Sequence[Tensor]]
-) -> Activations:
-    """The states under `key`: found when a finished file is there, else taken from `batches` and kept.
+def numbered(key: str, lengths: Sequence[int], width: int, dtype: str) -> Activations:
+    """The states under `key`, whether they are kept yet or not."""
+    return Activations(cache_directory("activations") / f"{key}.states", tuple(lengths), width, dtype)
 
-    batches: lists of [length, width] tensors, in the order of `lengths`; not touched when the file exists.
+
+def check_room(wanted: Sequence[Activations]) -> None:
+    """Refuse what the disk has no room for, before it is computed.
 
     Raises:
-        OutputError: the disk is too small; checked before anything is computed.
+        OutputError: the states that are not kept yet are larger than the free disk.
     """
+    needed = sum(each.size for each in wanted if not each.kept)
     folder = cache_directory("activations")
-    activations = Activations(folder / f"{key}.states", tuple(lengths), width, dtype)
-    if activations.path.exists() and activations.path.stat().st_size == activations.size:
-        return activations
     free = shutil.disk_usage(folder).free
-    if free < activations.size + MARGIN_BYTES:
+    if needed and free < needed + MARGIN_BYTES:
         raise OutputError(
             folder,
-            expected=f"{activations.size / 1e9:.2f} GB of free disk for the frozen layers' output",
+            expected=f"{needed / 1e9:.2f} GB of free disk for what is computed once",
             found=f"{free / 1e9:.2f} GB",
-            fix="free some space, or set SHORTSTACK_CACHE to another disk",
+            fix="free some space, set SHORTSTACK_CACHE to another disk, or add --no-cache",
         )
-    partial = activations.path.with_suffix(f".partial-{uuid.uuid4().hex[:8]}")
-    try:
-        _write(partial, batches, dtype)
-        os.replace(partial, activations.path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return activations
 
 
-def _write(path: Path, batches: Iterator[Sequence[Tensor]], dtype: str) -> None:
+@contextmanager
+def keeping(activations: Activations) -> Iterator[Callable[[int, Tensor], None]]:
+    """put(sample, states) for every sample, in any order; the file is there when all that went well, else not at all."""
     import torch
 
-    kind = torch.int32 if _item_size(dtype) == 4 else torch.int16
-    with path.open("wb") as file:
-        for batch in batches:
-            for states in batch:
-                file.write(states.to(getattr(torch, dtype)).contiguous().cpu().view(kind).numpy().tobytes())
+    kind = torch.int32 if _item_size(activations.dtype) == 4 else torch.int16
+    row = activations.width * _item_size(activations.dtype)
+    with whole(activations.path) as partial, partial.open("wb") as file:
+
+        def put(sample: int, states: Tensor) -> None:
+            file.seek(activations._starts[sample] * row)
+            file.write(states.to(getattr(torch, activations.dtype)).contiguous().cpu().view(kind).numpy().tobytes())
+
+        yield put
         file.flush()
         os.fsync(file.fileno())

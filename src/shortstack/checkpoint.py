@@ -94,6 +94,11 @@ class Checkpoint:
         match = re.match(rf"{re.escape(self.layers_path)}\.(\d+)\.", name)
         return int(match[1]) if match else None
 
+    def moved(self, name: str, layer: int) -> str:
+        """The name of a layer's stored tensor, had it been of another layer."""
+        rest = name.removeprefix(f"{self.layers_path}.").partition(".")[2]
+        return f"{self.layers_path}.{layer}.{rest}"
+
     def is_extra_head(self, name: str) -> bool:
         """Whether a stored tensor is of a multi-token prediction head: past the last layer, or named `mtp...`."""
         return (self.layer_of(name) or 0) >= self.anatomy.layers or bool(re.search(r"(^|\.)mtp\w*\.", name))

@@ -12,17 +12,19 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from shortstack import console, plots, tables
 from shortstack.errors import DataError, InputError, ShortstackError
+from shortstack.healing_options import Course, Going, InTurns, Learned, Loss, Part, filled
 from shortstack.jsonfiles import check_new
-from shortstack.methods import METHODS, method_named
+from shortstack.methods import METHODS
 from shortstack.metrics import METRICS
 from shortstack.options import (
     MODEL,
@@ -43,6 +45,9 @@ from shortstack.options import (
 from shortstack.planning import Plan, Sizes, show_layers
 from shortstack.scores import Scores
 
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+
 app = typer.Typer(
     name="shortstack",
     no_args_is_help=True,
@@ -54,13 +59,13 @@ app = typer.Typer(
 )
 
 REPAIR_SAMPLES = 256
-DATA = "Text or instructions: pydoc, .txt, .jsonl or .json (text, alpaca, dolly, chat or prompt), or a hub dataset."
 METRIC_NAMES = ", ".join(METRICS)
 
 
 class Listing(StrEnum):
     metrics = "metrics"
     methods = "methods"
+    recipes = "recipes"
 
 
 def _version(wanted: bool) -> None:
@@ -345,63 +350,80 @@ def verify(
 @app.command()
 @grouped
 def heal(
+    context: typer.Context,
     directory: Annotated[str, typer.Argument(help="The pruned checkpoint (or any model).", show_default=False)],
     output: Out,
-    data: Annotated[str, typer.Option(help=DATA, show_default=False)],
+    learned: Learned,
+    part: Part,
+    loss: Loss,
+    course: Course,
+    turns: InTurns,
+    going: Going,
     source: Source,
     report: Report,
-    method: Annotated[str, typer.Option(help="; ".join(f"{m.name}: {m.trains}" for m in METHODS.values()))] = "partial",
-    last: Annotated[int, typer.Option(min=0, help="How many of the last layers train.")] = 3,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Train exactly these: 10-13,21 (as the pruned model numbers them).", show_default=False),
-    ] = None,
-    near_cut: Annotated[
-        int | None,
-        typer.Option(min=1, help="Train so many layers on both sides of each cut.", show_default=False),
-    ] = None,
-    head: Annotated[
-        bool | None,
-        typer.Option(
-            "--head/--no-head", help="Train the head. Default: unless it is tied to the embedding.", show_default=False
-        ),
-    ] = None,
-    untie_head: Annotated[
-        bool, typer.Option("--untie-head", help="Make a tied head a matrix of its own and train it; adds parameters.")
-    ] = False,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 2,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per optimizer step.")] = 16,
-    max_length: Annotated[int, typer.Option(min=4, help="Longest sample, in tokens.")] = 256,
-    max_samples: Annotated[
-        int | None, typer.Option(min=2, help="Use at most this many samples.", show_default=False)
-    ] = None,
-    seed: Seed = 0,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
 ) -> None:
-    """Train part of a pruned checkpoint; what is frozen is computed once and kept on disk."""
-    recipe = method_named(method).load()(last=last, layers=layers, near_cut=near_cut, head=head, untie_head=untie_head)
+    """Train a pruned checkpoint; what is frozen is computed once and kept on disk."""
+    if going.recipe:
+        groups = {"learned": learned, "part": part, "loss": loss, "course": course, "turns": turns}
+        found = filled(groups, going.recipe, typed=lambda name: _typed(context, name))
+        learned, part, loss, course, turns = (found[name] for name in groups)
+    turns.check()
+    if not learned.data:
+        raise InputError("--data", expected="text or instructions to learn from", found="none", fix="add --data pydoc")
+    if going.plot:
+        plots.check_picture(going.plot)
+    method, alone = part.made(), replace(source, revision=None)  # --revision is of the model that heals
 
-    from shortstack.healing import Schedule
+    from shortstack.healing import Turns, heal_in_turns
     from shortstack.healing import heal as heal_checkpoint
 
-    schedule = Schedule(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
+    options: dict[str, Any] = {
+        **asdict(learned),
+        "method": method,
+        "objective": loss.made(),
+        "schedule": course.made(),
+        "device": device.value,
+    }
     with report.bars() as progress:
-        result = heal_checkpoint(
-            source.open(directory, progress),
-            output,
-            data=data,
-            method=recipe,
-            schedule=schedule,
-            max_length=max_length,
-            max_samples=max_samples,
-            device=device.value,
-            progress=progress,
-        )
+        checkpoint = source.open(directory, progress)
+        options |= {"teacher": alone.open(loss.teacher, progress) if loss.teacher else None, "progress": progress}
+        if going.dry_run:
+            return _foretell(checkpoint, options, report)
+        options |= {"cache": going.cache, "resume": going.resume, "loggers": going.loggers}
+        if turns.step and turns.drop:
+            how = Turns(turns.drop, turns.step, turns.metric or "ppl")
+            result = heal_in_turns(checkpoint, output, how, **options)
+        else:
+            result = heal_checkpoint(checkpoint, output, **options)
+    if not console.first_process():
+        return None
+    if going.plot:
+        plots.loss_curve(result.history, going.plot, title=str(output))
     if report.json:
-        return console.show_json(result.to_dict())
-    tables.show_healing(result)
-    report.next_step("evaluate", output, *replace(source, revision=None).words)
+        console.show_json(result.to_dict())
+    else:
+        tables.show_healing(result)
+    report.next_step("evaluate", output, *alone.words)
+    return None
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _foretell(checkpoint: Checkpoint, options: Mapping[str, Any], report: Report) -> None:
+    """What healing would take."""
+    from shortstack.healing.forecast import forecast
+    from shortstack.healing.healer import Task
+
+    found = forecast(Task.of(checkpoint, **options))
+    if report.json:
+        return console.show_json(found.to_dict())
+    tables.show_forecast(found)
+    report.say("the same command without --dry-run")
     return None
 
 
@@ -472,16 +494,19 @@ def demo(
 @app.command()
 def ls(
     what: Annotated[
-        Listing | None, typer.Argument(help="metrics or methods. Default: both.", show_default=False)
+        Listing | None, typer.Argument(help="metrics, methods or recipes. Default: all.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """List what can be named on the command line."""
+    from shortstack.recipe import read_recipe, recipe_names
+
     listings = {
         Listing.metrics: [asdict(each) for each in METRICS.values()],
         Listing.methods: [asdict(each) for each in METHODS.values()],
+        Listing.recipes: [{"name": name, "title": read_recipe(name).title} for name in recipe_names()],
     }
-    shown = ("name", "feed", "formula", "trains", "paper")
+    shown = ("name", "feed", "formula", "trains", "title", "paper")
     wanted = {
         name.value: [{key: value for key, value in row.items() if key in shown} for row in rows]
         for name, rows in listings.items()

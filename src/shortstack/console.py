@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,12 +66,17 @@ def fail(error: ShortstackError) -> None:
     say(f"Error: {error.where}\n  expected  {error.expected}\n  found     {error.found}\n  to fix it {error.fix}")
 
 
+def first_process() -> bool:
+    """Whether this is the process that speaks: the only one, or the first of those that train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
     """Progress bars with ETA on stderr, one per stage; plain lines when stderr is no terminal; nothing when quiet."""
     if not verbose:
         _hush_libraries()
-    if quiet:
+    if quiet or not first_process():
         yield silent
     elif not sys.stderr.isatty():
         yield _Lines()
@@ -86,14 +92,15 @@ def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
         )
         with Bars(*columns, console=Console(stderr=True)) as live:
             tasks: dict[str, Any] = {}
 
-            def advance(stage: str, done: int, total: int, /) -> None:
+            def advance(stage: str, done: int, total: int, /, *, note: str = "") -> None:
                 if stage not in tasks or live.tasks[tasks[stage]].finished:
-                    tasks[stage] = live.add_task(stage, total=total)
-                live.update(tasks[stage], completed=done, total=total)
+                    tasks[stage] = live.add_task(stage, total=total, note=note)
+                live.update(tasks[stage], completed=done, total=total, note=note)
 
             yield advance
 
@@ -105,7 +112,7 @@ class _Lines:
         self.started: dict[str, float] = {}
         self.shown: dict[str, int] = {}
 
-    def __call__(self, stage: str, done: int, total: int, /) -> None:
+    def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
         import time
 
         now = time.monotonic()
@@ -115,18 +122,19 @@ class _Lines:
             return
         self.shown[stage] = quarter
         left = f", {(now - start) / done * (total - done):.0f} s left" if now - start > 1 and done < total else ""
-        say(f"{stage}: {done / max(total, 1):.0%}{left}")
+        say(f"{stage}: {done / max(total, 1):.0%}{left}" + (f", {note}" if note else ""))
         if done >= total:
             self.started.pop(stage), self.shown.pop(stage)
 
 
 def _hush_libraries() -> None:
     """transformers' own bars and advice would interleave with ours."""
-    import os
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import logging as standard
+
     from transformers.utils import logging
 
+    standard.getLogger("bitsandbytes").setLevel(standard.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

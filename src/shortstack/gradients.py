@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shortstack.losses import chunked_loss, predicting
+from shortstack.losses import CrossEntropy, chunked_loss, predicting
 from shortstack.walk import Decoder, State
 
 
@@ -32,7 +32,7 @@ def loss_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, *, of: int) -> 
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_(True)
         states, targets = predicting(ids, hidden)
-        loss = chunked_loss(decoder, states, targets) * (len(targets) / of)
+        loss = chunked_loss(decoder, states, CrossEntropy(targets)) / of
     return torch.autograd.grad(loss, hidden)[0]
 
 

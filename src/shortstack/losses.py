@@ -7,7 +7,8 @@ a chunk of tokens, in the model's dtype; softmax takes a piece of that, in fp32,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -78,9 +79,14 @@ def chunks(decoder: Decoder, states: Tensor, targets: Tensor) -> Iterator[tuple[
 
 def pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """log softmax of logits [tokens, vocabulary] in fp32, and what else there is for those tokens, piece by piece."""
-    rows = max(1, PIECE_BYTES[logits.device.type == "cpu"] // (4 * logits.shape[-1]))
-    for some, *beside in zip(logits.split(rows), *(other.split(rows) for other in others), strict=True):
+    for some, *beside in split_pieces(logits, *others):
         yield some.float().log_softmax(-1), *beside
+
+
+def split_pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Logits [tokens, vocabulary] and what else there is for those tokens, PIECE_BYTES at a time."""
+    rows = max(1, PIECE_BYTES[logits.device.type == "cpu"] // (4 * logits.shape[-1]))
+    yield from zip(logits.split(rows), *(other.split(rows) for other in others), strict=True)
 
 
 def _chosen(values: Tensor, targets: Tensor) -> Tensor:
@@ -88,12 +94,77 @@ def _chosen(values: Tensor, targets: Tensor) -> Tensor:
     return values.gather(-1, targets[:, None])[:, 0]
 
 
-def chunked_loss(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of targets [tokens] given states [tokens, width], without ever holding all logits.
+class Criterion(Protocol):
+    """A loss of logits, token by token."""
+
+    def part(self, rows: slice) -> Criterion:
+        """That of some of the tokens."""
+        ...
+
+    def of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum over tokens in nats, and its gradient in the logits [tokens, vocabulary] of fp32."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Of the next token; targets: [tokens]. Its gradient is softmax, less one at the target."""
+
+    targets: Tensor
+
+    def part(self, rows: slice) -> CrossEntropy:
+        return CrossEntropy(self.targets[rows])
+
+    def of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        log_softmax = logits.log_softmax(-1)
+        total = -_chosen(log_softmax, self.targets).sum()
+        slopes = log_softmax.exp_()
+        slopes[torch.arange(len(slopes), device=slopes.device), self.targets] -= 1
+        return total, slopes
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """T^2 KL(p || q) at temperature T, of p only the likeliest tokens by themselves and all others as one (Hinton et al.,
+    arXiv 1503.02531, section 2).
+
+    tokens: [tokens, k] ids; log_p: [tokens, k], log softmax(teacher / T) of them. With q = softmax(z / T) and r the sum over
+    the others, the gradient in z is T (q - p) for the k, and T q (1 - p_r / q_r) for each other token.
+    """
+
+    tokens: Tensor
+    log_p: Tensor
+    temperature: float
+
+    def part(self, rows: slice) -> Distillation:
+        return Distillation(self.tokens[rows], self.log_p[rows], self.temperature)
+
+    def of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        log_q, p = (logits / self.temperature).log_softmax(-1), self.log_p.exp()
+        log_chosen = log_q.gather(-1, self.tokens)
+        log_others = log_q.scatter(-1, self.tokens, -torch.inf).logsumexp(-1)
+        others = (1 - p.sum(-1)).clamp_min(torch.finfo(torch.float32).tiny)
+        total = (p * (self.log_p - log_chosen)).sum() + (others * (others.log() - log_others)).sum()
+        slopes = log_q.exp_() * (1 - (others.log() - log_others).exp())[:, None]
+        slopes.scatter_(-1, self.tokens, log_chosen.exp() - p)
+        return total * self.temperature**2, slopes * self.temperature
+
+
+def likeliest(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Ids and log probabilities at a temperature, [tokens, count], of the likeliest tokens given logits."""
+    found = [((some.float() / temperature).log_softmax(-1)).topk(count, dim=-1) for (some,) in split_pieces(logits)]
+    return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
+
+
+def chunked_loss(decoder: Decoder, states: Tensor, criterion: Criterion) -> Tensor:
+    """The sum over tokens of a criterion of their logits, given states [tokens, width]; all logits never exist at once.
 
     Each chunk's gradient is taken as soon as its loss is known, in the forward pass (as fused kernels do), so nothing is
     computed twice; the backward pass only scales it.
     """
+    if not torch.is_grad_enabled():
+        totals = [_slopes(decoder.token_logits(some), part)[0] for some, part in _chunks(decoder, states, criterion)]
+        return torch.stack(totals).sum()
     weights = [
         parameter
         for name in (decoder.anatomy.norm, decoder.anatomy.head)
@@ -101,17 +172,17 @@ def chunked_loss(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
         for parameter in decoder.model.get_submodule(name).parameters()
     ]
     loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        decoder, targets, states, *(weight for weight in weights if weight.requires_grad)
+        decoder, criterion, states, *(weight for weight in weights if weight.requires_grad)
     )
     return loss
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, decoder: Decoder, targets: Tensor, states: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, decoder: Decoder, criterion: Criterion, states: Tensor, *weights: Tensor) -> Tensor:
         total, parts = states.new_zeros((), dtype=torch.float32), []
         sums = [torch.zeros_like(weight) for weight in weights]
-        for some, wanted in chunks(decoder, states.detach(), targets):
+        for some, wanted in _chunks(decoder, states.detach(), criterion):
             with torch.enable_grad():
                 some = some.requires_grad_(True)
                 logits = decoder.token_logits(some)
@@ -122,22 +193,26 @@ class _ChunkedLoss(torch.autograd.Function):
                 accumulated += gradient
             total += loss
         ctx.save_for_backward(torch.cat(parts), *sums)
-        ctx.count = len(targets)
-        mean: Tensor = total / ctx.count
-        return mean
+        return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        scale = gradients[0] / ctx.count
-        return (None, None, *(tensor * scale for tensor in ctx.saved_tensors))
+        return (None, None, *(tensor * gradients[0] for tensor in ctx.saved_tensors))
 
 
-def _slopes(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed cross-entropy, and its gradient in the logits: softmax, less one at the target; of the logits' dtype."""
+def _chunks(decoder: Decoder, states: Tensor, criterion: Criterion) -> Iterator[tuple[Tensor, Criterion]]:
+    rows = decoder.chunk_rows(states)
+    for start in range(0, len(states), rows):
+        yield states[start : start + rows], criterion.part(slice(start, start + rows))
+
+
+def _slopes(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
+    """A criterion's sum, and its gradient in the logits, of the logits' dtype."""
     total, slopes = logits.new_zeros((), dtype=torch.float32), torch.empty_like(logits)
-    for log_softmax, wanted, slope in pieces(logits, targets, slopes):
-        total -= _chosen(log_softmax, wanted).sum()
-        probabilities = log_softmax.exp_()
-        probabilities[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
-        slope.copy_(probabilities)
+    start = 0
+    for some, slope in split_pieces(logits, slopes):
+        found, there = criterion.part(slice(start, start + len(some))).of(some.float())
+        total += found
+        slope.copy_(there)
+        start += len(some)
     return total, slopes

@@ -34,6 +34,11 @@ METHODS: Mapping[str, Method] = {
             "arXiv 2411.15558, section 4.2",
             "partial:Partial",
         ),
+        Method("lora", "low-rank adapters in every layer, merged at the end", "arXiv 2106.09685", "lora:Lora"),
+        Method("rslora", "the same, scaled by the root of the rank", "arXiv 2312.03732", "lora:RsLora"),
+        Method("dora", "the same, with a trained length for each row", "arXiv 2402.09353", "lora:DoRA"),
+        Method("qlora", "low-rank adapters beside matrices held in 4 bits", "arXiv 2305.14314", "lora:QLora"),
+        Method("full", "every weight", "-", "full:Full"),
     )
 }
 

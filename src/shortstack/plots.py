@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
+    from shortstack.training import History
+
 # What a file must not say for equal data to give equal bytes: when it was made.
 METADATA: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".png": {}, ".pdf": {"CreationDate": None}}
 STYLE = {
@@ -37,7 +39,7 @@ STYLE = {
 }
 ROW, TAU, COLOUR_BAR = 0.3, 0.42, 2.0  # inches: a metric's row is so high, a cell of Kendall's tau and the bar so wide
 TITLE: dict[str, Any] = {"fontsize": 11, "weight": "bold"}
-CURVE, KNEE = "#0072b2", "#d55e00"  # told apart by all eyes (Okabe and Ito)
+CURVE, KNEE, LEARNT = "#0072b2", "#d55e00", "#999999"  # told apart by all eyes (Okabe and Ito)
 
 
 def score_map(scores: Scores, path: Path, *, drop: str | int) -> None:
@@ -64,6 +66,16 @@ def depth_curve(depths: Sequence[Mapping[str, float]], path: Path, *, title: str
     """
     check_picture(path)
     _save(depth_figure(depths, title=title, knee=knee), path)
+
+
+def loss_curve(history: History, path: Path, *, title: str) -> None:
+    """Draw training and held-out loss over optimizer steps, with the step whose weights were kept marked.
+
+    Raises:
+        InputError: as check_picture.
+    """
+    check_picture(path)
+    _save(loss_figure(history, title=title), path)
 
 
 def check_picture(path: Path) -> None:
@@ -127,6 +139,28 @@ def depth_figure(depths: Sequence[Mapping[str, float]], *, title: str, knee: int
         if knee is not None:
             top, said = figure.axes[0], f"knee: {knee} layer{'s' * (knee != 1)} removed"
             top.text(knee, 1.05, said, color=KNEE, ha="center", transform=top.get_xaxis_transform())
+        return figure
+
+
+def loss_figure(history: History, *, title: str) -> Figure:
+    """The picture that loss_curve writes."""
+    from matplotlib.ticker import MaxNLocator
+
+    with _style():
+        figure = _figure_in_inches()
+        figure.text(0, 0.4, title, **TITLE)
+        axes = _axes(figure, left=0, top=0, width=6, height=2.6)
+        for gid, points, colour, style in (
+            ("training", history.losses, LEARNT, {"linewidth": 1.2}),
+            ("held-out", history.held_out, CURVE, {"marker": "o", "markersize": 4}),
+        ):
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, label=gid, gid=gid, **style)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)")
+        axes.axvline(history.best, color=KNEE, linestyle="--")
+        axes.text(history.best, 1.03, "kept", color=KNEE, ha="center", transform=axes.get_xaxis_transform())
+        axes.legend(frameon=False)
         return figure
 
 

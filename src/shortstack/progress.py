@@ -4,10 +4,13 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """`progress("scoring", 12, 465)`; called with done == total when a stage ends. The command line draws a bar."""
+    """`progress("scoring", 12, 465)`; called with done == total when a stage ends. The command line draws a bar.
 
-    def __call__(self, stage: str, done: int, total: int, /) -> None: ...
+    note: what else there is to say, such as a speed.
+    """
+
+    def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None: ...
 
 
-def silent(_stage: str, _done: int, _total: int, /) -> None:
+def silent(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
     """The default: report nothing."""

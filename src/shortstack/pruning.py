@@ -150,9 +150,9 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, heirs: Mapping[str, str]
 
 def new_name(checkpoint: Checkpoint, plan: Plan, name: str) -> str:
     """The name in the pruned model of a tensor of a kept layer."""
-    prefix, layer = checkpoint.layers_path, checkpoint.layer_of(name)
+    layer = checkpoint.layer_of(name)
     assert layer in plan.kept  # noqa: S101  the caller has looked
-    return f"{prefix}.{plan.kept.index(layer)}.{name[len(f'{prefix}.{layer}.') :]}"
+    return checkpoint.moved(name, plan.kept.index(layer))
 
 
 def heirs(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:

@@ -10,7 +10,6 @@ import errno
 import functools
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -18,7 +17,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +27,7 @@ from torch import Tensor
 from shortstack.activations import MARGIN_BYTES, content_key
 from shortstack.cache import cache_directory
 from shortstack.checkpoint import Checkpoint
-from shortstack.jsonfiles import whole
+from shortstack.jsonfiles import sync, whole
 
 KEEP_SECONDS = 30.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
@@ -81,7 +79,7 @@ class Keeper:
             raise OSError(errno.ENOSPC, f"not {needed / 1e6:,.0f} MB free", str(self.path.parent))
         with whole(self.path) as partial:
             save_file(dict(tensors), partial, metadata={"state": form})
-            _sync(partial)
+            sync(partial)
 
     def kept(self, device: torch.device) -> Any | None:
         """The state that was kept last, tensors on the device; None without one, or with one that a power cut broke."""
@@ -130,8 +128,3 @@ def _unpacked(value: Any, tensor: Callable[[str], Tensor]) -> Any:
             return tensor(value["tensor"])
         return {key: _unpacked(item, tensor) for key, item in value.items()}
     return [_unpacked(item, tensor) for item in value] if isinstance(value, list) else value
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -95,6 +95,7 @@ class LayerWeights:
         self._reader = ThreadPoolExecutor(1, "reading the next layer")
         self._coming: tuple[int, Future[Weights]] | None = None
         self._here: int | None = None
+        self._tied = False
         largest = max(self._room(layer) for layer in self._stored if layer is not None)
         # Two pieces of memory for the whole walk: fresh ones for each layer would leave holes that take as much again.
         self._free, self._taken = (torch.empty(largest, dtype=torch.uint8) for _ in range(2))
@@ -126,6 +127,13 @@ class LayerWeights:
             yield
         finally:
             self._fill(layer, "meta")
+
+    def settle(self, first: int) -> None:
+        """Bring the layers from `first` on into memory for good; those before it never get weights."""
+        for layer in range(first, len(self._layers)):
+            self._load(self._read(layer, torch.empty(self._room(layer), dtype=torch.uint8)))
+            self._check_loaded(layer)
+        self._free = self._taken = torch.empty(0, dtype=torch.uint8)
 
     def _divided(self, shared: Set[int]) -> dict[int | None, list[str]]:
         """Stored names by layer; None: what stays in memory. Extra layers past the last (MTP heads) are left out."""
@@ -175,8 +183,9 @@ class LayerWeights:
                 found=f"{len(wrong)} that do not: {wrong[0]}",
                 fix="download or save the checkpoint again",
             )
-        if self._here is None:  # the head is tied unless it came by itself
+        if not self._tied:  # the head is tied unless it came by itself
             self.model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
+            self._tied = True
 
     def _fill(self, layer: int, device: str) -> None:
         """Weights of zero on a device, or none at all on the meta device."""

@@ -148,6 +148,16 @@ class Decoder:
         stream = must_stream(checkpoint, computed_in, device) if stream is None else stream
         return cls.load(checkpoint, dtype=computed_in, device=device, stream=stream)
 
+    @classmethod
+    def tail(cls, checkpoint: Checkpoint, first: int, *, dtype: torch.dtype, device: str = "cpu") -> Decoder:
+        """The checkpoint's model whose layers before `first` never get weights: for finish(), entered at that layer."""
+        weights = LayerWeights(checkpoint, dtype=dtype, device=device)
+        decoder = cls(weights.model, checkpoint.anatomy, weights)
+        decoder.forms()  # learnt while layers may still be blank
+        weights.settle(first)
+        decoder.weights = None
+        return decoder
+
     @property
     def dtype(self) -> str:
         """What it computes in, as results name it."""
@@ -181,6 +191,29 @@ class Decoder:
         for _ in self.through([front], range(start[0] if start else 0, until), inputs=inputs):
             pass
         return front.arrived
+
+    def finish(self, ids: Tensor, start: tuple[int, Tensor] | None = None) -> Tensor:
+        """What leaves the last layer, [batch, length, width], in one forward of the model: for training.
+
+        start: (layer, hidden): that layer is entered by `hidden`, and those before it do not run. Gradients flow.
+        """
+        at, last = start[0] if start else 0, len(self.layers) - 1
+        if start and at > last:
+            return start[1]
+        forms, left = self.forms(), list[Tensor]()
+
+        def give(index: int, _forward: Callable[..., Any], _args: Any, _kwargs: Any) -> Any:
+            assert start  # noqa: S101  only layers before it are wrapped by this
+            return forms[index].of(State(start[1], {}))
+
+        def take(index: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            left.append(forms[index].read(output, State(_hidden(args, kwargs), {})).hidden)
+            return output
+
+        with self._wrapped({**dict.fromkeys(range(at), give), last: take}):
+            self.model.base_model(input_ids=ids, use_cache=False)
+        return left[0]
 
     def enter(
         self, ids: Tensor, routes: Sequence[Route] = (UNPRUNED,), *, hidden: Tensor | None = None, **inputs: Tensor

@@ -16,6 +16,7 @@ from typing import Any
 
 from shortstack.checkpoint import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.errors import ArchitectureError, InputError, OutputError
+from shortstack.jsonfiles import sync
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor, WrittenFile, file_digest, write_shard
 
@@ -190,7 +191,7 @@ class CheckpointWriter:
         """
         manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
         self.json(RECORD, {**record, "files": manifest})
-        _sync_directory(self.partial)
+        sync(self.partial)
         try:
             os.rename(self.partial, self.out)
         except OSError as error:
@@ -200,16 +201,8 @@ class CheckpointWriter:
                 found=error.strerror or str(error),
                 fix="name another with -o",
             ) from error
-        _sync_directory(self.out.parent)
+        sync(self.out.parent)
         return self.out
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def layout(

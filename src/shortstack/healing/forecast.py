@@ -1,0 +1,120 @@
+"""What healing would train, and about how much memory, disk and time it would take: measured on one layer, not guessed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from shortstack.examples import Example
+from shortstack.healing.healer import Task
+from shortstack.healing.learner import Learner, counted
+from shortstack.walk import LOGIT_BYTES, Decoder, State
+
+STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, and AdamW's two means
+# Bytes of activations per token, layer and number of the hidden state, in 16 bits (Korthikanti et al., arXiv 2205.05198,
+# equation 2 without the attention matrix, which fused attention does not keep).
+ACTIVATION_BYTES = 34
+TRIALS = 3
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """memory_bytes: at most, while training. cache_bytes: of disk; missing_bytes: of them not there yet. seconds: about."""
+
+    trainable_parameters: int
+    trained: tuple[str, ...]
+    samples: int
+    held_out: int
+    tokens: int
+    learnt_tokens: int
+    steps: int
+    memory_bytes: int
+    cache_bytes: int
+    missing_bytes: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def forecast(task: Task) -> Forecast:
+    """Nothing is trained or written; the data is read, and one layer is timed.
+
+    Raises:
+        as heal(), of what can be known before training.
+    """
+    task.check()
+    examples = task.examples()
+    held_out, first = task.lessons.held_out_of(len(examples)), task.method.first(task.checkpoint)
+    frozen = task.freezer.planned(examples, first)
+    decoder = task.decoder(first)
+    learner = Learner(decoder, first, task.method.prepare(task.checkpoint, decoder), task.objective)
+    training = examples[held_out:]
+    return Forecast(
+        learner.trainable_parameters,
+        tuple(learner.names),
+        len(examples),
+        held_out,
+        sum(len(example.ids) for example in training),
+        sum(sum(counted(example)) for example in training),
+        task.schedule.steps(len(training)),
+        _memory(task, learner),
+        frozen.size,
+        sum(each.size for each in frozen.kept if not each.kept),
+        _seconds(task, decoder, first, training, walked=any(not each.kept for each in frozen.kept)),
+    )
+
+
+def _memory(task: Task, learner: Learner) -> int:
+    decoder = learner.decoder
+    resident = sum(weight.nbytes for weight in decoder.model.parameters() if not weight.is_meta)
+    trained = sum(weight.nbytes for weight in learner.parameters() if weight.requires_grad)
+    running = len(decoder.layers) - learner.first
+    tokens = task.schedule.micro * task.lessons.max_length
+    width = decoder.model.get_submodule(decoder.anatomy.embedding).weight.shape[1]
+    activations = tokens * width * running * ACTIVATION_BYTES
+    return int(resident - trained + trained // 4 * STATE_BYTES + activations + 2 * LOGIT_BYTES[task.device == "cpu"])
+
+
+def _seconds(task: Task, decoder: Decoder, first: int, training: Sequence[Example], *, walked: bool) -> float:
+    """Time of the frozen walk, if there is one, and of all epochs: a backward pass takes twice a forward one."""
+    layer, head = _layer_seconds(decoder), _head_seconds(decoder)
+    tokens, learnt = sum(len(each.ids) for each in training), sum(sum(counted(each)) for each in training)
+    layers = len(decoder.layers)
+    walk = tokens * layer * (first + (task.teacher.anatomy.layers if task.objective.teaches and task.teacher else 0))
+    epoch = 3 * (tokens * layer * (layers - first) + learnt * head)
+    return walk * walked + epoch * task.schedule.epochs
+
+
+@torch.no_grad()
+def _layer_seconds(decoder: Decoder, tokens: int = 512) -> float:
+    """Of one token through the last layer."""
+    ids = torch.zeros(2, tokens // 2, dtype=torch.long, device=decoder.device)
+    embedding = decoder.model.get_submodule(decoder.anatomy.embedding).weight
+    hidden = torch.randn(*ids.shape, embedding.shape[1], device=decoder.device).to(embedding.dtype)
+    with torch.autocast(decoder.device.type, torch.bfloat16, enabled=embedding.dtype == torch.bfloat16):
+        return _fastest(lambda: decoder.step(ids, len(decoder.layers) - 1, [State(hidden, {})])) / tokens
+
+
+@torch.no_grad()
+def _head_seconds(decoder: Decoder) -> float:
+    embedding = decoder.model.get_submodule(decoder.anatomy.embedding).weight
+    states = torch.randn(256, embedding.shape[1], device=decoder.device).to(embedding.dtype)
+    rows = min(len(states), decoder.chunk_rows(states))
+    with torch.autocast(decoder.device.type, torch.bfloat16, enabled=embedding.dtype == torch.bfloat16):
+        return _fastest(lambda: decoder.token_logits(states[:rows])) / rows
+
+
+def _fastest(run: Callable[[], Any]) -> float:
+    found = []
+    for _ in range(TRIALS + 1):
+        started = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - started)
+    return min(found[1:])

@@ -1,0 +1,158 @@
+"""What trains, as a module that takes a batch and returns its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shortstack.errors import InputError
+from shortstack.examples import Example
+from shortstack.losses import Criterion, CrossEntropy, Distillation, chunked_loss
+from shortstack.training import IGNORED
+from shortstack.walk import Decoder
+
+LOSSES = ("sft", "distill")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: sft is next-token cross-entropy; distill is KL from a teacher, T^2 KL(p || q) at temperature T.
+
+    top: so many of the teacher's likeliest tokens count by themselves, all others as one. hidden_weight: of the squared
+    distance between what leaves the last layer and what leaves the teacher's, over the teacher's squared norm.
+    """
+
+    loss: str = "sft"
+    top: int = 64
+    temperature: float = 1.0
+    hidden_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, fits, expected in (
+            ("--loss", self.loss, self.loss in LOSSES, " or ".join(LOSSES)),
+            ("--top-k", self.top, self.top >= 1, "at least 1"),
+            ("--temperature", self.temperature, 0 < self.temperature < float("inf"), "a number above 0"),
+            ("--hidden-weight", self.hidden_weight, 0 <= self.hidden_weight < float("inf"), "0 or more"),
+        ):
+            if not fits:
+                raise InputError(name, expected=expected, found=repr(value), fix="`shortstack heal --help` explains it")
+        shaping = [
+            name for name in ("top", "temperature", "hidden_weight") if getattr(self, name) != vars(Objective)[name]
+        ]
+        if self.loss == "sft" and shaping:
+            raise InputError(
+                "--loss sft",
+                expected="no --top-k, --temperature or --hidden-weight: they shape distillation",
+                found=", ".join(f"{name} {getattr(self, name)}" for name in shaping),
+                fix="add --loss distill",
+            )
+
+    @property
+    def teaches(self) -> bool:
+        """Whether it needs a teacher."""
+        return self.loss == "distill"
+
+
+def padded(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Input_ids and labels, [batch, longest], padded at the right: that is a causal model's future, so there is no mask.
+
+    What fills a sample up is its own first token, for which no library takes it for padding that wants a mask.
+    """
+    longest = max(len(example.ids) for example in examples)
+    short = [longest - len(example.ids) for example in examples]
+    ids = [[*example.ids, *example.ids[:1] * missing] for example, missing in zip(examples, short, strict=True)]
+    labels = [
+        [*(token if learn else IGNORED for token, learn in zip(example.ids, counted(example), strict=True))]
+        + [IGNORED] * missing
+        for example, missing in zip(examples, short, strict=True)
+    ]
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+
+
+def counted(example: Example) -> tuple[bool, ...]:
+    """Which tokens count in the loss; the first is predicted by none."""
+    return (False, *example.learn[1:])
+
+
+class Learner(nn.Module):
+    """A decoder from its first layer that is not frozen; returns the loss of a batch.
+
+    Only what trains is part of this module, in float32. What lies before the first layer is freed where its output comes
+    from elsewhere.
+    """
+
+    def __init__(
+        self, decoder: Decoder, first: int, trained: Mapping[str, nn.Module], objective: Objective | None = None
+    ) -> None:
+        """first: the layer that hidden states enter. trained: modules by their name in the model."""
+        super().__init__()
+        decoder.model.requires_grad_(False)
+        self.names, self.trained = list(trained), nn.ModuleList(trained.values())
+        self.trained.float().requires_grad_(True)
+        self.first, self.objective = first, objective or Objective()
+        self._decoder = (decoder,)  # in a tuple: the rest of the model is not this module's to train or move
+
+    @property
+    def decoder(self) -> Decoder:
+        return self._decoder[0]
+
+    def free_frozen(self) -> None:
+        """Drop the weights of the layers before the first."""
+        for layer in self.decoder.layers[: self.first]:
+            layer.to_empty(device="meta")
+
+    def train(self, mode: bool = True) -> Learner:
+        """Dropout, where a model has any, is on in what runs at every step."""
+        super().train(mode)
+        for layer in self.decoder.layers[self.first :]:
+            layer.train(mode)
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        hidden: Tensor | None = None,
+        teacher_tokens: Tensor | None = None,
+        teacher_log_p: Tensor | None = None,
+        teacher_hidden: Tensor | None = None,
+        num_items_in_batch: Tensor | int = 1,
+    ) -> dict[str, Tensor]:
+        """hidden: [batch, length, width], what enters the first layer; the teacher's are of tokens that count only."""
+        decoder, wanted = self.decoder, labels[:, 1:] != IGNORED
+        if hidden is not None and not torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.float()
+        left = decoder.finish(input_ids, None if hidden is None else (self.first, hidden))
+        states = left[:, :-1][wanted]
+        criterion: Criterion = CrossEntropy(labels[:, 1:][wanted])
+        if teacher_tokens is not None and teacher_log_p is not None:
+            criterion = Distillation(teacher_tokens, teacher_log_p, self.objective.temperature)
+        loss = chunked_loss(decoder, states, criterion)
+        if teacher_hidden is not None:
+            there = teacher_hidden.float()
+            distance = (states.float() - there).square().sum(-1) / there.square().sum(-1)
+            loss = loss + self.objective.hidden_weight * distance.sum()
+        return {"loss": loss / num_items_in_batch}
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Trained weights by their name in the whole model's state dict."""
+        return {
+            f"{name}.{rest}": whole(parameter).cpu()
+            for name, module in zip(self.names, self.trained, strict=True)
+            for rest, parameter in module.named_parameters()
+        }
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """A parameter that may be sharded over processes, as one tensor; every process has to ask."""
+    found: Any = parameter.detach()
+    alone: Tensor = found.full_tensor() if hasattr(found, "full_tensor") else found
+    return alone

@@ -1,0 +1,94 @@
+"""Which layers of a pruned model train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError
+from shortstack.planning import parse_layers
+
+
+@dataclass(frozen=True)
+class Places:
+    """Layers by number, near cuts, or last.
+
+    layers: these, as the pruned model numbers them, such as "10-13,21"; near_cut: so many on both sides of each cut; last:
+    so many at the end. None of them: what the method does by itself.
+    """
+
+    last: int | None = None
+    layers: str | None = None
+    near_cut: int | None = None
+
+    def found(self, checkpoint: Checkpoint, default: int) -> tuple[int, ...]:
+        """The layers, in order; the last `default` of them where nothing is said.
+
+        Raises:
+            InputError: more layers than there are, two ways to name them, or no cut to be near to.
+        """
+        count = checkpoint.anatomy.layers
+        self._check(count)
+        if self.layers is not None:
+            return self._named(count)
+        if self.near_cut is not None:
+            return near_cuts(checkpoint, self.near_cut)
+        return tuple(range(count - (min(default, count) if self.last is None else self.last), count))
+
+    def _check(self, count: int) -> None:
+        given = [name for name in ("layers", "near_cut", "last") if getattr(self, name) is not None]
+        if len(given) > 1:
+            names = [f"--{name.replace('_', '-')}" for name in given]
+            raise InputError(
+                names[0], expected=f"{names[0]} alone", found=f"{names[1]} beside it", fix="give one of them"
+            )
+        if not 0 <= (self.last or 0) <= count:
+            raise InputError(
+                "--last",
+                expected=f"between 0 and the model's {count} layers",
+                found=str(self.last),
+                fix="train fewer layers",
+            )
+
+    def _named(self, count: int) -> tuple[int, ...]:
+        named = tuple(sorted(set(parse_layers(self.layers or ""))))
+        if named[-1] >= count:
+            raise InputError(
+                "--layers",
+                expected=f"layers 0 to {count - 1} of the pruned model",
+                found=str(named[-1]),
+                fix="name layers as the pruned model numbers them",
+            )
+        return named
+
+
+def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
+    """The `count` layers on either side of each place where layers were removed, by the checkpoint's record.
+
+    Raises:
+        InputError: the record tells of no cut.
+    """
+    kept, original = list((checkpoint.record.get("layer_map") or {}).values()), _original_layers(checkpoint.record)
+    edges = [-1, *kept, original]
+    cuts = [place for place, (one, next_one) in enumerate(pairwise(edges)) if next_one != one + 1] if kept else []
+    if not cuts:
+        raise InputError(
+            "--near-cut",
+            expected="a checkpoint that layers were removed from",
+            found=f"{checkpoint.source}, whose record tells of none",
+            fix="name layers by --layers or --last",
+        )
+    near = {layer for cut in cuts for layer in range(cut - count, cut + count)}
+    return tuple(sorted(near & set(range(len(kept)))))
+
+
+def _original_layers(record: Mapping[str, Any]) -> int:
+    """How many layers the first model of the line had."""
+    plans = []
+    while record:
+        plans.append(record.get("plan"))
+        record = record.get("origin") or {}
+    return next((int(plan["layers"]) for plan in reversed(plans) if plan), 0)

@@ -1,0 +1,79 @@
+"""The folder of a run that is not finished: what it was asked for, so that only the same run goes on from its state."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.errors import InputError, OutputError
+from shortstack.jsonfiles import finite, save_json
+from shortstack.training import newest_state
+
+ASKED = "run.json"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """`<out>.training`, or another kind: what a run has come to, and in run.json what was asked for."""
+
+    out: Path
+    kind: str = "training"
+
+    @property
+    def folder(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.{self.kind}")
+
+    def open(self, asked: Mapping[str, Any], *, resume: bool | None) -> Path:
+        """The folder, for a new run or to go on; resume: None refuses where a run is unfinished, False removes it.
+
+        Raises:
+            OutputError: there is an unfinished run, and nothing was said of it.
+            InputError: it was asked for something else; the first difference is named.
+        """
+        path = self.folder / ASKED
+        if path.exists() and resume is None:
+            raise OutputError(
+                self.folder,
+                expected="no unfinished run for this output",
+                found=f"one {self._how_far}",
+                fix="add --resume to go on, or --no-resume to start again",
+            )
+        if path.exists() and resume:
+            self._check_same(json.loads(path.read_text(encoding="utf-8")), finite(dict(asked)))
+        else:
+            self.remove()
+            self.folder.mkdir(parents=True)
+            save_json(path, asked)
+        return self.folder
+
+    @property
+    def _how_far(self) -> str:
+        state = newest_state(self.folder)
+        return f"that has come to step {state.name.rpartition('-')[2]}" if state else "that has kept no state yet"
+
+    def _check_same(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now))))
+        for name in before.keys() | after.keys():
+            if before.get(name) != after.get(name):
+                raise InputError(
+                    "--resume",
+                    expected=f"{name} {before.get(name)}, as when {self.folder} was begun",
+                    found=str(after.get(name)),
+                    fix="ask for the same, or add --no-resume to start again",
+                )
+
+    def remove(self) -> None:
+        """Nothing is unfinished any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
