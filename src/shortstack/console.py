@@ -134,7 +134,7 @@ def _hush_libraries() -> None:
 
     from transformers.utils import logging
 
-    standard.getLogger("bitsandbytes").setLevel(standard.ERROR)
+    standard.getLogger("bitsandbytes.backends.cpu.ops").setLevel(standard.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
