@@ -373,23 +373,23 @@ def heal(
         raise InputError("--data", expected="text or instructions to learn from", found="none", fix="add --data pydoc")
     if going.plot:
         plots.check_picture(going.plot)
-    method, alone = part.made(), replace(source, revision=None)  # --revision is of the model that heals
-
-    from shortstack.healing import Turns, heal_in_turns
-    from shortstack.healing import heal as heal_checkpoint
-
-    options: dict[str, Any] = {
-        **asdict(learned),
-        "method": method,
-        "objective": loss.made(),
-        "schedule": course.made(),
-        "device": device.value,
-    }
+    alone = replace(source, revision=None)  # --revision is of the model that heals
     with report.bars() as progress:
         checkpoint = source.open(directory, progress)
-        options |= {"teacher": alone.open(loss.teacher, progress) if loss.teacher else None, "progress": progress}
+        options: dict[str, Any] = {
+            **asdict(learned),
+            "method": part.made(),
+            "objective": loss.made(),
+            "schedule": course.made(),
+            "teacher": alone.open(loss.teacher, progress) if loss.teacher else None,
+            "device": device.value,
+            "progress": progress,
+        }
         if going.dry_run:
             return _foretell(checkpoint, options, report)
+        from shortstack.healing import Turns, heal_in_turns
+        from shortstack.healing import heal as heal_checkpoint
+
         options |= {"cache": going.cache, "resume": going.resume, "loggers": going.loggers}
         if turns.step and turns.drop:
             how = Turns(turns.drop, turns.step, turns.metric or "ppl")

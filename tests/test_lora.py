@@ -1,0 +1,133 @@
+"""Adapters: what is written is the 16-bit weights with the products of what trained, by the papers' formulas."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError
+from shortstack.healing import DoRA, Lora, QLora, RsLora, Schedule, heal
+from zoo import speaking
+
+pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("own_cache")
+SHORT = {"data": "pydoc", "schedule": Schedule(epochs=1, lr=1e-2), "max_length": 32, "max_samples": 64}
+WIDE = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def adapters(monkeypatch):
+    """What trained of each matrix when the adapters are merged: {name: {A, B, magnitude}}."""
+    found = {}
+    original = Lora.tensors
+
+    def keep(self, checkpoint, learner):
+        for name, weight in learner.trained_tensors().items():
+            for kind in ("lora_A", "lora_B", "lora_magnitude_vector"):
+                matrix, dot, _ = name.partition(f".{kind}")
+                if dot:
+                    found.setdefault(matrix, {})[kind] = weight
+        return original(self, checkpoint, learner)
+
+    for method in (Lora, RsLora, DoRA, QLora):
+        monkeypatch.setattr(method, "tensors", keep)
+    return found
+
+
+def merged(before, parts, method):
+    """The weight by the paper's formula, in float64; before: [out, in]."""
+    scale = method.alpha / (math.sqrt(method.rank) if isinstance(method, RsLora) else method.rank)
+    change = scale * parts["lora_B"].double() @ parts["lora_A"].double()
+    if not isinstance(method, DoRA):
+        return before.double() + change
+    turned = before.double() + change
+    return parts["lora_magnitude_vector"].double()[:, None] * turned / turned.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("method", [Lora(), RsLora(rank=4), DoRA(), QLora()], ids=lambda method: method.name)
+def test_the_written_weights_are_those_of_the_formula(method, adapters, tmp_path):
+    if isinstance(method, QLora):
+        pytest.importorskip("bitsandbytes")
+    source = Checkpoint.open(speaking(tmp_path / "source", **WIDE))
+    result = heal(source, tmp_path / "healed", method=method, **SHORT)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
+        for path in (source.directory, tmp_path / "healed")
+    )
+    assert len(adapters) == 8 * 7
+    for name, parts in adapters.items():
+        assert parts["lora_B"].abs().max() > 0, f"{name} did not train"
+        expected = merged(before[f"{name}.weight"], parts, method)
+        torch.testing.assert_close(
+            after[f"{name}.weight"].double(), expected, atol=2e-2 if method.variant else 1e-6, rtol=1e-5
+        )
+    others = before.keys() - {f"{name}.weight" for name in adapters}
+    assert all(torch.equal(before[name], after[name]) for name in others)
+    assert result.trainable_parameters == sum(part.numel() for parts in adapters.values() for part in parts.values())
+    held_out = dict(result.history.held_out)
+    assert held_out[result.history.steps] < held_out[0]
+
+
+def test_adapters_of_transposed_matrices_are_merged_as_they_lie(adapters, tmp_path):
+    source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
+    heal(source, tmp_path / "healed", method=Lora(targets="c_attn"), **SHORT)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
+        for path in (source.directory, tmp_path / "healed")
+    )
+    assert len(adapters) == 8
+    for name, parts in adapters.items():
+        expected = merged(before[f"{name}.weight"].T, parts, Lora()).T
+        torch.testing.assert_close(after[f"{name}.weight"].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
+    source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=False))
+    method = Lora(layers="5-6", targets="q_proj,down_proj", head=True)
+    assert method.first(source) == 5
+    heal(source, tmp_path / "healed", method=method, **SHORT)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
+        for path in (source.directory, tmp_path / "healed")
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    expected = {f"model.layers.{n}.{part}.weight" for n in (5, 6) for part in ("self_attn.q_proj", "mlp.down_proj")}
+    assert changed == {*expected, "lm_head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("method", "complaint"),
+    [
+        (Lora(targets="q_proj,w_proj"), "w_proj"),
+        (Lora(head=True), "--untie-head"),
+        (Lora(last=9), "8 layers"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(method, complaint, tmp_path):
+    source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=True))
+    with pytest.raises(InputError, match=complaint):
+        heal(source, tmp_path / "healed", method=method, **SHORT)
+    assert not (tmp_path / "healed").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}])
+def test_adapters_of_impossible_numbers_are_refused(wrong):
+    with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
+        Lora(**wrong)
+
+
+@pytest.mark.parametrize(("method", "library"), [(Lora(), "peft"), (QLora(), "bitsandbytes")])
+def test_a_library_that_is_not_installed_is_named_with_its_extra(method, library, monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, library, None)
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    with pytest.raises(InputError, match=r"pip install 'shortstack\["):
+        method.first(source)
+
+
+def test_matrices_that_no_4_bit_layer_takes_are_refused(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
+    with pytest.raises(InputError, match="Conv1D"):
+        heal(source, tmp_path / "healed", method=QLora(), **SHORT)

@@ -1,0 +1,108 @@
+"""Recipes: the paper's numbers, and what is said of a wrong file."""
+
+import pytest
+from typer.testing import CliRunner
+
+from shortstack.cli import app
+from shortstack.errors import InputError
+from shortstack.healing_options import Course, InTurns, Learned, Loss, Part, filled
+from shortstack.recipe import read_recipe, recipe_names
+
+GROUPS = {"learned": Learned(), "part": Part(), "loss": Loss(), "course": Course(), "turns": InTurns()}
+
+
+def groups(name, typed=()):
+    return filled(GROUPS, name, typed=lambda option: option in typed)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_makes_a_method_and_a_schedule_as_the_paper_has_them(name):
+    recipe, found = read_recipe(name), groups(name)
+    assert recipe.title
+    assert recipe.plan.metric == "reverse"
+    schedule = found["course"].made()
+    assert (schedule.epochs, schedule.lr, schedule.batch_size, schedule.micro) == (2, 1e-5, 64, 4)
+    assert (schedule.warmup_steps, schedule.decay, schedule.max_grad_norm, schedule.seed) == (100, "linear", 1.0, 42)
+    assert found["learned"].data
+    assert found["part"].made().name == recipe.heal.method
+
+
+def test_the_papers_partial_recipe_takes_its_steps():
+    """51,760 rows less 2,000, two epochs of 64: some 1,555 steps (the paper's own count)."""
+    schedule = groups("paper-last3")["course"].made()
+    assert schedule.steps(51_760 - 2_000) == 1556
+    assert groups("paper-last3")["part"].made().to_dict()["last"] == 3
+
+
+def test_turns_come_from_the_recipe_with_their_plan():
+    found = groups("paper-iterative-1-4-8")["turns"]
+    assert (found.step, found.drop, found.metric) == (4, "8", "reverse")
+    assert groups("paper-lora")["turns"] == InTurns()
+
+
+def test_what_was_typed_goes_before_the_recipe():
+    found = groups("paper-last3", typed={"lr", "last"})
+    assert found["course"].lr == Course().lr
+    assert found["part"].last is None
+    assert found["course"].batch_size == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "said"),
+    [
+        ("heal:\n  epochs: 2\n  epoch: 3\n", "line 3", "did you mean epochs"),
+        ("title: x\nheel: {}\n", "line 2", "did you mean heal"),
+        ("heal:\n  epochs: two\n", "line 2", "valid number"),
+        ("heal: [\n", "a.yaml", "YAML"),
+        ("- 1\n", "a.yaml", "keys such as heal"),
+    ],
+)
+def test_a_wrong_file_is_explained_with_its_line(text, where, said, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        read_recipe(str(path))
+    assert where in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "said"), [("paper-last33", "did you mean paper-last3"), ("none.yaml", "No such file")])
+def test_a_recipe_that_is_not_there_is_named_with_the_nearest(name, said):
+    with pytest.raises(InputError, match=said):
+        read_recipe(name)
+
+
+def test_tags_of_yaml_build_nothing(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("heal: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(InputError, match="YAML"):
+        read_recipe(str(path))
+
+
+def test_options_that_a_method_does_not_know_are_refused():
+    with pytest.raises(InputError, match="--rank"):
+        Part(method="partial", rank=4).made()
+    with pytest.raises(InputError, match="--last"):
+        Part(method="full", last=2).made()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--step", "1"], "--drop 25% --step 1"),
+        (["--drop", "2"], "--drop 25% --step 1"),
+        (["--recipe", "paper-lastt3"], "did you mean paper-last3"),
+        ([], "add --data"),
+        (["--data", "pydoc", "--loss", "mse"], "sft or distill"),
+        (["--data", "pydoc", "--loss", "distill"], "add --teacher"),
+        (["--data", "pydoc", "--optimizer", "adamm"], "adamw_torch"),
+        (["--data", "pydoc", "--report-to", "nothing"], "pip install nothing"),
+    ],
+)
+def test_halves_of_options_are_refused(words, said, tmp_path):
+    from zoo import speaking
+
+    source = speaking(tmp_path / "source")
+    found = CliRunner().invoke(app, ["heal", str(source), "-o", str(tmp_path / "out"), *words])
+    assert isinstance(found.exception, InputError)
+    assert said in str(found.exception)
+    assert not list(tmp_path.glob("out*"))

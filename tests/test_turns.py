@@ -1,0 +1,147 @@
+"""Pruning and healing in turns, and answers that the unpruned model gives."""
+
+import json
+
+import pytest
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import DataError, InputError, OutputError
+from shortstack.examples import Example
+from shortstack.healing import Partial, Schedule, Turns, heal, heal_in_turns
+from shortstack.healing import turns as turning
+from shortstack.healing.answers import Answers, prompt_of
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from zoo import speaking
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+SHORT = {
+    "data": "pydoc",
+    "method": Partial(last=1),
+    "schedule": Schedule(epochs=1, lr=1e-2),
+    "max_length": 32,
+    "max_samples": 32,
+}
+
+
+def weights(directory):
+    return (directory / "model.safetensors").read_bytes()
+
+
+def test_turns_are_prune_and_heal_one_after_the_other(tmp_path):
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    result = heal_in_turns(source, tmp_path / "out", Turns("3", 2, "reverse"), **SHORT)
+    by_hand = heal(prune(source, plan(8, layers="6-7"), tmp_path / "p1"), tmp_path / "h1", **SHORT)
+    second = prune(Checkpoint.open(str(by_hand.output)), plan(6, layers="5"), tmp_path / "p2")
+    heal(second, tmp_path / "h2", **SHORT)
+    assert weights(tmp_path / "out") == weights(tmp_path / "h2")
+    assert result.output == tmp_path / "out"
+    healed = Checkpoint.open(str(tmp_path / "out"))
+    assert healed.record["layer_map"] == {str(layer): layer for layer in range(5)}
+    verbs, record = [], healed.record
+    while record:
+        verbs.append(record["verb"])
+        record = record["origin"]
+    assert verbs == ["heal", "prune", "heal", "prune"]
+    assert not (tmp_path / "out.turns").exists()
+
+
+def test_each_turn_scores_the_model_as_it_is_then(tmp_path, monkeypatch):
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    scored = []
+    original = turning.score
+    monkeypatch.setattr(
+        turning, "score", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
+    )
+    heal_in_turns(source, tmp_path / "out", Turns("25%", 1, "bi", samples=4, length=16), **SHORT)
+    assert [model.anatomy.layers for model in scored] == [8, 7]
+
+
+def test_finished_turns_are_not_repeated_and_other_requests_refused(tmp_path, monkeypatch):
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    turns, healed = Turns("3", 1, "reverse"), []
+    original = turning.heal
+
+    def failing(checkpoint, out, **options):
+        healed.append(out.name)
+        if out.name == "2-healed" and len(healed) == 2:
+            raise KeyboardInterrupt
+        return original(checkpoint, out, **options)
+
+    monkeypatch.setattr(turning, "heal", failing)
+    with pytest.raises(KeyboardInterrupt):
+        heal_in_turns(source, tmp_path / "out", turns, **SHORT)
+    with pytest.raises(OutputError, match="--resume"):
+        heal_in_turns(source, tmp_path / "out", turns, **SHORT)
+    with pytest.raises(InputError, match=r"turns\.step 1"):
+        heal_in_turns(source, tmp_path / "out", Turns("3", 2, "reverse"), resume=True, **SHORT)
+    heal_in_turns(source, tmp_path / "out", turns, resume=True, **SHORT)
+    assert healed == ["1-healed", "2-healed", "2-healed", "3-healed"]
+    heal_in_turns(source, tmp_path / "whole", turns, **SHORT)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("wrong", [{"step": 0}, {"metric": "nothing"}])
+def test_turns_that_cannot_be_are_refused(wrong):
+    with pytest.raises(InputError):
+        Turns(**{"drop": "2", "step": 1, **wrong})
+
+
+EXAMPLES = [
+    Example((5, 9, 30, 31, 40), (False, False, True, True, True)),
+    Example(tuple(range(3, 15)), (True,) * 12),
+    Example((7, 8, 9, 10), (False, False, False, True)),
+    Example(tuple(range(20, 35)), (False,) * 14 + (True,)),
+]
+
+
+def test_the_teachers_answers_are_sampled_from_it_and_kept(tmp_path, monkeypatch):
+    teacher = Checkpoint.open(speaking(tmp_path / "source"))
+    answers = Answers(teacher, 14, seed=3)
+    found = answers.to(EXAMPLES)
+    prompts = [prompt_of(example) for example in EXAMPLES]
+    assert [len(prompt) for prompt in prompts] == [2, 3, 3, 14]
+    assert len(found) == 3, "the last prompt leaves no room"
+    for example, prompt in zip(found, prompts, strict=False):
+        assert example.ids[: len(prompt)] == prompt
+        assert example.learn == (False,) * len(prompt) + (True,) * (len(example.ids) - len(prompt))
+        ended = teacher.model(dtype=torch.float32).generation_config.eos_token_id
+        assert len(example.ids) == 14 or example.ids[-1] == ended
+        assert ended not in example.ids[len(prompt) : -1]
+    monkeypatch.setattr(Answers, "_asked", lambda *_: pytest.fail("asked again"))
+    assert answers.to(EXAMPLES) == found
+
+
+def test_answers_in_a_batch_are_likely_ones_of_each_prompt_alone(tmp_path):
+    """Greedy would be equal; sampled ones are at least far likelier to the teacher than to a model of other weights."""
+    teacher = Checkpoint.open(speaking(tmp_path / "source"))
+    other = Checkpoint.open(speaking(tmp_path / "other", seed=9))
+    found = Answers(teacher, 14).to(EXAMPLES * 20)
+
+    def likelihood(checkpoint):
+        model, total = checkpoint.model(dtype=torch.float32), 0.0
+        with torch.no_grad():
+            for example in found:
+                log_p = model(input_ids=torch.tensor([example.ids]), use_cache=False).logits[0].log_softmax(-1)
+                first = example.learn.index(True)
+                total += sum(float(log_p[place - 1, example.ids[place]]) for place in range(first, len(example.ids)))
+        return total
+
+    assert likelihood(teacher) > likelihood(other) + 20
+
+
+def test_a_healed_model_can_learn_from_answers(tmp_path):
+    teacher = Checkpoint.open(speaking(tmp_path / "source"))
+    pruned = prune(teacher, plan(8, layers="3"), tmp_path / "pruned")
+    result = heal(pruned, tmp_path / "healed", **SHORT, teacher=teacher, self_generate=True)
+    record = json.loads((tmp_path / "healed" / "shortstack.json").read_text())["healing"]
+    assert record["data"]["self_generate"] is True
+    assert record["teacher"] == teacher.weights_sha256
+    assert result.history.steps > 0
+
+
+def test_prompts_without_room_for_an_answer_are_an_error(tmp_path):
+    teacher = Checkpoint.open(speaking(tmp_path / "source"))
+    with pytest.raises(DataError, match="--max-length"):
+        Answers(teacher, 3).to(EXAMPLES[2:])

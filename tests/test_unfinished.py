@@ -1,0 +1,104 @@
+"""A healing that is killed goes on where it was, and only if it is asked for the same."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError, OutputError
+from shortstack.healing import Partial, Schedule, heal
+from zoo import speaking
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+SCHEDULE = {"epochs": 3, "lr": 1e-2, "batch_size": 8}
+KILLED = """
+import sys; sys.path[:0] = {path!r}
+import os, signal
+from shortstack import training
+from shortstack.checkpoint import Checkpoint
+from shortstack.healing import Partial, Schedule, heal
+training.KEEP_SECONDS, training.SHARE = 0.0, 1e9
+def kill(stage, done, _total, note):
+    if stage == "healing" and done == 4:
+        os.kill(os.getpid(), signal.{signal})
+heal(Checkpoint.open({source!r}), {out!r}, data="pydoc", method=Partial(last=1), schedule=Schedule(**{schedule!r}),
+     max_length=32, max_samples=48, progress=kill)
+"""
+
+
+def healed(source, out, *, schedule=SCHEDULE, **options):
+    settings = {"data": "pydoc", "method": Partial(last=1), "max_length": 32, "max_samples": 48, **options}
+    return heal(source, out, schedule=Schedule(**schedule), **settings)
+
+
+def killed(source, out, number):
+    code = KILLED.format(
+        path=sys.path, signal=number.name, source=str(source.directory), out=str(out), schedule=SCHEDULE
+    )
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+
+
+def test_a_killed_healing_goes_on_and_ends_in_the_same_weights(tmp_path):
+    source, out = Checkpoint.open(speaking(tmp_path / "source")), tmp_path / "out"
+    found = killed(source, out, signal.SIGKILL)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert not out.exists()
+
+    with pytest.raises(OutputError, match="step 3"):
+        healed(source, out)
+    for changed, named in (
+        ({"schedule": {**SCHEDULE, "lr": 2e-2}}, r"schedule\.lr 0\.01"),
+        ({"max_samples": 40}, r"data\.max_samples|data\.sha256|samples 48"),
+        ({"method": Partial(last=2)}, r"method\.last 1"),
+    ):
+        with pytest.raises(InputError, match=named):
+            healed(source, out, resume=True, **changed)
+
+    seen = []
+    whole = healed(source, tmp_path / "whole")
+    result = healed(source, out, resume=True, progress=lambda stage, done, _total, note="": seen.append((stage, done)))
+    assert min(done for stage, done in seen if stage == "healing") == 4
+    assert result.history.held_out == whole.history.held_out
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out", "source", "whole"]
+
+
+def test_a_new_start_forgets_the_unfinished_run(tmp_path):
+    source, out = Checkpoint.open(speaking(tmp_path / "source")), tmp_path / "out"
+
+    def stop(stage, done, _total, note):
+        if stage == "healing" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        healed(source, out, progress=stop)
+    healed(source, out, schedule={**SCHEDULE, "lr": 2e-2}, resume=False)
+    healed(source, tmp_path / "whole", schedule={**SCHEDULE, "lr": 2e-2})
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
+    source = speaking(tmp_path / "source")
+    text = tmp_path / "long.txt"
+    text.write_text("the walk visits every layer once and in order. " * 4000)
+    command = [sys.executable, "-m", "shortstack", "heal", str(source), "--data", str(text), "-o", str(tmp_path / "out")]
+    running = subprocess.Popen(
+        [*command, "--epochs", "1000", "--max-length", "32"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    for line in running.stderr:
+        if line.startswith("healing"):
+            break
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=10)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in said
+    again = subprocess.run([*command, "--epochs", "1000", "--max-length", "32"], check=False, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "--resume to go on" in again.stderr
+    assert "come to step" in again.stderr
