@@ -262,7 +262,7 @@ def test_where_memory_runs_out_the_micro_batch_is_halved_and_the_steps_stay_the_
         tmp_path / "small", module=Small(), progress=lambda stage, _done, _total, note: stages.append(stage)
     )
     assert history.settings["micro_batch_size"] == 2
-    assert set(stages) == {"healing, 4 samples at once", "healing, 2 samples at once"}
+    assert list(dict.fromkeys(stages)) == ["healing", "healing, 2 samples at once"]
     assert len(stages) == history.steps == 16
     assert weight == pytest.approx(by_hand(SCHEDULE, SAMPLES), abs=1e-6)
 

@@ -174,12 +174,14 @@ def train(module: nn.Module, data: Data, schedule: Schedule, folder: Path, *, pl
         TrainingError: losses or gradients were no numbers before any held-out loss fell.
         InputError: the batch cannot be divided among the processes.
     """
+    stage = "healing"
     while True:
-        run = _Run(module, data, schedule, folder, place or Place())
+        run = _Run(module, data, schedule, folder, place or Place(), stage=stage)
         if run.finished():
             return run.ended()
         run.keep()
         schedule = replace(schedule, micro_batch_size=_halved(schedule))
+        stage = f"healing, {schedule.micro} samples at once"
 
 
 def training_device(name: str = "auto") -> str:
@@ -206,8 +208,11 @@ class _Left(Exception):
 class _Run:
     """One run of Trainer from a start or a state, and what is watched meanwhile."""
 
-    def __init__(self, module: nn.Module, data: Data, schedule: Schedule, folder: Path, place: Place) -> None:
+    def __init__(
+        self, module: nn.Module, data: Data, schedule: Schedule, folder: Path, place: Place, *, stage: str
+    ) -> None:
         self.module, self.data, self.schedule, self.folder, self.place = module, data, schedule, folder, place
+        self.stage = stage
         self.samples = _Ordered(data.training, data.lengths, schedule)
         self.state = newest_state(folder)
         self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
@@ -236,12 +241,6 @@ class _Run:
     def _can_halve(self) -> bool:
         """Whether a smaller micro-batch could help: not inside an optimizer step, nor where other processes wait."""
         return self.schedule.micro > 1 and self.loop.args.world_size == 1 and not self.stepping
-
-    @property
-    def stage(self) -> str:
-        """What it is called while it runs; with the micro-batch, where that is not what it would be."""
-        usual = replace(self.schedule, micro_batch_size=None).micro
-        return "healing" if self.schedule.micro == usual else f"healing, {self.schedule.micro} samples at once"
 
     def keep(self) -> None:
         """Write the state after the last whole step."""
