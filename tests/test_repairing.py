@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import shortstack.refitting
 import shortstack.repairing
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, DataError
 from shortstack.outlets import find_outlets
 from shortstack.planning import Plan
 from shortstack.pruning import prune
-from shortstack.repairing import _Moments, repair
+from shortstack.refitting import RIDGES, Moments
+from shortstack.repairing import repair
 from shortstack.tokens import Tokens
 from shortstack.verification import verify
 from shortstack.walk import Decoder
@@ -50,7 +52,7 @@ def test_outlets_are_the_matrices_whose_product_is_added_to_the_stream(model_typ
 def test_the_ridge_is_what_numpy_finds():
     torch.manual_seed(0)
     inputs, residuals, weights = torch.randn(50, 7), torch.randn(50, 3), torch.rand(50) + 0.1
-    moments = _Moments()
+    moments = Moments()
     moments.add(inputs[:20], residuals[:20], weights[:20])
     moments.add(inputs[20:], residuals[20:], weights[20:])
     x, r, w = (part.double().numpy() for part in (inputs, residuals, weights))
@@ -89,7 +91,7 @@ def test_the_matrix_before_the_cut_is_the_weighted_ridge_of_what_was_removed(mon
     weights, back = 1 / numpy.linalg.norm(y, axis=1), numpy.repeat(HELD_OUT.numpy(), IDS.shape[1])
     scaled = x * numpy.sqrt(weights)[:, None]
     errors, changes = {}, {}
-    for ridge in shortstack.repairing.RIDGES:
+    for ridge in RIDGES:
         penalty = ridge * (scaled[~back] ** 2).sum() / x.shape[1]
         rows = numpy.vstack([scaled[~back], math.sqrt(penalty) * numpy.eye(x.shape[1])])
         wanted = numpy.vstack([(r * numpy.sqrt(weights)[:, None])[~back], numpy.zeros((x.shape[1], r.shape[1]))])
@@ -128,7 +130,7 @@ def own_words(checkpoint) -> torch.Tensor:
 @pytest.mark.parametrize("removed", [{6, 7}, {2, 3}, {1, 4, 6}, {0, 1}])
 def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream, tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    monkeypatch.setattr(shortstack.repairing, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(shortstack.refitting, "BATCH_TOKENS", 200)
     ids = own_words(checkpoint)
     found = repair(checkpoint, frozenset(removed), Tokens(ids, "own", False, 0), dtype="float32", stream=stream)
     assert found.kept or model_type == "opt", "tiny random models differ in whether being like the whole one pays"

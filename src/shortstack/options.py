@@ -205,7 +205,7 @@ class Calibration:
 
     def _repair_tokens(self, checkpoint: Checkpoint, seed: int, samples: int) -> Tokens:
         """At most so many samples: a short text has fewer."""
-        from shortstack.repairing import HELD_OUT
+        from shortstack.refitting import HELD_OUT
         from shortstack.tokens import Tokens
 
         return Tokens.read(
