@@ -13,10 +13,11 @@ import shortstack.refitting
 import shortstack.repairing
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, DataError
+from shortstack.moments import MatrixMoments
 from shortstack.outlets import find_outlets
 from shortstack.planning import Plan
 from shortstack.pruning import prune
-from shortstack.refitting import RIDGES, Moments
+from shortstack.refitting import RIDGES
 from shortstack.repairing import repair
 from shortstack.tokens import Tokens
 from shortstack.verification import verify
@@ -27,32 +28,42 @@ IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
 HELD_OUT = torch.arange(64) % 4 == 3
 
+NORMS = [  # behind each block
+    ("diagonal", "post_attention_layernorm", "pre_feedforward_layernorm"),
+    ("diagonal", "post_feedforward_layernorm", ""),
+]
 OUTLETS = {
-    "llama": [("self_attn.o_proj", "post_attention_layernorm"), ("mlp.down_proj", "")],
-    "gpt2": [("attn.c_proj", "ln_2"), ("mlp.c_proj", "")],
-    "opt": [("self_attn.out_proj", "final_layer_norm"), ("fc2", "")],
-    "phi": [("mlp.fc2", "")],  # attention and feed-forward side by side
-    "mamba": [("mixer.out_proj", "")],
-    "mixtral": [("self_attn.o_proj", "post_attention_layernorm")],  # experts: what is added is a weighted sum
-    "gemma2": [],  # a norm follows each block
-    "olmo2": [],
+    "llama": [("matrix", "self_attn.o_proj", "post_attention_layernorm"), ("matrix", "mlp.down_proj", "")],
+    "gpt2": [("matrix", "attn.c_proj", "ln_2"), ("matrix", "mlp.c_proj", "")],
+    "opt": [("matrix", "self_attn.out_proj", "final_layer_norm"), ("matrix", "fc2", "")],
+    "phi": [("matrix", "mlp.fc2", "")],  # attention and feed-forward side by side
+    "mamba": [("matrix", "mixer.out_proj", "")],
+    "mixtral": [("matrix", "self_attn.o_proj", "post_attention_layernorm"), ("scalar", "mlp.experts.down_proj", "")],
+    "gemma2": NORMS,
+    "gemma3_text": NORMS,
+    "olmo2": [("diagonal", "post_attention_layernorm", "mlp"), ("diagonal", "post_feedforward_layernorm", "")],
+    "deepseek_v3": [
+        ("matrix", "self_attn.o_proj", "post_attention_layernorm"),
+        ("matrix", "mlp.shared_experts.down_proj", ""),
+    ],
+    "granite": [],  # what each block gives is multiplied once more
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model_type", OUTLETS)
-def test_outlets_are_the_matrices_whose_product_is_added_to_the_stream(model_type, dtype, tmp_path):
+def test_outlets_are_the_weights_whose_product_is_added_to_the_stream(model_type, dtype, tmp_path):
     decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=dtype)
     before = {name: weight.clone() for name, weight in decoder.model.state_dict().items()}
     found = find_outlets(decoder, 3)
-    assert [(outlet.name, outlet.place) for outlet in found] == OUTLETS[model_type]
+    assert [(outlet.kind, outlet.name, outlet.place) for outlet in found] == OUTLETS[model_type]
     assert all(torch.equal(weight, before[name]) for name, weight in decoder.model.state_dict().items())
 
 
 def test_the_ridge_is_what_numpy_finds():
     torch.manual_seed(0)
     inputs, residuals, weights = torch.randn(50, 7), torch.randn(50, 3), torch.rand(50) + 0.1
-    moments = Moments()
+    moments = MatrixMoments()
     moments.add(inputs[:20], residuals[:20], weights[:20])
     moments.add(inputs[20:], residuals[20:], weights[20:])
     x, r, w = (part.double().numpy() for part in (inputs, residuals, weights))

@@ -1,6 +1,6 @@
 """Many cuts of one kind, each repaired before it is measured: every tail, or every window of one size.
 
-What stands before a cut is the whole model's, whatever is cut; so one matrix of each is refitted, and all share their walks.
+What stands before a cut is the whole model's, whatever is cut; so one weight of each is refitted, and all share their walks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shortstack.losses import divergences, next_token_losses
 from shortstack.metrics import checked, in_float64
-from shortstack.outlets import find_outlets, listening
+from shortstack.outlets import find_outlets
 from shortstack.progress import Progress, silent
 from shortstack.refitting import at_output, batched, best, corrected, divided, stepped
 from shortstack.walk import Decoder, State
@@ -44,11 +44,14 @@ def repaired_tails(
     for layer in range(layers):
         with decoder.resident(layer):
             outlet = at_output(decoder, layer, find_outlets(decoder, layer), "leave --repair out")
-            with listening(decoder.layers[layer], [outlet.name]) as entered:
+            with outlet.listening(decoder.layers[layer]) as heard:
                 streams = stepped(decoder, layer, streams, batches)
-        inputs, where = entered[outlet.name], f"{layer + 1} layers, repaired"
-        change = best(inputs[known], streams[known], whole[known], len(parts[0]), where)[2]
-        short = [corrected(*each, change) for each in zip(streams[judged], inputs[judged], strict=True)]
+        where = f"{layer + 1} layers, repaired"
+        change = best(
+            outlet, heard[known], here=streams[known], there=whole[known], fitting=len(parts[0]), where=where
+        )[2]
+        pairs = zip(streams[judged], heard[judged], strict=True)
+        short = [corrected(outlet, change, hidden=hidden, heard=inputs) for hidden, inputs in pairs]
         found.append(_judged(decoder, batches[judged], whole[judged], short, where))
         progress("repairing", layers + layer + 1, 2 * layers)
     return found
@@ -128,12 +131,11 @@ class _Windows:
             return list(here[self.fitting :])
         with self.decoder.resident(before):
             outlet = at_output(self.decoder, before, find_outlets(self.decoder, before), "choose another metric")
-            with listening(self.decoder.layers[before], [outlet.name]) as entered:
+            with outlet.listening(self.decoder.layers[before]) as heard:
                 stepped(self.decoder, before, entering[before], self.batches)
-        inputs = entered[outlet.name]
-        change = best(inputs, here, there, self.fitting, self._named(start))[2]
-        held_out = zip(here[self.fitting :], inputs[self.fitting :], strict=True)
-        return [corrected(*each, change) for each in held_out]
+        change = best(outlet, heard, here=here, there=there, fitting=self.fitting, where=self._named(start))[2]
+        held_out = zip(here[self.fitting :], heard[self.fitting :], strict=True)
+        return [corrected(outlet, change, hidden=hidden, heard=inputs) for hidden, inputs in held_out]
 
     def _loss(self, start: int, streams: Sequence[Tensor]) -> float:
         pairs = zip(self.judging, streams, strict=True)

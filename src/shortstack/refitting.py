@@ -1,7 +1,7 @@
 """The fit of one place: the change of a kept weight that brings the hidden states there closest to those wanted.
 
-Ridge regression of what is missing on what enters the weight (after ReplaceMe, arXiv 2505.02819); held-out samples choose
-the ridge.
+Ridge regression of what is missing on what the weight multiplies (after ReplaceMe, arXiv 2505.02819); held-out samples
+choose the ridge.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shortstack.errors import ArchitectureError, DataError
-from shortstack.metrics import checked, in_float64
+from shortstack.metrics import checked
 from shortstack.outlets import OUTPUT, Outlet
 from shortstack.tokens import Tokens
 from shortstack.walk import BATCH_TOKENS, Decoder, State
@@ -48,33 +48,6 @@ def batched(ids: Tensor, decoder: Decoder) -> list[Tensor]:
     return list(ids.to(decoder.device).split(size))
 
 
-class Moments:
-    """Sums over tokens for regressing residuals [tokens, width] on inputs [tokens, d], each token with a weight; fp64."""
-
-    def __init__(self) -> None:
-        self.inputs = self.both = self.residuals = torch.zeros((), dtype=torch.float64)
-
-    def add(self, inputs: Tensor, residuals: Tensor, weights: Tensor) -> None:
-        x, r = inputs.flatten(0, -2).float(), residuals.flatten(0, -2)
-        scaled = x * weights[:, None]
-        self.inputs = self.inputs + in_float64(scaled.T @ x)
-        self.both = self.both + in_float64(r.T @ scaled)
-        self.residuals = self.residuals + in_float64((r.square().sum(-1) * weights).sum())
-
-    def solved(self, ridge: float) -> Tensor:
-        """argmin of sum w |r - W x|^2 + ridge mean(w x^2) |W|^2, [width, d]."""
-        size = len(self.inputs)
-        penalty = ridge * self.inputs.trace() / size * torch.eye(size, dtype=torch.float64, device=self.inputs.device)
-        return torch.cholesky_solve(self.both.T, torch.linalg.cholesky(self.inputs + penalty)).T
-
-    def error(self, weight: Tensor) -> float:
-        """sum w |r - W x|^2 over sum w |r|^2."""
-        if not self.residuals:
-            return 1.0
-        explained = 2 * (weight * self.both).sum() - (weight @ self.inputs * weight).sum()
-        return float(1 - explained / self.residuals)
-
-
 def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
     """The streams as they leave a layer whose weights are in memory."""
     return [
@@ -83,15 +56,21 @@ def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Se
 
 
 def best(
-    entered: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor], fitting: int, where: str
+    outlet: Outlet,
+    heard: Sequence[Tensor],
+    *,
+    here: Sequence[Tensor],
+    there: Sequence[Tensor],
+    fitting: int,
+    where: str,
 ) -> tuple[float, float, Tensor | None]:
-    """Ridge, held-out error and the change [width, inputs] that brings `here` closest to `there`; no change if none helps.
+    """Ridge, held-out error and the outlet's change that brings `here` closest to `there`; no change if none helps.
 
     Batches from number `fitting` on are held out. A token counts by 1 / |there|: a few with massive activations would own
     the fit otherwise.
     """
-    fitted, judged = Moments(), Moments()
-    for number, (inputs, found, wanted) in enumerate(zip(entered, here, there, strict=True)):
+    fitted, judged = outlet.moments(), outlet.moments()
+    for number, (inputs, found, wanted) in enumerate(zip(heard, here, there, strict=True)):
         wanted = wanted.float()
         weights = 1 / wanted.flatten(0, -2).norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         (fitted if number < fitting else judged).add(inputs, wanted - found.float(), weights)
@@ -102,11 +81,11 @@ def best(
     return ridge, error, tried[ridge].float().to(here[0].device) if error < 1 else None
 
 
-def corrected(hidden: Tensor, inputs: Tensor, change: Tensor | None) -> Tensor:
-    """Hidden states with a change of an outlet's weight, given what entered it."""
+def corrected(outlet: Outlet, change: Tensor | None, *, hidden: Tensor, heard: Tensor) -> Tensor:
+    """Hidden states at an outlet's place with a change of it, given what it heard."""
     if change is None:
         return hidden
-    return (hidden.float() + (inputs.float() @ change.T).view(hidden.shape)).to(hidden.dtype)
+    return (hidden.float() + outlet.product(heard, change).view(hidden.shape)).to(hidden.dtype)
 
 
 def at_output(decoder: Decoder, layer: int, outlets: Sequence[Outlet], fix: str) -> Outlet:
@@ -120,7 +99,8 @@ def at_output(decoder: Decoder, layer: int, outlets: Sequence[Outlet], fix: str)
             return outlet
     raise ArchitectureError(
         f"{decoder.anatomy.architecture}, layer {layer}",
-        expected="a matrix whose product is added to the layer's output, to fold a correction into",
-        found="none, as where a norm or a router follows the last matrix",
+        expected="a matrix, a norm's weight or a mixture of experts that is added to the layer's output as it is, to fold a "
+        "correction into",
+        found="none, as where what a block gives is multiplied or mixed again",
         fix=fix,
     )

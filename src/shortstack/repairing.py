@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.loading import changed_tensors
+from shortstack.loading import Edit, edited_tensors
 from shortstack.losses import next_token_losses
 from shortstack.metrics import checked, in_float64
-from shortstack.outlets import OUTPUT, Outlet, changed_by, find_outlets, listening
+from shortstack.outlets import OUTPUT, Outlet, find_outlets, listening
 from shortstack.progress import Progress, silent
 from shortstack.refitting import at_output, batched, best, check_samples, corrected, divided, stepped
 from shortstack.shards import StoredTensor
@@ -30,10 +30,14 @@ from shortstack.walk import Decoder, Route
 
 @dataclass(frozen=True)
 class Fit:
-    """One matrix refitted. layer: in the unpruned model. error: held-out squared error after over before, both weighted."""
+    """One weight refitted: a matrix, a norm's weight (diagonal), or the matrices of all experts, by one factor (scalar).
+
+    layer: in the unpruned model. error: held-out squared error after over before, both weighted.
+    """
 
     layer: int
     weight: str
+    kind: str
     ridge: float
     error: float
 
@@ -86,14 +90,14 @@ def repair(
     follower = _Follower(decoder, removed, tokens.ids, progress).walk()
     unpruned, before, after = follower.losses()
     kept = after < before
-    changes = follower.changes if kept else {}
+    edits = follower.edits if kept else {}
     return Repair(
         tuple(follower.fits),
         unpruned,
         before,
         after if kept else before,
         kept,
-        changed_tensors(checkpoint, changes),
+        edited_tensors(checkpoint, edits),
         tokens.record(),
         round(time.perf_counter() - started, 3),
     )
@@ -111,8 +115,8 @@ class _Follower:
         self.whole = [decoder.enter(some).groups[0][1].hidden for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
         self.parted = False
-        self.open: tuple[int, Outlet, list[Tensor]] | None = None  # the last matrix before a cut, and what enters it
-        self.changes: dict[str, Tensor] = {}
+        self.open: tuple[int, Outlet, list[Tensor]] | None = None  # the last outlet before a cut, and what it heard
+        self.edits: dict[str, Edit] = {}  # by the weights' names in the whole model
         self.fits: list[Fit] = []
 
     def walk(self) -> _Follower:
@@ -160,37 +164,37 @@ class _Follower:
         self.plain = self._step(layer, self.plain, self.judging) if self.parted else after[self.fitting :]
         with ExitStack() as changed:
             for outlet in outlets if self.parted else [outlet for outlet in outlets if outlet.place == OUTPUT]:
-                with listening(module, [outlet.name, *places]) as entered:
-                    found = self._step(layer, self.short, self.batches)
+                with listening(module, places) as entered, outlet.listening(module) as heard:
+                    entered[OUTPUT] = self._step(layer, self.short, self.batches)
                 if outlet.place == OUTPUT and cut_follows:
-                    self.open = (layer, outlet, entered[outlet.name])
+                    self.open = (layer, outlet, heard)
                     continue
-                here = found if outlet.place == OUTPUT else entered[outlet.place]
-                change = self._fitted(layer, outlet, entered[outlet.name], here, targets[outlet.place])
+                change = self._fitted(layer, outlet, heard, entered[outlet.place], targets[outlet.place])
                 if change is not None:
-                    changed.enter_context(changed_by(outlet.weight(module), outlet.laid(change)))
+                    changed.enter_context(outlet.changed(module, change))
             self.short = self._step(layer, self.short, self.batches)
         self.whole = after
 
     def _close(self) -> None:
-        """Behind a cut: refit the last matrix before it to give what the removed layers gave."""
+        """Behind a cut: refit the last outlet before it to give what the removed layers gave."""
         assert self.open  # noqa: S101  the caller has looked
-        layer, outlet, entered = self.open
+        layer, outlet, heard = self.open
         self.open = None
-        change = self._fitted(layer, outlet, entered, self.short, self.whole)
-        pairs = zip(self.short, entered, strict=True)
-        self.short = [corrected(hidden, inputs, change) for hidden, inputs in pairs]
+        change = self._fitted(layer, outlet, heard, self.short, self.whole)
+        pairs = zip(self.short, heard, strict=True)
+        self.short = [corrected(outlet, change, hidden=hidden, heard=inputs) for hidden, inputs in pairs]
 
     def _fitted(
-        self, layer: int, outlet: Outlet, entered: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
+        self, layer: int, outlet: Outlet, heard: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
     ) -> Tensor | None:
-        """The change that best() finds, kept under the weight's name."""
-        name = f"{self.decoder.anatomy.layer(layer)}.{outlet.name}.weight"
-        ridge, error, change = best(entered, here, there, self.fitting, name)
+        """The change that best() finds; what it does to weights is kept under their names."""
+        prefix = self.decoder.anatomy.layer(layer)
+        where = f"{prefix}.{outlet.name}"
+        ridge, error, change = best(outlet, heard, here=here, there=there, fitting=self.fitting, where=where)
         if change is None:
             return None
-        self.changes[name] = outlet.laid(change).cpu()
-        self.fits.append(Fit(layer, outlet.name, ridge, error))
+        self.edits |= {f"{prefix}.{name}": edit for name, edit in outlet.edits(change.cpu()).items()}
+        self.fits.append(Fit(layer, outlet.name, outlet.kind, ridge, error))
         return change
 
     def _step(self, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:

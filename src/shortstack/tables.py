@@ -136,7 +136,7 @@ def show_repair(found: Repair) -> None:
         return
     largest = sorted(found.fits, key=lambda fit: fit.error)[:3]
     told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
-    console.show(f"{len(found.fits)} matrices refitted on {on}, one window in four held out.")
+    console.show(f"{len(found.fits)} weights refitted on {on}, one window in four held out.")
     console.show(f"Of what the cut changed, the most was regained by {told}.")
 
 
