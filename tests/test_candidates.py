@@ -16,6 +16,7 @@ from shortstack.options import Calibration, Choice, Compute, Dtype
 from shortstack.planning import plan
 from shortstack.progress import silent
 from shortstack.refitting import RIDGES
+from shortstack.repairing import _Follower
 from shortstack.scores import Scores
 from shortstack.scoring import score
 from shortstack.selecting import select
@@ -87,6 +88,19 @@ def test_a_fit_changes_what_is_measured_and_layer_0_has_none_before_it():
     assert all(abs(after - before) > 1e-4 for after, before in zip(found[1:], plain[1:], strict=True))
 
 
+@pytest.mark.parametrize("model_type", ["gemma2", "mixtral"])
+def test_windows_are_repaired_where_only_scales_can_be(model_type):
+    """The last window is a tail: repair() fits nothing else there."""
+    decoder = Decoder.load(Checkpoint.open(tiny(model_type)), dtype=torch.float32)
+    plain, repaired, found = [], [], []
+    for size in range(1, 8):
+        losses = _Follower(decoder, frozenset(range(8 - size, 8)), IDS, silent).walk().losses()
+        plain, repaired = [*plain, losses[1]], [*repaired, losses[2]]
+        found.append(repaired_windows(decoder, IDS, size)[-1])
+    assert found == pytest.approx(repaired, rel=1e-6)
+    assert found != pytest.approx(plain, rel=1e-5)
+
+
 def test_turns_and_batches_change_nothing(monkeypatch):
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
     whole, seen = repaired_windows(decoder, IDS, 2), []
@@ -125,6 +139,7 @@ def test_scores_of_windows_alone_round_trip_and_choose_windows_of_their_size_onl
         ({"window": 2, "tokens": None}, InputError, "calibration text for repaired-window"),
         ({"window": 2, "tokens": Tokens(IDS[:3], "made", False, 0)}, DataError, "at least 4 samples.*--samples 256"),
         ({"window": 2, "model_type": "gemma3n_text"}, ArchitectureError, "share"),
+        ({"window": 2, "model_type": "jetmoe"}, ArchitectureError, "multiplied or mixed again.*choose another metric"),
     ],
 )
 def test_where_it_cannot_be_used_it_says_so(options, error, said, tmp_path):

@@ -226,11 +226,12 @@ class _Trial:
 
     def __init__(self, decoder: Decoder, number: int) -> None:
         self.decoder, self.number, self.layer = decoder, number, decoder.layers[number]
-        embedding: Tensor = decoder.model.get_submodule(decoder.anatomy.embedding).weight
-        self.width, self.random = embedding.shape[1], torch.Generator().manual_seed(0)
-        self.ids = torch.arange(TOKENS, device=decoder.device)[None]
-        decoder.forms()  # learnt by a pass through all layers, which would be heard, too
-        self.state = State(self._draw((1, TOKENS, self.width)).to(decoder.device, embedding.dtype), {})
+        self.random, self.ids = torch.Generator().manual_seed(0), torch.arange(TOKENS, device=decoder.device)[None]
+        entering = (
+            decoder.enter(self.ids).groups[0][1].hidden
+        )  # as wide as what enters layers, which embeddings may not be
+        self.width = entering.shape[-1]
+        self.state = State(self._draw(entering.shape).to(entering), {})
         self.order = list[str]()  # of the modules, as they are called
         self.before = self._heard()
 
@@ -250,7 +251,7 @@ class _Trial:
             hearing = [(each, ears.enter_context(each.listening(self.layer))) for each in candidates]
             self._heard()
         for outlet, heard in hearing:
-            if len(heard) == 1 and outlet.module in self.before.entered:
+            if len(heard) == 1 and {outlet.module} <= self.before.entered.keys() & self.before.left.keys():
                 place = self._place(outlet, heard[0].flatten(0, -2))
                 if place is not None:
                     yield replace(outlet, place=place)
@@ -272,8 +273,8 @@ class _Trial:
 
     def _is_stream(self, rest: Tensor) -> bool:
         """Whether what a product was added to is what entered the layer, but for a bias."""
-        bias = (rest - self.state.hidden[0].float()).mean(0)
-        return self._close(rest - bias, self.state.hidden[0].float())
+        entered = self.state.hidden.float().flatten(0, -2)
+        return rest.shape == entered.shape and self._close(rest - (rest - entered).mean(0), entered)
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
         return bool((found - expected).norm() <= TOLERANCE[self.state.hidden.dtype] * expected.norm())
@@ -281,7 +282,10 @@ class _Trial:
 
 def _once(calls: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
     """What was heard of modules that were called once, in fp32 and as [tokens, numbers]."""
-    return {name: heard[0].float().flatten(0, -2) for name, heard in calls.items() if len(heard) == 1}
+    alone = {name: heard[0] for name, heard in calls.items() if len(heard) == 1}
+    return {
+        name: heard.float().flatten(0, -2) for name, heard in alone.items() if heard.dim() > 1
+    }  # a router's may not be
 
 
 @contextmanager
