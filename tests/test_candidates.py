@@ -9,6 +9,7 @@ import torch
 import naive
 import shortstack.refitting
 import shortstack.walk
+from shortstack import cli
 from shortstack.candidates import repaired_windows
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
@@ -154,6 +155,12 @@ def test_no_steps_are_taken_by_it_and_no_plan_without_scores():
         select(Checkpoint.open(tiny("llama")), TOKENS, drop=3, step=1, metric="repaired-window")
     with pytest.raises(PlanError, match="scores for this metric"):
         plan(8, drop=2, metric="repaired-window")
+
+
+def test_orders_of_layers_are_not_drawn_where_there_are_none():
+    with pytest.raises(InputError, match=r"--plot: expected a metric that scores single layers"):
+        cli._check_orders("repaired-window")
+    cli._check_orders("repaired-window,bi")
 
 
 def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):

@@ -52,6 +52,7 @@ OUTLETS = {
     ],  # experts with biases, which a factor misses
     "jetmoe": [],  # experts in both blocks, and what each gives is gathered again
     "qwen4_exp": [],  # several streams, mixed again by every block
+    "deepseek_v4": [],
 }
 
 

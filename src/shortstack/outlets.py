@@ -9,7 +9,6 @@ experts, their last matrices can be scaled, all by one number.
 from __future__ import annotations
 
 import copy
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -148,10 +147,9 @@ class Diagonal(Outlet):
 class Scalar(Outlet):
     """The last matrices of all experts that a router mixes: scaled by one number, the mixture is.
 
-    weights: the parameters. mixing: the module whose output the mixture is.
+    name: the parameter that holds them. mixing: the module whose output the mixture is.
     """
 
-    weights: tuple[str, ...] = ()
     mixing: str = ""
     kind = "scalar"
     moments = ScaleMoments
@@ -169,29 +167,19 @@ class Scalar(Outlet):
         return heard.float() * change
 
     def edits(self, change: Tensor) -> dict[str, Edit]:
-        return dict.fromkeys(self.weights, Edit(factor=1 + float(change)))
+        return {self.name: Edit(factor=1 + float(change))}
 
     def drawn(self, layer: nn.Module, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
         return torch.tensor(TRIED_SCALE)
 
     @classmethod
     def candidates(cls, layer: nn.Module, width: int) -> Iterator[Scalar]:
-        """Matrices of several experts, in one tensor or in modules numbered alike, with every module that holds them all."""
-        for name, weights in _of_experts(layer).items():
-            holder = name.partition(".*")[0] if len(weights) > 1 else name.rpartition(".")[0]
+        """Parameters that hold a matrix for each expert, with every module around them that could give the mixture."""
+        for name, weight in layer.named_parameters():
+            holder = name.rpartition(".")[0] if weight.dim() == 3 else ""
             while holder:
-                yield cls(name, weights=weights, mixing=holder)
+                yield cls(name, mixing=holder)
                 holder = holder.rpartition(".")[0]
-
-
-def _of_experts(layer: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Parameters that hold a matrix for each expert, by name, * for the expert's number."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name, weight in layer.named_parameters():
-        numbered = re.sub(r"\.\d+(?=\.)", ".*", name)
-        if weight.dim() == 3 or (weight.dim() == 2 and numbered != name):
-            found[numbered] = (*found.get(numbered, ()), name)
-    return {name: weights for name, weights in found.items() if len(weights) > 1 or "*" not in name}
 
 
 @torch.no_grad()
