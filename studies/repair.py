@@ -21,11 +21,11 @@ import torch
 import transformers
 
 import shortstack as ss
+from shortstack.candidates import repaired_tails
 from shortstack.evaluation import measure
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS
 from shortstack.planning import show_layers
-from shortstack.repairing import repaired_tails
 from shortstack.walk import UNPRUNED, Decoder
 
 SAMPLES = 256

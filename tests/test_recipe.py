@@ -65,7 +65,9 @@ def test_a_wrong_file_is_explained_with_its_line(text, where, said, tmp_path):
     assert where in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "said"), [("paper-last33", "did you mean paper-last3"), ("none.yaml", "No such file")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("paper-last33", "did you mean paper-last3"), ("none.yaml", "No such file")]
+)
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest(name, said):
     with pytest.raises(InputError, match=said):
         read_recipe(name)

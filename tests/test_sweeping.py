@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import naive
+from shortstack.candidates import repaired_tails
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import DataError, InputError
-from shortstack.repairing import _Follower, divided, repaired_tails
+from shortstack.refitting import divided
+from shortstack.repairing import _Follower
 from shortstack.sweeping import knee, sweep
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder

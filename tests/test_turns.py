@@ -82,7 +82,7 @@ def test_finished_turns_are_not_repeated_and_other_requests_refused(tmp_path, mo
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("wrong", [{"step": 0}, {"metric": "nothing"}])
+@pytest.mark.parametrize("wrong", [{"step": 0}, {"metric": "nothing"}, {"metric": "repaired-window"}])
 def test_turns_that_cannot_be_are_refused(wrong):
     with pytest.raises(InputError):
         Turns(**{"drop": "2", "step": 1, **wrong})

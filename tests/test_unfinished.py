@@ -84,7 +84,17 @@ def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
     source = speaking(tmp_path / "source")
     text = tmp_path / "long.txt"
     text.write_text("the walk visits every layer once and in order. " * 4000)
-    command = [sys.executable, "-m", "shortstack", "heal", str(source), "--data", str(text), "-o", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "shortstack",
+        "heal",
+        str(source),
+        "--data",
+        str(text),
+        "-o",
+        str(tmp_path / "out"),
+    ]
     running = subprocess.Popen(
         [*command, "--epochs", "1000", "--max-length", "32"],
         stderr=subprocess.PIPE,
@@ -98,7 +108,9 @@ def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
     _, said = running.communicate(timeout=10)
     assert running.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM" in said
-    again = subprocess.run([*command, "--epochs", "1000", "--max-length", "32"], check=False, capture_output=True, text=True)
+    again = subprocess.run(
+        [*command, "--epochs", "1000", "--max-length", "32"], check=False, capture_output=True, text=True
+    )
     assert again.returncode == 2
     assert "--resume to go on" in again.stderr
     assert "come to step" in again.stderr

@@ -25,7 +25,7 @@ from shortstack.errors import DataError, InputError, ShortstackError
 from shortstack.healing_options import Course, Going, InTurns, Learned, Loss, Part, filled
 from shortstack.jsonfiles import check_new
 from shortstack.methods import METHODS
-from shortstack.metrics import METRICS
+from shortstack.metrics import METRICS, metrics_named
 from shortstack.options import (
     MODEL,
     TEXT,
@@ -107,6 +107,7 @@ def score(
         check_new(output)
     if plot:
         plots.check_picture(plot)
+        _check_orders(metric)
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
         scores = calibration.score(checkpoint, metric.split(","), compute, progress, window=window)
@@ -117,9 +118,17 @@ def score(
     if report.json:
         return console.show_json(scores.to_dict())
     tables.show_scores(scores)
-    again = [] if output else source.words
-    report.next_step("plan", output or model, "--metric", scores.default_metric, "--drop", "25%", *again)
+    again, drop = [] if output else source.words, "25%" if scores.scores else scores.window
+    report.next_step("plan", output or model, "--metric", scores.default_metric, "--drop", drop, *again)
     return None
+
+
+def _check_orders(metric: str) -> None:
+    """Refuse to draw orders of layers where no metric has one."""
+    if not any(each.singles for each in metrics_named(name.strip() for name in metric.split(","))):
+        raise InputError(
+            "--plot", expected="a metric that scores single layers", found=metric, fix="add one, such as ppl"
+        )
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,12 +135,29 @@ def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dic
     return {tensor.name: tensor for tensor in found}
 
 
-def changed_tensors(checkpoint: Checkpoint, changes: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """The stored weights with changes added, in fp32; changes: by their names in the whole model's state dict."""
-    found = {}
-    for name, change in _reverted(checkpoint, changes).items():
-        stored = checkpoint.tensors[_as_stored(checkpoint, name, change).name]
-        found[stored.name] = _as_stored(checkpoint, name, read_weight(stored).float() + change)
+@dataclass(frozen=True)
+class Edit:
+    """What becomes of a weight: factor times it, and a tensor of its shape added."""
+
+    added: Tensor | None = None
+    factor: float = 1.0
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The edited weight; in fp32 where something is added."""
+        scaled = weight if self.factor == 1 else weight * self.factor
+        return scaled if self.added is None else scaled.float() + self.added
+
+
+def edited_tensors(checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> dict[str, StoredTensor]:
+    """The stored weights with edits made in fp32; edits: by the weights' names in the whole model's state dict."""
+    weights = checkpoint.blueprint.state_dict()
+    added = {name: edit.added for name, edit in edits.items() if edit.added is not None}
+    factors = {name: torch.tensor(edit.factor).expand(weights[name].shape) for name, edit in edits.items()}
+    changes, found = _reverted(checkpoint, added), {}
+    for name, factor in _reverted(checkpoint, factors).items():  # as it divides the weights, so it does their factors
+        stored = checkpoint.tensors[_as_stored(checkpoint, name, factor).name]
+        edited = read_weight(stored).float() * factor + changes.get(name, 0)
+        found[stored.name] = _as_stored(checkpoint, name, edited)
     return found
 
 

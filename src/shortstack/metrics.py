@@ -8,6 +8,7 @@ A metric is one pure function and one entry in METRICS; its *feed* says what it 
     loss       the mean loss of the model without each layer    f(loss)             -> the layer's score
     kl         the mean KL divergence from the whole model      f(kl)               -> the layer's score
     gradient   each weight matrix and the loss's gradient       f(weight, gradient) -> a number, added up over the layer
+    repair     the held-out loss without a block, repaired      f(loss)             -> the block's score
 
 `finish` makes the layer's score of what was averaged or added up. Low means remove first, always. This file imports no
 torch: functions only use the methods of the tensors they are given.
@@ -26,7 +27,7 @@ from shortstack.errors import InputError, ShortstackError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Feed = Literal["layers", "weights", "hidden", "loss", "kl", "gradient"]
+Feed = Literal["layers", "weights", "hidden", "loss", "kl", "gradient", "repair"]
 AUTHORS = "-authors"  # ends the names of metrics as the authors' code has them, where that is not what the paper says
 
 
@@ -172,7 +173,7 @@ class Metric:
     all_weights: weights and gradient feeds see every tensor named `weight`, not the matrices alone.
     last_scored: whether the last layer has a score; without one it is infinite, so the layer is never removed.
     last_token: whether only the last token of each text counts.
-    windows: whether it can score blocks of several layers.
+    windows: whether it can score blocks of several layers. singles: whether it scores single layers.
     """
 
     name: str
@@ -185,6 +186,7 @@ class Metric:
     last_scored: bool = True
     last_token: bool = False
     windows: bool = False
+    singles: bool = True
 
     @property
     def authors(self) -> bool:
@@ -217,6 +219,8 @@ METRICS: Mapping[str, Metric] = {
         Metric("relative-magnitude", "hidden", relative_magnitude, "mean of |f(x)| / |x + f(x)|", "in arXiv 2403.03853"),
         Metric("gradient", "gradient", gradient_squares, "sqrt(sum (dL/dw)^2) over matrices",
                "arXiv 2411.15558, gradient flow", finish=math.sqrt),
+        Metric("repaired-window", "repair", perplexity, "held-out perplexity without a block, refitted before it",
+               "fit after arXiv 2505.02819", windows=True, singles=False),
         Metric("random-authors", "layers", random_kept, "what random.sample does not keep", CODE),
         Metric("magnitude-l1-authors", "weights", sum_absolute, "sum |w|, norms too", CODE, all_weights=True),
         Metric("magnitude-l2-authors", "weights", sum_squares, "sum w^2, norms too", CODE, all_weights=True),
@@ -244,13 +248,15 @@ def metric_named(name: str) -> Metric:
 
 
 def metrics_named(names: Iterable[str]) -> list[Metric]:
-    """The metrics of those names, each once; `all` stands for every one but the authors' variants.
+    """The metrics of those names, each once; `all` stands for every one that scores layers, but the authors' variants.
 
     Raises:
         InputError: there is none of that name.
     """
     chosen = dict.fromkeys(names)
     if "all" in chosen:
-        chosen = dict.fromkeys([name for name, metric in METRICS.items() if not metric.authors] + list(chosen))
+        chosen = dict.fromkeys(
+            [name for name, metric in METRICS.items() if metric.singles and not metric.authors] + list(chosen)
+        )
         chosen.pop("all")
     return [metric_named(name) for name in chosen]

@@ -25,7 +25,7 @@ import typer
 from shortstack import console
 from shortstack.errors import InputError
 from shortstack.metrics import METRICS, metric_named, metrics_named
-from shortstack.planning import Plan, check_choice, plan, show_layers
+from shortstack.planning import Plan, check_choice, parse_drop, plan, show_layers
 from shortstack.scores import Scores
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class Calibration:
 
     def _repair_tokens(self, checkpoint: Checkpoint, seed: int, samples: int) -> Tokens:
         """At most so many samples: a short text has fewer."""
-        from shortstack.repairing import HELD_OUT
+        from shortstack.refitting import HELD_OUT
         from shortstack.tokens import Tokens
 
         return Tokens.read(
@@ -302,6 +302,11 @@ class Choice:
             )
 
     @property
+    def one_window(self) -> bool:
+        """Whether one contiguous window goes: because that was asked for, or since the metric scores nothing else."""
+        return self.block or not metric_named(self.metric or "ppl").singles
+
+    @property
     def measures(self) -> bool:
         """Whether shorter models are measured, for which scores of the whole model are not enough."""
         return self.step is not None or self.search
@@ -326,7 +331,8 @@ class Choice:
         elif self.layers is not None or metric_named(name).feed == "layers":
             chosen, scores = self.plan(layers, compute.seed, name), None
         else:
-            scores = calibration.score(checkpoint, [name], compute, progress)
+            window = None if metric_named(name).singles else parse_drop(self.drop or 0, layers)
+            scores = calibration.score(checkpoint, [name], compute, progress, window=window)
             chosen = self.plan(scores, compute.seed, name)
         return self._exact(checkpoint, chosen, progress), scores
 
@@ -349,7 +355,7 @@ class Choice:
     def _allows(self, layers: int, removed: Set[int]) -> bool:
         """Whether a cut keeps what must be kept, and is one window where that was asked for."""
         inside = self.keep_first <= min(removed) and max(removed) < layers - self.keep_last
-        return inside and (not self.block or max(removed) - min(removed) < len(removed))
+        return inside and (not self.one_window or max(removed) - min(removed) < len(removed))
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def plan(
     source: Scores, or the number of layers for plans that need no scores (reverse, random, explicit layers).
     drop: "25%" (rounded half up) or a count. Lowest scores of `metric` go first; with `block`, one contiguous window: the
     one with the lowest score where windows of that size were scored, else the one whose layers' scores have the lowest sum.
-    The first `keep_first` and last `keep_last` layers always stay.
+    A metric that scores windows alone chooses one, too. The first `keep_first` and last `keep_last` layers always stay.
 
     Raises:
         PlanError: nothing, everything, or something that does not exist would be removed.
@@ -207,7 +207,7 @@ def plan(
     amount = parse_drop(drop or 0, count)
     allowed = staying_ends(count, amount, keep_first, keep_last)
     name, values = _values(source, metric, seed)
-    if block:
+    if block or not values:
         return Plan(count, *_block(source, name, values, allowed, amount))
     strategy = "tail" if name == "reverse" and not keep_last else f"lowest {name}"
     return Plan(count, lowest(values, allowed, amount), strategy)
@@ -252,8 +252,11 @@ def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, 
 
 
 def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, Sequence[float]]:
+    """The metric and its score of each layer; none where it scored windows alone."""
     if isinstance(source, Scores):
         name = metric or source.default_metric
+        if name not in source.scores and name in source.window_scores:
+            return name, ()
         source.order(name)  # raises for a metric that was not scored
         return name, source.scores[name]
     name = metric or "reverse"
@@ -281,8 +284,16 @@ def _block(
     source: Scores | int, name: str, values: Sequence[float], allowed: range, amount: int
 ) -> tuple[tuple[int, ...], str]:
     """The window to remove, and how it was chosen: by its own score where there is one."""
-    if isinstance(source, Scores) and source.window == amount and name in source.window_scores:
-        return lowest_window(source.window_scores[name], allowed, amount), f"block {name}, measured"
+    if isinstance(source, Scores):
+        if source.window == amount and name in source.window_scores:
+            return lowest_window(source.window_scores[name], allowed, amount), f"block {name}, measured"
+        if not values:
+            raise PlanError(
+                "--drop",
+                expected=f"{source.window} layers, the size of the blocks that {name} scored",
+                found=str(amount),
+                fix=f"write --drop {source.window}, or score again with --window {amount}",
+            )
     sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]
     return lowest_window(sums, allowed, amount), f"block {name}"
 

@@ -23,7 +23,7 @@ def removal_order(values: Sequence[float]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Scores:
-    """One tuple of `layers` floats per metric, low = remove first.
+    """One tuple of `layers` floats per metric that scores layers, low = remove first.
 
     window, window_scores: of blocks of `window` layers, one float for each place the block may start.
     base_loss is the unpruned model's loss on the same tokens (nats per predicted token), when a metric needed it.
@@ -44,7 +44,7 @@ class Scores:
     @property
     def default_metric(self) -> str:
         """What decides when no metric is named: measured loss, else the first one scored."""
-        return "ppl" if "ppl" in self.scores else next(iter(self.scores))
+        return "ppl" if "ppl" in self.scores else next(iter({**self.scores, **self.window_scores}))
 
     def order(self, metric: str) -> tuple[int, ...]:
         """Layers from the first to remove to the last; ties go to the lower index."""
@@ -81,7 +81,7 @@ class Scores:
             scores = cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _not_scores(where, "the JSON that `shortstack score -o` writes", repr(error)) from error
-        if type(scores.layers) is not int or not scores.scores:
+        if type(scores.layers) is not int or not (scores.scores or scores.window_scores):
             raise _not_scores(where, "a layer count and at least one metric", "none")
         if scores.window_scores and not (type(scores.window) is int and 0 < scores.window <= scores.layers):
             raise _not_scores(where, f"windows of 1 to {scores.layers} layers", repr(scores.window))

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from shortstack.candidates import repaired_windows
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError, InputError
 from shortstack.loading import read_weight
 from shortstack.measuring import Run, Wanted
-from shortstack.metrics import Metric, checked, metrics_named
+from shortstack.metrics import METRICS, Metric, checked, metrics_named
 from shortstack.progress import Progress, silent
+from shortstack.refitting import check_samples
 from shortstack.scores import Scores
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder
@@ -40,7 +42,10 @@ def score(
     in float64. stream: read weights layer by layer; None where the model does not fit in memory.
 
     Raises:
-        InputError: an unknown metric, one that needs tokens without any, or a window no metric can score.
+        InputError: an unknown metric, one that needs tokens without any, a window no metric can score, or none for one that
+            scores nothing else.
+        DataError: a metric that repairs, and fewer than four samples.
+        ArchitectureError: layers that a metric cannot see into, or cannot repair.
         ShortstackError: a score is not a number.
     """
     started = time.perf_counter()
@@ -53,37 +58,60 @@ def score(
         metric.name: metric.function(layers, seed) for metric in chosen if metric.feed == "layers"
     }
     found |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
-    walked = [metric for metric in chosen if metric.feed not in ("layers", "weights")]
-    run = None
-    if walked:
-        if tokens is None:
-            raise InputError(
-                "--text",
-                expected=f"calibration text for {walked[0].name}",
-                found="none",
-                fix="add --text pydoc or a file",
-            )
+    fed = [metric for metric in chosen if metric.feed not in ("layers", "weights")]
+    decoder = run = None
+    windows: dict[str, Sequence[float]] = {}
+    if fed:
+        tokens = _needed(tokens, fed)
         decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
-        run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
-        found |= run.scores()
+        walked = [metric for metric in fed if metric.feed != "repair"]
+        if walked:
+            run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
+            found, windows = found | run.scores(), run.windows()
+        windows = windows | _repaired(
+            decoder, tokens, window, [metric for metric in fed if metric.feed == "repair"], progress
+        )
     return Scores(
         layers=layers,
-        scores={metric.name: _checked(metric.name, found[metric.name]) for metric in chosen},
+        scores={metric.name: _checked(metric.name, found[metric.name]) for metric in chosen if metric.singles},
         window=window,
-        window_scores={name: _checked(f"{name} of blocks", values) for name, values in run.windows().items()}
-        if run
-        else {},
-        tokens=tokens.record() if tokens and walked else None,
+        window_scores={name: _checked(f"{name} of blocks", values) for name, values in windows.items()},
+        tokens=tokens.record() if tokens and fed else None,
         model=model_record(checkpoint),
-        dtype=run.decoder.dtype if run else None,
+        dtype=decoder.dtype if decoder else None,
         base_loss=run.base_loss if run else None,
         seconds=round(time.perf_counter() - started + (run.seconds_before if run else 0), 3),
         peak_rss_bytes=peak_rss(),
     )
 
 
+def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
+    """The tokens, if there are enough for these metrics."""
+    if tokens is None:
+        raise InputError(
+            "--text",
+            expected=f"calibration text for {metrics[0].name}",
+            found="none",
+            fix="add --text pydoc or a file",
+        )
+    if any(metric.feed == "repair" for metric in metrics):
+        check_samples(tokens, "add --samples 256")
+    return tokens
+
+
+def _repaired(
+    decoder: Decoder, tokens: Tokens, window: int | None, metrics: Sequence[Metric], progress: Progress
+) -> dict[str, Sequence[float]]:
+    """What the metrics fed by repair find of each block, from one pair of walks."""
+    if not window or not metrics:
+        return {}
+    losses = repaired_windows(decoder, tokens.ids, window, progress=progress)
+    return {metric.name: [metric.finish(metric.function(loss)) for loss in losses] for metric in metrics}
+
+
 def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> None:
     if window is None:
+        _check_singles(metrics)
         return
     if not 0 < window < layers:
         raise InputError(
@@ -95,10 +123,21 @@ def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) ->
     if not any(metric.windows for metric in metrics):
         raise InputError(
             "--window",
-            expected="a metric that scores blocks: ppl, kl, angular or angular-mean",
+            expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
             found=", ".join(metric.name for metric in metrics),
             fix="add one of these, or leave --window out",
         )
+
+
+def _check_singles(metrics: Sequence[Metric]) -> None:
+    for metric in metrics:
+        if not metric.singles:
+            raise InputError(
+                "--window",
+                expected=f"the size of the blocks that {metric.name} scores",
+                found="none",
+                fix="add --window 8, or as many layers as you would remove",
+            )
 
 
 @torch.no_grad()

@@ -53,7 +53,8 @@ def select(
     """Choose layers by measuring shorter models: `step` at a time by `metric`, or without a step by searching for a set.
 
     Raises:
-        PlanError: no such number of layers can be removed, or so many at a time; a metric that no shorter model changes.
+        PlanError: no such number of layers can be removed, or so many at a time; a metric that no shorter model changes, or
+            that scores no single layers.
         DataError: too few samples to hold some out.
     """
     layers = checkpoint.anatomy.layers
@@ -71,6 +72,13 @@ def _check_step(step: int, amount: int, metric: str) -> None:
     if not 0 < step <= amount:
         raise PlanError(
             "--step", expected=f"1 to {amount} layers at a time", found=str(step), fix="write --step 1, or leave it out"
+        )
+    if not metric_named(metric).singles:
+        raise PlanError(
+            "--step",
+            expected="a metric that scores single layers",
+            found=metric,
+            fix="leave --step out, or name another",
         )
     if metric_named(metric).feed in ("layers", "weights"):
         raise PlanError(

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from shortstack.candidates import repaired_tails
 from shortstack.checkpoint import Checkpoint
 from shortstack.choices import Accuracy, Question, answers, asked, questions_sha256, read_questions
 from shortstack.errors import DataError, InputError
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS, checked, perplexity
 from shortstack.progress import Progress, silent
-from shortstack.repairing import HELD_OUT, divided, repaired_tails
+from shortstack.refitting import HELD_OUT, divided
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder, Route
 

@@ -30,11 +30,13 @@ def show_scores(scores: Scores) -> None:
     tokens = scores.tokens or {}
     on = f" on {tokens['samples']} x {tokens['length']} tokens of {tokens['source']}" if tokens else ""
     title = f"scores{on}{base} (low = remove first; in brackets the order of removal)"
-    _show_columns(title, "layer", [str(layer) for layer in range(scores.layers)], scores.scores)
+    if scores.scores:
+        _show_columns(title, "layer", [str(layer) for layer in range(scores.layers)], scores.scores)
     if scores.window and scores.window_scores:
         starts = range(scores.layers - scores.window + 1)
         blocks = [show_layers(range(start, start + scores.window)) for start in starts]
-        _show_columns(f"blocks of {scores.window} layers", "layers", blocks, scores.window_scores)
+        heading = f"blocks of {scores.window} layers"
+        _show_columns(heading if scores.scores else f"{heading}: {title}", "layers", blocks, scores.window_scores)
 
 
 def _show_columns(title: str, kind: str, names: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
@@ -135,7 +137,7 @@ def show_repair(found: Repair) -> None:
         return
     largest = sorted(found.fits, key=lambda fit: fit.error)[:3]
     told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
-    console.show(f"{len(found.fits)} matrices refitted on {on}, one window in four held out.")
+    console.show(f"{len(found.fits)} weights refitted on {on}, one window in four held out.")
     console.show(f"Of what the cut changed, the most was regained by {told}.")
 
 

@@ -14,7 +14,7 @@ from shortstack.errors import InputError
 from shortstack.healing.heads import Head
 from shortstack.healing.learner import Learner
 from shortstack.healing.places import Places
-from shortstack.loading import changed_tensors, stored_tensors
+from shortstack.loading import Edit, edited_tensors, stored_tensors
 from shortstack.shards import StoredTensor
 from shortstack.walk import Decoder
 
@@ -126,10 +126,10 @@ class Lora:
 
     def tensors(self, checkpoint: Checkpoint, learner: Learner) -> dict[str, StoredTensor]:
         """The stored weights with the adapters added in fp32, and the head where it trained."""
-        changes = {f"{name}.weight": _change(layer).cpu() for name, layer in _adapted(learner.decoder)}
+        edits = {f"{name}.weight": Edit(_change(layer).cpu()) for name, layer in _adapted(learner.decoder)}
         head = f"{learner.decoder.anatomy.head}.weight"
         trained = {name: weight for name, weight in learner.trained_tensors().items() if name == head}
-        return changed_tensors(checkpoint, changes) | stored_tensors(checkpoint, trained)
+        return edited_tensors(checkpoint, edits) | stored_tensors(checkpoint, trained)
 
     def added_bytes(self, checkpoint: Checkpoint) -> int:
         return self._head.added_bytes(checkpoint)

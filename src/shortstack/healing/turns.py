@@ -36,7 +36,13 @@ class Turns:
     length: int = 128
 
     def __post_init__(self) -> None:
-        metric_named(self.metric)
+        if not metric_named(self.metric).singles:
+            raise InputError(
+                "--step",
+                expected="a metric that scores single layers",
+                found=f"{self.metric}, which scores blocks",
+                fix="name another, such as ppl",
+            )
         if self.step < 1:
             raise InputError("--step", expected="at least 1", found=str(self.step), fix="write --step 1")
 

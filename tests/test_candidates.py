@@ -1,0 +1,175 @@
+"""Windows scored by their loss after repair, against a fit and a forward of its own for each, in plain torch."""
+
+import math
+
+import architectures
+import pytest
+import torch
+
+import naive
+import shortstack.refitting
+import shortstack.walk
+from shortstack import cli
+from shortstack.candidates import repaired_windows
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
+from shortstack.options import Calibration, Choice, Compute, Dtype
+from shortstack.planning import plan
+from shortstack.progress import silent
+from shortstack.refitting import RIDGES
+from shortstack.repairing import _Follower
+from shortstack.scores import Scores
+from shortstack.scoring import score
+from shortstack.selecting import select
+from shortstack.tokens import Tokens
+from shortstack.walk import Decoder
+from zoo import pass_over, speaking, tiny
+
+IDS = torch.randint(3, 90, (24, 12), generator=torch.Generator().manual_seed(3))
+TOKENS = Tokens(IDS, "made", False, 0)
+HELD_OUT = torch.arange(24) % 4 == 3
+LAST = {"llama": "mlp.down_proj", "qwen3": "mlp.down_proj", "gpt2": "mlp.c_proj"}
+
+
+@torch.no_grad()
+def naive_loss(directory, matrix, start, size):
+    """Held-out loss without the window, the matrix before it changed by the best of all ridges, in float64."""
+    model = naive.load(directory)
+    path, layers = naive.stack(model)
+    if start:
+        inner, states = [], naive.hidden_states(directory, IDS)
+        module = layers[start - 1].get_submodule(matrix)
+        hook = module.register_forward_pre_hook(lambda _module, args: inner.append(args[0]))
+        model(input_ids=IDS, use_cache=False)
+        hook.remove()
+        change = best_change(inner[0].double(), states[start].double(), states[start + size].double())
+        if change is not None:
+            module.weight += change.T if matrix == "mlp.c_proj" else change
+    pass_over(model, path, range(start, start + size))
+    logits = model(input_ids=IDS[HELD_OUT], use_cache=False).logits[:, :-1]
+    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS[HELD_OUT][:, 1:].flatten()))
+
+
+def best_change(inputs, here, there):
+    """Ridge by least squares on rows for the penalty; each token weighted by 1 / |there|."""
+    scale = there.norm(dim=-1, keepdim=True) ** -0.5
+    x, r = scale * inputs, scale * (there - here)
+    fit, judge = [part[~HELD_OUT].flatten(0, 1) for part in (x, r)], [part[HELD_OUT].flatten(0, 1) for part in (x, r)]
+    size, found = x.shape[-1], {}
+    for ridge in RIDGES:
+        penalty = math.sqrt(ridge * fit[0].square().sum() / size) * torch.eye(size, dtype=torch.float64)
+        rows, wanted = torch.cat([fit[0], penalty]), torch.cat([fit[1], torch.zeros(size, r.shape[-1])])
+        change = torch.linalg.lstsq(rows, wanted).solution.T
+        found[float((judge[1] - judge[0] @ change.T).square().sum())] = change
+    return found[min(found)].float() if min(found) < judge[1].square().sum() else None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("model_type", LAST)
+def test_each_window_is_what_a_fit_and_a_forward_of_its_own_give(model_type, size, stream):
+    checkpoint = Checkpoint.open(tiny(model_type))
+    scores = score(checkpoint, TOKENS, metrics=["repaired-window"], window=size, dtype="float32", stream=stream, seed=0)
+    expected = [naive_loss(checkpoint.directory, LAST[model_type], start, size) for start in range(9 - size)]
+    found = scores.window_scores["repaired-window"]
+    assert [math.log(value) for value in found] == pytest.approx(expected, rel=1e-5)
+    assert (scores.scores, scores.window, scores.dtype) == ({}, size, "float32")
+    chosen = plan(scores, drop=size)
+    assert chosen.removed[0] == min(range(9 - size), key=expected.__getitem__)
+    assert chosen.removed == tuple(range(chosen.removed[0], chosen.removed[0] + size))
+    assert chosen.strategy == "block repaired-window, measured"
+
+
+def test_a_fit_changes_what_is_measured_and_layer_0_has_none_before_it():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    found = repaired_windows(decoder, IDS, 2)
+    plain = naive.losses(checkpoint.directory, IDS[HELD_OUT], naive.windows(2))
+    assert found[0] == pytest.approx(plain[0], rel=1e-5)
+    assert all(abs(after - before) > 1e-4 for after, before in zip(found[1:], plain[1:], strict=True))
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "mixtral"])
+def test_windows_are_repaired_where_only_scales_can_be(model_type):
+    """The last window is a tail: repair() fits nothing else there."""
+    decoder = Decoder.load(Checkpoint.open(tiny(model_type)), dtype=torch.float32)
+    plain, repaired, found = [], [], []
+    for size in range(1, 8):
+        losses = _Follower(decoder, frozenset(range(8 - size, 8)), IDS, silent).walk().losses()
+        plain, repaired = [*plain, losses[1]], [*repaired, losses[2]]
+        found.append(repaired_windows(decoder, IDS, size)[-1])
+    assert found == pytest.approx(repaired, rel=1e-6)
+    assert found != pytest.approx(plain, rel=1e-5)
+
+
+def test_turns_and_batches_change_nothing(monkeypatch):
+    decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
+    whole, seen = repaired_windows(decoder, IDS, 2), []
+    monkeypatch.setattr(shortstack.refitting, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1)
+    turned = repaired_windows(decoder, IDS, 2, progress=lambda _stage, done, total: seen.append((done, total)))
+    assert turned == pytest.approx(whole, rel=1e-6)
+    assert seen == [(done, 7 * 8) for done in range(1, 7 * 8 + 1)], "a turn for each window"
+
+
+def test_in_company_it_finds_what_it_finds_alone():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    alone = score(checkpoint, TOKENS, metrics=["repaired-window"], window=2)
+    together = score(checkpoint, TOKENS, metrics=["bi", "repaired-window", "ppl"], window=2)
+    assert together.window_scores["repaired-window"] == alone.window_scores["repaired-window"]
+    assert set(together.scores) == {"bi", "ppl"}
+    assert set(together.window_scores) == {"repaired-window", "ppl"}
+
+
+def test_scores_of_windows_alone_round_trip_and_choose_windows_of_their_size_only():
+    scores = Scores(4, {}, window=2, window_scores={"repaired-window": (3.0, 2.0, 1.0)})
+    assert Scores.from_dict(scores.to_dict(), where="scores.json") == scores
+    assert plan(scores, drop=2, metric="repaired-window").removed == (2, 3)
+    assert plan(scores, drop=2, keep_last=1).removed == (1, 2)
+    with pytest.raises(PlanError, match=r"expected 2 layers.*found 1.*--window 1"):
+        plan(scores, drop=1)
+    with pytest.raises(DataError, match="at least one metric"):
+        Scores.from_dict(Scores(4, {}).to_dict(), where="scores.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({}, InputError, "size of the blocks that repaired-window scores"),
+        ({"window": 8}, InputError, "1 to 7"),
+        ({"window": 2, "tokens": None}, InputError, "calibration text for repaired-window"),
+        ({"window": 2, "tokens": Tokens(IDS[:3], "made", False, 0)}, DataError, "at least 4 samples.*--samples 256"),
+        ({"window": 2, "model_type": "gemma3n_text"}, ArchitectureError, "share"),
+        ({"window": 2, "model_type": "jetmoe"}, ArchitectureError, "multiplied or mixed again.*choose another metric"),
+    ],
+)
+def test_where_it_cannot_be_used_it_says_so(options, error, said, tmp_path):
+    made = options.pop("model_type", "llama")
+    checkpoint = Checkpoint.open(architectures.make(made, tmp_path / "model"))
+    with pytest.raises(error, match=said):
+        score(checkpoint, options.pop("tokens", TOKENS), metrics=["repaired-window"], **options)
+
+
+def test_no_steps_are_taken_by_it_and_no_plan_without_scores():
+    with pytest.raises(PlanError, match="scores single layers"):
+        select(Checkpoint.open(tiny("llama")), TOKENS, drop=3, step=1, metric="repaired-window")
+    with pytest.raises(PlanError, match="scores for this metric"):
+        plan(8, drop=2, metric="repaired-window")
+
+
+def test_orders_of_layers_are_not_drawn_where_there_are_none():
+    with pytest.raises(InputError, match=r"--plot: expected a metric that scores single layers"):
+        cli._check_orders("repaired-window")
+    cli._check_orders("repaired-window,bi")
+
+
+def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    calibration, choice = Calibration(samples="8", length=16), Choice(metric="repaired-window", drop="25%")
+    choice.check()
+    assert choice.one_window
+    chosen, scores = choice.plan_for(checkpoint, calibration, Compute(dtype=Dtype.float32), silent)
+    assert scores.window == 2
+    values = scores.window_scores["repaired-window"]
+    assert chosen.removed[0] == values.index(min(values))
+    assert chosen.removed == (chosen.removed[0], chosen.removed[0] + 1)
