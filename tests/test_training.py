@@ -247,6 +247,27 @@ def test_patience_ends_training_early(tmp_path):
     assert history.stopped == "3 held-out losses in a row without a lower one"
 
 
+def test_weights_that_nothing_was_better_than_are_as_they_were(tmp_path):
+    """Held-out samples want 0, from where it starts."""
+    schedule = replace(SCHEDULE, epochs=4, lr=0.2, eval_steps=1, patience=3)
+    weight, history = trained(tmp_path, schedule, data(held_out=[[(1.0, 0.0)]] * 4))
+    assert (weight, history.best, history.steps) == (0.0, 0, 3)
+
+
+def test_patience_goes_on_counting_after_a_kill(tmp_path):
+    schedule = replace(SCHEDULE, epochs=4, lr=0.2, eval_steps=1, decay="constant", patience=3)
+    some = data(held_out=[[(1.0, 1.0)]] * 4)
+    _, whole = trained(tmp_path / "whole", schedule, some)
+
+    def interrupt(_stage, done, _total, note):
+        if done == whole.best + 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "left", schedule, some, progress=interrupt)
+    assert trained(tmp_path / "left", schedule, some)[1].steps == whole.steps
+
+
 def test_where_memory_runs_out_the_micro_batch_is_halved_and_the_steps_stay_the_same(tmp_path):
     class Small(Line):
         passes = 0

@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint as Checkpoint
     from shortstack.evaluation import Evaluation as Evaluation
     from shortstack.evaluation import evaluate as evaluate
+    from shortstack.healing import Full as Full
     from shortstack.healing import Healing as Healing
+    from shortstack.healing import Lora as Lora
+    from shortstack.healing import Objective as Objective
     from shortstack.healing import Partial as Partial
     from shortstack.healing import Schedule as Schedule
+    from shortstack.healing import Turns as Turns
     from shortstack.healing import heal as heal
+    from shortstack.healing import heal_in_turns as heal_in_turns
     from shortstack.metrics import METRICS as METRICS
     from shortstack.planning import Plan as Plan
     from shortstack.planning import plan as plan
@@ -40,7 +45,10 @@ _HOMES = {
     "METRICS": "metrics",
     "Checkpoint": "checkpoint",
     "Evaluation": "evaluation",
+    "Full": "healing",
     "Healing": "healing",
+    "Lora": "healing",
+    "Objective": "healing",
     "Partial": "healing",
     "Plan": "planning",
     "Repair": "repairing",
@@ -48,9 +56,11 @@ _HOMES = {
     "Scores": "scores",
     "Sweep": "sweeping",
     "Tokens": "tokens",
+    "Turns": "healing",
     "Verification": "verification",
     "evaluate": "evaluation",
     "heal": "healing",
+    "heal_in_turns": "healing",
     "plan": "planning",
     "prune": "pruning",
     "repair": "repairing",

@@ -22,7 +22,7 @@ from shortstack.metrics import in_float64
 from shortstack.progress import Progress, silent
 from shortstack.texts import read_lines
 from shortstack.tokens import bos_ids, encode
-from shortstack.walk import BATCH_TOKENS, Decoder, Front, Route
+from shortstack.walk import Decoder, Front, Route, by_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -154,8 +154,7 @@ def likelihoods(
     decoder: Decoder, requests: Sequence[Request], routes: Sequence[Route], progress: Progress = silent
 ) -> dict[Route, Tensor]:
     """The log-likelihood in nats of what each request ends with, for each route: [requests], fp64."""
-    order = sorted(range(len(requests)), key=lambda place: len(requests[place].ids))
-    batches = _batches(requests, order)
+    batches = by_length([len(request.ids) for request in requests])
     found = {route: torch.zeros(len(requests), dtype=torch.float64) for route in routes}
     done = 0
     largest = max(len(batch) * len(requests[batch[-1]].ids) for batch in batches)
@@ -169,16 +168,6 @@ def likelihoods(
             done += len(batch)
             progress("answering", done, len(requests))
     return found
-
-
-def _batches(requests: Sequence[Request], order: Sequence[int]) -> list[list[int]]:
-    """Places of requests of about equal length, the longest last, BATCH_TOKENS at a time with their padding."""
-    batches: list[list[int]] = [[]]
-    for place in order:
-        if (len(batches[-1]) + 1) * len(requests[place].ids) > BATCH_TOKENS and batches[-1]:
-            batches.append([])
-        batches[-1].append(place)
-    return batches
 
 
 def _padded(requests: Sequence[Request], decoder: Decoder) -> Tensor:

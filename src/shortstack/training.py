@@ -218,13 +218,13 @@ class _Run:
         self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
         self.signal = 0
         self.stepping = False
-        self.skipped = self.skipped_now = 0
+        self.skipped_now = 0  # in a row
         self.stopped: str | None = None
-        self.since, self.judging, self.began = 0, 0.0, time.perf_counter()
+        self.broken = False  # whether it stopped since something was no number
+        self.judging, self.began = 0.0, time.perf_counter()
         self.save_due = time.monotonic() + KEEP_SECONDS
         module.accepts_loss_kwargs = True  # type: ignore[assignment]  # read by Trainer
         self.loop = _Loop(self, self._arguments())
-        self.best = min((loss for _, loss in self.held_out()), default=math.inf)
 
     def finished(self) -> bool:
         """Train; whether it came to its end. Not, where memory ran out and a smaller micro-batch may help."""
@@ -283,30 +283,32 @@ class _Run:
 
     def judged(self, loss: float) -> None:
         """Keep the weights if the held-out loss is the lowest; stop where it is no number, or patience is at its end."""
-        self.since += 1
+        losses = [found for _, found in self.held_out()]  # this one is the last of them
+        since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
         if not math.isfinite(loss):
-            self.stopped = f"a held-out loss of {loss}"
-        elif loss < self.best:
-            self.best, self.since = loss, 0
+            self.break_off(f"a held-out loss of {loss}")
+        elif not since:
             weights: dict[str, Any] = get_model_state_dict(self.loop.model_wrapped, options=_whole_weights())
             if self.loop.args.should_save:
                 with whole(self.folder / BEST) as path:
                     save_file({name: weight.contiguous() for name, weight in weights.items()}, path)
-        elif self.schedule.patience and self.since >= self.schedule.patience:
-            self.stopped = f"{self.since} held-out losses in a row without a lower one"
-            self.loop.control.should_training_stop = True
-            return
+        elif self.schedule.patience and since >= self.schedule.patience:
+            self.stopped = f"{since} held-out losses in a row without a lower one"
         self.loop.control.should_training_stop |= self.stopped is not None
+
+    def break_off(self, why: str) -> None:
+        """Stop, since something is no number."""
+        self.stopped, self.broken = why, True
 
     def ended(self) -> History:
         """The module gets the best weights; what was seen on the way."""
         state, held_out = self.loop.state, self.held_out()
         best = min(held_out, key=lambda entry: entry[1], default=(0, math.nan))[0]
-        if self.stopped and not best:
+        if self.broken and not best:
             raise TrainingError(
                 f"step {state.global_step}",
-                expected="a held-out loss that falls",
-                found=self.stopped,
+                expected="finite losses and gradients",
+                found=str(self.stopped),
                 fix="lower --lr, or check the data and the weights",
             )
         self.loop.accelerator.wait_for_everyone()
@@ -318,7 +320,7 @@ class _Run:
             tuple(held_out),
             state.global_step,
             best,
-            self.skipped,
+            sum("left_out" in entry for entry in state.log_history),
             self.stopped,
             self.samples.tokens / seconds,
             self.schedule.to_dict(),
@@ -455,10 +457,10 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             return
         for parameter in run.module.parameters():
             parameter.grad = None  # what has no gradient is left as it is
-        run.skipped += 1
+        state.log_history.append({"step": state.global_step + 1, "left_out": True})
         run.skipped_now += 1
         if run.skipped_now >= SKIPS:
-            run.stopped = f"{SKIPS} steps in a row without a finite gradient"
+            run.break_off(f"{SKIPS} steps in a row without a finite gradient")
             control.should_training_stop = True
 
     def on_optimizer_step(self, *_args: Any, **_rest: Any) -> None:

@@ -493,6 +493,16 @@ class Decoder:
         return max(1, LOGIT_BYTES[states.device.type == "cpu"] // (4 * int(head.shape[0])))
 
 
+def by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Samples in groups of alike length, each of at most BATCH_TOKENS tokens with its padding."""
+    groups: list[list[int]] = []
+    for sample in sorted(range(len(lengths)), key=lambda sample: lengths[sample]):
+        if not groups or (len(groups[-1]) + 1) * lengths[sample] > BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(sample)
+    return groups
+
+
 def _learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
     """How many positions a model with a table of them has; None where they are computed."""
     parents = {path.rpartition(".")[0] for path in (anatomy.layers_path, anatomy.embedding)}

@@ -17,9 +17,9 @@ from shortstack.cache import cache_directory
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import DataError
 from shortstack.examples import Example
-from shortstack.healing.frozen import by_length
 from shortstack.jsonfiles import save_json
 from shortstack.progress import Progress, silent
+from shortstack.walk import by_length
 
 TEXT_SHARE = 4  # of a text, one token in so many is the prompt
 

@@ -24,7 +24,7 @@ from shortstack.losses import likeliest
 from shortstack.progress import Progress, silent
 from shortstack.training import IGNORED
 from shortstack.verification import skipped_route
-from shortstack.walk import BATCH_TOKENS, UNPRUNED, Decoder, Route
+from shortstack.walk import UNPRUNED, Decoder, Route, by_length
 
 Put = Callable[[int, Tensor], None]
 
@@ -293,16 +293,6 @@ def told(decoder: Decoder, states: Tensor, top: int, temperature: float) -> tupl
     ]
     tokens, log_p = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(log_p)
-
-
-def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Samples in groups of alike length, each of at most BATCH_TOKENS tokens with its padding."""
-    groups: list[list[int]] = []
-    for sample in sorted(range(len(lengths)), key=lambda sample: lengths[sample]):
-        if not groups or (len(groups[-1]) + 1) * lengths[sample] > BATCH_TOKENS:
-            groups.append([])
-        groups[-1].append(sample)
-    return groups
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,0 +1,273 @@
+"""Which way to heal gives SmolLM2 minus 8 of its 30 layers the most back, at equal tokens?
+
+    python studies/healing.py C4_JSONL WIKI_TEXT PIQA ARC_EASY HELLASWAG LAMBADA
+
+Four plans (the tail; the lowest by bi; the lowest by ppl; what a search found, studies/selection.md), without and with
+closed-form repair, then healed from the repaired weights by each method, loss and seed of GRID. All runs see the same
+samples: C4 documents and pydoc in equal parts, at most 128 tokens each, 5 % held out. Rates are chosen on the held-out samples of one
+plan (RATES). Judged on held-out pydoc, on WIKI_TEXT, and on the first 200 documents of each task, zero-shot: accuracy by
+likelihood, for lambada of the last word by the likeliest tokens. Finished rows are kept in studies/healing.json and not run
+again. Writes studies/healing.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import shortstack as ss
+from shortstack.choices import Question, answers, asked
+from shortstack.evaluation import measure
+from shortstack.healing import DoRA
+from shortstack.planning import show_layers
+from shortstack.texts import read_documents
+from shortstack.tokens import encode
+from shortstack.walk import UNPRUNED, Decoder
+
+KEPT = Path(__file__).with_suffix(".json")
+DOCUMENTS = 200
+SAMPLES, LENGTH = 560, 128
+PLANS = {"tail": "22-29", "bi": "3,13-17,25-26", "ppl": "4-5,12-14,16-17,25", "search": "12-18,25"}
+COURSE = ss.Schedule(epochs=1, batch_size=16, decay="cosine", warmup_steps=10)
+METHODS: dict[str, Callable[[], Any]] = {
+    "norm": lambda: ss.Partial(last=0),
+    "last 1": lambda: ss.Partial(last=1),
+    "last 2": lambda: ss.Partial(last=2),
+    "last 3": lambda: ss.Partial(last=3),
+    "near cuts": lambda: ss.Partial(near_cut=1),
+    "lora": lambda: ss.Lora(),
+    "dora": lambda: DoRA(),
+    "full": lambda: ss.Full(),
+}
+RATES = {
+    "norm": 3e-3,
+    "last 1": 1e-3,
+    "last 2": 1e-3,
+    "last 3": 1e-3,
+    "near cuts": 1e-3,
+    "lora": 2e-3,
+    "dora": 2e-3,
+    "full": 3e-4,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row: a plan, whether it is repaired first, and how it heals."""
+
+    plan: str
+    repaired: bool = True
+    method: str | None = None
+    loss: str = "sft"
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        return "|".join(map(str, (self.plan, self.repaired, self.method, self.loss, self.seed)))
+
+
+GRID = [
+    *(Run(plan, repaired) for plan in PLANS for repaired in (False, True)),
+    *(Run("search", method=method, loss=loss) for loss in ("sft", "distill") for method in METHODS),
+    *(Run("search", method=method, loss="self") for method in ("last 3", "lora", "full")),
+    *(
+        Run(plan, method=method, loss=loss)
+        for plan in ("tail", "bi", "ppl")
+        for method, loss in (("last 3", "sft"), ("full", "distill"))
+    ),
+    *(Run("search", method="full", loss=loss, seed=seed) for loss in ("sft", "distill") for seed in (1, 2)),
+    *(Run("search", repaired=False, method=method, loss="distill") for method in ("last 3", "full")),
+]
+
+
+def questions(paths: Sequence[str]) -> dict[str, list[Question]]:
+    """The first documents of PIQA, ARC-Easy and HellaSwag, worded as lm-evaluation-harness does."""
+    makers = {"piqa": _piqa, "arc_easy": _arc, "hellaswag": _hellaswag}
+    return {
+        name: [maker(json.loads(line)) for line in Path(path).read_text(encoding="utf-8").splitlines()[:DOCUMENTS]]
+        for (name, maker), path in zip(makers.items(), paths, strict=True)
+    }
+
+
+def _piqa(row: dict[str, Any]) -> Question:
+    return Question(f"Question: {row['goal']}\nAnswer:", (f" {row['sol1']}", f" {row['sol2']}"), int(row["label"]))
+
+
+def _arc(row: dict[str, Any]) -> Question:
+    texts, labels = row["choices"]["text"], row["choices"]["label"]
+    return Question(
+        f"Question: {row['question']}\nAnswer:", tuple(f" {text}" for text in texts), labels.index(row["answerKey"])
+    )
+
+
+def _hellaswag(row: dict[str, Any]) -> Question:
+    def clean(text: str) -> str:
+        text = text.strip().replace(" [title]", ". ")
+        while "[" in text and "]" in text[text.index("[") :]:
+            start = text.index("[")
+            text = text[:start] + text[text.index("]", start) + 1 :]
+        return text.replace("  ", " ")
+
+    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    return Question(clean(context), tuple(f" {clean(ending)}" for ending in row["endings"]), int(row["label"]))
+
+
+@torch.no_grad()
+def last_words(decoder: Decoder, tokenizer: Any, path: str) -> float:
+    """How often every token of a text's last word is the likeliest (LAMBADA)."""
+    right = 0
+    lines = Path(path).read_text(encoding="utf-8").splitlines()[:DOCUMENTS]
+    for line in lines:
+        text = json.loads(line)["text"]
+        before, _, word = text.rpartition(" ")
+        ids, start = encode(tokenizer, f"{before} {word}"), len(encode(tokenizer, before))
+        states = decoder.walk(torch.tensor([ids]))[UNPRUNED][0, start - 1 : -1]
+        right += decoder.token_logits(states).argmax(-1).tolist() == ids[start:]
+    return right / len(lines)
+
+
+class Judge:
+    """What every row is judged on."""
+
+    def __init__(self, tokenizer: Any, paths: Sequence[str]) -> None:
+        wiki, *tasks, self.lambada = paths
+        self.tokenizer = tokenizer
+        self.texts = {
+            name: ss.Tokens.read(text, tokenizer, samples=40, length=256, held_out=True)
+            for name, text in (("pydoc", "pydoc"), ("wiki", wiki))
+        }
+        self.tasks = {name: asked(found, tokenizer) for name, found in questions(tasks).items()}
+
+    def __call__(self, checkpoint: ss.Checkpoint) -> dict[str, float]:
+        decoder = Decoder.open(checkpoint)
+        found = {name: measure(decoder, tokens).value for name, tokens in self.texts.items()}
+        found |= {name: answers(decoder, some, [UNPRUNED])[UNPRUNED].value for name, some in self.tasks.items()}
+        return {**found, "lambada": last_words(decoder, self.tokenizer, self.lambada)}
+
+
+def mixed(c4: str, tokenizer: Any, path: Path) -> str:
+    """C4 documents and pydoc paragraphs in equal parts of windows, as a JSONL file."""
+    windows: list[list[str]] = [[], []]
+    for kind, source in enumerate((c4, "pydoc")):
+        for document in read_documents(source):
+            ids = encode(tokenizer, document)
+            windows[kind] += [
+                tokenizer.decode(ids[start : start + LENGTH - 1]) for start in range(0, len(ids), LENGTH - 1)
+            ]
+    some = [text for pair in zip(*windows, strict=False) for text in pair]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some), encoding="utf-8")
+    return str(path)
+
+
+class Bench:
+    """The model, its cuts and their repairs, in a folder that goes."""
+
+    def __init__(self, folder: Path, c4: str) -> None:
+        self.folder, self.source = folder, ss.Checkpoint.open("demo")
+        self.data = mixed(c4, self.source.tokenizer(), folder / "mixed.jsonl")
+        self.fit = ss.Tokens.read(self.data, self.source.tokenizer(), samples=None, length=LENGTH - 8)
+        self.fit = replace(self.fit, ids=self.fit.ids[:256])
+
+    def cut(self, plan: str, *, repaired: bool) -> ss.Checkpoint:
+        place = self.folder / f"{plan}-{repaired}"
+        if not place.exists():
+            chosen = ss.plan(self.source.anatomy.layers, layers=PLANS[plan])
+            repair = ss.repair(self.source, frozenset(chosen.removed), self.fit) if repaired else None
+            ss.prune(self.source, chosen, place, repair=repair)
+        return ss.Checkpoint.open(place)
+
+    def run(self, run: Run) -> tuple[ss.Checkpoint, dict[str, Any]]:
+        pruned = self.cut(run.plan, repaired=run.repaired)
+        if run.method is None:
+            return pruned, {}
+        place = self.folder / run.key.replace("|", "-").replace(" ", "_")
+        taught = run.loss != "sft"
+        healing = ss.heal(
+            pruned,
+            place,
+            data=self.data,
+            method=METHODS[run.method](),
+            objective=ss.Objective("distill" if run.loss == "distill" else "sft"),
+            teacher=self.source if taught else None,
+            self_generate=run.loss == "self",
+            schedule=replace(COURSE, lr=RATES[run.method], seed=run.seed),
+            max_length=LENGTH,
+            max_samples=SAMPLES,
+        )
+        return ss.Checkpoint.open(place), {
+            "seconds": healing.seconds,
+            "trained": healing.trainable_parameters,
+            "held_out": [healing.history.held_out[0][1], healing.history.held_out[-1][1]],
+        }
+
+
+def rows(bench: Bench, judge: Judge, kept: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for run in GRID:
+        if run.key not in kept:
+            checkpoint, found = bench.run(run)
+            yield run.key, {**found, **judge(checkpoint)}
+
+
+def main() -> None:
+    c4, *paths = sys.argv[1:]
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), c4)
+        judge = Judge(bench.source.tokenizer(), paths)
+        if "unpruned" not in kept:
+            kept["unpruned"] = judge(bench.source)
+        for key, found in rows(bench, judge, kept):
+            kept[key] = found
+            KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            print(
+                key,
+                {name: value if name == "held_out" else round(value, 3) for name, value in found.items()},
+                flush=True,
+            )
+    KEPT.with_suffix(".md").write_text(page(kept), encoding="utf-8")
+
+
+COLUMNS = ("pydoc", "wiki", "piqa", "arc_easy", "hellaswag", "lambada")
+
+
+def page(kept: dict[str, Any]) -> str:
+    command = " ".join(["python studies/healing.py", *(Path(each).name for each in sys.argv[1:])])
+    lines = [
+        "# Healing SmolLM2-135M-Instruct without 8 of its 30 layers\n",
+        f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
+        f"{SAMPLES} samples of at most {LENGTH} tokens, one epoch. Perplexity on held-out pydoc and wiki text; accuracy",
+        f"on the first {DOCUMENTS} documents of each task (standard error about {math.sqrt(0.25 / DOCUMENTS):.3f}).\n",
+        f"| plan | start | healing | loss | seed | s | {' | '.join(COLUMNS)} |",
+        f"|{'---|' * (len(COLUMNS) + 6)}",
+        _line(["unpruned", "-", "-", "-", "-", "-"], kept["unpruned"]),
+    ]
+    for run in GRID:
+        if run.key in kept:
+            found = kept[run.key]
+            start = "repaired" if run.repaired else "cut"
+            how = [run.method, run.loss, str(run.seed), f"{found['seconds']:.0f}"] if run.method else ["-"] * 4
+            lines.append(_line([f"{run.plan} {show_layers(_layers(run.plan))}", start, *how], found))
+    return "\n".join(lines) + "\n"
+
+
+def _layers(plan: str) -> list[int]:
+    return list(ss.plan(30, layers=PLANS[plan]).removed)
+
+
+def _line(cells: Sequence[str], found: dict[str, float]) -> str:
+    numbers = [f"{found[name]:.4g}" if name in ("pydoc", "wiki") else f"{found[name]:.3f}" for name in COLUMNS]
+    return f"| {' | '.join([*cells, *numbers])} |"
+
+
+if __name__ == "__main__":
+    main()

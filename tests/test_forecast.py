@@ -1,0 +1,55 @@
+"""What a dry run says: exact where it can be known, of the right size where it is timed."""
+
+import pytest
+
+from shortstack.activations import numbered
+from shortstack.checkpoint import Checkpoint
+from shortstack.examples import read_examples
+from shortstack.healing import Full, Lora, Objective, Partial, Schedule, heal
+from shortstack.healing.forecast import forecast
+from shortstack.healing.healer import Task
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from zoo import speaking
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+OPTIONS = {"data": "pydoc", "max_length": 32, "max_samples": 40, "schedule": Schedule(epochs=2, batch_size=8)}
+
+
+@pytest.mark.parametrize("method", [Partial(last=2), Full(), Lora()], ids=lambda method: method.name)
+def test_a_dry_run_says_what_a_run_then_does(method, tmp_path):
+    if isinstance(method, Lora):
+        pytest.importorskip("peft")
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    found = forecast(Task.of(source, method=method, **OPTIONS))
+    assert not list((tmp_path / "cache").rglob("*.states"))
+    result = heal(source, tmp_path / "out", method=method, **OPTIONS)
+    assert found.trainable_parameters == result.trainable_parameters
+    assert found.steps == result.history.steps
+    examples = read_examples("pydoc", source.tokenizer(), max_length=32)[:40]
+    assert (found.samples, found.held_out) == (40, 2)
+    assert found.tokens == sum(len(example.ids) for example in examples[2:])
+    kept = [path.stat().st_size for path in (tmp_path / "cache").rglob("*.states")]
+    assert found.cache_bytes == found.missing_bytes == sum(kept)
+    again = forecast(Task.of(source, method=method, **OPTIONS))
+    assert (again.cache_bytes, again.missing_bytes) == (found.cache_bytes, 0)
+    assert found.seconds > 0
+    assert found.memory_bytes > 16 * found.trainable_parameters
+
+
+def test_what_a_teacher_says_is_counted(tmp_path):
+    teacher = Checkpoint.open(speaking(tmp_path / "source"))
+    pruned = prune(teacher, plan(8, layers="3"), tmp_path / "pruned")
+    taught = Task.of(pruned, objective=Objective("distill", top=8, hidden_weight=0.1), teacher=teacher, **OPTIONS)
+    found = forecast(taught)
+    everything = read_examples("pydoc", pruned.tokenizer(), max_length=32)[:40]
+    tokens, predicted = (sum(len(each.ids) - less for each in everything) for less in (0, 1))
+    states, top, hidden = (
+        numbered("a", [count], width, dtype).size
+        for count, width, dtype in (
+            (tokens, 32, str(taught.dtype).removeprefix("torch.")),
+            (predicted, 16, "float32"),
+            (predicted, 32, str(taught.dtype).removeprefix("torch.")),
+        )
+    )
+    assert found.cache_bytes == states + top + hidden

@@ -1,0 +1,66 @@
+"""Two processes give the weights of one: data parallel, and sharded by FSDP2."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.healing import Full, Schedule, heal
+from zoo import speaking
+
+RUN = """
+import sys
+import shortstack.healing.healer as healer
+healer.fast_bfloat16 = lambda _device: False
+from shortstack.cli import main
+main()
+"""
+OPTIONS = {"epochs": 1, "lr": 1e-2, "batch_size": 8, "micro_batch_size": 2}
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["data parallel", "sharded"])
+def test_two_processes_give_the_weights_of_one(environment, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: False)
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    alone = heal(
+        source,
+        tmp_path / "alone",
+        data="pydoc",
+        method=Full(),
+        schedule=Schedule(**OPTIONS),
+        max_length=32,
+        max_samples=40,
+        held_out=8,
+    )
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    asked = ["--data", "pydoc", "--method", "full", "--max-length", "32", "--max-samples", "40", "--held-out", "8"]
+    found = subprocess.run(
+        [*launch, "heal", str(source.directory), "-o", str(tmp_path / "both"), "--json", "-q", *asked, *options],
+        env={**os.environ, **environment, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count('"output"') == 1, "one of them speaks"
+    weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("both", "alone"))
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+    assert alone.history.steps == 4
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["alone", "both", "cache", "source"]
