@@ -60,7 +60,7 @@ def naively(directory, tokenizer, removed) -> list[bool]:
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "mixtral"])
 @pytest.mark.parametrize("batch", [2048, 24])
 def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, monkeypatch):
-    monkeypatch.setattr(shortstack.choices, "BATCH_TOKENS", batch)
+    monkeypatch.setattr(shortstack.walk, "BATCH_TOKENS", batch)
     monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1 if batch == 24 else 2 << 30)
     checkpoint = Checkpoint.open(tiny(model_type))
     routes = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]

@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_demo_that_is_stopped_leaves_nothing(stage, error, folder):
     written = []
 
-    def stop(now: str, _done: int, _total: int) -> None:
+    def stop(now: str, _done: int, _total: int, *, note: str = "") -> None:
         if now == stage:
             written.extend(path.name for path in folder.glob("deep/out/*"))
             raise error

@@ -625,7 +625,10 @@ def test_ls_lists_what_can_be_named(command):
     names = {row["name"] for row in found["metrics"]}
     assert names >= {"random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi"}, "the paper's seven"
     assert set(found["metrics"][0]) == {"name", "feed", "formula", "paper"}
-    assert found["methods"] == [{key: found["methods"][0][key] for key in ("name", "trains", "paper")}]
+    assert [row["name"] for row in found["methods"]] == ["partial", "lora", "rslora", "dora", "qlora", "full"]
+    assert set(found["methods"][0]) == {"name", "trains", "paper"}
+    assert {"paper-last3", "paper-lora", "paper-qlora"} <= {row["name"] for row in found["recipes"]}
+    assert all(set(row) == {"name", "title"} for row in found["recipes"])
 
 
 # The text

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.healing import DoRA, Lora, QLora, RsLora, Schedule, heal
+from test_healing import learning
 from zoo import speaking
 
 pytest.importorskip("peft")
@@ -68,6 +69,30 @@ def test_the_written_weights_are_those_of_the_formula(method, adapters, tmp_path
     assert result.trainable_parameters == sum(part.numel() for parts in adapters.values() for part in parts.values())
     held_out = dict(result.history.held_out)
     assert held_out[result.history.steps] < held_out[0]
+
+
+def test_a_quantised_matrix_gives_the_gradient_of_its_dequantised_self_also_after_an_evaluation(tmp_path):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    source = Checkpoint.open(speaking(tmp_path / "source", **WIDE))
+    (_, four), (frozen, whole) = (learning(source, method) for method in (QLora(dropout=0.0), Lora(dropout=0.0)))
+    matrices = dict(whole.decoder.model.named_modules())
+    for name, module in four.decoder.model.named_modules():
+        if name.endswith("base_layer"):
+            matrices[name].weight.data = functional.dequantize_4bit(module.weight, module.weight.quant_state).float()
+    with torch.no_grad():
+        for one, other in zip(four.parameters(), whole.parameters(), strict=True):
+            one.copy_(torch.randn(one.shape, generator=torch.Generator().manual_seed(one.numel())) * 0.1)
+            other.copy_(one)
+    batch, found = frozen.collate(range(3)), []
+    for learner in (four, whole):
+        with torch.no_grad():
+            learner.eval()(**batch)
+        loss = learner.train()(**batch)["loss"]
+        loss.backward()
+        found.append([loss.detach(), *(weight.grad for weight in learner.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    assert all(gradient.abs().max() > 0 for gradient in found[0])
 
 
 def test_adapters_of_transposed_matrices_are_merged_as_they_lie(adapters, tmp_path):

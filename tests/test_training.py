@@ -105,7 +105,7 @@ def test_batches_hold_samples_of_alike_length_and_an_epoch_every_sample_once():
     order = grouped(lengths, 8, seed=3)
     assert sorted(order) == list(range(203))
     batches = [[lengths[sample] for sample in order[start : start + 8]] for start in range(0, 203, 8)]
-    assert sum(max(batch) - min(batch) for batch in batches[:-1]) / 25 < 8
+    assert sum(max(batch) - min(batch) for batch in batches[:-1]) / 25 < 16  # of 64
     assert [max(batch) for batch in batches] != sorted(max(batch) for batch in batches)
     assert order != grouped(lengths, 8, seed=4)
 

@@ -24,7 +24,7 @@ from shortstack import console, plots, tables
 from shortstack.errors import DataError, InputError, ShortstackError
 from shortstack.healing_options import Course, Going, InTurns, Learned, Loss, Part, filled
 from shortstack.jsonfiles import check_new
-from shortstack.methods import METHODS
+from shortstack.methods import METHODS, method_named
 from shortstack.metrics import METRICS, metrics_named
 from shortstack.options import (
     MODEL,
@@ -378,6 +378,7 @@ def heal(
         found = filled(groups, going.recipe, typed=lambda name: _typed(context, name))
         learned, part, loss, course, turns = (found[name] for name in groups)
     turns.check()
+    method_named(part.method)
     if not learned.data:
         raise InputError("--data", expected="text or instructions to learn from", found="none", fix="add --data pydoc")
     if going.plot:

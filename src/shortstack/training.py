@@ -38,7 +38,7 @@ from shortstack.walk import pick_device
 
 Batch = Mapping[str, Tensor]
 IGNORED = -100  # the label that counts in no loss
-GROUPED = 50  # batches whose samples are sorted by length together
+GROUPED = 50  # batches, at most, whose samples are sorted by length together; a quarter of an epoch where that is fewer
 KEEP_SECONDS = 60.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
 SKIPS = 10  # steps in a row without a finite gradient, after which training stops
@@ -509,14 +509,11 @@ class _Ordered(Dataset[Any]):
 
 
 def grouped(lengths: Sequence[int], batch: int, *, seed: int) -> list[int]:
-    """All samples in random order, batches of `batch` being of alike length.
-
-    >>> grouped([5, 90, 7, 80], 2, seed=0)
-    [3, 1, 0, 2]
-    """
+    """All samples once, by their numbers: batches in random order, each of samples of alike length; a short one is last."""
     rng = random.Random(seed)
     shuffled = rng.sample(range(len(lengths)), len(lengths))
-    pools = [shuffled[start : start + GROUPED * batch] for start in range(0, len(shuffled), GROUPED * batch)]
+    size = batch * max(1, min(GROUPED, len(shuffled) // (4 * batch)))
+    pools = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
     order = [sample for pool in pools for sample in sorted(pool, key=lambda sample: lengths[sample])]
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     last = [batches.pop()] if len(batches[-1]) < batch else []  # the short one stays last, or all others would shift

@@ -192,6 +192,7 @@ class QLora(Lora):
                 matrix.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=four
             )
             four.bias = matrix.bias
+            four.support_avx512bf16_for_cpu = False  # else evaluating packs the matrix for a product without a gradient
             parent, _, name = place.rpartition(".")
             setattr(decoder.model.get_submodule(parent), name, four.to(matrix.weight.device))
 
