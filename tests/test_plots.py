@@ -6,6 +6,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from shortstack import jsonfiles
 from shortstack.agreement import agreement, kendall_tau
 from shortstack.errors import InputError, OutputError, PlanError
 from shortstack.metrics import METRICS
-from shortstack.plots import depth_curve, depth_figure, score_figure, score_map
+from shortstack.plots import depth_curve, depth_figure, loss_curve, loss_figure, score_figure, score_map
 from shortstack.scores import Scores
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -239,6 +240,26 @@ def test_perplexities_are_written_as_in_tables(drawn):
     assert not any("$" in text for text in said)
 
 
+# The curve of losses
+
+HISTORY = SimpleNamespace(losses=((1, 4.0), (10, 3.5), (20, 3.6)), held_out=((0, 4.1), (10, 3.4), (20, 3.7)), best=10)
+
+
+def test_losses_over_steps_with_the_kept_step_marked():
+    figure = loss_figure(HISTORY, title="healed")
+    lines = {line.get_gid(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert lines["training"] == [[1, 4.0], [10, 3.5], [20, 3.6]]
+    assert lines["held-out"] == [[0, 4.1], [10, 3.4], [20, 3.7]]
+    (kept,) = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert list(kept.get_xdata()) == [10, 10]
+    assert {"healed", "kept", "training", "held-out"} <= set(texts(figure))
+
+
+@pytest.mark.parametrize("best", [0, 10, 20])
+def test_no_text_of_a_loss_curve_covers_another(best, drawn):
+    check_room(drawn(loss_figure(SimpleNamespace(**{**vars(HISTORY), "best": best}), title="healed")))
+
+
 # Files
 
 
@@ -250,10 +271,14 @@ def draw_curve(path):
     depth_curve(DEPTHS, path, title="demo", knee=1)
 
 
-both = pytest.mark.parametrize("draw", [draw_map, draw_curve])
+def draw_losses(path):
+    loss_curve(HISTORY, path, title="healed")
 
 
-@both
+every = pytest.mark.parametrize("draw", [draw_map, draw_curve, draw_losses])
+
+
+@every
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf", ".SVG"])
 def test_equal_data_give_equal_bytes_whatever_the_users_settings(tmp_path, draw, suffix):
     draw(tmp_path / f"one{suffix}")
@@ -266,20 +291,20 @@ def test_equal_data_give_equal_bytes_whatever_the_users_settings(tmp_path, draw,
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@both
+@every
 def test_an_svg_has_text_as_text_and_each_id_once(tmp_path, draw):
     draw(tmp_path / "x.svg")
     root = ElementTree.fromstring((tmp_path / "x.svg").read_text())  # noqa: S314  # written above
     said = {text for element in root.iter("{http://www.w3.org/2000/svg}text") for text in element.itertext()}
-    assert said & {"first layer of the block", "knee: 1 layer removed"}
+    assert said & {"first layer of the block", "knee: 1 layer removed", "optimizer steps"}
     assert all(float(root.get(side).removesuffix("pt")) > 200 for side in ("width", "height"))  # not the bare inch
     ids = Counter(element.get("id") for element in root.iter() if element.get("id"))
     assert set(ids.values()) == {1}
-    assert set(ids) & {"layers", "kl"}
+    assert set(ids) & {"layers", "kl", "held-out"}
     assert "Date" not in (tmp_path / "x.svg").read_text()
 
 
-@both
+@every
 @pytest.mark.parametrize("name", ["x", "x.jpg", "x.json", ".svg"])
 def test_another_suffix_is_answered_with_those_there_are(tmp_path, draw, name):
     with pytest.raises(InputError, match=r"\.svg, \.png, \.pdf"):
@@ -287,7 +312,7 @@ def test_another_suffix_is_answered_with_those_there_are(tmp_path, draw, name):
     assert not list(tmp_path.iterdir())
 
 
-@both
+@every
 def test_what_exists_is_not_replaced(tmp_path, draw):
     (tmp_path / "x.svg").write_text("mine")
     (tmp_path / "link.svg").symlink_to(tmp_path / "nowhere")
@@ -299,7 +324,7 @@ def test_what_exists_is_not_replaced(tmp_path, draw):
         draw(tmp_path / "none" / "x.svg")
 
 
-@both
+@every
 def test_a_picture_that_fails_leaves_nothing(tmp_path, draw, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
@@ -316,7 +341,7 @@ def test_more_layers_than_there_are_cannot_be_marked(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@both
+@every
 def test_without_matplotlib_the_extra_is_named(tmp_path, draw, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pip install 'shortstack\[plot\]'"):
