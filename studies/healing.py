@@ -231,11 +231,13 @@ COLUMNS = ("pydoc", "wiki", "piqa", "arc_easy", "lambada")
 
 def page(kept: dict[str, Any]) -> str:
     command = " ".join(["python studies/healing.py", *(Path(each).name for each in sys.argv[1:])])
+    done = sum(run.key in kept for run in GRID)
     lines = [
         "# Healing SmolLM2-135M-Instruct without 8 of its 30 layers\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
         f"{SAMPLES} samples of at most {LENGTH} tokens, one epoch. Perplexity on held-out pydoc and wiki text; accuracy",
-        f"on the first {DOCUMENTS} documents of each task (standard error about {math.sqrt(0.25 / DOCUMENTS):.3f}).\n",
+        f"on the first {DOCUMENTS} documents of each task (standard error about {math.sqrt(0.25 / DOCUMENTS):.3f}).",
+        f"{done} of the {len(GRID)} runs of the grid have been made.\n",
         f"| plan | start | healing | loss | seed | s | {' | '.join(COLUMNS)} |",
         f"|{'---|' * (len(COLUMNS) + 6)}",
         _line(["unpruned", "-", "-", "-", "-", "-"], kept["unpruned"]),
