@@ -1,12 +1,15 @@
 """Recipes: the paper's numbers, and what is said of a wrong file."""
 
+from dataclasses import fields
+
 import pytest
 from typer.testing import CliRunner
 
 from shortstack.cli import app
 from shortstack.errors import InputError
 from shortstack.healing_options import Course, InTurns, Learned, Loss, Part, filled
-from shortstack.recipe import read_recipe, recipe_names
+from shortstack.recipe import HealPart, read_recipe, recipe_names
+from shortstack.training import Schedule
 
 GROUPS = {"learned": Learned(), "part": Part(), "loss": Loss(), "course": Course(), "turns": InTurns()}
 
@@ -38,6 +41,15 @@ def test_turns_come_from_the_recipe_with_their_plan():
     found = groups("paper-iterative-1-4-8")["turns"]
     assert (found.step, found.drop, found.metric) == (4, "8", "reverse")
     assert groups("paper-lora")["turns"] == InTurns()
+
+
+def test_a_recipe_knows_the_options_of_heal_with_their_defaults():
+    keys = {name: field.default for name, field in HealPart.model_fields.items()}
+    options = {field.name: field.default for group in GROUPS.values() for field in fields(group)}
+    assert options.keys() - keys.keys() == {"drop", "metric", "teacher"}, "of the plan, or of one's own models"
+    assert keys == {name: options[name] for name in keys}
+    schedule = {field.name: field.default for field in fields(Schedule)}
+    assert schedule == {name: options[name] for name in schedule}
 
 
 def test_what_was_typed_goes_before_the_recipe():

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import InputError, OutputError
-from shortstack.healing import Partial, Schedule, heal
-from zoo import speaking
+from shortstack.errors import CheckpointError, InputError, OutputError
+from shortstack.healing import Objective, Partial, Schedule, heal
+from zoo import speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 SCHEDULE = {"epochs": 3, "lr": 1e-2, "batch_size": 8}
@@ -78,6 +78,21 @@ def test_a_new_start_forgets_the_unfinished_run(tmp_path):
     healed(source, out, schedule={**SCHEDULE, "lr": 2e-2}, resume=False)
     healed(source, tmp_path / "whole", schedule={**SCHEDULE, "lr": 2e-2})
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_was_refused_or_came_to_nothing_is_in_nobodys_way(tmp_path):
+    source, out = Checkpoint.open(speaking(tmp_path / "source")), tmp_path / "out"
+    other = Checkpoint.open(tiny("llama"))
+    with pytest.raises(CheckpointError, match="vocabulary"):
+        healed(source, out, objective=Objective("distill"), teacher=other)
+
+    def stop(stage, _done, _total, note=""):
+        if stage == "walking the frozen layers":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        healed(source, out, progress=stop)
+    assert healed(source, out).history.steps > 0
 
 
 def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):

@@ -30,12 +30,14 @@ class Unfinished:
     def open(self, asked: Mapping[str, Any], *, resume: bool | None) -> Path:
         """The folder, for a new run or to go on; resume: None refuses where a run is unfinished, False removes it.
 
+        A run that has come to nothing yet, or was refused after it began, is in nobody's way.
+
         Raises:
             OutputError: there is an unfinished run, and nothing was said of it.
             InputError: it was asked for something else; the first difference is named.
         """
         path = self.folder / ASKED
-        if path.exists() and resume is None:
+        if resume is None and self.folder.exists() and any(each.is_dir() for each in self.folder.iterdir()):
             raise OutputError(
                 self.folder,
                 expected="no unfinished run for this output",
