@@ -13,7 +13,7 @@ from shortstack.activations import Activations
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, InputError, OutputError, TrainingError
 from shortstack.examples import Example
-from shortstack.healing import Objective, Partial, Schedule, heal
+from shortstack.healing import Full, Objective, Partial, Schedule, heal
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Learner, padded
 from shortstack.planning import plan
@@ -324,3 +324,22 @@ def test_one_adamw_step_is_torchs_own(tmp_path):
     assert found.keys() == names
     for name in names:
         torch.testing.assert_close(found[name], expected[name].detach(), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", [Partial(last=3), Full()], ids=["last", "full"])
+def test_layers_computed_twice_give_the_same_gradients(method):
+    found, passes = [], []
+    for twice in (False, True):
+        frozen, learner = learning(Checkpoint.open(tiny("llama")), method)
+        if twice:
+            learner.decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+        count = [0]
+        learner.decoder.layers[6].mlp.register_forward_pre_hook(
+            lambda *_, count=count: count.__setitem__(0, count[0] + 1)
+        )
+        learner.train()(**frozen.collate(range(3)))["loss"].backward()
+        found.append([weight.grad for weight in learner.parameters()])
+        passes.append(count[0])
+    assert passes[1] == passes[0] + 1
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
