@@ -1,0 +1,159 @@
+"""Has a model collapsed? What it writes freely, measured: loops, few words, nothing at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from shortstack.generating import generate
+from shortstack.progress import Progress, silent
+from shortstack.tokens import bos_ids, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROMPTS = (
+    "The city lies on a river, and",
+    "In the morning the two brothers",
+    "The most important part of an engine is",
+    "When water is heated, it",
+    "A good teacher knows that",
+    "The history of bread begins",
+    "To plan a small garden,",
+    "Yesterday the government said that",
+)
+NEW_TOKENS = 64
+GRAM = 4  # tokens in a row that count as repeated
+LEAST = 0.25  # of the base: below it a measure has fallen. docs/evaluate.md has the measurements behind it
+SHOWN = 120  # characters of the sample
+
+
+@dataclass(frozen=True)
+class Fluency:
+    """Measures of texts written freely, all in tokens.
+
+    repetition: share of 4-grams that their own text has had before.
+    distinct_1, distinct_2: different tokens, and pairs of them, by how many there are in all texts (Li et al. 2016,
+        arXiv 1510.03055).
+    entropy: of the tokens of all texts, in nats.
+    length: tokens per text.
+    """
+
+    repetition: float
+    distinct_1: float
+    distinct_2: float
+    entropy: float
+    length: float
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]]) -> Fluency:
+        """Of nothing written nothing is distinct, and all of it is repetition."""
+        grams = [_grams(text, GRAM) for text in texts]
+        counts = Counter(token for text in texts for token in text)
+        total = counts.total()
+        return cls(
+            repetition=1 - _share(sum(len(set(each)) for each in grams), sum(map(len, grams))),
+            distinct_1=_share(len(counts), total),
+            distinct_2=_share(
+                len({pair for text in texts for pair in _grams(text, 2)}), sum(len(_grams(text, 2)) for text in texts)
+            ),
+            entropy=-sum(count / total * math.log(count / total) for count in counts.values()),
+            length=total / len(texts),
+        )
+
+    def shares(self, base: Fluency) -> dict[str, float]:
+        """Each measure as a share of the base's, all such that lower is worse.
+
+        Of repetition it is the share of new 4-grams, of entropy that of exp(entropy): so many tokens, used equally
+        often, have it.
+        """
+        return {
+            "repetition": _share(1 - self.repetition, 1 - base.repetition),
+            "distinct_1": _share(self.distinct_1, base.distinct_1),
+            "distinct_2": _share(self.distinct_2, base.distinct_2),
+            "entropy": math.exp(self.entropy - base.entropy),
+            "length": _share(self.length, base.length),
+        }
+
+
+TYPICAL = Fluency(repetition=0.16, distinct_1=0.38, distinct_2=0.68, entropy=4.63, length=64.0)
+"""SmolLM2-135M-Instruct, unpruned: a small model, so that a larger one is not blamed for its size."""
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """What a model wrote, against its base or, where none is given, against TYPICAL.
+
+    fallen: the measures below a quarter of the base's; any of them is a collapse. sample: the most repetitive text.
+    """
+
+    fluency: Fluency
+    base: Fluency
+    against_base: bool
+    sample: str
+
+    @property
+    def fallen(self) -> tuple[str, ...]:
+        return tuple(name for name, share in self.fluency.shares(self.base).items() if share < LEAST)
+
+    @property
+    def warning(self) -> str | None:
+        """One line for people, or None."""
+        if not self.fallen:
+            return None
+        than = "the base model" if self.against_base else "a small model that works"
+        return f"collapsed: on {', '.join(self.fallen)} far below {than}. It writes: {self.sample}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "collapsed": bool(self.fallen),
+            "fallen": list(self.fallen),
+            "against_base": self.against_base,
+            "measures": asdict(self.fluency),
+            "base": asdict(self.base),
+            "sample": self.sample,
+        }
+
+
+def check_collapse(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    base: Fluency | None = None,
+    progress: Progress = silent,
+) -> Collapse:
+    """Measure what the model writes after eight prompts, greedily: 64 tokens each, fewer where it ends by itself.
+
+    base: the same of the model it was made from, see `fluency_of`. Varied nonsense is not seen, only loops and silence.
+    """
+    texts = _written(model, tokenizer, progress)
+    return Collapse(Fluency.of(texts), base or TYPICAL, base is not None, _sample(texts, tokenizer))
+
+
+def fluency_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, progress: Progress = silent) -> Fluency:
+    """The measures of what a model writes, to compare another with."""
+    return Fluency.of(_written(model, tokenizer, progress))
+
+
+def _written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> list[list[int]]:
+    prompts = [[*bos_ids(tokenizer), *encode(tokenizer, prompt)] for prompt in PROMPTS]
+    return generate(model, prompts, [NEW_TOKENS] * len(prompts), stage="writing freely", progress=progress)
+
+
+def _sample(texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text with the fewest different tokens and its prompt, as a JSON string: no control character gets through."""
+    worst = min(range(len(texts)), key=lambda number: len(set(texts[number])))
+    text = PROMPTS[worst] + tokenizer.decode(texts[worst], skip_special_tokens=True)
+    return json.dumps(text[:SHOWN] + "..." * (len(text) > SHOWN))
+
+
+def _grams(text: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return list(zip(*(text[start:] for start in range(size)), strict=False))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
