@@ -121,17 +121,21 @@ def test_results_are_of_each_probes_own_items(monkeypatch, tmp_path):
 
 
 @torch.no_grad()
-def test_answers_are_greedy_and_start_with_bos(tmp_path, monkeypatch):
+def test_answers_are_greedy_and_prompts_start_with_bos_where_text_does(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", bos=True))
     model, tokenizer = checkpoint.model(dtype=torch.float32), checkpoint.tokenizer()
     item, heard = probes(n=1)[3], []
     monkeypatch.setattr("shortstack.probes.is_right", lambda _item, written: bool(heard.append(written)))
+    passed = model.register_forward_pre_hook(lambda _m, _a, kwargs: heard.append(kwargs["input_ids"]), with_kwargs=True)
     run_probes(model, tokenizer, [item])
+    passed.remove()
     prompt = ids = [1, *tokenizer(item.prompt, add_special_tokens=False).input_ids]
+    assert heard[0].tolist() == [prompt]
     for _ in range(4):
         ids = [*ids, int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())]
-    assert heard[0].startswith(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)), heard
-    assert heard[0]
+    written = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+    assert written
+    assert heard[-1].startswith(written)
 
 
 @pytest.mark.parametrize("n", [0, 101])

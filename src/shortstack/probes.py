@@ -76,7 +76,7 @@ class Probed:
 def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
     """n different items of each probe; the first of them are those of a smaller n.
 
-    >>> print(probes(seed=0, n=1)[1].prompt[-34:])
+    >>> print(probes(seed=0, n=1)[1].prompt[-33:])
     Numbers: 179, 180, 181, 182
     Next:
 
