@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from shortstack.batches import Data
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError, DataError, InputError, TrainingError
 from shortstack.examples import Example, read_examples
@@ -24,9 +25,10 @@ from shortstack.healing.partial import Partial
 from shortstack.healing.unfinished import Unfinished
 from shortstack.progress import Progress, silent
 from shortstack.pruning import provenance
+from shortstack.schedule import Schedule
 from shortstack.scoring import peak_rss
 from shortstack.shards import StoredTensor
-from shortstack.training import Data, History, Place, Schedule, train, training_device
+from shortstack.training import History, Place, train, training_device
 from shortstack.walk import Decoder, fast_bfloat16
 from shortstack.writing import CheckpointWriter, layout
 

@@ -18,9 +18,9 @@ from shortstack.metrics import metric_named
 from shortstack.planning import Plan, parse_drop, plan
 from shortstack.progress import Progress, silent
 from shortstack.pruning import prune
+from shortstack.schedule import Schedule
 from shortstack.scoring import score
 from shortstack.tokens import Tokens
-from shortstack.training import Schedule
 from shortstack.writing import CheckpointWriter
 
 

@@ -57,6 +57,7 @@ Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never 
 RepairSamples = Annotated[
     int, typer.Option(min=4, help="Windows of --length tokens to repair on, at most; one in four is held out.")
 ]
+REPAIR_SAMPLES = 256
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
@@ -186,6 +187,11 @@ class Calibration:
             seed=compute.seed,
             progress=progress,
         )
+
+    def check_repair(self) -> None:
+        """Refuse --samples where --repair-samples was meant."""
+        if self.samples != Calibration.samples:
+            raise InputError("--samples", expected="--repair-samples", found="--samples", fix="write --repair-samples")
 
     def repair(
         self, checkpoint: Checkpoint, chosen: Plan, compute: Compute, progress: Progress, samples: int
