@@ -29,11 +29,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import ProgressCallback
 
 from shortstack.batches import IGNORED, Data, Ordered
+from shortstack.devices import pick_device
 from shortstack.errors import InputError, TrainingError
 from shortstack.jsonfiles import sync, whole
 from shortstack.progress import Progress, silent
 from shortstack.schedule import Schedule
-from shortstack.walk import pick_device
 
 KEEP_SECONDS = 60.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
