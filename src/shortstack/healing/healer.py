@@ -283,7 +283,8 @@ class Task:
             decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
         training = range(held_out, len(examples))
         data = Data(training, range(held_out), frozen.lengths[held_out:], frozen.collate)
-        place = Place(self.device, self.dtype == torch.bfloat16, self.loggers, self.progress)
+        logs = folder.with_suffix(".logs")
+        place = Place(self.device, self.dtype == torch.bfloat16, self.loggers, logs, self.progress)
         history = train(learner, data, self.schedule, folder, place=place)
         tensors = self.method.tensors(self.checkpoint, learner)
         return Trained(tensors, learner.trainable_parameters, self.method.config(self.checkpoint)), history
