@@ -66,8 +66,8 @@ class History:
 class Place:
     """Where training runs and what it tells.
 
-    bfloat16: autocast. loggers: transformers' integrations, as tensorboard. logs: the folder that tensorboard writes to, unless
-    TENSORBOARD_LOGGING_DIR names another; the state's folder goes when training ends.
+    bfloat16: autocast. loggers: transformers' integrations, as tensorboard. logs: the folder that tensorboard writes to,
+    unless TENSORBOARD_LOGGING_DIR names another; the state's folder goes when training ends.
     """
 
     device: str = "cpu"
