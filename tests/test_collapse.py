@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.collapse import PROMPTS, TYPICAL, Collapse, Fluency, check_collapse, fluency_of
+from shortstack.collapse import PROMPTS, TYPICAL, Collapse, Fluency, check_collapse
 from zoo import speaking
 
 texts = st.lists(st.lists(st.integers(0, 6), max_size=30), min_size=1, max_size=4)
@@ -46,7 +46,7 @@ def test_the_measures_counted_one_place_at_a_time(texts):
 
 
 def of(texts, base=TYPICAL):
-    return Collapse(Fluency.of(texts), base, True, '"..."')
+    return Collapse(Fluency.of(texts), '"..."', base)
 
 
 def varied(words, count=8, length=64, seed=0):
@@ -85,8 +85,10 @@ def test_a_measure_falls_below_a_quarter_of_the_base():
     base = Fluency(0.2, 0.4, 0.6, 4.0, 64.0)
     just = Fluency(1 - 0.8 * 0.251, 0.4 * 0.251, 0.6 * 0.251, 4.0 + math.log(0.251), 64 * 0.251)
     below = Fluency(1 - 0.8 * 0.249, 0.4 * 0.249, 0.6 * 0.249, 4.0 + math.log(0.249), 64 * 0.249)
-    assert Collapse(just, base, True, "").fallen == ()
-    assert len(Collapse(below, base, True, "").fallen) == 5
+    assert Collapse(just, "", base).fallen == ()
+    assert len(Collapse(below, "", base).fallen) == 5
+    judged = Collapse(below, "").against(Collapse(base, ""))
+    assert judged == Collapse(below, "", base, against_base=True)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +105,10 @@ def test_a_model_is_measured_by_what_it_writes_after_the_prompts(speaker, monkey
         return [[5 + number] * 64 if number == 3 else list(range(10, 74)) for number in range(len(prompts))]
 
     monkeypatch.setattr("shortstack.collapse.generate", write)
-    found = check_collapse(*speaker, base=TYPICAL)
+    found = check_collapse(*speaker)
     assert [(speaker[1].decode(prompt), room) for prompt, room in heard] == [(prompt, 64) for prompt in PROMPTS]
     expected = Fluency.of([[8] * 64 if number == 3 else list(range(10, 74)) for number in range(8)])
-    assert found.fluency == expected == fluency_of(*speaker)
-    assert found.against_base
+    assert found.fluency == expected
     assert json.loads(found.sample).startswith(PROMPTS[3]), "the sample is the worst of them"
 
 

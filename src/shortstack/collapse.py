@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.generating import generate
@@ -66,7 +66,7 @@ class Fluency:
         )
 
     def shares(self, base: Fluency) -> dict[str, float]:
-        """Each measure as a share of the base's, all such that lower is worse.
+        """Each measure as a share of the base's, such that lower is worse.
 
         Of repetition it is the share of new 4-grams, of entropy that of exp(entropy): so many tokens, used equally
         often, have it.
@@ -86,62 +86,58 @@ TYPICAL = Fluency(repetition=0.16, distinct_1=0.38, distinct_2=0.68, entropy=4.6
 
 @dataclass(frozen=True)
 class Collapse:
-    """What a model wrote, against its base or, where none is given, against TYPICAL.
+    """What a model wrote, against its base or, where none is known, against TYPICAL.
 
-    fallen: the measures below a quarter of the base's; any of them is a collapse. sample: the most repetitive text.
+    sample: the text with the fewest different tokens, as a JSON string.
     """
 
     fluency: Fluency
-    base: Fluency
-    against_base: bool
     sample: str
+    base: Fluency = TYPICAL
+    against_base: bool = False
+
+    def against(self, base: Collapse) -> Collapse:
+        """The same, judged by what the model it was made from writes."""
+        return replace(self, base=base.fluency, against_base=True)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each measure as a share of the base's."""
+        return self.fluency.shares(self.base)
 
     @property
     def fallen(self) -> tuple[str, ...]:
-        return tuple(name for name, share in self.fluency.shares(self.base).items() if share < LEAST)
+        """The measures below a quarter of the base's; any of them is a collapse."""
+        return tuple(name for name, share in self.shares.items() if share < LEAST)
 
     @property
     def warning(self) -> str | None:
-        """One line for people, or None."""
+        """A line for people, or None."""
         if not self.fallen:
             return None
-        than = "the base model" if self.against_base else "a small model that works"
-        return f"collapsed: on {', '.join(self.fallen)} far below {than}. It writes: {self.sample}"
+        return f"the model has collapsed ({', '.join(self.fallen)}). It writes: {self.sample}"
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "collapsed": bool(self.fallen),
             "fallen": list(self.fallen),
-            "against_base": self.against_base,
             "measures": asdict(self.fluency),
             "base": asdict(self.base),
+            "against_base": self.against_base,
             "sample": self.sample,
         }
 
 
 def check_collapse(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    base: Fluency | None = None,
-    progress: Progress = silent,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, progress: Progress = silent
 ) -> Collapse:
     """Measure what the model writes after eight prompts, greedily: 64 tokens each, fewer where it ends by itself.
 
-    base: the same of the model it was made from, see `fluency_of`. Varied nonsense is not seen, only loops and silence.
+    Loops and silence are seen; varied nonsense is not.
     """
-    texts = _written(model, tokenizer, progress)
-    return Collapse(Fluency.of(texts), base or TYPICAL, base is not None, _sample(texts, tokenizer))
-
-
-def fluency_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, progress: Progress = silent) -> Fluency:
-    """The measures of what a model writes, to compare another with."""
-    return Fluency.of(_written(model, tokenizer, progress))
-
-
-def _written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> list[list[int]]:
     prompts = [[*bos_ids(tokenizer), *encode(tokenizer, prompt)] for prompt in PROMPTS]
-    return generate(model, prompts, [NEW_TOKENS] * len(prompts), stage="writing freely", progress=progress)
+    texts = generate(model, prompts, [NEW_TOKENS] * len(prompts), stage="writing freely", progress=progress)
+    return Collapse(Fluency.of(texts), _sample(texts, tokenizer))
 
 
 def _sample(texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -64,13 +64,18 @@ class Probed:
     documents: tuple[str, ...]
 
     @property
+    def n(self) -> int:
+        """How many items."""
+        return len(self.documents)
+
+    @property
     def outcomes(self) -> Outcomes:
         """For a paired comparison with another model."""
         return Outcomes(self.documents, tuple(map(float, self.accuracy.correct)))
 
     def to_dict(self) -> dict[str, Any]:
         found = self.accuracy
-        return {"value": found.value, "stderr": found.stderr, "n": len(found.correct), "chance": self.chance}
+        return {"value": found.value, "stderr": found.stderr, "n": self.n, "chance": self.chance}
 
 
 def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
