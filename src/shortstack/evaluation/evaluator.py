@@ -16,14 +16,17 @@ import torch
 import transformers
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.collapse import Collapse, check_collapse
+from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.results import TaskResult, digest, keep, kept, model_digest
 from shortstack.pairs import Comparison, Outcomes, compare_tasks
+from shortstack.probes import Probed, probes, run_probes
 from shortstack.progress import Progress, silent
 from shortstack.suites import SHARES, named
 from shortstack.tokens import Tokens
-from shortstack.walk import Decoder, arithmetic, pick_device
+from shortstack.walk import Decoder
 
 if TYPE_CHECKING:
     from shortstack.evaluation.harness import Loaded
@@ -73,6 +76,8 @@ class Evaluation:
 
     model: str
     perplexity: Mapping[str, Perplexity]
+    probes: Mapping[str, Probed] = field(default_factory=dict)
+    collapse: Collapse | None = None
     tasks: Mapping[str, TaskResult] = field(default_factory=dict)
     base: Evaluation | None = None
     against: Mapping[str, Comparison] = field(default_factory=dict)
@@ -90,6 +95,8 @@ class Evaluation:
         return {
             "model": self.model,
             "perplexity": {name: found.to_dict() for name, found in self.perplexity.items()},
+            "probes": {name: found.to_dict() for name, found in self.probes.items()},
+            "collapse": self.collapse.to_dict() if self.collapse else None,
             "tasks": {name: found.to_dict() for name, found in self.tasks.items()},
             "average": self.average,
             "base": self.base.to_dict() if self.base else None,
@@ -104,15 +111,18 @@ def evaluate(
     tasks: Tasks | None = None,
     length: int = 512,
     samples: int | None = None,
+    probe_items: int = 0,
+    collapse: bool | None = None,
     seed: int = 0,
     dtype: str = "auto",
     device: str = "auto",
     progress: Progress = silent,
 ) -> Evaluation:
-    """Perplexity on each text, and the tasks.
+    """Perplexity on each text, the tasks, the generation probes, and whether what the model writes has collapsed.
 
     perplexity: consecutive windows of `length` tokens, all of them, or `samples` drawn by seed; of `pydoc` only the held-out
-    part is read; empty for none. dtype "auto": bf16 where checkpoint and device have it, else float32. A task's result is
+    part is read; empty for none. probe_items: so many items of each probe, drawn by seed. collapse: whether to check what the
+    model writes freely; None: where shortstack cut or healed it. dtype "auto": bf16 where checkpoint and device have it, else float32. A task's result is
     kept in the cache under the digest of the weights, the documents, the harness's version and all options.
 
     >>> evaluate(Checkpoint.open("demo"), tasks=Tasks("piqa", limit=100, data="data")).average  # doctest: +SKIP
@@ -123,25 +133,32 @@ def evaluate(
         InputError: nothing to measure, an unknown task, or lm-eval is not installed.
     """
     sources = [name.strip() for name in perplexity.split(",")] if isinstance(perplexity, str) else list(perplexity)
-    if not all(sources) or not (sources or tasks):
+    if not all(sources) or not (sources or tasks or probe_items):
         raise InputError("--perplexity", expected="a text, or several with commas", found="none", fix="name one: pydoc")
+    items = probes(seed, probe_items) if probe_items else ()
     _, tokenizer = checkpoint.anatomy, checkpoint.tokenizer()  # what is no decoder is said before what it lacks
     texts = {
         source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=seed, held_out=True)
         for source in sources
     }
-    device = pick_device(device)
+    if collapse is None:
+        collapse = checkpoint.record.get("verb") in {"prune", "heal"}
     asked = tasks.load() if tasks else []
-    keys = _keys(checkpoint, asked, tasks, dtype=dtype, device=device) if tasks else {}
+    keys = _keys(checkpoint, asked, tasks, dtype=dtype, device=pick_device(device)) if tasks else {}
     answered = {name: result for name, key in keys.items() if (result := kept(key))}
     missing = [loaded for loaded in asked if loaded.name not in answered]
-    found: dict[str, Perplexity] = {}
-    if texts or missing:
-        decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)  # batch after batch, every layer
-        found = {source: measure(decoder, tokens, progress=progress) for source, tokens in texts.items()}
-        if tasks and missing:
-            answered |= _answers(decoder, checkpoint, missing, tasks, keys, progress)
-    return Evaluation(checkpoint.source, found, {loaded.name: answered[loaded.name] for loaded in asked})
+    if not (texts or items or collapse or missing):
+        return Evaluation(checkpoint.source, {}, tasks=answered)
+    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)  # batch after batch, every layer
+    if tasks:
+        answered |= _answers(decoder, checkpoint, missing, tasks, keys, progress)
+    return Evaluation(
+        checkpoint.source,
+        {source: measure(decoder, tokens, progress=progress) for source, tokens in texts.items()},
+        run_probes(decoder.model, tokenizer, items, progress=progress),
+        check_collapse(decoder.model, tokenizer, progress=progress) if collapse else None,
+        {loaded.name: answered[loaded.name] for loaded in asked},
+    )
 
 
 def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Evaluation:

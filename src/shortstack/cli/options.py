@@ -1,7 +1,6 @@
 """Options that several verbs share, each group a dataclass whose fields are the options.
 
->>> @app.command()  # doctest: +SKIP
-... @grouped
+>>> @verb()  # doctest: +SKIP
 ... def score(model: str, calibration: Calibration) -> None:  # gains --text, --samples, --length, ...
 ...     ...
 
@@ -57,6 +56,7 @@ Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never 
 RepairSamples = Annotated[
     int, typer.Option(min=4, help="Windows of --length tokens to repair on, at most; one in four is held out.")
 ]
+REPAIR_SAMPLES = 256
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
@@ -186,6 +186,11 @@ class Calibration:
             seed=compute.seed,
             progress=progress,
         )
+
+    def check_repair(self) -> None:
+        """Refuse --samples where --repair-samples was meant."""
+        if self.samples != Calibration.samples:
+            raise InputError("--samples", expected="--repair-samples", found="--samples", fix="write --repair-samples")
 
     def repair(
         self, checkpoint: Checkpoint, chosen: Plan, compute: Compute, progress: Progress, samples: int
@@ -359,6 +364,30 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """What is looked at of the text that a model writes."""
+
+    probes: Annotated[
+        bool, typer.Option("--probes", help="Small generation tasks: copying, counting, brackets, sums, JSON.")
+    ] = False
+    probe_items: Annotated[int, typer.Option(min=2, max=100, help="Items of each probe, drawn by seed.")] = 50
+    collapse_check: Annotated[
+        bool | None,
+        typer.Option(
+            "--collapse-check/--no-collapse-check",
+            help="Look for loops and silence in what it writes. Default: where shortstack cut or healed it.",
+            show_default=False,
+        ),
+    ] = None
+
+    def asked(self) -> dict[str, Any]:
+        """The arguments of evaluate()."""
+        if not self.probes and self.probe_items != Writing.probe_items:
+            raise InputError("--probe-items", expected="--probes", found="no --probes", fix="add --probes")
+        return {"probe_items": self.probe_items if self.probes else 0, "collapse": self.collapse_check}
+
+
+@dataclass(frozen=True)
 class Report:
     """How much is said, and in which form."""
 
@@ -374,6 +403,11 @@ class Report:
     def next_step(self, *words: object) -> None:
         """What to type next: the words of a shortstack command."""
         self.say(shlex.join(["shortstack", *map(str, words)]))
+
+    def warn(self, message: str | None) -> None:
+        """What nobody should miss: on stderr, whatever else is asked for."""
+        if message:
+            console.say(f"Warning: {message}")
 
     def say(self, what: str) -> None:
         """What to do next, unless nobody wants to read it."""
@@ -406,6 +440,10 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
 def _options(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
+    heading = inspect.getdoc(group).partition(".")[0]  # type: ignore[union-attr]  # every group has a docstring
+    for hint in hints.values():
+        for option in getattr(hint, "__metadata__", ()):
+            option.rich_help_panel = heading
     return [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
