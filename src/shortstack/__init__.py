@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint as Checkpoint
     from shortstack.evaluation import Evaluation as Evaluation
+    from shortstack.evaluation import Tasks as Tasks
+    from shortstack.evaluation import compared as compared
     from shortstack.evaluation import evaluate as evaluate
     from shortstack.healing import Full as Full
     from shortstack.healing import Healing as Healing
@@ -55,9 +57,11 @@ _HOMES = {
     "Schedule": "healing",
     "Scores": "scores",
     "Sweep": "sweeping",
+    "Tasks": "evaluation",
     "Tokens": "tokens",
     "Turns": "healing",
     "Verification": "verification",
+    "compared": "evaluation",
     "evaluate": "evaluation",
     "heal": "healing",
     "heal_in_turns": "healing",

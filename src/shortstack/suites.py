@@ -1,4 +1,4 @@
-"""The catalogue of evaluation tasks: suites by name, each task's metric, chance level and files. Reading it imports no torch.
+"""The catalogue of evaluation tasks: suites, and each task's metric, chance level and files. Reading it imports no torch.
 
 A task is one of lm-evaluation-harness, under the harness's own name, with its prompt, its metrics and its number of examples
 in the prompt. What stands here beside the names is what the harness does not say: which metric counts, and where a folder of

@@ -193,23 +193,77 @@ def show_forecast(found: Forecast) -> None:
 
 
 def show_evaluation(title: str, evaluation: Evaluation) -> None:
-    """The perplexity on each text, with what it was measured on."""
+    """What was measured, beside the unpruned model where that is known."""
+    base = evaluation.base
+    texts = {
+        (name, "" if each is evaluation else each.model): found
+        for name in evaluation.perplexity
+        for each in (evaluation, *([base] if base else []))
+        for found in (each.perplexity[name],)
+    }
     rows = [
         (
-            name,
+            f"{name}, {model}" if model else name,
             console.number(found.value),
             f"{found.tokens:,}",
             f"{found.loss:.4f} +- {found.loss_stderr:.4f}" if found.windows["samples"] > 1 else f"{found.loss:.4f}",
             "yes" if found.windows["bos"] else "no",
             found.dtype,
         )
-        for name, found in evaluation.perplexity.items()
+        for (name, model), found in texts.items()
     ]
-    console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
+    if rows:
+        console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
+    if evaluation.tasks:
+        _show_tasks("tasks" if rows else title, evaluation)
+    if base:
+        _show_against(evaluation, base)
     if evaluation.probes:
         _show_probes(evaluation.probes)
     if evaluation.collapse:
         _show_collapse(evaluation.collapse)
+
+
+def _show_tasks(title: str, evaluation: Evaluation) -> None:
+    """Each task's value, the number of documents and what guessing gets, and the average of what are shares."""
+    rows = [
+        (
+            name,
+            found.metric,
+            f"{found.value:.4f} +- {found.stderr:.4f}" if math.isfinite(found.stderr) else console.number(found.value),
+            f"{found.n:,}",
+            "-" if found.chance is None else f"{found.chance:.2f}",
+            "yes" if found.bos else "no",
+        )
+        for name, found in evaluation.tasks.items()
+    ]
+    console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "by guessing", "BOS"), rows)
+    if evaluation.average is not None and len(evaluation.tasks) > 1:
+        console.show(f"Average: {evaluation.average:.4f}")
+
+
+def _show_against(evaluation: Evaluation, base: Evaluation) -> None:
+    """The same documents asked of both models."""
+    rows = [
+        (
+            name,
+            f"{base.tasks[name].value:.4f}",
+            f"{evaluation.tasks[name].value:.4f}",
+            f"{found.difference:+.4f} ({found.interval[0]:+.4f} to {found.interval[1]:+.4f})",
+            f"{found.p_holm:.2g}",
+            "at chance" if found.base_at_chance else _share_kept(found.retention, found.retention_above_chance),
+        )
+        for name, found in evaluation.against.items()
+    ]
+    heading = ("task", base.model, "here", "difference (95 %)", "p, Holm", "kept (above chance)")
+    if rows:
+        console.show_table(f"against {base.model}, document by document", heading, rows)
+
+
+def _share_kept(retention: float | None, above_chance: float | None) -> str:
+    if retention is None:
+        return "-"
+    return f"{retention:.0f} %" + ("" if above_chance is None else f" ({above_chance:.0f} %)")
 
 
 def _show_probes(probes: Mapping[str, Probed]) -> None:

@@ -69,6 +69,18 @@ class Tasks:
         loaded: list[Loaded] = harness().load(named(self.names), data=data, include=include)
         return loaded
 
+    def only(self) -> Loaded:
+        """The one task that is named.
+
+        Raises:
+            InputError: there are several, or what load() raises.
+        """
+        if len(named(self.names)) > 1:
+            raise InputError(
+                "--task", expected="one task", found=", ".join(named(self.names)), fix="name one at a time"
+            )
+        return self.load()[0]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -121,9 +133,9 @@ def evaluate(
     """Perplexity on each text, the tasks, the generation probes, and whether what the model writes has collapsed.
 
     perplexity: consecutive windows of `length` tokens, all of them, or `samples` drawn by seed; of `pydoc` only the held-out
-    part is read; empty for none. probe_items: so many items of each probe, drawn by seed. collapse: whether to check what the
-    model writes freely; None: where shortstack cut or healed it. dtype "auto": bf16 where checkpoint and device have it, else float32. A task's result is
-    kept in the cache under the digest of the weights, the documents, the harness's version and all options.
+    part is read; empty for none. probe_items: so many items of each probe, drawn by seed. collapse: whether to check what
+    the model writes freely; None: where shortstack cut or healed it. dtype "auto": bf16 where checkpoint and device have it,
+    else float32. A task's result is kept in the cache under the digest of all that it depends on.
 
     >>> evaluate(Checkpoint.open("demo"), tasks=Tasks("piqa", limit=100, data="data")).average  # doctest: +SKIP
     0.69
@@ -172,12 +184,16 @@ def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Eval
         for each in (evaluation, base)
     )
     chances = {name: found.chance for name, found in evaluation.tasks.items() if found.chance is not None}
-    return replace(evaluation, base=base, against=compare_tasks(ours, theirs, chances=chances, seed=seed))
+    collapse = evaluation.collapse
+    return replace(
+        evaluation,
+        collapse=collapse.against(base.collapse) if collapse and base.collapse else collapse,
+        base=base,
+        against=compare_tasks(ours, theirs, chances=chances, seed=seed),
+    )
 
 
-def _keys(
-    checkpoint: Checkpoint, asked: Sequence[Loaded], tasks: Tasks, *, dtype: str, device: str
-) -> dict[str, str]:
+def _keys(checkpoint: Checkpoint, asked: Sequence[Loaded], tasks: Tasks, *, dtype: str, device: str) -> dict[str, str]:
     """Of each task, the digest of all that its result depends on."""
     beside = {
         "model": model_digest(checkpoint),

@@ -41,9 +41,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = version("lm-eval")
-SEED = 1234  # the harness's own for the examples in a prompt; ours is added to it, so that 0 draws what the harness draws
+SEED = (
+    1234  # the harness's own for the examples in a prompt; ours is added to it, so that 0 draws what the harness draws
+)
 GENERATED_TOGETHER = 16  # prompts, where no batch size is named
-PERPLEXITIES = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}  # of a document: its log-likelihood
+PERPLEXITIES = {
+    "perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "bits_per_byte",
+}  # of a document: its log-likelihood
 PLACES = {"dataset_path", "dataset_name", "dataset_kwargs", "tag"}  # of a task's config: where its documents lie
 STOCK = Path(lm_eval.tasks.__file__).parent
 
@@ -126,7 +133,9 @@ def run(loaded: Loaded, model: Model, *, limit: int | None = None, seed: int = 0
     set_seed(SEED + seed)  # of generation that samples
     for task in loaded.tasks.values():
         task.set_fewshot_seed(seed=SEED + seed)
-    groups = {} if loaded.group is None else {group.name: group for group in (loaded.group, *loaded.group.get_all_groups())}
+    groups = (
+        {} if loaded.group is None else {group.name: group for group in (loaded.group, *loaded.group.get_all_groups())}
+    )
     asked = {"tasks": dict(loaded.tasks), "groups": groups}
     with _hushed():
         found = run_harness(model, asked, limit=limit, bootstrap_iters=0, log_samples=True)
@@ -166,7 +175,9 @@ def _result(loaded: Loaded, model: Model, found: Mapping[str, Any], key: str) ->
 def _of_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
     """The samples of one way to read an answer, in the order of the documents; column: `metric,filter`."""
     wanted = column.partition(",")[2]
-    return sorted((sample for sample in samples if sample["filter"] == wanted), key=lambda sample: int(sample["doc_id"]))
+    return sorted(
+        (sample for sample in samples if sample["filter"] == wanted), key=lambda sample: int(sample["doc_id"])
+    )
 
 
 def _outcome(metric: str, value: Any, better: bool) -> float:
@@ -259,7 +270,9 @@ class Model(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
 def _config(task: Any) -> Any:
     """A task's config without where its files lie."""
     fields = {name: value for name, value in task.dump_config().items() if name not in PLACES}
-    fields["metadata"] = {name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"}
+    fields["metadata"] = {
+        name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"
+    }
     return json.loads(json.dumps(fields, default=repr))
 
 

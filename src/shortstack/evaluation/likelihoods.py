@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 SHARING = {"attention_mask", "position_ids", "past_key_values"}  # inputs that a model must take
 LEAST = 4  # tokens of a context that are worth a cache
-EXPANDABLE = {"full_attention", "sliding_attention"}  # kinds of layer whose cache is keys and values, a row for each sequence
+EXPANDABLE = {
+    "full_attention",
+    "sliding_attention",
+}  # kinds of layer whose cache is keys and values, a row for each sequence
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def shares_contexts(decoder: Decoder) -> bool:
     config = decoder.model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     takes = inspect.signature(decoder.model.base_model.forward).parameters.keys()
-    return SHARING <= takes and kinds <= EXPANDABLE and decoder.bare
+    return takes >= SHARING and kinds <= EXPANDABLE and decoder.bare
 
 
 def _batches(lengths: Sequence[int], batch: int | None) -> list[list[int]]:
@@ -118,9 +121,9 @@ def _after_contexts(
     mask = padded([[1] * len(context) for context in contexts], decoder.device, left=True)
     lengths, cache = mask.sum(-1), DynamicCache(config=decoder.model.config)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    last = decoder.finish(
-        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )[:, -1]
+    last = decoder.finish(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)[
+        :, -1
+    ]
     members = [(row, place) for row, group in enumerate(groups) for place in group]
     tails = [requests[place].ids[requests[place].start : -1] for _, place in members]  # of one token nothing is left
     single = [index for index, tail in enumerate(tails) if not tail]

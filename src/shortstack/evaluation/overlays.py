@@ -1,4 +1,4 @@
-"""Standard tasks that read from a folder: the harness's own task files, included, with only the source of the data swapped."""
+"""Standard tasks that read from a folder: the harness's task files, included, with only the source of the data swapped."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def _source(task: Task, part: str, data: Path) -> dict[str, Any]:
             f"--data-dir, for {task.name}", expected="files of one format", found="both", fix="remove one of each pair"
         )
     absent = {
-        key: None for key, split in SPLITS.items() if split not in present and (key != "fewshot_split" or "dev" in task.files)
+        key: None
+        for key, split in SPLITS.items()
+        if split not in present and (key != "fewshot_split" or "dev" in task.files)
     }
     return {
         "dataset_path": kinds.pop(),

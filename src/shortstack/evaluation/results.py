@@ -66,7 +66,7 @@ def digest(**parts: object) -> str:
 
 
 def model_digest(checkpoint: Checkpoint) -> str:
-    """Of the weights, and of the files beside them that say how to compute, tokenise and generate; never of where they lie."""
+    """Of the weights, and the files beside them that say how to compute, tokenise and generate; never of where they are."""
     beside = {
         path.name: file_digest(path)
         for path in sorted(checkpoint.directory.iterdir())
