@@ -25,7 +25,7 @@ from shortstack.walk import Decoder, by_length
 if TYPE_CHECKING:
     from transformers import Cache
 
-SHARING = {"attention_mask", "position_ids", "past_key_values"}  # inputs that a model must take
+CACHES = ("cache", "past_key_values")  # a model's input that takes a cache, as newer and older transformers call it
 LEAST = 4  # tokens of a context that are worth a cache
 EXPANDABLE = {
     "full_attention",
@@ -91,8 +91,14 @@ def shares_contexts(decoder: Decoder) -> bool:
     """
     config = decoder.model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    takes = inspect.signature(decoder.model.base_model.forward).parameters.keys()
-    return takes >= SHARING and kinds <= EXPANDABLE and decoder.bare
+    takes = _inputs(decoder)
+    sharing = takes >= {"attention_mask", "position_ids"} and bool(takes & set(CACHES))
+    return sharing and kinds <= EXPANDABLE and decoder.bare
+
+
+def _inputs(decoder: Decoder) -> set[str]:
+    """What the model's forward takes."""
+    return set(inspect.signature(decoder.model.base_model.forward).parameters)
 
 
 def _batches(lengths: Sequence[int], batch: int | None) -> list[list[int]]:
@@ -120,10 +126,9 @@ def _after_contexts(
     ids = padded(contexts, decoder.device, left=True)
     mask = padded([[1] * len(context) for context in contexts], decoder.device, left=True)
     lengths, cache = mask.sum(-1), DynamicCache(config=decoder.model.config)
+    kept_in = next(name for name in CACHES if name in _inputs(decoder))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    last = decoder.finish(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)[
-        :, -1
-    ]
+    last = decoder.finish(ids, attention_mask=mask, position_ids=positions, use_cache=True, **{kept_in: cache})[:, -1]
     members = [(row, place) for row, group in enumerate(groups) for place in group]
     tails = [requests[place].ids[requests[place].start : -1] for _, place in members]  # of one token nothing is left
     single = [index for index, tail in enumerate(tails) if not tail]
@@ -138,8 +143,8 @@ def _after_contexts(
             following,
             attention_mask=torch.cat([mask[rows], torch.ones_like(following)], dim=1),
             position_ids=lengths[rows, None] + torch.arange(following.shape[1], device=decoder.device),
-            past_key_values=_copied(cache, rows),
             use_cache=True,
+            **{kept_in: _copied(cache, rows)},
         )
         states = [torch.cat([last[rows[at], None], hidden[at, : len(tails[index])]]) for at, index in enumerate(here)]
         yield _States([members[index][1] for index in here], torch.cat(states))
