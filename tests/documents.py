@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-THINGS = "cup door lamp road tree boat wall hill fish coat bell salt".split()
+THINGS = ["cup", "door", "lamp", "road", "tree", "boat", "wall", "hill", "fish", "coat", "bell", "salt"]
 COUNT = 12
 
 

@@ -2,6 +2,7 @@
 
 import random
 
+import architectures
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -74,12 +75,11 @@ def test_a_shared_context_passes_the_layers_once(monkeypatch):
     )
     context = tuple(range(10, 20))
     asked = [Request((*context, *ending), 10) for ending in ((3,), (4,), (5, 6, 7))]
-    likelihoods(decoder, asked)
-    assert passed == [10, 2]
-    passed.clear()
-    monkeypatch.setattr(module, "shares_contexts", lambda _decoder: False)
-    likelihoods(decoder, asked)
-    assert passed == [3 * 12]
+    for sharing, expected in ((True, [10, 2]), (False, [3 * 12])):
+        monkeypatch.setattr(module, "shares_contexts", lambda _decoder, sharing=sharing: sharing)
+        passed.clear()
+        likelihoods(decoder, asked)
+        assert passed == expected
 
 
 def test_the_head_sees_only_states_that_score_a_token(monkeypatch):
@@ -93,9 +93,9 @@ def test_the_head_sees_only_states_that_score_a_token(monkeypatch):
     assert sum(seen) == sum(len(request.ids) - request.start for request in asked)
 
 
-@pytest.mark.parametrize("model_type", ["mamba", "qwen3_next", "jamba"])
-def test_what_keeps_no_row_for_each_token_shares_nothing(model_type, tmp_path):
-    architectures = pytest.importorskip("architectures")
+@pytest.mark.parametrize("model_type", ["mamba", "qwen3_next", "jamba", "bloom", "roberta", "moshi"])
+def test_what_cannot_continue_a_copied_context_shares_nothing(model_type, tmp_path):
+    """States without a row for each token, no positions to give, or positions numbered another way."""
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / model_type))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     assert not shares_contexts(decoder)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from documents import COUNT, data_folder, write
 from shortstack.checkpoint import Checkpoint
+from shortstack.choices import answers
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, Tasks, compared, evaluate, harness
 from shortstack.evaluation.overlays import write_overlays
@@ -139,6 +140,14 @@ def own(tmp_path, data) -> Path:
     return folder
 
 
+@pytest.fixture
+def few(monkeypatch) -> None:
+    """The harness's own tasks are left aside: reading their fifteen thousand files takes seconds."""
+    original = harness().TaskManager
+    monkeypatch.setattr(harness(), "TaskManager", lambda **options: original(**{**options, "include_defaults": False}))
+
+
+@pytest.mark.usefixtures("few")
 def test_own_tasks_and_a_group_weighted_by_its_documents(checkpoint, own):
     found = measured(checkpoint, "own", "own_few", include=own).tasks
     group = found["own"]
@@ -190,6 +199,7 @@ def test_a_result_is_kept_by_what_it_depends_on_and_never_by_where_that_lies(
     assert asked == ["piqa"] * 6
 
 
+@pytest.mark.usefixtures("few")
 def test_an_own_task_whose_prompt_changes_is_asked_again(checkpoint, own):
     first = measured(checkpoint, "own_few", include=own).tasks["own_few"]
     path = own / "own_few.yaml"
@@ -269,11 +279,17 @@ def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
         assert config["dataset_path"] == "json"
 
 
-def test_names_unfold_and_an_unknown_one_has_neighbours(checkpoint, data):
-    assert named(" paper , piqa") == SUITES["paper"]
+@pytest.mark.usefixtures("few")
+def test_a_misspelt_suite_has_neighbours(checkpoint, data):
     for wrong, near in (("helaswag", "hellaswag"), ("papr", "paper")):
         with pytest.raises(InputError, match=near):
             measured(checkpoint, wrong, data=data)
+
+
+def test_names_unfold_and_an_unknown_one_has_neighbours(checkpoint, data):
+    assert named(" paper , piqa") == SUITES["paper"]
+    with pytest.raises(InputError, match=r"truthfulqa_mc1"):
+        measured(checkpoint, "truthfulqa_mc", data=data)
     with pytest.raises(InputError, match="--tasks"):
         Tasks("piqa,")
 
@@ -319,18 +335,20 @@ def test_a_sweep_is_of_one_multiple_choice_task(checkpoint, data):
 @pytest.mark.skipif(not REAL.is_dir(), reason="real data: SHORTSTACK_DATA names the folder")
 @pytest.mark.parametrize("name", ["piqa", "arc_easy"])
 def test_on_real_documents_a_model_and_its_cuts_answer_as_by_the_harness_alone(name, tmp_path, own_cache):
-    checkpoint, asked = Checkpoint.open("demo"), Tasks(name, limit=200, data=REAL)
-    loaded = asked.load()[0]
+    checkpoint = Checkpoint.open("demo")
+    loaded = Tasks(name, limit=200, data=REAL).only()
     found = measured(checkpoint, name, limit=200, data=REAL).tasks[name]
-    text = Tokens.read("pydoc", checkpoint.tokenizer(), samples=1)
-    depths = {depth.layers: depth for depth in sweep(checkpoint, text, task=asked, dtype="float32").depths}
-    for gone in (0, 2, 5):
-        cut = prune(checkpoint, plan(30, layers=f"{30 - gone}-29"), tmp_path / str(gone)) if gone else checkpoint
-        decoder = Decoder.load(cut, dtype=torch.float32)
-        alone = bare_outcomes(decoder.model, checkpoint.tokenizer(), loaded)
+    asked = harness().questions(loaded, checkpoint.tokenizer(), 200)
+    routes = [frozenset(range(30 - gone, 30)) for gone in (0, 2, 5)]
+    walked = answers(Decoder.load(checkpoint, dtype=torch.float32), asked, routes)  # one walk, as sweep takes
+    for route in routes:
+        cut = (
+            prune(checkpoint, plan(30, layers=f"{min(route)}-29"), tmp_path / str(len(route))) if route else checkpoint
+        )
+        alone = bare_outcomes(cut.model(dtype=torch.float32), checkpoint.tokenizer(), loaded)
         assert len(alone) == 200
-        assert depths[30 - gone].accuracy == statistics.fmean(alone)
-        assert gone or list(found.outcomes) == alone
+        assert list(walked[route].correct) == alone
+        assert route or list(found.outcomes) == alone
 
 
 def bare_outcomes(model, tokenizer, loaded) -> list[float]:

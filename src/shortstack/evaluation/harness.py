@@ -99,12 +99,11 @@ def load(names: Sequence[str], *, data: Path | None = None, include: Path | None
         InputError: no task has that name.
         DataError: documents are not in the folder, or cannot be had from the hub.
     """
-    local = [name for name in names if data and name in TASKS]
+    standard = [name for name in names if name in TASKS]
     with tempfile.TemporaryDirectory() as folder, _hushed():
-        if data:
-            write_overlays(local, data, STOCK, Path(folder))
+        write_overlays(standard, data, STOCK, Path(folder))
         paths = [folder, *([str(include)] if include else [])]
-        manager = TaskManager(include_path=paths, include_defaults=set(local) != set(names))  # indexing those takes 7 s
+        manager = TaskManager(include_path=paths, include_defaults=set(standard) != set(names))
         for name in names:
             if name not in manager.all_tasks:
                 raise unknown(name, manager.all_tasks)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 CACHES = ("cache", "past_key_values")  # a model's input that takes a cache, as newer and older transformers call it
+TOLERANCE = 0.05  # of a state's length: bf16 differs by a hundredth, a wrong position by half
 LEAST = 4  # tokens of a context that are worth a cache
 EXPANDABLE = {
     "full_attention",
@@ -87,13 +88,23 @@ def shares_contexts(decoder: Decoder) -> bool:
     """Whether what a model keeps of a context can be copied to several continuations.
 
     It must take a cache, masks and positions; all its layers must be attention (a recurrent state, a convolution or a
-    compressed cache has no row of keys and values for each token); and they must hand on hidden states alone.
+    compressed cache has no row of keys and values for each token); they must hand on hidden states alone; and on a
+    few tokens, behind a padded context, it must give what it gives without a cache: some models number positions their way.
     """
     config = decoder.model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     takes = _inputs(decoder)
     sharing = takes >= {"attention_mask", "position_ids"} and bool(takes & set(CACHES))
-    return sharing and kinds <= EXPANDABLE and decoder.bare
+    return sharing and kinds <= EXPANDABLE and decoder.bare and _agrees(decoder)
+
+
+def _agrees(decoder: Decoder) -> bool:
+    """Whether states behind contexts of 8 and 12 tokens are those of whole sequences, up to TOLERANCE."""
+    first = int(decoder.model.get_submodule(decoder.anatomy.embedding).weight.shape[0]) // 2  # no special tokens there
+    probe = [Request(tuple(range(first, first + length + 2)), length) for length in (8, 12)]
+    (found,) = _after_contexts(decoder, probe, [[0], [1]], None)
+    expected = _whole(decoder, probe, found.requests)
+    return float((found.states - expected.states).norm() / expected.states.norm()) < TOLERANCE
 
 
 def _inputs(decoder: Decoder) -> set[str]:

@@ -1,4 +1,7 @@
-"""Standard tasks that read from a folder: the harness's task files, included, with only the source of the data swapped."""
+"""Task files for standard tasks: the harness's own, included, with nothing but the source of the data swapped.
+
+A folder that holds only these is read at once, where reading all that the harness ships takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ FORMATS = {".jsonl": "json", ".parquet": "parquet"}
 SPLITS = {"training_split": "train", "validation_split": "validation", "test_split": "test", "fewshot_split": "dev"}
 
 
-def write_overlays(names: Sequence[str], data: Path, stock: Path, folder: Path) -> None:
-    """Task files for the named standard tasks, into `folder`; stock: where the harness keeps its own.
+def write_overlays(names: Sequence[str], data: Path | None, stock: Path, folder: Path) -> None:
+    """Task files for the named standard tasks, into `folder`.
+
+    data: the folder of their documents, None for the hub. stock: the folder of the harness's own task files.
 
     Raises:
         DataError: `data` lacks a file that a task is evaluated on.
@@ -26,7 +31,8 @@ def write_overlays(names: Sequence[str], data: Path, stock: Path, folder: Path) 
         parts = [_part(task, path) for path in _stock_files(task, stock)]
         members = [f"{name}_{part}" if part else name for part in parts]
         for part, member, path in zip(parts, members, _stock_files(task, stock), strict=True):
-            _write(folder / f"{member}.yaml", {"include": str(path), "task": member, **_source(task, part, data)})
+            source = _source(task, part, data) if data else {}
+            _write(folder / f"{member}.yaml", {"include": str(path), "task": member, "tag": None, **source})
         if task.group:
             _write(folder / f"_{name}.yaml", {"include": str(stock / task.group), "task": members})
 
@@ -69,7 +75,6 @@ def _source(task: Task, part: str, data: Path) -> dict[str, Any]:
         "dataset_path": kinds.pop(),
         "dataset_name": None,
         "dataset_kwargs": {"data_files": present},
-        "tag": None,
         **absent,
     }
 
