@@ -100,7 +100,7 @@ def load(names: Sequence[str], *, data: Path | None = None, include: Path | None
         DataError: documents are not in the folder, or cannot be had from the hub.
     """
     standard = [name for name in names if name in TASKS]
-    with tempfile.TemporaryDirectory() as folder, _hushed():
+    with tempfile.TemporaryDirectory() as folder, hushed():
         write_overlays(standard, data, STOCK, Path(folder))
         paths = [folder, *([str(include)] if include else [])]
         manager = TaskManager(include_path=paths, include_defaults=set(standard) != set(names))
@@ -136,7 +136,7 @@ def run(loaded: Loaded, model: Model, *, limit: int | None = None, seed: int = 0
         {} if loaded.group is None else {group.name: group for group in (loaded.group, *loaded.group.get_all_groups())}
     )
     asked = {"tasks": dict(loaded.tasks), "groups": groups}
-    with _hushed():
+    with hushed():
         found = run_harness(model, asked, limit=limit, bootstrap_iters=0, log_samples=True)
     return _result(loaded, model, found, key)
 
@@ -196,7 +196,7 @@ def questions(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | N
         raise InputError(
             "--task", expected="a multiple-choice task", found=loaded.name, fix="name one, such as piqa or arc_easy"
         )
-    with _hushed():
+    with hushed():
         return [asked for task in loaded.tasks.values() for asked in _questions(task, tokenizer, limit)]
 
 
@@ -228,7 +228,7 @@ class Model(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
         max_length: int | None = None,
         progress: Progress = silent,
     ) -> None:
-        with _hushed():
+        with hushed():
             super().__init__(
                 pretrained=decoder.model,
                 tokenizer=tokenizer,
@@ -281,7 +281,7 @@ def _digests(documents: Any) -> str:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """The harness's bars and advice would interleave with ours; errors are raised all the same."""
     logger, tqdm = logging.getLogger("lm_eval"), lm_eval.api.task.tqdm
     before, bars = logger.level, datasets.utils.logging.is_progress_bar_enabled()
