@@ -280,7 +280,7 @@ def _show_collapse(found: Collapse) -> None:
     base = "its base" if found.against_base else "a small model that works"
     if not found.fallen:
         least = min(found.shares.values())
-        console.show(f"No collapse: what it writes keeps {least:.0%} or more of each measure of {base}.")
+        console.show(f"No loop and no silence: what it writes keeps {least:.0%} or more of each measure of {base}.")
         return
     values, wanted = asdict(found.fluency), asdict(found.base)
     rows = [
