@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby, islice
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import lm_eval.api.task
 import lm_eval.tasks
+import numpy as np
+from datasets.exceptions import DatasetsError
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -65,8 +68,10 @@ class Loaded:
 
     @property
     def metric(self) -> str:
-        """The metric that counts: the catalogue's, else the first that the task names."""
-        return TASKS[self.name].metric if self.name in TASKS else str(next(iter(self._first.aggregation())))
+        """The metric that counts: the catalogue's where the task has it, else the first that the task names."""
+        names = [str(name) for name in self._first.aggregation()]
+        standard = TASKS[self.name].metric if self.name in TASKS else names[0]
+        return standard if standard in names else names[0]
 
     @property
     def version(self) -> str:
@@ -107,17 +112,17 @@ def load(names: Sequence[str], *, data: Path | None = None, include: Path | None
         for name in names:
             if name not in manager.all_tasks:
                 raise unknown(name, manager.all_tasks)
-        return [loaded for name in names for loaded in _loaded(manager, name, data)]
+        return [loaded for name in names for loaded in _loaded(manager, name)]
 
 
-def _loaded(manager: Any, name: str, data: Path | None) -> list[Loaded]:
+def _loaded(manager: Any, name: str) -> list[Loaded]:
     """The task or group; of a tag, or of a group that has no value of its own, each task."""
     try:
         found = manager.load([name])
-    except OSError as error:  # what datasets and the hub raise, offline or for a data set that is not there
+    except (OSError, DatasetsError) as error:  # what datasets and the hub raise: offline, not there, or not to be read
         raise DataError(
             f"the data of {name}",
-            expected="them on the hub" if data is None else "them on the hub, for no layout of --data-dir has them",
+            expected="documents on the hub or in a folder",
             found=" ".join(str(error).split())[:200],
             fix="give --data-dir with the files that the page of evaluate lists, or --include with a task that reads yours",
         ) from error
@@ -180,9 +185,11 @@ def _of_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mappin
 
 
 def _outcome(metric: str, value: Any, better: bool) -> float:
-    """A document's number, higher being better: of a perplexity the log-likelihood per unit."""
+    """A document's number, higher being better; of a perplexity the log-likelihood per unit. NaN where it has none alone."""
     if metric in PERPLEXITIES:
         return float(value[0]) / float(value[1]) if isinstance(value, tuple | list) else float(value)
+    if not isinstance(value, Real | np.bool_):
+        return math.nan
     return float(value) if better else -float(value)
 
 
