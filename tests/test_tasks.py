@@ -267,7 +267,10 @@ def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
                 path.stem.removeprefix(f"{task.name}_") for path in (stock / task.stock).parent.glob(f"{task.name}_*")
             ]
             for part in parts if task.group else [""]:
-                write(tmp_path / "data" / f"{task.files[split].format(part=part)}.jsonl", [{"a": 1}])
+                write(
+                    tmp_path / "data" / f"{task.files[split].format(part=part)}.jsonl",
+                    [dict.fromkeys(task.columns.split(), 1)],
+                )
         folder.mkdir()
         write_overlays([task.name], tmp_path / "data", stock, folder)
         manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -303,6 +306,11 @@ def test_what_is_missing_is_said(checkpoint, data, tmp_path, monkeypatch):
         measured(checkpoint, "gsm8k", data=tmp_path)
     with pytest.raises(DataError, match="--data-dir"):
         measured(checkpoint, "piqa")  # the hub, which tests do not reach
+    for text, found in (('{"goal": "a", "label": 0}', "no sol1, sol2"), ("", "an empty file"), ("[", "line 1")):
+        (tmp_path / "piqa").mkdir(exist_ok=True)
+        (tmp_path / "piqa/validation.jsonl").write_text(text + "\n")
+        with pytest.raises(DataError, match=found):
+            measured(checkpoint, "piqa", data=tmp_path)
     for option in ({"limit": 0}, {"batch": 0}, {"data": tmp_path / "none"}, {"include": tmp_path / "none"}):
         with pytest.raises(InputError):
             Tasks("piqa", **option)

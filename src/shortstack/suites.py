@@ -23,7 +23,8 @@ class Task:
 
     metric: the one that counts. chance: what guessing gets on it; None where that has no meaning.
     evaluated: the split whose documents are asked. files: split -> file in a data folder, without .jsonl or .parquet;
-    `{part}` is a part's name. stock: the task's file among those the harness ships; group: that of the group its parts form.
+    `{part}` is a part's name. columns: what each document has, parted by spaces.
+    stock: the task's file among those the harness ships; group: that of the group its parts form.
     about: what is asked, and where it is from.
     """
 
@@ -32,14 +33,17 @@ class Task:
     chance: float | None
     evaluated: str
     files: Mapping[str, str]
+    columns: str
     stock: str
     about: str
     group: str | None = None
     needs: frozenset[str] = field(default=frozenset())  # splits beside `evaluated` without which it is another task
 
 
-def _choices(name: str, chance: float, evaluated: str, files: Mapping[str, str], stock: str, about: str) -> Task:
-    return Task(name, "acc", chance, evaluated, files, stock, about)
+def _choices(
+    name: str, chance: float, evaluated: str, files: Mapping[str, str], columns: str, stock: str, about: str
+) -> Task:
+    return Task(name, "acc", chance, evaluated, files, columns, stock, about)
 
 
 def _splits(stem: str, *splits: str) -> dict[str, str]:
@@ -55,6 +59,7 @@ TASKS: Mapping[str, Task] = {
             0.25,
             "test",
             {split: f"mmlu/{split}/{{part}}" for split in ("dev", "validation", "test")},
+            "question choices answer",
             "mmlu/default/mmlu_{part}.yaml",
             "57 subjects, four choices by letter (arXiv 2009.03300)",
             "mmlu/default/_mmlu.yaml",
@@ -65,6 +70,7 @@ TASKS: Mapping[str, Task] = {
             0.25,
             "test",
             {split: f"cmmlu/jsonl/{split}/{{part}}" for split in ("dev", "test")},
+            "Question A B C D Answer",
             "cmmlu/cmmlu_{part}.yaml",
             "67 subjects in Chinese, four choices by letter (arXiv 2306.09212)",
             "cmmlu/_cmmlu.yaml",
@@ -74,6 +80,7 @@ TASKS: Mapping[str, Task] = {
             0.5,
             "validation",
             _splits("piqa/", "train", "validation"),
+            "goal sol1 sol2 label",
             "piqa/piqa.yaml",
             "physical common sense, two choices (arXiv 1911.11641)",
         ),
@@ -82,6 +89,7 @@ TASKS: Mapping[str, Task] = {
             0.25,
             "test",
             _splits("openbookqa/", "train", "validation", "test"),
+            "question_stem choices answerKey",
             "openbookqa/openbookqa.yaml",
             "elementary science, four choices (arXiv 1809.02789)",
         ),
@@ -90,6 +98,7 @@ TASKS: Mapping[str, Task] = {
             0.5,
             "validation",
             _splits("winogrande/", "train", "validation"),
+            "sentence option1 option2 answer",
             "winogrande/default.yaml",
             "which of two nouns a pronoun means (arXiv 1907.10641)",
         ),
@@ -98,6 +107,7 @@ TASKS: Mapping[str, Task] = {
             0.25,
             "validation",
             _splits("hellaswag/", "train", "validation"),
+            "activity_label ctx_a ctx_b endings label",
             "hellaswag/hellaswag.yaml",
             "which of four endings goes on (arXiv 1905.07830)",
         ),
@@ -106,6 +116,7 @@ TASKS: Mapping[str, Task] = {
             0.25,
             "test",
             _splits("arc/ARC-Easy-", "train", "validation", "test"),
+            "question choices answerKey",
             "arc/arc_easy.yaml",
             "school science, mostly four choices (arXiv 1803.05457)",
         ),
@@ -114,6 +125,7 @@ TASKS: Mapping[str, Task] = {
             0.25,
             "test",
             _splits("arc/ARC-Challenge-", "train", "validation", "test"),
+            "question choices answerKey",
             "arc/arc_challenge.yaml",
             "the same, what retrieval and word counts get wrong",
         ),
@@ -123,6 +135,7 @@ TASKS: Mapping[str, Task] = {
             0.0,
             "test",
             _splits("gsm8k/", "train", "test"),
+            "question answer",
             "gsm8k/gsm8k.yaml",
             "school arithmetic, generated after five examples (arXiv 2110.14168)",
             needs=frozenset({"train"}),
@@ -137,6 +150,7 @@ TASKS: Mapping[str, Task] = {
                 "validation": "wikitext2/validation_document_level",
                 "train": "wikitext2/train_document_level",
             },
+            "page",
             "wikitext/wikitext.yaml",
             "perplexity per word of whole WikiText-2 pages (arXiv 1609.07843)",
         ),
@@ -146,6 +160,7 @@ TASKS: Mapping[str, Task] = {
             0.0,
             "test",
             _splits("lambada/", "test"),
+            "text",
             "lambada/lambada_openai.yaml",
             "the last word of a passage, as the likeliest one (arXiv 1606.06031)",
         ),
