@@ -219,7 +219,7 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
     if base:
         _show_against(evaluation, base)
     if evaluation.probes:
-        _show_probes(evaluation.probes)
+        _show_probes(evaluation.probes, base)
     if evaluation.collapse:
         _show_collapse(evaluation.collapse)
 
@@ -239,7 +239,9 @@ def _show_tasks(title: str, evaluation: Evaluation) -> None:
     ]
     console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "by guessing", "BOS"), rows)
     if evaluation.average is not None and len(evaluation.tasks) > 1:
-        console.show(f"Average: {evaluation.average:.4f}")
+        base = evaluation.base
+        beside = f", {base.model} {base.average:.4f}" if base and base.average is not None else ""
+        console.show(f"Average: {evaluation.average:.4f}{beside}")
 
 
 def _show_against(evaluation: Evaluation, base: Evaluation) -> None:
@@ -266,13 +268,18 @@ def _share_kept(retention: float | None, above_chance: float | None) -> str:
     return f"{retention:.0f} %" + ("" if above_chance is None else f" ({above_chance:.0f} %)")
 
 
-def _show_probes(probes: Mapping[str, Probed]) -> None:
-    """The share of each probe's items that were answered rightly."""
+def _show_probes(probes: Mapping[str, Probed], base: Evaluation | None) -> None:
+    """The share of each probe's items that were answered rightly, beside the base's."""
+
+    def right(found: Probed) -> str:
+        return f"{found.accuracy.value:.3f} +- {found.accuracy.stderr:.3f}"
+
     rows = [
-        (name, f"{found.accuracy.value:.3f} +- {found.accuracy.stderr:.3f}", f"{found.chance:.3f}", str(found.n))
+        (name, right(found), *([right(base.probes[name])] if base else []), f"{found.chance:.3f}", str(found.n))
         for name, found in probes.items()
     ]
-    console.show_table("probes, answered greedily", ("probe", "right +- s.e.", "by guessing", "items"), rows)
+    heading = ("probe", "right +- s.e.", *([base.model] if base else []), "by guessing", "items")
+    console.show_table("probes, answered greedily", heading, rows)
 
 
 def _show_collapse(found: Collapse) -> None:
