@@ -196,21 +196,20 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
     """What was measured, beside the unpruned model where that is known."""
     base = evaluation.base
     texts = {
-        (name, "" if each is evaluation else each.model): found
+        name + ", base" * (each is base): each.perplexity[name]
         for name in evaluation.perplexity
         for each in (evaluation, *([base] if base else []))
-        for found in (each.perplexity[name],)
     }
     rows = [
         (
-            f"{name}, {model}" if model else name,
+            name,
             console.number(found.value),
             f"{found.tokens:,}",
             f"{found.loss:.4f} +- {found.loss_stderr:.4f}" if found.windows["samples"] > 1 else f"{found.loss:.4f}",
             "yes" if found.windows["bos"] else "no",
             found.dtype,
         )
-        for (name, model), found in texts.items()
+        for name, found in texts.items()
     ]
     if rows:
         console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
@@ -240,7 +239,7 @@ def _show_tasks(title: str, evaluation: Evaluation) -> None:
     console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "by guessing", "BOS"), rows)
     if evaluation.average is not None and len(evaluation.tasks) > 1:
         base = evaluation.base
-        beside = f", {base.model} {base.average:.4f}" if base and base.average is not None else ""
+        beside = f", base {base.average:.4f}" if base and base.average is not None else ""
         console.show(f"Average: {evaluation.average:.4f}{beside}")
 
 
@@ -257,7 +256,7 @@ def _show_against(evaluation: Evaluation, base: Evaluation) -> None:
         )
         for name, found in evaluation.against.items()
     ]
-    heading = ("task", base.model, "here", "difference (95 %)", "p, Holm", "kept (above chance)")
+    heading = ("task", "base", "here", "difference (95 %)", "p, Holm", "kept (above chance)")
     if rows:
         console.show_table(f"against {base.model}, document by document", heading, rows)
 
@@ -278,7 +277,7 @@ def _show_probes(probes: Mapping[str, Probed], base: Evaluation | None) -> None:
         (name, right(found), *([right(base.probes[name])] if base else []), f"{found.chance:.3f}", str(found.n))
         for name, found in probes.items()
     ]
-    heading = ("probe", "right +- s.e.", *([base.model] if base else []), "by guessing", "items")
+    heading = ("probe", "right +- s.e.", *(["base"] if base else []), "by guessing", "items")
     console.show_table("probes, answered greedily", heading, rows)
 
 
