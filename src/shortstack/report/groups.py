@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,15 +24,15 @@ class Findings:
     tasks: tuple[str, ...]
     columns: tuple[str, ...]
     levels: Mapping[str, Sequence[str]]
+    usual: Mapping[str, str]
 
     @classmethod
     def of(cls, runs: Runs, found: Sequence[Result]) -> Findings:
         tasks = share_tasks(found)
         bases = unpruned(runs, tasks)
         columns = dict.fromkeys(name for each in (*found, *bases.values()) for name in each.measures)
-        return cls(
-            runs, tuple(found), bases, tuple(tasks), tuple(columns), varying(each.factors for each in found)
-        )
+        levels, usual = varying(each.factors for each in found), _usual(found)
+        return cls(runs, tuple(found), bases, tuple(tasks), tuple(columns), levels, usual)
 
     @property
     def headline(self) -> str | None:
@@ -51,7 +52,16 @@ class Findings:
     def label(self, result: Result, without: frozenset[str] | set[str] = frozenset()) -> str:
         """What sets this result apart from others, in words."""
         said = [result.factors[name] for name in self.levels if name not in without and result.factors.get(name)]
-        return " · ".join(brief(word) for word in said if word not in UNSAID)
+        return " · ".join(brief(word) for word in said if word not in UNSAID and word not in self.usual.values())
+
+
+def _usual(found: Sequence[Result]) -> dict[str, str]:
+    """The calibration and the healing data of most results: labels say only what is not usual."""
+    usual = {}
+    for name in ("calibration", "data"):
+        counts = Counter(each.factors[name] for each in found if each.factors[name] != NONE[name])
+        usual |= {name: level for level, _ in counts.most_common(1)}
+    return usual
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,8 @@ def groups(findings: Findings, factor: str) -> list[Group]:
         gathered.setdefault(_rest(result, {factor}), []).append(result)
     if factor == "metric":
         _spread_uncalibrated(gathered)
-    found = [_group(findings, factor, members) for members in gathered.values()]
-    return [group for group in found if len({group.named(each) for each in group.results}) > 1]
+    compared = [members for members in gathered.values() if len({each.factors[factor] for each in members}) > 1]
+    return [_group(findings, factor, members) for members in compared]
 
 
 def _rest(result: Result, without: set[str]) -> tuple[tuple[str, str], ...]:
@@ -108,6 +118,7 @@ def _without_calibration(key: tuple[tuple[str, str], ...]) -> tuple[tuple[str, s
 
 
 def _group(findings: Findings, factor: str, members: list[Result]) -> Group:
+    members = sorted(members, key=lambda each: findings.levels[factor].index(each.factors[factor]))
     first = members[-1]
     unhealed = _unhealed(findings, members) if factor in HEALING else None
     constant = {"heal"} if factor == "data" and "heal" not in findings.levels else set()

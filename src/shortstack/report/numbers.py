@@ -15,7 +15,7 @@ def shown(value: float | str | None, kind: str) -> str:
     >>> shown(0.5268, "share"), shown(11.254, "perplexity"), shown(1_179_680_000, "parameters"), shown(None, "share")
     ('52.7', '11.25', '1.18 B', '–')
     >>> shown(float("inf"), "perplexity"), shown(7931.4, "seconds"), shown(-0.217, "change")
-    ('∞', '2 h 12 min', '−21.7 %')
+    ('∞', '2 h 12 min', '−21.7%')
     """  # noqa: RUF002
     if value is None:
         return MISSING
@@ -72,14 +72,19 @@ def _parameters(value: float) -> str:
     return f"{value:.0f}"
 
 
+def _perplexity(value: float) -> str:
+    """Four digits, zeros too, so that numbers below each other have as many decimals."""
+    return console.number(value) if value >= 999.95 else f"{value:#.4g}"
+
+
 def _change(value: float) -> str:
-    return f"{100 * value:+.1f} %".replace("-", MINUS)
+    return f"{100 * value:+.1f}%".replace("-", MINUS)
 
 
 FORMS = {
     "share": lambda value: f"{100 * value:.1f}",
-    "percent": lambda value: f"{100 * value:.0f} %",
-    "perplexity": console.number,
+    "percent": lambda value: f"{100 * value:.0f}%",
+    "perplexity": _perplexity,
     "number": lambda value: f"{value:,.4g}",
     "loss": lambda value: f"{value:.3f}",
     "count": lambda value: f"{value:,.0f}",

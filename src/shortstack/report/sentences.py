@@ -10,7 +10,7 @@ from typing import Any
 
 from shortstack.report.comparing import Difference, difference
 from shortstack.report.groups import Findings, Group
-from shortstack.report.numbers import MINUS, counted, duration, listed, points, shown
+from shortstack.report.numbers import MINUS, MISSING, counted, duration, listed, points, shown
 from shortstack.report.results import AVERAGE, Measure, Result
 from shortstack.report.runs import Runs, Step
 from shortstack.report.settings import NONE, brief, factors
@@ -79,7 +79,7 @@ def of_refits(repairs: Sequence[Mapping[str, Any]]) -> str:
     if not shares:
         return ""
     kept = sum(bool(repair.get("kept", True)) for repair in repairs)
-    middle = f" of {100 * statistics.median(shares):.0f} % in the median" if len(shares) > 1 else f" of {100 * shares[0]:.0f} %"
+    middle = f" of {100 * statistics.median(shares):.0f}% in the median" if len(shares) > 1 else f" of {100 * shares[0]:.0f}%"
     return (
         f"Repair lowered the held-out loss in {kept} of {counted(len(repairs), 'cut')}: it takes back a share{middle} of what "
         "the cut added."
@@ -120,7 +120,7 @@ def of_sizes(profiles: Sequence[tuple[str, str, Step]]) -> str:
         less = 1 - short.get("weight_bytes", math.nan) / base["weight_bytes"]
         faster = _speedups(base, short)
         speed = f" and it writes {listed(faster)}" if faster else ""
-        said.append(f"Without {counted(int(name), 'layer')} the weights of {brief(model)} are {100 * less:.0f} % smaller{speed}.")
+        said.append(f"Without {counted(int(name), 'layer')} the weights of {brief(model)} are {100 * less:.0f}% smaller{speed}.")
     return " ".join(said)
 
 
@@ -147,7 +147,7 @@ def of_costs(runs: Runs, uses: Mapping[str, int]) -> str:
     hosts = {step.host for step in done if step.host}
     on = f" on {counted(len(hosts), 'machine')}" if hosts else ""
     sharing = f" Sharing them between trials saved {duration(saved)}." if saved >= 0.01 * total else ""
-    return f"{counted(len(done), 'step')} took {duration(total)}{on}, {100 * longest / total:.0f} % of it for {most}.{sharing}"
+    return f"{counted(len(done), 'step')} took {duration(total)}{on}, {100 * longest / total:.0f}% of it for {most}.{sharing}"
 
 
 def of_settings(found: Findings) -> str:
@@ -167,40 +167,50 @@ def of_settings(found: Findings) -> str:
 
 
 def opening(found: Findings) -> str:
-    """What was studied, in one sentence."""
+    """What was studied and what was measured."""
     known = [factors(trial.settings) for trial in found.runs.trials]
     if not known:
         return "The store holds no trial yet."
     levels = {name: _levels(known, name) for name in known[0]}
-    models = listed([brief(name) for name in levels["model"]] if len(levels["model"]) < 4 else [counted(len(levels["model"]), "model")])
-    parts = [f"{_amounts(levels['drop'])} of the layers of {models} were removed"]
-    for said, name, noun in (
-        ("chosen by", "metric", "metric"),
-        ("calibrated on", "calibration", "text"),
-        ("in turns with healing", "strategy", "schedule"),
-        ("repaired", "repair", ""),
-        ("healed by", "heal", "method"),
-        ("on", "data", "data set"),
-    ):
-        if levels[name]:
-            parts.append(f"{said} {_named(levels[name], noun)}".strip())
-    seeds = {trial.settings.get("seed") for trial in found.runs.trials}
-    repeats = f", with {len(seeds)} seeds" if len(seeds) > 1 else ""
+    cut = [
+        f"{_amounts(levels['drop'])} of the layers of {_named(levels['model'], 'model', most=3)} were removed",
+        *_part("chosen by {}", levels["metric"], "metric"),
+        *_part("calibrated on {}", levels["calibration"], "text"),
+    ]
+    ways = [
+        *_part("at once or in turns with healing ({})", levels["strategy"], "schedule", most=4),
+        *(["with and without repair"] if "repair" in found.levels else _part("with repair", levels["repair"], "")),
+        *_part("healed by {}", levels["heal"], "method"),
+        *_part("on {}", levels["data"], "data set"),
+    ]
+    seeds = len({trial.settings.get("seed") for trial in found.runs.trials})
+    ways += [f"with {seeds} seeds"] if seeds > 1 else []
     nouns = (("task", "task"), ("perplexity", "perplexity"), ("probe", "probe"))
     measured = [counted(len(found.measured(kind)), noun) for kind, noun in nouns if found.measured(kind)]
-    sentence = ", ".join(parts) + repeats + (f"; {listed(measured)} were measured." if measured else ".")
-    return sentence[0].upper() + sentence[1:]
+    sentences = [", ".join(cut), ", ".join(ways), f"measured on {listed(measured)}" if measured else ""]
+    said = "; ".join(sentence for sentence in sentences if sentence)
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def usual(found: Findings) -> str:
+    """What labels leave out."""
+    said = {"calibration": "calibrated on", "data": "healed on"}
+    varied = [f"{said[name]} {brief(level)}" for name, level in found.usual.items() if name in found.levels]
+    return f"Where nothing else is said: {listed(varied)}." if varied else ""
+
+
+def _part(said: str, levels: Sequence[str], noun: str, *, most: int = 2) -> list[str]:
+    return [said.format(_named(levels, noun, most=most))] if levels else []
+
+
+def _named(levels: Sequence[str], noun: str, *, most: int = 2) -> str:
+    """The names of a few, the number of many."""
+    return listed([brief(name) for name in levels]) if len(levels) <= most else counted(len(levels), noun)
 
 
 def _levels(known: Sequence[Mapping[str, str]], name: str) -> list[str]:
     """The levels of a factor that are something, in order."""
     return list(dict.fromkeys(each[name] for each in known if each[name] not in ("none", NONE.get(name))))
-
-
-def _named(levels: Sequence[str], noun: str) -> str:
-    if not noun:
-        return ""
-    return listed([brief(name) for name in levels]) if len(levels) < 3 else counted(len(levels), noun)
 
 
 def _amounts(levels: Sequence[str]) -> str:
@@ -210,6 +220,62 @@ def _amounts(levels: Sequence[str]) -> str:
     if len(levels) > 4:
         return f"{levels[0]} to {levels[-1]}"
     return listed([*levels]) if levels else "some"
+
+
+def key_figures(found: Findings) -> list[tuple[str, str, str]]:
+    """(what, number, what to make of it): the trials, the best at each amount removed, the time."""
+    states = Counter(trial.state for trial in found.runs.trials)
+    rest = [f"{count} {state}" for state, count in states.items() if state != "done"]
+    figures = [("trials done", f"{states['done']:,}", listed(rest) if rest else "none failed")]
+    figures += [_best_figure(found, amount, best) for amount, best in best_at_each(found)[:4]]
+    done = [step for step in found.runs.steps.values() if step.state == "done"]
+    hosts = {step.host for step in done if step.host}
+    on = f"{counted(len(done), 'step')} on {counted(max(1, len(hosts)), 'machine')}"
+    return [*figures, ("of computing", duration(sum(step.seconds or 0 for step in done)), on)]
+
+
+def best_at_each(found: Findings) -> list[tuple[str, Result]]:
+    """The best result of each amount removed, least removed first; of several models the one that keeps most."""
+    best: dict[str, Result] = {}
+    for each in found.results:
+        amount = each.factors["drop"]
+        if not math.isnan(_kept_share(found, each)) and (
+            amount not in best or _kept_share(found, each) > _kept_share(found, best[amount])
+        ):
+            best[amount] = each
+    return sorted(best.items(), key=lambda pair: pair[1].removed or 0)
+
+
+def _kept_share(found: Findings, result: Result) -> float:
+    """How good a result is beside its unpruned model; NaN where it was not measured."""
+    ours, base = found.score(result), found.score(found.bases.get(result.model))
+    if ours is None or math.isnan(ours.better):
+        return math.nan
+    if base is None or base.value == 0 or not math.isfinite(base.value):
+        return ours.better
+    return ours.value / base.value if ours.higher else base.value / ours.value
+
+
+def _best_figure(found: Findings, amount: str, best: Result) -> tuple[str, str, str]:
+    ours, base = found.score(best), found.score(found.bases.get(best.model))
+    about = [f"unpruned {_said(base)}"] if base else []
+    label = found.label(best, {"drop"})
+    return f"best {_column(found, plain=True)}, {amount} removed", _said(ours), "; ".join([*about, *([label] if label else [])])
+
+
+def of_depths(found: Findings) -> str:
+    """What the best setting of each amount keeps, and up to where it is not told apart from the unpruned model."""
+    said, fine = [], []
+    for amount, each in best_at_each(found):
+        ours, base = found.score(each), found.score(found.bases.get(each.model))
+        if ours and base:
+            change = difference(ours, base)
+            said.append(f"{_said(ours)} with {amount} removed")
+            fine += [] if _sure(change) and change.value < 0 else [amount]
+    if len(said) < 2:
+        return ""
+    near = f" Up to {fine[-1]} it is not told apart from the unpruned model." if fine else ""
+    return f"{_column(found)} of the best setting is {listed(said)}.{near}"
 
 
 # Sentences that several tables use
@@ -236,7 +302,7 @@ def _winners(found: Findings, compared: Sequence[Group]) -> list[str]:
         (first, best), (second, other) = _ranked(found, group)[:2]
         chance = "; the two are not told apart" if unsure else ""
         return [
-            f"{group.named(first)} is best, with {_said(found, best)} against {_said(found, other)} of {group.named(second)}{chance}."
+            f"{group.named(first)} is best, with {_said(best)} against {_said(other)} of {group.named(second)}{chance}."
         ]
     order = [f"{name} in {count}" for name, count in wins.most_common(3)]
     finite = [lead for lead in leads if math.isfinite(lead)]
@@ -258,7 +324,7 @@ def _kept(found: Findings, compared: Sequence[Group]) -> list[str]:
         return []
     share, group = max(pairs, key=lambda pair: pair[0])
     where = f" ({group.title})" if group.title else ""
-    return [f"At most {100 * share:.0f} % of the unpruned model's {_column(found, plain=True)} is kept{where}."]
+    return [f"At most {100 * share:.0f}% of the unpruned model's {_column(found, plain=True)} is kept{where}."]
 
 
 def _healed_back(found: Findings, compared: Sequence[Group]) -> list[str]:
@@ -271,7 +337,7 @@ def _healed_back(found: Findings, compared: Sequence[Group]) -> list[str]:
     if not shares:
         return []
     middle = " in the median" if len(shares) > 1 else ""
-    said = f"{100 * statistics.median(shares):.0f} %".replace("-", MINUS)
+    said = f"{100 * statistics.median(shares):.0f}%".replace("-", MINUS)
     return [f"The best healing brings back {said} of what pruning lost{middle}."]
 
 
@@ -332,9 +398,10 @@ def _column(found: Findings, *, plain: bool = False) -> str:
     return noun if plain else f"The {noun}"
 
 
-def _said(found: Findings, measure: Measure) -> str:
-    unit = " %" if measure.kind == "share" else ""
-    return shown(measure.value, measure.kind) + unit
+def _said(measure: Measure | None) -> str:
+    if measure is None:
+        return MISSING
+    return shown(measure.value, measure.kind) + ("%" if measure.kind == "share" else "")
 
 
 def _gap(found: Findings, gap: float, *, compared: bool = False) -> str:
