@@ -27,11 +27,11 @@ CREATE TABLE trial_steps(trial TEXT, role TEXT, step TEXT, PRIMARY KEY(trial, ro
 VERSIONS = {"shortstack": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0", "python": "3.13.5"}
 LAYERS, LAYER_BYTES, OTHER_BYTES = 30, 7_080_192, 56_624_256
 TASKS = {"piqa": (0.68, 0.5), "hellaswag": (0.42, 0.25), "arc_easy": (0.55, 0.25), "openbookqa": (0.33, 0.25)}
-HARM = {"tail": 1.0, "ppl": 0.75, "bi": 0.9, "taylor": 0.85, "magnitude-l1": 1.9, "random": 1.6}
+HARM = {"reverse": 1.0, "ppl": 0.75, "bi": 0.9, "taylor": 0.85, "magnitude-l1": 1.9, "random": 1.6}
 HEALS: dict[str, dict[str, Any]] = {
-    "partial": {"method": "partial", "last": 3, "data": "alpaca"},
-    "lora": {"method": "lora", "r": 8, "data": "alpaca"},
-    "full": {"method": "full", "data": "alpaca"},
+    "partial": {"name": "last 3", "data": "alpaca", "last": 3, "method": "partial"},
+    "lora": {"name": "lora", "data": "alpaca", "lr": 2e-4, "method": "lora"},
+    "full": {"name": "full", "data": "alpaca", "method": "full"},
 }
 GAIN = {"partial": 0.55, "lora": 0.45, "full": 0.62}
 
@@ -43,7 +43,7 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self.rows = sqlite3.connect(folder / "runs.sqlite")
         self.rows.executescript("PRAGMA journal_mode=WAL;" + SCHEMA)
-        self.rows.execute("INSERT INTO meta VALUES ('schema', '1'), ('shortstack', '0.1.0')")
+        self.rows.execute("INSERT INTO meta VALUES ('schema', '1'), ('shortstack', '0.1.0'), ('title', 'Which layers a small model can do without')")
         self.trials = 0
 
     def step(
@@ -84,8 +84,8 @@ class Store:
 
 def settings(**known: Any) -> dict[str, Any]:
     """A trial's settings with what most trials have."""
-    base = {"model": "demo", "drop": "25%", "metric": "tail", "calibration": None, "strategy": "one-shot"}
-    return {**base, "repair": False, "heal": None, "seed": 0, **known}
+    base = {"model": "demo", "drop": "25%", "metric": "reverse", "calibration": None, "strategy": "one-shot"}
+    return {**base, "repair": None, "heal": None, "seed": 0, **known}
 
 
 def task(outcomes: Iterable[float], metric: str = "acc") -> dict[str, Any]:
@@ -177,13 +177,13 @@ def scores(metrics: Iterable[str], samples: int = 10) -> dict[str, Any]:
         full = removal(metric, samples)
         found[metric] = [0.01 + full.index(layer) / LAYERS for layer in range(LAYERS)]
         order[metric] = full
-    return {"layers": LAYERS, "scores": found, "order": order, "tokens": {"source": "pydoc", "samples": 10, "length": 128}}
+    return {"layers": LAYERS, "scores": found, "order": order, "tokens": {"source": "pydoc", "samples": samples, "length": 128}}
 
 
 def removal(metric: str, samples: int) -> list[int]:
     """The order in which a metric removes layers: the tail first, more or less."""
     noise = random.Random(f"{metric}{samples}")
-    spread = {"tail": 0, "bi": 5, "ppl": 7, "taylor": 4}.get(metric, 60)
+    spread = {"reverse": 0, "bi": 5, "ppl": 7, "taylor": 4}.get(metric, 60)
     return sorted(range(LAYERS), key=lambda layer: -layer + noise.gauss(0, spread))
 
 
@@ -193,7 +193,7 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
     share = float(str(drop).rstrip("%")) / 100
     removed = max(1, round(LAYERS * share))
     seed = known["seed"]
-    harm = HARM[metric] * share * 1.8 * (1 if known["repair"] is False else 0.7) + 0.01 * seed
+    harm = HARM[metric] * share * 1.8 * (0.7 if known["repair"] else 1) + 0.01 * seed
     if known["calibration"]:
         harm += 0.02 * math.log10(known["calibration"]["samples"])
     if known["strategy"] != "one-shot":
@@ -204,9 +204,9 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
         "evaluate_base": store.step("evaluate", {"model": model}, evaluation(1.0, documents=documents), seconds=310),
         "profile_base": store.step("profile", {"model": model}, profile(LAYERS), seconds=31),
     }
-    if metric != "tail":
+    if metric != "reverse":
         calibrated = {**where, "calibration": known["calibration"]}
-        steps["score"] = store.step("score", calibrated, scores([name for name in HARM if name != "tail"], (known["calibration"] or {"samples": 10})["samples"]), seconds=48)
+        steps["score"] = store.step("score", calibrated, scores([name for name in HARM if name != "reverse"], (known["calibration"] or {"samples": 10})["samples"]), seconds=48)
     cut = {**where, "metric": metric, "drop": drop, "calibration": known["calibration"]}
     text = known["calibration"] or {"samples": 10}
     chosen = plan(metric, removed, seed if metric == "random" else text["samples"])
@@ -233,10 +233,10 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
 
 def grid() -> list[dict[str, Any]]:
     """A study of the kinds of comparison that a report has."""
-    calibration = {"source": "pydoc", "samples": 10, "length": 128}
+    calibration = {"text": "pydoc", "samples": 10, "length": 128, "seed": None}
     found = []
     for metric, drop, heal in itertools.product(HARM, ("10%", "25%", "50%"), (None, HEALS["partial"])):
-        text = None if metric in ("tail", "random", "magnitude-l1") else calibration
+        text = None if metric in ("reverse", "random", "magnitude-l1") else calibration
         found.append(settings(metric=metric, drop=drop, heal=heal, calibration=text))
     found += [settings(drop=drop, heal=HEALS[name]) for drop in ("25%", "50%") for name in ("lora", "full")]
     found += [settings(drop="25%", heal={**HEALS["partial"], "data": data}) for data in ("dolly", "pydoc")]
@@ -245,8 +245,8 @@ def grid() -> list[dict[str, Any]]:
         for metric in ("bi", "taylor")
         for samples in (1, 50)
     ]
-    found += [settings(metric=metric, repair=True, calibration=None if metric == "tail" else calibration) for metric in ("tail", "bi", "ppl")]
-    found += [settings(strategy="1:1:8", heal=HEALS["partial"]), settings(strategy="1:1:8", heal=HEALS["lora"])]
+    found += [settings(metric=metric, repair={"text": "pydoc", "samples": 256, "length": 128}, calibration=None if metric == "reverse" else calibration) for metric in ("reverse", "bi", "ppl")]
+    found += [settings(strategy="step 1", heal=HEALS["partial"]), settings(strategy="step 1", heal=HEALS["lora"])]
     return found
 
 
@@ -279,7 +279,7 @@ def add_failures(store: Store, documents: int) -> None:
     base = store.step("evaluate", {"model": "demo"}, None)
     for drop, loss, value in (("60%", 800.0, None), ("75%", math.nan, math.nan)):
         known = settings(drop=drop)
-        chosen = plan("tail", round(LAYERS * int(drop[:-1]) / 100))
+        chosen = plan("reverse", round(LAYERS * int(drop[:-1]) / 100))
         bad = evaluation(0.02, documents=documents) | {"perplexity": {"wikitext": perplexity(12.0) | {"loss": loss, "value": value}}}
         steps = {"plan": store.step("plan", {"drop": drop}, chosen), "evaluate_base": base}
         store.trial(known, {**steps, "evaluate_pruned": store.step("evaluate", {"drop": drop}, bad)})

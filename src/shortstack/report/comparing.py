@@ -14,7 +14,7 @@ from shortstack.pairs import mcnemar as exact
 from shortstack.report.results import Measure
 
 LEVEL = 0.05
-McNEMAR, PAIRED, UNPAIRED = "McNemar's exact test on the same documents", "paired documents", "standard errors alone"
+McNEMAR, PAIRED, UNPAIRED = "McNemar's exact test", "differences on the same documents", "standard errors alone"
 mcnemar = lru_cache(maxsize=None)(exact)  # large counts take a while, and rows that share a checkpoint share them
 
 

@@ -151,7 +151,7 @@ def _trade_off(found: Findings, model: str, column: str, facets: Facets, *, size
     lines = [_points_line(point, each, best, found.bases[model]) for point, each in placed]
     what = "size" if size else "speed"
     label = "weights" if size else "new tokens per second, one sequence"
-    x = axis(label, [point.x for point, _ in placed], lambda value: shown(value, "bytes" if size else "rate"))
+    x = axis(label, [point.x for point, _ in placed], lambda value: _size(value) if size else shown(value, "rate"))
     title = f"{noun} against {what}" + (f", {brief(model)}" if len(found.bases) > 1 else "")
     svg = charts.chart(
         x, axis(noun, [point.y for point, _ in placed], said, log=log), lines, title=title, front=best, facets=facets
@@ -159,6 +159,12 @@ def _trade_off(found: Findings, model: str, column: str, facets: Facets, *, size
     names = "; ".join(point.title for point in best[:6]) + ("; ..." if len(best) > 6 else "")
     caption = f"On the front, which nothing beats in both: {names}."
     return Figure(f"{what}-{model}", title, caption, svg)
+
+
+def _size(value: float) -> str:
+    """Bytes in few digits."""
+    number, unit = shown(value, "bytes").split()
+    return f"{float(number):.3g} {unit}"
 
 
 def _points_line(point: Point, result: Result, best: Sequence[Point], base: Result) -> Line:
@@ -265,10 +271,22 @@ def _losses(found: Findings, facets: Facets) -> list[Figure]:
             lines[step.key] = Line(label, points, None, each.factors, thin=trained)
     if not lines:
         return []
-    drawn = [line if line.colour is not None else replace(line, thin=()) for line in _coloured([*lines.values()], higher=False)]
+    drawn, legend = _by_level([*lines.values()], facets)
     everything = [value for line in drawn for value in (*(p.y for p in line.points), *(loss for _, loss in line.thin))]
     x = axis("optimizer steps", [point.x for line in drawn for point in line.points], lambda value: f"{value:,g}", whole=True)
     y = axis("loss (nats per token)", everything, lambda value: f"{value:.3g}")
     title = "Held-out loss while healing"
     svg = charts.chart(x, y, drawn, title=title, facets=facets)
-    return [Figure("losses", title, "Thin lines: the training loss.", svg, _legend(drawn, facets))]
+    return [Figure("losses", title, "Thin lines: the training loss.", svg, legend)]
+
+
+def _by_level(lines: Sequence[Line], facets: Facets) -> tuple[list[Line], tuple[tuple[Markup, str, str], ...]]:
+    """Coloured by the first factor that tells a few kinds apart, with those kinds as the legend."""
+    for factor in ("heal", "data", "drop", "metric"):
+        levels = list(dict.fromkeys(line.factors.get(factor, "") for line in lines))
+        if 1 < len(levels) <= charts.COLOURED:
+            drawn = [replace(line, colour=levels.index(line.factors[factor])) for line in lines]
+            names = [(charts.swatch(place), brief(level), facets({factor: level})) for place, level in enumerate(levels)]
+            return drawn, tuple(names)
+    drawn = _coloured(lines, higher=False)
+    return drawn, _legend(drawn, facets)

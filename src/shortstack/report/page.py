@@ -18,7 +18,7 @@ from markupsafe import Markup
 from shortstack.report import sentences
 from shortstack.report.figures import Figure, figures
 from shortstack.report.groups import Findings
-from shortstack.report.numbers import counted, duration, shown
+from shortstack.report.numbers import counted, duration, listed, shown
 from shortstack.report.runs import Runs, Step, Trial
 from shortstack.report.settings import brief
 from shortstack.report.table import Table
@@ -112,6 +112,11 @@ class Page:
     def environments(self) -> list[str]:
         """Each set of versions once; steps name it by its place."""
         return list(dict.fromkeys(_versions(step) for step in self.runs.steps.values() if step.versions))
+
+    @property
+    def tests(self) -> str:
+        """How differences were judged anywhere on the page."""
+        return listed(sorted({how for table in self.tables for how in table.tests}))
 
     @property
     def steps(self) -> list[Entry]:

@@ -67,7 +67,8 @@ class Result:
 
     @property
     def plans(self) -> list[Mapping[str, Any]]:
-        return [trial.result("plan", "prune") for trial in self.trials]
+        """What each trial removed; where pruning and healing took turns, the turns say it."""
+        return [trial.result("heal").get("plan") or trial.result("plan", "prune") for trial in self.trials]
 
     def first(self, *roles: str) -> Step | None:
         """The step of these roles in the first trial that has one done."""
@@ -86,9 +87,9 @@ class Result:
 def results(runs: Runs) -> list[Result]:
     """What was measured last of each setting: after healing where there was one. What measured nothing is left out."""
     grouped: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
-    for trial in runs.trials:
+    for trial, known in zip(runs.trials, factors([trial.settings for trial in runs.trials]), strict=True):
         if trial.step(*FINAL):
-            grouped.setdefault(tuple(factors(trial.settings).items()), []).append(trial)
+            grouped.setdefault(tuple(known.items()), []).append(trial)
     found = [_result(dict(key), trials, _last_role) for key, trials in grouped.items()]
     return _with_averages(found)
 
@@ -105,8 +106,7 @@ def before_healing(result: Result, tasks: Sequence[str]) -> Result | None:
 def unpruned(runs: Runs, tasks: Sequence[str]) -> dict[str, Result]:
     """The unpruned model's row, by model."""
     found: dict[str, Result] = {}
-    for trial in runs.trials:
-        known = factors(trial.settings)
+    for trial, known in zip(runs.trials, factors([trial.settings for trial in runs.trials]), strict=True):
         if known["model"] not in found and trial.step("evaluate_base"):
             row = {name: "" for name in known} | {"model": known["model"]}
             found[known["model"]] = _averaged(_result(row, [trial], lambda _: "evaluate_base"), tasks)

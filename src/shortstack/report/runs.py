@@ -65,6 +65,11 @@ class Runs:
     trials: tuple[Trial, ...]
     steps: Mapping[str, Step]
 
+    @property
+    def title(self) -> str:
+        """As the study's file has it, else the folder's name."""
+        return self.meta.get("title") or self.name
+
 
 def read(folder: str | Path) -> Runs:
     """All trials and steps in RUNS, as of one moment.

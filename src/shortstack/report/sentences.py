@@ -16,6 +16,15 @@ from shortstack.report.runs import Runs, Step
 from shortstack.report.settings import NONE, brief, factors
 
 SURE = 0.05
+DOING = {
+    "score": "scoring",
+    "plan": "planning",
+    "prune": "pruning",
+    "heal": "healing",
+    "turns": "pruning and healing in turns",
+    "evaluate": "evaluation",
+    "profile": "profiling",
+}
 
 
 def of_metrics(found: Findings, compared: Sequence[Group]) -> str:
@@ -147,7 +156,7 @@ def of_costs(runs: Runs, uses: Mapping[str, int]) -> str:
     hosts = {step.host for step in done if step.host}
     on = f" on {counted(len(hosts), 'machine')}" if hosts else ""
     sharing = f" Sharing them between trials saved {duration(saved)}." if saved >= 0.01 * total else ""
-    return f"{counted(len(done), 'step')} took {duration(total)}{on}, {100 * longest / total:.0f}% of it for {most}.{sharing}"
+    return f"{counted(len(done), 'step')} took {duration(total)}{on}, {100 * longest / total:.0f}% of it for {DOING.get(most, most)}.{sharing}"
 
 
 def of_settings(found: Findings) -> str:
@@ -159,8 +168,13 @@ def of_settings(found: Findings) -> str:
     for score, each in scored:
         base = found.score(found.bases.get(each.model))
         same += bool(base) and not (_sure(change := difference(score, base)) and change.value < 0)  # type: ignore[arg-type]
-    told = f"{same or 'None'} of {counted(len(scored), 'setting')} {'is' if same in (0, 1) else 'are'} not told apart from the unpruned model"
-    return f"{told} (each on its own, by {_column(found, plain=True)})." if found.bases else ""
+    all_of_them = counted(len(scored), "setting")
+    by = f"by {_column(found, plain=True)}, each on its own"
+    if not found.bases:
+        return ""
+    if not same:
+        return f"None of {all_of_them} reaches the unpruned model ({by})."
+    return f"{same} of {all_of_them} {'is' if same == 1 else 'are'} within noise of the unpruned model ({by})."
 
 
 # The opening
@@ -168,7 +182,7 @@ def of_settings(found: Findings) -> str:
 
 def opening(found: Findings) -> str:
     """What was studied and what was measured."""
-    known = [factors(trial.settings) for trial in found.runs.trials]
+    known = factors([trial.settings for trial in found.runs.trials])
     if not known:
         return "The store holds no trial yet."
     levels = {name: _levels(known, name) for name in known[0]}
@@ -178,7 +192,7 @@ def opening(found: Findings) -> str:
         *_part("calibrated on {}", levels["calibration"], "text"),
     ]
     ways = [
-        *_part("at once or in turns with healing ({})", levels["strategy"], "schedule", most=4),
+        *_part("at once or {}", levels["strategy"], "schedule", most=4),
         *(["with and without repair"] if "repair" in found.levels else _part("with repair", levels["repair"], "")),
         *_part("healed by {}", levels["heal"], "method"),
         *_part("on {}", levels["data"], "data set"),
@@ -264,7 +278,7 @@ def _best_figure(found: Findings, amount: str, best: Result) -> tuple[str, str, 
 
 
 def of_depths(found: Findings) -> str:
-    """What the best setting of each amount keeps, and up to where it is not told apart from the unpruned model."""
+    """The best setting of each amount removed, and up to where it is within noise of the unpruned model."""
     said, fine = [], []
     for amount, each in best_at_each(found):
         ours, base = found.score(each), found.score(found.bases.get(each.model))
@@ -274,7 +288,7 @@ def of_depths(found: Findings) -> str:
             fine += [] if _sure(change) and change.value < 0 else [amount]
     if len(said) < 2:
         return ""
-    near = f" Up to {fine[-1]} it is not told apart from the unpruned model." if fine else ""
+    near = f" Up to {fine[-1]} it is within noise of the unpruned model." if fine else ""
     return f"{_column(found)} of the best setting is {listed(said)}.{near}"
 
 
@@ -300,7 +314,7 @@ def _winners(found: Findings, compared: Sequence[Group]) -> list[str]:
     if total == 1:
         group = next(each for each in compared if len(_ranked(found, each)) > 1)
         (first, best), (second, other) = _ranked(found, group)[:2]
-        chance = "; the two are not told apart" if unsure else ""
+        chance = ", which is within noise" if unsure else ""
         return [
             f"{group.named(first)} is best, with {_said(best)} against {_said(other)} of {group.named(second)}{chance}."
         ]
@@ -309,7 +323,7 @@ def _winners(found: Findings, compared: Sequence[Group]) -> list[str]:
     by = f", by {_gap(found, statistics.median(finite))} in the median" if finite else ""
     return [
         f"{_column(found)} is best with {listed(order)} of {counted(total, 'comparison')}{by}.",
-        f"In {'all' if unsure == total else unsure or 'none'} of them the second best is not told apart from the best.",
+        f"In {'all' if unsure == total else unsure or 'none'} of them the second best is within noise of it.",
     ]
 
 

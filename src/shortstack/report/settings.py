@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 FACTORS = ("model", "drop", "metric", "calibration", "strategy", "repair", "heal", "data")
 NONE = {
+    "drop": "named layers",
     "calibration": "none",
     "strategy": "one-shot",
     "repair": "no repair",
@@ -14,33 +17,67 @@ NONE = {
     "data": "none",
 }
 DATA = ("data", "max_samples")  # of healing's settings, those that are a factor of their own
-NAMES = ("name", "method", "source", "strategy", "kind", "model", "data")
+NAMES = ("method", "text", "source", "data")
 
 
-def factors(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Each factor's level in words, without the seed; what healing learns from is a factor of its own.
+def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Each trial's factors in words, without the seed; what healing learns from is a factor of its own.
 
-    >>> factors({"model": "demo", "drop": "25%", "heal": {"method": "partial", "last": 3, "data": "pydoc"}, "seed": 1})
+    >>> heal = {"name": "last3", "method": "partial", "last": 3, "data": "pydoc"}
+    >>> factors([{"model": "demo", "drop": "25%", "metric": "bi", "heal": heal, "seed": 1}])
     ... # doctest: +NORMALIZE_WHITESPACE
-    {'model': 'demo', 'drop': '25%', 'metric': 'none', 'calibration': 'none', 'strategy': 'one-shot',
-     'repair': 'no repair', 'heal': 'partial (last 3)', 'data': 'pydoc'}
+    [{'model': 'demo', 'drop': '25%', 'metric': 'bi', 'calibration': 'none', 'strategy': 'one-shot',
+      'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
     """
-    found = dict(settings)
-    found.pop("seed", None)
+    named = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
+    return [_factors(settings, named) for settings in all_settings]
+
+
+def _factors(settings: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, str]:
+    found = {name: value for name, value in settings.items() if name != "seed"}
     heal = found.get("heal")
     if isinstance(heal, Mapping):
-        found["heal"] = {key: value for key, value in heal.items() if key not in DATA}
-        if heal.get("data") is not None:
-            found["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
+        found["heal"] = named[_kind(heal)]
+        found["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
+    if found.get("repair"):
+        found["repair"] = "repaired" if found["repair"] is True else f"repaired on {words(found['repair'])}"
     known = {name: words(found.pop(name, None), NONE.get(name, "none")) for name in FACTORS}
-    known["repair"] = "repaired" if known["repair"] == "yes" else known["repair"]
     return known | {name: words(value, "none") for name, value in sorted(found.items())}
+
+
+def healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A word for each way to heal, whatever it learns from: its name in the study, where it has one to itself.
+
+    Otherwise its method, with those options that not all ways have alike.
+    """
+    kinds = {_kind(heal): _options(heal) for heal in heals}
+    names: dict[str, set[str]] = {}
+    for heal in heals:
+        names.setdefault(_kind(heal), set()).add(str(heal.get("name") or ""))
+    uses = Counter(name for known in names.values() for name in known)
+    every = {key for options in kinds.values() for key in options}
+    differ = {key for key in every if len({json.dumps(options.get(key)) for options in kinds.values()}) > 1}
+    found = {}
+    for kind, options in kinds.items():
+        name = next(iter(names[kind]))
+        alone = len(names[kind]) == 1 and name and uses[name] == 1
+        telling = {key: value for key, value in options.items() if key == "method" or key in differ}
+        found[kind] = name if alone else words(telling, "healed")
+    return found
+
+
+def _options(heal: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in heal.items() if key not in (*DATA, "name")}
+
+
+def _kind(heal: Mapping[str, Any]) -> str:
+    return json.dumps(_options(heal), sort_keys=True)
 
 
 def words(value: Any, none: str = "none") -> str:
     """A setting in words.
 
-    >>> words({"source": "pydoc", "samples": 10, "length": 128}), words({"method": "lora", "r": 8}), words([1, 4, 8])
+    >>> words({"text": "pydoc", "samples": 10, "length": 128}), words({"method": "lora", "r": 8}), words([1, 4, 8])
     ('pydoc 10 x 128', 'lora (r 8)', '1:4:8')
     """
     if value is None or value is False or value in ("none", {}, []):
@@ -65,13 +102,15 @@ def _of_mapping(value: Mapping[str, Any]) -> str:
 
 
 def brief(name: str, length: int = 40) -> str:
-    """The beginning and the end of a long name.
+    """The beginning and the end of a long name; the end of a path, which tells most.
 
-    >>> brief("a" * 30 + "b" * 30, 20)
-    'aaaaaaaaaaaa…bbbbbbb'
+    >>> brief("a" * 30 + "b" * 30, 20), brief("/somewhere/in/a/folder/model-7b", 20)
+    ('aaaaaaaaaaaa…bbbbbbb', '…n/a/folder/model-7b')
     """
     if len(name) <= length:
         return name
+    if name.startswith(("/", "./", "../")):
+        return f"…{name[1 - length :]}"
     tail = (length - 1) * 2 // 5
     return f"{name[: length - 1 - tail]}…{name[-tail:]}"
 

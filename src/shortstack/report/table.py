@@ -12,9 +12,9 @@ from shortstack.report.results import Measure
 
 BELOW, ABOVE, NEAR = "↓", "↑", "≈"
 LEGEND = {
-    BELOW: "worse than the unpruned model",
-    ABOVE: "better than the unpruned model",
-    NEAR: "not told apart from the best of its column",
+    BELOW: "worse than unpruned",
+    ABOVE: "better than unpruned",
+    NEAR: "within noise of the best",
 }
 
 
@@ -100,7 +100,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """finding: what the numbers say, in sentences computed from them; note: how to read them."""
+    """finding: what the numbers say, in sentences computed from them."""
 
     key: str
     title: str
@@ -108,11 +108,15 @@ class Table:
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...]
     finding: str = ""
-    note: str = ""
 
     @property
     def rows(self) -> list[Row]:
         return [row for block in self.blocks for row in block.rows]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether rows are compared with each other in it."""
+        return any(cell.judgement.place for row in self.rows for cell in row.cells)
 
     @property
     def marks(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ def findings(runs: Runs) -> Findings:
     return Findings.of(runs, results(runs))
 
 
-def tables(found: Findings) -> list[Table]:
+def all_tables(found: Findings) -> list[Table]:
     """Every table that the runs have something for, in the order of the report."""
     made = [
         metrics(found),
