@@ -240,7 +240,7 @@ def _heat_map(found: Findings, step: Step) -> Figure:
 
     dots = f" Dots: the first {marked}." if marked else ""
     svg = charts.heat(places, title=title, titles=told, marked=marked)
-    return Figure(f"scores-{step.key[:12]}", title, f"Darker layers go earlier.{dots}", svg)
+    return Figure(f"scores-{step.key[:12]}", title, f"The stronger the colour, the earlier a layer goes.{dots}", svg)
 
 
 def _ordinal(number: int) -> str:

@@ -20,7 +20,7 @@ from shortstack.report.figures import Figure, figures
 from shortstack.report.groups import Findings
 from shortstack.report.numbers import counted, duration, listed, shown
 from shortstack.report.runs import Runs, Step, Trial
-from shortstack.report.settings import brief
+from shortstack.report.settings import brief, words
 from shortstack.report.table import Table
 
 FIRST_LINE = "<!doctype html><!-- shortstack report -->"
@@ -68,6 +68,7 @@ class Page:
         self.found, self.tables, self.version = found, tables, version
         self.runs = found.runs
         self.ids = {key: f"s{number}" for number, key in enumerate(self.runs.steps)}
+        self.titles = {self.ids[key]: f"{step.kind} {key[:8]}, {step.state}" for key, step in self.runs.steps.items()}
         self.tokens = {
             (name, level): f"{place}.{number}"
             for place, (name, levels) in enumerate(found.levels.items())
@@ -158,7 +159,7 @@ class Page:
         return Entry(self.ids[step.key], title, step.state, [(name, each) for name, each in facts if each], error=step.error)
 
     def _trial(self, trial: Trial) -> Entry:
-        settings = [(name, _said(value) if isinstance(value, Mapping) else str(value)) for name, value in trial.settings.items()]
+        settings = [(name, words(value)) for name, value in trial.settings.items()]
         links = [(role.replace("_", " "), self.ids[step.key]) for role, step in trial.steps.items()]
         return Entry(f"t{trial.number}", f"trial {trial.number}", trial.state, settings, links)
 

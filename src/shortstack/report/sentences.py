@@ -241,7 +241,7 @@ def key_figures(found: Findings) -> list[tuple[str, str, str]]:
     states = Counter(trial.state for trial in found.runs.trials)
     rest = [f"{count} {state}" for state, count in states.items() if state != "done"]
     figures = [("trials done", f"{states['done']:,}", listed(rest) if rest else "none failed")]
-    figures += [_best_figure(found, amount, best) for amount, best in best_at_each(found)[:4]]
+    figures += [_best_figure(found, amount, best) for amount, best in _spread(best_at_each(found), 4)]
     done = [step for step in found.runs.steps.values() if step.state == "done"]
     hosts = {step.host for step in done if step.host}
     on = f"{counted(len(done), 'step')} on {counted(max(1, len(hosts)), 'machine')}"
@@ -258,6 +258,17 @@ def best_at_each(found: Findings) -> list[tuple[str, Result]]:
         ):
             best[amount] = each
     return sorted(best.items(), key=lambda pair: pair[1].removed or 0)
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many items, the first and the last among them.
+
+    >>> _spread("abcdefg", 3)
+    ['a', 'd', 'g']
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 def _kept_share(found: Findings, result: Result) -> float:
@@ -280,7 +291,7 @@ def _best_figure(found: Findings, amount: str, best: Result) -> tuple[str, str, 
 def of_depths(found: Findings) -> str:
     """The best setting of each amount removed, and up to where it is within noise of the unpruned model."""
     said, fine = [], []
-    for amount, each in best_at_each(found):
+    for amount, each in _spread(best_at_each(found), 6):
         ours, base = found.score(each), found.score(found.bases.get(each.model))
         if ours and base:
             change = difference(ours, base)

@@ -10,7 +10,6 @@ from shortstack.planning import show_layers
 from shortstack.report import sentences
 from shortstack.report.comparing import judge
 from shortstack.report.groups import Findings, Group, groups, with_seeds_said
-from shortstack.report.numbers import duration
 from shortstack.report.results import AVERAGE, Measure, Result, results
 from shortstack.report.runs import Runs, Step
 from shortstack.report.table import Block, Cell, Column, Row, Table
@@ -470,7 +469,7 @@ def _setting_row(result: Result, kept: Iterable[str], columns: Sequence[str], *,
     sizes = [plan["bytes"] for plan in result.plans if plan.get("bytes")]
     stored = (sizes[0]["before"] if base else sizes[0]["after"]) if sizes else None
     cells = [
-        *(Cell(result.factors.get(name) or None, "text") for name in kept),
+        *(Cell(_level(result.factors.get(name)), "text") for name in kept),
         Cell(0 if base else result.removed, "count"),
         *(Cell.of(measures.get(name)) for name in columns),
         _step_cell(stored, "bytes", result.first("plan", "prune")),
@@ -481,6 +480,5 @@ def _setting_row(result: Result, kept: Iterable[str], columns: Sequence[str], *,
     return Row(label, tuple(cells), {"model": result.model} if base else result.factors, () if base else numbers, base)
 
 
-def total_time(runs: Runs) -> str:
-    """The time of all steps, in words."""
-    return duration(sum(step.seconds or 0 for step in runs.steps.values()))
+def _level(level: str | None) -> str | None:
+    return None if level in ("", "none") else level
