@@ -28,7 +28,7 @@ class _Part(BaseModel):
 
 
 class PlanPart(_Part):
-    """The options of plan that a recipe can set."""
+    """The options of plan that a recipe can set, and whether the cut is repaired."""
 
     metric: str | None = None
     drop: str | int | None = None
@@ -37,6 +37,7 @@ class PlanPart(_Part):
     search: bool = False
     keep_first: int = 0
     keep_last: int = 0
+    repair: bool = False
 
 
 class Recipe(_Part):
