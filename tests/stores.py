@@ -43,7 +43,10 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self.rows = sqlite3.connect(folder / "runs.sqlite")
         self.rows.executescript("PRAGMA journal_mode=WAL;" + SCHEMA)
-        self.rows.execute("INSERT INTO meta VALUES ('schema', '1'), ('shortstack', '0.1.0'), ('title', 'Which layers a small model can do without')")
+        self.rows.execute(
+            "INSERT INTO meta VALUES ('version', '1'), ('shortstack', '0.1.0'), ('title', ?)",
+            ("Which layers a small model can do without",),
+        )
         self.trials = 0
 
     def step(
@@ -70,9 +73,7 @@ class Store:
     def trial(self, settings: Mapping[str, Any], steps: Mapping[str, str], *, state: str = "done") -> None:
         self.trials += 1
         name = f"t{self.trials:04d}"
-        self.rows.execute(
-            "INSERT INTO trials VALUES (?,?,?,?)", (name, self.trials, json.dumps(settings), state)
-        )
+        self.rows.execute("INSERT INTO trials VALUES (?,?,?,?)", (name, self.trials, json.dumps(settings), state))
         self.rows.executemany(
             "INSERT INTO trial_steps VALUES (?,?,?)", [(name, role, step) for role, step in steps.items()]
         )
@@ -130,7 +131,11 @@ def evaluation(quality: float, *, documents: int = 400, names: Iterable[str] = T
 def profile(layers: int) -> dict[str, Any]:
     weight_bytes = OTHER_BYTES + layers * LAYER_BYTES
     speed = [
-        {"batch": batch, "prefill_tokens_per_s": rate * 30 / layers, "decode_tokens_per_s": rate / 20 * 31 / (layers + 1)}
+        {
+            "batch": batch,
+            "prefill_tokens_per_s": rate * 30 / layers,
+            "decode_tokens_per_s": rate / 20 * 31 / (layers + 1),
+        }
         for batch, rate in ((1, 900.0), (8, 2100.0))
     ]
     return {
@@ -163,7 +168,12 @@ def healed(method: str, loss: float) -> dict[str, Any]:
     noise = random.Random(f"{method}{loss}")
     losses = [[step, loss + 0.7 * math.exp(-step / 60) + noise.gauss(0, 0.03)] for step in range(10, 241, 10)]
     trained = {"partial": 38_938_176, "lora": 2_442_240, "full": 134_515_008}[method]
-    summary = {"first": losses[0][1], "last": losses[-1][1], "held_out": held_out[-1][1], "held_out_before": held_out[0][1]}
+    summary = {
+        "first": losses[0][1],
+        "last": losses[-1][1],
+        "held_out": held_out[-1][1],
+        "held_out_before": held_out[0][1],
+    }
     return {"method": method, "trainable_parameters": trained, "loss": summary, "steps": 240, "losses": losses} | {
         "held_out_losses": held_out,
         "seconds": {"partial": 410.0, "lora": 655.0, "full": 1290.0}[method],
@@ -177,7 +187,12 @@ def scores(metrics: Iterable[str], samples: int = 10) -> dict[str, Any]:
         full = removal(metric, samples)
         found[metric] = [0.01 + full.index(layer) / LAYERS for layer in range(LAYERS)]
         order[metric] = full
-    return {"layers": LAYERS, "scores": found, "order": order, "tokens": {"source": "pydoc", "samples": samples, "length": 128}}
+    return {
+        "layers": LAYERS,
+        "scores": found,
+        "order": order,
+        "tokens": {"source": "pydoc", "samples": samples, "length": 128},
+    }
 
 
 def removal(metric: str, samples: int) -> list[int]:
@@ -206,7 +221,12 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
     }
     if metric != "reverse":
         calibrated = {**where, "calibration": known["calibration"]}
-        steps["score"] = store.step("score", calibrated, scores([name for name in HARM if name != "reverse"], (known["calibration"] or {"samples": 10})["samples"]), seconds=48)
+        steps["score"] = store.step(
+            "score",
+            calibrated,
+            scores([name for name in HARM if name != "reverse"], (known["calibration"] or {"samples": 10})["samples"]),
+            seconds=48,
+        )
     cut = {**where, "metric": metric, "drop": drop, "calibration": known["calibration"]}
     text = known["calibration"] or {"samples": 10}
     chosen = plan(metric, removed, seed if metric == "random" else text["samples"])
@@ -214,17 +234,29 @@ def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -
     cut |= {"repair": known["repair"], "strategy": known["strategy"]}
     repair = None
     if known["repair"]:
-        fits = [{"layer": layer, "weight": "mlp.down_proj", "kind": "matrix", "ridge": 0.1, "error": 0.7} for layer in range(8)]
+        fits = [
+            {"layer": layer, "weight": "mlp.down_proj", "kind": "matrix", "ridge": 0.1, "error": 0.7}
+            for layer in range(8)
+        ]
         losses = {"loss_unpruned": 3.08, "loss_before": 3.08 + 3 * harm, "loss_after": 3.08 + 1.4 * harm}
         repair = {"fits": fits, **losses, "kept": True, "seconds": 66.0}
-    steps["prune"] = store.step("prune", cut, {**chosen, "repair": repair, "bytes_written": 1}, seconds=70 if repair else 1.5)
-    steps["profile"] = store.step("profile", {"model": model, "layers": LAYERS - removed}, profile(LAYERS - removed), seconds=29)
+    steps["prune"] = store.step(
+        "prune", cut, {**chosen, "repair": repair, "bytes_written": 1}, seconds=70 if repair else 1.5
+    )
+    steps["profile"] = store.step(
+        "profile", {"model": model, "layers": LAYERS - removed}, profile(LAYERS - removed), seconds=29
+    )
     steps["evaluate_pruned"] = store.step("evaluate", cut, evaluation(quality, documents=documents), seconds=260)
     if known["heal"]:
         method = known["heal"]["method"]
         cut |= {"heal": known["heal"]}
         better = quality + (1 - quality) * GAIN[method] * (1.1 if known["heal"].get("data") == "dolly" else 1)
-        steps["heal"] = store.step("heal", cut, healed(method, 2.2 + 0.9 * harm - 0.4 * GAIN[method]), seconds=healed(method, 1)["seconds"] * (8 if known["strategy"] != "one-shot" else 1))
+        steps["heal"] = store.step(
+            "heal",
+            cut,
+            healed(method, 2.2 + 0.9 * harm - 0.4 * GAIN[method]),
+            seconds=healed(method, 1)["seconds"] * (8 if known["strategy"] != "one-shot" else 1),
+        )
         steps["evaluate_healed"] = store.step(
             "evaluate", {**cut, "of": "healed"}, evaluation(better, documents=documents), seconds=255
         )
@@ -245,7 +277,14 @@ def grid() -> list[dict[str, Any]]:
         for metric in ("bi", "taylor")
         for samples in (1, 50)
     ]
-    found += [settings(metric=metric, repair={"text": "pydoc", "samples": 256, "length": 128}, calibration=None if metric == "reverse" else calibration) for metric in ("reverse", "bi", "ppl")]
+    found += [
+        settings(
+            metric=metric,
+            repair={"text": "pydoc", "samples": 256, "length": 128},
+            calibration=None if metric == "reverse" else calibration,
+        )
+        for metric in ("reverse", "bi", "ppl")
+    ]
     found += [settings(strategy="step 1", heal=HEALS["partial"]), settings(strategy="step 1", heal=HEALS["lora"])]
     return found
 
@@ -269,7 +308,9 @@ def write(folder: Path, *, trials: int | None = None, documents: int = 400, nast
 
 def add_failures(store: Store, documents: int) -> None:
     """Trials that failed, wait, measured infinities, or have names that are no names."""
-    trace = 'Traceback (most recent call last):\n  File "heal.py", line 3, in <module>\nTrainingError: <b>loss</b> is NaN'
+    trace = (
+        'Traceback (most recent call last):\n  File "heal.py", line 3, in <module>\nTrainingError: <b>loss</b> is NaN'
+    )
     wanted = settings(metric="magnitude-l1", drop="75%", heal=HEALS["full"])
     cut = store.step("plan", {"metric": "magnitude-l1", "drop": "75%"}, plan("magnitude-l1", 22))
     failed = store.step("heal", {"drop": "75%", "method": "full"}, None, error=trace, seconds=12)
@@ -280,7 +321,9 @@ def add_failures(store: Store, documents: int) -> None:
     for drop, loss, value in (("60%", 800.0, None), ("75%", math.nan, math.nan)):
         known = settings(drop=drop)
         chosen = plan("reverse", round(LAYERS * int(drop[:-1]) / 100))
-        bad = evaluation(0.02, documents=documents) | {"perplexity": {"wikitext": perplexity(12.0) | {"loss": loss, "value": value}}}
+        bad = evaluation(0.02, documents=documents) | {
+            "perplexity": {"wikitext": perplexity(12.0) | {"loss": loss, "value": value}}
+        }
         steps = {"plan": store.step("plan", {"drop": drop}, chosen), "evaluate_base": base}
         store.trial(known, {**steps, "evaluate_pruned": store.step("evaluate", {"drop": drop}, bad)})
 

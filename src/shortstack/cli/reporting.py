@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shortstack import console
-from shortstack.cli.application import app
-from shortstack.cli.options import Report, grouped
+from shortstack.cli.application import verb
+from shortstack.cli.options import Report
 from shortstack.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 
 
-@app.command()
-@grouped
+@verb()
 def report(
     runs: Annotated[Path, typer.Argument(help="Folder of a study, finished or not.", show_default=False)],
     said: Report,

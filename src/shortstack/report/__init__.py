@@ -11,8 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shortstack.jsonfiles import check_new, whole
-from shortstack.report import sentences, texts
+from shortstack.report import texts
 from shortstack.report.groups import Findings
+from shortstack.report.opening import opening
 from shortstack.report.page import FIRST_LINE, render
 from shortstack.report.runs import Runs, read
 from shortstack.report.table import Table
@@ -44,7 +45,7 @@ class Report:
         return render(self.found, self.tables, version=version("shortstack"))
 
     def markdown(self) -> str:
-        return texts.markdown(self.found.runs.title, sentences.opening(self.found), self.tables)
+        return texts.markdown(self.found.runs.title, opening(self.found), self.tables)
 
     def latex(self) -> str:
         """The tables for a paper that loads the package booktabs."""

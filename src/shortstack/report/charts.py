@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -59,7 +60,9 @@ class Axis:
         return start + (end - start) * min(1.0, max(0.0, (at - low) / ((high - low) or 1.0)))
 
 
-def axis(label: str, values: Iterable[float], said: Callable[[float], str], *, log: bool = False, whole: bool = False) -> Axis:
+def axis(
+    label: str, values: Iterable[float], said: Callable[[float], str], *, log: bool = False, whole: bool = False
+) -> Axis:
     """An axis with round numbers around the finite values.
 
     >>> axis("x", [0.12, 0.49], str).ticks
@@ -170,7 +173,7 @@ def _staircase(x: Axis, y: Axis, front: Sequence[Point]) -> Markup:
     """Steps through the points of a front: what is on their wrong side is beaten by one of them."""
     places = sorted((x.place(point.x, LEFT, WIDTH - RIGHT), y.place(point.y, HEIGHT - BOTTOM, TOP)) for point in front)
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
-    for (_, before), (at, height) in zip(places, places[1:], strict=False):
+    for (_, before), (at, height) in pairwise(places):
         path += f"H{at:.1f}V{height:.1f}" if height < before else f"V{height:.1f}H{at:.1f}"
     return tag("path", d=path, class_="front")
 
@@ -187,7 +190,9 @@ def _line(x: Axis, y: Axis, line: Line, facets: str) -> Markup:
         parts.append(_path([(across, up) for across, up, _ in places], "line"))
     parts += [_whisker(y, across, point) for across, _, point in places]
     shape = SHAPES[line.colour] if line.colour is not None else "circle"
-    parts += [_marker("infinite" if math.isinf(point.y) else shape, across, up, point.title) for across, up, point in places]
+    parts += [
+        _marker("infinite" if math.isinf(point.y) else shape, across, up, point.title) for across, up, point in places
+    ]
     colour = "grey" if line.colour is None else f"c{line.colour}"
     return tag("g", *parts, class_=f"series {colour}", data_f=facets or None)
 
@@ -204,7 +209,11 @@ def _whisker(y: Axis, across: float, point: Point) -> Markup:
         return Markup("")
     low, high = max(point.y - point.error, y.low), point.y + point.error
     ends = [y.place(value, HEIGHT - BOTTOM, TOP) for value in (low, high)]
-    return tag("line", x1=across, x2=across, y1=ends[0], y2=ends[1], class_="whisker") if ends[0] - ends[1] > 8 else Markup("")
+    return (
+        tag("line", x1=across, x2=across, y1=ends[0], y2=ends[1], class_="whisker")
+        if ends[0] - ends[1] > 8
+        else Markup("")
+    )
 
 
 def _marker(shape: str, x: float, y: float, title: str) -> Markup:
@@ -226,7 +235,9 @@ def swatch(colour: int | None) -> Markup:
     """The marker of a line, for a legend."""
     shape = SHAPES[colour] if colour is not None else "circle"
     kind = "grey" if colour is None else f"c{colour}"
-    return tag("svg", _marker(shape, 7.0, 7.0, ""), viewBox="0 0 14 14", class_=f"swatch series {kind}", aria_hidden="true")
+    return tag(
+        "svg", _marker(shape, 7.0, 7.0, ""), viewBox="0 0 14 14", class_=f"swatch series {kind}", aria_hidden="true"
+    )
 
 
 def heat(rows: Mapping[str, Sequence[float]], *, title: str, titles: Callable[[str, int], str], marked: int) -> Markup:
@@ -236,7 +247,15 @@ def heat(rows: Mapping[str, Sequence[float]], *, title: str, titles: Callable[[s
     parts = []
     for number, (name, row) in enumerate(rows.items()):
         top = number * high
-        parts.append(tag("text", name if len(name) < 16 else f"{name[:14]}…", x=NAMES - 8, y=top + high / 2 + 4, class_="tick end"))
+        parts.append(
+            tag(
+                "text",
+                name if len(name) < 16 else f"{name[:14]}…",
+                x=NAMES - 8,
+                y=top + high / 2 + 4,
+                class_="tick end",
+            )
+        )
         for column, place in enumerate(row):
             strength = 0.04 + 0.9 * (1 - place / max(1, columns - 1)) ** 1.6
             said = tag("title", titles(name, column))

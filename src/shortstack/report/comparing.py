@@ -137,7 +137,9 @@ def _block(
     against_best = _corrected({place: each.best for place, each in found.items() if each.best})
     return [
         {
-            column: Judgement(found[row, column].place, against_base.get((row, column)), against_best.get((row, column)))
+            column: Judgement(
+                found[row, column].place, against_base.get((row, column)), against_best.get((row, column))
+            )
             for column in columns
             if (row, column) in found
         }

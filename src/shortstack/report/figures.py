@@ -77,7 +77,9 @@ def _depth(found: Findings, model: str, column: str, facets: Facets) -> Figure |
     title = f"{noun} against layers removed" + (f", {brief(model)}" if len(found.bases) > 1 else "")
     beyond = " A triangle at the upper edge: infinite." if any(math.isinf(point.y) for point in points) else ""
     svg = charts.chart(x, y, drawn, title=title, references=levels, facets=facets)
-    return Figure(f"depth-{column}-{model}", title, f"Bars are one standard error.{beyond}", svg, _legend(drawn, facets))
+    return Figure(
+        f"depth-{column}-{model}", title, f"Bars are one standard error.{beyond}", svg, _legend(drawn, facets)
+    )
 
 
 def _scale(column: str) -> tuple[bool, str, Callable[[float], str]]:
@@ -94,8 +96,8 @@ def _shown_range(points: Sequence[Point]) -> list[float]:
 
 def _told(label: str, removed: int, measure: Measure) -> str:
     error = uncertainty(measure.value, measure.stderr, measure.kind)
-    unit = "%" if measure.kind == "share" else ""
-    return f"{label or 'pruned'}, {counted(removed, 'layer')} removed: {shown(measure.value, measure.kind)}{' ± ' + error if error else ''}{unit}"
+    value = shown(measure.value, measure.kind) + (f" ± {error}" if error else "") + "%" * (measure.kind == "share")
+    return f"{label or 'pruned'}, {counted(removed, 'layer')} removed: {value}"
 
 
 def _common(line: Sequence[tuple[Point, Result]]) -> dict[str, str]:
@@ -117,7 +119,9 @@ def _coloured(lines: Sequence[Line], *, higher: bool) -> list[Line]:
 
 def _legend(lines: Sequence[Line], facets: Facets) -> tuple[tuple[Markup, str, str], ...]:
     named = [
-        (charts.swatch(line.colour), line.name or "pruned", facets(line.factors)) for line in lines if line.colour is not None
+        (charts.swatch(line.colour), line.name or "pruned", facets(line.factors))
+        for line in lines
+        if line.colour is not None
     ]
     grey = sum(line.colour is None for line in lines)
     return (*named, *([(charts.swatch(None), counted(grey, "other"), "")] if grey else []))
@@ -143,7 +147,12 @@ def _trade_off(found: Findings, model: str, column: str, facets: Facets, *, size
         if measure and at is not None and math.isfinite(measure.value):
             name = "unpruned" if each is found.bases[model] else found.label(each, {"model"})
             where = shown(at, "bytes") if size else f"{shown(at, 'rate')} tokens/s"
-            placed.append((Point(at, measure.value, f"{name}: {where}, {shown(measure.value, measure.kind)}", measure.stderr), each))
+            placed.append(
+                (
+                    Point(at, measure.value, f"{name}: {where}, {shown(measure.value, measure.kind)}", measure.stderr),
+                    each,
+                )
+            )
     if len({point.x for point, _ in placed}) < 2:
         return None
     log, noun, said = _scale(column)
@@ -206,7 +215,9 @@ def _speed(result: Result, found: Findings, model: str) -> float | None:
     """New tokens per second of one sequence."""
     base = result is found.bases[model]
     step = result.first("profile_base" if base else "profile")
-    rates = {speed["batch"]: speed.get("decode_tokens_per_s") for speed in (step.result.get("speed") or ())} if step else {}
+    rates = (
+        {speed["batch"]: speed.get("decode_tokens_per_s") for speed in (step.result.get("speed") or ())} if step else {}
+    )
     return rates[min(rates)] if rates else None
 
 
@@ -273,7 +284,9 @@ def _losses(found: Findings, facets: Facets) -> list[Figure]:
         return []
     drawn, legend = _by_level([*lines.values()], facets)
     everything = [value for line in drawn for value in (*(p.y for p in line.points), *(loss for _, loss in line.thin))]
-    x = axis("optimizer steps", [point.x for line in drawn for point in line.points], lambda value: f"{value:,g}", whole=True)
+    x = axis(
+        "optimizer steps", [point.x for line in drawn for point in line.points], lambda value: f"{value:,g}", whole=True
+    )
     y = axis("loss (nats per token)", everything, lambda value: f"{value:.3g}")
     title = "Held-out loss while healing"
     svg = charts.chart(x, y, drawn, title=title, facets=facets)
@@ -286,7 +299,9 @@ def _by_level(lines: Sequence[Line], facets: Facets) -> tuple[list[Line], tuple[
         levels = list(dict.fromkeys(line.factors.get(factor, "") for line in lines))
         if 1 < len(levels) <= charts.COLOURED:
             drawn = [replace(line, colour=levels.index(line.factors[factor])) for line in lines]
-            names = [(charts.swatch(place), brief(level), facets({factor: level})) for place, level in enumerate(levels)]
+            names = [
+                (charts.swatch(place), brief(level), facets({factor: level})) for place, level in enumerate(levels)
+            ]
             return drawn, tuple(names)
     drawn = _coloured(lines, higher=False)
     return drawn, _legend(drawn, facets)

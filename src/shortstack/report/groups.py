@@ -57,10 +57,11 @@ class Findings:
 
 def _usual(found: Sequence[Result]) -> dict[str, str]:
     """The calibration and the healing data of most results: labels say only what is not usual."""
-    usual = {}
+    usual: dict[str, str] = {}
     for name in ("calibration", "data"):
         counts = Counter(each.factors[name] for each in found if each.factors[name] != NONE[name])
-        usual |= {name: level for level, _ in counts.most_common(1)}
+        if counts:
+            usual[name] = counts.most_common(1)[0][0]
     return usual
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,11 +15,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from shortstack.report import sentences
+from shortstack.report import opening
 from shortstack.report.figures import Figure, figures
 from shortstack.report.groups import Findings
 from shortstack.report.numbers import counted, duration, listed, shown
-from shortstack.report.runs import Runs, Step, Trial
+from shortstack.report.runs import Step, Trial
 from shortstack.report.settings import brief, words
 from shortstack.report.table import Table
 
@@ -88,15 +88,15 @@ class Page:
 
     @property
     def opening(self) -> str:
-        return sentences.opening(self.found)
+        return opening.opening(self.found)
 
     @property
     def usual(self) -> str:
-        return sentences.usual(self.found)
+        return opening.usual(self.found)
 
     @property
     def key_figures(self) -> list[tuple[str, str, str]]:
-        return sentences.key_figures(self.found)
+        return opening.key_figures(self.found)
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -104,7 +104,7 @@ class Page:
         placed: dict[str, list[Figure]] = {}
         for figure in figures(self.found, self.facets):
             placed.setdefault(PLACES[figure.key.split("-")[0]], []).append(figure)
-        found = [Section("depth", DEPTH, sentences.of_depths(self.found), placed.pop(DEPTH, []), None)]
+        found = [Section("depth", DEPTH, opening.of_depths(self.found), placed.pop(DEPTH, []), None)]
         found += [Section(each.key, each.title, each.finding, placed.pop(each.key, []), each) for each in self.tables]
         found += [Section(key, FALLBACKS[key], "", drawn, None) for key, drawn in placed.items()]
         return [section for section in found if section.figures or section.table]
@@ -156,7 +156,9 @@ class Page:
             ("versions", f"{environment}: {self.environments[environment - 1]}" if environment else None),
         ]
         title = f"{step.kind} {step.key[:8]}"
-        return Entry(self.ids[step.key], title, step.state, [(name, each) for name, each in facts if each], error=step.error)
+        return Entry(
+            self.ids[step.key], title, step.state, [(name, each) for name, each in facts if each], error=step.error
+        )
 
     def _trial(self, trial: Trial) -> Entry:
         settings = [(name, words(value)) for name, value in trial.settings.items()]

@@ -108,7 +108,7 @@ def unpruned(runs: Runs, tasks: Sequence[str]) -> dict[str, Result]:
     found: dict[str, Result] = {}
     for trial, known in zip(runs.trials, factors([trial.settings for trial in runs.trials]), strict=True):
         if known["model"] not in found and trial.step("evaluate_base"):
-            row = {name: "" for name in known} | {"model": known["model"]}
+            row = dict.fromkeys(known, "") | {"model": known["model"]}
             found[known["model"]] = _averaged(_result(row, [trial], lambda _: "evaluate_base"), tasks)
     return found
 

@@ -53,7 +53,9 @@ class Trial:
 
     def step(self, *roles: str) -> Step | None:
         """The first of these roles' steps that is done."""
-        return next((self.steps[role] for role in roles if role in self.steps and self.steps[role].state == "done"), None)
+        return next(
+            (self.steps[role] for role in roles if role in self.steps and self.steps[role].state == "done"), None
+        )
 
 
 @dataclass(frozen=True)
@@ -120,17 +122,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _step(row: sqlite3.Row) -> Step:
-    found = dict(row)
-    return Step(**{key: found.get(key) for key in Step.__dataclass_fields__} | _objects(found))
-
-
-def _objects(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {column: _object(row.get(column), column) for column in JSON_COLUMNS}
+    found: dict[str, Any] = {key: row[key] for key in Step.__dataclass_fields__}
+    return Step(**found | {column: _object(found[column], column) for column in JSON_COLUMNS})
 
 
 def _object(text: str | None, column: str) -> dict[str, Any]:
     """The JSON object in a column; empty where there is none."""
     data = json.loads(text) if text else {}
     if not isinstance(data, dict):
-        raise ValueError(f"{column} is {type(data).__name__}, not an object")
+        raise TypeError(f"{column} is {type(data).__name__}, not an object")
     return data

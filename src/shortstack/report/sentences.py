@@ -13,7 +13,7 @@ from shortstack.report.groups import Findings, Group
 from shortstack.report.numbers import MINUS, MISSING, counted, duration, listed, points, shown
 from shortstack.report.results import AVERAGE, Measure, Result
 from shortstack.report.runs import Runs, Step
-from shortstack.report.settings import NONE, brief, factors
+from shortstack.report.settings import NONE, brief
 
 SURE = 0.05
 DOING = {
@@ -51,20 +51,26 @@ def of_strategies(found: Findings, compared: Sequence[Group]) -> str:
 
 def of_calibrations(found: Findings, compared: Sequence[Group]) -> str:
     """How far each metric moves over the calibrations, and whether its layers do."""
-    spans = {}
+    spans: dict[str, list[float]] = {}
     for group in compared:
-        values = [score.better for each in group.results if (score := found.score(each)) and math.isfinite(score.better)]
+        values = [
+            score.better for each in group.results if (score := found.score(each)) and math.isfinite(score.better)
+        ]
         if len(values) > 1:
             spans.setdefault(group.results[0].factors["metric"], []).append(max(values) - min(values))
-    moved = sum(len({tuple(plan["removed"]) for each in group.results for plan in each.plans if "removed" in plan}) > 1 for group in compared)
-    said = [f"Other calibration text changes which layers go in {moved} of {counted(len(compared), 'comparison')}."]
+    moved = sum(
+        len({tuple(plan["removed"]) for each in group.results for plan in each.plans if "removed" in plan}) > 1
+        for group in compared
+    )
+    told = [f"Other calibration text changes which layers go in {moved} of {counted(len(compared), 'comparison')}."]
     if spans:
         most = max(spans, key=lambda metric: max(spans[metric]))
         middle = statistics.median(span for each in spans.values() for span in each)
-        said.append(
-            f"{_column(found)} moves by {_gap(found, middle)} in the median, at most by {_gap(found, max(spans[most]))}, with {most}."
+        told.append(
+            f"{column(found)} moves by {_gap(found, middle)} in the median, "
+            f"at most by {_gap(found, max(spans[most]))}, with {most}."
         )
-    return " ".join(said)
+    return " ".join(told)
 
 
 def of_data(found: Findings, compared: Sequence[Group]) -> str:
@@ -88,10 +94,14 @@ def of_refits(repairs: Sequence[Mapping[str, Any]]) -> str:
     if not shares:
         return ""
     kept = sum(bool(repair.get("kept", True)) for repair in repairs)
-    middle = f" of {100 * statistics.median(shares):.0f}% in the median" if len(shares) > 1 else f" of {100 * shares[0]:.0f}%"
+    middle = (
+        f" of {100 * statistics.median(shares):.0f}% in the median"
+        if len(shares) > 1
+        else f" of {100 * shares[0]:.0f}%"
+    )
     return (
-        f"Repair lowered the held-out loss in {kept} of {counted(len(repairs), 'cut')}: it takes back a share{middle} of what "
-        "the cut added."
+        f"Repair lowered the held-out loss in {kept} of {counted(len(repairs), 'cut')}: "
+        f"it takes back a share{middle} of what the cut added."
     )
 
 
@@ -114,13 +124,14 @@ def of_probes(found: Findings, columns: Sequence[str]) -> str:
     ]
     if not changes:
         return ""
-    worse = sum(_sure(change) and change.value < 0 for change in changes)
-    return f"In {worse} of {counted(len(changes), 'comparison')} a shorter model writes worse than its unpruned one, beyond chance."
+    worse = sum(sure(change) and change.value < 0 for change in changes)
+    told = f"In {worse} of {counted(len(changes), 'comparison')}"
+    return f"{told} a shorter model writes worse than its unpruned one, beyond chance."
 
 
 def of_sizes(profiles: Sequence[tuple[str, str, Step]]) -> str:
     """How much smaller and faster the shortest model is."""
-    said = []
+    told: list[str] = []
     for model in dict.fromkeys(model for model, _, _ in profiles):
         mine = [(name, step.result) for known, name, step in profiles if known == model]
         (first, base), (name, short) = mine[0], mine[-1]
@@ -129,8 +140,10 @@ def of_sizes(profiles: Sequence[tuple[str, str, Step]]) -> str:
         less = 1 - short.get("weight_bytes", math.nan) / base["weight_bytes"]
         faster = _speedups(base, short)
         speed = f" and it writes {listed(faster)}" if faster else ""
-        said.append(f"Without {counted(int(name), 'layer')} the weights of {brief(model)} are {100 * less:.0f}% smaller{speed}.")
-    return " ".join(said)
+        told.append(
+            f"Without {counted(int(name), 'layer')} the weights of {brief(model)} are {100 * less:.0f}% smaller{speed}."
+        )
+    return " ".join(told)
 
 
 def _speedups(base: Mapping[str, Any], short: Mapping[str, Any]) -> list[str]:
@@ -156,7 +169,10 @@ def of_costs(runs: Runs, uses: Mapping[str, int]) -> str:
     hosts = {step.host for step in done if step.host}
     on = f" on {counted(len(hosts), 'machine')}" if hosts else ""
     sharing = f" Sharing them between trials saved {duration(saved)}." if saved >= 0.01 * total else ""
-    return f"{counted(len(done), 'step')} took {duration(total)}{on}, {100 * longest / total:.0f}% of it for {DOING.get(most, most)}.{sharing}"
+    steps = counted(len(done), "step")
+    return (
+        f"{steps} took {duration(total)}{on}, {100 * longest / total:.0f}% of it for {DOING.get(most, most)}.{sharing}"
+    )
 
 
 def of_settings(found: Findings) -> str:
@@ -167,140 +183,14 @@ def of_settings(found: Findings) -> str:
     same = 0
     for score, each in scored:
         base = found.score(found.bases.get(each.model))
-        same += bool(base) and not (_sure(change := difference(score, base)) and change.value < 0)  # type: ignore[arg-type]
+        same += bool(base) and not (sure(change := difference(score, base)) and change.value < 0)  # type: ignore[arg-type]
     all_of_them = counted(len(scored), "setting")
-    by = f"by {_column(found, plain=True)}, each on its own"
+    by = f"by {column(found, plain=True)}, each on its own"
     if not found.bases:
         return ""
     if not same:
         return f"None of {all_of_them} reaches the unpruned model ({by})."
     return f"{same} of {all_of_them} {'is' if same == 1 else 'are'} within noise of the unpruned model ({by})."
-
-
-# The opening
-
-
-def opening(found: Findings) -> str:
-    """What was studied and what was measured."""
-    known = factors([trial.settings for trial in found.runs.trials])
-    if not known:
-        return "The store holds no trial yet."
-    levels = {name: _levels(known, name) for name in known[0]}
-    cut = [
-        f"{_amounts(levels['drop'])} of the layers of {_named(levels['model'], 'model', most=3)} were removed",
-        *_part("chosen by {}", levels["metric"], "metric"),
-        *_part("calibrated on {}", levels["calibration"], "text"),
-    ]
-    ways = [
-        *_part("at once or {}", levels["strategy"], "schedule", most=4),
-        *(["with and without repair"] if "repair" in found.levels else _part("with repair", levels["repair"], "")),
-        *_part("healed by {}", levels["heal"], "method"),
-        *_part("on {}", levels["data"], "data set"),
-    ]
-    seeds = len({trial.settings.get("seed") for trial in found.runs.trials})
-    ways += [f"with {seeds} seeds"] if seeds > 1 else []
-    nouns = (("task", "task"), ("perplexity", "perplexity"), ("probe", "probe"))
-    measured = [counted(len(found.measured(kind)), noun) for kind, noun in nouns if found.measured(kind)]
-    sentences = [", ".join(cut), ", ".join(ways), f"measured on {listed(measured)}" if measured else ""]
-    said = "; ".join(sentence for sentence in sentences if sentence)
-    return f"{said[0].upper()}{said[1:]}."
-
-
-def usual(found: Findings) -> str:
-    """What labels leave out."""
-    said = {"calibration": "calibrated on", "data": "healed on"}
-    varied = [f"{said[name]} {brief(level)}" for name, level in found.usual.items() if name in found.levels]
-    return f"Where nothing else is said: {listed(varied)}." if varied else ""
-
-
-def _part(said: str, levels: Sequence[str], noun: str, *, most: int = 2) -> list[str]:
-    return [said.format(_named(levels, noun, most=most))] if levels else []
-
-
-def _named(levels: Sequence[str], noun: str, *, most: int = 2) -> str:
-    """The names of a few, the number of many."""
-    return listed([brief(name) for name in levels]) if len(levels) <= most else counted(len(levels), noun)
-
-
-def _levels(known: Sequence[Mapping[str, str]], name: str) -> list[str]:
-    """The levels of a factor that are something, in order."""
-    return list(dict.fromkeys(each[name] for each in known if each[name] not in ("none", NONE.get(name))))
-
-
-def _amounts(levels: Sequence[str]) -> str:
-    """How much was removed, from the least to the most."""
-    if all(level.rstrip("%").replace(".", "", 1).isdigit() for level in levels):
-        levels = sorted(levels, key=lambda level: (level.endswith("%"), float(level.rstrip("%"))))
-    if len(levels) > 4:
-        return f"{levels[0]} to {levels[-1]}"
-    return listed([*levels]) if levels else "some"
-
-
-def key_figures(found: Findings) -> list[tuple[str, str, str]]:
-    """(what, number, what to make of it): the trials, the best at each amount removed, the time."""
-    states = Counter(trial.state for trial in found.runs.trials)
-    rest = [f"{count} {state}" for state, count in states.items() if state != "done"]
-    figures = [("trials done", f"{states['done']:,}", listed(rest) if rest else "none failed")]
-    figures += [_best_figure(found, amount, best) for amount, best in _spread(best_at_each(found), 4)]
-    done = [step for step in found.runs.steps.values() if step.state == "done"]
-    hosts = {step.host for step in done if step.host}
-    on = f"{counted(len(done), 'step')} on {counted(max(1, len(hosts)), 'machine')}"
-    return [*figures, ("of computing", duration(sum(step.seconds or 0 for step in done)), on)]
-
-
-def best_at_each(found: Findings) -> list[tuple[str, Result]]:
-    """The best result of each amount removed, least removed first; of several models the one that keeps most."""
-    best: dict[str, Result] = {}
-    for each in found.results:
-        amount = each.factors["drop"]
-        if not math.isnan(_kept_share(found, each)) and (
-            amount not in best or _kept_share(found, each) > _kept_share(found, best[amount])
-        ):
-            best[amount] = each
-    return sorted(best.items(), key=lambda pair: pair[1].removed or 0)
-
-
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many items, the first and the last among them.
-
-    >>> _spread("abcdefg", 3)
-    ['a', 'd', 'g']
-    """
-    if len(items) <= most:
-        return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
-
-
-def _kept_share(found: Findings, result: Result) -> float:
-    """How good a result is beside its unpruned model; NaN where it was not measured."""
-    ours, base = found.score(result), found.score(found.bases.get(result.model))
-    if ours is None or math.isnan(ours.better):
-        return math.nan
-    if base is None or base.value == 0 or not math.isfinite(base.value):
-        return ours.better
-    return ours.value / base.value if ours.higher else base.value / ours.value
-
-
-def _best_figure(found: Findings, amount: str, best: Result) -> tuple[str, str, str]:
-    ours, base = found.score(best), found.score(found.bases.get(best.model))
-    about = [f"unpruned {_said(base)}"] if base else []
-    label = found.label(best, {"drop"})
-    return f"best {_column(found, plain=True)}, {amount} removed", _said(ours), "; ".join([*about, *([label] if label else [])])
-
-
-def of_depths(found: Findings) -> str:
-    """The best setting of each amount removed, and up to where it is within noise of the unpruned model."""
-    said, fine = [], []
-    for amount, each in _spread(best_at_each(found), 6):
-        ours, base = found.score(each), found.score(found.bases.get(each.model))
-        if ours and base:
-            change = difference(ours, base)
-            said.append(f"{_said(ours)} with {amount} removed")
-            fine += [] if _sure(change) and change.value < 0 else [amount]
-    if len(said) < 2:
-        return ""
-    near = f" Up to {fine[-1]} it is within noise of the unpruned model." if fine else ""
-    return f"{_column(found)} of the best setting is {listed(said)}.{near}"
 
 
 # Sentences that several tables use
@@ -318,7 +208,7 @@ def _winners(found: Findings, compared: Sequence[Group]) -> list[str]:
         (first, best), (second, other) = ranked[0], ranked[1]
         wins[group.named(first)] += 1
         leads.append(best.better - other.better)
-        unsure += not _sure(difference(best, other))
+        unsure += not sure(difference(best, other))
     if not wins:
         return []
     total = sum(wins.values())
@@ -327,13 +217,13 @@ def _winners(found: Findings, compared: Sequence[Group]) -> list[str]:
         (first, best), (second, other) = _ranked(found, group)[:2]
         chance = ", which is within noise" if unsure else ""
         return [
-            f"{group.named(first)} is best, with {_said(best)} against {_said(other)} of {group.named(second)}{chance}."
+            f"{group.named(first)} is best, with {said(best)} against {said(other)} of {group.named(second)}{chance}."
         ]
     order = [f"{name} in {count}" for name, count in wins.most_common(3)]
     finite = [lead for lead in leads if math.isfinite(lead)]
     by = f", by {_gap(found, statistics.median(finite))} in the median" if finite else ""
     return [
-        f"{_column(found)} is best with {listed(order)} of {counted(total, 'comparison')}{by}.",
+        f"{column(found)} is best with {listed(order)} of {counted(total, 'comparison')}{by}.",
         f"In {'all' if unsure == total else unsure or 'none'} of them the second best is within noise of it.",
     ]
 
@@ -343,13 +233,16 @@ def _kept(found: Findings, compared: Sequence[Group]) -> list[str]:
     pairs = [
         (ranked[0][1].value / base.value, group)
         for group in compared
-        if (base := found.score(group.base)) and base.kind == "share" and base.value > 0 and (ranked := _ranked(found, group))
+        if (base := found.score(group.base))
+        and base.kind == "share"
+        and base.value > 0
+        and (ranked := _ranked(found, group))
     ]
     if not pairs:
         return []
     share, group = max(pairs, key=lambda pair: pair[0])
     where = f" ({group.title})" if group.title else ""
-    return [f"At most {100 * share:.0f}% of the unpruned model's {_column(found, plain=True)} is kept{where}."]
+    return [f"At most {100 * share:.0f}% of the unpruned model's {column(found, plain=True)} is kept{where}."]
 
 
 def _healed_back(found: Findings, compared: Sequence[Group]) -> list[str]:
@@ -362,8 +255,8 @@ def _healed_back(found: Findings, compared: Sequence[Group]) -> list[str]:
     if not shares:
         return []
     middle = " in the median" if len(shares) > 1 else ""
-    said = f"{100 * statistics.median(shares):.0f}%".replace("-", MINUS)
-    return [f"The best healing brings back {said} of what pruning lost{middle}."]
+    share = f"{100 * statistics.median(shares):.0f}%".replace("-", MINUS)
+    return [f"The best healing brings back {share} of what pruning lost{middle}."]
 
 
 def _times(compared: Sequence[Group]) -> list[str]:
@@ -390,12 +283,12 @@ def _pairwise(found: Findings, pairs: Iterable[tuple[Result, Result]], one: str,
     ]
     if not changes:
         return []
-    better, sure = sum(change.value > 0 for change in changes), sum(_sure(change) for change in changes)
+    better, beyond = sum(change.value > 0 for change in changes), sum(sure(change) for change in changes)
     values = [change.value for change in changes if math.isfinite(change.value)]
     middle = f", by {_gap(found, statistics.median(values), compared=True)} in the median" if values else ""
     return [
-        f"{one} the {_column(found, plain=True)} is better than {other} in {better} of {counted(len(changes), 'comparison')}"
-        f"{middle}; {sure or 'none'} of the differences {'is' if sure < 2 else 'are'} beyond chance."
+        f"{one} the {column(found, plain=True)} is better than {other} in {better} of {counted(len(changes), 'comparison')}"
+        f"{middle}; {beyond or 'none'} of the differences {'is' if beyond < 2 else 'are'} beyond chance."
     ]
 
 
@@ -411,11 +304,11 @@ def _ranked(found: Findings, group: Group) -> list[tuple[Result, Measure]]:
     return sorted(scored, key=lambda pair: -pair[1].better)
 
 
-def _sure(change: Difference) -> bool:
+def sure(change: Difference) -> bool:
     return change.p is not None and change.p < SURE
 
 
-def _column(found: Findings, *, plain: bool = False) -> str:
+def column(found: Findings, *, plain: bool = False) -> str:
     """The headline column as the subject of a sentence, or as a noun."""
     name = found.headline or ""
     kind, _, label = name.partition(":")
@@ -423,7 +316,7 @@ def _column(found: Findings, *, plain: bool = False) -> str:
     return noun if plain else f"The {noun}"
 
 
-def _said(measure: Measure | None) -> str:
+def said(measure: Measure | None) -> str:
     if measure is None:
         return MISSING
     return shown(measure.value, measure.kind) + ("%" if measure.kind == "share" else "")

@@ -212,11 +212,15 @@ def _column(found: Findings, name: str) -> Column:
     if name == AVERAGE:
         return Column(name, "average", "share", 1, f"plain mean of {len(found.tasks)} tasks, in percent")
     if kind == "perplexity":
-        return Column(name, label, "perplexity", -1, f"perplexity on {label}, {measure.n or 0:,} tokens; lower is better")
+        return Column(
+            name, label, "perplexity", -1, f"perplexity on {label}, {measure.n or 0:,} tokens; lower is better"
+        )
     on = f" on {measure.n:,} documents" if measure.n else ""
     unit = ", in percent" if measure.kind == "share" else ""
     better = 1 if measure.higher else -1
-    return Column(name, label, measure.kind, better, f"{label}{on}{unit}; {'higher' if better > 0 else 'lower'} is better")
+    return Column(
+        name, label, measure.kind, better, f"{label}{on}{unit}; {'higher' if better > 0 else 'lower'} is better"
+    )
 
 
 # Columns beside what was measured
@@ -282,20 +286,25 @@ MAKE_TIME: Extra = (
 def refits(found: Findings) -> Table | None:
     """What repair did to the held-out loss of its own text, a row for each repaired checkpoint."""
     columns = (
-        Column("unpruned", "unpruned", "perplexity", -1, "held-out perplexity of the unpruned model on the repair's text"),
+        Column(
+            "unpruned", "unpruned", "perplexity", -1, "held-out perplexity of the unpruned model on the repair's text"
+        ),
         Column("cut", "cut", "perplexity", -1, "after the cut"),
         Column("repaired", "repaired", "perplexity", -1, "after the repair"),
         Column("regained", "regained", "percent", 1, "share of the loss that the cut added and repair took away again"),
         Column("weights", "weights refitted", "count"),
         Column("seconds", "time", "seconds", -1),
     )
-    rows, told = [], []
+    rows: list[Row] = []
+    told = []
     for result in found.results:
         step = result.first("prune")
         repair = step.result.get("repair") if step else None
         if not step or not repair or step.key in {key for row in rows for cell in row.cells for key in cell.steps}:
             continue
-        rows.append(Row(found.label(result, {"heal", "data"}), _refit_cells(repair, step), result.factors, _numbers(result)))
+        rows.append(
+            Row(found.label(result, {"heal", "data"}), _refit_cells(repair, step), result.factors, _numbers(result))
+        )
         told.append(repair)
     if not rows:
         return None
@@ -327,7 +336,12 @@ def probes(found: Findings) -> Table | None:
         columns,
     )
     for (model, members), rows in zip(models.items(), judged, strict=True):
-        base = Row(UNPRUNED, tuple(Cell.of(found.bases[model].measures.get(name)) for name in columns), {"model": model}, base=True)
+        base = Row(
+            UNPRUNED,
+            tuple(Cell.of(found.bases[model].measures.get(name)) for name in columns),
+            {"model": model},
+            base=True,
+        )
         others = [
             Row(
                 found.label(each, varying) + with_seeds_said(each),
@@ -417,7 +431,9 @@ def costs(runs: Runs) -> Table | None:
         Column("failed", "failed", "count", -1),
         Column("seconds", "time", "seconds", -1, "time that the steps took together"),
         Column("longest", "longest", "seconds", -1, "time of the longest step"),
-        Column("saved", "saved", "seconds", 1, "time that the same steps would have taken again, had they not been shared"),
+        Column(
+            "saved", "saved", "seconds", 1, "time that the same steps would have taken again, had they not been shared"
+        ),
         Column("memory", "peak memory", "bytes", -1),
     )
     rows = [_cost_row(kind, steps, uses) for kind, steps in kinds.items()]

@@ -29,7 +29,12 @@ def markdown(title: str, opening: str, tables: Sequence[Table]) -> str:
     """A page of Markdown: best in bold, second best in italics."""
     parts = [f"# {markdown_text(title)}", markdown_text(opening)]
     for table in tables:
-        parts += [f"## {table.title}", markdown_text(table.finding), _markdown_table(table), _legend(table, "**bold**", "*italic*")]
+        parts += [
+            f"## {table.title}",
+            markdown_text(table.finding),
+            _markdown_table(table),
+            _legend(table, "**bold**", "*italic*"),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -40,7 +45,10 @@ def _markdown_table(table: Table) -> str:
     for block in table.blocks:
         if block.title:
             rows.append([f"**{markdown_text(block.title)}**", *[""] * len(table.columns)])
-        rows += [[_markdown_label(row), *(_written(cell, markdown_text, "**{}**", "*{}*", " {}") for cell in row.cells)] for row in block.rows]
+        rows += [
+            [_markdown_label(row), *(_written(cell, markdown_text, "**{}**", "*{}*", " {}") for cell in row.cells)]
+            for row in block.rows
+        ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -83,7 +91,9 @@ def _latex_table(table: Table) -> str:
         if block.title:
             lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{latex_text(block.title)}}}}} \\")
         for row in block.rows:
-            cells = [_written(cell, latex_text, r"\textbf{{{}}}", r"\underline{{{}}}", "$^{{{}}}$") for cell in row.cells]
+            cells = [
+                _written(cell, latex_text, r"\textbf{{{}}}", r"\underline{{{}}}", "$^{{{}}}$") for cell in row.cells
+            ]
             lines.append(" & ".join([latex_text(row.label), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
