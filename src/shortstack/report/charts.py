@@ -96,7 +96,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     inside = [tick for tick in ticks if low * 0.98 <= tick <= high * 1.02]
     if len(inside) > 8:
         inside = inside[:: math.ceil(len(inside) / 8)]
-    return inside or [low, high]
+    return inside if len(inside) > 1 else [low, high]
 
 
 def tag(name: str, *content: str | Markup, **attributes: object) -> Markup:

@@ -56,7 +56,7 @@ def _depth(found: Findings, model: str, column: str, facets: Facets) -> Figure |
     for each in found.results:
         measure = each.measures.get(column)
         if each.model == model and measure and each.removed is not None:
-            label = found.label(each, {"model", "drop"})
+            label = found.name(each, {"model", "drop"})
             point = Point(each.removed, measure.value, _told(label, each.removed, measure), measure.stderr)
             lines.setdefault(label, []).append((point, each))
     points = [point for line in lines.values() for point, _ in line]
@@ -97,7 +97,7 @@ def _shown_range(points: Sequence[Point]) -> list[float]:
 def _told(label: str, removed: int, measure: Measure) -> str:
     error = uncertainty(measure.value, measure.stderr, measure.kind)
     value = shown(measure.value, measure.kind) + (f" ± {error}" if error else "") + "%" * (measure.kind == "share")
-    return f"{label or 'pruned'}, {counted(removed, 'layer')} removed: {value}"
+    return f"{label}, {counted(removed, 'layer')} removed: {value}"
 
 
 def _common(line: Sequence[tuple[Point, Result]]) -> dict[str, str]:
@@ -118,11 +118,7 @@ def _coloured(lines: Sequence[Line], *, higher: bool) -> list[Line]:
 
 
 def _legend(lines: Sequence[Line], facets: Facets) -> tuple[tuple[Markup, str, str], ...]:
-    named = [
-        (charts.swatch(line.colour), line.name or "pruned", facets(line.factors))
-        for line in lines
-        if line.colour is not None
-    ]
+    named = [(charts.swatch(line.colour), line.name, facets(line.factors)) for line in lines if line.colour is not None]
     grey = sum(line.colour is None for line in lines)
     return (*named, *([(charts.swatch(None), counted(grey, "other"), "")] if grey else []))
 
@@ -145,7 +141,7 @@ def _trade_off(found: Findings, model: str, column: str, facets: Facets, *, size
     for each in (found.bases[model], *(result for result in found.results if result.model == model)):
         measure, at = each.measures.get(column), (_stored(each, found, model) if size else _speed(each, found, model))
         if measure and at is not None and math.isfinite(measure.value):
-            name = "unpruned" if each is found.bases[model] else found.label(each, {"model"})
+            name = "unpruned" if each is found.bases[model] else found.name(each, {"model"})
             where = shown(at, "bytes") if size else f"{shown(at, 'rate')} tokens/s"
             placed.append(
                 (
@@ -272,7 +268,7 @@ def _losses(found: Findings, facets: Facets) -> list[Figure]:
     for each in found.results:
         step = each.first("heal")
         if step and step.result.get("held_out_losses") and step.key not in lines:
-            label = found.label(each)
+            label = found.name(each)
             points = [
                 Point(at, loss, f"{label}, step {at:g}: held-out loss {shown(loss, 'loss')}")
                 for at, loss in step.result["held_out_losses"]

@@ -49,6 +49,10 @@ class Findings:
     def score(self, result: Result | None) -> Measure | None:
         return result.measures.get(self.headline) if result and self.headline else None
 
+    def name(self, result: Result, without: frozenset[str] | set[str] = frozenset()) -> str:
+        """The label, or a word where nothing needs telling apart."""
+        return self.label(result, without) or "pruned"
+
     def label(self, result: Result, without: frozenset[str] | set[str] = frozenset()) -> str:
         """What sets this result apart from others, in words."""
         said = [result.factors[name] for name in self.levels if name not in without and result.factors.get(name)]

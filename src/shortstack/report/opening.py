@@ -27,7 +27,7 @@ def opening(found: Findings) -> str:
         *_part("calibrated on {}", levels["calibration"], "text"),
     ]
     ways = [
-        *_part("at once or {}", levels["strategy"], "schedule", most=4),
+        *_part("at once or by {}", levels["strategy"], "schedule", most=4),
         *(["with and without repair"] if "repair" in found.levels else _part("with repair", levels["repair"], "")),
         *_part("healed by {}", levels["heal"], "method"),
         *_part("on {}", levels["data"], "data set"),

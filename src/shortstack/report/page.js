@@ -96,10 +96,16 @@
 
   // Where a number comes from: its step, as the list at the end has it, in a dialog.
   const dialog = one("origin-dialog");
-  const show = (ids) => {
+  const show = (ids, compared) => {
     const body = one("origin-body");
     const entries = ids.map(one).filter(Boolean);
     body.replaceChildren();
+    if (compared) {
+      const said = document.createElement("p");
+      said.className = "compared";
+      said.textContent = compared;
+      body.append(said);
+    }
     for (const entry of entries) {
       if (entries.length > 1) {
         const heading = document.createElement("h3");
@@ -116,7 +122,7 @@
     const link = event.target.closest("a.v");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    show(link.dataset.s ? link.dataset.s.trim().split(" ") : [link.hash.slice(1)]);
+    show(link.dataset.s ? link.dataset.s.trim().split(" ") : [link.hash.slice(1)], link.title);
   });
   one("close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());

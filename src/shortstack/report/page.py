@@ -15,10 +15,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from shortstack.report import opening
 from shortstack.report.figures import Figure, figures
 from shortstack.report.groups import Findings
 from shortstack.report.numbers import counted, duration, listed, shown
+from shortstack.report.opening import key_figures, of_depths, opening, usual
 from shortstack.report.runs import Step, Trial
 from shortstack.report.settings import brief, words
 from shortstack.report.table import Table
@@ -88,15 +88,15 @@ class Page:
 
     @property
     def opening(self) -> str:
-        return opening.opening(self.found)
+        return opening(self.found)
 
     @property
     def usual(self) -> str:
-        return opening.usual(self.found)
+        return usual(self.found)
 
     @property
     def key_figures(self) -> list[tuple[str, str, str]]:
-        return opening.key_figures(self.found)
+        return key_figures(self.found)
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -104,7 +104,7 @@ class Page:
         placed: dict[str, list[Figure]] = {}
         for figure in figures(self.found, self.facets):
             placed.setdefault(PLACES[figure.key.split("-")[0]], []).append(figure)
-        found = [Section("depth", DEPTH, opening.of_depths(self.found), placed.pop(DEPTH, []), None)]
+        found = [Section("depth", DEPTH, of_depths(self.found), placed.pop(DEPTH, []), None)]
         found += [Section(each.key, each.title, each.finding, placed.pop(each.key, []), each) for each in self.tables]
         found += [Section(key, FALLBACKS[key], "", drawn, None) for key, drawn in placed.items()]
         return [section for section in found if section.figures or section.table]

@@ -30,17 +30,20 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
       'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
     """
     named = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
-    return [_factors(settings, named) for settings in all_settings]
+    repairs = {json.dumps(each["repair"], sort_keys=True) for each in all_settings if each.get("repair")}
+    return [_factors(settings, named, one_repair=len(repairs) == 1) for settings in all_settings]
 
 
-def _factors(settings: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, str]:
+def _factors(settings: Mapping[str, Any], named: Mapping[str, str], *, one_repair: bool) -> dict[str, str]:
     found = {name: value for name, value in settings.items() if name != "seed"}
     heal = found.get("heal")
     if isinstance(heal, Mapping):
         found["heal"] = named[_kind(heal)]
         found["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
     if found.get("repair"):
-        found["repair"] = "repaired" if found["repair"] is True else f"repaired on {words(found['repair'])}"
+        found["repair"] = (
+            "repaired" if one_repair or found["repair"] is True else f"repaired on {words(found['repair'])}"
+        )
     known = {name: words(found.pop(name, None), NONE.get(name, "none")) for name in FACTORS}
     return known | {name: words(value, "none") for name, value in sorted(found.items())}
 

@@ -12,6 +12,7 @@ from shortstack.report.comparing import judge
 from shortstack.report.groups import Findings, Group, groups, with_seeds_said
 from shortstack.report.results import AVERAGE, Measure, Result, results
 from shortstack.report.runs import Runs, Step
+from shortstack.report.settings import brief
 from shortstack.report.table import Block, Cell, Column, Row, Table
 
 UNPRUNED = "unpruned"
@@ -303,7 +304,7 @@ def refits(found: Findings) -> Table | None:
         if not step or not repair or step.key in {key for row in rows for cell in row.cells for key in cell.steps}:
             continue
         rows.append(
-            Row(found.label(result, {"heal", "data"}), _refit_cells(repair, step), result.factors, _numbers(result))
+            Row(found.name(result, {"heal", "data"}), _refit_cells(repair, step), result.factors, _numbers(result))
         )
         told.append(repair)
     if not rows:
@@ -344,14 +345,14 @@ def probes(found: Findings) -> Table | None:
         )
         others = [
             Row(
-                found.label(each, varying) + with_seeds_said(each),
+                found.name(each, varying) + with_seeds_said(each),
                 tuple(Cell.of(each.measures.get(name), row.get(name)) for name in columns),
                 each.factors,
                 _numbers(each),
             )
             for each, row in zip(members, rows, strict=True)
         ]
-        blocks.append(Block(model if varying else "", (base, *others)))
+        blocks.append(Block(brief(model) if varying else "", (base, *others)))
     heads = tuple(_column(found, name) for name in columns)
     return Table("probes", "Can it still write", "setting", heads, tuple(blocks), sentences.of_probes(found, columns))
 
@@ -374,7 +375,7 @@ def sizes(found: Findings) -> Table | None:
     blocks = []
     for model in dict.fromkeys(model for model, _, _ in profiles):
         rows = [_size_row(name, step, batches, model) for known, name, step in profiles if known == model]
-        blocks.append(Block(model if "model" in found.levels else "", tuple(rows)))
+        blocks.append(Block(brief(model) if "model" in found.levels else "", tuple(rows)))
     return Table("sizes", "What it saves", "layers removed", columns, tuple(blocks), sentences.of_sizes(profiles))
 
 
