@@ -456,8 +456,8 @@ def test_the_verb_writes_a_page_and_says_what_was_found(
         cli.main()
     said = json.loads(capsys.readouterr().out)
     assert Path(said["output"]) == runs / "report.html"
-    assert said["trials"] == {"done": len(read(runs).trials)}
-    assert said["findings"]["metrics"] == table(Report.of(runs), "metrics").finding
+    assert said["trials"] == {"done": len(read(runs).trials), "running": 0, "failed": 0, "waiting": 0}
+    assert said["tables"][0]["finding"] == table(Report.of(runs), "metrics").finding
     monkeypatch.setattr(sys, "argv", ["shortstack", "report", str(runs), "--latex", "--markdown"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

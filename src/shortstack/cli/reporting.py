@@ -74,9 +74,10 @@ def _check_one_result(*asked: bool) -> None:
 
 def _summary(made: Made, page: Path | None, csv: Path | None) -> dict[str, Any]:
     """The result for machines: what was written, and what the tables say."""
+    states = Counter(trial.state for trial in made.found.runs.trials)
     return {
         "output": None if page is None else str(page),
         "csv": None if csv is None else str(csv),
-        "trials": dict(Counter(trial.state for trial in made.found.runs.trials)),
-        "findings": {table.key: table.finding for table in made.tables},
+        "trials": {state: states[state] for state in ("done", "running", "failed", "waiting")},
+        "tables": [{"key": table.key, "title": table.title, "finding": table.finding} for table in made.tables],
     }
