@@ -63,7 +63,7 @@ def _depth(found: Findings, model: str, column: str, facets: Facets) -> Figure |
     if len({point.x for point in points}) < 2:
         return None
     base = found.bases[model].measures.get(column) if model in found.bases else None
-    log, noun, said = _scale(column)
+    log, noun, said = _scale(found, column)
     levels = [("unpruned", base.value)] if base and math.isfinite(base.value) else []
     drawn = _coloured(
         [
@@ -82,12 +82,12 @@ def _depth(found: Findings, model: str, column: str, facets: Facets) -> Figure |
     )
 
 
-def _scale(column: str) -> tuple[bool, str, Callable[[float], str]]:
+def _scale(found: Findings, column: str) -> tuple[bool, str, Callable[[float], str]]:
     """Whether the axis is logarithmic, what it is called, and how it says a number."""
-    kind, _, name = column.partition(":")
-    if kind == "perplexity":
+    name = brief(found.names[column])
+    if column.startswith("perplexity:"):
         return True, f"perplexity on {name}", lambda value: shown(value, "perplexity")
-    return False, f"{name or 'average'} (%)", lambda value: f"{100 * value:.3g}"
+    return False, f"{name} (%)", lambda value: f"{100 * value:.3g}"
 
 
 def _shown_range(points: Sequence[Point]) -> list[float]:
@@ -151,7 +151,7 @@ def _trade_off(found: Findings, model: str, column: str, facets: Facets, *, size
             )
     if len({point.x for point, _ in placed}) < 2:
         return None
-    log, noun, said = _scale(column)
+    log, noun, said = _scale(found, column)
     best = front([point for point, _ in placed], less_x=size, less_y=log)
     lines = [_points_line(point, each, best, found.bases[model]) for point, each in placed]
     what = "size" if size else "speed"

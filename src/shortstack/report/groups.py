@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from shortstack.report.results import AVERAGE, Measure, Result, before_healing, share_tasks, unpruned
 from shortstack.report.runs import Runs
-from shortstack.report.settings import NONE, brief, varying
+from shortstack.report.settings import NONE, brief, tails, varying
 
 HEALING = {"heal", "data"}
 UNSAID = {NONE["calibration"], NONE["data"], NONE["strategy"], NONE["repair"]}  # what is plain needs no word
@@ -33,6 +34,12 @@ class Findings:
         columns = dict.fromkeys(name for each in (*found, *bases.values()) for name in each.measures)
         levels, usual = varying(each.factors for each in found), _usual(found)
         return cls(runs, tuple(found), bases, tuple(tasks), tuple(columns), levels, usual)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What a column is called: the task, text or probe, paths by their ends."""
+        shorter = tails(name.partition(":")[2] for name in self.columns)
+        return {name: shorter[name.partition(":")[2]] or name for name in self.columns}
 
     @property
     def headline(self) -> str | None:

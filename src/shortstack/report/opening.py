@@ -22,7 +22,7 @@ def opening(found: Findings) -> str:
         return "The store holds no trial yet."
     levels = {name: _levels(known, name) for name in known[0]}
     cut = [
-        f"{_amounts(levels['drop'])} of the layers of {_named(levels['model'], 'model', most=3)} were removed",
+        f"{_amounts(levels['drop'])} of {_named(levels['model'], 'model', most=3)} were removed",
         *_part("chosen by {}", levels["metric"], "metric"),
         *_part("calibrated on {}", levels["calibration"], "text"),
     ]
@@ -63,12 +63,23 @@ def _levels(known: Sequence[Mapping[str, str]], name: str) -> list[str]:
 
 
 def _amounts(levels: Sequence[str]) -> str:
-    """How much was removed, from the least to the most."""
+    """How many layers were removed, from the least to the most.
+
+    >>> _amounts(["50%", "25%"]), _amounts(["8", "4"]), _amounts([f"{n}%" for n in range(5, 80, 5)])
+    ('25% and 50% of the layers', '4 and 8 layers', '5% to 75% of the layers')
+    """
     if all(level.rstrip("%").replace(".", "", 1).isdigit() for level in levels):
         levels = sorted(levels, key=lambda level: (level.endswith("%"), float(level.rstrip("%"))))
-    if len(levels) > 4:
-        return f"{levels[0]} to {levels[-1]}"
-    return listed([*levels]) if levels else "some"
+    said = f"{levels[0]} to {levels[-1]}" if len(levels) > 4 else listed([*levels]) if levels else "some"
+    return f"{said} layers" if all(level.isdigit() for level in levels) else f"{said} of the layers"
+
+
+def _amount(level: str) -> str:
+    """
+    >>> _amount("25%"), _amount("1")
+    ('25%', '1 layer')
+    """
+    return counted(int(level), "layer") if level.isdigit() else level
 
 
 def key_figures(found: Findings) -> list[tuple[str, str, str]]:
@@ -134,8 +145,8 @@ def of_depths(found: Findings) -> str:
         ours, base = found.score(each), found.score(found.bases.get(each.model))
         if ours and base:
             change = difference(ours, base)
-            told.append(f"{said(ours)} with {amount} removed")
-            fine += [] if sure(change) and change.value < 0 else [amount]
+            told.append(f"{said(ours)} with {_amount(amount)} removed")
+            fine += [] if sure(change) and change.value < 0 else [_amount(amount)]
     if len(told) < 2:
         return ""
     near = f" Up to {fine[-1]} it is within noise of the unpruned model." if fine else ""

@@ -190,7 +190,8 @@ def of_settings(found: Findings) -> str:
         return ""
     if not same:
         return f"None of {all_of_them} reaches the unpruned model ({by})."
-    return f"{same} of {all_of_them} {'is' if same == 1 else 'are'} within noise of the unpruned model ({by})."
+    some = f"All {all_of_them}" if same == len(scored) > 1 else f"{same} of {all_of_them}"
+    return f"{some} {'is' if same == 1 else 'are'} within noise of the unpruned model ({by})."
 
 
 # Sentences that several tables use
@@ -311,7 +312,7 @@ def sure(change: Difference) -> bool:
 def column(found: Findings, *, plain: bool = False) -> str:
     """The headline column as the subject of a sentence, or as a noun."""
     name = found.headline or ""
-    kind, _, label = name.partition(":")
+    kind, label = name.partition(":")[0], brief(found.names.get(name, ""))
     noun = "average" if name == AVERAGE else f"perplexity on {label}" if kind == "perplexity" else f"score on {label}"
     return noun if plain else f"The {noun}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 FACTORS = ("model", "drop", "metric", "calibration", "strategy", "repair", "heal", "data")
@@ -29,6 +29,8 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     [{'model': 'demo', 'drop': '25%', 'metric': 'bi', 'calibration': 'none', 'strategy': 'one-shot',
       'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
     """
+    shorter = tails(each for settings in all_settings for each in _texts(settings))
+    all_settings = [_replaced(settings, shorter) for settings in all_settings]
     named = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
     repairs = {json.dumps(each["repair"], sort_keys=True) for each in all_settings if each.get("repair")}
     return [_factors(settings, named, one_repair=len(repairs) == 1) for settings in all_settings]
@@ -102,6 +104,45 @@ def _of_mapping(value: Mapping[str, Any]) -> str:
     if name is None:
         return windows.strip() + others
     return f"{value[name]}{windows}" + (f" ({others})" if others else "")
+
+
+def tails(names: Iterable[str]) -> dict[str, str]:
+    """Of each path as many of its last parts as tell it from the others; any other name as it is.
+
+    >>> tails(["/a/b/text.txt", "/a/c/text.txt", "/a/model", "org/name"])
+    {'/a/b/text.txt': 'b/text.txt', '/a/c/text.txt': 'c/text.txt', '/a/model': 'model', 'org/name': 'org/name'}
+    """
+    known = list(dict.fromkeys(names))
+    found = {}
+    for name in known:
+        parts = name.rstrip("/").split("/") if name.startswith(("/", "./", "../")) else [name]
+        ends = ("/".join(parts[-amount:]) for amount in range(1, len(parts)))
+        found[name] = next(
+            (end for end in ends if not any(_ends(other, end) for other in known if other != name)), name
+        )
+    return found
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.rstrip("/").endswith(f"/{end}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in settings, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+def _replaced(value: Any, shorter: Mapping[str, str]) -> Any:
+    """The same settings with other texts."""
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, shorter) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(item, shorter) for item in value]
+    return shorter.get(value, value) if isinstance(value, str) else value
 
 
 def brief(name: str, length: int = 40) -> str:

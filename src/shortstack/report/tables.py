@@ -208,7 +208,7 @@ def _average(found: Findings) -> list[str]:
 
 def _column(found: Findings, name: str) -> Column:
     """The heading of something measured."""
-    kind, _, label = name.partition(":")
+    kind, label = name.partition(":")[0], found.names[name]
     measure = next(each.measures[name] for each in (*found.results, *found.bases.values()) if name in each.measures)
     if name == AVERAGE:
         return Column(name, "average", "share", 1, f"plain mean of {len(found.tasks)} tasks, in percent")
