@@ -265,15 +265,18 @@ def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known | {"--help"}
 
 
+NAMED = {"scores": "METRIC", "window_scores": "METRIC", "order": "METRIC", "perplexity": "TEXT", "probes": "PROBE"}
+
+
 def keys(value: Any, path: str = "") -> set[str]:
-    """The dotted paths of a JSON value; METRIC and TEXT stand for names that the command chose."""
+    """The dotted paths of a JSON value; METRIC, TEXT and PROBE stand for names that the command chose."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return keys(value[0], f"{path}[]")
     if not isinstance(value, dict) or not value:
         return {path}
     found = set()
     for key, item in value.items():
-        name = {"scores": "METRIC", "window_scores": "METRIC", "order": "METRIC", "perplexity": "TEXT"}.get(path, key)
+        name = NAMED.get(path, key)
         found |= keys(item, f"{path}.{name}" if path else name)
     return found
 
