@@ -26,11 +26,11 @@ from pydoc_data import topics
 from typing import Any
 
 import pytest
-import stores
 import torch
 import typer
 
 import shortstack as ss
+import stores
 from shortstack import cli
 from zoo import speaking
 

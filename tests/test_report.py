@@ -247,6 +247,17 @@ def test_costs_count_each_step_once_and_what_sharing_saved(store: Store, tmp_pat
     assert (shown["steps"], shown["asked for"], shown["time"], shown["longest"], shown["saved"]) == (3, 4, 120, 60, 60)
 
 
+def test_a_collapse_is_said_beside_the_probes(store: Store, tmp_path: Path) -> None:
+    base = store.step("evaluate", {"of": "base"}, evaluation(1.0))
+    for drop, quality in (("25%", 0.8), ("50%", 0.3)):
+        step = store.step("evaluate", {"of": drop}, evaluation(quality))
+        store.trial(settings(drop=drop), {"evaluate_base": base, "evaluate_pruned": step})
+    found = table(made(store, tmp_path), "probes")
+    assert [each.cells[-1].value for each in found.rows] == ["fluent", "fluent", "collapsed: different tokens"]
+    assert found.rows[1].cells[0].value == pytest.approx(0.8**3)
+    assert "1 of 2 settings has collapsed" in found.finding
+
+
 def test_sizes_have_a_row_for_each_number_of_layers(store: Store, tmp_path: Path) -> None:
     base, profiled = store.step("profile", {"n": 30}, profile(30)), store.step("profile", {"n": 22}, profile(22))
     for metric in ("reverse", "bi"):

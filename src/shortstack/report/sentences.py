@@ -11,7 +11,7 @@ from typing import Any
 from shortstack.report.comparing import Difference, difference
 from shortstack.report.groups import Findings, Group
 from shortstack.report.numbers import MINUS, MISSING, counted, duration, listed, points, shown
-from shortstack.report.results import AVERAGE, Measure, Result
+from shortstack.report.results import AVERAGE, FINAL, Measure, Result
 from shortstack.report.runs import Runs, Step
 from shortstack.report.settings import NONE, brief
 
@@ -114,7 +114,7 @@ def regained(repair: Mapping[str, Any]) -> float | None:
 
 
 def of_probes(found: Findings, columns: Sequence[str]) -> str:
-    """How many settings write worse than the unpruned model does."""
+    """How often a shorter model writes worse than the unpruned one does, and how many have collapsed."""
     changes = [
         difference(each.measures[name], base.measures[name])
         for each in found.results
@@ -122,11 +122,13 @@ def of_probes(found: Findings, columns: Sequence[str]) -> str:
         for name in columns
         if name in each.measures and name in base.measures
     ]
-    if not changes:
-        return ""
     worse = sum(sure(change) and change.value < 0 for change in changes)
-    told = f"In {worse} of {counted(len(changes), 'comparison')}"
-    return f"{told} a shorter model writes worse than its unpruned one, beyond chance."
+    told = f"In {worse} of {counted(len(changes), 'comparison')} a shorter model answers worse than its unpruned one"
+    steps = [step for each in found.results if (step := each.first(*FINAL)) and step.result.get("collapse")]
+    collapsed = sum(bool(step.result["collapse"].get("collapsed")) for step in steps)
+    some = f"{collapsed or 'None'} of {counted(len(steps), 'setting')} {'has' if collapsed < 2 else 'have'}"
+    answers = [f"{told}, beyond chance."] if changes else []
+    return " ".join([*answers, *([f"{some} collapsed in free text."] if steps else [])])
 
 
 def of_sizes(profiles: Sequence[tuple[str, str, Step]]) -> str:

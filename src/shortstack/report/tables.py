@@ -8,9 +8,10 @@ from typing import Any
 
 from shortstack.planning import show_layers
 from shortstack.report import sentences
-from shortstack.report.comparing import judge
+from shortstack.report.comparing import Judgement, judge
 from shortstack.report.groups import Findings, Group, groups, with_seeds_said
-from shortstack.report.results import AVERAGE, Measure, Result, results
+from shortstack.report.numbers import listed
+from shortstack.report.results import AVERAGE, FINAL, Measure, Result, results
 from shortstack.report.runs import Runs, Step
 from shortstack.report.settings import brief
 from shortstack.report.table import Block, Cell, Column, Row, Table
@@ -325,36 +326,60 @@ def _refit_cells(repair: Mapping[str, Any], step: Step) -> tuple[Cell, ...]:
 
 
 def probes(found: Findings) -> Table | None:
-    """What the models write: small tasks whose answers a program knows."""
+    """What the models write: small tasks whose answers a program knows, and whether they go round in circles."""
     columns = found.measured("probe")
-    if not columns:
+    extras = [COLLAPSE] if any(_collapse(each).value for each in found.results) else []
+    if not columns and not extras:
         return None
-    models = {model: [each for each in found.results if each.model == model] for model in found.bases}
-    blocks, varying = [], {"model"} if "model" in found.levels else set()
+    varying = {"model"} if "model" in found.levels else set()
+    members = {base: [each for each in found.results if each.model == base] for base in found.bases}
     judged = judge(
-        [[each.measures for each in members] for members in models.values()],
-        [found.bases[model].measures for model in models],
+        [[each.measures for each in some] for some in members.values()],
+        [found.bases[model].measures for model in members],
         columns,
     )
-    for (model, members), rows in zip(models.items(), judged, strict=True):
-        base = Row(
-            UNPRUNED,
-            tuple(Cell.of(found.bases[model].measures.get(name)) for name in columns),
-            {"model": model},
-            base=True,
-        )
+    blocks = []
+    for (model, some), rows in zip(members.items(), judged, strict=True):
+        base = Row(UNPRUNED, _probe_cells(found.bases[model], columns, extras), {"model": model}, base=True)
         others = [
             Row(
                 found.name(each, varying) + with_seeds_said(each),
-                tuple(Cell.of(each.measures.get(name), row.get(name)) for name in columns),
+                _probe_cells(each, columns, extras, row),
                 each.factors,
                 _numbers(each),
             )
-            for each, row in zip(members, rows, strict=True)
+            for each, row in zip(some, rows, strict=True)
         ]
         blocks.append(Block(brief(model) if varying else "", (base, *others)))
-    heads = tuple(_column(found, name) for name in columns)
+    heads = (*(_column(found, name) for name in columns), *(column for column, _ in extras))
     return Table("probes", "Can it still write", "setting", heads, tuple(blocks), sentences.of_probes(found, columns))
+
+
+def _probe_cells(
+    result: Result, columns: Sequence[str], extras: Sequence[Extra], judged: Mapping[str, Judgement] | None = None
+) -> tuple[Cell, ...]:
+    plain = [Cell.of(result.measures.get(name), (judged or {}).get(name)) for name in columns]
+    return (*plain, *_cells(result, extras))
+
+
+def _collapse(result: Result) -> Cell:
+    """What a free text says of the model: nothing where it was not looked at."""
+    step = result.first(*FINAL, "evaluate_base")
+    found = (step.result.get("collapse") or {}) if step else {}
+    fallen = listed([str(name).replace("_", " ") for name in found.get("fallen") or ()])
+    words = (f"collapsed: {fallen}" if fallen else "collapsed") if found.get("collapsed") else "fluent"
+    return _step_cell(words if found else None, "text", step)
+
+
+COLLAPSE: Extra = (
+    Column(
+        "collapse",
+        "free text",
+        "text",
+        title="collapsed: loops, few words or silence",
+    ),
+    _collapse,
+)
 
 
 def sizes(found: Findings) -> Table | None:
