@@ -11,7 +11,7 @@ from shortstack.report import sentences
 from shortstack.report.comparing import Judgement, judge
 from shortstack.report.groups import Findings, Group, groups, with_seeds_said
 from shortstack.report.numbers import listed
-from shortstack.report.results import AVERAGE, FINAL, Measure, Result, results
+from shortstack.report.results import AVERAGE, FINAL, Result, results
 from shortstack.report.runs import Runs, Step
 from shortstack.report.settings import brief
 from shortstack.report.table import Block, Cell, Column, Row, Table
@@ -491,35 +491,33 @@ def every_setting(found: Findings) -> Table | None:
     """A row for each setting, to sort and filter; the unpruned models first."""
     if not found.results:
         return None
-    columns = [*_short_columns(found)]
-    kept = found.levels or {"metric": []}
+    columns = _short_columns(found)
     heads = (
-        *(Column(name, name, "text") for name in kept),
-        Column("count", "removed", "count", title="number of layers removed"),
         *(_column(found, name) for name in columns),
+        Column("count", "removed", "count", title="number of layers removed"),
         Column("bytes", "weights", "bytes", -1),
         Column("seconds", "time to make", "seconds", -1, "scoring, pruning and healing; evaluation is not counted"),
+        *(Column(name, name, "text") for name in found.levels),
     )
-    rows = [_setting_row(each, kept, columns, base=True) for each in found.bases.values()]
-    rows += [_setting_row(each, kept, columns) for each in found.results]
+    rows = [_setting_row(found, each, columns, base=True) for each in found.bases.values()]
+    rows += [_setting_row(found, each, columns) for each in found.results]
     title, block = "Every setting", Block("", tuple(rows))
-    return Table("settings", title, "trial", heads, (block,), sentences.of_settings(found))
+    return Table("settings", title, "setting", heads, (block,), sentences.of_settings(found))
 
 
-def _setting_row(result: Result, kept: Iterable[str], columns: Sequence[str], *, base: bool = False) -> Row:
-    measures: Mapping[str, Measure] = result.measures
+def _setting_row(found: Findings, result: Result, columns: Sequence[str], *, base: bool = False) -> Row:
     sizes = [plan["bytes"] for plan in result.plans if plan.get("bytes")]
     stored = (sizes[0]["before"] if base else sizes[0]["after"]) if sizes else None
-    cells = [
-        *(Cell(_level(result.factors.get(name)), "text") for name in kept),
+    cells = (
+        *(Cell.of(result.measures.get(name)) for name in columns),
         Cell(0 if base else result.removed, "count"),
-        *(Cell.of(measures.get(name)) for name in columns),
         _step_cell(stored, "bytes", result.first("plan", "prune")),
         Cell(None, "seconds") if base else _make_seconds(result),
-    ]
-    numbers = _numbers(result)
-    label = UNPRUNED if base else ", ".join(map(str, numbers[:3])) + ", ..." * (len(numbers) > 3)
-    return Row(label, tuple(cells), {"model": result.model} if base else result.factors, () if base else numbers, base)
+        *(Cell(_level(result.factors.get(name)), "text") for name in found.levels),
+    )
+    if base:
+        return Row(UNPRUNED, cells, {"model": result.model}, base=True)
+    return Row(found.name(result) + with_seeds_said(result), cells, result.factors, _numbers(result))
 
 
 def _level(level: str | None) -> str | None:
