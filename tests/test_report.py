@@ -330,6 +330,16 @@ def test_a_store_that_is_being_written_is_read_and_left_alone(store: Store, tmp_
     assert len(read(tmp_path / "runs").trials) == 3
 
 
+def test_what_a_killed_study_left_is_read_and_not_tidied(store: Store, tmp_path: Path) -> None:
+    two_metrics(store)
+    store.rows.commit()
+    killed = shutil.copytree(tmp_path / "runs", tmp_path / "killed")  # the log beside the database is not merged yet
+    before = {path.name: path.read_bytes() for path in killed.iterdir() if not path.name.endswith("-shm")}
+    assert len(read(killed).trials) == 2
+    assert {path.name: path.read_bytes() for path in killed.iterdir() if not path.name.endswith("-shm")} == before
+    assert before["runs.sqlite-wal"]
+
+
 def test_a_folder_without_a_store_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the folder of a study"):
         read(tmp_path)
