@@ -125,6 +125,9 @@ def test_infinite_numbers_sort_above_all_and_missing_ones_last(page: Page) -> No
     shown = column(page, "settings", number)
     assert shown[0] == "∞"
     assert shown[-1] == "NaN"
+    finite = values(shown[1:-1])
+    assert finite == sorted(finite, reverse=True)
+    assert finite[0] > 100 > finite[-1], "as words 99 would come before 100"
     heading.locator("button").click()
     shown = column(page, "settings", number)
     assert shown[-1] == "NaN"
