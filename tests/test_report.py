@@ -340,6 +340,13 @@ def test_what_a_killed_study_left_is_read_and_not_tidied(store: Store, tmp_path:
     assert before["runs.sqlite-wal"]
 
 
+def test_outcomes_that_are_not_of_the_documents_are_refused(store: Store, tmp_path: Path) -> None:
+    short = task(CUT) | {"documents": ["d1"]}
+    store.trial(settings(), {"evaluate_pruned": store.step("evaluate", {}, {"tasks": {"piqa": short}})})
+    with pytest.raises(DataError, match="an outcome of each document, found 40 of 1"):
+        made(store, tmp_path)
+
+
 def test_a_folder_without_a_store_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the folder of a study"):
         read(tmp_path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shortstack.errors import DataError
 from shortstack.report.runs import Runs, Step, Trial
 from shortstack.report.settings import NONE, factors
 
@@ -204,6 +205,13 @@ def _task(data: Mapping[str, Any], step: Step) -> Measure:
     share = "perplexity" not in str(data.get("metric", "")) and not value > 1
     values = data.get("outcomes") or []
     documents = data.get("documents") or range(len(values))
+    if len(documents) != len(values):
+        raise DataError(
+            f"step {step.key}",
+            expected="an outcome of each document",
+            found=f"{len(values)} of {len(documents)}",
+            fix="run it again",
+        )
     outcomes = {str(name): _number(each) for name, each in zip(documents, values, strict=True)}
     return Measure(
         "share" if share else "number",

@@ -36,17 +36,9 @@ def of_healing(found: Findings, compared: Sequence[Group]) -> str:
 
 
 def of_strategies(found: Findings, compared: Sequence[Group]) -> str:
-    pairs = [
-        (each, plain)
-        for group in compared
-        for plain in group.results
-        if group.named(plain) == NONE["strategy"]
-        for each in group.results
-        if each is not plain
-    ]
-    return " ".join([*_pairwise(found, pairs, "Step by step", "all at once"), *_slower(pairs)]) or " ".join(
-        _winners(found, compared)
-    )
+    pairs = _against_plain(compared, "strategy")
+    said = [*_pairwise(found, pairs, "Step by step", "all at once"), *_slower(pairs)]
+    return " ".join(said or _winners(found, compared))
 
 
 def of_calibrations(found: Findings, compared: Sequence[Group]) -> str:
@@ -78,15 +70,7 @@ def of_data(found: Findings, compared: Sequence[Group]) -> str:
 
 
 def of_repairs(found: Findings, compared: Sequence[Group]) -> str:
-    pairs = [
-        (each, plain)
-        for group in compared
-        for plain in group.results
-        if group.named(plain) == NONE["repair"]
-        for each in group.results
-        if each is not plain
-    ]
-    return " ".join(_pairwise(found, pairs, "With repair", "without"))
+    return " ".join(_pairwise(found, _against_plain(compared, "repair"), "With repair", "without"))
 
 
 def of_refits(repairs: Sequence[Mapping[str, Any]]) -> str:
@@ -275,6 +259,12 @@ def _times(compared: Sequence[Group]) -> list[str]:
     middle = {name: statistics.median(found) for name, found in times.items()}
     fast, slow = min(middle, key=middle.__getitem__), max(middle, key=middle.__getitem__)
     return [f"{fast} is quickest ({duration(middle[fast])} in the median), {slow} slowest ({duration(middle[slow])})."]
+
+
+def _against_plain(compared: Sequence[Group], factor: str) -> list[tuple[Result, Result]]:
+    """Each result of a group beside the one at which the factor is at its plain level."""
+    plain = [(group, each) for group in compared for each in group.results if group.named(each) == NONE[factor]]
+    return [(each, one) for group, one in plain for each in group.results if each is not one]
 
 
 def _pairwise(found: Findings, pairs: Iterable[tuple[Result, Result]], one: str, other: str) -> list[str]:
