@@ -2,10 +2,10 @@
 
     python studies/best.py C4_JSONL WIKI_VALID WIKI_TEST DATA_DIR
 
-The layers are searched for, the cut is repaired, and each candidate heals from there on the same samples of C4 and pydoc, one
-epoch. The candidate with the lowest loss on validation text (held-out pydoc and WIKI_VALID, none of it trained on) is chosen;
-recipes/best.yaml is that one. It is then judged on what took no part in the choice: WIKI_TEST, and the first documents of
-tasks read from DATA_DIR (laid out as docs/evaluate.md says), those of the quick trials apart from the rest. Writes
+The layers are searched for, the cut is repaired, and each candidate heals from there on the same samples of C4 and pydoc,
+one epoch. The candidate with the lowest loss on validation text (held-out pydoc and WIKI_VALID, none of it trained on) is
+chosen; recipes/best.yaml is that one. It is then judged on what took no part in the choice: WIKI_TEST, and the first documents
+of tasks read from DATA_DIR (laid out as docs/evaluate.md says), those of the quick trials apart from the rest. Writes
 studies/best.md.
 """
 
@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 import transformers
-from healing import mixed
 
 import shortstack as ss
+from healing import mixed
 from shortstack.evaluation import measure
 from shortstack.planning import show_layers
 from shortstack.walk import Decoder
@@ -121,7 +121,7 @@ def page(line: Line, chosen: ss.Plan, validation: Mapping[str, list[float]], fou
 
 
 def _rows(name: str, found: ss.Evaluation) -> list[str]:
-    wiki = [each.value for text, each in found.perplexity.items() if text != "pydoc"][0]
+    wiki = next(each.value for text, each in found.perplexity.items() if text != "pydoc")
     parts = {f"first {FIRST}": slice(0, FIRST), f"{FIRST} to {LIMIT}": slice(FIRST, LIMIT)}
     return [
         f"| {name} | {wiki:.4g} | {label} | "
