@@ -30,11 +30,8 @@ import torch
 import typer
 
 import shortstack as ss
-<<<<<<< HEAD
-from documents import data_folder
-=======
 import stores
->>>>>>> ff33167a589d620f2fff33d0e0d0da328a5fc0f3
+from documents import data_folder
 from shortstack import cli
 from zoo import speaking
 
