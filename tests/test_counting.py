@@ -36,7 +36,7 @@ def on_meta(directory, config):
     [(24, 6_285_365_248, 368_654_680_064), (32, 8_030_261_248, 480_332_218_368)],
 )
 def test_llama_31_8b_has_the_papers_parameters_and_macs(tmp_path, layers, parameters, multiplied):
-    """arXiv 2411.15558, table 9: 6.29 B and 368.65 G for 24 layers and 64 tokens; by the same rule 8.03 B, 480.33 G for 32."""
+    """arXiv 2411.15558, table 9, for 64 tokens: 6.29 B and 368.65 G with 24 layers; by its rule 8.03 B, 480.33 G with 32."""
     model, anatomy = on_meta(tmp_path, LlamaConfig(num_hidden_layers=layers, **LLAMA_8B))
     found, counted = parts(model, anatomy), macs(model, tokens=64)
     assert found.total == parameters
@@ -112,6 +112,16 @@ def test_routed_experts_multiply_only_for_the_tokens_they_get(tmp_path):
     token = 8 * (attention + 32 * 4 + 2 * 3 * 32 * 48) + 32 * 96  # two of four experts, and the router
     assert counted.total == 16 * token + 8 * 2 * 16 * 16 * 32
     assert counted.paper is None
+
+
+def test_what_depends_on_values_is_not_counted(tmp_path):
+    config = CONFIG_MAPPING["jetmoe"](
+        vocab_size=96, hidden_size=16, num_hidden_layers=2, kv_channels=8, intermediate_size=8, num_local_experts=4
+    )
+    model, anatomy = on_meta(tmp_path, config)
+    assert macs(model, tokens=4) is None
+    assert cache_bytes(model) is None
+    assert parts(model, anatomy).total == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_counting_leaves_the_model_as_it_was(tmp_path):

@@ -271,7 +271,13 @@ def keys(value: Any, path: str = "") -> set[str]:
         return {path}
     found = set()
     for key, item in value.items():
-        name = {"scores": "METRIC", "window_scores": "METRIC", "order": "METRIC", "perplexity": "TEXT"}.get(path, key)
+        name = {
+            "scores": "METRIC",
+            "window_scores": "METRIC",
+            "order": "METRIC",
+            "perplexity": "TEXT",
+            "parts": "PART",
+        }.get(path, key)
         found |= keys(item, f"{path}.{name}" if path else name)
     return found
 

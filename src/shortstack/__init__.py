@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from shortstack.metrics import METRICS as METRICS
     from shortstack.planning import Plan as Plan
     from shortstack.planning import plan as plan
+    from shortstack.profiling import Profile as Profile
+    from shortstack.profiling import profile as profile
     from shortstack.pruning import prune as prune
     from shortstack.repairing import Repair as Repair
     from shortstack.repairing import repair as repair
@@ -51,6 +53,7 @@ _HOMES = {
     "Objective": "healing",
     "Partial": "healing",
     "Plan": "planning",
+    "Profile": "profiling",
     "Repair": "repairing",
     "Schedule": "healing",
     "Scores": "scores",
@@ -62,6 +65,7 @@ _HOMES = {
     "heal": "healing",
     "heal_in_turns": "healing",
     "plan": "planning",
+    "profile": "profiling",
     "prune": "pruning",
     "repair": "repairing",
     "score": "scoring",

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.cache_utils import Cache
 
@@ -22,6 +22,8 @@ from shortstack.anatomy import Anatomy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Macs:
     @property
     def per_token(self) -> int:
         return self.total // self.tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,13 @@ class CacheBytes:
         """Bytes after so many tokens."""
         return self.fixed + sum(layer.after(tokens) for layer in self.layers)
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "fixed_bytes": self.fixed,
+            "bytes_per_token_beyond_windows": self.per_token_beyond,
+            "windows": sorted({layer.window for layer in self.layers if layer.window}),
+        }
+
 
 def parts(model: PreTrainedModel, anatomy: Anatomy) -> Parts:
     """The parameters of a model (on the meta device, for all it matters) by part."""
@@ -109,15 +121,21 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and not any(module.children())
 
 
-def macs(model: PreTrainedModel, *, tokens: int) -> Macs:
-    """Multiply-accumulates of one forward of a model on the meta device over `tokens` tokens of one sequence."""
+def macs(model: PreTrainedModel, *, tokens: int) -> Macs | None:
+    """Multiply-accumulates of one forward of a model on the meta device over `tokens` tokens of one sequence.
+
+    None where the forward depends on values, which meta tensors do not have: experts routed by code of their own (dbrx).
+    """
     seen: list[int] = []
     counter = FlopCounterMode(display=False)
     with ExitStack() as hooks:
         for module in model.modules():
             hooks.callback(module.register_forward_hook(_by_the_papers_rule(seen)).remove)
-        with counter:
-            _forward(model, tokens, use_cache=False)
+        try:
+            with counter:
+                _forward(model, tokens, use_cache=False)
+        except VALUES_NEEDED:
+            return None
     return Macs(tokens, counter.get_total_flops() // 2, None if _fused_experts(model) else sum(seen))
 
 
@@ -129,23 +147,26 @@ def _fused_experts(model: nn.Module) -> bool:
 
 def _by_the_papers_rule(seen: list[int]) -> Any:
     def hook(module: nn.Module, _args: object, output: Any) -> None:
-        weight = getattr(module, "weight", None)
+        weight, first = getattr(module, "weight", None), output[0] if isinstance(output, tuple) else output
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # GPT-2's linear layer
             assert isinstance(weight, Tensor)  # noqa: S101  both have one
-            seen.append(output.numel() // output.shape[-1] * weight.numel())
+            seen.append(first.numel() // first.shape[-1] * weight.numel())
         elif _is_norm(module):
-            seen.append(2 * output.numel())
+            seen.append(2 * first.numel())
 
     return hook
 
 
-def cache_bytes(model: PreTrainedModel) -> CacheBytes:
-    """What the cache of a model on the meta device holds, in the dtype of its weights, from forwards of two and three tokens.
+def cache_bytes(model: PreTrainedModel) -> CacheBytes | None:
+    """What the cache of a model on the meta device holds, in its weights' dtype, from forwards of two and three tokens.
 
     Recurrent layers hold a state of fixed size. Layers with a sliding window stop growing. What transformers caches counts:
-    of DeepSeek's latent attention it is the keys and values, not the latent that other engines keep.
+    of DeepSeek's latent attention it is the keys and values, not the latent that other engines keep. None as for macs().
     """
-    two, three = (_held(_forward(model, tokens, use_cache=True)) for tokens in (2, 3))
+    try:
+        two, three = (_held(_forward(model, tokens, use_cache=True)) for tokens in (2, 3))
+    except VALUES_NEEDED:
+        return None
     layers = [Growth(after - before, window) for (before, window), (after, _) in zip(two, three, strict=True)]
     fixed = sum(nbytes for nbytes, _ in two) - 2 * sum(layer.bytes_per_token for layer in layers)
     return CacheBytes(fixed, tuple(layer for layer in layers if layer.bytes_per_token))
@@ -154,7 +175,8 @@ def cache_bytes(model: PreTrainedModel) -> CacheBytes:
 def _held(output: Any) -> list[tuple[int, int | None]]:
     """Bytes and window of each cache layer in a model's output; of states in other forms, all as one."""
     kept = {name: value for name, value in output.items() if name not in ("logits", "loss")}
-    caches = [value for value in kept.values() if isinstance(value, Cache)]
+    # A decoder's cache that leaves room for an encoder's holds one of its own kind.
+    caches = [getattr(value, "self_attention_cache", value) for value in kept.values() if isinstance(value, Cache)]
     if not caches:
         return [(_size(kept), None)]
     return [(_size(vars(layer)), getattr(layer, "sliding_window", None)) for cache in caches for layer in cache.layers]

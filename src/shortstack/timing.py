@@ -81,7 +81,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     count = len(found)
 
     def covers(place: int) -> float:
-        return 1 - 2 * sum(math.comb(count, wins) for wins in range(place)) / 2**count
+        return 1.0 - 2 * sum(math.comb(count, wins) for wins in range(place)) / float(2**count)
 
     place = max((k for k in range(1, count // 2 + 1) if covers(k) >= CONFIDENCE), default=1)
     return Ratio(statistics.median(found), found[place - 1], found[count - place], covers(place))
@@ -90,7 +90,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
 @torch.no_grad()
 def speeds(
     models: Sequence[PreTrainedModel],
-    load: Load = Load(),  # noqa: B008  frozen
+    load: Load = Load(),
     *,
     repeats: int = 5,
     progress: Progress = silent,
