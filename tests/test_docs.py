@@ -39,6 +39,14 @@ PAGES = [README, *sorted(DOCS.glob("*.md"))]
 VERBS: Mapping[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 MODEL_WORDS = {"demo", "MODEL", "org/name"}
 SHORT_PYDOC = dict(sorted(topics.topics.items())[:12])  # enough for every window a page asks for
+# What a key of JSON under these stands for: names that the command or the model chose.
+NAMED = {
+    "scores": "METRIC",
+    "window_scores": "METRIC",
+    "order": "METRIC",
+    "perplexity": "TEXT",
+    "parts": "PART",
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -264,20 +272,14 @@ def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
 
 
 def keys(value: Any, path: str = "") -> set[str]:
-    """The dotted paths of a JSON value; METRIC and TEXT stand for names that the command chose."""
+    """The dotted paths of a JSON value; the words of NAMED stand for names."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return keys(value[0], f"{path}[]")
     if not isinstance(value, dict) or not value:
         return {path}
     found = set()
     for key, item in value.items():
-        name = {
-            "scores": "METRIC",
-            "window_scores": "METRIC",
-            "order": "METRIC",
-            "perplexity": "TEXT",
-            "parts": "PART",
-        }.get(path, key)
+        name = NAMED.get(path, key)
         found |= keys(item, f"{path}.{name}" if path else name)
     return found
 

@@ -216,7 +216,8 @@ def show_profile(found: Profile) -> None:
     rows = [[label, *(column.get(label, "-") for column in columns)] for label in labels]
     if found.peak_bytes:
         rows.append(["peak memory", console.size(found.peak_bytes), *["-"] * (len(each) - 1)])
-    console.show_table("profile", ("", *(counts.model for counts in each)), rows)
+    rows.insert(0, ["model", *(counts.model for counts in each)])
+    console.show_table("profile", ("", "profile", "against")[: 1 + len(each)], rows)
     if found.speed:
         _show_speeds(found)
 
@@ -255,10 +256,8 @@ def _show_speeds(found: Profile) -> None:
         heading += ["prefill ratio", "decode ratio"]
     console.show_table(title, heading, rows)
     if found.against:
-        confidence = found.against.ratios[0].decode.confidence
-        console.show(
-            f"Ratios: of runs in turns, the median, in brackets what covers the true one in {confidence:.0%} of cases."
-        )
+        sure = f"{found.against.ratios[0].decode.confidence:.0%}"
+        console.show(f"Ratios: of runs in turns, the median, in brackets what covers the true one in {sure} of cases.")
 
 
 def _spread(runs: Sequence[float]) -> str:
