@@ -9,11 +9,11 @@ import torch
 import naive
 import shortstack.refitting
 import shortstack.walk
-from shortstack import cli
 from shortstack.candidates import repaired_windows
 from shortstack.checkpoint import Checkpoint
+from shortstack.cli import choosing
+from shortstack.cli.options import Calibration, Choice, Compute, Dtype
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
-from shortstack.options import Calibration, Choice, Compute, Dtype
 from shortstack.planning import plan
 from shortstack.progress import silent
 from shortstack.refitting import RIDGES
@@ -159,8 +159,8 @@ def test_no_steps_are_taken_by_it_and_no_plan_without_scores():
 
 def test_orders_of_layers_are_not_drawn_where_there_are_none():
     with pytest.raises(InputError, match=r"--plot: expected a metric that scores single layers"):
-        cli._check_orders("repaired-window")
-    cli._check_orders("repaired-window,bi")
+        choosing._check_orders("repaired-window")
+    choosing._check_orders("repaired-window,bi")
 
 
 def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):

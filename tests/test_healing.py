@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from shortstack.activations import Activations
+from shortstack.batches import Data
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, InputError, OutputError, TrainingError
 from shortstack.examples import Example
@@ -18,7 +19,7 @@ from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Learner, padded
 from shortstack.planning import plan
 from shortstack.pruning import prune
-from shortstack.training import Data, Place, train
+from shortstack.training import Place, train
 from shortstack.walk import Decoder
 from zoo import ZOO, speaking, tiny
 

@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from shortstack.cli import app
 from shortstack.errors import InputError
-from shortstack.healing_options import Course, InTurns, Learned, Loss, Part, filled
-from shortstack.recipe import HealPart, read_recipe, recipe_names
-from shortstack.training import Schedule
+from shortstack.healing_options import Course, InTurns, Learned, Loss, Part
+from shortstack.recipe import filled, read_recipe, recipe_names
+from shortstack.schedule import Schedule
 
 GROUPS = {"learned": Learned(), "part": Part(), "loss": Loss(), "course": Course(), "turns": InTurns()}
 
@@ -19,15 +19,22 @@ def groups(name, typed=()):
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_makes_a_method_and_a_schedule_as_the_paper_has_them(name):
+def test_every_recipe_makes_a_method_a_schedule_and_an_objective(name):
     recipe, found = read_recipe(name), groups(name)
     assert recipe.title
+    assert found["part"].made().name == recipe.heal.given["method"]
+    assert found["course"].made().lr == recipe.heal.given["lr"]
+    assert found["loss"].made().loss == recipe.heal.given.get("loss", "sft")
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper-")])
+def test_the_papers_recipes_have_its_schedule(name):
+    recipe, found = read_recipe(name), groups(name)
     assert recipe.plan.metric == "reverse"
     schedule = found["course"].made()
     assert (schedule.epochs, schedule.lr, schedule.batch_size, schedule.micro) == (2, 1e-5, 64, 4)
     assert (schedule.warmup_steps, schedule.decay, schedule.max_grad_norm, schedule.seed) == (100, "linear", 1.0, 42)
     assert found["learned"].data
-    assert found["part"].made().name == recipe.heal.method
 
 
 def test_the_papers_partial_recipe_takes_its_steps():
@@ -43,13 +50,17 @@ def test_turns_come_from_the_recipe_with_their_plan():
     assert groups("paper-lora")["turns"] == InTurns()
 
 
-def test_a_recipe_knows_the_options_of_heal_with_their_defaults():
-    keys = {name: field.default for name, field in HealPart.model_fields.items()}
-    options = {field.name: field.default for group in GROUPS.values() for field in fields(group)}
-    assert options.keys() - keys.keys() == {"drop", "metric", "teacher"}, "of the plan, or of one's own models"
-    assert keys == {name: options[name] for name in keys}
-    schedule = {field.name: field.default for field in fields(Schedule)}
-    assert schedule == {name: options[name] for name in schedule}
+def test_the_options_of_the_course_are_a_schedules_with_its_defaults():
+    options = {field.name: field.default for field in fields(Course)}
+    assert options == {field.name: field.default for field in fields(Schedule)}
+
+
+def test_a_recipe_cannot_name_the_teacher_nor_the_plan_among_heals_options(tmp_path):
+    path = tmp_path / "a.yaml"
+    for name in ("teacher", "metric", "drop"):
+        path.write_text(f"heal:\n  {name}: x\n")
+        with pytest.raises(InputError, match=rf"found +{name}"):
+            read_recipe(str(path))
 
 
 def test_what_was_typed_goes_before_the_recipe():

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from shortstack import training
+from shortstack.batches import IGNORED, Data, grouped
 from shortstack.errors import InputError, TrainingError
-from shortstack.training import IGNORED, Data, Place, Schedule, grouped, train
+from shortstack.schedule import Schedule
+from shortstack.training import Place, train
 
 
 class Line(torch.nn.Module):

@@ -1,22 +1,20 @@
-"""The options of heal, in groups as in options.py; a recipe gives values to those that were not typed."""
+"""The options of heal, in groups: what the command line, a recipe and `heal --dry-run` know of healing is this one list."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shortstack.errors import InputError
 from shortstack.methods import METHODS, method_named
-from shortstack.options import Seed
 
 if TYPE_CHECKING:
     from shortstack.healing.healer import Method
     from shortstack.healing.learner import Objective
-    from shortstack.training import Schedule
+    from shortstack.schedule import Schedule
 
 DATA = "Text or instructions: pydoc, .txt, .jsonl or .json (text, alpaca, dolly, chat or prompt), or a hub dataset."
 
@@ -145,10 +143,10 @@ class Course:
         int | None,
         typer.Option(min=1, help="Stop after so many held-out losses without a lower one.", show_default=False),
     ] = None
-    seed: Seed = 0
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0
 
     def made(self) -> Schedule:
-        from shortstack.training import Schedule
+        from shortstack.schedule import Schedule
 
         return Schedule(**{field.name: getattr(self, field.name) for field in fields(self)})
 
@@ -224,31 +222,3 @@ class InTurns:
                 found="one without the other",
                 fix="write --drop 25% --step 1, or prune first",
             )
-
-
-def filled(groups: Mapping[str, Any], recipe: str, typed: Callable[[str], bool]) -> dict[str, Any]:
-    """The groups of options with the recipe's values where nothing was typed.
-
-    Raises:
-        InputError: as read_recipe.
-    """
-    from shortstack.recipe import read_recipe
-
-    found = read_recipe(recipe)
-    values = {**found.heal.given, **({} if "step" not in found.heal.given else _plan_of(found.plan.given))}
-    return {
-        name: replace(
-            group,
-            **{
-                field.name: values[field.name]
-                for field in fields(group)
-                if field.name in values and not typed(field.name)
-            },
-        )
-        for name, group in groups.items()
-    }
-
-
-def _plan_of(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What turns need of the plan."""
-    return {name: str(plan[name]) for name in ("drop", "metric") if name in plan}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import OutputError
+from shortstack.errors import DataError, OutputError
 
 
 def finite(value: Any) -> Any:
@@ -31,6 +31,26 @@ def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     with whole(Path(path)) as partial:
         partial.write_text(json.dumps(finite(data), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            path,
+            expected="a JSON file written by shortstack",
+            found=str(error),
+            fix="check the path, or write it again",
+        ) from error
+    if not isinstance(data, dict):
+        raise DataError(path, expected="a JSON object", found=type(data).__name__, fix="write it again")
+    return data
 
 
 @contextmanager

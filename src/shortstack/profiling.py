@@ -11,11 +11,12 @@ import torch
 from shortstack.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint
 from shortstack.counting import CacheBytes, Macs, Parts, cache_bytes, macs, parts
+from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
 from shortstack.memory import forget_peak, peak_bytes
 from shortstack.progress import Progress, silent
 from shortstack.timing import Load, Ratio, Speed, rates, ratio, speeds
-from shortstack.walk import Decoder, arithmetic, pick_device
+from shortstack.walk import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from shortstack.errors import InputError
+from shortstack.healing_options import Course, InTurns, Learned, Loss, Part
 
 FOLDER = "recipes"
 
@@ -26,7 +28,7 @@ class _Part(BaseModel):
 
 
 class PlanPart(_Part):
-    """The options of plan that a recipe can set."""
+    """The options of plan that a recipe can set, and whether the cut is repaired."""
 
     metric: str | None = None
     drop: str | int | None = None
@@ -35,44 +37,7 @@ class PlanPart(_Part):
     search: bool = False
     keep_first: int = 0
     keep_last: int = 0
-
-
-class HealPart(_Part):
-    """The options of heal that a recipe can set."""
-
-    data: str | None = None
-    max_length: int = 256
-    max_samples: int | None = None
-    held_out: int | None = None
-    self_generate: bool = False
-    method: str = "partial"
-    step: int | None = None
-    last: int | None = None
-    layers: str | None = None
-    near_cut: int | None = None
-    head: bool | None = None
-    untie_head: bool = False
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
-    targets: str | None = None
-    loss: str = "sft"
-    top_k: int = 64
-    temperature: float = 1.0
-    hidden_weight: float = 0.0
-    epochs: float = 2
-    lr: float = 1e-4
-    batch_size: int = 16
-    micro_batch_size: int | None = None
-    warmup_steps: int = 100
-    decay: str = "linear"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = False
-    eval_steps: int | None = None
-    patience: int | None = None
-    seed: int = 0
+    repair: bool = False
 
 
 class Recipe(_Part):
@@ -80,7 +45,20 @@ class Recipe(_Part):
 
     title: str = ""
     plan: PlanPart = PlanPart()
-    heal: HealPart = HealPart()
+    heal: _Part = _Part()
+
+
+def _heal_part() -> type[_Part]:
+    """The options of heal that a recipe can set: not those of the plan, nor the teacher, which is a model of one's own."""
+    groups = (Learned, Part, Loss, Course, InTurns)
+    hints = {name: hint for group in groups for name, hint in get_type_hints(group, include_extras=True).items()}
+    listed = [field for group in groups for field in fields(group) if field.name not in ("teacher", "drop", "metric")]
+    known: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in listed}
+    return create_model("HealPart", __base__=_Part, **known)
+
+
+HealPart = _heal_part()
+_Read = create_model("Recipe", __base__=Recipe, heal=(HealPart, HealPart()))
 
 
 def recipe_names() -> list[str]:
@@ -103,9 +81,35 @@ def read_recipe(name: str) -> Recipe:
     if not isinstance(data, dict):
         raise InputError(name, expected="keys such as heal", found=type(data).__name__, fix="correct the file")
     try:
-        return Recipe.model_validate(data)
+        return _Read.model_validate(data)
     except ValidationError as error:
         raise _explained(name, text, error) from error
+
+
+def filled(groups: Mapping[str, Any], recipe: str, typed: Callable[[str], bool]) -> dict[str, Any]:
+    """The groups of options with the recipe's values where nothing was typed.
+
+    Raises:
+        InputError: as read_recipe.
+    """
+    found = read_recipe(recipe)
+    values = {**found.heal.given, **({} if "step" not in found.heal.given else _plan_of(found.plan.given))}
+    return {
+        name: replace(
+            group,
+            **{
+                field.name: values[field.name]
+                for field in fields(group)
+                if field.name in values and not typed(field.name)
+            },
+        )
+        for name, group in groups.items()
+    }
+
+
+def _plan_of(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What turns need of the plan."""
+    return {name: str(plan[name]) for name in ("drop", "metric") if name in plan}
 
 
 def _text(name: str) -> str:
@@ -145,7 +149,7 @@ def _explained(name: str, text: str, error: ValidationError) -> InputError:
 
 
 def _fields(path: Sequence[str]) -> Mapping[str, Any]:
-    parts: Mapping[tuple[str, ...], type[_Part]] = {(): Recipe, ("plan",): PlanPart, ("heal",): HealPart}
+    parts: Mapping[tuple[str, ...], type[_Part]] = {(): _Read, ("plan",): PlanPart, ("heal",): HealPart}
     return parts[tuple(path)].model_fields
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,113 +24,23 @@ from accelerate.utils.memory import should_reduce_batch_size
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
+from shortstack.batches import IGNORED, Data, Ordered
+from shortstack.devices import pick_device
 from shortstack.errors import InputError, TrainingError
 from shortstack.jsonfiles import sync, whole
 from shortstack.progress import Progress, silent
-from shortstack.walk import pick_device
+from shortstack.schedule import Schedule
 
-Batch = Mapping[str, Tensor]
-IGNORED = -100  # the label that counts in no loss
-GROUPED = 50  # batches, at most, whose samples are sorted by length together; a quarter of an epoch where that is fewer
 KEEP_SECONDS = 60.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
 SKIPS = 10  # steps in a row without a finite gradient, after which training stops
 BEST = "best.safetensors"
 COMPLETE = "complete"  # in the folder of a state, the last file that is written
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train.
-
-    The paper's are epochs 2, lr 1e-5, batch 64, 100 warm-up steps, linear decay (Lu et al., 4.1), for some 1,500 steps;
-    the defaults suit shorter runs. micro_batch_size: samples held at once; None is the largest divisor of batch_size up
-    to 16. eval_steps: steps between held-out losses; None is once an epoch. patience: held-out losses without a lower one
-    after which to stop; None is never.
-    """
-
-    epochs: float = 2
-    lr: float = 1e-4
-    batch_size: int = 16
-    micro_batch_size: int | None = None
-    warmup_steps: int = 100
-    decay: str = "linear"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = False
-    eval_steps: int | None = None
-    patience: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "lr"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise InputError(
-                    f"--{name}", expected="a number above 0", found=str(value), fix="write --epochs 2, --lr 1e-4"
-                )
-
-        micro = self.micro
-        if self.batch_size < 1 or not 1 <= micro <= self.batch_size or self.batch_size % micro:
-            raise InputError(
-                "--batch-size",
-                expected="a number of samples, and a micro-batch that divides it",
-                found=f"{self.batch_size} in micro-batches of {micro}",
-                fix="leave the micro-batch out",
-            )
-        for name, known in (("optimizer", OptimizerNames), ("decay", SchedulerType)):
-            if getattr(self, name) not in {each.value for each in known}:
-                raise InputError(
-                    f"--{name}",
-                    expected=f"one of {', '.join(each.value for each in known)}",
-                    found=repr(getattr(self, name)),
-                    fix="leave it out",
-                )
-        if not 0 <= self.seed < 2**32:
-            raise InputError("--seed", expected="0 to 2**32 - 1", found=str(self.seed), fix="name another seed")
-
-    @property
-    def micro(self) -> int:
-        """Samples that pass the model at once; the gradients of batch_size / micro passes make one step."""
-        if self.micro_batch_size is not None:
-            return self.micro_batch_size
-        return max((size for size in range(1, 17) if self.batch_size % size == 0), default=1)
-
-    def epoch_steps(self, samples: int) -> int:
-        """Optimizer steps of one epoch of that many samples."""
-        return max(1, math.ceil(samples / self.batch_size))
-
-    def steps(self, samples: int) -> int:
-        """Optimizer steps of the whole run."""
-        return max(1, math.ceil(self.epoch_steps(samples) * self.epochs))
-
-    def evaluated(self, step: int, samples: int) -> bool:
-        """Whether the held-out loss is taken after that many steps."""
-        every = self.eval_steps or self.epoch_steps(samples)
-        return step % every == 0 or step == self.steps(samples)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Data:
-    """What to train on: any samples, their lengths in tokens, and collate(samples) -> the module's arguments.
-
-    Among those is `labels` [batch, length], which holds IGNORED where a token does not count in the loss.
-    """
-
-    training: Sequence[Any]
-    held_out: Sequence[Any]
-    lengths: Sequence[int]
-    collate: Callable[[list[Any]], Batch]
 
 
 @dataclass(frozen=True)
@@ -155,11 +64,16 @@ class History:
 
 @dataclass(frozen=True)
 class Place:
-    """Where training runs and what it tells. bfloat16: autocast. loggers: transformers' integrations, as tensorboard."""
+    """Where training runs and what it tells.
+
+    bfloat16: autocast. loggers: transformers' integrations, as tensorboard. logs: the folder that tensorboard writes to,
+    unless TENSORBOARD_LOGGING_DIR names another; the state's folder goes when training ends.
+    """
 
     device: str = "cpu"
     bfloat16: bool = False
     loggers: Sequence[str] = ()
+    logs: Path | None = None
     progress: Progress = silent
 
 
@@ -213,7 +127,7 @@ class _Run:
     ) -> None:
         self.module, self.data, self.schedule, self.folder, self.place = module, data, schedule, folder, place
         self.stage = stage
-        self.samples = _Ordered(data.training, data.lengths, schedule)
+        self.samples = Ordered(data, schedule.batch_size, seed=schedule.seed)
         self.state = newest_state(folder)
         self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
         self.signal = 0
@@ -394,6 +308,9 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and run.place.logs:
+                callback.logging_dir = callback.logging_dir or str(run.place.logs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.run.samples)
@@ -486,38 +403,6 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         heard = torch.tensor(self.run.signal, device=args.device)
         torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
         return int(heard)
-
-
-class _Ordered(Dataset[Any]):
-    """Samples in the order of an epoch: seeded, those of alike length in one batch, so that little is padding."""
-
-    def __init__(self, samples: Sequence[Any], lengths: Sequence[int], schedule: Schedule) -> None:
-        self.samples, self.lengths, self.schedule = samples, lengths, schedule
-        self.tokens = 0  # handed out so far
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.order = grouped(self.lengths, self.schedule.batch_size, seed=self.schedule.seed * 1_000_003 + epoch)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Any:
-        sample = self.order[index]
-        self.tokens += self.lengths[sample]
-        return self.samples[sample]
-
-
-def grouped(lengths: Sequence[int], batch: int, *, seed: int) -> list[int]:
-    """All samples once, by their numbers: batches in random order, each of samples of alike length; a short one is last."""
-    rng = random.Random(seed)
-    shuffled = rng.sample(range(len(lengths)), len(lengths))
-    size = batch * max(1, min(GROUPED, len(shuffled) // (4 * batch)))
-    pools = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
-    order = [sample for pool in pools for sample in sorted(pool, key=lambda sample: lengths[sample])]
-    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    last = [batches.pop()] if len(batches[-1]) < batch else []  # the short one stays last, or all others would shift
-    return [sample for some in rng.sample(batches, len(batches)) + last for sample in some]
 
 
 def _whole_weights() -> StateDictOptions:

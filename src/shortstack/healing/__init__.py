@@ -7,7 +7,7 @@ from shortstack.healing.lora import DoRA, Lora, QLora, RsLora
 from shortstack.healing.partial import Partial
 from shortstack.healing.turns import Turns, heal_in_turns
 from shortstack.methods import METHODS
-from shortstack.training import Schedule
+from shortstack.schedule import Schedule
 
 __all__ = [
     "METHODS",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.activations import Activations, check_room, content_key, keeping, numbered
+from shortstack.batches import IGNORED
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
 from shortstack.examples import Example
@@ -22,7 +23,6 @@ from shortstack.healing.learner import Objective, counted, padded
 from shortstack.loading import read_weight
 from shortstack.losses import likeliest
 from shortstack.progress import Progress, silent
-from shortstack.training import IGNORED
 from shortstack.verification import skipped_route
 from shortstack.walk import UNPRUNED, Decoder, Route, by_length
 

@@ -14,7 +14,9 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from shortstack.batches import Data
 from shortstack.checkpoint import Checkpoint
+from shortstack.devices import fast_bfloat16
 from shortstack.errors import CheckpointError, DataError, InputError, TrainingError
 from shortstack.examples import Example, read_examples
 from shortstack.healing.answers import Answers
@@ -25,9 +27,10 @@ from shortstack.healing.unfinished import Unfinished
 from shortstack.memory import peak_rss
 from shortstack.progress import Progress, silent
 from shortstack.pruning import provenance
+from shortstack.schedule import Schedule
 from shortstack.shards import StoredTensor
-from shortstack.training import Data, History, Place, Schedule, train, training_device
-from shortstack.walk import Decoder, fast_bfloat16
+from shortstack.training import History, Place, train, training_device
+from shortstack.walk import Decoder
 from shortstack.writing import CheckpointWriter, layout
 
 HELD_OUT_SHARE = 0.05
@@ -280,7 +283,8 @@ class Task:
             decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
         training = range(held_out, len(examples))
         data = Data(training, range(held_out), frozen.lengths[held_out:], frozen.collate)
-        place = Place(self.device, self.dtype == torch.bfloat16, self.loggers, self.progress)
+        logs = folder.with_suffix(".logs")
+        place = Place(self.device, self.dtype == torch.bfloat16, self.loggers, logs, self.progress)
         history = train(learner, data, self.schedule, folder, place=place)
         tensors = self.method.tensors(self.checkpoint, learner)
         return Trained(tensors, learner.trainable_parameters, self.method.config(self.checkpoint)), history

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shortstack.batches import IGNORED
 from shortstack.errors import InputError
 from shortstack.examples import Example
 from shortstack.losses import Criterion, CrossEntropy, Distillation, chunked_loss
-from shortstack.training import IGNORED
 from shortstack.walk import Decoder
 
 LOSSES = ("sft", "distill")

@@ -18,9 +18,9 @@ from shortstack.metrics import metric_named
 from shortstack.planning import Plan, parse_drop, plan
 from shortstack.progress import Progress, silent
 from shortstack.pruning import prune
+from shortstack.schedule import Schedule
 from shortstack.scoring import score
 from shortstack.tokens import Tokens
-from shortstack.training import Schedule
 from shortstack.writing import CheckpointWriter
 
 
@@ -109,6 +109,8 @@ def heal_in_turns(
             result = heal(Checkpoint.open(str(pruned)), healed, resume=resume, **{**healing, "progress": told})
         checkpoint = Checkpoint.open(str(healed))
     os.rename(healed, writer.out)
+    for logs in folder.glob("*.logs"):
+        shutil.move(logs, writer.out.with_name(f"{writer.out.name}.logs") / logs.stem)
     unfinished.remove()
     return replace(result, output=writer.out)
 

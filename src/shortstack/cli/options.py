@@ -1,7 +1,6 @@
 """Options that several verbs share, each group a dataclass whose fields are the options.
 
->>> @app.command()  # doctest: +SKIP
-... @grouped
+>>> @verb()  # doctest: +SKIP
 ... def score(model: str, calibration: Calibration) -> None:  # gains --text, --samples, --length, ...
 ...     ...
 
@@ -57,6 +56,7 @@ Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never 
 RepairSamples = Annotated[
     int, typer.Option(min=4, help="Windows of --length tokens to repair on, at most; one in four is held out.")
 ]
+REPAIR_SAMPLES = 256
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
@@ -200,6 +200,11 @@ class Calibration:
             seed=compute.seed,
             progress=progress,
         )
+
+    def check_repair(self) -> None:
+        """Refuse --samples where --repair-samples was meant."""
+        if self.samples != Calibration.samples:
+            raise InputError("--samples", expected="--repair-samples", found="--samples", fix="write --repair-samples")
 
     def repair(
         self, checkpoint: Checkpoint, chosen: Plan, compute: Compute, progress: Progress, samples: int
@@ -420,6 +425,10 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
 def _options(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
+    heading = inspect.getdoc(group).partition(".")[0]  # type: ignore[union-attr]  # every group has a docstring
+    for hint in hints.values():
+        for option in getattr(hint, "__metadata__", ()):
+            option.rich_help_panel = heading
     return [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
