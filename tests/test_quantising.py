@@ -77,7 +77,7 @@ def test_what_cannot_be_had_is_known_before_it_is_tried(monkeypatch):
     assert "pip install 'shortstack[quant]'" in (NF4.missing("cpu") or "")
 
 
-def test_tiny_is_untouched():
+def test_a_plain_model_holds_what_its_checkpoint_stores():
     assert Checkpoint.open(tiny("llama")).weight_bytes == held_bytes(
         Checkpoint.open(tiny("llama")).model(dtype=torch.float32)
     )

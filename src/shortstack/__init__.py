@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint as Checkpoint
+    from shortstack.comparing import Comparison as Comparison
+    from shortstack.comparing import Judging as Judging
+    from shortstack.comparing import compare as compare
+    from shortstack.contenders import Calibration as Calibration
     from shortstack.evaluation import Evaluation as Evaluation
     from shortstack.evaluation import evaluate as evaluate
     from shortstack.healing import Full as Full
@@ -45,10 +49,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "METRICS": "metrics",
+    "Calibration": "contenders",
     "Checkpoint": "checkpoint",
+    "Comparison": "comparing",
     "Evaluation": "evaluation",
     "Full": "healing",
     "Healing": "healing",
+    "Judging": "comparing",
     "Lora": "healing",
     "Objective": "healing",
     "Partial": "healing",
@@ -61,6 +68,7 @@ _HOMES = {
     "Tokens": "tokens",
     "Turns": "healing",
     "Verification": "verification",
+    "compare": "comparing",
     "evaluate": "evaluation",
     "heal": "healing",
     "heal_in_turns": "healing",

@@ -136,10 +136,10 @@ def macs(model: PreTrainedModel, *, tokens: int) -> Macs | None:
                 _forward(model, tokens, use_cache=False)
         except VALUES_NEEDED:
             return None
-    return Macs(tokens, counter.get_total_flops() // 2, None if _fused_experts(model) else sum(seen))
+    return Macs(tokens, counter.get_total_flops() // 2, None if fused_experts(model) else sum(seen))
 
 
-def _fused_experts(model: nn.Module) -> bool:
+def fused_experts(model: nn.Module) -> bool:
     """Whether matrices of several experts are one weight, which no linear layer holds."""
     others = (module for module in model.modules() if not isinstance(module, nn.Conv1d))
     return any(weight.dim() == 3 for module in others for weight in module.parameters(recurse=False))

@@ -17,6 +17,15 @@ from shortstack.walk import Decoder
 GROUP, ZEROS = 4, 2
 
 
+def unmaskable(decoder: Decoder) -> str | None:
+    """Why there is no 2:4 mask for a decoder; None where there is."""
+    for number, layer in enumerate(decoder.layers):
+        for name, module in linear_layers(layer).items():
+            if module.in_features % GROUP:
+                return f"layer {number} {name} has {module.in_features} inputs, which do not divide by {GROUP}"
+    return None
+
+
 @torch.no_grad()
 def mask(decoder: Decoder, norms: Mapping[str, Tensor] | None = None) -> int:
     """Zero two of every four inputs of each row of each linear layer inside the layers, in place; how many became zero.
@@ -28,16 +37,18 @@ def mask(decoder: Decoder, norms: Mapping[str, Tensor] | None = None) -> int:
     Raises:
         ArchitectureError: a matrix whose rows do not divide by four.
     """
+    odd = unmaskable(decoder)
+    if odd:
+        raise ArchitectureError(
+            decoder.anatomy.architecture, expected=f"inputs in groups of {GROUP}", found=odd, fix="leave 2:4 out"
+        )
     zeroed = 0
     for number, layer in enumerate(decoder.layers):
         for name, module in linear_layers(layer).items():
-            path = f"{decoder.anatomy.layer(number)}.{name}"
-            if module.in_features % GROUP:
-                raise ArchitectureError(
-                    path, expected=f"inputs in groups of {GROUP}", found=str(module.in_features), fix="leave 2:4 out"
-                )
             weight = module.weight
-            score = weight.abs().float() if norms is None else weight.abs().float() * norms[path].to(weight.device)
+            score = weight.abs().float()
+            if norms is not None:
+                score = score * norms[f"{decoder.anatomy.layer(number)}.{name}"].to(weight.device)
             least = score.view(len(weight), -1, GROUP).topk(ZEROS, largest=False).indices
             weight.data.view(len(weight), -1, GROUP).scatter_(-1, least, 0)
             zeroed += least.numel()
