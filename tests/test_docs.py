@@ -45,6 +45,7 @@ NAMED = {
     "window_scores": "METRIC",
     "order": "METRIC",
     "perplexity": "TEXT",
+    "rows[].perplexity": "TEXT",
     "parts": "PART",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -274,10 +275,11 @@ def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
 def keys(value: Any, path: str = "") -> set[str]:
     """The dotted paths of a JSON value; the words of NAMED stand for names."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return keys(value[0], f"{path}[]")
+        found = set().union(*(keys(item, f"{path}[]") for item in value))
+        return {key for key in found if not any(other.startswith(f"{key}.") for other in found)}  # null in some of them
     if not isinstance(value, dict) or not value:
         return {path}
-    found = set()
+    found: set[str] = set()
     for key, item in value.items():
         name = NAMED.get(path, key)
         found |= keys(item, f"{path}.{name}" if path else name)
