@@ -3,9 +3,9 @@
     python studies/compare.py [TEXT ...]
 
 Every contender of `shortstack compare` at 75 % and at 50 % of the unpruned bytes. Layers (lowest ppl), neurons and Wanda's
-masks are chosen on 32 x 128 tokens of pydoc, repair is fitted on 64 x 128. Perplexity is measured on 4 x 512 held-out tokens of
-pydoc and of each TEXT; speed with one sequence, 128 tokens of prompt and 16 new ones, in six turns with the unpruned model.
-Writes studies/compare.md and .json.
+masks are chosen on 32 x 128 tokens of pydoc, repair is fitted on 64 x 128. Perplexity is measured on 4 x 512 held-out tokens
+of pydoc and of each TEXT; speed with one sequence, 128 tokens of prompt and 16 new ones, in six turns with the unpruned
+model. Writes studies/compare.md and .json.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def page(found: list[Comparison], texts: list[str], started: str) -> str:
         f"`{command}`, in {first.dtype}, {versions}, {started}.\n",
         f"Speeds were taken as paired turns on a shared 2-core machine, with {first.threads} thread, and are times the",
         f"unpruned model's: the median of six turns, in brackets what covers the true one in {confidence:.0%} of cases.",
-        f"Perplexity is on {WINDOWS} x {LENGTH} held-out tokens of each text. Layers, neurons and masks are chosen on 32 x 128",
-        f"tokens of pydoc, repair is fitted on {REPAIR_WINDOWS} x 128.\n",
+        f"Perplexity is on {WINDOWS} x {LENGTH} held-out tokens of each text. Layers, neurons and masks are chosen on",
+        f"32 x 128 tokens of pydoc, repair is fitted on {REPAIR_WINDOWS} x 128.\n",
     ]
     for each in found:
         lines += [f"## {each.memory} of the bytes: {size(each.budget)}\n", *table(each), "", f"{each.advice}\n"]

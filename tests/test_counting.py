@@ -31,6 +31,11 @@ def on_meta(directory, config):
     return model, dissect(model, json.loads((directory / "config.json").read_text()), directory)
 
 
+def angles(tokens, head_dim):
+    """Rotary angles are a matrix product, positions by frequencies, in some releases of transformers."""
+    return tokens * head_dim // 2
+
+
 @pytest.mark.parametrize(
     ("layers", "parameters", "multiplied"),
     [(24, 6_285_365_248, 368_654_680_064), (32, 8_030_261_248, 480_332_218_368)],
@@ -42,7 +47,7 @@ def test_llama_31_8b_has_the_papers_parameters_and_macs(tmp_path, layers, parame
     assert found.total == parameters
     assert counted.paper == multiplied
     scores = 2 * 64 * 64 * 4096 * layers  # queries by keys and weights by values, all heads together
-    assert counted.total == 64 * (layers * 218_103_808 + 525_336_576) + scores
+    assert counted.total - 64 * (layers * 218_103_808 + 525_336_576) - scores in (0, angles(64, 128))
     assert counted.per_token == counted.total // 64
     assert found.parts == {
         "embedding": 525_336_576,
@@ -110,7 +115,7 @@ def test_routed_experts_multiply_only_for_the_tokens_they_get(tmp_path):
     counted = macs(on_meta(tmp_path, config)[0], tokens=16)
     attention = 2 * (32 * 32 + 32 * 16)
     token = 8 * (attention + 32 * 4 + 2 * 3 * 32 * 48) + 32 * 96  # two of four experts, and the router
-    assert counted.total == 16 * token + 8 * 2 * 16 * 16 * 32
+    assert counted.total - 16 * token - 8 * 2 * 16 * 16 * 32 in (0, angles(16, 8))
     assert counted.paper is None
 
 

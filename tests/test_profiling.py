@@ -112,11 +112,9 @@ def test_a_profile_counts_what_the_checkpoint_holds(tmp_path):
     assert found["weight_bytes"] == sum(weight.numel() * 4 for weight in model.state_dict().values())
     assert found["kv_bytes_per_token"] == 6 * 2 * 2 * 8 * 4
     linear = sum(parameter.numel() for name, parameter in model.named_parameters() if "norm" not in name) - 96 * 32
-    assert found["macs"] == {
-        "tokens": 6,
-        "total": 6 * linear + 6 * 2 * 6 * 6 * 32,
-        "paper": 6 * linear + 13 * 2 * 6 * 32,
-    }
+    assert (found["macs"]["tokens"], found["macs"]["paper"]) == (6, 6 * linear + 13 * 2 * 6 * 32)
+    rotary = 6 * 4  # angles, which some releases of transformers compute by a matrix product
+    assert found["macs"]["total"] - 6 * linear - 6 * 2 * 6 * 6 * 32 in (0, rotary)
     assert [speed["batch"] for speed in found["speed"]] == [1, 3]
     assert all(len(speed["decode_runs"]) == 2 and min(speed["decode_runs"]) > 0 for speed in found["speed"])
     assert found["peak_bytes"] > found["weight_bytes"]
