@@ -47,6 +47,7 @@ NAMED = {
     "perplexity": "TEXT",
     "rows[].perplexity": "TEXT",
     "parts": "PART",
+    "probes": "PROBE",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -13,6 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.counting import CacheBytes, Macs, Parts, cache_bytes, macs, parts
 from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
+from shortstack.generating import generate
 from shortstack.memory import forget_peak, peak_bytes
 from shortstack.progress import Progress, silent
 from shortstack.timing import Load, Ratio, Speed, rates, ratio, speeds
@@ -175,16 +176,12 @@ def _loaded(checkpoint: Checkpoint, load: Load, dtype: str, device: str) -> PreT
     return decoder.model
 
 
-@torch.no_grad()
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:
     """The greedy answer to a prompt, in the model's chat template when it has one."""
     if tokenizer.chat_template:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        said = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)["input_ids"]
     else:
-        ids = tokenizer(prompt, return_tensors="pt")
-    ids = ids.to(model.device)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    output = model.generate(**ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
-    return str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+        ids = tokenizer(prompt)["input_ids"]
+    (written,) = generate(model, [ids], [new_tokens])
+    return str(tokenizer.decode(written, skip_special_tokens=True)).strip()
