@@ -41,6 +41,14 @@ def test_int8_holds_each_weight_in_a_byte_of_its_rows_scale(tmp_path):
         assert ((after - before).abs() <= 0.51 * step + 0.01 * before.abs()).all()
 
 
+@there(INT8)
+def test_biases_are_not_counted_with_the_matrices(tmp_path):
+    without, with_biases = (
+        quantise(loaded(tmp_path / str(biased), **{**ROOMY, "mlp_bias": biased}), INT8) for biased in (False, True)
+    )
+    assert without == with_biases
+
+
 @there(NF4)
 def test_nf4_holds_two_weights_in_a_byte_and_a_scale_for_each_block(tmp_path):
     decoder = loaded(tmp_path / "model", **ROOMY)
