@@ -30,6 +30,7 @@ import torch
 import typer
 
 import shortstack as ss
+import stores
 from shortstack import cli
 from zoo import speaking
 
@@ -117,6 +118,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chosen.save(folder / "plan.json")
         pruned = ss.prune(source, chosen, folder / "pruned")
         ss.heal(pruned, folder / "healed", data="pydoc", schedule=ss.Schedule(epochs=1), max_samples=16)
+    stores.write(folder / "runs", documents=20, nasty=False)
     return folder
 
 
@@ -132,7 +134,7 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def provide(line: Path, place: Path, made_here: set[str]) -> None:
-    for name in {"scores.json", "plan.json", "pruned", "healed"} - made_here:
+    for name in {"scores.json", "plan.json", "pruned", "healed", "runs"} - made_here:
         copy = shutil.copytree if (line / name).is_dir() else shutil.copy
         copy(line / name, place / name)
 

@@ -1,4 +1,4 @@
-"""The embedded example: SmolLM2-135M-Instruct loses a quarter of its layers, heals, and is measured beside itself."""
+"""The embedded example: SmolLM2-135M-Instruct loses a quarter of its layers, is repaired and heals, and is measured."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from shortstack.planning import Plan, plan, show_layers
 from shortstack.profiling import answer
 from shortstack.progress import Progress, silent
 from shortstack.pruning import fits, prune
+from shortstack.repairing import repair
 from shortstack.scoring import score
 from shortstack.timing import Load, Speed, speeds
 from shortstack.tokens import Tokens
@@ -31,6 +32,7 @@ from shortstack.walk import Decoder, Route
 
 PROMPT = "What is the capital of France, and what is the city known for?"
 DROP = "25%"
+REPAIR_SAMPLES = 64
 SCHEDULE = Schedule(epochs=2, lr=1e-3, warmup_steps=5)  # some 35 steps in all, so a rate far above the paper's 1e-5
 
 
@@ -49,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Demo:
-    """All the demo found: the three models, and the perplexity of the paper's tail cut, which was not written."""
+    """All the demo found: the four models, and the perplexity of the paper's tail cut, which was not written."""
 
     output: Path
     rows: tuple[Row, ...]
@@ -66,7 +68,7 @@ class Demo:
 
 
 def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = silent) -> Demo:
-    """Score, plan, prune, verify, heal and measure; leaves output/pruned, output/healed and output/demo.json.
+    """Score, plan, prune, verify, repair, heal and measure; leaves pruned, repaired, healed and demo.json in `output`.
 
     Raises:
         OutputError: `output` exists.
@@ -77,7 +79,7 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
     if output.exists():
         raise _exists(output)
     source = Checkpoint.open("demo", progress=progress)
-    fits(output / "pruned", source, plan(source.anatomy.layers, metric="reverse", drop=1), copies=2)
+    fits(output / "pruned", source, plan(source.anatomy.layers, metric="reverse", drop=1), copies=3)
     made = _make(output)
     try:
         return _run(source, output, seed, started, progress)
@@ -122,8 +124,11 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
             found=str(verified.to_dict()["checks"]),
             fix="open an issue with this message",
         )
+    fit = Tokens.read("pydoc", tokenizer, samples=REPAIR_SAMPLES, seed=seed)
+    found = repair(source, frozenset(chosen.removed), fit, progress=progress)
+    repaired = prune(source, chosen, output / "repaired", repair=found, progress=progress)
     heal(
-        pruned,
+        repaired,
         output / "healed",
         data="pydoc",
         method=Partial(last=3),
@@ -131,9 +136,8 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
         progress=progress,
     )
     healed = Checkpoint.open(output / "healed")
-    rows, tail_perplexity = _measure(
-        {"unpruned": source, "pruned": pruned, "healed": healed}, frozenset(tail.removed), progress
-    )
+    models = {"unpruned": source, "pruned": pruned, "repaired": repaired, "healed": healed}
+    rows, tail_perplexity = _measure(models, frozenset(tail.removed), progress)
     result = Demo(
         output, rows, chosen, tail, tail_perplexity, verified.ok, round(time.perf_counter() - started, 1), peak_rss()
     )

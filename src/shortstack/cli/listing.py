@@ -26,7 +26,7 @@ class Listing(StrEnum):
 def demo(
     report: Report,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="New directory for the two checkpoints and demo.json.")
+        Path, typer.Option("--output", "-o", help="New directory for the three checkpoints and demo.json.")
     ] = Path("demo-out"),
     seed: Seed = 0,
 ) -> None:
