@@ -41,6 +41,16 @@ PAGES = [README, *sorted(DOCS.glob("*.md"))]
 VERBS: Mapping[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 MODEL_WORDS = {"demo", "MODEL", "org/name"}
 SHORT_PYDOC = dict(sorted(topics.topics.items())[:12])  # enough for every window a page asks for
+# What a key of JSON under these stands for: names that the command or the model chose.
+NAMED = {
+    "scores": "METRIC",
+    "window_scores": "METRIC",
+    "order": "METRIC",
+    "perplexity": "TEXT",
+    "rows[].perplexity": "TEXT",
+    "parts": "PART",
+    "probes": "PROBE",
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -269,16 +279,14 @@ def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known | {"--help"}
 
 
-NAMED = {"scores": "METRIC", "window_scores": "METRIC", "order": "METRIC", "perplexity": "TEXT", "probes": "PROBE"}
-
-
 def keys(value: Any, path: str = "") -> set[str]:
-    """The dotted paths of a JSON value; METRIC, TEXT and PROBE stand for names that the command chose."""
+    """The dotted paths of a JSON value; the words of NAMED stand for names."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return keys(value[0], f"{path}[]")
+        found = set().union(*(keys(item, f"{path}[]") for item in value))
+        return {key for key in found if not any(other.startswith(f"{key}.") for other in found)}  # null in some of them
     if not isinstance(value, dict) or not value:
         return {path}
-    found = set()
+    found: set[str] = set()
     for key, item in value.items():
         name = NAMED.get(path, key)
         found |= keys(item, f"{path}.{name}" if path else name)

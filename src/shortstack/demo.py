@@ -18,12 +18,14 @@ from shortstack.errors import OutputError, VerificationError
 from shortstack.evaluation import Perplexity, measure
 from shortstack.healing import Partial, Schedule, heal
 from shortstack.jsonfiles import save_json
+from shortstack.memory import peak_rss
 from shortstack.planning import Plan, plan, show_layers
-from shortstack.profiling import Speed, answer, decode_speeds
+from shortstack.profiling import answer
 from shortstack.progress import Progress, silent
 from shortstack.pruning import fits, prune
 from shortstack.repairing import repair
-from shortstack.scoring import peak_rss, score
+from shortstack.scoring import score
+from shortstack.timing import Load, Speed, speeds
 from shortstack.tokens import Tokens
 from shortstack.verification import verify
 from shortstack.walk import Decoder, Route
@@ -151,7 +153,7 @@ def _measure(
     tokens = Tokens.read("pydoc", tokenizer, samples=None, length=512, held_out=True)
     dtype = arithmetic("auto", source, device)
     decoders = {name: Decoder.load(checkpoint, dtype=dtype, device=device) for name, checkpoint in checkpoints.items()}
-    speeds = decode_speeds([decoder.model for decoder in decoders.values()], progress=progress)
+    found = speeds([decoder.model for decoder in decoders.values()], Load(), progress=progress)
     rows = tuple(
         Row(
             name,
@@ -162,7 +164,7 @@ def _measure(
             speed,
             answer(decoders[name].model, tokenizer, PROMPT),
         )
-        for (name, checkpoint), speed in zip(checkpoints.items(), speeds, strict=True)
+        for (name, checkpoint), speed in zip(checkpoints.items(), found, strict=True)
     )
     return rows, measure(decoders["unpruned"], tokens, route=tail, progress=progress)
 

@@ -62,6 +62,20 @@ REPAIR_SAMPLES = 256
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
+def parse_batch_sizes(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them.
+
+    >>> parse_batch_sizes("1,8")
+    (1, 8)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise InputError(
+            "--batch-size", expected="numbers above 0, with commas between", found=repr(text), fix="write 1,8"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 @dataclass(frozen=True)
 class Source:
     """Which checkpoint, and how far it is trusted."""

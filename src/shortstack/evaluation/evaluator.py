@@ -21,7 +21,7 @@ from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.results import TaskResult, digest, keep, kept, model_digest
-from shortstack.pairs import Comparison, Outcomes, compare_tasks
+from shortstack.pairs import Paired, Outcomes, compare_tasks
 from shortstack.probes import Probed, probes, run_probes
 from shortstack.progress import Progress, silent
 from shortstack.suites import SHARES, named
@@ -92,7 +92,7 @@ class Evaluation:
     collapse: Collapse | None = None
     tasks: Mapping[str, TaskResult] = field(default_factory=dict)
     base: Evaluation | None = None
-    against: Mapping[str, Comparison] = field(default_factory=dict)
+    against: Mapping[str, Paired] = field(default_factory=dict)
 
     @property
     def average(self) -> float | None:
