@@ -184,8 +184,9 @@ def show(demo: Demo) -> None:
         ],
     )
     print(
-        f"\nSecond plan, the paper's tail cut (layers {show_layers(demo.tail.removed)}), before healing: perplexity "
-        f"{console.number(demo.tail_perplexity.value)} on the same {base.perplexity.tokens:,} tokens. On this model the last layers cannot simply go."
+        f"\nPerplexity is of {base.perplexity.tokens:,} tokens. Second plan, the paper's tail cut (layers "
+        f"{show_layers(demo.tail.removed)}), before healing: perplexity {console.number(demo.tail_perplexity.value)} on the "
+        "same tokens. On this model the last layers cannot simply go."
     )
     print(f"\nPrompt: {PROMPT}")
     for row in demo.rows:
