@@ -21,7 +21,7 @@ from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.results import TaskResult, digest, keep, kept, model_digest
-from shortstack.pairs import Paired, Outcomes, compare_tasks
+from shortstack.pairs import Outcomes, Paired, compare_tasks
 from shortstack.probes import Probed, probes, run_probes
 from shortstack.progress import Progress, silent
 from shortstack.suites import SHARES, named
