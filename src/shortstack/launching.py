@@ -137,7 +137,6 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         InputError: Ray is not installed, or nothing answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray as cluster
     except ImportError as error:
@@ -145,7 +144,7 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
             "--ray", expected="Ray", found="no package ray", fix="pip install 'shortstack[ray]'"
         ) from error
     try:
-        cluster.init(None if address == "local" else address, include_dashboard=False, log_to_driver=False)
+        cluster.init(address, include_dashboard=False, log_to_driver=False)
     except ConnectionError as error:
         raise InputError(
             "--ray", expected=f"a Ray cluster at {address}", found=str(error), fix="start one: ray start --head"
