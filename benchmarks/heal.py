@@ -145,7 +145,7 @@ def training_arguments(setting: Setting, out: str) -> Any:
     """As shortstack.Schedule's defaults."""
     from transformers import TrainingArguments
 
-    from shortstack.walk import fast_bfloat16
+    from shortstack.devices import fast_bfloat16
 
     steps = -(-setting.samples // setting.batch) * setting.epochs
     return TrainingArguments(

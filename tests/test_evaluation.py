@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.devices import arithmetic
 from shortstack.evaluation import evaluate
 from shortstack.profiling import answer, decode_speeds
 from shortstack.tokens import Tokens
-from shortstack.walk import arithmetic
 from zoo import speaking, tiny
 
 

@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 import shortstack
+from shortstack.cli import app
 
 MODULES = [
     module.name
@@ -64,3 +66,11 @@ def without_torch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
             assert not {"torch", "transformers"} & set(sys.modules)
     """
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_lists_options_under_the_heading_of_their_group():
+    shown = CliRunner().invoke(app, ["heal", "--help"]).stdout
+    headings = [line.removesuffix(":") for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    assert headings[:4] == ["Arguments", "Options", "What is learnt from", "Which part trains, and how"]
+    assert shown.index("What is learnt from:") < shown.index("--max-samples") < shown.index("Which part trains")
+    assert shown.count("--max-samples ") == 1

@@ -19,15 +19,22 @@ def groups(name, typed=()):
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_makes_a_method_and_a_schedule_as_the_paper_has_them(name):
+def test_every_recipe_makes_a_method_a_schedule_and_an_objective(name):
     recipe, found = read_recipe(name), groups(name)
     assert recipe.title
+    assert found["part"].made().name == recipe.heal.given["method"]
+    assert found["course"].made().lr == recipe.heal.given["lr"]
+    assert found["loss"].made().loss == recipe.heal.given.get("loss", "sft")
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper-")])
+def test_the_papers_recipes_have_its_schedule(name):
+    recipe, found = read_recipe(name), groups(name)
     assert recipe.plan.metric == "reverse"
     schedule = found["course"].made()
     assert (schedule.epochs, schedule.lr, schedule.batch_size, schedule.micro) == (2, 1e-5, 64, 4)
     assert (schedule.warmup_steps, schedule.decay, schedule.max_grad_norm, schedule.seed) == (100, "linear", 1.0, 42)
     assert found["learned"].data
-    assert found["part"].made().name == recipe.heal.given["method"]
 
 
 def test_the_papers_partial_recipe_takes_its_steps():

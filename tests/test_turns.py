@@ -145,3 +145,13 @@ def test_prompts_without_room_for_an_answer_are_an_error(tmp_path):
     teacher = Checkpoint.open(speaking(tmp_path / "source"))
     with pytest.raises(DataError, match="--max-length"):
         Answers(teacher, 3).to(EXAMPLES[2:])
+
+
+def test_a_loggers_files_outlive_each_turn(tmp_path):
+    """tensorboard's own reader finds the held-out losses that the result tells."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    result = heal_in_turns(source, tmp_path / "out", Turns("2", 1, "reverse"), **SHORT, loggers=["tensorboard"])
+    assert sorted(path.name for path in (tmp_path / "out.logs").iterdir()) == ["1-healed", "2-healed"]
+    found = events.EventAccumulator(str(tmp_path / "out.logs" / "2-healed")).Reload().Scalars("eval/loss")
+    assert [(event.step, pytest.approx(event.value, abs=1e-6)) for event in found] == list(result.history.held_out)

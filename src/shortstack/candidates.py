@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from shortstack.handovers import State
 from shortstack.losses import divergences, next_token_losses
 from shortstack.metrics import checked, in_float64
 from shortstack.outlets import find_outlets
 from shortstack.progress import Progress, silent
 from shortstack.refitting import at_output, batched, best, corrected, divided, stepped
-from shortstack.walk import Decoder, State
+from shortstack.walk import Decoder
 
 
 @torch.no_grad()

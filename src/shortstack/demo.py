@@ -13,6 +13,7 @@ from typing import Any
 
 from shortstack import console
 from shortstack.checkpoint import Checkpoint
+from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import OutputError, VerificationError
 from shortstack.evaluation import Perplexity, measure
 from shortstack.healing import Partial, Schedule, heal
@@ -24,7 +25,7 @@ from shortstack.pruning import fits, prune
 from shortstack.scoring import peak_rss, score
 from shortstack.tokens import Tokens
 from shortstack.verification import verify
-from shortstack.walk import Decoder, Route, arithmetic, pick_device
+from shortstack.walk import Decoder, Route
 
 PROMPT = "What is the capital of France, and what is the city known for?"
 DROP = "25%"

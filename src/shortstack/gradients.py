@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shortstack.handovers import State
 from shortstack.losses import CrossEntropy, chunked_loss, predicting
-from shortstack.walk import Decoder, State
+from shortstack.walk import Decoder
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.gradients import WeightGradient, loss_gradient, walk_back
+from shortstack.handovers import State
 from shortstack.losses import divergences, next_token_losses
 from shortstack.metrics import Metric, in_float64
 from shortstack.progress import Progress, silent
 from shortstack.resuming import Keeper
-from shortstack.walk import BATCH_TOKENS, UNPRUNED, Decoder, Front, Group, Route, State, layer_forwards
+from shortstack.walk import BATCH_TOKENS, UNPRUNED, Decoder, Front, Group, Route, layer_forwards
 
 CHANGING = ("turn", "done", "going_back", "entering", "leaving", "weights")  # of a Run while it walks, beside its means
 BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it once more, and twice as much for gradients

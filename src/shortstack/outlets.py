@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from shortstack.handovers import State
 from shortstack.loading import Edit
 from shortstack.moments import ChannelMoments, MatrixMoments, Moments, ScaleMoments
-from shortstack.walk import Decoder, State
+from shortstack.walk import Decoder
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 TOKENS = 4  # that a layer is tried on

@@ -19,7 +19,7 @@ FOLDER = "recipes"
 
 
 class PlanPart(yamlfiles.Part):
-    """The options of plan that a recipe can set."""
+    """The options of plan that a recipe can set, and whether the cut is repaired."""
 
     metric: str | None = None
     drop: str | int | None = None
@@ -28,6 +28,7 @@ class PlanPart(yamlfiles.Part):
     search: bool = False
     keep_first: int = 0
     keep_last: int = 0
+    repair: bool = False
 
 
 class Recipe(yamlfiles.Part):

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from shortstack.errors import ArchitectureError, DataError
+from shortstack.handovers import State
 from shortstack.metrics import checked
 from shortstack.outlets import OUTPUT, Outlet
 from shortstack.tokens import Tokens
-from shortstack.walk import BATCH_TOKENS, Decoder, State
+from shortstack.walk import BATCH_TOKENS, Decoder
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
 HELD_OUT = 4  # one sample in so many chooses the ridge and judges the repair

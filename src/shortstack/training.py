@@ -26,14 +26,15 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from shortstack.batches import IGNORED, Data, Ordered
+from shortstack.devices import pick_device
 from shortstack.errors import InputError, TrainingError
 from shortstack.jsonfiles import sync, whole
 from shortstack.progress import Progress, silent
 from shortstack.schedule import Schedule
-from shortstack.walk import pick_device
 
 KEEP_SECONDS = 60.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
@@ -63,11 +64,16 @@ class History:
 
 @dataclass(frozen=True)
 class Place:
-    """Where training runs and what it tells. bfloat16: autocast. loggers: transformers' integrations, as tensorboard."""
+    """Where training runs and what it tells.
+
+    bfloat16: autocast. loggers: transformers' integrations, as tensorboard. logs: the folder that tensorboard writes to,
+    unless TENSORBOARD_LOGGING_DIR names another; the state's folder goes when training ends.
+    """
 
     device: str = "cpu"
     bfloat16: bool = False
     loggers: Sequence[str] = ()
+    logs: Path | None = None
     progress: Progress = silent
 
 
@@ -302,6 +308,9 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and run.place.logs:
+                callback.logging_dir = callback.logging_dir or str(run.place.logs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.run.samples)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint import RECORD, TEMPLATES, Checkpoint
+from shortstack.devices import pick_device
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.planning import Plan, show_layers
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
-from shortstack.walk import Decoder, Route, pick_device
+from shortstack.walk import Decoder, Route
 
 STRANGE = {".safetensors", ".py", ".bin", ".pt", ".pth", ".ckpt", ".gguf"}  # weights or code that a loader might take
 ROUNDING = 1e-5  # of the largest logit: what sums in another order may differ by in fp32

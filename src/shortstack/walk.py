@@ -14,18 +14,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from shortstack.anatomy import Anatomy
 from shortstack.checkpoint import Checkpoint
+from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import ArchitectureError, InputError
+from shortstack.handovers import Call, Form, Slot, State, entered_by, first_gap, forms_of, hidden_of, inputs_of
 from shortstack.streaming import LayerWeights, available_memory, must_stream
 
 if TYPE_CHECKING:
@@ -34,62 +35,12 @@ if TYPE_CHECKING:
 Route = frozenset[int]
 UNPRUNED: Route = frozenset()
 Batch = TypeVar("Batch")
-Slot = int | str  # of a layer's inputs: a position after the hidden states, or a keyword
 Observer = Callable[[int, Tensor, Tensor], None]
 BATCH_TOKENS = 2048  # of a batch that passes the layers
 STREAM_BYTES = 2 << 30  # hidden streams held at once; more batches are walked in turns
 STACK_TOKENS = 2048  # streams of fewer tokens pass a layer together
 # fp32 logits that exist at once, on an accelerator and on a CPU: there below the size from which malloc maps fresh pages
 LOGIT_BYTES = (512 << 20, 28 << 20)
-
-
-@dataclass(frozen=True)
-class State:
-    """What one layer hands to the next: hidden states, and beside them what some architectures carry along with those.
-
-    carried: input slot of a layer -> value (zaya's router states, the token selection that GLM's layers share), or a
-    dictionary that layers fill for later ones (the keys and values that Gemma 3n's last layers share).
-    """
-
-    hidden: Tensor
-    carried: Mapping[Slot, Any]
-
-    def copy(self) -> State:
-        """The same state with dictionaries of its own, for a layer to fill."""
-        return State(
-            self.hidden,
-            {slot: copy(value) if isinstance(value, MutableMapping) else value for slot, value in self.carried.items()},
-        )
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a layer returns its state: bare, or first of a sequence whose other items are `rest`.
-
-    carries: position among the outputs -> slot of the next layer's inputs that it goes to.
-    fills: slots of dictionaries that the layer writes to.
-    """
-
-    kind: type | None
-    rest: tuple[Any, ...]
-    carries: Mapping[int, Slot]
-    fills: frozenset[Slot]
-
-    def of(self, state: State) -> Any:
-        """The state as the layer would have returned it."""
-        if self.kind is None:
-            return state.hidden
-        rest = [
-            state.carried.get(self.carries[place]) if place in self.carries else value
-            for place, value in enumerate(self.rest, start=1)
-        ]
-        return self.kind((state.hidden, *rest))
-
-    def read(self, output: Any, before: State) -> State:
-        """The state in what the layer returned."""
-        if self.kind is None:
-            return State(output, before.carried)
-        return State(output[0], {**before.carried, **{slot: output[place] for place, slot in self.carries.items()}})
 
 
 Group = tuple[tuple[Route, ...], State]  # routes that have not parted yet, and what they carry
@@ -208,7 +159,7 @@ class Decoder:
 
         def take(index: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            left.append(forms[index].read(output, State(_hidden(args, kwargs), {})).hidden)
+            left.append(forms[index].read(output, State(hidden_of(args, kwargs), {})).hidden)
             return output
 
         with self._wrapped({**dict.fromkeys(range(at), give), last: take}):
@@ -230,7 +181,7 @@ class Decoder:
         found: list[State] = []
 
         def stop(_index: int, _forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            found.append(State(_hidden(args, kwargs), self._carried(args, kwargs)))
+            found.append(State(hidden_of(args, kwargs), self._carried(args, kwargs)))
             raise _Arrived
 
         with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), stop)):
@@ -336,10 +287,10 @@ class Decoder:
         def visit(index: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             form = self.forms()[index]
             if index < layer:
-                return form.of(State(_hidden(args, kwargs), self._carried(args, kwargs)))
+                return form.of(State(hidden_of(args, kwargs), self._carried(args, kwargs)))
             for state in states if index == layer else ():
                 entering = state.copy()
-                after.append(form.read(forward(*_with(args, entering), **_with(kwargs, entering)), entering))
+                after.append(form.read(forward(*entered_by(args, entering), **entered_by(kwargs, entering)), entering))
                 on_forward()
             raise _Arrived
 
@@ -369,7 +320,7 @@ class Decoder:
 
     def _carried(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, Any]:
         """What enters a layer beside its hidden states, and is handed from layer to layer."""
-        given = _slots(args, kwargs)
+        given = inputs_of(args, kwargs)
         return {slot: given[slot] for slot in self._slots & given.keys()}
 
     @property
@@ -414,10 +365,10 @@ class Decoder:
         forms = self.forms()
 
         def skip(index: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            inputs = _slots(args, kwargs)
+            inputs = inputs_of(args, kwargs)
             if forms[index].fills:  # what it leaves for later layers is needed all the same
                 forward(*args, **kwargs)
-            return forms[index].of(State(_hidden(args, kwargs), inputs))
+            return forms[index].of(State(hidden_of(args, kwargs), inputs))
 
         with self._wrapped(dict.fromkeys(route, skip)):
             result: Tensor = self.model(input_ids=ids, use_cache=False).logits
@@ -444,22 +395,22 @@ class Decoder:
         An output that is the very object which the next layer receives is carried along, under the slot it arrives in.
         """
         if self._forms is None:
-            calls: list[_Call] = []
+            calls: list[Call] = []
 
             def learn(index: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-                inputs = _slots(args, kwargs)
+                inputs = inputs_of(args, kwargs)
                 before = {slot: set(value) for slot, value in inputs.items() if isinstance(value, MutableMapping)}
                 with self.weights.blank(index) if self.weights else nullcontext():
                     output = forward(*args, **kwargs)
                 filled = frozenset(slot for slot, keys in before.items() if keys != set(inputs[slot]))
-                calls.append(_Call(index, _hidden(args, kwargs), inputs, output, filled))
+                calls.append(Call(index, hidden_of(args, kwargs), inputs, output, filled))
                 return output
 
             with self._wrapped(dict.fromkeys(range(len(self.layers)), learn)):
                 self.model.base_model(
                     input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False
                 )
-            self._forms, self._gap = _learnt(calls, len(self.layers)), _first_gap(calls)
+            self._forms, self._gap = forms_of(calls, len(self.layers)), first_gap(calls)
         return self._forms
 
     @contextmanager
@@ -517,78 +468,6 @@ def _learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
     return min([*tables, stated or max(tables)]) if tables else None
 
 
-def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
-
-
-def _slots(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, Any]:
-    """A layer's inputs beside the hidden states."""
-    found: dict[Slot, Any] = dict(enumerate(args[1:], start=1))
-    found.update((name, value) for name, value in kwargs.items() if name != "hidden_states")
-    return found
-
-
-@overload
-def _with(inputs: tuple[Any, ...], state: State) -> tuple[Any, ...]: ...
-@overload
-def _with(inputs: dict[str, Any], state: State) -> dict[str, Any]: ...
-def _with(inputs: tuple[Any, ...] | dict[str, Any], state: State) -> tuple[Any, ...] | dict[str, Any]:
-    """The inputs of a layer with a state in place of the one transformers passed."""
-    if isinstance(inputs, tuple):
-        return (
-            (state.hidden, *(state.carried.get(place, value) for place, value in enumerate(inputs) if place))
-            if inputs
-            else ()
-        )
-    values = {"hidden_states": state.hidden, **state.carried}
-    return {name: values.get(name, value) for name, value in inputs.items()}
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One layer's forward, as it was seen: inputs beside the hidden states, output, and the dictionaries it wrote to."""
-
-    layer: int
-    hidden: Tensor
-    inputs: Mapping[Slot, Any]
-    output: Any
-    filled: frozenset[Slot]
-
-    def form(self, carries: Mapping[int, Slot]) -> Form:
-        if not isinstance(self.output, tuple | list):
-            return Form(None, (), {}, self.filled)
-        here = {place: slot for place, slot in carries.items() if place < len(self.output)}
-        return Form(type(self.output), tuple(self.output[1:]), here, self.filled)
-
-
-def _learnt(calls: Sequence[_Call], layers: int) -> list[Form]:
-    """The form of each layer from one forward through all of them; one that was not called (cross-attention) is bare."""
-    carries: dict[int, Slot] = {}
-    for call, following in pairwise(calls):
-        for place, value in enumerate(call.output if isinstance(call.output, tuple | list) else ()):
-            for slot, given in following.inputs.items():
-                if place and value is not None and given is value:
-                    carries[place] = slot
-    forms = {call.layer: call.form(carries) for call in calls}
-    return [forms.get(layer, Form(None, (), {}, frozenset())) for layer in range(layers)]
-
-
-def _first_gap(calls: Sequence[_Call]) -> int | None:
-    """The first layer that is not entered by what the one before it returned, or is not called in order."""
-    for call, following in pairwise(calls):
-        output = call.output[0] if isinstance(call.output, tuple | list) else call.output
-        same = following.hidden.shape == output.shape and _equal(following.hidden, output)
-        if not same or following.layer <= call.layer:
-            return following.layer
-    return None
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Equal, where NaN is equal to NaN: what is wrong with the weights is for the caller to see."""
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
 def layer_forwards(layers: int, routes: Sequence[Route], *, filling: Set[int] = frozenset()) -> int:
     """How many layer-forwards a walk of these routes costs for one batch; those that skip a `filling` layer run it too.
 
@@ -605,43 +484,3 @@ def layer_forwards(layers: int, routes: Sequence[Route], *, filling: Set[int] = 
         )
         for layer in range(layers)
     )
-
-
-def arithmetic(name: str, checkpoint: Checkpoint, device: str) -> torch.dtype:
-    """The dtype to compute in: a named one, or for "auto" bf16 where checkpoint and device both have it, else float32."""
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name in named:
-        return named[name]
-    if name != "auto":
-        raise InputError("--dtype", expected=f"auto or one of {', '.join(named)}", found=name, fix="name one of these")
-    stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
-    return torch.bfloat16 if stored & {"BF16", "F16"} and fast_bfloat16(device) else torch.float32
-
-
-def fast_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware."""
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.startswith("cpu"):
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-    return device.startswith("mps")
-
-
-def pick_device(name: str = "auto") -> str:
-    """`auto` is CUDA, then MPS, then the CPU.
-
-    Raises:
-        InputError: this machine, or this build of torch, does not have the device that is named.
-    """
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if present[device])
-    if not present.get(name.partition(":")[0]):
-        raise InputError(
-            "--device",
-            expected=f"one of {', '.join(device for device, there in present.items() if there)}",
-            found=name,
-            fix="leave it out, or install a torch that is built for it",
-        )
-    return name

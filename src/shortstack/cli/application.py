@@ -6,11 +6,14 @@ import errno
 import signal
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from shortstack import console
+from shortstack.cli.options import grouped
 from shortstack.errors import ShortstackError
 
 app = typer.Typer(
@@ -30,6 +33,26 @@ def _version(wanted: bool) -> None:
 
         typer.echo(f"shortstack {version('shortstack')}")
         raise typer.Exit
+
+
+class Sectioned(TyperCommand):
+    """A verb whose --help lists options under the heading of their group."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            told = parameter.get_help_record(ctx)
+            if told:
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(told)
+        for heading, rows in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+def verb(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A function as a verb of the program; parameters that are groups of options become those options."""
+    return lambda function: app.command(name, cls=Sectioned)(grouped(function))
 
 
 @app.callback()

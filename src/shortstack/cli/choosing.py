@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from shortstack import console, plots, tables
-from shortstack.cli.application import app
+from shortstack.cli.application import verb
 from shortstack.cli.options import (
     MODEL,
     REPAIR_SAMPLES,
@@ -22,7 +22,6 @@ from shortstack.cli.options import (
     Report,
     Source,
     check_unused,
-    grouped,
 )
 from shortstack.errors import InputError
 from shortstack.jsonfiles import check_new, read_json
@@ -33,8 +32,7 @@ from shortstack.scores import Scores
 METRIC_NAMES = ", ".join(METRICS)
 
 
-@app.command()
-@grouped
+@verb()
 def score(
     model: Model,
     calibration: Calibration,
@@ -82,8 +80,7 @@ def _check_orders(metric: str) -> None:
         )
 
 
-@app.command()
-@grouped
+@verb()
 def sweep(
     model: Model,
     calibration: Calibration,
@@ -137,8 +134,7 @@ def sweep(
     return None
 
 
-@app.command(name="plan")
-@grouped
+@verb("plan")
 def plan_verb(
     model_or_scores: Annotated[str, typer.Argument(help=f"A scores.json, or a model. {MODEL}", show_default=False)],
     choice: Choice,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from shortstack import console, tables
-from shortstack.cli.application import app
+from shortstack.cli.application import verb
 from shortstack.cli.options import (
     REPAIR_SAMPLES,
     Calibration,
@@ -22,15 +22,13 @@ from shortstack.cli.options import (
     Report,
     Source,
     check_unused,
-    grouped,
 )
 from shortstack.errors import InputError
 from shortstack.jsonfiles import read_json
 from shortstack.planning import Plan
 
 
-@app.command()
-@grouped
+@verb()
 def prune(
     model: Model,
     output: Out,
@@ -89,8 +87,7 @@ def prune(
     return None
 
 
-@app.command(name="repair")
-@grouped
+@verb("repair")
 def repair_verb(
     directory: Annotated[str, typer.Argument(help="A checkpoint that shortstack pruned.", show_default=False)],
     source_model: Annotated[str, typer.Option("--source", help="The model it was cut from.", show_default=False)],
@@ -123,8 +120,7 @@ def repair_verb(
     return None
 
 
-@app.command()
-@grouped
+@verb()
 def verify(
     directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
     source: Source,

@@ -7,12 +7,11 @@ from typing import Annotated
 import typer
 
 from shortstack import console, tables
-from shortstack.cli.application import app
-from shortstack.cli.options import TEXT, Compute, Model, Report, Source, grouped
+from shortstack.cli.application import verb
+from shortstack.cli.options import TEXT, Compute, Model, Report, Source
 
 
-@app.command()
-@grouped
+@verb()
 def evaluate(
     model: Model,
     compute: Compute,

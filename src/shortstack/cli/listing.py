@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from shortstack import console
-from shortstack.cli.application import app
-from shortstack.cli.options import Report, Seed, grouped
+from shortstack.cli.application import verb
+from shortstack.cli.options import Report, Seed
 from shortstack.methods import METHODS
 from shortstack.metrics import METRICS
 
@@ -22,8 +22,7 @@ class Listing(StrEnum):
     recipes = "recipes"
 
 
-@app.command()
-@grouped
+@verb()
 def demo(
     report: Report,
     output: Annotated[
@@ -46,7 +45,7 @@ def demo(
     return None
 
 
-@app.command()
+@verb()
 def ls(
     what: Annotated[
         Listing | None, typer.Argument(help="metrics, methods or recipes. Default: all.", show_default=False)

@@ -1,7 +1,6 @@
 """Options that several verbs share, each group a dataclass whose fields are the options.
 
->>> @app.command()  # doctest: +SKIP
-... @grouped
+>>> @verb()  # doctest: +SKIP
 ... def score(model: str, calibration: Calibration) -> None:  # gains --text, --samples, --length, ...
 ...     ...
 
@@ -412,6 +411,10 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
 def _options(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
+    heading = inspect.getdoc(group).partition(".")[0]  # type: ignore[union-attr]  # every group has a docstring
+    for hint in hints.values():
+        for option in getattr(hint, "__metadata__", ()):
+            option.rich_help_panel = heading
     return [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shortstack import console, plots, tables
-from shortstack.cli.application import app
-from shortstack.cli.options import Device, Out, Report, Source, grouped
+from shortstack.cli.application import verb
+from shortstack.cli.options import Device, Out, Report, Source
 from shortstack.errors import InputError
 from shortstack.healing_options import Course, Going, InTurns, Learned, Loss, Part, heal_arguments
 from shortstack.methods import method_named
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
 
 
-@app.command()
-@grouped
+@verb()
 def heal(
     context: typer.Context,
     directory: Annotated[str, typer.Argument(help="The pruned checkpoint (or any model).", show_default=False)],

@@ -16,6 +16,7 @@ from torch import nn
 
 from shortstack.batches import Data
 from shortstack.checkpoint import Checkpoint
+from shortstack.devices import fast_bfloat16
 from shortstack.errors import CheckpointError, DataError, InputError, TrainingError
 from shortstack.examples import Example, read_examples
 from shortstack.healing.answers import Answers
@@ -29,7 +30,7 @@ from shortstack.schedule import Schedule
 from shortstack.scoring import peak_rss
 from shortstack.shards import StoredTensor
 from shortstack.training import History, Place, train, training_device
-from shortstack.walk import Decoder, fast_bfloat16
+from shortstack.walk import Decoder
 from shortstack.writing import CheckpointWriter, layout
 
 HELD_OUT_SHARE = 0.05
@@ -282,7 +283,8 @@ class Task:
             decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
         training = range(held_out, len(examples))
         data = Data(training, range(held_out), frozen.lengths[held_out:], frozen.collate)
-        place = Place(self.device, self.dtype == torch.bfloat16, self.loggers, self.progress)
+        logs = folder.with_suffix(".logs")
+        place = Place(self.device, self.dtype == torch.bfloat16, self.loggers, logs, self.progress)
         history = train(learner, data, self.schedule, folder, place=place)
         tensors = self.method.tensors(self.checkpoint, learner)
         return Trained(tensors, learner.trainable_parameters, self.method.config(self.checkpoint)), history

@@ -114,6 +114,8 @@ def heal_in_turns(
             result = heal(Checkpoint.open(str(pruned)), healed, resume=resume, **{**healing, "progress": told})
         checkpoint = Checkpoint.open(str(healed))
     os.rename(healed, writer.out)
+    for logs in folder.glob("*.logs"):
+        shutil.move(logs, writer.out.with_name(f"{writer.out.name}.logs") / logs.stem)
     unfinished.remove()
     return replace(result, output=writer.out)
 
