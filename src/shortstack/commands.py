@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from shortstack.graph import Step
+from shortstack.healing_options import Course, Learned, Loss, Part
 from shortstack.planning import show_layers
 from shortstack.study import Judging, Speeds
 
@@ -43,10 +45,11 @@ def _prune(arguments: Mapping[str, Any], places: Places) -> list[Any]:
 
 
 def _heal(arguments: Mapping[str, Any], places: Places) -> list[Any]:
-    teacher = {"teacher": places.get("teacher")}
-    known = {name.replace("_", "-"): value for name, value in arguments.items() if name != "turns"}
+    usual = {field.name: field.default for group in (Learned, Part, Loss, Course) for field in fields(group)}
+    changed = {name: value for name, value in arguments.items() if name in usual and value != usual[name]}
+    options = {name.replace("_", "-"): value for name, value in changed.items()} | {"teacher": places.get("teacher")}
     place = places.get("checkpoint") or places["model"]
-    return ["heal", *_model(place), *_options(known | teacher, {"head": "--no-head"}), "-o", "healed"]
+    return ["heal", *_model(place), *_options(options), "-o", "healed"]
 
 
 def _turns(arguments: Mapping[str, Any], places: Places) -> list[Any]:
@@ -83,15 +86,15 @@ def _compute(values: Mapping[str, Any]) -> list[str]:
     return _options({name.replace("_", "-"): value for name, value in values.items() if (name, value) != ("dtype", "auto")})
 
 
-def _options(values: Mapping[str, Any], negated: Mapping[str, str] | None = None) -> list[str]:
-    """Options from their values: none where there is no value, lists with commas."""
+def _options(values: Mapping[str, Any]) -> list[str]:
+    """Options from their values: none where there is no value, lists with commas; what is off where it can be switched off."""
     words: list[str] = []
     for name, value in values.items():
-        if value is False and name in (negated or {}):
-            words.append((negated or {})[name])
-        elif value is True:
+        if value is True:
             words.append(f"--{name}")
-        elif value not in (None, False, []):
+        elif value is False:
+            words += [f"--no-{name}"] if name == "head" else []
+        elif value is not None and value != []:
             words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return words
 
