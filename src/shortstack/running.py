@@ -88,7 +88,8 @@ def run_study(
         store.forget_running()
         with launcher() as launch:
             store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
-            store.note(shortstack=version("shortstack"), created=store.noted().get("created", str(time.time())))
+            created = store.noted().get("created", str(time.time()))
+            store.note(shortstack=version("shortstack"), created=created, finished="")
             driver = _Driver(graph, folder, store, launch, keep, progress)
             driver.go()
         store.note(finished=time.time())
@@ -321,7 +322,9 @@ class _Driver:
         if self.told.get("expected") != expected:
             self.told["expected"] = expected
             self.store.note(expected=expected)
-        self.progress("study", min(len(self.results), sum(expected.values())), sum(expected.values()))
+        total = sum(expected.values())
+        note = ", ".join(step.kind for step in self.running.values())
+        self.progress("study", min(len(self.results), total), total, note=note)
 
     def _sweep(self, needed: set[str]) -> None:
         """Remove the weights of checkpoints that nothing needs; their small files stay."""
