@@ -1,4 +1,4 @@
-"""A tiny study that runs in seconds, a launcher without processes, and what a run store says without its times and places."""
+"""A tiny study that runs in seconds, a launcher without processes, and what a run store says but times and places."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def inline() -> Iterator[Launch]:
 def found(runs: Path) -> dict[str, Any]:
     """The finished steps and the trials of a run store."""
     with Store.open(Folder(runs), read_only=True) as store:
-        rows = store.connection.execute("SELECT key, kind, arguments, inputs FROM steps WHERE state = 'done'").fetchall()
+        rows = store.connection.execute(
+            "SELECT key, kind, arguments, inputs FROM steps WHERE state = 'done'"
+        ).fetchall()
         results = store.results()
         steps = {row["key"]: (*row, _lasting(results[row["key"]])) for row in rows}
         trials = {row["id"]: (row["settings"], row["state"]) for row in store.trials()}

@@ -110,7 +110,13 @@ def test_a_step_is_the_same_when_what_it_computes_is(change, kept):
         removed = [0] if step.kind == "plan" and step.arguments["drop"] == "25%" else [1]
         scores = {"ppl": [step.arguments.get("samples"), step.arguments.get("seed")]}
         weights = str([step.kind, step.arguments, step.inputs])
-        return {"scores": scores, "window_scores": {}, "removed": removed, "weights_sha256": weights, "shape_sha256": ""}
+        return {
+            "scores": scores,
+            "window_scores": {},
+            "removed": removed,
+            "weights_sha256": weights,
+            "shape_sha256": "",
+        }
 
     text = "models: [a]\nmetrics: [ppl]\n"
     heal = "" if change.startswith("heal") else HEAL

@@ -37,7 +37,9 @@ def test_what_changes_nothing_makes_no_second_trial():
     """reverse looks at no text, named layers are as many as they are."""
     two = "calibration: [{samples: 1}, {samples: 50}]\ndrop: [25%, 50%]\n"
     found = trials(f"models: [a]\nmetrics: [reverse, bi, layers 3-5]\n{two}")
-    assert [(each["metric"], each["drop"], each["calibration"] and each["calibration"]["samples"]) for each in found] == [
+    assert [
+        (each["metric"], each["drop"], each["calibration"] and each["calibration"]["samples"]) for each in found
+    ] == [
         ("reverse", "25%", None),
         ("reverse", "50%", None),
         ("bi", "25%", 1),
@@ -118,7 +120,7 @@ def test_words_for_a_choice_of_layers(text, choice):
     ("text", "said"),
     [
         ("models: [a]\nmetricss: [ppl]\n", "line 2: .* found metricss. .*did you mean metrics"),
-        ("models: [a]\nmetrics: [ppl]\nheal:\n- none\n- {method: lora, data: a, epoch: 2}\n", "line 5: .*heal.1.*mean epochs"),
+        ("models: [a]\nmetrics: [ppl]\nheal:\n- none\n- {method: lora, data: a, epoch: 2}\n", "line 5: .*heal.1.*epochs"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: a, lr: fast}\n", "line 3: .*heal.lr.*number"),
         ("models: [a]\nmetrics: [ppl]\ndrop: {from: 5, too: 50, step: 5}\n", "line 3: .*mean to"),
         ("models: [a]\nmetrics: [ppl]\nevaluation:\n  perplexities: [pydoc]\n", "line 4: .*mean perplexity"),
@@ -150,7 +152,12 @@ def test_the_schema_knows_every_key_of_a_study_and_refuses_others():
     jsonschema = pytest.importorskip("jsonschema")
     validator = jsonschema.Draft202012Validator(schema())
     validator.check_schema(schema())
-    good = {"models": ["a"], "metrics": ["ppl"], "drop": {"from": 5, "to": 50, "step": 5}, "heal": ["none", {"data": "a"}]}
+    good = {
+        "models": ["a"],
+        "metrics": ["ppl"],
+        "drop": {"from": 5, "to": 50, "step": 5},
+        "heal": ["none", {"data": "a"}],
+    }
     assert validator.is_valid(good | {"except": [{"metric": "ppl"}], "trials": [{"drop": 8}]})
     assert not validator.is_valid(good | {"metric": ["ppl"]})
     assert not validator.is_valid(good | {"heal": {"epoch": 1}})

@@ -330,7 +330,7 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
         raise CheckpointError(
             name,
             expected="a directory of that name, or a model on the hub",
-            found=" ".join(str(error).split())[:160],
+            found=" ".join(str(error).split())[:160] if download else "no copy on this machine",
             fix=fix,
         ) from error
     if not any(snapshot.glob("*.safetensors")):

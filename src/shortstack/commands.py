@@ -58,8 +58,10 @@ def _turns(arguments: Mapping[str, Any], places: Places) -> list[Any]:
 
 
 def _evaluate(arguments: Mapping[str, Any], places: Places) -> list[Any]:
-    usual = {name: field.default for name, field in Judging.model_fields.items()}
-    changed = {name: arguments[name] for name in arguments if name == "perplexity" or arguments[name] != usual.get(name)}
+    usual = Judging().model_dump(mode="json")
+    changed = {
+        name: arguments[name] for name in arguments if name == "perplexity" or arguments[name] != usual.get(name)
+    }
     return ["evaluate", *_model(places["checkpoint"]), *_compute(changed)]
 
 
@@ -83,11 +85,13 @@ def _looking(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _compute(values: Mapping[str, Any]) -> list[str]:
-    return _options({name.replace("_", "-"): value for name, value in values.items() if (name, value) != ("dtype", "auto")})
+    return _options(
+        {name.replace("_", "-"): value for name, value in values.items() if (name, value) != ("dtype", "auto")}
+    )
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:
-    """Options from their values: none where there is no value, lists with commas; what is off where it can be switched off."""
+    """Options from their values: none where there is no value, lists with commas."""
     words: list[str] = []
     for name, value in values.items():
         if value is True:

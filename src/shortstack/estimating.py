@@ -1,7 +1,7 @@
 """What a study would take: its steps once they share work, and about how much time, disk and memory. Nothing is run.
 
-One layer and the head of each model that is on this machine are timed; the rest is arithmetic on tokens and layers. What cannot
-be known is None: a model that would have to be downloaded, a text of unknown length, tasks.
+One layer and the head of each model that is on this machine are timed; the rest is arithmetic on tokens and layers. What
+cannot be known is None: a model that would have to be downloaded, a text of unknown length, tasks.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class _Costs:
         return Cost(_added(cost.seconds for cost in each), each[-1].disk, each[0].memory)
 
     def healed(self, arguments: Mapping[str, Any], size: Size, kept: int) -> Cost:
-        """Of healing a model with so many layers: the frozen ones are walked once, a backward pass takes twice a forward one."""
+        """Of healing so many layers: the frozen ones are walked once, a backward pass takes twice a forward one."""
         learned, part, _, course = heal_groups(arguments)
         adapters = part.method not in ("partial", "full")
         trained = kept if adapters or part.method == "full" else min(kept, 3 if part.last is None else part.last)
@@ -212,7 +212,9 @@ class _Costs:
         weights = 0 if adapters else size.parameters_of(trained)
         schedule = course.made()
         activations = schedule.micro * learned.max_length * size.width * running * ACTIVATION_BYTES
-        resident = size.parameters_of(running) * size.dtype_bytes + size.checkpoint.sizes.other_parameters * size.dtype_bytes
+        resident = (
+            size.parameters_of(running) * size.dtype_bytes + size.checkpoint.sizes.other_parameters * size.dtype_bytes
+        )
         memory = resident + weights * STATE_BYTES + activations + 2 * LOGIT_BYTES[self.study.compute.device != "cuda"]
         seconds = _times(tokens, (kept - running) * size.layer + schedule.epochs * epoch)
         return Cost(seconds, size.bytes_of(kept), int(memory))
@@ -231,7 +233,9 @@ class _Costs:
 
     def gone(self, trial: Trial, size: Size) -> int:
         """How many layers go."""
-        return len(parse_layers(trial.choice.layers)) if trial.choice.layers else parse_drop(trial.drop or 0, size.layers)
+        return (
+            len(parse_layers(trial.choice.layers)) if trial.choice.layers else parse_drop(trial.drop or 0, size.layers)
+        )
 
     def whole(self, size: Size) -> int:
         """Memory of the loaded model."""

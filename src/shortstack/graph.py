@@ -2,18 +2,18 @@
 
 A key is the digest of a step's kind, its arguments, and the contents of its inputs: a checkpoint counts by the digest of its
 weights, a plan by its layers, scores by their values, a text by its words. Two metrics that choose the same layers share
-everything from there on. So a step's key is known only once the steps before it have results: `steps` goes as far down a trial
-as they reach.
+everything from there on. So a step's key is known only once the steps before it have results: `steps` goes as far down a
+trial as they reach.
 
-Everything here is pure. `foreseen` gives results that nothing is known of, which makes the same function count a study's steps
-before it runs: at most so many, since plans may turn out to be equal.
+Everything here is pure. `foreseen` gives results that nothing is known of, which makes the same function count a study's
+steps before it runs: at most so many, since plans may turn out to be equal.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from shortstack.study import Speeds, Study, Trial
 CODES = {"score": 1, "plan": 1, "prune": 1, "heal": 1, "turns": 1, "evaluate": 1, "profile": 1}
 WRITES_WEIGHTS = ("prune", "heal", "turns")
 Results = Callable[["Step"], Mapping[str, Any] | None]
+Made = tuple["Contents", str]  # what a checkpoint is known by, and where it is
 
 
 def digest(data: Any) -> str:
@@ -81,7 +82,7 @@ class Graph:
             last = yield from self._made("heal", self._turns(trial), results)
         else:
             removed = yield from self._chosen(trial, results)
-            last = removed and (yield from self._made("prune", self._prune(trial, removed), results))
+            last = (yield from self._made("prune", self._prune(trial, removed), results)) if removed else None
             if last and (pruned or not trial.heal):
                 yield "evaluate_pruned", self._evaluate(*last)
             if last and trial.heal:
@@ -96,13 +97,13 @@ class Graph:
         if self.study.evaluation.profile:
             yield f"profile_{what}", self._profile(contents, place)
 
-    def _made(self, role: str, step: Step, results: Results) -> Iterator[Any]:
+    def _made(self, role: str, step: Step, results: Results) -> Generator[tuple[str, Step], None, Made | None]:
         """A step that writes a checkpoint; returns what that is known by and where it is, once there is one."""
         yield role, step
         found = results(step)
-        return found and (Contents(found["weights_sha256"], found["shape_sha256"]), step.key)
+        return (Contents(found["weights_sha256"], found["shape_sha256"]), step.key) if found else None
 
-    def _chosen(self, trial: Trial, results: Results) -> Iterator[Any]:
+    def _chosen(self, trial: Trial, results: Results) -> Generator[tuple[str, Step], None, Any]:
         """Score and plan; returns the layers to remove, once they are known."""
         values, score = None, None
         if trial.choice.scored and trial.step is None:
@@ -211,7 +212,7 @@ class Graph:
         return trial.heal.arguments(trial.seed)
 
     def _evaluate(self, contents: Contents, place: str) -> Step:
-        judging = self.study.evaluation.model_dump(exclude={"pruned", "profile"})
+        judging = self.study.evaluation.model_dump(mode="json", exclude={"pruned", "profile"})
         arguments = {**judging, "dtype": self.study.compute.dtype}
         sources = [*judging["perplexity"], *(judging[name] for name in ("data_dir", "include") if judging[name])]
         inputs = {"checkpoint": contents.identity, "texts": {source: self.texts[source] for source in sources}}
@@ -222,7 +223,7 @@ class Graph:
         wanted = self.study.evaluation.profile
         speeds = Speeds() if wanted is True else wanted
         assert isinstance(speeds, Speeds)  # noqa: S101  the caller has looked
-        arguments = {**speeds.model_dump(), "dtype": self.study.compute.dtype}
+        arguments = {**speeds.model_dump(mode="json"), "dtype": self.study.compute.dtype}
         return Step("profile", arguments, {"shape": contents.shape}, {"checkpoint": place})
 
 
@@ -236,9 +237,9 @@ def sources(study: Study) -> list[str]:
     found: list[str | None] = [*study.evaluation.perplexity, study.evaluation.data_dir, study.evaluation.include]
     for trial in study.trials:
         found += [
-            trial.calibration and trial.calibration.text,
-            trial.repair and trial.repair.text,
-            trial.heal and dict(trial.heal.options)["data"],
+            trial.calibration.text if trial.calibration else None,
+            trial.repair.text if trial.repair else None,
+            dict(trial.heal.options)["data"] if trial.heal else None,
         ]
     return list(dict.fromkeys(source for source in found if source))
 

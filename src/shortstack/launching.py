@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -136,7 +137,7 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
     Raises:
         InputError: Ray is not installed, or nothing answers at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     try:
         import ray as cluster
     except ImportError as error:
@@ -144,8 +145,9 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
             "--ray", expected="Ray", found="no package ray", fix="pip install 'shortstack[ray]'"
         ) from error
     try:
+        _reach(address)
         cluster.init(address, include_dashboard=False, log_to_driver=False)
-    except ConnectionError as error:
+    except OSError as error:
         raise InputError(
             "--ray", expected=f"a Ray cluster at {address}", found=str(error), fix="start one: ray start --head"
         ) from error
@@ -161,3 +163,10 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         yield Launch(workers or max(1, int(cluster.cluster_resources().get("CPU", 1))), submit)
     finally:
         cluster.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Say at once that nothing answers: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()

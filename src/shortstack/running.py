@@ -1,7 +1,7 @@
 """run_study(): a study's steps, each once, in workers; what is finished is never run again.
 
-This process hands steps over, puts what workers wrote in its place and writes the run store, which nobody else does. A step is
-done when its result is committed, after its folder has got its name. Killed at any moment and started again, it goes on.
+This process hands steps over, puts what workers wrote in its place and writes the run store, which nobody else does. A step
+is done when its result is committed, after its folder has got its name. Killed at any moment and started again, it goes on.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-import traceback
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -70,8 +70,8 @@ def run_study(
 ) -> Outcome:
     """Run what is not done yet of the study in a YAML file; everything it gives lies in the folder `out`.
 
-    launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). keep: which weights stay once nothing needs them:
-    those of the lowest held-out loss for each model and drop, all, or none.
+    launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). keep: which weights stay once nothing needs
+    them: those of the lowest held-out loss for each model and drop, all, or none.
 
     Raises:
         InputError: the file is wrong, a model or text is not there, or `out` is of another study, or in use.
@@ -79,7 +79,7 @@ def run_study(
     if keep not in KEEPS:
         raise InputError("--keep", expected=f"one of {', '.join(KEEPS)}", found=repr(keep), fix="write --keep best")
     study, folder = read_study(path), Folder(Path(out))
-    evaluation_options(study.evaluation.model_dump())
+    evaluation_options(study.evaluation.model_dump(mode="json"))
     with folder.held(), Store.open(folder) as store:
         _check_same(folder, study)
         graph = Graph(study, _models(study, progress), {source: text_digest(source) for source in sources(study)})
@@ -112,10 +112,12 @@ def text_digest(source: str) -> str:
     Raises:
         DataError: there is no such file.
     """
-    name = expanded(source)
+    name = str(expanded(source))
     path = Path(name)
     if path.is_dir():
-        return digest({str(each.relative_to(path)): file_digest(each) for each in sorted(path.rglob("*")) if each.is_file()})
+        return digest(
+            {str(each.relative_to(path)): file_digest(each) for each in sorted(path.rglob("*")) if each.is_file()}
+        )
     if path.is_file():
         return file_digest(path)
     if name == "pydoc":
@@ -257,7 +259,8 @@ class _Driver:
     def _finish(self, step: Step, future: Future[Any]) -> None:
         """Take in what a step gave: its folder gets its name, then its result is committed."""
         lost = future.exception()
-        found = {"error": "".join(traceback.format_exception(lost))} if lost else dict(future.result())
+        told = "".join(traceback.format_exception(lost)) if lost else None
+        found: dict[str, Any] = {"error": told} if lost else dict(future.result())
         again = self.results.get(step.key)
         if "result" in found:
             found["result"] = json.loads(json.dumps(finite(found["result"])))  # as a later run would read it
@@ -294,7 +297,9 @@ class _Driver:
             state = self._state(steps, running)
             if state in ("waiting", "running"):
                 still.append(trial)
-                needed |= {place for step in steps.values() if step.key not in self.results for place in step.reads.values()}
+                needed |= {
+                    place for step in steps.values() if step.key not in self.results for place in step.reads.values()
+                }
             if state == "done":
                 self.final[trial.id] = trial, steps
             self._tell(trial, numbers[trial.id], state, steps)

@@ -1,7 +1,7 @@
-"""What each kind of step does: one call of the public functions, its result as JSON-able data, what it writes whole or absent.
+"""What each kind of step does: a call of the public functions, its result as JSON-able data, its folder whole or absent.
 
-`perform` runs in a worker, on this machine or another. It writes under Task.output and nowhere else; whoever asked for it puts
-that in its place. A failure is a result, too: its traceback.
+`perform` runs in a worker, on this machine or another. It writes under Task.output and nowhere else; whoever asked for
+it puts that in its place. A failure is a result, too: its traceback.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from shortstack.verification import skipped_route
 
 @dataclass(frozen=True)
 class Task:
-    """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by what they are."""
+    """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by name."""
 
     key: str
     kind: str
@@ -255,9 +255,7 @@ def _healing(task: Task, progress: Progress) -> dict[str, Any]:
 def _evaluate(task: Task, progress: Progress) -> dict[str, Any]:
     arguments = evaluation_options(task.arguments)
     checkpoint = task.open("checkpoint", progress)
-    found = evaluate(
-        checkpoint, **arguments, dtype=task.arguments["dtype"], device=task.device, progress=progress
-    )
+    found = evaluate(checkpoint, **arguments, dtype=task.arguments["dtype"], device=task.device, progress=progress)
     return _saved(task, "evaluation.json", found.to_dict())
 
 
@@ -268,8 +266,9 @@ def evaluation_options(judging: Mapping[str, Any]) -> dict[str, Any]:
         InputError: an option that it does not know.
     """
     known = inspect.signature(evaluate).parameters
-    asked = {name: judging[name] for name in Judging.model_fields if name not in ("pruned", "profile")}
-    changed = {name for name, value in asked.items() if value != Judging.model_fields[name].default}
+    usual = Judging().model_dump(mode="json", exclude={"pruned", "profile"})
+    asked = {name: judging[name] for name in usual}
+    changed = {name for name in usual if asked[name] != usual[name]}
     for name in sorted(changed - known.keys()):
         raise InputError(
             f"evaluation.{name}",

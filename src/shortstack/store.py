@@ -128,7 +128,15 @@ class Store:
         with self.connection:
             self.connection.execute(
                 "INSERT OR REPLACE INTO steps(key, kind, arguments, inputs, command, state, started) VALUES(?,?,?,?,?,?,?)",
-                (key, row["kind"], _json(row["arguments"]), _json(row["inputs"]), row["command"], "running", time.time()),
+                (
+                    key,
+                    row["kind"],
+                    _json(row["arguments"]),
+                    _json(row["inputs"]),
+                    row["command"],
+                    "running",
+                    time.time(),
+                ),
             )
 
     def end(self, key: str, state: str, found: Mapping[str, Any]) -> None:
@@ -181,7 +189,9 @@ class Store:
 
     def failures(self) -> list[dict[str, Any]]:
         """The steps that failed, and their tracebacks."""
-        return [dict(row) for row in self.connection.execute("SELECT * FROM steps WHERE state = 'failed' ORDER BY started")]
+        return [
+            dict(row) for row in self.connection.execute("SELECT * FROM steps WHERE state = 'failed' ORDER BY started")
+        ]
 
     def set_trial(self, trial: str, row: Mapping[str, Any], steps: Mapping[str, str]) -> None:
         """A trial's number, settings and state, and its steps by role."""
@@ -191,7 +201,8 @@ class Store:
                 (trial, row["number"], _json(row["settings"]), row["state"]),
             )
             self.connection.executemany(
-                "INSERT OR REPLACE INTO trial_steps VALUES(?, ?, ?)", [(trial, role, key) for role, key in steps.items()]
+                "INSERT OR REPLACE INTO trial_steps VALUES(?, ?, ?)",
+                [(trial, role, key) for role, key in steps.items()],
             )
 
     def trials(self) -> list[dict[str, Any]]:

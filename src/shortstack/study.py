@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, field_validator
 
@@ -43,17 +43,17 @@ class Calibration(Part):
     """The text that metrics look at; seed: of the windows, the trial's own without one."""
 
     text: str = "pydoc"
-    samples: int | Literal["all"] = Field(10, ge=1)
-    length: int = Field(128, ge=4)
-    seed: int | None = Field(None, ge=0)
+    samples: int | Literal["all"] = Field(default=10, ge=1)
+    length: int = Field(default=128, ge=4)
+    seed: int | None = Field(default=None, ge=0)
 
 
 class Refit(Part):
     """What closed-form repair looks at."""
 
     text: str = "pydoc"
-    samples: int = Field(256, ge=4)
-    length: int = Field(128, ge=4)
+    samples: int = Field(default=256, ge=4)
+    length: int = Field(default=128, ge=4)
 
 
 class Steps(Part):
@@ -71,20 +71,20 @@ class Steps(Part):
 class Speeds(Part):
     """What profile() measures."""
 
-    batch_sizes: list[int] = [1, 8]
-    prompt: int = Field(128, ge=1)
-    new_tokens: int = Field(32, ge=1)
+    batch_sizes: tuple[int, ...] = (1, 8)
+    prompt: int = Field(default=128, ge=1)
+    new_tokens: int = Field(default=32, ge=1)
 
 
 class Judging(Part):
     """How every checkpoint is measured. pruned: also before it heals; seed: of the windows that are drawn."""
 
-    perplexity: list[str] = ["pydoc"]
-    length: int = Field(512, ge=2)
-    samples: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
-    tasks: list[str] = []
-    limit: int | None = Field(None, ge=1)
+    perplexity: tuple[str, ...] = ("pydoc",)
+    length: int = Field(default=512, ge=2)
+    samples: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    tasks: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1)
     data_dir: str | None = None
     include: str | None = None
     probes: bool = False
@@ -102,13 +102,19 @@ class Computing(Part):
 class Needs(Part):
     """What a step of one kind takes of a machine; memory in GB."""
 
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
-    memory: float | None = Field(None, gt=0)
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    memory: float | None = Field(default=None, gt=0)
 
 
-HealEntry = create_model("HealEntry", __base__=HealPart, name=(str | None, None), recipe=(str | None, None))
-HealValue = str | None | HealEntry  # type: ignore[valid-type]  # made of heal's own options
+if TYPE_CHECKING:  # made of heal's own options, which mypy cannot follow
+
+    class HealEntry(Part):
+        """A way to heal: a name for it, a recipe to start from, and options of heal."""
+
+else:
+    HealEntry = create_model("HealEntry", __base__=HealPart, name=(str | None, None), recipe=(str | None, None))
+HealValue = str | None | HealEntry
 RepairValue = bool | Refit
 Kind = Literal["score", "plan", "prune", "heal", "turns", "evaluate", "profile"]
 
@@ -125,7 +131,7 @@ class Some(Part):
     heal: HealValue | list[HealValue] = None
     seed: int | list[int] | None = None
 
-    def axes(self) -> dict[str, list[Any]]:
+    def axes(self) -> dict[str, Sequence[Any]]:
         """What is named here, each as a list."""
         return {name: _listed(getattr(self, name)) for name in Some.model_fields if name in self.model_fields_set}
 
@@ -134,23 +140,23 @@ class Study(Part):
     """A grid over models, metrics, calibration, drop, strategy, repair, healing and seeds."""
 
     title: str = ""
-    models: list[str]
-    metrics: list[str] = []
+    models: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
     calibration: Calibration | list[Calibration] = Calibration()
     drop: str | int | Steps | list[str | int] = "25%"
     strategy: str | list[str] = ONE_SHOT
     repair: RepairValue | list[RepairValue] = False
     heal: HealValue | list[HealValue] = None
-    seeds: list[int] = [0]
-    trials_: list[Some] = Field([], alias="trials")
-    except_: list[Some] = Field([], alias="except")
+    seeds: tuple[int, ...] = (0,)
+    trials_: tuple[Some, ...] = Field(default=(), alias="trials")
+    except_: tuple[Some, ...] = Field(default=(), alias="except")
     evaluation: Judging = Judging()
     compute: Computing = Computing()
-    resources: dict[Kind, Needs] = {}
+    resources: Mapping[Kind, Needs] = Field(default_factory=dict)
 
     @field_validator("models", "seeds")
     @classmethod
-    def _some(cls, value: list[Any]) -> list[Any]:
+    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if not value:
             raise ValueError("at least one")
         return value
@@ -172,7 +178,7 @@ class Study(Part):
 
     def _settings(self) -> Iterator[dict[str, Any]]:
         """The settings of the grid's trials, then of those added to it, which take the grid's first where they name none."""
-        grid: dict[str, list[Any]] = {
+        grid: dict[str, Sequence[Any]] = {
             "model": self.models,
             "metric": self.metrics,
             "calibration": _listed(self.calibration),

@@ -225,7 +225,9 @@ def show_estimate(title: str, found: Estimate) -> None:
     def told(value: int | None) -> str:
         return "unknown" if value is None else console.size(value)
 
-    console.show(f"Disk for weights, at most: {told(found.disk_bytes)} kept, {told(found.least_disk_bytes)} with --keep none.")
+    console.show(
+        f"Disk for weights, at most: {told(found.disk_bytes)} kept, {told(found.least_disk_bytes)} with --keep none."
+    )
     console.show(f"Memory of the largest step, about: {told(found.memory_bytes)}.")
     for reason in found.unknown:
         console.show(f"Unknown: {reason}.")

@@ -13,8 +13,6 @@ from typing import Any
 
 from shortstack.store import Folder, Store
 
-STATES = ("done", "running", "failed")
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -38,7 +36,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Frame:
-    """One look at a study. eta: seconds to go at most, by the finished steps of the same kind; None where a kind has none."""
+    """One look at a study. eta: seconds to go at most, by finished steps of the same kind; None where there are none."""
 
     title: str
     trials: Mapping[str, int]
@@ -66,7 +64,9 @@ def look(runs: str | Path) -> Frame:
     expected = json.loads(noted.get("expected", "{}"))
     kinds = {
         kind: Kind(
-            *(counts.get(kind, {}).get(state, 0) for state in STATES),
+            counts.get(kind, {}).get("done", 0),
+            counts.get(kind, {}).get("running", 0),
+            counts.get(kind, {}).get("failed", 0),
             max(expected.get(kind, 0), sum(counts.get(kind, {}).values())),
             statistics.fmean(seconds[kind]) if kind in seconds else None,
         )
@@ -92,7 +92,7 @@ def last_line(error: str | None) -> str:
 
 
 def to_go(kinds: Mapping[str, Kind], running: Sequence[Running], workers: int) -> float | None:
-    """Seconds until all is done, at most: each kind's steps that are left, at the mean of those that ended, shared by workers.
+    """Seconds until all is done, at most: the steps left of each kind, at the mean of those that ended, shared by workers.
 
     >>> to_go({"heal": Kind(2, 1, 0, 5, 60.0)}, [Running("heal", "", 20.0)], 2)
     80.0
