@@ -30,6 +30,7 @@ import torch
 import typer
 
 import shortstack as ss
+import stores
 from shortstack import cli
 from zoo import speaking
 
@@ -107,6 +108,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chosen.save(folder / "plan.json")
         pruned = ss.prune(source, chosen, folder / "pruned")
         ss.heal(pruned, folder / "healed", data="pydoc", schedule=ss.Schedule(epochs=1), max_samples=16)
+    stores.write(folder / "runs", documents=20, nasty=False)
     return folder
 
 
@@ -122,7 +124,7 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def provide(line: Path, place: Path, made_here: set[str]) -> None:
-    for name in {"scores.json", "plan.json", "pruned", "healed"} - made_here:
+    for name in {"scores.json", "plan.json", "pruned", "healed", "runs"} - made_here:
         copy = shutil.copytree if (line / name).is_dir() else shutil.copy
         copy(line / name, place / name)
 
@@ -263,15 +265,18 @@ def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known | {"--help"}
 
 
+NAMED = {"scores": "METRIC", "window_scores": "METRIC", "order": "METRIC", "perplexity": "TEXT", "probes": "PROBE"}
+
+
 def keys(value: Any, path: str = "") -> set[str]:
-    """The dotted paths of a JSON value; METRIC and TEXT stand for names that the command chose."""
+    """The dotted paths of a JSON value; METRIC, TEXT and PROBE stand for names that the command chose."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return keys(value[0], f"{path}[]")
     if not isinstance(value, dict) or not value:
         return {path}
     found = set()
     for key, item in value.items():
-        name = {"scores": "METRIC", "window_scores": "METRIC", "order": "METRIC", "perplexity": "TEXT"}.get(path, key)
+        name = NAMED.get(path, key)
         found |= keys(item, f"{path}.{name}" if path else name)
     return found
 

@@ -1,14 +1,22 @@
-"""Perplexity against transformers' own loss; the arithmetic chosen; what is said of the tokens."""
+"""Perplexity against transformers' own loss; the arithmetic chosen; what is said of the tokens and of what is written."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.cli import main
+from shortstack.cli.options import Writing
+from shortstack.collapse import TYPICAL, Fluency, check_collapse
 from shortstack.devices import arithmetic
+from shortstack.errors import InputError
 from shortstack.evaluation import evaluate
+from shortstack.planning import plan
+from shortstack.probes import probes, run_probes
 from shortstack.profiling import answer, decode_speeds
+from shortstack.pruning import prune
 from shortstack.tokens import Tokens
 from zoo import speaking, tiny
 
@@ -79,3 +87,80 @@ def test_answers_come_from_generation(checkpoint):
     tail = expected[0, ids["input_ids"].shape[1] :].tolist()
     tail = tail[: tail.index(2)] if 2 in tail else tail
     assert answer(model, tokenizer, "layers", new_tokens=6) == tokenizer.decode(tail, skip_special_tokens=True).strip()
+
+
+@pytest.fixture(scope="module")
+def pruned(checkpoint, tmp_path_factory):
+    return prune(checkpoint, plan(8, layers="3"), tmp_path_factory.mktemp("pruned") / "model")
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "a.txt").write_text("the walk visits every layer once " * 40)
+    return str(tmp_path / "a.txt")
+
+
+def test_what_shortstack_cut_is_checked_for_collapse_unless_told_otherwise(checkpoint, pruned, text):
+    def checked(model, **options):
+        return evaluate(model, perplexity=[text], length=24, samples=2, dtype="float32", **options).collapse
+
+    assert checked(checkpoint) is None
+    assert checked(pruned, collapse=False) is None
+    alone = check_collapse(pruned.model(dtype=torch.float32), pruned.tokenizer())
+    assert checked(pruned) == alone
+    assert checked(checkpoint, collapse=True).fluency != alone.fluency
+
+
+def test_probes_are_asked_of_the_evaluated_model(pruned, text):
+    found = evaluate(pruned, perplexity=[text], length=24, samples=2, dtype="float32", probe_items=2, seed=5)
+    expected = run_probes(pruned.model(dtype=torch.float32), pruned.tokenizer(), probes(seed=5, n=2))
+    assert found.probes == expected
+    said = found.to_dict()["probes"]["arithmetic-1"]
+    assert (said["n"], said["chance"]) == (2, pytest.approx(1 / 19))
+
+
+def shown(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["shortstack", "evaluate", *map(str, words)])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert not ended.value.code, said.err
+    return said
+
+
+def test_a_collapse_is_in_the_table_and_at_the_end(pruned, text, monkeypatch, capsys):
+    def loop(_model, prompts, rooms, **_):
+        return [[40, 41] * (room // 2) for room in rooms]
+
+    monkeypatch.setattr("shortstack.collapse.generate", loop)
+    words = [pruned.directory, "--perplexity", text, "--length", 24, "--samples", 2]
+    said = shown(monkeypatch, capsys, *words)
+    sample = json.dumps("The city lies on a river, and" + pruned.tokenizer().decode([40, 41] * 32))[:60]
+    assert "share kept" in said.out
+    assert f"It writes: {sample}" in said.out
+    assert said.err.index("Warning: the model has collapsed (repetition,") < said.err.index("Next:")
+    assert sample in said.err
+    said = shown(monkeypatch, capsys, *words, "--json")
+    assert json.loads(said.out)["collapse"]["fallen"] == ["repetition", "distinct_1", "distinct_2", "entropy"]
+    assert "Warning: the model has collapsed" in said.err
+    said = shown(monkeypatch, capsys, *words, "--no-collapse-check")
+    assert "It writes" not in said.out + said.err
+    assert "No loop" not in said.out
+
+
+def test_where_all_is_well_one_line_says_so(pruned, text, monkeypatch, capsys):
+    def vary(_model, prompts, rooms, **_):
+        return [list(range(3 + 40 * number, 3 + 40 * number + room)) for number, room in enumerate(rooms)]
+
+    monkeypatch.setattr("shortstack.collapse.generate", vary)
+    said = shown(monkeypatch, capsys, pruned.directory, "--perplexity", text, "--length", 24, "--samples", 2)
+    least = min(Fluency.of(vary(None, [], [64] * 8)).shares(TYPICAL).values())
+    assert f"No loop and no silence: what it writes keeps {least:.0%} or more" in said.out
+    assert "Warning" not in said.err
+
+
+def test_items_of_probes_that_are_not_asked_are_an_error():
+    with pytest.raises(InputError, match="--probes"):
+        Writing(probe_items=10).asked()
+    assert Writing(probes=True, probe_items=10).asked() == {"probe_items": 10, "collapse": None}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.collapse import TYPICAL, check_collapse
 from shortstack.demo import run
 from shortstack.planning import plan
 from shortstack.pruning import prune
@@ -26,6 +27,16 @@ def test_the_gguf_opens_as_the_model_it_is(smollm2):
     assert (anatomy.model_type, anatomy.layers, anatomy.tied) == ("llama", 30, True)
     assert smollm2.parameters == 134_515_008
     assert {tensor.dtype for tensor in smollm2.tensors.values()} == {"BF16"}
+
+
+@pytest.mark.slow
+def test_a_tail_cut_collapses_a_searched_one_does_not_and_the_limits_are_of_the_whole(smollm2, tmp_path):
+    whole = check_collapse(smollm2.model(dtype=torch.float32), smollm2.tokenizer())
+    assert whole.shares == pytest.approx(dict.fromkeys(whole.shares, 1.0), rel=0.1), TYPICAL
+    for layers, collapsed in (("22-29", True), ("12-18,25", False)):
+        pruned = prune(smollm2, plan(30, layers=layers), tmp_path / layers)
+        found = check_collapse(pruned.model(dtype=torch.float32), pruned.tokenizer())
+        assert bool(found.against(whole).fallen) is collapsed, found
 
 
 @pytest.mark.parametrize("layers", ["22-29", "12-19", "0", "1,5,9-10,28"])

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from shortstack.pruning import prune as prune
     from shortstack.repairing import Repair as Repair
     from shortstack.repairing import repair as repair
+    from shortstack.report import Report as Report
+    from shortstack.report import write_report as write_report
     from shortstack.scores import Scores as Scores
     from shortstack.scoring import score as score
     from shortstack.selecting import select as select
@@ -52,6 +54,7 @@ _HOMES = {
     "Partial": "healing",
     "Plan": "planning",
     "Repair": "repairing",
+    "Report": "report",
     "Schedule": "healing",
     "Scores": "scores",
     "Sweep": "sweeping",
@@ -68,6 +71,7 @@ _HOMES = {
     "select": "selecting",
     "sweep": "sweeping",
     "verify": "verification",
+    "write_report": "report",
 }
 __all__ = list(_HOMES)
 

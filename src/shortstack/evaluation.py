@@ -1,19 +1,21 @@
-"""evaluate(): held-out perplexity of a checkpoint, through the same walk and the same BOS rule as scoring."""
+"""evaluate(): held-out perplexity of a checkpoint, by the same walk and BOS rule as scoring; what it writes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.collapse import Collapse, check_collapse
 from shortstack.errors import InputError
 from shortstack.losses import next_token_losses
 from shortstack.metrics import checked, in_float64
 from shortstack.metrics import perplexity as value
+from shortstack.probes import Probed, probes, run_probes
 from shortstack.progress import Progress, silent
 from shortstack.tokens import Tokens
 from shortstack.walk import UNPRUNED, Decoder, Route
@@ -47,9 +49,16 @@ class Evaluation:
 
     model: str
     perplexity: Mapping[str, Perplexity]
+    probes: Mapping[str, Probed] = field(default_factory=dict)
+    collapse: Collapse | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"model": self.model, "perplexity": {name: found.to_dict() for name, found in self.perplexity.items()}}
+        return {
+            "model": self.model,
+            "perplexity": {name: found.to_dict() for name, found in self.perplexity.items()},
+            "probes": {name: found.to_dict() for name, found in self.probes.items()},
+            "collapse": self.collapse.to_dict() if self.collapse else None,
+        }
 
 
 def evaluate(
@@ -58,6 +67,8 @@ def evaluate(
     perplexity: Sequence[str] | str = ("pydoc",),
     length: int = 512,
     samples: int | None = None,
+    probe_items: int = 0,
+    collapse: bool | None = None,
     seed: int = 0,
     dtype: str = "auto",
     device: str = "auto",
@@ -65,7 +76,9 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity on each text: consecutive windows of `length` tokens, all of them, or `samples` drawn by seed.
 
-    Of `pydoc` only the held-out part is read. dtype "auto": bf16 where checkpoint and device have it, else float32.
+    Of `pydoc` only the held-out part is read. probe_items: so many items of each generation probe, drawn by seed. collapse:
+    whether to check what the model writes freely; None: where shortstack cut or healed it. dtype "auto": bf16 where
+    checkpoint and device have it, else float32.
 
     Raises:
         DataError: a text cannot be read or is shorter than one window.
@@ -73,14 +86,21 @@ def evaluate(
     sources = [name.strip() for name in perplexity.split(",")] if isinstance(perplexity, str) else perplexity
     if not sources or not all(sources):
         raise InputError("--perplexity", expected="a text, or several with commas", found="none", fix="name one: pydoc")
+    items = probes(seed, probe_items) if probe_items else ()
     _, tokenizer = checkpoint.anatomy, checkpoint.tokenizer()  # what is no decoder is said before what it lacks
     texts = {
         source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=seed, held_out=True)
         for source in sources
     }
     decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)  # batch after batch, every layer
+    found = {source: measure(decoder, tokens, progress=progress) for source, tokens in texts.items()}
+    if collapse is None:
+        collapse = checkpoint.record.get("verb") in {"prune", "heal"}
     return Evaluation(
-        checkpoint.source, {source: measure(decoder, tokens, progress=progress) for source, tokens in texts.items()}
+        checkpoint.source,
+        found,
+        run_probes(decoder.model, tokenizer, items, progress=progress),
+        check_collapse(decoder.model, tokenizer, progress=progress) if collapse else None,
     )
 
 

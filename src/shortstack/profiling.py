@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.generation import BaseStreamer
 
+from shortstack.generating import generate
 from shortstack.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -76,16 +77,12 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped her
         """generate() calls it after the last token."""
 
 
-@torch.no_grad()
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:
     """The greedy answer to a prompt, in the model's chat template when it has one."""
     if tokenizer.chat_template:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        said = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)["input_ids"]
     else:
-        ids = tokenizer(prompt, return_tensors="pt")
-    ids = ids.to(model.device)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    output = model.generate(**ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
-    return str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+        ids = tokenizer(prompt)["input_ids"]
+    (written,) = generate(model, [ids], [new_tokens])
+    return str(tokenizer.decode(written, skip_special_tokens=True)).strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from shortstack import console
@@ -14,10 +15,12 @@ from shortstack.scores import Scores, removal_order
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from shortstack.collapse import Collapse
     from shortstack.estimating import Estimate
     from shortstack.evaluation import Evaluation
     from shortstack.healing.forecast import Forecast
     from shortstack.healing.healer import Healing
+    from shortstack.probes import Probed
     from shortstack.repairing import Repair
     from shortstack.running import Outcome
     from shortstack.sweeping import Sweep
@@ -208,6 +211,41 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
         for name, found in evaluation.perplexity.items()
     ]
     console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
+    if evaluation.probes:
+        _show_probes(evaluation.probes)
+    if evaluation.collapse:
+        _show_collapse(evaluation.collapse)
+
+
+def _show_probes(probes: Mapping[str, Probed]) -> None:
+    """The share of each probe's items that were answered rightly."""
+    rows = [
+        (name, f"{found.accuracy.value:.3f} +- {found.accuracy.stderr:.3f}", f"{found.chance:.3f}", str(found.n))
+        for name, found in probes.items()
+    ]
+    console.show_table("probes, answered greedily", ("probe", "right +- s.e.", "by guessing", "items"), rows)
+
+
+def _show_collapse(found: Collapse) -> None:
+    """A line where all is well; else what has fallen, and the text that shows it."""
+    base = "its base" if found.against_base else "a small model that works"
+    if not found.fallen:
+        least = min(found.shares.values())
+        console.show(f"No loop and no silence: what it writes keeps {least:.0%} or more of each measure of {base}.")
+        return
+    values, wanted = asdict(found.fluency), asdict(found.base)
+    rows = [
+        (
+            name,
+            console.number(values[name]),
+            console.number(wanted[name]),
+            f"{share:.0%}",
+            "yes" * (name in found.fallen),
+        )
+        for name, share in found.shares.items()
+    ]
+    console.show_table("collapsed: what it writes freely", ("measure", "model", base, "share kept", "fallen"), rows)
+    console.show(f"It writes: {found.sample}")
 
 
 def show_estimate(title: str, found: Estimate) -> None:

@@ -8,12 +8,13 @@ import typer
 
 from shortstack import console, tables
 from shortstack.cli.application import verb
-from shortstack.cli.options import TEXT, Compute, Model, Report, Source
+from shortstack.cli.options import TEXT, Compute, Model, Report, Source, Writing
 
 
 @verb()
 def evaluate(
     model: Model,
+    writing: Writing,
     compute: Compute,
     source: Source,
     report: Report,
@@ -25,9 +26,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Windows, drawn by seed. Default: all.", show_default=False)
     ] = None,
 ) -> None:
-    """Measure perplexity on held-out text."""
+    """Measure perplexity on held-out text, and what the model writes."""
     from shortstack.evaluation import evaluate as evaluate_checkpoint
 
+    asked = writing.asked()
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
         result = evaluate_checkpoint(
@@ -35,11 +37,13 @@ def evaluate(
             perplexity=perplexity,
             length=length,
             samples=samples,
+            **asked,
             seed=compute.seed,
             dtype=compute.dtype.value,
             device=compute.device.value,
             progress=progress,
         )
+    report.warn(result.collapse.warning if result.collapse else None)
     if report.json:
         return console.show_json(result.to_dict())
     tables.show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)

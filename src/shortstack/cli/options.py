@@ -364,6 +364,30 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """What is looked at of the text that a model writes."""
+
+    probes: Annotated[
+        bool, typer.Option("--probes", help="Small generation tasks: copying, counting, brackets, sums, JSON.")
+    ] = False
+    probe_items: Annotated[int, typer.Option(min=2, max=100, help="Items of each probe, drawn by seed.")] = 50
+    collapse_check: Annotated[
+        bool | None,
+        typer.Option(
+            "--collapse-check/--no-collapse-check",
+            help="Look for loops and silence in what it writes. Default: where shortstack cut or healed it.",
+            show_default=False,
+        ),
+    ] = None
+
+    def asked(self) -> dict[str, Any]:
+        """The arguments of evaluate()."""
+        if not self.probes and self.probe_items != Writing.probe_items:
+            raise InputError("--probe-items", expected="--probes", found="no --probes", fix="add --probes")
+        return {"probe_items": self.probe_items if self.probes else 0, "collapse": self.collapse_check}
+
+
+@dataclass(frozen=True)
 class Report:
     """How much is said, and in which form."""
 
@@ -379,6 +403,11 @@ class Report:
     def next_step(self, *words: object) -> None:
         """What to type next: the words of a shortstack command."""
         self.say(shlex.join(["shortstack", *map(str, words)]))
+
+    def warn(self, message: str | None) -> None:
+        """What nobody should miss: on stderr, whatever else is asked for."""
+        if message:
+            console.say(f"Warning: {message}")
 
     def say(self, what: str) -> None:
         """What to do next, unless nobody wants to read it."""

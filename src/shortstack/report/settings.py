@@ -1,0 +1,175 @@
+"""The settings of a trial in words: what varies over a study is said beside every number, what does not is said once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+FACTORS = ("model", "drop", "metric", "calibration", "strategy", "repair", "heal", "data")
+NONE = {
+    "drop": "named layers",
+    "calibration": "none",
+    "strategy": "one-shot",
+    "repair": "no repair",
+    "heal": "not healed",
+    "data": "none",
+}
+DATA = ("data", "max_samples")  # of healing's settings, those that are a factor of their own
+NAMES = ("method", "text", "source", "data")
+
+
+def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Each trial's factors in words, without the seed; what healing learns from is a factor of its own.
+
+    >>> heal = {"name": "last3", "method": "partial", "last": 3, "data": "pydoc"}
+    >>> factors([{"model": "demo", "drop": "25%", "metric": "bi", "heal": heal, "seed": 1}])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [{'model': 'demo', 'drop': '25%', 'metric': 'bi', 'calibration': 'none', 'strategy': 'one-shot',
+      'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
+    """
+    shorter = tails(each for settings in all_settings for each in _texts(settings))
+    all_settings = [_replaced(settings, shorter) for settings in all_settings]
+    named = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
+    repairs = {json.dumps(each["repair"], sort_keys=True) for each in all_settings if each.get("repair")}
+    return [_factors(settings, named, one_repair=len(repairs) == 1) for settings in all_settings]
+
+
+def _factors(settings: Mapping[str, Any], named: Mapping[str, str], *, one_repair: bool) -> dict[str, str]:
+    found = {name: value for name, value in settings.items() if name != "seed"}
+    heal = found.get("heal")
+    if isinstance(heal, Mapping):
+        found["heal"] = named[_kind(heal)]
+        found["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
+    if found.get("repair"):
+        found["repair"] = (
+            "repaired" if one_repair or found["repair"] is True else f"repaired on {words(found['repair'])}"
+        )
+    known = {name: words(found.pop(name, None), NONE.get(name, "none")) for name in FACTORS}
+    return known | {name: words(value, "none") for name, value in sorted(found.items())}
+
+
+def healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A word for each way to heal, whatever it learns from: its name in the study, where it has one to itself.
+
+    Otherwise its method, with those options that not all ways have alike.
+    """
+    kinds = {_kind(heal): _options(heal) for heal in heals}
+    names: dict[str, set[str]] = {}
+    for heal in heals:
+        names.setdefault(_kind(heal), set()).add(str(heal.get("name") or ""))
+    uses = Counter(name for known in names.values() for name in known)
+    every = {key for options in kinds.values() for key in options}
+    differ = {key for key in every if len({json.dumps(options.get(key)) for options in kinds.values()}) > 1}
+    found = {}
+    for kind, options in kinds.items():
+        name = next(iter(names[kind]))
+        alone = len(names[kind]) == 1 and name and uses[name] == 1
+        telling = {key: value for key, value in options.items() if key == "method" or key in differ}
+        found[kind] = name if alone else words(telling, "healed")
+    return found
+
+
+def _options(heal: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in heal.items() if key not in (*DATA, "name")}
+
+
+def _kind(heal: Mapping[str, Any]) -> str:
+    return json.dumps(_options(heal), sort_keys=True)
+
+
+def words(value: Any, none: str = "none") -> str:
+    """A setting in words.
+
+    >>> words({"text": "pydoc", "samples": 10, "length": 128}), words({"method": "lora", "r": 8}), words([1, 4, 8])
+    ('pydoc 10 x 128', 'lora (r 8)', '1:4:8')
+    """
+    if value is None or value is False or value in ("none", {}, []):
+        return none
+    if value is True:
+        return "yes"
+    if isinstance(value, Mapping):
+        return _of_mapping({key: item for key, item in value.items() if item is not None})
+    if isinstance(value, list | tuple):
+        return ":".join(words(item) for item in value)
+    return str(value)
+
+
+def _of_mapping(value: Mapping[str, Any]) -> str:
+    name = next((name for name in NAMES if name in value), None)
+    windows = f" {value['samples']} x {value['length']}" if {"samples", "length"} <= value.keys() else ""
+    said = {name, *(("samples", "length") if windows else ())}
+    others = ", ".join(_named(key, item) for key, item in value.items() if key not in said)
+    if name is None:
+        return windows.strip() + others
+    return f"{value[name]}{windows}" + (f" ({others})" if others else "")
+
+
+def tails(names: Iterable[str]) -> dict[str, str]:
+    """Of each path as many of its last parts as tell it from the others; any other name as it is.
+
+    >>> tails(["/a/b/text.txt", "/a/c/text.txt", "/a/model", "org/name"])
+    {'/a/b/text.txt': 'b/text.txt', '/a/c/text.txt': 'c/text.txt', '/a/model': 'model', 'org/name': 'org/name'}
+    """
+    known = list(dict.fromkeys(names))
+    found = {}
+    for name in known:
+        parts = name.rstrip("/").split("/") if name.startswith(("/", "./", "../")) else [name]
+        ends = ("/".join(parts[-amount:]) for amount in range(1, len(parts)))
+        found[name] = next(
+            (end for end in ends if not any(_ends(other, end) for other in known if other != name)), name
+        )
+    return found
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.rstrip("/").endswith(f"/{end}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in settings, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+def _replaced(value: Any, shorter: Mapping[str, str]) -> Any:
+    """The same settings with other texts."""
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, shorter) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(item, shorter) for item in value]
+    return shorter.get(value, value) if isinstance(value, str) else value
+
+
+def brief(name: str, length: int = 40) -> str:
+    """The beginning and the end of a long name; the end of a path, which tells most.
+
+    >>> brief("a" * 30 + "b" * 30, 20), brief("/somewhere/in/a/folder/model-7b", 20)
+    ('aaaaaaaaaaaa…bbbbbbb', '…n/a/folder/model-7b')
+    """
+    if len(name) <= length:
+        return name
+    if name.startswith(("/", "./", "../")):
+        return f"…{name[1 - length :]}"
+    tail = (length - 1) * 2 // 5
+    return f"{name[: length - 1 - tail]}…{name[-tail:]}"
+
+
+def _named(key: str, value: Any) -> str:
+    name = key.replace("_", " ")
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {words(value)}"
+
+
+def varying(all_factors: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    """The factors with more than one level, and their levels in the order in which they come."""
+    levels: dict[str, dict[str, None]] = {}
+    for found in all_factors:
+        for name, level in found.items():
+            levels.setdefault(name, {})[level] = None
+    return {name: list(known) for name, known in levels.items() if len(known) > 1}

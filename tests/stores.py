@@ -1,0 +1,333 @@
+"""Stores of studies that never ran: plausible, clearly synthetic results, for the tests of the report.
+
+`python tests/stores.py FOLDER [trials]` writes one to look at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import sqlite3
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE steps(key TEXT PRIMARY KEY, kind TEXT, arguments JSON, inputs JSON,
+  state TEXT CHECK(state IN ('running','done','failed')), result JSON, error TEXT, started REAL, seconds REAL, host TEXT,
+  command TEXT, versions JSON, peak_rss_bytes INTEGER);
+CREATE TABLE trials(id TEXT PRIMARY KEY, number INTEGER, settings JSON, state TEXT);
+CREATE TABLE trial_steps(trial TEXT, role TEXT, step TEXT, PRIMARY KEY(trial, role));
+"""
+VERSIONS = {"shortstack": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0", "python": "3.13.5"}
+LAYERS, LAYER_BYTES, OTHER_BYTES = 30, 7_080_192, 56_624_256
+TASKS = {"piqa": (0.68, 0.5), "hellaswag": (0.42, 0.25), "arc_easy": (0.55, 0.25), "openbookqa": (0.33, 0.25)}
+HARM = {"reverse": 1.0, "ppl": 0.75, "bi": 0.9, "taylor": 0.85, "magnitude-l1": 1.9, "random": 1.6}
+HEALS: dict[str, dict[str, Any]] = {
+    "partial": {"name": "last 3", "data": "alpaca", "last": 3, "method": "partial"},
+    "lora": {"name": "lora", "data": "alpaca", "lr": 2e-4, "method": "lora"},
+    "full": {"name": "full", "data": "alpaca", "method": "full"},
+}
+GAIN = {"partial": 0.55, "lora": 0.45, "full": 0.62}
+
+
+class Store:
+    """A store that is being written."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.rows = sqlite3.connect(folder / "runs.sqlite")
+        self.rows.executescript("PRAGMA journal_mode=WAL;" + SCHEMA)
+        self.rows.execute(
+            "INSERT INTO meta VALUES ('version', '1'), ('shortstack', '0.1.0'), ('title', ?)",
+            ("Which layers a small model can do without",),
+        )
+        self.trials = 0
+
+    def step(
+        self,
+        kind: str,
+        arguments: Mapping[str, Any],
+        result: Mapping[str, Any] | None,
+        *,
+        seconds: float = 1.0,
+        error: str | None = None,
+        state: str | None = None,
+    ) -> str:
+        """The key of a step; one with the same kind and arguments is not written twice."""
+        key = hashlib.sha256(json.dumps([kind, arguments], sort_keys=True).encode()).hexdigest()
+        state = state or ("failed" if error else "done")
+        command = f"shortstack {kind} " + " ".join(f"--{name} {value}" for name, value in arguments.items())
+        row = (key, kind, json.dumps(arguments), "{}", state, None if result is None else json.dumps(result), error)
+        self.rows.execute(
+            "INSERT OR IGNORE INTO steps VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (*row, 1.79e9 + len(key), seconds, "node-1", command, json.dumps(VERSIONS), 900_000_000),
+        )
+        return key
+
+    def trial(self, settings: Mapping[str, Any], steps: Mapping[str, str], *, state: str = "done") -> None:
+        self.trials += 1
+        name = f"t{self.trials:04d}"
+        self.rows.execute("INSERT INTO trials VALUES (?,?,?,?)", (name, self.trials, json.dumps(settings), state))
+        self.rows.executemany(
+            "INSERT INTO trial_steps VALUES (?,?,?)", [(name, role, step) for role, step in steps.items()]
+        )
+
+    def close(self) -> None:
+        self.rows.commit()
+        self.rows.close()
+
+
+def settings(**known: Any) -> dict[str, Any]:
+    """A trial's settings with what most trials have."""
+    base = {"model": "demo", "drop": "25%", "metric": "reverse", "calibration": None, "strategy": "one-shot"}
+    return {**base, "repair": None, "heal": None, "seed": 0, **known}
+
+
+def task(outcomes: Iterable[float], metric: str = "acc") -> dict[str, Any]:
+    """What evaluate says of a task with these outcomes: their mean, and sd / sqrt(n)."""
+    values = [float(value) for value in outcomes]
+    mean, n = sum(values) / len(values), len(values)
+    stderr = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n) if n > 1 else None
+    documents = [f"d{number}" for number in range(n)]
+    return {"metric": metric, "value": mean, "stderr": stderr, "n": n, "version": "1.0", "higher_is_better": True} | {
+        "documents": documents,
+        "outcomes": values,
+    }
+
+
+def perplexity(loss: float, stderr: float = 0.02, tokens: int = 20_000) -> dict[str, Any]:
+    value = math.exp(loss) if loss < 700 else None
+    return {"value": value, "loss": loss, "loss_stderr": stderr, "tokens": tokens, "dtype": "bfloat16"}
+
+
+def evaluation(quality: float, *, documents: int = 400, names: Iterable[str] = TASKS) -> dict[str, Any]:
+    """An evaluation of a model that keeps `quality` (1: as good as unpruned) of what is above chance.
+
+    Each document has its own difficulty, the same for every model, so that outcomes are paired as real ones are.
+    """
+    tasks = {}
+    for name in names:
+        best, chance = TASKS[name]
+        share = chance + (best - chance) * quality
+        difficulty, luck = random.Random(name), random.Random(f"{name}{quality}")
+        tasks[name] = task(
+            difficulty.random() < share if luck.random() < 0.85 else luck.random() < share for _ in range(documents)
+        )
+    loss = 2.9 + 2.2 * (1 - quality) ** 1.2
+    return {"perplexity": {"wikitext": perplexity(loss), "pydoc": perplexity(loss + 0.3)}, "tasks": tasks} | {
+        "probes": {
+            "copying": {"value": max(0.0, quality) ** 3, "stderr": 0.03, "n": 100, "chance": 0.0},
+            "counting": {"value": 0.6 * max(0.0, quality) ** 4, "stderr": 0.04, "n": 100, "chance": 0.0},
+        },
+        "collapse": {"collapsed": quality < 0.4, "fallen": ["different_tokens"] * (quality < 0.4), "sample": '"a a a"'},
+    }
+
+
+def profile(layers: int) -> dict[str, Any]:
+    weight_bytes = OTHER_BYTES + layers * LAYER_BYTES
+    speed = [
+        {
+            "batch": batch,
+            "prefill_tokens_per_s": rate * 30 / layers,
+            "decode_tokens_per_s": rate / 20 * 31 / (layers + 1),
+        }
+        for batch, rate in ((1, 900.0), (8, 2100.0))
+    ]
+    return {
+        "parameters": weight_bytes // 2,
+        "weight_bytes": weight_bytes,
+        "macs_per_token": weight_bytes // 2,
+        "kv_bytes_per_token": 768 * layers,
+        "speed": speed,
+        "peak_bytes": weight_bytes + 200_000_000,
+    }
+
+
+def plan(metric: str, removed: int, seed: int = 0) -> dict[str, Any]:
+    """The layers that a metric would remove, and what that saves."""
+    gone = sorted(removal(metric, seed)[:removed])
+    before, after = (OTHER_BYTES + layers * LAYER_BYTES for layers in (LAYERS, LAYERS - removed))
+    return {
+        "layers": LAYERS,
+        "removed": gone,
+        "kept": [layer for layer in range(LAYERS) if layer not in gone],
+        "strategy": metric,
+        "parameters": {"before": before // 2, "after": after // 2},
+        "bytes": {"before": before, "after": after},
+    }
+
+
+def healed(method: str, loss: float) -> dict[str, Any]:
+    """What healing says of itself, its losses falling as losses do."""
+    held_out = [[step, loss + 0.8 * math.exp(-step / 60)] for step in range(0, 241, 40)]
+    noise = random.Random(f"{method}{loss}")
+    losses = [[step, loss + 0.7 * math.exp(-step / 60) + noise.gauss(0, 0.03)] for step in range(10, 241, 10)]
+    trained = {"partial": 38_938_176, "lora": 2_442_240, "full": 134_515_008}[method]
+    summary = {
+        "first": losses[0][1],
+        "last": losses[-1][1],
+        "held_out": held_out[-1][1],
+        "held_out_before": held_out[0][1],
+    }
+    return {"method": method, "trainable_parameters": trained, "loss": summary, "steps": 240, "losses": losses} | {
+        "held_out_losses": held_out,
+        "seconds": {"partial": 410.0, "lora": 655.0, "full": 1290.0}[method],
+        "peak_rss_bytes": {"partial": 1_400_000_000, "lora": 1_900_000_000, "full": 3_200_000_000}[method],
+    }
+
+
+def scores(metrics: Iterable[str], samples: int = 10) -> dict[str, Any]:
+    found, order = {}, {}
+    for metric in metrics:
+        full = removal(metric, samples)
+        found[metric] = [0.01 + full.index(layer) / LAYERS for layer in range(LAYERS)]
+        order[metric] = full
+    return {
+        "layers": LAYERS,
+        "scores": found,
+        "order": order,
+        "tokens": {"source": "pydoc", "samples": samples, "length": 128},
+    }
+
+
+def removal(metric: str, samples: int) -> list[int]:
+    """The order in which a metric removes layers: the tail first, more or less."""
+    noise = random.Random(f"{metric}{samples}")
+    spread = {"reverse": 0, "bi": 5, "ppl": 7, "taylor": 4}.get(metric, 60)
+    return sorted(range(LAYERS), key=lambda layer: -layer + noise.gauss(0, spread))
+
+
+def add_trial(store: Store, known: Mapping[str, Any], *, documents: int = 400) -> None:
+    """A whole trial with everything a study writes of it."""
+    model, metric, drop = known["model"], known["metric"], known["drop"]
+    share = float(str(drop).rstrip("%")) / 100
+    removed = max(1, round(LAYERS * share))
+    seed = known["seed"]
+    harm = HARM[metric] * share * 1.8 * (0.7 if known["repair"] else 1) + 0.01 * seed
+    if known["calibration"]:
+        harm += 0.02 * math.log10(known["calibration"]["samples"])
+    if known["strategy"] != "one-shot":
+        harm *= 0.97
+    quality = max(-0.2, 1 - harm)
+    where = {"model": model, "seed": seed}
+    steps = {
+        "evaluate_base": store.step("evaluate", {"model": model}, evaluation(1.0, documents=documents), seconds=310),
+        "profile_base": store.step("profile", {"model": model}, profile(LAYERS), seconds=31),
+    }
+    if metric != "reverse":
+        calibrated = {**where, "calibration": known["calibration"]}
+        steps["score"] = store.step(
+            "score",
+            calibrated,
+            scores([name for name in HARM if name != "reverse"], (known["calibration"] or {"samples": 10})["samples"]),
+            seconds=48,
+        )
+    cut = {**where, "metric": metric, "drop": drop, "calibration": known["calibration"]}
+    text = known["calibration"] or {"samples": 10}
+    chosen = plan(metric, removed, seed if metric == "random" else text["samples"])
+    steps["plan"] = store.step("plan", cut, chosen, seconds=0.02)
+    cut |= {"repair": known["repair"], "strategy": known["strategy"]}
+    repair = None
+    if known["repair"]:
+        fits = [
+            {"layer": layer, "weight": "mlp.down_proj", "kind": "matrix", "ridge": 0.1, "error": 0.7}
+            for layer in range(8)
+        ]
+        losses = {"loss_unpruned": 3.08, "loss_before": 3.08 + 3 * harm, "loss_after": 3.08 + 1.4 * harm}
+        repair = {"fits": fits, **losses, "kept": True, "seconds": 66.0}
+    steps["prune"] = store.step(
+        "prune", cut, {**chosen, "repair": repair, "bytes_written": 1}, seconds=70 if repair else 1.5
+    )
+    steps["profile"] = store.step(
+        "profile", {"model": model, "layers": LAYERS - removed}, profile(LAYERS - removed), seconds=29
+    )
+    steps["evaluate_pruned"] = store.step("evaluate", cut, evaluation(quality, documents=documents), seconds=260)
+    if known["heal"]:
+        method = known["heal"]["method"]
+        cut |= {"heal": known["heal"]}
+        better = quality + (1 - quality) * GAIN[method] * (1.1 if known["heal"].get("data") == "dolly" else 1)
+        steps["heal"] = store.step(
+            "heal",
+            cut,
+            healed(method, 2.2 + 0.9 * harm - 0.4 * GAIN[method]),
+            seconds=healed(method, 1)["seconds"] * (8 if known["strategy"] != "one-shot" else 1),
+        )
+        steps["evaluate_healed"] = store.step(
+            "evaluate", {**cut, "of": "healed"}, evaluation(better, documents=documents), seconds=255
+        )
+    store.trial(known, steps)
+
+
+def grid() -> list[dict[str, Any]]:
+    """A study of the kinds of comparison that a report has."""
+    calibration = {"text": "pydoc", "samples": 10, "length": 128, "seed": None}
+    found = []
+    for metric, drop, heal in itertools.product(HARM, ("10%", "25%", "50%"), (None, HEALS["partial"])):
+        text = None if metric in ("reverse", "random", "magnitude-l1") else calibration
+        found.append(settings(metric=metric, drop=drop, heal=heal, calibration=text))
+    found += [settings(drop=drop, heal=HEALS[name]) for drop in ("25%", "50%") for name in ("lora", "full")]
+    found += [settings(drop="25%", heal={**HEALS["partial"], "data": data}) for data in ("dolly", "pydoc")]
+    found += [
+        settings(metric=metric, calibration={**calibration, "samples": samples})
+        for metric in ("bi", "taylor")
+        for samples in (1, 50)
+    ]
+    found += [
+        settings(
+            metric=metric,
+            repair={"text": "pydoc", "samples": 256, "length": 128},
+            calibration=None if metric == "reverse" else calibration,
+        )
+        for metric in ("reverse", "bi", "ppl")
+    ]
+    found += [settings(strategy="step 1", heal=HEALS["partial"]), settings(strategy="step 1", heal=HEALS["lora"])]
+    return found
+
+
+NASTY = "</script><script>window.pwned = 1</script><img src=x onerror=alert(1)> & a name that goes on " + "and-on-" * 20
+
+
+def write(folder: Path, *, trials: int | None = None, documents: int = 400, nasty: bool = True) -> Path:
+    """A study's folder. trials: so many, seeds repeated as needed; None: the grid, with what goes wrong where nasty."""
+    store = Store(folder)
+    chosen = grid()
+    if trials:
+        chosen = [{**known, "seed": seed} for seed in range(1 + trials // len(chosen)) for known in chosen][:trials]
+    for known in chosen:
+        add_trial(store, known, documents=documents)
+    if nasty:
+        add_failures(store, documents)
+    store.close()
+    return folder
+
+
+def add_failures(store: Store, documents: int) -> None:
+    """Trials that failed, wait, measured infinities, or have names that are no names."""
+    trace = (
+        'Traceback (most recent call last):\n  File "heal.py", line 3, in <module>\nTrainingError: <b>loss</b> is NaN'
+    )
+    wanted = settings(metric="magnitude-l1", drop="75%", heal=HEALS["full"])
+    cut = store.step("plan", {"metric": "magnitude-l1", "drop": "75%"}, plan("magnitude-l1", 22))
+    failed = store.step("heal", {"drop": "75%", "method": "full"}, None, error=trace, seconds=12)
+    store.trial(wanted, {"plan": cut, "heal": failed}, state="failed")
+    store.trial(settings(metric="bi", drop="75%"), {}, state="waiting")
+    add_trial(store, settings(model=NASTY), documents=documents)
+    base = store.step("evaluate", {"model": "demo"}, None)
+    for drop, loss, value in (("60%", 800.0, None), ("75%", math.nan, math.nan)):
+        known = settings(drop=drop)
+        chosen = plan("reverse", round(LAYERS * int(drop[:-1]) / 100))
+        bad = evaluation(0.02, documents=documents) | {
+            "perplexity": {"wikitext": perplexity(12.0) | {"loss": loss, "value": value}}
+        }
+        steps = {"plan": store.step("plan", {"drop": drop}, chosen), "evaluate_base": base}
+        store.trial(known, {**steps, "evaluate_pruned": store.step("evaluate", {"drop": drop}, bad)})
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), trials=int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,0 +1,167 @@
+"""Paired comparison against counting by hand: every choice of signs, every sample, fractions instead of floats."""
+
+import itertools
+import math
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortstack.errors import DataError
+from shortstack.pairs import Outcomes, bootstrap, compare, compare_tasks, holm, mcnemar
+
+bits = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=10)
+
+
+def outcomes(values):
+    return Outcomes(tuple(f"document {number}" for number in range(len(values))), tuple(values))
+
+
+def compared(pairs, **options):
+    ours, theirs = zip(*pairs, strict=True)
+    return compare("task", outcomes(ours), outcomes(theirs), **options)
+
+
+def share_of_signs_as_extreme(differences):
+    """Of all 2^n choices of signs, those whose sum is as far from 0: in whole numbers."""
+    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+            for signs in itertools.product((1, -1), repeat=len(differences))]  # fmt: skip
+    return Fraction(sum(each >= abs(sum(differences)) for each in sums), len(sums))
+
+
+@given(bits)
+def test_mcnemars_p_is_the_share_of_all_signs_that_are_as_extreme(pairs):
+    assert compared(pairs).p == pytest.approx(float(share_of_signs_as_extreme([a - b for a, b in pairs])))
+
+
+def test_mcnemars_p_of_thousands_of_documents_is_a_number():
+    assert mcnemar(3000, 3000) == 1.0
+    assert 0 < mcnemar(2900, 3100) < 0.02
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(5000, 0) == 0.0  # 2^-4999 has no float
+
+
+def test_p_of_other_numbers_is_near_the_share_of_all_signs():
+    rng = np.random.default_rng(3)
+    differences = rng.normal(0.4, 1, 12)
+    found = compared([(float(each), 0.0) for each in differences]).p
+    exact = float(share_of_signs_as_extreme(list(differences)))
+    assert found == pytest.approx(exact, abs=4 * math.sqrt(exact / 10_000))
+    assert 0.01 < exact < 0.6, "a case that says something"
+
+
+def test_signs_that_only_round_otherwise_are_as_extreme():
+    assert compared([(0.1, 0.0)] * 3).p == pytest.approx(2 / 8, abs=0.02)
+
+
+def test_difference_and_standard_error_are_those_of_the_differences():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=50)
+    ours = base + rng.normal(-0.3, 0.2, 50)
+    found = compared(list(zip(ours.tolist(), base.tolist(), strict=True)))
+    mean = math.fsum(ours - base) / 50
+    variance = math.fsum((each - mean) ** 2 for each in ours - base) / 49
+    assert found.difference == pytest.approx(mean)
+    assert found.stderr == pytest.approx(math.sqrt(variance / 50))
+    assert found.stderr < 0.5 * math.sqrt(np.var(ours) / 50 + np.var(base) / 50), "pairing is what makes it small"
+    assert (found.value, found.base, found.n) == (pytest.approx(ours.mean()), pytest.approx(base.mean()), 50)
+
+
+def test_the_interval_is_that_of_all_samples():
+    """Six documents have 6^6 samples: their quantiles, all counted."""
+    differences = np.array([-2.0, -1.0, 0.25, 0.5, 3.0, 4.0])
+    every = np.array(list(itertools.product(differences, repeat=6))).mean(axis=1)
+    low, high = bootstrap(differences, seed=0)
+    for found, share in ((low, 0.025), (high, 0.975)):
+        assert abs(float((every <= found).mean()) - share) < 0.006  # 4 standard errors of 10,000 draws
+    assert bootstrap(differences, seed=0) == (low, high)
+    assert bootstrap(differences, seed=1) != (low, high)
+
+
+def test_many_documents_are_drawn_in_parts():
+    differences = np.random.default_rng(1).normal(0.2, 1, 5000)
+    low, high = bootstrap(differences, seed=0)
+    assert (low + high) / 2 == pytest.approx(differences.mean(), abs=0.002)
+    assert (high - low) / (2 * 1.96) == pytest.approx(differences.std() / math.sqrt(5000), rel=0.04)
+
+
+@given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_what_stepping_down_rejects(ps):
+    """At every level: go up from the smallest, stop at the first p above level / (how many are left)."""
+    corrected = holm(ps)
+    assert list(corrected) == list(ps)
+    for level in (0.001, 0.05, 0.3, 0.9):
+        rejected, left = set(), len(ps)
+        for task in sorted(ps, key=ps.get):
+            if ps[task] * left > level:
+                break
+            rejected.add(task)
+            left -= 1
+        assert {task for task, p in corrected.items() if p <= level} == rejected
+
+
+def test_tasks_are_corrected_together():
+    worse = outcomes([0] * 8 + [1] * 12)
+    same = outcomes([1] * 20)
+    found = compare_tasks({"a": worse, "b": same}, {"a": same, "b": same}, chances={"a": 0.25})
+    assert found["a"].p == pytest.approx(2 / 2**8)
+    assert found["a"].p_holm == pytest.approx(2 * found["a"].p)
+    assert found["b"].p_holm == 1.0
+    assert found["a"].retention_above_chance == pytest.approx(100 * (0.6 - 0.25) / 0.75)
+    assert found["b"].retention_above_chance is None, "no chance level was given"
+    assert found["a"].to_dict()["interval"] == list(found["a"].interval)
+
+
+def test_of_a_base_at_chance_nothing_is_retained():
+    found = compared([(1, 0), (0, 1), (1, 1), (0, 0)], chance=0.5)
+    assert found.base_at_chance
+    assert found.retention_above_chance is None
+    assert found.retention == 100
+    barely = compared([(1, 1)] * 26 + [(0, 0)] * 74, chance=0.25)
+    assert barely.base_at_chance, "one point above chance with a standard error of four"
+    above = compared([(1, 1)] * 40 + [(0, 1)] * 40 + [(0, 0)] * 20, chance=0.25)
+    assert not above.base_at_chance
+    assert above.retention_above_chance == pytest.approx(100 * 0.15 / 0.55)
+
+
+def test_a_share_of_nothing_is_not_computed():
+    assert compared([(1, 0), (0, 0)], chance=0.0).retention is None
+    assert compared([(-1.5, -2.0), (-3.0, -1.0)]).retention is None, "log-likelihoods"
+    assert compared([(1, 1), (0, 1)]).retention == 50
+
+
+def test_documents_are_paired_by_id_in_any_order():
+    ours, base = Outcomes(("a", "b", "c"), (1.0, 0.0, 1.0)), Outcomes(("c", "a", "b"), (1.0, 1.0, 0.0))
+    found = compare("task", ours, base)
+    assert (found.difference, found.stderr, found.p) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "base", "said"),
+    [
+        (Outcomes(("a", "b"), (1, 0)), Outcomes(("a", "c"), (1, 0)), r"1 \(b\) of the model's alone, 1 \(c\) of the"),
+        (Outcomes(("a", "b"), (1, 0)), Outcomes(("a",), (1,)), r"1 \(b\) of the model's alone, none of the base's"),
+        (Outcomes(("a", "a"), (1, 0)), Outcomes(("a", "b"), (1, 0)), "comes twice"),
+        (Outcomes(("a", "b"), (1, math.nan)), Outcomes(("a", "b"), (1, 0)), "nan of b"),
+        (Outcomes(("a",), (1,)), Outcomes(("a",), (1,)), "two documents"),
+        (Outcomes((), ()), Outcomes((), ()), "two documents"),
+    ],
+)
+def test_what_cannot_be_paired_is_an_error(ours, base, said):
+    with pytest.raises(DataError, match=said):
+        compare("task", ours, base)
+
+
+def test_other_tasks_are_an_error():
+    some = outcomes([0, 1])
+    with pytest.raises(DataError, match=r"1 \(a\) of the model's alone"):
+        compare_tasks({"a": some, "b": some}, {"b": some})
+
+
+def test_comparing_needs_no_torch():
+    code = "import sys, shortstack.pairs; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,144 @@
+"""Probes: every answer solved again from its prompt alone, and the results against one prompt at a time."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError
+from shortstack.probes import MOST, PROBES, is_right, probes, run_probes
+from zoo import speaking
+
+ITEMS = probes(seed=3)
+
+
+def solved(probe, question):
+    """The answer, worked out from the text of the question."""
+    if probe == "copying":
+        return re.fullmatch(r"Input: (.+)\nOutput:", question)[1]
+    if probe == "counting":
+        numbers = [int(number) for number in re.findall(r"\d+", question)]
+        assert [number - numbers[0] for number in numbers] == [0, 1, 2, 3]
+        return str(numbers[-1] + 1)
+    if probe == "brackets":
+        stack = re.findall(r"[(\[{]", question)
+        return " ".join(stack.pop().translate(str.maketrans("([{", ")]}")) for _ in range(len(stack)))
+    if probe == "json":
+        name, age, city = re.fullmatch(r"Text: (\w+) is (\d+) years old and lives in (\w+)\.\nJSON:", question).groups()
+        return json.dumps({"name": name, "age": int(age), "city": city})
+    a, sign, b = re.fullmatch(r"(\d+) ([+-]) (\d+) =", question).groups()
+    assert {len(a), len(b)} == {int(probe[-1])}
+    return str(int(a) + int(b) if sign == "+" else int(a) - int(b))
+
+
+ENDS = {"copying": "Output:", "counting": "Next:", "brackets": "Close:", "json": "JSON:"}
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_answers_are_right_and_so_are_those_of_the_examples(probe):
+    for item in (item for item in ITEMS if item.probe == probe):
+        *examples, question = item.prompt.split("\n\n")
+        assert solved(probe, question) == item.answer
+        assert len(examples) == 4
+        for example in examples:
+            answer = example.rpartition(ENDS.get(probe, "="))[2]
+            asked = example.removesuffix(answer)
+            assert answer == f" {solved(probe, asked)}"
+            assert asked != question, "the answer is in the prompt"
+
+
+def test_items_are_different_the_same_each_time_and_begin_alike():
+    assert Counter(item.probe for item in ITEMS) == dict.fromkeys(PROBES, MOST)
+    assert len({(item.probe, item.prompt.rpartition("\n\n")[2]) for item in ITEMS}) == len(ITEMS)
+    assert len({item.document for item in ITEMS}) == len(ITEMS)
+    assert probes(seed=3) == ITEMS
+    assert not set(probes(seed=4)) & set(ITEMS)
+    few = probes(seed=3, n=5)
+    for name in PROBES:
+        assert [item for item in few if item.probe == name] == [item for item in ITEMS if item.probe == name][:5]
+
+
+def test_chance_is_one_over_the_answers_of_that_form():
+    for item in ITEMS:
+        if item.probe == "brackets":
+            assert item.chance == pytest.approx(1 / 3 ** len(item.answer.split()))
+    chance = {item.probe: item.chance for item in ITEMS}
+    assert (chance["arithmetic-1"], chance["arithmetic-2"]) == (1 / 19, 1 / 199)
+    sums = {item.answer for item in ITEMS if item.probe == "arithmetic-1"}
+    assert sums <= {str(number) for number in range(19)}
+
+
+def test_the_first_line_counts():
+    item = next(item for item in ITEMS if item.probe == "counting")
+    assert is_right(item, f" {item.answer}\n\nNumbers: 1, 2, 3, 4")
+    assert not is_right(item, f" {item.answer}0")
+    assert not is_right(item, f"\n{item.answer}")
+    assert not is_right(item, "")
+
+
+@pytest.mark.parametrize(
+    ("written", "right"),
+    [
+        (' {"age": 3, "name": "X", "city": null}\n\nText:', True),
+        ('{"name":"X","age":"3","city":"Y"}', True),
+        ('{"name": "X", "age": 3}', False),
+        ('{"name": "X", "age": 3, "city": "Y", "more": 1}', False),
+        ('{"name": "X", "age": 3, "city": "Y"', False),
+        ('{"name": "X", "age": 3, "city": "Y"} and so on', False),
+        ('["name", "age", "city"]', False),
+        ("[" * 100_000, False),
+        ("", False),
+    ],
+)
+def test_json_is_right_when_it_is_an_object_with_the_keys_asked_for(written, right):
+    item = next(item for item in ITEMS if item.probe == "json")
+    assert is_right(item, written) is right
+
+
+def test_results_are_of_each_probes_own_items(monkeypatch, tmp_path):
+    """A model that answers the first of each probe's items rightly, and that says nothing to the others."""
+    items, tokenizer = probes(n=4), Checkpoint.open(speaking(tmp_path / "model")).tokenizer()
+    first = {item.probe: item for item in reversed(items)}
+
+    def write(_model, prompts, rooms, **_):
+        answers = [f" {item.answer}\n\nand" if item == first[item.probe] else "" for item in items]
+        written = [tokenizer(answer).input_ids for answer in answers]
+        assert all(room >= len(tokenizer(f" {item.answer}").input_ids) for room, item in zip(rooms, items, strict=True))
+        assert [tokenizer.decode(prompt) for prompt in prompts] == [item.prompt for item in items]
+        return written
+
+    monkeypatch.setattr("shortstack.probes.generate", write)
+    found = run_probes(None, tokenizer, items)
+    assert list(found) == list(PROBES)
+    for name, each in found.items():
+        assert each.accuracy.correct == (True, False, False, False)
+        assert each.to_dict() == {"value": 0.25, "stderr": 0.25, "n": 4, "chance": pytest.approx(each.chance)}
+        assert each.outcomes.values == (1, 0, 0, 0)
+        assert each.outcomes.documents == tuple(item.document for item in items if item.probe == name)
+
+
+@torch.no_grad()
+def test_answers_are_greedy_and_prompts_start_with_bos_where_text_does(tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model", bos=True))
+    model, tokenizer = checkpoint.model(dtype=torch.float32), checkpoint.tokenizer()
+    item, heard = probes(n=1)[3], []
+    monkeypatch.setattr("shortstack.probes.is_right", lambda _item, written: bool(heard.append(written)))
+    passed = model.register_forward_pre_hook(lambda _m, _a, kwargs: heard.append(kwargs["input_ids"]), with_kwargs=True)
+    run_probes(model, tokenizer, [item])
+    passed.remove()
+    prompt = ids = [1, *tokenizer(item.prompt, add_special_tokens=False).input_ids]
+    assert heard[0].tolist() == [prompt]
+    for _ in range(4):
+        ids = [*ids, int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())]
+    written = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+    assert written
+    assert heard[-1].startswith(written)
+
+
+@pytest.mark.parametrize("n", [0, 101])
+def test_a_number_of_items_that_cannot_be_made_is_an_error(n):
+    with pytest.raises(InputError, match="1 to 100"):
+        probes(n=n)

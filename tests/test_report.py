@@ -1,0 +1,518 @@
+"""The report's rows against numbers worked out by hand, its words against its rows, and its page against hostile names."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+import random
+import re
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stores
+from shortstack import cli
+from shortstack.errors import DataError, InputError, OutputError
+from shortstack.report import Report, read, write_report
+from shortstack.report.charts import Point, axis
+from shortstack.report.comparing import difference, places
+from shortstack.report.figures import figures, front
+from shortstack.report.opening import best_at_each, key_figures, opening
+from shortstack.report.results import AVERAGE, Measure, results
+from shortstack.report.settings import factors
+from shortstack.report.table import Cell, Row, Table
+from shortstack.report.texts import latex_text, markdown_text
+from stores import Store, evaluation, healed, perplexity, plan, profile, settings, task
+
+BASE = [1.0] * 30 + [0.0] * 10  # 75 %
+CUT = [1.0] * 12 + [0.0] * 28  # 30 %: 18 answers lost, none gained
+HEALED = [1.0] * 24 + [0.0] * 16  # 60 %: 6 lost, none gained
+
+
+def evaluated(outcomes: list[float], *, other: float = 0.5, loss: float = 2.0) -> dict[str, Any]:
+    second = [1.0] * round(40 * other) + [0.0] * (40 - round(40 * other))
+    return {"tasks": {"piqa": task(outcomes), "arc": task(second)}, "perplexity": {"text": perplexity(loss, 0.1)}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs")
+
+
+def made(store: Store, folder: Path) -> Report:
+    store.close()
+    return Report.of(folder / "runs")
+
+
+def two_metrics(store: Store) -> None:
+    """The tail and another metric at the same drop, beside the unpruned model."""
+    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
+    for metric, outcomes, other, loss in (("reverse", CUT, 0.25, 3.0), ("bi", HEALED, 0.5, 2.1)):
+        steps = {
+            "evaluate_base": base,
+            "plan": store.step("plan", {"metric": metric}, plan(metric, 8)),
+            "evaluate_pruned": store.step("evaluate", {"of": metric}, evaluated(outcomes, other=other, loss=loss)),
+        }
+        store.trial(settings(metric=metric), steps)
+
+
+def table(report: Report, key: str) -> Table:
+    return next(each for each in report.tables if each.key == key)
+
+
+def row(found: Table, label: str) -> Row:
+    return next(each for each in found.rows if each.label == label)
+
+
+def cell(found: Table, label: str, column: str) -> Cell:
+    return row(found, label).cells[[each.label for each in found.columns].index(column)]
+
+
+# Rows by hand
+
+
+def test_rows_are_the_evaluations_and_their_average_with_its_standard_error(store: Store, tmp_path: Path) -> None:
+    two_metrics(store)
+    found = table(made(store, tmp_path), "metrics")
+    assert [each.label for each in found.rows] == ["unpruned", "reverse", "bi"]
+    assert [each.label for each in found.columns] == ["average", "piqa", "arc", "text", "layers removed"]
+    average = cell(found, "reverse", "average")
+    errors = [statistics.stdev(CUT) / math.sqrt(40), statistics.stdev([1.0] * 10 + [0.0] * 30) / math.sqrt(40)]
+    assert average.value == pytest.approx((0.30 + 0.25) / 2)
+    assert average.stderr == pytest.approx(math.hypot(*errors) / 2)
+    assert (average.text, average.error) == ("27.5", f"{100 * math.hypot(*errors) / 2:.1f}")
+    assert cell(found, "bi", "text").value == pytest.approx(math.exp(2.1))
+    assert cell(found, "bi", "text").stderr == pytest.approx(math.exp(2.1) * 0.1)
+    assert cell(found, "reverse", "layers removed").value == "22-29"
+
+
+def test_best_second_and_marks_follow_from_paired_tests(store: Store, tmp_path: Path) -> None:
+    two_metrics(store)
+    found = table(made(store, tmp_path), "metrics")
+    lost = cell(found, "reverse", "piqa")
+    assert cell(found, "bi", "piqa").judgement.place == 1
+    assert lost.judgement.place == 0, "of two rows none is called second"
+    # 18 answers lost and none gained: McNemar's exact p is 2 / 2^18. Of the block's 8 comparisons with the unpruned model
+    # two are surer, the average and the perplexity of the same row, so that Holm multiplies it by 6.
+    assert lost.judgement.base
+    assert lost.judgement.base.p == pytest.approx(6 * 2 / 2**18)
+    assert lost.marks == "↓"
+    assert lost.judgement.base.how == "McNemar's exact test"
+    assert lost.judgement.base.value == pytest.approx(-18 / 40)
+    same = cell(found, "bi", "arc")
+    assert same.judgement.base
+    assert same.judgement.base.p == 1
+    assert "↓" not in same.marks
+
+
+def test_without_outcomes_standard_errors_decide_and_that_is_said() -> None:
+    ours, theirs = (Measure("share", v, 0.03, (name,), level=v, spread=0.03) for v, name in ((0.5, "a"), (0.6, "b")))
+    found = difference(ours, theirs)
+    assert found.how == "standard errors alone"
+    assert found.stderr == pytest.approx(0.03 * math.sqrt(2))
+    assert found.p == pytest.approx(2 * (1 - statistics.NormalDist().cdf(0.1 / (0.03 * math.sqrt(2)))))
+
+
+def test_a_perplexity_is_compared_by_its_loss_and_less_is_better() -> None:
+    ours, theirs = (
+        Measure("perplexity", math.exp(v), None, (name,), higher=False, level=v, spread=0.1)
+        for v, name in ((2.0, "a"), (3.0, "b"))
+    )
+    assert difference(ours, theirs).value == pytest.approx(1.0)
+    assert places([ours.better, theirs.better, -100.0]) == [1, 2, 0]
+
+
+def test_documents_are_paired_by_name_not_by_place() -> None:
+    names, values = [f"d{n}" for n in range(50)], [float(n % 3 == 0) for n in range(50)]
+    shuffled = random.Random(0).sample(range(50), 50)
+    ours = Measure("share", 0.3, 0.1, ("a",), outcomes=dict(zip(names, values, strict=True)), level=0.3)
+    theirs = Measure("share", 0.3, 0.1, ("b",), outcomes={names[n]: values[n] for n in shuffled}, level=0.3)
+    assert difference(ours, theirs).stderr == 0
+
+
+def test_seeds_of_a_setting_are_one_row_with_both_variances(store: Store, tmp_path: Path) -> None:
+    for seed, outcomes in ((0, CUT), (1, HEALED)):
+        step = store.step("evaluate", {"seed": seed}, {"tasks": {"piqa": task(outcomes)}})
+        store.trial(settings(seed=seed), {"evaluate_pruned": step})
+    (found,) = results(read_closed(store, tmp_path))
+    measure = found.measures["task:piqa"]
+    documents = [statistics.variance(each) / 40 for each in (CUT, HEALED)]
+    assert measure.value == pytest.approx((0.3 + 0.6) / 2)
+    assert measure.stderr == pytest.approx(math.sqrt(statistics.mean(documents) + statistics.variance([0.3, 0.6]) / 2))
+    assert len(measure.steps) == 2
+    assert measure.outcomes
+    assert measure.outcomes["d15"] == 0.5  # right in one seed, wrong in the other
+
+
+def read_closed(store: Store, folder: Path) -> Any:
+    store.close()
+    return read(folder / "runs")
+
+
+def test_an_average_is_missing_where_a_task_is(store: Store, tmp_path: Path) -> None:
+    full = store.step("evaluate", {"n": 0}, evaluated(CUT))
+    half = store.step("evaluate", {"n": 1}, {"tasks": {"piqa": task(CUT)}})
+    store.trial(settings(metric="bi"), {"evaluate_pruned": full})
+    store.trial(settings(metric="reverse"), {"evaluate_pruned": half})
+    found = table(made(store, tmp_path), "metrics")
+    assert cell(found, "bi", "average").value == pytest.approx(0.4)
+    assert cell(found, "reverse", "average").text == "–"  # noqa: RUF001
+    assert cell(found, "reverse", "arc").text == "–"  # noqa: RUF001
+
+
+def test_infinite_and_absent_numbers_are_told_apart(store: Store, tmp_path: Path) -> None:
+    for drop, loss, value in (("25%", 800.0, None), ("50%", None, None), ("60%", math.nan, math.nan)):
+        data = {"perplexity": {"text": {"value": value, "loss": loss, "loss_stderr": None, "tokens": 10}}}
+        step = store.step("evaluate", {"drop": drop}, data)
+        store.trial(
+            settings(drop=drop), {"plan": store.step("plan", {"d": drop}, plan("bi", 3)), "evaluate_pruned": step}
+        )
+    report = made(store, tmp_path)
+    assert [each.cells[0].text for each in table(report, "settings").rows] == ["∞", "NaN", "NaN"]
+    assert report.html().count('data-v="inf"') == 1
+
+
+def test_healing_stands_beside_what_it_healed(store: Store, tmp_path: Path) -> None:
+    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
+    cut = store.step("evaluate", {"of": "cut"}, evaluated(CUT))
+    for method, outcomes in (("partial", HEALED), ("lora", CUT)):
+        steps = {
+            "evaluate_base": base,
+            "evaluate_pruned": cut,
+            "heal": store.step("heal", {"m": method}, healed(method, 2.0), seconds=100),
+            "evaluate_healed": store.step("evaluate", {"of": method}, evaluated(outcomes)),
+        }
+        store.trial(settings(heal=stores.HEALS[method]), steps)
+    found = table(made(store, tmp_path), "healing")
+    assert [each.label for each in found.rows] == ["unpruned", "pruned, not healed", "last 3", "lora"]
+    assert cell(found, "last 3", "trained").value == 38_938_176
+    assert cell(found, "lora", "time").value == 100
+    # (average healed - cut) / (unpruned - cut) = (0.55 - 0.40) / (0.625 - 0.40)
+    assert f"{100 * 0.15 / 0.225:.0f}%" in found.finding
+
+
+def test_one_shot_against_step_by_step_counts_time_and_differences(store: Store, tmp_path: Path) -> None:
+    for strategy, outcomes, seconds in (("one-shot", CUT, 10.0), ("step 1", HEALED, 75.0)):
+        heal = store.step("heal", {"s": strategy}, healed("lora", 2.0), seconds=seconds)
+        step = store.step("evaluate", {"s": strategy}, evaluated(outcomes))
+        store.trial(settings(strategy=strategy, heal=stores.HEALS["lora"]), {"heal": heal, "evaluate_healed": step})
+    finding = table(made(store, tmp_path), "strategies").finding
+    assert "better than all at once in 1 of 1 comparison, by 15.0 points" in finding
+    assert "7.5 times as long" in finding
+
+
+def test_what_is_not_calibrated_stands_in_each_calibrations_comparison(store: Store, tmp_path: Path) -> None:
+    texts = [{"text": "pydoc", "samples": n, "length": 128, "seed": None} for n in (1, 10)]
+    for known in (settings(), *(settings(metric="bi", calibration=text) for text in texts)):
+        store.trial(known, {"evaluate_pruned": store.step("evaluate", known, evaluated(CUT))})
+    found = table(made(store, tmp_path), "metrics")
+    assert [[each.label for each in block.rows] for block in found.blocks] == [["reverse", "bi"]] * 2
+
+
+def test_repair_gives_back_a_share_of_the_loss(store: Store, tmp_path: Path) -> None:
+    repair = {
+        "loss_unpruned": 2.0,
+        "loss_before": 4.0,
+        "loss_after": 2.5,
+        "kept": True,
+        "seconds": 5.0,
+        "fits": [{}] * 3,
+    }
+    prune = store.step("prune", {}, {**plan("bi", 8), "repair": repair})
+    step = store.step("evaluate", {}, evaluated(CUT))
+    store.trial(settings(repair={"text": "pydoc"}), {"prune": prune, "evaluate_pruned": step})
+    found = table(made(store, tmp_path), "refits")
+    assert [each.value for each in found.rows[0].cells] == pytest.approx(
+        [math.exp(2.0), math.exp(4.0), math.exp(2.5), 0.75, 3, 5.0]
+    )
+    assert "75%" in found.finding
+
+
+def test_costs_count_each_step_once_and_what_sharing_saved(store: Store, tmp_path: Path) -> None:
+    base = store.step("evaluate", {"of": "base"}, evaluated(BASE), seconds=60)
+    for drop in ("25%", "50%"):
+        step = store.step("evaluate", {"of": drop}, evaluated(CUT), seconds=30)
+        store.trial(settings(drop=drop), {"evaluate_base": base, "evaluate_pruned": step})
+    found = table(made(store, tmp_path), "costs")
+    shown = {column.label: each.value for column, each in zip(found.columns, found.rows[0].cells, strict=True)}
+    assert (shown["steps"], shown["asked for"], shown["time"], shown["longest"], shown["saved"]) == (3, 4, 120, 60, 60)
+
+
+def test_a_collapse_is_said_beside_the_probes(store: Store, tmp_path: Path) -> None:
+    base = store.step("evaluate", {"of": "base"}, evaluation(1.0))
+    for drop, quality in (("25%", 0.8), ("50%", 0.3)):
+        step = store.step("evaluate", {"of": drop}, evaluation(quality))
+        store.trial(settings(drop=drop), {"evaluate_base": base, "evaluate_pruned": step})
+    found = table(made(store, tmp_path), "probes")
+    assert [each.cells[-1].value for each in found.rows] == ["fluent", "fluent", "collapsed: different tokens"]
+    assert found.rows[1].cells[0].value == pytest.approx(0.8**3)
+    assert "1 of 2 settings has collapsed" in found.finding
+
+
+def test_sizes_have_a_row_for_each_number_of_layers(store: Store, tmp_path: Path) -> None:
+    base, profiled = store.step("profile", {"n": 30}, profile(30)), store.step("profile", {"n": 22}, profile(22))
+    for metric in ("reverse", "bi"):
+        step = store.step("evaluate", {"m": metric}, evaluated(CUT))
+        cut = store.step("plan", {"m": metric}, plan(metric, 8))
+        known = {"plan": cut, "evaluate_pruned": step, "profile": profiled, "profile_base": base}
+        store.trial(settings(metric=metric), known)
+    found = table(made(store, tmp_path), "sizes")
+    assert [each.label for each in found.rows] == ["unpruned", "8"]
+    less = 1 - profile(22)["weight_bytes"] / profile(30)["weight_bytes"]
+    assert f"{100 * less:.0f}% smaller" in found.finding
+
+
+def test_tables_without_a_second_level_are_left_out(store: Store, tmp_path: Path) -> None:
+    store.trial(settings(), {"evaluate_pruned": store.step("evaluate", {}, evaluated(CUT))})
+    assert {each.key for each in made(store, tmp_path).tables} == {"costs", "settings"}
+
+
+# Words
+
+
+def test_healings_are_called_by_their_names_where_those_tell_them_apart() -> None:
+    first, second = ({"name": "a", "method": "lora", "lr": lr, "data": "alpaca"} for lr in (1e-4, 1e-5))
+    assert [each["heal"] for each in factors([settings(heal=first), settings(heal=second)])] == [
+        "lora (lr 0.0001)",
+        "lora (lr 1e-05)",
+    ]
+    other = {**first, "name": "b", "data": "dolly"}
+    found = factors([settings(heal=first), settings(heal=other)])
+    assert [(each["heal"], each["data"]) for each in found] == [("lora", "alpaca"), ("lora", "dolly")]
+
+
+def test_the_opening_says_what_the_grid_is(tmp_path: Path) -> None:
+    found = Report.of(stores.write(tmp_path, nasty=False, documents=20)).found
+    assert opening(found) == (
+        "10%, 25% and 50% of the layers of demo were removed, chosen by 6 metrics, calibrated on 3 texts; "
+        "at once or by step 1, with and without repair, healed by 3 methods, on 3 data sets; "
+        "measured on 4 tasks, 2 perplexities and 2 probes."
+    )
+    scored = {each.factors["drop"]: [] for each in found.results}
+    for each in found.results:
+        scored[each.factors["drop"]].append(each.measures[AVERAGE].value)
+    assert [best.measures[AVERAGE].value for _, best in best_at_each(found)] == [max(each) for each in scored.values()]
+    assert key_figures(found)[0] == ("trials done", str(len(found.runs.trials)), "none failed")
+
+
+# Stores that are odd
+
+
+@pytest.mark.parametrize("trials", [1, 300])
+def test_one_trial_and_three_hundred(tmp_path: Path, trials: int) -> None:
+    report = Report.of(stores.write(tmp_path, trials=trials, documents=20, nasty=False))
+    assert sum(len(each.trials) for each in report.found.results) == trials
+    assert len(re.findall(r'class="entry" id="t\d+"', report.html())) == trials
+
+
+def test_an_empty_store_says_so(store: Store, tmp_path: Path) -> None:
+    report = made(store, tmp_path)
+    assert "no trial yet" in report.html()
+    assert report.tables == []
+
+
+def test_a_store_that_is_being_written_is_read_and_left_alone(store: Store, tmp_path: Path) -> None:
+    two_metrics(store)
+    store.rows.commit()
+    store.trial(settings(drop="50%"), {}, state="running")  # in a transaction that is open
+    found = read(tmp_path / "runs")
+    assert len(found.trials) == 2
+    store.close()
+    assert len(read(tmp_path / "runs").trials) == 3
+
+
+def test_what_a_killed_study_left_is_read_and_not_tidied(store: Store, tmp_path: Path) -> None:
+    two_metrics(store)
+    store.rows.commit()
+    killed = shutil.copytree(tmp_path / "runs", tmp_path / "killed")  # the log beside the database is not merged yet
+    before = {path.name: path.read_bytes() for path in killed.iterdir() if not path.name.endswith("-shm")}
+    assert len(read(killed).trials) == 2
+    assert {path.name: path.read_bytes() for path in killed.iterdir() if not path.name.endswith("-shm")} == before
+    assert before["runs.sqlite-wal"]
+
+
+def test_outcomes_that_are_not_of_the_documents_are_refused(store: Store, tmp_path: Path) -> None:
+    short = task(CUT) | {"documents": ["d1"]}
+    store.trial(settings(), {"evaluate_pruned": store.step("evaluate", {}, {"tasks": {"piqa": short}})})
+    with pytest.raises(DataError, match="an outcome of each document, found 40 of 1"):
+        made(store, tmp_path)
+
+
+def test_a_folder_without_a_store_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the folder of a study"):
+        read(tmp_path)
+    (tmp_path / "runs.sqlite").write_text("not a database, however long this text may be made to be")
+    with pytest.raises(DataError, match="not a database"):
+        read(tmp_path)
+    (tmp_path / "runs.sqlite").unlink()
+    sqlite3.connect(tmp_path / "runs.sqlite").execute("CREATE TABLE meta(key, value)")
+    with pytest.raises(DataError, match="no such table"):
+        read(tmp_path)
+
+
+def test_failed_trials_are_listed_with_their_tracebacks(tmp_path: Path) -> None:
+    page = Report.of(stores.write(tmp_path, documents=20)).html()
+    section = page.split('id="failed"')[1].split("</section>")[0]
+    assert "1 trial failed" in section
+    assert "TrainingError: &lt;b&gt;loss&lt;/b&gt; is NaN" in section
+
+
+# Names that are no names
+
+
+def test_nothing_in_a_store_becomes_markup(tmp_path: Path) -> None:
+    report = Report.of(stores.write(tmp_path, documents=20))
+    page = report.html()
+    assert page.count("<script>") == page.count("</script>") == 1
+    assert "<img" not in page
+    assert html.escape(stores.NASTY, quote=False)[:60] in page.replace("&#39;", "'")
+    assert "<script>" not in report.markdown()
+    assert latex_text(r"50%_\{") == r"50\%\_\textbackslash{}\{"
+    assert markdown_text("a|b\n<c>") == r"a\|b &lt;c>"
+
+
+def test_a_page_may_run_its_own_script_only_and_reach_nothing(tmp_path: Path) -> None:
+    page = Report.of(stores.write(tmp_path, trials=2, documents=20, nasty=False)).html()
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    assert policy
+    assert policy[1].startswith("default-src 'none'")
+    assert re.search(r"script-src 'sha256-[\w+/=]{44}'", policy[1])
+    assert not re.search(r'(?:src|href)="(?!#|data:,")', page)
+
+
+# Figures
+
+
+def test_a_front_is_what_no_other_point_beats() -> None:
+    rng = random.Random(1)
+    points = [Point(rng.random(), rng.random(), str(n)) for n in range(60)]
+    beaten = {a.title for a in points for b in points if b.x <= a.x and b.y >= a.y and (b.x < a.x or b.y > a.y)}
+    assert {each.title for each in front(points, less_x=True, less_y=False)} == {p.title for p in points} - beaten
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [([0.1, 0.9], False), ([5.0], False), ([0.0], False), ([11.0, 3e6], True), ([7.0, 7.2], True), ([], True)],
+)
+def test_an_axis_holds_its_values(values: list[float], log: bool) -> None:
+    found = axis("x", values, str, log=log)
+    assert found.low < found.high
+    assert all(found.low <= value <= found.high for value in values)
+    assert len(found.ticks) >= 2
+    assert all(found.low <= tick <= found.high for tick in found.ticks)
+
+
+def test_points_lie_where_their_numbers_are(store: Store, tmp_path: Path) -> None:
+    """Layers removed 3, 8 and 15 on an axis from 0 to 15: the middle point is 5/12 of the way from the first to the last."""
+    for drop, removed in (("10%", 3), ("25%", 8), ("50%", 15)):
+        cut = store.step("plan", {"d": drop}, plan("reverse", removed))
+        step = store.step("evaluate", {"d": drop}, evaluated(CUT))
+        store.trial(settings(drop=drop), {"plan": cut, "evaluate_pruned": step})
+    (average, _) = figures(made(store, tmp_path).found, lambda _: "")
+    x = [float(each) for each in re.findall(r'<circle cx="([\d.]+)"', average.svg)]
+    assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(5 / 12, abs=0.001)
+
+
+def test_every_point_says_its_numbers(tmp_path: Path) -> None:
+    found = Report.of(stores.write(tmp_path, documents=20)).found
+    drawn = figures(found, lambda _: "")
+    assert {each.key.split("-")[0] for each in drawn} == {"depth", "size", "speed", "scores", "losses"}
+    for figure in drawn:
+        series = figure.svg.split('class="series', 1)[-1]
+        assert series.count("<title>") >= series.count("<circle") - series.count('class="dot"')
+        assert "nan" not in figure.svg
+
+
+# Other forms, and the verb
+
+
+def test_markdown_latex_and_csv_have_every_row(tmp_path: Path) -> None:
+    report = Report.of(stores.write(tmp_path, documents=20, nasty=False))
+    markdown, latex, files = report.markdown(), report.latex(), report.csv()
+    for each in report.tables:
+        parsed = list(csv.reader(io.StringIO(files[f"{each.key}.csv"])))
+        assert len(parsed) == 1 + len(each.rows)
+        assert {len(line) for line in parsed} == {len(parsed[0])}
+        body = latex.split(rf"\label{{tab:{each.key}}}")[1].split(r"\end{table}")[0]
+        assert body.count(r"\\") == 1 + len(each.rows) + sum(bool(block.title) for block in each.blocks)
+        section = markdown.split(f"## {each.title}\n")[1].split("\n## ")[0]
+        lines = [line for line in section.splitlines() if line.startswith("|")]
+        assert len(lines) == 2 + len(each.rows) + sum(bool(block.title) for block in each.blocks)
+        assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {len(each.columns) + 3}
+    exact = dict(zip(*list(csv.reader(io.StringIO(files["metrics.csv"])))[:2], strict=True))
+    assert float(exact["average"]) == report.tables[0].rows[0].cells[0].value
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_latex_compiles(tmp_path: Path) -> None:
+    body = Report.of(stores.write(tmp_path / "runs", documents=20)).latex()
+    source = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "t.tex").write_text(source)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+    runs = stores.write(tmp_path / "runs", trials=1, documents=20, nasty=False)
+    output = write_report(runs, tmp_path / "report.html")
+    first = output.read_text(encoding="utf-8")
+    assert write_report(runs, output).read_text(encoding="utf-8") == first
+    (tmp_path / "mine.html").write_text("<!doctype html>mine")
+    with pytest.raises(OutputError, match="it exists"):
+        write_report(runs, tmp_path / "mine.html")
+
+
+def test_the_verb_writes_a_page_and_says_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = stores.write(tmp_path / "runs", documents=20, nasty=False)
+    monkeypatch.setattr(sys, "argv", ["shortstack", "report", str(runs), "--json", "--csv", str(tmp_path / "csv")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert json.loads(capsys.readouterr().out)["output"] is None
+    monkeypatch.setattr(sys, "argv", ["shortstack", "report", str(runs), "--json"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = json.loads(capsys.readouterr().out)
+    assert Path(said["output"]) == runs / "report.html"
+    assert said["trials"] == {"done": len(read(runs).trials), "running": 0, "failed": 0, "waiting": 0}
+    assert said["tables"][0]["finding"] == table(Report.of(runs), "metrics").finding
+    monkeypatch.setattr(sys, "argv", ["shortstack", "report", str(runs), "--latex", "--markdown"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+
+
+def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+    runs = stores.write(tmp_path / "runs", trials=2, documents=20, nasty=False)
+    code = (
+        "import sys\nfrom shortstack.cli import main\n"
+        "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "report", str(runs)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (runs / "report.html").exists()
+
+
+def test_marks_of_a_table_are_those_that_its_cells_have(tmp_path: Path) -> None:
+    for each in Report.of(stores.write(tmp_path, documents=200, nasty=False)).tables:
+        shown = {mark for each_row in each.rows for each_cell in each_row.cells for mark in each_cell.marks}
+        assert set(each.marks) == shown
+
+
+def test_an_evaluation_of_the_fixture_is_paired(tmp_path: Path) -> None:
+    """The stores of these tests do what real ones do: errors of a difference are smaller than those of its parts."""
+    ours, theirs = (evaluation(quality)["tasks"]["piqa"]["outcomes"] for quality in (0.9, 1.0))
+    apart = statistics.stdev(a - b for a, b in zip(ours, theirs, strict=True))
+    assert apart < math.hypot(statistics.stdev(ours), statistics.stdev(theirs))
