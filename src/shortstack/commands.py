@@ -32,8 +32,9 @@ def _plan(arguments: Mapping[str, Any], places: Places) -> list[Any]:
     if not how:
         how = ["--search"] if arguments["metric"] is None else ["--metric", arguments["metric"]]
         how += ["--drop", arguments["drop"], *_options({"block": arguments["block"], "step": arguments["step"]})]
+    looking = _looking(arguments) if "seed" in arguments and not arguments["layers"] else []
     where = [f"{places['score']}/scores.json"] if "score" in places else _model(places["model"])
-    return ["plan", *where, *how, *(_looking(arguments) if "seed" in arguments else []), "-o", "plan.json"]
+    return ["plan", *where, *how, *looking, "-o", "plan.json"]
 
 
 def _prune(arguments: Mapping[str, Any], places: Places) -> list[Any]:

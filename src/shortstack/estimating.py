@@ -222,7 +222,7 @@ class _Costs:
     def evaluate(self, arguments: Mapping[str, Any], trial: Trial, size: Size) -> Cost:
         looking = ({**arguments, "text": text} for text in arguments["perplexity"])
         tokens = _added(self.tokens(each, size, held_out=True) for each in looking)
-        if arguments["tasks"] or arguments["probes"]:
+        if arguments["tasks"] or arguments["probe_items"]:
             self.unknown["time of tasks and probes"] = None
             tokens = None
         return Cost(_times(tokens, size.layers * size.layer + size.head), 0, self.whole(size))

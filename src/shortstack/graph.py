@@ -175,9 +175,12 @@ class Graph:
             return Step(
                 "plan", arguments, {"model": model, "values": values}, {"model": trial.model, "score": score.key}
             )
-        text = {"text": self.texts[trial.calibration.text]} if trial.calibration else {}
-        arguments |= {**self._looking(trial), "dtype": self.study.compute.dtype}
-        return Step("plan", arguments, {"model": model, **text}, {"model": trial.model})
+        arguments |= self._looking(trial)
+        if trial.calibration is None:
+            return Step("plan", arguments, {"model": model}, {"model": trial.model})
+        arguments |= {"dtype": self.study.compute.dtype}
+        inputs = {"model": model, "text": self.texts[trial.calibration.text]}
+        return Step("plan", arguments, inputs, {"model": trial.model})
 
     def _prune(self, trial: Trial, removed: Any) -> Step:
         arguments: dict[str, Any] = {"removed": removed, "repair": None}

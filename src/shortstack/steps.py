@@ -7,7 +7,6 @@ it puts that in its place. A failure is a result, too: its traceback.
 from __future__ import annotations
 
 import fcntl
-import inspect
 import os
 import shutil
 import socket
@@ -259,24 +258,33 @@ def _evaluate(task: Task, progress: Progress) -> dict[str, Any]:
     return _saved(task, "evaluation.json", found.to_dict())
 
 
+def check_judging(judging: Judging) -> None:
+    """Refuse what cannot be measured, before anything runs.
+
+    Raises:
+        InputError: naming it.
+    """
+    evaluation_options(judging.model_dump(mode="json"))
+    if judging.profile:
+        raise InputError("evaluation.profile", expected="no profile yet", found="one", fix="leave it out")
+
+
 def evaluation_options(judging: Mapping[str, Any]) -> dict[str, Any]:
     """What evaluate() is given.
 
     Raises:
         InputError: an option that it does not know.
     """
-    known = inspect.signature(evaluate).parameters
-    usual = Judging().model_dump(mode="json", exclude={"pruned", "profile"})
-    asked = {name: judging[name] for name in usual}
-    changed = {name for name in usual if asked[name] != usual[name]}
-    for name in sorted(changed - known.keys()):
-        raise InputError(
-            f"evaluation.{name}",
-            expected="an option that evaluate knows",
-            found=str(asked[name]),
-            fix="leave it out",
-        )
-    return {name: value for name, value in asked.items() if name in known}
+    for name in ("tasks", "limit", "data_dir", "include"):  # until evaluate() has tasks
+        if judging[name]:
+            raise InputError(
+                f"evaluation.{name}",
+                expected="an option that evaluate knows",
+                found=str(judging[name]),
+                fix="leave it out",
+            )
+    names = ("perplexity", "length", "samples", "probe_items", "collapse", "seed")
+    return {name: judging[name] for name in names}
 
 
 def _profile(task: Task, progress: Progress) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class Judging(Part):
     limit: int | None = Field(default=None, ge=1)
     data_dir: str | None = None
     include: str | None = None
-    probes: bool = False
+    probe_items: int = Field(default=0, ge=0)
+    collapse: bool | None = None
     pruned: bool = True
     profile: bool | Speeds = False
 

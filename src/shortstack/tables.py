@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shortstack.probes import Probed
     from shortstack.repairing import Repair
     from shortstack.running import Outcome
+    from shortstack.shrinking import Shrunk
     from shortstack.sweeping import Sweep
     from shortstack.verification import Verification
     from shortstack.watching import Frame
@@ -283,6 +284,26 @@ def show_outcome(found: Outcome) -> None:
     for failure in found.failures:
         console.show(f"Failed: {failure['kind']}, {failure['error'].strip().splitlines()[-1]}")
         console.show(f"  log {failure['log']}")
+
+
+def show_shrunk(found: Shrunk) -> None:
+    """The plans that were compared and why one was chosen; then every model's perplexity."""
+    if found.candidates:
+        rows = [
+            (
+                each["metric"],
+                show_layers(each["removed"]) if each["removed"] else "-",
+                console.number(each["perplexity"]) if each["perplexity"] else f"failed: {each['error']}",
+            )
+            for each in found.candidates
+        ]
+        console.show_table("plans, each repaired", ("layers chosen by", "removed", "perplexity"), rows)
+        console.show(found.why)
+    roles = {"unpruned": "evaluate_base", "pruned": "evaluate_pruned", "healed": "evaluate_healed"}
+    judged = {name: found.steps[role]["perplexity"] for name, role in roles.items() if role in found.steps}
+    texts = list(judged["unpruned"])
+    measured = [(text, *(console.number(each[text]["value"]) for each in judged.values())) for text in texts]
+    console.show_table(f"{found.output}: perplexity", ("text", *judged), measured)
 
 
 def frame(found: Frame) -> Group:

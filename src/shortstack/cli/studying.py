@@ -1,4 +1,4 @@
-"""Verbs of many runs: study, watch."""
+"""Verbs of many runs: shrink, study, watch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from shortstack import console, tables
 from shortstack.cli.application import verb
-from shortstack.cli.options import Report
+from shortstack.cli.options import TEXT, Compute, Model, Out, Report
 from shortstack.errors import InputError
 
 
@@ -21,6 +21,51 @@ class Keep(StrEnum):
     best = "best"
     all = "all"
     none = "none"
+
+
+@verb()
+def shrink(
+    model: Model,
+    output: Out,
+    compute: Compute,
+    report: Report,
+    drop: Annotated[
+        str | None,
+        typer.Option(help="How much to remove: 25% or a count. Default: the recipe's, or 25%.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(help="best, which chooses between plans; another preset (`shortstack ls recipes`); or a file."),
+    ] = "best",
+    data: Annotated[
+        str | None, typer.Option(help="What to heal on. Default: the recipe's, if it names data.", show_default=False)
+    ] = None,
+    text: Annotated[str, typer.Option(help=f"Calibration text: {TEXT}")] = "pydoc",
+    perplexity: Annotated[
+        str, typer.Option(help="Comma-separated texts to measure on, first the one to choose by.")
+    ] = ("pydoc"),
+) -> None:
+    """Make a model shorter, from its name to a healed checkpoint.
+
+    Score, plan, repair, heal and evaluate as a recipe has it; report and model card lie beside the weights.
+    """
+    from shortstack.shrinking import Looks
+    from shortstack.shrinking import shrink as shrink_model
+
+    looks = Looks(
+        text=text,
+        perplexity=tuple(name.strip() for name in perplexity.split(",")),
+        seed=compute.seed,
+        device=compute.device.value,
+        dtype=compute.dtype.value,
+    )
+    with report.bars() as progress:
+        found = shrink_model(model, output, drop=drop, recipe=recipe, data=data, looks=looks, progress=progress)
+    if report.json:
+        return console.show_json(found.to_dict())
+    tables.show_shrunk(found)
+    report.next_step("evaluate", output)
+    return None
 
 
 @verb()
