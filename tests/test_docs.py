@@ -32,6 +32,7 @@ import typer
 import shortstack as ss
 import stores
 from shortstack import cli
+from studies import inline
 from zoo import speaking
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +118,11 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(line / "cache"))
     monkeypatch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("shortstack.launching.local", lambda workers=1: inline())
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").mkdir()
+    for path in (ROOT / "studies").glob("*.yaml"):
+        (tmp_path / "studies" / path.name).write_text(path.read_text(encoding="utf-8").replace("[demo]", "[model]"))
     for name in ("my.txt", "alpaca.jsonl", "task.jsonl", "questions.jsonl", "model"):
         (tmp_path / name).symlink_to(line / name)
     return tmp_path
@@ -265,7 +270,14 @@ def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known | {"--help"}
 
 
-NAMED = {"scores": "METRIC", "window_scores": "METRIC", "order": "METRIC", "perplexity": "TEXT", "probes": "PROBE"}
+NAMED = {
+    "scores": "METRIC",
+    "window_scores": "METRIC",
+    "order": "METRIC",
+    "perplexity": "TEXT",
+    "probes": "PROBE",
+    "kinds": "KIND",
+}
 
 
 def keys(value: Any, path: str = "") -> set[str]:
@@ -273,6 +285,8 @@ def keys(value: Any, path: str = "") -> set[str]:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return keys(value[0], f"{path}[]")
     if not isinstance(value, dict) or not value:
+        return {path}
+    if path == "steps":  # of shrink: what other pages document
         return {path}
     found = set()
     for key, item in value.items():

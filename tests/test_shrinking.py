@@ -40,7 +40,10 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert verify(checkpoint).ok
     assert checkpoint.weights_sha256 == made.steps["heal"]["weights_sha256"]
     assert (tiny / "out" / "report.html").read_text(encoding="utf-8").startswith("<!")
-    assert json.loads((tiny / "out" / "shrink.json").read_text())["plan"]["removed"] == made.steps["plan"]["removed"]
+    assert (
+        json.loads((tiny / "out" / "shrink.json").read_text())["steps"]["plan"]["removed"]
+        == made.steps["plan"]["removed"]
+    )
     assert not (tiny / "out.study").exists()
     card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
@@ -65,7 +68,7 @@ def test_best_compares_plans_picks_the_lowest_loss_and_heals_that(tiny):
 
 def test_what_failed_is_said_and_a_second_call_goes_on(tiny):
     (tiny / "few.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")
-    with pytest.raises(ShortstackError, match="heal: expected every step to end.*held out"):
+    with pytest.raises(ShortstackError, match=r"heal: expected every step to end.*held out"):
         shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=str(tiny / "few.jsonl")))
     assert not (tiny / "out").exists()
     (tiny / "few.jsonl").write_text((tiny / "lines.jsonl").read_text(), encoding="utf-8")

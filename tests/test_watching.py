@@ -36,7 +36,7 @@ def test_a_look_counts_what_is_done_running_failed_and_to_come(runs):
     found = look(runs[0])
     assert found.kinds["heal"] == Kind(2, 1, 1, 5, 10.5)
     assert found.kinds["score"] == Kind(1, 0, 0, 1, 1.0)
-    assert found.trials == {"done": 1, "running": 1, "failed": 1}
+    assert found.trials == {"done": 1, "running": 1, "failed": 1, "waiting": 0}
     assert found.failures == ["heal key3: ValueError: no"]
     assert [each.kind for each in found.running] == ["heal"]
     assert not found.finished

@@ -60,7 +60,7 @@ class Shrunk:
 
     def to_dict(self) -> dict[str, Any]:
         candidates = [dict(each) for each in self.candidates]
-        return {"output": str(self.output), "why": self.why, "candidates": candidates, **self.steps}
+        return {"output": str(self.output), "why": self.why, "candidates": candidates, "steps": dict(self.steps)}
 
 
 def shrink(

@@ -319,7 +319,7 @@ def frame(found: Frame) -> Group:
         bar = "█" * round(20 * kind.done / max(kind.expected, 1))
         cells = (name, kind.done, kind.running, kind.failed, kind.expected, console.duration(kind.seconds), bar)
         table.add_row(*(Text(str(cell)) for cell in cells))
-    states = ", ".join(f"{count} {state}" for state, count in found.trials.items())
+    states = ", ".join(f"{count} {state}" for state, count in found.trials.items() if count)
     lines = [f"trials: {states or 'none'}"]
     lines += [f"running {each.kind} for {console.duration(each.seconds)}" for each in found.running]
     lines += [f"failed: {failure}" for failure in found.failures]

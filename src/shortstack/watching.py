@@ -61,6 +61,7 @@ def look(runs: str | Path) -> Frame:
     with Store.open(Folder(Path(runs)), read_only=True) as store:
         noted, counts, seconds = store.noted(), store.counts(), store.seconds()
         rows, failures, trials = store.running(), store.failures(), store.trials()
+    states = Counter(trial["state"] for trial in trials)
     expected = json.loads(noted.get("expected", "{}"))
     kinds = {
         kind: Kind(
@@ -76,7 +77,7 @@ def look(runs: str | Path) -> Frame:
     workers = int(noted.get("workers", 1))
     return Frame(
         noted.get("title", ""),
-        dict(Counter(trial["state"] for trial in trials)),
+        {state: states[state] for state in ("done", "running", "failed", "waiting")},
         kinds,
         running,
         [f"{row['kind']} {row['key'][:12]}: {last_line(row['error'])}" for row in failures],

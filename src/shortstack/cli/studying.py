@@ -49,6 +49,7 @@ def shrink(
 
     Score, plan, repair, heal and evaluate as a recipe has it; report and model card lie beside the weights.
     """
+    from shortstack import launching
     from shortstack.shrinking import Looks
     from shortstack.shrinking import shrink as shrink_model
 
@@ -60,7 +61,16 @@ def shrink(
         dtype=compute.dtype.value,
     )
     with report.bars() as progress:
-        found = shrink_model(model, output, drop=drop, recipe=recipe, data=data, looks=looks, progress=progress)
+        found = shrink_model(
+            model,
+            output,
+            drop=drop,
+            recipe=recipe,
+            data=data,
+            looks=looks,
+            launcher=launching.local,
+            progress=progress,
+        )
     if report.json:
         return console.show_json(found.to_dict())
     tables.show_shrunk(found)
@@ -115,7 +125,7 @@ def study(
         console.show_json(found.to_dict())
     else:
         tables.show_outcome(found)
-    report.next_step("watch", output)
+    report.next_step("report", output)
     if found.failed:
         raise typer.Exit(1)
     return None
