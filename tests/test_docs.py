@@ -41,6 +41,7 @@ PAGES = [README, *sorted(DOCS.glob("*.md"))]
 VERBS: Mapping[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 MODEL_WORDS = {"demo", "MODEL", "org/name"}
 SHORT_PYDOC = dict(sorted(topics.topics.items())[:12])  # enough for every window a page asks for
+RECIPE = "plan: {metric: bi}\nheal: {method: lora, epochs: 1, max_length: 32, max_samples: 16}\n"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -96,6 +97,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     question = {"context": "The cat sat on", "choices": [" the mat", " the dog", " door"], "answer": 0}
     (folder / "task.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
+    (folder / "mine.yaml").write_text(RECIPE, encoding="utf-8")
     wrong = {"question": "Which gas do plants take in?"}
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n" + json.dumps(wrong) + "\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -123,7 +125,7 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "studies").mkdir()
     for path in (ROOT / "studies").glob("*.yaml"):
         (tmp_path / "studies" / path.name).write_text(path.read_text(encoding="utf-8").replace("[demo]", "[model]"))
-    for name in ("my.txt", "alpaca.jsonl", "task.jsonl", "questions.jsonl", "model"):
+    for name in ("my.txt", "alpaca.jsonl", "task.jsonl", "questions.jsonl", "mine.yaml", "model"):
         (tmp_path / name).symlink_to(line / name)
     return tmp_path
 
@@ -271,9 +273,7 @@ def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
 
 
 NAMED = {
-    "scores": "METRIC",
-    "window_scores": "METRIC",
-    "order": "METRIC",
+    **dict.fromkeys(("scores", "window_scores", "order"), "METRIC"),
     "perplexity": "TEXT",
     "probes": "PROBE",
     "kinds": "KIND",

@@ -167,7 +167,7 @@ def duration(seconds: float | None) -> str:
     """A time for people, in its two largest units.
 
     >>> [duration(value) for value in (0.42, 75, 7_260, 200_000, None)]
-    ['0.4 s', '1 min 15 s', '2 h 1 min', '2 d 7 h', 'unknown']
+    ['0.4 s', '1 min 15 s', '2 h 1 min', '2 d 8 h', 'unknown']
     """
     if seconds is None:
         return "unknown"

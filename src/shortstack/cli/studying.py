@@ -41,6 +41,7 @@ def shrink(
         str | None, typer.Option(help="What to heal on. Default: the recipe's, if it names data.", show_default=False)
     ] = None,
     text: Annotated[str, typer.Option(help=f"Calibration text: {TEXT}")] = "pydoc",
+    samples: Annotated[int, typer.Option(min=4, help="Calibration windows of 128 tokens.")] = 32,
     perplexity: Annotated[
         str, typer.Option(help="Comma-separated texts to measure on, first the one to choose by.")
     ] = ("pydoc"),
@@ -55,6 +56,7 @@ def shrink(
 
     looks = Looks(
         text=text,
+        samples=samples,
         perplexity=tuple(name.strip() for name in perplexity.split(",")),
         seed=compute.seed,
         device=compute.device.value,
