@@ -4,7 +4,7 @@
 
 The layers are searched for, the cut is repaired, and each candidate heals from there on the same samples of C4 and pydoc,
 one epoch. The candidate with the lowest loss on validation text (held-out pydoc and WIKI_VALID, none of it trained on) is
-chosen; recipes/best.yaml is that one. It is then judged on what took no part in the choice: WIKI_TEST, and the first documents
+chosen; recipes/best.yaml is that one. It is judged on what took no part in the choice: WIKI_TEST, and the first documents
 of tasks read from DATA_DIR (laid out as docs/evaluate.md says), those of the quick trials apart from the rest. Writes
 studies/best.md.
 """

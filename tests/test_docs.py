@@ -31,6 +31,7 @@ import typer
 
 import shortstack as ss
 import stores
+from documents import data_folder
 from shortstack import cli
 from studies import inline
 from zoo import speaking
@@ -42,6 +43,17 @@ VERBS: Mapping[str, Any] = typer.main.get_command(cli.app).commands  # type: ign
 MODEL_WORDS = {"demo", "MODEL", "org/name"}
 SHORT_PYDOC = dict(sorted(topics.topics.items())[:12])  # enough for every window a page asks for
 RECIPE = "plan: {metric: bi}\nheal: {method: lora, epochs: 1, max_length: 32, max_samples: 16}\n"
+# What a key of JSON under these stands for: names that the command or the model chose.
+NAMED = {
+    "scores": "METRIC",
+    "window_scores": "METRIC",
+    "order": "METRIC",
+    "perplexity": "TEXT",
+    "rows[].perplexity": "TEXT",
+    "parts": "PART",
+    "probes": "PROBE",
+    "kinds": "KIND",
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -98,6 +110,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     question = {"context": "The cat sat on", "choices": [" the mat", " the dog", " door"], "answer": 0}
     (folder / "task.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
     (folder / "mine.yaml").write_text(RECIPE, encoding="utf-8")
+    data_folder(folder / "data")
     wrong = {"question": "Which gas do plants take in?"}
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n" + json.dumps(wrong) + "\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +138,7 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "studies").mkdir()
     for path in (ROOT / "studies").glob("*.yaml"):
         (tmp_path / "studies" / path.name).write_text(path.read_text(encoding="utf-8").replace("[demo]", "[model]"))
-    for name in ("my.txt", "alpaca.jsonl", "task.jsonl", "questions.jsonl", "mine.yaml", "model"):
+    for name in ("my.txt", "alpaca.jsonl", "task.jsonl", "questions.jsonl", "mine.yaml", "model", "data"):
         (tmp_path / name).symlink_to(line / name)
     return tmp_path
 
@@ -197,6 +210,8 @@ def test_the_commands_of_a_page_run(page: Path, line: Path, place: Path) -> None
     for command in commands(page):
         if command.words[0] != "shortstack" or command.verb == "demo":
             continue  # make is checked below; the demo runs in a slow test
+        if "--tasks" in command.words and importlib.util.find_spec("lm_eval") is None:
+            continue  # an extra
         ran = run(tuple("model" if word in MODEL_WORDS else word for word in command.words))
         check_shown(command, ran)
         if "--json" in command.words and command.verb == page.stem:
@@ -272,23 +287,16 @@ def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known | {"--help"}
 
 
-NAMED = {
-    **dict.fromkeys(("scores", "window_scores", "order"), "METRIC"),
-    "perplexity": "TEXT",
-    "probes": "PROBE",
-    "kinds": "KIND",
-}
-
-
 def keys(value: Any, path: str = "") -> set[str]:
-    """The dotted paths of a JSON value; METRIC, TEXT and PROBE stand for names that the command chose."""
+    """The dotted paths of a JSON value; the words of NAMED stand for names."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return keys(value[0], f"{path}[]")
+        found = set().union(*(keys(item, f"{path}[]") for item in value))
+        return {key for key in found if not any(other.startswith(f"{key}.") for other in found)}  # null in some of them
     if not isinstance(value, dict) or not value:
         return {path}
     if path == "steps":  # of shrink: what other pages document
         return {path}
-    found = set()
+    found: set[str] = set()
     for key, item in value.items():
         name = NAMED.get(path, key)
         found |= keys(item, f"{path}.{name}" if path else name)

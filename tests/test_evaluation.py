@@ -15,7 +15,7 @@ from shortstack.errors import InputError
 from shortstack.evaluation import evaluate
 from shortstack.planning import plan
 from shortstack.probes import probes, run_probes
-from shortstack.profiling import answer, decode_speeds
+from shortstack.profiling import answer
 from shortstack.pruning import prune
 from shortstack.tokens import Tokens
 from zoo import speaking, tiny
@@ -58,21 +58,6 @@ def test_auto_arithmetic_is_bf16_only_where_checkpoint_and_device_have_it(monkey
     checkpoint = Checkpoint.open(tiny("llama"))  # stored in float32
     assert arithmetic("auto", checkpoint, "cpu") is torch.float32
     assert arithmetic("bfloat16", checkpoint, "cpu") is torch.bfloat16
-
-
-def test_decode_speed_is_of_the_tokens_after_the_first(checkpoint, monkeypatch):
-    """A clock that a whole second passes on for each token of the first run, half of one for the second, and so on."""
-    model, now, forwards = checkpoint.model(dtype=torch.float32), [0.0], [0]
-
-    def forward(*_):
-        forwards[0] += 1
-        now[0] += 100.0 if forwards[0] % 9 == 1 else (4.0, 1.0, 0.5, 2.0)[(forwards[0] - 1) // 9]
-
-    model.register_forward_hook(forward)
-    monkeypatch.setattr("shortstack.profiling.time.perf_counter", lambda: now[0])
-    (speed,) = decode_speeds([model], prompt_tokens=4, new_tokens=8, repeats=3)
-    assert forwards == [4 * 9], "a run to warm up and three that count, of a prompt and eight more tokens each"
-    assert (speed.slowest, speed.decode_tokens_per_s, speed.fastest, speed.repeats) == (0.5, 1.0, 2.0, 3)
 
 
 def test_answers_come_from_generation(checkpoint):

@@ -28,6 +28,8 @@ def test_every_public_name_is_importable_and_sorted():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_doctests(name):
+    if name == "shortstack.evaluation.harness":
+        pytest.importorskip("lm_eval")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

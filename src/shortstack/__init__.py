@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint as Checkpoint
+    from shortstack.comparing import Comparison as Comparison
+    from shortstack.comparing import Judging as Judging
+    from shortstack.comparing import compare as compare
+    from shortstack.contenders import Calibration as Calibration
     from shortstack.evaluation import Evaluation as Evaluation
+    from shortstack.evaluation import Tasks as Tasks
+    from shortstack.evaluation import compared as compared
     from shortstack.evaluation import evaluate as evaluate
     from shortstack.healing import Full as Full
     from shortstack.healing import Healing as Healing
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from shortstack.metrics import METRICS as METRICS
     from shortstack.planning import Plan as Plan
     from shortstack.planning import plan as plan
+    from shortstack.profiling import Profile as Profile
+    from shortstack.profiling import profile as profile
     from shortstack.pruning import prune as prune
     from shortstack.repairing import Repair as Repair
     from shortstack.repairing import repair as repair
@@ -47,26 +55,34 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "METRICS": "metrics",
+    "Calibration": "contenders",
     "Checkpoint": "checkpoint",
+    "Comparison": "comparing",
     "Evaluation": "evaluation",
     "Full": "healing",
     "Healing": "healing",
+    "Judging": "comparing",
     "Lora": "healing",
     "Objective": "healing",
     "Partial": "healing",
     "Plan": "planning",
+    "Profile": "profiling",
     "Repair": "repairing",
     "Report": "report",
     "Schedule": "healing",
     "Scores": "scores",
     "Sweep": "sweeping",
+    "Tasks": "evaluation",
     "Tokens": "tokens",
     "Turns": "healing",
     "Verification": "verification",
+    "compare": "comparing",
+    "compared": "evaluation",
     "evaluate": "evaluation",
     "heal": "healing",
     "heal_in_turns": "healing",
     "plan": "planning",
+    "profile": "profiling",
     "prune": "pruning",
     "repair": "repairing",
     "run_study": "running",

@@ -110,7 +110,7 @@ def asked(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> 
         DataError: a choice has no token of its own, or none before it.
     """
     return [
-        Asked(tuple(_request(tokenizer, question.context, choice) for choice in question.choices), question.answer)
+        Asked(tuple(request(tokenizer, question.context, choice) for choice in question.choices), question.answer)
         for question in questions
     ]
 
@@ -132,7 +132,7 @@ def answers(
     }
 
 
-def _request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Request:
+def request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Request:
     """Context and choice as one text, parted by how many tokens the context alone has; spaces at its end go over."""
     stripped = context.rstrip()
     choice = context[len(stripped) :] + choice
@@ -159,7 +159,8 @@ def likelihoods(
     done = 0
     largest = max(len(batch) * len(requests[batch[-1]].ids) for batch in batches)
     for turn in decoder.turns(batches, tokens=largest, streams=len(routes)):
-        fronts = [decoder.enter(_padded([requests[place] for place in batch], decoder), routes) for batch in turn]
+        rows = ([requests[place].ids for place in batch] for batch in turn)
+        fronts = [decoder.enter(padded(some, decoder.device), routes) for some in rows]
         for _ in decoder.through(fronts, range(len(decoder.layers))):
             pass
         for batch, front in zip(turn, fronts, strict=True):
@@ -170,11 +171,12 @@ def likelihoods(
     return found
 
 
-def _padded(requests: Sequence[Request], decoder: Decoder) -> Tensor:
-    """Token ids [requests, longest], padded on the right: no token sees what comes after it."""
-    longest = max(len(request.ids) for request in requests)
-    rows = [[*request.ids, *[0] * (longest - len(request.ids))] for request in requests]
-    return torch.tensor(rows, device=decoder.device)
+def padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> Tensor:
+    """Token ids [rows, longest], padded with 0: on the right, where no token sees what comes after it, or on the left."""
+    longest = max(map(len, rows))
+    blanks = [[0] * (longest - len(row)) for row in rows]
+    filled = [[*blank, *row] if left else [*row, *blank] for blank, row in zip(blanks, rows, strict=True)]
+    return torch.tensor(filled, device=device)
 
 
 def _sums(decoder: Decoder, front: Front, hidden: Tensor, requests: Sequence[Request]) -> Tensor:

@@ -134,7 +134,8 @@ def _hush_libraries() -> None:
 
     from transformers.utils import logging
 
-    standard.getLogger("bitsandbytes.backends.cpu.ops").setLevel(standard.ERROR)
+    for name in ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree"):  # what a CPU has no kernels for
+        standard.getLogger(name).setLevel(standard.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

@@ -1,4 +1,4 @@
-"""The embedded example: SmolLM2-135M-Instruct loses a quarter of its layers, heals, and is measured beside itself."""
+"""The embedded example: SmolLM2-135M-Instruct loses a quarter of its layers, is repaired and heals, and is measured."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from shortstack.errors import OutputError, VerificationError
 from shortstack.evaluation import Perplexity, measure
 from shortstack.healing import Partial, Schedule, heal
 from shortstack.jsonfiles import save_json
+from shortstack.memory import peak_rss
 from shortstack.planning import Plan, plan, show_layers
-from shortstack.profiling import Speed, answer, decode_speeds
+from shortstack.profiling import answer
 from shortstack.progress import Progress, silent
 from shortstack.pruning import fits, prune
-from shortstack.scoring import peak_rss, score
+from shortstack.repairing import repair
+from shortstack.scoring import score
+from shortstack.timing import Load, Speed, speeds
 from shortstack.tokens import Tokens
 from shortstack.verification import verify
 from shortstack.walk import Decoder, Route
 
 PROMPT = "What is the capital of France, and what is the city known for?"
 DROP = "25%"
+REPAIR_SAMPLES = 64
 SCHEDULE = Schedule(epochs=2, lr=1e-3, warmup_steps=5)  # some 35 steps in all, so a rate far above the paper's 1e-5
 
 
@@ -47,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Demo:
-    """All the demo found: the three models, and the perplexity of the paper's tail cut, which was not written."""
+    """All the demo found: the four models, and the perplexity of the paper's tail cut, which was not written."""
 
     output: Path
     rows: tuple[Row, ...]
@@ -64,7 +68,7 @@ class Demo:
 
 
 def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = silent) -> Demo:
-    """Score, plan, prune, verify, heal and measure; leaves output/pruned, output/healed and output/demo.json.
+    """Score, plan, prune, verify, repair, heal and measure; leaves pruned, repaired, healed and demo.json in `output`.
 
     Raises:
         OutputError: `output` exists.
@@ -75,7 +79,7 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
     if output.exists():
         raise _exists(output)
     source = Checkpoint.open("demo", progress=progress)
-    fits(output / "pruned", source, plan(source.anatomy.layers, metric="reverse", drop=1), copies=2)
+    fits(output / "pruned", source, plan(source.anatomy.layers, metric="reverse", drop=1), copies=3)
     made = _make(output)
     try:
         return _run(source, output, seed, started, progress)
@@ -120,8 +124,11 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
             found=str(verified.to_dict()["checks"]),
             fix="open an issue with this message",
         )
+    fit = Tokens.read("pydoc", tokenizer, samples=REPAIR_SAMPLES, seed=seed)
+    found = repair(source, frozenset(chosen.removed), fit, progress=progress)
+    repaired = prune(source, chosen, output / "repaired", repair=found, progress=progress)
     heal(
-        pruned,
+        repaired,
         output / "healed",
         data="pydoc",
         method=Partial(last=3),
@@ -129,9 +136,8 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
         progress=progress,
     )
     healed = Checkpoint.open(output / "healed")
-    rows, tail_perplexity = _measure(
-        {"unpruned": source, "pruned": pruned, "healed": healed}, frozenset(tail.removed), progress
-    )
+    models = {"unpruned": source, "pruned": pruned, "repaired": repaired, "healed": healed}
+    rows, tail_perplexity = _measure(models, frozenset(tail.removed), progress)
     result = Demo(
         output, rows, chosen, tail, tail_perplexity, verified.ok, round(time.perf_counter() - started, 1), peak_rss()
     )
@@ -147,7 +153,7 @@ def _measure(
     tokens = Tokens.read("pydoc", tokenizer, samples=None, length=512, held_out=True)
     dtype = arithmetic("auto", source, device)
     decoders = {name: Decoder.load(checkpoint, dtype=dtype, device=device) for name, checkpoint in checkpoints.items()}
-    speeds = decode_speeds([decoder.model for decoder in decoders.values()], progress=progress)
+    found = speeds([decoder.model for decoder in decoders.values()], Load(), progress=progress)
     rows = tuple(
         Row(
             name,
@@ -158,7 +164,7 @@ def _measure(
             speed,
             answer(decoders[name].model, tokenizer, PROMPT),
         )
-        for (name, checkpoint), speed in zip(checkpoints.items(), speeds, strict=True)
+        for (name, checkpoint), speed in zip(checkpoints.items(), found, strict=True)
     )
     return rows, measure(decoders["unpruned"], tokens, route=tail, progress=progress)
 

@@ -31,7 +31,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Paired:
     """A model against its base on the same documents; every number is the model's minus the base's, or a share of it.
 
     difference, stderr: the mean of the differences, and its standard error sd / sqrt(n).
@@ -65,7 +65,7 @@ def compare_tasks(
     *,
     chances: Mapping[str, float] | None = None,
     seed: int = 0,
-) -> dict[str, Comparison]:
+) -> dict[str, Paired]:
     """The comparison on each task that both have, their p-values corrected together.
 
     chances: of a task, what guessing gets; a task that is not named has no such level.
@@ -83,7 +83,7 @@ def compare_tasks(
     return {task: replace(each, p_holm=corrected[task]) for task, each in found.items()}
 
 
-def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None = None, seed: int = 0) -> Comparison:
+def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None = None, seed: int = 0) -> Paired:
     """One task, documents paired by their ids; p_holm is p, as of one task alone.
 
     >>> ids = tuple("abcdefgh")
@@ -102,7 +102,7 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
     at_chance = chance is not None and reference - chance <= AT_CHANCE * _stderr(theirs)
     retention = 100 * value / reference if reference > 0 and min(ours.min(), theirs.min()) >= 0 else None
     above = None if chance is None or at_chance else 100 * (value - chance) / (reference - chance)
-    return Comparison(
+    return Paired(
         value=value,
         base=reference,
         n=len(ours),

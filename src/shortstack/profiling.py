@@ -1,80 +1,179 @@
-"""Decode speed and answers of a loaded model, as a user meets them: greedy generation with the cache on."""
+"""profile(): what a checkpoint weighs, multiplies and caches, and how fast it runs, alone or in turns with another."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.generation import BaseStreamer
 
+from shortstack.anatomy import meta_model
+from shortstack.checkpoint import Checkpoint
+from shortstack.counting import CacheBytes, Macs, Parts, cache_bytes, macs, parts
+from shortstack.devices import arithmetic, pick_device
+from shortstack.errors import InputError
 from shortstack.generating import generate
+from shortstack.memory import forget_peak, peak_bytes
 from shortstack.progress import Progress, silent
+from shortstack.timing import Load, Ratio, Speed, rates, ratio, speeds
+from shortstack.walk import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+LOAD = Load(prompt=128)
+
+
 @dataclass(frozen=True)
-class Speed:
-    """New tokens per second with one sequence, prefill excluded: the median of `repeats` runs, and their spread."""
+class Counts:
+    """What is so of a checkpoint on any machine.
 
-    decode_tokens_per_s: float
-    slowest: float
-    fastest: float
-    repeats: int
+    weight_bytes: of its stored tensors. dtype: of what is cached. macs and cache are None where they depend on values.
+    """
+
+    model: str
+    parameters: Parts
+    weight_bytes: int
+    macs: Macs | None
+    cache: CacheBytes | None
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "parameters": self.parameters.total,
+            "parts": dict(self.parameters.parts),
+            "tied": self.parameters.tied,
+            "weight_bytes": self.weight_bytes,
+            "macs_per_token": self.macs.per_token if self.macs else None,
+            "macs": self.macs.to_dict() if self.macs else None,
+            "kv_bytes_per_token": self.cache.per_token if self.cache else None,
+            "cache": self.cache.to_dict() if self.cache else None,
+            "dtype": self.dtype,
+        }
 
 
-@torch.no_grad()
-def decode_speeds(
-    models: Sequence[PreTrainedModel],
+@dataclass(frozen=True)
+class Paired:
+    """How much faster the checkpoint is than the other under one load, from runs in turns."""
+
+    batch: int
+    prefill: Ratio
+    decode: Ratio
+
+
+@dataclass(frozen=True)
+class Against:
+    """The other model, and the ratios of speeds."""
+
+    counts: Counts
+    speed: tuple[Speed, ...]
+    ratios: tuple[Paired, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Counts, and what was measured on this machine.
+
+    peak_bytes: the most memory held until the checkpoint alone had run at each batch size: of the device where that is
+    CUDA, else of the whole process.
+    """
+
+    counts: Counts
+    speed: tuple[Speed, ...]
+    peak_bytes: int | None
+    machine: dict[str, Any]
+    against: Against | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {
+            **self.counts.to_dict(),
+            "speed": [asdict(speed) for speed in self.speed],
+            "peak_bytes": self.peak_bytes,
+            **self.machine,
+            "against": None,
+        }
+        if self.against:
+            other = self.against
+            found["against"] = {
+                **other.counts.to_dict(),
+                "speed": [asdict(speed) for speed in other.speed],
+                "ratios": [asdict(paired) for paired in other.ratios],
+            }
+        return found
+
+
+def profile(
+    checkpoint: Checkpoint,
     *,
-    prompt_tokens: int = 32,
-    new_tokens: int = 32,
-    repeats: int = 5,
+    against: Checkpoint | None = None,
+    batch_sizes: Sequence[int] = (1, 8),
+    load: Load = LOAD,
+    repeats: int = 6,
+    dtype: str = "auto",
+    device: str = "auto",
     progress: Progress = silent,
-) -> list[Speed]:
-    """Decode speed of each model; their runs take turns, so that a noisy machine hits all of them alike."""
-    rates: list[list[float]] = [[] for _ in models]
-    for turn in range(repeats + 1):  # the first turn warms up
-        for model, found in zip(models, rates, strict=True):
-            rate = _decode_rate(model, prompt_tokens, new_tokens)
-            if turn:
-                found.append(rate)
-        progress("timing decoding", turn + 1, repeats + 1)
-    return [Speed(statistics.median(found), min(found), max(found), repeats) for found in rates]
+) -> Profile:
+    """Parameters, bytes and multiply-accumulates of a checkpoint, and its speed at each batch size; no sizes: no speed.
+
+    load: the prompt, over which multiply-accumulates are counted too, and the new tokens; its own batch is not looked at.
+    against: runs take turns with that model, which gives ratios of speed. dtype "auto": bf16 where checkpoint and device
+    have it, else float32.
+
+    Raises:
+        InputError: prompt and new tokens are more than the model has positions for.
+    """
+    device = pick_device(device)
+    each = [checkpoint, *([against] if against else [])]
+    counts = [count(some, arithmetic(dtype, some, device), tokens=load.prompt) for some in each]
+    machine = {"device": device, "threads": torch.get_num_threads()}
+    if not batch_sizes:
+        return Profile(counts[0], (), None, machine, Against(counts[1], (), ()) if against else None)
+    loads = [replace(load, batch=batch) for batch in batch_sizes]
+    forget_peak(device)
+    models = [_loaded(checkpoint, load, dtype, device)]
+    for some in loads:
+        rates(models[0], some)
+    peak = peak_bytes(device)
+    models += [_loaded(against, load, dtype, device)] if against else []
+    found = [speeds(models, some, repeats=repeats, progress=progress) for some in loads]
+    own, *others = (tuple(speed) for speed in zip(*found, strict=True))
+    beside = Against(counts[1], others[0], tuple(map(paired, own, others[0]))) if against else None
+    return Profile(counts[0], own, peak, machine, beside)
 
 
-def _decode_rate(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> float:
-    """Tokens per second from the first new token to the last, as generate() hands them out."""
-    ids, clock = torch.arange(3, 3 + prompt_tokens, device=model.device)[None], _Clock()
-    model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=1 + new_tokens,
-        min_new_tokens=1 + new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        streamer=clock,
+def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> Counts:
+    """What is counted of a checkpoint without loading a weight; the cache as it would be in `dtype`."""
+    model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code).to(dtype)
+    return Counts(
+        checkpoint.source,
+        parts(model, checkpoint.anatomy),
+        checkpoint.weight_bytes,
+        macs(model, tokens=tokens),
+        cache_bytes(model),
+        str(dtype).removeprefix("torch."),
     )
-    _prompt, first, *later = clock.times
-    return len(later) / (later[-1] - first)
 
 
-class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped here
-    """When the prompt and each new token came out of generate(), in seconds."""
+def paired(own: Speed, other: Speed) -> Paired:
+    """The ratios of two speeds under one load, whose runs took turns."""
+    prefill = ratio(own.prefill_runs, other.prefill_runs)
+    return Paired(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
 
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """generate() calls it after the last token."""
+def _loaded(checkpoint: Checkpoint, load: Load, dtype: str, device: str) -> PreTrainedModel:
+    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)
+    needed = load.prompt + load.new_tokens + 1
+    if decoder.positions and needed > decoder.positions:
+        raise InputError(
+            "--prompt, --new-tokens",
+            expected=f"at most {decoder.positions} tokens in all, for which {decoder.anatomy.architecture} has positions",
+            found=f"{needed}, the first new token included",
+            fix="write a smaller --prompt",
+        )
+    return decoder.model
 
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:

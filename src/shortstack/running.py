@@ -28,7 +28,7 @@ from shortstack.jsonfiles import finite, sync, whole
 from shortstack.launching import Launch, Needs, local
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
-from shortstack.steps import Task, check_judging, contents, open_model, perform
+from shortstack.steps import Task, contents, evaluation_options, open_model, perform
 from shortstack.store import Folder, Store
 from shortstack.study import Study, Trial, expanded, parse_study, read_study
 from shortstack.texts import read_documents
@@ -79,7 +79,7 @@ def run_study(
     if keep not in KEEPS:
         raise InputError("--keep", expected=f"one of {', '.join(KEEPS)}", found=repr(keep), fix="write --keep best")
     study, folder = read_study(path), Folder(Path(out))
-    check_judging(study.evaluation)
+    evaluation_options(expanded(study.evaluation.model_dump(mode="json")))  # says what is wrong before anything runs
     with folder.held(), Store.open(folder) as store:
         _check_same(folder, study)
         graph = Graph(study, _models(study, progress), {source: text_digest(source) for source in sources(study)})

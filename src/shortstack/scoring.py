@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError, InputError
 from shortstack.loading import read_weight
 from shortstack.measuring import Run, Wanted
+from shortstack.memory import peak_rss
 from shortstack.metrics import METRICS, Metric, checked, metrics_named
 from shortstack.progress import Progress, silent
 from shortstack.refitting import check_samples
@@ -182,9 +181,3 @@ def model_record(checkpoint: Checkpoint) -> dict[str, Any]:
         "extra_parameters": sizes.extra_parameters,
         "extra_bytes": sizes.extra_bytes,
     }
-
-
-def peak_rss() -> int:
-    """The most memory this process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

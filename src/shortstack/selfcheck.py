@@ -86,7 +86,7 @@ def check_cut(
     Raises:
         ArchitectureError: the pruned config does not rebuild the kept layers; names the layer, the field and the values.
     """
-    after, found = _built(config, directory, trust_remote_code)
+    after, found = built(config, directory, trust_remote_code)
     if found.layers != len(kept):
         raise ArchitectureError(
             directory,
@@ -106,7 +106,12 @@ def check_cut(
     _compare_rest(comparison, found.layers_path)
 
 
-def _built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, Anatomy]:
+def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, Anatomy]:
+    """What a config of a checkpoint in `directory` builds on the meta device.
+
+    Raises:
+        ArchitectureError: it cannot be built.
+    """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         if trust_remote_code:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from shortstack.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit the reference implementation sets
@@ -292,11 +294,14 @@ def _columns(piece: Columns) -> Iterator[bytes]:
             for first, last in piece.kept:
                 yield from _blocks(Span(span.path, start + first, start + last))
         return
+    picked = np.zeros(row, dtype=bool)
+    for first, last in piece.kept:
+        picked[first:last] = True
     rows = BLOCK_BYTES // row * row
     for start in range(span.start, span.end, rows):
         end = min(start + rows, span.end)
-        block = memoryview(b"".join(_blocks(Span(span.path, start, end))))
-        yield b"".join(block[at + first : at + last] for at in range(0, end - start, row) for first, last in piece.kept)
+        block = np.frombuffer(b"".join(_blocks(Span(span.path, start, end))), dtype=np.uint8)
+        yield block.reshape(-1, row)[:, picked].tobytes()
 
 
 def _digest(pieces: Sequence[Piece]) -> str:

@@ -22,21 +22,22 @@ from typing import Any
 from shortstack import console
 from shortstack.aligning import aligned
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import InputError
-from shortstack.evaluation import evaluate
+from shortstack.evaluation import Tasks, evaluate
 from shortstack.graph import Contents, digest
 from shortstack.healing import Turns, heal, heal_in_turns
 from shortstack.healing_options import heal_arguments, heal_groups
 from shortstack.jsonfiles import save_json
+from shortstack.memory import peak_rss
 from shortstack.planning import Plan, plan
+from shortstack.profiling import profile
 from shortstack.progress import Progress
 from shortstack.pruning import prune, pruned_config, versions
 from shortstack.refitting import HELD_OUT
 from shortstack.repairing import Repair, repair
 from shortstack.scores import Scores
-from shortstack.scoring import peak_rss, score
+from shortstack.scoring import score
 from shortstack.selecting import select
-from shortstack.study import Judging
+from shortstack.timing import Load
 from shortstack.tokens import Tokens
 from shortstack.verification import skipped_route
 
@@ -258,37 +259,31 @@ def _evaluate(task: Task, progress: Progress) -> dict[str, Any]:
     return _saved(task, "evaluation.json", found.to_dict())
 
 
-def check_judging(judging: Judging) -> None:
-    """Refuse what cannot be measured, before anything runs.
-
-    Raises:
-        InputError: naming it.
-    """
-    evaluation_options(judging.model_dump(mode="json"))
-    if judging.profile:
-        raise InputError("evaluation.profile", expected="no profile yet", found="one", fix="leave it out")
-
-
 def evaluation_options(judging: Mapping[str, Any]) -> dict[str, Any]:
     """What evaluate() is given.
 
     Raises:
-        InputError: an option that it does not know.
+        InputError: there is no such task, or no such folder.
     """
-    for name in ("tasks", "limit", "data_dir", "include"):  # until evaluate() has tasks
-        if judging[name]:
-            raise InputError(
-                f"evaluation.{name}",
-                expected="an option that evaluate knows",
-                found=str(judging[name]),
-                fix="leave it out",
-            )
     names = ("perplexity", "length", "samples", "probe_items", "collapse", "seed")
-    return {name: judging[name] for name in names}
+    tasks = None
+    if judging["tasks"]:
+        places = {"data": judging["data_dir"], "include": judging["include"]}
+        tasks = Tasks(judging["tasks"], judging["limit"], **places, seed=judging["seed"])
+    return {**{name: judging[name] for name in names}, "tasks": tasks}
 
 
 def _profile(task: Task, progress: Progress) -> dict[str, Any]:
-    raise InputError("evaluation.profile", expected="no profile yet", found="one", fix="leave it out")
+    arguments = task.arguments
+    found = profile(
+        task.open("checkpoint", progress),
+        batch_sizes=arguments["batch_sizes"],
+        load=Load(prompt=arguments["prompt"], new_tokens=arguments["new_tokens"]),
+        dtype=arguments["dtype"],
+        device=task.device,
+        progress=progress,
+    )
+    return _saved(task, "profile.json", found.to_dict())
 
 
 def _saved(task: Task, name: str, result: dict[str, Any]) -> dict[str, Any]:

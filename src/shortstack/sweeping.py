@@ -7,20 +7,24 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from shortstack.candidates import repaired_tails
 from shortstack.checkpoint import Checkpoint
-from shortstack.choices import Accuracy, Question, answers, asked, questions_sha256, read_questions
+from shortstack.choices import Accuracy, Asked, answers, asked, questions_sha256, read_questions
 from shortstack.errors import DataError, InputError
+from shortstack.evaluation import Tasks, harness
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS, checked, perplexity
 from shortstack.progress import Progress, silent
 from shortstack.refitting import HELD_OUT, divided
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder, Route
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOLERATED = math.log(1.5)  # a perplexity half as high again
 
@@ -70,7 +74,7 @@ def sweep(
     tokens: Tokens,
     *,
     max_loss: float | None = None,
-    task: str | Path | None = None,
+    task: str | Path | Tasks | None = None,
     repair: bool = False,
     dtype: str = "auto",
     device: str = "auto",
@@ -80,11 +84,11 @@ def sweep(
     """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
 
     max_loss: nats per token; None is that of a perplexity 1.5 times the unpruned one. task: a .jsonl file of multiple choice
-    (choices.LAYOUT), answered at every depth by a second walk. repair: also refit the last layer of each depth, on three
-    samples of four (as repaired_tails()); all is then measured on the fourth alone.
+    (choices.LAYOUT), or one standard multiple-choice task, answered at every depth by a second walk. repair: also refit the
+    last layer of each depth, on three samples of four (as repaired_tails()); all is then measured on the fourth alone.
 
     Raises:
-        DataError: the task cannot be read.
+        DataError: the task cannot be read, or its documents cannot be had.
         InputError: max_loss is below the unpruned model's loss.
     """
     started = time.perf_counter()
@@ -95,8 +99,7 @@ def sweep(
             found=str(len(tokens.ids)),
             fix="give more text, or a smaller --length",
         )
-    questions = read_questions(task) if task else []
-    as_tokens = asked(questions, checkpoint.tokenizer()) if questions else []
+    questions, told = _asked(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
     fitting, judging = divided(tokens.ids) if repair else (tokens.ids[:0], tokens.ids)
     run = _walked(checkpoint, decoder, judging, progress)
@@ -106,7 +109,7 @@ def sweep(
     if repair:
         depths = _with_repair(depths, repaired_tails(decoder, fitting, judging, progress=progress))
     if questions:
-        depths = _with_accuracy(depths, answers(decoder, as_tokens, tails(run.layers), progress=progress))
+        depths = _with_accuracy(depths, answers(decoder, questions, tails(run.layers), progress=progress))
     repaired = [depth.repaired_loss for depth in depths if depth.repaired_loss is not None]
     return Sweep(
         depths,
@@ -115,7 +118,7 @@ def sweep(
         _removable(losses, allowed),
         _removable(repaired, allowed) if repaired else None,
         tokens.record(),
-        _task(task, questions),
+        told,
         decoder.dtype,
         round(time.perf_counter() - started + run.seconds_before, 3),
     )
@@ -153,11 +156,23 @@ def _removable(losses: Sequence[float], allowed: float) -> int:
     return next((gone for gone, loss in enumerate(losses) if loss > allowed), len(losses)) - 1
 
 
-def _task(source: str | Path | None, questions: Sequence[Question]) -> dict[str, Any] | None:
-    """What a result says about its questions."""
-    if not questions:
-        return None
-    return {"source": str(source), "questions": len(questions), "sha256": questions_sha256(questions)}
+def _asked(
+    task: str | Path | Tasks | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Asked], dict[str, Any] | None]:
+    """The questions as tokens, and what the result says of them."""
+    if task is None:
+        return [], None
+    if isinstance(task, Tasks):
+        loaded = task.only()
+        found, source, sha256 = (
+            harness().questions(loaded, tokenizer, task.limit),
+            loaded.name,
+            loaded.digest(task.limit),
+        )
+    else:
+        questions = read_questions(task)
+        found, source, sha256 = asked(questions, tokenizer), str(task), questions_sha256(questions)
+    return found, {"source": source, "questions": len(found), "sha256": sha256}
 
 
 def _walked(checkpoint: Checkpoint, decoder: Decoder, ids: Tensor, progress: Progress) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -16,15 +17,18 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from shortstack.collapse import Collapse
+    from shortstack.comparing import Comparison, Row
     from shortstack.estimating import Estimate
     from shortstack.evaluation import Evaluation
     from shortstack.healing.forecast import Forecast
     from shortstack.healing.healer import Healing
     from shortstack.probes import Probed
+    from shortstack.profiling import Counts, Profile
     from shortstack.repairing import Repair
     from shortstack.running import Outcome
     from shortstack.shrinking import Shrunk
     from shortstack.sweeping import Sweep
+    from shortstack.timing import Ratio
     from shortstack.verification import Verification
     from shortstack.watching import Frame
 
@@ -199,7 +203,13 @@ def show_forecast(found: Forecast) -> None:
 
 
 def show_evaluation(title: str, evaluation: Evaluation) -> None:
-    """The perplexity on each text, with what it was measured on."""
+    """What was measured, beside the unpruned model where that is known."""
+    base = evaluation.base
+    texts = {
+        name + ", base" * (each is base): each.perplexity[name]
+        for name in evaluation.perplexity
+        for each in (evaluation, *([base] if base else []))
+    }
     rows = [
         (
             name,
@@ -209,22 +219,76 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
             "yes" if found.windows["bos"] else "no",
             found.dtype,
         )
-        for name, found in evaluation.perplexity.items()
+        for name, found in texts.items()
     ]
-    console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
+    if rows:
+        console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
+    if evaluation.tasks:
+        _show_tasks("tasks" if rows else title, evaluation)
+    if base:
+        _show_against(evaluation, base)
     if evaluation.probes:
-        _show_probes(evaluation.probes)
+        _show_probes(evaluation.probes, base)
     if evaluation.collapse:
         _show_collapse(evaluation.collapse)
 
 
-def _show_probes(probes: Mapping[str, Probed]) -> None:
-    """The share of each probe's items that were answered rightly."""
+def _show_tasks(title: str, evaluation: Evaluation) -> None:
+    """Each task's value, the number of documents and what guessing gets, and the average of what are shares."""
     rows = [
-        (name, f"{found.accuracy.value:.3f} +- {found.accuracy.stderr:.3f}", f"{found.chance:.3f}", str(found.n))
+        (
+            name,
+            found.metric,
+            f"{found.value:.4f} +- {found.stderr:.4f}" if math.isfinite(found.stderr) else console.number(found.value),
+            f"{found.n:,}",
+            "-" if found.chance is None else f"{found.chance:.2f}",
+            "yes" if found.bos else "no",
+        )
+        for name, found in evaluation.tasks.items()
+    ]
+    console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "by guessing", "BOS"), rows)
+    if evaluation.average is not None and len(evaluation.tasks) > 1:
+        base = evaluation.base
+        beside = f", base {base.average:.4f}" if base and base.average is not None else ""
+        console.show(f"Average: {evaluation.average:.4f}{beside}")
+
+
+def _show_against(evaluation: Evaluation, base: Evaluation) -> None:
+    """The same documents asked of both models."""
+    rows = [
+        (
+            name,
+            f"{base.tasks[name].value:.4f}",
+            f"{evaluation.tasks[name].value:.4f}",
+            f"{found.difference:+.4f} ({found.interval[0]:+.4f} to {found.interval[1]:+.4f})",
+            f"{found.p_holm:.2g}",
+            "at chance" if found.base_at_chance else _share_kept(found.retention, found.retention_above_chance),
+        )
+        for name, found in evaluation.against.items()
+    ]
+    heading = ("task", "base", "here", "difference (95 %)", "p, Holm", "kept (above chance)")
+    if rows:
+        console.show_table(f"against {base.model}, document by document", heading, rows)
+
+
+def _share_kept(retention: float | None, above_chance: float | None) -> str:
+    if retention is None:
+        return "-"
+    return f"{retention:.0f} %" + ("" if above_chance is None else f" ({above_chance:.0f} %)")
+
+
+def _show_probes(probes: Mapping[str, Probed], base: Evaluation | None) -> None:
+    """The share of each probe's items that were answered rightly, beside the base's."""
+
+    def right(found: Probed) -> str:
+        return f"{found.accuracy.value:.3f} +- {found.accuracy.stderr:.3f}"
+
+    rows = [
+        (name, right(found), *([right(base.probes[name])] if base else []), f"{found.chance:.3f}", str(found.n))
         for name, found in probes.items()
     ]
-    console.show_table("probes, answered greedily", ("probe", "right +- s.e.", "by guessing", "items"), rows)
+    heading = ("probe", "right +- s.e.", *(["base"] if base else []), "by guessing", "items")
+    console.show_table("probes, answered greedily", heading, rows)
 
 
 def _show_collapse(found: Collapse) -> None:
@@ -325,3 +389,90 @@ def frame(found: Frame) -> Group:
     lines += [f"failed: {failure}" for failure in found.failures]
     ended = "finished" if found.finished else f"to go, at most: {console.duration(found.eta)}"
     return Group(table, *(Text(line) for line in [*lines, ended]))
+
+
+def show_profile(found: Profile) -> None:
+    """What was counted, beside the other model where there is one; then the speeds, and how they compare."""
+    each = [found.counts, *([found.against.counts] if found.against else [])]
+    columns = [_counted(counts) for counts in each]
+    labels = list(dict.fromkeys(label for column in columns for label in column))
+    rows = [[label, *(column.get(label, "-") for column in columns)] for label in labels]
+    if found.peak_bytes:
+        rows.append(["peak memory", console.size(found.peak_bytes), *["-"] * (len(each) - 1)])
+    rows.insert(0, ["model", *(counts.model for counts in each)])
+    console.show_table("profile", ("", "profile", "against")[: 1 + len(each)], rows)
+    if found.speed:
+        _show_speeds(found)
+
+
+def _counted(counts: Counts) -> dict[str, str]:
+    """What was counted of a model, by its label in the table."""
+    found = counts.parameters
+    told = {"parameters": f"{found.total:,}"}
+    told |= {f"  {part}": f"{number:,}" for part, number in found.parts.items()}
+    if found.tied:
+        told["  head"] = "tied"
+    told["weight bytes"] = console.size(counts.weight_bytes)
+    if counts.macs:
+        told |= {f"MACs per token, {counts.macs.tokens} tokens": f"{counts.macs.per_token:,}"}
+        told |= {"  by the paper's rule, all tokens": f"{counts.macs.paper:,}"} if counts.macs.paper else {}
+    if counts.cache:
+        told[f"cache bytes per token, {counts.dtype}"] = f"{counts.cache.per_token:,}"
+        if counts.cache.per_token_beyond != counts.cache.per_token:
+            told["  when all windows are full"] = f"{counts.cache.per_token_beyond:,}"
+        if counts.cache.fixed:
+            told["  fixed, a sequence"] = f"{counts.cache.fixed:,}"
+    return told
+
+
+def _show_speeds(found: Profile) -> None:
+    heading, rows = ["batch", "prefill", "decode"], []
+    for place, speed in enumerate(found.speed):
+        rows.append([str(speed.batch), _spread(speed.prefill_runs), _spread(speed.decode_runs)])
+        if found.against:
+            paired = found.against.ratios[place]
+            rows[-1] += [_ratio(paired.prefill), _ratio(paired.decode)]
+    device, threads = found.machine["device"], found.machine["threads"]
+    on = f"cpu, threads: {threads}" if device == "cpu" else device
+    title = f"tokens per second ({on}), median (slowest to fastest run)"
+    if found.against:
+        heading += ["prefill ratio", "decode ratio"]
+    console.show_table(title, heading, rows)
+    if found.against:
+        sure = f"{found.against.ratios[0].decode.confidence:.0%}"
+        console.show(f"Ratios: of runs in turns, the median, in brackets what covers the true one in {sure} of cases.")
+
+
+def _spread(runs: Sequence[float]) -> str:
+    return f"{console.number(statistics.median(runs))} ({console.number(min(runs))} to {console.number(max(runs))})"
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def show_comparison(found: Comparison) -> None:
+    """A row for each contender, best first; what each is, and why some are not there; and what that says."""
+    texts = list(found.rows[0].perplexity)
+    tasks = list(found.rows[0].tasks)
+    heading = ["", "bytes", "fits", *texts, *tasks, "decode", "prefill"]
+    rows = [_compared(row, texts, tasks) for row in found.rows if not row.reason]
+    title = f"{found.model} in {found.memory} of its bytes, {console.size(found.budget)}; by perplexity, best first"
+    console.show_table(title, heading, rows)
+    console.show("decode and prefill: times the unpruned model's speed, from runs in turns.")
+    notes = [(row.name, row.note or row.reason) for row in found.rows if row.note or row.reason]
+    console.show_table("what they are", ("", ""), notes)
+    console.show(found.advice)
+
+
+def _compared(row: Row, texts: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    ratio = row.ratio
+    return [
+        row.name,
+        console.size(row.bytes or 0),
+        "yes" if row.within else "no",
+        *(console.number(row.perplexity[text].value) for text in texts),
+        *(f"{row.tasks[task]['value']:.3f}" for task in tasks),
+        f"{ratio.decode.value:.2f}" if ratio else "1" if row.speed else "-",
+        f"{ratio.prefill.value:.2f}" if ratio else "1" if row.speed else "-",
+    ]

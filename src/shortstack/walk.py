@@ -143,10 +143,11 @@ class Decoder:
             pass
         return front.arrived
 
-    def finish(self, ids: Tensor, start: tuple[int, Tensor] | None = None) -> Tensor:
-        """What leaves the last layer, [batch, length, width], in one forward of the model: for training.
+    def finish(self, ids: Tensor, start: tuple[int, Tensor] | None = None, **inputs: Any) -> Tensor:
+        """What leaves the last layer, [batch, length, width], in one forward of the model: for training, and with a cache.
 
         start: (layer, hidden): that layer is entered by `hidden`, and those before it do not run. Gradients flow.
+        inputs: go to the model beside the token ids (attention_mask, position_ids, past_key_values).
         """
         at, last = start[0] if start else 0, len(self.layers) - 1
         if start and at > last:
@@ -163,7 +164,7 @@ class Decoder:
             return output
 
         with self._wrapped({**dict.fromkeys(range(at), give), last: take}):
-            self.model.base_model(input_ids=ids, use_cache=False)
+            self.model.base_model(**{"use_cache": False, **inputs}, input_ids=ids)
         return left[0]
 
     def enter(

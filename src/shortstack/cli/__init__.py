@@ -11,8 +11,9 @@ from shortstack.cli import cutting
 from shortstack.cli import training
 from shortstack.cli import judging
 from shortstack.cli import studying
+from shortstack.cli import weighing
 from shortstack.cli import reporting
 from shortstack.cli import listing
 from shortstack.cli.application import app, main
 
-__all__ = ["app", "choosing", "cutting", "judging", "listing", "main", "reporting", "studying", "training"]
+__all__ = ["app", "choosing", "cutting", "judging", "listing", "main", "reporting", "studying", "training", "weighing"]

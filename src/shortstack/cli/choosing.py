@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from shortstack.jsonfiles import check_new, read_json
 from shortstack.metrics import METRICS, metrics_named
 from shortstack.planning import Sizes, show_layers
 from shortstack.scores import Scores
+
+if TYPE_CHECKING:
+    from shortstack.evaluation import Tasks
 
 METRIC_NAMES = ", ".join(METRICS)
 
@@ -92,7 +95,12 @@ def sweep(
         typer.Option(help="Say how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity."),
     ] = None,
     task: Annotated[
-        Path | None, typer.Option(help="Multiple choice, answered at every depth: .jsonl of context, choices, answer.")
+        str | None,
+        typer.Option(help="Multiple choice, answered at every depth: a .jsonl file, or a standard task such as piqa."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first n documents of --task.", show_default=False)] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="A folder of .jsonl or .parquet files for --task.", show_default=False)
     ] = None,
     repair: Annotated[
         bool,
@@ -116,7 +124,7 @@ def sweep(
             compute,
             progress,
             max_loss=max_loss,
-            task=task,
+            task=_multiple_choice(task, limit, data_dir),
             repair_samples=repair_samples if repair else None,
         )
     if plot:
@@ -132,6 +140,20 @@ def sweep(
     else:
         report.next_step("score", model, "--metric", "all", "-o", "scores.json", *source.words)
     return None
+
+
+def _multiple_choice(task: str | None, limit: int | None, data_dir: Path | None) -> Path | Tasks | None:
+    """A file of questions, or a standard task."""
+    standard = task is not None and not task.endswith(".jsonl")
+    for option, value in (("--limit", limit), ("--data-dir", data_dir)):
+        if value is not None and not standard:
+            raise InputError(option, expected="a standard task", found=f"--task {task}", fix="add --task piqa")
+    if task is None:
+        return None
+
+    from shortstack.evaluation import Tasks
+
+    return Tasks(task, limit=limit, data=data_dir) if standard else Path(task)
 
 
 @verb("plan")

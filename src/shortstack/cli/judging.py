@@ -2,47 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 
 from shortstack import console, tables
 from shortstack.cli.application import verb
-from shortstack.cli.options import TEXT, Compute, Model, Report, Source, Writing
+from shortstack.cli.options import TEXT, Asking, Compute, Model, Report, Source, Writing
 
 
 @verb()
 def evaluate(
     model: Model,
+    asking: Asking,
     writing: Writing,
     compute: Compute,
     source: Source,
     report: Report,
     perplexity: Annotated[
-        str, typer.Option(help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read.")
+        str, typer.Option(help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read. none: no text.")
     ] = "pydoc",
     length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Windows, drawn by seed. Default: all.", show_default=False)
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="The model it was made from: measured too, and compared document by document."),
+    ] = None,
 ) -> None:
-    """Measure perplexity on held-out text, and what the model writes."""
+    """Measure perplexity on held-out text, tasks, and what the model writes."""
+    from shortstack.evaluation import compared
     from shortstack.evaluation import evaluate as evaluate_checkpoint
 
-    asked = writing.asked()
+    options: dict[str, Any] = {
+        "perplexity": () if perplexity == "none" else perplexity,
+        "tasks": asking.asked(compute.seed),
+        "length": length,
+        "samples": samples,
+        **writing.asked(),
+        "seed": compute.seed,
+        "dtype": compute.dtype.value,
+        "device": compute.device.value,
+    }
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        result = evaluate_checkpoint(
-            checkpoint,
-            perplexity=perplexity,
-            length=length,
-            samples=samples,
-            **asked,
-            seed=compute.seed,
-            dtype=compute.dtype.value,
-            device=compute.device.value,
-            progress=progress,
-        )
+        origin = replace(source, revision=None).open(against, progress) if against else None
+        result = evaluate_checkpoint(checkpoint, **options, progress=progress)
+        if origin:
+            options["collapse"] = result.collapse is not None
+            result = compared(result, evaluate_checkpoint(origin, **options, progress=progress), seed=compute.seed)
     report.warn(result.collapse.warning if result.collapse else None)
     if report.json:
         return console.show_json(result.to_dict())

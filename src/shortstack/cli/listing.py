@@ -14,19 +14,21 @@ from shortstack.cli.application import verb
 from shortstack.cli.options import Report, Seed
 from shortstack.methods import METHODS
 from shortstack.metrics import METRICS
+from shortstack.suites import SUITES, TASKS
 
 
 class Listing(StrEnum):
     metrics = "metrics"
     methods = "methods"
     recipes = "recipes"
+    tasks = "tasks"
 
 
 @verb()
 def demo(
     report: Report,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="New directory for the two checkpoints and demo.json.")
+        Path, typer.Option("--output", "-o", help="New directory for the three checkpoints and demo.json.")
     ] = Path("demo-out"),
     seed: Seed = 0,
 ) -> None:
@@ -48,7 +50,7 @@ def demo(
 @verb()
 def ls(
     what: Annotated[
-        Listing | None, typer.Argument(help="metrics, methods or recipes. Default: all.", show_default=False)
+        Listing | None, typer.Argument(help="metrics, methods, recipes or tasks. Default: all.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -59,8 +61,9 @@ def ls(
         Listing.metrics: [asdict(each) for each in METRICS.values()],
         Listing.methods: [asdict(each) for each in METHODS.values()],
         Listing.recipes: [{"name": name, "title": read_recipe(name).title} for name in recipe_names()],
+        Listing.tasks: [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
     }
-    shown = ("name", "feed", "formula", "trains", "title", "paper")
+    shown = ("name", "feed", "formula", "trains", "title", "paper", "suite", "metric", "chance", "about")
     wanted = {
         name.value: [{key: value for key, value in row.items() if key in shown} for row in rows]
         for name, rows in listings.items()
@@ -69,5 +72,9 @@ def ls(
     if as_json:
         return console.show_json(wanted)
     for title, rows in wanted.items():
-        console.show_table(title, tuple(rows[0]), [tuple(row.values()) for row in rows])
+        console.show_table(title, tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])
     return None
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)

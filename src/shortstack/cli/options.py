@@ -26,9 +26,11 @@ from shortstack.errors import InputError
 from shortstack.metrics import METRICS, metric_named, metrics_named
 from shortstack.planning import Plan, check_choice, parse_drop, plan, show_layers
 from shortstack.scores import Scores
+from shortstack.suites import SUITES
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
+    from shortstack.evaluation import Tasks
     from shortstack.progress import Progress
     from shortstack.repairing import Repair
     from shortstack.sweeping import Sweep
@@ -58,6 +60,20 @@ RepairSamples = Annotated[
 ]
 REPAIR_SAMPLES = 256
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
+
+
+def parse_batch_sizes(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them.
+
+    >>> parse_batch_sizes("1,8")
+    (1, 8)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise InputError(
+            "--batch-size", expected="numbers above 0, with commas between", found=repr(text), fix="write 1,8"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,7 @@ class Calibration:
         progress: Progress,
         *,
         max_loss: float | None,
-        task: Path | None,
+        task: Path | Tasks | None,
         repair_samples: int | None,
     ) -> Sweep:
         """What cutting the tail at every depth does; repair_samples: with repair, on so many samples of the text."""
@@ -385,6 +401,55 @@ class Writing:
         if not self.probes and self.probe_items != Writing.probe_items:
             raise InputError("--probe-items", expected="--probes", found="no --probes", fix="add --probes")
         return {"probe_items": self.probe_items if self.probes else 0, "collapse": self.collapse_check}
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Which tasks are asked, and how."""
+
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness.", show_default=False
+        ),
+    ] = None
+    limit: Annotated[int | None, typer.Option(help="Only the first n documents of each task.", show_default=False)] = (
+        None
+    )
+    data_dir: Annotated[
+        Path | None, typer.Option(help="A folder of .jsonl or .parquet files for standard tasks.", show_default=False)
+    ] = None
+    include: Annotated[
+        Path | None, typer.Option(help="A folder of your own lm-eval task files.", show_default=False)
+    ] = None
+    batch_size: Annotated[str, typer.Option(help="Sequences in a forward: a number, or auto, by their tokens.")] = (
+        "auto"
+    )
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a prompt with its answer. Default: the model's positions.", show_default=False),
+    ] = None
+
+    def asked(self, seed: int) -> Tasks | None:
+        """The tasks of evaluate(); None where none are named."""
+        if self.tasks is None:
+            check_unused("evaluate without --tasks", self)
+            return None
+        from shortstack.evaluation import Tasks
+
+        if self.batch_size != "auto" and not self.batch_size.isdecimal():
+            raise InputError(
+                "--batch-size", expected="a number or auto", found=repr(self.batch_size), fix="write --batch-size 16"
+            )
+        return Tasks(
+            self.tasks,
+            limit=self.limit,
+            data=self.data_dir,
+            include=self.include,
+            batch=None if self.batch_size == "auto" else int(self.batch_size),
+            max_length=self.max_length,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True)

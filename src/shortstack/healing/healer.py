@@ -24,10 +24,10 @@ from shortstack.healing.frozen import Freezer, Frozen, Live
 from shortstack.healing.learner import Learner, Objective
 from shortstack.healing.partial import Partial
 from shortstack.healing.unfinished import Unfinished
+from shortstack.memory import peak_rss
 from shortstack.progress import Progress, silent
 from shortstack.pruning import provenance
 from shortstack.schedule import Schedule
-from shortstack.scoring import peak_rss
 from shortstack.shards import StoredTensor
 from shortstack.training import History, Place, train, training_device
 from shortstack.walk import Decoder

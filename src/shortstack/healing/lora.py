@@ -15,6 +15,7 @@ from shortstack.healing.heads import Head
 from shortstack.healing.learner import Learner
 from shortstack.healing.places import Places
 from shortstack.loading import Edit, edited_tensors, stored_tensors
+from shortstack.quantising import bitsandbytes, four_bit
 from shortstack.shards import StoredTensor
 from shortstack.walk import Decoder
 
@@ -165,11 +166,10 @@ class QLora(Lora):
     name: ClassVar[str] = "qlora"
 
     def first(self, checkpoint: Checkpoint) -> int:
-        _bitsandbytes()
+        bitsandbytes("--method qlora")
         return super().first(checkpoint)
 
     def _quantise(self, decoder: Decoder, places: Sequence[str]) -> None:
-        kinds = _bitsandbytes().nn
         for place in places:
             matrix = decoder.model.get_submodule(place)
             if not isinstance(matrix, nn.Linear):
@@ -179,22 +179,9 @@ class QLora(Lora):
                     found=f"{type(matrix).__name__} at {place}",
                     fix="use --method lora",
                 )
-            four = kinds.Linear4bit(
-                matrix.in_features,
-                matrix.out_features,
-                bias=matrix.bias is not None,
-                compute_dtype=matrix.weight.dtype,
-                quant_type="nf4",
-                compress_statistics=True,
-                device="meta",
-            )
-            four.weight = kinds.Params4bit(
-                matrix.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=four
-            )
-            four.bias = matrix.bias
-            four.support_avx512bf16_for_cpu = False  # else evaluating packs the matrix for a product without a gradient
+            four = four_bit(matrix, asked="--method qlora", gradients=True)
             parent, _, name = place.rpartition(".")
-            setattr(decoder.model.get_submodule(parent), name, four.to(matrix.weight.device))
+            setattr(decoder.model.get_submodule(parent), name, four)
 
 
 def _adapted(decoder: Decoder) -> Iterator[tuple[str, LoraLayer]]:
@@ -228,16 +215,3 @@ def _peft() -> Any:
             "--method", expected="peft, for adapters", found=str(error), fix="pip install 'shortstack[lora]'"
         ) from error
     return peft
-
-
-def _bitsandbytes() -> Any:
-    try:
-        import bitsandbytes
-    except (ImportError, RuntimeError, OSError) as error:
-        raise InputError(
-            "--method qlora",
-            expected="bitsandbytes, for 4-bit weights",
-            found=str(error),
-            fix="pip install 'shortstack[quant]', or use --method lora",
-        ) from error
-    return bitsandbytes

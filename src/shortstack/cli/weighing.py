@@ -1,0 +1,173 @@
+"""Verbs that say what a model costs, and whether another way to save is the better: profile, compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shortstack import console, tables
+from shortstack.cli.application import verb
+from shortstack.cli.options import (
+    REPAIR_SAMPLES,
+    TEXT,
+    Compute,
+    Device,
+    Dtype,
+    Model,
+    RepairSamples,
+    Report,
+    Source,
+    parse_batch_sizes,
+)
+from shortstack.metrics import METRICS, metric_named
+from shortstack.planning import show_layers
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.comparing import Judging
+    from shortstack.contenders import Calibration
+
+
+@verb()
+def profile(
+    directory: Model,
+    source: Source,
+    report: Report,
+    against: Annotated[
+        str | None, typer.Option(help="Another model: runs take turns, for ratios of speed.", show_default=False)
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Sequences at once: one number, or several with commas.")] = "1,8",
+    prompt: Annotated[int, typer.Option(min=2, help="Tokens of each prompt; MACs are counted over as many.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the first.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs that count, after one to warm up.")] = 6,
+    no_speed: Annotated[bool, typer.Option("--no-speed", help="Count only; no weight is loaded.")] = False,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    dtype: Annotated[Dtype, typer.Option(help="What to compute in.")] = Dtype.auto,
+) -> None:
+    """Count parameters, bytes and multiply-accumulates; measure prefill and decode speed and peak memory."""
+    sizes = parse_batch_sizes(batch_size)
+
+    from shortstack.profiling import profile as profile_checkpoint
+    from shortstack.timing import Load as Generated
+
+    with report.bars() as progress:
+        checkpoint = source.open(directory, progress)
+        found = profile_checkpoint(
+            checkpoint,
+            against=replace(source, revision=None).open(against, progress) if against else None,
+            batch_sizes=() if no_speed else sizes,
+            load=Generated(prompt=prompt, new_tokens=new_tokens),
+            repeats=repeats,
+            dtype=dtype.value,
+            device=device.value,
+            progress=progress,
+        )
+    if report.json:
+        return console.show_json(found.to_dict())
+    tables.show_profile(found)
+    if checkpoint.record:
+        report.next_step("evaluate", directory, *source.words)
+    else:
+        report.next_step("prune", directory, "--drop", "25%", "-o", "pruned", *source.words)
+    return None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """On what contenders choose their layers, neurons and masks."""
+
+    text: Annotated[str, typer.Option(help=f"Calibration text: {TEXT}")] = "pydoc"
+    samples: Annotated[int, typer.Option(min=1, help="Calibration windows of 128 tokens, drawn by seed.")] = 32
+    metric: Annotated[str, typer.Option(help=f"How layers are chosen: {', '.join(METRICS)}.")] = "ppl"
+    repair: Annotated[bool, typer.Option("--repair", help="Also with the kept layers refitted in closed form.")] = False
+    repair_samples: RepairSamples = REPAIR_SAMPLES
+
+    def calibration(self, checkpoint: Checkpoint, seed: int) -> Calibration:
+        from shortstack.contenders import Calibration
+        from shortstack.refitting import HELD_OUT
+        from shortstack.tokens import Tokens
+
+        tokenizer = checkpoint.tokenizer()
+        tokens = Tokens.read(self.text, tokenizer, samples=self.samples, seed=seed)
+        if not self.repair:
+            return Calibration(tokens, metric=self.metric)
+        repairing = Tokens.read(self.text, tokenizer, samples=self.repair_samples, seed=seed, at_least=HELD_OUT)
+        return Calibration(tokens, repairing, self.metric)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What contenders are judged on."""
+
+    perplexity: Annotated[str, typer.Option(help="Comma-separated texts. Of pydoc only the held-out part is read.")] = (
+        "pydoc"
+    )
+    length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512
+    task: Annotated[
+        list[Path] | None,
+        typer.Option(help="Multiple choice, a .jsonl file as for sweep; may be repeated.", show_default=False),
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows of each text and questions of each file, at most.", show_default=False),
+    ] = None
+    prompt: Annotated[int, typer.Option(min=2, help="Tokens of the prompt that speed is measured with.")] = 128
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the first.")] = 32
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count, after one to warm up.")] = 6
+
+    def judging(self, checkpoint: Checkpoint, seed: int) -> Judging:
+        from shortstack.comparing import Judging, multiple_choice
+        from shortstack.timing import Load
+        from shortstack.tokens import Tokens
+
+        tokenizer = checkpoint.tokenizer()
+        texts = {
+            name: Tokens.read(
+                name, tokenizer, samples=self.limit, length=self.length, seed=seed, held_out=True, at_least=1
+            )
+            for name in (part.strip() for part in self.perplexity.split(","))
+        }
+        tasks = multiple_choice(self.task or [], tokenizer, limit=self.limit)
+        return Judging(texts, tasks, Load(prompt=self.prompt, new_tokens=self.new_tokens), self.repeats)
+
+
+@verb()
+def compare(
+    model: Model,
+    chosen: Chosen,
+    judged: Judged,
+    compute: Compute,
+    source: Source,
+    report: Report,
+    memory: Annotated[str, typer.Option(help="Share of the unpruned weights' bytes that there is room for.")] = "50%",
+    healed: Annotated[
+        str | None, typer.Option(help="A healed checkpoint, for a row of its own.", show_default=False)
+    ] = None,
+) -> None:
+    """Compare pruned, quantised and narrowed models at equal bytes of weights."""
+    metric_named(chosen.metric)
+
+    from shortstack.comparing import compare as compare_contenders
+
+    with report.bars() as progress:
+        checkpoint = source.open(model, progress)
+        found = compare_contenders(
+            checkpoint,
+            chosen.calibration(checkpoint, compute.seed),
+            judged.judging(checkpoint, compute.seed),
+            memory=memory,
+            healed=replace(source, revision=None).open(healed, progress) if healed else None,
+            dtype=compute.dtype.value,
+            device=compute.device.value,
+            progress=progress,
+        )
+    if report.json:
+        return console.show_json(found.to_dict())
+    tables.show_comparison(found)
+    shorter = next((row for row in found.rows if row.removed), None)
+    which = ("--layers", show_layers(shorter.removed).replace(" ", "")) if shorter else ("--drop", "25%")
+    report.next_step("prune", model, *which, "-o", "pruned", *source.words)
+    return None

@@ -1,0 +1,230 @@
+"""compare(): is pruning worth it? The unpruned model, pruned, quantised, narrowed and masked, at equal bytes of weights."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.choices import answers, asked, read_questions
+from shortstack.console import number, size
+from shortstack.contenders import Calibration, Contender, Contest, parse_memory
+from shortstack.evaluation import Perplexity, measure
+from shortstack.profiling import Paired, paired
+from shortstack.progress import Progress, silent
+from shortstack.timing import Load, Speed, speeds
+from shortstack.tokens import Tokens
+from shortstack.walk import UNPRUNED, Decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Tasks = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # name -> metric, value, stderr, n
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What every row is judged on: texts by name, tasks, and the load it is timed under, in so many turns."""
+
+    texts: Mapping[str, Tokens]
+    tasks: Tasks | None = None
+    load: Load = field(default_factory=lambda: Load(prompt=128))
+    repeats: int = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one contender, or the reason why nothing was.
+
+    removed: the layers that are gone. ratio: its speed over the unpruned model's, from runs in turns. within: whether its
+    weights fit the budget.
+    """
+
+    name: str
+    note: str
+    reason: str
+    removed: tuple[int, ...] = ()
+    bytes: int | None = None
+    within: bool = False
+    perplexity: Mapping[str, Perplexity] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    speed: Speed | None = None
+    ratio: Paired | None = None
+
+    @property
+    def loss(self) -> float:
+        """The mean over texts of the loss in nats per token: what rows are sorted by."""
+        losses = [found.loss for found in self.perplexity.values()]
+        return sum(losses) / len(losses) if losses else math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "note": self.note,
+            "reason": self.reason or None,
+            "removed": list(self.removed),
+            "bytes": self.bytes,
+            "within": self.within,
+            "perplexity": {name: found.to_dict() for name, found in self.perplexity.items()},
+            "tasks": {name: dict(found) for name, found in self.tasks.items()},
+            "speed": asdict(self.speed) if self.speed else None,
+            "ratio": asdict(self.ratio) if self.ratio else None,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows by quality, best first, those that could not be had last; and what they say, in words."""
+
+    model: str
+    memory: str
+    budget: int
+    rows: tuple[Row, ...]
+    calibration: Mapping[str, Any]
+    dtype: str
+    device: str
+    threads: int
+
+    @property
+    def advice(self) -> str:
+        return advice(self.rows, self.budget)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "memory": self.memory,
+            "budget_bytes": self.budget,
+            "rows": [row.to_dict() for row in self.rows],
+            "advice": self.advice,
+            "calibration": dict(self.calibration),
+            "dtype": self.dtype,
+            "device": self.device,
+            "threads": self.threads,
+        }
+
+
+def compare(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    judging: Judging,
+    *,
+    memory: str = "50%",
+    healed: Checkpoint | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Comparison:
+    """Judge every contender that there is for weights of at most `memory` of the unpruned ones' bytes.
+
+    calibration: what layers, neurons and masks are chosen on. healed: a further checkpoint, as it is. Two models are in
+    memory at a time, the unpruned one and a contender; checkpoints of contenders are in a temporary folder until the end.
+
+    Raises:
+        InputError: `memory` is no share, or the metric does not score single layers.
+        OutputError: the temporary folder has no room.
+    """
+    budget = parse_memory(memory, checkpoint.weight_bytes)
+    base = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)
+    with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
+        contest = Contest(checkpoint, budget, calibration, base=base, folder=Path(folder), progress=progress)
+        rows = [_row(contender, contest, judging, progress) for contender in contest.contenders(healed)]
+    return Comparison(
+        checkpoint.source,
+        memory,
+        budget,
+        tuple(sorted(rows, key=lambda row: row.loss)),
+        {"metric": calibration.metric, **calibration.tokens.record()},
+        base.dtype,
+        str(base.device),
+        torch.get_num_threads(),
+    )
+
+
+@torch.no_grad()
+def _row(contender: Contender, contest: Contest, judging: Judging, progress: Progress) -> Row:
+    if contender.made is None:
+        return Row(contender.name, contender.note, contender.reason)
+    decoder, nbytes = contender.made()
+
+    def staged(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        progress(f"{contender.name}: {stage}", done, total, note=note)
+
+    perplexity = {name: measure(decoder, tokens, progress=staged) for name, tokens in judging.texts.items()}
+    speed, ratio = _timed(decoder, contest.base, judging, staged) if contender.timed else (None, None)
+    return Row(
+        contender.name,
+        contender.note,
+        "",
+        contender.removed,
+        nbytes,
+        contender.timed and nbytes <= contest.budget,
+        perplexity,
+        judging.tasks(decoder) if judging.tasks else {},
+        speed,
+        ratio,
+    )
+
+
+def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress) -> tuple[Speed, Paired | None]:
+    """The decoder's speed, in turns with the unpruned model's unless it is that."""
+    if decoder is base:
+        (speed,) = speeds([base.model], judging.load, repeats=judging.repeats, progress=progress)
+        return speed, None
+    models = [decoder.model, base.model]
+    speed, unpruned = speeds(models, judging.load, repeats=judging.repeats, progress=progress)
+    return speed, paired(speed, unpruned)
+
+
+def multiple_choice(
+    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+) -> Tasks | None:
+    """Accuracy on files of multiple choice, each line as in choices.LAYOUT, the first `limit` of each; none without files.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    each = {path.stem: asked(read_questions(path)[:limit], tokenizer) for path in files}
+
+    def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
+        found = {name: answers(decoder, questions, [UNPRUNED])[UNPRUNED] for name, questions in each.items()}
+        return {
+            name: {"metric": "acc", "value": accuracy.value, "stderr": accuracy.stderr, "n": len(accuracy.correct)}
+            for name, accuracy in found.items()
+        }
+
+    return judge if each else None
+
+
+def advice(rows: Sequence[Row], budget: int) -> str:
+    """What rows, sorted by quality, say to someone with so many bytes: the best, the best that is pruned, the quickest."""
+    inside = [row for row in rows if row.within]
+    if not inside:
+        return f"Nothing here fits {size(budget)}."
+    best = inside[0]
+    said = [f"Within {size(budget)}, {best.name} keeps the most quality: {_perplexities(best, rows)}."]
+    shorter = next((row for row in inside if row.removed or row.name == "healed"), None)
+    if shorter and shorter is not best:
+        said.append(f"The best with fewer layers is {shorter.name}: {_perplexities(shorter, rows)}.")
+    decoding = {row.name: row.ratio.decode.value for row in inside if row.ratio}
+    if best.name in decoding:
+        said.append(f"{best.name} decodes {decoding[best.name]:.2f} times as fast as unpruned.")
+    quickest = max(decoding, key=decoding.__getitem__, default=best.name)
+    if quickest != best.name:
+        said.append(f"The quickest within the budget is {quickest}, {decoding[quickest]:.2f} times.")
+    return " ".join(said)
+
+
+def _perplexities(row: Row, rows: Sequence[Row]) -> str:
+    """Perplexities, each with that of the unpruned model."""
+    unpruned = next(row for row in rows if row.name == "unpruned").perplexity
+    each = (
+        f"perplexity {number(found.value)} on {text} ({number(unpruned[text].value)} unpruned)"
+        for text, found in row.perplexity.items()
+    )
+    return ", ".join(each)

@@ -1,0 +1,304 @@
+"""lm-evaluation-harness on shortstack's own model: the one file that imports it (extra `eval`).
+
+Prompts, tokenisation, metrics, aggregation and generation are the harness's. Only likelihoods are computed here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import groupby, islice
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import lm_eval.api.task
+import lm_eval.tasks
+import numpy as np
+from datasets.exceptions import DatasetsError
+from lm_eval.evaluator import evaluate as run_harness
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import set_seed
+
+from shortstack.choices import Asked, Request, request
+from shortstack.errors import DataError, InputError
+from shortstack.evaluation.likelihoods import likelihoods
+from shortstack.evaluation.overlays import write_overlays
+from shortstack.evaluation.results import TaskResult, digest
+from shortstack.progress import Progress, silent
+from shortstack.suites import TASKS, unknown
+from shortstack.tokens import bos_ids
+from shortstack.walk import Decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = version("lm-eval")
+SEED = (
+    1234  # the harness's own for the examples in a prompt; ours is added to it, so that 0 draws what the harness draws
+)
+GENERATED_TOGETHER = 16  # prompts, where no batch size is named
+PERPLEXITIES = {
+    "perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "bits_per_byte",
+}  # of a document: its log-likelihood
+PLACES = {"dataset_path", "dataset_name", "dataset_kwargs", "tag"}  # of a task's config: where its documents lie
+STOCK = Path(lm_eval.tasks.__file__).parent
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the harness has under a name: one task, or a group and its tasks."""
+
+    name: str
+    tasks: Mapping[str, Any]
+    group: Any | None = None
+
+    @property
+    def metric(self) -> str:
+        """The metric that counts: the catalogue's where the task has it, else the first that the task names."""
+        names = [str(name) for name in self._first.aggregation()]
+        standard = TASKS[self.name].metric if self.name in TASKS else names[0]
+        return standard if standard in names else names[0]
+
+    @property
+    def version(self) -> str:
+        return str(self.group.version if self.group else self._first.VERSION)
+
+    @property
+    def shots(self) -> int:
+        """Examples in a prompt."""
+        return int(self._first.config.num_fewshot or 0)
+
+    @property
+    def _first(self) -> Any:
+        return next(iter(self.tasks.values()))
+
+    def digest(self, limit: int | None) -> str:
+        """Of everything that is asked: each task's config, the documents, and those that examples are drawn from."""
+        return digest(
+            name=self.name,
+            version=self.version,
+            configs={name: _config(task) for name, task in self.tasks.items()},
+            documents={name: _digests(islice(task.eval_docs, limit)) for name, task in self.tasks.items()},
+            examples={name: _digests(task.fewshot_docs()) for name, task in self.tasks.items() if self.shots},
+        )
+
+
+def load(names: Sequence[str], *, data: Path | None = None, include: Path | None = None) -> list[Loaded]:
+    """The named tasks with their documents. data: a folder that standard tasks read from; include: the user's task files.
+
+    Raises:
+        InputError: no task has that name.
+        DataError: documents are not in the folder, or cannot be had from the hub.
+    """
+    standard = [name for name in names if name in TASKS]
+    with tempfile.TemporaryDirectory() as folder, hushed():
+        write_overlays(standard, data, STOCK, Path(folder))
+        paths = [folder, *([str(include)] if include else [])]
+        manager = TaskManager(include_path=paths, include_defaults=set(standard) != set(names))
+        for name in names:
+            if name not in manager.all_tasks:
+                raise unknown(name, manager.all_tasks)
+        return [loaded for name in names for loaded in _loaded(manager, name)]
+
+
+def _loaded(manager: Any, name: str) -> list[Loaded]:
+    """The task or group; of a tag, or of a group that has no value of its own, each task."""
+    try:
+        found = manager.load([name])
+    except (OSError, DatasetsError) as error:  # what datasets and the hub raise: offline, not there, or not to be read
+        raise DataError(
+            f"the data of {name}",
+            expected="documents on the hub or in a folder",
+            found=" ".join(str(error).split())[:200],
+            fix="give --data-dir with the files that the page of evaluate lists, or --include with a task that reads yours",
+        ) from error
+    group = found.get("groups", {}).get(name)
+    if group is not None and group.has_aggregation:
+        return [Loaded(name, found["tasks"], group)]
+    return [Loaded(single, {single: task}) for single, task in found["tasks"].items()]
+
+
+def run(loaded: Loaded, model: Model, *, limit: int | None = None, seed: int = 0, key: str = "") -> TaskResult:
+    """Ask a task's documents, the first `limit` of each of its tasks, and judge the answers."""
+    set_seed(SEED + seed)  # of generation that samples
+    for task in loaded.tasks.values():
+        task.set_fewshot_seed(seed=SEED + seed)
+    groups = (
+        {} if loaded.group is None else {group.name: group for group in (loaded.group, *loaded.group.get_all_groups())}
+    )
+    asked = {"tasks": dict(loaded.tasks), "groups": groups}
+    with hushed():
+        found = run_harness(model, asked, limit=limit, bootstrap_iters=0, log_samples=True)
+    return _result(loaded, model, found, key)
+
+
+def _result(loaded: Loaded, model: Model, found: Mapping[str, Any], key: str) -> TaskResult:
+    """What counts of the harness's results, with every document's outcome."""
+    values = {name.partition(",")[0]: name for name in reversed(found["results"][loaded.name]) if "_stderr" not in name}
+    numbers = {metric: found["results"][loaded.name][name] for metric, name in values.items() if "," in name}
+    metric = loaded.metric
+    column = values[metric]
+    samples = [(name, sample) for name in loaded.tasks for sample in _of_filter(found["samples"][name], column)]
+    better = bool(loaded._first.higher_is_better()[metric])
+    outcomes = [_outcome(metric, sample[metric], better) for _, sample in samples]
+    return TaskResult(
+        metric=metric,
+        value=float(numbers.pop(metric)),
+        stderr=statistics.stdev(outcomes) / math.sqrt(len(outcomes))
+        if len(outcomes) > 1 and metric not in PERPLEXITIES
+        else math.nan,
+        n=len(outcomes),
+        version=loaded.version,
+        shots=loaded.shots,
+        bos=bool(bos_ids(model.tokenizer)),
+        dtype=model.decoder.dtype,
+        chance=TASKS[loaded.name].chance if loaded.name in TASKS else None,
+        higher_is_better=better,
+        documents=tuple(f"{name}/{sample['doc_id']}:{sample['doc_hash'][:16]}" for name, sample in samples),
+        outcomes=tuple(outcomes),
+        also={name: float(value) for name, value in numbers.items()},
+        parts={name: float(found["results"][name][column]) for name in loaded.tasks} if loaded.group else {},
+        digest=key,
+    )
+
+
+def _of_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
+    """The samples of one way to read an answer, in the order of the documents; column: `metric,filter`."""
+    wanted = column.partition(",")[2]
+    return sorted(
+        (sample for sample in samples if sample["filter"] == wanted), key=lambda sample: int(sample["doc_id"])
+    )
+
+
+def _outcome(metric: str, value: Any, better: bool) -> float:
+    """A document's number, higher being better; of a perplexity the log-likelihood per unit. NaN where it has none alone."""
+    if metric in PERPLEXITIES:
+        return float(value[0]) / float(value[1]) if isinstance(value, tuple | list) else float(value)
+    if not isinstance(value, Real | np.bool_):
+        return math.nan
+    return float(value) if better else -float(value)
+
+
+def questions(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Asked]:
+    """A multiple-choice task's documents as questions, for the walk that answers them for many cuts at once.
+
+    Raises:
+        InputError: the task is of another kind.
+    """
+    if loaded.metric != "acc" or any(task.OUTPUT_TYPE != "multiple_choice" for task in loaded.tasks.values()):
+        raise InputError(
+            "--task", expected="a multiple-choice task", found=loaded.name, fix="name one, such as piqa or arc_easy"
+        )
+    with hushed():
+        return [asked for task in loaded.tasks.values() for asked in _questions(task, tokenizer, limit)]
+
+
+def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Iterator[Asked]:
+    task.build_all_requests(limit=limit)
+    for _, group in groupby(task.instances, key=lambda instance: instance.doc_id):
+        choices = sorted(group, key=lambda instance: int(instance.idx))
+        yield Asked(tuple(request(tokenizer, *choice.args) for choice in choices), _right(task, choices))
+
+
+def _right(task: Any, choices: Sequence[Any]) -> int:
+    """The choice that the task calls right when the model finds it likeliest; -1 where it calls none so."""
+    for place in range(len(choices)):
+        likelihoods = [(float(other == place), False) for other in range(len(choices))]
+        if task.process_results(choices[0].doc, likelihoods)["acc"]:
+            return place
+    return -1
+
+
+class Model(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
+    """The harness's model, with likelihoods by shortstack; batch: sequences in a forward, None for a choice by tokens."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch: int | None = None,
+        max_length: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        with hushed():
+            super().__init__(
+                pretrained=decoder.model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=batch or GENERATED_TOGETHER,
+                max_length=max_length,
+            )
+        self.decoder, self.batch, self.progress = decoder, batch, progress
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return answers
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
+        answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return answers
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        answers: list[str] = super().generate_until(requests, disable_tqdm=True)
+        return answers
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = True,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether greedy) of each (text, context, continuation), too long ones cut on the left."""
+        asked = [self._request(context, continuation) for _, context, continuation in requests]
+        found = likelihoods(self.decoder, asked, batch=self.batch, progress=self.progress)
+        return [(each.value, each.greedy) for each in found]
+
+    def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
+        ids = (*context, *continuation)[-(self.max_length + 1) :]
+        return Request(ids, len(ids) - len(continuation))
+
+
+def _config(task: Any) -> Any:
+    """A task's config without where its files lie."""
+    fields = {name: value for name, value in task.dump_config().items() if name not in PLACES}
+    fields["metadata"] = {
+        name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"
+    }
+    return json.loads(json.dumps(fields, default=repr))
+
+
+def _digests(documents: Any) -> str:
+    """One digest of documents, order included."""
+    return digest(documents=[json.dumps(document, sort_keys=True, default=repr) for document in documents or ()])
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """The harness's bars and advice would interleave with ours; errors are raised all the same."""
+    logger, tqdm = logging.getLogger("lm_eval"), lm_eval.api.task.tqdm
+    before, bars = logger.level, datasets.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        lm_eval.api.task.tqdm = tqdm
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,54 @@
+"""Held-out perplexity, through the same walk and the same BOS rule as scoring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shortstack.losses import next_token_losses
+from shortstack.metrics import checked, in_float64
+from shortstack.metrics import perplexity as value
+from shortstack.progress import Progress, silent
+from shortstack.tokens import Tokens
+from shortstack.walk import UNPRUNED, Decoder, Route
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp(mean next-token loss). tokens: how many were predicted; standard error of the loss over windows beside it."""
+
+    value: float
+    tokens: int
+    loss: float
+    loss_stderr: float
+    windows: Mapping[str, Any]
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "tokens": self.tokens,
+            "loss": self.loss,
+            "loss_stderr": self.loss_stderr,
+            "windows": dict(self.windows),
+            "dtype": self.dtype,
+        }
+
+
+@torch.no_grad()
+def measure(decoder: Decoder, tokens: Tokens, *, route: Route = UNPRUNED, progress: Progress = silent) -> Perplexity:
+    """Perplexity of a loaded model run without the layers of `route`; each window's first token is not predicted."""
+    batches = tokens.ids.split(max(1, 1024 // tokens.ids.shape[1]))
+    losses = []
+    for number, batch in enumerate(batches, start=1):
+        ids = batch.to(decoder.device)
+        losses.append(in_float64(next_token_losses(decoder, ids, decoder.walk(ids, [route])[route])).cpu())
+        progress("measuring perplexity", number, len(batches))
+    table = torch.cat(losses)
+    mean, windows = checked(float(table.mean()), f"loss on {tokens.source}"), table.mean(dim=1)
+    stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else math.nan
+    return Perplexity(value(mean), table.numel(), mean, stderr, tokens.record(), decoder.dtype)

@@ -1,0 +1,205 @@
+"""Rows against the checkpoints they are of, budgets against sizes, advice against rows; reasons where there is no row."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.choices import answers, asked, read_questions
+from shortstack.comparing import Judging, Row, advice, compare, multiple_choice
+from shortstack.contenders import Calibration, fewest, parse_memory
+from shortstack.errors import InputError
+from shortstack.evaluation import Perplexity, measure
+from shortstack.planning import plan
+from shortstack.profiling import Paired
+from shortstack.pruning import prune
+from shortstack.repairing import repair
+from shortstack.timing import Load, Ratio
+from shortstack.tokens import Tokens
+from shortstack.walk import UNPRUNED, Decoder
+from zoo import speaking
+
+LOAD = Load(prompt=4, new_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparing")
+    (folder / "a.txt").write_text("".join(f"layer {number} of many; " for number in range(400)))
+    question = {"context": "the walk visits", "choices": [" every layer", " nobody"], "answer": 0}
+    (folder / "q.jsonl").write_text(
+        "".join(json.dumps({**question, "answer": number % 2}) + "\n" for number in range(5))
+    )
+    return folder
+
+
+def tokens(checkpoint, place, *, length=32, samples=8):
+    return Tokens.read(str(place / "a.txt"), checkpoint.tokenizer(), samples=samples, length=length)
+
+
+@pytest.fixture(scope="module")
+def compared(place):
+    """A tiny model compared at half its bytes, with repair, a healed checkpoint and questions."""
+    checkpoint = Checkpoint.open(speaking(place / "model", hidden_size=64, intermediate_size=128))
+    healed = prune(checkpoint, plan(8, layers="7"), place / "healed")
+    some = tokens(checkpoint, place)
+    tasks = multiple_choice([place / "q.jsonl"], checkpoint.tokenizer(), limit=4)
+    judging = Judging({"a": tokens(checkpoint, place, length=24)}, tasks, LOAD, repeats=2)
+    found = compare(
+        checkpoint, Calibration(some, some), judging, memory="60%", healed=healed, dtype="float32", device="cpu"
+    )
+    return checkpoint, judging, found
+
+
+def rows(found):
+    return {row.name: row for row in found.rows}
+
+
+def test_every_row_is_there_and_the_best_is_first(compared):
+    _, _, found = compared
+    names = {"unpruned", "pruned", "pruned, repaired", "healed", "int8", "nf4", "pruned + int8"}
+    names |= {"narrowed by magnitude", "narrowed by activation", "2:4 by magnitude", "2:4 by Wanda"}
+    assert names == set(rows(found))
+    losses = [row.perplexity["a"].loss if row.perplexity else math.inf for row in found.rows]
+    assert losses == sorted(losses)
+    assert json.loads(json.dumps(found.to_dict()))["rows"][0]["name"] == found.rows[0].name
+
+
+def test_the_unpruned_row_is_the_model_itself(compared):
+    checkpoint, judging, found = compared
+    row = rows(found)["unpruned"]
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    assert row.perplexity["a"].loss == measure(decoder, judging.texts["a"]).loss
+    assert (row.bytes, row.within, row.ratio) == (checkpoint.weight_bytes, False, None)
+
+
+def test_the_pruned_row_is_the_smallest_cut_that_fits(compared, tmp_path):
+    checkpoint, judging, found = compared
+    row = rows(found)["pruned"]
+    assert row.bytes <= found.budget < checkpoint.weight_bytes
+    each = checkpoint.sizes.layer_bytes[0]
+    assert row.bytes + each > found.budget
+    pruned = prune(checkpoint, plan(8, layers=row.removed), tmp_path / "pruned")
+    assert row.bytes == pruned.weight_bytes
+    assert row.perplexity["a"].loss == measure(Decoder.load(pruned, dtype=torch.float32), judging.texts["a"]).loss
+
+
+def test_the_repaired_row_is_what_repair_makes_of_it(compared, place, tmp_path):
+    checkpoint, judging, found = compared
+    row, removed = rows(found)["pruned, repaired"], rows(found)["pruned"].removed
+    repaired = repair(checkpoint, frozenset(removed), tokens(checkpoint, place), dtype="float32", device="cpu")
+    if not repaired.kept:
+        assert row.reason == "no repair lowers the held-out loss"
+        return
+    pruned = prune(checkpoint, plan(8, layers=removed), tmp_path / "repaired", repair=repaired)
+    assert row.perplexity["a"].loss == measure(Decoder.load(pruned, dtype=torch.float32), judging.texts["a"]).loss
+
+
+def test_quantised_rows_take_the_bytes_they_say(compared):
+    for library in ("torchao", "bitsandbytes"):
+        pytest.importorskip(library)
+    checkpoint, _, found = compared
+    matrices = 8 * 64 * (64 + 32 + 32 + 64 + 3 * 128)
+    rest = checkpoint.weight_bytes - 4 * matrices
+    assert rest + matrices < rows(found)["int8"].bytes < rest + 1.2 * matrices
+    assert rest + matrices / 2 < rows(found)["nf4"].bytes < rest + matrices
+    both = rows(found)["pruned + int8"]
+    if both.removed:
+        assert both.bytes <= found.budget < rows(found)["int8"].bytes
+    else:
+        assert both.reason == "int8 alone fits the budget"
+
+
+def test_masks_are_quality_only(compared):
+    _, _, found = compared
+    for name in ("2:4 by magnitude", "2:4 by Wanda"):
+        row = rows(found)[name]
+        assert (row.within, row.speed, row.ratio) == (False, None, None)
+        assert "quality only" in row.note
+
+
+def test_narrowed_rows_fit_and_the_healed_one_is_as_it_is(compared):
+    checkpoint, _, found = compared
+    for name in ("narrowed by magnitude", "narrowed by activation"):
+        assert rows(found)[name].bytes <= found.budget
+        assert rows(found)[name].within
+    healed = rows(found)["healed"]
+    assert healed.bytes == checkpoint.weight_bytes - checkpoint.sizes.layer_bytes[0]
+
+
+def test_tasks_are_asked_of_every_row(compared, place):
+    checkpoint, _, found = compared
+    questions = asked(read_questions(place / "q.jsonl")[:4], checkpoint.tokenizer())
+    expected = answers(Decoder.load(checkpoint, dtype=torch.float32), questions, [UNPRUNED])[UNPRUNED]
+    assert rows(found)["unpruned"].tasks["q"]["value"] == expected.value
+    assert all(row.tasks["q"]["n"] == 4 for row in found.rows if not row.reason)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt2", "llama"])
+def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypatch):
+    odd = {"intermediate_size": 46} if model_type == "llama" else {}
+    checkpoint = Checkpoint.open(speaking(place / model_type, model_type, **odd))
+    monkeypatch.setattr("shortstack.quantising.importlib.util.find_spec", lambda _: None)
+    judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, None, LOAD, repeats=1)
+    some = tokens(checkpoint, place, samples=2)
+    found = rows(compare(checkpoint, Calibration(some, metric="reverse"), judging, dtype="float32", device="cpu"))
+    assert found["pruned"].removed == tuple(range(8 - len(found["pruned"].removed), 8))
+    other = {"mixtral": "several experts", "gpt2": "Conv1D"}.get(model_type)
+    assert (other or "torchao: pip install 'shortstack[quant]'") in found["int8"].reason
+    assert (other or "bitsandbytes") in found["nf4"].reason
+    assert found["pruned + int8"].reason == found["int8"].reason
+    assert ("one MLP" in found["narrowed by magnitude"].reason) is (model_type != "llama")
+    assert (other or "46 inputs, which do not divide by 4") in found["2:4 by Wanda"].reason
+    assert all(found[name].perplexity == {} for name in ("int8", "nf4", "pruned + int8"))
+
+
+@pytest.mark.parametrize(("memory", "expected"), [("50%", 500), ("12.5%", 125), (" 75% ", 750)])
+def test_memory_is_a_share(memory, expected):
+    assert parse_memory(memory, 1000) == expected
+
+
+@pytest.mark.parametrize("memory", ["", "50", "0%", "100%", "-5%", "half", "nan%", "1e1%", "%"])
+def test_memory_that_is_no_share_is_refused(memory):
+    with pytest.raises(InputError, match="--memory"):
+        parse_memory(memory, 1000)
+
+
+def test_no_more_layers_go_than_must():
+    assert fewest([3, 1, 0, 2], lambda kept: 3 not in kept and 1 not in kept) == (1, 3)
+    assert fewest([0, 1], lambda kept: not kept) is None
+
+
+def test_metrics_of_windows_are_refused(compared, place):
+    checkpoint, judging, _ = compared
+    calibration = Calibration(tokens(checkpoint, place), metric="repaired-window")
+    with pytest.raises(InputError, match="scores single layers"):
+        compare(checkpoint, calibration, judging, dtype="float32", device="cpu")
+
+
+def row(name, loss, *, within=True, decode=None, removed=()):
+    found = Perplexity(math.exp(loss), 10, loss, 0.1, {}, "float32")
+    ratio = Paired(1, Ratio(1, 1, 1, 0.9), Ratio(decode, decode, decode, 0.9)) if decode else None
+    return Row(name, "", "", removed, 100, within, {"pydoc": found}, {}, None, ratio)
+
+
+def test_advice_follows_the_rows():
+    unpruned = row("unpruned", 2.0, within=False)
+    four, cut, thin = (
+        row("nf4", 2.1, decode=0.5),
+        row("pruned", 3.0, decode=1.5, removed=(1,)),
+        row("thin", 4.0, decode=2.0),
+    )
+    said = advice([unpruned, four, cut, thin], 10**6)
+    assert said == (
+        "Within 1.0 MB, nf4 keeps the most quality: perplexity 8.166 on pydoc (7.389 unpruned). The best with fewer layers "
+        "is pruned: perplexity 20.09 on pydoc (7.389 unpruned). nf4 decodes 0.50 times as fast as unpruned. The quickest "
+        "within the budget is thin, 2.00 times."
+    )
+    alone = advice([unpruned, cut], 10**6)
+    assert alone.startswith("Within 1.0 MB, pruned keeps the most quality")
+    assert "fewer layers" not in alone
+    assert "quickest" not in alone
+    assert advice([unpruned, replace(four, within=False)], 10**6) == "Nothing here fits 1.0 MB."

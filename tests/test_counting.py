@@ -1,0 +1,136 @@
+"""Counts from a config alone: the paper's figures, and what models hold and multiply, counted by running them."""
+
+import json
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
+
+from shortstack.anatomy import dissect, meta_model
+from shortstack.counting import cache_bytes, macs, parts
+from zoo import SMALL, ZOO
+
+LLAMA_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+def on_meta(directory, config):
+    """The model of a config, without weights, and its anatomy."""
+    directory.mkdir(exist_ok=True)
+    config.save_pretrained(directory)
+    model = meta_model(directory)
+    return model, dissect(model, json.loads((directory / "config.json").read_text()), directory)
+
+
+def angles(tokens, head_dim):
+    """Rotary angles are a matrix product, positions by frequencies, in some releases of transformers."""
+    return tokens * head_dim // 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "parameters", "multiplied"),
+    [(24, 6_285_365_248, 368_654_680_064), (32, 8_030_261_248, 480_332_218_368)],
+)
+def test_llama_31_8b_has_the_papers_parameters_and_macs(tmp_path, layers, parameters, multiplied):
+    """arXiv 2411.15558, table 9, for 64 tokens: 6.29 B and 368.65 G with 24 layers; by its rule 8.03 B, 480.33 G with 32."""
+    model, anatomy = on_meta(tmp_path, LlamaConfig(num_hidden_layers=layers, **LLAMA_8B))
+    found, counted = parts(model, anatomy), macs(model, tokens=64)
+    assert found.total == parameters
+    assert counted.paper == multiplied
+    scores = 2 * 64 * 64 * 4096 * layers  # queries by keys and weights by values, all heads together
+    assert counted.total - 64 * (layers * 218_103_808 + 525_336_576) - scores in (0, angles(64, 128))
+    assert counted.per_token == counted.total // 64
+    assert found.parts == {
+        "embedding": 525_336_576,
+        "layers.self_attn": layers * 2 * (4096 * 4096 + 4096 * 1024),
+        "layers.mlp": layers * 3 * 4096 * 14336,
+        "layers.norms": layers * 2 * 4096,
+        "norm": 4096,
+        "head": 525_336_576,
+    }
+    assert cache_bytes(model).after(100) == 100 * layers * 2 * 8 * 128 * 2  # keys and values of 8 heads in bf16
+
+
+@pytest.mark.parametrize("model_type", ZOO)
+def test_parts_are_all_parameters_and_a_tied_head_is_counted_once(model_type, tmp_path):
+    model, anatomy = on_meta(tmp_path, CONFIG_MAPPING[model_type](**ZOO[model_type]))
+    found = parts(model, anatomy)
+    weights = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    assert found.total == sum(found.parts.values()) == sum(weights.values())
+    assert found.tied is ("head" not in found.parts)
+
+
+def real_cache_bytes(model, tokens):
+    """Bytes of keys and values that transformers' cache holds after `tokens` tokens, one fed after the other."""
+    cache = None
+    with torch.no_grad():
+        for _ in range(tokens):
+            cache = model(torch.ones(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True).past_key_values
+    held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+DEEPSEEK = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+CACHES = {
+    **{name: ZOO[name] for name in ("llama", "gpt2", "mistral", "qwen2", "gemma3_text", "mixtral")},
+    "deepseek_v3": {**SMALL, **DEEPSEEK, **LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1},
+}
+
+
+@pytest.mark.parametrize("model_type", CACHES)
+@pytest.mark.parametrize("tokens", [1, 4, 17])
+def test_the_cache_is_as_large_as_a_real_one(model_type, tokens, tmp_path):
+    config = CONFIG_MAPPING[model_type](**CACHES[model_type])
+    model, _ = on_meta(tmp_path, config)
+    real = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    found = cache_bytes(model.float())
+    assert found.after(tokens) == real_cache_bytes(real.eval(), tokens)
+    assert found.per_token_beyond == found.per_token * {"mistral": 0, "qwen2": 3 / 8, "gemma3_text": 2 / 8}.get(
+        model_type, 1
+    )
+
+
+def test_recurrent_layers_hold_a_fixed_state(tmp_path):
+    config = CONFIG_MAPPING["mamba"](
+        vocab_size=96, hidden_size=16, state_size=4, num_hidden_layers=3, expand=2, conv_kernel=4
+    )
+    model, _ = on_meta(tmp_path, config)
+    found = cache_bytes(model.float())
+    assert found.per_token == 0
+    assert found.after(50) == found.fixed == 3 * 4 * (32 * 4 + 32 * 4)  # states and the last inputs of a convolution
+
+
+def test_routed_experts_multiply_only_for_the_tokens_they_get(tmp_path):
+    config = CONFIG_MAPPING["mixtral"](**ZOO["mixtral"], tie_word_embeddings=False)
+    counted = macs(on_meta(tmp_path, config)[0], tokens=16)
+    attention = 2 * (32 * 32 + 32 * 16)
+    token = 8 * (attention + 32 * 4 + 2 * 3 * 32 * 48) + 32 * 96  # two of four experts, and the router
+    assert counted.total - 16 * token - 8 * 2 * 16 * 16 * 32 in (0, angles(16, 8))
+    assert counted.paper is None
+
+
+def test_what_depends_on_values_is_not_counted(tmp_path):
+    config = CONFIG_MAPPING["jetmoe"](
+        vocab_size=96, hidden_size=16, num_hidden_layers=2, kv_channels=8, intermediate_size=8, num_local_experts=4
+    )
+    model, anatomy = on_meta(tmp_path, config)
+    assert macs(model, tokens=4) is None
+    assert cache_bytes(model) is None
+    assert parts(model, anatomy).total == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_counting_leaves_the_model_as_it_was(tmp_path):
+    model, _ = on_meta(tmp_path, CONFIG_MAPPING["llama"](**ZOO["llama"]))
+    macs(model, tokens=4)
+    assert all(not module._forward_hooks for module in model.modules())
+    assert all(parameter.is_meta for parameter in model.parameters())

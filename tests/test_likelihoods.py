@@ -1,0 +1,105 @@
+"""Likelihoods against one forward of the whole model for each request, logits everywhere and no cache."""
+
+import random
+
+import architectures
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import shortstack.walk
+from shortstack.checkpoint import Checkpoint
+from shortstack.choices import Request
+from shortstack.evaluation import likelihoods as module
+from shortstack.evaluation.likelihoods import likelihoods, shares_contexts
+from shortstack.walk import Decoder
+from zoo import ZOO, tiny
+
+
+def requests(seed: int = 0) -> list[Request]:
+    """Contexts of several lengths, longer than a sliding window too, with choices of one token and of more; some alone."""
+    rng, made = random.Random(seed), []
+    for length, choices in ((9, 3), (4, 2), (13, 4), (7, 1), (1, 1), (20, 2), (2, 3)):
+        context = [rng.randrange(3, 90) for _ in range(length)]
+        for number in range(choices):
+            ending = [rng.randrange(3, 90) for _ in range(1 + number * 3 % 7)]
+            made.append(Request((*context, *ending), length))
+    return rng.sample(made, len(made))
+
+
+@torch.no_grad()
+def naively(directory, asked):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    found = []
+    for request in asked:
+        logits = model(input_ids=torch.tensor([request.ids]), use_cache=False).logits[0].double().log_softmax(-1)
+        places = range(request.start, len(request.ids))
+        value = sum(float(logits[place - 1, request.ids[place]]) for place in places)
+        greedy = all(int(logits[place - 1].argmax()) == request.ids[place] for place in places)
+        found.append((value, greedy))
+    return found
+
+
+@pytest.mark.parametrize("model_type", sorted(ZOO))
+@pytest.mark.parametrize("batch", [None, 3])
+def test_likelihoods_are_those_of_one_forward_for_each_request(model_type, batch, monkeypatch):
+    monkeypatch.setattr(shortstack.walk, "BATCH_TOKENS", 60)
+    checkpoint, asked = Checkpoint.open(tiny(model_type)), requests()
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    assert shares_contexts(decoder)
+    found = likelihoods(decoder, asked, batch=batch)
+    expected = naively(checkpoint.directory, asked)
+    assert [each.value for each in found] == pytest.approx([value for value, _ in expected], rel=2e-5, abs=2e-5)
+    assert [each.greedy for each in found] == [greedy for _, greedy in expected]
+
+
+def test_a_greedy_ending_is_told_from_others():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    model = checkpoint.model(dtype=torch.float32)
+    context, ids = (5, 6, 7, 8, 9), [5, 6, 7, 8, 9]
+    for _ in range(3):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    other = [*ids[:-1], (ids[-1] + 1) % 90]
+    asked = [Request(tuple(ids), len(context)), Request(tuple(other), len(context))]
+    found = likelihoods(Decoder.load(checkpoint, dtype=torch.float32), asked)
+    assert [each.greedy for each in found] == [True, False]
+
+
+def test_a_shared_context_passes_the_layers_once(monkeypatch):
+    """Tokens of the context, and of endings but for their last; without sharing, all that padding makes equally long."""
+    decoder, passed = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32), []
+    original = Decoder.finish
+    monkeypatch.setattr(
+        Decoder, "finish", lambda self, ids, **inputs: passed.append(ids.numel()) or original(self, ids, **inputs)
+    )
+    context = tuple(range(10, 20))
+    asked = [Request((*context, *ending), 10) for ending in ((3,), (4,), (5, 6, 7))]
+    for sharing, expected in ((True, [10, 2]), (False, [3 * 12])):
+        monkeypatch.setattr(module, "shares_contexts", lambda _decoder, sharing=sharing: sharing)
+        passed.clear()
+        likelihoods(decoder, asked)
+        assert passed == expected
+
+
+def test_the_head_sees_only_states_that_score_a_token(monkeypatch):
+    decoder, seen = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32), []
+    original = Decoder.token_logits
+    monkeypatch.setattr(
+        Decoder, "token_logits", lambda self, states: seen.append(len(states)) or original(self, states)
+    )
+    asked = requests()
+    likelihoods(decoder, asked)
+    assert sum(seen) == sum(len(request.ids) - request.start for request in asked)
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "qwen3_next", "jamba", "bloom", "roberta", "moshi"])
+def test_what_cannot_continue_a_copied_context_shares_nothing(model_type, tmp_path):
+    """States without a row for each token, no positions to give, or positions numbered another way."""
+    checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / model_type))
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    assert not shares_contexts(decoder)
+    asked = requests()
+    found = likelihoods(decoder, asked)
+    expected = naively(checkpoint.directory, asked)
+    assert [each.value for each in found] == pytest.approx([value for value, _ in expected], rel=1e-4, abs=1e-4)

@@ -1,0 +1,100 @@
+"""Narrowed MLPs: the file opened by transformers computes what the whole model does with the other neurons silenced."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ArchitectureError, InputError
+from shortstack.input_norms import input_norms
+from shortstack.narrowing import by_magnitude, chosen_width, find_mlps, fitting_neurons, narrow, neuron_bytes
+from shortstack.verification import verify
+from shortstack.walk import Decoder
+from zoo import make, tiny
+
+IDS = torch.randint(3, 90, (6, 20), generator=torch.Generator().manual_seed(1))
+NARROWED = {
+    "llama": {"mlp_bias": True},
+    "qwen3": {},
+    "gemma2": {},
+    "gemma3": {},
+    "smollm3": {},
+    "gpt_neox": {},
+    "opt": {},
+}
+
+
+def opened(path):
+    checkpoint = Checkpoint.open(path)
+    return checkpoint, Decoder.load(checkpoint, dtype=torch.float32)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def silenced(model, checkpoint, mlps, kept):
+    """The model with the columns of all neurons but these at zero."""
+    for number, (mlp, some) in enumerate(zip(mlps, kept, strict=True)):
+        weight = model.get_submodule(f"{checkpoint.anatomy.layer(number)}.{mlp.leaving}").weight
+        gone = sorted(set(range(mlp.neurons)) - set(some))
+        weight.data[:, gone] = 0
+    return model
+
+
+@pytest.mark.parametrize("by", ["magnitude", "activation"])
+@pytest.mark.parametrize("model_type", NARROWED)
+def test_a_narrowed_checkpoint_computes_what_the_kept_neurons_do(model_type, by, tmp_path):
+    checkpoint, decoder = opened(make(model_type, tmp_path / "model", **NARROWED[model_type]))
+    mlps = find_mlps(decoder)
+    norms = input_norms(decoder, IDS) if by == "activation" else None
+    width = chosen_width(checkpoint, decoder, mlps, 13, norms=norms)
+    narrowed = narrow(checkpoint, mlps, width, tmp_path / "narrow")
+    model = AutoModelForCausalLM.from_pretrained(narrowed.directory, dtype=torch.float32).eval()
+    expected = logits(silenced(checkpoint.model(dtype=torch.float32), checkpoint, mlps, width.kept))
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, logits(checkpoint.model(dtype=torch.float32)), atol=1e-2)
+    assert narrowed.record["width"] == {"neurons": 48, "kept": 13, "field": width.field, "weighed_by": by}
+    assert verify(narrowed).ok
+
+
+def test_neurons_are_weighed_by_all_their_weights_or_by_what_they_give():
+    checkpoint, decoder = opened(tiny("llama"))
+    mlps, mlp = find_mlps(decoder), decoder.layers[3].mlp
+    parts = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T], dim=1)
+    torch.testing.assert_close(by_magnitude(decoder, mlps)[3], parts.double().norm(dim=1))
+    given = []
+    mlp.down_proj.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    logits(decoder.model)
+    norms = torch.cat(given).flatten(0, 1).double().norm(dim=0)
+    found = input_norms(decoder, IDS)
+    torch.testing.assert_close(found["model.layers.3.mlp.down_proj"], norms, rtol=1e-5, atol=0)
+    kept = chosen_width(checkpoint, decoder, mlps, 5, norms=found).kept[3]
+    assert set(kept) == set(norms.topk(5).indices.tolist())
+
+
+def test_as_many_neurons_stay_as_the_budget_has_room_for(tmp_path):
+    checkpoint, decoder = opened(make("llama", tmp_path / "model", intermediate_size=101))
+    mlps = find_mlps(decoder)
+    assert neuron_bytes(checkpoint, mlps) == 8 * 3 * 32 * 4
+    budget = checkpoint.weight_bytes - 20 * neuron_bytes(checkpoint, mlps)
+    assert fitting_neurons(checkpoint, mlps, budget) == 80
+    assert fitting_neurons(checkpoint, mlps, budget - 1) == 80
+    assert fitting_neurons(checkpoint, mlps, checkpoint.weight_bytes) == 101
+    assert fitting_neurons(checkpoint, mlps, 1000) == 0
+    narrowed = narrow(checkpoint, mlps, chosen_width(checkpoint, decoder, mlps, 80), tmp_path / "narrow")
+    assert narrowed.weight_bytes == budget - neuron_bytes(checkpoint, mlps)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt2", "phi3"])
+def test_experts_and_fused_matrices_are_refused(model_type):
+    with pytest.raises(ArchitectureError, match="one MLP whose neurons are rows"):
+        find_mlps(opened(tiny(model_type))[1])
+
+
+def test_keeping_all_or_none_is_refused():
+    checkpoint, decoder = opened(tiny("llama"))
+    for keep in (0, 48):
+        with pytest.raises(InputError, match="1 to 47"):
+            chosen_width(checkpoint, decoder, find_mlps(decoder), keep)

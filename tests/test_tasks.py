@@ -1,0 +1,368 @@
+"""Tasks against the harness's own model, HFLM, run bare on the same documents; and what is kept of their results."""
+
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.json
+import pyarrow.parquet
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from documents import COUNT, data_folder, write
+from shortstack.checkpoint import Checkpoint
+from shortstack.choices import answers
+from shortstack.errors import DataError, InputError
+from shortstack.evaluation import Evaluation, Tasks, compared, evaluate, harness
+from shortstack.evaluation.overlays import write_overlays
+from shortstack.evaluation.results import TaskResult
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from shortstack.suites import SUITES, TASKS, named
+from shortstack.sweeping import sweep
+from shortstack.tokens import Tokens
+from shortstack.walk import Decoder
+from zoo import speaking
+
+pytest.importorskip("lm_eval")
+REAL = Path(os.environ.get("SHORTSTACK_DATA", Path(__file__).parents[2] / "shared" / "data"))
+CHOICES = ("piqa", "arc_easy", "winogrande", "hellaswag", "lambada_openai")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return data_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    return speaking(tmp_path_factory.mktemp("model") / "tiny", bos=True, max_position_embeddings=2048)
+
+
+@pytest.fixture
+def checkpoint(directory, own_cache) -> Checkpoint:
+    return Checkpoint.open(directory)
+
+
+def measured(checkpoint, *names, **options) -> Evaluation:
+    return evaluate(checkpoint, perplexity=(), tasks=Tasks(names, **options), dtype="float32", device="cpu")
+
+
+def barely(directory, loaded, *, limit=None, batch=4, max_length=None):
+    """The harness's results with its own model: logits everywhere, every request for itself."""
+    from lm_eval.evaluator import evaluate as run
+    from lm_eval.models.huggingface import HFLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    bare = HFLM(
+        pretrained=model,
+        tokenizer=AutoTokenizer.from_pretrained(directory),
+        batch_size=batch,
+        max_length=max_length,
+    )
+    for task in loaded.tasks.values():
+        task.set_fewshot_seed(seed=1234)
+    asked = {"tasks": dict(loaded.tasks), "groups": {loaded.name: loaded.group} if loaded.group else {}}
+    return run(bare, asked, limit=limit, bootstrap_iters=100)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_are_judged_as_by_the_harness_alone(name, checkpoint, data):
+    found = measured(checkpoint, name, data=data).tasks[name]
+    expected = barely(checkpoint.directory, harness().load([name], data=data)[0])
+    assert found.value == expected["results"][name]["acc,none"]
+    assert found.stderr == pytest.approx(expected["results"][name]["acc_stderr,none"])
+    assert list(found.outcomes) == [sample["acc"] for sample in expected["samples"][name]]
+    assert (found.n, found.metric, found.bos, found.dtype) == (COUNT, "acc", True, "float32")
+    assert len(set(found.documents)) == COUNT
+    for metric, value in found.also.items():
+        assert value == pytest.approx(expected["results"][name][f"{metric},none"], rel=1e-5)
+
+
+def test_pages_longer_than_the_window_have_the_harness_s_perplexity(checkpoint, data):
+    found = measured(checkpoint, "wikitext", data=data, max_length=64).tasks["wikitext"]
+    expected = barely(checkpoint.directory, harness().load(["wikitext"], data=data)[0], max_length=64)
+    assert found.value == pytest.approx(expected["results"]["wikitext"]["word_perplexity,none"], rel=1e-5)
+    assert math.isnan(found.stderr)
+    nats = [sample["word_perplexity"] for sample in expected["samples"]["wikitext"]]
+    assert found.outcomes == pytest.approx([total / words for total, words in nats], rel=1e-5)
+
+
+def test_generation_is_the_harness_s_own(checkpoint, data, monkeypatch):
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.max_gen_toks", property(lambda _self: 12))
+    found = measured(checkpoint, "gsm8k", data=data, batch=2).tasks["gsm8k"]
+    loaded = harness().load(["gsm8k"], data=data)[0]
+    expected = barely(checkpoint.directory, loaded, batch=2)
+    assert (found.shots, found.n) == (5, 3)
+    assert found.value == expected["results"]["gsm8k"]["exact_match,strict-match"]
+
+
+def test_examples_in_a_prompt_follow_the_seed(checkpoint, data, monkeypatch):
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.max_gen_toks", property(lambda _self: 2))
+    first, again, other = (
+        measured(checkpoint, "gsm8k", data=data, limit=1, seed=seed).tasks["gsm8k"].digest for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+OWN = """task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{goal}}}}"
+doc_to_target: label
+doc_to_choice: "{{{{[sol1, sol2]}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 7}}
+"""
+
+
+@pytest.fixture
+def own(tmp_path, data) -> Path:
+    """The user's own tasks, one of five documents and one of twelve, and the group of both."""
+    rows = [json.loads(line) for line in (data / "piqa/validation.jsonl").read_text().splitlines()]
+    write(tmp_path / "few.jsonl", rows[:5])
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, file in (("own_few", tmp_path / "few.jsonl"), ("own_all", data / "piqa/validation.jsonl")):
+        (folder / f"{name}.yaml").write_text(OWN.format(name=name, file=file))
+    (folder / "group.yaml").write_text(
+        "group: own\ntask: [own_few, own_all]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+        "metadata: {version: 3}\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def few(monkeypatch) -> None:
+    """The harness's own tasks are left aside: reading their fifteen thousand files takes seconds."""
+    original = harness().TaskManager
+    monkeypatch.setattr(harness(), "TaskManager", lambda **options: original(**{**options, "include_defaults": False}))
+
+
+@pytest.mark.usefixtures("few")
+def test_own_tasks_and_a_group_weighted_by_its_documents(checkpoint, own):
+    found = measured(checkpoint, "own", "own_few", include=own).tasks
+    group = found["own"]
+    assert (group.n, group.version, found["own_few"].version) == (17, "3", "7")
+    assert group.parts["own_few"] == found["own_few"].value
+    assert group.value == pytest.approx(statistics.fmean(group.outcomes))
+    assert group.value == pytest.approx((5 * group.parts["own_few"] + 12 * group.parts["own_all"]) / 17)
+    assert len(set(group.documents)) == 17
+    assert group.chance is None
+
+
+def test_parquet_is_read_as_jsonl_is(checkpoint, data, tmp_path):
+    table = pyarrow.json.read_json(data / "piqa/validation.jsonl")
+    (tmp_path / "piqa").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "piqa/validation.parquet")
+    assert (
+        measured(checkpoint, "piqa", data=tmp_path).tasks["piqa"].outcomes
+        == measured(checkpoint, "piqa", data=data).tasks["piqa"].outcomes
+    )
+
+
+def test_a_result_is_kept_by_what_it_depends_on_and_never_by_where_that_lies(
+    checkpoint, directory, data, tmp_path, monkeypatch
+):
+    first = measured(checkpoint, "piqa", data=data).tasks["piqa"]
+    moved, elsewhere = tmp_path / "moved", tmp_path / "elsewhere"
+    shutil.copytree(directory, moved)
+    shutil.copytree(data, elsewhere)
+    asked = []
+    original = harness().run
+    monkeypatch.setattr(
+        harness(),
+        "run",
+        lambda loaded, *args, **options: asked.append(loaded.name) or original(loaded, *args, **options),
+    )
+    assert measured(Checkpoint.open(moved), "piqa", data=elsewhere).tasks["piqa"] == first
+    assert not asked
+    measured(checkpoint, "piqa", data=data, limit=5)
+    measured(checkpoint, "piqa", data=data, batch=3)
+    evaluate(checkpoint, perplexity=(), tasks=Tasks("piqa", data=data), dtype="bfloat16", device="cpu")
+    lines = (elsewhere / "piqa/validation.jsonl").read_text().splitlines()
+    (elsewhere / "piqa/validation.jsonl").write_text("\n".join([*lines[1:], lines[0]]) + "\n")
+    measured(checkpoint, "piqa", data=elsewhere)
+    speaking(tmp_path / "other", bos=True, max_position_embeddings=2048, seed=1)
+    measured(Checkpoint.open(tmp_path / "other"), "piqa", data=data)
+    tokenizer = json.loads((moved / "tokenizer_config.json").read_text())
+    (moved / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "clean_up_tokenization_spaces": True}))
+    measured(Checkpoint.open(moved), "piqa", data=data)
+    assert asked == ["piqa"] * 6
+
+
+@pytest.mark.usefixtures("few")
+def test_an_own_task_whose_prompt_changes_is_asked_again(checkpoint, own):
+    first = measured(checkpoint, "own_few", include=own).tasks["own_few"]
+    path = own / "own_few.yaml"
+    path.write_text(path.read_text().replace('"{{goal}}"', '"Goal: {{goal}}"'))
+    assert measured(checkpoint, "own_few", include=own).tasks["own_few"].digest != first.digest
+
+
+def test_what_stops_in_the_middle_keeps_only_whole_results(checkpoint, data, tmp_path, monkeypatch):
+    original = harness().run
+
+    def failing(loaded, *args, **options):
+        if loaded.name == "arc_easy":
+            raise RuntimeError("the power went")
+        return original(loaded, *args, **options)
+
+    monkeypatch.setattr(harness(), "run", failing)
+    with pytest.raises(RuntimeError, match="power"):
+        measured(checkpoint, "piqa", "arc_easy", data=data)
+    (kept,) = (tmp_path / "cache/evaluations").iterdir()
+    assert TaskResult.from_dict(json.loads(kept.read_text())).n == COUNT
+    monkeypatch.setattr(harness(), "run", lambda loaded, *args, **options: original(loaded, *args, **options))
+    assert list(measured(checkpoint, "arc_easy", "piqa", data=data).tasks) == ["arc_easy", "piqa"]
+
+
+def test_a_kept_result_that_is_broken_is_named(checkpoint, data, tmp_path):
+    measured(checkpoint, "piqa", data=data)
+    (kept,) = (tmp_path / "cache/evaluations").iterdir()
+    kept.write_text("{")
+    with pytest.raises(DataError, match="delete that file"):
+        measured(checkpoint, "piqa", data=data)
+
+
+def result(metric: str, value: float, outcomes=(1.0, 0.0)) -> TaskResult:
+    documents = tuple(map(str, range(len(outcomes))))
+    return TaskResult(metric, value, 0.1, 2, "1", 0, False, "float32", 0.5, True, documents, outcomes)
+
+
+def test_the_average_is_plain_and_only_of_shares():
+    tasks = {"a": result("acc", 0.2), "b": result("exact_match", 0.6), "c": result("word_perplexity", 30.0)}
+    assert Evaluation("m", {}, tasks=tasks).average == pytest.approx(0.4)
+    assert Evaluation("m", {}, tasks={"c": tasks["c"]}).average is None
+
+
+def test_a_comparison_pairs_documents_and_refuses_others():
+    right, wrong = result("acc", 1.0, (1.0,) * 8), result("acc", 0.25, (0.0,) * 6 + (1.0,) * 2)
+    base, model = Evaluation("base", {}, tasks={"t": right}), Evaluation("m", {}, tasks={"t": wrong})
+    found = compared(model, base)
+    assert found.against["t"].difference == -0.75
+    assert found.against["t"].p == pytest.approx(2 * 0.5**6)
+    assert found.to_dict()["base"]["model"] == "base"
+    with pytest.raises(DataError):
+        compared(model, Evaluation("base", {}, tasks={"t": replace(right, documents=tuple("abcdefgh"))}))
+
+
+def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
+    assert len(SUITES["paper"]) == 8
+    assert {TASKS[name].metric for name in SUITES["paper"]} == {"acc"}
+    from lm_eval.tasks import TaskManager
+
+    stock = harness().STOCK
+    for task in TASKS.values():
+        folder = tmp_path / task.name
+        for split in {task.evaluated, *task.needs}:
+            parts = [
+                path.stem.removeprefix(f"{task.name}_") for path in (stock / task.stock).parent.glob(f"{task.name}_*")
+            ]
+            for part in parts if task.group else [""]:
+                write(
+                    tmp_path / "data" / f"{task.files[split].format(part=part)}.jsonl",
+                    [dict.fromkeys(task.columns.split(), 1)],
+                )
+        folder.mkdir()
+        write_overlays([task.name], tmp_path / "data", stock, folder)
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        assert task.name in manager.all_tasks
+        assert len(manager.all_subtasks) == {"mmlu": 57, "cmmlu": 67}.get(task.name, 1)
+        config = next(iter(manager.task_index[name].cfg for name in manager.all_subtasks))
+        assert task.metric in {metric["metric"] for metric in config["metric_list"]}
+        assert config.get("num_fewshot", 0) == (5 if task.name == "gsm8k" else 0)
+        assert config["dataset_path"] == "json"
+
+
+@pytest.mark.usefixtures("few")
+def test_a_misspelt_suite_has_neighbours(checkpoint, data):
+    for wrong, near in (("helaswag", "hellaswag"), ("papr", "paper")):
+        with pytest.raises(InputError, match=near):
+            measured(checkpoint, wrong, data=data)
+
+
+def test_names_unfold_and_an_unknown_one_has_neighbours(checkpoint, data):
+    assert named(" paper , piqa") == SUITES["paper"]
+    with pytest.raises(InputError, match=r"truthfulqa_mc1"):
+        measured(checkpoint, "truthfulqa_mc", data=data)
+    with pytest.raises(InputError, match="--tasks"):
+        Tasks("piqa,")
+
+
+def test_what_is_missing_is_said(checkpoint, data, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"openbookqa/test\.jsonl or openbookqa/test\.parquet"):
+        measured(checkpoint, "openbookqa", data=data)
+    shutil.copytree(data / "gsm8k", tmp_path / "gsm8k")
+    (tmp_path / "gsm8k/train.jsonl").unlink()
+    with pytest.raises(DataError, match=r"gsm8k/train\.jsonl"):
+        measured(checkpoint, "gsm8k", data=tmp_path)
+    with pytest.raises(DataError, match="--data-dir"):
+        measured(checkpoint, "piqa")  # the hub, which tests do not reach
+    for text, found in (('{"goal": "a", "label": 0}', "no sol1, sol2"), ("", "an empty file"), ("[", "line 1")):
+        (tmp_path / "piqa").mkdir(exist_ok=True)
+        (tmp_path / "piqa/validation.jsonl").write_text(text + "\n")
+        with pytest.raises(DataError, match=found):
+            measured(checkpoint, "piqa", data=tmp_path)
+    for option in ({"limit": 0}, {"batch": 0}, {"data": tmp_path / "none"}, {"include": tmp_path / "none"}):
+        with pytest.raises(InputError):
+            Tasks("piqa", **option)
+    monkeypatch.delitem(sys.modules, "shortstack.evaluation.harness")
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(InputError, match=r"shortstack\[eval\]"):
+        measured(checkpoint, "piqa", data=data)
+
+
+TEXT = Tokens(torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(0)), "made", False, 0)
+
+
+@pytest.mark.parametrize("name", ["piqa", "arc_easy", "winogrande"])
+def test_a_sweep_answers_as_the_harness_does_at_every_depth(name, checkpoint, data, tmp_path):
+    found = sweep(checkpoint, TEXT, task=Tasks(name, data=data), dtype="float32", device="cpu")
+    assert found.task["questions"] == COUNT
+    for depth in found.depths[1::3]:
+        pruned = prune(checkpoint, plan(8, layers=f"{depth.layers}-7"), tmp_path / str(depth.layers))
+        assert depth.accuracy == measured(pruned, name, data=data).tasks[name].value
+
+
+def test_a_sweep_is_of_one_multiple_choice_task(checkpoint, data):
+    with pytest.raises(InputError, match="multiple-choice"):
+        sweep(checkpoint, TEXT, task=Tasks("wikitext", data=data))
+    with pytest.raises(InputError, match="one task"):
+        sweep(checkpoint, TEXT, task=Tasks("piqa,arc_easy", data=data))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="real data: SHORTSTACK_DATA names the folder")
+@pytest.mark.parametrize("name", ["piqa", "arc_easy"])
+def test_on_real_documents_a_model_and_its_cuts_answer_as_by_the_harness_alone(name, tmp_path, own_cache):
+    checkpoint = Checkpoint.open("demo")
+    loaded = Tasks(name, limit=200, data=REAL).only()
+    found = measured(checkpoint, name, limit=200, data=REAL).tasks[name]
+    asked = harness().questions(loaded, checkpoint.tokenizer(), 200)
+    routes = [frozenset(range(30 - gone, 30)) for gone in (0, 2, 5)]
+    walked = answers(Decoder.load(checkpoint, dtype=torch.float32), asked, routes)  # one walk, as sweep takes
+    for route in routes:
+        cut = (
+            prune(checkpoint, plan(30, layers=f"{min(route)}-29"), tmp_path / str(len(route))) if route else checkpoint
+        )
+        alone = bare_outcomes(cut.model(dtype=torch.float32), checkpoint.tokenizer(), loaded)
+        assert len(alone) == 200
+        assert list(walked[route].correct) == alone
+        assert route or list(found.outcomes) == alone
+
+
+def bare_outcomes(model, tokenizer, loaded) -> list[float]:
+    from lm_eval.evaluator import evaluate as run
+    from lm_eval.models.huggingface import HFLM
+
+    bare = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    found = run(bare, {"tasks": dict(loaded.tasks), "groups": {}}, limit=200, bootstrap_iters=0)
+    return [sample["acc"] for sample in found["samples"][loaded.name]]
