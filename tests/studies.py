@@ -20,7 +20,7 @@ metrics: [reverse, ppl]
 calibration: {{text: $TINY/text.txt, samples: 2, length: 16}}
 drop: 2
 heal: [none, {QUICK}]
-evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2}}
+evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse: false}}
 """
 VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s", "model"}  # of a run, not of what it found
 

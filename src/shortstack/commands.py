@@ -63,7 +63,9 @@ def _evaluate(arguments: Mapping[str, Any], places: Places) -> list[Any]:
     changed = {
         name: arguments[name] for name in arguments if name == "perplexity" or arguments[name] != usual.get(name)
     }
-    return ["evaluate", *_model(places["checkpoint"]), *_compute(changed)]
+    checked = {True: ["--collapse-check"], False: ["--no-collapse-check"], None: []}[changed.pop("collapse", None)]
+    probed = ["--probes"] if "probe_items" in changed else []
+    return ["evaluate", *_model(places["checkpoint"]), *_compute(changed), *probed, *checked]
 
 
 def _profile(arguments: Mapping[str, Any], places: Places) -> list[Any]:
