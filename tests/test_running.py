@@ -239,7 +239,7 @@ for name in ("_put", "_sweep"):
 plain = steps._healing
 steps._healing = lambda task, progress: plain(task, lambda *a, **k: (event(), progress(*a, **k)))
 kills = 0
-for fatal in range(1, 100000, 11):
+for fatal in range(1, 100000, 5):
     child = os.fork()
     if not child:
         seen = 0
