@@ -49,6 +49,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "dora": lambda: DoRA(),
     "full": lambda: ss.Full(),
 }
+EQUAL_TIME = {"last 3": 3, "near cuts": 2}  # epochs, for about the time that one of lora or full takes
 RATES = {
     "norm": 3e-3,
     "last 1": 1e-3,
@@ -70,23 +71,29 @@ class Run:
     method: str | None = None
     loss: str = "sft"
     seed: int = 0
+    epochs: float = 1
 
     @property
     def key(self) -> str:
-        return "|".join(map(str, (self.plan, self.repaired, self.method, self.loss, self.seed)))
+        parts = (self.plan, self.repaired, self.method, self.loss, self.seed)
+        return "|".join(map(str, parts if self.epochs == 1 else (*parts, f"{self.epochs:g} epochs")))
 
 
 GRID = [  # the first matter most: a study that is stopped has those
     *(Run(plan, repaired) for plan in PLANS for repaired in (False, True)),
     *(Run("search", method=method) for method in ("last 3", "lora", "full")),
     *(Run("search", method=method, loss="distill") for method in ("full", "last 3", "lora", "near cuts")),
-    Run("search", method="full", loss="self"),
-    *(Run(plan, method="full", loss="distill") for plan in ("tail", "ppl", "bi")),
-    *(Run(plan, method="last 3") for plan in ("tail", "ppl", "bi")),
-    *(Run("search", method="full", loss=loss, seed=seed) for seed in (1, 2) for loss in ("distill", "sft")),
+    *(Run("search", method=method, epochs=epochs) for method, epochs in EQUAL_TIME.items()),
+    *(Run("search", method=method, seed=seed) for seed in (1, 2) for method in ("lora", "last 3")),
+    Run("search", method="lora", loss="self"),
+    *(Run(plan, method=method) for plan in ("tail", "ppl", "bi") for method in ("last 3", "lora")),
     *(Run("search", method=method) for method in ("norm", "last 1", "last 2", "near cuts", "dora")),
+    *(Run(plan, method="full") for plan in ("tail", "ppl", "bi")),
+    *(Run("search", repaired=False, method=method) for method in ("last 3", "lora")),
+    *(Run("search", method="full", loss=loss, seed=seed) for loss in ("sft", "distill") for seed in (1, 2)),
+    *(Run(plan, method="full", loss="distill") for plan in ("tail", "ppl", "bi")),
     *(Run("search", method=method, loss="distill") for method in ("norm", "last 1", "last 2", "dora")),
-    *(Run("search", method=method, loss="self") for method in ("last 3", "lora")),
+    *(Run("search", method=method, loss="self") for method in ("last 3", "full")),
     *(Run("search", repaired=False, method=method, loss="distill") for method in ("last 3", "full")),
 ]
 
@@ -189,12 +196,13 @@ class Bench:
             objective=ss.Objective("distill" if run.loss == "distill" else "sft"),
             teacher=self.source if taught else None,
             self_generate=run.loss == "self",
-            schedule=replace(COURSE, lr=RATES[run.method], seed=run.seed),
+            schedule=replace(COURSE, lr=RATES[run.method], seed=run.seed, epochs=run.epochs),
             max_length=LENGTH,
             max_samples=SAMPLES,
         )
         return ss.Checkpoint.open(place), {
             "seconds": healing.seconds,
+            "threads": torch.get_num_threads(),
             "trained": healing.trainable_parameters,
             "held_out": [healing.history.held_out[0][1], healing.history.held_out[-1][1]],
         }
@@ -235,20 +243,25 @@ def page(kept: dict[str, Any]) -> str:
     lines = [
         "# Healing SmolLM2-135M-Instruct without 8 of its 30 layers\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
-        f"{SAMPLES} samples of at most {LENGTH} tokens, one epoch. Perplexity on held-out pydoc and wiki text; accuracy",
+        f"{SAMPLES} samples of at most {LENGTH} tokens, 71,000 in all. Perplexity on held-out pydoc and wiki text; accuracy",
         f"on the first {DOCUMENTS} documents of each task (standard error about {math.sqrt(0.25 / DOCUMENTS):.3f}).",
         f"{done} of the {len(GRID)} runs of the grid have been made.\n",
-        f"| plan | start | healing | loss | seed | s | {' | '.join(COLUMNS)} |",
-        f"|{'---|' * (len(COLUMNS) + 6)}",
-        _line(["unpruned", "-", "-", "-", "-", "-"], kept["unpruned"]),
+        f"| plan | start | healing | loss | seed | epochs | s (threads) | {' | '.join(COLUMNS)} |",
+        f"|{'---|' * (len(COLUMNS) + 7)}",
+        _line(["unpruned", *"------"], kept["unpruned"]),
     ]
     for run in GRID:
         if run.key in kept:
             found = kept[run.key]
             start = "repaired" if run.repaired else "cut"
-            how = [run.method, run.loss, str(run.seed), f"{found['seconds']:.0f}"] if run.method else ["-"] * 4
+            how = [run.method, run.loss, str(run.seed), f"{run.epochs:g}", _time(found)] if run.method else ["-"] * 5
             lines.append(_line([f"{run.plan} {show_layers(_layers(run.plan))}", start, *how], found))
     return "\n".join(lines) + "\n"
+
+
+def _time(found: dict[str, Any]) -> str:
+    """Seconds and threads; none where something else ran beside it."""
+    return f"{found['seconds']:.0f} ({found['threads']})" if found["seconds"] else "-"
 
 
 def _layers(plan: str) -> list[int]:

@@ -47,7 +47,7 @@ def compared(place):
     healed = prune(checkpoint, plan(8, layers="7"), place / "healed")
     some = tokens(checkpoint, place)
     tasks = multiple_choice([place / "q.jsonl"], checkpoint.tokenizer(), limit=4)
-    judging = Judging({"a": tokens(checkpoint, place, length=24)}, tasks, LOAD, repeats=2)
+    judging = Judging({"a": tokens(checkpoint, place, length=24)}, [tasks], LOAD, repeats=2)
     found = compare(
         checkpoint, Calibration(some, some), judging, memory="60%", healed=healed, dtype="float32", device="cpu"
     )
@@ -143,7 +143,7 @@ def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypa
     odd = {"intermediate_size": 46} if model_type == "llama" else {}
     checkpoint = Checkpoint.open(speaking(place / model_type, model_type, **odd))
     monkeypatch.setattr("shortstack.quantising.importlib.util.find_spec", lambda _: None)
-    judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, None, LOAD, repeats=1)
+    judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
     some = tokens(checkpoint, place, samples=2)
     found = rows(compare(checkpoint, Calibration(some, metric="reverse"), judging, dtype="float32", device="cpu"))
     assert found["pruned"].removed == tuple(range(8 - len(found["pruned"].removed), 8))

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from documents import COUNT, data_folder, write
 from shortstack.checkpoint import Checkpoint
 from shortstack.choices import answers
+from shortstack.comparing import standard
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, Tasks, compared, evaluate, harness
 from shortstack.evaluation.overlays import write_overlays
@@ -366,3 +367,13 @@ def bare_outcomes(model, tokenizer, loaded) -> list[float]:
     bare = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
     found = run(bare, {"tasks": dict(loaded.tasks), "groups": {}}, limit=200, bootstrap_iters=0)
     return [sample["acc"] for sample in found["samples"][loaded.name]]
+
+
+def test_compare_asks_standard_tasks_of_a_model_in_memory(checkpoint, data):
+    tokenizer = checkpoint.tokenizer()
+    judge = standard(Tasks("piqa,arc_easy", limit=4, data=data), tokenizer)
+    found = judge(Decoder.open(checkpoint, dtype="float32"))
+    expected = measured(checkpoint, "piqa", "arc_easy", data=data, limit=4).tasks
+    assert found == {
+        name: {"metric": "acc", "value": each.value, "stderr": each.stderr, "n": 4} for name, each in expected.items()
+    }

@@ -18,6 +18,14 @@ from shortstack.schedule import Schedule
 from shortstack.training import Place, train
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also where the tests were started in the background, which ignores it."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 class Line(torch.nn.Module):
     """loss = mean over tokens of (w x - y)^2: training must find y / x."""
 

@@ -15,7 +15,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.choices import answers, asked, read_questions
 from shortstack.console import number, size
 from shortstack.contenders import Calibration, Contender, Contest, parse_memory
-from shortstack.evaluation import Perplexity, measure
+from shortstack.evaluation import Perplexity, Tasks, ask, measure
 from shortstack.profiling import Paired, paired
 from shortstack.progress import Progress, silent
 from shortstack.timing import Load, Speed, speeds
@@ -25,15 +25,15 @@ from shortstack.walk import UNPRUNED, Decoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Tasks = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # name -> metric, value, stderr, n
+Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
 
 
 @dataclass(frozen=True)
 class Judging:
-    """What every row is judged on: texts by name, tasks, and the load it is timed under, in so many turns."""
+    """What every row is judged on: texts by name, judges of tasks, and the load it is timed under, in so many turns."""
 
     texts: Mapping[str, Tokens]
-    tasks: Tasks | None = None
+    judges: Sequence[Judge] = ()
     load: Load = field(default_factory=lambda: Load(prompt=128))
     repeats: int = 6
 
@@ -165,7 +165,7 @@ def _row(contender: Contender, contest: Contest, judging: Judging, progress: Pro
         nbytes,
         contender.timed and nbytes <= contest.budget,
         perplexity,
-        judging.tasks(decoder) if judging.tasks else {},
+        {name: found for judge in judging.judges for name, found in judge(decoder).items()},
         speed,
         ratio,
     )
@@ -181,10 +181,8 @@ def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress
     return speed, paired(speed, unpruned)
 
 
-def multiple_choice(
-    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
-) -> Tasks | None:
-    """Accuracy on files of multiple choice, each line as in choices.LAYOUT, the first `limit` of each; none without files.
+def multiple_choice(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> Judge:
+    """Accuracy on files of multiple choice, each line as in choices.LAYOUT, the first `limit` of each.
 
     Raises:
         DataError: a file cannot be read.
@@ -198,7 +196,25 @@ def multiple_choice(
             for name, accuracy in found.items()
         }
 
-    return judge if each else None
+    return judge
+
+
+def standard(tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> Judge:
+    """What a model gets on tasks of lm-evaluation-harness.
+
+    Raises:
+        InputError, DataError: as Tasks.load().
+    """
+    loaded = tasks.load()
+
+    def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
+        found = {each.name: ask(each, decoder, tokenizer, tasks) for each in loaded}
+        return {
+            name: {"metric": result.metric, "value": result.value, "stderr": result.stderr, "n": result.n}
+            for name, result in found.items()
+        }
+
+    return judge
 
 
 def advice(rows: Sequence[Row], budget: int) -> str:

@@ -179,16 +179,14 @@ def show(demo: Demo) -> None:
             ("layers", *(str(row.layers) for row in demo.rows)),
             ("parameters", *(f"{row.parameters / 1e6:.1f} M" for row in demo.rows)),
             ("bytes on disk (bf16)", *(console.size(row.bytes) for row in demo.rows)),
-            (
-                f"held-out perplexity ({base.perplexity.tokens:,} tokens)",
-                *(console.number(row.perplexity.value) for row in demo.rows),
-            ),
+            ("held-out perplexity", *(console.number(row.perplexity.value) for row in demo.rows)),
             ("decode, tokens per second", *(f"{row.speed.decode_tokens_per_s:.1f}" for row in demo.rows)),
         ],
     )
     print(
-        f"\nSecond plan, the paper's tail cut (layers {show_layers(demo.tail.removed)}), before healing: perplexity "
-        f"{console.number(demo.tail_perplexity.value)} on the same tokens. On this model the last layers cannot simply go."
+        f"\nPerplexity is of {base.perplexity.tokens:,} tokens. Second plan, the paper's tail cut (layers "
+        f"{show_layers(demo.tail.removed)}), before healing: perplexity {console.number(demo.tail_perplexity.value)} on the "
+        "same tokens. On this model the last layers cannot simply go."
     )
     print(f"\nPrompt: {PROMPT}")
     for row in demo.rows:

@@ -14,10 +14,11 @@ import inspect
 import shlex
 from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -57,6 +58,12 @@ Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
 RepairSamples = Annotated[
     int, typer.Option(min=4, help="Windows of --length tokens to repair on, at most; one in four is held out.")
+]
+TaskNames = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness.", show_default=False
+    ),
 ]
 REPAIR_SAMPLES = 256
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
@@ -407,12 +414,7 @@ class Writing:
 class Asking:
     """Which tasks are asked, and how."""
 
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness.", show_default=False
-        ),
-    ] = None
+    tasks: TaskNames = None
     limit: Annotated[int | None, typer.Option(help="Only the first n documents of each task.", show_default=False)] = (
         None
     )
@@ -504,14 +506,23 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(group: Any) -> list[inspect.Parameter]:
+    """A parameter for each field, under the first sentence of the group's docstring."""
+    heading = inspect.cleandoc(group.__doc__).partition(".")[0]
     hints = get_type_hints(group, include_extras=True)
-    heading = inspect.getdoc(group).partition(".")[0]  # type: ignore[union-attr]  # every group has a docstring
-    for hint in hints.values():
-        for option in getattr(hint, "__metadata__", ()):
-            option.rich_help_panel = heading
     return [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=_under(heading, hints[field.name]),
         )
         for field in fields(group)
     ]
+
+
+def _under(heading: str, hint: Any) -> Any:
+    """The same option in that section of --help; a copy, since groups share some."""
+    kind, option = get_args(hint)
+    option = copy(option)
+    option.rich_help_panel = heading
+    return Annotated[kind, option]

@@ -20,6 +20,7 @@ from shortstack.cli.options import (
     RepairSamples,
     Report,
     Source,
+    TaskNames,
     parse_batch_sizes,
 )
 from shortstack.metrics import METRICS, metric_named
@@ -112,14 +113,22 @@ class Judged:
     ] = None
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Windows of each text and questions of each file, at most.", show_default=False),
+        typer.Option(min=1, help="Windows of each text and questions of each file or task.", show_default=False),
+    ] = None
+    tasks: TaskNames = None
+    data_dir: Annotated[
+        Path | None, typer.Option(help="A folder of .jsonl or .parquet files for --tasks.", show_default=False)
+    ] = None
+    include: Annotated[
+        Path | None, typer.Option(help="A folder of your own lm-eval task files.", show_default=False)
     ] = None
     prompt: Annotated[int, typer.Option(min=2, help="Tokens of the prompt that speed is measured with.")] = 128
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the first.")] = 32
     repeats: Annotated[int, typer.Option(min=1, help="Turns that count, after one to warm up.")] = 6
 
     def judging(self, checkpoint: Checkpoint, seed: int) -> Judging:
-        from shortstack.comparing import Judging, multiple_choice
+        from shortstack.comparing import Judging, multiple_choice, standard
+        from shortstack.evaluation import Tasks
         from shortstack.timing import Load
         from shortstack.tokens import Tokens
 
@@ -130,8 +139,11 @@ class Judged:
             )
             for name in (part.strip() for part in self.perplexity.split(","))
         }
-        tasks = multiple_choice(self.task or [], tokenizer, limit=self.limit)
-        return Judging(texts, tasks, Load(prompt=self.prompt, new_tokens=self.new_tokens), self.repeats)
+        judges = [multiple_choice(self.task, tokenizer, limit=self.limit)] if self.task else []
+        if self.tasks:
+            asked = Tasks(self.tasks, limit=self.limit, data=self.data_dir, include=self.include, seed=seed)
+            judges.append(standard(asked, tokenizer))
+        return Judging(texts, judges, Load(prompt=self.prompt, new_tokens=self.new_tokens), self.repeats)
 
 
 @verb()

@@ -1,7 +1,7 @@
 """Evaluation: perplexity on text, and the tasks of lm-evaluation-harness."""
 
-from shortstack.evaluation.evaluator import Evaluation, Tasks, compared, evaluate, harness
+from shortstack.evaluation.evaluator import Evaluation, Tasks, ask, compared, evaluate, harness
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.results import TaskResult
 
-__all__ = ["Evaluation", "Perplexity", "TaskResult", "Tasks", "compared", "evaluate", "harness", "measure"]
+__all__ = ["Evaluation", "Perplexity", "TaskResult", "Tasks", "ask", "compared", "evaluate", "harness", "measure"]

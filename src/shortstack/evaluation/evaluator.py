@@ -29,6 +29,8 @@ from shortstack.tokens import Tokens
 from shortstack.walk import Decoder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from shortstack.evaluation.harness import Loaded
 
 
@@ -216,12 +218,26 @@ def _answers(
     """The results of tasks that are not in the cache yet; each is kept as soon as it is there."""
     found = {}
     for loaded in missing:
-        asking = partial(_staged, progress, f"answering {loaded.name}")
-        model = harness().Model(
-            decoder, checkpoint.tokenizer(), batch=tasks.batch, max_length=tasks.max_length, progress=asking
+        found[loaded.name] = ask(
+            loaded, decoder, checkpoint.tokenizer(), tasks, key=keys[loaded.name], progress=progress
         )
-        found[loaded.name] = harness().run(loaded, model, limit=tasks.limit, seed=tasks.seed, key=keys[loaded.name])
         keep(found[loaded.name])
+    return found
+
+
+def ask(
+    loaded: Loaded,
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Tasks,
+    *,
+    key: str = "",
+    progress: Progress = silent,
+) -> TaskResult:
+    """What a model that is in memory gets on a task; nothing is kept. key: the digest that the result is known by."""
+    asking = partial(_staged, progress, f"answering {loaded.name}")
+    model = harness().Model(decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=asking)
+    found: TaskResult = harness().run(loaded, model, limit=tasks.limit, seed=tasks.seed, key=key)
     return found
 
 

@@ -1,0 +1,109 @@
+"""What do the eight tasks, GSM8K, perplexity and the probes say of SmolLM2, whole, cut, repaired and healed?
+
+    python studies/evaluation.py DATA_DIR WIKI_TEXT NAME=MODEL ...
+
+DATA_DIR is laid out as docs/evaluate.md says. Every MODEL is a checkpoint made from the demo's model, which comes first and
+which the others are paired with, document by document. LIMIT documents of each task are asked, of mmlu and cmmlu PART of
+each subject. Writes studies/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+
+import shortstack as ss
+from shortstack.suites import SUITES
+
+LIMIT, PART = 500, 5
+BY_PART = ("mmlu", "cmmlu")
+GENERATED = "gsm8k"
+PROBE_ITEMS = 50
+# lm-evaluation-harness, zero-shot, of the 16-bit weights: the model card of lldois/SmolLM2-135M-Reasoning-SLERP-Champion.
+PUBLISHED = {
+    ("arc_easy", "acc"): 0.5412,
+    ("arc_challenge", "acc_norm"): 0.2773,
+    ("hellaswag", "acc_norm"): 0.4299,
+    ("piqa", "acc_norm"): 0.6692,
+}
+
+
+def measured(model: ss.Checkpoint, data: str, wiki: str) -> ss.Evaluation:
+    """Everything of one model; the parts of it that take other limits are asked for by themselves."""
+    single = [name for name in SUITES["paper"] if name not in BY_PART]
+    limits = {LIMIT: single, PART: BY_PART, LIMIT // 10: [GENERATED]}
+    tasks = {}
+    for limit, names in limits.items():
+        tasks |= ss.evaluate(model, perplexity=(), tasks=ss.Tasks(names, limit=limit, data=data), collapse=False).tasks
+    found = ss.evaluate(model, perplexity=["pydoc", wiki], length=256, probe_items=PROBE_ITEMS, collapse=True)
+    return ss.Evaluation(found.model, found.perplexity, found.probes, found.collapse, tasks)
+
+
+def table(found: Mapping[str, ss.Evaluation]) -> list[str]:
+    """A line for each measure, a column for each model."""
+    base = next(iter(found.values()))
+    compared = {name: ss.compared(each, base).against for name, each in list(found.items())[1:]}
+    lines = [f"| measure | n | {' | '.join(found)} |", f"|{'---|' * (len(found) + 2)}"]
+    for text in base.perplexity:
+        values = " | ".join(f"{each.perplexity[text].value:.4g}" for each in found.values())
+        lines.append(f"| perplexity, {Path(text).name} | {base.perplexity[text].tokens:,} tokens | {values} |")
+    for task, result in base.tasks.items():
+        cells = [f"{result.value:.3f} ± {result.stderr:.3f}"]
+        for name in compared:
+            paired = compared[name][task]
+            mark = "*" if paired.p_holm < 0.05 else ""
+            cells.append(f"{paired.value:.3f} ({paired.difference:+.3f} ± {paired.stderr:.3f}){mark}")
+        lines.append(f"| {task}, {result.metric} | {result.n:,} | {' | '.join(cells)} |")
+    lines.append(f"| average of the eight | | {' | '.join(f'{_average(each):.4f}' for each in found.values())} |")
+    for probe, result in base.probes.items():
+        values = " | ".join(f"{each.probes[probe].accuracy.value:.2f}" for each in found.values())
+        lines.append(f"| probe: {probe} | {result.n} | {values} |")
+    states = " | ".join(", ".join(each.collapse.fallen) or "no" if each.collapse else "-" for each in found.values())
+    lines.append(f"| collapsed | | {states} |")
+    return lines
+
+
+def _average(found: ss.Evaluation) -> float:
+    return sum(found.tasks[name].value for name in SUITES["paper"]) / len(SUITES["paper"])
+
+
+def published(base: ss.Evaluation) -> list[str]:
+    """The unpruned model beside what others have published of it."""
+    lines = ["| task | metric | here, first documents | published, all documents |", "|---|---|---|---|"]
+    for (task, metric), value in PUBLISHED.items():
+        result = base.tasks[task]
+        here = result.value if metric == result.metric else result.also[metric]
+        lines.append(f"| {task} | {metric} | {here:.4f} (n {result.n:,}) | {value:.4f} |")
+    return lines
+
+
+def main() -> None:
+    data, wiki, *named = sys.argv[1:]
+    models = {"unpruned": "demo", **dict(each.split("=", 1) for each in named)}
+    found = {}
+    for name, place in models.items():
+        found[name] = measured(ss.Checkpoint.open(place), data, wiki)
+        print(name, {task: round(result.value, 3) for task, result in found[name].tasks.items()}, flush=True)
+    command = f"python studies/evaluation.py DATA_DIR {Path(wiki).name} {' '.join(named)}"
+    lines = [
+        "# SmolLM2-135M-Instruct on the paper's eight tasks, GSM8K, text and probes\n",
+        f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
+        f"The first {LIMIT} documents of each task, of mmlu and cmmlu the first {PART} of each subject, of GSM8K the first "
+        f"{LIMIT // 10} (five shots); the others zero-shot. In brackets the difference from the unpruned model on the same",
+        "documents, with its standard error; * where McNemar's test, corrected for all tasks by Holm, is below 5 %.\n",
+        *table(found),
+        "\n## Beside published figures\n",
+        *published(found["unpruned"]),
+        "\nPublished: lm-evaluation-harness, zero-shot, of the 16-bit weights (model card of",
+        "lldois/SmolLM2-135M-Reasoning-SLERP-Champion). Here the weights are the package's Q4_1 ones, read into bf16.",
+    ]
+    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
