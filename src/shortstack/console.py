@@ -162,3 +162,20 @@ def number(value: float) -> str:
     if value >= 1e6:
         return f"{value:.3g}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time for people, in its two largest units.
+
+    >>> [duration(value) for value in (0.42, 75, 7_260, 200_000, None)]
+    ['0.4 s', '1 min 15 s', '2 h 1 min', '2 d 8 h', 'unknown']
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    for large, small, one, other in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+        if seconds >= large:
+            whole, rest = divmod(round(seconds / small), large // small)
+            return f"{whole} {one} {rest} {other}"
+    return f"{seconds:.0f} s"

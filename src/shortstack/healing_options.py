@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -222,3 +223,22 @@ class InTurns:
                 found="one without the other",
                 fix="write --drop 25% --step 1, or prune first",
             )
+
+
+def heal_arguments(learned: Learned, part: Part, loss: Loss, course: Course) -> dict[str, Any]:
+    """What heal() is given for these options, but the teacher, which is a model to open."""
+    return {
+        **asdict(learned),
+        "method": part.made(),
+        "objective": loss.made(),
+        "schedule": course.made(),
+    }
+
+
+def heal_groups(values: Mapping[str, Any]) -> tuple[Learned, Part, Loss, Course]:
+    """The options by their groups, from their values by name; the default where none is named."""
+
+    def made(group: Any) -> Any:
+        return group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
+
+    return made(Learned), made(Part), made(Loss), made(Course)

@@ -190,9 +190,12 @@ def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, A
             "files": {path.name: path.stat().st_size for path in checkpoint.shards},
         },
         "origin": {key: value for key, value in checkpoint.record.items() if key != "files"} or None,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("shortstack", "torch", "transformers", "safetensors")},
-        },
+        "versions": versions(),
         "seconds": round(seconds, 3),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    named = {name: version(name) for name in ("shortstack", "torch", "transformers", "safetensors")}
+    return {"python": platform.python_version(), **named}

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import create_model
 
+from shortstack import yamlfiles
 from shortstack.errors import InputError
 from shortstack.healing_options import Course, InTurns, Learned, Loss, Part
 
 FOLDER = "recipes"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """What the recipe says, without what it leaves open."""
-        return self.model_dump(exclude_unset=True)
-
-
-class PlanPart(_Part):
+class PlanPart(yamlfiles.Part):
     """The options of plan that a recipe can set, and whether the cut is repaired."""
 
     metric: str | None = None
@@ -40,21 +31,21 @@ class PlanPart(_Part):
     repair: bool = False
 
 
-class Recipe(_Part):
+class Recipe(yamlfiles.Part):
     """How layers are chosen, and how the pruned model heals."""
 
     title: str = ""
     plan: PlanPart = PlanPart()
-    heal: _Part = _Part()
+    heal: yamlfiles.Part = yamlfiles.Part()
 
 
-def _heal_part() -> type[_Part]:
+def _heal_part() -> type[yamlfiles.Part]:
     """The options of heal that a recipe can set: not those of the plan, nor the teacher, which is a model of one's own."""
     groups = (Learned, Part, Loss, Course, InTurns)
     hints = {name: hint for group in groups for name, hint in get_type_hints(group, include_extras=True).items()}
     listed = [field for group in groups for field in fields(group) if field.name not in ("teacher", "drop", "metric")]
     known: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in listed}
-    return create_model("HealPart", __base__=_Part, **known)
+    return create_model("HealPart", __base__=yamlfiles.Part, **known)
 
 
 HealPart = _heal_part()
@@ -73,17 +64,7 @@ def read_recipe(name: str) -> Recipe:
     Raises:
         InputError: there is none, it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
     """
-    text = _text(name)
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(name, expected="YAML", found=str(error), fix="correct the file") from error
-    if not isinstance(data, dict):
-        raise InputError(name, expected="keys such as heal", found=type(data).__name__, fix="correct the file")
-    try:
-        return _Read.model_validate(data)
-    except ValidationError as error:
-        raise _explained(name, text, error) from error
+    return yamlfiles.parsed(_text(name), _Read, where=name)
 
 
 def filled(groups: Mapping[str, Any], recipe: str, typed: Callable[[str], bool]) -> dict[str, Any]:
@@ -127,41 +108,3 @@ def _text(name: str) -> str:
         return Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(name, expected="a YAML file", found=str(error), fix="check the path") from error
-
-
-def _explained(name: str, text: str, error: ValidationError) -> InputError:
-    """The first thing that is wrong."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    where = f"{name}, line {_line_of(text, path)}"
-    if first["type"] != "extra_forbidden":
-        return InputError(
-            where, expected=f"{'.'.join(path)}: {first['msg']}", found=repr(first["input"]), fix="correct it"
-        )
-    known = list(_fields(path[:-1]))
-    near = difflib.get_close_matches(path[-1], known, 1)
-    return InputError(
-        where,
-        expected=f"{'.'.join(path[:-1]) or 'a recipe'} with keys it knows" if near else f"one of {', '.join(known)}",
-        found=path[-1],
-        fix=f"did you mean {near[0]}?" if near else "leave it out",
-    )
-
-
-def _fields(path: Sequence[str]) -> Mapping[str, Any]:
-    parts: Mapping[tuple[str, ...], type[_Part]] = {(): _Read, ("plan",): PlanPart, ("heal",): HealPart}
-    return parts[tuple(path)].model_fields
-
-
-def _line_of(text: str, path: list[str]) -> int:
-    """The line of a key in the file, counted from 1."""
-    node: Any = yaml.compose(text)
-    line = 0
-    for part in path:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        found = [(key, value) for key, value in node.value if key.value == part]
-        if not found:
-            break
-        line, node = found[0][0].start_mark.line, found[0][1]
-    return line + 1

@@ -10,9 +10,10 @@ from shortstack.cli import choosing
 from shortstack.cli import cutting
 from shortstack.cli import training
 from shortstack.cli import judging
+from shortstack.cli import studying
 from shortstack.cli import weighing
 from shortstack.cli import reporting
 from shortstack.cli import listing
 from shortstack.cli.application import app, main
 
-__all__ = ["app", "choosing", "cutting", "judging", "listing", "main", "reporting", "training", "weighing"]
+__all__ = ["app", "choosing", "cutting", "judging", "listing", "main", "reporting", "studying", "training", "weighing"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +12,7 @@ from shortstack import console, plots, tables
 from shortstack.cli.application import verb
 from shortstack.cli.options import Device, Out, Report, Source
 from shortstack.errors import InputError
-from shortstack.healing_options import Course, Going, InTurns, Learned, Loss, Part
+from shortstack.healing_options import Course, Going, InTurns, Learned, Loss, Part, heal_arguments
 from shortstack.methods import method_named
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ def heal(
     with report.bars() as progress:
         checkpoint = source.open(directory, progress)
         options: dict[str, Any] = {
-            **asdict(learned),
-            "method": part.made(),
-            "objective": loss.made(),
-            "schedule": course.made(),
+            **heal_arguments(learned, part, loss, course),
             "teacher": alone.open(loss.teacher, progress) if loss.teacher else None,
             "device": device.value,
             "progress": progress,

@@ -83,7 +83,7 @@ def _memory(task: Task, learner: Learner) -> int:
 
 def _seconds(task: Task, decoder: Decoder, first: int, training: Sequence[Example], *, walked: bool) -> float:
     """Time of the frozen walk, if there is one, and of all epochs: a backward pass takes twice a forward one."""
-    layer, head = _layer_seconds(decoder), _head_seconds(decoder)
+    layer, head = layer_seconds(decoder), head_seconds(decoder)
     tokens, learnt = sum(len(each.ids) for each in training), sum(sum(counted(each)) for each in training)
     layers = len(decoder.layers)
     walk = tokens * layer * (first + (task.teacher.anatomy.layers if task.objective.teaches and task.teacher else 0))
@@ -92,8 +92,8 @@ def _seconds(task: Task, decoder: Decoder, first: int, training: Sequence[Exampl
 
 
 @torch.no_grad()
-def _layer_seconds(decoder: Decoder, tokens: int = 512) -> float:
-    """Of one token through the last layer."""
+def layer_seconds(decoder: Decoder, tokens: int = 512) -> float:
+    """Of one token through the last layer, forward."""
     ids = torch.zeros(2, tokens // 2, dtype=torch.long, device=decoder.device)
     embedding = decoder.model.get_submodule(decoder.anatomy.embedding).weight
     hidden = torch.randn(*ids.shape, embedding.shape[1], device=decoder.device).to(embedding.dtype)
@@ -102,7 +102,8 @@ def _layer_seconds(decoder: Decoder, tokens: int = 512) -> float:
 
 
 @torch.no_grad()
-def _head_seconds(decoder: Decoder) -> float:
+def head_seconds(decoder: Decoder) -> float:
+    """Of one token's logits."""
     embedding = decoder.model.get_submodule(decoder.anatomy.embedding).weight
     states = torch.randn(256, embedding.shape[1], device=decoder.device).to(embedding.dtype)
     rows = min(len(states), decoder.chunk_rows(states))

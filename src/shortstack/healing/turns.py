@@ -26,14 +26,18 @@ from shortstack.writing import CheckpointWriter
 
 @dataclass(frozen=True)
 class Turns:
-    """How much goes in all (25% or a count), how many layers at a time, and how they are chosen each time."""
+    """How much goes in all (25% or a count), how many layers at a time, and how they are chosen each time.
+
+    seed: of the choice; None: the schedule's.
+    """
 
     drop: str
     step: int
     metric: str = "ppl"
     text: str = "pydoc"
-    samples: int = 10
+    samples: int | None = 10
     length: int = 128
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not metric_named(self.metric).singles:
@@ -94,7 +98,8 @@ def heal_in_turns(
         PlanError: as Turns.chosen, or no layer is to go.
         OutputError, InputError: as heal().
     """
-    sizes, seed = turns.sizes(checkpoint.anatomy.layers), (healing.get("schedule") or Schedule()).seed
+    sizes = turns.sizes(checkpoint.anatomy.layers)
+    seed = (healing.get("schedule") or Schedule()).seed if turns.seed is None else turns.seed
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=checkpoint.weight_bytes)
     unfinished = Unfinished(writer.out, "turns")
     folder = unfinished.open(_asked(checkpoint, turns, healing), resume=resume)

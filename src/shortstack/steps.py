@@ -1,0 +1,304 @@
+"""What each kind of step does: a call of the public functions, its result as JSON-able data, its folder whole or absent.
+
+`perform` runs in a worker, on this machine or another. It writes under Task.output and nowhere else; whoever asked for
+it puts that in its place. A failure is a result, too: its traceback.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack import console
+from shortstack.aligning import aligned
+from shortstack.checkpoint import Checkpoint
+from shortstack.evaluation import Tasks, evaluate
+from shortstack.graph import Contents, digest
+from shortstack.healing import Turns, heal, heal_in_turns
+from shortstack.healing_options import heal_arguments, heal_groups
+from shortstack.jsonfiles import save_json
+from shortstack.memory import peak_rss
+from shortstack.planning import Plan, plan
+from shortstack.profiling import profile
+from shortstack.progress import Progress
+from shortstack.pruning import prune, pruned_config, versions
+from shortstack.refitting import HELD_OUT
+from shortstack.repairing import Repair, repair
+from shortstack.scores import Scores
+from shortstack.scoring import score
+from shortstack.selecting import select
+from shortstack.timing import Load
+from shortstack.tokens import Tokens
+from shortstack.verification import skipped_route
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by name."""
+
+    key: str
+    kind: str
+    arguments: Mapping[str, Any]
+    places: Mapping[str, str]
+    given: Mapping[str, Any]
+    output: Path
+    log: Path
+    device: str = "auto"
+
+    def open(self, name: str, progress: Progress) -> Checkpoint:
+        return open_model(self.places[name], progress=progress)
+
+
+def open_model(name: str, **options: Any) -> Checkpoint:
+    """A checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
+    model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
+    return Checkpoint.open(model, revision=revision or None, **options)
+
+
+def contents(checkpoint: Checkpoint) -> Contents:
+    """What a checkpoint is known by; reads its weights."""
+    shapes = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in checkpoint.tensors.values()]
+    shape = digest({"config": checkpoint.config, "tensors": sorted(shapes)})
+    return Contents(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers)
+
+
+def perform(task: Task) -> dict[str, Any]:
+    """Run a step: `result` or `error`, and what it took."""
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    task.output.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(task.output.with_name(f"{task.output.name}.lock")), task.log.open("a", encoding="utf-8") as log:
+        _forget_peak()
+        started = time.perf_counter()
+        with redirect_stdout(log), redirect_stderr(log), console.bars() as progress:
+            try:
+                shutil.rmtree(task.output, ignore_errors=True)  # of one that was killed before it was put in its place
+                found: dict[str, Any] = {"result": KINDS[task.kind](task, progress)}
+            except Exception:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
+                found = {"error": traceback.format_exc()}
+        return {
+            **found,
+            "seconds": round(time.perf_counter() - started, 3),
+            "host": socket.gethostname(),
+            "versions": versions(),
+            "peak_rss_bytes": peak_rss(),
+        }
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until nobody else writes the same: a worker may outlive for a moment who started it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _forget_peak() -> None:
+    """A worker runs many steps: from here on the peak of its memory is this one's, where the system can forget."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def _score(task: Task, progress: Progress) -> dict[str, Any]:
+    checkpoint, arguments = task.open("model", progress), task.arguments
+    found = score(
+        checkpoint,
+        _tokens(checkpoint, arguments),
+        metrics=arguments["metrics"],
+        window=arguments["window"],
+        dtype=arguments["dtype"],
+        device=task.device,
+        seed=arguments["seed"],
+        progress=progress,
+    )
+    return _saved(task, "scores.json", found.to_dict())
+
+
+def _tokens(checkpoint: Checkpoint, looking: Mapping[str, Any]) -> Tokens | None:
+    if looking["text"] is None:
+        return None
+    return Tokens.read(
+        looking["text"],
+        checkpoint.tokenizer(),
+        samples=_count(looking),
+        length=looking["length"],
+        seed=looking["seed"],
+    )
+
+
+def _count(looking: Mapping[str, Any]) -> int | None:
+    """How many windows; None for all."""
+    return None if looking["samples"] == "all" else looking["samples"]
+
+
+def _plan(task: Task, progress: Progress) -> dict[str, Any]:
+    checkpoint, arguments = task.open("model", progress), task.arguments
+    layers = checkpoint.anatomy.layers
+    if arguments["layers"]:
+        chosen = plan(layers, layers=arguments["layers"])
+    elif "score" in task.given:
+        scores = Scores.from_dict(task.given["score"], where="score")
+        chosen = plan(scores, drop=arguments["drop"], metric=arguments["metric"], block=arguments["block"])
+    elif arguments["text"] is None:
+        names = {name: arguments[name] for name in ("drop", "metric", "block", "seed")}
+        chosen = plan(layers, **names)
+    else:
+        chosen = _selected(task, checkpoint, progress)
+    exact = chosen if arguments["layers"] else _exact(checkpoint, chosen, arguments["block"], progress)
+    return _saved(task, "plan.json", exact.sized(checkpoint.sizes).to_dict())
+
+
+def _selected(task: Task, checkpoint: Checkpoint, progress: Progress) -> Plan:
+    """Chosen by measuring shorter models: step by step, or by searching."""
+    arguments, tokens = task.arguments, _tokens(checkpoint, task.arguments)
+    assert tokens  # noqa: S101  it looks at text
+    return select(
+        checkpoint,
+        tokens,
+        drop=arguments["drop"],
+        metric=arguments["metric"] or "ppl",
+        step=arguments["step"],
+        dtype=arguments["dtype"],
+        device=task.device,
+        seed=arguments["seed"],
+        progress=progress,
+    )
+
+
+def _exact(checkpoint: Checkpoint, chosen: Plan, block: bool, progress: Progress) -> Plan:
+    """The cut, or the nearest that the architecture can express.
+
+    Raises:
+        ArchitectureError: none is near.
+    """
+
+    def allowed(removed: Set[int]) -> bool:
+        return not block or max(removed) - min(removed) < len(removed)
+
+    found = aligned(checkpoint, chosen, allowed=allowed, progress=progress)
+    if found is None:
+        pruned_config(checkpoint, chosen)  # says why not
+    return found or chosen
+
+
+def _prune(task: Task, progress: Progress) -> dict[str, Any]:
+    checkpoint, removed = task.open("model", progress), tuple(task.arguments["removed"])
+    chosen = Plan(checkpoint.anatomy.layers, removed, "layers").sized(checkpoint.sizes)
+    refitting = task.arguments["repair"]
+    repaired = _repair(task, checkpoint, refitting, progress) if refitting else None
+    made = prune(checkpoint, chosen, task.output, repair=repaired, progress=progress)
+    return {**chosen.to_dict(), "repair": repaired.to_dict() if repaired else None, **_known(made)}
+
+
+def _repair(task: Task, checkpoint: Checkpoint, refitting: Mapping[str, Any], progress: Progress) -> Repair:
+    tokens = Tokens.read(
+        refitting["text"],
+        checkpoint.tokenizer(),
+        samples=refitting["samples"],
+        length=refitting["length"],
+        seed=refitting["seed"],
+        at_least=HELD_OUT,
+    )
+    removed = frozenset(task.arguments["removed"])
+    dtype = refitting["dtype"]
+    return repair(checkpoint, removed, tokens, dtype=dtype, device=task.device, progress=progress)
+
+
+def _known(checkpoint: Checkpoint) -> dict[str, str]:
+    """What a checkpoint that was written is known by."""
+    found = contents(checkpoint)
+    return {"weights_sha256": found.weights, "shape_sha256": found.shape}
+
+
+def _heal(task: Task, progress: Progress) -> dict[str, Any]:
+    found = heal(task.open("checkpoint", progress), task.output, **_healing(task, progress))
+    return {**found.to_dict(), "output": f"artefacts/{task.key}", **_known(Checkpoint.open(task.output))}
+
+
+def _turns(task: Task, progress: Progress) -> dict[str, Any]:
+    checkpoint, turning = task.open("model", progress), task.arguments["turns"]
+    names = {name: turning[name] for name in ("drop", "step", "metric", "seed")}
+    if turning["text"] is not None:
+        names |= {"text": turning["text"], "samples": _count(turning), "length": turning["length"]}
+    found = heal_in_turns(checkpoint, task.output, Turns(**names), **_healing(task, progress))
+    healed = Checkpoint.open(task.output)
+    removed = tuple(sorted(skipped_route(healed, checkpoint)))
+    chosen = Plan(checkpoint.anatomy.layers, removed, f"{turning['metric']}, in turns").sized(checkpoint.sizes)
+    return {
+        **found.to_dict(),
+        "output": f"artefacts/{task.key}",
+        "plan": chosen.to_dict(),
+        **_known(healed),
+    }
+
+
+def _healing(task: Task, progress: Progress) -> dict[str, Any]:
+    """What heal() is given. A run that was killed goes on from its state, which lies beside the output."""
+    return {
+        **heal_arguments(*heal_groups(task.arguments)),
+        "teacher": task.open("teacher", progress) if "teacher" in task.places else None,
+        "device": task.device,
+        "resume": True,
+        "progress": progress,
+    }
+
+
+def _evaluate(task: Task, progress: Progress) -> dict[str, Any]:
+    arguments = evaluation_options(task.arguments)
+    checkpoint = task.open("checkpoint", progress)
+    found = evaluate(checkpoint, **arguments, dtype=task.arguments["dtype"], device=task.device, progress=progress)
+    return _saved(task, "evaluation.json", found.to_dict())
+
+
+def evaluation_options(judging: Mapping[str, Any]) -> dict[str, Any]:
+    """What evaluate() is given.
+
+    Raises:
+        InputError: there is no such task, or no such folder.
+    """
+    names = ("perplexity", "length", "samples", "probe_items", "collapse", "seed")
+    tasks = None
+    if judging["tasks"]:
+        places = {"data": judging["data_dir"], "include": judging["include"]}
+        tasks = Tasks(judging["tasks"], judging["limit"], **places, seed=judging["seed"])
+    return {**{name: judging[name] for name in names}, "tasks": tasks}
+
+
+def _profile(task: Task, progress: Progress) -> dict[str, Any]:
+    arguments = task.arguments
+    found = profile(
+        task.open("checkpoint", progress),
+        batch_sizes=arguments["batch_sizes"],
+        load=Load(prompt=arguments["prompt"], new_tokens=arguments["new_tokens"]),
+        dtype=arguments["dtype"],
+        device=task.device,
+        progress=progress,
+    )
+    return _saved(task, "profile.json", found.to_dict())
+
+
+def _saved(task: Task, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """The result, written into the step's folder too."""
+    task.output.mkdir(parents=True)
+    save_json(task.output / name, result)
+    return result
+
+
+KINDS: Mapping[str, Callable[[Task, Progress], dict[str, Any]]] = {
+    "score": _score,
+    "plan": _plan,
+    "prune": _prune,
+    "heal": _heal,
+    "turns": _turns,
+    "evaluate": _evaluate,
+    "profile": _profile,
+}

@@ -1,0 +1,108 @@
+"""YAML files that a user writes: read safely, checked by a pydantic model, and explained by line and nearest right key."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shortstack.errors import InputError
+
+
+class Part(BaseModel):
+    """A mapping of the file: keys that it does not know are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the file says, without what it leaves open."""
+        return self.model_dump(exclude_unset=True)
+
+
+Read = TypeVar("Read", bound=Part)
+
+
+def parsed(text: str, model: type[Read], *, where: str) -> Read:
+    """The file's text as a model of it. where: the file's name, for messages.
+
+    Raises:
+        InputError: it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(where, expected="YAML", found=str(error), fix="correct the file") from error
+    if not isinstance(data, dict):
+        known = ", ".join(keys(model))
+        raise InputError(where, expected=f"keys {known}", found=type(data).__name__, fix="correct the file")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _explained(where, text, model, error) from error
+
+
+def keys(model: type[BaseModel]) -> list[str]:
+    """The keys of a mapping, as the file spells them."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _explained(where: str, text: str, model: type[Part], error: ValidationError) -> InputError:
+    """What is wrong: of a value that could have been of several kinds, what is said of the kind that fits it best."""
+    first = max(error.errors(), key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
+    path, line = _found(text, first["loc"])
+    name = ".".join(path)
+    where = f"{where}, line {line}"
+    if first["type"] != "extra_forbidden":
+        return InputError(where, expected=f"{name}: {first['msg']}", found=repr(first["input"]), fix="correct it")
+    known = _known(model, first["loc"][:-1])
+    near = difflib.get_close_matches(path[-1], known, 1)
+    above = ".".join(path[:-1])
+    return InputError(
+        where,
+        expected=f"{above or 'a file'} with keys it knows" if near else f"one of {', '.join(known)}",
+        found=path[-1],
+        fix=f"did you mean {near[0]}?" if near else "leave it out",
+    )
+
+
+def _known(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """The keys of the mappings that may stand at a place."""
+    models = [model]
+    for part in path:
+        named = [each for each in models if each.__name__ == part]
+        fields = [field for each in models for key, field in each.model_fields.items() if part in (key, field.alias)]
+        if fields:
+            models = [each for field in fields for each in _models(field.annotation)]
+        elif named:
+            models = named
+    return list(dict.fromkeys(key for each in models for key in keys(each)))
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The mappings in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _models(inner)
+
+
+def _found(text: str, path: Sequence[int | str]) -> tuple[list[str], int]:
+    """The parts of a path that stand in the file, and the line of the last, counted from 1; pydantic names kinds beside."""
+    node: Any = yaml.compose(text)
+    line, seen = 0, []
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pairs = [(key, value) for key, value in node.value if key.value == str(part)]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            pairs = [(node.value[part], node.value[part])]
+        else:
+            pairs = []
+        if pairs:
+            line, node = pairs[0][0].start_mark.line, pairs[0][1]
+            seen.append(str(part))
+    return seen or [str(path[-1])], line + 1

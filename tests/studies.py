@@ -1,0 +1,71 @@
+"""A tiny study that runs in seconds, a launcher without processes, and what a run store says but times and places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shortstack.launching import Launch
+from shortstack.store import Folder, Store
+from zoo import speaking
+
+QUICK = "{name: quick, method: partial, last: 1, data: $TINY/lines.jsonl, epochs: 1, max_length: 32, batch_size: 4}"
+STUDY = f"""
+title: tiny
+models: [$TINY/model]
+metrics: [reverse, ppl]
+calibration: {{text: $TINY/text.txt, samples: 2, length: 16}}
+drop: 2
+heal: [none, {QUICK}]
+evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse: false}}
+"""
+VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s", "model"}  # of a run, not of what it found
+
+
+def make_data(folder: Path) -> Path:
+    """$TINY: a model of six small layers, a text, and lines to learn."""
+    speaking(folder / "model", num_hidden_layers=6, hidden_size=16, intermediate_size=16, num_key_value_heads=4)
+    words = "the walk visits every layer once and in order and the dog lies by the door "
+    (folder / "text.txt").write_text(words * 40, encoding="utf-8")
+    rows = [f'{{"text": "the walk of {n} and one is in order"}}\n' for n in range(12)]
+    (folder / "lines.jsonl").write_text("".join(rows), encoding="utf-8")
+    return folder
+
+
+def write_study(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def inline() -> Iterator[Launch]:
+    """Steps run in this process, one after the other."""
+
+    def submit(function: Any, argument: Any, _needs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(argument))
+        return future
+
+    yield Launch(1, submit)
+
+
+def found(runs: Path) -> dict[str, Any]:
+    """The finished steps and the trials of a run store."""
+    with Store.open(Folder(runs), read_only=True) as store:
+        rows = store.connection.execute(
+            "SELECT key, kind, arguments, inputs FROM steps WHERE state = 'done'"
+        ).fetchall()
+        results = store.results()
+        steps = {row["key"]: (*row, _lasting(results[row["key"]])) for row in rows}
+        trials = {row["id"]: (row["settings"], row["state"]) for row in store.trials()}
+        return {"steps": steps, "trials": trials, "roles": store.trial_steps()}
+
+
+def _lasting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lasting(item) for key, item in value.items() if key not in VOLATILE}
+    return [_lasting(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,111 @@
+"""Where steps run: processes of this machine, and Ray; what is lost is said, or run again."""
+
+import os
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+
+import pytest
+
+from shortstack.errors import InputError
+from shortstack.launching import Launch, Needs, local, ray
+from shortstack.running import run_study
+from studies import found, inline, make_data, write_study
+from tasks import dies, fails, its_process
+
+
+def gone(pid):
+    """Whether a process has ended, or is about to."""
+    for _ in range(1000):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        threading.Event().wait(0.02)
+    return False
+
+
+def test_a_process_is_used_again_and_ends_with_its_launcher():
+    with local(1) as launch:
+        assert launch.width == 1
+        first, second = (launch.submit(its_process, None, Needs()).result() for _ in range(2))
+    assert first == second != os.getpid()
+    assert gone(first)
+
+
+def test_what_a_task_raises_is_its_futures_exception():
+    with local(1) as launch:
+        error = launch.submit(fails, "no reason", Needs()).exception()
+        assert isinstance(error, ValueError)
+        assert "no reason" in str(error)
+
+
+def test_a_lost_process_fails_its_task_alone():
+    with local(1) as launch:
+        before = launch.submit(its_process, None, Needs()).result()
+        assert isinstance(launch.submit(dies, None, Needs()).exception(), BrokenProcessPool)
+        assert launch.submit(its_process, None, Needs()).result() != before
+
+
+def test_an_exception_ends_what_runs():
+    seen = []
+
+    def interrupted():
+        with local(1) as launch:
+            seen.append(launch.submit(its_process, None, Needs()).result())
+            launch.submit(time.sleep, 600, Needs())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert gone(seen[0])
+
+
+def test_some_worker_is_needed():
+    with pytest.raises(InputError, match="at least 1"), local(0):
+        pass
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Two nodes of one CPU each."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    made.lost = made.add_node(**node)
+    yield made
+    made.shutdown()
+
+
+@pytest.mark.slow
+def test_a_study_on_two_nodes_of_which_one_is_lost_ends_as_it_does_here(cluster, tmp_path, monkeypatch, own_cache):
+    monkeypatch.setenv("TINY", str(make_data(tmp_path)))
+    study, lost = write_study(tmp_path), []
+
+    def lose(_stage, done, _total, /, *, note=""):
+        if not lost and done >= 3 and "," in note:  # two steps run, so one of them there
+            lost.append(done)
+            cluster.remove_node(cluster.lost, allow_graceful=False)
+
+    outcome = run_study(study, tmp_path / "ray", launcher=partial(ray, cluster.address), progress=lose)
+    assert lost
+    assert (outcome.done, outcome.failed) == (4, 0), outcome.failures
+    run_study(study, tmp_path / "runs", launcher=inline)
+    assert found(tmp_path / "ray") == found(tmp_path / "runs")
+
+
+def test_ray_says_at_once_when_nothing_answers():
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match="ray start"), ray("127.0.0.1:1"):
+        pass
+
+
+def test_a_launch_is_a_width_and_a_way_to_submit():
+    with inline() as launch:
+        assert isinstance(launch, Launch)
+        assert launch.submit(its_process, None, Needs()).result() == os.getpid()

@@ -1,0 +1,295 @@
+"""A study runs each step once, goes on after any kill with the same end, and one failure is one trial's."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import typer
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.cli import app
+from shortstack.errors import DataError, InputError
+from shortstack.launching import local
+from shortstack.running import run_study
+from shortstack.store import Folder, Store
+from studies import QUICK, STUDY, found, inline, make_data, write_study
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _named(tiny, monkeypatch):
+    monkeypatch.setenv("TINY", str(tiny))
+
+
+def run(folder, text=STUDY, **options):
+    return run_study(write_study(folder, text), folder / "runs", launcher=inline, **options)
+
+
+def weights(runs):
+    return sorted(path.parent.name for path in (runs / "artefacts").glob("*/*.safetensors"))
+
+
+def test_every_trial_ends_and_every_step_runs_once(tmp_path):
+    outcome = run(tmp_path)
+    told = outcome.to_dict()
+    assert (told["trials"], told["done"], told["failed"], told["skipped"], told["failures"]) == (4, 4, 0, 0, [])
+    kinds = {}
+    for _, kind, *_ in found(tmp_path / "runs")["steps"].values():
+        kinds[kind] = kinds.get(kind, 0) + 1
+    assert kinds == {"score": 1, "plan": 2, "prune": 2, "heal": 2, "evaluate": 5}
+    assert outcome.steps == sum(kinds.values())
+    assert not list((tmp_path / "runs" / "partial").iterdir())
+
+
+def test_what_is_done_is_not_run_again(tmp_path):
+    first = run(tmp_path)
+    before = found(tmp_path / "runs")
+    again = run(tmp_path)
+    assert (again.steps, again.skipped) == (0, first.steps)
+    assert found(tmp_path / "runs") == before
+
+
+def test_results_are_what_the_verbs_give(tmp_path, tiny):
+    """Against the public functions called one after the other."""
+    import shortstack as ss
+
+    run(tmp_path, keep="all")
+    data = found(tmp_path / "runs")
+    (trial,) = (
+        id_ for id_, (settings, _) in data["trials"].items() if settings["metric"] == "ppl" and settings["heal"]
+    )
+    roles = data["roles"][trial]
+    source = Checkpoint.open(tiny / "model")
+    tokens = ss.Tokens.read(str(tiny / "text.txt"), source.tokenizer(), samples=2, length=16)
+    scores = ss.score(source, tokens, metrics=["ppl"])
+    plan = ss.plan(scores, drop=2)
+    pruned = ss.prune(source, plan, tmp_path / "pruned")
+    schedule = ss.Schedule(epochs=1, batch_size=4)
+    data_file = str(tiny / "lines.jsonl")
+    ss.heal(pruned, tmp_path / "healed", data=data_file, method=ss.Partial(last=1), schedule=schedule, max_length=32)
+    healed = Checkpoint.open(tmp_path / "healed")
+    judged = ss.evaluate(healed, perplexity=[str(tiny / "text.txt")], length=16, samples=2)
+    results = {role: data["steps"][key][-1] for role, key in roles.items()}
+    assert results["score"]["scores"]["ppl"] == list(scores.scores["ppl"])
+    assert results["plan"]["removed"] == list(plan.removed)
+    assert results["prune"]["weights_sha256"] == pruned.weights_sha256
+    assert results["heal"]["weights_sha256"] == healed.weights_sha256
+    assert results["heal"]["output"] == f"artefacts/{roles['heal']}"
+    (perplexity,) = results["evaluate_healed"]["perplexity"].values()
+    assert perplexity["value"] == judged.perplexity[str(tiny / "text.txt")].value
+    written = Checkpoint.open(tmp_path / "runs" / "artefacts" / roles["heal"])
+    assert written.weights_sha256 == healed.weights_sha256
+
+
+def test_trials_can_be_added_and_take_over_what_is_there(tmp_path):
+    first = run(tmp_path)
+    more = STUDY + "trials:\n- {metric: bi}\n"
+    outcome = run(tmp_path, more)
+    assert (outcome.trials, outcome.done) == (5, 5)
+    assert outcome.skipped >= first.steps - 1  # bi joins the walk, so there is another score step
+    assert outcome.steps <= 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("drop: 2", "drop: 3", "the trial .*reverse"),
+        ("samples: 2, ", "samples: 3, ", "evaluation.samples: 2"),
+    ],
+)
+def test_another_study_on_the_same_folder_is_refused_and_the_difference_named(tmp_path, old, new, said):
+    run(tmp_path)
+    before = found(tmp_path / "runs")
+    head, _, tail = STUDY.rpartition(old)
+    with pytest.raises(InputError, match=said):
+        run(tmp_path, head + new + tail)
+    assert found(tmp_path / "runs") == before
+
+
+def test_a_failure_is_recorded_and_the_other_trials_go_on(tmp_path, tiny):
+    (tiny / "wrong.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")  # nothing is left to train
+    wrong = QUICK.replace("quick", "wrong").replace("lines", "wrong")
+    text = STUDY.replace(f"[none, {QUICK}]", f"[none, {QUICK}, {wrong}]")
+    outcome = run(tmp_path, text)
+    assert (outcome.trials, outcome.done, outcome.failed) == (6, 4, 2)
+    assert {failure["kind"] for failure in outcome.failures} == {"heal"}
+    assert all("held out" in failure["error"] and "Traceback" in failure["error"] for failure in outcome.failures)
+    states = {(row[0]["heal"] or {}).get("name"): row[1] for row in found(tmp_path / "runs")["trials"].values()}
+    assert states == {None: "done", "quick": "done", "wrong": "failed"}
+    (tiny / "wrong.jsonl").write_text((tiny / "lines.jsonl").read_text().replace("one", "two"), encoding="utf-8")
+    repaired = run(tmp_path, text)
+    assert (repaired.done, repaired.failed, repaired.failures) == (6, 0, [])
+
+
+@pytest.mark.parametrize(("keep", "left"), [("none", set()), ("best", {"heal", "prune"}), ("all", {"prune", "heal"})])
+def test_weights_that_nothing_needs_are_removed(tmp_path, keep, left):
+    run(tmp_path, keep=keep)
+    data = found(tmp_path / "runs")
+    kept = weights(tmp_path / "runs")
+    assert {data["steps"][key][1] for key in kept} <= left
+    assert len(kept) == {"none": 0, "best": 1, "all": 4}[keep]
+    if keep == "best":
+        last = {roles.get("heal", roles["prune"]): roles.get("evaluate_healed", roles.get("evaluate_pruned"))
+                for roles in data["roles"].values()}  # fmt: skip
+        losses = {key: next(iter(data["steps"][step][-1]["perplexity"].values()))["loss"] for key, step in last.items()}
+        assert kept == [min(losses, key=lambda key: losses[key])]
+    assert all((tmp_path / "runs" / "artefacts" / key / "config.json").exists() for key in
+               (key for key, row in data["steps"].items() if row[1] in ("prune", "heal")))  # fmt: skip
+
+
+def test_weights_removed_too_early_are_made_again(tmp_path):
+    """The second trial turns out to need the first one's cut only when its plan is known."""
+    text = STUDY.replace("metrics: [reverse, ppl]", "metrics: []").replace(f"[none, {QUICK}]", f"{QUICK}")
+    text += "trials:\n- {metric: reverse, heal: none}\n- {metric: layers 4-5, heal: quick}\n"
+    outcome = run(tmp_path, text, keep="none")
+    data = found(tmp_path / "runs")
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert len({roles["prune"] for roles in data["roles"].values()}) == 1
+    assert outcome.steps == len(data["steps"]) + 1  # the cut was written twice
+    assert weights(tmp_path / "runs") == []
+
+
+def test_in_turns_the_paper_schedule_runs_and_says_what_went(tmp_path):
+    text = STUDY.replace("strategy", "") + "trials:\n- {metric: reverse, strategy: step 1, heal: quick}\n"
+    outcome = run(tmp_path, text, keep="all")
+    assert outcome.failed == 0
+    data = found(tmp_path / "runs")
+    (turns,) = (row[-1] for row in data["steps"].values() if row[1] == "turns")
+    assert turns["plan"]["removed"] == [4, 5]
+    assert turns["steps"] > 0
+
+
+def test_a_missing_text_or_model_is_said_before_anything_runs(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.txt"):
+        run(tmp_path, STUDY.replace("perplexity: [$TINY/text.txt]", "perplexity: [nowhere.txt]"))
+    with pytest.raises(InputError, match="nowhere"):
+        run(tmp_path, STUDY.replace("$TINY/model", "nowhere"))
+    with pytest.raises(InputError, match="UNSET_NAME"):
+        run(tmp_path, STUDY.replace("$TINY/model", "$UNSET_NAME/model"))
+    with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
+        assert store.counts() == {}
+
+
+def test_the_command_of_every_step_can_be_typed(tmp_path):
+    more = "- {metric: search}\n- {metric: ppl block, drop: 3}\n- {metric: reverse, strategy: step 1, heal: quick}\n"
+    text = STUDY.replace("samples: 2, length", "samples: 4, length").replace("collapse: false", "probe_items: 2")
+    run(tmp_path, text + "repair: {text: $TINY/text.txt, samples: 8, length: 16}\ntrials:\n- {metric: bi}\n" + more.replace(
+        "heal: quick", "heal: quick, repair: false"))  # fmt: skip
+    with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
+        told = [row[0] for row in store.connection.execute("SELECT command FROM steps")]
+    verbs = typer.main.get_command(app).commands
+    assert {command.split()[1] for command in told} == {"score", "plan", "prune", "heal", "evaluate"}
+    for command in told:
+        _, verb, *words = shlex.split(command)
+        verbs[verb].make_context(verb, words)  # raises for an option that is none
+
+
+def test_two_studies_do_not_write_in_one_folder(tmp_path):
+    with Folder(tmp_path / "runs").held(), pytest.raises(InputError, match="no other study"):
+        run(tmp_path)
+
+
+def test_reading_along_needs_a_run_store(tmp_path):
+    with pytest.raises(DataError, match="folder of a study"), Store.open(Folder(tmp_path), read_only=True):
+        pass
+
+
+# Killed anywhere
+
+KILLED = """
+import os, signal, sys, json
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import shortstack.running as running, shortstack.steps as steps
+from shortstack.store import Store
+from studies import inline, found
+study, runs = Path(sys.argv[2]), Path(sys.argv[3])
+seen = 0
+
+def counted(function):
+    def call(*args, **kwargs):
+        event()
+        result = function(*args, **kwargs)
+        event()
+        return result
+    return call
+
+def event():
+    global seen
+    seen += 1
+    if seen == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+for name in ("begin", "end", "set_trial"):
+    setattr(Store, name, counted(getattr(Store, name)))
+for name in ("_put", "_sweep"):
+    setattr(running._Driver, name, counted(getattr(running._Driver, name)))
+plain = steps._healing
+steps._healing = lambda task, progress: plain(task, lambda *a, **k: (event(), progress(*a, **k)))
+kills = 0
+for fatal in range(1, 100000, 5):
+    child = os.fork()
+    if not child:
+        seen = 0
+        outcome = running.run_study(study, runs, launcher=inline, keep="all")
+        os._exit(outcome.failed)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        print(json.dumps({"kills": kills, "code": os.WEXITSTATUS(status)}))
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    kills += 1
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path):
+    run(tmp_path, STUDY.replace("[reverse, ppl]", "[ppl]"), keep="all")
+    runs = tmp_path / "killed"
+    tests = str(Path(__file__).parent)
+    words = [sys.executable, "-c", KILLED, tests, str(tmp_path / "study.yaml"), str(runs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SHORTSTACK_CACHE": str(tmp_path / "cache2")}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["code"] == 0
+    assert told["kills"] > 5
+    assert found(runs) == found(tmp_path / "runs")
+    assert weights(runs) == weights(tmp_path / "runs")
+
+
+@pytest.mark.slow
+def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path):
+    study, runs = write_study(tmp_path), tmp_path / "killed"
+    words = [sys.executable, "-m", "shortstack", "study", str(study), "-o", str(runs), "--workers", "2", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        while not list((runs / "partial").glob("*.lock")):  # no worker writes yet
+            assert process.poll() is None
+            threading.Event().wait(0.05)
+        process.send_signal(signal.SIGKILL)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    run_study(study, tmp_path / "runs", launcher=inline)
+    assert found(runs) == found(tmp_path / "runs")
+
+
+@pytest.mark.slow
+def test_processes_give_what_one_process_gives(tmp_path):
+    study = write_study(tmp_path)
+    outcome = run_study(study, tmp_path / "two", launcher=partial(local, 2))
+    run_study(study, tmp_path / "runs", launcher=inline)
+    assert outcome.failed == 0
+    assert found(tmp_path / "two") == found(tmp_path / "runs")

@@ -1,0 +1,108 @@
+"""shrink: the whole line into one folder that is a plain checkpoint, with its report and card; killed, it goes on."""
+
+import json
+
+import pytest
+import yaml
+
+from shortstack.card import model_card
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError, OutputError, ShortstackError
+from shortstack.shrinking import CANDIDATES, Looks, shrink
+from shortstack.verification import verify
+from studies import inline, make_data
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+RECIPE = """
+title: small
+plan: {metric: ppl, drop: 2}
+heal: {method: lora, rank: 2, epochs: 1, max_length: 32, batch_size: 4, lr: 0.01, seed: 3}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return make_data(tmp_path)
+
+
+def options(tiny, **more):
+    text = str(tiny / "text.txt")
+    looks = Looks(text=text, samples=4, length=16, perplexity=(text,))
+    usual = {"recipe": str(tiny / "recipe.yaml"), "data": str(tiny / "lines.jsonl"), "looks": looks, "launcher": inline}
+    return {**usual, **more}
+
+
+def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
+    made = shrink(str(tiny / "model"), tiny / "out", **options(tiny))
+    checkpoint = Checkpoint.open(tiny / "out")
+    assert checkpoint.anatomy.layers == 4
+    assert verify(checkpoint).ok
+    assert checkpoint.weights_sha256 == made.steps["heal"]["weights_sha256"]
+    assert (tiny / "out" / "report.html").read_text(encoding="utf-8").startswith("<!")
+    assert (
+        json.loads((tiny / "out" / "shrink.json").read_text())["steps"]["plan"]["removed"]
+        == made.steps["plan"]["removed"]
+    )
+    assert not (tiny / "out.study").exists()
+    card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == str(tiny / "model")
+    assert "| layers | 6 | 4 | 4 |" in card
+    assert "$ shortstack heal pruned" in card
+    assert "## Why these layers" not in card
+
+
+def test_best_compares_plans_picks_the_lowest_loss_and_heals_that(tiny):
+    made = shrink(str(tiny / "model"), tiny / "out", **options(tiny, recipe="best", drop="2"))
+    assert [each["metric"] for each in made.candidates] == list(CANDIDATES)
+    best = min(made.candidates, key=lambda each: each["loss"])
+    assert made.steps["plan"]["removed"] == best["removed"]
+    assert f"{best['loss']:.4f}" in made.why
+    (judged,) = made.steps["evaluate_pruned"]["perplexity"].values()
+    assert judged["loss"] == best["loss"]
+    assert made.steps["prune"]["repair"] is not None
+    assert made.steps["heal"]["method"] == "lora"
+    assert "## Why these layers" in (tiny / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_failed_is_said_and_a_second_call_goes_on(tiny):
+    (tiny / "few.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")
+    with pytest.raises(ShortstackError, match=r"heal: expected every step to end.*held out"):
+        shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=str(tiny / "few.jsonl")))
+    assert not (tiny / "out").exists()
+    (tiny / "few.jsonl").write_text((tiny / "lines.jsonl").read_text(), encoding="utf-8")
+    made = shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=str(tiny / "few.jsonl")))
+    assert Checkpoint.open(tiny / "out").weights_sha256 == made.steps["heal"]["weights_sha256"]
+
+
+def test_an_output_that_exists_data_that_lacks_and_ends_that_stay_are_refused(tiny):
+    with pytest.raises(OutputError):
+        shrink(str(tiny / "model"), tiny / "model", **options(tiny))
+    with pytest.raises(InputError, match="--data"):
+        shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=None))
+    (tiny / "recipe.yaml").write_text(RECIPE.replace("drop: 2", "drop: 2, keep_last: 1"), encoding="utf-8")
+    with pytest.raises(InputError, match="keep_last"):
+        shrink(str(tiny / "model"), tiny / "out", **options(tiny))
+
+
+def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
+    facts = {
+        "base": "<script>alert(1)</script>",
+        "name": 'out"\nevil: true',
+        "plan": {"removed": [1], "layers": 3},
+        "layers": "1",
+        "heal": None,
+        "data": "",
+        "columns": [],
+        "perplexities": [],
+        "candidates": [],
+        "why": "",
+        "commands": [],
+        "versions": {"shortstack": "0"},
+    }
+    card = model_card(facts)
+    assert "<script>" not in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "<script>alert(1)</script>"
+    with pytest.raises(Exception, match="'why' is undefined"):
+        model_card({key: value for key, value in facts.items() if key != "why"} | {"candidates": [1]})

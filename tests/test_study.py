@@ -1,0 +1,174 @@
+"""A study's file: which trials it spells out, and what is said of a wrong one."""
+
+import json
+
+import pytest
+
+from shortstack.errors import InputError
+from shortstack.study import Choice, expanded, parse_study, schema
+
+QUICK = "{name: quick, method: lora, data: pydoc, epochs: 1}"
+
+
+def trials(text):
+    return [trial.settings() for trial in parse_study(text, where="study.yaml").trials]
+
+
+def test_the_grid_is_every_combination_in_the_order_of_the_file():
+    found = trials(f"models: [a, b]\nmetrics: [ppl, bi]\ndrop: [25%, 8]\nheal: [none, {QUICK}]\n")
+    assert len(found) == 16
+    names = [(each["model"], each["metric"], each["drop"], each["heal"] and each["heal"]["name"]) for each in found]
+    assert names[:5] == [
+        ("a", "ppl", "25%", None),
+        ("a", "ppl", "25%", "quick"),
+        ("a", "ppl", "8", None),
+        ("a", "ppl", "8", "quick"),
+        ("a", "bi", "25%", None),
+    ]
+    assert found[1]["heal"] == {"name": "quick", "method": "lora", "data": "pydoc", "epochs": 1.0}
+
+
+def test_a_range_of_drops_is_in_percent_and_includes_its_end():
+    found = trials("models: [a]\nmetrics: [ppl]\ndrop: {from: 5, to: 75, step: 5}\n")
+    assert [each["drop"] for each in found] == [f"{percent}%" for percent in range(5, 80, 5)]
+
+
+def test_what_changes_nothing_makes_no_second_trial():
+    """reverse looks at no text, named layers are as many as they are."""
+    two = "calibration: [{samples: 1}, {samples: 50}]\ndrop: [25%, 50%]\n"
+    found = trials(f"models: [a]\nmetrics: [reverse, bi, layers 3-5]\n{two}")
+    assert [
+        (each["metric"], each["drop"], each["calibration"] and each["calibration"]["samples"]) for each in found
+    ] == [
+        ("reverse", "25%", None),
+        ("reverse", "50%", None),
+        ("bi", "25%", 1),
+        ("bi", "50%", 1),
+        ("bi", "25%", 50),
+        ("bi", "50%", 50),
+        ("layers 3-5", None, None),
+    ]
+
+
+def test_trials_add_to_the_grid_and_take_its_first_where_they_name_nothing():
+    found = trials(
+        f"models: [a, b]\nmetrics: [reverse]\ndrop: [50%, 25%]\nheal: {QUICK}\n"
+        "trials:\n- {metric: [bi, ppl], strategy: [step 1, step 4], heal: quick}\n"
+    )
+    assert len(found) == 4 + 4
+    assert {(each["model"], each["drop"], each["heal"]["name"]) for each in found[4:]} == {("a", "50%", "quick")}
+    assert [(each["metric"], each["strategy"]) for each in found[4:]] == [
+        ("bi", "step 1"),
+        ("bi", "step 4"),
+        ("ppl", "step 1"),
+        ("ppl", "step 4"),
+    ]
+
+
+def test_exceptions_leave_out_every_trial_that_has_one_value_of_each():
+    text = f"models: [a]\nmetrics: [ppl, bi]\ndrop: [25%, 50%]\nrepair: [false, true]\nheal: [none, {QUICK}]\n"
+    left = trials(text + "except:\n- {metric: bi, drop: [50%]}\n- {repair: true, heal: quick}\n")
+    assert len(trials(text)) == 16
+    assert len(left) == 16 - 4 - 3
+    assert not [each for each in left if each["metric"] == "bi" and each["drop"] == "50%"]
+    assert not [each for each in left if each["repair"] and each["heal"]]
+
+
+def test_the_same_trial_twice_is_one_and_its_id_is_of_its_settings():
+    text = "models: [a]\nmetrics: [ppl, ppl]\ntrials:\n- {metric: ppl}\n"
+    (trial,) = parse_study(text, where="study.yaml").trials
+    (again,) = parse_study("models: [a]\nmetrics: [ppl]\n", where="other.yaml").trials
+    assert trial.id == again.id
+    assert json.loads(json.dumps(trial.settings())) == trial.settings()
+
+
+def test_a_recipe_is_a_way_to_heal_and_its_options_can_be_changed():
+    found = trials("models: [a]\nmetrics: [ppl]\nheal: [paper-lora, {recipe: paper-lora, name: short, epochs: 1}]\n")
+    first, second = (each["heal"] for each in found)
+    assert (first["name"], first["epochs"], first["data"]) == ("paper-lora", 2.0, "yahma/alpaca-cleaned")
+    assert (second["name"], second["epochs"], second["rank"]) == ("short", 1.0, 8)
+    assert "seed" not in first
+
+
+def test_the_trials_seed_is_that_of_healing():
+    (trial,) = parse_study("models: [a]\nmetrics: [ppl]\nheal: paper-lora\nseeds: [7]\n", where="s").trials
+    assert trial.heal is not None
+    assert trial.heal.arguments(trial.seed)["seed"] == 7
+
+
+def test_calibration_keeps_its_own_seed_or_takes_the_trials():
+    text = "models: [a]\nmetrics: [bi]\nseeds: [1, 2]\ncalibration: [{seed: 9}, {samples: 5}]\n"
+    found = parse_study(text, where="s").trials
+    assert [(trial.seed, trial.choosing_seed) for trial in found] == [(1, 9), (2, 9), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("search", Choice()),
+        ("ppl", Choice("ppl")),
+        ("angular block", Choice("angular", block=True)),
+        ("repaired-window", Choice("repaired-window", block=True)),
+        ("layers 3-5,8", Choice(layers="3-5,8")),
+    ],
+)
+def test_words_for_a_choice_of_layers(text, choice):
+    assert Choice.parse(text) == choice
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: [a]\nmetricss: [ppl]\n", "line 2: .* found metricss. .*did you mean metrics"),
+        ("models: [a]\nmetrics: [ppl]\nheal:\n- none\n- {method: lora, data: a, epoch: 2}\n", "line 5: .*heal.1.*epochs"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: a, lr: fast}\n", "line 3: .*heal.lr.*number"),
+        ("models: [a]\nmetrics: [ppl]\ndrop: {from: 5, too: 50, step: 5}\n", "line 3: .*mean to"),
+        ("models: [a]\nmetrics: [ppl]\nevaluation:\n  perplexities: [pydoc]\n", "line 4: .*mean perplexity"),
+        ("models: [a]\nmetrics: [ppl]\ntrials:\n- {metric: bi}\n- {metric: bi, models: b}\n", "line 5: .*mean model"),
+        ("metrics: [ppl]\n", "models: Field required"),
+        ("models: []\nmetrics: [ppl]\n", "line 1: .*at least one"),
+        ("models: [a]\n", "at least one trial"),
+        ("models: [a]\nmetrics: [pp]\n", "metric: expected one of random"),
+        ("models: [a]\nmetrics: [ppl]\ndrop: 250%\n", "drop: expected a count, or a percentage"),
+        ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "strategy: step 1"),
+        ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "did you mean paper-lora"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, rank: 4}\n", "rank: expected an option that --method partial"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, seed: 4}\n", "seeds: "),
+        ("models: [a]\nmetrics: [ppl]\nheal: paper-iterative-1-1-8\n", "strategy: step 1"),
+        ("models: [a]\nmetrics: [search]\nstrategy: step 1\n", "except: "),
+        ("models: [a]\nmetrics: [reverse]\nstrategy: step 1\n", "healing between"),
+        (f"models: [a]\nmetrics: [ppl]\nstrategy: step 1\nrepair: true\nheal: {QUICK}\n", "no repair"),
+        (f"models: [a]\nmetrics: [ppl]\nheal: [{QUICK}, {QUICK.replace('epochs: 1', 'epochs: 2')}]\n", "name of its own"),
+        ("models: [a]\nmetrics: [ppl]\ntrials:\n- {drop: 8}\nresources: {heel: {}}\n", "line 5"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_explained(text, said):
+    with pytest.raises(InputError, match=f"(?s){said}"):
+        parse_study(text, where="study.yaml")
+
+
+def test_the_schema_knows_every_key_of_a_study_and_refuses_others():
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(schema())
+    validator.check_schema(schema())
+    good = {
+        "models": ["a"],
+        "metrics": ["ppl"],
+        "drop": {"from": 5, "to": 50, "step": 5},
+        "heal": ["none", {"data": "a"}],
+    }
+    assert validator.is_valid(good | {"except": [{"metric": "ppl"}], "trials": [{"drop": 8}]})
+    assert not validator.is_valid(good | {"metric": ["ppl"]})
+    assert not validator.is_valid(good | {"heal": {"epoch": 1}})
+
+
+def test_variables_of_the_environment_are_replaced(monkeypatch):
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert expanded({"texts": ["$DATA/a.txt", "${DATA}/b.txt", "pydoc"], "n": 1}) == {
+        "texts": ["/data/a.txt", "/data/b.txt", "pydoc"],
+        "n": 1,
+    }
+    with pytest.raises(InputError, match="NOWHERE"):
+        expanded("$NOWHERE/a.txt")

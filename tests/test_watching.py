@@ -1,0 +1,80 @@
+"""watch reads a run store while it is written, and says what it holds."""
+
+import pytest
+from typer.testing import CliRunner
+
+from shortstack.cli import app
+from shortstack.errors import DataError
+from shortstack.store import Folder, Store
+from shortstack.watching import Kind, Running, look, to_go
+
+ROW = {"kind": "heal", "arguments": {}, "inputs": {}, "command": "shortstack heal"}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Of five healings two are done, one runs and one has failed."""
+    folder = Folder(tmp_path / "runs")
+    folder.make()
+    with Store.open(folder) as store:
+        store.note(title="five healings", workers=2, expected={"heal": 5, "score": 1})
+        for number, state in enumerate(("done", "done", "running", "failed")):
+            store.begin(f"key{number}", ROW)
+            if state != "running":
+                result = {"result": {"x": 1}} if state == "done" else {"error": "Traceback\n  ...\nValueError: no"}
+                store.end(f"key{number}", state, {**result, "seconds": 10.0 + number})
+        store.begin("score", {**ROW, "kind": "score"})
+        store.end("score", "done", {"result": {}, "seconds": 1.0})
+        for number, state in enumerate(("done", "running", "failed")):
+            store.set_trial(
+                f"trial{number}", {"number": number, "settings": {}, "state": state}, {"heal": f"key{number}"}
+            )
+        yield folder.root, store
+
+
+def test_a_look_counts_what_is_done_running_failed_and_to_come(runs):
+    found = look(runs[0])
+    assert found.kinds["heal"] == Kind(2, 1, 1, 5, 10.5)
+    assert found.kinds["score"] == Kind(1, 0, 0, 1, 1.0)
+    assert found.trials == {"done": 1, "running": 1, "failed": 1, "waiting": 0}
+    assert found.failures == ["heal key3: ValueError: no"]
+    assert [each.kind for each in found.running] == ["heal"]
+    assert not found.finished
+
+
+def test_it_sees_what_is_written_meanwhile(runs):
+    root, store = runs
+    store.end("key2", "done", {"result": {}, "seconds": 13.5})
+    store.note(finished=1.0)
+    found = look(root)
+    assert found.kinds["heal"] == Kind(3, 0, 1, 5, 11.5)
+    assert found.finished
+
+
+def test_the_time_to_go_is_that_of_the_steps_left_by_kind():
+    """Three healings of 60 s, one of them 20 s old, and a score of 6 s, on two workers."""
+    kinds = {"heal": Kind(2, 1, 0, 5, 60.0), "score": Kind(1, 0, 0, 2, 6.0)}
+    running = [Running("heal", "", 20.0)]
+    assert to_go(kinds, running, 2) == (3 * 60 + 6 - 20) / 2
+    assert to_go({**kinds, "evaluate": Kind(0, 0, 0, 1, None)}, running, 2) is None
+    assert to_go({"heal": Kind(4, 0, 1, 5, 60.0)}, [], 1) == 0
+
+
+def test_a_folder_that_is_no_study_is_refused(tmp_path):
+    with pytest.raises(DataError, match="folder of a study"):
+        look(tmp_path)
+
+
+def test_without_a_terminal_one_frame_is_printed(runs):
+    shown = CliRunner().invoke(app, ["watch", str(runs[0])])
+    assert shown.exit_code == 0
+    assert "five healings" in shown.output
+    assert "failed: heal key3: ValueError: no" in shown.output
+    assert "to go, at most: " in shown.output
+
+
+def test_nothing_is_written_by_watching(runs):
+    root, store = runs
+    before = store.connection.total_changes, sorted(path.name for path in root.iterdir())
+    look(root)
+    assert (store.connection.total_changes, sorted(path.name for path in root.iterdir())) == before
