@@ -20,7 +20,7 @@ import transformers
 import shortstack as ss
 from shortstack.suites import SUITES
 
-LIMIT, PART = 500, 5
+LIMIT, PART = 300, 4
 BY_PART = ("mmlu", "cmmlu")
 GENERATED = "gsm8k"
 PROBE_ITEMS = 50
@@ -36,11 +36,13 @@ PUBLISHED = {
 def measured(model: ss.Checkpoint, data: str, wiki: str) -> ss.Evaluation:
     """Everything of one model; the parts of it that take other limits are asked for by themselves."""
     single = [name for name in SUITES["paper"] if name not in BY_PART]
-    limits = {LIMIT: single, PART: BY_PART, LIMIT // 10: [GENERATED]}
+    limits = {LIMIT: single, PART: BY_PART, LIMIT // 15: [GENERATED]}
     tasks = {}
     for limit, names in limits.items():
         tasks |= ss.evaluate(model, perplexity=(), tasks=ss.Tasks(names, limit=limit, data=data), collapse=False).tasks
-    found = ss.evaluate(model, perplexity=["pydoc", wiki], length=256, probe_items=PROBE_ITEMS, collapse=True)
+    found = ss.evaluate(
+        model, perplexity=["pydoc", wiki], samples=40, length=256, probe_items=PROBE_ITEMS, collapse=True
+    )
     return ss.Evaluation(found.model, found.perplexity, found.probes, found.collapse, tasks)
 
 
@@ -94,7 +96,7 @@ def main() -> None:
         "# SmolLM2-135M-Instruct on the paper's eight tasks, GSM8K, text and probes\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
         f"The first {LIMIT} documents of each task, of mmlu and cmmlu the first {PART} of each subject, of GSM8K the first "
-        f"{LIMIT // 10} (five shots); the others zero-shot. In brackets the difference from the unpruned model on the same",
+        f"{LIMIT // 15} (five shots); the others zero-shot. In brackets the difference from the unpruned model on the same",
         "documents, with its standard error; * where McNemar's test, corrected for all tasks by Holm, is below 5 %.\n",
         *table(found),
         "\n## Beside published figures\n",

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.cli import app
 from shortstack.errors import DataError, InputError, OutputError
 from shortstack.examples import Example
 from shortstack.healing import Partial, Schedule, Turns, heal, heal_in_turns
@@ -155,3 +157,20 @@ def test_a_loggers_files_outlive_each_turn(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out.logs").iterdir()) == ["1-healed", "2-healed"]
     found = events.EventAccumulator(str(tmp_path / "out.logs" / "2-healed")).Reload().Scalars("eval/loss")
     assert [(event.step, pytest.approx(event.value, abs=1e-6)) for event in found] == list(result.history.held_out)
+
+
+def test_a_dry_run_of_turns_says_how_many_there_are(tmp_path):
+    speaking(tmp_path / "source")
+    words = ["heal", str(tmp_path / "source"), "--drop", "3", "--step", "2", "--metric", "reverse", "--data", "pydoc"]
+    words += ["--max-length", "32", "--max-samples", "16", "--dry-run", "--json", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert json.loads(result.stdout)["turns"] == [2, 1]
+
+
+def test_what_a_recipe_does_not_do_here_is_said(tmp_path):
+    speaking(tmp_path / "source", tie_word_embeddings=True)
+    words = ["heal", str(tmp_path / "source"), "--recipe", "paper-last3", "--data", "pydoc", "--held-out", "2"]
+    words += ["--max-length", "32", "--max-samples", "16", "--dry-run", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert "is not cut, and heal only heals" in " ".join(result.stderr.split())
+    assert "the head is the embedding matrix and stays frozen" in " ".join(result.stderr.split())

@@ -195,7 +195,7 @@ class Going:
                     "--report-to",
                     expected=f"loggers that are installed: {', '.join(get_available_reporting_integrations()) or 'none'}",
                     found=name,
-                    fix=f"pip install {name}",
+                    fix="install it, or name another: tensorboard, trackio, wandb",
                 )
         return named
 

@@ -199,6 +199,13 @@ def show_forecast(found: Forecast) -> None:
         ),
         ("time, about", f"{found.seconds:,.0f} s"),
     ]
+    if found.turns:
+        rows.append(
+            (
+                "turns, each at most that",
+                f"{len(found.turns)}; before them go {', '.join(map(str, found.turns))} layers",
+            )
+        )
     console.show_table("dry run: nothing is trained", ("", "healing"), rows)
 
 

@@ -213,7 +213,12 @@ class Calibration:
     def check_repair(self) -> None:
         """Refuse --samples where --repair-samples was meant."""
         if self.samples != Calibration.samples:
-            raise InputError("--samples", expected="--repair-samples", found="--samples", fix="write --repair-samples")
+            raise InputError(
+                "--samples",
+                expected="--repair-samples, the windows to repair on",
+                found=f"--samples {self.samples}",
+                fix=f"write --repair-samples {self.samples}",
+            )
 
     def repair(
         self, checkpoint: Checkpoint, chosen: Plan, compute: Compute, progress: Progress, samples: int

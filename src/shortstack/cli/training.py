@@ -53,6 +53,7 @@ def heal(
     alone = replace(source, revision=None)  # --revision is of the model that heals
     with report.bars() as progress:
         checkpoint = source.open(directory, progress)
+        _remark(checkpoint, going.recipe, part, turns, report)
         options: dict[str, Any] = {
             **heal_arguments(learned, part, loss, course),
             "teacher": alone.open(loss.teacher, progress) if loss.teacher else None,
@@ -60,7 +61,7 @@ def heal(
             "progress": progress,
         }
         if going.dry_run:
-            return _foretell(checkpoint, options, report)
+            return _foretell(checkpoint, options, turns, report)
         from shortstack.healing import Turns, heal_in_turns
         from shortstack.healing import heal as heal_checkpoint
 
@@ -88,12 +89,26 @@ def _typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _foretell(checkpoint: Checkpoint, options: Mapping[str, Any], report: Report) -> None:
-    """What healing would take."""
+def _remark(checkpoint: Checkpoint, recipe: str | None, part: Part, turns: InTurns, report: Report) -> None:
+    """Say what somebody may expect that will not be done."""
+    if recipe and not turns.step and checkpoint.record.get("verb") not in ("prune", "heal"):
+        report.warn(
+            f"{checkpoint.source} is not cut, and heal only heals: `shortstack shrink` carries out a recipe's plan, too"
+        )
+    if recipe and part.method == "partial" and part.head is None and not part.untie_head and checkpoint.anatomy.tied:
+        report.warn("the head is the embedding matrix and stays frozen; --untie-head trains a head of its own")
+
+
+def _foretell(checkpoint: Checkpoint, options: Mapping[str, Any], turns: InTurns, report: Report) -> None:
+    """What healing would take; in turns, what the first of them would."""
+    from shortstack.healing import Turns
     from shortstack.healing.forecast import forecast
     from shortstack.healing.healer import Task
 
     found = forecast(Task.of(checkpoint, **options))
+    if turns.step and turns.drop:
+        sizes = Turns(turns.drop, turns.step, turns.metric or "ppl").sizes(checkpoint.anatomy.layers)
+        found = replace(found, turns=tuple(sizes))
     if report.json:
         return console.show_json(found.to_dict())
     tables.show_forecast(found)

@@ -24,7 +24,11 @@ TRIALS = 3
 
 @dataclass(frozen=True)
 class Forecast:
-    """memory_bytes: at most, while training. cache_bytes: of disk; missing_bytes: of them not there yet. seconds: about."""
+    """What training takes.
+
+    memory_bytes: at most. cache_bytes: of disk; missing_bytes: of them not there yet. seconds: about.
+    turns: in turns, how many layers go before each; then all else is of one turn on the uncut model, which is at most that.
+    """
 
     trainable_parameters: int
     trained: tuple[str, ...]
@@ -37,6 +41,7 @@ class Forecast:
     cache_bytes: int
     missing_bytes: int
     seconds: float
+    turns: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
