@@ -200,12 +200,8 @@ def show_forecast(found: Forecast) -> None:
         ("time, about", f"{found.seconds:,.0f} s"),
     ]
     if found.turns:
-        rows.append(
-            (
-                "turns, each at most that",
-                f"{len(found.turns)}; before them go {', '.join(map(str, found.turns))} layers",
-            )
-        )
+        gone = ", ".join(map(str, found.turns))
+        rows.append(("turns, each at most that", f"{len(found.turns)}; before them go {gone} layers"))
     console.show_table("dry run: nothing is trained", ("", "healing"), rows)
 
 
