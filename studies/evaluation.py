@@ -49,7 +49,8 @@ def measured(model: ss.Checkpoint, data: str, wiki: str) -> ss.Evaluation:
 def table(found: Mapping[str, ss.Evaluation]) -> list[str]:
     """A line for each measure, a column for each model."""
     base = next(iter(found.values()))
-    compared = {name: ss.compared(each, base).against for name, each in list(found.items())[1:]}
+    found = {name: each if each is base else ss.compared(each, base) for name, each in found.items()}
+    compared = {name: each.against for name, each in list(found.items())[1:]}
     lines = [f"| measure | n | {' | '.join(found)} |", f"|{'---|' * (len(found) + 2)}"]
     for text in base.perplexity:
         values = " | ".join(f"{each.perplexity[text].value:.4g}" for each in found.values())
@@ -76,11 +77,12 @@ def _average(found: ss.Evaluation) -> float:
 
 def published(base: ss.Evaluation) -> list[str]:
     """The unpruned model beside what others have published of it."""
-    lines = ["| task | metric | here, first documents | published, all documents |", "|---|---|---|---|"]
+    lines = ["| task | metric | here, first documents | published, all documents | gap |", "|---|---|---|---|---|"]
     for (task, metric), value in PUBLISHED.items():
         result = base.tasks[task]
         here = result.value if metric == result.metric else result.also[metric]
-        lines.append(f"| {task} | {metric} | {here:.4f} (n {result.n:,}) | {value:.4f} |")
+        gap = f"{here - value:+.4f} ± {(here * (1 - here) / (result.n - 1)) ** 0.5:.4f}"
+        lines.append(f"| {task} | {metric} | {here:.4f} (n {result.n:,}) | {value:.4f} | {gap} |")
     return lines
 
 
@@ -102,7 +104,8 @@ def main() -> None:
         "\n## Beside published figures\n",
         *published(found["unpruned"]),
         "\nPublished: lm-evaluation-harness, zero-shot, of the 16-bit weights (model card of",
-        "lldois/SmolLM2-135M-Reasoning-SLERP-Champion). Here the weights are the package's Q4_1 ones, read into bf16.",
+        "lldois/SmolLM2-135M-Reasoning-SLERP-Champion, read 2026-11-25; not by the model's authors). Here the weights are",
+        "the package's Q4_1 ones, read into bf16, and only the first documents are asked: the gap has both causes.",
     ]
     Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

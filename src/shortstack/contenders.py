@@ -280,6 +280,9 @@ def parse_memory(memory: str, whole: int) -> int:
     share = float(digits) if memory.strip().endswith("%") and digits.replace(".", "", 1).isdecimal() else 0.0
     if not 0 < share < 100:
         raise InputError(
-            "--memory", expected="a share of the unpruned weights' bytes", found=repr(memory), fix="write --memory 50%"
+            "--memory",
+            expected="a share of the unpruned weights' bytes, above 0% and below 100%",
+            found=repr(memory),
+            fix="write --memory 50%",
         )
     return int(whole * share / 100)

@@ -193,10 +193,9 @@ def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
 def unknown(name: str, known: Sequence[str]) -> InputError:
     """The error for a name that no task has, with the nearest that there are."""
     near = get_close_matches(name, [*TASKS, *SUITES, *known], n=4, cutoff=0.5)
-    nearest = ", ".join(dict.fromkeys(near)) or ", ".join(SUITES)
     return InputError(
         "--tasks",
         expected="a task of lm-evaluation-harness, one of --include, or a suite",
         found=repr(name),
-        fix=f"did you mean {nearest}? `shortstack ls tasks` lists the suites",
+        fix=f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "`shortstack ls tasks` lists the suites",
     )

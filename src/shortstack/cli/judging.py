@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shortstack import console, tables
 from shortstack.cli.application import verb
 from shortstack.cli.options import TEXT, Asking, Compute, Model, Report, Source, Writing
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
 
 
 @verb()
@@ -52,6 +55,7 @@ def evaluate(
         result = evaluate_checkpoint(checkpoint, **options, progress=progress)
         if origin:
             options["collapse"] = result.collapse is not None
+            report.warn(_other_tokens(checkpoint, origin))
             result = compared(result, evaluate_checkpoint(origin, **options, progress=progress), seed=compute.seed)
     report.warn(result.collapse.warning if result.collapse else None)
     if report.json:
@@ -65,3 +69,10 @@ def evaluate(
     else:
         report.next_step("prune", model, "--drop", "25%", "-o", "pruned", *source.words)
     return None
+
+
+def _other_tokens(checkpoint: Checkpoint, origin: Checkpoint) -> str | None:
+    """What to know of two models that cut text into tokens differently."""
+    if checkpoint.tokenizer().get_vocab() == origin.tokenizer().get_vocab():
+        return None
+    return "the two models have different tokenizers: perplexities per token cannot be compared"

@@ -56,9 +56,7 @@ class Dtype(StrEnum):
 
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
-RepairSamples = Annotated[
-    int, typer.Option(min=4, help="Windows of --length tokens to repair on, at most; one in four is held out.")
-]
+RepairSamples = Annotated[int, typer.Option(min=4, help="Windows to repair on, at most; one in four is held out.")]
 TaskNames = Annotated[
     str | None,
     typer.Option(
@@ -280,7 +278,7 @@ def check_unused(where: str, *groups: object) -> None:
                     where,
                     expected=f"no {name}: it changes nothing here",
                     found=f"{name} {getattr(group, option.name)}",
-                    fix="leave it out, or start from the model",
+                    fix="leave it out",
                 )
 
 
