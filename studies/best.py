@@ -66,8 +66,8 @@ def page(chosen: ss.Plan, seconds: Mapping[str, float], found: Mapping[str, ss.E
     lines = [
         "# SmolLM2-135M-Instruct without 8 of its 30 layers, by recipes/best.yaml\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
-        f"Layers {show_layers(chosen.removed)}; {SAMPLES} samples of C4 and pydoc. Seconds on "
-        f"{torch.get_num_threads()} threads: {timed}.",
+        f"Layers {show_layers(chosen.removed)}; {SAMPLES} samples of C4 and pydoc. Seconds, "
+        f"threads {torch.get_num_threads()}: {timed}.",
         f"Perplexity in windows of 256 tokens; accuracy on the first {LIMIT} documents of each task, zero-shot; in brackets "
         "the difference from the unpruned model and its standard error, paired.\n",
         f"| model | {' | '.join(Path(text).name for text in found['unpruned'].perplexity)} | {' | '.join(TASKS)} |",
