@@ -201,8 +201,9 @@ def test_further_chat_templates_travel_and_are_verified(tmp_path):
 def test_a_hub_model_is_the_snapshot_of_its_revision_and_pickles_alone_are_refused(tmp_path, monkeypatch):
     asked = []
 
-    def snapshot(name, *, revision, allow_patterns):
+    def snapshot(name, *, revision, allow_patterns, local_files_only):
         asked.append((name, revision))
+        assert not local_files_only
         assert not any(pattern.endswith((".bin", ".pt", ".pth")) for pattern in allow_patterns)
         return str(tmp_path / name.rpartition("/")[2])
 

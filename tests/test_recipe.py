@@ -120,7 +120,7 @@ def test_options_that_a_method_does_not_know_are_refused():
         (["--data", "pydoc", "--loss", "mse"], "sft or distill"),
         (["--data", "pydoc", "--loss", "distill"], "add --teacher"),
         (["--data", "pydoc", "--optimizer", "adamm"], "adamw_torch"),
-        (["--data", "pydoc", "--report-to", "nothing"], "pip install nothing"),
+        (["--data", "pydoc", "--report-to", "nothing"], "install it, or name another: tensorboard"),
     ],
 )
 def test_halves_of_options_are_refused(words, said, tmp_path):
