@@ -210,8 +210,9 @@ def test_the_commands_of_a_page_run(page: Path, line: Path, place: Path) -> None
     for command in commands(page):
         if command.words[0] != "shortstack" or command.verb == "demo":
             continue  # make is checked below; the demo runs in a slow test
-        if "--tasks" in command.words and importlib.util.find_spec("lm_eval") is None:
-            continue  # an extra
+        extra = "lm_eval" if "--tasks" in command.words else "peft" if command.verb == "shrink" else None
+        if extra and importlib.util.find_spec(extra) is None:
+            continue
         ran = run(tuple("model" if word in MODEL_WORDS else word for word in command.words))
         check_shown(command, ran)
         if "--json" in command.words and command.verb == page.stem:

@@ -12,6 +12,7 @@ from shortstack.shrinking import CANDIDATES, Looks, shrink
 from shortstack.verification import verify
 from studies import inline, make_data
 
+pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("own_cache")
 RECIPE = """
 title: small
@@ -106,3 +107,10 @@ def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "<script>alert(1)</script>"
     with pytest.raises(Exception, match="'why' is undefined"):
         model_card({key: value for key, value in facts.items() if key != "why"} | {"candidates": [1]})
+
+
+def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch):
+    monkeypatch.setattr("shortstack.methods.find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=r"shortstack\[lora\]"):
+        shrink(str(tiny / "model"), tiny / "out", recipe=str(tiny / "recipe.yaml"), data="pydoc")
+    assert not (tiny / "out.study").exists()

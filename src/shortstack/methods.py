@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from shortstack.errors import InputError
@@ -12,12 +13,26 @@ from shortstack.errors import InputError
 
 @dataclass(frozen=True)
 class Method:
-    """A way to heal; `home` is its class, as module:name inside shortstack.healing."""
+    """A way to heal; `home` is its class, as module:name inside shortstack.healing; adapters need peft (extra `lora`)."""
 
     name: str
     trains: str
     paper: str
     home: str
+
+    def check(self) -> None:
+        """Say what is not installed, before minutes of other work.
+
+        Raises:
+            InputError: adapters without peft.
+        """
+        if self.home.startswith("lora:") and find_spec("peft") is None:
+            raise InputError(
+                f"--method {self.name}",
+                expected="peft, for adapters",
+                found="none installed",
+                fix="pip install 'shortstack[lora]'",
+            )
 
     def load(self) -> Any:
         """The class that runs the method."""

@@ -17,6 +17,7 @@ from shortstack.card import model_card
 from shortstack.errors import InputError, ShortstackError
 from shortstack.jsonfiles import check_new, save_json, whole
 from shortstack.launching import Launch, local
+from shortstack.methods import method_named
 from shortstack.planning import show_layers
 from shortstack.progress import Progress, silent
 from shortstack.recipe import Recipe, read_recipe
@@ -123,6 +124,7 @@ def _trial(read: Recipe, name: str, drop: str | None, data: str | None) -> dict[
             )
     if heal and not heal.get("data"):
         raise InputError("--data", expected=f"what the recipe {name} heals on", found="none", fix="add --data pydoc")
+    method_named(heal.get("method", "partial")).check()
     metric = plan.get("metric", "ppl") + (" block" if plan.get("block") else "")
     if plan.get("search"):
         metric = "search"

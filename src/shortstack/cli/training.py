@@ -45,7 +45,7 @@ def heal(
         found = filled(groups, going.recipe, typed=lambda name: _typed(context, name))
         learned, part, loss, course, turns = (found[name] for name in groups)
     turns.check()
-    method_named(part.method)
+    method_named(part.method).check()
     if not learned.data:
         raise InputError("--data", expected="text or instructions to learn from", found="none", fix="add --data pydoc")
     if going.plot:
