@@ -3,7 +3,7 @@
     python studies/best.py C4_JSONL WIKI_TEXT DATA_DIR
 
 The recipe was chosen by perplexity (studies/healing.md). Here it runs on 1,000 samples of C4 and pydoc, and is judged on
-what took no part in that choice: the first documents of four tasks, read from DATA_DIR (laid out as docs/evaluate.md says),
+what that choice did not go by: the first documents of four tasks, read from DATA_DIR (laid out as docs/evaluate.md says),
 paired with the unpruned model. Writes studies/best.md.
 """
 

@@ -10,7 +10,6 @@ import fcntl
 import os
 import shutil
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -27,7 +26,7 @@ from shortstack.graph import Contents, digest
 from shortstack.healing import Turns, heal, heal_in_turns
 from shortstack.healing_options import heal_arguments, heal_groups
 from shortstack.jsonfiles import save_json
-from shortstack.memory import peak_rss
+from shortstack.memory import forget_peak_rss, peak_rss
 from shortstack.planning import Plan, plan
 from shortstack.profiling import profile
 from shortstack.progress import Progress
@@ -77,7 +76,7 @@ def perform(task: Task) -> dict[str, Any]:
     task.log.parent.mkdir(parents=True, exist_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)
     with _alone(task.output.with_name(f"{task.output.name}.lock")), task.log.open("a", encoding="utf-8") as log:
-        _forget_peak()
+        forget_peak_rss()  # a worker runs many steps: the peak is to be this one's
         started = time.perf_counter()
         with redirect_stdout(log), redirect_stderr(log), console.bars() as progress:
             try:
@@ -100,12 +99,6 @@ def _alone(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _forget_peak() -> None:
-    """A worker runs many steps: from here on the peak of its memory is this one's, where the system can forget."""
-    if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _score(task: Task, progress: Progress) -> dict[str, Any]:
