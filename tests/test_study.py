@@ -5,7 +5,8 @@ import json
 import pytest
 
 from shortstack.errors import InputError
-from shortstack.study import Choice, expanded, parse_study, schema
+from shortstack.study import expanded, parse_study, schema
+from shortstack.trials import Choice
 
 QUICK = "{name: quick, method: lora, data: pydoc, epochs: 1}"
 
