@@ -20,7 +20,7 @@ from shortstack.collapse import Collapse, check_collapse
 from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
 from shortstack.evaluation.perplexity import Perplexity, measure
-from shortstack.evaluation.results import TaskResult, digest, keep, kept, model_digest
+from shortstack.evaluation.results import Amount, TaskResult, digest, keep, kept, model_digest
 from shortstack.pairs import Outcomes, Paired, compare_tasks
 from shortstack.probes import Probed, probes, run_probes
 from shortstack.progress import Progress, silent
@@ -239,6 +239,16 @@ def ask(
     model = harness().Model(decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=asking)
     found: TaskResult = harness().run(loaded, model, limit=tasks.limit, seed=tasks.seed, key=key)
     return found
+
+
+def amounts(tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> list[Amount]:
+    """How much each of the tasks asks, from some of its documents; nothing is answered.
+
+    Raises:
+        InputError: as Tasks.load().
+        DataError: as Tasks.load().
+    """
+    return [harness().amount(loaded, tokenizer, tasks.limit) for loaded in tasks.load()]
 
 
 def _staged(progress: Progress, stage: str, _: str, done: int, total: int, /, *, note: str = "") -> None:
