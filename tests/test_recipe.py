@@ -89,7 +89,7 @@ def test_a_wrong_file_is_explained_with_its_line(text, where, said, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("paper-last33", "did you mean paper-last3"), ("none.yaml", "No such file")]
+    ("name", "said"), [("paper-last33", "did you mean paper-last3"), ("none.yaml", "no such file")]
 )
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest(name, said):
     with pytest.raises(InputError, match=said):

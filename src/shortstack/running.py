@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shortstack.artefacts import Remote
+from shortstack.continuing import check_place, check_same
 from shortstack.errors import DataError, InputError
 from shortstack.graph import WRITES_WEIGHTS, Contents, Graph, Step, digest, foreseen, sources
 from shortstack.jsonfiles import finite, whole
@@ -29,7 +29,7 @@ from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
 from shortstack.steps import Task, command, contents, evaluation_options, open_model, perform
 from shortstack.store import Folder, Store
-from shortstack.study import Study, expanded, parse_study, read_study
+from shortstack.study import Study, expanded, read_study
 from shortstack.texts import read_documents
 from shortstack.trials import Trial
 
@@ -83,8 +83,8 @@ def run_study(
     study, folder = read_study(path), Folder(Path(out), artefacts)
     evaluation_options(expanded(study.evaluation.model_dump(mode="json")))  # says what is wrong before anything runs
     with folder.held(), Store.open(folder) as store:
-        _check_same(folder, study)
-        _check_place(folder, store)
+        check_same(folder, study)
+        check_place(folder, store)
         graph = Graph(study, _models(study, progress), {source: text_digest(source) for source in sources(study)})
         with whole(folder.study) as partial:
             shutil.copy(path, partial)
@@ -129,53 +129,6 @@ def text_digest(source: str) -> str:
     if name.endswith((".txt", ".json", ".jsonl")) or "/" not in name or name.startswith((".", "/", "~")):
         raise DataError(source, expected="a file, pydoc, or a hub dataset org/name", found="none", fix="check the path")
     return name
-
-
-def _check_same(folder: Folder, study: Study) -> None:
-    """Refuse a folder of another study, unless this one only adds trials to it.
-
-    Raises:
-        InputError: naming the first difference.
-    """
-    if not folder.study.exists():
-        return
-    before = parse_study(folder.study.read_text(encoding="utf-8"), where=str(folder.study))
-    for part in ("evaluation", "compute"):
-        then, now = (getattr(each, part).model_dump() for each in (before, study))
-        for name in then:
-            if then[name] != now[name]:
-                raise _another(folder, f"{part}.{name}: {json.dumps(then[name])}", json.dumps(now[name]))
-    ids = {trial.id for trial in study.trials}
-    for trial in before.trials:
-        if trial.id not in ids:
-            raise _another(folder, f"the trial {json.dumps(trial.settings())}", "a study without it")
-
-
-def _check_place(folder: Folder, store: Store) -> None:
-    """Refuse a place for artefacts that cannot be written, or that is not where those are which there are already.
-
-    Raises:
-        InputError: it is.
-    """
-    before = store.noted().get("artefacts", "")
-    if store.results() and before != (folder.url or ""):
-        raise InputError(
-            "--artefacts",
-            expected=before or f"none: those of this study lie in {folder.root}",
-            found=folder.url or "none",
-            fix=f"add --artefacts {before}" if before else "leave it out, or name another folder with -o",
-        )
-    if folder.url:
-        Remote(folder.url).check()
-
-
-def _another(folder: Folder, expected: str, found: str) -> InputError:
-    return InputError(
-        folder.root,
-        expected=f"{expected}, as in {folder.study}",
-        found=found,
-        fix="name another folder with -o; trials can be added, not changed",
-    )
 
 
 class _Driver:

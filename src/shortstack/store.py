@@ -70,8 +70,10 @@ class Folder:
         """Let nobody else write here meanwhile; the lock goes with the process, however it ends.
 
         Raises:
-            InputError: somebody else does.
+            InputError: somebody else does, or there is a file of that name.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(self.root, expected="a folder for a study", found="a file", fix="name another with -o")
         self.make()
         with (self.root / "lock").open("w") as file:
             try:
@@ -260,11 +262,12 @@ def _check_there(folder: Folder) -> None:
     Raises:
         DataError: that it is.
     """
+    root, name = folder.root, folder.database.name
     if not folder.database.is_file():
         raise DataError(
-            folder.root,
+            root,
             expected="the folder of a study",
-            found=f"no {folder.database.name} in it" if folder.root.is_dir() else "no such folder",
+            found=f"no {name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder",
             fix="name the folder that `shortstack study FILE.yaml -o RUNS` wrote",
         )
 

@@ -196,11 +196,7 @@ def read_study(path: str | Path) -> Study:
     Raises:
         InputError: it cannot be read, or is wrong: with the line, and the nearest right key.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, expected="a YAML file", found=str(error), fix="check the path") from error
-    return parse_study(text, where=str(path))
+    return parse_study(yamlfiles.text_of(path), where=str(path))
 
 
 def parse_study(text: str, *, where: str) -> Study:
@@ -214,7 +210,8 @@ def parse_study(text: str, *, where: str) -> Study:
         found = study.trials
     except InputError as error:  # said of an option of the command line
         place = f"{where}: {error.where.removeprefix('--')}"
-        raise InputError(place, expected=error.expected, found=error.found, fix=error.fix) from error
+        fix = re.sub(r"--([a-z]+) (\S+)", r"\1: \2", error.fix)
+        raise InputError(place, expected=error.expected, found=error.found, fix=fix) from error
     if not found:
         raise InputError(where, expected="at least one trial", found="none", fix="name metrics, or trials")
     return study
@@ -252,5 +249,6 @@ def expanded(value: Any) -> Any:
     missing = re.search(r"\$\{?([A-Za-z_]\w*)", found)
     if missing:
         name = missing[1]
-        raise InputError(value, expected=f"${name} in the environment", found="none", fix=f"export {name}=...")
+        found, fix = f"no {name} in the environment", f"export {name}=..."
+        raise InputError(value, expected="names that the environment has", found=found, fix=fix)
     return found
