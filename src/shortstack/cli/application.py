@@ -69,6 +69,7 @@ def options(
 
 def main() -> None:
     """The `shortstack` command."""
+    console.hush_kernels()
     with _ended_by_signals():
         try:
             app()
