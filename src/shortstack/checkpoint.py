@@ -18,6 +18,7 @@ from shortstack import anatomy as anatomies
 from shortstack.anatomy import Anatomy
 from shortstack.errors import CheckpointError, InputError
 from shortstack.fields import DEPTH_BLOCKS
+from shortstack.memory import check_room
 from shortstack.planning import Sizes
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor, file_digest, read_shard
@@ -172,10 +173,13 @@ class Checkpoint:
         Raises:
             CheckpointError: transformers found tensors missing, of another shape, or (strict) unexpected.
             ArchitectureError: the config describes no decoder-only language model that can be built.
+            InputError: the device has less memory than the weights take.
         """
         from transformers import AutoModelForCausalLM
 
         _ = self.blueprint  # says what is wrong with the config, which from_pretrained says in many ways
+        quantised = self.config.get("quantization_config")
+        check_room(self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 self.directory,

@@ -27,7 +27,8 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.handovers import Call, Form, Slot, State, entered_by, first_gap, forms_of, hidden_of, inputs_of
-from shortstack.streaming import LayerWeights, available_memory, must_stream
+from shortstack.memory import available_memory
+from shortstack.streaming import LayerWeights, must_stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
