@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError
+from shortstack.hub import hub_or_copies
 
 HELD_OUT_SHARE = 0.2
 PROMPT = (
@@ -183,17 +184,20 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
             found="none of these",
             fix="check the path",
         )
-    try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed)
-        for number, row in enumerate(rows, start=1):
-            yield _checked(row, f"{source}, row {number}")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            source,
-            expected="a dataset on the hub",
-            found=" ".join(str(error).split())[:200],
-            fix="check the name, or give a local file",
-        ) from error
+    with hub_or_copies() as reachable:
+        try:
+            rows = datasets.load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed)
+            for number, row in enumerate(rows, start=1):
+                yield _checked(row, f"{source}, row {number}")
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(
+                source,
+                expected="a dataset on the hub",
+                found=" ".join(str(error).split())[:200]
+                if reachable
+                else "no hub within reach, and no copy of it here",
+                fix="check the name, or give a local file",
+            ) from error
 
 
 def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
