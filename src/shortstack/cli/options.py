@@ -54,6 +54,11 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Backend(StrEnum):
+    shortstack = "shortstack"
+    vllm = "vllm"
+
+
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
 RepairSamples = Annotated[int, typer.Option(min=4, help="Windows to repair on, at most; one in four is held out.")]
@@ -434,6 +439,9 @@ class Asking:
         int | None,
         typer.Option(help="Tokens of a prompt with its answer. Default: the model's positions.", show_default=False),
     ] = None
+    backend: Annotated[Backend, typer.Option(help="Who answers the tasks: shortstack itself, or vLLM.")] = (
+        Backend.shortstack
+    )
 
     def asked(self, seed: int) -> Tasks | None:
         """The tasks of evaluate(); None where none are named."""
@@ -454,6 +462,7 @@ class Asking:
             batch=None if self.batch_size == "auto" else int(self.batch_size),
             max_length=self.max_length,
             seed=seed,
+            backend=self.backend.value,
         )
 
 
