@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from shortstack import console
@@ -16,13 +15,9 @@ from shortstack.scores import Scores, removal_order
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from shortstack.collapse import Collapse
-    from shortstack.comparing import Comparison, Row
     from shortstack.estimating import Estimate
-    from shortstack.evaluation import Evaluation
     from shortstack.healing.forecast import Forecast
     from shortstack.healing.healer import Healing
-    from shortstack.probes import Probed
     from shortstack.profiling import Counts, Profile
     from shortstack.repairing import Repair
     from shortstack.running import Outcome
@@ -44,37 +39,19 @@ def show_scores(scores: Scores) -> None:
     on = f" on {tokens['samples']} x {tokens['length']} tokens of {tokens['source']}" if tokens else ""
     title = f"scores{on}{base} (low = remove first; in brackets the order of removal)"
     if scores.scores:
-        _show_columns(title, "layer", [str(layer) for layer in range(scores.layers)], scores.scores)
+        columns = {metric: _ranked(values) for metric, values in scores.scores.items()}
+        console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)
     if scores.window and scores.window_scores:
         starts = range(scores.layers - scores.window + 1)
         blocks = [show_layers(range(start, start + scores.window)) for start in starts]
         heading = f"blocks of {scores.window} layers"
-        _show_columns(heading if scores.scores else f"{heading}: {title}", "layers", blocks, scores.window_scores)
-
-
-def _show_columns(title: str, kind: str, names: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
-    """A row for each name and a column for each metric, in as many tables as the terminal's width needs."""
-    columns = {metric: _ranked(numbers) for metric, numbers in values.items()}
-    widths = {metric: max(len(metric), *map(len, cells)) + 3 for metric, cells in columns.items()}
-    room = console.width() - len(kind) - 6
-    for number, some in enumerate(_fitting(widths, room)):
-        rows = [[name, *(columns[metric][row] for metric in some)] for row, name in enumerate(names)]
-        console.show_table("" if number else title, [kind, *some], rows)
+        columns = {metric: _ranked(values) for metric, values in scores.window_scores.items()}
+        console.show_columns(heading if scores.scores else f"{heading}: {title}", ("layers", blocks), columns)
 
 
 def _ranked(values: Sequence[float]) -> list[str]:
     place = {index: place for place, index in enumerate(removal_order(values), start=1)}
     return [f"{console.number(value)} ({place[index]:>2})" for index, value in enumerate(values)]
-
-
-def _fitting(widths: Mapping[str, int], room: int) -> list[list[str]]:
-    """The names, in rows that are at most so wide."""
-    rows: list[list[str]] = [[]]
-    for name, width in widths.items():
-        if rows[-1] and sum(widths[other] for other in rows[-1]) + width > room:
-            rows.append([])
-        rows[-1].append(name)
-    return rows
 
 
 def show_sweep(model: str, found: Sweep) -> None:
@@ -205,117 +182,6 @@ def show_forecast(found: Forecast) -> None:
     console.show_table("dry run: nothing is trained", ("", "healing"), rows)
 
 
-def show_evaluation(title: str, evaluation: Evaluation) -> None:
-    """What was measured, beside the unpruned model where that is known."""
-    base = evaluation.base
-    texts = {
-        name + ", base" * (each is base): each.perplexity[name]
-        for name in evaluation.perplexity
-        for each in (evaluation, *([base] if base else []))
-    }
-    rows = [
-        (
-            name,
-            console.number(found.value),
-            f"{found.tokens:,}",
-            f"{found.loss:.4f} +- {found.loss_stderr:.4f}" if found.windows["samples"] > 1 else f"{found.loss:.4f}",
-            "yes" if found.windows["bos"] else "no",
-            found.dtype,
-        )
-        for name, found in texts.items()
-    ]
-    if rows:
-        console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
-    if evaluation.tasks:
-        _show_tasks("tasks" if rows else title, evaluation)
-    if base:
-        _show_against(evaluation, base)
-    if evaluation.probes:
-        _show_probes(evaluation.probes, base)
-    if evaluation.collapse:
-        _show_collapse(evaluation.collapse)
-
-
-def _show_tasks(title: str, evaluation: Evaluation) -> None:
-    """Each task's value, the number of documents and what guessing gets, and the average of what are shares."""
-    rows = [
-        (
-            name,
-            found.metric,
-            f"{found.value:.4f} +- {found.stderr:.4f}" if math.isfinite(found.stderr) else console.number(found.value),
-            f"{found.n:,}",
-            "-" if found.chance is None else f"{found.chance:.2f}",
-            "yes" if found.bos else "no",
-        )
-        for name, found in evaluation.tasks.items()
-    ]
-    console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "by guessing", "BOS"), rows)
-    if evaluation.average is not None and len(evaluation.tasks) > 1:
-        base = evaluation.base
-        beside = f", base {base.average:.4f}" if base and base.average is not None else ""
-        console.show(f"Average: {evaluation.average:.4f}{beside}")
-
-
-def _show_against(evaluation: Evaluation, base: Evaluation) -> None:
-    """The same documents asked of both models."""
-    rows = [
-        (
-            name,
-            f"{base.tasks[name].value:.4f}",
-            f"{evaluation.tasks[name].value:.4f}",
-            f"{found.difference:+.4f} ({found.interval[0]:+.4f} to {found.interval[1]:+.4f})",
-            f"{found.p_holm:.2g}",
-            "at chance" if found.base_at_chance else _share_kept(found.retention, found.retention_above_chance),
-        )
-        for name, found in evaluation.against.items()
-    ]
-    heading = ("task", "base", "here", "difference (95 %)", "p, Holm", "kept (above chance)")
-    if rows:
-        console.show_table(f"against {base.model}, document by document", heading, rows)
-
-
-def _share_kept(retention: float | None, above_chance: float | None) -> str:
-    if retention is None:
-        return "-"
-    return f"{retention:.0f} %" + ("" if above_chance is None else f" ({above_chance:.0f} %)")
-
-
-def _show_probes(probes: Mapping[str, Probed], base: Evaluation | None) -> None:
-    """The share of each probe's items that were answered rightly, beside the base's."""
-
-    def right(found: Probed) -> str:
-        return f"{found.accuracy.value:.3f} +- {found.accuracy.stderr:.3f}"
-
-    rows = [
-        (name, right(found), *([right(base.probes[name])] if base else []), f"{found.chance:.3f}", str(found.n))
-        for name, found in probes.items()
-    ]
-    heading = ("probe", "right +- s.e.", *(["base"] if base else []), "by guessing", "items")
-    console.show_table("probes, answered greedily", heading, rows)
-
-
-def _show_collapse(found: Collapse) -> None:
-    """A line where all is well; else what has fallen, and the text that shows it."""
-    base = "its base" if found.against_base else "a small model that works"
-    if not found.fallen:
-        least = min(found.shares.values())
-        console.show(f"No loop and no silence: what it writes keeps {least:.0%} or more of each measure of {base}.")
-        return
-    values, wanted = asdict(found.fluency), asdict(found.base)
-    rows = [
-        (
-            name,
-            console.number(values[name]),
-            console.number(wanted[name]),
-            f"{share:.0%}",
-            "yes" * (name in found.fallen),
-        )
-        for name, share in found.shares.items()
-    ]
-    console.show_table("collapsed: what it writes freely", ("measure", "model", base, "share kept", "fallen"), rows)
-    console.show(f"It writes: {found.sample}")
-
-
 def show_estimate(title: str, found: Estimate) -> None:
     """A study's steps, what sharing saves, and what they would take."""
     rows = [
@@ -402,8 +268,7 @@ def show_profile(found: Profile) -> None:
     rows = [[label, *(column.get(label, "-") for column in columns)] for label in labels]
     if found.peak_bytes:
         rows.append(["peak memory", console.size(found.peak_bytes), *["-"] * (len(each) - 1)])
-    rows.insert(0, ["model", *(counts.model for counts in each)])
-    console.show_table("profile", ("", "profile", "against")[: 1 + len(each)], rows)
+    console.show_table("profile", ("", *(counts.model for counts in each)), rows)
     if found.speed:
         _show_speeds(found)
 
@@ -452,30 +317,3 @@ def _spread(runs: Sequence[float]) -> str:
 
 def _ratio(ratio: Ratio) -> str:
     return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-
-
-def show_comparison(found: Comparison) -> None:
-    """A row for each contender, best first; what each is, and why some are not there; and what that says."""
-    texts = list(found.rows[0].perplexity)
-    tasks = list(found.rows[0].tasks)
-    heading = ["", "bytes", "fits", *texts, *tasks, "decode", "prefill"]
-    rows = [_compared(row, texts, tasks) for row in found.rows if not row.reason]
-    title = f"{found.model} in {found.memory} of its bytes, {console.size(found.budget)}; by perplexity, best first"
-    console.show_table(title, heading, rows)
-    console.show("decode and prefill: times the unpruned model's speed, from runs in turns.")
-    notes = [(row.name, row.note or row.reason) for row in found.rows if row.note or row.reason]
-    console.show_table("what they are", ("", ""), notes)
-    console.show(found.advice)
-
-
-def _compared(row: Row, texts: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    ratio = row.ratio
-    return [
-        row.name,
-        console.size(row.bytes or 0),
-        "yes" if row.within else "no",
-        *(console.number(row.perplexity[text].value) for text in texts),
-        *(f"{row.tasks[task]['value']:.3f}" for task in tasks),
-        f"{ratio.decode.value:.2f}" if ratio else "1" if row.speed else "-",
-        f"{ratio.prefill.value:.2f}" if ratio else "1" if row.speed else "-",
-    ]

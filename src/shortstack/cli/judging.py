@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shortstack import console, tables
+from shortstack import console, judgements
 from shortstack.cli.application import verb
 from shortstack.cli.options import TEXT, Asking, Compute, Model, Report, Source, Writing
 
@@ -60,7 +60,7 @@ def evaluate(
     report.warn(result.collapse.warning if result.collapse else None)
     if report.json:
         return console.show_json(result.to_dict())
-    tables.show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
+    judgements.show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
     verb = checkpoint.record.get("verb")
     if verb == "heal":
         report.say(f'AutoModelForCausalLM.from_pretrained("{model}"), or any program that reads a checkpoint directory')

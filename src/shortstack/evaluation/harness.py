@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ def _loaded(manager: Any, name: str) -> list[Loaded]:
     """The task or group; of a tag, or of a group that has no value of its own, each task."""
     try:
         found = manager.load([name])
-    except (OSError, ValueError, DatasetsError) as error:  # of datasets and the hub: not there, or not to be read
+    except (OSError, ValueError, StopIteration, DatasetsError) as error:  # not there, not to be read, or empty
         raise DataError(
             f"the data of {name}",
             expected="documents on the hub, on this machine or in a folder",
@@ -145,9 +146,11 @@ class Answering(Protocol):
 
 
 def _reason(error: BaseException) -> str:
-    """What datasets says of documents that cannot be had; where it only says that something failed, what that was."""
+    """What datasets says of documents that cannot be had, or what it means where it says nothing of use."""
     if isinstance(error, ConnectionError):
         return "no hub within reach, and no copy on this machine"
+    if isinstance(error, StopIteration):
+        return "a file without documents"
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
     return " ".join(str(cause or error).split())[:200] or type(cause or error).__name__
 
@@ -304,7 +307,12 @@ def _config(task: Any) -> Any:
     fields["metadata"] = {
         name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"
     }
-    return json.loads(json.dumps(fields, default=repr))
+    return json.loads(json.dumps(fields, default=_named))
+
+
+def _named(value: object) -> str:
+    """An object as it is called in every process: a function's repr says where in memory it lies."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _code_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
@@ -315,7 +323,7 @@ def _code_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digests(documents: Any) -> str:
     """One digest of documents, order included."""
-    return digest(documents=[json.dumps(document, sort_keys=True, default=repr) for document in documents or ()])
+    return digest(documents=[json.dumps(document, sort_keys=True, default=_named) for document in documents or ()])
 
 
 @contextmanager
