@@ -75,7 +75,7 @@ def _show_tasks(title: str, evaluation: Evaluation) -> None:
 
 
 def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str, tuple[float, float]]) -> None:
-    """What the same documents, asked of both models, say; values: of each task the base's, and that of the model here."""
+    """What the same documents, asked of both models, say; values: by name the base's, and that of the model here."""
     found = paired.values()
     columns = {
         "base": [f"{values[name][0]:.4f}" for name in paired],
@@ -88,7 +88,7 @@ def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str,
             "base at chance" if each.base_at_chance else _share_kept(each.retention_above_chance) for each in found
         ],
     }
-    console.show_columns(title, ("", [*paired]), columns)
+    console.show_columns(title, ("asked", [*paired]), columns)
 
 
 def _share_kept(retention: float | None) -> str:

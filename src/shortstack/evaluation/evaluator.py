@@ -86,7 +86,7 @@ def evaluate(
 
     Raises:
         DataError: a text cannot be read or is shorter than one window, or a task's documents cannot be had.
-        InputError: nothing to measure, an unknown task, or lm-eval is not installed.
+        InputError: nothing to measure, an unknown task, a library that is not installed, or no memory for the model.
     """
     if tasks:
         tasks.check(device)
