@@ -189,6 +189,43 @@ def test_a_signal_between_the_passes_of_a_step_keeps_the_state_before_it(tmp_pat
     assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
 
 
+@pytest.mark.parametrize("training_passes", [True, False])
+def test_a_signal_while_a_batch_passes_the_model_does_not_wait_for_its_end(training_passes, tmp_path):
+    class Interrupted(Line):
+        passes, ended = 0, 0
+
+        def forward(self, **batch):
+            self.passes += self.training is training_passes
+            if self.passes == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            self.ended += self.training is training_passes
+            return super().forward(**batch)
+
+    module = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "left", module=module)
+    assert (module.passes, module.ended) == (3, 2)
+    assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
+
+
+def test_python_runs_at_every_weight_of_a_backward_pass_so_that_signals_are_heard_there(tmp_path):
+    class Two(Line):
+        def __init__(self):
+            super().__init__()
+            self.other = torch.nn.Parameter(torch.ones(()))
+            self.hooked = set()
+
+        def forward(self, **batch):
+            self.hooked |= {name for name, each in self.named_parameters() if each._post_accumulate_grad_hooks}
+            loss = super().forward(**batch)["loss"]
+            return {"loss": loss * self.other}
+
+    module = Two()
+    trained(tmp_path / "run", module=module)
+    assert module.hooked == {"weight", "other"}
+    assert not module.other._post_accumulate_grad_hooks
+
+
 def test_a_state_that_was_not_written_whole_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "KEEP_SECONDS", 0.0)
     monkeypatch.setattr(training, "SHARE", 1e9)

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from shortstack import console
-from shortstack.cli.options import grouped
+from shortstack.cli.grouping import grouped
 from shortstack.errors import ShortstackError
 
 app = typer.Typer(
@@ -72,7 +72,7 @@ def _terminated(number: int, _frame: object) -> NoReturn:
 def main() -> None:
     """The `shortstack` command."""
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as under nohup
             signal.signal(getattr(signal, name), _terminated)
     try:
         app()
