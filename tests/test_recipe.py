@@ -108,6 +108,7 @@ def test_a_wrong_file_is_explained_with_its_line(text, where, said, tmp_path):
         ("heal:\n  near_cut: 1\n  layers: 1-2\n", "line 3: layers"),
         ("heal:\n  method: full\n  rank: 4\n", "line 3: rank"),
         ("heal:\n  max_samples: 1\n", "line 2: max_samples"),
+        ("heal:\n  max_samples: 8\n  held_out: 8\n", "line 3: held_out"),
         ("heal:\n  weight_decay: -1\n", "line 2: weight_decay"),
         ("heal:\n  patience: 0\n", "line 2: patience"),
         ("heal:\n  batch_size: 6\n  micro_batch_size: 4\n", "line 2: batch_size"),

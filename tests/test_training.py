@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shortstack import training
-from shortstack.batches import IGNORED, Data, grouped
+from shortstack.batches import IGNORED, Data, Ordered, grouped
 from shortstack.errors import InputError, TrainingError
 from shortstack.schedule import Schedule
 from shortstack.training import Place, train
@@ -118,6 +118,22 @@ def test_batches_hold_samples_of_alike_length_and_an_epoch_every_sample_once():
     assert sum(max(batch) - min(batch) for batch in batches[:-1]) / 25 < 16  # of 64
     assert [max(batch) for batch in batches] != sorted(max(batch) for batch in batches)
     assert order != grouped(lengths, 8, seed=4)
+
+
+def test_tokens_that_passed_are_those_of_whole_steps_not_of_what_was_fetched_ahead():
+    lengths = [number % 7 + 1 for number in range(40)]
+    samples = Ordered(Data(range(40), (), lengths, lambda _samples: {}), 8, seed=0)
+    given = [samples[index] for index in range(24)]
+    assert samples.tokens(16) == sum(lengths[sample] for sample in given[:16])
+    assert samples.tokens(40) == samples.handed[-1] == sum(lengths[sample] for sample in given)
+
+
+def test_the_speed_that_is_shown_counts_the_samples_of_the_steps_taken(tmp_path, monkeypatch):
+    asked = []
+    original = Ordered.tokens
+    monkeypatch.setattr(Ordered, "tokens", lambda self, samples: asked.append(samples) or original(self, samples))
+    trained(tmp_path)
+    assert asked == [8 * step for step in range(1, 17)]
 
 
 KILLED = """

@@ -26,6 +26,13 @@ class Lessons:
             if value is not None and value < least:
                 where = f"--{name.replace('_', '-')}"
                 raise InputError(where, expected=f"at least {least}", found=str(value), fix="ask for more")
+        if self.max_samples is not None and (self.held_out or 0) >= self.max_samples:
+            raise InputError(
+                "--held-out",
+                expected=f"fewer than the {self.max_samples} samples of --max-samples, or none is left to train on",
+                found=str(self.held_out),
+                fix=f"write --held-out {max(1, round(self.max_samples * HELD_OUT_SHARE))}, or raise --max-samples",
+            )
 
     def held_out_of(self, samples: int) -> int:
         """How many of the samples are held out.

@@ -126,6 +126,7 @@ class _Run:
         self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
         self.stepping = False
         self.skipped_now = 0  # in a row
+        self.first_step = 0  # steps that were taken before this run
         self.stopped: str | None = None
         self.broken = False  # whether it stopped since something was no number
         self.judging, self.began = 0.0, time.perf_counter()
@@ -206,7 +207,7 @@ class _Run:
             best,
             sum("left_out" in entry for entry in state.log_history),
             self.stopped,
-            self.samples.tokens / seconds,
+            self.samples.handed[-1] / seconds,
             self.schedule.to_dict(),
         )
 
@@ -334,6 +335,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def __init__(self, run: _Run) -> None:
         self.run = run
 
+    def on_train_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
+        self.run.first_step = state.global_step
+
     def on_step_begin(self, *_args: Any, **_rest: Any) -> None:
         self.run.random = torch.get_rng_state(), _cuda_random()
 
@@ -356,7 +360,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
         run, step = self.run, state.global_step
         run.random = torch.get_rng_state(), _cuda_random()
-        speed = run.samples.tokens / (time.perf_counter() - run.began - run.judging)
+        passed = run.samples.tokens((step - run.first_step) * run.schedule.batch_size // args.world_size)
+        speed = passed / (time.perf_counter() - run.began - run.judging)
         run.place.progress(run.stage, step, state.max_steps, note=f"{speed * args.world_size:,.0f} tokens/s")
         signalled = run.interruption.signal = self._heard_anywhere(args)
         control.should_evaluate = run.schedule.evaluated(step, len(run.data.training)) or run.stopped is not None
