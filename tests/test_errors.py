@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,8 +49,10 @@ class Command:
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         self.monkeypatch.setattr(sys, "argv", ["shortstack", *map(str, arguments)])
         self.capfd.readouterr()
+        before = signal.getsignal(signal.SIGTERM)
         with pytest.raises(SystemExit) as ended:
             main()
+        assert signal.getsignal(signal.SIGTERM) is before
         return (ended.value.code or 0, *self.capfd.readouterr())
 
     def refused(self, *arguments: object) -> str:

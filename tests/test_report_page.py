@@ -64,7 +64,7 @@ def opened(browser: Browser, file: str, *, width: int, **options: Any) -> Iterat
     said: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": 844}, **options)
     page = context.new_page()
-    page.set_default_timeout(180_000)  # a busy machine
+    page.set_default_timeout(60_000)  # a busy machine
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: said.append(request.url) if outside(request.url) else None)

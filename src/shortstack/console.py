@@ -130,14 +130,19 @@ class _Lines:
 def _hush_libraries() -> None:
     """transformers' own bars and advice would interleave with ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import logging as standard
-
+    hush_kernels()
     from transformers.utils import logging
 
-    for name in ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree"):  # what a CPU has no kernels for
-        standard.getLogger(name).setLevel(standard.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def hush_kernels() -> None:
+    """Libraries warn, while they are imported, of kernels that this machine has no use for."""
+    import logging
+
+    for name in ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def size(nbytes: float) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
+from shortstack.console import hush_kernels
 from shortstack.errors import InputError
 
 RETRIES = 3  # of a task whose worker or node is lost
@@ -124,6 +125,7 @@ def _follow(threads: int | None) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    hush_kernels()
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
 

@@ -6,7 +6,8 @@ import errno
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,6 +16,8 @@ from typer.core import TyperCommand
 from shortstack import console
 from shortstack.cli.grouping import grouped
 from shortstack.errors import ShortstackError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk says that takes no more
 
 app = typer.Typer(
     name="shortstack",
@@ -64,28 +67,44 @@ def options(
     """Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result."""
 
 
+def main() -> None:
+    """The `shortstack` command."""
+    console.hush_kernels()
+    with _ended_by_signals():
+        try:
+            app()
+        except ShortstackError as error:
+            if {"-v", "--verbose"} & {*sys.argv}:
+                traceback.print_exc()
+            console.fail(error)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            console.fail(_of_the_system(error))
+            sys.exit(1 if error.errno in FULL else 2)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the program as ctrl-C does; whoever called main() has its own handlers back afterwards."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # ignored under nohup
+    before = {number: signal.signal(number, _terminated) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _terminated(number: int, _frame: object) -> NoReturn:
     console.say(f"stopped by {signal.Signals(number).name}")
     raise SystemExit(128 + number)  # leaves through the context managers, so that no half-written output stays
 
 
-def main() -> None:
-    """The `shortstack` command."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(getattr(signal, name), _terminated)
-    try:
-        app()
-    except ShortstackError as error:
-        if {"-v", "--verbose"} & {*sys.argv}:
-            traceback.print_exc()
-        console.fail(error)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-        expected, fix = (
-            ("room to write", "free some space") if full else ("a file that can be used", "check its permissions")
-        )
-        found = error.strerror or repr(error)
-        console.fail(ShortstackError(error.filename or "the disk", expected=expected, found=found, fix=fix))
-        sys.exit(1 if full else 2)
+def _of_the_system(error: OSError) -> ShortstackError:
+    expected, fix = "a file that can be used", "check its permissions"
+    if error.errno in FULL:
+        expected, fix = "room to write", "free some space"
+    return ShortstackError(
+        error.filename or "the disk", expected=expected, found=error.strerror or repr(error), fix=fix
+    )
