@@ -16,6 +16,7 @@ from shortstack.cli.application import verb
 from shortstack.cli.options import Device, Out, Report, Source
 from shortstack.errors import OutputError
 from shortstack.healing_options import Asked, Course, Going, InTurns, Learned, Loss, Part
+from shortstack.planning import show_layers
 from shortstack.writing import check_absent
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def heal(
         console.show_json(result.to_dict())
     else:
         tables.show_healing(result)
+        if asked.turns.step:
+            console.show(_gone(checkpoint, result))
     report.next_step("evaluate", output, *alone.words)
     return None
 
@@ -126,6 +129,16 @@ def _healed(checkpoint: Checkpoint, output: Path, turns: InTurns, going: Going, 
             checkpoint, output, Turns(turns.drop, turns.step, turns.metric or "ppl"), **options, **kept
         )
     return heal_checkpoint(checkpoint, output, **options, **kept)
+
+
+def _gone(checkpoint: Checkpoint, result: Healing) -> str:
+    """What all turns removed; the table is of the last one."""
+    from shortstack.checkpoint import Checkpoint
+
+    kept = set(Checkpoint.open(result.output).record["layer_map"].values())
+    before = checkpoint.record.get("layer_map") or {}
+    first = set(before.values()) or set(range(checkpoint.anatomy.layers))
+    return f"Layers {show_layers(sorted(first - kept))} went in all. The table is of the last turn."
 
 
 def _remark(checkpoint: Checkpoint, recipe: str | None, asked: Asked, report: Report) -> None:
