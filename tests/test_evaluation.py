@@ -8,7 +8,7 @@ import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
-from shortstack.cli.options import Writing
+from shortstack.cli.asking import Writing
 from shortstack.collapse import TYPICAL, Fluency, check_collapse
 from shortstack.devices import arithmetic
 from shortstack.errors import InputError

@@ -8,7 +8,7 @@ import pytest
 
 from documents import COUNT, data_folder
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli.options import Asking, Backend
+from shortstack.cli.asking import Asking, Backend
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, evaluate
 from shortstack.walk import Decoder

@@ -17,8 +17,9 @@ from shortstack.errors import InputError
 from shortstack.examples import read_examples
 from shortstack.graph import WRITES_WEIGHTS, Contents, Graph, Step, foreseen, sources
 from shortstack.healing.forecast import ACTIVATION_BYTES, STATE_BYTES, head_seconds, layer_seconds
-from shortstack.healing.healer import HELD_OUT_SHARE
 from shortstack.healing_options import heal_groups
+from shortstack.layered import LOGIT_BYTES
+from shortstack.lessons import HELD_OUT_SHARE
 from shortstack.metrics import metric_named
 from shortstack.planning import parse_drop, parse_layers
 from shortstack.running import text_digest
@@ -27,7 +28,7 @@ from shortstack.steps import open_model
 from shortstack.study import Study, Trial, expanded
 from shortstack.tokens import Tokens
 from shortstack.training import training_device
-from shortstack.walk import LOGIT_BYTES, Decoder
+from shortstack.walk import Decoder
 
 REPAIR_WALKS = 4  # the whole model's, the shorter one's, and that again for each place that is refitted
 COPY_BYTES_PER_S = 5e8

@@ -29,7 +29,7 @@ from pydantic import Field, create_model, field_validator
 
 from shortstack import yamlfiles
 from shortstack.errors import InputError
-from shortstack.healing_options import heal_groups
+from shortstack.healing_options import check_healing, heal_groups
 from shortstack.metrics import metric_named
 from shortstack.planning import check_choice, parse_layers
 from shortstack.recipe import HealPart, read_recipe
@@ -281,8 +281,7 @@ class Healing:
             raise InputError(f"heal: {name}", expected="a recipe that heals once", found="step", fix=_AXES["step"])
         if not options.get("data"):
             raise InputError(f"heal: {name}", expected="data to learn from", found="none", fix="add data: pydoc")
-        learned, part, loss, course = heal_groups(options)
-        part.made(), loss.made(), course.made(), learned  # says what is wrong with them
+        check_healing(*heal_groups(options))
         return cls(str(name), tuple(sorted(options.items())))
 
     def arguments(self, seed: int) -> dict[str, Any]:

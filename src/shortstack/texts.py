@@ -28,6 +28,23 @@ FORMATS = (
 )
 
 
+def check_source(source: str) -> None:
+    """Refuse a source that is none, or a file that cannot be read, before minutes of work; the hub is not asked.
+
+    Raises:
+        DataError: as read_documents.
+    """
+    if source == "pydoc":
+        return
+    if source.endswith((".txt", ".json", ".jsonl")) or Path(source).is_file():
+        try:
+            Path(source).open("rb").close()
+        except OSError as error:
+            raise _unreadable(Path(source), error) from error
+    else:
+        _check_hub_name(source)
+
+
 def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
     """The texts of a source, shuffled by seed when there are several; lines of other formats give all their text."""
     if source == "pydoc":
@@ -66,12 +83,14 @@ def _read_text(path: Path) -> str:
             fix="convert it to UTF-8",
         ) from error
     except OSError as error:
-        raise DataError(
-            path, expected="a text file", found=error.strerror or str(error), fix="check the path"
-        ) from error
+        raise _unreadable(path, error) from error
     if not text.strip():
         raise DataError(path, expected="text", found="an empty file", fix="give a file with text")
     return text
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(path, expected="a text file", found=error.strerror or str(error), fix="check the path")
 
 
 def read_records(source: str) -> list[dict[str, Any]]:
@@ -174,16 +193,9 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: there is no such dataset, or a row of an unknown format.
     """
+    name, split = _check_hub_name(source)
     import datasets
 
-    name, _, split = source.partition(":")
-    if "/" not in name or name.startswith((".", "/", "~")):
-        raise DataError(
-            source,
-            expected="pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name",
-            found="none of these",
-            fix="check the path",
-        )
     with hub_or_copies() as reachable:
         try:
             rows = datasets.load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed)
@@ -198,6 +210,19 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
                 else "no hub within reach, and no copy of it here",
                 fix="check the name, or give a local file",
             ) from error
+
+
+def _check_hub_name(source: str) -> tuple[str, str]:
+    """The name of a hub dataset, and the split that was named, or none."""
+    name, _, split = source.partition(":")
+    if "/" not in name or name.startswith((".", "/", "~")):
+        raise DataError(
+            source,
+            expected="pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name",
+            found="none of these",
+            fix="check the path",
+        )
+    return name, split
 
 
 def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
