@@ -17,13 +17,13 @@ from shortstack.comparing import Judging, Row, advice, compare, healing, multipl
 from shortstack.contenders import Calibration, fewest, parse_memory
 from shortstack.errors import InputError
 from shortstack.evaluation import Perplexity, measure
-from shortstack.judgements import show_comparison
 from shortstack.planning import plan
 from shortstack.profiling import Paired
 from shortstack.pruning import prune
 from shortstack.recipe import read_recipe
 from shortstack.repairing import repair
 from shortstack.selecting import search
+from shortstack.tables import show_comparison
 from shortstack.timing import Load, Ratio
 from shortstack.tokens import Tokens
 from shortstack.walk import UNPRUNED, Decoder

@@ -1,14 +1,24 @@
 """The dry run: steps as many as there are, costs that follow tokens and layers, and what is unknown said to be so."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shortstack.estimating import estimate
+from documents import data_folder
+from shortstack import costing
+from shortstack.checkpoint import Checkpoint
+from shortstack.collapse import NEW_TOKENS, PROMPTS
+from shortstack.estimating import START_SECONDS, estimate
+from shortstack.evaluation import Tasks, amounts, evaluate, likelihoods
 from shortstack.examples import read_examples
 from shortstack.planning import parse_drop
+from shortstack.probes import probes
 from shortstack.running import run_study
 from shortstack.study import parse_study, read_study
+from shortstack.tokens import encode
+from shortstack.walk import Decoder
 from studies import STUDY, found, inline, make_data, write_study
 from zoo import tokenizer
 
@@ -48,17 +58,116 @@ def test_disk_is_that_of_the_checkpoints(tiny):
     assert foreseen.least_disk_bytes == 2 * real // 4  # all cuts are of one size
 
 
-def test_time_is_that_of_layer_forwards_and_heads(tiny, monkeypatch):
-    """A layer takes 1 s a token here and the head 100 s: each model's six layers are counted by hand."""
-    monkeypatch.setattr("shortstack.estimating.layer_seconds", lambda decoder: 1.0)
-    monkeypatch.setattr("shortstack.estimating.head_seconds", lambda decoder: 100.0)
-    text = STUDY.replace("metrics: [reverse, ppl]", "metrics: [ppl]").replace("epochs: 1", "epochs: 3")
-    foreseen = estimated(text)
-    assert foreseen.seconds["score"] == 2 * 16 * (1 + 2 + 3 + 4 + 5 + 6 + 7 * 100)
-    assert foreseen.seconds["evaluate"] == 3 * 2 * 16 * (6 + 100)
-    examples = read_examples(str(tiny / "lines.jsonl"), tokenizer(), max_length=32)[1:]  # one is held out
+@pytest.fixture
+def paced(tiny, monkeypatch):
+    """A layer takes 1 s a token and the head 100 s; a word that eight texts write takes 1,000 s, and 10 s in each layer."""
+    monkeypatch.setattr(costing, "layer_seconds", lambda decoder: 1.0)
+    monkeypatch.setattr(costing, "head_seconds", lambda decoder: 100.0)
+    monkeypatch.setattr(costing, "writing_seconds", lambda decoder: (1000.0, 10.0))
+    monkeypatch.setattr(costing.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(costing, "COPY_BYTES_PER_S", math.inf)
+    monkeypatch.setattr(costing, "DIGEST_BYTES_PER_S", math.inf)
+    return tiny
+
+
+ONE = STUDY.replace("metrics: [reverse, ppl]", "metrics: [ppl]")
+WINDOWS = 2 * 16  # tokens of the study's text
+
+
+def test_time_is_that_of_layer_forwards_and_heads(paced):
+    """The model's six layers, and the four of what was cut, are counted by hand."""
+    foreseen = estimated(ONE.replace("epochs: 1", "epochs: 3"))
+    assert foreseen.seconds["score"] == WINDOWS * (1 + 2 + 3 + 4 + 5 + 6 + 7 * 100)
+    assert foreseen.seconds["evaluate"] == WINDOWS * (6 + 100 + 2 * (4 + 100))
+    examples = read_examples(str(paced / "lines.jsonl"), tokenizer(), max_length=32)[1:]  # one is held out
     tokens = sum(len(example.ids) for example in examples)
     assert foreseen.seconds["heal"] == tokens * (3 + 3 * 3 * (1 + 100))  # three frozen layers, one that trains
+
+
+def test_what_was_cut_is_asked_to_write(paced):
+    """Eight texts of 64 tokens, written side by side; the unpruned model is not asked."""
+    quiet, asked = (estimated(ONE.replace("collapse: false", f"collapse: {word}")) for word in ("false", "null"))
+    prompts = sum(len(encode(tokenizer(), prompt)) for prompt in PROMPTS)
+    each = prompts * 4 + NEW_TOKENS * (1000 + 4 * 10)
+    assert asked.seconds["evaluate"] - quiet.seconds["evaluate"] == 2 * each
+    every = estimated(ONE.replace("collapse: false", "collapse: true"))
+    assert every.seconds["evaluate"] - asked.seconds["evaluate"] == prompts * 6 + NEW_TOKENS * (1000 + 6 * 10)
+
+
+def test_probes_are_prompts_and_words(paced):
+    quiet, asked = estimated(ONE), estimated(ONE.replace("collapse: false", "collapse: false, probe_items: 1"))
+    items = probes(0, 1)
+    prompts = sum(len(encode(tokenizer(), item.prompt)) for item in items)
+    most = sum(item.room(tokenizer()) for item in items)
+    extra = asked.seconds["evaluate"] - quiet.seconds["evaluate"]
+    least = max(item.room(tokenizer()) for item in items)
+    assert prompts * 14 + least * (3 * 1000 + 14 * 10) <= extra <= prompts * 14 + most * (3 * 1000 + 14 * 10)
+
+
+def test_profiles_are_runs_of_every_batch_size(paced):
+    """Sixteen texts take twice the time of eight, one takes as long."""
+    text = ONE.replace("collapse: false", "collapse: false, profile: {batch_sizes: [1, 16], prompt: 5, new_tokens: 3}")
+    base, cut = (8 * ((1 + 16) * 5 * layers + (1 + 2) * 3 * (1000 + layers * 10)) for layers in (6, 4))
+    assert estimated(text).seconds["profile"] == base + 2 * cut
+
+
+def test_tasks_are_the_tokens_of_their_documents(paced, monkeypatch):
+    """Against the tokens that pass layers and head when the unpruned model is asked."""
+    pytest.importorskip("lm_eval")
+    data = data_folder(paced / "data")
+    tasks = f"collapse: false, tasks: [piqa, winogrande, wikitext], data_dir: {data}"
+    quiet, asked = estimated(ONE), estimated(ONE.replace("collapse: false", tasks))
+    layers, heads = asked_of(paced, Tasks(["piqa", "winogrande", "wikitext"], batch=1, data=data), monkeypatch)
+    assert asked.seconds["evaluate"] - quiet.seconds["evaluate"] == layers * 14 + heads * 300
+
+
+def asked_of(tiny, tasks, monkeypatch):
+    """How many tokens pass the layers and the head, counted as they pass."""
+    layers, heads, finish, head = [], [], Decoder.finish, Decoder.token_logits
+    monkeypatch.setattr(likelihoods, "shares_contexts", lambda _decoder: True)
+    monkeypatch.setattr(
+        Decoder, "finish", lambda self, ids, **more: layers.append(ids.numel()) or finish(self, ids, **more)
+    )
+    monkeypatch.setattr(Decoder, "token_logits", lambda self, some: heads.append(len(some)) or head(self, some))
+    evaluate(Checkpoint.open(tiny / "model"), perplexity=(), tasks=tasks)
+    return sum(layers), sum(heads)
+
+
+def test_generated_answers_are_as_long_as_the_task_allows(paced):
+    """Three sums, each after five examples; sixteen prompts are written at once, twice the eight that were timed."""
+    pytest.importorskip("lm_eval")
+    tasks = f"collapse: false, tasks: [gsm8k], data_dir: {data_folder(paced / 'data')}"
+    quiet, asked = estimated(ONE), estimated(ONE.replace("collapse: false", tasks))
+    (amount,) = amounts(Tasks(["gsm8k"], data=paced / "data"), tokenizer())
+    assert (amount.scored, amount.steps, amount.together) == (0, 3 * 256 / 16, 16)
+    words = amount.steps * 2 * (3 * 1000 + 14 * 10)
+    assert asked.seconds["evaluate"] - quiet.seconds["evaluate"] == amount.passed * 14 + words
+
+
+def test_tasks_whose_documents_are_elsewhere_are_unknown(tiny):
+    foreseen = estimated(STUDY.replace("collapse: false", "collapse: false, tasks: [piqa]"))
+    assert foreseen.seconds["evaluate"] is None
+    assert foreseen.total_seconds is None
+    assert foreseen.unknown == ("time of piqa: the documents may be on the hub",)
+
+
+def test_opening_models_and_starting_a_worker_count(paced, monkeypatch):
+    """Opening takes 10,000 s: of the model to score it, three models to evaluate, the cut to heal it; and writing two."""
+    paces = []
+
+    def slow(cls, checkpoint, **options):
+        size = measured(checkpoint, **options)
+        paces.append(size.pace)
+        return replace(size, pace=replace(size.pace, opening=10_000.0))
+
+    measured = costing.Size.measured
+    quick = estimated(ONE)
+    monkeypatch.setattr(costing.Size, "measured", classmethod(slow))
+    slow_one = estimated(ONE)
+    more = {kind: slow_one.seconds[kind] - quick.seconds[kind] for kind in quick.seconds}
+    assert more == {"score": 10_000, "plan": 10_000, "prune": 10_000, "heal": 20_000, "evaluate": 30_000}
+    assert slow_one.total_seconds == sum(slow_one.seconds.values()) + START_SECONDS
+    assert paces
 
 
 def test_what_is_not_here_is_unknown_and_still_counted(tiny):
@@ -127,4 +236,4 @@ def test_the_papers_grid_has_its_models_metrics_ratios_methods_and_schedules(mon
 def test_the_studies_of_smollm2_can_be_read(name):
     study = read_study(STUDIES / f"{name}.yaml")
     assert {trial.model for trial in study.trials} == {"demo"}
-    assert len(study.trials) == {"smoke": 4, "smollm2": 185}[name]
+    assert len(study.trials) == {"smoke": 4, "smollm2": 109}[name]

@@ -83,16 +83,20 @@ def cluster(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_study_on_two_nodes_of_which_one_is_lost_ends_as_it_does_here(cluster, tmp_path, monkeypatch, own_cache):
+@pytest.mark.parametrize("at_url", [False, True])
+def test_a_study_on_two_nodes_of_which_one_is_lost_ends_as_it_does_here(
+    cluster, tmp_path, monkeypatch, own_cache, at_url
+):
     monkeypatch.setenv("TINY", str(make_data(tmp_path)))
     study, lost = write_study(tmp_path), []
+    there = f"file://{tmp_path}/bucket" if at_url else None
 
     def lose(_stage, done, _total, /, *, note=""):
         if not lost and done >= 3 and "," in note:  # two steps run, so one of them there
             lost.append(done)
             cluster.remove_node(cluster.lost, allow_graceful=False)
 
-    outcome = run_study(study, tmp_path / "ray", launcher=partial(ray, cluster.address), progress=lose)
+    outcome = run_study(study, tmp_path / "ray", launcher=partial(ray, cluster.address), artefacts=there, progress=lose)
     assert lost
     assert (outcome.done, outcome.failed) == (4, 0), outcome.failures
     run_study(study, tmp_path / "runs", launcher=inline)

@@ -142,7 +142,7 @@ def test_what_only_the_model_tells_is_explained_with_the_recipes_line_unless_it_
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("paper-last33", "did you mean paper-last3"), ("none.yaml", "No such file")]
+    ("name", "said"), [("paper-last33", "did you mean paper-last3"), ("none.yaml", "no such file")]
 )
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest(name, said):
     with pytest.raises(InputError, match=said):

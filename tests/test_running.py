@@ -105,7 +105,7 @@ def test_trials_can_be_added_and_take_over_what_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("drop: 2", "drop: 3", "the trial .*reverse"),
+        ("drop: 2", "drop: 3", r'the trial .*reverse.*the nearest has \{"drop": "3"\}'),
         ("samples: 2, ", "samples: 3, ", "evaluation.samples: 2"),
     ],
 )
@@ -199,6 +199,15 @@ def test_the_command_of_every_step_can_be_typed(tmp_path):
 def test_two_studies_do_not_write_in_one_folder(tmp_path):
     with Folder(tmp_path / "runs").held(), pytest.raises(InputError, match="no other study"):
         run(tmp_path)
+
+
+def test_a_file_is_no_folder_for_a_study(tmp_path):
+    (tmp_path / "runs").write_text("mine")
+    with pytest.raises(InputError, match="a folder for a study, found a file"):
+        run(tmp_path)
+    with pytest.raises(DataError, match="found a file"), Store.open(Folder(tmp_path / "runs"), read_only=True):
+        pass
+    assert (tmp_path / "runs").read_text() == "mine"
 
 
 def test_reading_along_needs_a_run_store(tmp_path):

@@ -72,6 +72,8 @@ def test_what_failed_is_said_and_a_second_call_goes_on(tiny):
     with pytest.raises(ShortstackError, match=r"heal: expected every step to end.*held out"):
         shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=str(tiny / "few.jsonl")))
     assert not (tiny / "out").exists()
+    with pytest.raises(InputError, match=r'has \{"drop": "3"\}.*remove .*out.study'):
+        shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=str(tiny / "few.jsonl"), drop="3"))
     (tiny / "few.jsonl").write_text((tiny / "lines.jsonl").read_text(), encoding="utf-8")
     made = shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=str(tiny / "few.jsonl")))
     assert Checkpoint.open(tiny / "out").weights_sha256 == made.steps["heal"]["weights_sha256"]
@@ -80,6 +82,8 @@ def test_what_failed_is_said_and_a_second_call_goes_on(tiny):
 def test_an_output_that_exists_data_that_lacks_and_ends_that_stay_are_refused(tiny):
     with pytest.raises(OutputError):
         shrink(str(tiny / "model"), tiny / "model", **options(tiny))
+    with pytest.raises(InputError, match="--drop: expected a count"):
+        shrink(str(tiny / "model"), tiny / "out", **options(tiny, drop="lots"))
     with pytest.raises(InputError, match="--data"):
         shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=None))
     (tiny / "recipe.yaml").write_text(RECIPE.replace("drop: 2", "drop: 2, keep_last: 1"), encoding="utf-8")

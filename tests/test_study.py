@@ -5,7 +5,8 @@ import json
 import pytest
 
 from shortstack.errors import InputError
-from shortstack.study import Choice, expanded, parse_study, schema
+from shortstack.study import expanded, parse_study, read_study, schema
+from shortstack.trials import Choice
 
 QUICK = "{name: quick, method: lora, data: pydoc, epochs: 1}"
 
@@ -125,10 +126,14 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("models: [a]\nmetrics: [ppl]\ndrop: {from: 5, too: 50, step: 5}\n", "line 3: .*mean to"),
         ("models: [a]\nmetrics: [ppl]\nevaluation:\n  perplexities: [pydoc]\n", "line 4: .*mean perplexity"),
         ("models: [a]\nmetrics: [ppl]\ntrials:\n- {metric: bi}\n- {metric: bi, models: b}\n", "line 5: .*mean model"),
-        ("metrics: [ppl]\n", "models: Field required"),
+        ("", "found nothing"),
+        ("- a\n", "found a list"),
+        ("models: [a\nb: c", "line 2: expected YAML, found expected ',' or '\\]'"),
+        ("metrics: [ppl]\n", "the key models, found only metrics. To fix it: add models"),
+        ("models: [a]\nmetrics: [ppl]\ndrop: lots\n", "To fix it: write drop: 8 or drop: 25%"),
         ("models: []\nmetrics: [ppl]\n", "line 1: .*at least one"),
         ("models: [a]\n", "at least one trial"),
-        ("models: [a]\nmetrics: [pp]\n", "metric: expected one of random"),
+        ("models: [a]\nmetrics: [pppl]\n", "metric: expected one of random.*did you mean ppl"),
         ("models: [a]\nmetrics: [ppl]\ndrop: 250%\n", "drop: expected a count, or a percentage"),
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "strategy: step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "did you mean paper-lora"),
@@ -172,3 +177,10 @@ def test_variables_of_the_environment_are_replaced(monkeypatch):
     }
     with pytest.raises(InputError, match="NOWHERE"):
         expanded("$NOWHERE/a.txt")
+
+
+def test_a_file_that_is_not_there_is_said_without_the_system_s_words(tmp_path):
+    with pytest.raises(InputError, match="expected a YAML file, found no such file or directory"):
+        read_study(tmp_path / "nowhere.yaml")
+    with pytest.raises(InputError, match="expected a YAML file, found is a directory"):
+        read_study(tmp_path)

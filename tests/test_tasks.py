@@ -25,12 +25,12 @@ from shortstack.evaluation import Evaluation, Tasks, compared, evaluate, harness
 from shortstack.evaluation.code import files_of
 from shortstack.evaluation.overlays import write_overlays
 from shortstack.evaluation.results import TaskResult
-from shortstack.judgements import show_evaluation
 from shortstack.planning import plan
 from shortstack.probes import Probed
 from shortstack.pruning import prune
 from shortstack.suites import SUITES, TASKS, named
 from shortstack.sweeping import sweep
+from shortstack.tables import show_evaluation
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder
 from zoo import speaking

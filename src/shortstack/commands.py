@@ -1,13 +1,11 @@
-"""The shortstack command that does what a step does, for people who want to repeat one number."""
+"""The words of the shortstack command that does what a step does, for people who want to repeat one number."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from shortstack.graph import Step
 from shortstack.healing_options import Course, Learned, Loss, Part
 from shortstack.planning import show_layers
 from shortstack.study import Judging, Speeds
@@ -15,19 +13,15 @@ from shortstack.study import Judging, Speeds
 Places = Mapping[str, str]  # what a step reads -> its path or the model's name
 
 
-def command(step: Step, places: Places) -> str:
-    """One line; the output is left to be named."""
-    words = _VERBS[step.kind](step.arguments, places)
-    return shlex.join(["shortstack", *map(str, words)])
-
-
-def _score(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+def score(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+    """Score, and save what was found."""
     window = _options({"window": arguments["window"]})
     metrics = ",".join(arguments["metrics"])
     return ["score", *_model(places["model"]), "--metric", metrics, *window, *_looking(arguments), "-o", "scores.json"]
 
 
-def _plan(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+def plan(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+    """Plan by scores, by measuring, or by name."""
     how: list[Any] = ["--layers", arguments["layers"].replace(" ", "")] if arguments["layers"] else []
     if not how:
         how = ["--search"] if arguments["metric"] is None else ["--metric", arguments["metric"]]
@@ -37,7 +31,8 @@ def _plan(arguments: Mapping[str, Any], places: Places) -> list[Any]:
     return ["plan", *where, *how, *looking, "-o", "plan.json"]
 
 
-def _prune(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+def prune(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+    """Cut the layers, and repair where the step did."""
     repair = arguments["repair"]
     options = {"repair": True, "repair-samples": repair["samples"]} if repair else {}
     words = [*_options(options), *(_looking({**repair, "samples": None}) if repair else [])]
@@ -45,7 +40,8 @@ def _prune(arguments: Mapping[str, Any], places: Places) -> list[Any]:
     return ["prune", *_model(places["model"]), "--layers", layers, *words, "-o", "pruned"]
 
 
-def _heal(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+def heal(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+    """Heal with the options that are not the usual ones."""
     usual = {field.name: field.default for group in (Learned, Part, Loss, Course) for field in fields(group)}
     changed = {name: value for name, value in arguments.items() if name in usual and value != usual[name]}
     options = {name.replace("_", "-"): value for name, value in changed.items()} | {"teacher": places.get("teacher")}
@@ -53,12 +49,14 @@ def _heal(arguments: Mapping[str, Any], places: Places) -> list[Any]:
     return ["heal", *_model(place), *_options(options), "-o", "healed"]
 
 
-def _turns(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+def turns(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+    """Prune and heal in turns."""
     turning = {name: arguments["turns"][name] for name in ("drop", "step", "metric")}
-    return [*_heal(arguments, places)[:-2], *_options(turning), "-o", "healed"]
+    return [*heal(arguments, places)[:-2], *_options(turning), "-o", "healed"]
 
 
-def _evaluate(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+def evaluate(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+    """Measure as the study does."""
     usual = Judging().model_dump(mode="json")
     changed = {
         name: arguments[name] for name in arguments if name == "perplexity" or arguments[name] != usual.get(name)
@@ -68,7 +66,8 @@ def _evaluate(arguments: Mapping[str, Any], places: Places) -> list[Any]:
     return ["evaluate", *_model(places["checkpoint"]), *_compute(changed), *probed, *checked]
 
 
-def _profile(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+def profile(arguments: Mapping[str, Any], places: Places) -> list[Any]:
+    """Measure speeds as the study does."""
     renamed = {"batch-size": arguments["batch_sizes"], "prompt": arguments["prompt"]}
     assert Speeds.model_fields.keys() <= arguments.keys()  # noqa: S101  all of them are here
     renamed |= {"new-tokens": arguments["new_tokens"], "dtype": arguments["dtype"]}
@@ -104,14 +103,3 @@ def _options(values: Mapping[str, Any]) -> list[str]:
         elif value is not None and value != []:
             words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return words
-
-
-_VERBS: Mapping[str, Callable[[Mapping[str, Any], Places], list[Any]]] = {
-    "score": _score,
-    "plan": _plan,
-    "prune": _prune,
-    "heal": _heal,
-    "turns": _turns,
-    "evaluate": _evaluate,
-    "profile": _profile,
-}

@@ -20,7 +20,8 @@ from typing import Any
 
 from shortstack.jsonfiles import finite
 from shortstack.planning import parse_drop
-from shortstack.study import Speeds, Study, Trial
+from shortstack.study import Speeds, Study
+from shortstack.trials import Trial
 
 # Raised by hand when what a kind computes changes, so that older results are not taken for new ones.
 CODES = {"score": 1, "plan": 1, "prune": 1, "heal": 1, "turns": 1, "evaluate": 1, "profile": 1}

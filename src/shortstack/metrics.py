@@ -16,6 +16,7 @@ torch: functions only use the methods of the tensors they are given.
 
 from __future__ import annotations
 
+import difflib
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -238,11 +239,12 @@ def metric_named(name: str) -> Metric:
         InputError: there is none; the message lists those there are.
     """
     if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, 1)
         raise InputError(
             "--metric",
             expected=f"one of {', '.join(METRICS)}",
             found=repr(name),
-            fix="`shortstack ls metrics` explains each",
+            fix=f"did you mean {near[0]}?" if near else "`shortstack ls metrics` explains each",
         )
     return METRICS[name]
 

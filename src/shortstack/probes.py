@@ -54,6 +54,10 @@ class Item:
         """Names the item by its content, so that results of different items are never paired."""
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
+    def room(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokens that may be written: those of the answer, and some more."""
+        return len(encode(tokenizer, f" {self.answer}")) + SPARE
+
 
 @dataclass(frozen=True)
 class Probed:
@@ -102,8 +106,9 @@ def run_probes(
 ) -> dict[str, Probed]:
     """Each probe's result: greedy answers, up to the end of their line. A prompt starts with BOS as all text does."""
     prompts = [[*bos_ids(tokenizer), *encode(tokenizer, item.prompt)] for item in items]
-    rooms = [len(encode(tokenizer, f" {item.answer}")) + SPARE for item in items]
-    written = generate(model, prompts, rooms, stage="answering probes", progress=progress)
+    written = generate(
+        model, prompts, [item.room(tokenizer) for item in items], stage="answering probes", progress=progress
+    )
     correct = [
         is_right(item, tokenizer.decode(tokens, skip_special_tokens=True))
         for item, tokens in zip(items, written, strict=True)

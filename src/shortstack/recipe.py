@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib import resources
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import create_model
@@ -163,7 +162,4 @@ def _text(name: str) -> str:
             found=repr(name),
             fix=f"did you mean {near[0]}?" if near else "`shortstack ls recipes` explains each",
         )
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(name, expected="a YAML file", found=str(error), fix="check the path") from error
+    return yamlfiles.text_of(name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 import traceback
@@ -21,17 +20,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shortstack.commands import command
+from shortstack.continuing import check_place, check_same
 from shortstack.errors import DataError, InputError
 from shortstack.graph import WRITES_WEIGHTS, Contents, Graph, Step, digest, foreseen, sources
-from shortstack.jsonfiles import finite, sync, whole
+from shortstack.jsonfiles import finite, whole
 from shortstack.launching import Launch, Needs, local
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
-from shortstack.steps import Task, contents, evaluation_options, open_model, perform
+from shortstack.steps import Task, command, contents, evaluation_options, open_model, perform
 from shortstack.store import Folder, Store
-from shortstack.study import Study, Trial, expanded, parse_study, read_study
+from shortstack.study import Study, expanded, read_study
 from shortstack.texts import read_documents
+from shortstack.trials import Trial
 
 KEEPS = ("best", "all", "none")
 
@@ -65,23 +65,26 @@ def run_study(
     out: str | Path,
     *,
     launcher: Callable[[], AbstractContextManager[Launch]] = local,
+    artefacts: str | None = None,
     keep: str = "best",
     progress: Progress = silent,
 ) -> Outcome:
     """Run what is not done yet of the study in a YAML file; everything it gives lies in the folder `out`.
 
-    launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). keep: which weights stay once nothing needs
-    them: those of the lowest held-out loss for each model and drop, all, or none.
+    launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). artefacts: a URL for the steps' folders, where
+    workers see no common folder. keep: which weights stay once nothing needs them: those of the lowest held-out loss for
+    each model and drop, all, or none.
 
     Raises:
         InputError: the file is wrong, a model or text is not there, or `out` is of another study, or in use.
     """
     if keep not in KEEPS:
         raise InputError("--keep", expected=f"one of {', '.join(KEEPS)}", found=repr(keep), fix="write --keep best")
-    study, folder = read_study(path), Folder(Path(out))
+    study, folder = read_study(path), Folder(Path(out), artefacts)
     evaluation_options(expanded(study.evaluation.model_dump(mode="json")))  # says what is wrong before anything runs
     with folder.held(), Store.open(folder) as store:
-        _check_same(folder, study)
+        check_same(folder, study)
+        check_place(folder, store)
         graph = Graph(study, _models(study, progress), {source: text_digest(source) for source in sources(study)})
         with whole(folder.study) as partial:
             shutil.copy(path, partial)
@@ -89,7 +92,7 @@ def run_study(
         with launcher() as launch:
             store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
             created = store.noted().get("created", str(time.time()))
-            store.note(shortstack=version("shortstack"), created=created, finished="")
+            store.note(shortstack=version("shortstack"), created=created, finished="", artefacts=folder.url or "")
             driver = _Driver(graph, folder, store, launch, keep, progress)
             driver.go()
         store.note(finished=time.time())
@@ -128,35 +131,6 @@ def text_digest(source: str) -> str:
     return name
 
 
-def _check_same(folder: Folder, study: Study) -> None:
-    """Refuse a folder of another study, unless this one only adds trials to it.
-
-    Raises:
-        InputError: naming the first difference.
-    """
-    if not folder.study.exists():
-        return
-    before = parse_study(folder.study.read_text(encoding="utf-8"), where=str(folder.study))
-    for part in ("evaluation", "compute"):
-        then, now = (getattr(each, part).model_dump() for each in (before, study))
-        for name in then:
-            if then[name] != now[name]:
-                raise _another(folder, f"{part}.{name}: {json.dumps(then[name])}", json.dumps(now[name]))
-    ids = {trial.id for trial in study.trials}
-    for trial in before.trials:
-        if trial.id not in ids:
-            raise _another(folder, f"the trial {json.dumps(trial.settings())}", "a study without it")
-
-
-def _another(folder: Folder, expected: str, found: str) -> InputError:
-    return InputError(
-        folder.root,
-        expected=f"{expected}, as in {folder.study}",
-        found=found,
-        fix="name another folder with -o; trials can be added, not changed",
-    )
-
-
 class _Driver:
     """Hands steps over, takes their results in, and keeps the disk in bounds."""
 
@@ -170,6 +144,7 @@ class _Driver:
         self.failed: set[str] = set()
         self.running: dict[Future[Any], Step] = {}
         self.ran = 0
+        self.weights: dict[str, bool] = {}  # whether a step's folder has some
         self.told: dict[str, Any] = {}  # what the store says of each trial, and of the steps to come
         self.open: list[Trial] = list(graph.study.trials)  # neither done nor failed
         self.final: dict[str, tuple[Trial, dict[str, Step]]] = {}  # the done trials
@@ -241,12 +216,13 @@ class _Driver:
             self.folder.partial(step.key),
             self.folder.log(step.key),
             self.graph.study.compute.device,
+            self.folder.url,
         )
         self.running[self.launch.submit(perform, task, self._needs(step))] = step
 
     def _place(self, place: str) -> str:
         """Where an input is: a model by its name, or the folder of a step."""
-        return str(expanded(place) if place in self.graph.models else self.folder.artefact(place).absolute())
+        return str(expanded(place)) if place in self.graph.models else self.folder.artefacts.place(place)
 
     def _needs(self, step: Step) -> Needs:
         needs = self.graph.study.resources.get(step.kind)  # type: ignore[call-overload]  # a kind is a word
@@ -261,6 +237,9 @@ class _Driver:
         lost = future.exception()
         told = "".join(traceback.format_exception(lost)) if lost else None
         found: dict[str, Any] = {"error": told} if lost else dict(future.result())
+        if "log" in found:
+            with self.folder.log(step.key).open("a", encoding="utf-8") as log:
+                log.write(found.pop("log"))
         again = self.results.get(step.key)
         if "result" in found:
             found["result"] = json.loads(json.dumps(finite(found["result"])))  # as a later run would read it
@@ -277,12 +256,9 @@ class _Driver:
             self.results[step.key] = found["result"]
 
     def _put(self, key: str) -> None:
-        """Give what a worker wrote its name; what is there already is of a run that was killed before it said so."""
-        place = self.folder.artefact(key)
-        shutil.rmtree(place, ignore_errors=True)
-        os.rename(self.folder.partial(key), place)
-        self.folder.partial(f"{key}.lock").unlink(missing_ok=True)
-        sync(place.parent)
+        """Give what a worker wrote its place."""
+        self.folder.artefacts.take(key, self.folder.partial(key))
+        self.weights.pop(key, None)
 
     # What the store says of trials, and what stays on disk
 
@@ -338,11 +314,15 @@ class _Driver:
         needed = needed | (self._best() if self.keep == "best" else set())
         needed |= {place for step in self.running.values() for place in step.reads.values()}
         for key in self.results.keys() - needed:
-            for path in self.folder.artefact(key).glob("*.safetensors"):
-                path.unlink()
+            if self._has_weights(key):
+                self.folder.artefacts.drop_weights(key)
+                self.weights[key] = False
 
     def _has_weights(self, key: str) -> bool:
-        return any(self.folder.artefact(key).glob("*.safetensors"))
+        """Looked up once: nobody else writes there."""
+        if key not in self.weights:
+            self.weights[key] = self.folder.artefacts.has_weights(key)
+        return self.weights[key]
 
     def _best(self) -> set[str]:
         """The last checkpoints of the done trials with the lowest held-out loss, one for each model and drop."""

@@ -14,11 +14,12 @@ import yaml
 
 from shortstack import console
 from shortstack.card import model_card
+from shortstack.continuing import CHANGED
 from shortstack.errors import InputError, ShortstackError
 from shortstack.jsonfiles import check_new, save_json, whole
 from shortstack.launching import Launch, local
 from shortstack.methods import method_named
-from shortstack.planning import show_layers
+from shortstack.planning import check_choice, show_layers
 from shortstack.progress import Progress, silent
 from shortstack.recipe import Recipe, read_recipe
 from shortstack.report import write_report
@@ -89,6 +90,7 @@ def shrink(
     check_new(out)
     work = _Work(model, out.with_name(f"{out.name}.study"), looks, launcher, progress)
     trial = _trial(read, recipe, drop, data)
+    check_choice(trial["drop"], None)
     if trial["repair"]:
         trial["repair"] = looks.refit
     candidates: list[dict[str, Any]] = []
@@ -189,7 +191,13 @@ class _Work:
         path = self.folder / "asked.yaml"
         with whole(path) as partial:
             partial.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
-        run_study(path, self.folder, launcher=self.launcher, progress=self.progress)
+        try:
+            run_study(path, self.folder, launcher=self.launcher, progress=self.progress)
+        except InputError as error:
+            if error.fix != CHANGED:
+                raise
+            fix = f"remove {self.folder}, which is of a run with other options, or name another output with -o"
+            raise InputError(error.where, expected=error.expected, found=error.found, fix=fix) from error
 
     def _steps(self) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, str]]]:
         """Each trial's settings, results by role, and keys by role."""

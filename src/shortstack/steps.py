@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shortstack import console
+from shortstack import commands, console
 from shortstack.aligning import aligned
+from shortstack.artefacts import Remote, at_hand
+from shortstack.cache import cache_directory
 from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation import Tasks, evaluate
-from shortstack.graph import Contents, digest
+from shortstack.graph import Contents, Step, digest
 from shortstack.healing import Turns, heal, heal_in_turns
 from shortstack.healing_options import heal_arguments, heal_groups
 from shortstack.jsonfiles import save_json
@@ -36,6 +39,7 @@ from shortstack.repairing import Repair, repair
 from shortstack.scores import Scores
 from shortstack.scoring import score
 from shortstack.selecting import select
+from shortstack.store import Folder
 from shortstack.timing import Load
 from shortstack.tokens import Tokens
 from shortstack.verification import skipped_route
@@ -43,7 +47,10 @@ from shortstack.verification import skipped_route
 
 @dataclass(frozen=True)
 class Task:
-    """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by name."""
+    """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by name.
+
+    url: where the output is copied to, by a worker that sees no folder of the study.
+    """
 
     key: str
     kind: str
@@ -53,6 +60,14 @@ class Task:
     output: Path
     log: Path
     device: str = "auto"
+    url: str | None = None
+
+    def here(self) -> Task:
+        """With output and log on this machine, where the study's folder may not be seen."""
+        if self.url is None:
+            return self
+        scratch = Folder(cache_directory("steps"))
+        return replace(self, output=scratch.partial(self.key), log=scratch.log(self.key))
 
     def open(self, name: str, progress: Progress) -> Checkpoint:
         return open_model(self.places[name], progress=progress)
@@ -71,8 +86,14 @@ def contents(checkpoint: Checkpoint) -> Contents:
     return Contents(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers)
 
 
-def perform(task: Task) -> dict[str, Any]:
-    """Run a step: `result` or `error`, and what it took."""
+def command(step: Step, places: commands.Places) -> str:
+    """One line that does what a step does; the output is left to be named."""
+    return shlex.join(["shortstack", *map(str, KINDS[step.kind].words(step.arguments, places))])
+
+
+def perform(asked: Task) -> dict[str, Any]:
+    """Run a step: `result` or `error`, and what it took; with a URL also `log`, what it said."""
+    task = asked.here()
     task.log.parent.mkdir(parents=True, exist_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)
     with _alone(task.output.with_name(f"{task.output.name}.lock")), task.log.open("a", encoding="utf-8") as log:
@@ -81,16 +102,35 @@ def perform(task: Task) -> dict[str, Any]:
         with redirect_stdout(log), redirect_stderr(log), console.bars() as progress:
             try:
                 shutil.rmtree(task.output, ignore_errors=True)  # of one that was killed before it was put in its place
-                found: dict[str, Any] = {"result": KINDS[task.kind](task, progress)}
+                found: dict[str, Any] = {"result": _done(task, progress)}
             except Exception:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
                 found = {"error": traceback.format_exc()}
+        log.flush()
         return {
             **found,
+            **(_sent(task.log) if task.url else {}),
             "seconds": round(time.perf_counter() - started, 3),
             "host": socket.gethostname(),
             "versions": versions(),
             "peak_rss_bytes": peak_rss(),
         }
+
+
+def _done(task: Task, progress: Progress) -> dict[str, Any]:
+    """A step's result, its folder written."""
+    with at_hand(task.places, task.output.with_name(f"{task.key}.inputs")) as places:
+        result = KINDS[task.kind].do(replace(task, places=places), progress)
+    if task.url:
+        Remote(task.url).put(task.key, task.output)
+        shutil.rmtree(task.output)
+    return result
+
+
+def _sent(log: Path) -> dict[str, str]:
+    """What a step said, to be kept where the study is."""
+    told = log.read_text(encoding="utf-8")
+    log.unlink()
+    return {"log": told}
 
 
 @contextmanager
@@ -286,12 +326,20 @@ def _saved(task: Task, name: str, result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-KINDS: Mapping[str, Callable[[Task, Progress], dict[str, Any]]] = {
-    "score": _score,
-    "plan": _plan,
-    "prune": _prune,
-    "heal": _heal,
-    "turns": _turns,
-    "evaluate": _evaluate,
-    "profile": _profile,
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of step is: the call that it does, and the words of the command that does the same."""
+
+    do: Callable[[Task, Progress], dict[str, Any]]
+    words: Callable[[Mapping[str, Any], commands.Places], list[Any]]
+
+
+KINDS: Mapping[str, Kind] = {
+    "score": Kind(_score, commands.score),
+    "plan": Kind(_plan, commands.plan),
+    "prune": Kind(_prune, commands.prune),
+    "heal": Kind(_heal, commands.heal),
+    "turns": Kind(_turns, commands.turns),
+    "evaluate": Kind(_evaluate, commands.evaluate),
+    "profile": Kind(_profile, commands.profile),
 }

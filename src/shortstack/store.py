@@ -11,15 +11,18 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shortstack.artefacts import Artefacts, Remote, Shared
 from shortstack.errors import DataError, InputError
 from shortstack.jsonfiles import finite
 
 VERSION = "1"
+WAIT = 30  # seconds for who else has the database
+JSON_COLUMNS = ("arguments", "inputs", "result", "versions")
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS steps(
@@ -32,9 +35,10 @@ CREATE TABLE IF NOT EXISTS trial_steps(trial TEXT, role TEXT, step TEXT, PRIMARY
 
 @dataclass(frozen=True)
 class Folder:
-    """Where the parts of a run store lie."""
+    """Where the parts of a run store lie. url: of the artefacts, where they are not beside it."""
 
     root: Path
+    url: str | None = None
 
     @property
     def database(self) -> Path:
@@ -43,6 +47,10 @@ class Folder:
     @property
     def study(self) -> Path:
         return self.root / "study.yaml"
+
+    @property
+    def artefacts(self) -> Artefacts:
+        return Remote(self.url) if self.url else Shared(self.root / "artefacts")
 
     def artefact(self, key: str) -> Path:
         return self.root / "artefacts" / key
@@ -62,8 +70,10 @@ class Folder:
         """Let nobody else write here meanwhile; the lock goes with the process, however it ends.
 
         Raises:
-            InputError: somebody else does.
+            InputError: somebody else does, or there is a file of that name.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(self.root, expected="a folder for a study", found="a file", fix="name another with -o")
         self.make()
         with (self.root / "lock").open("w") as file:
             try:
@@ -87,32 +97,48 @@ class Store:
     @classmethod
     @contextmanager
     def open(cls, folder: Folder, *, read_only: bool = False) -> Iterator[Store]:
-        """Open the run store of a folder.
+        """Open the run store of a folder; read_only: all that is read is of one moment.
 
         Raises:
-            DataError: there is none, or it is of another version.
+            DataError: there is none, it is of another version, or its rows are not what a study writes.
         """
-        path = folder.database
-        if read_only and not path.exists():
-            raise DataError(
-                folder.root, expected="the folder of a study", found="no runs.sqlite in it", fix="check the path"
-            )
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}", uri=True)
-        connection.row_factory = sqlite3.Row
+        if read_only:
+            _check_there(folder)
+        path, mode = folder.database.absolute(), "ro" if read_only else "rwc"
         try:
-            store = cls(connection)
-            if not read_only:
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.executescript(TABLES)
-                store.note(version=store.noted().get("version", VERSION))
-            found = store.noted().get("version")
-            if found != VERSION:
-                raise DataError(
-                    path, expected=f"a run store of version {VERSION}", found=str(found), fix="name another folder"
-                )
-            yield store
-        finally:
-            connection.close()
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=WAIT)) as connection:
+                connection.row_factory = sqlite3.Row
+                store = cls(connection)
+                if read_only:
+                    connection.execute("BEGIN")
+                else:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                    connection.executescript(TABLES)
+                    store.note(version=store.noted().get("version", VERSION))
+                store.check_version(folder)
+                yield store
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                folder.database,
+                expected="a run store that `shortstack study` wrote, on a disk that can be used",
+                found=str(error),
+                fix="name another folder, or free the disk and run the study again",
+            ) from error
+
+    def check_version(self, folder: Folder) -> None:
+        """Refuse a store of another version.
+
+        Raises:
+            DataError: it is.
+        """
+        found = self.noted().get("version")
+        if found != VERSION:
+            raise DataError(
+                folder.database,
+                expected=f"a run store of version {VERSION}",
+                found=f"version {found}" if found else "none",
+                fix="name another folder, or use the shortstack that wrote it",
+            )
 
     def note(self, **values: Any) -> None:
         """Keep values in `meta`, as JSON where they are no text."""
@@ -189,9 +215,17 @@ class Store:
 
     def failures(self) -> list[dict[str, Any]]:
         """The steps that failed, and their tracebacks."""
-        return [
-            dict(row) for row in self.connection.execute("SELECT * FROM steps WHERE state = 'failed' ORDER BY started")
-        ]
+        rows = self.connection.execute("SELECT * FROM steps WHERE state = 'failed' ORDER BY started")
+        return [dict(row) for row in rows]
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Every step, what is JSON in it as data.
+
+        Raises:
+            DataError: it is no JSON object.
+        """
+        rows = self.connection.execute("SELECT * FROM steps ORDER BY key")
+        return [{**dict(row), **{name: _object(row, name) for name in JSON_COLUMNS}} for row in rows]
 
     def set_trial(self, trial: str, row: Mapping[str, Any], steps: Mapping[str, str]) -> None:
         """A trial's number, settings and state, and its steps by role."""
@@ -207,8 +241,8 @@ class Store:
 
     def trials(self) -> list[dict[str, Any]]:
         """The trials in order, settings as data."""
-        rows = self.connection.execute("SELECT * FROM trials ORDER BY number")
-        return [{**dict(row), "settings": json.loads(row["settings"])} for row in rows]
+        rows = self.connection.execute("SELECT * FROM trials ORDER BY number, id")
+        return [{**dict(row), "settings": _object(row, "settings")} for row in rows]
 
     def trial_steps(self) -> dict[str, dict[str, str]]:
         """For each trial, the key of its step in each role."""
@@ -220,3 +254,39 @@ class Store:
 
 def _json(data: Any) -> str:
     return json.dumps(finite(data), ensure_ascii=False)
+
+
+def _check_there(folder: Folder) -> None:
+    """Refuse a folder without a run store.
+
+    Raises:
+        DataError: that it is.
+    """
+    root, name = folder.root, folder.database.name
+    if not folder.database.is_file():
+        raise DataError(
+            root,
+            expected="the folder of a study",
+            found=f"no {name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder",
+            fix="name the folder that `shortstack study FILE.yaml -o RUNS` wrote",
+        )
+
+
+def _object(row: sqlite3.Row, column: str) -> dict[str, Any]:
+    """The JSON object in a column; empty where there is none.
+
+    Raises:
+        DataError: it is something else.
+    """
+    try:
+        data = json.loads(row[column] or "{}")
+    except ValueError as error:
+        data = str(error)
+    if not isinstance(data, dict):
+        raise DataError(
+            f"runs.sqlite, {column}",
+            expected="a JSON object",
+            found=str(data)[:80],
+            fix="name another folder, or run the study again",
+        )
+    return data

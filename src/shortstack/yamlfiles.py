@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -24,6 +25,21 @@ class Part(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
+def text_of(path: str | Path) -> str:
+    """The text of a file that a user names.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        found = (error.strerror or str(error)).lower()
+        raise InputError(path, expected="a YAML file", found=found, fix="check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(path, expected="a YAML file in UTF-8", found=str(error), fix="check the path") from error
+
+
 Read = TypeVar("Read", bound=Part)
 
 
@@ -35,11 +51,15 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
     """
     try:
         data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        found = error.problem or str(error)
+        raise InputError(f"{where}{line}", expected="YAML", found=found, fix="correct that line") from error
     except yaml.YAMLError as error:
         raise InputError(where, expected="YAML", found=str(error), fix="correct the file") from error
     if not isinstance(data, dict):
-        known = ", ".join(keys(model))
-        raise InputError(where, expected=f"keys {known}", found=type(data).__name__, fix="correct the file")
+        known, found = ", ".join(keys(model)), "nothing" if data is None else f"a {type(data).__name__}"
+        raise InputError(where, expected=f"keys {known}", found=found, fix="correct the file")
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -63,6 +83,9 @@ def _explained(where: str, text: str, model: type[Part], error: ValidationError)
     path, line = _found(text, first["loc"])
     name = ".".join(path)
     where = f"{where}, line {line}"
+    if first["type"] == "missing":
+        there = ", ".join(map(str, first["input"])) or "nothing"
+        return InputError(where, expected=f"the key {name}", found=f"only {there}", fix=f"add {name}")
     if first["type"] != "extra_forbidden":
         return InputError(where, expected=f"{name}: {first['msg']}", found=repr(first["input"]), fix="correct it")
     known = _known(model, first["loc"][:-1])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shortstack import console, judgements
+from shortstack import console, tables
 from shortstack.cli.application import verb
 from shortstack.cli.asking import Asking, Writing
 from shortstack.cli.options import TEXT, Compute, Model, Report, Source
@@ -61,7 +61,7 @@ def evaluate(
     report.warn(result.collapse.warning if result.collapse else None)
     if report.json:
         return console.show_json(result.to_dict())
-    judgements.show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
+    tables.show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
     verb = checkpoint.record.get("verb")
     if verb == "heal":
         report.say(f'AutoModelForCausalLM.from_pretrained("{model}"), or any program that reads a checkpoint directory')

@@ -31,7 +31,7 @@ def report(
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The tables as Markdown, on stdout.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="The tables as LaTeX (booktabs), on stdout.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="The tables as LaTeX, on stdout.")] = False,
     csv: Annotated[
         Path | None, typer.Option(help="New directory for the tables as CSV files.", show_default=False)
     ] = None,

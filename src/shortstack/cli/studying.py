@@ -98,6 +98,13 @@ def study(
         str | None,
         typer.Option(help="Run steps on this Ray cluster: an address, auto, or local.", show_default=False),
     ] = None,
+    artefacts: Annotated[
+        str | None,
+        typer.Option(
+            help="URL for what steps write, such as s3://bucket/runs, where machines share no folder.",
+            show_default=False,
+        ),
+    ] = None,
     keep: Annotated[Keep, typer.Option(help="Weights that stay when nothing needs them any more.")] = Keep.best,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say which steps there are, and about what they would take.")
@@ -122,7 +129,7 @@ def study(
         functools.partial(launching.ray, ray, workers) if ray else functools.partial(launching.local, workers or 1)
     )
     with report.bars() as progress:
-        found = run_study(file, output, launcher=launcher, keep=keep.value, progress=progress)
+        found = run_study(file, output, launcher=launcher, artefacts=artefacts, keep=keep.value, progress=progress)
     if report.json:
         console.show_json(found.to_dict())
     else:

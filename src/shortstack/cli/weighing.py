@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shortstack import console, judgements, tables
+from shortstack import console, tables
 from shortstack.cli.application import verb
 from shortstack.cli.options import (
     REPAIR_SAMPLES,
@@ -208,7 +208,7 @@ def compare(
         report.warn(warning)
     if report.json:
         return console.show_json(found.to_dict())
-    judgements.show_comparison(found)
+    tables.show_comparison(found)
     shorter = next((row for row in found.rows if row.removed), None)
     which = ("--layers", show_layers(shorter.removed).replace(" ", "")) if shorter else ("--drop", "25%")
     report.next_step("prune", model, *which, "-o", "pruned", *source.words)

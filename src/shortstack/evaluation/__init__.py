@@ -1,8 +1,20 @@
 """Evaluation: perplexity on text, and the tasks of lm-evaluation-harness."""
 
-from shortstack.evaluation.asking import Tasks, ask, harness
+from shortstack.evaluation.asking import Tasks, amounts, ask, harness
 from shortstack.evaluation.evaluator import Evaluation, compared, evaluate
 from shortstack.evaluation.perplexity import Perplexity, measure
-from shortstack.evaluation.results import TaskResult
+from shortstack.evaluation.results import Amount, TaskResult
 
-__all__ = ["Evaluation", "Perplexity", "TaskResult", "Tasks", "ask", "compared", "evaluate", "harness", "measure"]
+__all__ = [
+    "Amount",
+    "Evaluation",
+    "Perplexity",
+    "TaskResult",
+    "Tasks",
+    "amounts",
+    "ask",
+    "compared",
+    "evaluate",
+    "harness",
+    "measure",
+]

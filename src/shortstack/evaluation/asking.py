@@ -18,7 +18,7 @@ import transformers
 from shortstack.checkpoint import Checkpoint
 from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
-from shortstack.evaluation.results import TaskResult, digest, keep, kept, model_digest
+from shortstack.evaluation.results import Amount, TaskResult, digest, keep, kept, model_digest
 from shortstack.progress import Progress, silent
 from shortstack.suites import named
 from shortstack.walk import Decoder
@@ -188,6 +188,16 @@ def ask(
 def _run(loaded: Loaded, model: Answering, tasks: Tasks, key: str) -> TaskResult:
     found: TaskResult = harness().run(loaded, model, limit=tasks.limit, seed=tasks.seed, key=key)
     return found
+
+
+def amounts(tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> list[Amount]:
+    """How much each of the tasks asks, from some of its documents; nothing is answered.
+
+    Raises:
+        InputError: as Tasks.load().
+        DataError: as Tasks.load().
+    """
+    return [harness().amount(loaded, tokenizer, tasks.limit) for loaded in tasks.load()]
 
 
 def _staged(progress: Progress, stage: str, _: str, done: int, total: int, /, *, note: str = "") -> None:

@@ -21,6 +21,7 @@ STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, an
 # equation 2 without the attention matrix, which fused attention does not keep).
 ACTIVATION_BYTES = 34
 TRIALS = 3
+WRITTEN_TOGETHER = 8  # texts whose next token is timed
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,17 @@ def head_seconds(decoder: Decoder) -> float:
     rows = min(len(states), decoder.chunk_rows(states))
     with torch.autocast(decoder.device.type, torch.bfloat16, enabled=embedding.dtype == torch.bfloat16):
         return _fastest(lambda: decoder.token_logits(states[:rows])) / rows
+
+
+@torch.no_grad()
+def writing_seconds(decoder: Decoder) -> tuple[float, float]:
+    """Of one more token of each of WRITTEN_TOGETHER texts: outside the layers, and in the last one."""
+    ids = torch.zeros(WRITTEN_TOGETHER, 1, dtype=torch.long, device=decoder.device)
+    last = len(decoder.layers) - 1
+    if not decoder.bare:  # other layers would have to run, too
+        return head_seconds(decoder) * WRITTEN_TOGETHER, layer_seconds(decoder) * WRITTEN_TOGETHER
+    outside = _fastest(lambda: decoder.skipping(ids, frozenset(range(last + 1))))
+    return outside, max(0.0, _fastest(lambda: decoder.skipping(ids, frozenset(range(last)))) - outside)
 
 
 def _fastest(run: Callable[[], Any]) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from shortstack.jsonfiles import check_new, whole
 from shortstack.report import texts
 from shortstack.report.groups import Findings
+from shortstack.report.latex import latex
 from shortstack.report.opening import opening
 from shortstack.report.page import FIRST_LINE, render
 from shortstack.report.runs import Runs, read
@@ -48,8 +49,8 @@ class Report:
         return texts.markdown(self.found.runs.title, opening(self.found), self.tables)
 
     def latex(self) -> str:
-        """The tables for a paper that loads the package booktabs."""
-        return texts.latex(self.tables)
+        """The tables for a paper that loads the packages booktabs, graphicx and rotating."""
+        return latex(self.tables) + "\n"
 
     def csv(self) -> dict[str, str]:
         """A CSV file for each table, by name."""

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from shortstack.errors import DataError, InputError
-
-STORE = "runs.sqlite"
-JSON_COLUMNS = ("arguments", "inputs", "result", "versions")
+from shortstack.store import Folder, Store
 
 
 @dataclass(frozen=True)
@@ -77,58 +70,19 @@ def read(folder: str | Path) -> Runs:
     """All trials and steps in RUNS, as of one moment.
 
     Raises:
-        InputError: there is no store in the folder.
-        DataError: it is no store of a study, or its rows are not what a study writes.
+        DataError: there is no store in the folder, or its rows are not what a study writes.
     """
-    folder = Path(folder)
-    with _opened(folder / STORE) as rows:
-        meta = {row["key"]: row["value"] for row in rows("meta", "key")}
-        steps = {row["key"]: _step(row) for row in rows("steps", "key")}
-        roles: dict[str, dict[str, Step]] = {}
-        for row in rows("trial_steps", "trial, role"):
-            if row["step"] in steps:
-                roles.setdefault(row["trial"], {})[row["role"]] = steps[row["step"]]
-        trials = tuple(
-            Trial(
-                row["id"], row["number"], _object(row["settings"], "settings"), row["state"], roles.get(row["id"], {})
-            )
-            for row in rows("trials", "number, id")
-        )
-    return Runs(folder.resolve().name, meta, trials, steps)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A function that reads a table; every table it reads is of the same moment."""
-    if not path.is_file():
-        raise InputError(
-            path.parent,
-            expected="the folder of a study",
-            found=f"no {STORE} in it" if path.parent.is_dir() else "no such folder",
-            fix="name the folder that `shortstack study FILE.yaml -o RUNS` wrote",
-        )
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=30)) as store:
-            store.row_factory = sqlite3.Row
-            store.execute("BEGIN")
-            yield lambda table, order: store.execute(f"SELECT * FROM {table} ORDER BY {order}")  # noqa: S608  our names
-    except (sqlite3.DatabaseError, IndexError, TypeError, ValueError) as error:
-        raise DataError(
-            path,
-            expected="a store that `shortstack study` wrote",
-            found=str(error),
-            fix="name another folder, or run the study again",
-        ) from error
-
-
-def _step(row: sqlite3.Row) -> Step:
-    found: dict[str, Any] = {key: row[key] for key in Step.__dataclass_fields__}
-    return Step(**found | {column: _object(found[column], column) for column in JSON_COLUMNS})
-
-
-def _object(text: str | None, column: str) -> dict[str, Any]:
-    """The JSON object in a column; empty where there is none."""
-    data = json.loads(text) if text else {}
-    if not isinstance(data, dict):
-        raise TypeError(f"{column} is {type(data).__name__}, not an object")
-    return data
+    place = Folder(Path(folder))
+    with Store.open(place, read_only=True) as store:
+        meta, rows, roles = store.noted(), store.steps(), store.trial_steps()
+        trials = store.trials()
+    steps = {row["key"]: Step(**row) for row in rows}
+    return Runs(
+        place.root.resolve().name,
+        meta,
+        tuple(
+            Trial(**row, steps={role: steps[key] for role, key in roles.get(row["id"], {}).items() if key in steps})
+            for row in trials
+        ),
+        steps,
+    )

@@ -124,6 +124,13 @@ class Table:
         seen = {mark for row in self.rows for cell in row.cells for mark in cell.marks}
         return {mark: said for mark, said in LEGEND.items() if mark in seen}
 
+    def legend(self, best: str, second: str) -> str:
+        """What the marks mean; empty where nothing is ranked. best, second: how those two are shown."""
+        if not self.ranked:
+            return ""
+        marks = "".join(f"; {mark} {said}" for mark, said in self.marks.items())
+        return f"{best}: best of its block; {second}: second{marks}; ± one standard error."
+
     @property
     def tests(self) -> list[str]:
         """How differences were judged, for the note."""

@@ -1,28 +1,13 @@
-"""The same tables as Markdown, LaTeX and CSV."""
+"""The same tables as Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from shortstack.report.table import ABOVE, BELOW, NEAR, Cell, Row, Table
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "−": "$-$",  # noqa: RUF001
-    "–": "--",  # noqa: RUF001
-    "∞": r"$\infty$",
-    "…": r"\dots{}",
-    "·": r"$\cdot$",
-    BELOW: r"$\downarrow$",
-    ABOVE: r"$\uparrow$",
-    NEAR: r"$\approx$",
-} | {character: f"\\{character}" for character in "&%$#_{}"}
+from shortstack.report.table import Cell, Row, Table
 
 
 def markdown(title: str, opening: str, tables: Sequence[Table]) -> str:
@@ -33,7 +18,7 @@ def markdown(title: str, opening: str, tables: Sequence[Table]) -> str:
             f"## {table.title}",
             markdown_text(table.finding),
             _markdown_table(table),
-            _legend(table, "**bold**", "*italic*"),
+            table.legend("**bold**", "*italic*"),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -45,10 +30,7 @@ def _markdown_table(table: Table) -> str:
     for block in table.blocks:
         if block.title:
             rows.append([f"**{markdown_text(block.title)}**", *[""] * len(table.columns)])
-        rows += [
-            [_markdown_label(row), *(_written(cell, markdown_text, "**{}**", "*{}*", " {}") for cell in row.cells)]
-            for row in block.rows
-        ]
+        rows += [[_markdown_label(row), *(_written(cell) for cell in row.cells)] for row in block.rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -66,60 +48,9 @@ def markdown_text(text: str) -> str:
     return " ".join(escaped.split())
 
 
-def latex(tables: Sequence[Table]) -> str:
-    r"""Every table as a `table` of the package booktabs: best in bold, second best underlined.
-
-    Load it with \usepackage{booktabs} and \input{FILE}.
-    """
-    return "\n\n".join(_latex_table(table) for table in tables) + "\n"
-
-
-def _latex_table(table: Table) -> str:
-    width = len(table.columns) + 1
-    head = [table.heading, *(column.label for column in table.columns)]
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_text(' '.join([table.title + '.', table.finding, _legend(table, 'bold', 'underlined')]))}}}",
-        rf"\label{{tab:{table.key}}}",
-        rf"\begin{{tabular}}{{l{''.join('l' if column.kind == 'text' else 'r' for column in table.columns)}}}",
-        r"\toprule",
-        " & ".join(latex_text(name) for name in head) + r" \\",
-    ]
-    for block in table.blocks:
-        lines.append(r"\midrule")
-        if block.title:
-            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{latex_text(block.title)}}}}} \\")
-        for row in block.rows:
-            cells = [
-                _written(cell, latex_text, r"\textbf{{{}}}", r"\underline{{{}}}", "$^{{{}}}$") for cell in row.cells
-            ]
-            lines.append(" & ".join([latex_text(row.label), *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
-
-
-def latex_text(text: str) -> str:
-    r"""Text that LaTeX prints as it is.
-
-    >>> latex_text("50% of a_b")
-    '50\\% of a\\_b'
-    """
-    return " ".join("".join(LATEX.get(character, character) for character in text).split())
-
-
-def _written(cell: Cell, escaped: Callable[[str], str], best: str, second: str, mark: str) -> str:
-    text = escaped(cell.text)
-    text = {1: best, 2: second}.get(cell.judgement.place, "{}").format(text)
-    error = escaped(f" ±{cell.error}") if cell.error else ""
-    marks = escaped(cell.marks).replace("$", "") if mark.startswith("$") else cell.marks
-    return text + (f" {error}" if error else "") + (mark.format(marks) if marks else "")
-
-
-def _legend(table: Table, best: str, second: str) -> str:
-    if not table.ranked:
-        return ""
-    marks = "".join(f"; {mark} {said}" for mark, said in table.marks.items())
-    return f"{best}: best of its block; {second}: second{marks}; ± one standard error."
+def _written(cell: Cell) -> str:
+    text = {1: "**{}**", 2: "*{}*"}.get(cell.judgement.place, "{}").format(markdown_text(cell.text))
+    return text + (f" ±{markdown_text(cell.error)}" if cell.error else "") + (f" {cell.marks}" if cell.marks else "")
 
 
 def csv_text(table: Table) -> str:
