@@ -60,10 +60,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Healing:
-    """What healing did; the healed checkpoint is at `output`."""
+    """What healing did; the healed checkpoint is at `output`. objective: what the losses are, sft or distill."""
 
     output: Path
     method: str
+    objective: str
     trainable_parameters: int
     history: History
     seconds: float
@@ -74,6 +75,7 @@ class Healing:
         return {
             "output": str(self.output),
             "method": self.method,
+            "objective": self.objective,
             "trainable_parameters": self.trainable_parameters,
             "loss": {
                 "first": losses[0][1] if losses else None,
@@ -161,7 +163,7 @@ def heal(
         _write(writer, checkpoint, trained, {**provenance(checkpoint, "heal", seconds), "healing": healing}, progress)
         unfinished.remove()
     task.processes.wait_for_everyone()
-    return Healing(writer.out, task.method.name, trained.parameters, history, seconds, peak_rss())
+    return Healing(writer.out, task.method.name, task.objective.loss, trained.parameters, history, seconds, peak_rss())
 
 
 @dataclass(frozen=True)
