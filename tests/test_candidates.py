@@ -12,7 +12,9 @@ import shortstack.walk
 from shortstack.candidates import repaired_windows
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import choosing
-from shortstack.cli.options import Calibration, Choice, Compute, Dtype
+from shortstack.cli.calibration import Calibration
+from shortstack.cli.choice import Choice
+from shortstack.cli.options import Compute, Dtype
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
 from shortstack.planning import plan
 from shortstack.progress import silent

@@ -1,7 +1,9 @@
 """Rows against the checkpoints they are of, budgets against sizes, advice against rows; reasons where there is no row."""
 
+import importlib.util
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,14 +11,19 @@ import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.choices import answers, asked, read_questions
-from shortstack.comparing import Judging, Row, advice, compare, multiple_choice
+from shortstack.cli import main
+from shortstack.collapse import TYPICAL, Collapse, check_collapse
+from shortstack.comparing import Judging, Row, advice, compare, healing, multiple_choice
 from shortstack.contenders import Calibration, fewest, parse_memory
 from shortstack.errors import InputError
 from shortstack.evaluation import Perplexity, measure
 from shortstack.planning import plan
 from shortstack.profiling import Paired
 from shortstack.pruning import prune
+from shortstack.recipe import read_recipe
 from shortstack.repairing import repair
+from shortstack.selecting import search
+from shortstack.tables import show_comparison
 from shortstack.timing import Load, Ratio
 from shortstack.tokens import Tokens
 from shortstack.walk import UNPRUNED, Decoder
@@ -138,9 +145,82 @@ def test_tasks_are_asked_of_every_row(compared, place):
     assert all(row.tasks["q"]["n"] == 4 for row in found.rows if not row.reason)
 
 
+def test_every_row_is_checked_for_collapse_against_the_unpruned_model(compared, monkeypatch, capsys):
+    checkpoint, _, found = compared
+    model = checkpoint.model(dtype=torch.float32)
+    unpruned = check_collapse(model, checkpoint.tokenizer())
+    assert rows(found)["unpruned"].collapse == unpruned
+    for row in found.rows:
+        assert (row.collapse is None) == bool(row.reason)
+        if row.collapse and row.name != "unpruned":
+            assert row.collapse.base == unpruned.fluency
+            assert row.collapse.against_base
+    looping = replace(unpruned, fluency=replace(unpruned.fluency, repetition=1.0), sample='"la la"').against(unpruned)
+    fallen = replace(rows(found)["pruned"], collapse=looping)
+    shown = replace(found, rows=(fallen, *(row for row in found.rows if row.name != "pruned")))
+    assert shown.warnings[0].startswith("pruned: the model has collapsed (repetition")
+    monkeypatch.setenv("COLUMNS", "80")
+    show_comparison(shown)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r"pruned .* yes +│$", next(line for line in lines if line.startswith("│ pruned ")))
+    assert 'pruned: the model has collapsed (repetition). It writes: "la la"' in lines
+
+
+def test_a_search_chooses_the_layers_and_the_cut_is_healed(place, tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model", hidden_size=64, intermediate_size=128))
+    some, healings = tokens(checkpoint, place), []
+
+    def heal(pruned, out):
+        healings.append(pruned.record["layer_map"])
+        return prune(pruned, plan(pruned.anatomy.layers, layers="0"), out)
+
+    judging = Judging({"a": tokens(checkpoint, place, length=24)}, (), LOAD, repeats=1)
+    calibration = Calibration(some, search=True, heal=heal)
+    found = compare(checkpoint, calibration, judging, memory="60%", dtype="float32", device="cpu")
+    pruned, healed = rows(found)["pruned"], rows(found)["pruned, healed"]
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    expected = search(decoder, some, amount=len(pruned.removed), allowed=range(8))
+    assert pruned.removed == healed.removed == expected.removed
+    assert pruned.bytes <= found.budget < pruned.bytes + checkpoint.sizes.layer_bytes[0]
+    assert healed.bytes == pruned.bytes - checkpoint.sizes.layer_bytes[0], "the heal of this test takes a layer"
+    kept = {str(layer) for layer in range(8)} - set(map(str, pruned.removed))
+    assert [set(map(str, layers)) for layers in healings] == [kept]
+    assert found.to_dict()["calibration"]["metric"] == "search"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra lora")
+def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
+    checkpoint, _, _ = compared
+    pruned = prune(checkpoint, plan(8, layers="7"), tmp_path / "pruned")
+    wanted = read_recipe("best").heal.given
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():  # as rows are judged
+        patch.setattr("pydoc_data.topics.topics", {"a": "the walk visits every layer once and in order. " * 60})
+        made = healing("pydoc", device="cpu")(pruned, tmp_path / "healed")
+    options = made.record["healing"]
+    assert (options["method"]["name"], options["method"]["rank"]) == ("lora", wanted["rank"])
+    assert options["schedule"]["lr"] == wanted["lr"]
+    assert made.anatomy.layers == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--limit 0", "--limit\n  expected  at least 1"),
+        ("--search --metric bi", "--search\n  expected  --search without"),
+    ],
+)
+def test_options_that_make_no_sense_are_said_before_the_model_is_opened(words, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["shortstack", "compare", "nowhere", *words.split()])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt2", "llama"])
 def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypatch):
-    odd = {"intermediate_size": 46} if model_type == "llama" else {}
+    odd = {"llama": {"intermediate_size": 46}, "gpt2": {"n_positions": 128}}.get(model_type, {})
     checkpoint = Checkpoint.open(speaking(place / model_type, model_type, **odd))
     monkeypatch.setattr("shortstack.quantising.importlib.util.find_spec", lambda _: None)
     judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
@@ -179,10 +259,11 @@ def test_metrics_of_windows_are_refused(compared, place):
         compare(checkpoint, calibration, judging, dtype="float32", device="cpu")
 
 
-def row(name, loss, *, within=True, decode=None, removed=()):
+def row(name, loss, *, within=True, decode=None, removed=(), repetition=0.0):
     found = Perplexity(math.exp(loss), 10, loss, 0.1, {}, "float32")
     ratio = Paired(1, Ratio(1, 1, 1, 0.9), Ratio(decode, decode, decode, 0.9)) if decode else None
-    return Row(name, "", "", removed, 100, within, {"pydoc": found}, {}, None, ratio)
+    wrote = Collapse(replace(TYPICAL, repetition=repetition), '"so"')
+    return Row(name, "", "", removed, 100, within, {"pydoc": found}, {}, None, ratio, wrote)
 
 
 def test_advice_follows_the_rows():
@@ -203,3 +284,14 @@ def test_advice_follows_the_rows():
     assert "fewer layers" not in alone
     assert "quickest" not in alone
     assert advice([unpruned, replace(four, within=False)], 10**6) == "Nothing here fits 1.0 MB."
+
+
+def test_what_has_collapsed_is_not_advised_while_another_has_not():
+    unpruned, cut = row("unpruned", 2.0, within=False), row("pruned", 2.5, removed=(1,), decode=3.0, repetition=1.0)
+    thin = row("thin", 4.0, decode=2.0)
+    said = advice([unpruned, cut, thin], 10**6)
+    assert said.startswith("Within 1.0 MB, thin keeps the most quality")
+    assert "Of lower perplexity, but collapsed, so that what they write is of no use: pruned." in said
+    assert "The best with fewer layers is pruned (collapsed)" in said
+    assert "The quickest within the budget is pruned (collapsed), 3.00 times." in said
+    assert advice([unpruned, cut], 10**6).startswith("Within 1.0 MB, pruned (collapsed) keeps the most quality")

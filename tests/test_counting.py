@@ -119,6 +119,45 @@ def test_routed_experts_multiply_only_for_the_tokens_they_get(tmp_path):
     assert counted.paper is None
 
 
+@pytest.mark.parametrize("q_rank", [8, None])
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3"])
+def test_latent_attention_multiplies_as_its_matrices_say(model_type, q_rank, tmp_path):
+    """Four heads, queries and keys of 8 + 4 numbers, values of 8, from latents of 8; two of four experts and one for all."""
+    chosen = {**SMALL, **DEEPSEEK, **LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1}
+    config = CONFIG_MAPPING[model_type](**{**chosen, "q_lora_rank": q_rank, "n_shared_experts": 1})
+    model, anatomy = on_meta(tmp_path, config)
+    queries = 32 * 8 + 8 * 4 * 12 if q_rank else 32 * 4 * 12
+    attention = queries + 32 * (8 + 4) + 8 * 4 * (8 + 8) + 4 * 8 * 32
+    dense, expert, router = 3 * 32 * 48, 3 * 32 * 16, 32 * 4
+    token = 8 * attention + dense + 7 * (router + 3 * expert) + 32 * 96
+    scores = 8 * 16 * 16 * 4 * (12 + 8)
+    assert macs(model, tokens=16).total - 16 * token - scores in (0, angles(16, 4))
+    norms = 8 * (2 * 32 + 8 * bool(q_rank) + 8) + 32
+    biases = 7 * 4 if model_type == "deepseek_v3" else 0  # of the router, which is a buffer where it does not train
+    held = 2 * 96 * 32 + 8 * attention + dense + 7 * (router + 5 * expert) + norms
+    assert parts(model, anatomy).total in (held, held + biases)
+
+
+QUANTISED = {
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 16},
+}
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+def test_quantised_weights_count_as_the_numbers_they_stand_for(method, tmp_path):
+    """MACs, parameters and cache are those of the model that was quantised; bytes are another matter."""
+    found = []
+    for name, more in (("plain", {}), ("quantised", {"quantization_config": QUANTISED[method]})):
+        model, anatomy = on_meta(tmp_path / name, CONFIG_MAPPING["llama"](**ZOO["llama"], **more))
+        found.append((parts(model, anatomy), macs(model, tokens=4), cache_bytes(model.float())))
+    plain, quantised = found
+    assert quantised == plain
+    weights = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**ZOO["llama"])).parameters()
+    assert plain[0].total == sum(weight.numel() for weight in weights)
+
+
 def test_what_depends_on_values_is_not_counted(tmp_path):
     config = CONFIG_MAPPING["jetmoe"](
         vocab_size=96, hidden_size=16, num_hidden_layers=2, kv_channels=8, intermediate_size=8, num_local_experts=4

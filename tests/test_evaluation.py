@@ -8,7 +8,7 @@ import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
-from shortstack.cli.options import Writing
+from shortstack.cli.asking import Writing
 from shortstack.collapse import TYPICAL, Fluency, check_collapse
 from shortstack.devices import arithmetic
 from shortstack.errors import InputError
@@ -149,3 +149,13 @@ def test_items_of_probes_that_are_not_asked_are_an_error():
     with pytest.raises(InputError, match="--probes"):
         Writing(probe_items=10).asked()
     assert Writing(probes=True, probe_items=10).asked() == {"probe_items": 10, "collapse": None}
+
+
+def test_nothing_to_measure_says_what_there_is(checkpoint):
+    with pytest.raises(InputError, match="--tasks paper or --probes"):
+        evaluate(checkpoint, perplexity=())
+    with pytest.raises(InputError, match="an empty name"):
+        evaluate(checkpoint, perplexity="pydoc,")
+    assert evaluate(checkpoint, perplexity=(), collapse=True).collapse == check_collapse(
+        checkpoint.model(dtype=torch.float32), checkpoint.tokenizer()
+    )

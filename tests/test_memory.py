@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shortstack import streaming, walk
+from shortstack import memory, streaming, walk
 from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError
 from shortstack.scoring import score
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder
@@ -80,7 +81,7 @@ def test_a_checkpoint_four_times_larger_than_memory_is_scored_as_it_is_in_memory
 def test_what_ulimit_leaves_is_the_memory_there_is():
     code = """
 import psutil, resource
-from shortstack.streaming import available_memory
+from shortstack.memory import available_memory
 for kind, held in ((resource.RLIMIT_DATA, "data"), (resource.RLIMIT_AS, "vms")):
     limit = getattr(psutil.Process().memory_info(), held) + (300 << 20)
     resource.setrlimit(kind, (limit, -1))
@@ -100,9 +101,38 @@ def test_the_limit_of_a_nested_control_group_counts(line, kind, tmp_path, monkey
     (nested / "used").write_text("1000000\n")
     (tmp_path / "limit").write_text("max\n")
     (tmp_path / "membership").write_text(f"1:name=other:/elsewhere\n{line}\n")
-    monkeypatch.setattr(streaming, "MEMBERSHIP", tmp_path / "membership")
-    monkeypatch.setattr(streaming, "CONTROL_GROUPS", {kind: (tmp_path / "limit", tmp_path / "used")})
-    assert streaming.available_memory("cpu") == 4000000
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", {kind: (tmp_path / "limit", tmp_path / "used")})
+    assert memory.available_memory("cpu") == 4000000
+    (nested / "memory.stat").write_text("anon 200000\ninactive_file 300000\nactive_file 400000\n")
+    assert memory.available_memory("cpu") == 4700000, "the system takes files back that it only keeps in case"
+    (nested / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 500000\ntotal_active_file 0\n")
+    assert memory.available_memory("cpu") == 4500000, "of a group and those below it"
+
+
+def test_a_model_that_must_be_in_memory_whole_and_has_no_room_is_refused_before_it_is_read(monkeypatch):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    half, whole = checkpoint.parameters * 2, checkpoint.parameters * 4
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr(memory, "available_memory", lambda _device: whole - 1)
+    with pytest.raises(InputError) as refused:
+        Decoder.open(checkpoint, dtype="float32", device="cpu", stream=False)
+    assert refused.value.where == str(checkpoint.directory)
+    assert "--dtype bfloat16" in refused.value.fix
+    assert "--device" not in refused.value.fix
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "available_memory", lambda _device: half)
+    assert Decoder.open(checkpoint, dtype="bfloat16", device="cpu", stream=False).dtype == "bfloat16"
+
+
+def test_what_is_said_where_there_is_no_room(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda _device: 8 * 10**9)
+    memory.check_room("a model", 8 * 10**9, "cpu")
+    with pytest.raises(InputError) as refused:
+        memory.check_room("a model", 16 * 10**9, "cuda:0")
+    assert (refused.value.where, refused.value.found) == ("a model", "8.00 GB free")
+    assert refused.value.expected == "room for its weights on cuda:0: 16.00 GB"
+    assert "--device cpu" in refused.value.fix
 
 
 @pytest.mark.parametrize(("memory", "streams"), [(10**4, True), (10**9, False)])
@@ -115,8 +145,8 @@ def test_a_model_that_does_not_fit_is_streamed_without_being_asked(memory, strea
 def test_streams_have_room_for_a_quarter_of_the_memory(monkeypatch):
     decoder = Decoder.open(Checkpoint.open(tiny("llama")), dtype="float32")
     one = 8 * 32 * 4  # bytes of eight tokens' hidden states
-    for memory, together in ((4 * 8 * one, 2), (4 * 15 * one, 2), (4 * 16 * one, 4), (1, 1)):
-        monkeypatch.setattr(walk, "available_memory", lambda _device, memory=memory: memory)
+    for free, together in ((4 * 8 * one, 2), (4 * 15 * one, 2), (4 * 16 * one, 4), (1, 1)):
+        monkeypatch.setattr(walk, "available_memory", lambda _device, free=free: free)
         turns = decoder.turns(list("abcdefgh"), tokens=8, streams=4)
         assert [len(turn) for turn in turns][:1] == [together]
         assert [each for turn in turns for each in turn] == list("abcdefgh")

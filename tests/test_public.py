@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -47,7 +48,6 @@ def test_help_and_ls_import_no_torch(arguments):
         ["plan", "demo", "--drop", "120%"],
         ["prune", "demo", "--layers", "3-1", "-o", "x"],
         ["prune", "demo", "--drop", "8", "--metric", "none", "-o", "x"],
-        ["heal", "demo", "--data", "pydoc", "--method", "none", "-o", "x"],
     ],
 )
 def test_words_that_are_wrong_for_any_model_are_refused_without_torch(arguments):
@@ -56,7 +56,41 @@ def test_words_that_are_wrong_for_any_model_are_refused_without_torch(arguments)
     assert done.stderr.startswith("Error: ")
 
 
-def without_torch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--data pydoc --method none", "--method"),
+        ("--data pydoc --method lora --last 0", "--last"),
+        ("--data pydoc --near-cut 1 --layers 3", "--layers"),
+        ("--data pydoc --method full --rank 4", "--rank"),
+        ("--data pydoc --method lora --dropout 1", "--dropout"),
+        ("--data pydoc --lr 0", "--lr"),
+        ("--data pydoc --epochs nan", "--epochs"),
+        ("--data pydoc --batch-size 5 --micro-batch-size 2", "--batch-size"),
+        ("--data pydoc --loss mse", "--loss"),
+        ("--data pydoc --loss distill", "--teacher"),
+        ("--data pydoc --teacher demo", "--teacher"),
+        ("--data pydoc --step 1 --drop 4 --metric repaired-window", "--metric"),
+        ("--data pydoc --step 1 --drop 120%", "--drop"),
+        ("--data pydoc --recipe paper-lora --layers 3 --last 2", "--layers"),
+        ("--data missing.jsonl", "missing.jsonl"),
+        ("--data missing", "missing"),
+        ("--data pydoc --plot curve.doc", "curve.doc"),
+        ("--data pydoc --plot there", "there"),
+        ("--data pydoc -o there", "there"),
+        ("--data pydoc --resume -o there", "there"),
+        ("", "--data"),
+    ],
+)
+def test_what_is_wrong_with_healing_whatever_the_model_is_said_before_torch_is_imported(arguments, said, tmp_path):
+    (tmp_path / "there").mkdir()
+    done = without_torch(["heal", "demo", "-o", "x", *arguments.split()], tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"Error: {said}\n"), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def without_torch(arguments: list[str], folder: Path = Path()) -> subprocess.CompletedProcess[str]:
     """The command in a fresh process, which fails if it imports torch or transformers."""
     code = """if True:
         import sys
@@ -67,7 +101,9 @@ def without_torch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
         finally:
             assert not {"torch", "transformers"} & set(sys.modules)
     """
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=folder
+    )
 
 
 def test_help_lists_options_under_the_heading_of_their_group():

@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from shortstack.cli import app
 from shortstack.errors import InputError
-from shortstack.healing_options import Course, InTurns, Learned, Loss, Part
+from shortstack.healing_options import Course, Going, InTurns, Learned, Loss, Part
+from shortstack.methods import LIBRARIES, METHODS, method_named
 from shortstack.recipe import filled, read_recipe, recipe_names
 from shortstack.schedule import Schedule
 
@@ -70,6 +71,13 @@ def test_what_was_typed_goes_before_the_recipe():
     assert found["course"].batch_size == 64
 
 
+@pytest.mark.parametrize("option", ["layers", "near_cut"])
+def test_layers_that_are_typed_another_way_go_before_the_recipes_last(option):
+    found = groups("paper-last3", typed={option})["part"]
+    assert found.last is None
+    assert groups("paper-last3")["part"].last == 3
+
+
 @pytest.mark.parametrize(
     ("text", "where", "said"),
     [
@@ -89,6 +97,51 @@ def test_a_wrong_file_is_explained_with_its_line(text, where, said, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("heal:\n  epochs: 2\n  lr: -1\n", "line 3: lr"),
+        ("heal:\n  lr: .nan\n", "line 2: lr"),
+        ("heal:\n  method: lora\n  dropout: 1\n", "line 3: dropout"),
+        ("heal:\n  method: lora\n  last: 0\n", "line 3: last"),
+        ("heal:\n  method: lore\n", "line 2: method"),
+        ("heal:\n  last: -1\n", "line 2: last"),
+        ("heal:\n  near_cut: 1\n  layers: 1-2\n", "line 3: layers"),
+        ("heal:\n  method: full\n  rank: 4\n", "line 3: rank"),
+        ("heal:\n  max_samples: 1\n", "line 2: max_samples"),
+        ("heal:\n  max_samples: 8\n  held_out: 8\n", "line 3: held_out"),
+        ("heal:\n  weight_decay: -1\n", "line 2: weight_decay"),
+        ("heal:\n  patience: 0\n", "line 2: patience"),
+        ("heal:\n  batch_size: 6\n  micro_batch_size: 4\n", "line 2: batch_size"),
+        ("heal:\n  loss: mse\n", "line 2: loss"),
+        ("heal:\n  loss: distill\n  temperature: 0\n", "line 3: temperature"),
+        ("heal:\n  decay: never\n", "line 2: decay"),
+        ("plan:\n  metric: none\n", "line 2: metric"),
+        ("plan:\n  keep_last: -1\n", "line 2: keep_last"),
+        ('heal:\n  layers: "1"\nplan:\n  layers: "1"\n  drop: 1\n', "line 4: layers"),
+    ],
+)
+def test_a_value_out_of_its_range_is_explained_with_its_line(text, where, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_recipe(str(path))
+    assert error.value.where == f"{path}, {where}"
+
+
+def test_what_only_the_model_tells_is_explained_with_the_recipes_line_unless_it_was_typed(tmp_path):
+    from zoo import speaking
+
+    source, path = speaking(tmp_path / "source"), tmp_path / "a.yaml"
+    path.write_text("heal:\n  data: pydoc\n  last: 9\n")
+    for words, where in (((), f"{path}, line 3: last"), (("--last", "10"), "--last")):
+        command = ["heal", str(source), "-o", str(tmp_path / "out"), "--recipe", str(path), *words]
+        error = CliRunner().invoke(app, command).exception
+        assert isinstance(error, InputError)
+        assert error.where == where
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "said"), [("paper-last33", "did you mean paper-last3"), ("none.yaml", "no such file")]
 )
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest(name, said):
@@ -101,6 +154,28 @@ def test_tags_of_yaml_build_nothing(tmp_path):
     path.write_text("heal: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(InputError, match="YAML"):
         read_recipe(str(path))
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+def test_the_catalogue_knows_the_options_of_each_method(method):
+    pytest.importorskip("peft")
+    assert set(method.options) == {field.name for field in fields(method.load())}
+
+
+@pytest.mark.parametrize("library", ["peft", "bitsandbytes"])
+def test_a_library_that_is_missing_is_named_with_its_extra(library, monkeypatch):
+    monkeypatch.setattr("shortstack.methods.find_spec", lambda name: None if name == library else name)
+    with pytest.raises(InputError, match=f"expected {library}.*shortstack\\[{LIBRARIES[library][1]}\\]"):
+        method_named("qlora").check()
+
+
+@pytest.mark.parametrize("logger", ["wandb", "trackio", "tensorboard"])
+def test_a_logger_that_is_missing_is_said_with_how_to_install_it(logger, monkeypatch):
+    assert Going(report_to=logger).loggers == [logger]
+    monkeypatch.setattr("shortstack.healing_options.find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=f"pip install {logger}") as error:
+        Going(report_to=f" {logger}").check_loggers()
+    assert error.value.where == f"--report-to {logger}"
 
 
 def test_options_that_a_method_does_not_know_are_refused():

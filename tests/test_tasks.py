@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +18,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from documents import COUNT, data_folder, write
 from shortstack.checkpoint import Checkpoint
-from shortstack.choices import answers
+from shortstack.choices import Accuracy, answers
 from shortstack.comparing import standard
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, Tasks, compared, evaluate, harness
+from shortstack.evaluation.code import files_of
 from shortstack.evaluation.overlays import write_overlays
 from shortstack.evaluation.results import TaskResult
 from shortstack.planning import plan
+from shortstack.probes import Probed
 from shortstack.pruning import prune
 from shortstack.suites import SUITES, TASKS, named
 from shortstack.sweeping import sweep
+from shortstack.tables import show_evaluation
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder
 from zoo import speaking
@@ -201,11 +205,87 @@ def test_a_result_is_kept_by_what_it_depends_on_and_never_by_where_that_lies(
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("content", [b"", b"\n", b"\x80\x02PK\x00", b'{"goal": "a"', b"[]\n"])
+def test_the_data_of_an_own_task_that_cannot_be_read_is_named(content, checkpoint, own, tmp_path):
+    (tmp_path / "few.jsonl").write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        measured(checkpoint, "own_few", include=own)
+    assert refused.value.where == "the data of own_few"
+    assert "while generating" not in refused.value.found, "the reason, not that there is one"
+    assert "hub" not in refused.value.found
+
+
+@pytest.mark.usefixtures("few")
 def test_an_own_task_whose_prompt_changes_is_asked_again(checkpoint, own):
     first = measured(checkpoint, "own_few", include=own).tasks["own_few"]
     path = own / "own_few.yaml"
     path.write_text(path.read_text().replace('"{{goal}}"', '"Goal: {{goal}}"'))
     assert measured(checkpoint, "own_few", include=own).tasks["own_few"].digest != first.digest
+
+
+CODE = """from {helpers} import wanted
+
+
+def texts(doc):
+    return prepared(doc["goal"])
+
+
+def prepared(text):
+    return "Goal: " + text
+
+
+def right(items):
+    return wanted(items)
+"""
+HELPERS = "def wanted(items):\n    return sum(items) / len(items)\n"
+
+
+@pytest.fixture
+def coded(own, tmp_path, monkeypatch) -> Path:
+    """The small own task with Python of its own, which uses a module from another folder."""
+    monkeypatch.syspath_prepend(tmp_path / "library")
+    (tmp_path / "library").mkdir()
+    helpers = f"helpers_of_{tmp_path.name}"  # modules live as long as the process
+    (tmp_path / "library" / f"{helpers}.py").write_text(HELPERS)
+    (own / "code.py").write_text(CODE.format(helpers=helpers))
+    path = own / "own_few.yaml"
+    text = path.read_text().replace('"{{goal}}"', "!function code.texts")
+    path.write_text(text.replace("aggregation: mean", "aggregation: !function code.right"))
+    return own
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("changed", ["a function beside the one that is named", "a module that it imports"])
+def test_an_own_task_whose_code_changes_is_another_one(changed, coded, tmp_path):
+    (before,) = harness().load(["own_few"], include=coded)
+    assert harness().load(["own_few"], include=coded)[0].digest(None) == before.digest(None)
+    first = before.digest(None)
+    if changed.startswith("a function"):
+        (coded / "code.py").write_text((coded / "code.py").read_text().replace("Goal: ", "Aim: "))
+    else:
+        (path,) = (tmp_path / "library").glob("helpers_*.py")
+        path.write_text(HELPERS.replace("sum", "max"))
+    assert harness().load(["own_few"], include=coded)[0].digest(None) != first
+
+
+@pytest.mark.usefixtures("few")
+def test_the_digest_of_an_own_task_with_code_is_the_same_in_another_process(coded, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from shortstack.evaluation import harness\n"
+        "original = harness().TaskManager\n"
+        "harness().TaskManager = lambda **options: original(**{**options, 'include_defaults': False})\n"
+        "print(harness().load(['own_few'], include=Path(sys.argv[1]))[0].digest(None))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "library"), *sys.path])}
+    command = [sys.executable, "-c", script, str(coded)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[-1] == harness().load(["own_few"], include=coded)[0].digest(None)
+
+
+def test_the_harness_s_own_tasks_have_no_code_of_the_user(data):
+    for name in ("hellaswag", "winogrande"):  # both have functions
+        (loaded,) = harness().load([name], data=data)
+        assert all(files_of(task) == set() for task in loaded.tasks.values())
 
 
 def test_what_stops_in_the_middle_keeps_only_whole_results(checkpoint, data, tmp_path, monkeypatch):
@@ -242,6 +322,40 @@ def test_the_average_is_plain_and_only_of_shares():
     tasks = {"a": result("acc", 0.2), "b": result("exact_match", 0.6), "c": result("word_perplexity", 30.0)}
     assert Evaluation("m", {}, tasks=tasks).average == pytest.approx(0.4)
     assert Evaluation("m", {}, tasks={"c": tasks["c"]}).average is None
+
+
+def test_a_comparison_pairs_probes_item_by_item():
+    def probed(*right):
+        return Probed(Accuracy.of(right), 0.0, tuple(map(str, range(len(right)))))
+
+    model = Evaluation("m", {}, probes={"copying": probed(*[False] * 6, True, True), "json": probed(*[True] * 8)})
+    base = Evaluation("base", {}, probes={"copying": probed(*[True] * 8), "json": probed(*[True] * 8)})
+    found = compared(model, base)
+    assert found.against == {}
+    assert found.probes_against["copying"].difference == -0.75
+    assert found.probes_against["copying"].p == pytest.approx(2 * 0.5**6)
+    assert found.probes_against["copying"].p_holm == pytest.approx(4 * 0.5**6), "two probes are compared together"
+    assert found.to_dict()["probes_against"]["json"]["difference"] == 0
+    with pytest.raises(DataError):
+        compared(model, Evaluation("base", {}))
+
+
+@pytest.mark.parametrize("width", ["80", "200"])
+def test_the_comparison_with_the_base_fits_the_terminal(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", width)
+    wrong, right = result("acc", 0.25, (0.0,) * 6 + (1.0,) * 2), result("acc", 1.0, (1.0,) * 8)
+    names = ("lambada_openai", "arc_challenge")
+    base = Evaluation("base", {}, tasks=dict.fromkeys(names, right))
+    found = compared(Evaluation("m", {}, tasks=dict.fromkeys(names, wrong)), base)
+    show_evaluation("m", found)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= int(width)
+    shown = " ".join(lines)
+    stderr = statistics.stdev([-1.0] * 6 + [0.0] * 2) / math.sqrt(8)
+    assert f"-0.7500 +- {stderr:.4f}" in shown
+    for heading in ("difference +- s.e.", "95 % interval", "p, Holm", "kept", "above chance"):
+        assert shown.count(heading) == 1
+    assert sum("lambada_openai" in line for line in lines) == (3 if width == "80" else 2), "names are never folded"
 
 
 def test_a_comparison_pairs_documents_and_refuses_others():
@@ -312,6 +426,17 @@ def test_what_is_missing_is_said(checkpoint, data, tmp_path, monkeypatch):
         (tmp_path / "piqa/validation.jsonl").write_text(text + "\n")
         with pytest.raises(DataError, match=found):
             measured(checkpoint, "piqa", data=tmp_path)
+    (tmp_path / "piqa/validation.jsonl").write_bytes(b"\x80\x02PK")
+    with pytest.raises(DataError, match="UTF-8 text"):
+        measured(checkpoint, "piqa", data=tmp_path)
+    (tmp_path / "piqa/validation.jsonl").unlink()
+    table = pyarrow.json.read_json(data / "piqa/validation.jsonl")
+    pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "piqa/validation.parquet")
+    with pytest.raises(DataError, match="an empty table"):
+        measured(checkpoint, "piqa", data=tmp_path)
+    (tmp_path / "piqa/validation.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="a parquet file"):
+        measured(checkpoint, "piqa", data=tmp_path)
     for option in ({"limit": 0}, {"batch": 0}, {"data": tmp_path / "none"}, {"include": tmp_path / "none"}):
         with pytest.raises(InputError):
             Tasks("piqa", **option)

@@ -10,6 +10,7 @@ from shortstack.healing.frozen import Freezer, Live
 from shortstack.losses import Distillation, likeliest
 from shortstack.planning import plan
 from shortstack.pruning import prune
+from shortstack.tables import show_healing
 from shortstack.walk import Decoder
 from test_healing import EXAMPLES, learning
 from zoo import speaking, tiny
@@ -140,7 +141,7 @@ def test_what_is_not_kept_is_computed_alike(tmp_path):
         torch.testing.assert_close(kept["hidden"][row][lines], fresh["hidden"][row][lines], atol=1e-5, rtol=1e-5)
 
 
-def test_learning_from_a_teacher_brings_the_model_closer_to_it(tmp_path):
+def test_learning_from_a_teacher_brings_the_model_closer_to_it(tmp_path, capsys):
     teacher = Checkpoint.open(speaking(tmp_path / "source"))
     pruned = prune(teacher, plan(8, layers="3-4"), tmp_path / "pruned")
     result = heal(
@@ -156,6 +157,8 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(tmp_path):
     )
     held_out = dict(result.history.held_out)
     assert held_out[result.history.best] < 0.9 * held_out[0]
+    show_healing(result)
+    assert "held-out distance from the teacher" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shortstack import training
-from shortstack.batches import IGNORED, Data, grouped
+from shortstack.batches import IGNORED, Data, Ordered, grouped
 from shortstack.errors import InputError, TrainingError
 from shortstack.schedule import Schedule
 from shortstack.training import Place, train
@@ -120,6 +120,22 @@ def test_batches_hold_samples_of_alike_length_and_an_epoch_every_sample_once():
     assert order != grouped(lengths, 8, seed=4)
 
 
+def test_tokens_that_passed_are_those_of_whole_steps_not_of_what_was_fetched_ahead():
+    lengths = [number % 7 + 1 for number in range(40)]
+    samples = Ordered(Data(range(40), (), lengths, lambda _samples: {}), 8, seed=0)
+    given = [samples[index] for index in range(24)]
+    assert samples.tokens(16) == sum(lengths[sample] for sample in given[:16])
+    assert samples.tokens(40) == samples.handed[-1] == sum(lengths[sample] for sample in given)
+
+
+def test_the_speed_that_is_shown_counts_the_samples_of_the_steps_taken(tmp_path, monkeypatch):
+    asked = []
+    original = Ordered.tokens
+    monkeypatch.setattr(Ordered, "tokens", lambda self, samples: asked.append(samples) or original(self, samples))
+    trained(tmp_path)
+    assert asked == [8 * step for step in range(1, 17)]
+
+
 KILLED = """
 import sys; sys.path[:0] = {path!r}
 import os, signal
@@ -187,6 +203,43 @@ def test_a_signal_between_the_passes_of_a_step_keeps_the_state_before_it(tmp_pat
         trained(tmp_path / "left", module=Interrupted())
     assert training.newest_state(tmp_path / "left").name == "checkpoint-3"
     assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
+
+
+@pytest.mark.parametrize("training_passes", [True, False])
+def test_a_signal_while_a_batch_passes_the_model_does_not_wait_for_its_end(training_passes, tmp_path):
+    class Interrupted(Line):
+        passes, ended = 0, 0
+
+        def forward(self, **batch):
+            self.passes += self.training is training_passes
+            if self.passes == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            self.ended += self.training is training_passes
+            return super().forward(**batch)
+
+    module = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "left", module=module)
+    assert (module.passes, module.ended) == (3, 2)
+    assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
+
+
+def test_python_runs_at_every_weight_of_a_backward_pass_so_that_signals_are_heard_there(tmp_path):
+    class Two(Line):
+        def __init__(self):
+            super().__init__()
+            self.other = torch.nn.Parameter(torch.ones(()))
+            self.hooked = set()
+
+        def forward(self, **batch):
+            self.hooked |= {name for name, each in self.named_parameters() if each._post_accumulate_grad_hooks}
+            loss = super().forward(**batch)["loss"]
+            return {"loss": loss * self.other}
+
+    module = Two()
+    trained(tmp_path / "run", module=module)
+    assert module.hooked == {"weight", "other"}
+    assert not module.other._post_accumulate_grad_hooks
 
 
 def test_a_state_that_was_not_written_whole_is_passed_over(tmp_path, monkeypatch):

@@ -167,6 +167,14 @@ def test_a_dry_run_of_turns_says_how_many_there_are(tmp_path):
     assert json.loads(result.stdout)["turns"] == [2, 1]
 
 
+def test_the_layers_that_went_in_all_turns_are_said_as_the_first_model_numbers_them(tmp_path):
+    speaking(tmp_path / "source")
+    words = ["heal", str(tmp_path / "source"), "--drop", "3", "--step", "2", "--metric", "reverse", "--data", "pydoc"]
+    words += ["--max-length", "32", "--max-samples", "16", "--last", "1", "--epochs", "1", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert "Layers 5-7 went in all. The table is of the last turn." in result.stdout
+
+
 def test_what_a_recipe_does_not_do_here_is_said(tmp_path):
     speaking(tmp_path / "source", tie_word_embeddings=True)
     words = ["heal", str(tmp_path / "source"), "--recipe", "paper-last3", "--data", "pydoc", "--held-out", "2"]

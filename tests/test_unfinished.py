@@ -1,15 +1,18 @@
 """A healing that is killed goes on where it was, and only if it is asked for the same."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.cli import app
 from shortstack.errors import CheckpointError, InputError, OutputError
-from shortstack.healing import Objective, Partial, Schedule, heal
+from shortstack.healing import Objective, Partial, Schedule, heal, healer
 from zoo import speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -129,3 +132,29 @@ def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
     assert again.returncode == 2
     assert "--resume to go on" in again.stderr
     assert "come to step" in again.stderr
+
+
+def test_going_on_says_what_it_goes_on_with(tmp_path, monkeypatch):
+    source, out = speaking(tmp_path / "source"), tmp_path / "out"
+    command = ["heal", str(source), "--data", "pydoc", "-o", str(out), "--last", "1", "--epochs", "3", "--lr", "0.01"]
+    command += ["--batch-size", "8", "--max-length", "32", "--max-samples", "48", "--resume", "-q"]
+    nothing = CliRunner().invoke(app, command)
+    assert nothing.exit_code == 0, nothing.output
+    assert nothing.stderr == f"Nothing unfinished at {out}.training: this run starts from the beginning.\n"
+    again = CliRunner().invoke(app, command)
+    assert isinstance(again.exception, OutputError)
+    assert "that run has ended" in str(again.exception)
+
+    shutil.rmtree(out)
+    assert killed(Checkpoint.open(source), out, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert CliRunner().invoke(app, command).stderr == f"Going on with {out}.training, from step 3.\n"
+    assert out.is_dir()
+
+    shutil.rmtree(out)
+    monkeypatch.setattr(healer.Task, "run", interrupted)
+    CliRunner().invoke(app, command)
+    assert CliRunner().invoke(app, command).stderr.startswith("The unfinished run")
+
+
+def interrupted(*_arguments, **_options):
+    raise KeyboardInterrupt

@@ -34,7 +34,7 @@ class Ordered(Dataset[Any]):
     def __init__(self, data: Data, batch_size: int, *, seed: int) -> None:
         self.samples, self.lengths = data.training, data.lengths
         self.batch_size, self.seed = batch_size, seed
-        self.tokens = 0  # handed out so far
+        self.handed = [0]  # tokens handed out so far, after each sample
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,8 +45,12 @@ class Ordered(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         sample = self.order[index]
-        self.tokens += self.lengths[sample]
+        self.handed.append(self.handed[-1] + self.lengths[sample])
         return self.samples[sample]
+
+    def tokens(self, samples: int) -> int:
+        """Tokens of the first so many samples that were handed out: those fetched ahead have not passed the model yet."""
+        return self.handed[min(samples, len(self.handed) - 1)]
 
 
 def grouped(lengths: Sequence[int], batch: int, *, seed: int) -> list[int]:

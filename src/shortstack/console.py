@@ -39,6 +39,30 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     Console().print(table)
 
 
+def show_columns(title: str, first: tuple[str, Sequence[str]], columns: Mapping[str, Sequence[str]]) -> None:
+    """Columns of cells by their headings, in as many tables as the terminal's width needs; the first is in each of them."""
+    heading, names = first
+    widths = {name: max(len(name), *map(len, cells)) + 3 for name, cells in columns.items()}
+    room = width() - max(len(heading), *map(len, names)) - 4
+    for number, some in enumerate(fitting(widths, room)):
+        rows = [[name, *(columns[column][row] for column in some)] for row, name in enumerate(names)]
+        show_table("" if number else title, [heading, *some], rows)
+
+
+def fitting(widths: Mapping[str, int], room: int) -> list[list[str]]:
+    """The names, in rows that are at most so wide.
+
+    >>> fitting({"a": 3, "b": 3, "c": 5}, 7)
+    [['a', 'b'], ['c']]
+    """
+    rows: list[list[str]] = [[]]
+    for name, each in widths.items():
+        if rows[-1] and sum(widths[other] for other in rows[-1]) + each > room:
+            rows.append([])
+        rows[-1].append(name)
+    return rows
+
+
 def width() -> int:
     """Columns of the terminal that stdout is, or 80."""
     from rich.console import Console

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,12 +30,17 @@ from shortstack.pruning import prune
 from shortstack.quantising import INT8, SCHEMES, Held, Scheme, quantise
 from shortstack.repairing import Repair, repair
 from shortstack.scoring import score
+from shortstack.selecting import search
 from shortstack.shards import BITS
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 QUALITY_ONLY = "quality only: a mask saves no memory here"
 Kept = Sequence[int]
+Heal = Callable[[Checkpoint, Path], Checkpoint]
 
 
 class Made(NamedTuple):
@@ -62,11 +67,21 @@ class Contender:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What choices are made on: windows for metrics and activations, and for repair where that is wanted."""
+    """What choices are made on: windows for metrics and activations, and for repair where that is wanted.
+
+    search: the layers that go are searched for, instead of taken by `metric`. heal: heals a cut into a new folder.
+    """
 
     tokens: Tokens
     repair: Tokens | None = None
     metric: str = "ppl"
+    search: bool = False
+    heal: Heal | None = None
+
+    @property
+    def chosen_by(self) -> str:
+        """How layers are chosen, in words."""
+        return "search" if self.search else f"lowest {self.metric}"
 
 
 class Contest:
@@ -99,6 +114,11 @@ class Contest:
         yield from self._narrowed()
         yield self._masked("2:4 by magnitude", lambda: None)
         yield self._masked("2:4 by Wanda", lambda: self.norms)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's own, which writes and reads for every contender."""
+        return self.checkpoint.tokenizer()
 
     @functools.cached_property
     def order(self) -> tuple[int, ...]:
@@ -158,47 +178,80 @@ class Contest:
         return Contender(scheme.name, lambda: self._in_bits(self.checkpoint, scheme), note=scheme.library)
 
     def _pruned(self, name: str, size: Callable[[Kept], int], scheme: Scheme | None = None) -> Iterator[Contender]:
-        """The layers that go so that size(kept) fits, as they are and, where repair is wanted, repaired."""
+        """The layers that go so that size(kept) fits: as they are and, where that is wanted, repaired and healed."""
         plan = self._plan(size)
         if plan is None:
             yield Contender(name, reason="no exact cut fits the budget")
             return
         note = f"without {len(plan.removed)} layers: {show_layers(plan.removed)}"
 
-        def made(repaired: Repair | None = None) -> Made:
-            place = self.folder / f"{name} {'repaired' if repaired else 'cut'}".replace(" ", "-")
-            pruned = prune(self.checkpoint, plan, place, repair=repaired)
+        def made(repaired: Repair | None = None, heal: Heal | None = None) -> Made:
+            place = self.folder / f"{name}-{'repaired' if repaired else 'cut'}".replace(" ", "-")
+            if heal:
+                unhealed = prune(self.checkpoint, plan, place.with_name(f"{place.name}-to-heal"), repair=repaired)
+                pruned = heal(unhealed, place.with_name(f"{place.name}-healed"))
+            else:
+                pruned = prune(self.checkpoint, plan, place, repair=repaired)
             return self._in_bits(pruned, scheme) if scheme else self._opened(pruned)
 
         yield Contender(name, made, note=note, removed=plan.removed)
-        if self.calibration.repair:
-            found = repair(
-                self.checkpoint,
-                frozenset(plan.removed),
-                self.calibration.repair,
-                dtype=self.dtype,
-                device=self.device,
-                progress=self.progress,
-            )
+        found = self._repair(plan)
+        if found:
             repaired = f"{name}, repaired"
             if found.kept:
                 yield Contender(repaired, functools.partial(made, found), note=note, removed=plan.removed)
             else:
                 yield Contender(repaired, reason="no repair lowers the held-out loss")
+        if self.calibration.heal and not scheme:
+            healing = functools.partial(made, found if found and found.kept else None, self.calibration.heal)
+            yield Contender(f"{name}, healed", healing, note=note, removed=plan.removed)
+
+    def _repair(self, plan: Plan) -> Repair | None:
+        """What refitting the kept layers gives, where that is wanted."""
+        if not self.calibration.repair:
+            return None
+        return repair(
+            self.checkpoint,
+            frozenset(plan.removed),
+            self.calibration.repair,
+            dtype=self.dtype,
+            device=self.device,
+            progress=self.progress,
+        )
 
     def _plan(self, size: Callable[[Kept], int]) -> Plan | None:
-        """The exact cut nearest to the fewest layers by score that fit the budget."""
+        """The exact cut nearest to the fewest chosen layers without which the others fit the budget."""
         layers = self.checkpoint.anatomy.layers
-        removed = fewest(self.order, lambda kept: size(kept) <= self.budget)
+        removed = self._searched(size) if self.calibration.search else self._fewest(self.order, size)
         if removed is None:
             return None
-        wanted = Plan(layers, removed, f"lowest {self.calibration.metric}")
         return aligned(
             self.checkpoint,
-            wanted,
+            Plan(layers, removed, self.calibration.chosen_by),
             allowed=lambda cut: size([layer for layer in range(layers) if layer not in cut]) <= self.budget,
             progress=self.progress,
         )
+
+    def _fewest(self, order: Sequence[int], size: Callable[[Kept], int]) -> tuple[int, ...] | None:
+        return fewest(order, lambda kept: size(kept) <= self.budget)
+
+    def _searched(self, size: Callable[[Kept], int]) -> tuple[int, ...] | None:
+        """The set that a search finds, of as few layers as may fit: more only where it takes small ones."""
+        layers = range(self.checkpoint.anatomy.layers)
+        largest_first = sorted(layers, key=lambda gone: size([layer for layer in layers if layer != gone]))
+        least = self._fewest(largest_first, size)
+        for amount in range(len(least), len(layers)) if least else ():
+            removed = self._found(amount)
+            if size([layer for layer in layers if layer not in removed]) <= self.budget:
+                return removed
+        return None
+
+    @functools.cache  # noqa: B019  a contest ends with the comparison that it is of
+    def _found(self, amount: int) -> tuple[int, ...]:
+        """So many layers, by a search."""
+        tokens, allowed = self.calibration.tokens, range(self.checkpoint.anatomy.layers)
+        plan = search(self.base, tokens, amount=amount, allowed=allowed, seed=tokens.seed, progress=self.progress)
+        return plan.removed
 
     def _pruned_in_int8(self) -> Iterator[Contender]:
         name, missing = "pruned + int8", self._missing(INT8)

@@ -26,8 +26,9 @@ from shortstack.healing.forecast import (
     layer_seconds,
     writing_seconds,
 )
-from shortstack.healing.healer import HELD_OUT_SHARE
 from shortstack.healing_options import heal_groups
+from shortstack.layered import LOGIT_BYTES
+from shortstack.lessons import HELD_OUT_SHARE
 from shortstack.metrics import metric_named
 from shortstack.planning import parse_drop, parse_layers
 from shortstack.probes import probes
@@ -39,7 +40,7 @@ from shortstack.suites import TASKS, named
 from shortstack.tokens import Tokens, encode
 from shortstack.training import training_device
 from shortstack.trials import Trial
-from shortstack.walk import LOGIT_BYTES, Decoder, by_length
+from shortstack.walk import Decoder, by_length
 
 REPAIR_WALKS = 4  # the whole model's, the shorter one's, and that again for each place that is refitted
 PROFILE_TURNS = 8  # of profile(): one for the memory, one to warm up, six that count

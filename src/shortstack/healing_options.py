@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shortstack.errors import InputError
-from shortstack.methods import METHODS, method_named
+from shortstack.lessons import Lessons
+from shortstack.methods import METHODS, check_adapter, method_named
+from shortstack.metrics import check_step
+from shortstack.objective import Objective
+from shortstack.places import Places
+from shortstack.planning import check_choice
+from shortstack.schedule import Schedule
+from shortstack.texts import check_source
 
 if TYPE_CHECKING:
     from shortstack.healing.healer import Method
-    from shortstack.healing.learner import Objective
-    from shortstack.schedule import Schedule
 
+LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
 DATA = "Text or instructions: pydoc, .txt, .jsonl or .json (text, alpaca, dolly, chat or prompt), or a hub dataset."
 
 
@@ -35,6 +42,10 @@ class Learned:
     self_generate: Annotated[
         bool, typer.Option("--self-generate", help="Let the teacher answer the prompts, and learn from that.")
     ] = False
+
+    def check(self) -> None:
+        """Say which numbers leave nothing to learn, before anything is read."""
+        Lessons(**{**asdict(self), "data": self.data or ""}).check()
 
 
 @dataclass(frozen=True)
@@ -73,24 +84,27 @@ class Part:
         typer.Option(help="Matrices that get adapters: q_proj,v_proj. Default: all of a layer.", show_default=False),
     ] = None
 
+    def check(self) -> None:
+        """Say what is wrong whatever the model; torch is not needed for it.
+
+        Raises:
+            InputError: no such method, an option that it does not know, or a number out of its range.
+        """
+        method = method_named(self.method)
+        method.check_options({name: value for name, value in asdict(self).items() if name != "method"}, vars(Part))
+        Places(self.last, self.layers, self.near_cut).check()
+        if "rank" in method.options:
+            check_adapter(rank=self.rank, alpha=self.alpha, dropout=self.dropout, last=self.last)
+
     def made(self) -> Method:
         """The method with those options that it has.
 
         Raises:
-            InputError: an option that the method does not know.
+            InputError: as check.
         """
-        kind = method_named(self.method).load()
-        known = {field.name for field in fields(kind)}
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "method"}
-        for name, value in given.items():
-            if name not in known and value != vars(Part)[name]:
-                raise InputError(
-                    f"--{name.replace('_', '-')}",
-                    expected=f"an option that --method {self.method} knows",
-                    found=f"{value} beside it",
-                    fix="leave it out, or name another method",
-                )
-        made: Method = kind(**{name: value for name, value in given.items() if name in known})
+        self.check()
+        method = method_named(self.method)
+        made: Method = method.load()(**{name: getattr(self, name) for name in method.options})
         return made
 
 
@@ -109,8 +123,7 @@ class Loss:
     hidden_weight: Annotated[float, typer.Option(help="Weight of the distance between last hidden states.")] = 0.0
 
     def made(self) -> Objective:
-        from shortstack.healing.learner import Objective
-
+        """What is minimised; without torch."""
         return Objective(self.loss, self.top_k, self.temperature, self.hidden_weight)
 
 
@@ -147,8 +160,7 @@ class Course:
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0
 
     def made(self) -> Schedule:
-        from shortstack.schedule import Schedule
-
+        """How long and how fast; without torch, unless another optimizer or decay than the usual is named."""
         return Schedule(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
@@ -181,23 +193,25 @@ class Going:
 
     @property
     def loggers(self) -> list[str]:
-        """The loggers that are named.
+        """The loggers that are named."""
+        return [name.strip() for name in self.report_to.split(",")] if self.report_to else []
+
+    def check_loggers(self) -> None:
+        """Say which logger is not installed; transformers is asked only for those that we do not name.
 
         Raises:
-            InputError: one is not installed, or transformers does not know it.
+            InputError: one is not, or transformers does not know it.
         """
-        from transformers.integrations import get_available_reporting_integrations
-
-        named = [name.strip() for name in self.report_to.split(",")] if self.report_to else []
-        for name in named:
-            if name not in get_available_reporting_integrations():
+        for name in self.loggers:
+            if name not in LOGGERS:
+                _check_integration(name)
+            elif not any(find_spec(library) for library in LOGGERS[name]):
                 raise InputError(
-                    "--report-to",
-                    expected=f"loggers that are installed: {', '.join(get_available_reporting_integrations()) or 'none'}",
-                    found=name,
-                    fix="install it, or name another: tensorboard, trackio, wandb",
+                    f"--report-to {name}",
+                    expected=f"{name}, which logs what training says",
+                    found="none installed",
+                    fix=f"pip install {name}",
                 )
-        return named
 
 
 @dataclass(frozen=True)
@@ -223,6 +237,66 @@ class InTurns:
                 found="one without the other",
                 fix="write --drop 25% --step 1, or prune first",
             )
+        if self.step is not None:
+            check_choice(self.drop, None)
+            check_step(self.step, self.metric or "ppl")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A healing as it is asked for."""
+
+    learned: Learned
+    part: Part
+    loss: Loss
+    course: Course
+    turns: InTurns
+
+    def check(self) -> None:
+        """Say what is wrong before a model is opened, and without torch.
+
+        Raises:
+            InputError: as check_healing and InTurns.check; no data or none there; a teacher without need, or a need without
+                one; or a library that is missing.
+        """
+        self.turns.check()
+        check_healing(self.learned, self.part, self.loss, self.course)
+        self.loss.made().check_teacher(self.loss.teacher, answers=self.learned.self_generate)
+        method_named(self.part.method).check()
+        if not self.learned.data:
+            raise InputError(
+                "--data", expected="text or instructions to learn from", found="none", fix="add --data pydoc"
+            )
+        check_source(self.learned.data)
+
+    def arguments(self) -> dict[str, Any]:
+        """As heal_arguments()."""
+        return heal_arguments(self.learned, self.part, self.loss, self.course)
+
+
+def _check_integration(name: str) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    known = get_available_reporting_integrations()
+    if name not in known:
+        raise InputError(
+            "--report-to",
+            expected=f"loggers that are installed: {', '.join(known) or 'none'}",
+            found=name,
+            fix=f"install it, or name another: {', '.join(LOGGERS)}",
+        )
+
+
+def check_healing(learned: Learned, part: Part, loss: Loss, course: Course) -> None:
+    """Say what is wrong with the options of heal whatever the model and the data are; torch is not needed for it.
+
+    Raises:
+        InputError: the first that is out of its range, or does not go with another.
+    """
+    part.check()
+    learned.check()
+    loss.made()
+    course.made()
 
 
 def heal_arguments(learned: Learned, part: Part, loss: Loss, course: Course) -> dict[str, Any]:

@@ -1,10 +1,83 @@
-"""The most memory that was held."""
+"""How much memory there is, and the most that was held."""
 
 from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from shortstack.errors import InputError
+
+CONTROL_GROUPS = {  # a container's own limits, by the kind that /proc/self/cgroup names: v2, v1
+    "": (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    "memory": (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+}
+MEMBERSHIP = Path("/proc/self/cgroup")
+LIMITS = {resource.RLIMIT_AS: "vms", resource.RLIMIT_DATA: "data"}  # of a process, and what psutil calls what it holds
+
+
+def available_memory(device: str) -> int:
+    """Bytes that can still be taken: of a GPU, or of this machine and what its control group and `ulimit` allow."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    import psutil
+
+    limits, held = [int(psutil.virtual_memory().available)], psutil.Process().memory_info()
+    for kind, taken in LIMITS.items():
+        allowed = resource.getrlimit(kind)[0]
+        if allowed != resource.RLIM_INFINITY and hasattr(held, taken):
+            limits.append(allowed - int(getattr(held, taken)))
+    for limit, used in _control_groups():
+        if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdecimal():
+            limits.append(int(text) - int(used.read_text()) + _cached_files(used.with_name("memory.stat")))
+    return max(0, min(limits))
+
+
+def check_room(where: object, nbytes: int, device: str) -> None:
+    """Refuse weights of so many bytes, at the least, where there is less memory: the system would kill, or swap for hours.
+
+    Raises:
+        InputError: they do not fit; the message says what to do.
+    """
+    free = available_memory(device)
+    if nbytes <= free:
+        return
+    elsewhere = "--device cpu, " if device.startswith("cuda") else ""
+    raise InputError(
+        where,
+        expected=f"room for its weights on {device}: {_gigabytes(nbytes)}",
+        found=f"{_gigabytes(free)} free",
+        fix=f"free memory, or try {elsewhere}--dtype bfloat16 if this is float32, or a larger machine; "
+        "score, sweep, plan and prune read such a model layer by layer",
+    )
+
+
+def _gigabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.2f} GB"
+
+
+def _control_groups() -> Iterator[tuple[Path, Path]]:
+    """Where this process's control group, and the outermost one that it sees, tell their limit and what they use."""
+    yield from CONTROL_GROUPS.values()
+    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
+        _, kinds, place = line.split(":", 2)
+        for kind, (limit, used) in CONTROL_GROUPS.items():
+            if kind in kinds.split(","):
+                yield limit.parent / place.lstrip("/") / limit.name, used.parent / place.lstrip("/") / used.name
+
+
+def _cached_files(stat: Path) -> int:
+    """Bytes of files that a control group is charged for and that the system takes back when memory is wanted."""
+    if not stat.exists():
+        return 0
+    found = dict(line.split() for line in stat.read_text().splitlines())
+    return sum(int(found.get(f"total_{name}", found.get(name, 0))) for name in ("inactive_file", "active_file"))
 
 
 def peak_rss() -> int:

@@ -262,3 +262,20 @@ def metrics_named(names: Iterable[str]) -> list[Metric]:
         )
         chosen.pop("all")
     return [metric_named(name) for name in chosen]
+
+
+def check_step(step: int, metric: str) -> None:
+    """Refuse what cannot choose layers step by step.
+
+    Raises:
+        InputError: no such metric, one that scores blocks alone, or less than a layer at a time.
+    """
+    if not metric_named(metric).singles:
+        raise InputError(
+            "--metric",
+            expected="with --step one that scores single layers",
+            found=f"{metric}, which scores blocks",
+            fix="name another, such as ppl",
+        )
+    if step < 1:
+        raise InputError("--step", expected="at least 1", found=str(step), fix="write --step 1")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib import resources
 from typing import Any, get_type_hints
@@ -12,7 +13,10 @@ from pydantic import create_model
 
 from shortstack import yamlfiles
 from shortstack.errors import InputError
-from shortstack.healing_options import Course, InTurns, Learned, Loss, Part
+from shortstack.healing_options import Course, InTurns, Learned, Loss, Part, check_healing, heal_groups
+from shortstack.metrics import metric_named
+from shortstack.places import Places
+from shortstack.planning import check_choice
 
 FOLDER = "recipes"
 
@@ -63,7 +67,22 @@ def read_recipe(name: str) -> Recipe:
     Raises:
         InputError: there is none, it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
     """
-    return yamlfiles.parsed(_text(name), _Read, where=name)
+    found = yamlfiles.parsed(_text(name), _Read, where=name)
+    with named_by_line(name, parts=("plan",)):
+        _check_plan(found.plan)
+    with named_by_line(name):
+        check_healing(*heal_groups(found.heal.given))
+    return found
+
+
+def _check_plan(plan: PlanPart) -> None:
+    metric_named(plan.metric or "ppl")
+    for name in ("keep_first", "keep_last"):
+        if getattr(plan, name) < 0:
+            where = f"--{name.replace('_', '-')}"
+            raise InputError(where, expected="0 or more", found=str(getattr(plan, name)), fix="leave it out")
+    if plan.drop is not None or plan.layers is not None:
+        check_choice(plan.drop, plan.layers, block=plan.block)
 
 
 def filled(groups: Mapping[str, Any], recipe: str, typed: Callable[[str], bool]) -> dict[str, Any]:
@@ -73,7 +92,10 @@ def filled(groups: Mapping[str, Any], recipe: str, typed: Callable[[str], bool])
         InputError: as read_recipe.
     """
     found = read_recipe(recipe)
-    values = {**found.heal.given, **({} if "step" not in found.heal.given else _plan_of(found.plan.given))}
+    values = {**found.heal.given, **_in_turns(found)}
+    places = [field.name for field in fields(Places)]
+    if any(map(typed, places)):  # which layers train is one thing, however it is said
+        values = {name: value for name, value in values.items() if name not in places}
     return {
         name: replace(
             group,
@@ -87,9 +109,46 @@ def filled(groups: Mapping[str, Any], recipe: str, typed: Callable[[str], bool])
     }
 
 
-def _plan_of(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What turns need of the plan."""
-    return {name: str(plan[name]) for name in ("drop", "metric") if name in plan}
+@contextmanager
+def named_by_line(
+    recipe: str | None,
+    typed: Callable[[str], bool] = lambda _name: False,
+    *,
+    parts: Sequence[str] = ("heal", "plan"),
+) -> Iterator[None]:
+    """While it lasts, an error about an option names the recipe's line where that option was not typed but stands there.
+
+    parts: of the recipe, where the option may stand.
+    """
+    try:
+        yield
+    except InputError as error:
+        place = _place(recipe, error.where, parts) if recipe and not typed(_option(error.where)) else None
+        if place is None:
+            raise
+        raise type(error)(place, expected=error.expected, found=error.found, fix=error.fix) from error
+
+
+def _option(where: str) -> str:
+    """The option that an error is about, as recipes spell it; "" where it is about something else."""
+    return where.partition(" ")[0].removeprefix("--").replace("-", "_") if where.startswith("--") else ""
+
+
+def _place(recipe: str, where: str, parts: Sequence[str]) -> str | None:
+    """Where an option of an error stands in the recipe, as "my.yaml, line 7: lr"; None where it does not."""
+    name = _option(where)
+    lines = [yamlfiles.line_of(_text(recipe), part, name) for part in parts]
+    line = next((line for line in lines if line), None)
+    return f"{recipe}, line {line}: {name}" if line else None
+
+
+def _in_turns(recipe: Recipe) -> dict[str, Any]:
+    """The options of turns; of the plan only what those need."""
+    step = recipe.heal.given.get("step")
+    plan: dict[str, Any] = {
+        name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given
+    }
+    return {} if step is None else {"step": step, **plan}
 
 
 def _text(name: str) -> str:

@@ -6,10 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
-
 from shortstack.errors import InputError
+
+LEAST = {"warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "eval_steps": 1, "patience": 1}
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class Schedule:
                     f"--{name}", expected="a number above 0", found=str(value), fix="write --epochs 2, --lr 1e-4"
                 )
 
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                where = f"--{name.replace('_', '-')}"
+                raise InputError(where, expected=f"at least {least}", found=str(value), fix="leave it out")
         micro = self.micro
         if self.batch_size < 1 or not 1 <= micro <= self.batch_size or self.batch_size % micro:
             raise InputError(
@@ -52,16 +56,22 @@ class Schedule:
                 found=f"{self.batch_size} in micro-batches of {micro}",
                 fix="leave the micro-batch out",
             )
-        for name, known in (("optimizer", OptimizerNames), ("decay", SchedulerType)):
-            if getattr(self, name) not in {each.value for each in known}:
-                raise InputError(
-                    f"--{name}",
-                    expected=f"one of {', '.join(each.value for each in known)}",
-                    found=repr(getattr(self, name)),
-                    fix="leave it out",
-                )
         if not 0 <= self.seed < 2**32:
             raise InputError("--seed", expected="0 to 2**32 - 1", found=str(self.seed), fix="name another seed")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Refuse names that transformers does not know; the defaults it does, so that they take no import of it."""
+        usual = vars(Schedule)
+        for name in ("optimizer", "decay"):
+            value = getattr(self, name)
+            if value == usual[name]:
+                continue
+            known = _known(name)
+            if value not in known:
+                raise InputError(
+                    f"--{name}", expected=f"one of {', '.join(known)}", found=repr(value), fix="leave it out"
+                )
 
     @property
     def micro(self) -> int:
@@ -85,3 +95,11 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _known(option: str) -> list[str]:
+    """What transformers calls its optimizers, or its schedules."""
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    return [each.value for each in (OptimizerNames if option == "optimizer" else SchedulerType)]

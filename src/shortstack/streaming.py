@@ -5,14 +5,11 @@ While one layer computes, the next is read. Memory: embedding, head, and two lay
 
 from __future__ import annotations
 
-import resource
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -20,17 +17,9 @@ from shortstack.anatomy import meta_model
 from shortstack.checkpoint import ALIGNMENT, Checkpoint
 from shortstack.errors import CheckpointError
 from shortstack.loading import load_into, read_weight
+from shortstack.memory import available_memory
 
 SPARE = 0.8  # of the memory there is; the rest is for activations
-CONTROL_GROUPS = {  # a container's own limits, by the kind that /proc/self/cgroup names: v2, v1
-    "": (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    "memory": (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-}
-MEMBERSHIP = Path("/proc/self/cgroup")
-LIMITS = {resource.RLIMIT_AS: "vms", resource.RLIMIT_DATA: "data"}  # of a process, and what psutil calls what it holds
 
 Weights = Mapping[str, Tensor]
 
@@ -38,31 +27,6 @@ Weights = Mapping[str, Tensor]
 def must_stream(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> bool:
     """Whether the weights, turned into `dtype`, take more memory than the device has to spare."""
     return checkpoint.parameters * dtype.itemsize > SPARE * available_memory(device)
-
-
-def available_memory(device: str) -> int:
-    """Bytes that can still be taken: of a GPU, or of this machine and what its control group and `ulimit` allow."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    limits, held = [int(psutil.virtual_memory().available)], psutil.Process().memory_info()
-    for kind, taken in LIMITS.items():
-        allowed = resource.getrlimit(kind)[0]
-        if allowed != resource.RLIM_INFINITY and hasattr(held, taken):
-            limits.append(allowed - int(getattr(held, taken)))
-    for limit, used in _control_groups():
-        if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdecimal():
-            limits.append(int(text) - int(used.read_text()))
-    return min(limits)
-
-
-def _control_groups() -> Iterator[tuple[Path, Path]]:
-    """Where this process's control group, and the outermost one that it sees, tell their limit and what they use."""
-    yield from CONTROL_GROUPS.values()
-    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
-        _, kinds, place = line.split(":", 2)
-        for kind, (limit, used) in CONTROL_GROUPS.items():
-            if kind in kinds.split(","):
-                yield limit.parent / place.lstrip("/") / limit.name, used.parent / place.lstrip("/") / used.name
 
 
 class LayerWeights:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError
+from shortstack.hub import hub_or_copies
 
 HELD_OUT_SHARE = 0.2
 PROMPT = (
@@ -25,6 +26,23 @@ PROMPT = (
 FORMATS = (
     "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages; prompt, completion"
 )
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that is none, or a file that cannot be read, before minutes of work; the hub is not asked.
+
+    Raises:
+        DataError: as read_documents.
+    """
+    if source == "pydoc":
+        return
+    if source.endswith((".txt", ".json", ".jsonl")) or Path(source).is_file():
+        try:
+            Path(source).open("rb").close()
+        except OSError as error:
+            raise _unreadable(Path(source), error) from error
+    else:
+        _check_hub_name(source)
 
 
 def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
@@ -65,12 +83,14 @@ def _read_text(path: Path) -> str:
             fix="convert it to UTF-8",
         ) from error
     except OSError as error:
-        raise DataError(
-            path, expected="a text file", found=error.strerror or str(error), fix="check the path"
-        ) from error
+        raise _unreadable(path, error) from error
     if not text.strip():
         raise DataError(path, expected="text", found="an empty file", fix="give a file with text")
     return text
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(path, expected="a text file", found=error.strerror or str(error), fix="check the path")
 
 
 def read_records(source: str) -> list[dict[str, Any]]:
@@ -173,8 +193,27 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: there is no such dataset, or a row of an unknown format.
     """
+    name, split = _check_hub_name(source)
     import datasets
 
+    with hub_or_copies() as reachable:
+        try:
+            rows = datasets.load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed)
+            for number, row in enumerate(rows, start=1):
+                yield _checked(row, f"{source}, row {number}")
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(
+                source,
+                expected="a dataset on the hub",
+                found=" ".join(str(error).split())[:200]
+                if reachable
+                else "no hub within reach, and no copy of it here",
+                fix="check the name, or give a local file",
+            ) from error
+
+
+def _check_hub_name(source: str) -> tuple[str, str]:
+    """The name of a hub dataset, and the split that was named, or none."""
     name, _, split = source.partition(":")
     if "/" not in name or name.startswith((".", "/", "~")):
         raise DataError(
@@ -183,17 +222,7 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
             found="none of these",
             fix="check the path",
         )
-    try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed)
-        for number, row in enumerate(rows, start=1):
-            yield _checked(row, f"{source}, row {number}")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            source,
-            expected="a dataset on the hub",
-            found=" ".join(str(error).split())[:200],
-            fix="check the name, or give a local file",
-        ) from error
+    return name, split
 
 
 def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,11 +10,8 @@ import json
 import math
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from transformers.trainer_callback import ProgressCallback
 from shortstack.batches import IGNORED, Data, Ordered
 from shortstack.devices import pick_device
 from shortstack.errors import InputError, TrainingError
+from shortstack.interrupting import Interruption, Left
 from shortstack.jsonfiles import sync, whole
 from shortstack.progress import Progress, silent
 from shortstack.schedule import Schedule
@@ -115,10 +113,6 @@ def newest_state(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-class _Left(Exception):
-    """Raised to leave training when the state is written, after a signal."""
-
-
 class _Run:
     """One run of Trainer from a start or a state, and what is watched meanwhile."""
 
@@ -130,20 +124,22 @@ class _Run:
         self.samples = Ordered(data, schedule.batch_size, seed=schedule.seed)
         self.state = newest_state(folder)
         self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
-        self.signal = 0
         self.stepping = False
         self.skipped_now = 0  # in a row
+        self.first_step = 0  # steps that were taken before this run
         self.stopped: str | None = None
         self.broken = False  # whether it stopped since something was no number
         self.judging, self.began = 0.0, time.perf_counter()
         self.save_due = time.monotonic() + KEEP_SECONDS
         module.accepts_loss_kwargs = True  # type: ignore[assignment]  # read by Trainer
         self.loop = _Loop(self, self._arguments())
+        alone = self.loop.args.world_size == 1
+        self.interruption = Interruption(self.keep, [*module.parameters()], alone=alone)
 
     def finished(self) -> bool:
         """Train; whether it came to its end. Not, where memory ran out and a smaller micro-batch may help."""
         try:
-            with self._signals():
+            with self.interruption.heard():
                 self.loop.train(resume_from_checkpoint=str(self.state) if self.state else None)
         except RuntimeError as error:
             if not should_reduce_batch_size(error) or not self._can_halve:
@@ -154,7 +150,7 @@ class _Run:
     @property
     def _can_halve(self) -> bool:
         """Whether a smaller micro-batch could help: not inside an optimizer step, nor where other processes wait."""
-        return self.schedule.micro > 1 and self.loop.args.world_size == 1 and not self.stepping
+        return self.schedule.micro > 1 and self.interruption.alone and not self.stepping
 
     def keep(self) -> None:
         """Write the state after the last whole step."""
@@ -162,31 +158,6 @@ class _Run:
         if self.random[1]:
             torch.cuda.set_rng_state_all(self.random[1])
         self.loop._save_checkpoint(self.loop.model_wrapped, trial=None)
-
-    def leave(self) -> None:
-        """After a signal: write the state, and stop."""
-        self.keep()
-        raise _Left
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """While it lasts, SIGTERM and SIGINT wait until the state is written, and are sent again then."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def hear(number: int, _frame: object) -> None:
-            self.signal = number
-
-        earlier = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            with suppress(_Left):
-                yield
-        finally:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
-        if self.signal:
-            signal.raise_signal(self.signal)
 
     def held_out(self) -> list[tuple[int, float]]:
         """(step, held-out loss), as far as they are numbers; of a run not begun yet, those of its state."""
@@ -236,7 +207,7 @@ class _Run:
             best,
             sum("left_out" in entry for entry in state.log_history),
             self.stopped,
-            self.samples.tokens / seconds,
+            self.samples.handed[-1] / seconds,
             self.schedule.to_dict(),
         )
 
@@ -315,6 +286,11 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.run.samples)
 
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        with self.run.interruption.passing():
+            loss: Tensor = super().training_step(*args, **options)
+        return loss
+
     def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
         started = time.perf_counter()
         metrics = {"eval_loss": self._held_out_loss()}
@@ -330,10 +306,9 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
         self.model_wrapped.eval()
         samples, total, count = self.run.data.held_out, 0.0, 0
         for start in range(0, len(samples), self.run.schedule.micro):
-            if self.run.signal and self.args.world_size == 1:
-                self.run.leave()
             batch = self._prepare_inputs(self.run.data.collate(list(samples[start : start + self.run.schedule.micro])))
-            total += float(self.model_wrapped(**batch, num_items_in_batch=1)["loss"])
+            with self.run.interruption.passing():
+                total += float(self.model_wrapped(**batch, num_items_in_batch=1)["loss"])
             count += int((batch["labels"] != IGNORED).sum())
         return total / count
 
@@ -360,12 +335,11 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def __init__(self, run: _Run) -> None:
         self.run = run
 
+    def on_train_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
+        self.run.first_step = state.global_step
+
     def on_step_begin(self, *_args: Any, **_rest: Any) -> None:
         self.run.random = torch.get_rng_state(), _cuda_random()
-
-    def on_substep_end(self, args: Any, *_rest: Any, **_options: Any) -> None:
-        if self.run.signal and args.world_size == 1:
-            self.run.leave()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         run, self.run.stepping = self.run, True
@@ -386,21 +360,22 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
         run, step = self.run, state.global_step
         run.random = torch.get_rng_state(), _cuda_random()
-        speed = run.samples.tokens / (time.perf_counter() - run.began - run.judging)
+        passed = run.samples.tokens((step - run.first_step) * run.schedule.batch_size // args.world_size)
+        speed = passed / (time.perf_counter() - run.began - run.judging)
         run.place.progress(run.stage, step, state.max_steps, note=f"{speed * args.world_size:,.0f} tokens/s")
-        run.signal = self._heard_anywhere(args)
+        signalled = run.interruption.signal = self._heard_anywhere(args)
         control.should_evaluate = run.schedule.evaluated(step, len(run.data.training)) or run.stopped is not None
-        control.should_save = bool(run.signal) or time.monotonic() >= run.save_due
+        control.should_save = bool(signalled) or time.monotonic() >= run.save_due
 
     def on_save(self, *_args: Any, **_rest: Any) -> None:
-        if self.run.signal:
-            raise _Left
+        if self.run.interruption.signal:
+            raise Left
 
     def _heard_anywhere(self, args: Any) -> int:
         """The signal that a process heard: all leave after the same step."""
         if args.world_size == 1:
-            return self.run.signal
-        heard = torch.tensor(self.run.signal, device=args.device)
+            return self.run.interruption.signal
+        heard = torch.tensor(self.run.interruption.signal, device=args.device)
         torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
         return int(heard)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from shortstack.errors import InputError
-from shortstack.healing_options import heal_groups
+from shortstack.healing_options import check_healing, heal_groups
 from shortstack.metrics import metric_named
 from shortstack.planning import check_choice, parse_layers
 from shortstack.recipe import read_recipe
@@ -115,8 +115,7 @@ class Healing:
             raise InputError(f"heal: {name}", expected="a recipe that heals once", found="step", fix=_AXES["step"])
         if not options.get("data"):
             raise InputError(f"heal: {name}", expected="data to learn from", found="none", fix="add data: pydoc")
-        learned, part, loss, course = heal_groups(options)
-        part.made(), loss.made(), course.made(), learned  # says what is wrong with them
+        check_healing(*heal_groups(options))
         return cls(str(name), tuple(sorted(options.items())))
 
     def arguments(self, seed: int) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shortstack.checkpoint import INDEX, RECORD, SINGLE, TEMPLATES
+from shortstack.checkpoint import RECORD, TEMPLATES
 from shortstack.errors import ArchitectureError, InputError, OutputError
+from shortstack.indexing import INDEX, SINGLE
 from shortstack.jsonfiles import sync
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor, WrittenFile, file_digest, write_shard
@@ -62,6 +63,21 @@ class _Advance:
             self.progress("writing weights", self.done, self.total)
 
 
+def check_absent(out: Path) -> None:
+    """Refuse an output that exists: what is there is never overwritten.
+
+    Raises:
+        OutputError: it does.
+    """
+    if os.path.lexists(out) or out.resolve().exists():
+        raise OutputError(
+            out,
+            expected="an output that does not exist yet",
+            found="it exists",
+            fix="name another, or move it away",
+        )
+
+
 class CheckpointWriter:
     """Fills `<out>.partial-<id>` and renames it to `out` in commit(), or leaves nothing.
 
@@ -90,13 +106,7 @@ class CheckpointWriter:
                 found=f"it is in {source}",
                 fix="name another place with -o",
             )
-        if os.path.lexists(self.out) or here.exists():
-            raise OutputError(
-                self.out,
-                expected="an output that does not exist yet",
-                found="it exists",
-                fix="name another, or move it away",
-            )
+        check_absent(self.out)
         parent = self._existing_parent()
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise OutputError(

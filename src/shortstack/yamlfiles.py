@@ -66,6 +66,12 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
         raise _explained(where, text, model, error) from error
 
 
+def line_of(text: str, *path: str) -> int | None:
+    """The line of a key, counted from 1; None where the file does not have it."""
+    lines = [line for _, line in _steps(text, path)]
+    return lines[-1] if len(lines) == len(path) else None
+
+
 def keys(model: type[BaseModel]) -> list[str]:
     """The keys of a mapping, as the file spells them."""
     return [field.alias or name for name, field in model.model_fields.items()]
@@ -116,8 +122,13 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _found(text: str, path: Sequence[int | str]) -> tuple[list[str], int]:
     """The parts of a path that stand in the file, and the line of the last, counted from 1; pydantic names kinds beside."""
+    seen = list(_steps(text, path))
+    return [part for part, _ in seen] or [str(path[-1])], seen[-1][1] if seen else 1
+
+
+def _steps(text: str, path: Sequence[int | str]) -> Iterator[tuple[str, int]]:
+    """The parts of a path that stand in the file, each with its line."""
     node: Any = yaml.compose(text)
-    line, seen = 0, []
     for part in path:
         if isinstance(node, yaml.MappingNode):
             pairs = [(key, value) for key, value in node.value if key.value == str(part)]
@@ -126,6 +137,5 @@ def _found(text: str, path: Sequence[int | str]) -> tuple[list[str], int]:
         else:
             pairs = []
         if pairs:
-            line, node = pairs[0][0].start_mark.line, pairs[0][1]
-            seen.append(str(part))
-    return seen or [str(path[-1])], line + 1
+            yield str(part), pairs[0][0].start_mark.line + 1
+            node = pairs[0][1]

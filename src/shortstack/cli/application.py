@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from shortstack import console
-from shortstack.cli.options import grouped
+from shortstack.cli.grouping import grouped
 from shortstack.errors import ShortstackError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk says that takes no more
@@ -86,13 +86,14 @@ def main() -> None:
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the program as ctrl-C does; whoever called main() has its own handlers back afterwards."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), _terminated) for name in names}
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # ignored under nohup
+    before = {number: signal.signal(number, _terminated) for number in heard}
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:

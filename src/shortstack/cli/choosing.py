@@ -11,11 +11,11 @@ import typer
 
 from shortstack import console, plots, tables
 from shortstack.cli.application import verb
+from shortstack.cli.calibration import Calibration
+from shortstack.cli.choice import Choice
 from shortstack.cli.options import (
     MODEL,
     REPAIR_SAMPLES,
-    Calibration,
-    Choice,
     Compute,
     Model,
     RepairSamples,

@@ -10,10 +10,10 @@ import typer
 
 from shortstack import console, tables
 from shortstack.cli.application import verb
+from shortstack.cli.calibration import Calibration
+from shortstack.cli.choice import Choice
 from shortstack.cli.options import (
     REPAIR_SAMPLES,
-    Calibration,
-    Choice,
     Compute,
     Device,
     Model,

@@ -9,7 +9,8 @@ import typer
 
 from shortstack import console, tables
 from shortstack.cli.application import verb
-from shortstack.cli.options import TEXT, Asking, Compute, Model, Report, Source, Writing
+from shortstack.cli.asking import Asking, Writing
+from shortstack.cli.options import TEXT, Compute, Model, Report, Source
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint

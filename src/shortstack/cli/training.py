@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,12 +14,14 @@ import typer
 from shortstack import console, plots, tables
 from shortstack.cli.application import verb
 from shortstack.cli.options import Device, Out, Report, Source
-from shortstack.errors import InputError
-from shortstack.healing_options import Course, Going, InTurns, Learned, Loss, Part, heal_arguments
-from shortstack.methods import method_named
+from shortstack.errors import OutputError
+from shortstack.healing_options import Asked, Course, Going, InTurns, Learned, Loss, Part
+from shortstack.planning import show_layers
+from shortstack.writing import check_absent
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
+    from shortstack.healing import Healing
 
 
 @verb()
@@ -38,39 +43,25 @@ def heal(
 
     What is frozen is computed once and kept on disk.
     """
-    if going.recipe:
-        groups = {"learned": learned, "part": part, "loss": loss, "course": course, "turns": turns}
-        from shortstack.recipe import filled
-
-        found = filled(groups, going.recipe, typed=lambda name: _typed(context, name))
-        learned, part, loss, course, turns = (found[name] for name in groups)
-    turns.check()
-    method_named(part.method).check()
-    if not learned.data:
-        raise InputError("--data", expected="text or instructions to learn from", found="none", fix="add --data pydoc")
-    if going.plot:
-        plots.check_picture(going.plot)
-    alone = replace(source, revision=None)  # --revision is of the model that heals
-    with report.bars() as progress:
-        checkpoint = source.open(directory, progress)
-        _remark(checkpoint, going.recipe, part, turns, report)
-        options: dict[str, Any] = {
-            **heal_arguments(learned, part, loss, course),
-            "teacher": alone.open(loss.teacher, progress) if loss.teacher else None,
-            "device": device.value,
-            "progress": progress,
-        }
-        if going.dry_run:
-            return _foretell(checkpoint, options, turns, report)
-        from shortstack.healing import Turns, heal_in_turns
-        from shortstack.healing import heal as heal_checkpoint
-
-        options |= {"cache": going.cache, "resume": going.resume, "loggers": going.loggers}
-        if turns.step and turns.drop:
-            how = Turns(turns.drop, turns.step, turns.metric or "ppl")
-            result = heal_in_turns(checkpoint, output, how, **options)
-        else:
-            result = heal_checkpoint(checkpoint, output, **options)
+    asked, typed = Asked(learned, part, loss, course, turns), functools.partial(_typed, context)
+    with _lines_named(going.recipe, typed):
+        if going.recipe:
+            asked = _filled(asked, going.recipe, typed)
+        asked.check()
+        _check_going(going, output)
+        with report.bars() as progress:
+            alone = replace(source, revision=None)  # --revision is of the model that heals
+            checkpoint = source.open(directory, progress)
+            _remark(checkpoint, going.recipe, asked, report)
+            options: dict[str, Any] = {
+                **asked.arguments(),
+                "teacher": alone.open(asked.loss.teacher, progress) if asked.loss.teacher else None,
+                "device": device.value,
+                "progress": progress,
+            }
+            if going.dry_run:
+                return _foretell(checkpoint, options, asked.turns, report)
+            result = _healed(checkpoint, output, asked.turns, going, options)
     if not console.first_process():
         return None
     if going.plot:
@@ -79,6 +70,8 @@ def heal(
         console.show_json(result.to_dict())
     else:
         tables.show_healing(result)
+        if asked.turns.step:
+            console.show(_gone(checkpoint, result))
     report.next_step("evaluate", output, *alone.words)
     return None
 
@@ -89,9 +82,69 @@ def _typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _remark(checkpoint: Checkpoint, recipe: str | None, part: Part, turns: InTurns, report: Report) -> None:
+def _lines_named(recipe: str | None, typed: Callable[[str], bool]) -> AbstractContextManager[None]:
+    """While it lasts, errors about what the recipe sets name its line."""
+    if not recipe:
+        return nullcontext()
+    from shortstack.recipe import named_by_line
+
+    return named_by_line(recipe, typed)
+
+
+def _filled(asked: Asked, recipe: str, typed: Callable[[str], bool]) -> Asked:
+    """With the recipe's values where nothing was typed."""
+    from shortstack.recipe import filled
+
+    groups = {each.name: getattr(asked, each.name) for each in fields(asked)}
+    return Asked(**filled(groups, recipe, typed=typed))
+
+
+def _check_going(going: Going, output: Path) -> None:
+    """Say what is wrong with where results go, before anything heavy is imported."""
+    going.check_loggers()
+    if going.plot:
+        plots.check_picture(going.plot)
+    if going.resume and output.is_dir():
+        raise OutputError(
+            output,
+            expected="an unfinished run to go on with",
+            found="its output: that run has ended",
+            fix="leave it, or name another -o for a new run",
+        )
+    if not going.dry_run:
+        check_absent(output)
+
+
+def _healed(checkpoint: Checkpoint, output: Path, turns: InTurns, going: Going, options: Mapping[str, Any]) -> Healing:
+    """heal(), or heal_in_turns() where turns are asked for."""
+    from shortstack.healing import Turns, heal_in_turns
+    from shortstack.healing import heal as heal_checkpoint
+    from shortstack.healing.unfinished import Unfinished
+
+    if going.resume and console.first_process():
+        console.say(Unfinished(output, "turns" if turns.step else "training").told())
+    kept: dict[str, Any] = {"cache": going.cache, "resume": going.resume, "loggers": going.loggers}
+    if turns.step and turns.drop:
+        return heal_in_turns(
+            checkpoint, output, Turns(turns.drop, turns.step, turns.metric or "ppl"), **options, **kept
+        )
+    return heal_checkpoint(checkpoint, output, **options, **kept)
+
+
+def _gone(checkpoint: Checkpoint, result: Healing) -> str:
+    """What all turns removed; the table is of the last one."""
+    from shortstack.checkpoint import Checkpoint
+
+    kept = set(Checkpoint.open(result.output).record["layer_map"].values())
+    before = checkpoint.record.get("layer_map") or {}
+    first = set(before.values()) or set(range(checkpoint.anatomy.layers))
+    return f"Layers {show_layers(sorted(first - kept))} went in all. The table is of the last turn."
+
+
+def _remark(checkpoint: Checkpoint, recipe: str | None, asked: Asked, report: Report) -> None:
     """Say what somebody may expect that will not be done."""
-    if recipe and not turns.step and checkpoint.record.get("verb") not in ("prune", "heal"):
+    part = asked.part
+    if recipe and not asked.turns.step and checkpoint.record.get("verb") not in ("prune", "heal"):
         report.warn(
             f"{checkpoint.source} is not cut, and heal only heals: `shortstack shrink` carries out a recipe's plan, too"
         )

@@ -23,6 +23,7 @@ from shortstack.cli.options import (
     TaskNames,
     parse_batch_sizes,
 )
+from shortstack.errors import InputError
 from shortstack.metrics import METRICS, metric_named
 from shortstack.planning import show_layers
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.comparing import Judging
     from shortstack.contenders import Calibration
+    from shortstack.progress import Progress
 
 
 @verb()
@@ -85,18 +87,38 @@ class Chosen:
     metric: Annotated[str, typer.Option(help=f"How layers are chosen: {', '.join(METRICS)}.")] = "ppl"
     repair: Annotated[bool, typer.Option("--repair", help="Also with the kept layers refitted in closed form.")] = False
     repair_samples: RepairSamples = REPAIR_SAMPLES
+    search: Annotated[
+        bool, typer.Option("--search", help="Search for the layers that go, as the recipe `best` does.")
+    ] = False
+    heal: Annotated[
+        str | None,
+        typer.Option(help="Also heal the pruned model on this data, as the recipe `best` does.", show_default=False),
+    ] = None
 
-    def calibration(self, checkpoint: Checkpoint, seed: int) -> Calibration:
+    def check(self) -> None:
+        """Say what is wrong with the words before any model is opened."""
+        metric_named(self.metric)
+        if self.search and self.metric != Chosen.metric:
+            raise InputError(
+                "--search", expected="--search without --metric", found="--metric beside it", fix="give one of them"
+            )
+
+    def calibration(self, checkpoint: Checkpoint, compute: Compute, progress: Progress) -> Calibration:
+        from shortstack.comparing import healing
         from shortstack.contenders import Calibration
         from shortstack.refitting import HELD_OUT
         from shortstack.tokens import Tokens
 
-        tokenizer = checkpoint.tokenizer()
-        tokens = Tokens.read(self.text, tokenizer, samples=self.samples, seed=seed)
-        if not self.repair:
-            return Calibration(tokens, metric=self.metric)
-        repairing = Tokens.read(self.text, tokenizer, samples=self.repair_samples, seed=seed, at_least=HELD_OUT)
-        return Calibration(tokens, repairing, self.metric)
+        tokenizer, seed = checkpoint.tokenizer(), compute.seed
+        return Calibration(
+            Tokens.read(self.text, tokenizer, samples=self.samples, seed=seed),
+            Tokens.read(self.text, tokenizer, samples=self.repair_samples, seed=seed, at_least=HELD_OUT)
+            if self.repair
+            else None,
+            self.metric,
+            self.search,
+            healing(self.heal, device=compute.device.value, progress=progress) if self.heal else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,7 @@ class Judged:
     ] = None
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Windows of each text and questions of each file or task.", show_default=False),
+        typer.Option(help="Windows of each text and questions of each file or task.", show_default=False),
     ] = None
     tasks: TaskNames = None
     data_dir: Annotated[
@@ -125,6 +147,11 @@ class Judged:
     prompt: Annotated[int, typer.Option(min=2, help="Tokens of the prompt that speed is measured with.")] = 128
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the first.")] = 32
     repeats: Annotated[int, typer.Option(min=1, help="Turns that count, after one to warm up.")] = 6
+
+    def check(self) -> None:
+        """Say what is wrong with the words before any model is opened."""
+        if self.limit is not None and self.limit < 1:
+            raise InputError("--limit", expected="at least 1", found=str(self.limit), fix="leave it out, or name more")
 
     def judging(self, checkpoint: Checkpoint, seed: int) -> Judging:
         from shortstack.comparing import Judging, multiple_choice, standard
@@ -160,7 +187,8 @@ def compare(
     ] = None,
 ) -> None:
     """Compare pruned, quantised and narrowed models at equal bytes of weights."""
-    metric_named(chosen.metric)
+    chosen.check()
+    judged.check()
 
     from shortstack.comparing import compare as compare_contenders
 
@@ -168,7 +196,7 @@ def compare(
         checkpoint = source.open(model, progress)
         found = compare_contenders(
             checkpoint,
-            chosen.calibration(checkpoint, compute.seed),
+            chosen.calibration(checkpoint, compute, progress),
             judged.judging(checkpoint, compute.seed),
             memory=memory,
             healed=replace(source, revision=None).open(healed, progress) if healed else None,
@@ -176,6 +204,8 @@ def compare(
             device=compute.device.value,
             progress=progress,
         )
+    for warning in found.warnings:
+        report.warn(warning)
     if report.json:
         return console.show_json(found.to_dict())
     tables.show_comparison(found)

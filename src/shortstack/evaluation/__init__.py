@@ -1,6 +1,7 @@
 """Evaluation: perplexity on text, and the tasks of lm-evaluation-harness."""
 
-from shortstack.evaluation.evaluator import Evaluation, Tasks, amounts, ask, compared, evaluate, harness
+from shortstack.evaluation.asking import Tasks, amounts, ask, harness
+from shortstack.evaluation.evaluator import Evaluation, compared, evaluate
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.results import Amount, TaskResult
 

@@ -8,23 +8,24 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby, islice
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
 import lm_eval.api.task
 import lm_eval.tasks
 import numpy as np
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -32,10 +33,13 @@ from transformers import set_seed
 
 from shortstack.choices import Asked, Request, request
 from shortstack.errors import DataError, InputError
+from shortstack.evaluation.code import files_of
 from shortstack.evaluation.likelihoods import likelihoods, passing
 from shortstack.evaluation.overlays import write_overlays
 from shortstack.evaluation.results import Amount, TaskResult, digest
+from shortstack.hub import hub_or_copies
 from shortstack.progress import Progress, silent
+from shortstack.shards import file_digest
 from shortstack.suites import TASKS, unknown
 from shortstack.tokens import bos_ids, encode
 from shortstack.walk import Decoder
@@ -94,6 +98,7 @@ class Loaded:
             name=self.name,
             version=self.version,
             configs={name: _config(task) for name, task in self.tasks.items()},
+            **_code_of(self.tasks),
             documents={name: _digests(islice(task.eval_docs, limit)) for name, task in self.tasks.items()},
             examples={name: _digests(task.fewshot_docs()) for name, task in self.tasks.items() if self.shots},
         )
@@ -107,7 +112,8 @@ def load(names: Sequence[str], *, data: Path | None = None, include: Path | None
         DataError: documents are not in the folder, or cannot be had from the hub.
     """
     standard = [name for name in names if name in TASKS]
-    with tempfile.TemporaryDirectory() as folder, hushed():
+    local = data is not None and set(standard) == set(names)
+    with tempfile.TemporaryDirectory() as folder, hushed(), nullcontext() if local else hub_or_copies():
         write_overlays(standard, data, STOCK, Path(folder))
         paths = [folder, *([str(include)] if include else [])]
         manager = TaskManager(include_path=paths, include_defaults=set(standard) != set(names))
@@ -121,12 +127,12 @@ def _loaded(manager: Any, name: str) -> list[Loaded]:
     """The task or group; of a tag, or of a group that has no value of its own, each task."""
     try:
         found = manager.load([name])
-    except (OSError, DatasetsError) as error:  # what datasets and the hub raise: offline, not there, or not to be read
+    except (OSError, ValueError, StopIteration, DatasetsError) as error:  # not there, not to be read, or empty
         raise DataError(
             f"the data of {name}",
-            expected="documents on the hub or in a folder",
-            found=" ".join(str(error).split())[:200],
-            fix="give --data-dir with the files that the page of evaluate lists, or --include with a task that reads yours",
+            expected="documents on the hub, on this machine or in a folder",
+            found=_reason(error),
+            fix="give --data-dir with the files that the page of evaluate lists, or --include with a task of yours",
         ) from error
     group = found.get("groups", {}).get(name)
     if group is not None and group.has_aggregation:
@@ -134,7 +140,24 @@ def _loaded(manager: Any, name: str) -> list[Loaded]:
     return [Loaded(single, {single: task}) for single, task in found["tasks"].items()]
 
 
-def run(loaded: Loaded, model: Model, *, limit: int | None = None, seed: int = 0, key: str = "") -> TaskResult:
+class Answering(Protocol):
+    """What run() asks of a model of the harness beside that: its tokenizer, and the dtype that it computes in."""
+
+    tokenizer: PreTrainedTokenizerBase
+    computed_in: str
+
+
+def _reason(error: BaseException) -> str:
+    """What datasets says of documents that cannot be had, or what it means where it says nothing of use."""
+    if isinstance(error, ConnectionError):
+        return "no hub within reach, and no copy on this machine"
+    if isinstance(error, StopIteration):
+        return "a file without documents"
+    cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+    return " ".join(str(cause or error).split())[:200] or type(cause or error).__name__
+
+
+def run(loaded: Loaded, model: Answering, *, limit: int | None = None, seed: int = 0, key: str = "") -> TaskResult:
     """Ask a task's documents, the first `limit` of each of its tasks, and judge the answers."""
     set_seed(SEED + seed)  # of generation that samples
     for task in loaded.tasks.values():
@@ -148,7 +171,7 @@ def run(loaded: Loaded, model: Model, *, limit: int | None = None, seed: int = 0
     return _result(loaded, model, found, key)
 
 
-def _result(loaded: Loaded, model: Model, found: Mapping[str, Any], key: str) -> TaskResult:
+def _result(loaded: Loaded, model: Answering, found: Mapping[str, Any], key: str) -> TaskResult:
     """What counts of the harness's results, with every document's outcome."""
     values = {name.partition(",")[0]: name for name in reversed(found["results"][loaded.name]) if "_stderr" not in name}
     numbers = {metric: found["results"][loaded.name][name] for metric, name in values.items() if "," in name}
@@ -167,7 +190,7 @@ def _result(loaded: Loaded, model: Model, found: Mapping[str, Any], key: str) ->
         version=loaded.version,
         shots=loaded.shots,
         bos=bool(bos_ids(model.tokenizer)),
-        dtype=model.decoder.dtype,
+        dtype=model.computed_in,
         chance=TASKS[loaded.name].chance if loaded.name in TASKS else None,
         higher_is_better=better,
         documents=tuple(f"{name}/{sample['doc_id']}:{sample['doc_hash'][:16]}" for name, sample in samples),
@@ -255,7 +278,23 @@ def _amount(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) ->
     )
 
 
-class Model(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
+class Quiet:
+    """Before a model of the harness among the bases of a class: its bars would interleave with ours."""
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)  # type: ignore[misc]
+        return answers
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
+        answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)  # type: ignore[misc]
+        return answers
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        answers: list[str] = super().generate_until(requests, disable_tqdm=True)  # type: ignore[misc]
+        return answers
+
+
+class Model(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
     """The harness's model, with likelihoods by shortstack; batch: sequences in a forward, None for a choice by tokens."""
 
     def __init__(
@@ -276,18 +315,7 @@ class Model(HFLM):  # type: ignore[misc]  # lm-eval is untyped here
                 max_length=max_length,
             )
         self.decoder, self.batch, self.progress = decoder, batch, progress
-
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return answers
-
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
-        return answers
-
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        answers: list[str] = super().generate_until(requests, disable_tqdm=True)
-        return answers
+        self.computed_in = decoder.dtype
 
     def _loglikelihood_tokens(
         self,
@@ -311,12 +339,23 @@ def _config(task: Any) -> Any:
     fields["metadata"] = {
         name: value for name, value in (fields.get("metadata") or {}).items() if name != "config_source"
     }
-    return json.loads(json.dumps(fields, default=repr))
+    return json.loads(json.dumps(fields, default=_named))
+
+
+def _named(value: object) -> str:
+    """An object as it is called in every process: a function's repr says where in memory it lies."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _code_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's own Python behind tasks, as digests under `code`; nothing of the harness's own tasks."""
+    found = {file_digest(path) for task in tasks.values() for path in files_of(task)}
+    return {"code": sorted(found)} if found else {}
 
 
 def _digests(documents: Any) -> str:
     """One digest of documents, order included."""
-    return digest(documents=[json.dumps(document, sort_keys=True, default=repr) for document in documents or ()])
+    return digest(documents=[json.dumps(document, sort_keys=True, default=_named) for document in documents or ()])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.parquet
 import yaml
 
@@ -84,10 +85,11 @@ def _source(task: Task, part: str, data: Path) -> dict[str, Any]:
 
 def _check_columns(task: Task, path: Path) -> None:
     """Refuse a file whose first document lacks a column; the harness says so in many ways, none of them plain."""
-    if path.suffix == ".parquet":
-        columns = set(pyarrow.parquet.read_schema(path).names)
-    else:
-        columns = next((set(row) for _, row in read_lines(path) if isinstance(row, dict)), set())
+    columns = (
+        _parquet_columns(path)
+        if path.suffix == ".parquet"
+        else next((set(row) for _, row in read_lines(path) if isinstance(row, dict)), set())
+    )
     missing = [column for column in task.columns.split() if column not in columns]
     if missing:
         raise DataError(
@@ -96,6 +98,26 @@ def _check_columns(task: Task, path: Path) -> None:
             found=f"no {', '.join(missing)}",
             fix="write the columns that the data set has on the hub",
         )
+
+
+def _parquet_columns(path: Path) -> set[str]:
+    """The columns of a file that has rows.
+
+    Raises:
+        DataError: it has none, or is no parquet.
+    """
+    try:
+        table = pyarrow.parquet.read_metadata(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(
+            path,
+            expected="a parquet file",
+            found=" ".join(str(error).split())[:120],
+            fix="write it again, or as .jsonl",
+        ) from error
+    if not table.num_rows:
+        raise DataError(path, expected="documents", found="an empty table", fix="give a file with documents")
+    return set(table.schema.to_arrow_schema().names)
 
 
 def _found(data: Path, stem: str) -> Path | None:

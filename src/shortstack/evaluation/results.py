@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.cache import cache_directory
-from shortstack.checkpoint import INDEX, RECORD, Checkpoint
+from shortstack.checkpoint import RECORD, Checkpoint
 from shortstack.errors import DataError
+from shortstack.indexing import INDEX
 from shortstack.jsonfiles import save_json
 from shortstack.shards import file_digest
 

@@ -2,11 +2,11 @@
 
 from shortstack.healing.full import Full
 from shortstack.healing.healer import Healing, heal
-from shortstack.healing.learner import Objective
 from shortstack.healing.lora import DoRA, Lora, QLora, RsLora
 from shortstack.healing.partial import Partial
 from shortstack.healing.turns import Turns, heal_in_turns
 from shortstack.methods import METHODS
+from shortstack.objective import Objective
 from shortstack.schedule import Schedule
 
 __all__ = [

@@ -13,7 +13,8 @@ from shortstack.examples import Example
 from shortstack.handovers import State
 from shortstack.healing.healer import Task
 from shortstack.healing.learner import Learner, counted
-from shortstack.walk import LOGIT_BYTES, Decoder
+from shortstack.layered import LOGIT_BYTES
+from shortstack.walk import Decoder
 
 STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, and AdamW's two means
 # Bytes of activations per token, layer and number of the hidden state, in 16 bits (Korthikanti et al., arXiv 2205.05198,

@@ -19,9 +19,10 @@ from shortstack.batches import IGNORED
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
 from shortstack.examples import Example
-from shortstack.healing.learner import Objective, counted, padded
+from shortstack.healing.learner import counted, padded
 from shortstack.loading import read_weight
 from shortstack.losses import likeliest
+from shortstack.objective import Objective
 from shortstack.progress import Progress, silent
 from shortstack.verification import skipped_route
 from shortstack.walk import UNPRUNED, Decoder, Route, by_length

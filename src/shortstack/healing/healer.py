@@ -17,14 +17,16 @@ from torch import nn
 from shortstack.batches import Data
 from shortstack.checkpoint import Checkpoint
 from shortstack.devices import fast_bfloat16
-from shortstack.errors import CheckpointError, DataError, InputError, TrainingError
+from shortstack.errors import CheckpointError, TrainingError
 from shortstack.examples import Example, read_examples
 from shortstack.healing.answers import Answers
 from shortstack.healing.frozen import Freezer, Frozen, Live
-from shortstack.healing.learner import Learner, Objective
+from shortstack.healing.learner import Learner
 from shortstack.healing.partial import Partial
 from shortstack.healing.unfinished import Unfinished
+from shortstack.lessons import Lessons
 from shortstack.memory import peak_rss
+from shortstack.objective import Objective
 from shortstack.progress import Progress, silent
 from shortstack.pruning import provenance
 from shortstack.schedule import Schedule
@@ -32,8 +34,6 @@ from shortstack.shards import StoredTensor
 from shortstack.training import History, Place, train, training_device
 from shortstack.walk import Decoder
 from shortstack.writing import CheckpointWriter, layout
-
-HELD_OUT_SHARE = 0.05
 
 
 class Method(Protocol):
@@ -60,10 +60,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Healing:
-    """What healing did; the healed checkpoint is at `output`."""
+    """What healing did; the healed checkpoint is at `output`. objective: what the losses are, sft or distill."""
 
     output: Path
     method: str
+    objective: str
     trainable_parameters: int
     history: History
     seconds: float
@@ -74,6 +75,7 @@ class Healing:
         return {
             "output": str(self.output),
             "method": self.method,
+            "objective": self.objective,
             "trainable_parameters": self.trainable_parameters,
             "loss": {
                 "first": losses[0][1] if losses else None,
@@ -161,42 +163,7 @@ def heal(
         _write(writer, checkpoint, trained, {**provenance(checkpoint, "heal", seconds), "healing": healing}, progress)
         unfinished.remove()
     task.processes.wait_for_everyone()
-    return Healing(writer.out, task.method.name, trained.parameters, history, seconds, peak_rss())
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What is learnt from; the fields are heal()'s."""
-
-    data: str
-    max_length: int = 256
-    max_samples: int | None = None
-    held_out: int | None = None
-    self_generate: bool = False
-
-    def check(self) -> None:
-        """Refuse numbers that leave nothing to learn."""
-        for name, least in (("max_length", 4), ("max_samples", 2), ("held_out", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                where = f"--{name.replace('_', '-')}"
-                raise InputError(where, expected=f"at least {least}", found=str(value), fix="ask for more")
-
-    def held_out_of(self, samples: int) -> int:
-        """How many of the samples are held out.
-
-        Raises:
-            DataError: none would be left to train on.
-        """
-        kept_back = self.held_out or max(1, round(samples * HELD_OUT_SHARE))
-        if samples <= kept_back:
-            raise DataError(
-                self.data,
-                expected=f"more than the {kept_back} samples that are held out",
-                found=str(samples),
-                fix="give more data, or a smaller --held-out",
-            )
-        return kept_back
+    return Healing(writer.out, task.method.name, task.objective.loss, trained.parameters, history, seconds, peak_rss())
 
 
 @dataclass(frozen=True)
@@ -240,14 +207,8 @@ class Task:
         """Say what cannot be before anything is read."""
         self.lessons.check()
         _check_trainable(self.checkpoint)
-        wanted = self.objective.teaches or self.lessons.self_generate
-        if wanted != (self.teacher is not None):
-            raise InputError(
-                "--teacher",
-                expected="a teacher for --loss distill or --self-generate, and only there",
-                found=self.teacher.source if self.teacher else "none",
-                fix="leave it out" if self.teacher else "add --teacher MODEL, the unpruned model",
-            )
+        teacher = self.teacher.source if self.teacher else None
+        self.objective.check_teacher(teacher, answers=self.lessons.self_generate)
         self.method.first(self.checkpoint)
 
     def examples(self) -> list[Example]:

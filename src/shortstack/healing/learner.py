@@ -3,58 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shortstack.batches import IGNORED
-from shortstack.errors import InputError
 from shortstack.examples import Example
 from shortstack.losses import Criterion, CrossEntropy, Distillation, chunked_loss
+from shortstack.objective import Objective
 from shortstack.walk import Decoder
-
-LOSSES = ("sft", "distill")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised: sft is next-token cross-entropy; distill is KL from a teacher, T^2 KL(p || q) at temperature T.
-
-    top: so many of the teacher's likeliest tokens count by themselves, all others as one. hidden_weight: of the squared
-    distance between what leaves the last layer and what leaves the teacher's, over the teacher's squared norm.
-    """
-
-    loss: str = "sft"
-    top: int = 64
-    temperature: float = 1.0
-    hidden_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value, fits, expected in (
-            ("--loss", self.loss, self.loss in LOSSES, " or ".join(LOSSES)),
-            ("--top-k", self.top, self.top >= 1, "at least 1"),
-            ("--temperature", self.temperature, 0 < self.temperature < float("inf"), "a number above 0"),
-            ("--hidden-weight", self.hidden_weight, 0 <= self.hidden_weight < float("inf"), "0 or more"),
-        ):
-            if not fits:
-                raise InputError(name, expected=expected, found=repr(value), fix="`shortstack heal --help` explains it")
-        shaping = [
-            name for name in ("top", "temperature", "hidden_weight") if getattr(self, name) != vars(Objective)[name]
-        ]
-        if self.loss == "sft" and shaping:
-            raise InputError(
-                "--loss sft",
-                expected="no --top-k, --temperature or --hidden-weight: they shape distillation",
-                found=", ".join(f"{name} {getattr(self, name)}" for name in shaping),
-                fix="add --loss distill",
-            )
-
-    @property
-    def teaches(self) -> bool:
-        """Whether it needs a teacher."""
-        return self.loss == "distill"
 
 
 def padded(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.healing.heads import Head
 from shortstack.healing.learner import Learner
-from shortstack.healing.places import Places
 from shortstack.loading import Edit, edited_tensors, stored_tensors
+from shortstack.methods import check_adapter
+from shortstack.places import Places
 from shortstack.quantising import bitsandbytes, four_bit
 from shortstack.shards import StoredTensor
 from shortstack.walk import Decoder
@@ -46,13 +47,7 @@ class Lora:
     variant: ClassVar[Mapping[str, bool]] = {}
 
     def __post_init__(self) -> None:
-        for name, value, fits, expected in (
-            ("--rank", self.rank, self.rank >= 1, "at least 1"),
-            ("--alpha", self.alpha, 0 < self.alpha < float("inf"), "a number above 0"),
-            ("--dropout", self.dropout, 0 <= self.dropout < 1, "0 up to, but not, 1"),
-        ):
-            if not fits:
-                raise InputError(name, expected=expected, found=str(value), fix="write --rank 8 --alpha 16")
+        check_adapter(rank=self.rank, alpha=self.alpha, dropout=self.dropout, last=self.last)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}

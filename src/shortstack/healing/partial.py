@@ -11,8 +11,8 @@ from torch import nn
 from shortstack.checkpoint import Checkpoint
 from shortstack.healing.heads import Head
 from shortstack.healing.learner import Learner
-from shortstack.healing.places import Places
 from shortstack.loading import stored_tensors
+from shortstack.places import Places
 from shortstack.shards import StoredTensor
 from shortstack.walk import Decoder
 

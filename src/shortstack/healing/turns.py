@@ -11,10 +11,10 @@ from typing import Any
 
 from shortstack.aligning import aligned
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import InputError, PlanError
+from shortstack.errors import PlanError
 from shortstack.healing.healer import Healing, heal
 from shortstack.healing.unfinished import Unfinished
-from shortstack.metrics import metric_named
+from shortstack.metrics import check_step, metric_named
 from shortstack.planning import Plan, parse_drop, plan
 from shortstack.progress import Progress, silent
 from shortstack.pruning import prune
@@ -40,15 +40,7 @@ class Turns:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not metric_named(self.metric).singles:
-            raise InputError(
-                "--step",
-                expected="a metric that scores single layers",
-                found=f"{self.metric}, which scores blocks",
-                fix="name another, such as ppl",
-            )
-        if self.step < 1:
-            raise InputError("--step", expected="at least 1", found=str(self.step), fix="write --step 1")
+        check_step(self.step, self.metric)
 
     def sizes(self, layers: int) -> list[int]:
         """How many layers go in each turn.

@@ -52,10 +52,19 @@ class Unfinished:
             save_json(path, asked)
         return self.folder
 
+    def told(self) -> str:
+        """What going on with it means, for people."""
+        if not (self.folder / ASKED).exists():
+            return f"Nothing unfinished at {self.folder}: this run starts from the beginning."
+        if not any(each.is_dir() for each in self.folder.iterdir()):
+            return f"The unfinished run at {self.folder} has kept no state yet: it starts from the beginning."
+        state = newest_state(self.folder)
+        return f"Going on with {self.folder}{f', from step {_step(state)}' if state else ''}."
+
     @property
     def _how_far(self) -> str:
         state = newest_state(self.folder)
-        return f"that has come to step {state.name.rpartition('-')[2]}" if state else "that has kept no state yet"
+        return f"that has come to step {_step(state)}" if state else "that has kept no state yet"
 
     def _check_same(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now))))
@@ -71,6 +80,10 @@ class Unfinished:
     def remove(self) -> None:
         """Nothing is unfinished any more."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _step(state: Path) -> int:
+    return int(state.name.rpartition("-")[2])
 
 
 def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,10 +2,10 @@
 
 from shortstack.tables.choosing import show_plan, show_scores, show_sweep
 from shortstack.tables.cutting import show_repair, show_verification
-from shortstack.tables.judging import show_evaluation
+from shortstack.tables.judging import show_comparison, show_evaluation
 from shortstack.tables.studying import frame, show_estimate, show_outcome, show_shrunk
 from shortstack.tables.training import show_forecast, show_healing
-from shortstack.tables.weighing import show_comparison, show_profile
+from shortstack.tables.weighing import show_profile
 
 __all__ = [
     "frame",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from shortstack import console
@@ -27,37 +27,19 @@ def show_scores(scores: Scores) -> None:
     on = f" on {tokens['samples']} x {tokens['length']} tokens of {tokens['source']}" if tokens else ""
     title = f"scores{on}{base} (low = remove first; in brackets the order of removal)"
     if scores.scores:
-        _show_columns(title, "layer", [str(layer) for layer in range(scores.layers)], scores.scores)
+        columns = {metric: _ranked(values) for metric, values in scores.scores.items()}
+        console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)
     if scores.window and scores.window_scores:
         starts = range(scores.layers - scores.window + 1)
         blocks = [show_layers(range(start, start + scores.window)) for start in starts]
         heading = f"blocks of {scores.window} layers"
-        _show_columns(heading if scores.scores else f"{heading}: {title}", "layers", blocks, scores.window_scores)
-
-
-def _show_columns(title: str, kind: str, names: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
-    """A row for each name and a column for each metric, in as many tables as the terminal's width needs."""
-    columns = {metric: _ranked(numbers) for metric, numbers in values.items()}
-    widths = {metric: max(len(metric), *map(len, cells)) + 3 for metric, cells in columns.items()}
-    room = console.width() - len(kind) - 6
-    for number, some in enumerate(_fitting(widths, room)):
-        rows = [[name, *(columns[metric][row] for metric in some)] for row, name in enumerate(names)]
-        console.show_table("" if number else title, [kind, *some], rows)
+        columns = {metric: _ranked(values) for metric, values in scores.window_scores.items()}
+        console.show_columns(heading if scores.scores else f"{heading}: {title}", ("layers", blocks), columns)
 
 
 def _ranked(values: Sequence[float]) -> list[str]:
     place = {index: place for place, index in enumerate(removal_order(values), start=1)}
     return [f"{console.number(value)} ({place[index]:>2})" for index, value in enumerate(values)]
-
-
-def _fitting(widths: Mapping[str, int], room: int) -> list[list[str]]:
-    """The names, in rows that are at most so wide."""
-    rows: list[list[str]] = [[]]
-    for name, width in widths.items():
-        if rows[-1] and sum(widths[other] for other in rows[-1]) + width > room:
-            rows.append([])
-        rows[-1].append(name)
-    return rows
 
 
 def show_sweep(model: str, found: Sweep) -> None:

@@ -1,9 +1,9 @@
-"""What a model is worth, as tables."""
+"""What models are worth, as tables: evaluate and compare."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,11 @@ from shortstack import console
 
 if TYPE_CHECKING:
     from shortstack.collapse import Collapse
+    from shortstack.comparing import Comparison, Row
     from shortstack.evaluation import Evaluation
+    from shortstack.pairs import Paired
     from shortstack.probes import Probed
+    from shortstack.timing import Ratio
 
 
 def show_evaluation(title: str, evaluation: Evaluation) -> None:
@@ -38,10 +41,15 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
         console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
     if evaluation.tasks:
         _show_tasks("tasks" if rows else title, evaluation)
-    if base:
-        _show_against(evaluation, base)
+    if base and evaluation.against:
+        values = {name: (base.tasks[name].value, evaluation.tasks[name].value) for name in evaluation.against}
+        _show_against(f"against {base.model}, document by document", evaluation.against, values)
     if evaluation.probes:
         _show_probes(evaluation.probes, base)
+    if base and evaluation.probes_against:
+        paired = evaluation.probes_against
+        values = {name: (found.base, found.value) for name, found in paired.items()}
+        _show_against(f"probes against {base.model}, item by item", paired, values)
     if evaluation.collapse:
         _show_collapse(evaluation.collapse)
 
@@ -66,28 +74,25 @@ def _show_tasks(title: str, evaluation: Evaluation) -> None:
         console.show(f"Average: {evaluation.average:.4f}{beside}")
 
 
-def _show_against(evaluation: Evaluation, base: Evaluation) -> None:
-    """The same documents asked of both models."""
-    rows = [
-        (
-            name,
-            f"{base.tasks[name].value:.4f}",
-            f"{evaluation.tasks[name].value:.4f}",
-            f"{found.difference:+.4f} ({found.interval[0]:+.4f} to {found.interval[1]:+.4f})",
-            f"{found.p_holm:.2g}",
-            "at chance" if found.base_at_chance else _share_kept(found.retention, found.retention_above_chance),
-        )
-        for name, found in evaluation.against.items()
-    ]
-    heading = ("task", "base", "here", "difference (95 %)", "p, Holm", "kept (above chance)")
-    if rows:
-        console.show_table(f"against {base.model}, document by document", heading, rows)
+def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str, tuple[float, float]]) -> None:
+    """What the same documents, asked of both models, say; values: by name the base's, and that of the model here."""
+    found = paired.values()
+    columns = {
+        "base": [f"{values[name][0]:.4f}" for name in paired],
+        "here": [f"{values[name][1]:.4f}" for name in paired],
+        "difference +- s.e.": [f"{each.difference:+.4f} +- {each.stderr:.4f}" for each in found],
+        "95 % interval": [f"{each.interval[0]:+.4f} to {each.interval[1]:+.4f}" for each in found],
+        "p, Holm": [f"{each.p_holm:.2g}" for each in found],
+        "kept": [_share_kept(each.retention) for each in found],
+        "above chance": [
+            "base at chance" if each.base_at_chance else _share_kept(each.retention_above_chance) for each in found
+        ],
+    }
+    console.show_columns(title, ("asked", [*paired]), columns)
 
 
-def _share_kept(retention: float | None, above_chance: float | None) -> str:
-    if retention is None:
-        return "-"
-    return f"{retention:.0f} %" + ("" if above_chance is None else f" ({above_chance:.0f} %)")
+def _share_kept(retention: float | None) -> str:
+    return "-" if retention is None else f"{retention:.0f} %"
 
 
 def _show_probes(probes: Mapping[str, Probed], base: Evaluation | None) -> None:
@@ -124,3 +129,33 @@ def _show_collapse(found: Collapse) -> None:
     ]
     console.show_table("collapsed: what it writes freely", ("measure", "model", base, "share kept", "fallen"), rows)
     console.show(f"It writes: {found.sample}")
+
+
+def show_comparison(found: Comparison) -> None:
+    """A row for each contender, best first; what each is, and why some are not there; and what that says."""
+    rows = [row for row in found.rows if not row.reason]
+    title = f"{found.model} in {found.memory} of its bytes, {console.size(found.budget)}; by perplexity, best first"
+    console.show_columns(title, ("", [row.name for row in rows]), _compared(rows))
+    console.show("decode and prefill: times the unpruned model's speed, from runs in turns.")
+    notes = [(row.name, row.note or row.reason) for row in found.rows if row.note or row.reason]
+    console.show_table("what they are", ("", ""), notes)
+    for warning in found.warnings:
+        console.show(warning)
+    console.show(found.advice)
+
+
+def _compared(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """A cell of each row, column by column."""
+    return {
+        "bytes": [console.size(row.bytes or 0) for row in rows],
+        "fits": ["yes" if row.within else "no" for row in rows],
+        **{text: [console.number(row.perplexity[text].value) for row in rows] for text in rows[0].perplexity},
+        **{task: [f"{row.tasks[task]['value']:.3f}" for row in rows] for task in rows[0].tasks},
+        "collapsed": ["yes" if row.collapsed else "no" for row in rows],
+        "decode": [_times_unpruned(row, row.ratio.decode if row.ratio else None) for row in rows],
+        "prefill": [_times_unpruned(row, row.ratio.prefill if row.ratio else None) for row in rows],
+    }
+
+
+def _times_unpruned(row: Row, ratio: Ratio | None) -> str:
+    return f"{ratio.value:.2f}" if ratio else "1" if row.speed else "-"

@@ -11,18 +11,21 @@ if TYPE_CHECKING:
     from shortstack.healing.healer import Healing
 
 
+LOSSES = {"sft": "loss", "distill": "distance from the teacher"}
+
+
 def show_healing(healing: Healing) -> None:
     """What was trained, for how long, and what it did to the loss."""
     found = healing.to_dict()
-    loss = found["loss"]
+    loss, kind = found["loss"], LOSSES[healing.objective]
     rows = [
         ("trained parameters", f"{found['trainable_parameters']:,}"),
         ("optimizer steps", str(found["steps"])),
         (
-            "training loss, first to last",
+            f"training {kind}, first to last",
             f"{loss['first']:.4f} to {loss['last']:.4f}" if loss["first"] is not None else "no entry",
         ),
-        ("held-out loss, before to best", f"{loss['held_out_before']:.4f} to {loss['held_out']:.4f}"),
+        (f"held-out {kind}, before to best", f"{loss['held_out_before']:.4f} to {loss['held_out']:.4f}"),
         ("tokens per second", f"{found['tokens_per_s']:,.0f}"),
         ("seconds", f"{found['seconds']:.0f}"),
         ("peak memory", console.size(found["peak_rss_bytes"])),

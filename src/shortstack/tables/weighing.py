@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from shortstack import console
 
 if TYPE_CHECKING:
-    from shortstack.comparing import Comparison, Row
     from shortstack.profiling import Counts, Profile
     from shortstack.timing import Ratio
 
@@ -22,8 +21,7 @@ def show_profile(found: Profile) -> None:
     rows = [[label, *(column.get(label, "-") for column in columns)] for label in labels]
     if found.peak_bytes:
         rows.append(["peak memory", console.size(found.peak_bytes), *["-"] * (len(each) - 1)])
-    rows.insert(0, ["model", *(counts.model for counts in each)])
-    console.show_table("profile", ("", "profile", "against")[: 1 + len(each)], rows)
+    console.show_table("profile", ("", *(counts.model for counts in each)), rows)
     if found.speed:
         _show_speeds(found)
 
@@ -72,30 +70,3 @@ def _spread(runs: Sequence[float]) -> str:
 
 def _ratio(ratio: Ratio) -> str:
     return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-
-
-def show_comparison(found: Comparison) -> None:
-    """A row for each contender, best first; what each is, and why some are not there; and what that says."""
-    texts = list(found.rows[0].perplexity)
-    tasks = list(found.rows[0].tasks)
-    heading = ["", "bytes", "fits", *texts, *tasks, "decode", "prefill"]
-    rows = [_compared(row, texts, tasks) for row in found.rows if not row.reason]
-    title = f"{found.model} in {found.memory} of its bytes, {console.size(found.budget)}; by perplexity, best first"
-    console.show_table(title, heading, rows)
-    console.show("decode and prefill: times the unpruned model's speed, from runs in turns.")
-    notes = [(row.name, row.note or row.reason) for row in found.rows if row.note or row.reason]
-    console.show_table("what they are", ("", ""), notes)
-    console.show(found.advice)
-
-
-def _compared(row: Row, texts: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    ratio = row.ratio
-    return [
-        row.name,
-        console.size(row.bytes or 0),
-        "yes" if row.within else "no",
-        *(console.number(row.perplexity[text].value) for text in texts),
-        *(f"{row.tasks[task]['value']:.3f}" for task in tasks),
-        f"{ratio.decode.value:.2f}" if ratio else "1" if row.speed else "-",
-        f"{ratio.prefill.value:.2f}" if ratio else "1" if row.speed else "-",
-    ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.planning import parse_layers
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,27 @@ class Places:
     layers: str | None = None
     near_cut: int | None = None
 
+    def check(self) -> None:
+        """Say what is wrong whatever the model.
+
+        Raises:
+            InputError: two ways to name layers, numbers out of range, or names that are none.
+        """
+        given = [
+            f"--{name.replace('_', '-')}" for name in ("layers", "near_cut", "last") if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise InputError(
+                given[0], expected=f"{given[0]} alone", found=f"{given[1]} beside it", fix="give one of them"
+            )
+        for name, value, least in (("--last", self.last, 0), ("--near-cut", self.near_cut, 1)):
+            if value is not None and value < least:
+                raise InputError(
+                    name, expected=f"at least {least}", found=str(value), fix=f"write {name} {max(least, 1)}"
+                )
+        if self.layers is not None:
+            parse_layers(self.layers)
+
     def found(self, checkpoint: Checkpoint, default: int) -> tuple[int, ...]:
         """The layers, in order; the last `default` of them where nothing is said.
 
@@ -31,27 +54,20 @@ class Places:
             InputError: more layers than there are, two ways to name them, or no cut to be near to.
         """
         count = checkpoint.anatomy.layers
-        self._check(count)
+        self.check()
         if self.layers is not None:
             return self._named(count)
         if self.near_cut is not None:
             return near_cuts(checkpoint, self.near_cut)
-        return tuple(range(count - (min(default, count) if self.last is None else self.last), count))
-
-    def _check(self, count: int) -> None:
-        given = [name for name in ("layers", "near_cut", "last") if getattr(self, name) is not None]
-        if len(given) > 1:
-            names = [f"--{name.replace('_', '-')}" for name in given]
-            raise InputError(
-                names[0], expected=f"{names[0]} alone", found=f"{names[1]} beside it", fix="give one of them"
-            )
-        if not 0 <= (self.last or 0) <= count:
+        last = min(default, count) if self.last is None else self.last
+        if last > count:
             raise InputError(
                 "--last",
                 expected=f"between 0 and the model's {count} layers",
-                found=str(self.last),
+                found=str(last),
                 fix="train fewer layers",
             )
+        return tuple(range(count - last, count))
 
     def _named(self, count: int) -> tuple[int, ...]:
         named = tuple(sorted(set(parse_layers(self.layers or ""))))

@@ -1,0 +1,46 @@
+"""lm-evaluation-harness on vLLM, which is no extra of shortstack: the one file that imports it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from lm_eval.models.vllm_causallms import VLLM
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError
+from shortstack.evaluation.harness import SEED, Quiet, hushed
+
+if TYPE_CHECKING:
+    from shortstack.evaluation.asking import Tasks
+
+VERSION = version("vllm")
+
+
+class Model(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
+    """The harness's model on vLLM, which reads the checkpoint's files itself."""
+
+    def __init__(self, checkpoint: Checkpoint, tasks: Tasks, *, dtype: str) -> None:
+        """Start the engine.
+
+        Raises:
+            InputError: vLLM does not start: it does not know the architecture, or has no room for so many tokens.
+        """
+        try:
+            with hushed():
+                super().__init__(
+                    pretrained=str(checkpoint.directory),
+                    dtype=dtype,
+                    trust_remote_code=checkpoint.trust_remote_code,
+                    batch_size=tasks.batch or "auto",
+                    max_length=tasks.max_length,
+                    seed=SEED + tasks.seed,
+                )
+        except (RuntimeError, ValueError) as error:  # what vLLM raises for a model or memory it cannot use
+            raise InputError(
+                "--backend vllm",
+                expected=f"an engine that starts on {checkpoint.directory}",
+                found=" ".join(str(error).split())[:200],
+                fix="add a smaller --max-length where memory is short, or leave --backend out",
+            ) from error
+        self.computed_in = dtype

@@ -1,0 +1,86 @@
+"""Signals while something trains: they wait until what is done is kept, never for the end of a pass, and are sent again."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from torch import Tensor, nn
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
+
+
+class Left(Exception):
+    """Raised to leave training when the state is kept."""
+
+
+class _Heard(BaseException):
+    """Raised by a signal while a batch passes the model, to leave it before the state is kept; no library catches it."""
+
+
+class Interruption:
+    """What becomes of signals.
+
+    keep: writes the state after the last whole step. weights: those that train. alone: whether no other process waits for
+    this one; if one does, all leave after the same step, which is for the caller to see to.
+    """
+
+    def __init__(self, keep: Callable[[], None], weights: Sequence[nn.Parameter], *, alone: bool) -> None:
+        self.keep, self.weights, self.alone = keep, weights, alone
+        self.signal = 0  # the last that was heard
+        self._in_pass = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """While it lasts, signals wait until the state is kept; then they are sent again."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        listened = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        earlier = {number: signal.signal(number, self._hear) for number in listened}
+        try:
+            with suppress(Left), self._hooks():
+                try:
+                    yield
+                except _Heard:
+                    self.keep()
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+        if self.signal:
+            signal.raise_signal(self.signal)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """While a batch passes the model: a signal leaves it at once, since the state is that after the last whole step."""
+        if self.signal and self.alone:
+            self.keep()
+            raise Left
+        self._in_pass = self.alone
+        try:
+            yield
+        finally:
+            self._in_pass = False
+
+    def _hear(self, number: int, _frame: object) -> None:
+        self.signal = number
+        if self._in_pass:
+            self._in_pass = False
+            raise _Heard
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        """While it lasts, Python runs at every weight of a backward pass: signals would wait for the end of it otherwise."""
+        trained = [weight for weight in self.weights if weight.requires_grad] if self.alone else []
+        hooks = [weight.register_post_accumulate_grad_hook(_nothing) for weight in trained]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _nothing(_weight: Tensor) -> None:
+    """For a hook whose being called is enough."""

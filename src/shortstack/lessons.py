@@ -1,0 +1,51 @@
+"""What a model learns from, in numbers: how many samples, of what length, and how many of them are held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shortstack.errors import DataError, InputError
+
+HELD_OUT_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is learnt from; the fields are heal()'s."""
+
+    data: str
+    max_length: int = 256
+    max_samples: int | None = None
+    held_out: int | None = None
+    self_generate: bool = False
+
+    def check(self) -> None:
+        """Refuse numbers that leave nothing to learn."""
+        for name, least in (("max_length", 4), ("max_samples", 2), ("held_out", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                where = f"--{name.replace('_', '-')}"
+                raise InputError(where, expected=f"at least {least}", found=str(value), fix="ask for more")
+        if self.max_samples is not None and (self.held_out or 0) >= self.max_samples:
+            raise InputError(
+                "--held-out",
+                expected=f"fewer than the {self.max_samples} samples of --max-samples, or none is left to train on",
+                found=str(self.held_out),
+                fix=f"write --held-out {max(1, round(self.max_samples * HELD_OUT_SHARE))}, or raise --max-samples",
+            )
+
+    def held_out_of(self, samples: int) -> int:
+        """How many of the samples are held out.
+
+        Raises:
+            DataError: none would be left to train on.
+        """
+        kept_back = self.held_out or max(1, round(samples * HELD_OUT_SHARE))
+        if samples <= kept_back:
+            raise DataError(
+                self.data,
+                expected=f"more than the {kept_back} samples that are held out",
+                found=str(samples),
+                fix="give more data, or a smaller --held-out",
+            )
+        return kept_back
