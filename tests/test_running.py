@@ -183,7 +183,7 @@ def test_a_missing_text_or_model_is_said_before_anything_runs(tmp_path):
 
 
 def test_the_command_of_every_step_can_be_typed(tmp_path):
-    more = "- {metric: search}\n- {metric: ppl block, drop: 3}\n- {metric: reverse, strategy: step 1, heal: quick}\n"
+    more = "- {metric: search}\n- {metric: ppl block, drop: 3}\n- {metric: ppl, strategy: step 1, heal: quick}\n"
     text = STUDY.replace("samples: 2, length", "samples: 4, length").replace("collapse: false", "probe_items: 2")
     run(tmp_path, text + "repair: {text: $TINY/text.txt, samples: 8, length: 16}\ntrials:\n- {metric: bi}\n" + more.replace(
         "heal: quick", "heal: quick, repair: false"))  # fmt: skip
@@ -191,6 +191,8 @@ def test_the_command_of_every_step_can_be_typed(tmp_path):
         told = [row[0] for row in store.connection.execute("SELECT command FROM steps")]
     verbs = typer.main.get_command(app).commands
     assert {command.split()[1] for command in told} == {"score", "plan", "prune", "heal", "evaluate"}
+    (turns,) = (command for command in told if "--step" in command and " heal " in f" {command}")
+    assert " --samples 4 --length 16" in turns
     for command in told:
         _, verb, *words = shlex.split(command)
         verbs[verb].make_context(verb, words)  # raises for an option that is none

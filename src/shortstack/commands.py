@@ -51,7 +51,7 @@ def heal(arguments: Mapping[str, Any], places: Places) -> list[Any]:
 
 def turns(arguments: Mapping[str, Any], places: Places) -> list[Any]:
     """Prune and heal in turns."""
-    turning = {name: arguments["turns"][name] for name in ("drop", "step", "metric")}
+    turning = {name: arguments["turns"].get(name) for name in ("drop", "step", "metric", "text", "samples", "length")}
     return [*heal(arguments, places)[:-2], *_options(turning), "-o", "healed"]
 
 

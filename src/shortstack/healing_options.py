@@ -227,13 +227,28 @@ class InTurns:
     metric: Annotated[
         str | None, typer.Option(help="With --step: how layers are chosen. Default: ppl.", show_default=False)
     ] = None
+    text: Annotated[
+        str | None, typer.Option(help="With --step: what the metric looks at. Default: pydoc.", show_default=False)
+    ] = None
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="With --step: windows of it. Default: 10.", show_default=False)
+    ] = None
+    length: Annotated[
+        int | None, typer.Option(min=4, help="With --step: tokens of a window. Default: 128.", show_default=False)
+    ] = None
+
+    @property
+    def chosen_by(self) -> dict[str, Any]:
+        """What was said of how layers are chosen each time."""
+        said = {"metric": self.metric, "text": self.text, "samples": self.samples, "length": self.length}
+        return {name: value for name, value in said.items() if value is not None}
 
     def check(self) -> None:
         """Refuse halves of it."""
-        if (self.step is None) != (self.drop is None) or (self.metric and self.step is None):
+        if (self.step is None) != (self.drop is None) or (self.chosen_by and self.step is None):
             raise InputError(
                 "--step",
-                expected="--step and --drop together, and --metric only beside them",
+                expected="--step and --drop together, and --metric, --text, --samples and --length only beside them",
                 found="one without the other",
                 fix="write --drop 25% --step 1, or prune first",
             )

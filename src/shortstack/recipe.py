@@ -44,9 +44,10 @@ class Recipe(yamlfiles.Part):
 
 def _heal_part() -> type[yamlfiles.Part]:
     """The options of heal that a recipe can set: not those of the plan, nor the teacher, which is a model of one's own."""
+    elsewhere = {"teacher", *(field.name for field in fields(InTurns))} - {"step"}
     groups = (Learned, Part, Loss, Course, InTurns)
     hints = {name: hint for group in groups for name, hint in get_type_hints(group, include_extras=True).items()}
-    listed = [field for group in groups for field in fields(group) if field.name not in ("teacher", "drop", "metric")]
+    listed = [field for group in groups for field in fields(group) if field.name not in elsewhere]
     known: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in listed}
     return create_model("HealPart", __base__=yamlfiles.Part, **known)
 

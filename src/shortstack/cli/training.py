@@ -125,9 +125,7 @@ def _healed(checkpoint: Checkpoint, output: Path, turns: InTurns, going: Going, 
         console.say(Unfinished(output, "turns" if turns.step else "training").told())
     kept: dict[str, Any] = {"cache": going.cache, "resume": going.resume, "loggers": going.loggers}
     if turns.step and turns.drop:
-        return heal_in_turns(
-            checkpoint, output, Turns(turns.drop, turns.step, turns.metric or "ppl"), **options, **kept
-        )
+        return heal_in_turns(checkpoint, output, Turns(turns.drop, turns.step, **turns.chosen_by), **options, **kept)
     return heal_checkpoint(checkpoint, output, **options, **kept)
 
 
@@ -160,7 +158,7 @@ def _foretell(checkpoint: Checkpoint, options: Mapping[str, Any], turns: InTurns
 
     found = forecast(Task.of(checkpoint, **options))
     if turns.step and turns.drop:
-        sizes = Turns(turns.drop, turns.step, turns.metric or "ppl").sizes(checkpoint.anatomy.layers)
+        sizes = Turns(turns.drop, turns.step, **turns.chosen_by).sizes(checkpoint.anatomy.layers)
         found = replace(found, turns=tuple(sizes))
     if report.json:
         return console.show_json(found.to_dict())
