@@ -29,8 +29,9 @@ def test_every_public_name_is_importable_and_sorted():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_doctests(name):
-    if name == "shortstack.evaluation.harness":
-        pytest.importorskip("lm_eval")
+    needed = {"shortstack.evaluation.harness": "lm_eval", "shortstack.evaluation.vllm": "vllm"}
+    if name in needed:
+        pytest.importorskip(needed[name])
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

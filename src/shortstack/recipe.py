@@ -62,6 +62,11 @@ def recipe_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
 
 
+def recipe_titles() -> dict[str, str]:
+    """The presets of the package and what each is; their options are not looked at, which would take transformers."""
+    return {name: yamlfiles.parsed(_text(name), _Read, where=name).title for name in recipe_names()}
+
+
 def read_recipe(name: str) -> Recipe:
     """A preset by its name, or a YAML file.
 

@@ -55,12 +55,12 @@ def ls(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """List what can be named on the command line."""
-    from shortstack.recipe import read_recipe, recipe_names
+    from shortstack.recipe import recipe_titles
 
     listings = {
         Listing.metrics: [asdict(each) for each in METRICS.values()],
         Listing.methods: [asdict(each) for each in METHODS.values()],
-        Listing.recipes: [{"name": name, "title": read_recipe(name).title} for name in recipe_names()],
+        Listing.recipes: [{"name": name, "title": title} for name, title in recipe_titles().items()],
         Listing.tasks: [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
     }
     shown = ("name", "feed", "formula", "trains", "title", "paper", "suite", "metric", "chance", "about")
