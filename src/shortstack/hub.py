@@ -32,9 +32,8 @@ def _answers() -> bool:
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import HfHubHTTPError
 
-    transport: type[Exception] = HfHubHTTPError.__bases__[
-        0
-    ]  # of whichever client library this huggingface_hub is built on
+    # of the client library below huggingface_hub, which is httpx in some of its releases and httpx2 in others
+    transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS)
     except transport:
