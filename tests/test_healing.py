@@ -222,6 +222,7 @@ def test_impossible_heads_and_depths_are_refused(tmp_path):
         (tied, Partial(layers="3,8"), "0 to 7"),
         (tied, Partial(layers="3", near_cut=1), "--layers alone"),
         (tied, Partial(last=2, near_cut=1), "--near-cut alone"),
+        (tied, Partial(near_cut=30), "between 1 and the model's"),
         (tied, Partial(near_cut=1), "tells of none"),
     ]
     for checkpoint, method, complaint in cases:

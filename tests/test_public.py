@@ -64,6 +64,7 @@ def test_words_that_are_wrong_for_any_model_are_refused_without_torch(arguments)
         ("--data pydoc --method lora --last 0", "--last"),
         ("--data pydoc --near-cut 1 --layers 3", "--layers"),
         ("--data pydoc --method full --rank 4", "--rank"),
+        ("--data pydoc --rank 8", "--rank"),
         ("--data pydoc --method lora --dropout 1", "--dropout"),
         ("--data pydoc --lr 0", "--lr"),
         ("--data pydoc --epochs nan", "--epochs"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,6 +95,15 @@ class Part:
         Places(self.last, self.layers, self.near_cut).check()
         if "rank" in method.options:
             check_adapter(rank=self.rank, alpha=self.alpha, dropout=self.dropout, last=self.last)
+
+    def check_typed(self, typed: Callable[[str], bool]) -> None:
+        """Refuse an option that was typed for a method that does not know it, also one that says what is usual.
+
+        Raises:
+            InputError: the first of them.
+        """
+        given = {name: value for name, value in asdict(self).items() if name != "method" and typed(name)}
+        method_named(self.method).check_options(given)
 
     def made(self) -> Method:
         """The method with those options that it has.

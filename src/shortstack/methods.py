@@ -48,14 +48,14 @@ class Method:
                     fix=f"pip install 'shortstack[{extra}]'",
                 )
 
-    def check_options(self, given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    def check_options(self, given: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> None:
         """Refuse options that the method does not know, unless they are as usual.
 
         Raises:
             InputError: the first of them.
         """
         for name, value in given.items():
-            if name not in self.options and value != usual[name]:
+            if name not in self.options and (usual is None or value != usual[name]):
                 raise InputError(
                     f"--{name.replace('_', '-')}",
                     expected=f"an option that --method {self.name} knows",

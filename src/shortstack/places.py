@@ -57,16 +57,13 @@ class Places:
         self.check()
         if self.layers is not None:
             return self._named(count)
+        last = min(default, count) if self.last is None else self.last
+        for name, value, least in (("--last", last, 0), ("--near-cut", self.near_cut, 1)):
+            if value is not None and value > count:
+                expected = f"between {least} and the model's {count} layers"
+                raise InputError(name, expected=expected, found=str(value), fix="train fewer layers")
         if self.near_cut is not None:
             return near_cuts(checkpoint, self.near_cut)
-        last = min(default, count) if self.last is None else self.last
-        if last > count:
-            raise InputError(
-                "--last",
-                expected=f"between 0 and the model's {count} layers",
-                found=str(last),
-                fix="train fewer layers",
-            )
         return tuple(range(count - last, count))
 
     def _named(self, count: int) -> tuple[int, ...]:

@@ -36,11 +36,11 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "lr"):
+        for name, usual in (("epochs", "2"), ("lr", "1e-4")):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(
-                    f"--{name}", expected="a number above 0", found=str(value), fix="write --epochs 2, --lr 1e-4"
+                    f"--{name}", expected="a number above 0", found=str(value), fix=f"write --{name} {usual}"
                 )
 
         for name, least in LEAST.items():

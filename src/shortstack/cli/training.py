@@ -48,6 +48,7 @@ def heal(
         if going.recipe:
             asked = _filled(asked, going.recipe, typed)
         asked.check()
+        asked.part.check_typed(typed)
         _check_going(going, output)
         with report.bars() as progress:
             alone = replace(source, revision=None)  # --revision is of the model that heals
