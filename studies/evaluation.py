@@ -93,7 +93,8 @@ def main() -> None:
     for name, place in models.items():
         found[name] = measured(ss.Checkpoint.open(place), data, wiki)
         print(name, {task: round(result.value, 3) for task, result in found[name].tasks.items()}, flush=True)
-    command = f"python studies/evaluation.py DATA_DIR {Path(wiki).name} {' '.join(f'{name}={name}' for name in list(models)[1:])}"
+    words = ["python studies/evaluation.py DATA_DIR", Path(wiki).name, *(f"{name}=MODEL" for name in list(models)[1:])]
+    command = " ".join(words)
     lines = [
         "# SmolLM2-135M-Instruct on the paper's eight tasks, GSM8K, text and probes\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
