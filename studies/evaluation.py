@@ -4,7 +4,7 @@
 
 DATA_DIR is laid out as docs/evaluate.md says. Every MODEL is a checkpoint made from the demo's model, which comes first and
 which the others are paired with, document by document. LIMIT documents of each task are asked, of mmlu and cmmlu PART of
-each subject. Writes studies/evaluation.md.
+each subject, of GSM8K WRITTEN. Writes studies/evaluation.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import transformers
 import shortstack as ss
 from shortstack.suites import SUITES
 
-LIMIT, PART = 300, 4
+LIMIT, PART, WRITTEN = 500, 4, 20
 BY_PART = ("mmlu", "cmmlu")
 GENERATED = "gsm8k"
 PROBE_ITEMS = 50
@@ -36,7 +36,7 @@ PUBLISHED = {
 def measured(model: ss.Checkpoint, data: str, wiki: str) -> ss.Evaluation:
     """Everything of one model; the parts of it that take other limits are asked for by themselves."""
     single = [name for name in SUITES["paper"] if name not in BY_PART]
-    limits = {LIMIT: single, PART: BY_PART, LIMIT // 15: [GENERATED]}
+    limits = {LIMIT: single, PART: BY_PART, WRITTEN: [GENERATED]}
     tasks = {}
     for limit, names in limits.items():
         tasks |= ss.evaluate(model, perplexity=(), tasks=ss.Tasks(names, limit=limit, data=data), collapse=False).tasks
@@ -93,12 +93,13 @@ def main() -> None:
     for name, place in models.items():
         found[name] = measured(ss.Checkpoint.open(place), data, wiki)
         print(name, {task: round(result.value, 3) for task, result in found[name].tasks.items()}, flush=True)
-    command = f"python studies/evaluation.py DATA_DIR {Path(wiki).name} {' '.join(named)}"
+    words = ["python studies/evaluation.py DATA_DIR", Path(wiki).name, *(f"{name}=MODEL" for name in list(models)[1:])]
+    command = " ".join(words)
     lines = [
         "# SmolLM2-135M-Instruct on the paper's eight tasks, GSM8K, text and probes\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
         f"The first {LIMIT} documents of each task, of mmlu and cmmlu the first {PART} of each subject, of GSM8K the first "
-        f"{LIMIT // 15} (five shots); the others zero-shot. In brackets the difference from the unpruned model on the same",
+        f"{WRITTEN} (five shots); the others zero-shot. In brackets the difference from the unpruned model on the same",
         "documents, with its standard error; * where McNemar's test, corrected for all tasks by Holm, is below 5 %.\n",
         *table(found),
         "\n## Beside published figures\n",
