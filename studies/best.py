@@ -59,7 +59,7 @@ def line(source: ss.Checkpoint, data: str, folder: Path) -> tuple[ss.Plan, dict[
 
 
 def page(chosen: ss.Plan, seconds: Mapping[str, float], found: Mapping[str, ss.Evaluation]) -> str:
-    command = " ".join(["python studies/best.py", *(Path(each).name for each in sys.argv[1:])])
+    command = " ".join(["python studies/best.py", *("/".join(Path(each).parts[-2:]) for each in sys.argv[1:])])
     timed = (
         ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + f"; together {sum(seconds.values()):.0f}"
     )

@@ -44,6 +44,8 @@ METHODS: dict[str, Callable[[], Any]] = {
     "last 1": lambda: ss.Partial(last=1),
     "last 2": lambda: ss.Partial(last=2),
     "last 3": lambda: ss.Partial(last=3),
+    "head": lambda: ss.Partial(last=0, untie_head=True),
+    "head, last 3": lambda: ss.Partial(last=3, untie_head=True),
     "near cuts": lambda: ss.Partial(near_cut=1),
     "lora": lambda: ss.Lora(),
     "dora": lambda: DoRA(),
@@ -55,6 +57,8 @@ RATES = {
     "last 1": 1e-3,
     "last 2": 1e-3,
     "last 3": 1e-3,
+    "head": 1e-3,
+    "head, last 3": 1e-3,
     "near cuts": 1e-3,
     "lora": 2e-3,
     "dora": 2e-3,
@@ -91,6 +95,8 @@ GRID = [  # the first matter most: a study that is stopped has those
     *(Run(plan, method="full") for plan in ("tail", "ppl", "bi")),
     *(Run("search", repaired=False, method=method) for method in ("last 3", "lora")),
     *(Run("search", method="full", seed=seed) for seed in (1, 2)),
+    *(Run(plan, method="head, last 3") for plan in ("tail", "search")),  # the paper's recipe, its head no longer tied
+    Run("search", method="head"),
     *(Run("search", method=method, loss="self") for method in ("last 3", "full")),
 ]
 
@@ -235,7 +241,7 @@ COLUMNS = ("pydoc", "wiki", "piqa", "arc_easy", "lambada")
 
 
 def page(kept: dict[str, Any]) -> str:
-    command = " ".join(["python studies/healing.py", *(Path(each).name for each in sys.argv[1:])])
+    command = " ".join(["python studies/healing.py", *("/".join(Path(each).parts[-2:]) for each in sys.argv[1:])])
     done = sum(run.key in kept for run in GRID)
     lines = [
         "# Healing SmolLM2-135M-Instruct without 8 of its 30 layers\n",
