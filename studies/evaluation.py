@@ -93,21 +93,17 @@ def main() -> None:
     for name, place in models.items():
         found[name] = measured(ss.Checkpoint.open(place), data, wiki)
         print(name, {task: round(result.value, 3) for task, result in found[name].tasks.items()}, flush=True)
-    words = [
-        "python studies/evaluation.py DATA_DIR",
-        "/".join(Path(wiki).parts[-2:]),
-        *(f"{name}=MODEL" for name in list(models)[1:]),
-    ]
-    command = " ".join(words)
+    text, given = "/".join(Path(wiki).parts[-2:]), " ".join(f"{name}=MODEL" for name in list(models)[1:])
+    command = f"python studies/evaluation.py DATA_DIR {text} {given}"
     lines = [
         "# SmolLM2-135M-Instruct on the paper's eight tasks, GSM8K, text and probes\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
         f"The first {LIMIT} documents of each task, of mmlu and cmmlu the first {PART} of each subject, of GSM8K the first "
         f"{WRITTEN} (five shots); the others zero-shot. In brackets the difference from the unpruned model on the same",
         "documents, with its standard error; * where McNemar's test, corrected for all tasks by Holm, is below 5 %.\n",
-        "The models: `shortstack prune demo --layers 12-18,25 -o cut`; repaired and healed are what `studies/best.py` left in",
-        f"its FOLDER. {WRITTEN} documents of GSM8K, which the unpruned model does not solve either, tell nothing apart; mmlu and",
-        "cmmlu are at chance (.25) for it.\n",
+        "The models: `shortstack prune demo --layers 12-18,25 -o cut`; repaired and healed are what `studies/best.py` left",
+        f"in its FOLDER. {WRITTEN} documents of GSM8K, which the unpruned model does not solve either, tell nothing apart;",
+        "mmlu and cmmlu are at chance (.25) for it.\n",
         *table(found),
         "\n## Beside published figures\n",
         *published(found["unpruned"]),
