@@ -90,6 +90,20 @@ def test_choices_are_judged_as_by_the_harness_alone(name, checkpoint, data):
         assert value == pytest.approx(expected["results"][name][f"{metric},none"], rel=1e-5)
 
 
+def test_what_is_wrong_with_local_data_says_which_files(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    with (tmp_path / "data/piqa/validation.jsonl").open("a") as file:
+        file.write("{oops\n")
+    with pytest.raises(DataError, match=r"piqa/validation.*page of evaluate") as refused:
+        harness().load(["piqa"], data=tmp_path / "data")
+    assert refused.value.expected == f"files in {tmp_path / 'data'}"
+
+
+def test_an_answer_longer_than_the_window_is_refused(checkpoint, data):
+    with pytest.raises(InputError, match="room for an answer of"):
+        measured(checkpoint, "piqa", data=data, max_length=1)
+
+
 def test_pages_longer_than_the_window_have_the_harness_s_perplexity(checkpoint, data):
     found = measured(checkpoint, "wikitext", data=data, max_length=64).tasks["wikitext"]
     expected = barely(checkpoint.directory, harness().load(["wikitext"], data=data)[0], max_length=64)

@@ -120,24 +120,33 @@ def load(names: Sequence[str], *, data: Path | None = None, include: Path | None
         for name in names:
             if name not in manager.all_tasks:
                 raise unknown(name, manager.all_tasks)
-        return [loaded for name in names for loaded in _loaded(manager, name)]
+        return [loaded for name in names for loaded in _loaded(manager, name, data)]
 
 
-def _loaded(manager: Any, name: str) -> list[Loaded]:
+def _loaded(manager: Any, name: str, data: Path | None) -> list[Loaded]:
     """The task or group; of a tag, or of a group that has no value of its own, each task."""
     try:
         found = manager.load([name])
     except (OSError, ValueError, StopIteration, DatasetsError) as error:  # not there, not to be read, or empty
         raise DataError(
             f"the data of {name}",
-            expected="documents on the hub, on this machine or in a folder",
+            expected=f"files in {data}" if data and name in TASKS else "documents on the hub or on this machine",
             found=_reason(error),
-            fix="give --data-dir with the files that the page of evaluate lists, or --include with a task of yours",
+            fix=_remedy(name, data),
         ) from error
     group = found.get("groups", {}).get(name)
     if group is not None and group.has_aggregation:
         return [Loaded(name, found["tasks"], group)]
     return [Loaded(single, {single: task}) for single, task in found["tasks"].items()]
+
+
+def _remedy(name: str, data: Path | None) -> str:
+    """What helps where a task's documents cannot be had."""
+    if data is None:
+        return "give --data-dir with the files that the page of evaluate lists, or --include with a task of yours"
+    if name in TASKS:
+        return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
+    return "--data-dir serves the tasks of `shortstack ls tasks` alone; for another give --include with a task of yours"
 
 
 class Answering(Protocol):
@@ -329,6 +338,13 @@ class Model(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
         return [(each.value, each.greedy) for each in found]
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
+        if len(continuation) > self.max_length:
+            raise InputError(
+                "--max-length",
+                expected=f"room for an answer of {len(continuation)} tokens",
+                found=str(self.max_length),
+                fix=f"write --max-length {2 * len(continuation)} or more, or leave it out",
+            )
         ids = (*context, *continuation)[-(self.max_length + 1) :]
         return Request(ids, len(ids) - len(continuation))
 
