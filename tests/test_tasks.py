@@ -413,7 +413,7 @@ def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
 
 @pytest.mark.usefixtures("few")
 def test_a_misspelt_suite_has_neighbours(checkpoint, data):
-    for wrong, near in (("helaswag", "hellaswag"), ("papr", "paper")):
+    for wrong, near in (("hellaswagg", r"mean hellaswag\b"), ("papr", "mean paper")):
         with pytest.raises(InputError, match=near):
             measured(checkpoint, wrong, data=data)
 
