@@ -22,3 +22,17 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "conform
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that no other test has filled."""
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def study_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tiny study of studies.py reads."""
+    from studies import make_data
+
+    return make_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def named_data(study_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny study finds it as $TINY."""
+    monkeypatch.setenv("TINY", str(study_data))

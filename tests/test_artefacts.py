@@ -10,19 +10,9 @@ from fsspec.core import url_to_fs
 from shortstack.artefacts import Remote, Shared, at_hand
 from shortstack.errors import InputError
 from shortstack.running import run_study
-from studies import QUICK, STUDY, found, inline, make_data, write_study
+from studies import QUICK, STUDY, found, inline, write_study
 
-pytestmark = pytest.mark.usefixtures("own_cache")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _named(tiny, monkeypatch):
-    monkeypatch.setenv("TINY", str(tiny))
+pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -79,8 +69,8 @@ def test_weights_that_nothing_needs_are_removed_there_and_made_again(url, tmp_pa
     assert [name for name in files_at(url) if name.endswith("shortstack.json")]
 
 
-def test_a_failed_step_is_logged_where_the_study_is(url, tmp_path, tiny):
-    (tiny / "wrong.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")  # nothing is left to train
+def test_a_failed_step_is_logged_where_the_study_is(url, tmp_path, study_data):
+    (study_data / "wrong.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")  # nothing is left to train
     text = STUDY.replace(f"[none, {QUICK}]", QUICK.replace("lines", "wrong")).replace("[reverse, ppl]", "[reverse]")
     outcome = run_study(write_study(tmp_path, text), tmp_path / "runs", launcher=inline, artefacts=url)
     assert "held out" in outcome.failures[0]["error"]

@@ -1,6 +1,7 @@
 """A study runs each step once, goes on after any kill with the same end, and one failure is one trial's."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,19 +19,9 @@ from shortstack.errors import DataError, InputError
 from shortstack.launching import local
 from shortstack.running import run_study
 from shortstack.store import Folder, Store
-from studies import QUICK, STUDY, found, inline, make_data, write_study
+from studies import QUICK, STUDY, found, inline, write_study
 
-pytestmark = pytest.mark.usefixtures("own_cache")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _named(tiny, monkeypatch):
-    monkeypatch.setenv("TINY", str(tiny))
+pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
 
 
 def run(folder, text=STUDY, **options):
@@ -61,7 +52,7 @@ def test_what_is_done_is_not_run_again(tmp_path):
     assert found(tmp_path / "runs") == before
 
 
-def test_results_are_what_the_verbs_give(tmp_path, tiny):
+def test_results_are_what_the_verbs_give(tmp_path, study_data):
     """Against the public functions called one after the other."""
     import shortstack as ss
 
@@ -71,16 +62,16 @@ def test_results_are_what_the_verbs_give(tmp_path, tiny):
         id_ for id_, (settings, _) in data["trials"].items() if settings["metric"] == "ppl" and settings["heal"]
     )
     roles = data["roles"][trial]
-    source = Checkpoint.open(tiny / "model")
-    tokens = ss.Tokens.read(str(tiny / "text.txt"), source.tokenizer(), samples=2, length=16)
+    source = Checkpoint.open(study_data / "model")
+    tokens = ss.Tokens.read(str(study_data / "text.txt"), source.tokenizer(), samples=2, length=16)
     scores = ss.score(source, tokens, metrics=["ppl"])
     plan = ss.plan(scores, drop=2)
     pruned = ss.prune(source, plan, tmp_path / "pruned")
     schedule = ss.Schedule(epochs=1, batch_size=4)
-    data_file = str(tiny / "lines.jsonl")
+    data_file = str(study_data / "lines.jsonl")
     ss.heal(pruned, tmp_path / "healed", data=data_file, method=ss.Partial(last=1), schedule=schedule, max_length=32)
     healed = Checkpoint.open(tmp_path / "healed")
-    judged = ss.evaluate(healed, perplexity=[str(tiny / "text.txt")], length=16, samples=2)
+    judged = ss.evaluate(healed, perplexity=[str(study_data / "text.txt")], length=16, samples=2)
     results = {role: data["steps"][key][-1] for role, key in roles.items()}
     assert results["score"]["scores"]["ppl"] == list(scores.scores["ppl"])
     assert results["plan"]["removed"] == list(plan.removed)
@@ -88,7 +79,7 @@ def test_results_are_what_the_verbs_give(tmp_path, tiny):
     assert results["heal"]["weights_sha256"] == healed.weights_sha256
     assert results["heal"]["output"] == f"artefacts/{roles['heal']}"
     (perplexity,) = results["evaluate_healed"]["perplexity"].values()
-    assert perplexity["value"] == judged.perplexity[str(tiny / "text.txt")].value
+    assert perplexity["value"] == judged.perplexity[str(study_data / "text.txt")].value
     written = Checkpoint.open(tmp_path / "runs" / "artefacts" / roles["heal"])
     assert written.weights_sha256 == healed.weights_sha256
 
@@ -118,8 +109,8 @@ def test_another_study_on_the_same_folder_is_refused_and_the_difference_named(tm
     assert found(tmp_path / "runs") == before
 
 
-def test_a_failure_is_recorded_and_the_other_trials_go_on(tmp_path, tiny):
-    (tiny / "wrong.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")  # nothing is left to train
+def test_a_failure_is_recorded_and_the_other_trials_go_on(tmp_path, study_data):
+    (study_data / "wrong.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")  # nothing is left to train
     wrong = QUICK.replace("quick", "wrong").replace("lines", "wrong")
     text = STUDY.replace(f"[none, {QUICK}]", f"[none, {QUICK}, {wrong}]")
     outcome = run(tmp_path, text)
@@ -128,7 +119,9 @@ def test_a_failure_is_recorded_and_the_other_trials_go_on(tmp_path, tiny):
     assert all("held out" in failure["error"] and "Traceback" in failure["error"] for failure in outcome.failures)
     states = {(row[0]["heal"] or {}).get("name"): row[1] for row in found(tmp_path / "runs")["trials"].values()}
     assert states == {None: "done", "quick": "done", "wrong": "failed"}
-    (tiny / "wrong.jsonl").write_text((tiny / "lines.jsonl").read_text().replace("one", "two"), encoding="utf-8")
+    (study_data / "wrong.jsonl").write_text(
+        (study_data / "lines.jsonl").read_text().replace("one", "two"), encoding="utf-8"
+    )
     repaired = run(tmp_path, text)
     assert (repaired.done, repaired.failed, repaired.failures) == (6, 0, [])
 
@@ -192,7 +185,7 @@ def test_the_command_of_every_step_can_be_typed(tmp_path):
     verbs = typer.main.get_command(app).commands
     assert {command.split()[1] for command in told} == {"score", "plan", "prune", "heal", "evaluate"}
     (turns,) = (command for command in told if "--step" in command and " heal " in f" {command}")
-    assert " --samples 4 --length 16" in turns
+    assert re.search(r"--text \S*text\.txt\S* --samples 4 --length 16", turns), turns
     for command in told:
         _, verb, *words = shlex.split(command)
         verbs[verb].make_context(verb, words)  # raises for an option that is none

@@ -28,7 +28,7 @@ from shortstack.healing.forecast import (
 )
 from shortstack.healing_options import heal_groups
 from shortstack.layered import LOGIT_BYTES
-from shortstack.lessons import HELD_OUT_SHARE
+from shortstack.lessons import kept_back
 from shortstack.metrics import metric_named
 from shortstack.planning import parse_drop, parse_layers
 from shortstack.probes import probes
@@ -321,8 +321,7 @@ class Costs:
             tokenizer = size.checkpoint.tokenizer()
             found = read_examples(expanded(arguments["data"]), tokenizer, max_length=arguments["max_length"])
             found = found[: arguments["max_samples"]]
-            kept_back = arguments["held_out"] or max(1, round(len(found) * HELD_OUT_SHARE))
-            return sum(len(example.ids) for example in found[kept_back:])
+            return sum(len(example.ids) for example in found[kept_back(len(found), arguments["held_out"]) :])
 
         key = *(arguments[name] for name in names), size.checkpoint.source
         return self.once(key, arguments["data"], read)

@@ -9,6 +9,11 @@ from shortstack.errors import DataError, InputError
 HELD_OUT_SHARE = 0.05
 
 
+def kept_back(samples: int, held_out: int | None = None) -> int:
+    """How many of so many samples are held out: as many as was said, else a share."""
+    return held_out or max(1, round(samples * HELD_OUT_SHARE))
+
+
 @dataclass(frozen=True)
 class Lessons:
     """What is learnt from; the fields are heal()'s."""
@@ -31,7 +36,7 @@ class Lessons:
                 "--held-out",
                 expected=f"fewer than the {self.max_samples} samples of --max-samples, or none is left to train on",
                 found=str(self.held_out),
-                fix=f"write --held-out {max(1, round(self.max_samples * HELD_OUT_SHARE))}, or raise --max-samples",
+                fix=f"write --held-out {kept_back(self.max_samples)}, or raise --max-samples",
             )
 
     def held_out_of(self, samples: int) -> int:
@@ -40,12 +45,12 @@ class Lessons:
         Raises:
             DataError: none would be left to train on.
         """
-        kept_back = self.held_out or max(1, round(samples * HELD_OUT_SHARE))
-        if samples <= kept_back:
+        held_out = kept_back(samples, self.held_out)
+        if samples <= held_out:
             raise DataError(
                 self.data,
-                expected=f"more than the {kept_back} samples that are held out",
+                expected=f"more than the {held_out} samples that are held out",
                 found=str(samples),
                 fix="give more data, or a smaller --held-out",
             )
-        return kept_back
+        return held_out

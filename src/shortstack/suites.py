@@ -191,8 +191,8 @@ def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def unknown(name: str, known: Sequence[str]) -> InputError:
-    """The error for a name that no task has, with the nearest that there are, standard ones first."""
-    near = get_close_matches(name, [*TASKS, *SUITES], n=2, cutoff=0.7) + get_close_matches(name, known, n=3, cutoff=0.5)
+    """The error for a name that no task has, with the nearest that there are."""
+    near = get_close_matches(name, [*TASKS, *SUITES, *known], n=4, cutoff=0.5)
     return InputError(
         "--tasks",
         expected="a task of lm-evaluation-harness, one of --include, or a suite",
