@@ -1,8 +1,8 @@
 """README and docs say what is so: their commands and Python run here, their tables are compared with the command line.
 
-Words that name a model (`demo`, `MODEL`, `org/name`) become a tiny checkpoint as deep as the demo's model; the commands
-of a page run in order in one folder, which holds what the pages before it make (scores.json, plan.json, pruned, healed)
-unless the page makes it itself.
+Words that name a model (`demo`, `MODEL`, `org/name`) become a tiny checkpoint as deep as the demo's model, or less deep
+where a page names no layer; the commands of a page run in order in one folder, which holds what the pages before it make
+(scores.json, plan.json, pruned, healed) unless the page makes it itself.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 VERBS: Mapping[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 MODEL_WORDS = {"demo", "MODEL", "org/name"}
+SHALLOW = {README, DOCS / "shrink.md", DOCS / "compare.md"}  # name no layer, make all they read: eight layers do, and are quick
 SHORT_PYDOC = dict(sorted(topics.topics.items())[:12])  # enough for every window a page asks for
 RECIPE = "plan: {metric: bi}\nheal: {method: lora, epochs: 1, max_length: 32, max_samples: 16}\n"
 # What a key of JSON under these stands for: names that the command or the model chose.
@@ -103,7 +104,8 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model and data, and what each verb makes of them."""
     folder = tmp_path_factory.mktemp("line")
     small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
-    speaking(folder / "model", num_hidden_layers=30, tie_word_embeddings=True, **small)
+    for name, layers in (("model", 30), ("shallow", 8)):
+        speaking(folder / name, num_hidden_layers=layers, tie_word_embeddings=True, **small)
     (folder / "my.txt").write_text("The cat sat on the mat, and the dog lay by the door. " * 200, encoding="utf-8")
     rows = [{"instruction": f"Add {n} and one.", "input": "", "output": f"The sum is {n + 1}."} for n in range(40)]
     (folder / "alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -208,6 +210,9 @@ def check_shown(command: Command, ran: Ran) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_the_commands_of_a_page_run(page: Path, line: Path, place: Path) -> None:
+    if page in SHALLOW:
+        (place / "model").unlink()
+        (place / "model").symlink_to(line / "shallow")
     words = [word for command in commands(page) for word in command.words]
     provide(line, place, {after for word, after in itertools.pairwise(words) if word == "-o"})
     for command in commands(page):
