@@ -41,7 +41,7 @@ README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 VERBS: Mapping[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 MODEL_WORDS = {"demo", "MODEL", "org/name"}
-SHALLOW = {README, DOCS / "shrink.md", DOCS / "compare.md"}  # name no layer, make all they read: eight layers do, and are quick
+SHALLOW = {README, DOCS / "shrink.md", DOCS / "compare.md"}  # name no layer, need no page before: eight do
 SHORT_PYDOC = dict(sorted(topics.topics.items())[:12])  # enough for every window a page asks for
 RECIPE = "plan: {metric: bi}\nheal: {method: lora, epochs: 1, max_length: 32, max_samples: 16}\n"
 # What a key of JSON under these stands for: names that the command or the model chose.

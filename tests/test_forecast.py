@@ -8,6 +8,8 @@ from shortstack.examples import read_examples
 from shortstack.healing import Full, Lora, Objective, Partial, Schedule, heal
 from shortstack.healing.forecast import forecast
 from shortstack.healing.healer import Task
+from shortstack.methods import method_named
+from shortstack.places import Places
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking
@@ -53,3 +55,16 @@ def test_what_a_teacher_says_is_counted(tmp_path):
         )
     )
     assert found.cache_bytes == states + top + hidden
+
+
+@pytest.mark.parametrize("asked", [{}, {"last": 0}, {"last": 5}, {"layers": "1,4"}, {"near_cut": 2}], ids=str)
+@pytest.mark.parametrize("name", ["partial", "lora"])
+def test_what_trains_is_counted_before_there_is_a_cut(asked, name, tmp_path):
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    pruned = prune(source, plan(8, layers="3"), tmp_path / "pruned")
+    places, last = Places(**asked), method_named(name).last
+    usual = 7 if last is None else last
+    trained, running = places.counted(7, usual)
+    found = places.found(pruned, usual)
+    assert trained == len(found)
+    assert running == (7 if "near_cut" in asked else 7 - min(found, default=7))

@@ -13,6 +13,7 @@ from shortstack.examples import Example
 from shortstack.healing import Partial, Schedule, Turns, heal, heal_in_turns
 from shortstack.healing import turns as turning
 from shortstack.healing.answers import Answers, prompt_of
+from shortstack.healing_options import InTurns
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking
@@ -182,3 +183,17 @@ def test_what_a_recipe_does_not_do_here_is_said(tmp_path):
     result = CliRunner().invoke(app, words)
     assert "is not cut, and heal only heals" in " ".join(result.stderr.split())
     assert "the head is the embedding matrix and stays frozen" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(("said", "windows"), [("all", None), ("7", 7)])
+def test_turns_look_at_so_many_windows_or_at_all(said, windows):
+    asked = InTurns(step=1, drop="2", samples=said)
+    asked.check()
+    assert asked.chosen_by == {"samples": windows}
+    assert Turns(asked.drop, asked.step, **asked.chosen_by).samples == windows
+
+
+@pytest.mark.parametrize("said", ["0", "some"])
+def test_other_numbers_of_windows_are_refused(said):
+    with pytest.raises(InputError, match=r"a number of windows, or all"):
+        InTurns(step=1, drop="2", samples=said).check()

@@ -29,7 +29,9 @@ from shortstack.healing.forecast import (
 from shortstack.healing_options import heal_groups
 from shortstack.layered import LOGIT_BYTES
 from shortstack.lessons import kept_back
+from shortstack.methods import method_named
 from shortstack.metrics import metric_named
+from shortstack.places import Places
 from shortstack.planning import parse_drop, parse_layers
 from shortstack.probes import probes
 from shortstack.running import text_digest
@@ -233,13 +235,10 @@ class Costs:
     def healed(self, arguments: Mapping[str, Any], size: Size, kept: int) -> Cost:
         """Of healing so many layers: the frozen ones are walked once, a backward pass takes twice a forward one."""
         learned, part, _, course = heal_groups(arguments)
-        adapters = part.method not in ("partial", "full")
-        trained = kept if adapters or part.method == "full" else min(kept, 3 if part.last is None else part.last)
-        if part.layers:
-            trained = len(parse_layers(part.layers))
-        running = kept if adapters or part.near_cut or part.layers else trained
+        method, places = method_named(part.method), Places(part.last, part.layers, part.near_cut)
+        trained, running = places.counted(kept, kept if method.last is None else method.last)
         read = self.learnt(arguments, size)
-        weights = 0 if adapters else size.parameters_of(trained)
+        weights = 0 if "rank" in method.options else size.parameters_of(trained)
         schedule = course.made()
         activations = schedule.micro * learned.max_length * size.width * running * ACTIVATION_BYTES
         resident = (

@@ -18,7 +18,7 @@ from shortstack.objective import Objective
 from shortstack.places import Places
 from shortstack.planning import check_choice
 from shortstack.schedule import Schedule
-from shortstack.texts import check_source
+from shortstack.texts import check_source, parse_samples
 
 if TYPE_CHECKING:
     from shortstack.healing.healer import Method
@@ -240,7 +240,7 @@ class InTurns:
         str | None, typer.Option(help="With --step: what the metric looks at. Default: pydoc.", show_default=False)
     ] = None
     samples: Annotated[
-        int | None, typer.Option(min=1, help="With --step: windows of it. Default: 10.", show_default=False)
+        str | None, typer.Option(help="With --step: windows of it, or all. Default: 10.", show_default=False)
     ] = None
     length: Annotated[
         int | None, typer.Option(min=4, help="With --step: tokens of a window. Default: 128.", show_default=False)
@@ -250,7 +250,8 @@ class InTurns:
     def chosen_by(self) -> dict[str, Any]:
         """What was said of how layers are chosen each time."""
         said = {"metric": self.metric, "text": self.text, "samples": self.samples, "length": self.length}
-        return {name: value for name, value in said.items() if value is not None}
+        given = {name: value for name, value in said.items() if value is not None}
+        return {name: parse_samples(value) if name == "samples" else value for name, value in given.items()}
 
     def check(self) -> None:
         """Refuse halves of it."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from shortstack.errors import InputError
 
+LAST = 3  # of the layers: the paper's best
 PLACED = ("last", "layers", "near_cut", "head", "untie_head")
 ADAPTED = ("rank", "alpha", "dropout", "targets", *PLACED)
 LIBRARIES = {"peft": ("for adapters", "lora"), "bitsandbytes": ("for 4-bit weights", "quant")}  # why, and the extra
@@ -22,7 +23,8 @@ LIBRARIES = {"peft": ("for adapters", "lora"), "bitsandbytes": ("for 4-bit weigh
 class Method:
     """A way to heal; `home` is its class, as module:name inside shortstack.healing.
 
-    options: those of `heal` that it knows. needs: libraries that are not everywhere.
+    options: those of `heal` that it knows. needs: libraries that are not everywhere. last: how many layers at the end train
+    where none are named; None is all.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Method:
     home: str
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    last: int | None = None
 
     def check(self) -> None:
         """Say what is not installed, before minutes of other work.
@@ -78,6 +81,7 @@ METHODS: Mapping[str, Method] = {
             "arXiv 2411.15558, section 4.2",
             "partial:Partial",
             PLACED,
+            last=LAST,
         ),
         Method(
             "lora",

@@ -66,6 +66,19 @@ class Places:
             return near_cuts(checkpoint, self.near_cut)
         return tuple(range(count - last, count))
 
+    def counted(self, count: int, default: int) -> tuple[int, int]:
+        """How many layers train and how many run for it, of a model of `count` layers whose cuts are not known yet.
+
+        One cut is counted for near_cut, and all layers run. Otherwise as `found`.
+        """
+        if self.layers is not None:
+            named = self._named(count)
+            return len(named), count - named[0]
+        if self.near_cut is not None:
+            return min(2 * self.near_cut, count), count
+        last = min(default if self.last is None else self.last, count)
+        return last, last
+
     def _named(self, count: int) -> tuple[int, ...]:
         named = tuple(sorted(set(parse_layers(self.layers or ""))))
         if named[-1] >= count:

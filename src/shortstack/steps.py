@@ -40,6 +40,7 @@ from shortstack.scores import Scores
 from shortstack.scoring import score
 from shortstack.selecting import select
 from shortstack.store import Folder
+from shortstack.texts import parse_samples
 from shortstack.timing import Load
 from shortstack.tokens import Tokens
 from shortstack.verification import skipped_route
@@ -162,15 +163,10 @@ def _tokens(checkpoint: Checkpoint, looking: Mapping[str, Any]) -> Tokens | None
     return Tokens.read(
         looking["text"],
         checkpoint.tokenizer(),
-        samples=_count(looking),
+        samples=parse_samples(looking["samples"]),
         length=looking["length"],
         seed=looking["seed"],
     )
-
-
-def _count(looking: Mapping[str, Any]) -> int | None:
-    """How many windows; None for all."""
-    return None if looking["samples"] == "all" else looking["samples"]
 
 
 def _plan(task: Task, progress: Progress) -> dict[str, Any]:
@@ -261,7 +257,7 @@ def _turns(task: Task, progress: Progress) -> dict[str, Any]:
     checkpoint, turning = task.open("model", progress), task.arguments["turns"]
     names = {name: turning[name] for name in ("drop", "step", "metric", "seed")}
     if turning["text"] is not None:
-        names |= {"text": turning["text"], "samples": _count(turning), "length": turning["length"]}
+        names |= {"text": turning["text"], "samples": parse_samples(turning["samples"]), "length": turning["length"]}
     found = heal_in_turns(checkpoint, task.output, Turns(**names), **_healing(task, progress))
     healed = Checkpoint.open(task.output)
     removed = tuple(sorted(skipped_route(healed, checkpoint)))

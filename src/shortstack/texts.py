@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError
+from shortstack.errors import DataError, InputError
 from shortstack.hub import hub_or_copies
 
 HELD_OUT_SHARE = 0.2
@@ -26,6 +26,21 @@ PROMPT = (
 FORMATS = (
     "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages; prompt, completion"
 )
+
+
+def parse_samples(samples: str | int) -> int | None:
+    """How many windows of a text: a number, or None for "all".
+
+    Raises:
+        InputError: neither.
+    """
+    if samples == "all":
+        return None
+    if not str(samples).isdecimal() or not int(samples):
+        raise InputError(
+            "--samples", expected="a number of windows, or all", found=repr(samples), fix="write --samples 10"
+        )
+    return int(samples)
 
 
 def check_source(source: str) -> None:

@@ -13,6 +13,7 @@ from shortstack.errors import InputError
 from shortstack.metrics import metrics_named
 from shortstack.planning import Plan
 from shortstack.scores import Scores
+from shortstack.texts import parse_samples
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -164,10 +165,4 @@ class Calibration:
 
     def _count(self) -> int | None:
         """How many samples; None for all."""
-        if self.samples == "all":
-            return None
-        if not self.samples.isdecimal() or not int(self.samples):
-            raise InputError(
-                "--samples", expected="a number of windows, or all", found=repr(self.samples), fix="write --samples 10"
-            )
-        return int(self.samples)
+        return parse_samples(self.samples)

@@ -12,11 +12,10 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.healing.heads import Head
 from shortstack.healing.learner import Learner
 from shortstack.loading import stored_tensors
+from shortstack.methods import LAST
 from shortstack.places import Places
 from shortstack.shards import StoredTensor
 from shortstack.walk import Decoder
-
-LAST = 3  # of the layers: the paper's best
 
 
 @dataclass(frozen=True)
