@@ -465,6 +465,14 @@ def test_what_is_missing_is_said(checkpoint, data, tmp_path, monkeypatch):
         measured(checkpoint, "piqa", data=data)
 
 
+def test_an_own_task_file_that_is_no_yaml_is_named_with_its_line(own):
+    Tasks("own_few", include=own)  # tags such as !function are the harness's to read
+    (own / "more").mkdir()
+    (own / "more" / "other.yaml").write_text("task: other\ndoc_to_text: [open\n")
+    with pytest.raises(InputError, match=r"more/other\.yaml, line 3"):
+        Tasks("own_few", include=own)
+
+
 TEXT = Tokens(torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(0)), "made", False, 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,14 +50,8 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
     Raises:
         InputError: it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
     """
-    try:
+    with _syntax_of(where):
         data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        found = error.problem or str(error)
-        raise InputError(f"{where}{line}", expected="YAML", found=found, fix="correct that line") from error
-    except yaml.YAMLError as error:
-        raise InputError(where, expected="YAML", found=str(error), fix="correct the file") from error
     if not isinstance(data, dict):
         known, found = ", ".join(keys(model)), "nothing" if data is None else f"a {type(data).__name__}"
         raise InputError(where, expected=f"keys {known}", found=found, fix="correct the file")
@@ -64,6 +59,31 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
         return model.model_validate(data)
     except ValidationError as error:
         raise _explained(where, text, model, error) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder with a file that is not YAML; what its keys and tags mean is not asked.
+
+    Raises:
+        InputError: naming the file and the line.
+    """
+    for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
+        text = text_of(path)
+        with _syntax_of(str(path)):
+            yaml.compose(text, Loader=yaml.SafeLoader)
+
+
+@contextmanager
+def _syntax_of(where: str) -> Iterator[None]:
+    """What the parser finds wrong, as an error that names the file and the line."""
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        found = error.problem or str(error)
+        raise InputError(f"{where}{line}", expected="YAML", found=found, fix="correct that line") from error
+    except yaml.YAMLError as error:
+        raise InputError(where, expected="YAML", found=str(error), fix="correct the file") from error
 
 
 def line_of(text: str, *path: str) -> int | None:

@@ -22,6 +22,7 @@ from shortstack.evaluation.results import Amount, TaskResult, digest, keep, kept
 from shortstack.progress import Progress, silent
 from shortstack.suites import named
 from shortstack.walk import Decoder
+from shortstack.yamlfiles import check_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +60,8 @@ class Tasks:
         for option, folder in (("--data-dir", self.data), ("--include", self.include)):
             if folder is not None and not Path(folder).is_dir():
                 raise InputError(option, expected="a folder", found=f"none at {folder}", fix="name one that exists")
+        if self.include is not None:
+            check_folder(Path(self.include))  # the harness passes over a file that it cannot read
         if self.backend not in BACKENDS:
             raise InputError(
                 "--backend", expected=" or ".join(BACKENDS), found=repr(self.backend), fix="leave it out, or name one"
@@ -197,7 +200,10 @@ def amounts(tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> list[Amount]:
         InputError: as Tasks.load().
         DataError: as Tasks.load().
     """
-    return [harness().amount(loaded, tokenizer, tasks.limit) for loaded in tasks.load()]
+    loaded = tasks.load()
+    from shortstack.evaluation.amounts import amount_of  # which imports the harness
+
+    return [amount_of(each, tokenizer, tasks.limit) for each in loaded]
 
 
 def _staged(progress: Progress, stage: str, _: str, done: int, total: int, /, *, note: str = "") -> None:

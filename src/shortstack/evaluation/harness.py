@@ -34,14 +34,14 @@ from transformers import set_seed
 from shortstack.choices import Asked, Request, request
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation.code import files_of
-from shortstack.evaluation.likelihoods import likelihoods, passing
+from shortstack.evaluation.likelihoods import likelihoods
 from shortstack.evaluation.overlays import write_overlays
-from shortstack.evaluation.results import Amount, TaskResult, digest
+from shortstack.evaluation.results import TaskResult, digest
 from shortstack.hub import hub_or_copies
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
 from shortstack.suites import TASKS, unknown
-from shortstack.tokens import bos_ids, encode
+from shortstack.tokens import bos_ids
 from shortstack.walk import Decoder
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ SEED = (
     1234  # the harness's own for the examples in a prompt; ours is added to it, so that 0 draws what the harness draws
 )
 GENERATED_TOGETHER = 16  # prompts, where no batch size is named
-ROOM = 256  # tokens of an answer, where a task names no other number
-LOOKED_AT = 32  # documents of each task, to say how much all of them ask
 PERPLEXITIES = {
     "perplexity",
     "word_perplexity",
@@ -255,36 +253,6 @@ def _right(task: Any, choices: Sequence[Any]) -> int:
         if task.process_results(choices[0].doc, likelihoods)["acc"]:
             return place
     return -1
-
-
-def amount(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> Amount:
-    """How much the documents of a task ask, as the first of them do."""
-    with hushed():
-        found = [_amount(task, tokenizer, limit) for task in loaded.tasks.values()]
-    passed, scored, steps = (sum(column) for column in zip(*found, strict=True))
-    return Amount(passed, scored, steps, GENERATED_TOGETHER)
-
-
-def _amount(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> tuple[float, float, float]:
-    """Tokens that pass the layers, those that are scored, and steps of writing."""
-    documents = min(len(task.eval_docs), limit or len(task.eval_docs))
-    looked_at = min(documents, LOOKED_AT)
-    task.set_fewshot_seed(seed=SEED)
-    task.build_all_requests(limit=looked_at)
-    of_all = documents / looked_at
-
-    def asked(kind: str) -> list[Any]:
-        return [instance.args for instance in task.instances if instance.request_type == kind]
-
-    passed, scored = passing([request(tokenizer, *args) for args in asked("loglikelihood")])
-    pages = sum(len(encode(tokenizer, text)) for (text,) in asked("loglikelihood_rolling"))
-    prompts = sum(len(encode(tokenizer, prompt)) for prompt, _ in asked("generate_until"))
-    rooms = sum(settings.get("max_gen_toks", ROOM) for _, settings in asked("generate_until"))
-    return (
-        (passed + pages + prompts) * of_all,
-        (scored + pages) * of_all,
-        rooms * of_all / GENERATED_TOGETHER,
-    )
 
 
 class Quiet:
