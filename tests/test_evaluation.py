@@ -114,6 +114,19 @@ def shown(monkeypatch, capsys, *words):
     return said
 
 
+def test_a_table_without_the_unpruned_model_says_how_to_have_it(
+    pruned, checkpoint, text, tmp_path, monkeypatch, capsys
+):
+    words = ["--perplexity", text, "--length", 24, "--samples", 2, "--no-collapse-check"]
+    again = prune(pruned, plan(pruned.anatomy.layers, layers="1"), tmp_path / "shorter")
+    assert again.made_from == pruned.made_from == str(checkpoint.source)
+    assert checkpoint.made_from is None
+    for made in (pruned, again):
+        assert f"--against {checkpoint.source} measures both" in shown(monkeypatch, capsys, made.directory, *words).out
+    beside = shown(monkeypatch, capsys, pruned.directory, *words, "--against", checkpoint.directory)
+    assert "--against" not in beside.out + shown(monkeypatch, capsys, checkpoint.directory, *words).out
+
+
 def test_a_collapse_is_in_the_table_and_at_the_end(pruned, text, monkeypatch, capsys):
     def loop(_model, prompts, rooms, **_):
         return [[40, 41] * (room // 2) for room in rooms]

@@ -147,6 +147,14 @@ class Checkpoint:
             )
         return dict(record)
 
+    @property
+    def made_from(self) -> str | None:
+        """The uncut model at the beginning of the records, as it was named; None where shortstack did not write it."""
+        record, found = self.record, None
+        while record:
+            found, record = record["source"]["id"], record.get("origin") or {}
+        return found
+
     @functools.cached_property
     def weights_sha256(self) -> str:
         """Digest of all weight files, read in full: the identity caches are keyed by."""

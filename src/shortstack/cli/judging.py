@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +63,10 @@ def evaluate(
     if report.json:
         return console.show_json(result.to_dict())
     tables.show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
+    if checkpoint.made_from and not against:
+        console.show(
+            f"The unpruned model is not beside it: --against {shlex.quote(checkpoint.made_from)} measures both."
+        )
     verb = checkpoint.record.get("verb")
     if verb == "heal":
         report.say(f'AutoModelForCausalLM.from_pretrained("{model}"), or any program that reads a checkpoint directory')
