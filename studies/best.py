@@ -23,8 +23,8 @@ import transformers
 import shortstack as ss
 from healing import mixed
 from shortstack.healing_options import Course, InTurns, Learned, Loss, Part
-from shortstack.planning import show_layers
 from shortstack.recipe import filled
+from shortstack.removals import show_layers
 
 SAMPLES, LIMIT = 1000, 500
 TASKS = ("piqa", "arc_easy", "hellaswag", "lambada_openai")

@@ -25,8 +25,8 @@ import shortstack as ss
 from shortstack.agreement import kendall_tau
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS
-from shortstack.planning import show_layers
 from shortstack.plots import score_map
+from shortstack.removals import show_layers
 from shortstack.walk import Decoder, Route
 
 COUNTS = (1, 5, 10, 30, 50)

@@ -29,7 +29,7 @@ import shortstack as ss
 from shortstack.choices import Question, answers, asked
 from shortstack.evaluation import measure
 from shortstack.healing import DoRA
-from shortstack.planning import show_layers
+from shortstack.removals import show_layers
 from shortstack.texts import read_documents
 from shortstack.tokens import encode
 from shortstack.walk import UNPRUNED, Decoder

@@ -25,7 +25,7 @@ from shortstack.candidates import repaired_tails
 from shortstack.evaluation import measure
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS
-from shortstack.planning import show_layers
+from shortstack.removals import show_layers
 from shortstack.walk import UNPRUNED, Decoder
 
 SAMPLES = 256

@@ -19,7 +19,7 @@ import transformers
 import shortstack as ss
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS
-from shortstack.planning import show_layers
+from shortstack.removals import show_layers
 from shortstack.walk import Decoder
 
 SAMPLES = 32

@@ -13,8 +13,8 @@ from shortstack.collapse import NEW_TOKENS, PROMPTS
 from shortstack.estimating import START_SECONDS, estimate
 from shortstack.evaluation import Tasks, amounts, evaluate, likelihoods
 from shortstack.examples import read_examples
-from shortstack.planning import parse_drop
 from shortstack.probes import probes
+from shortstack.removals import parse_drop
 from shortstack.running import run_study
 from shortstack.study import parse_study, read_study
 from shortstack.tokens import encode

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortstack.errors import DataError, InputError, PlanError
-from shortstack.planning import Plan, Sizes, parse_drop, parse_layers, plan, show_layers
+from shortstack.planning import Plan, Sizes, plan
+from shortstack.removals import parse_drop, parse_layers, show_layers
 from shortstack.scores import Scores
 
 

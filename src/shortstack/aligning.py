@@ -10,8 +10,9 @@ from typing import Any
 from shortstack.anatomy import shortened
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError
-from shortstack.planning import Plan, show_layers
+from shortstack.planning import Plan
 from shortstack.progress import Progress, silent
+from shortstack.removals import show_layers
 from shortstack.selfcheck import check_cut
 
 TRIES = 40  # each builds a model on the meta device

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from shortstack.healing_options import Course, Learned, Loss, Part
-from shortstack.planning import show_layers
+from shortstack.removals import show_layers
 from shortstack.study import Judging, Speeds
 
 Places = Mapping[str, str]  # what a step reads -> its path or the model's name

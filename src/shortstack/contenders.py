@@ -24,10 +24,11 @@ from shortstack.input_norms import input_norms
 from shortstack.masking import mask, unmaskable
 from shortstack.metrics import metric_named
 from shortstack.narrowing import Mlp, Width, chosen_width, find_mlps, fitting_neurons, narrow
-from shortstack.planning import Plan, show_layers
+from shortstack.planning import Plan
 from shortstack.progress import Progress, silent
 from shortstack.pruning import prune
 from shortstack.quantising import INT8, SCHEMES, Held, Scheme, quantise
+from shortstack.removals import show_layers
 from shortstack.repairing import Repair, repair
 from shortstack.scoring import score
 from shortstack.selecting import search

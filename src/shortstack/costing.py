@@ -32,8 +32,8 @@ from shortstack.lessons import kept_back
 from shortstack.methods import method_named
 from shortstack.metrics import metric_named
 from shortstack.places import Places
-from shortstack.planning import parse_drop, parse_layers
 from shortstack.probes import probes
+from shortstack.removals import parse_drop, parse_layers
 from shortstack.running import text_digest
 from shortstack.selecting import Budget
 from shortstack.steps import evaluation_options

@@ -19,10 +19,11 @@ from shortstack.evaluation import Perplexity, measure
 from shortstack.healing import Partial, Schedule, heal
 from shortstack.jsonfiles import save_json
 from shortstack.memory import peak_rss
-from shortstack.planning import Plan, plan, show_layers
+from shortstack.planning import Plan, plan
 from shortstack.profiling import answer
 from shortstack.progress import Progress, silent
 from shortstack.pruning import fits, prune
+from shortstack.removals import show_layers
 from shortstack.repairing import repair
 from shortstack.scoring import score
 from shortstack.timing import Load, Speed, speeds

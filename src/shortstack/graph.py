@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from shortstack.jsonfiles import finite
-from shortstack.planning import parse_drop
+from shortstack.removals import parse_drop
 from shortstack.study import Speeds, Study
 from shortstack.trials import Trial
 

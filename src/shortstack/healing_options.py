@@ -16,7 +16,7 @@ from shortstack.methods import METHODS, check_adapter, method_named
 from shortstack.metrics import check_step
 from shortstack.objective import Objective
 from shortstack.places import Places
-from shortstack.planning import check_choice
+from shortstack.removals import check_choice
 from shortstack.schedule import Schedule
 from shortstack.texts import check_source, parse_samples
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from shortstack.errors import InputError
-from shortstack.planning import parse_layers
+from shortstack.removals import parse_layers
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint

@@ -8,16 +8,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError, PlanError
 from shortstack.jsonfiles import save_json
 from shortstack.metrics import metric_named
+from shortstack.removals import (
+    check_choice,
+    check_kept_ends,
+    check_removal,
+    parse_drop,
+    parse_layers,
+    staying_ends,
+)
 from shortstack.scores import Scores
 
 
@@ -202,7 +208,7 @@ def plan(
         named = parse_layers(layers) if isinstance(layers, str) else tuple(layers)
         check_removal(named, count, where="--layers")
         removed = tuple(sorted(named))
-        _check_kept_ends(removed, count, keep_first, keep_last)
+        check_kept_ends(removed, count, keep_first, keep_last)
         return Plan(count, removed, "layers")
     amount = parse_drop(drop or 0, count)
     allowed = staying_ends(count, amount, keep_first, keep_last)
@@ -211,44 +217,6 @@ def plan(
         return Plan(count, *_block(source, name, values, allowed, amount))
     strategy = "tail" if name == "reverse" and not keep_last else f"lowest {name}"
     return Plan(count, lowest(values, allowed, amount), strategy)
-
-
-def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> range:
-    """The layers that may go when the first and last so many stay.
-
-    Raises:
-        PlanError: they are fewer than `amount`.
-    """
-    allowed = range(keep_first, layers - keep_last)
-    if amount > len(allowed):
-        raise PlanError(
-            "--drop",
-            expected=f"at most {len(allowed)} layers, with the first {keep_first} and last {keep_last} kept",
-            found=str(amount),
-            fix="drop fewer or keep fewer",
-        )
-    return allowed
-
-
-def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, block: bool = False) -> None:
-    """Say what is wrong with the options of plan() that no model is needed to see.
-
-    Raises:
-        PlanError: neither or both of drop and layers are given, or what is given is none of what they can be.
-    """
-    if layers is not None:
-        if drop is not None or block:
-            raise PlanError(
-                "--layers", expected="explicit layers alone", found="--drop or --block beside them", fix="give one"
-            )
-        if isinstance(layers, str):
-            parse_layers(layers)
-    elif drop is None:
-        raise PlanError(
-            "plan", expected="how much to remove", found="neither --drop nor --layers", fix="add --drop 25%"
-        )
-    else:
-        _read_drop(drop)
 
 
 def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, Sequence[float]]:
@@ -307,108 +275,3 @@ def lowest_window(values: Sequence[float], allowed: range, amount: int) -> tuple
     starts = allowed[: len(allowed) - amount + 1]
     start = min(starts, key=lambda first: (values[first], first))
     return tuple(range(start, start + amount))
-
-
-def parse_drop(drop: str | int, layers: int) -> int:
-    """How many of `layers` layers a --drop value removes: "25%" rounds half up, "8" is a count.
-
-    >>> [parse_drop("25%", n) for n in (32, 30, 26)]
-    [8, 8, 7]
-    """
-    share = _read_drop(drop)
-    amount = share if isinstance(share, int) else int(share * layers + Fraction(1, 2))
-    if not 0 < amount < layers:
-        raise PlanError(
-            "--drop",
-            expected=f"between 1 and {layers - 1} of the model's {layers} layers",
-            found=f"{drop} ({amount} layer{'s' * (amount != 1)})",
-            fix="write --drop 25% or a smaller count",
-        )
-    return amount
-
-
-def _read_drop(drop: str | int) -> int | Fraction:
-    """A --drop value: a count, or a share of the layers."""
-    text = str(drop).strip()
-    if re.fullmatch(r"\d{1,5}(\.\d{1,9})?%", text) and 0 < Fraction(text[:-1]) < 100:
-        return Fraction(text[:-1]) / 100
-    if re.fullmatch(r"\d{1,5}", text) and int(text):
-        return int(text)
-    raise PlanError(
-        "--drop",
-        expected="a count, or a percentage between 0% and 100%",
-        found=repr(text),
-        fix="write --drop 8 or --drop 25%",
-    )
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers named one by one or in inclusive ranges.
-
-    >>> parse_layers("22-24,3")
-    (22, 23, 24, 3)
-    """
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?\s*", part)  # a range is spelled out: keep it small
-        if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise PlanError(
-                "--layers",
-                expected="numbers and inclusive ranges like 22-29,3",
-                found=repr(text),
-                fix="write single layers and ranges, with commas between",
-            )
-        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(found)
-
-
-def check_removal(removed: Sequence[int], layers: int, *, where: object) -> None:
-    """Raise PlanError unless these are distinct layers of the model, at least one and not all."""
-
-    def refuse(expected: str, found: str) -> None:
-        raise PlanError(
-            where,
-            expected=expected,
-            found=found,
-            fix=f"name between 1 and {layers - 1} distinct layers from 0 to {layers - 1}",
-        )
-
-    strange = [layer for layer in removed if type(layer) is not int]
-    if strange:
-        refuse("whole numbers", repr(strange[0]))
-    outside = [layer for layer in removed if not 0 <= layer < layers]
-    if outside:
-        refuse(f"layers from 0 to {layers - 1}", f"layer {outside[0]}")
-    twice = [layer for index, layer in enumerate(removed) if layer in removed[:index]]
-    if twice:
-        refuse("each layer once", f"layer {twice[0]} twice")
-    if len(removed) == layers:
-        refuse("at least one layer to stay", f"all {layers} removed")
-    if not removed:
-        refuse("at least one layer to remove", "none")
-
-
-def _check_kept_ends(removed: Sequence[int], layers: int, keep_first: int, keep_last: int) -> None:
-    bad = [layer for layer in removed if layer < keep_first or layer >= layers - keep_last]
-    if bad:
-        raise PlanError(
-            "--layers",
-            expected=f"the first {keep_first} and last {keep_last} layers to stay",
-            found=f"layer {bad[0]}",
-            fix="name other layers",
-        )
-
-
-def show_layers(layers: Sequence[int]) -> str:
-    """The inverse of parse_layers, for people.
-
-    >>> show_layers([3, 22, 23, 24])
-    '3, 22-24'
-    """
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

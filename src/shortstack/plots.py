@@ -15,7 +15,7 @@ from shortstack.agreement import agreement
 from shortstack.console import number
 from shortstack.errors import InputError
 from shortstack.jsonfiles import check_new, whole
-from shortstack.planning import parse_drop
+from shortstack.removals import parse_drop
 from shortstack.scores import Scores, removal_order
 
 if TYPE_CHECKING:

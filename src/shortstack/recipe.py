@@ -16,7 +16,7 @@ from shortstack.errors import InputError
 from shortstack.healing_options import Course, InTurns, Learned, Loss, Part, check_healing, heal_groups
 from shortstack.metrics import metric_named
 from shortstack.places import Places
-from shortstack.planning import check_choice
+from shortstack.removals import check_choice
 
 FOLDER = "recipes"
 

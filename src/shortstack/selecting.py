@@ -12,8 +12,9 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import DataError, PlanError
 from shortstack.measuring import Run, Wanted, walk_on
 from shortstack.metrics import METRICS, checked, metric_named
-from shortstack.planning import Plan, lowest, lowest_window, parse_drop, show_layers, staying_ends
+from shortstack.planning import Plan, lowest, lowest_window
 from shortstack.progress import Progress, silent
+from shortstack.removals import parse_drop, show_layers, staying_ends
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder, Route
 

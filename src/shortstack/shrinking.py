@@ -19,9 +19,9 @@ from shortstack.errors import InputError, ShortstackError
 from shortstack.jsonfiles import check_new, save_json, whole
 from shortstack.launching import Launch, local
 from shortstack.methods import method_named
-from shortstack.planning import check_choice, show_layers
 from shortstack.progress import Progress, silent
 from shortstack.recipe import Recipe, read_recipe
+from shortstack.removals import check_choice, show_layers
 from shortstack.report import write_report
 from shortstack.running import run_study
 from shortstack.steps import open_model

@@ -14,8 +14,8 @@ from pydantic import Field
 from shortstack.errors import InputError
 from shortstack.healing_options import check_healing, heal_groups
 from shortstack.metrics import metric_named
-from shortstack.planning import check_choice, parse_layers
 from shortstack.recipe import read_recipe
+from shortstack.removals import check_choice, parse_layers
 from shortstack.yamlfiles import Part
 
 ONE_SHOT = "one-shot"

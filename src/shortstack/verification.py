@@ -12,8 +12,9 @@ import torch
 from shortstack.checkpoint import RECORD, TEMPLATES, Checkpoint
 from shortstack.devices import pick_device
 from shortstack.errors import ArchitectureError, CheckpointError
-from shortstack.planning import Plan, show_layers
+from shortstack.planning import Plan
 from shortstack.progress import Progress, silent
+from shortstack.removals import show_layers
 from shortstack.shards import file_digest
 from shortstack.walk import Decoder, Route
 

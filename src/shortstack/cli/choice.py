@@ -14,7 +14,8 @@ from shortstack.cli.calibration import Calibration
 from shortstack.cli.options import Compute
 from shortstack.errors import InputError
 from shortstack.metrics import METRICS, metric_named
-from shortstack.planning import Plan, check_choice, parse_drop, plan, show_layers
+from shortstack.planning import Plan, plan
+from shortstack.removals import check_choice, parse_drop, show_layers
 from shortstack.scores import Scores
 
 if TYPE_CHECKING:

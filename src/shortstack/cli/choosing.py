@@ -26,7 +26,8 @@ from shortstack.cli.options import (
 from shortstack.errors import InputError
 from shortstack.jsonfiles import check_new, read_json
 from shortstack.metrics import METRICS, metrics_named
-from shortstack.planning import Sizes, show_layers
+from shortstack.planning import Sizes
+from shortstack.removals import show_layers
 from shortstack.scores import Scores
 
 if TYPE_CHECKING:

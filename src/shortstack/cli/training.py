@@ -16,7 +16,7 @@ from shortstack.cli.application import verb
 from shortstack.cli.options import Device, Out, Report, Source
 from shortstack.errors import OutputError
 from shortstack.healing_options import Asked, Course, Going, InTurns, Learned, Loss, Part
-from shortstack.planning import show_layers
+from shortstack.removals import show_layers
 from shortstack.writing import check_absent
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from shortstack.cli.options import (
 )
 from shortstack.errors import InputError
 from shortstack.metrics import METRICS, metric_named
-from shortstack.planning import show_layers
+from shortstack.removals import show_layers
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint

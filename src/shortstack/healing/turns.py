@@ -15,9 +15,10 @@ from shortstack.errors import PlanError
 from shortstack.healing.healer import Healing, heal
 from shortstack.healing.unfinished import Unfinished
 from shortstack.metrics import check_step, metric_named
-from shortstack.planning import Plan, parse_drop, plan
+from shortstack.planning import Plan, plan
 from shortstack.progress import Progress, silent
 from shortstack.pruning import prune
+from shortstack.removals import parse_drop
 from shortstack.schedule import Schedule
 from shortstack.scoring import score
 from shortstack.tokens import Tokens

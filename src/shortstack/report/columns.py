@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shortstack.planning import show_layers
+from shortstack.removals import show_layers
 from shortstack.report.groups import Findings
 from shortstack.report.numbers import listed
 from shortstack.report.results import AVERAGE, FINAL, Result

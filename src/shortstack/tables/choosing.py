@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shortstack import console
 from shortstack.metrics import METRICS
-from shortstack.planning import show_layers
+from shortstack.removals import show_layers
 from shortstack.scores import removal_order
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shortstack import console
-from shortstack.planning import show_layers
+from shortstack.removals import show_layers
 
 if TYPE_CHECKING:
     from rich.console import Group
