@@ -5,9 +5,9 @@
 Four plans (the tail; the lowest by bi; the lowest by ppl; what a search found, studies/selection.md), without and with
 closed-form repair, then healed from the repaired weights by each method, loss and seed of GRID. All runs see the same
 samples: C4 documents and pydoc in equal parts, at most 128 tokens each, 5 % held out. The rates (RATES) were set beforehand
-from short trials, not tuned, but for the low one of an untied head. Judged on held-out pydoc, on WIKI_TEXT, and on the first 200 documents of each task,
-zero-shot: accuracy by likelihood, for lambada of the last word by the likeliest tokens. Finished rows are kept in
-studies/healing.json and not run again; studies/healing.md is written anew after each.
+from short trials, not tuned, but for the low one of an untied head. Judged on held-out pydoc, on WIKI_TEXT, and on the first
+200 documents of each task, zero-shot: accuracy by likelihood, for lambada of the last word by the likeliest tokens. Finished
+rows are kept in studies/healing.json and not run again; studies/healing.md is written anew after each.
 """
 
 from __future__ import annotations
