@@ -247,6 +247,22 @@ def test_memory_that_is_no_share_is_refused(memory):
         parse_memory(memory, 1000)
 
 
+def test_less_memory_than_what_no_contender_makes_smaller_is_refused():
+    assert parse_memory("26%", 1000, least=250) == 260
+    with pytest.raises(InputError, match=r"25% of the bytes"):
+        parse_memory("25%", 1000, least=250)
+
+
+def test_advice_tells_of_tasks_too():
+    unpruned, cut = row("unpruned", 2.0, within=False), row("pruned", 3.0, removed=(1,))
+    found = {"metric": "acc", "stderr": 0.1, "n": 10}
+    rows = [
+        replace(unpruned, tasks={"piqa": {**found, "value": 0.7}}),
+        replace(cut, tasks={"piqa": {**found, "value": 0.6}}),
+    ]
+    assert "(7.389 unpruned), piqa 0.600 (0.700 unpruned)." in advice(rows, 10**6)
+
+
 def test_no_more_layers_go_than_must():
     assert fewest([3, 1, 0, 2], lambda kept: 3 not in kept and 1 not in kept) == (1, 3)
     assert fewest([0, 1], lambda kept: not kept) is None
@@ -277,7 +293,7 @@ def test_advice_follows_the_rows():
     assert said == (
         "Within 1.0 MB, nf4 keeps the most quality: perplexity 8.166 on pydoc (7.389 unpruned). The best with fewer layers "
         "is pruned: perplexity 20.09 on pydoc (7.389 unpruned). nf4 decodes 0.50 times as fast as unpruned. The quickest "
-        "within the budget is thin, 2.00 times."
+        "within the budget is thin, 2.00 times: perplexity 54.6 on pydoc (7.389 unpruned)."
     )
     alone = advice([unpruned, cut], 10**6)
     assert alone.startswith("Within 1.0 MB, pruned keeps the most quality")
@@ -293,5 +309,5 @@ def test_what_has_collapsed_is_not_advised_while_another_has_not():
     assert said.startswith("Within 1.0 MB, thin keeps the most quality")
     assert "Of lower perplexity, but collapsed, so that what they write is of no use: pruned." in said
     assert "The best with fewer layers is pruned (collapsed)" in said
-    assert "The quickest within the budget is pruned (collapsed), 3.00 times." in said
+    assert "The quickest within the budget is pruned (collapsed), 3.00 times: perplexity 12.18 on pydoc" in said
     assert advice([unpruned, cut], 10**6).startswith("Within 1.0 MB, pruned (collapsed) keeps the most quality")

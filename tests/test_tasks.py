@@ -93,7 +93,7 @@ def test_choices_are_judged_as_by_the_harness_alone(name, checkpoint, data):
 def test_what_is_wrong_with_local_data_says_which_files(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     with (tmp_path / "data/piqa/validation.jsonl").open("a") as file:
-        file.write("{oops\n")
+        file.write("5\n")
     with pytest.raises(DataError, match=r"piqa/validation.*page of evaluate") as refused:
         harness().load(["piqa"], data=tmp_path / "data")
     assert refused.value.expected == f"files in {tmp_path / 'data'}"
@@ -135,6 +135,7 @@ def test_examples_in_a_prompt_follow_the_seed(checkpoint, data, monkeypatch):
     assert first == again != other
 
 
+GOOD = '{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}'
 OWN = """task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}}}}}
@@ -337,6 +338,13 @@ def result(metric: str, value: float, outcomes=(1.0, 0.0)) -> TaskResult:
     return TaskResult(metric, value, 0.1, 2, "1", 0, False, "float32", 0.5, True, documents, outcomes)
 
 
+def test_one_document_is_nothing_to_compare_two_models_on():
+    with pytest.raises(InputError, match="two documents of piqa"):
+        Tasks("mmlu,piqa", limit=1).check_paired()
+    Tasks("mmlu", limit=1).check_paired()  # one of each subject
+    Tasks("piqa", limit=2).check_paired()
+
+
 def test_the_average_is_plain_and_only_of_shares():
     tasks = {"a": result("acc", 0.2), "b": result("exact_match", 0.6), "c": result("word_perplexity", 30.0)}
     assert Evaluation("m", {}, tasks=tasks).average == pytest.approx(0.4)
@@ -372,9 +380,10 @@ def test_the_comparison_with_the_base_fits_the_terminal(width, monkeypatch, caps
     shown = " ".join(lines)
     stderr = statistics.stdev([-1.0] * 6 + [0.0] * 2) / math.sqrt(8)
     assert f"-0.7500 +- {stderr:.4f}" in shown
+    assert shown.count("lambada_openai, base") == 1
     for heading in ("difference +- s.e.", "95 % interval", "p, Holm", "kept", "above chance"):
         assert shown.count(heading) == 1
-    assert sum("lambada_openai" in line for line in lines) == (3 if width == "80" else 2), "names are never folded"
+    assert sum("lambada_openai" in line for line in lines) == (4 if width == "80" else 3), "names are never folded"
 
 
 def test_a_comparison_pairs_documents_and_refuses_others():
@@ -440,7 +449,12 @@ def test_what_is_missing_is_said(checkpoint, data, tmp_path, monkeypatch):
         measured(checkpoint, "gsm8k", data=tmp_path)
     with pytest.raises(DataError, match="--data-dir"):
         measured(checkpoint, "piqa")  # the hub, which tests do not reach
-    for text, found in (('{"goal": "a", "label": 0}', "no sol1, sol2"), ("", "an empty file"), ("[", "line 1")):
+    for text, found in (
+        ('{"goal": "a", "label": 0}', "no sol1, sol2"),
+        ("", "an empty file"),
+        ("[", "line 1"),
+        (GOOD + "\n{", "line 2"),
+    ):
         (tmp_path / "piqa").mkdir(exist_ok=True)
         (tmp_path / "piqa/validation.jsonl").write_text(text + "\n")
         with pytest.raises(DataError, match=found):

@@ -144,10 +144,11 @@ def compare(
     memory at a time, the unpruned one and a contender; checkpoints of contenders are in a temporary folder until the end.
 
     Raises:
-        InputError: `memory` is no share, or the metric does not score single layers.
+        InputError: `memory` is no share, or less than what no contender makes smaller; or the metric does not score single
+            layers.
         OutputError: the temporary folder has no room.
     """
-    budget = parse_memory(memory, checkpoint.weight_bytes)
+    budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
     base = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
         contest = Contest(checkpoint, budget, calibration, base=base, folder=Path(folder), progress=progress)
@@ -273,36 +274,41 @@ def advice(rows: Sequence[Row], budget: int) -> str:
         return f"Nothing here fits {size(budget)}."
     sound = [row for row in inside if not row.collapsed]
     best = (sound or inside)[0]
-    said = [f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_perplexities(best, rows)}."]
+    said = [f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_quality(best, rows)}."]
     better = [row.name for row in inside[: inside.index(best)]]
     if better:
         said.append(f"Of lower perplexity, but collapsed, so that what they write is of no use: {', '.join(better)}.")
     shorter = next((row for row in (*sound, *inside) if row.removed or row.name == "healed"), None)
     if shorter and shorter is not best:
-        said.append(f"The best with fewer layers is {_marked(shorter)}: {_perplexities(shorter, rows)}.")
-    return " ".join([*said, *_quickness(best, inside)])
+        said.append(f"The best with fewer layers is {_marked(shorter)}: {_quality(shorter, rows)}.")
+    return " ".join([*said, *_quickness(best, inside, rows)])
 
 
-def _quickness(best: Row, inside: Sequence[Row]) -> Iterator[str]:
-    """How fast the best is, and which is the quickest of those that fit."""
+def _quickness(best: Row, inside: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
+    """How fast the best is, and which is the quickest of those that fit, and what that costs."""
     timed = {row.name: row for row in inside if row.ratio}
     decoding = {name: row.ratio.decode.value for name, row in timed.items() if row.ratio}
     if best.name in decoding:
         yield f"{best.name} decodes {decoding[best.name]:.2f} times as fast as unpruned."
     quickest = max(decoding, key=decoding.__getitem__, default=best.name)
     if quickest != best.name:
-        yield f"The quickest within the budget is {_marked(timed[quickest])}, {decoding[quickest]:.2f} times."
+        found = timed[quickest]
+        yield f"The quickest within the budget is {_marked(found)}, {decoding[quickest]:.2f} times: {_quality(found, rows)}."
 
 
 def _marked(row: Row) -> str:
     return row.name + " (collapsed)" * row.collapsed
 
 
-def _perplexities(row: Row, rows: Sequence[Row]) -> str:
-    """Perplexities, each with that of the unpruned model."""
-    unpruned = next(row for row in rows if row.name == "unpruned").perplexity
-    each = (
-        f"perplexity {number(found.value)} on {text} ({number(unpruned[text].value)} unpruned)"
+def _quality(row: Row, rows: Sequence[Row]) -> str:
+    """Perplexities and tasks, each with that of the unpruned model."""
+    unpruned = next(row for row in rows if row.name == "unpruned")
+    each = [
+        f"perplexity {number(found.value)} on {text} ({number(unpruned.perplexity[text].value)} unpruned)"
         for text, found in row.perplexity.items()
-    )
+    ]
+    each += [
+        f"{task} {found['value']:.3f} ({unpruned.tasks[task]['value']:.3f} unpruned)"
+        for task, found in row.tasks.items()
+    ]
     return ", ".join(each)

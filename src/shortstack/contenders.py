@@ -321,14 +321,14 @@ def fewest(order: Sequence[int], fits: Callable[[Kept], bool]) -> tuple[int, ...
     return None
 
 
-def parse_memory(memory: str, whole: int) -> int:
-    """How many bytes a share of `whole` is.
+def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:
+    """How many bytes a share of `whole` is. least: what embedding, head and norms take, which every contender keeps.
 
     >>> parse_memory("50%", 1000)
     500
 
     Raises:
-        InputError: it is no share between 0 and 100 percent.
+        InputError: it is no share between 0 and 100 percent, or nothing can be so small.
     """
     digits = memory.strip().removesuffix("%")
     share = float(digits) if memory.strip().endswith("%") and digits.replace(".", "", 1).isdecimal() else 0.0
@@ -339,4 +339,12 @@ def parse_memory(memory: str, whole: int) -> int:
             found=repr(memory),
             fix="write --memory 50%",
         )
-    return int(whole * share / 100)
+    budget = int(whole * share / 100)
+    if budget <= least:
+        raise InputError(
+            "--memory",
+            expected=f"more than the {least / whole:.0%} of the bytes that are not in layers and stay in every contender",
+            found=memory,
+            fix=f"write --memory {min(99, 100 * least // whole + 10)}%",
+        )
+    return budget

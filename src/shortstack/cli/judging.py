@@ -51,6 +51,8 @@ def evaluate(
         "dtype": compute.dtype.value,
         "device": compute.device.value,
     }
+    if against and options["tasks"]:
+        options["tasks"].check_paired()
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
         origin = replace(source, revision=None).open(against, progress) if against else None

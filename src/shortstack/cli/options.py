@@ -109,13 +109,14 @@ def check_unused(where: str, *groups: object) -> None:
     for group in groups:
         for option in fields(group):  # type: ignore[arg-type]
             if getattr(group, option.name) != option.default:
-                name = f"--{option.name.replace('_', '-')}"
-                raise InputError(
-                    where,
-                    expected=f"no {name}: it changes nothing here",
-                    found=f"{name} {getattr(group, option.name)}",
-                    fix="leave it out",
-                )
+                raise unused(where, f"--{option.name.replace('_', '-')}", getattr(group, option.name))
+
+
+def unused(where: str, name: str, value: object) -> InputError:
+    """The error for an option that changes nothing."""
+    return InputError(
+        where, expected=f"no {name}: it changes nothing here", found=f"{name} {value}", fix="leave it out"
+    )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from shortstack.cli.options import (
     Source,
     TaskNames,
     parse_batch_sizes,
+    unused,
 )
 from shortstack.errors import InputError
 from shortstack.metrics import METRICS, metric_named
@@ -52,6 +53,13 @@ def profile(
 ) -> None:
     """Count parameters, bytes and multiply-accumulates; measure prefill and decode speed and peak memory."""
     sizes = parse_batch_sizes(batch_size)
+    for name, value, usual in (
+        ("batch-size", batch_size, "1,8"),
+        ("new-tokens", new_tokens, 32),
+        ("repeats", repeats, 6),
+    ):
+        if no_speed and value != usual:
+            raise unused("profile --no-speed", f"--{name}", value)
 
     from shortstack.profiling import profile as profile_checkpoint
     from shortstack.timing import Load as Generated
@@ -98,6 +106,8 @@ class Chosen:
     def check(self) -> None:
         """Say what is wrong with the words before any model is opened."""
         metric_named(self.metric)
+        if not self.repair and self.repair_samples != REPAIR_SAMPLES:
+            raise unused("compare without --repair", "--repair-samples", self.repair_samples)
         if self.search and self.metric != Chosen.metric:
             raise InputError(
                 "--search", expected="--search without --metric", found="--metric beside it", fix="give one of them"
@@ -209,7 +219,7 @@ def compare(
     if report.json:
         return console.show_json(found.to_dict())
     tables.show_comparison(found)
-    shorter = next((row for row in found.rows if row.removed), None)
+    shorter = next((row for row in found.rows if row.removed and row.within and "int8" not in row.name), None)
     which = ("--layers", show_layers(shorter.removed).replace(" ", "")) if shorter else ("--drop", "25%")
     report.next_step("prune", model, *which, "-o", "pruned", *source.words)
     return None

@@ -20,7 +20,7 @@ from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
 from shortstack.evaluation.results import Amount, TaskResult, digest, keep, kept, model_digest
 from shortstack.progress import Progress, silent
-from shortstack.suites import named
+from shortstack.suites import TASKS, named
 from shortstack.walk import Decoder
 from shortstack.yamlfiles import check_folder
 
@@ -84,6 +84,17 @@ class Tasks:
                 found=device,
                 fix="leave it out; CUDA_VISIBLE_DEVICES names the GPU",
             )
+
+    def check_paired(self) -> None:
+        """Refuse one document of a task, on which no two models can be compared; a group has one of each of its tasks.
+
+        Raises:
+            InputError: it is so.
+        """
+        single = [name for name in named(self.names) if name in TASKS and not TASKS[name].group]
+        if self.limit == 1 and single:
+            expected = f"two documents of {single[0]} or more, to compare two models on"
+            raise InputError("--limit", expected=expected, found="1", fix="write --limit 100, or leave out --against")
 
     def load(self) -> list[Loaded]:
         """The tasks with their documents.

@@ -128,7 +128,9 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[Loaded]:
     except (OSError, ValueError, StopIteration, DatasetsError) as error:  # not there, not to be read, or empty
         raise DataError(
             f"the data of {name}",
-            expected=f"files in {data}" if data and name in TASKS else "documents on the hub or on this machine",
+            expected=f"files in {data}"
+            if data and name in TASKS
+            else "its documents, and code that it asks the hub for, here or on the hub",
             found=_reason(error),
             fix=_remedy(name, data),
         ) from error

@@ -27,7 +27,7 @@ def write_overlays(names: Sequence[str], data: Path | None, stock: Path, folder:
     data: the folder of their documents, None for the hub. stock: the folder of the harness's own task files.
 
     Raises:
-        DataError: `data` lacks a file that a task is evaluated on.
+        DataError: `data` lacks a file that a task is evaluated on, or a file is not what it should be.
     """
     for name in names:
         task = TASKS[name]
@@ -64,6 +64,8 @@ def _source(task: Task, part: str, data: Path) -> dict[str, Any]:
             found=f"neither in {data}",
             fix="put it there; the page of evaluate shows the layout",
         )
+    for file in present.values():
+        _check_lines(Path(file))
     _check_columns(task, Path(present[task.evaluated]))
     kinds = {FORMATS[Path(file).suffix] for file in present.values()}
     if len(kinds) > 1:
@@ -81,6 +83,13 @@ def _source(task: Task, part: str, data: Path) -> dict[str, Any]:
         "dataset_kwargs": {"data_files": present},
         **absent,
     }
+
+
+def _check_lines(path: Path) -> None:
+    """Refuse a file with a line that is no JSON, by its number; the harness says of it only that data are missing."""
+    if path.suffix == ".jsonl":
+        for _ in read_lines(path):
+            pass
 
 
 def _check_columns(task: Task, path: Path) -> None:

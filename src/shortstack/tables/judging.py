@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shortstack import console
 
@@ -56,6 +56,12 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
 
 def _show_tasks(title: str, evaluation: Evaluation) -> None:
     """Each task's value, the number of documents and what guessing gets, and the average of what are shares."""
+    base = evaluation.base
+    results = {
+        name + ", base" * (each is base): each.tasks[name]
+        for name in evaluation.tasks
+        for each in (evaluation, *([base] if base else []))
+    }
     rows = [
         (
             name,
@@ -65,11 +71,10 @@ def _show_tasks(title: str, evaluation: Evaluation) -> None:
             "-" if found.chance is None else f"{found.chance:.2f}",
             "yes" if found.bos else "no",
         )
-        for name, found in evaluation.tasks.items()
+        for name, found in results.items()
     ]
-    console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "by guessing", "BOS"), rows)
+    console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "chance", "BOS"), rows)
     if evaluation.average is not None and len(evaluation.tasks) > 1:
-        base = evaluation.base
         beside = f", base {base.average:.4f}" if base and base.average is not None else ""
         console.show(f"Average: {evaluation.average:.4f}{beside}")
 
@@ -92,7 +97,7 @@ def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str,
 
 
 def _share_kept(retention: float | None) -> str:
-    return "-" if retention is None else f"{retention:.0f} %"
+    return "-" if retention is None else f"{round(retention)} %"  # an int: no minus before a 0
 
 
 def _show_probes(probes: Mapping[str, Probed], base: Evaluation | None) -> None:
@@ -105,7 +110,7 @@ def _show_probes(probes: Mapping[str, Probed], base: Evaluation | None) -> None:
         (name, right(found), *([right(base.probes[name])] if base else []), f"{found.chance:.3f}", str(found.n))
         for name, found in probes.items()
     ]
-    heading = ("probe", "right +- s.e.", *(["base"] if base else []), "by guessing", "items")
+    heading = ("probe", "right +- s.e.", *(["base"] if base else []), "chance", "items")
     console.show_table("probes, answered greedily", heading, rows)
 
 
@@ -150,11 +155,16 @@ def _compared(rows: Sequence[Row]) -> dict[str, list[str]]:
         "bytes": [console.size(row.bytes or 0) for row in rows],
         "fits": ["yes" if row.within else "no" for row in rows],
         **{text: [console.number(row.perplexity[text].value) for row in rows] for text in rows[0].perplexity},
-        **{task: [f"{row.tasks[task]['value']:.3f}" for row in rows] for task in rows[0].tasks},
+        **{task: [_of_task(row.tasks[task]) for row in rows] for task in rows[0].tasks},
         "collapsed": ["yes" if row.collapsed else "no" for row in rows],
         "decode": [_times_unpruned(row, row.ratio.decode if row.ratio else None) for row in rows],
         "prefill": [_times_unpruned(row, row.ratio.prefill if row.ratio else None) for row in rows],
     }
+
+
+def _of_task(found: Mapping[str, Any]) -> str:
+    value, stderr = found["value"], found["stderr"]
+    return f"{value:.3f} ± {stderr:.3f}" if stderr is not None and math.isfinite(stderr) else f"{value:.3f}"
 
 
 def _times_unpruned(row: Row, ratio: Ratio | None) -> str:

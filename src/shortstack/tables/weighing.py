@@ -60,8 +60,11 @@ def _show_speeds(found: Profile) -> None:
         heading += ["prefill ratio", "decode ratio"]
     console.show_table(title, heading, rows)
     if found.against:
-        sure = f"{found.against.ratios[0].decode.confidence:.0%}"
-        console.show(f"Ratios: of runs in turns, the median, in brackets what covers the true one in {sure} of cases.")
+        sure = found.against.ratios[0].decode.confidence
+        bracket = (
+            f", in brackets what covers the true one in {sure:.0%} of cases" if sure else "; of one run no interval"
+        )
+        console.show(f"Ratios: of runs in turns, the median{bracket}.")
 
 
 def _spread(runs: Sequence[float]) -> str:
@@ -69,4 +72,5 @@ def _spread(runs: Sequence[float]) -> str:
 
 
 def _ratio(ratio: Ratio) -> str:
-    return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    """The ratio, and the interval where there is one."""
+    return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio.confidence else f"{ratio.value:.2f}"
