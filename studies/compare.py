@@ -101,9 +101,9 @@ def page(found: list[Comparison], arguments: list[str], started: str) -> str:
         f"Speeds were taken as paired turns on a shared 2-core machine, with {first.threads} thread, and are times the",
         f"unpruned model's: the median of six turns, in brackets what covers the true one in {confidence:.0%} of cases.",
         f"Perplexity is on {WINDOWS} x {LENGTH} held-out tokens of each text, accuracy on the first {DOCUMENTS} documents",
-        "of each task (standard error at most 0.05). Layers (lowest ppl), neurons and masks are chosen on 32 x",
-        f"128 tokens of pydoc; repair is fitted on {REPAIR_WINDOWS} x 128; healed is the repaired cut after recipes/best.yaml",
-        "on the first argument. Collapsed: by what the model writes freely, against the unpruned one.\n",
+        "of each task (standard error at most 0.05). Layers (lowest ppl), neurons and masks are chosen on 32 x 128 tokens",
+        f"of pydoc, repair is fitted on {REPAIR_WINDOWS} x 128. Healed is the repaired cut after recipes/best.yaml on the",
+        "first argument. Collapsed: by what the model writes freely, against the unpruned one.\n",
     ]
     for each in found:
         collapsed = [f"- {warning}" for warning in each.warnings]
