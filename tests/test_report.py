@@ -201,6 +201,21 @@ def test_healing_stands_beside_what_it_healed(store: Store, tmp_path: Path) -> N
     assert f"{100 * 0.15 / 0.225:.0f}%" in found.finding
 
 
+@pytest.mark.parametrize("state", ["running", "failed"])
+def test_a_trial_that_has_not_healed_shows_no_figures_of_the_cut_as_healed(
+    store: Store, tmp_path: Path, state: str
+) -> None:
+    base, cut = (store.step("evaluate", {"of": of}, evaluated(right)) for of, right in (("base", BASE), ("cut", CUT)))
+    done = store.step("evaluate", {"of": "healed"}, evaluated(HEALED))
+    shared = {"evaluate_base": base, "evaluate_pruned": cut}
+    store.trial(settings(), shared)
+    store.trial(settings(heal=stores.HEALS["partial"]), {**shared, "evaluate_healed": done})
+    store.trial(settings(heal=stores.HEALS["lora"]), shared, state=state)
+    found = results(read_closed(store, tmp_path))
+    assert [each.role for each in found] == ["evaluate_pruned", "evaluate_healed"]
+    assert [each.measures["task:piqa"].value for each in found] == [0.3, 0.6]
+
+
 def test_one_shot_against_step_by_step_counts_time_and_differences(store: Store, tmp_path: Path) -> None:
     for strategy, outcomes, seconds in (("one-shot", CUT, 10.0), ("step 1", HEALED, 75.0)):
         heal = store.step("heal", {"s": strategy}, healed("lora", 2.0), seconds=seconds)
@@ -249,12 +264,12 @@ def test_costs_count_each_step_once_and_what_sharing_saved(store: Store, tmp_pat
 
 
 def test_a_collapse_is_said_beside_the_probes(store: Store, tmp_path: Path) -> None:
-    base = store.step("evaluate", {"of": "base"}, evaluation(1.0))
+    base = store.step("evaluate", {"of": "base"}, evaluation(1.0) | {"collapse": None})
     for drop, quality in (("25%", 0.8), ("50%", 0.3)):
         step = store.step("evaluate", {"of": drop}, evaluation(quality))
         store.trial(settings(drop=drop), {"evaluate_base": base, "evaluate_pruned": step})
     found = table(made(store, tmp_path), "probes")
-    assert [each.cells[-1].value for each in found.rows] == ["fluent", "fluent", "collapsed: different tokens"]
+    assert [each.cells[-1].value for each in found.rows] == [None, "fluent", "collapsed: different tokens"]
     assert found.rows[1].cells[0].value == pytest.approx(0.8**3)
     assert "1 of 2 settings has collapsed" in found.finding
 

@@ -8,7 +8,7 @@ from typing import Any
 from shortstack.removals import show_layers
 from shortstack.report.groups import Findings
 from shortstack.report.numbers import listed
-from shortstack.report.results import AVERAGE, FINAL, Result
+from shortstack.report.results import AVERAGE, Result
 from shortstack.report.runs import Step
 from shortstack.report.table import Cell, Column
 
@@ -90,7 +90,7 @@ def make_seconds(result: Result) -> Cell:
 
 def _collapse(result: Result) -> Cell:
     """What a free text says of the model: nothing where it was not looked at."""
-    step = result.first(*FINAL, "evaluate_base")
+    step = result.judged
     found = (step.result.get("collapse") or {}) if step else {}
     fallen = listed([str(name).replace("_", " ") for name in found.get("fallen") or ()])
     words = (f"collapsed: {fallen}" if fallen else "collapsed") if found.get("collapsed") else "fluent"

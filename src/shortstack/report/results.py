@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from shortstack.report.runs import Runs, Step, Trial
 from shortstack.report.settings import NONE, factors
 
 AVERAGE = "average"
-FINAL = ("evaluate_healed", "evaluate_pruned")
+BASE, PRUNED, HEALED = "evaluate_base", "evaluate_pruned", "evaluate_healed"  # the roles of evaluations
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Result:
-    """The trials that differ in nothing but the seed, and what they measured together, by column."""
+    """The trials that differ in nothing but the seed, and what they measured together, by column.
+
+    role: of the evaluation that the measures are from.
+    """
 
     factors: Mapping[str, str]
     trials: tuple[Trial, ...]
+    role: str
     measures: Mapping[str, Measure]
 
     @property
@@ -71,6 +75,11 @@ class Result:
         """What each trial removed; where pruning and healing took turns, the turns say it."""
         return [trial.result("heal").get("plan") or trial.result("plan", "prune") for trial in self.trials]
 
+    @property
+    def judged(self) -> Step | None:
+        """The first trial's evaluation that the measures are from."""
+        return self.first(self.role)
+
     def first(self, *roles: str) -> Step | None:
         """The step of these roles in the first trial that has one done."""
         return next((step for trial in self.trials if (step := trial.step(*roles))), None)
@@ -86,31 +95,30 @@ class Result:
 
 
 def results(runs: Runs) -> list[Result]:
-    """What was measured last of each setting: after healing where there was one. What measured nothing is left out."""
+    """What was measured of each setting: after healing where it heals. What measured nothing yet is left out."""
     grouped: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
     for trial, known in zip(runs.trials, factors([trial.settings for trial in runs.trials]), strict=True):
-        if trial.step(*FINAL):
+        if trial.step(_role(known)):
             grouped.setdefault(tuple(known.items()), []).append(trial)
-    found = [_result(dict(key), trials, _last_role) for key, trials in grouped.items()]
-    return _with_averages(found)
+    return _with_averages([_result(dict(key), trials, _role(dict(key))) for key, trials in grouped.items()])
 
 
 def before_healing(result: Result, tasks: Sequence[str]) -> Result | None:
     """The same setting as it was pruned, not healed."""
-    trials = [trial for trial in result.trials if trial.step("evaluate_pruned")]
+    trials = [trial for trial in result.trials if trial.step(PRUNED)]
     if not trials or result.factors["heal"] == NONE["heal"]:
         return None
     plain = {**result.factors, "heal": NONE["heal"], "data": NONE["data"]}
-    return _averaged(_result(plain, trials, lambda _: "evaluate_pruned"), tasks)
+    return _averaged(_result(plain, trials, PRUNED), tasks)
 
 
 def unpruned(runs: Runs, tasks: Sequence[str]) -> dict[str, Result]:
     """The unpruned model's row, by model."""
     found: dict[str, Result] = {}
     for trial, known in zip(runs.trials, factors([trial.settings for trial in runs.trials]), strict=True):
-        if known["model"] not in found and trial.step("evaluate_base"):
+        if known["model"] not in found and trial.step(BASE):
             row = dict.fromkeys(known, "") | {"model": known["model"]}
-            found[known["model"]] = _averaged(_result(row, [trial], lambda _: "evaluate_base"), tasks)
+            found[known["model"]] = _averaged(_result(row, [trial], BASE), tasks)
     return found
 
 
@@ -140,20 +148,21 @@ def _averaged(result: Result, tasks: Sequence[str]) -> Result:
     value = sum(part.value for part in parts) / len(parts)
     steps = tuple(dict.fromkeys(step for part in parts for step in part.steps))
     average = Measure("share", value, stderr, steps, level=value, spread=stderr, parts=parts)
-    return Result(result.factors, result.trials, {AVERAGE: average, **result.measures})
+    return replace(result, measures={AVERAGE: average, **result.measures})
 
 
-def _last_role(trial: Trial) -> str:
-    return next(role for role in FINAL if trial.step(role))
+def _role(known: Mapping[str, str]) -> str:
+    """The evaluation that a setting is about: a trial that is yet to heal, or failed to, has nothing to show."""
+    return PRUNED if known["heal"] == NONE["heal"] else HEALED
 
 
-def _result(known: Mapping[str, str], trials: Sequence[Trial], role: Any) -> Result:
+def _result(known: Mapping[str, str], trials: Sequence[Trial], role: str) -> Result:
     columns: dict[str, list[Measure]] = {}
     for trial in trials:
-        step = trial.step(role(trial))
+        step = trial.step(role)
         for name, measure in (measures(step) if step else {}).items():
             columns.setdefault(name, []).append(measure)
-    return Result(known, tuple(trials), {name: _together(found) for name, found in columns.items()})
+    return Result(known, tuple(trials), role, {name: _together(found) for name, found in columns.items()})
 
 
 def _together(found: list[Measure]) -> Measure:

@@ -11,7 +11,7 @@ from typing import Any
 from shortstack.report.comparing import Difference, difference
 from shortstack.report.groups import Findings, Group
 from shortstack.report.numbers import MINUS, MISSING, counted, duration, listed, points, shown
-from shortstack.report.results import AVERAGE, FINAL, Measure, Result
+from shortstack.report.results import AVERAGE, Measure, Result
 from shortstack.report.runs import Runs, Step
 from shortstack.report.settings import NONE, brief
 
@@ -108,7 +108,7 @@ def of_probes(found: Findings, columns: Sequence[str]) -> str:
     ]
     worse = sum(sure(change) and change.value < 0 for change in changes)
     told = f"In {worse} of {counted(len(changes), 'comparison')} a shorter model answers worse than its unpruned one"
-    steps = [step for each in found.results if (step := each.first(*FINAL)) and step.result.get("collapse")]
+    steps = [step for each in found.results if (step := each.judged) and step.result.get("collapse")]
     collapsed = sum(bool(step.result["collapse"].get("collapsed")) for step in steps)
     some = f"{collapsed or 'None'} of {counted(len(steps), 'setting')} {'has' if collapsed < 2 else 'have'}"
     answers = [f"{told}, beyond chance."] if changes else []
