@@ -76,7 +76,7 @@ def page(chosen: ss.Plan, seconds: Mapping[str, float], found: Mapping[str, ss.E
         *(_row(name, each, found["unpruned"]) for name, each in found.items()),
         f"\nOf the unpruned model's mean over {', '.join(FIRST_THREE)} the healed one keeps {kept:.1%}, of "
         f"{TASKS[3]} {words:.1%}. Aims: 95 % and half, within 15 minutes on two cores.",
-        "\nThe plan is the searched one alone; `shortstack shrink --recipe best` compares it with four others and takes longer.",
+        "\nThe plan is the searched one alone; `shortstack shrink --recipe best` compares five and takes longer.",
     ]
     return "\n".join(lines) + "\n"
 
