@@ -96,6 +96,20 @@ def test_it_is_one_page_without_errors_or_requests(page: Page) -> None:
     assert page.evaluate("window.pwned") is None
 
 
+OUTSIDE = """() => [...document.querySelectorAll("svg text")].filter(text => {
+    const [own, all] = [text.getBoundingClientRect(), text.closest("svg").getBoundingClientRect()];
+    return own.width && (own.left < all.left - 0.5 || own.right > all.right + 0.5);
+}).map(text => text.textContent)"""
+
+
+def test_no_word_of_a_chart_is_cut_off(browser: Browser, page: Page, tmp_path: Path) -> None:
+    assert page.evaluate(OUTSIDE) == []
+    real = shutil.copytree(Path(__file__).parents[1] / "studies" / "smollm2", tmp_path / "smollm2")
+    with opened(browser, write_report(real, real / "report.html").as_uri(), width=1280) as found:
+        assert found.locator("svg text").count() > 50
+        assert found.evaluate(OUTSIDE) == []
+
+
 def test_a_click_on_a_heading_sorts_each_block(page: Page) -> None:
     heading = page.locator("#table-metrics thead th").nth(1)
     for block in (0, 1):
