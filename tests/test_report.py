@@ -26,8 +26,9 @@ from shortstack.report import Report, read, write_report
 from shortstack.report.charts import Point, axis
 from shortstack.report.comparing import difference, places
 from shortstack.report.figures import figures, front
+from shortstack.report.groups import Findings
 from shortstack.report.latex import PACKAGES, latex_text
-from shortstack.report.opening import best_at_each, key_figures, opening
+from shortstack.report.opening import best_at_each, key_figures, of_depths, opening
 from shortstack.report.results import AVERAGE, Measure, results
 from shortstack.report.settings import factors
 from shortstack.report.table import Cell, Row, Table
@@ -201,6 +202,16 @@ def test_healing_stands_beside_what_it_healed(store: Store, tmp_path: Path) -> N
     assert f"{100 * 0.15 / 0.225:.0f}%" in found.finding
 
 
+def test_noise_reaches_only_as_far_as_nothing_before_it_is_worse(store: Store, tmp_path: Path) -> None:
+    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
+    for drop, layers, outcomes in (("10%", 3, BASE), ("25%", 8, CUT), ("50%", 16, BASE)):
+        cut = store.step("plan", {"drop": drop}, plan("bi", layers))
+        step = store.step("evaluate", {"of": drop}, evaluated(outcomes, other=0.5 if outcomes is BASE else 0.0))
+        store.trial(settings(drop=drop), {"evaluate_base": base, "plan": cut, "evaluate_pruned": step})
+    runs = read_closed(store, tmp_path)
+    assert "Up to 10% it is within noise" in of_depths(Findings.of(runs, results(runs)))
+
+
 @pytest.mark.parametrize("state", ["running", "failed"])
 def test_a_trial_that_has_not_healed_shows_no_figures_of_the_cut_as_healed(
     store: Store, tmp_path: Path, state: str
@@ -269,7 +280,7 @@ def test_a_collapse_is_said_beside_the_probes(store: Store, tmp_path: Path) -> N
         step = store.step("evaluate", {"of": drop}, evaluation(quality))
         store.trial(settings(drop=drop), {"evaluate_base": base, "evaluate_pruned": step})
     found = table(made(store, tmp_path), "probes")
-    assert [each.cells[-1].value for each in found.rows] == [None, "fluent", "collapsed: different tokens"]
+    assert [each.cells[-1].value for each in found.rows] == [None, "not collapsed", "collapsed: different tokens"]
     assert found.rows[1].cells[0].value == pytest.approx(0.8**3)
     assert "1 of 2 settings has collapsed" in found.finding
 
@@ -309,8 +320,8 @@ def test_healings_are_called_by_their_names_where_those_tell_them_apart() -> Non
 def test_the_opening_says_what_the_grid_is(tmp_path: Path) -> None:
     found = Report.of(stores.write(tmp_path, nasty=False, documents=20)).found
     assert opening(found) == (
-        "10%, 25% and 50% of the layers of demo were removed, chosen by 6 metrics, calibrated on 3 texts; "
-        "at once or by step 1, with and without repair, healed by 3 methods, on 3 data sets; "
+        "10%, 25% and 50% of the layers of demo were removed, chosen by 6 metrics, calibrated on 3 text selections; "
+        "at once or by step 1, with and without repair, healed by 3 variants, on 3 data selections; "
         "measured on 4 tasks, 2 perplexities and 2 probes."
     )
     scored = {each.factors["drop"]: [] for each in found.results}

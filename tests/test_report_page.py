@@ -105,9 +105,11 @@ OUTSIDE = """() => [...document.querySelectorAll("svg text")].filter(text => {
 def test_no_word_of_a_chart_is_cut_off(browser: Browser, page: Page, tmp_path: Path) -> None:
     assert page.evaluate(OUTSIDE) == []
     real = shutil.copytree(Path(__file__).parents[1] / "studies" / "smollm2", tmp_path / "smollm2")
-    with opened(browser, write_report(real, real / "report.html").as_uri(), width=1280) as found:
-        assert found.locator("svg text").count() > 50
-        assert found.evaluate(OUTSIDE) == []
+    file = write_report(real, real / "report.html").as_uri()
+    for width in (390, 1280):
+        with opened(browser, file, width=width) as found:
+            assert found.locator("svg text").count() > 50
+            assert found.evaluate(OUTSIDE) == []
 
 
 def test_a_click_on_a_heading_sorts_each_block(page: Page) -> None:

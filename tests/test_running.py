@@ -18,6 +18,7 @@ from shortstack.cli import app
 from shortstack.errors import DataError, InputError
 from shortstack.launching import local
 from shortstack.running import run_study
+from shortstack.steps import quoted
 from shortstack.store import Folder, Store
 from studies import QUICK, STUDY, found, inline, write_study
 
@@ -189,6 +190,16 @@ def test_the_command_of_every_step_can_be_typed(tmp_path):
     for command in told:
         _, verb, *words = shlex.split(command)
         verbs[verb].make_context(verb, words)  # raises for an option that is none
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["plain", "a b", "$DATA/my text", "${DATA}x", "$DATA$(echo no)`echo no`", 'say "$DATA" \\ $', "$1.50 and $DATA"],
+)
+def test_words_of_commands_are_read_by_a_shell_as_by_a_study(word, monkeypatch):
+    monkeypatch.setenv("DATA", "some folder")
+    said = subprocess.run(["sh", "-c", f"printf %s {quoted(word)}"], capture_output=True, text=True, check=True).stdout
+    assert said == os.path.expandvars(word)
 
 
 def test_two_studies_do_not_write_in_one_folder(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -89,7 +90,18 @@ def contents(checkpoint: Checkpoint) -> Contents:
 
 def command(step: Step, places: commands.Places) -> str:
     """One line that does what a step does; the output is left to be named."""
-    return shlex.join(["shortstack", *map(str, KINDS[step.kind].words(step.arguments, places))])
+    return " ".join(["shortstack", *(quoted(str(word)) for word in KINDS[step.kind].words(step.arguments, places))])
+
+
+def quoted(word: str) -> str:
+    """A word for a shell; names of the environment in it stand for their values, as in a study's file.
+
+    >>> quoted("$DATA/my text.jsonl"), quoted("my text"), quoted("plain")
+    ('"$DATA/my text.jsonl"', "'my text'", 'plain')
+    """
+    if "$" not in word:
+        return shlex.quote(word)
+    return '"' + re.sub(r'[\\"`]|\$(?![A-Za-z_]|\{[A-Za-z_]\w*\})', lambda found: f"\\{found[0]}", word) + '"'
 
 
 def perform(asked: Task) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 330
-LEFT, RIGHT, TOP, BOTTOM = 58, 30, 30, 46  # left: room for 100,000
+LEFT, RIGHT, TOP, BOTTOM = 58, 30, 30, 46  # left: room for 10,000 on a phone
 NAMES, ROW = 100, 20  # of a heat map: room for names, height of a row
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 COLOURED = len(SHAPES)  # lines beyond these are grey: nobody tells more colours apart

@@ -93,7 +93,7 @@ def _collapse(result: Result) -> Cell:
     step = result.judged
     found = (step.result.get("collapse") or {}) if step else {}
     fallen = listed([str(name).replace("_", " ") for name in found.get("fallen") or ()])
-    words = (f"collapsed: {fallen}" if fallen else "collapsed") if found.get("collapsed") else "fluent"
+    words = (f"collapsed: {fallen}" if fallen else "collapsed") if found.get("collapsed") else "not collapsed"
     return step_cell(words if found else None, "text", step)
 
 

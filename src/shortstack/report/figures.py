@@ -69,8 +69,7 @@ def _depth(found: Findings, model: str, column: str, facets: Facets) -> Figure |
         [
             Line(name, sorted((point for point, _ in line), key=lambda point: point.x), None, _common(line))
             for name, line in lines.items()
-        ],
-        higher=not log,
+        ]
     )
     x = axis("layers removed", [0, *(point.x for point in points)], lambda value: f"{value:g}", whole=True)
     y = axis(noun, [*(_shown_range(points)), *(value for _, value in levels)], said, log=log)
@@ -86,7 +85,11 @@ def _scale(found: Findings, column: str) -> tuple[bool, str, Callable[[float], s
     """Whether the axis is logarithmic, what it is called, and how it says a number."""
     name = brief(found.names[column])
     if column.startswith("perplexity:"):
-        return True, f"perplexity on {name}", lambda value: shown(value, "perplexity")
+        return (
+            True,
+            f"perplexity on {name}",
+            lambda value: shown(value, "perplexity") if value < 1e5 else f"{value:.0e}",
+        )
     return False, f"{name} (%)", lambda value: f"{100 * value:.3g}"
 
 
@@ -106,14 +109,9 @@ def _common(line: Sequence[tuple[Point, Result]]) -> dict[str, str]:
     return {name: level for name, level in first.items() if all(each.factors[name] == level for _, each in line)}
 
 
-def _coloured(lines: Sequence[Line], *, higher: bool) -> list[Line]:
-    """The longest lines, of those the best, in colours; the others grey."""
-
-    def rank(line: Line) -> tuple[int, float]:
-        known = [point.y if higher else -point.y for point in line.points if not math.isnan(point.y)]
-        return -len(known), -(sum(known) / len(known) if known else -math.inf)
-
-    ranked = sorted(lines, key=rank)
+def _coloured(lines: Sequence[Line]) -> list[Line]:
+    """The longest lines, of those the first, in colours; the others grey. A line has one colour in all figures."""
+    ranked = sorted(lines, key=lambda line: -sum(not math.isnan(point.y) for point in line.points))
     return [replace(line, colour=place if place < charts.COLOURED else None) for place, line in enumerate(ranked)]
 
 
@@ -299,5 +297,5 @@ def _by_level(lines: Sequence[Line], facets: Facets) -> tuple[list[Line], tuple[
                 (charts.swatch(place), brief(level), facets({factor: level})) for place, level in enumerate(levels)
             ]
             return drawn, tuple(names)
-    drawn = _coloured(lines, higher=False)
+    drawn = _coloured(lines)
     return drawn, _legend(drawn, facets)

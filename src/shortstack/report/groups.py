@@ -131,7 +131,7 @@ def _without_calibration(key: tuple[tuple[str, str], ...]) -> tuple[tuple[str, s
 
 def _group(findings: Findings, factor: str, members: list[Result]) -> Group:
     members = sorted(members, key=lambda each: findings.levels[factor].index(each.factors[factor]))
-    first = members[-1]
+    first = next((each for each in members if each.factors["calibration"] != NONE["calibration"]), members[-1])
     unhealed = _unhealed(findings, members) if factor in HEALING else None
     constant = {"heal"} if factor == "data" and "heal" not in findings.levels else set()
     return Group(

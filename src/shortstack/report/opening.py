@@ -24,13 +24,13 @@ def opening(found: Findings) -> str:
     cut = [
         f"{_amounts(levels['drop'])} of {_named(levels['model'], 'model', most=3)} were removed",
         *_part("chosen by {}", levels["metric"], "metric"),
-        *_part("calibrated on {}", levels["calibration"], "text"),
+        *_part("calibrated on {}", levels["calibration"], "text selection"),
     ]
     ways = [
         *_part("at once or by {}", levels["strategy"], "schedule", most=4),
         *(["with and without repair"] if "repair" in found.levels else _part("with repair", levels["repair"], "")),
-        *_part("healed by {}", levels["heal"], "method"),
-        *_part("on {}", levels["data"], "data set"),
+        *_part("healed by {}", levels["heal"], "variant"),
+        *_part("on {}", levels["data"], "data selection"),
     ]
     seeds = len({trial.settings.get("seed") for trial in found.runs.trials})
     ways += [f"with {seeds} seeds"] if seeds > 1 else []
@@ -67,10 +67,15 @@ def _amounts(levels: Sequence[str]) -> str:
 
     >>> _amounts(["50%", "25%"]), _amounts(["8", "4"]), _amounts([f"{n}%" for n in range(5, 80, 5)])
     ('25% and 50% of the layers', '4 and 8 layers', '5% to 75% of the layers')
+    >>> _amounts(["4", "8", "5%", "50%", "75%"])
+    '4 layers to 75% of the layers'
     """
     if all(level.rstrip("%").replace(".", "", 1).isdigit() for level in levels):
         levels = sorted(levels, key=lambda level: (level.endswith("%"), float(level.rstrip("%"))))
-    said = f"{levels[0]} to {levels[-1]}" if len(levels) > 4 else listed([*levels]) if levels else "some"
+    first = (
+        _amount(levels[0]) if levels and levels[0].isdigit() and levels[-1].endswith("%") else levels[:1] and levels[0]
+    )
+    said = f"{first} to {levels[-1]}" if len(levels) > 4 else listed([*levels]) if levels else "some"
     return f"{said} layers" if all(level.isdigit() for level in levels) else f"{said} of the layers"
 
 
@@ -140,13 +145,14 @@ def _best_figure(found: Findings, amount: str, best: Result) -> tuple[str, str, 
 
 def of_depths(found: Findings) -> str:
     """The best setting of each amount removed, and up to where it is within noise of the unpruned model."""
-    told, fine = [], []
+    told, fine, worse = [], [], False
     for amount, each in _spread(best_at_each(found), 6):
         ours, base = found.score(each), found.score(found.bases.get(each.model))
         if ours and base:
             change = difference(ours, base)
             told.append(f"{said(ours)} with {_amount(amount)} removed")
-            fine += [] if sure(change) and change.value < 0 else [_amount(amount)]
+            worse = worse or (sure(change) and change.value < 0)
+            fine += [] if worse else [_amount(amount)]
     if len(told) < 2:
         return ""
     near = f" Up to {fine[-1]} it is within noise of the unpruned model." if fine else ""

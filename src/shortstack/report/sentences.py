@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from shortstack.pairs import holm
 from shortstack.report.comparing import Difference, difference
 from shortstack.report.groups import Findings, Group
 from shortstack.report.numbers import MINUS, MISSING, counted, duration, listed, points, shown
@@ -276,7 +277,9 @@ def _pairwise(found: Findings, pairs: Iterable[tuple[Result, Result]], one: str,
     ]
     if not changes:
         return []
-    better, beyond = sum(change.value > 0 for change in changes), sum(sure(change) for change in changes)
+    better = sum(change.value > 0 for change in changes)
+    ps = {str(place): change.p for place, change in enumerate(changes) if change.p is not None}
+    beyond = sum(p < SURE for p in holm(ps).values())
     values = [change.value for change in changes if math.isfinite(change.value)]
     middle = f", by {_gap(found, statistics.median(values), compared=True)} in the median" if values else ""
     return [
@@ -286,9 +289,9 @@ def _pairwise(found: Findings, pairs: Iterable[tuple[Result, Result]], one: str,
 
 
 def _slower(pairs: Iterable[tuple[Result, Result]]) -> list[str]:
-    roles = ("prune", "heal")
-    ratios = [ours / theirs for a, b in pairs if (ours := a.seconds(*roles)) and (theirs := b.seconds(*roles))]
-    return [f"It takes {statistics.median(ratios):.1f} times as long in the median."] if ratios else []
+    """How much longer healing takes; scores are shared between settings, and their time says nothing of one."""
+    ratios = [ours / theirs for a, b in pairs if (ours := a.seconds("heal")) and (theirs := b.seconds("heal"))]
+    return [f"Healing takes {statistics.median(ratios):.1f} times as long in the median."] if ratios else []
 
 
 def _ranked(found: Findings, group: Group) -> list[tuple[Result, Measure]]:
