@@ -450,6 +450,21 @@ def test_points_lie_where_their_numbers_are(store: Store, tmp_path: Path) -> Non
     assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(5 / 12, abs=0.001)
 
 
+def test_orders_that_are_not_drawn_are_counted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shortstack.report.figures.MAPS", 2)
+    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
+    for samples in (1, 5, 10):
+        found = store.step("score", {"samples": samples}, stores.scores(["bi"], samples))
+        step = store.step("evaluate", {"of": samples}, evaluated(CUT))
+        known = settings(metric="bi", calibration={"text": "pydoc", "samples": samples, "length": 128, "seed": None})
+        store.trial(known, {"score": found, "evaluate_base": base, "evaluate_pruned": step})
+    runs = read_closed(store, tmp_path)
+    drawn = figures(Findings.of(runs, results(runs)), lambda _: "")
+    maps = [each for each in drawn if each.key.startswith("scores-")]
+    assert len(maps) == 2
+    assert maps[-1].caption.endswith(" 1 more are not drawn.")
+
+
 def test_every_point_says_its_numbers(tmp_path: Path) -> None:
     found = Report.of(stores.write(tmp_path, documents=20)).found
     drawn = figures(found, lambda _: "")

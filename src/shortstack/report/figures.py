@@ -18,6 +18,8 @@ from shortstack.report.settings import brief
 
 Facets = Callable[[Mapping[str, str]], str]
 
+MAPS = 12  # of the order in which metrics remove layers
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -219,13 +221,16 @@ def _speed(result: Result, found: Findings, model: str) -> float | None:
 
 
 def _heat_maps(found: Findings) -> list[Figure]:
-    """The order in which each metric removes layers: a map for each model and calibration, the first four of them."""
+    """The order in which each metric removes layers: a map for each model and calibration, MAPS of them at most."""
     steps: dict[str, Step] = {}
     for trial in found.runs.trials:
         step = trial.step("score")
         if step and step.result.get("order"):
             steps.setdefault(str(step.result["order"]), step)
-    return [_heat_map(found, step) for step in list(steps.values())[:4]]
+    maps = [_heat_map(found, step) for step in list(steps.values())[:MAPS]]
+    if len(steps) > MAPS:
+        maps[-1] = replace(maps[-1], caption=f"{maps[-1].caption} {len(steps) - MAPS} more are not drawn.")
+    return maps
 
 
 def _heat_map(found: Findings, step: Step) -> Figure:
