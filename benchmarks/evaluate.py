@@ -35,7 +35,7 @@ import harness as bench
 from harness import median, ratios, spread, table, verdict
 from shortstack.checkpoint import Checkpoint
 from shortstack.choices import answers
-from shortstack.evaluation import harness
+from shortstack.evaluation import load_harness
 from shortstack.sweeping import tails
 from shortstack.walk import Decoder
 
@@ -47,7 +47,7 @@ Clocks = dict[str, list[float]]
 
 def by_harness(model: Any, loaded: Any, limit: int) -> Outcomes:
     """What the harness finds with that model, document by document."""
-    with harness().hushed():
+    with load_harness().hushed():
         found = run_harness(model, {"tasks": dict(loaded.tasks), "groups": {}}, limit=limit, bootstrap_iters=0)
     return [float(sample["acc"]) for sample in found["samples"][loaded.name]]
 
@@ -65,7 +65,7 @@ def at_every_depth(decoder: Decoder, tokenizer: Any, loaded: Any, limit: int) ->
 
 def by_walk(decoder: Decoder, tokenizer: Any, loaded: Any, limit: int) -> Outcomes:
     routes = tails(len(decoder.layers))[:DEPTHS]
-    found = answers(decoder, harness().questions(loaded, tokenizer, limit), routes)
+    found = answers(decoder, load_harness().questions(loaded, tokenizer, limit), routes)
     return [float(correct) for route in routes for correct in found[route].correct]
 
 
@@ -114,11 +114,11 @@ def main() -> None:
     torch.set_num_threads(1)
     checkpoint = Checkpoint.open("demo")
     decoder, tokenizer = Decoder.load(checkpoint, dtype=torch.float32), checkpoint.tokenizer()
-    tasks = harness().load(["piqa", "arc_easy", "hellaswag"], data=chosen.data)
+    tasks = load_harness().load(["piqa", "arc_easy", "hellaswag"], data=chosen.data)
     models = {
         "bare": HFLM(pretrained=decoder.model, tokenizer=tokenizer, batch_size=BATCH),
-        "16": harness().Model(decoder, tokenizer, batch=BATCH),
-        "auto": harness().Model(decoder, tokenizer),
+        "16": load_harness().Model(decoder, tokenizer, batch=BATCH),
+        "auto": load_harness().Model(decoder, tokenizer),
     }
     by_harness(models["auto"], tasks[0], 2)  # kernels are chosen and memory is mapped before any clock runs
     data: dict[str, Any] = {

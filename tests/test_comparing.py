@@ -13,7 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.choices import answers, asked, read_questions
 from shortstack.cli import main
 from shortstack.collapse import TYPICAL, Collapse, check_collapse
-from shortstack.comparing import Judging, Row, advice, compare, healing, multiple_choice
+from shortstack.comparing import Comparison, Judging, Row, advice, compare, healing, multiple_choice
 from shortstack.contenders import Calibration, fewest, parse_memory
 from shortstack.errors import InputError
 from shortstack.evaluation import Perplexity, measure
@@ -251,6 +251,13 @@ def test_less_memory_than_what_no_contender_makes_smaller_is_refused():
     assert parse_memory("26%", 1000, least=250) == 260
     with pytest.raises(InputError, match=r"25% of the bytes"):
         parse_memory("25%", 1000, least=250)
+
+
+@pytest.mark.parametrize(("within", "expected"), [(True, (1, 4)), (False, ())])
+def test_the_cut_is_that_of_the_plainly_pruned_model_if_it_fits(within, expected):
+    eight = row("pruned + int8", 2.5, removed=(2,))
+    rows = (eight, row("pruned", 3.0, removed=(1, 4), within=within))
+    assert Comparison("m", "50%", 10**6, rows, {}, "float32", "cpu", 1).cut == expected
 
 
 def test_advice_tells_of_tasks_too():

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import re
 import statistics
 
 import pytest
@@ -14,6 +15,7 @@ from shortstack.errors import InputError
 from shortstack.planning import plan
 from shortstack.profiling import profile
 from shortstack.pruning import prune
+from shortstack.tables import show_profile
 from shortstack.timing import Load, rates, ratio, speeds
 from zoo import make, tiny
 
@@ -138,3 +140,14 @@ def test_more_tokens_than_positions_are_refused(tmp_path):
     checkpoint = Checkpoint.open(make("gpt2", tmp_path / "model"))
     with pytest.raises(InputError, match="at most 64 tokens"):
         profile(checkpoint, load=Load(prompt=40, new_tokens=24))
+
+
+def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    for repeats, said in ((1, "of one run no interval"), (2, "in 50% of cases")):
+        load = Load(prompt=4, new_tokens=1)
+        show_profile(profile(checkpoint, against=checkpoint, batch_sizes=(1,), load=load, repeats=repeats))
+        shown = " ".join(capsys.readouterr().out.split())
+        assert said in shown
+        bare = re.search(r"│ [\d.]+ │ [\d.]+ │ └", shown)  # the last two cells of the table: ratios
+        assert (bare is not None) == (repeats == 1), shown

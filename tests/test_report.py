@@ -450,6 +450,28 @@ def test_points_lie_where_their_numbers_are(store: Store, tmp_path: Path) -> Non
     assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(5 / 12, abs=0.001)
 
 
+def test_pairs_beyond_chance_are_counted_after_correction(store: Store, tmp_path: Path) -> None:
+    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
+    for drop in ("10%", "25%", "50%"):  # 12 of 40 against 18: p of one is .031, of three .094
+        for strategy, outcomes in (("one-shot", [1.0] * 18 + [0.0] * 22), ("step 1", CUT)):
+            step = store.step("evaluate", {"of": drop + strategy}, {"tasks": {"piqa": task(outcomes)}})
+            store.trial(settings(drop=drop, strategy=strategy), {"evaluate_base": base, "evaluate_pruned": step})
+    assert "none of the differences is beyond chance" in table(made(store, tmp_path), "strategies").finding
+
+
+def test_a_block_of_metrics_is_called_by_its_calibration(store: Store, tmp_path: Path) -> None:
+    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
+    read_on = [{"text": "pydoc", "samples": samples, "length": 128, "seed": None} for samples in (5, 50)]
+    for metric, calibration in (
+        [("bi", each) for each in read_on] + [("ppl", each) for each in read_on] + [("random", None)]
+    ):
+        step = store.step("evaluate", {"of": f"{metric}{calibration}"}, evaluated(CUT))
+        known = settings(metric=metric, calibration=calibration)
+        store.trial(known, {"evaluate_base": base, "evaluate_pruned": step})
+    titles = [block.title for block in table(made(store, tmp_path), "metrics").blocks]
+    assert len(titles) == len(set(titles)) == 2, titles
+
+
 def test_orders_that_are_not_drawn_are_counted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shortstack.report.figures.MAPS", 2)
     base = store.step("evaluate", {"of": "base"}, evaluated(BASE))

@@ -21,7 +21,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.choices import Accuracy, answers
 from shortstack.comparing import standard
 from shortstack.errors import DataError, InputError
-from shortstack.evaluation import Evaluation, Tasks, compared, evaluate, harness
+from shortstack.evaluation import Evaluation, Tasks, compared, evaluate, load_harness
 from shortstack.evaluation.code import files_of
 from shortstack.evaluation.overlays import write_overlays
 from shortstack.evaluation.results import TaskResult
@@ -80,7 +80,7 @@ def barely(directory, loaded, *, limit=None, batch=4, max_length=None):
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices_are_judged_as_by_the_harness_alone(name, checkpoint, data):
     found = measured(checkpoint, name, data=data).tasks[name]
-    expected = barely(checkpoint.directory, harness().load([name], data=data)[0])
+    expected = barely(checkpoint.directory, load_harness().load([name], data=data)[0])
     assert found.value == expected["results"][name]["acc,none"]
     assert found.stderr == pytest.approx(expected["results"][name]["acc_stderr,none"])
     assert list(found.outcomes) == [sample["acc"] for sample in expected["samples"][name]]
@@ -95,13 +95,13 @@ def test_what_is_wrong_with_local_data_says_which_files(data, tmp_path):
     with (tmp_path / "data/piqa/validation.jsonl").open("a") as file:
         file.write("5\n")
     with pytest.raises(DataError, match=r"piqa/validation.*page of evaluate") as refused:
-        harness().load(["piqa"], data=tmp_path / "data")
+        load_harness().load(["piqa"], data=tmp_path / "data")
     assert refused.value.expected == f"files in {tmp_path / 'data'}"
 
 
 def test_local_data_serves_standard_tasks_alone_and_that_is_said(data):
     with pytest.raises(DataError, match="tasks of `shortstack ls tasks` alone"):
-        harness().load(["gsm8k_cot"], data=data)
+        load_harness().load(["gsm8k_cot"], data=data)
 
 
 def test_an_answer_longer_than_the_window_is_refused(checkpoint, data):
@@ -111,7 +111,7 @@ def test_an_answer_longer_than_the_window_is_refused(checkpoint, data):
 
 def test_pages_longer_than_the_window_have_the_harness_s_perplexity(checkpoint, data):
     found = measured(checkpoint, "wikitext", data=data, max_length=64).tasks["wikitext"]
-    expected = barely(checkpoint.directory, harness().load(["wikitext"], data=data)[0], max_length=64)
+    expected = barely(checkpoint.directory, load_harness().load(["wikitext"], data=data)[0], max_length=64)
     assert found.value == pytest.approx(expected["results"]["wikitext"]["word_perplexity,none"], rel=1e-5)
     assert math.isnan(found.stderr)
     nats = [sample["word_perplexity"] for sample in expected["samples"]["wikitext"]]
@@ -121,7 +121,7 @@ def test_pages_longer_than_the_window_have_the_harness_s_perplexity(checkpoint, 
 def test_generation_is_the_harness_s_own(checkpoint, data, monkeypatch):
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM.max_gen_toks", property(lambda _self: 12))
     found = measured(checkpoint, "gsm8k", data=data, batch=2).tasks["gsm8k"]
-    loaded = harness().load(["gsm8k"], data=data)[0]
+    loaded = load_harness().load(["gsm8k"], data=data)[0]
     expected = barely(checkpoint.directory, loaded, batch=2)
     assert (found.shots, found.n) == (5, 3)
     assert found.value == expected["results"]["gsm8k"]["exact_match,strict-match"]
@@ -168,8 +168,10 @@ def own(tmp_path, data) -> Path:
 @pytest.fixture
 def few(monkeypatch) -> None:
     """The harness's own tasks are left aside: reading their fifteen thousand files takes seconds."""
-    original = harness().TaskManager
-    monkeypatch.setattr(harness(), "TaskManager", lambda **options: original(**{**options, "include_defaults": False}))
+    original = load_harness().TaskManager
+    monkeypatch.setattr(
+        load_harness(), "TaskManager", lambda **options: original(**{**options, "include_defaults": False})
+    )
 
 
 @pytest.mark.usefixtures("few")
@@ -202,9 +204,9 @@ def test_a_result_is_kept_by_what_it_depends_on_and_never_by_where_that_lies(
     shutil.copytree(directory, moved)
     shutil.copytree(data, elsewhere)
     asked = []
-    original = harness().run
+    original = load_harness().run
     monkeypatch.setattr(
-        harness(),
+        load_harness(),
         "run",
         lambda loaded, *args, **options: asked.append(loaded.name) or original(loaded, *args, **options),
     )
@@ -277,51 +279,51 @@ def coded(own, tmp_path, monkeypatch) -> Path:
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("changed", ["a function beside the one that is named", "a module that it imports"])
 def test_an_own_task_whose_code_changes_is_another_one(changed, coded, tmp_path):
-    (before,) = harness().load(["own_few"], include=coded)
-    assert harness().load(["own_few"], include=coded)[0].digest(None) == before.digest(None)
+    (before,) = load_harness().load(["own_few"], include=coded)
+    assert load_harness().load(["own_few"], include=coded)[0].digest(None) == before.digest(None)
     first = before.digest(None)
     if changed.startswith("a function"):
         (coded / "code.py").write_text((coded / "code.py").read_text().replace("Goal: ", "Aim: "))
     else:
         (path,) = (tmp_path / "library").glob("helpers_*.py")
         path.write_text(HELPERS.replace("sum", "max"))
-    assert harness().load(["own_few"], include=coded)[0].digest(None) != first
+    assert load_harness().load(["own_few"], include=coded)[0].digest(None) != first
 
 
 @pytest.mark.usefixtures("few")
 def test_the_digest_of_an_own_task_with_code_is_the_same_in_another_process(coded, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from shortstack.evaluation import harness\n"
-        "original = harness().TaskManager\n"
-        "harness().TaskManager = lambda **options: original(**{**options, 'include_defaults': False})\n"
-        "print(harness().load(['own_few'], include=Path(sys.argv[1]))[0].digest(None))"
+        "import sys; from pathlib import Path; from shortstack.evaluation import load_harness\n"
+        "original = load_harness().TaskManager\n"
+        "load_harness().TaskManager = lambda **options: original(**{**options, 'include_defaults': False})\n"
+        "print(load_harness().load(['own_few'], include=Path(sys.argv[1]))[0].digest(None))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "library"), *sys.path])}
     command = [sys.executable, "-c", script, str(coded)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert ended.stdout.split()[-1] == harness().load(["own_few"], include=coded)[0].digest(None)
+    assert ended.stdout.split()[-1] == load_harness().load(["own_few"], include=coded)[0].digest(None)
 
 
 def test_the_harness_s_own_tasks_have_no_code_of_the_user(data):
     for name in ("hellaswag", "winogrande"):  # both have functions
-        (loaded,) = harness().load([name], data=data)
+        (loaded,) = load_harness().load([name], data=data)
         assert all(files_of(task) == set() for task in loaded.tasks.values())
 
 
 def test_what_stops_in_the_middle_keeps_only_whole_results(checkpoint, data, tmp_path, monkeypatch):
-    original = harness().run
+    original = load_harness().run
 
     def failing(loaded, *args, **options):
         if loaded.name == "arc_easy":
             raise RuntimeError("the power went")
         return original(loaded, *args, **options)
 
-    monkeypatch.setattr(harness(), "run", failing)
+    monkeypatch.setattr(load_harness(), "run", failing)
     with pytest.raises(RuntimeError, match="power"):
         measured(checkpoint, "piqa", "arc_easy", data=data)
     (kept,) = (tmp_path / "cache/evaluations").iterdir()
     assert TaskResult.from_dict(json.loads(kept.read_text())).n == COUNT
-    monkeypatch.setattr(harness(), "run", lambda loaded, *args, **options: original(loaded, *args, **options))
+    monkeypatch.setattr(load_harness(), "run", lambda loaded, *args, **options: original(loaded, *args, **options))
     assert list(measured(checkpoint, "arc_easy", "piqa", data=data).tasks) == ["arc_easy", "piqa"]
 
 
@@ -402,7 +404,7 @@ def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
     assert {TASKS[name].metric for name in SUITES["paper"]} == {"acc"}
     from lm_eval.tasks import TaskManager
 
-    stock = harness().STOCK
+    stock = load_harness().STOCK
     for task in TASKS.values():
         folder = tmp_path / task.name
         for split in {task.evaluated, *task.needs}:
@@ -513,7 +515,7 @@ def test_on_real_documents_a_model_and_its_cuts_answer_as_by_the_harness_alone(n
     checkpoint = Checkpoint.open("demo")
     loaded = Tasks(name, limit=200, data=REAL).only()
     found = measured(checkpoint, name, limit=200, data=REAL).tasks[name]
-    asked = harness().questions(loaded, checkpoint.tokenizer(), 200)
+    asked = load_harness().questions(loaded, checkpoint.tokenizer(), 200)
     routes = [frozenset(range(30 - gone, 30)) for gone in (0, 2, 5)]
     walked = answers(Decoder.load(checkpoint, dtype=torch.float32), asked, routes)  # one walk, as sweep takes
     for route in routes:

@@ -109,6 +109,11 @@ class Comparison:
         return advice(self.rows, self.budget)
 
     @property
+    def cut(self) -> tuple[int, ...]:
+        """The layers that go in the row `pruned`; () where it does not fit."""
+        return next((row.removed for row in self.rows if row.name == "pruned" and row.within), ())
+
+    @property
     def warnings(self) -> list[str]:
         """A line for each contender that has collapsed, with what it writes."""
         return [f"{row.name}: {row.collapse.warning}" for row in self.rows if row.collapse and row.collapsed]

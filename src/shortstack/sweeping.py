@@ -15,7 +15,7 @@ from shortstack.candidates import repaired_tails
 from shortstack.checkpoint import Checkpoint
 from shortstack.choices import Accuracy, Asked, answers, asked, questions_sha256, read_questions
 from shortstack.errors import DataError, InputError
-from shortstack.evaluation import Tasks, harness
+from shortstack.evaluation import Tasks, load_harness
 from shortstack.measuring import Run, Wanted
 from shortstack.metrics import METRICS, checked, perplexity
 from shortstack.progress import Progress, silent
@@ -165,7 +165,7 @@ def _asked(
     if isinstance(task, Tasks):
         loaded = task.only()
         found, source, sha256 = (
-            harness().questions(loaded, tokenizer, task.limit),
+            load_harness().questions(loaded, tokenizer, task.limit),
             loaded.name,
             loaded.digest(task.limit),
         )

@@ -21,6 +21,7 @@ from shortstack.cli.options import (
     Report,
     Source,
     TaskNames,
+    check_unused,
     parse_batch_sizes,
     unused,
 )
@@ -35,31 +36,33 @@ if TYPE_CHECKING:
     from shortstack.progress import Progress
 
 
+@dataclass(frozen=True)
+class Timed:
+    """The runs that speed is measured by."""
+
+    batch_size: Annotated[str, typer.Option(help="Sequences at once: one number, or several with commas.")] = "1,8"
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the first.")] = 32
+    repeats: Annotated[int, typer.Option(min=1, help="Runs that count, after one to warm up.")] = 6
+
+
 @verb()
 def profile(
     directory: Model,
+    timed: Timed,
     source: Source,
     report: Report,
     against: Annotated[
         str | None, typer.Option(help="Another model: runs take turns, for ratios of speed.", show_default=False)
     ] = None,
-    batch_size: Annotated[str, typer.Option(help="Sequences at once: one number, or several with commas.")] = "1,8",
     prompt: Annotated[int, typer.Option(min=2, help="Tokens of each prompt; MACs are counted over as many.")] = 128,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the first.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs that count, after one to warm up.")] = 6,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Count only; no weight is loaded.")] = False,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
     dtype: Annotated[Dtype, typer.Option(help="What to compute in.")] = Dtype.auto,
 ) -> None:
     """Count parameters, bytes and multiply-accumulates; measure prefill and decode speed and peak memory."""
-    sizes = parse_batch_sizes(batch_size)
-    for name, value, usual in (
-        ("batch-size", batch_size, "1,8"),
-        ("new-tokens", new_tokens, 32),
-        ("repeats", repeats, 6),
-    ):
-        if no_speed and value != usual:
-            raise unused("profile --no-speed", f"--{name}", value)
+    sizes = parse_batch_sizes(timed.batch_size)
+    if no_speed:
+        check_unused("profile --no-speed", timed)
 
     from shortstack.profiling import profile as profile_checkpoint
     from shortstack.timing import Load as Generated
@@ -70,8 +73,8 @@ def profile(
             checkpoint,
             against=replace(source, revision=None).open(against, progress) if against else None,
             batch_sizes=() if no_speed else sizes,
-            load=Generated(prompt=prompt, new_tokens=new_tokens),
-            repeats=repeats,
+            load=Generated(prompt=prompt, new_tokens=timed.new_tokens),
+            repeats=timed.repeats,
             dtype=dtype.value,
             device=device.value,
             progress=progress,
@@ -219,7 +222,7 @@ def compare(
     if report.json:
         return console.show_json(found.to_dict())
     tables.show_comparison(found)
-    shorter = next((row for row in found.rows if row.removed and row.within and "int8" not in row.name), None)
-    which = ("--layers", show_layers(shorter.removed).replace(" ", "")) if shorter else ("--drop", "25%")
+    layers = show_layers(found.cut).replace(" ", "")
+    which = ("--layers", layers) if layers else ("--drop", "25%")
     report.next_step("prune", model, *which, "-o", "pruned", *source.words)
     return None

@@ -1,6 +1,6 @@
 """Evaluation: perplexity on text, and the tasks of lm-evaluation-harness."""
 
-from shortstack.evaluation.asking import Tasks, amounts, ask, harness
+from shortstack.evaluation.asking import Tasks, amounts, ask, load_harness
 from shortstack.evaluation.evaluator import Evaluation, compared, evaluate
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.results import Amount, TaskResult
@@ -15,6 +15,6 @@ __all__ = [
     "ask",
     "compared",
     "evaluate",
-    "harness",
+    "load_harness",
     "measure",
 ]

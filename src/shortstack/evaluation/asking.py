@@ -73,7 +73,7 @@ class Tasks:
         Raises:
             InputError: lm-eval or vLLM is not installed, or vLLM computes elsewhere.
         """
-        harness()
+        load_harness()
         if self.backend != VLLM:
             return
         engine()
@@ -104,7 +104,7 @@ class Tasks:
             DataError: the documents of one cannot be had.
         """
         data, include = (Path(folder) if folder else None for folder in (self.data, self.include))
-        loaded: list[Loaded] = harness().load(named(self.names), data=data, include=include)
+        loaded: list[Loaded] = load_harness().load(named(self.names), data=data, include=include)
         return loaded
 
     def only(self) -> Loaded:
@@ -173,7 +173,7 @@ class Asked:
             "dtype": str(self.dtype),
             "device": device,
             "options": [tasks.limit, tasks.batch, tasks.max_length, tasks.seed],
-            "versions": [version("shortstack"), harness().VERSION, torch.__version__, transformers.__version__],
+            "versions": [version("shortstack"), load_harness().VERSION, torch.__version__, transformers.__version__],
         }
         if tasks.backend == VLLM:
             beside["engine"] = [VLLM, engine().VERSION]
@@ -195,12 +195,12 @@ def ask(
 ) -> TaskResult:
     """What a model that is in memory gets on a task; nothing is kept. key: the digest that the result is known by."""
     asking = partial(_staged, progress, f"answering {loaded.name}")
-    model = harness().Model(decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=asking)
+    model = load_harness().Model(decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=asking)
     return _run(loaded, model, tasks, key)
 
 
 def _run(loaded: Loaded, model: Answering, tasks: Tasks, key: str) -> TaskResult:
-    found: TaskResult = harness().run(loaded, model, limit=tasks.limit, seed=tasks.seed, key=key)
+    found: TaskResult = load_harness().run(loaded, model, limit=tasks.limit, seed=tasks.seed, key=key)
     return found
 
 
@@ -212,7 +212,7 @@ def amounts(tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> list[Amount]:
         DataError: as Tasks.load().
     """
     loaded = tasks.load()
-    from shortstack.evaluation.amounts import amount_of  # which imports the harness
+    from shortstack.evaluation.workload import amount_of  # which imports the harness
 
     return [amount_of(each, tokenizer, tasks.limit) for each in loaded]
 
@@ -222,7 +222,7 @@ def _staged(progress: Progress, stage: str, _: str, done: int, total: int, /, *,
     progress(stage, done, total, note=note)
 
 
-def harness() -> ModuleType:
+def load_harness() -> ModuleType:
     """The module that runs lm-evaluation-harness.
 
     Raises:

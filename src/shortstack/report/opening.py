@@ -72,11 +72,12 @@ def _amounts(levels: Sequence[str]) -> str:
     """
     if all(level.rstrip("%").replace(".", "", 1).isdigit() for level in levels):
         levels = sorted(levels, key=lambda level: (level.endswith("%"), float(level.rstrip("%"))))
-    first = (
-        _amount(levels[0]) if levels and levels[0].isdigit() and levels[-1].endswith("%") else levels[:1] and levels[0]
-    )
-    said = f"{first} to {levels[-1]}" if len(levels) > 4 else listed([*levels]) if levels else "some"
-    return f"{said} layers" if all(level.isdigit() for level in levels) else f"{said} of the layers"
+    counts = all(level.isdigit() for level in levels)
+    if len(levels) > 4:
+        said = f"{levels[0] if counts else _amount(levels[0])} to {levels[-1]}"
+    else:
+        said = listed([*levels]) if levels else "some"
+    return f"{said} layers" if counts else f"{said} of the layers"
 
 
 def _amount(level: str) -> str:

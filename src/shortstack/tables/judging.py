@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shortstack import console
 
@@ -17,15 +17,13 @@ if TYPE_CHECKING:
     from shortstack.probes import Probed
     from shortstack.timing import Ratio
 
+Measured = TypeVar("Measured")
+
 
 def show_evaluation(title: str, evaluation: Evaluation) -> None:
     """What was measured, beside the unpruned model where that is known."""
     base = evaluation.base
-    texts = {
-        name + ", base" * (each is base): each.perplexity[name]
-        for name in evaluation.perplexity
-        for each in (evaluation, *([base] if base else []))
-    }
+    texts = _beside(evaluation.perplexity, base.perplexity if base else None)
     rows = [
         (
             name,
@@ -54,14 +52,16 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
         _show_collapse(evaluation.collapse)
 
 
+def _beside(found: Mapping[str, Measured], base: Mapping[str, Measured] | None) -> dict[str, Measured]:
+    """What was measured by name, each with the base's after it where there is one."""
+    named = ((name, each) for name in found for each in ((name, found), (f"{name}, base", base)))
+    return {label: values[name] for name, (label, values) in named if values is not None}
+
+
 def _show_tasks(title: str, evaluation: Evaluation) -> None:
     """Each task's value, the number of documents and what guessing gets, and the average of what are shares."""
     base = evaluation.base
-    results = {
-        name + ", base" * (each is base): each.tasks[name]
-        for name in evaluation.tasks
-        for each in (evaluation, *([base] if base else []))
-    }
+    results = _beside(evaluation.tasks, base.tasks if base else None)
     rows = [
         (
             name,
