@@ -142,7 +142,8 @@ def test_more_tokens_than_positions_are_refused(tmp_path):
         profile(checkpoint, load=Load(prompt=40, new_tokens=24))
 
 
-def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys):
+def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     checkpoint = Checkpoint.open(tiny("llama"))
     for repeats, said in ((1, "of one run no interval"), (2, "in 50% of cases")):
         load = Load(prompt=4, new_tokens=1)
