@@ -218,7 +218,8 @@ def test_the_commands_of_a_page_run(page: Path, line: Path, place: Path) -> None
     for command in commands(page):
         if command.words[0] != "shortstack" or command.verb == "demo":
             continue  # make is checked below; the demo runs in a slow test
-        extra = "lm_eval" if "--tasks" in command.words else "peft" if command.verb == "shrink" else None
+        asks = {"--task", "--tasks"} & set(command.words)
+        extra = "lm_eval" if asks else "peft" if command.verb == "shrink" else None
         if extra and importlib.util.find_spec(extra) is None:
             continue
         ran = run(tuple("model" if word in MODEL_WORDS else word for word in command.words))

@@ -29,9 +29,9 @@ def test_every_public_name_is_importable_and_sorted():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_doctests(name):
-    needed = {"shortstack.evaluation.harness": "lm_eval", "shortstack.evaluation.vllm": "vllm"}
-    if name in needed:
-        pytest.importorskip(needed[name])
+    needed = {"harness": "lm_eval", "workload": "lm_eval", "vllm": "vllm"}
+    if (extra := needed.get(name.removeprefix("shortstack.evaluation."))) is not None:
+        pytest.importorskip(extra)
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
