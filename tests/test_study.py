@@ -1,10 +1,11 @@
 """A study's file: which trials it spells out, and what is said of a wrong one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, PlanError
 from shortstack.study import expanded, parse_study, read_study, schema
 from shortstack.trials import Choice
 
@@ -130,13 +131,14 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("- a\n", "found a list"),
         ("models: [a\nb: c", "line 2: expected YAML, found expected ',' or '\\]'"),
         ("metrics: [ppl]\n", "the key models, found only metrics. To fix it: add models"),
-        ("models: [a]\nmetrics: [ppl]\ndrop: lots\n", "To fix it: write drop: 8 or drop: 25%"),
+        ("models: [a]\nmetrics: [ppl]\ndrop: lots\n", "line 3: drop: .*To fix it: write drop: 8 or drop: 25%"),
         ("models: []\nmetrics: [ppl]\n", "line 1: .*at least one"),
         ("models: [a]\n", "at least one trial"),
-        ("models: [a]\nmetrics: [pppl]\n", "metric: expected one of random.*did you mean ppl"),
-        ("models: [a]\nmetrics: [ppl]\ndrop: 250%\n", "drop: expected a count, or a percentage"),
-        ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "strategy: step 1"),
-        ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "did you mean paper-lora"),
+        ("models: [a]\nmetrics: [pppl]\n", "line 2: metric: expected one of random.*did you mean ppl"),
+        ("models: [a]\nmetrics: [ppl]\ndrop: 250%\n", "line 3: drop: expected a count, or a percentage"),
+        ("models: [a]\nmetrics: [ppl]\ndrop:\n- 8\n- 120%\n", "line 5: drop: "),
+        ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*strategy: step 1"),
+        ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, rank: 4}\n", "rank: expected an option that --method partial"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, seed: 4}\n", "seeds: "),
@@ -151,6 +153,13 @@ def test_words_for_a_choice_of_layers(text, choice):
 def test_a_wrong_file_is_explained(text, said):
     with pytest.raises(InputError, match=f"(?s){said}"):
         parse_study(text, where="study.yaml")
+
+
+def test_more_layers_than_a_model_has_are_said_of_the_model_and_the_key():
+    ppl, named = parse_study("models: [a]\nmetrics: [ppl, 'layers 1,3-4']\ndrop: 25%\n", where="s").trials
+    assert (ppl.amount(8), named.amount(8)) == (2, 3)
+    with pytest.raises(PlanError, match=r"a: drop: expected between 1 and 7 .*found 400 .*write drop: 25%"):
+        replace(ppl, drop="400").amount(8)
 
 
 def test_the_schema_knows_every_key_of_a_study_and_refuses_others():

@@ -33,7 +33,6 @@ from shortstack.methods import method_named
 from shortstack.metrics import metric_named
 from shortstack.places import Places
 from shortstack.probes import probes
-from shortstack.removals import parse_drop, parse_layers
 from shortstack.running import text_digest
 from shortstack.selecting import Budget
 from shortstack.steps import evaluation_options
@@ -159,8 +158,7 @@ class Asked:
     @property
     def gone(self) -> int:
         """How many layers go."""
-        choice = self.trial.choice
-        return len(parse_layers(choice.layers)) if choice.layers else parse_drop(self.trial.drop or 0, self.size.layers)
+        return self.trial.amount(self.size.layers)
 
     @property
     def source(self) -> bool:

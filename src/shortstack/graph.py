@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import Any
 
 from shortstack.jsonfiles import finite
-from shortstack.removals import parse_drop
 from shortstack.study import Speeds, Study
 from shortstack.trials import Trial
 
@@ -151,8 +150,8 @@ class Graph:
         return trial.model, looking["seed"], window, text
 
     def _amount(self, trial: Trial) -> int | str:
-        layers, drop = self.models[trial.model].layers, trial.drop or ""
-        return drop if layers is None else parse_drop(drop, layers)
+        layers = self.models[trial.model].layers
+        return trial.drop or "" if layers is None else trial.amount(layers)
 
     @cached_property
     def _metrics(self) -> dict[tuple[Any, ...], list[str]]:

@@ -27,7 +27,7 @@ from pydantic import Field, create_model, field_validator
 from shortstack import yamlfiles
 from shortstack.errors import InputError
 from shortstack.recipe import HealPart
-from shortstack.trials import ONE_SHOT, Calibration, Healing, Pattern, Refit, Trial
+from shortstack.trials import ONE_SHOT, Calibration, Healing, Pattern, Refit, Trial, of_file
 from shortstack.yamlfiles import Part
 
 
@@ -208,10 +208,9 @@ def parse_study(text: str, *, where: str) -> Study:
     study = yamlfiles.parsed(text, Study, where=where)
     try:
         found = study.trials
-    except InputError as error:  # said of an option of the command line
-        place = f"{where}: {error.where.removeprefix('--')}"
-        fix = re.sub(r"--([a-z]+) (\S+)", r"\1: \2", error.fix)
-        raise InputError(place, expected=error.expected, found=error.found, fix=fix) from error
+    except InputError as error:
+        line = yamlfiles.line_saying(text, error.found.strip("'"))
+        raise of_file(error, f"{where}, line {line}" if line else where) from error
     if not found:
         raise InputError(where, expected="at least one trial", found="none", fix="name metrics, or trials")
     return study

@@ -7,17 +7,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, PlanError
 from shortstack.healing_options import check_healing, heal_groups
 from shortstack.metrics import metric_named
 from shortstack.recipe import read_recipe
-from shortstack.removals import check_choice, parse_layers
+from shortstack.removals import check_choice, parse_drop, parse_layers
 from shortstack.yamlfiles import Part
 
+Worded = TypeVar("Worded", bound=InputError)
 ONE_SHOT = "one-shot"
 TURNED = ("step", "seed")  # heal's options that a study has axes for
 
@@ -129,6 +130,13 @@ class Healing:
 _AXES = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
+def of_file(error: Worded, where: str) -> Worded:
+    """What was said of an option of the command line, said of a study's key. where: the place in its file, or the model."""
+    fix = re.sub(r"--([a-z]+) (\S+)", r"\1: \2", error.fix)
+    where = f"{where}: {error.where.removeprefix('--')}"
+    return type(error)(where, expected=error.expected, found=error.found, fix=fix)
+
+
 @dataclass(frozen=True)
 class Trial:
     """One path through the grid. What changes nothing is left out: two that only differ in it are one."""
@@ -172,6 +180,19 @@ class Trial:
     @property
     def choice(self) -> Choice:
         return Choice.parse(self.metric)
+
+    def amount(self, layers: int) -> int:
+        """How many of the model's layers go.
+
+        Raises:
+            PlanError: none or all of them.
+        """
+        if self.choice.layers:
+            return len(parse_layers(self.choice.layers))
+        try:
+            return parse_drop(self.drop or 0, layers)
+        except PlanError as error:
+            raise of_file(error, self.model) from error
 
     @property
     def step(self) -> int | None:

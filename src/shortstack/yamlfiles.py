@@ -92,6 +92,12 @@ def line_of(text: str, *path: str) -> int | None:
     return lines[-1] if len(lines) == len(path) else None
 
 
+def line_saying(text: str, value: str) -> int | None:
+    """The line of the first value that reads so, counted from 1; None where the file says no such thing."""
+    tokens = (each for each in yaml.scan(text) if isinstance(each, yaml.ScalarToken))
+    return next((each.start_mark.line + 1 for each in tokens if each.value == value), None)
+
+
 def keys(model: type[BaseModel]) -> list[str]:
     """The keys of a mapping, as the file spells them."""
     return [field.alias or name for name, field in model.model_fields.items()]
