@@ -109,6 +109,38 @@ def test_an_answer_longer_than_the_window_is_refused(checkpoint, data):
         measured(checkpoint, "piqa", data=data, max_length=1)
 
 
+def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_anything_is_asked(
+    checkpoint, data, tmp_path, monkeypatch
+):
+    short = Checkpoint.open(speaking(tmp_path / "short", max_position_embeddings=256))
+    monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
+    for model, options in ((short, {}), (checkpoint, {"max_length": 256}), (checkpoint, {"max_length": 40})):
+        with pytest.raises(InputError, match="more than the 256 tokens that an answer may have") as refused:
+            measured(model, "piqa", "gsm8k", data=data, **options)
+        assert refused.value.where == "--max-length, for gsm8k"
+        assert refused.value.found.startswith(f"{options.get('max_length', 256)};")
+    with pytest.raises(InputError, match="for gsm8k"):
+        standard(Tasks("gsm8k", data=data), short)
+    Tasks("gsm8k", data=data, max_length=257).load_for(short)
+
+
+def test_prompts_of_more_tokens_than_there_are_positions_are_refused(data, tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2"))
+    with pytest.raises(InputError, match="at most 64 tokens") as refused:
+        measured(checkpoint, "piqa", data=data, max_length=65)
+    assert refused.value.where == "--max-length"
+    assert measured(checkpoint, "piqa", data=data, max_length=64).tasks["piqa"].n == COUNT
+
+
+def test_how_long_an_answer_may_be_is_asked_of_each_request_too(checkpoint, data):
+    loaded = load_harness().load(["gsm8k"], data=data)[0]
+    model = load_harness().Model(Decoder.open(checkpoint, dtype="float32"), checkpoint.tokenizer(), max_length=300)
+    (task,) = loaded.tasks.values()
+    task.config.generation_kwargs["max_new_tokens"] = 300
+    with pytest.raises(InputError, match="more than the 300 tokens"):
+        load_harness().run(loaded, model, limit=1)
+
+
 def test_pages_longer_than_the_window_have_the_harness_s_perplexity(checkpoint, data):
     found = measured(checkpoint, "wikitext", data=data, max_length=64).tasks["wikitext"]
     expected = barely(checkpoint.directory, load_harness().load(["wikitext"], data=data)[0], max_length=64)
@@ -538,8 +570,7 @@ def bare_outcomes(model, tokenizer, loaded) -> list[float]:
 
 
 def test_compare_asks_standard_tasks_of_a_model_in_memory(checkpoint, data):
-    tokenizer = checkpoint.tokenizer()
-    judge = standard(Tasks("piqa,arc_easy", limit=4, data=data), tokenizer)
+    judge = standard(Tasks("piqa,arc_easy", limit=4, data=data), checkpoint)
     found = judge(Decoder.open(checkpoint, dtype="float32"))
     expected = measured(checkpoint, "piqa", "arc_easy", data=data, limit=4).tasks
     assert found == {

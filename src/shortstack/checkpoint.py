@@ -18,6 +18,7 @@ from shortstack.indexing import read_tensors
 from shortstack.locating import commit_of, located
 from shortstack.memory import check_room
 from shortstack.planning import Sizes
+from shortstack.positions import learned_positions
 from shortstack.progress import Progress, silent
 from shortstack.shards import StoredTensor, file_digest
 
@@ -75,6 +76,11 @@ class Checkpoint:
     @functools.cached_property
     def anatomy(self) -> Anatomy:
         return anatomies.dissect(self.blueprint, self.config, self.directory)
+
+    @functools.cached_property
+    def positions(self) -> int | None:
+        """How many positions the model has a table for; None where they are computed."""
+        return learned_positions(self.blueprint, self.anatomy)
 
     @functools.cached_property
     def layers_path(self) -> str:

@@ -251,13 +251,13 @@ def healing(data: str, *, device: str = "auto", progress: Progress = silent) -> 
     return healed
 
 
-def standard(tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> Judge:
-    """What a model gets on tasks of lm-evaluation-harness.
+def standard(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
+    """What a contender for a checkpoint's place gets on tasks of lm-evaluation-harness.
 
     Raises:
-        InputError, DataError: as Tasks.load().
+        InputError, DataError: as Tasks.load_for().
     """
-    loaded = tasks.load()
+    loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
         found = {each.name: ask(each, decoder, tokenizer, tasks) for each in loaded}

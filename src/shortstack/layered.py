@@ -6,7 +6,6 @@ rotary embeddings and per-layer arguments are the library's, whatever the archit
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +18,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import ArchitectureError
 from shortstack.handovers import Call, Form, Slot, State, first_gap, forms_of, hidden_of, inputs_of
+from shortstack.positions import learned_positions
 from shortstack.streaming import LayerWeights, must_stream
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Layered:
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, weights: LayerWeights | None = None) -> None:
         """weights: brings the layers' weights one by one; without it they are all there."""
         self.model, self.anatomy, self.weights = model, anatomy, weights
-        self.positions = _learned_positions(model, anatomy)
+        self.positions = learned_positions(model, anatomy)
         self.layers: list[nn.Module] = list(model.get_submodule(anatomy.layers_path).children())
         self._forms: list[Form] | None = None
         self._gap: int | None = None
@@ -227,17 +227,3 @@ class Layered:
         """How many tokens' fp32 logits take LOGIT_BYTES: more are never computed at once."""
         head = self.model.get_submodule(self.anatomy.head).weight
         return max(1, LOGIT_BYTES[states.device.type == "cpu"] // (4 * int(head.shape[0])))
-
-
-def _learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
-    """How many positions a model with a table of them has; None where they are computed."""
-    parents = {path.rpartition(".")[0] for path in (anatomy.layers_path, anatomy.embedding)}
-    tables = [
-        module.num_embeddings
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-        and name.rpartition(".")[0] in parents
-        and re.search(r"wpe|position", name.rpartition(".")[2])
-    ]
-    stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return min([*tables, stated or max(tables)]) if tables else None

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from shortstack.errors import ArchitectureError, InputError
+from shortstack.errors import ArchitectureError
 from shortstack.handovers import State, entered_by, hidden_of
 from shortstack.layered import Layered
 from shortstack.memory import available_memory
+from shortstack.positions import check_positions
 
 Route = frozenset[int]
 UNPRUNED: Route = frozenset()
@@ -87,13 +88,8 @@ class Decoder(Layered):
         self, ids: Tensor, routes: Sequence[Route] = (UNPRUNED,), *, hidden: Tensor | None = None, **inputs: Tensor
     ) -> Front:
         """Routes before layer 0: the token ids embedded, or other hidden states in their place."""
-        if self.positions and ids.shape[1] > self.positions:
-            raise InputError(
-                "--length",
-                expected=f"at most {self.positions} tokens, for which {self.anatomy.architecture} has positions",
-                found=str(ids.shape[1]),
-                fix=f"add --length {self.positions}, or --max-length when healing",
-            )
+        shorter = f"add --length {self.positions}, or --max-length when healing"
+        check_positions(self, ids.shape[1], "--length", fix=shorter)
         self._check_direct()
         found: list[State] = []
 

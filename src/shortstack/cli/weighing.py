@@ -182,7 +182,7 @@ class Judged:
         judges = [multiple_choice(self.task, tokenizer, limit=self.limit)] if self.task else []
         if self.tasks:
             asked = Tasks(self.tasks, limit=self.limit, data=self.data_dir, include=self.include, seed=seed)
-            judges.append(standard(asked, tokenizer))
+            judges.append(standard(asked, checkpoint))
         return Judging(texts, judges, Load(prompt=self.prompt, new_tokens=self.new_tokens), self.repeats)
 
 

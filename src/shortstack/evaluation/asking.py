@@ -19,6 +19,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
 from shortstack.evaluation.results import Amount, TaskResult, digest, keep, kept, model_digest
+from shortstack.positions import check_positions
 from shortstack.progress import Progress, silent
 from shortstack.suites import TASKS, named
 from shortstack.walk import Decoder
@@ -107,6 +108,19 @@ class Tasks:
         loaded: list[Loaded] = load_harness().load(named(self.names), data=data, include=include)
         return loaded
 
+    def load_for(self, checkpoint: Checkpoint) -> list[Loaded]:
+        """The tasks with their documents, where that checkpoint can answer them.
+
+        Raises:
+            InputError: as load(); or prompts or answers are longer than what the model has positions for.
+            DataError: as load().
+        """
+        loaded = self.load()
+        if self.max_length:
+            check_positions(checkpoint, self.max_length, "--max-length", fix="leave it out")
+        load_harness().check_answers(loaded, checkpoint, self.max_length)
+        return loaded
+
     def only(self) -> Loaded:
         """The one task that is named.
 
@@ -127,9 +141,9 @@ class Asked:
         """Read the documents, and what is kept.
 
         Raises:
-            as Tasks.load().
+            as Tasks.load_for().
         """
-        self.checkpoint, self.tasks, self.loaded = checkpoint, tasks, tasks.load()
+        self.checkpoint, self.tasks, self.loaded = checkpoint, tasks, tasks.load_for(checkpoint)
         device = pick_device(device)
         self.dtype = arithmetic(dtype, checkpoint, device)
         self._keys = self._digests(device.partition(":")[0])

@@ -28,9 +28,11 @@ import numpy as np
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
+from shortstack.checkpoint import Checkpoint
 from shortstack.choices import Asked, Request, request
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation.code import files_of
@@ -52,6 +54,7 @@ SEED = (
     1234  # the harness's own for the examples in a prompt; ours is added to it, so that 0 draws what the harness draws
 )
 GENERATED_TOGETHER = 16  # prompts, where no batch size is named
+ROOM = 256  # tokens of an answer, where a task names no other number
 PERPLEXITIES = {
     "perplexity",
     "word_perplexity",
@@ -147,6 +150,34 @@ def _remedy(name: str, data: Path | None) -> str:
     if name in TASKS:
         return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
     return "--data-dir serves the tasks of `shortstack ls tasks` alone; for another give --include with a task of yours"
+
+
+def check_answers(loaded: Sequence[Loaded], checkpoint: Checkpoint, max_length: int | None = None) -> None:
+    """Refuse tasks whose answers alone may be as long as a prompt with its answer.
+
+    Raises:
+        InputError: one is such.
+    """
+    generating = {
+        each.name: task for each in loaded for task in each.tasks.values() if task.OUTPUT_TYPE == "generate_until"
+    }
+    if not generating:
+        return
+    config = checkpoint.blueprint.config
+    longest = max_length or resolve_max_length(config, checkpoint.tokenizer(), default=HFLM._DEFAULT_MAX_LENGTH)
+    for name, task in generating.items():
+        _check_answer(name, task.config.generation_kwargs or {}, longest)
+
+
+def _check_answer(name: str, settings: Mapping[str, Any], longest: int) -> None:
+    room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
+    if room >= longest:
+        raise InputError(
+            f"--max-length, for {name}",
+            expected=f"more than the {room} tokens that an answer may have",
+            found=f"{longest}; where it is not named it is what the model has positions for",
+            fix=f"leave {name} out, or write --max-length {2 * room} where the model computes its positions",
+        )
 
 
 class Answering(Protocol):
@@ -295,6 +326,11 @@ class Model(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
             )
         self.decoder, self.batch, self.progress = decoder, batch, progress
         self.computed_in = decoder.dtype
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        for each in requests:  # of a task in Python only these say how long answers may be
+            _check_answer(each.task_name, each.args[1], self.max_length)
+        return super().generate_until(requests, disable_tqdm)
 
     def _loglikelihood_tokens(
         self,

@@ -163,10 +163,11 @@ def _after_contexts(
         here = [longer[index] for index in some]
         rows = torch.tensor([members[index][0] for index in here], device=decoder.device)
         following = padded([tails[index] for index in here], decoder.device)
+        steps = padded([range(len(tails[index])) for index in here], decoder.device)  # padding has a position, too
         hidden = decoder.finish(
             following,
             attention_mask=torch.cat([mask[rows], torch.ones_like(following)], dim=1),
-            position_ids=lengths[rows, None] + torch.arange(following.shape[1], device=decoder.device),
+            position_ids=lengths[rows, None] + steps,
             use_cache=True,
             **{kept_in: _copied(cache, rows)},
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shortstack.choices import request
-from shortstack.evaluation.harness import GENERATED_TOGETHER, SEED, Loaded, hushed
+from shortstack.evaluation.harness import GENERATED_TOGETHER, ROOM, SEED, Loaded, hushed
 from shortstack.evaluation.likelihoods import passing
 from shortstack.evaluation.results import Amount
 from shortstack.tokens import encode
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOOKED_AT = 32  # documents of each task
-ROOM = 256  # tokens of an answer, where a task names no other number
 
 
 def amount_of(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> Amount:
