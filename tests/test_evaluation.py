@@ -14,7 +14,7 @@ from shortstack.devices import arithmetic
 from shortstack.errors import InputError
 from shortstack.evaluation import evaluate
 from shortstack.planning import plan
-from shortstack.probes import probes, run_probes
+from shortstack.probes import PROBES, probe_tokens, probes, run_probes
 from shortstack.profiling import answer
 from shortstack.pruning import prune
 from shortstack.tokens import Tokens
@@ -102,6 +102,26 @@ def test_probes_are_asked_of_the_evaluated_model(pruned, text):
     assert found.probes == expected
     said = found.to_dict()["probes"]["arithmetic-1"]
     assert (said["n"], said["chance"]) == (2, pytest.approx(1 / 19))
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [({"probe_items": 2}, "--probes"), ({"collapse": True}, "--collapse-check"), ({"perplexity": "pydoc"}, "--length")],
+)
+def test_more_tokens_than_positions_are_refused_before_the_model_is_loaded(asked, where, tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2", n_positions=64))
+    monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(InputError, match="at most 64 tokens, for which GPT2LMHeadModel has positions") as refused:
+        evaluate(checkpoint, **{"perplexity": (), "length": 65, **asked})
+    assert refused.value.where == where
+
+
+def test_just_as_many_positions_as_probes_take_are_enough(tmp_path):
+    items = probes(n=2)
+    room = probe_tokens(Checkpoint.open(speaking(tmp_path / "any")).tokenizer(), items)
+    checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2", n_positions=room))
+    assert checkpoint.positions == room
+    assert len(evaluate(checkpoint, perplexity=(), probe_items=2, dtype="float32").probes) == len(PROBES)
 
 
 def shown(monkeypatch, capsys, *words):

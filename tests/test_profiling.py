@@ -128,18 +128,23 @@ def test_a_profile_counts_what_the_checkpoint_holds(tmp_path):
     json.dumps(found)
 
 
-def test_without_batch_sizes_no_weight_is_read(tmp_path, monkeypatch):
+def test_without_batch_sizes_no_weight_is_read(monkeypatch):
     checkpoint = Checkpoint.open(tiny("gpt2"))
     monkeypatch.setattr(Checkpoint, "model", None)
-    found = profile(checkpoint, batch_sizes=()).to_dict()
+    found = profile(checkpoint, batch_sizes=(), load=Load(prompt=64)).to_dict()
     assert (found["speed"], found["peak_bytes"]) == ([], None)
     assert found["parameters"] == checkpoint.parameters
 
 
-def test_more_tokens_than_positions_are_refused(tmp_path):
+def test_more_tokens_than_positions_are_refused(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(make("gpt2", tmp_path / "model"))
+    monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="at most 64 tokens"):
         profile(checkpoint, load=Load(prompt=40, new_tokens=24))
+    with pytest.raises(InputError, match="at most 64 tokens") as refused:
+        profile(Checkpoint.open(tiny("llama")), against=checkpoint, batch_sizes=(), load=Load(prompt=65))
+    assert refused.value.where == "--prompt"
+    assert profile(checkpoint, batch_sizes=(), load=Load(prompt=64)).counts.macs.tokens == 64
 
 
 def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys, monkeypatch):

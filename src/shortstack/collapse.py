@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from shortstack.generating import generate
+from shortstack.generating import generate, longest
 from shortstack.progress import Progress, silent
 from shortstack.tokens import bos_ids, encode
 
@@ -135,9 +135,19 @@ def check_collapse(
 
     Loops and silence are seen; varied nonsense is not.
     """
-    prompts = [[*bos_ids(tokenizer), *encode(tokenizer, prompt)] for prompt in PROMPTS]
-    texts = generate(model, prompts, [NEW_TOKENS] * len(prompts), stage="writing freely", progress=progress)
+    texts = generate(model, *_asked(tokenizer), stage="writing freely", progress=progress)
     return Collapse(Fluency.of(texts), _sample(texts, tokenizer))
+
+
+def collapse_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest beginning with what is written after it."""
+    return longest(*_asked(tokenizer))
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[int]]:
+    """The beginnings as token ids, and how many tokens may be written after each."""
+    prompts = [[*bos_ids(tokenizer), *encode(tokenizer, prompt)] for prompt in PROMPTS]
+    return prompts, [NEW_TOKENS] * len(prompts)
 
 
 def _sample(texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str:

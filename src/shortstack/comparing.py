@@ -13,14 +13,15 @@ import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.choices import answers, asked, read_questions
-from shortstack.collapse import Collapse, check_collapse
+from shortstack.collapse import Collapse, check_collapse, collapse_tokens
 from shortstack.console import number, size
 from shortstack.contenders import Calibration, Contender, Contest, Heal, parse_memory
 from shortstack.evaluation import Perplexity, Tasks, ask, measure
 from shortstack.healing import heal
 from shortstack.healing_options import heal_arguments, heal_groups
 from shortstack.methods import method_named
-from shortstack.profiling import Paired, paired
+from shortstack.positions import check_positions
+from shortstack.profiling import Paired, check_load, paired
 from shortstack.progress import Progress, silent
 from shortstack.recipe import read_recipe
 from shortstack.timing import Load, Speed, speeds
@@ -154,6 +155,7 @@ def compare(
         OutputError: the temporary folder has no room.
     """
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
+    _check_lengths(checkpoint, judging)
     base = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
         contest = Contest(checkpoint, budget, calibration, base=base, folder=Path(folder), progress=progress)
@@ -168,6 +170,16 @@ def compare(
         str(base.device),
         torch.get_num_threads(),
     )
+
+
+def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
+    """Refuse what is longer than the model has positions for, before it is loaded."""
+    shorter = f"write --length {checkpoint.positions}"
+    for tokens in judging.texts.values():
+        check_positions(checkpoint, tokens.ids.shape[1], "--length", fix=shorter)
+    check_load(checkpoint, judging.load)
+    written, note = collapse_tokens(checkpoint.tokenizer()), ", written after eight beginnings to see what collapses"
+    check_positions(checkpoint, written, "compare", fix="measure it with evaluate --no-collapse-check", note=note)
 
 
 @torch.no_grad()

@@ -31,17 +31,31 @@ def generate(
     asks for are left aside: they would hide what the model itself does.
     """
     written: list[list[int]] = [[] for _ in prompts]
-    # Those of alike length go together; a group is as large as its prompts are with what is written.
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    groups = by_length([len(prompts[number]) + rooms[number] for number in order])
+    groups = _groups(prompts, rooms)
     with _seeded(seed):
-        for count, group in enumerate(groups, start=1):
-            numbers = [order[place] for place in group]
+        for count, numbers in enumerate(groups, start=1):
             some, room = [prompts[number] for number in numbers], [rooms[number] for number in numbers]
             for number, found in zip(numbers, _batch(model, some, room, sampled=seed is not None), strict=True):
                 written[number] = found
             progress(stage, count, len(groups))
     return written
+
+
+def longest(prompts: Sequence[Sequence[int]], rooms: Sequence[int]) -> int:
+    """Tokens of the longest prompt with what generate() may write after it: a batch goes on until its last one has ended.
+
+    >>> longest([[1, 2], [3]], [4, 6])
+    8
+    """
+    groups = _groups(prompts, rooms)
+    return max(max(len(prompts[n]) for n in group) + max(rooms[n] for n in group) for group in groups)
+
+
+def _groups(prompts: Sequence[Sequence[int]], rooms: Sequence[int]) -> list[list[int]]:
+    """Which prompts go together: those of alike length; a group is as large as its prompts are with what is written."""
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    groups = by_length([len(prompts[number]) + rooms[number] for number in order])
+    return [[order[place] for place in group] for group in groups]
 
 
 def _batch(

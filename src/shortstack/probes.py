@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.choices import Accuracy
 from shortstack.errors import InputError
-from shortstack.generating import generate
+from shortstack.generating import generate, longest
 from shortstack.pairs import Outcomes
 from shortstack.progress import Progress, silent
 from shortstack.tokens import bos_ids, encode
@@ -105,15 +105,24 @@ def run_probes(
     progress: Progress = silent,
 ) -> dict[str, Probed]:
     """Each probe's result: greedy answers, up to the end of their line. A prompt starts with BOS as all text does."""
-    prompts = [[*bos_ids(tokenizer), *encode(tokenizer, item.prompt)] for item in items]
-    written = generate(
-        model, prompts, [item.room(tokenizer) for item in items], stage="answering probes", progress=progress
-    )
+    prompts, rooms = _asked(tokenizer, items)
+    written = generate(model, prompts, rooms, stage="answering probes", progress=progress)
     correct = [
         is_right(item, tokenizer.decode(tokens, skip_special_tokens=True))
         for item, tokens in zip(items, written, strict=True)
     ]
     return {name: _probed(name, items, correct) for name in dict.fromkeys(item.probe for item in items)}
+
+
+def probe_tokens(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> int:
+    """Tokens of the longest prompt with its answer."""
+    return longest(*_asked(tokenizer, items))
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> tuple[list[list[int]], list[int]]:
+    """The prompts as token ids, and how many tokens may be written after each."""
+    prompts = [[*bos_ids(tokenizer), *encode(tokenizer, item.prompt)] for item in items]
+    return prompts, [item.room(tokenizer) for item in items]
 
 
 def is_right(item: Item, written: str) -> bool:

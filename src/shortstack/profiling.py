@@ -12,9 +12,9 @@ from shortstack.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint
 from shortstack.counting import CacheBytes, Macs, Parts, cache_bytes, macs, parts
 from shortstack.devices import arithmetic, pick_device
-from shortstack.errors import InputError
 from shortstack.generating import generate
 from shortstack.memory import forget_peak, peak_bytes
+from shortstack.positions import check_positions
 from shortstack.progress import Progress, silent
 from shortstack.timing import Load, Ratio, Speed, rates, ratio, speeds
 from shortstack.walk import Decoder
@@ -123,21 +123,26 @@ def profile(
     have it, else float32.
 
     Raises:
-        InputError: prompt and new tokens are more than the model has positions for.
+        InputError: prompt and new tokens, or without sizes the prompt, are more than a model has positions for.
     """
     device = pick_device(device)
     each = [checkpoint, *([against] if against else [])]
+    for some in each:
+        if batch_sizes:
+            check_load(some, load)
+        else:
+            check_positions(some, load.prompt, "--prompt", fix=f"write --prompt {some.positions}")
     counts = [count(some, arithmetic(dtype, some, device), tokens=load.prompt) for some in each]
     machine = {"device": device, "threads": torch.get_num_threads()}
     if not batch_sizes:
         return Profile(counts[0], (), None, machine, Against(counts[1], (), ()) if against else None)
     loads = [replace(load, batch=batch) for batch in batch_sizes]
     forget_peak(device)
-    models = [_loaded(checkpoint, load, dtype, device)]
+    models = [_loaded(checkpoint, dtype, device)]
     for some in loads:
         rates(models[0], some)
     peak = peak_bytes(device)
-    models += [_loaded(against, load, dtype, device)] if against else []
+    models += [_loaded(against, dtype, device)] if against else []
     found = [speeds(models, some, repeats=repeats, progress=progress) for some in loads]
     own, *others = (tuple(speed) for speed in zip(*found, strict=True))
     beside = Against(counts[1], others[0], tuple(map(paired, own, others[0]))) if against else None
@@ -163,17 +168,18 @@ def paired(own: Speed, other: Speed) -> Paired:
     return Paired(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
 
 
-def _loaded(checkpoint: Checkpoint, load: Load, dtype: str, device: str) -> PreTrainedModel:
-    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)
-    needed = load.prompt + load.new_tokens + 1
-    if decoder.positions and needed > decoder.positions:
-        raise InputError(
-            "--prompt, --new-tokens",
-            expected=f"at most {decoder.positions} tokens in all, for which {decoder.anatomy.architecture} has positions",
-            found=f"{needed}, the first new token included",
-            fix="write a smaller --prompt",
-        )
-    return decoder.model
+def _loaded(checkpoint: Checkpoint, dtype: str, device: str) -> PreTrainedModel:
+    return Decoder.open(checkpoint, dtype=dtype, device=device, stream=False).model
+
+
+def check_load(checkpoint: Checkpoint, load: Load) -> None:
+    """Refuse a prompt and new tokens that are more than the model has positions for, before it is loaded.
+
+    Raises:
+        InputError: they are.
+    """
+    needed, note = load.prompt + load.new_tokens + 1, ", the first new token included"
+    check_positions(checkpoint, needed, "--prompt, --new-tokens", fix="write a smaller --prompt", note=note)
 
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.collapse import Collapse, check_collapse
+from shortstack.collapse import Collapse, check_collapse, collapse_tokens
 from shortstack.errors import InputError
 from shortstack.evaluation.asking import VLLM, Asked, Tasks
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.results import TaskResult
 from shortstack.pairs import Outcomes, Paired, compare_tasks
-from shortstack.probes import Probed, probes, run_probes
+from shortstack.positions import check_positions
+from shortstack.probes import Item, Probed, probe_tokens, probes, run_probes
 from shortstack.progress import Progress, silent
 from shortstack.suites import SHARES
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def evaluate(
     }
     if collapse is None:
         collapse = checkpoint.record.get("verb") in {"prune", "heal"}
+    _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=length if sources else 0)
     asked = Asked(checkpoint, tasks, dtype=dtype, device=device) if tasks else None
     if asked and asked.tasks.backend == VLLM:
         asked.ask_engine()  # first: it wants most of the device's memory
@@ -115,6 +120,21 @@ def evaluate(
         check_collapse(decoder.model, tokenizer, progress=progress) if collapse else None,
         asked.results if asked else {},
     )
+
+
+def _check_lengths(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, collapse: bool, length: int
+) -> None:
+    """Refuse what is longer than the model has positions for, before it is loaded."""
+    shorter = f"write --length {checkpoint.positions}"
+    check_positions(checkpoint, length, "--length", fix=shorter)
+    if items:
+        asked = probe_tokens(tokenizer, items)
+        check_positions(checkpoint, asked, "--probes", fix="leave it out", note=", the longest answer included")
+    if collapse:
+        written = collapse_tokens(tokenizer)
+        note = ", what is written included"
+        check_positions(checkpoint, written, "--collapse-check", fix="write --no-collapse-check", note=note)
 
 
 def _check_something(sources: Sequence[str], other: object) -> None:
