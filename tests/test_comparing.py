@@ -15,7 +15,7 @@ from shortstack.cli import main
 from shortstack.collapse import TYPICAL, Collapse, check_collapse
 from shortstack.comparing import Comparison, Judging, Row, advice, compare, healing, multiple_choice
 from shortstack.contenders import Calibration, fewest, parse_memory
-from shortstack.errors import InputError
+from shortstack.errors import ArchitectureError, InputError
 from shortstack.evaluation import Perplexity, measure
 from shortstack.planning import plan
 from shortstack.profiling import Paired
@@ -27,7 +27,7 @@ from shortstack.tables import show_comparison
 from shortstack.timing import Load, Ratio
 from shortstack.tokens import Tokens
 from shortstack.walk import UNPRUNED, Decoder
-from zoo import speaking
+from zoo import make, speaking
 
 LOAD = Load(prompt=4, new_tokens=2)
 
@@ -234,6 +234,55 @@ def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypa
     assert ("one MLP" in found["narrowed by magnitude"].reason) is (model_type != "llama")
     assert (other or "46 inputs, which do not divide by 4") in found["2:4 by Wanda"].reason
     assert all(found[name].perplexity == {} for name in ("int8", "nf4", "pruned + int8"))
+
+
+def test_where_repair_is_refused_the_row_says_so_and_the_cut_is_healed_without(place, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise ArchitectureError("Odd", expected="a matrix at the end", found="none", fix="leave --repair out")
+
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model", intermediate_size=46))
+    monkeypatch.setattr("shortstack.contenders.repair", refused)
+    some = tokens(checkpoint, place, samples=4)
+    calibration = Calibration(some, some, metric="reverse", heal=lambda pruned, _out: pruned)
+    judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
+    found = rows(compare(checkpoint, calibration, judging, dtype="float32", device="cpu"))
+    assert found["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
+    assert found["pruned, healed"].loss == found["pruned"].loss
+
+
+@pytest.mark.parametrize("other", ["another tokenizer", "fewer embeddings"])
+def test_a_healed_model_that_reads_other_tokens_is_refused_before_any_is_loaded(other, place, tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    healed = speaking(tmp_path / "healed")
+    if other == "another tokenizer":
+        mine = checkpoint.tokenizer()
+        mine.add_tokens(["<of its own>"])
+        mine.save_pretrained(healed)
+    else:
+        make("llama", healed, vocab_size=100)
+    judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
+    some = Calibration(tokens(checkpoint, place, samples=2))
+    monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(InputError, match="an embedding for each of its 293 tokens") as refused:
+        compare(checkpoint, some, judging, healed=Checkpoint.open(healed))
+    assert refused.value.where == "--healed"
+    assert refused.value.found in ("another tokenizer, of 294 tokens", "100 embeddings")
+    assert ("another" in refused.value.found) == ("another" in other)
+
+
+def test_a_model_with_too_few_positions_for_a_row_is_refused_before_it_is_loaded(place, tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2"))
+    monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
+    some = Calibration(tokens(checkpoint, place, samples=2))
+    for length, load, where in (
+        (65, LOAD, "--length"),
+        (24, Load(prompt=60, new_tokens=4), "--prompt, --new-tokens"),
+        (24, LOAD, "compare"),
+    ):
+        judging = Judging({"a": tokens(checkpoint, place, length=length, samples=2)}, (), load, repeats=1)
+        with pytest.raises(InputError, match="at most 64 tokens") as refused:
+            compare(checkpoint, some, judging)
+        assert refused.value.where == where
 
 
 @pytest.mark.parametrize(("memory", "expected"), [("50%", 500), ("12.5%", 125), (" 75% ", 750)])

@@ -16,6 +16,7 @@ from shortstack.choices import answers, asked, read_questions
 from shortstack.collapse import Collapse, check_collapse, collapse_tokens
 from shortstack.console import number, size
 from shortstack.contenders import Calibration, Contender, Contest, Heal, parse_memory
+from shortstack.errors import InputError
 from shortstack.evaluation import Perplexity, Tasks, ask, measure
 from shortstack.healing import heal
 from shortstack.healing_options import heal_arguments, heal_groups
@@ -25,7 +26,7 @@ from shortstack.profiling import Paired, check_load, paired
 from shortstack.progress import Progress, silent
 from shortstack.recipe import read_recipe
 from shortstack.timing import Load, Speed, speeds
-from shortstack.tokens import Tokens
+from shortstack.tokens import Tokens, same_tokens
 from shortstack.walk import UNPRUNED, Decoder
 
 if TYPE_CHECKING:
@@ -150,12 +151,15 @@ def compare(
     memory at a time, the unpruned one and a contender; checkpoints of contenders are in a temporary folder until the end.
 
     Raises:
-        InputError: `memory` is no share, or less than what no contender makes smaller; or the metric does not score single
-            layers.
+        InputError: `memory` is no share, or less than what no contender makes smaller; the metric does not score single
+            layers; texts are longer than a model has positions for; or `healed` has another tokenizer.
         OutputError: the temporary folder has no room.
     """
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
-    _check_lengths(checkpoint, judging)
+    for some in [checkpoint, *([healed] if healed else [])]:
+        _check_lengths(some, judging)
+    if healed:
+        _check_tokens(checkpoint, healed)
     base = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
         contest = Contest(checkpoint, budget, calibration, base=base, folder=Path(folder), progress=progress)
@@ -180,6 +184,31 @@ def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
     check_load(checkpoint, judging.load)
     written, note = collapse_tokens(checkpoint.tokenizer()), ", written after eight beginnings to see what collapses"
     check_positions(checkpoint, written, "compare", fix="measure it with evaluate --no-collapse-check", note=note)
+
+
+def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
+    """Refuse a model to which token ids mean something else: all rows are judged on the same ones.
+
+    Raises:
+        InputError: it has another tokenizer, or no embedding for some of the tokens.
+    """
+    theirs, mine = checkpoint.tokenizer(), healed.tokenizer()
+    wanted, known = min(len(theirs), _embeddings(checkpoint)), _embeddings(healed)
+    same = same_tokens(theirs, mine)
+    if same and wanted <= known:
+        return
+    raise InputError(
+        "--healed",
+        expected=f"the tokenizer of {checkpoint.source}, and an embedding for each of its {wanted:,} tokens",
+        found=f"{known:,} embeddings" if same else f"another tokenizer, of {len(mine):,} tokens",
+        fix="name a model made from that one, or give this one to evaluate",
+    )
+
+
+def _embeddings(checkpoint: Checkpoint) -> int:
+    """How many tokens the model knows."""
+    weight: torch.Tensor = checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight
+    return int(weight.shape[0])
 
 
 @torch.no_grad()

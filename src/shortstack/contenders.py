@@ -196,29 +196,31 @@ class Contest:
             return self._in_bits(pruned, scheme) if scheme else self._opened(pruned)
 
         yield Contender(name, made, note=note, removed=plan.removed)
-        found = self._repair(plan)
+        found, reason = self._repair(plan)
         if found:
-            repaired = f"{name}, repaired"
-            if found.kept:
-                yield Contender(repaired, functools.partial(made, found), note=note, removed=plan.removed)
-            else:
-                yield Contender(repaired, reason="no repair lowers the held-out loss")
+            yield Contender(f"{name}, repaired", functools.partial(made, found), note=note, removed=plan.removed)
+        elif reason:
+            yield Contender(f"{name}, repaired", reason=reason)
         if self.calibration.heal and not scheme:
-            healing = functools.partial(made, found if found and found.kept else None, self.calibration.heal)
+            healing = functools.partial(made, found, self.calibration.heal)
             yield Contender(f"{name}, healed", healing, note=note, removed=plan.removed)
 
-    def _repair(self, plan: Plan) -> Repair | None:
-        """What refitting the kept layers gives, where that is wanted."""
+    def _repair(self, plan: Plan) -> tuple[Repair | None, str]:
+        """What refitting the kept layers gives, where that is wanted and helps; else the reason, which is for the table."""
         if not self.calibration.repair:
-            return None
-        return repair(
-            self.checkpoint,
-            frozenset(plan.removed),
-            self.calibration.repair,
-            dtype=self.dtype,
-            device=self.device,
-            progress=self.progress,
-        )
+            return None, ""
+        try:
+            found = repair(
+                self.checkpoint,
+                frozenset(plan.removed),
+                self.calibration.repair,
+                dtype=self.dtype,
+                device=self.device,
+                progress=self.progress,
+            )
+        except ArchitectureError as error:  # a correction has no place in such layers
+            return None, f"repair expects {error.expected}, found {error.found}"
+        return (found, "") if found.kept else (None, "no repair lowers the held-out loss")
 
     def _plan(self, size: Callable[[Kept], int]) -> Plan | None:
         """The exact cut nearest to the fewest chosen layers without which the others fit the budget."""

@@ -101,6 +101,11 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(first) if first and first[0] == tokenizer.bos_token_id else []
 
 
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether a token id means the same to both."""
+    return one.get_vocab() == other.get_vocab()
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of text without special tokens.
 

@@ -81,6 +81,8 @@ def evaluate(
 
 def _other_tokens(checkpoint: Checkpoint, origin: Checkpoint) -> str | None:
     """What to know of two models that cut text into tokens differently."""
-    if checkpoint.tokenizer().get_vocab() == origin.tokenizer().get_vocab():
+    from shortstack.tokens import same_tokens
+
+    if same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
         return None
     return "the two models have different tokenizers: perplexities per token cannot be compared"
