@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from documents import data_folder
 from shortstack import memory, streaming, walk
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
+from shortstack.evaluation import Tasks, evaluate
 from shortstack.scoring import score
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder
-from zoo import tiny
+from zoo import speaking, tiny
 
 LIMIT = 1100 << 20  # a third of it is what Python, torch and transformers take
 METRICS = ["bi", "ppl", "taylor"]
@@ -123,6 +125,23 @@ def test_a_model_that_must_be_in_memory_whole_and_has_no_room_is_refused_before_
     monkeypatch.undo()
     monkeypatch.setattr(memory, "available_memory", lambda _device: half)
     assert Decoder.open(checkpoint, dtype="bfloat16", device="cpu", stream=False).dtype == "bfloat16"
+
+
+def test_evaluate_says_that_there_is_no_room_before_it_reads_weights_for_their_digest(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    tasks = Tasks("piqa", data=data_folder(tmp_path / "data"))
+    read = []
+    monkeypatch.setattr("shortstack.checkpoint.file_digest", lambda path: read.append(path) or "digest")
+    monkeypatch.setattr(memory, "available_memory", lambda _device: checkpoint.parameters * 4 - 1)
+    with pytest.raises(InputError, match="room for its weights on cpu"):
+        evaluate(checkpoint, perplexity=(), tasks=tasks, dtype="float32", device="cpu")
+    assert not read
+    monkeypatch.undo()
+    monkeypatch.setattr("shortstack.checkpoint.file_digest", lambda path: read.append(path) or "digest")
+    monkeypatch.setattr(memory, "available_memory", lambda _device: checkpoint.parameters * 4)
+    assert evaluate(checkpoint, perplexity=(), tasks=tasks, dtype="float32", device="cpu").tasks
+    assert read
 
 
 def test_what_is_said_where_there_is_no_room(monkeypatch):

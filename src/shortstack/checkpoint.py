@@ -171,6 +171,15 @@ class Checkpoint:
         """Weight files, in name order."""
         return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
 
+    def check_room(self, dtype: torch.dtype, device: str) -> None:
+        """Refuse to load the model where the device has less memory than its weights take in `dtype`.
+
+        Raises:
+            InputError: it is so.
+        """
+        quantised = self.config.get("quantization_config")
+        check_room(self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device)
+
     def model(self, *, dtype: torch.dtype, device: str = "cpu", strict: bool = False) -> PreTrainedModel:
         """The loaded model, in evaluation mode. strict: tensors the model has no place for are an error too.
 
@@ -182,8 +191,7 @@ class Checkpoint:
         from transformers import AutoModelForCausalLM
 
         _ = self.blueprint  # says what is wrong with the config, which from_pretrained says in many ways
-        quantised = self.config.get("quantization_config")
-        check_room(self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device)
+        self.check_room(dtype, device)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 self.directory,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.collapse import Collapse, check_collapse, collapse_tokens
+from shortstack.devices import arithmetic, pick_device
 from shortstack.errors import InputError
 from shortstack.evaluation.asking import VLLM, Asked, Tasks
 from shortstack.evaluation.perplexity import Perplexity, measure
@@ -105,6 +106,9 @@ def evaluate(
     if collapse is None:
         collapse = checkpoint.record.get("verb") in {"prune", "heal"}
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=length if sources else 0)
+    if texts or items or collapse or (tasks and tasks.backend != VLLM):
+        device = pick_device(device)
+        checkpoint.check_room(arithmetic(dtype, checkpoint, device), device)  # before weights are read for their digest
     asked = Asked(checkpoint, tasks, dtype=dtype, device=device) if tasks else None
     if asked and asked.tasks.backend == VLLM:
         asked.ask_engine()  # first: it wants most of the device's memory
