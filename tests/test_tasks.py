@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -385,6 +386,22 @@ def test_the_average_is_plain_and_only_of_shares():
     assert Evaluation("m", {}, tasks={"c": tasks["c"]}).average is None
 
 
+def test_a_suite_s_average_is_of_its_own_tasks_and_stands_for_itself(capsys):
+    paper = {name: result("acc", 0.1 * number) for number, name in enumerate(SUITES["paper"], start=1)}
+    found = Evaluation("m", {}, tasks={**paper, "gsm8k": result("exact_match", 0.0)})
+    assert found.averages == {"paper": pytest.approx(0.45)}
+    assert found.to_dict()["averages"] == found.averages
+    assert found.average == pytest.approx(0.4)
+    show_evaluation("m", compared(found, replace(found, model="base")))
+    assert re.findall("Average.*", capsys.readouterr().out) == ["Average, paper: 0.4500, base 0.4500"]
+    some = Evaluation("m", {}, tasks={name: paper[name] for name in ("piqa", "arc_easy")})
+    assert some.averages == {}
+    show_evaluation("m", some)
+    assert re.findall("Average.*", capsys.readouterr().out) == ["Average: 0.5000"]
+    language = {"wikitext": result("word_perplexity", 30.0), "lambada_openai": result("acc", 0.5)}
+    assert Evaluation("m", {}, tasks=language).averages == {}
+
+
 def test_a_comparison_pairs_probes_item_by_item():
     def probed(*right):
         return Probed(Accuracy.of(right), 0.0, tuple(map(str, range(len(right)))))
@@ -460,6 +477,14 @@ def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
 
 
 @pytest.mark.usefixtures("few")
+def test_the_page_s_other_task_that_is_answered_by_writing_is_there():
+    page = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text()
+    names = set(re.findall(r"--tasks gsm8k,(\w+)", page))
+    assert names
+    assert names <= set(load_harness().TaskManager().all_tasks)
+    assert SUITES["reasoning"] == ("gsm8k",)
+
+
 def test_a_misspelt_suite_has_neighbours(checkpoint, data):
     for wrong, near in (("helaswag", "hellaswag"), ("papr", "paper")):
         with pytest.raises(InputError, match=near):

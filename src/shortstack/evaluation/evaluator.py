@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from shortstack.pairs import Outcomes, Paired, compare_tasks
 from shortstack.positions import check_positions
 from shortstack.probes import Item, Probed, probe_tokens, probes, run_probes
 from shortstack.progress import Progress, silent
-from shortstack.suites import SHARES
+from shortstack.suites import SHARES, SUITES
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder
 
@@ -48,7 +48,21 @@ class Evaluation:
 
         A group such as mmlu counts once, with the mean over its documents.
         """
-        shares = [found.value for found in self.tasks.values() if found.metric in SHARES]
+        return self._average(self.tasks)
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """The same of each suite that was asked whole and has several such tasks: of `paper` its eight and no other."""
+        whole = {name: suite for name, suite in SUITES.items() if self.tasks.keys() >= set(suite)}
+        several = {name: suite for name, suite in whole.items() if sum(map(self._is_share, suite)) > 1}
+        found = {name: self._average(suite) for name, suite in several.items()}
+        return {name: average for name, average in found.items() if average is not None}
+
+    def _is_share(self, task: str) -> bool:
+        return self.tasks[task].metric in SHARES
+
+    def _average(self, tasks: Iterable[str]) -> float | None:
+        shares = [self.tasks[name].value for name in tasks if self._is_share(name)]
         return math.fsum(shares) / len(shares) if shares else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +73,7 @@ class Evaluation:
             "collapse": self.collapse.to_dict() if self.collapse else None,
             "tasks": {name: found.to_dict() for name, found in self.tasks.items()},
             "average": self.average,
+            "averages": self.averages,
             "base": self.base.to_dict() if self.base else None,
             "against": {name: found.to_dict() for name, found in self.against.items()},
             "probes_against": {name: found.to_dict() for name, found in self.probes_against.items()},

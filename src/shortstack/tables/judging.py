@@ -59,7 +59,7 @@ def _beside(found: Mapping[str, Measured], base: Mapping[str, Measured] | None) 
 
 
 def _show_tasks(title: str, evaluation: Evaluation) -> None:
-    """Each task's value, the number of documents and what guessing gets, and the average of what are shares."""
+    """Each task's value, the number of documents and what guessing gets, and averages of what are shares."""
     base = evaluation.base
     results = _beside(evaluation.tasks, base.tasks if base else None)
     rows = [
@@ -74,9 +74,22 @@ def _show_tasks(title: str, evaluation: Evaluation) -> None:
         for name, found in results.items()
     ]
     console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "chance", "BOS"), rows)
-    if evaluation.average is not None and len(evaluation.tasks) > 1:
-        beside = f", base {base.average:.4f}" if base and base.average is not None else ""
-        console.show(f"Average: {evaluation.average:.4f}{beside}")
+    _show_averages(evaluation)
+
+
+def _show_averages(evaluation: Evaluation) -> None:
+    """Of each suite that was asked whole; where there is none, of all tasks."""
+    base = evaluation.base
+    if evaluation.averages:
+        for suite, value in evaluation.averages.items():
+            _show_average(f"Average, {suite}", value, base.averages.get(suite) if base else None)
+    elif evaluation.average is not None and len(evaluation.tasks) > 1:
+        _show_average("Average", evaluation.average, base.average if base else None)
+
+
+def _show_average(name: str, value: float, base: float | None) -> None:
+    beside = "" if base is None else f", base {base:.4f}"
+    console.show(f"{name}: {value:.4f}{beside}")
 
 
 def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str, tuple[float, float]]) -> None:
