@@ -437,6 +437,24 @@ def test_the_comparison_with_the_base_fits_the_terminal(width, monkeypatch, caps
     assert sum("lambada_openai" in line for line in lines) == (4 if width == "80" else 3), "names are never folded"
 
 
+def test_a_difference_in_another_unit_than_the_values_says_its_unit(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    pages = replace(result("word_perplexity", 30.0, (-3.0, -3.8)), higher_is_better=False)
+    errors = replace(result("brier_score", 0.3, (-0.3, -0.3)), higher_is_better=False)
+    ours = {"wikitext": pages, "own": errors, "piqa": result("acc", 0.5)}
+    theirs = {**ours, "wikitext": replace(pages, value=20.0, outcomes=(-2.5, -3.5))}
+    show_evaluation("m", compared(Evaluation("m", {}, tasks=ours), Evaluation("base", {}, tasks=theirs)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "wikitext │ 20.0000 │ 30.0000 │ -0.4000" in shown
+    assert (
+        "wikitext: base and here are word_perplexity; the difference and its interval are of the log-likelihood in"
+        in shown
+    )
+    assert "nats per word, higher is better." in shown
+    assert "own: of brier_score less is better; the difference and its interval have the sign turned." in shown
+    assert "piqa:" not in shown
+
+
 def test_a_comparison_pairs_documents_and_refuses_others():
     right, wrong = result("acc", 1.0, (1.0,) * 8), result("acc", 0.25, (0.0,) * 6 + (1.0,) * 2)
     base, model = Evaluation("base", {}, tasks={"t": right}), Evaluation("m", {}, tasks={"t": wrong})
@@ -476,7 +494,6 @@ def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
         assert config["dataset_path"] == "json"
 
 
-@pytest.mark.usefixtures("few")
 def test_the_page_s_other_task_that_is_answered_by_writing_is_there():
     page = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text()
     names = set(re.findall(r"--tasks gsm8k,(\w+)", page))
@@ -485,6 +502,7 @@ def test_the_page_s_other_task_that_is_answered_by_writing_is_there():
     assert SUITES["reasoning"] == ("gsm8k",)
 
 
+@pytest.mark.usefixtures("few")
 def test_a_misspelt_suite_has_neighbours(checkpoint, data):
     for wrong, near in (("helaswag", "hellaswag"), ("papr", "paper")):
         with pytest.raises(InputError, match=near):

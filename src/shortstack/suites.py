@@ -16,6 +16,14 @@ from shortstack.errors import InputError
 # Metrics that are a share of documents, 0 to 1: what an average is taken over.
 SHARES = frozenset({"acc", "acc_norm", "exact_match", "em", "f1"})
 
+# Metrics that are a perplexity: what a document's outcome, its log-likelihood in nats, is per.
+PERPLEXITIES: Mapping[str, str] = {
+    "perplexity": "document",
+    "word_perplexity": "word",
+    "byte_perplexity": "byte",
+    "bits_per_byte": "byte",
+}
+
 
 @dataclass(frozen=True)
 class Task:

@@ -42,7 +42,7 @@ from shortstack.evaluation.results import TaskResult, digest
 from shortstack.hub import hub_or_copies
 from shortstack.progress import Progress, silent
 from shortstack.shards import file_digest
-from shortstack.suites import TASKS, unknown
+from shortstack.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.tokens import bos_ids
 from shortstack.walk import Decoder
 
@@ -55,12 +55,6 @@ SEED = (
 )
 GENERATED_TOGETHER = 16  # prompts, where no batch size is named
 ROOM = 256  # tokens of an answer, where a task names no other number
-PERPLEXITIES = {
-    "perplexity",
-    "word_perplexity",
-    "byte_perplexity",
-    "bits_per_byte",
-}  # of a document: its log-likelihood
 PLACES = {"dataset_path", "dataset_name", "dataset_kwargs", "tag"}  # of a task's config: where its documents lie
 STOCK = Path(lm_eval.tasks.__file__).parent
 

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shortstack import console
+from shortstack.suites import PERPLEXITIES
 
 if TYPE_CHECKING:
     from shortstack.collapse import Collapse
     from shortstack.comparing import Comparison, Row
-    from shortstack.evaluation import Evaluation
+    from shortstack.evaluation import Evaluation, TaskResult
     from shortstack.pairs import Paired
     from shortstack.probes import Probed
     from shortstack.timing import Ratio
@@ -42,6 +43,8 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
     if base and evaluation.against:
         values = {name: (base.tasks[name].value, evaluation.tasks[name].value) for name in evaluation.against}
         _show_against(f"against {base.model}, document by document", evaluation.against, values)
+        for name in evaluation.against:
+            _show_unit(name, evaluation.tasks[name])
     if evaluation.probes:
         _show_probes(evaluation.probes, base)
     if base and evaluation.probes_against:
@@ -107,6 +110,17 @@ def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str,
         ],
     }
     console.show_columns(title, ("asked", [*paired]), columns)
+
+
+def _show_unit(name: str, found: TaskResult) -> None:
+    """What a difference is of, where it is not of the two values beside it."""
+    if found.metric in PERPLEXITIES:
+        per = f"log-likelihood in nats per {PERPLEXITIES[found.metric]}"
+        console.show(
+            f"{name}: base and here are {found.metric}; the difference and its interval are of the {per}, higher is better."
+        )
+    elif not found.higher_is_better:
+        console.show(f"{name}: of {found.metric} less is better; the difference and its interval have the sign turned.")
 
 
 def _share_kept(retention: float | None) -> str:
