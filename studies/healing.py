@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,8 @@ class Judge:
         return {**found, "lambada": last_words(decoder, self.tokenizer, self.lambada)}
 
 
-def mixed(c4: str, tokenizer: Any, path: Path) -> str:
-    """C4 documents and pydoc paragraphs in equal parts of windows, as a JSONL file."""
+def mixed(c4: str, tokenizer: Any, path: Path, *, equal: bool = True) -> str:
+    """C4 documents and pydoc paragraphs, turn by turn, as a JSONL file of windows; not equal: what one has more of, too."""
     windows: list[list[str]] = [[], []]
     for kind, source in enumerate((c4, "pydoc")):
         for document in read_documents(source):
@@ -166,7 +167,8 @@ def mixed(c4: str, tokenizer: Any, path: Path) -> str:
             windows[kind] += [
                 tokenizer.decode(ids[start : start + LENGTH - 1]) for start in range(0, len(ids), LENGTH - 1)
             ]
-    some = [text for pair in zip(*windows, strict=False) for text in pair]
+    pairs = zip(*windows, strict=False) if equal else zip_longest(*windows)
+    some = [text for pair in pairs for text in pair if text is not None]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some), encoding="utf-8")
     return str(path)
 
@@ -253,8 +255,11 @@ def page(kept: dict[str, Any]) -> str:
         f"on the first {DOCUMENTS} documents of each task (standard error about {math.sqrt(0.25 / DOCUMENTS):.3f}).",
         f"{done} of the {len(GRID)} runs of the grid have been made.\n",
         "Repair was fitted on, and healing learnt from, C4 and pydoc: the pydoc column is of the kind of text that was",
-        "trained on, wiki of another kind. The figures for repair in studies/repair.md differ: there it was fitted on C4.\n",
-        f"| plan | start | healing | loss | seed | epochs | s (threads) | {' | '.join(COLUMNS)} |",
+        "trained on, wiki of another kind. The figures for repair in studies/repair.md differ: there it was fitted on C4.",
+        "Seconds are of two threads and nothing beside; none are given of runs that had company. What frozen layers and the",
+        "teacher give is kept between runs: of several that share it, only the first takes the time for it. The methods are",
+        "compared from the repaired searched set; of the other plans there are the rows that tell them apart.\n",
+        f"| plan | start | healing | loss | seed | epochs | s | {' | '.join(COLUMNS)} |",
         f"|{'---|' * (len(COLUMNS) + 7)}",
         _line(["unpruned", *"------"], kept["unpruned"]),
     ]
@@ -268,8 +273,8 @@ def page(kept: dict[str, Any]) -> str:
 
 
 def _time(found: dict[str, Any]) -> str:
-    """Seconds and threads; none where something else ran beside it."""
-    return f"{found['seconds']:.0f} ({found['threads']})" if found["seconds"] else "-"
+    """Seconds; none where something else ran beside it."""
+    return f"{found['seconds']:.0f}" if found["seconds"] else "-"
 
 
 def _layers(plan: str) -> list[int]:

@@ -70,6 +70,14 @@ def test_outlets_are_the_weights_whose_product_is_added_to_the_stream(model_type
     assert all(torch.equal(weight, before[name]) for name, weight in decoder.model.state_dict().items())
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
+def test_outlets_of_blocks_that_add_next_to_nothing_are_found_in_16_bits(model_type, tmp_path):
+    decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.bfloat16)
+    for weight in decoder.layers[3].parameters():
+        weight.data *= 0.1 if weight.dim() > 1 else 1
+    assert [(outlet.kind, outlet.name, outlet.place) for outlet in find_outlets(decoder, 3)] == OUTLETS[model_type]
+
+
 def test_the_ridge_is_what_numpy_finds():
     torch.manual_seed(0)
     inputs, residuals, weights = torch.randn(50, 7), torch.randn(50, 3), torch.rand(50) + 0.1

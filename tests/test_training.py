@@ -14,7 +14,7 @@ import torch
 from shortstack import training
 from shortstack.batches import IGNORED, Data, Ordered, grouped
 from shortstack.errors import InputError, TrainingError
-from shortstack.schedule import Schedule
+from shortstack.schedule import DECAYS, OPTIMIZERS, Schedule
 from shortstack.training import Place, train
 
 
@@ -59,6 +59,29 @@ def trained(folder, schedule=SCHEDULE, some=None, module=None, **place):
     module = module or Line()
     history = train(module, some or data(), schedule, Path(folder), place=Place(**place))
     return module.weight.item(), history
+
+
+@pytest.mark.parametrize(
+    "named", [*({"decay": name} for name in DECAYS), *({"optimizer": name} for name in OPTIMIZERS)], ids=str
+)
+def test_every_decay_and_optimizer_that_is_offered_trains(named, tmp_path):
+    if named.get("optimizer", "").endswith("8bit"):
+        pytest.importorskip("bitsandbytes")
+    weight, history = trained(tmp_path, replace(SCHEDULE, **named))
+    assert abs(weight - 3) < 3
+    assert history.held_out[-1][1] < history.held_out[0][1]
+
+
+def test_what_asks_for_more_than_a_name_is_refused_by_name(monkeypatch):
+    for option, name in (("decay", "reduce_lr_on_plateau"), ("decay", "cosine_with_min_lr"), ("optimizer", "lomo")):
+        with pytest.raises(InputError, match=f"--{option}: expected one of .*found '{name}'"):
+            Schedule(**{option: name})
+    for option in ("weight_decay", "max_grad_norm"):
+        with pytest.raises(InputError, match="expected a number, at least 0, found inf"):
+            Schedule(**{option: math.inf})
+    monkeypatch.setattr("shortstack.schedule.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="adamw_8bit: expected bitsandbytes"):
+        Schedule(optimizer="adamw_8bit")
 
 
 def by_hand(schedule, training, skipping=()):

@@ -147,7 +147,7 @@ def test_going_on_says_what_it_goes_on_with(tmp_path, monkeypatch):
 
     shutil.rmtree(out)
     assert killed(Checkpoint.open(source), out, signal.SIGKILL).returncode == -signal.SIGKILL
-    assert CliRunner().invoke(app, command).stderr == f"Going on with {out}.training, from step 3.\n"
+    assert CliRunner().invoke(app, command).stderr == f"An unfinished run lies at {out}.training, at step 3.\n"
     assert out.is_dir()
 
     shutil.rmtree(out)

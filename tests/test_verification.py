@@ -19,7 +19,7 @@ from shortstack.errors import CheckpointError
 from shortstack.healing import Partial, Schedule, heal
 from shortstack.planning import plan
 from shortstack.pruning import prune
-from shortstack.verification import verify
+from shortstack.verification import cut_of, verify
 from zoo import make, speaking, tiny
 
 SINGLE, RECORD = "model.safetensors", "shortstack.json"
@@ -258,3 +258,14 @@ def test_a_cut_of_an_untrained_cut_must_equal_the_original(source, pruned, tmp_p
     assert "max abs difference 0 without layers 1, 4-5" in verify(second, against=source).checks["logits"]["detail"]
     changed(second.directory, "model.layers.0.mlp.up_proj.weight", spoiled)
     assert failed(second.directory, source)[0] == "logits"
+
+
+@pytest.mark.parametrize("name", ["model.layers.3.mlp.up_proj.weight", "model.embed_tokens.weight"])
+def test_a_cut_is_of_the_model_whose_tensors_it_has(name, source, pruned, tmp_path):
+    made = Checkpoint.open(pruned)
+    assert cut_of(made, source).removed == (1, 4)
+    other = Path(shutil.copytree(source.directory, tmp_path / "other"))
+    weights = load_file(other / SINGLE)
+    save_file({**weights, name: rounded(weights[name])}, other / SINGLE, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"expected a cut of .*other, with its tensors, found another model"):
+        cut_of(made, Checkpoint.open(other))

@@ -17,7 +17,7 @@ from shortstack.metrics import check_step
 from shortstack.objective import Objective
 from shortstack.places import Places
 from shortstack.removals import check_choice
-from shortstack.schedule import Schedule
+from shortstack.schedule import DECAYS, OPTIMIZERS, Schedule
 from shortstack.texts import check_source, parse_samples
 
 if TYPE_CHECKING:
@@ -150,12 +150,12 @@ class Course:
         ),
     ] = None
     warmup_steps: Annotated[int, typer.Option(min=0, help="At most; never more than a tenth of the steps.")] = 100
-    decay: Annotated[str, typer.Option(help="linear, cosine, constant, or another of transformers' schedules.")] = (
-        "linear"
-    )
+    decay: Annotated[str, typer.Option(help=f"{', '.join(DECAYS[:-1])} or {DECAYS[-1]}.")] = "linear"
     weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.")] = 0.0
-    max_grad_norm: Annotated[float, typer.Option(min=0, help="Longer gradients are shortened to this.")] = 1.0
-    optimizer: Annotated[str, typer.Option(help="As transformers names them.")] = "adamw_torch"
+    max_grad_norm: Annotated[float, typer.Option(min=0, help="Longer gradients are shortened to this; 0: none is.")] = (
+        1.0
+    )
+    optimizer: Annotated[str, typer.Option(help=f"{', '.join(OPTIMIZERS[:-1])} or {OPTIMIZERS[-1]}.")] = "adamw_torch"
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute layers twice, and keep less for it.")
     ] = False
@@ -169,7 +169,7 @@ class Course:
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0
 
     def made(self) -> Schedule:
-        """How long and how fast; without torch, unless another optimizer or decay than the usual is named."""
+        """How long and how fast; without torch."""
         return Schedule(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 

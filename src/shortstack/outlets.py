@@ -248,17 +248,23 @@ class _Trial:
     def _place(self, outlet: Outlet, heard: Tensor) -> str | None:
         """Where what the outlet gives is added, if it is anywhere."""
         change = outlet.drawn(self.layer, self._draw)
+        change = change * self._gain(outlet.product(heard, change))
         expected = outlet.product(heard, change)
         with outlet.changed(self.layer, change):
             after = self._heard()
         added = self.before.left[outlet.module]
-        for place in (OUTPUT, *self.order[self.order.index(outlet.module) + 1 :]):
+        for place in (*self.order[self.order.index(outlet.module) + 1 :], OUTPUT):
             there, here = after.entered.get(place), self.before.entered.get(place)
             if there is None or here is None or here.shape != expected.shape:
                 continue
             if self._close(there - here, expected) and (place == OUTPUT or self._is_stream(here - added)):
                 return place
         return None
+
+    def _gain(self, product: Tensor) -> float:
+        """What lifts a product to the size of the stream: one that is much smaller is lost in a 16-bit sum."""
+        size = product.norm()
+        return max(1.0, float(self.state.hidden.float().norm() / size)) if size > 0 else 1.0
 
     def _is_stream(self, rest: Tensor) -> bool:
         """Whether what a product was added to is what entered the layer, but for a bias."""

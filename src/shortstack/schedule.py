@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from shortstack.errors import InputError
 
+DECAYS = (  # transformers' schedules that ask for nothing but the steps
+    "linear",
+    "cosine",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+)
+OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+)
 LEAST = {"warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "eval_steps": 1, "patience": 1}
 
 
@@ -17,8 +37,8 @@ class Schedule:
 
     The paper's are epochs 2, lr 1e-5, batch 64, 100 warm-up steps, linear decay (Lu et al., 4.1), for some 1,500 steps;
     the defaults suit shorter runs. micro_batch_size: samples held at once; None is the largest divisor of batch_size up
-    to 16. eval_steps: steps between held-out losses; None is once an epoch. patience: held-out losses without a lower one
-    after which to stop; None is never.
+    to 16. decay, optimizer: one of DECAYS, of OPTIMIZERS. max_grad_norm: 0 is no limit. eval_steps: steps between held-out
+    losses; None is once an epoch. patience: held-out losses without a lower one after which to stop; None is never.
     """
 
     epochs: float = 2
@@ -45,9 +65,9 @@ class Schedule:
 
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
+            if value is not None and not least <= value < math.inf:
                 where = f"--{name.replace('_', '-')}"
-                raise InputError(where, expected=f"at least {least}", found=str(value), fix="leave it out")
+                raise InputError(where, expected=f"a number, at least {least}", found=str(value), fix="leave it out")
         micro = self.micro
         if self.batch_size < 1 or not 1 <= micro <= self.batch_size or self.batch_size % micro:
             raise InputError(
@@ -61,17 +81,20 @@ class Schedule:
         self._check_names()
 
     def _check_names(self) -> None:
-        """Refuse names that transformers does not know; the defaults it does, so that they take no import of it."""
-        usual = vars(Schedule)
-        for name in ("optimizer", "decay"):
+        """Refuse what would fail, or ask for more than a name, when training begins."""
+        for name, known in (("decay", DECAYS), ("optimizer", OPTIMIZERS)):
             value = getattr(self, name)
-            if value == usual[name]:
-                continue
-            known = _known(name)
             if value not in known:
                 raise InputError(
                     f"--{name}", expected=f"one of {', '.join(known)}", found=repr(value), fix="leave it out"
                 )
+        if self.optimizer.endswith("8bit") and find_spec("bitsandbytes") is None:
+            raise InputError(
+                f"--optimizer {self.optimizer}",
+                expected="bitsandbytes, which it is part of",
+                found="none installed",
+                fix="pip install 'shortstack[quant]'",
+            )
 
     @property
     def micro(self) -> int:
@@ -95,11 +118,3 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def _known(option: str) -> list[str]:
-    """What transformers calls its optimizers, or its schedules."""
-    from transformers.trainer_utils import SchedulerType
-    from transformers.training_args import OptimizerNames
-
-    return [each.value for each in (OptimizerNames if option == "optimizer" else SchedulerType)]

@@ -88,6 +88,10 @@ class StoredTensor:
     def parameters(self) -> int:
         return math.prod(self.shape)
 
+    def digest(self) -> str:
+        """sha256 of the bytes, in hexadecimal."""
+        return _digest([self.data])
+
     def blocks(self, axis: int, kept: Sequence[int], count: int) -> StoredTensor:
         """The tensor with only the `kept` of the `count` equal blocks it consists of along an axis.
 

@@ -14,6 +14,7 @@ from shortstack.devices import pick_device
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.planning import Plan
 from shortstack.progress import Progress, silent
+from shortstack.pruning import heirs, kept_tensors
 from shortstack.removals import show_layers
 from shortstack.shards import file_digest
 from shortstack.walk import Decoder, Route
@@ -182,7 +183,7 @@ def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
     """What was cut from `origin` to make `pruned`, where that is all that was done.
 
     Raises:
-        CheckpointError: it is no cut of that model, or was repaired or trained since.
+        CheckpointError: it is no cut of that model, or was repaired or trained since; every kept tensor is compared.
     """
     route = skipped_route(pruned, origin) if pruned.record else frozenset()
     if not route or changed_since(pruned, origin):
@@ -192,4 +193,25 @@ def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
             found="one that was" if route else "no record of a cut",
             fix="name what `shortstack prune` wrote",
         )
-    return Plan(origin.anatomy.layers, tuple(sorted(route)), f"the cut of {pruned.source}")
+    plan = Plan(origin.anatomy.layers, tuple(sorted(route)), f"the cut of {pruned.source}")
+    if stranger := _stranger(pruned, origin, plan):
+        raise CheckpointError(
+            pruned.directory,
+            expected=f"a cut of {origin.source}, with its tensors",
+            found=f"another {stranger}",
+            fix="name the model it was made from",
+        )
+    return plan
+
+
+def _stranger(pruned: Checkpoint, origin: Checkpoint, plan: Plan) -> str | None:
+    """A tensor that the cut does not have as its source has it."""
+    kept = kept_tensors(origin, plan, heirs=heirs(origin, plan))
+    return next(
+        (
+            there.name
+            for there in kept
+            if (here := pruned.tensors.get(there.name)) is None or here.digest() != there.digest()
+        ),
+        None,
+    )

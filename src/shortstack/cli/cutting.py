@@ -22,6 +22,7 @@ from shortstack.cli.options import (
     Report,
     Source,
     check_unused,
+    unused,
 )
 from shortstack.errors import InputError
 from shortstack.jsonfiles import read_json
@@ -55,6 +56,8 @@ def prune(
     """
     shard_bytes = _parse_size(max_shard_size)
     choice.check(planned=plan_file is not None)
+    if not repair and repair_samples != REPAIR_SAMPLES:
+        raise unused("prune without --repair", "--repair-samples", repair_samples)
     if not repair and (plan_file or choice.layers is not None):
         check_unused("--plan" if plan_file else "--layers", calibration, compute)
     planned = Plan.from_dict(read_json(plan_file), where=plan_file) if plan_file else None

@@ -48,8 +48,15 @@ class Turns:
 
         >>> Turns("8", 3).sizes(32)
         [3, 3, 2]
+
+        Raises:
+            PlanError: no such number of layers can go, or so many at a time.
         """
         total = parse_drop(self.drop, layers)
+        if self.step > total:
+            raise PlanError(
+                "--step", expected=f"1 to {total} layers at a time", found=str(self.step), fix="take a smaller --step"
+            )
         return [min(self.step, total - gone) for gone in range(0, total, self.step)]
 
     def chosen(self, checkpoint: Checkpoint, count: int, *, seed: int, progress: Progress = silent) -> Plan:

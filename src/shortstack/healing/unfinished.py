@@ -59,7 +59,7 @@ class Unfinished:
         if not any(each.is_dir() for each in self.folder.iterdir()):
             return f"The unfinished run at {self.folder} has kept no state yet: it starts from the beginning."
         state = newest_state(self.folder)
-        return f"Going on with {self.folder}{f', from step {_step(state)}' if state else ''}."
+        return f"An unfinished run lies at {self.folder}{f', at step {_step(state)}' if state else ''}."
 
     @property
     def _how_far(self) -> str:
