@@ -115,10 +115,8 @@ def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str,
 def _show_unit(name: str, found: TaskResult) -> None:
     """What a difference is of, where it is not of the two values beside it."""
     if found.metric in PERPLEXITIES:
-        per = f"log-likelihood in nats per {PERPLEXITIES[found.metric]}"
-        console.show(
-            f"{name}: base and here are {found.metric}; the difference and its interval are of the {per}, higher is better."
-        )
+        unit = f"log-likelihood in nats per {PERPLEXITIES[found.metric]}, higher is better"
+        console.show(f"{name}: base and here are {found.metric}; the difference and its interval are of the {unit}.")
     elif not found.higher_is_better:
         console.show(f"{name}: of {found.metric} less is better; the difference and its interval have the sign turned.")
 
