@@ -127,11 +127,11 @@ def profile(
     """
     device = pick_device(device)
     each = [checkpoint, *([against] if against else [])]
-    for some in each:
+    for model in each:
         if batch_sizes:
-            check_load(some, load)
+            check_load(model, load)
         else:
-            check_positions(some, load.prompt, "--prompt", fix=f"write --prompt {some.positions}")
+            check_positions(model, load.prompt, "--prompt", fix=f"write --prompt {model.positions}")
     counts = [count(some, arithmetic(dtype, some, device), tokens=load.prompt) for some in each]
     machine = {"device": device, "threads": torch.get_num_threads()}
     if not batch_sizes:

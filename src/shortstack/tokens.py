@@ -103,7 +103,7 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether a token id means the same to both."""
-    return one.get_vocab() == other.get_vocab()
+    return bool(one.get_vocab() == other.get_vocab())
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
