@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +157,8 @@ class Judge:
         return {**found, "lambada": last_words(decoder, self.tokenizer, self.lambada)}
 
 
-def mixed(c4: str, tokenizer: Any, path: Path, *, equal: bool = True) -> str:
-    """C4 documents and pydoc paragraphs, turn by turn, as a JSONL file of windows; not equal: what one has more of, too."""
+def mixed(c4: str, tokenizer: Any, path: Path) -> str:
+    """C4 documents and pydoc paragraphs in equal parts of windows, as a JSONL file."""
     windows: list[list[str]] = [[], []]
     for kind, source in enumerate((c4, "pydoc")):
         for document in read_documents(source):
@@ -167,8 +166,7 @@ def mixed(c4: str, tokenizer: Any, path: Path, *, equal: bool = True) -> str:
             windows[kind] += [
                 tokenizer.decode(ids[start : start + LENGTH - 1]) for start in range(0, len(ids), LENGTH - 1)
             ]
-    pairs = zip(*windows, strict=False) if equal else zip_longest(*windows)
-    some = [text for pair in pairs for text in pair if text is not None]
+    some = [text for pair in zip(*windows, strict=False) for text in pair]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some), encoding="utf-8")
     return str(path)
 
