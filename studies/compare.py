@@ -53,7 +53,7 @@ def judged_on(model: ss.Checkpoint, folder: str, texts: list[str]) -> ss.Judging
         Path(text).stem: ss.Tokens.read(text, tokenizer, samples=WINDOWS, length=LENGTH, held_out=True)
         for text in ("pydoc", *texts)
     }
-    tasks = standard(ss.Tasks(TASKS, limit=DOCUMENTS, data=folder), tokenizer)
+    tasks = standard(ss.Tasks(TASKS, limit=DOCUMENTS, data=folder), model)
     return ss.Judging(read, [tasks], load=Load(prompt=128, new_tokens=16))
 
 
