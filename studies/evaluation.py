@@ -55,8 +55,9 @@ def table(found: Mapping[str, ss.Evaluation]) -> list[str]:
     compared = {name: each.against for name, each in list(found.items())[1:]}
     lines = [f"| measure | n | {' | '.join(found)} |", f"|{'---|' * (len(found) + 2)}"]
     for text in base.perplexity:
+        name = "/".join(Path(text).parts[-2:])
         values = " | ".join(f"{each.perplexity[text].value:.4g}" for each in found.values())
-        lines.append(f"| perplexity, {"/".join(Path(text).parts[-2:])} | {base.perplexity[text].tokens:,} tokens | {values} |")
+        lines.append(f"| perplexity, {name} | {base.perplexity[text].tokens:,} tokens | {values} |")
     for task, result in base.tasks.items():
         cells = [f"{result.value:.3f} ± {result.stderr:.3f}"]
         for name in compared:
