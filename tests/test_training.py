@@ -81,7 +81,7 @@ def test_what_asks_for_more_than_a_name_is_refused_by_name(monkeypatch):
             Schedule(**{option: math.inf})
     monkeypatch.setattr("shortstack.schedule.find_spec", lambda name: None)
     with pytest.raises(InputError, match="adamw_8bit: expected bitsandbytes"):
-        Schedule(optimizer="adamw_8bit")
+        Schedule(optimizer="adamw_8bit").check()
 
 
 def by_hand(schedule, training, skipping=()):

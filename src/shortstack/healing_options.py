@@ -288,6 +288,7 @@ class Asked:
         check_healing(self.learned, self.part, self.loss, self.course)
         self.loss.made().check_teacher(self.loss.teacher, answers=self.learned.self_generate)
         method_named(self.part.method).check()
+        self.course.made().check()
         if not self.learned.data:
             raise InputError(
                 "--data", expected="text or instructions to learn from", found="none", fix="add --data pydoc"

@@ -78,16 +78,19 @@ class Schedule:
             )
         if not 0 <= self.seed < 2**32:
             raise InputError("--seed", expected="0 to 2**32 - 1", found=str(self.seed), fix="name another seed")
-        self._check_names()
-
-    def _check_names(self) -> None:
-        """Refuse what would fail, or ask for more than a name, when training begins."""
         for name, known in (("decay", DECAYS), ("optimizer", OPTIMIZERS)):
             value = getattr(self, name)
             if value not in known:
                 raise InputError(
                     f"--{name}", expected=f"one of {', '.join(known)}", found=repr(value), fix="leave it out"
                 )
+
+    def check(self) -> None:
+        """Refuse an optimizer of a library that is not installed.
+
+        Raises:
+            InputError: it is so.
+        """
         if self.optimizer.endswith("8bit") and find_spec("bitsandbytes") is None:
             raise InputError(
                 f"--optimizer {self.optimizer}",

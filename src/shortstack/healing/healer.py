@@ -206,6 +206,7 @@ class Task:
     def check(self) -> None:
         """Say what cannot be before anything is read."""
         self.lessons.check()
+        self.schedule.check()
         _check_trainable(self.checkpoint)
         teacher = self.teacher.source if self.teacher else None
         self.objective.check_teacher(teacher, answers=self.lessons.self_generate)
