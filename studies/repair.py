@@ -3,9 +3,9 @@
     python studies/repair.py FIT [TEXT ...]
 
 Kept layers are refitted on at most 256 x 128 tokens of FIT. Perplexity is measured on 40 x 256 held-out tokens of pydoc and
-of each TEXT: of the unpruned model, and without and with repair of every tail cut of 1 to 12 layers, of five windows of
-eight and of the one that repaired-window chooses on FIT, of the eight lowest layers by bi and by ppl, and of the eight that
-a search found (studies/selection.md). Writes studies/repair.md.
+of each TEXT: of the unpruned model, and without and with repair of every tail cut of 1 to 12 layers, of three windows of
+eight, of the eight lowest layers by bi and by ppl, and of the eight that a search found (studies/selection.md). Writes
+studies/repair.md.
 """
 
 from __future__ import annotations
@@ -30,20 +30,15 @@ from shortstack.walk import UNPRUNED, Decoder
 
 SAMPLES = 256
 TAILS = range(1, 13)
-DROP = 8
-SEARCHED = "12-18,25"
-WINDOWS = ("2-9", "3-10", "11-18", "12-19", "13-20")
+OTHERS = {"search": "12-18,25", "a window": "2-9", "a later window": "11-18", "the next": "12-19"}
 
 
-def cuts(model: ss.Checkpoint, fit: ss.Tokens) -> dict[str, ss.Plan]:
+def cuts(model: ss.Checkpoint) -> dict[str, ss.Plan]:
     layers = model.anatomy.layers
     scores = ss.score(model, ss.Tokens.read("pydoc", model.tokenizer(), samples=32), metrics=["ppl", "bi"])
-    blocks = ss.score(model, fit, metrics=["repaired-window"], window=DROP)
     return {
-        **{f"lowest {metric}": ss.plan(scores, metric=metric, drop=DROP) for metric in scores.scores},
-        "search": ss.plan(layers, layers=SEARCHED),
-        "repaired-window": ss.plan(blocks, metric="repaired-window", drop=DROP),
-        **{f"window {some}": ss.plan(layers, layers=some) for some in WINDOWS},
+        **{f"lowest {metric}": ss.plan(scores, metric=metric, drop=8) for metric in scores.scores},
+        **{name: ss.plan(layers, layers=some) for name, some in OTHERS.items()},
     }
 
 
@@ -94,7 +89,7 @@ def main() -> None:
     tokens = ss.Tokens.read(fit, tokenizer, samples=SAMPLES, at_least=4)
     rows = [row("unpruned", "-", perplexities(decoder, texts), [])]
     rows += tail_rows(decoder, tokens.ids, texts)
-    for name, plan in cuts(model, tokens).items():
+    for name, plan in cuts(model).items():
         found = ss.repair(model, frozenset(plan.removed), tokens)
         before = perplexities(decoder, texts, frozenset(plan.removed))
         rows.append(
