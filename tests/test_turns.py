@@ -91,6 +91,12 @@ def test_turns_that_cannot_be_are_refused(wrong):
         Turns(**{"drop": "2", "step": 1, **wrong})
 
 
+def test_no_more_layers_go_in_a_turn_than_in_all():
+    assert Turns("25%", 2).sizes(8) == [2]
+    with pytest.raises(InputError, match="--step: expected 1 to 2 layers at a time, found 3"):
+        Turns("25%", 3).sizes(8)
+
+
 EXAMPLES = [
     Example((5, 9, 30, 31, 40), (False, False, True, True, True)),
     Example(tuple(range(3, 15)), (True,) * 12),

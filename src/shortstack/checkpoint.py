@@ -77,6 +77,11 @@ class Checkpoint:
     def anatomy(self) -> Anatomy:
         return anatomies.dissect(self.blueprint, self.config, self.directory)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has embeddings for; a tokenizer may know fewer."""
+        return int(self.blueprint.get_submodule(self.anatomy.embedding).weight.shape[0])
+
     @functools.cached_property
     def positions(self) -> int | None:
         """How many positions the model has a table for; None where they are computed."""

@@ -193,7 +193,7 @@ def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
         InputError: it has another tokenizer, or no embedding for some of the tokens.
     """
     theirs, mine = checkpoint.tokenizer(), healed.tokenizer()
-    wanted, known = min(len(theirs), _embeddings(checkpoint)), _embeddings(healed)
+    wanted, known = min(len(theirs), checkpoint.vocabulary), healed.vocabulary
     same = same_tokens(theirs, mine)
     if same and wanted <= known:
         return
@@ -203,12 +203,6 @@ def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
         found=f"{known:,} embeddings" if same else f"another tokenizer, of {len(mine):,} tokens",
         fix="name a model made from that one, or give this one to evaluate",
     )
-
-
-def _embeddings(checkpoint: Checkpoint) -> int:
-    """How many tokens the model knows."""
-    weight: torch.Tensor = checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight
-    return int(weight.shape[0])
 
 
 @torch.no_grad()

@@ -65,6 +65,18 @@ def parse_drop(drop: str | int, layers: int) -> int:
     return amount
 
 
+def check_pace(step: int, amount: int) -> None:
+    """Refuse to remove more layers at a time than go in all.
+
+    Raises:
+        PlanError: it is so, or less than one.
+    """
+    if not 0 < step <= amount:
+        raise PlanError(
+            "--step", expected=f"1 to {amount} layers at a time", found=str(step), fix="write --step 1, or leave it out"
+        )
+
+
 def _read_drop(drop: str | int) -> int | Fraction:
     """A --drop value: a count, or a share of the layers."""
     text = str(drop).strip()

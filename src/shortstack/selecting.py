@@ -14,7 +14,7 @@ from shortstack.measuring import Run, Wanted, walk_on
 from shortstack.metrics import METRICS, checked, metric_named
 from shortstack.planning import Plan, lowest, lowest_window
 from shortstack.progress import Progress, silent
-from shortstack.removals import parse_drop, show_layers, staying_ends
+from shortstack.removals import check_pace, parse_drop, show_layers, staying_ends
 from shortstack.tokens import Tokens
 from shortstack.walk import Decoder, Route
 
@@ -70,10 +70,7 @@ def select(
 
 
 def _check_step(step: int, amount: int, metric: str) -> None:
-    if not 0 < step <= amount:
-        raise PlanError(
-            "--step", expected=f"1 to {amount} layers at a time", found=str(step), fix="write --step 1, or leave it out"
-        )
+    check_pace(step, amount)
     if not metric_named(metric).singles:
         raise PlanError(
             "--step",

@@ -101,9 +101,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[str, Any]:
     route = skipped_route(checkpoint, against)
-    vocabulary, ours = (
-        model.blueprint.get_submodule(model.anatomy.embedding).weight.shape[0] for model in (against, checkpoint)
-    )
+    vocabulary, ours = against.vocabulary, checkpoint.vocabulary
     if vocabulary != ours:
         raise CheckpointError(
             checkpoint.directory,

@@ -118,7 +118,7 @@ class Freezer:
     @cached_property
     def top(self) -> int:
         """How many of the teacher's likeliest tokens are kept: at least one of the vocabulary is among the others."""
-        return min(self.objective.top, _vocabulary(self.checkpoint) - 1)
+        return min(self.objective.top, self.checkpoint.vocabulary - 1)
 
     @property
     def _asked(self) -> list[float]:
@@ -300,16 +300,12 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"weights": checkpoint.weights_sha256, "config": checkpoint.config}
 
 
-def _vocabulary(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight.shape[0])
-
-
 def _width(checkpoint: Checkpoint) -> int:
     return int(checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight.shape[1])
 
 
 def _check_vocabulary(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
-    ours, theirs = _vocabulary(checkpoint), _vocabulary(teacher)
+    ours, theirs = checkpoint.vocabulary, teacher.vocabulary
     if ours != theirs:
         raise CheckpointError(
             teacher.directory,

@@ -18,7 +18,7 @@ from shortstack.metrics import check_step, metric_named
 from shortstack.planning import Plan, plan
 from shortstack.progress import Progress, silent
 from shortstack.pruning import prune
-from shortstack.removals import parse_drop
+from shortstack.removals import check_pace, parse_drop
 from shortstack.schedule import Schedule
 from shortstack.scoring import score
 from shortstack.tokens import Tokens
@@ -53,10 +53,7 @@ class Turns:
             PlanError: no such number of layers can go, or so many at a time.
         """
         total = parse_drop(self.drop, layers)
-        if self.step > total:
-            raise PlanError(
-                "--step", expected=f"1 to {total} layers at a time", found=str(self.step), fix="take a smaller --step"
-            )
+        check_pace(self.step, total)
         return [min(self.step, total - gone) for gone in range(0, total, self.step)]
 
     def chosen(self, checkpoint: Checkpoint, count: int, *, seed: int, progress: Progress = silent) -> Plan:
