@@ -80,16 +80,16 @@ AIMS = (
 
 def child_prune(setting: Setting, out: str) -> None:
     """The cut that all of them heal."""
-    from shortstack.checkpoint import Checkpoint
-    from shortstack.planning import plan
-    from shortstack.pruning import prune
+    from shortstack.checkpoint.checkpoint import Checkpoint
+    from shortstack.planning.plans import plan
+    from shortstack.pruning.pruner import prune
 
     checkpoint = Checkpoint.open(MODEL)
     prune(checkpoint, plan(checkpoint.anatomy.layers, layers=LAYERS), out)
 
 
 def child_heal(setting: Setting, out: str) -> None:
-    from shortstack.checkpoint import Checkpoint
+    from shortstack.checkpoint.checkpoint import Checkpoint
     from shortstack.healing import Partial, Schedule, heal
 
     found = heal(
@@ -145,7 +145,7 @@ def training_arguments(setting: Setting, out: str) -> Any:
     """As shortstack.Schedule's defaults."""
     from transformers import TrainingArguments
 
-    from shortstack.devices import fast_bfloat16
+    from shortstack.machine.device import fast_bfloat16
 
     steps = -(-setting.samples // setting.batch) * setting.epochs
     return TrainingArguments(
@@ -172,7 +172,7 @@ def samples(setting: Setting) -> tuple[list[dict[str, list[int]]], list[dict[str
     """Held-out samples and training samples, as heal takes them."""
     from transformers import AutoTokenizer
 
-    from shortstack.examples import read_examples
+    from shortstack.data import read_examples
 
     tokenizer = AutoTokenizer.from_pretrained(setting.pruned)
     examples = read_examples(setting.data, tokenizer, max_length=setting.max_length)[

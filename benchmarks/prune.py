@@ -135,10 +135,11 @@ def child_import() -> None:
 
 def child_fixed(source: str, layers: str) -> None:
     """All of prune but the copy."""
-    from shortstack import cli  # noqa: F401
-    from shortstack.checkpoint import Checkpoint
-    from shortstack.planning import plan
-    from shortstack.pruning import heirs, kept_tensors, pruned_config
+    from shortstack.planning.plans.exactness import pruned_config
+    from shortstack.pruning.pruner.pruner import heirs, kept_tensors
+
+    from shortstack.checkpoint.checkpoint import Checkpoint
+    from shortstack.planning.plans import plan
 
     checkpoint = Checkpoint.open(source)
     chosen = plan(checkpoint.anatomy.layers, layers=layers).sized(checkpoint.sizes)
@@ -148,10 +149,11 @@ def child_fixed(source: str, layers: str) -> None:
 
 def child_copy(source: str, layers: str, out: str) -> None:
     """The copy alone: headers read, then CheckpointWriter's shards, digests, manifest and rename. Prints its seconds."""
-    from shortstack.checkpoint import Checkpoint
-    from shortstack.planning import plan
-    from shortstack.pruning import kept_tensors
-    from shortstack.writing import CheckpointWriter, layout
+    from shortstack.checkpoint.checkpoint.writer import layout
+    from shortstack.pruning.pruner.pruner import kept_tensors
+
+    from shortstack.checkpoint.checkpoint import Checkpoint, CheckpointWriter
+    from shortstack.planning.plans import plan
 
     checkpoint = Checkpoint.open(source)
     vars(checkpoint)["layers_path"] = "model.layers"  # else learnt from the model's structure, which needs torch
@@ -188,7 +190,7 @@ class Contest:
     """One cut of one checkpoint by every contender, round after round."""
 
     def __init__(self, source: Path, layers: str, work: Path, mergekit: Path | None) -> None:
-        from shortstack.planning import plan
+        from shortstack.planning.plans import plan
 
         self.source, self.layers, self.work, self.mergekit = source, layers, work, mergekit
         self.kept = plan(LAYERS, layers=layers).kept
@@ -315,7 +317,7 @@ def made_durable(directory: Path) -> None:
 
 
 def stored_bytes(directory: Path) -> int:
-    from shortstack.shards import read_shard
+    from shortstack.checkpoint.checkpoint.safetensors import read_shard
 
     return sum(tensor.size for path in directory.glob("*.safetensors") for tensor in read_shard(path))
 

@@ -41,9 +41,9 @@ SCORE = """
 import sys
 import time
 import torch
-from shortstack.checkpoint import Checkpoint
-from shortstack.scoring import score
-from shortstack.tokens import Tokens
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.scoring.scorer import score
+from shortstack.data.tokens import Tokens
 checkpoint = Checkpoint.open(sys.argv[1])
 ids = torch.randint(0, 8192, (2, 64), generator=torch.Generator().manual_seed(0))
 started = time.perf_counter()

@@ -23,18 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shortstack.planning.plans.measured import stepwise
+from shortstack.scoring.scorer.measurement import Run, Wanted
+from shortstack.scoring.scorer.metrics import metrics_named
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import harness
 from harness import median, ratios, spread, table, verdict
-from shortstack.checkpoint import Checkpoint
-from shortstack.measuring import Run, Wanted
-from shortstack.metrics import METRICS, metrics_named
-from shortstack.selecting import stepwise
-from shortstack.tokens import Tokens
-from shortstack.walk import Decoder
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
+from shortstack.scoring.scorer import METRICS
 
 WINDOW = REMOVED = 8
 SAMPLES, LENGTH = 10, 128

@@ -20,14 +20,15 @@ from statistics import mean
 import torch
 import transformers
 from matplotlib.figure import Figure
+from shortstack.planning.plans.layer_sets import show_layers
+from shortstack.scoring.scorer.measurement import Run, Wanted
+from shortstack.scoring.scorer.scores import kendall_tau
 
 import shortstack as ss
-from shortstack.agreement import kendall_tau
-from shortstack.measuring import Run, Wanted
-from shortstack.metrics import METRICS
-from shortstack.plots import score_map
-from shortstack.removals import show_layers
-from shortstack.walk import Decoder, Route
+from shortstack.cli.plots import score_map
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import Route
+from shortstack.scoring.scorer import METRICS
 
 COUNTS = (1, 5, 10, 30, 50)
 SEEDS = (0, 1, 2)

@@ -19,7 +19,7 @@ import transformers
 
 import shortstack as ss
 from shortstack.evaluation import TaskResult
-from shortstack.suites import SUITES
+from shortstack.evaluation.suites import SUITES
 
 LIMIT, PART, WRITTEN = 500, 4, 20
 BY_PART = ("mmlu", "cmmlu")

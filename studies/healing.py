@@ -24,15 +24,18 @@ from typing import Any
 
 import torch
 import transformers
+from shortstack.planning.plans.layer_sets import show_layers
 
 import shortstack as ss
-from shortstack.choices import Question, answers, asked
-from shortstack.evaluation import measure
+from shortstack.data import Question
+from shortstack.data.questions import asked
+from shortstack.data.sources import read_documents
+from shortstack.data.tokens import encode
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED
+from shortstack.decoder.multiple_choice import answers
+from shortstack.evaluation.perplexity import measure
 from shortstack.healing import DoRA
-from shortstack.removals import show_layers
-from shortstack.texts import read_documents
-from shortstack.tokens import encode
-from shortstack.walk import UNPRUNED, Decoder
 
 KEPT = Path(__file__).with_suffix(".json")
 DOCUMENTS = 200

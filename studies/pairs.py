@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shortstack.pairs import Outcomes, compare_tasks
-from shortstack.report import read
-from shortstack.report.runs import Trial
+from shortstack.evaluation.paired import Outcomes, compare_tasks
+from shortstack.runs.records import Trial, read
 
 HERE = Path(__file__).parent / "smollm2"
 BASE = -1

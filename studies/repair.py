@@ -19,14 +19,15 @@ from pathlib import Path
 
 import torch
 import transformers
+from shortstack.planning.plans.layer_sets import show_layers
+from shortstack.repairing.repairer.cut_families import repaired_tails
+from shortstack.scoring.scorer.measurement import Run, Wanted
 
 import shortstack as ss
-from shortstack.candidates import repaired_tails
-from shortstack.evaluation import measure
-from shortstack.measuring import Run, Wanted
-from shortstack.metrics import METRICS
-from shortstack.removals import show_layers
-from shortstack.walk import UNPRUNED, Decoder
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED
+from shortstack.evaluation.perplexity import measure
+from shortstack.scoring.scorer import METRICS
 
 SAMPLES = 256
 TAILS = range(1, 13)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from shortstack.planning.plans.layer_sets import show_layers
+from shortstack.scoring.scorer.measurement import Run, Wanted
 
 import shortstack as ss
-from shortstack.measuring import Run, Wanted
-from shortstack.metrics import METRICS
-from shortstack.removals import show_layers
-from shortstack.walk import Decoder
+from shortstack.decoder import Decoder
+from shortstack.scoring.scorer import METRICS
 
 SAMPLES = 32
 DROPS = {"20 %": 6, "27 %": 8}

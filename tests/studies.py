@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shortstack.launching import Launch
-from shortstack.store import Folder, Store
+from shortstack.study.grid.workers import Launch
+
+from shortstack.runs import Store
+from shortstack.runs.store import Folder
 from zoo import speaking
 
 QUICK = "{name: quick, method: partial, last: 1, data: $TINY/lines.jsonl, epochs: 1, max_length: 32, batch_size: 4}"

@@ -5,26 +5,23 @@ import math
 import architectures
 import pytest
 import torch
+from shortstack.repairing.repairer.cut_families import repaired_windows
+from shortstack.repairing.repairer.fit import RIDGES
+from shortstack.repairing.repairer.repairer import _Follower
 
 import naive
-import shortstack.refitting
-import shortstack.walk
-from shortstack.candidates import repaired_windows
-from shortstack.checkpoint import Checkpoint
-from shortstack.cli import choosing
-from shortstack.cli.calibration import Calibration
-from shortstack.cli.choice import Choice
+import shortstack.decoder.decoder
+import shortstack.repairing.fit
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.cli import score as choosing
+from shortstack.cli.choice import Calibration, Choice
 from shortstack.cli.options import Compute, Dtype
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
-from shortstack.planning import plan
-from shortstack.progress import silent
-from shortstack.refitting import RIDGES
-from shortstack.repairing import _Follower
-from shortstack.scores import Scores
-from shortstack.scoring import score
-from shortstack.selecting import select
-from shortstack.tokens import Tokens
-from shortstack.walk import Decoder
+from shortstack.machine.progress import silent
+from shortstack.planning.plans import plan, select
+from shortstack.scoring.scorer import Scores, score
 from zoo import pass_over, speaking, tiny
 
 IDS = torch.randint(3, 90, (24, 12), generator=torch.Generator().manual_seed(3))
@@ -107,8 +104,8 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
 def test_turns_and_batches_change_nothing(monkeypatch):
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
     whole, seen = repaired_windows(decoder, IDS, 2), []
-    monkeypatch.setattr(shortstack.refitting, "BATCH_TOKENS", 48)
-    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1)
+    monkeypatch.setattr(shortstack.repairing.fit, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     turned = repaired_windows(decoder, IDS, 2, progress=lambda _stage, done, total: seen.append((done, total)))
     assert turned == pytest.approx(whole, rel=1e-6)
     assert seen == [(done, 7 * 8) for done in range(1, 7 * 8 + 1)], "a turn for each window"

@@ -5,16 +5,19 @@ import math
 
 import pytest
 import torch
+from shortstack.scoring.scorer.depth_curve import tails
 from transformers import AutoModelForCausalLM
 
-import shortstack.choices
-import shortstack.walk
-from shortstack.checkpoint import Checkpoint
-from shortstack.choices import Question, answers, asked, read_questions
+import shortstack.data.questions
+import shortstack.decoder.decoder
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import Question, Tokens, read_questions
+from shortstack.data.questions import asked
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED
+from shortstack.decoder.multiple_choice import answers
 from shortstack.errors import DataError
-from shortstack.sweeping import sweep, tails
-from shortstack.tokens import Tokens
-from shortstack.walk import UNPRUNED, Decoder
+from shortstack.scoring.scorer import sweep
 from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -60,8 +63,8 @@ def naively(directory, tokenizer, removed) -> list[bool]:
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "mixtral"])
 @pytest.mark.parametrize("batch", [2048, 24])
 def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, monkeypatch):
-    monkeypatch.setattr(shortstack.walk, "BATCH_TOKENS", batch)
-    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1 if batch == 24 else 2 << 30)
+    monkeypatch.setattr(shortstack.decoder.decoder, "BATCH_TOKENS", batch)
+    monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1 if batch == 24 else 2 << 30)
     checkpoint = Checkpoint.open(tiny(model_type))
     routes = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]
     decoder = Decoder.load(checkpoint, dtype=torch.float32)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortstack.checkpoint import Checkpoint
-from shortstack.collapse import PROMPTS, TYPICAL, Collapse, Fluency, check_collapse
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.evaluation.degeneration import PROMPTS, TYPICAL, Collapse, Fluency, check_collapse
 from zoo import speaking
 
 texts = st.lists(st.lists(st.integers(0, 6), max_size=30), min_size=1, max_size=4)
@@ -104,7 +104,7 @@ def test_a_model_is_measured_by_what_it_writes_after_the_prompts(speaker, monkey
         heard.extend(zip(prompts, rooms, strict=True))
         return [[5 + number] * 64 if number == 3 else list(range(10, 74)) for number in range(len(prompts))]
 
-    monkeypatch.setattr("shortstack.collapse.generate", write)
+    monkeypatch.setattr("shortstack.evaluation.degeneration.generate", write)
     found = check_collapse(*speaker)
     assert [(speaker[1].decode(prompt), room) for prompt, room in heard] == [(prompt, 64) for prompt in PROMPTS]
     expected = Fluency.of([[8] * 64 if number == 3 else list(range(10, 74)) for number in range(8)])
@@ -121,7 +121,9 @@ def test_without_a_base_a_small_model_stands_for_it(speaker):
 
 def test_a_sample_has_no_control_characters(speaker, monkeypatch):
     ids = speaker[1]("\x1b]0;title\x07\n\u202e").input_ids
-    monkeypatch.setattr("shortstack.collapse.generate", lambda _model, prompts, *_, **__: [ids] * len(prompts))
+    monkeypatch.setattr(
+        "shortstack.evaluation.degeneration.generate", lambda _model, prompts, *_, **__: [ids] * len(prompts)
+    )
     sample = check_collapse(*speaker).sample
     assert sample.isascii()
     assert sample.isprintable()

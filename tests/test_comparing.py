@@ -8,25 +8,29 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shortstack.planning.plans.measured import search
+from shortstack.profiling.profiler.profiler import Paired
+from shortstack.profiling.profiler.speed import Load, Ratio
+from shortstack.study.grid.recipes import read_recipe
 
-from shortstack.checkpoint import Checkpoint
-from shortstack.choices import answers, asked, read_questions
+from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.cli import main
-from shortstack.collapse import TYPICAL, Collapse, check_collapse
-from shortstack.comparing import Comparison, Judging, Row, advice, compare, healing, multiple_choice
-from shortstack.contenders import Calibration, fewest, parse_memory
+from shortstack.cli.compare import show_comparison
+from shortstack.comparison import Calibration, Comparison, Judging, compare
+from shortstack.comparison.baselines import fewest, parse_memory
+from shortstack.comparison.comparison import Row, advice, healing, multiple_choice
+from shortstack.data import Tokens, read_questions
+from shortstack.data.questions import asked
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED
+from shortstack.decoder.multiple_choice import answers
 from shortstack.errors import ArchitectureError, InputError
-from shortstack.evaluation import Perplexity, measure
-from shortstack.planning import plan
-from shortstack.profiling import Paired
-from shortstack.pruning import prune
-from shortstack.recipe import read_recipe
-from shortstack.repairing import repair
-from shortstack.selecting import search
-from shortstack.tables import show_comparison
-from shortstack.timing import Load, Ratio
-from shortstack.tokens import Tokens
-from shortstack.walk import UNPRUNED, Decoder
+from shortstack.evaluation import Perplexity
+from shortstack.evaluation.degeneration import TYPICAL, Collapse, check_collapse
+from shortstack.evaluation.perplexity import measure
+from shortstack.planning.plans import plan
+from shortstack.pruning.pruner import prune
+from shortstack.repairing.repairer import repair
 from zoo import make, speaking
 
 LOAD = Load(prompt=4, new_tokens=2)
@@ -222,7 +226,7 @@ def test_options_that_make_no_sense_are_said_before_the_model_is_opened(words, s
 def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypatch):
     odd = {"llama": {"intermediate_size": 46}, "gpt2": {"n_positions": 128}}.get(model_type, {})
     checkpoint = Checkpoint.open(speaking(place / model_type, model_type, **odd))
-    monkeypatch.setattr("shortstack.quantising.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("shortstack.decoder.quantisation.importlib.util.find_spec", lambda _: None)
     judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
     some = tokens(checkpoint, place, samples=2)
     found = rows(compare(checkpoint, Calibration(some, metric="reverse"), judging, dtype="float32", device="cpu"))
@@ -241,7 +245,7 @@ def test_where_repair_is_refused_the_row_says_so_and_the_cut_is_healed_without(p
         raise ArchitectureError("Odd", expected="a matrix at the end", found="none", fix="leave --repair out")
 
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", intermediate_size=46))
-    monkeypatch.setattr("shortstack.contenders.repair", refused)
+    monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
     some = tokens(checkpoint, place, samples=4)
     calibration = Calibration(some, some, metric="reverse", heal=lambda pruned, _out: pruned)
     judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)

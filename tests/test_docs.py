@@ -135,7 +135,7 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(line / "cache"))
     monkeypatch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr("shortstack.launching.local", lambda workers=1: inline())
+    monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studies").mkdir()
     for path in (ROOT / "studies").glob("*.yaml"):

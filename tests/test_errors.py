@@ -23,8 +23,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from shortstack.cli import main
-from shortstack.devices import pick_device
-from shortstack.scores import Scores
+from shortstack.machine.device import pick_device
+from shortstack.scoring.scorer import Scores
 from zoo import make, speaking, tiny
 
 MESSAGE = re.compile(r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  to fix it (.+)\n")

@@ -5,20 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from shortstack.planning.plans.layer_sets import parse_drop
+from shortstack.study.grid.costs import START_SECONDS, estimate
+from shortstack.study.grid.grid import parse_study
 
 from documents import data_folder
-from shortstack import costing
-from shortstack.checkpoint import Checkpoint
-from shortstack.collapse import NEW_TOKENS, PROMPTS
-from shortstack.estimating import START_SECONDS, estimate
-from shortstack.evaluation import Tasks, amounts, evaluate, likelihoods
-from shortstack.examples import read_examples
-from shortstack.probes import probes
-from shortstack.removals import parse_drop
-from shortstack.running import run_study
-from shortstack.study import parse_study, read_study
-from shortstack.tokens import encode
-from shortstack.walk import Decoder
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import read_examples
+from shortstack.data.tokens import encode
+from shortstack.decoder import Decoder, likelihoods
+from shortstack.evaluation import Tasks, evaluate
+from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
+from shortstack.evaluation.probes import probes
+from shortstack.evaluation.tasks import amounts
+from shortstack.study.grid import costs as costing
+from shortstack.study.grid import read_study, run_study
 from studies import STUDY, found, inline, make_data, write_study
 from zoo import tokenizer
 
@@ -49,7 +50,7 @@ def test_the_steps_that_are_foreseen_are_those_that_run(tiny):
 
 def test_disk_is_that_of_the_checkpoints(tiny):
     run_study(write_study(tiny), tiny / "runs", launcher=inline, keep="all")
-    from shortstack.checkpoint import Checkpoint
+    from shortstack.checkpoint.checkpoint import Checkpoint
 
     folders = [path.parent for path in (tiny / "runs" / "artefacts").glob("*/config.json")]
     real = sum(Checkpoint.open(folder).weight_bytes for folder in folders)

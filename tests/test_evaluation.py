@@ -5,19 +5,19 @@ import math
 
 import pytest
 import torch
+from shortstack.profiling.profiler.profiler import answer
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.cli import main
-from shortstack.cli.asking import Writing
-from shortstack.collapse import TYPICAL, Fluency, check_collapse
-from shortstack.devices import arithmetic
+from shortstack.cli.options import Writing
+from shortstack.data import Tokens
+from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError
 from shortstack.evaluation import evaluate
-from shortstack.planning import plan
-from shortstack.probes import PROBES, probe_tokens, probes, run_probes
-from shortstack.profiling import answer
-from shortstack.pruning import prune
-from shortstack.tokens import Tokens
+from shortstack.evaluation.degeneration import TYPICAL, Fluency, check_collapse
+from shortstack.evaluation.probes import PROBES, probe_tokens, probes, run_probes
+from shortstack.planning.plans import plan
+from shortstack.pruning.pruner import prune
 from zoo import speaking, tiny
 
 
@@ -151,7 +151,7 @@ def test_a_collapse_is_in_the_table_and_at_the_end(pruned, text, monkeypatch, ca
     def loop(_model, prompts, rooms, **_):
         return [[40, 41] * (room // 2) for room in rooms]
 
-    monkeypatch.setattr("shortstack.collapse.generate", loop)
+    monkeypatch.setattr("shortstack.evaluation.degeneration.generate", loop)
     words = [pruned.directory, "--perplexity", text, "--length", 24, "--samples", 2]
     said = shown(monkeypatch, capsys, *words)
     sample = json.dumps("The city lies on a river, and" + pruned.tokenizer().decode([40, 41] * 32))[:60]
@@ -171,7 +171,7 @@ def test_where_all_is_well_one_line_says_so(pruned, text, monkeypatch, capsys):
     def vary(_model, prompts, rooms, **_):
         return [list(range(3 + 40 * number, 3 + 40 * number + room)) for number, room in enumerate(rooms)]
 
-    monkeypatch.setattr("shortstack.collapse.generate", vary)
+    monkeypatch.setattr("shortstack.evaluation.degeneration.generate", vary)
     said = shown(monkeypatch, capsys, pruned.directory, "--perplexity", text, "--length", 24, "--samples", 2)
     least = min(Fluency.of(vary(None, [], [64] * 8)).shares(TYPICAL).values())
     assert f"No loop and no silence: what it writes keeps {least:.0%} or more" in said.out

@@ -7,8 +7,8 @@ from itertools import accumulate
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from shortstack.architecture.config_fields import Cut, cut_fields, rename_layers
 from shortstack.errors import ArchitectureError
-from shortstack.fields import Cut, cut_fields, rename_layers
 
 cuts = st.integers(2, 14).flatmap(
     lambda layers: st.tuples(st.just(layers), st.sets(st.integers(0, layers - 1), min_size=1).map(sorted).map(tuple))

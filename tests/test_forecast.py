@@ -2,16 +2,16 @@
 
 import pytest
 
-from shortstack.activations import numbered
-from shortstack.checkpoint import Checkpoint
-from shortstack.examples import read_examples
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import read_examples
 from shortstack.healing import Full, Lora, Objective, Partial, Schedule, heal
+from shortstack.healing.activations import numbered
 from shortstack.healing.forecast import forecast
 from shortstack.healing.healer import Task
-from shortstack.methods import method_named
-from shortstack.places import Places
-from shortstack.planning import plan
-from shortstack.pruning import prune
+from shortstack.healing.layer_choice import Places
+from shortstack.healing.methods import method_named
+from shortstack.planning.plans import plan
+from shortstack.pruning.pruner import prune
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from shortstack.checkpoint import Checkpoint
-from shortstack.generating import generate
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.decoder.generation import generate
 from zoo import tiny
 
 PROMPTS = [(5, 9, 30), (7,), tuple(range(20, 34)), (40, 41, 42, 43, 44)]

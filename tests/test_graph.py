@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-
-from shortstack.graph import Contents, Graph, Step, foreseen, sources
-from shortstack.study import parse_study
+from shortstack.study.grid.graph import Contents, Graph, Step, foreseen, sources
+from shortstack.study.grid.grid import parse_study
 
 HEAL = "heal: {name: quick, data: train.jsonl}\n"
 ROLES = ["evaluate_base", "score", "plan", "prune", "evaluate_pruned", "heal", "evaluate_healed"]

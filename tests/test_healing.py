@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from shortstack.activations import Activations
-from shortstack.batches import Data
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import Example
+from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, InputError, OutputError, TrainingError
-from shortstack.examples import Example
 from shortstack.healing import Full, Objective, Partial, Schedule, heal
+from shortstack.healing.activations import Activations
+from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Learner, padded
-from shortstack.planning import plan
-from shortstack.pruning import prune
-from shortstack.training import Place, train
-from shortstack.walk import Decoder
+from shortstack.healing.training import Place, train
+from shortstack.planning.plans import plan
+from shortstack.pruning.pruner import prune
 from zoo import ZOO, speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")

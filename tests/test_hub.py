@@ -8,9 +8,9 @@ import huggingface_hub.constants as constants
 import pytest
 from huggingface_hub import get_session
 
+from shortstack.data.sources import hub_records
 from shortstack.errors import DataError
-from shortstack.hub import hub_or_copies
-from shortstack.texts import hub_records
+from shortstack.machine.hub import hub_or_copies
 
 
 @pytest.fixture

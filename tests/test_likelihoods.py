@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import shortstack.walk
-from shortstack.checkpoint import Checkpoint
-from shortstack.choices import Request
-from shortstack.evaluation import likelihoods as module
-from shortstack.evaluation.likelihoods import likelihoods, passing, shares_contexts
-from shortstack.walk import Decoder
+import shortstack.decoder.decoder
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data.questions import Request
+from shortstack.decoder import Decoder
+from shortstack.decoder import likelihoods as module
+from shortstack.decoder.likelihoods import likelihoods, passing, shares_contexts
 from zoo import ZOO, tiny
 
 
@@ -43,7 +43,7 @@ def naively(directory, asked):
 @pytest.mark.parametrize("model_type", sorted(ZOO))
 @pytest.mark.parametrize("batch", [None, 3])
 def test_likelihoods_are_those_of_one_forward_for_each_request(model_type, batch, monkeypatch):
-    monkeypatch.setattr(shortstack.walk, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(shortstack.decoder.decoder, "BATCH_TOKENS", 60)
     checkpoint, asked = Checkpoint.open(tiny(model_type)), requests()
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     assert shares_contexts(decoder)

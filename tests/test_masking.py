@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.comparison.channel_norms import input_norms
+from shortstack.comparison.sparsity import mask
+from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError
-from shortstack.input_norms import input_norms
-from shortstack.masking import mask
-from shortstack.walk import Decoder
 from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (4, 16), generator=torch.Generator().manual_seed(1))

@@ -10,13 +10,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from documents import data_folder
-from shortstack import memory, streaming, walk
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder, streaming
+from shortstack.decoder import decoder as walk
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, evaluate
-from shortstack.scoring import score
-from shortstack.tokens import Tokens
-from shortstack.walk import Decoder
+from shortstack.machine import memory
+from shortstack.scoring.scorer import score
 from zoo import speaking, tiny
 
 LIMIT = 1100 << 20  # a third of it is what Python, torch and transformers take
@@ -25,9 +26,9 @@ IDS = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
 LIMITED = """
 import json, resource, sys
 import torch
-from shortstack.checkpoint import Checkpoint
-from shortstack.scoring import score
-from shortstack.tokens import Tokens
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.scoring.scorer import score
+from shortstack.data.tokens import Tokens
 torch.set_num_threads(2)
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]), int(sys.argv[2])))
 ids = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -83,7 +84,7 @@ def test_a_checkpoint_four_times_larger_than_memory_is_scored_as_it_is_in_memory
 def test_what_ulimit_leaves_is_the_memory_there_is():
     code = """
 import psutil, resource
-from shortstack.memory import available_memory
+from shortstack.machine.memory import available_memory
 for kind, held in ((resource.RLIMIT_DATA, "data"), (resource.RLIMIT_AS, "vms")):
     limit = getattr(psutil.Process().memory_info(), held) + (300 << 20)
     resource.setrlimit(kind, (limit, -1))
@@ -132,13 +133,13 @@ def test_evaluate_says_that_there_is_no_room_before_it_reads_weights_for_their_d
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     tasks = Tasks("piqa", data=data_folder(tmp_path / "data"))
     read = []
-    monkeypatch.setattr("shortstack.checkpoint.file_digest", lambda path: read.append(path) or "digest")
+    monkeypatch.setattr("shortstack.checkpoint.checkpoint.file_digest", lambda path: read.append(path) or "digest")
     monkeypatch.setattr(memory, "available_memory", lambda _device: checkpoint.parameters * 4 - 1)
     with pytest.raises(InputError, match="room for its weights on cpu"):
         evaluate(checkpoint, perplexity=(), tasks=tasks, dtype="float32", device="cpu")
     assert not read
     monkeypatch.undo()
-    monkeypatch.setattr("shortstack.checkpoint.file_digest", lambda path: read.append(path) or "digest")
+    monkeypatch.setattr("shortstack.checkpoint.checkpoint.file_digest", lambda path: read.append(path) or "digest")
     monkeypatch.setattr(memory, "available_memory", lambda _device: checkpoint.parameters * 4)
     assert evaluate(checkpoint, perplexity=(), tasks=tasks, dtype="float32", device="cpu").tasks
     assert read

@@ -4,24 +4,23 @@ import math
 
 import pytest
 import torch
-
-from shortstack.errors import DataError, InputError
-from shortstack.metrics import (
-    METRICS,
+from shortstack.scoring.scorer.metrics import (
     angular_distance,
     block_influence,
     cosine_parts,
     metric_named,
     metrics_named,
     one_minus_cosine,
-    perplexity,
     random_kept,
     random_order,
     relative_magnitude,
     reverse_order,
     taylor,
 )
-from shortstack.scores import Scores
+
+from shortstack.errors import DataError, InputError
+from shortstack.machine.numbers import perplexity
+from shortstack.scoring.scorer import METRICS, Scores
 
 
 def test_block_influence_of_an_identity_a_reflection_and_a_rotation():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortstack.errors import DataError
-from shortstack.pairs import Outcomes, bootstrap, compare, compare_tasks, holm, mcnemar
+from shortstack.evaluation.paired import Outcomes, bootstrap, compare, compare_tasks, holm, mcnemar
 
 bits = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=10)
 
@@ -163,5 +163,5 @@ def test_other_tasks_are_an_error():
 
 
 def test_comparing_needs_no_torch():
-    code = "import sys, shortstack.pairs; assert 'torch' not in sys.modules"
+    code = "import sys, shortstack.evaluation.paired; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

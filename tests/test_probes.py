@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.errors import InputError
-from shortstack.probes import MOST, PROBES, is_right, probes, run_probes
+from shortstack.evaluation.probes import MOST, PROBES, is_right, probes, run_probes
 from zoo import speaking
 
 ITEMS = probes(seed=3)
@@ -110,7 +110,7 @@ def test_results_are_of_each_probes_own_items(monkeypatch, tmp_path):
         assert [tokenizer.decode(prompt) for prompt in prompts] == [item.prompt for item in items]
         return written
 
-    monkeypatch.setattr("shortstack.probes.generate", write)
+    monkeypatch.setattr("shortstack.evaluation.probes.generate", write)
     found = run_probes(None, tokenizer, items)
     assert list(found) == list(PROBES)
     for name, each in found.items():
@@ -125,7 +125,7 @@ def test_answers_are_greedy_and_prompts_start_with_bos_where_text_does(tmp_path,
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", bos=True))
     model, tokenizer = checkpoint.model(dtype=torch.float32), checkpoint.tokenizer()
     item, heard = probes(n=1)[3], []
-    monkeypatch.setattr("shortstack.probes.is_right", lambda _item, written: bool(heard.append(written)))
+    monkeypatch.setattr("shortstack.evaluation.probes.is_right", lambda _item, written: bool(heard.append(written)))
     passed = model.register_forward_pre_hook(lambda _m, _a, kwargs: heard.append(kwargs["input_ids"]), with_kwargs=True)
     run_probes(model, tokenizer, [item])
     passed.remove()

@@ -9,14 +9,14 @@ import statistics
 
 import pytest
 import torch
+from shortstack.profiling.profiler.speed import Load, rates, ratio, speeds
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.cli.profile import show_profile
 from shortstack.errors import InputError
-from shortstack.planning import plan
-from shortstack.profiling import profile
-from shortstack.pruning import prune
-from shortstack.tables import show_profile
-from shortstack.timing import Load, rates, ratio, speeds
+from shortstack.planning.plans import plan
+from shortstack.profiling.profiler import profile
+from shortstack.pruning.pruner import prune
 from zoo import make, tiny
 
 
@@ -24,7 +24,7 @@ from zoo import make, tiny
 def clock(monkeypatch):
     """The hands of the clock that timing looks at."""
     now = [0.0]
-    monkeypatch.setattr("shortstack.timing.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("shortstack.profiling.speed.time.perf_counter", lambda: now[0])
     return now
 
 

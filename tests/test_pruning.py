@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError
-from shortstack.planning import plan
-from shortstack.pruning import prune
-from shortstack.verification import verify
+from shortstack.planning.plans import plan
+from shortstack.pruning.pruner import prune, verify
 from zoo import make
 
 SINGLE = "model.safetensors"

@@ -5,9 +5,9 @@ import importlib.util
 import pytest
 import torch
 
-from shortstack.checkpoint import Checkpoint
-from shortstack.quantising import INT8, NF4, held_bytes, quantise
-from shortstack.walk import Decoder
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.decoder import Decoder
+from shortstack.decoder.quantisation import INT8, NF4, held_bytes, quantise
 from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (2, 16), generator=torch.Generator().manual_seed(1))
@@ -82,7 +82,7 @@ def test_held_bytes_count_what_is_shared_once(tmp_path):
 def test_what_cannot_be_had_is_known_before_it_is_tried(monkeypatch):
     if importlib.util.find_spec("torchao"):
         assert "mps" in (INT8.missing("mps") or "")
-    monkeypatch.setattr("shortstack.quantising.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("shortstack.decoder.quantisation.importlib.util.find_spec", lambda _: None)
     assert "pip install 'shortstack[quant]'" in (NF4.missing("cpu") or "")
 
 

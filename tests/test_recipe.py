@@ -3,14 +3,14 @@
 from dataclasses import fields
 
 import pytest
+from shortstack.study.grid.recipes import filled, read_recipe, recipe_names
 from typer.testing import CliRunner
 
 from shortstack.cli import app
 from shortstack.errors import InputError
-from shortstack.healing_options import Course, Going, InTurns, Learned, Loss, Part
-from shortstack.methods import LIBRARIES, METHODS, method_named
-from shortstack.recipe import filled, read_recipe, recipe_names
-from shortstack.schedule import Schedule
+from shortstack.healing import METHODS, Schedule
+from shortstack.healing.methods import LIBRARIES, method_named
+from shortstack.healing.options import Course, Going, InTurns, Learned, Loss, Part
 
 GROUPS = {"learned": Learned(), "part": Part(), "loss": Loss(), "course": Course(), "turns": InTurns()}
 
@@ -164,7 +164,7 @@ def test_the_catalogue_knows_the_options_of_each_method(method):
 
 @pytest.mark.parametrize("library", ["peft", "bitsandbytes"])
 def test_a_library_that_is_missing_is_named_with_its_extra(library, monkeypatch):
-    monkeypatch.setattr("shortstack.methods.find_spec", lambda name: None if name == library else name)
+    monkeypatch.setattr("shortstack.healing.methods.find_spec", lambda name: None if name == library else name)
     with pytest.raises(InputError, match=f"expected {library}.*shortstack\\[{LIBRARIES[library][1]}\\]"):
         method_named("qlora").check()
 
@@ -172,7 +172,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(library, monkeypatch)
 @pytest.mark.parametrize("logger", ["wandb", "trackio", "tensorboard"])
 def test_a_logger_that_is_missing_is_said_with_how_to_install_it(logger, monkeypatch):
     assert Going(report_to=logger).loggers == [logger]
-    monkeypatch.setattr("shortstack.healing_options.find_spec", lambda _name: None)
+    monkeypatch.setattr("shortstack.healing.options.find_spec", lambda _name: None)
     with pytest.raises(InputError, match=f"pip install {logger}") as error:
         Going(report_to=f" {logger}").check_loggers()
     assert error.value.where == f"--report-to {logger}"

@@ -9,21 +9,20 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
+from shortstack.repairing.repairer.fit import RIDGES
+from shortstack.repairing.repairer.fold_points import find_outlets
+from shortstack.repairing.repairer.ridge import ChannelMoments, MatrixMoments, ScaleMoments
 from transformers import AutoModelForCausalLM
 
-import shortstack.refitting
-import shortstack.repairing
-from shortstack.checkpoint import Checkpoint
+import shortstack.repairing.fit
+import shortstack.repairing.repairer
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, DataError
-from shortstack.moments import ChannelMoments, MatrixMoments, ScaleMoments
-from shortstack.outlets import find_outlets
-from shortstack.planning import Plan
-from shortstack.pruning import prune
-from shortstack.refitting import RIDGES
-from shortstack.repairing import repair
-from shortstack.tokens import Tokens
-from shortstack.verification import verify
-from shortstack.walk import Decoder
+from shortstack.planning.plans import Plan
+from shortstack.pruning.pruner import prune, verify
+from shortstack.repairing.repairer import repair
 from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
@@ -126,7 +125,7 @@ def hidden_states(directory, removed, ids):
 def test_the_matrix_before_the_cut_is_the_weighted_ridge_of_what_was_removed(monkeypatch):
     """A tail cut has one fit: down_proj of the last kept layer."""
     checkpoint = Checkpoint.open(tiny("llama"))
-    monkeypatch.setattr(shortstack.repairing._Follower, "losses", lambda _self: (1.0, 3.0, 2.0))
+    monkeypatch.setattr(shortstack.repairing.repairer._Follower, "losses", lambda _self: (1.0, 3.0, 2.0))
     found = repair(checkpoint, frozenset({6, 7}), TOKENS, dtype="float32")
     (fit,) = found.fits
     assert (fit.layer, fit.weight) == (5, "mlp.down_proj")
@@ -189,7 +188,7 @@ def test_without_a_matrix_the_scale_before_the_cut_is_the_weighted_ridge_of_what
     model_type, tmp_path, monkeypatch
 ):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    monkeypatch.setattr(shortstack.repairing._Follower, "losses", lambda _self: (1.0, 3.0, 2.0))
+    monkeypatch.setattr(shortstack.repairing.repairer._Follower, "losses", lambda _self: (1.0, 3.0, 2.0))
     found = repair(checkpoint, frozenset({6, 7}), TOKENS, dtype="float32")
     (fit,) = found.fits
     kind, name, weights = SCALED[model_type]
@@ -239,7 +238,7 @@ def own_words(checkpoint) -> torch.Tensor:
 @pytest.mark.parametrize("removed", [{6, 7}, {2, 3}, {1, 4, 6}, {0, 1}])
 def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream, tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    monkeypatch.setattr(shortstack.refitting, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(shortstack.repairing.fit, "BATCH_TOKENS", 200)
     ids = own_words(checkpoint)
     found = repair(checkpoint, frozenset(removed), Tokens(ids, "own", False, 0), dtype="float32", stream=stream)
     unlike = model_type == "opt" or (model_type, removed) == ("olmo2", {6, 7})
@@ -261,7 +260,7 @@ def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream
 def test_a_repair_that_helps_nobody_is_not_kept(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     worse = iter([torch.full((16, 23), loss) for loss in (1.0, 2.0, 2.5)])
-    monkeypatch.setattr(shortstack.repairing, "next_token_losses", lambda *_: next(worse))
+    monkeypatch.setattr(shortstack.repairing.repairer, "next_token_losses", lambda *_: next(worse))
     found = repair(checkpoint, frozenset({6, 7}), TOKENS)
     assert (found.kept, found.tensors) == (False, {})
     assert found.loss_after == found.loss_before == 2.0

@@ -22,17 +22,18 @@ import pytest
 import stores
 from shortstack import cli
 from shortstack.errors import DataError, InputError, OutputError
-from shortstack.report import Report, read, write_report
+from shortstack.report import Report, write_report
 from shortstack.report.charts import Point, axis
-from shortstack.report.comparing import difference, places
 from shortstack.report.figures import figures, front
-from shortstack.report.groups import Findings
+from shortstack.report.findings import Findings
+from shortstack.report.labels import factors
 from shortstack.report.latex import PACKAGES, latex_text
-from shortstack.report.opening import best_at_each, key_figures, of_depths, opening
+from shortstack.report.markdown import markdown_text
 from shortstack.report.results import AVERAGE, Measure, results
-from shortstack.report.settings import factors
+from shortstack.report.significance import difference, places
+from shortstack.report.summary import best_at_each, key_figures, of_depths, opening
 from shortstack.report.table import Cell, Row, Table
-from shortstack.report.texts import markdown_text
+from shortstack.runs.records import read
 from stores import Store, evaluation, healed, perplexity, plan, profile, settings, task
 
 BASE = [1.0] * 30 + [0.0] * 10  # 75 %

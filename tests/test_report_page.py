@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import stores
-from shortstack.report import Report, read, write_report
+from shortstack.report import Report, write_report
+from shortstack.runs.records import read
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

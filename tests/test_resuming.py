@@ -11,15 +11,13 @@ import architectures
 import pytest
 import torch
 
-import shortstack.measuring
-import shortstack.resuming
-import shortstack.walk
-from shortstack.cache import cache_directory
-from shortstack.checkpoint import Checkpoint
-from shortstack.metrics import METRICS
-from shortstack.scoring import score
-from shortstack.sweeping import sweep
-from shortstack.tokens import Tokens
+import shortstack.decoder.decoder
+import shortstack.scoring.measurement
+import shortstack.scoring.resumption
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import Tokens
+from shortstack.machine.cache import cache_directory
+from shortstack.scoring.scorer import METRICS, score, sweep
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -33,8 +31,8 @@ class Stopped(Exception):
 @pytest.fixture(autouse=True)
 def always_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path))
-    monkeypatch.setattr(shortstack.resuming, "KEEP_SECONDS", 0)
-    monkeypatch.setattr(shortstack.resuming, "SHARE", float("inf"))
+    monkeypatch.setattr(shortstack.scoring.resumption, "KEEP_SECONDS", 0)
+    monkeypatch.setattr(shortstack.scoring.resumption, "SHARE", float("inf"))
 
 
 def kept() -> list[Path]:
@@ -64,8 +62,8 @@ def without_time(scores):
 def test_a_stopped_score_goes_on_and_finds_the_same(share, turns, metrics, monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     if turns > 1:
-        monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
-        monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1)
+        monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 20)
+        monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     whole = score(checkpoint, TOKENS, metrics=metrics, window=3)
     with pytest.raises(Stopped):
         score(checkpoint, TOKENS, metrics=metrics, window=3, progress=stopping(share))
@@ -105,11 +103,11 @@ def test_a_stopped_sweep_goes_on():
 KILLED = """
 import os, signal, sys
 import torch
-import shortstack.resuming
-from shortstack.checkpoint import Checkpoint
-from shortstack.scoring import score
-from shortstack.tokens import Tokens
-shortstack.resuming.KEEP_SECONDS, shortstack.resuming.SHARE = 0, float("inf")
+import shortstack.scoring.resumption
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.scoring.scorer import score
+from shortstack.data.tokens import Tokens
+shortstack.scoring.resumption.KEEP_SECONDS, shortstack.scoring.resumption.SHARE = 0, float("inf")
 def progress(stage, done, total):
     if stage == "scoring" and done > total / 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -159,7 +157,7 @@ def test_a_state_that_a_power_cut_broke_is_as_good_as_none(broken):
 
 def test_on_a_full_disk_the_walk_says_so_and_goes_on_without(monkeypatch):
     usage = type("usage", (), {"free": 1000})
-    monkeypatch.setattr(shortstack.resuming.shutil, "disk_usage", lambda _path: usage)
+    monkeypatch.setattr(shortstack.scoring.resumption.shutil, "disk_usage", lambda _path: usage)
     whole = score(Checkpoint.open(tiny("llama")), TOKENS)
     with pytest.warns(UserWarning, match="not kept.*MB free") as said:
         found = score(Checkpoint.open(tiny("llama")), TOKENS)
@@ -180,13 +178,13 @@ def test_without_a_cache_that_can_be_written_scoring_says_so_and_goes_on(monkeyp
 def test_a_walk_divided_otherwise_does_not_take_it(monkeypatch):
     """With less memory there are more turns; what was kept is of another division."""
     checkpoint = Checkpoint.open(tiny("llama"))
-    monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
+    monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 20)
     one_batch = 20 * 32 * 4 * 9  # tokens, width, bytes, streams
-    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 2 * one_batch)
+    monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 2 * one_batch)
     whole = score(checkpoint, TOKENS)
     with pytest.raises(Stopped):
         score(checkpoint, TOKENS, progress=stopping(0.8))
-    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", one_batch)
+    monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", one_batch)
     seen = []
     found = score(checkpoint, TOKENS, progress=lambda stage, *_: seen.append(stage))
     assert set(seen) == {"scoring"}

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import typer
+from shortstack.study.grid.steps import quoted
+from shortstack.study.grid.workers import local
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import DataError, InputError
-from shortstack.launching import local
-from shortstack.running import run_study
-from shortstack.steps import quoted
-from shortstack.store import Folder, Store
+from shortstack.runs import Store
+from shortstack.runs.store import Folder
+from shortstack.study.grid import run_study
 from studies import QUICK, STUDY, found, inline, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
@@ -228,8 +229,8 @@ import json, os, signal, sys
 from pathlib import Path
 tests, study, runs, fatal = sys.argv[1:]
 sys.path.insert(0, tests)
-import shortstack.running as running, shortstack.steps as steps
-from shortstack.store import Store
+import shortstack.study.runner as running, shortstack.study.steps as steps
+from shortstack.runs.store import Store
 from studies import inline
 seen = 0
 

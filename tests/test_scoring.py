@@ -7,13 +7,12 @@ import pytest
 import torch
 
 import naive
-import shortstack.measuring
-import shortstack.walk
-from shortstack.checkpoint import Checkpoint
+import shortstack.decoder.decoder
+import shortstack.scoring.measurement
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import Tokens
 from shortstack.errors import InputError, ShortstackError
-from shortstack.metrics import METRICS
-from shortstack.scoring import score
-from shortstack.tokens import Tokens
+from shortstack.scoring.scorer import METRICS, score
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -56,8 +55,8 @@ def test_turns_of_few_batches_change_nothing(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     names = sorted(WALKED)
     whole = score(checkpoint, TOKENS, metrics=names, window=3)
-    monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
-    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1)
+    monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 20)
+    monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     turned = score(checkpoint, TOKENS, metrics=names, window=3)
     for name in names:
         assert turned.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)
@@ -86,7 +85,7 @@ def test_each_metric_alone_is_what_it_is_in_company():
 def test_scores_do_not_depend_on_batch_size_or_order(monkeypatch):
     checkpoint = Checkpoint.open(tiny("qwen3"))
     whole = score(checkpoint, TOKENS, metrics=sorted(WALKED))
-    monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 10)
+    monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 10)
     single = score(checkpoint, replace(TOKENS, ids=IDS.flip(0)), metrics=sorted(WALKED))
     for name in WALKED:
         assert single.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)
@@ -122,7 +121,7 @@ def test_progress_ends_at_its_total_and_never_goes_back():
 
 def test_a_nan_is_an_error_that_names_the_layer(monkeypatch):
     broken = replace(METRICS["bi"], function=lambda before, after: before[..., 0] * math.nan)
-    monkeypatch.setattr(shortstack.metrics, "METRICS", {**METRICS, "bi": broken})
+    monkeypatch.setattr(shortstack.scoring.metrics, "METRICS", {**METRICS, "bi": broken})
     with pytest.raises(ShortstackError, match=r"metric bi, layer 0.*NaN"):
         score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["bi"])
 

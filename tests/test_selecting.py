@@ -4,18 +4,19 @@ import itertools
 
 import pytest
 import torch
+from shortstack.planning.plans.measured import Budget, search
+from shortstack.scoring.scorer.measurement import Run, Wanted, walk_on
 
 import naive
-import shortstack.measuring
-import shortstack.selecting
-import shortstack.walk
-from shortstack.checkpoint import Checkpoint
+import shortstack.decoder.decoder
+import shortstack.planning.measured
+import shortstack.scoring.measurement
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
 from shortstack.errors import DataError, PlanError
-from shortstack.measuring import Run, Wanted, walk_on
-from shortstack.metrics import METRICS
-from shortstack.selecting import Budget, search, select
-from shortstack.tokens import Tokens
-from shortstack.walk import Decoder
+from shortstack.planning.plans import select
+from shortstack.scoring.scorer import METRICS
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -83,10 +84,10 @@ def test_what_is_known_is_not_walked_again():
 def test_without_room_for_a_trail_steps_remove_the_same(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     with_trail = select(checkpoint, TOKENS, drop=5, step=1)
-    monkeypatch.setattr(shortstack.selecting, "TRAIL_BYTES", 0)
+    monkeypatch.setattr(shortstack.planning.measured, "TRAIL_BYTES", 0)
     assert select(checkpoint, TOKENS, drop=5, step=1) == with_trail
-    monkeypatch.setattr(shortstack.walk, "STREAM_BYTES", 1)
-    monkeypatch.setattr(shortstack.measuring, "BATCH_TOKENS", 20)
+    monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
+    monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 20)
     assert select(checkpoint, TOKENS, drop=5, step=1) == with_trail
 
 

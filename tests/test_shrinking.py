@@ -4,12 +4,13 @@ import json
 
 import pytest
 import yaml
+from shortstack.study.grid.card import model_card
+from shortstack.study.grid.shrinker import CANDIDATES, Looks
 
-from shortstack.card import model_card
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.errors import InputError, OutputError, ShortstackError
-from shortstack.shrinking import CANDIDATES, Looks, shrink
-from shortstack.verification import verify
+from shortstack.pruning.pruner import verify
+from shortstack.study.grid import shrink
 from studies import inline, make_data
 
 pytest.importorskip("peft")
@@ -114,7 +115,7 @@ def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
 
 
 def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch):
-    monkeypatch.setattr("shortstack.methods.find_spec", lambda _name: None)
+    monkeypatch.setattr("shortstack.healing.methods.find_spec", lambda _name: None)
     with pytest.raises(InputError, match=r"shortstack\[lora\]"):
         shrink(str(tiny / "model"), tiny / "out", recipe=str(tiny / "recipe.yaml"), data="pydoc")
     assert not (tiny / "out.study").exists()

@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from shortstack.study.grid.grid import expanded, parse_study, schema
+from shortstack.study.grid.trial import Choice
 
 from shortstack.errors import InputError, PlanError
-from shortstack.study import expanded, parse_study, read_study, schema
-from shortstack.trials import Choice
+from shortstack.study.grid import read_study
 
 QUICK = "{name: quick, method: lora, data: pydoc, epochs: 1}"
 

@@ -18,22 +18,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from documents import COUNT, data_folder, write
-from shortstack.checkpoint import Checkpoint
-from shortstack.choices import Accuracy, answers
-from shortstack.comparing import standard
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.cli.evaluate import show_evaluation
+from shortstack.comparison.comparison import standard
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
+from shortstack.decoder.multiple_choice import Accuracy, answers
 from shortstack.errors import DataError, InputError
-from shortstack.evaluation import Evaluation, Tasks, compared, evaluate, load_harness
-from shortstack.evaluation.code import files_of
-from shortstack.evaluation.overlays import write_overlays
-from shortstack.evaluation.results import TaskResult
-from shortstack.planning import plan
-from shortstack.probes import Probed
-from shortstack.pruning import prune
-from shortstack.suites import SUITES, TASKS, named
-from shortstack.sweeping import sweep
-from shortstack.tables import show_evaluation
-from shortstack.tokens import Tokens
-from shortstack.walk import Decoder
+from shortstack.evaluation import Evaluation, TaskResult, Tasks, compared, evaluate
+from shortstack.evaluation.probes import Probed
+from shortstack.evaluation.suites import SUITES, TASKS, named
+from shortstack.evaluation.task_code import files_of
+from shortstack.evaluation.task_files import write_overlays
+from shortstack.evaluation.tasks import load_harness
+from shortstack.planning.plans import plan
+from shortstack.pruning.pruner import prune
+from shortstack.scoring.scorer import sweep
 from zoo import speaking
 
 pytest.importorskip("lm_eval")

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
+from shortstack.data import Tokens, read_examples
+from shortstack.data.sources import prompt_and_response, read_documents
+from shortstack.data.tokens import bos_ids, encode
 from shortstack.errors import DataError
-from shortstack.examples import read_examples
-from shortstack.texts import prompt_and_response, read_documents
-from shortstack.tokens import Tokens, bos_ids, encode
 from zoo import tokenizer
 
 PLAIN, WITH_BOS, CHAT = tokenizer(), tokenizer(bos=True), tokenizer(chat=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from shortstack import training
-from shortstack.batches import IGNORED, Data, Ordered, grouped
 from shortstack.errors import InputError, TrainingError
-from shortstack.schedule import DECAYS, OPTIMIZERS, Schedule
-from shortstack.training import Place, train
+from shortstack.healing import Schedule, training
+from shortstack.healing.batches import IGNORED, Data, Ordered, grouped
+from shortstack.healing.schedule import DECAYS, OPTIMIZERS
+from shortstack.healing.training import Place, train
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_what_asks_for_more_than_a_name_is_refused_by_name(monkeypatch):
     for option in ("weight_decay", "max_grad_norm"):
         with pytest.raises(InputError, match="expected a number, at least 0, found inf"):
             Schedule(**{option: math.inf})
-    monkeypatch.setattr("shortstack.schedule.find_spec", lambda name: None)
+    monkeypatch.setattr("shortstack.healing.schedule.find_spec", lambda name: None)
     with pytest.raises(InputError, match="adamw_8bit: expected bitsandbytes"):
         Schedule(optimizer="adamw_8bit").check()
 

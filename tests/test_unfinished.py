@@ -9,7 +9,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import CheckpointError, InputError, OutputError
 from shortstack.healing import Objective, Partial, Schedule, heal, healer
@@ -21,7 +21,7 @@ KILLED = """
 import sys; sys.path[:0] = {path!r}
 import os, signal
 from shortstack import training
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.healing import Partial, Schedule, heal
 training.KEEP_SECONDS, training.SHARE = 0.0, 1e9
 def kill(stage, done, _total, note):

@@ -7,11 +7,11 @@ import types
 import pytest
 
 from documents import COUNT, data_folder
-from shortstack.checkpoint import Checkpoint
-from shortstack.cli.asking import Asking, Backend
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.cli.options import Asking, Backend
+from shortstack.decoder import Decoder
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, evaluate
-from shortstack.walk import Decoder
 from zoo import speaking
 
 pytest.importorskip("lm_eval")

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import shortstack.walk
-from shortstack.checkpoint import Checkpoint
+import shortstack.decoder.decoder
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED, layer_forwards
+from shortstack.decoder.losses import next_token_losses
 from shortstack.errors import ArchitectureError
-from shortstack.losses import next_token_losses
-from shortstack.walk import UNPRUNED, Decoder, layer_forwards
 from zoo import ZOO, pass_over, tiny
 
 IDS = torch.randint(3, 90, (3, 11), generator=torch.Generator().manual_seed(2))
@@ -24,7 +25,7 @@ LEAVE_ONE_OUT = [UNPRUNED, *(frozenset({layer}) for layer in range(8))]
 def one_stream_at_a_time():
     """So that sums are those of the model alone, to the last bit; the tests of stacked streams say otherwise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shortstack.walk, "STACK_TOKENS", 1)
+        patch.setattr(shortstack.decoder.decoder, "STACK_TOKENS", 1)
         yield
 
 
@@ -132,7 +133,7 @@ def test_streams_that_pass_a_layer_together_arrive_as_they_do_alone(model_type, 
     decoder = load(model_type)
     with torch.no_grad():
         alone = decoder.walk(IDS, LEAVE_ONE_OUT)
-        monkeypatch.setattr(shortstack.walk, "STACK_TOKENS", together * IDS.numel())
+        monkeypatch.setattr(shortstack.decoder.decoder, "STACK_TOKENS", together * IDS.numel())
         stacked = decoder.walk(IDS, LEAVE_ONE_OUT)
     for route in LEAVE_ONE_OUT:
         torch.testing.assert_close(stacked[route], alone[route], atol=2e-5, rtol=1e-5)
@@ -143,7 +144,7 @@ def test_padded_streams_that_pass_together_keep_their_masks(monkeypatch):
     mask[0, :4] = 0
     with torch.no_grad():
         alone = decoder.walk(IDS, LEAVE_ONE_OUT, attention_mask=mask)
-        monkeypatch.setattr(shortstack.walk, "STACK_TOKENS", 10_000)
+        monkeypatch.setattr(shortstack.decoder.decoder, "STACK_TOKENS", 10_000)
         stacked = decoder.walk(IDS, LEAVE_ONE_OUT, attention_mask=mask)
     for route in LEAVE_ONE_OUT:
         torch.testing.assert_close(stacked[route][mask.bool()], alone[route][mask.bool()], atol=2e-5, rtol=1e-5)

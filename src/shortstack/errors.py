@@ -16,6 +16,8 @@ Every error says where, what was expected, what was found and what to do:
 --drop: expected a count or a percentage, found 'lots'. To fix it: write --drop 8 or --drop 25%.
 """
 
+from __future__ import annotations
+
 
 class ShortstackError(Exception):
     """The root: `where` names the file, option or layer; the other three complete the sentence."""

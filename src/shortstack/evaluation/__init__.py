@@ -1,20 +1,9 @@
-"""Evaluation: perplexity on text, and the tasks of lm-evaluation-harness."""
+"""How good a model is: perplexity, tasks, probes of writing, signs of degeneration, and paired tests.
 
-from shortstack.evaluation.asking import Tasks, amounts, ask, load_harness
-from shortstack.evaluation.evaluator import Evaluation, compared, evaluate
-from shortstack.evaluation.perplexity import Perplexity, measure
-from shortstack.evaluation.results import Amount, TaskResult
+A suite of tasks is one entry in `suites`, a probe one entry in `probes`. lm-evaluation-harness is imported in `harness`
+alone.
+"""
 
-__all__ = [
-    "Amount",
-    "Evaluation",
-    "Perplexity",
-    "TaskResult",
-    "Tasks",
-    "amounts",
-    "ask",
-    "compared",
-    "evaluate",
-    "load_harness",
-    "measure",
-]
+from lazy_loader import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

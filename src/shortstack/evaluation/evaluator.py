@@ -7,20 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint
-from shortstack.collapse import Collapse, check_collapse, collapse_tokens
-from shortstack.devices import arithmetic, pick_device
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
+from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError
-from shortstack.evaluation.asking import VLLM, Asked, Tasks
+from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
+from shortstack.evaluation.paired import Outcomes, Paired, compare_tasks
 from shortstack.evaluation.perplexity import Perplexity, measure
-from shortstack.evaluation.results import TaskResult
-from shortstack.pairs import Outcomes, Paired, compare_tasks
-from shortstack.positions import check_positions
-from shortstack.probes import Item, Probed, probe_tokens, probes, run_probes
-from shortstack.progress import Progress, silent
-from shortstack.suites import SHARES, SUITES
-from shortstack.tokens import Tokens
-from shortstack.walk import Decoder
+from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
+from shortstack.evaluation.suites import SHARES, SUITES
+from shortstack.evaluation.task_results import TaskResult
+from shortstack.evaluation.tasks import VLLM, Asked, Tasks
+from shortstack.machine.device import pick_device
+from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
-import lm_eval.api.task
 import lm_eval.tasks
 import numpy as np
 from datasets.exceptions import DatasetGenerationError, DatasetsError
@@ -33,21 +32,22 @@ from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.choices import Asked, Request, request
+from shortstack.checkpoint.safetensors import file_digest
+from shortstack.data.questions import Asked, Request, request
+from shortstack.data.tokens import bos_ids
+from shortstack.decoder import Decoder
+from shortstack.decoder.likelihoods import likelihoods
 from shortstack.errors import DataError, InputError
-from shortstack.evaluation.code import files_of
-from shortstack.evaluation.likelihoods import likelihoods
-from shortstack.evaluation.overlays import write_overlays
-from shortstack.evaluation.results import TaskResult, digest
-from shortstack.hub import hub_or_copies
-from shortstack.progress import Progress, silent
-from shortstack.shards import file_digest
-from shortstack.suites import PERPLEXITIES, TASKS, unknown
-from shortstack.tokens import bos_ids
-from shortstack.walk import Decoder
+from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
+from shortstack.evaluation.task_code import files_of
+from shortstack.evaluation.task_files import write_overlays
+from shortstack.evaluation.task_results import TaskResult, digest
+from shortstack.machine.hub import hub_or_copies
+from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 VERSION = version("lm-eval")
 SEED = (

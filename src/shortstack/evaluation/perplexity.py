@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from shortstack.losses import next_token_losses
-from shortstack.metrics import checked, in_float64
-from shortstack.metrics import perplexity as value
-from shortstack.progress import Progress, silent
-from shortstack.tokens import Tokens
-from shortstack.walk import UNPRUNED, Decoder, Route
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED, Route
+from shortstack.decoder.losses import next_token_losses
+from shortstack.machine.numbers import checked, in_float64
+from shortstack.machine.numbers import perplexity as value
+from shortstack.machine.progress import Progress, silent
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from shortstack.errors import InputError
 from shortstack.evaluation.harness import SEED, Quiet, hushed
 
 if TYPE_CHECKING:
-    from shortstack.evaluation.asking import Tasks
+    from shortstack.evaluation.tasks import Tasks
+
 
 VERSION = version("vllm")
 

@@ -1,26 +1,9 @@
-"""heal(): a pruned checkpoint learns again. A file per method; what they share is in healer.py, learner.py, frozen.py."""
+"""Training after the cut: which part of a model trains, on what, to which objective, and for how long.
 
-from shortstack.healing.full import Full
-from shortstack.healing.healer import Healing, heal
-from shortstack.healing.lora import DoRA, Lora, QLora, RsLora
-from shortstack.healing.partial import Partial
-from shortstack.healing.turns import Turns, heal_in_turns
-from shortstack.methods import METHODS
-from shortstack.objective import Objective
-from shortstack.schedule import Schedule
+A method is one file here and one entry in `methods`. There is one training loop, in `training`; what is frozen is computed
+once and kept.
+"""
 
-__all__ = [
-    "METHODS",
-    "DoRA",
-    "Full",
-    "Healing",
-    "Lora",
-    "Objective",
-    "Partial",
-    "QLora",
-    "RsLora",
-    "Schedule",
-    "Turns",
-    "heal",
-    "heal_in_turns",
-]
+from lazy_loader import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

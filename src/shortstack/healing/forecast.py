@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from shortstack.examples import Example
-from shortstack.handovers import State
+from shortstack.data import Example
+from shortstack.decoder import Decoder
+from shortstack.decoder.layer_io import State
+from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.healing.healer import Task
 from shortstack.healing.learner import Learner, counted
-from shortstack.layered import LOGIT_BYTES
-from shortstack.walk import Decoder
 
 STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, and AdamW's two means
 # Bytes of activations per token, layer and number of the hidden state, in 16 bits (Korthikanti et al., arXiv 2205.05198,

@@ -14,18 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shortstack.activations import Activations, check_room, content_key, keeping, numbered
-from shortstack.batches import IGNORED
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.record import skipped_layers
+from shortstack.checkpoint.weights import read_weight
+from shortstack.data import Example
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED, Route, by_length
+from shortstack.decoder.losses import likeliest
 from shortstack.errors import CheckpointError
-from shortstack.examples import Example
+from shortstack.healing.activations import Activations, check_room, keeping, numbered
+from shortstack.healing.batches import IGNORED
 from shortstack.healing.learner import counted, padded
-from shortstack.loading import read_weight
-from shortstack.losses import likeliest
-from shortstack.objective import Objective
-from shortstack.progress import Progress, silent
-from shortstack.verification import skipped_route
-from shortstack.walk import UNPRUNED, Decoder, Route, by_length
+from shortstack.healing.objective import Objective
+from shortstack.machine.cache import content_key
+from shortstack.machine.progress import Progress, silent
 
 Put = Callable[[int, Tensor], None]
 
@@ -178,7 +180,7 @@ class Freezer:
         if not (theirs and ours.record):
             return None
         try:
-            route = skipped_route(ours, theirs)
+            route = skipped_layers(ours, theirs)
         except CheckpointError:  # not a cut of this teacher
             return None
         kept = [layer for layer in range(theirs.anatomy.layers) if layer not in route]

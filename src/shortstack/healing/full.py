@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.weights import stored_tensors
+from shortstack.decoder import Decoder
 from shortstack.healing.learner import Learner
-from shortstack.loading import stored_tensors
-from shortstack.shards import StoredTensor
-from shortstack.walk import Decoder
 
 
 @dataclass(frozen=True)

@@ -14,26 +14,26 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from shortstack.batches import Data
-from shortstack.checkpoint import Checkpoint
-from shortstack.devices import fast_bfloat16
+from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.checkpoint.record import provenance
+from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.writer import layout
+from shortstack.data import Example, read_examples
+from shortstack.decoder import Decoder
 from shortstack.errors import CheckpointError, TrainingError
-from shortstack.examples import Example, read_examples
-from shortstack.healing.answers import Answers
+from shortstack.healing.batches import Data
+from shortstack.healing.dataset import Lessons
 from shortstack.healing.frozen import Freezer, Frozen, Live
 from shortstack.healing.learner import Learner
+from shortstack.healing.objective import Objective
 from shortstack.healing.partial import Partial
+from shortstack.healing.schedule import Schedule
+from shortstack.healing.teacher_answers import Answers
+from shortstack.healing.training import History, Place, train, training_device
 from shortstack.healing.unfinished import Unfinished
-from shortstack.lessons import Lessons
-from shortstack.memory import peak_rss
-from shortstack.objective import Objective
-from shortstack.progress import Progress, silent
-from shortstack.pruning import provenance
-from shortstack.schedule import Schedule
-from shortstack.shards import StoredTensor
-from shortstack.training import History, Place, train, training_device
-from shortstack.walk import Decoder
-from shortstack.writing import CheckpointWriter, layout
+from shortstack.machine.device import fast_bfloat16
+from shortstack.machine.memory import peak_rss
+from shortstack.machine.progress import Progress, silent
 
 
 class Method(Protocol):

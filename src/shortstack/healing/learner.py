@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shortstack.batches import IGNORED
-from shortstack.examples import Example
-from shortstack.losses import Criterion, CrossEntropy, Distillation, chunked_loss
-from shortstack.objective import Objective
-from shortstack.walk import Decoder
+from shortstack.data import Example
+from shortstack.decoder import Decoder
+from shortstack.decoder.losses import Criterion, CrossEntropy, Distillation, chunked_loss
+from shortstack.healing.batches import IGNORED
+from shortstack.healing.objective import Objective
 
 
 def padded(examples: Sequence[Example]) -> dict[str, Tensor]:

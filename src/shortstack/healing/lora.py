@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.weights import Edit, edited_tensors, stored_tensors
+from shortstack.decoder import Decoder
+from shortstack.decoder.quantisation import bitsandbytes, four_bit
 from shortstack.errors import InputError
-from shortstack.healing.heads import Head
+from shortstack.healing.head import Head
+from shortstack.healing.layer_choice import Places
 from shortstack.healing.learner import Learner
-from shortstack.loading import Edit, edited_tensors, stored_tensors
-from shortstack.methods import check_adapter
-from shortstack.places import Places
-from shortstack.quantising import bitsandbytes, four_bit
-from shortstack.shards import StoredTensor
-from shortstack.walk import Decoder
+from shortstack.healing.methods import check_adapter
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
+
 
 ADAPTER = "default"
 

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 from torch import nn
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.healing.heads import Head
+from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.weights import stored_tensors
+from shortstack.decoder import Decoder
+from shortstack.healing.head import Head
+from shortstack.healing.layer_choice import Places
 from shortstack.healing.learner import Learner
-from shortstack.loading import stored_tensors
-from shortstack.methods import LAST
-from shortstack.places import Places
-from shortstack.shards import StoredTensor
-from shortstack.walk import Decoder
+from shortstack.healing.methods import LAST
 
 
 @dataclass(frozen=True)

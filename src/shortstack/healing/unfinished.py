@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import InputError, OutputError
-from shortstack.jsonfiles import finite, save_json
-from shortstack.training import newest_state
+from shortstack.healing.training import newest_state
+from shortstack.machine.files import finite, save_json
 
 ASKED = "run.json"
 

@@ -1,95 +1,10 @@
 """The report of a study: what its store holds, as tables, figures and one page; nothing is measured again.
 
+A table is one function in `tables` and one entry in its catalogue.
+
 >>> write_report("runs", "report.html")  # doctest: +SKIP
 """
 
-from __future__ import annotations
+from lazy_loader import attach_stub
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-
-from shortstack.jsonfiles import check_new, whole
-from shortstack.report import texts
-from shortstack.report.groups import Findings
-from shortstack.report.latex import latex
-from shortstack.report.opening import opening
-from shortstack.report.page import FIRST_LINE, render
-from shortstack.report.runs import Runs, read
-from shortstack.report.table import Table
-from shortstack.report.tables import all_tables, findings
-
-__all__ = ["Report", "Runs", "Table", "read", "write_report"]
-
-
-@dataclass(frozen=True)
-class Report:
-    """A study's tables, to be written in any form."""
-
-    found: Findings
-    tables: Sequence[Table]
-
-    @classmethod
-    def of(cls, runs: str | Path | Runs) -> Report:
-        """The tables of a study's folder, or of what was read from one.
-
-        Raises:
-            InputError: there is no store in the folder.
-            DataError: it is no store of a study.
-        """
-        found = findings(runs if isinstance(runs, Runs) else read(runs))
-        return cls(found, all_tables(found))
-
-    def html(self) -> str:
-        """One page that needs no network and no other file."""
-        return render(self.found, self.tables, version=version("shortstack"))
-
-    def markdown(self) -> str:
-        return texts.markdown(self.found.runs.title, opening(self.found), self.tables)
-
-    def latex(self) -> str:
-        """The tables for a paper that loads the packages booktabs, graphicx and rotating."""
-        return latex(self.tables) + "\n"
-
-    def csv(self) -> dict[str, str]:
-        """A CSV file for each table, by name."""
-        return {f"{table.key}.csv": texts.csv_text(table) for table in self.tables}
-
-
-def write_report(runs: str | Path, output: str | Path) -> Path:
-    """Write the page of a study; only a page that a report wrote before is replaced.
-
-    Raises:
-        InputError: there is no store in the folder.
-        DataError: it is no store of a study.
-        OutputError: the output is something else, or cannot be written.
-    """
-    output = Path(output)
-    check_page(output)
-    write_page(Report.of(runs), output)
-    return output
-
-
-def check_page(output: Path) -> None:
-    """Refuse an output that cannot be written, or that is there and no report."""
-    if not (output.is_file() and output.read_bytes().startswith(FIRST_LINE.encode())):
-        check_new(output)
-
-
-def write_page(made: Report, output: Path) -> None:
-    with whole(output) as partial:
-        partial.write_text(made.html(), encoding="utf-8")
-
-
-def write_csv(made: Report, folder: Path) -> None:
-    """Write a CSV file for each table into a new folder.
-
-    Raises:
-        OutputError: the folder exists or cannot be made.
-    """
-    check_new(folder)
-    folder.mkdir()
-    for name, text in made.csv().items():
-        with whole(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shortstack.removals import show_layers
-from shortstack.report.groups import Findings
-from shortstack.report.numbers import listed
+from shortstack.planning.layer_sets import show_layers
+from shortstack.report.findings import Findings
+from shortstack.report.format import listed
 from shortstack.report.results import AVERAGE, Result
-from shortstack.report.runs import Step
 from shortstack.report.table import Cell, Column
+from shortstack.runs.records import Step
 
 UNPRUNED = "unpruned"
 Extra = tuple[Column, Callable[[Result], Cell]]

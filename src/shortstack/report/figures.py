@@ -8,16 +8,14 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from shortstack.report import charts
-from shortstack.report.charts import Line, Point, axis
-from shortstack.report.groups import Findings
-from shortstack.report.numbers import counted, shown, uncertainty
+from shortstack.report.charts import COLOURED, Line, Point, axis, chart, heat, swatch
+from shortstack.report.findings import Findings
+from shortstack.report.format import counted, shown, uncertainty
+from shortstack.report.labels import brief
 from shortstack.report.results import Measure, Result
-from shortstack.report.runs import Step
-from shortstack.report.settings import brief
+from shortstack.runs.records import Step
 
 Facets = Callable[[Mapping[str, str]], str]
-
 MAPS = 12  # of the order in which metrics remove layers
 
 
@@ -77,7 +75,7 @@ def _depth(found: Findings, model: str, column: str, facets: Facets) -> Figure |
     y = axis(noun, [*(_shown_range(points)), *(value for _, value in levels)], said, log=log)
     title = f"{noun} against layers removed" + (f", {brief(model)}" if len(found.bases) > 1 else "")
     beyond = " A triangle at the upper edge: infinite." if any(math.isinf(point.y) for point in points) else ""
-    svg = charts.chart(x, y, drawn, title=title, references=levels, facets=facets)
+    svg = chart(x, y, drawn, title=title, references=levels, facets=facets)
     return Figure(
         f"depth-{column}-{model}", title, f"Bars are one standard error.{beyond}", svg, _legend(drawn, facets)
     )
@@ -114,13 +112,13 @@ def _common(line: Sequence[tuple[Point, Result]]) -> dict[str, str]:
 def _coloured(lines: Sequence[Line]) -> list[Line]:
     """The longest lines, of those the first, in colours; the others grey. A line has one colour in all figures."""
     ranked = sorted(lines, key=lambda line: -sum(not math.isnan(point.y) for point in line.points))
-    return [replace(line, colour=place if place < charts.COLOURED else None) for place, line in enumerate(ranked)]
+    return [replace(line, colour=place if place < COLOURED else None) for place, line in enumerate(ranked)]
 
 
 def _legend(lines: Sequence[Line], facets: Facets) -> tuple[tuple[Markup, str, str], ...]:
-    named = [(charts.swatch(line.colour), line.name, facets(line.factors)) for line in lines if line.colour is not None]
+    named = [(swatch(line.colour), line.name, facets(line.factors)) for line in lines if line.colour is not None]
     grey = sum(line.colour is None for line in lines)
-    return (*named, *([(charts.swatch(None), counted(grey, "other"), "")] if grey else []))
+    return (*named, *([(swatch(None), counted(grey, "other"), "")] if grey else []))
 
 
 # Quality against size and speed, with the front
@@ -158,7 +156,7 @@ def _trade_off(found: Findings, model: str, column: str, facets: Facets, *, size
     label = "weights" if size else "new tokens per second, one sequence"
     x = axis(label, [point.x for point, _ in placed], lambda value: _size(value) if size else shown(value, "rate"))
     title = f"{noun} against {what}" + (f", {brief(model)}" if len(found.bases) > 1 else "")
-    svg = charts.chart(
+    svg = chart(
         x, axis(noun, [point.y for point, _ in placed], said, log=log), lines, title=title, front=best, facets=facets
     )
     names = "; ".join(point.title for point in best[:6]) + ("; ..." if len(best) > 6 else "")
@@ -249,7 +247,7 @@ def _heat_map(found: Findings, step: Step) -> Figure:
         return f"layer {layer} by {metric}: {_ordinal(places[metric][layer] + 1)} to go{score}"
 
     dots = f" Dots: the first {marked}." if marked else ""
-    svg = charts.heat(places, title=title, titles=told, marked=marked)
+    svg = heat(places, title=title, titles=told, marked=marked)
     return Figure(f"scores-{step.key[:12]}", title, f"The stronger the colour, the earlier a layer goes.{dots}", svg)
 
 
@@ -288,7 +286,7 @@ def _losses(found: Findings, facets: Facets) -> list[Figure]:
     )
     y = axis("loss (nats per token)", everything, lambda value: f"{value:.3g}")
     title = "Held-out loss while healing"
-    svg = charts.chart(x, y, drawn, title=title, facets=facets)
+    svg = chart(x, y, drawn, title=title, facets=facets)
     return [Figure("losses", title, "Thin lines: the training loss.", svg, legend)]
 
 
@@ -296,11 +294,9 @@ def _by_level(lines: Sequence[Line], facets: Facets) -> tuple[list[Line], tuple[
     """Coloured by the first factor that tells a few kinds apart, with those kinds as the legend."""
     for factor in ("heal", "data", "drop", "metric"):
         levels = list(dict.fromkeys(line.factors.get(factor, "") for line in lines))
-        if 1 < len(levels) <= charts.COLOURED:
+        if 1 < len(levels) <= COLOURED:
             drawn = [replace(line, colour=levels.index(line.factors[factor])) for line in lines]
-            names = [
-                (charts.swatch(place), brief(level), facets({factor: level})) for place, level in enumerate(levels)
-            ]
+            names = [(swatch(place), brief(level), facets({factor: level})) for place, level in enumerate(levels)]
             return drawn, tuple(names)
     drawn = _coloured(lines)
     return drawn, _legend(drawn, facets)

@@ -16,12 +16,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from shortstack.report.figures import Figure, figures
-from shortstack.report.groups import Findings
-from shortstack.report.numbers import counted, duration, listed, shown
-from shortstack.report.opening import key_figures, of_depths, opening, usual
-from shortstack.report.runs import Step, Trial
-from shortstack.report.settings import brief, words
+from shortstack.report.findings import Findings
+from shortstack.report.format import counted, duration, listed, shown
+from shortstack.report.labels import brief, words
+from shortstack.report.summary import key_figures, of_depths, opening, usual
 from shortstack.report.table import Table
+from shortstack.runs.records import Step, Trial
 
 FIRST_LINE = "<!doctype html><!-- shortstack report -->"
 DEPTH = "How much can go"

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from shortstack.errors import DataError
-from shortstack.report.runs import Runs, Step, Trial
-from shortstack.report.settings import NONE, factors
+from shortstack.report.labels import NONE, factors
+from shortstack.runs import Runs
+from shortstack.runs.records import Step, Trial
 
 AVERAGE = "average"
 BASE, PRUNED, HEALED = "evaluate_base", "evaluate_pruned", "evaluate_healed"  # the roles of evaluations

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from shortstack.pairs import holm
-from shortstack.report.comparing import Difference, difference
-from shortstack.report.groups import Findings, Group
-from shortstack.report.numbers import MINUS, MISSING, counted, duration, listed, points, shown
+from shortstack.evaluation.paired import holm
+from shortstack.report.findings import Findings, Group
+from shortstack.report.format import MINUS, MISSING, counted, duration, listed, points, shown
+from shortstack.report.labels import NONE, brief
 from shortstack.report.results import AVERAGE, Measure, Result
-from shortstack.report.runs import Runs, Step
-from shortstack.report.settings import NONE, brief
+from shortstack.report.significance import Difference, difference
+from shortstack.runs import Runs
+from shortstack.runs.records import Step
 
 SURE = 0.05
 DOING = {

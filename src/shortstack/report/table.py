@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shortstack.report.comparing import Difference, Judgement
-from shortstack.report.numbers import shown, uncertainty
+from shortstack.report.format import shown, uncertainty
 from shortstack.report.results import Measure
+from shortstack.report.significance import Difference, Judgement
 
 BELOW, ABOVE, NEAR = "↓", "↑", "≈"
 LEGEND = {

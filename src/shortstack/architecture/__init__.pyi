@@ -1,0 +1,5 @@
+from . import anatomy as anatomy
+from . import config_fields as config_fields
+from . import positions as positions
+from . import selfcheck as selfcheck
+from .anatomy import Anatomy as Anatomy

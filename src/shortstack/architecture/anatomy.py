@@ -1,0 +1,358 @@
+"""Where a model keeps its decoder layers, found by building it on the meta device.
+
+Nothing is tabled by architecture: the layers are the outermost list inside the decoder with as many entries as the text
+config counts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.architecture.config_fields import Cut, cut_fields, rename_layers
+from shortstack.errors import ArchitectureError, CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+TEXT_KEYS = ("text_config", "decoder", "generator", "language_config", "llm_config")
+# Architectures with layers that do not each add to one stream of hidden states, so that leaving one out means nothing.
+UNSUITED = {
+    "blt": "a byte model of three stacks that feed each other",
+    "gemma4_assistant": "a draft model, which reads the keys and values of another",
+    "gemma4_unified_assistant": "a draft model, which reads the keys and values of another",
+    "hrm_text": "two stacks that run in nested loops",
+    "inkling2_text": "layers that attend to the outputs of earlier blocks of layers",
+    "inkling2_loop_text": "layers that attend to the outputs of earlier blocks of layers",
+    "reformer": "reversible layers, which pass two streams",
+    "xlm": "layers whose parts lie in several lists",
+    "xlnet": "layers that pass two streams, of contents and of queries",
+}
+# What transformers raises, somewhere inside, for a config with wrong values.
+UNBUILDABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# In the names of layers that are not the text's.
+OTHER_TOWER = re.compile(r"visi|image|audio|speech")
+# Fields that count decoder layers, by the names transformers gives them.
+COUNTS = (
+    "num_hidden_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_layers",
+    "n_layers",
+    "n_layer",
+    "num_blocks",
+)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Module paths of a causal language model. `layers_path` is where the state dict has its layers ('model.layers')."""
+
+    model_type: str
+    architecture: str
+    layers: int
+    layers_path: str
+    embedding: str
+    norm: str | None
+    head: str
+    tied: bool
+    text_key: str | None
+    count_keys: tuple[str, ...]
+
+    def layer(self, index: int) -> str:
+        """Module path of one layer."""
+        return f"{self.layers_path}.{index}"
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json as it is stored.
+
+    Raises:
+        CheckpointError: it is missing, empty, not JSON, or names no model type.
+    """
+    path = directory / "config.json"
+    fix = "point at a directory saved by save_pretrained, or at its hub id"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if (directory / "adapter_config.json").exists():
+            raise CheckpointError(
+                directory,
+                expected="a model",
+                found="a PEFT adapter",
+                fix="merge it into its base model first (peft: merge_and_unload)",
+            ) from error
+        raise CheckpointError(path, expected="the model's config.json", found="no such file", fix=fix) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, expected="JSON", found=str(error), fix=fix) from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise CheckpointError(path, expected="a JSON object with a model_type", found=json.dumps(config)[:80], fix=fix)
+    return config
+
+
+def check_depth(raw: Mapping[str, Any], tensors: int, directory: Path) -> None:
+    """Refuse a config that names more layers than there are tensors, before a model of that depth is built.
+
+    Raises:
+        CheckpointError: a count of layers is no positive number, or larger than the checkpoint can hold.
+    """
+    for config in (raw, *(raw[key] for key in TEXT_KEYS if isinstance(raw.get(key), dict))):
+        for name in COUNTS:
+            count = config.get(name)
+            if type(count) is int and not 0 < count <= max(2 * tensors, 1):  # longcat and dory store twice the number
+                raise CheckpointError(
+                    directory / "config.json",
+                    expected=f"{name} to be the layers of {tensors} tensors",
+                    found=str(count),
+                    fix="find the config that belongs to these weights",
+                )
+
+
+def meta_model(
+    directory: Path, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The model that directory's config describes, without weights (meta device).
+
+    dtype: with its buffers in memory, for weights of that type; without it they have no values either.
+
+    Raises:
+        CheckpointError: the config is unreadable or inconsistent, or needs remote code that is not trusted.
+        ArchitectureError: it is not a decoder-only language model that transformers can build.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    raw = read_config(directory)
+    _check_known(directory, raw, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (StrictDataclassError, *UNBUILDABLE) as error:
+        raise CheckpointError(
+            directory / "config.json",
+            expected="a config transformers accepts",
+            found=_first_line(error),
+            fix="correct the field",
+        ) from error
+    _check_decoder_only(directory, config, raw)
+    try:
+        with init_empty_weights(include_buffers=False) if dtype else torch.device("meta"):
+            typed = {"dtype": dtype} if dtype else {}
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **typed)
+    except UNBUILDABLE as error:
+        raise ArchitectureError(
+            directory,
+            expected=f"{raw['model_type']} to be built from its config",
+            found=_first_line(error),
+            fix="check the config, or install what it names",
+        ) from error
+    model.tie_weights()  # on the meta device some versions of transformers leave that undone
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if raw["model_type"] in CONFIG_MAPPING_NAMES or (raw.get("auto_map") and trust_remote_code):
+        return
+    found = f"model_type {raw['model_type']!r}"
+    if raw.get("auto_map"):
+        raise CheckpointError(
+            directory,
+            expected="an architecture transformers ships",
+            found=f"{found}, which needs the checkpoint's own Python code",
+            fix="read that code, then add --trust-remote-code",
+        )
+    raise ArchitectureError(
+        directory,
+        expected=f"an architecture transformers {transformers.__version__} ships",
+        found=found,
+        fix="update transformers if it is newer",
+    )
+
+
+def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[str, Any]) -> None:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    def refuse(found: str) -> None:
+        raise ArchitectureError(
+            directory,
+            expected="a decoder-only language model, layer upon layer",
+            found=found,
+            fix="choose a causal language model",
+        )
+
+    if config.is_encoder_decoder:
+        refuse(f"{config.model_type}, an encoder-decoder")
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not raw.get("auto_map"):
+        refuse(f"{config.model_type}, which has no causal language model in transformers")
+    if raw["model_type"] in UNSUITED:
+        refuse(f"{raw['model_type']}, {UNSUITED[raw['model_type']]}")
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False
+    if encoder:
+        refuse(f"{config.model_type}, an encoder")
+
+
+def dissect(model: PreTrainedModel, raw: Mapping[str, Any], directory: Path) -> Anatomy:
+    """Find the decoder layers, embedding, final norm and head of a model built by meta_model from the config `raw`.
+
+    Raises:
+        ArchitectureError: no list of modules has as many entries as the config counts layers.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    text = model.config.get_text_config(decoder=True)
+    text_key = _find_text_key(model.config, raw)
+    counts = _counts(text if text_key else model.config)
+    layers_path = _find_layers(model, set(counts.values()), names, directory)
+    layers = len(model.get_submodule(layers_path))
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None:
+        raise ArchitectureError(
+            directory, expected="a language model head", found="none", fix="choose a causal language model"
+        )
+    return Anatomy(
+        model_type=model.config.model_type,
+        architecture=type(model).__name__,
+        layers=layers,
+        layers_path=layers_path,
+        embedding=names[id(embedding)],
+        norm=_find_norm(model, layers_path),
+        head=names[id(head)],
+        tied=head.weight is embedding.weight,
+        text_key=text_key,
+        count_keys=tuple(name for name, count in counts.items() if count == layers),
+    )
+
+
+def _find_text_key(config: PretrainedConfig, raw: Mapping[str, Any]) -> str | None:
+    """The key under which a multimodal config nests its text stack; some models are built from that part alone."""
+    if config.model_type != raw["model_type"]:
+        return next((key for key in TEXT_KEYS if isinstance(raw.get(key), dict)), None)
+    text = config.get_text_config(decoder=True)
+    return next((key for key in TEXT_KEYS if text is not config and getattr(config, key, None) is text), None)
+
+
+def resolved_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Every field as the model reads it; some configs store other values (dory's counts attention and MLP apart)."""
+    stored: dict[str, Any] = config.to_dict()
+    return stored | {name: value for name, value in vars(config).items() if name in stored}
+
+
+def _counts(config: PretrainedConfig) -> dict[str, int]:
+    """The fields of a config that count layers, under the names it stores them by."""
+    fields, stored_as = resolved_fields(config), config.attribute_map
+    names = dict.fromkeys(stored_as.get(name, name) for name in COUNTS)
+    counts = {name: fields[name] for name in names if type(fields.get(name)) is int and "encoder" not in name}
+    # Nemotron-H counts its list of block types.
+    return counts or {"num_hidden_layers": int(getattr(config, "num_hidden_layers", 0))}
+
+
+def _find_layers(model: PreTrainedModel, counts: Set[int], names: Mapping[int, str], directory: Path) -> str:
+    """The path of the decoder layers: the outermost list of modules as long as the config says, the largest of several."""
+    from torch import nn
+
+    everywhere = {
+        name: (name.count("."), -sum(parameter.numel() for parameter in module.parameters()))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) in counts
+    }
+    root = names.get(id(model.get_decoder()), "")
+    # Some get_decoder() name something else (ModernBERT's is the matrix of its head).
+    lists = {name: size for name, size in everywhere.items() if name.startswith(root)} or everywhere
+    if not lists:
+        raise ArchitectureError(
+            directory,
+            expected=f"a list of {' or '.join(map(str, sorted(counts)))} decoder layers in {type(model).__name__}",
+            found="none",
+            fix="this architecture is not supported; open an issue with its config.json",
+        )
+    path: str = min(lists, key=lists.__getitem__)
+    return path
+
+
+def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
+    parent_path = layers_path.rpartition(".")[0]
+    parent = model.get_submodule(parent_path)
+    found = [
+        name
+        for name, module in parent.named_children()
+        if ("norm" in type(module).__name__.lower() or name.startswith(("norm", "ln_", "final_")))
+        and not name.startswith("embed")
+    ]
+    return f"{parent_path}.{found[-1]}" if found else None
+
+
+def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) -> str:
+    """The prefix under which a checkpoint's files store the layers: of those numbered 0 to N-1, the one most like its path.
+
+    Files may lack the model's own prefix (gpt2: h.0), order it otherwise (gemma3: language_model.model.layers.0), or have
+    names of their own (exaone: transformer.h.0).
+
+    Raises:
+        CheckpointError: the stored names do not show which tensors belong to which of the config's layers.
+    """
+    found: dict[str, set[int]] = {}
+    for match in (re.match(r"(.+?)\.(\d+)\.", stored) for stored in names):
+        if match:
+            found.setdefault(match[1], set()).add(int(match[2]))
+    complete = [prefix for prefix, numbers in found.items() if numbers.issuperset(range(anatomy.layers))]
+    path = anatomy.layers_path.split(".")
+
+    def likeness(prefix: str) -> tuple[bool, int, bool, int]:
+        words = prefix.split(".")
+        return words[-1] == path[-1], len(set(path) & set(words)), not OTHER_TOWER.search(prefix), -len(words)
+
+    best = [prefix for prefix in complete if likeness(prefix) == max(map(likeness, complete))]
+    if len(best) == 1:
+        return best[0]
+    seen = {prefix: len(numbers) for prefix, numbers in found.items()}
+    raise CheckpointError(
+        directory,
+        expected=f"tensors named {anatomy.layer(0)} to {anatomy.layer(anatomy.layers - 1)}",
+        found=f"numbered prefixes {seen}" if seen else "no tensor with a layer number",
+        fix="check that the weights belong to this config; a form that fuses layers must be converted first",
+    )
+
+
+def shortened(
+    raw: Mapping[str, Any], model: PreTrainedModel, anatomy: Anatomy, kept: Sequence[int], stored_path: str
+) -> dict[str, Any]:
+    """The stored config with only the kept layers: the count, every per-layer field, and names inside quantization_config.
+
+    Fields that transformers derives from the depth are written out, since the depth they were derived from is gone.
+    """
+    config = json.loads(json.dumps(raw))
+    text = config.setdefault(anatomy.text_key, {}) if anatomy.text_key else config
+    resolved = resolved_fields(model.config.get_text_config(decoder=True))
+    text.update(cut_fields(Cut(anatomy.layers, tuple(kept), resolved)))
+    text.update(dict.fromkeys(anatomy.count_keys, len(kept)))
+    new_index = {old: new for new, old in enumerate(kept)}
+    if "quantization_config" in config:
+        for prefix in {anatomy.layers_path, stored_path}:  # quantisers name modules by either
+            config["quantization_config"] = rename_layers(config["quantization_config"], prefix, new_index)
+    return dict(config)

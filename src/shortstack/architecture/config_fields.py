@@ -1,0 +1,334 @@
+"""Which config fields follow the layers, and what a cut makes of each. Pure: dictionaries in, dictionaries out.
+
+The general rule: a top-level list with one entry per layer loses the entries of the removed layers. Fields that count,
+name or space layers have a rule of their own in RULES; a new quirk is one entry there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shortstack.errors import ArchitectureError
+
+# Lists that may happen to be as long as the model is deep, and do not describe layers.
+NOT_PER_LAYER = ("token", "architectures", "dtype", "label", "languages", "mtp", "multipliers", "time_step_limit")
+# Modules outside the layers whose weights hold a block for each layer, one after the other along this axis (gemma3n).
+DEPTH_BLOCKS: Mapping[str, int] = {"embed_tokens_per_layer": 1, "per_layer_model_projection": 0}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The layers kept, out of how many, and all fields of the text config as transformers resolved them."""
+
+    layers: int
+    kept: tuple[int, ...]
+    fields: Mapping[str, Any]
+
+
+Rule = Callable[[str, Any, Cut], Mapping[str, Any]]
+
+
+def leading(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """The first `value` layers are special (dense, or with full attention): count those that stay."""
+    return {name: sum(layer < value for layer in cut.kept)} if isinstance(value, int) else {}
+
+
+def trailing(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """The last `value` layers are special (they share keys and values): count those that stay."""
+    return {name: sum(layer >= cut.layers - value for layer in cut.kept)} if isinstance(value, int) else {}
+
+
+def indices(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """A list of layer numbers: those that stay, renumbered."""
+    if value is None:
+        return {}
+    return {name: [new for new, old in enumerate(cut.kept) if old in set(value)]}
+
+
+def indices_from_one(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """A list of layer numbers that counts from one (qwen4)."""
+    if value is None:
+        return {}
+    return {name: [new for new, old in enumerate(cut.kept, start=1) if old + 1 in set(value)]}
+
+
+def extra_heads(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """Multi-token prediction layers were trained on top of the full stack: they go with the cut."""
+    return {name: 0} if value else {}
+
+
+def repeated(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """A pattern repeated over the layers (recurrent_gemma's block_types): spelled out for those that stay."""
+    return {name: [value[layer % len(value)] for layer in cut.kept]} if value else {}
+
+
+def between(first: str, last: str) -> Rule:
+    """As many layers as lie between the `first` field's leading ones and the `last` field's trailing ones (dory's loop)."""
+
+    def rule(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+        before, after = cut.fields.get(first), cut.fields.get(last)
+        if value is None or before is None or after is None:
+            return {}
+        return {name: sum(before <= layer < cut.layers - after for layer in cut.kept)}
+
+    return rule
+
+
+def depth_scale(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """MiniCPM multiplies each residual branch by value / sqrt(depth): the value that gives the same factor at the new depth.
+
+    Rounding may leave the quotient one step off, so the neighbours are tried; where none is equal the self-check refuses.
+    """
+    if not value:
+        return {}
+    wanted, root = value / math.sqrt(cut.layers), math.sqrt(len(cut.kept))
+    guess = wanted * root
+    near = (guess, math.nextafter(guess, 0), math.nextafter(guess, math.inf))
+    return {name: next((found for found in near if found / root == wanted), guess)}
+
+
+def moe_range(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """ERNIE: layers from start to end with (i + 1) % interval == 0 have experts. As a range with interval 1, if it is one.
+
+    Where it is none, the fields stay as they are and the self-check refuses the cut.
+    """
+    start, end, step = (cut.fields.get(f"moe_layer_{part}") for part in ("start_index", "end_index", "interval"))
+    if start is None or end is None or not step:
+        return {}
+    end = cut.layers - 1 if end == -1 else end
+    experts = [new for new, old in enumerate(cut.kept) if start <= old <= end and (old + 1) % step == 0]
+    if experts != list(range(experts[0], experts[-1] + 1)) if experts else False:
+        return {}
+    first, last = (experts[0], experts[-1]) if experts else (len(cut.kept), len(cut.kept))
+    return {"moe_layer_start_index": first, "moe_layer_end_index": last, "moe_layer_interval": 1}
+
+
+def spelled_out(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """GPT-Neo's [[[kinds], times], ...]: one entry, the kinds of the layers that stay, once."""
+    kinds = [kind for pattern, times in value or () for _ in range(times) for kind in pattern]
+    return {name: [[[kinds[layer] for layer in cut.kept], 1]]} if len(kinds) == cut.layers else {}
+
+
+def periodic(offset: str) -> Rule:
+    """Layers with index % period == offset are special (jamba): the period and offset that still describe them.
+
+    Where none does, the fields stay as they are and the self-check refuses the cut.
+    """
+
+    def rule(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+        start = cut.fields.get(offset)
+        if not value or start is None:
+            return {}
+        marked = [new for new, old in enumerate(cut.kept) if old % value == start]
+        fitted = _fit_period(marked, len(cut.kept))
+        return {name: fitted[0], offset: fitted[1]} if fitted else {}
+
+    return rule
+
+
+def _fit_period(marked: Sequence[int], layers: int) -> tuple[int, int] | None:
+    """The (period, offset) whose multiples below `layers` are exactly `marked`; the widest period when several fit."""
+    for period in range(layers + 1, 0, -1):
+        offset = marked[0] if marked else period - 1
+        if offset < period and list(range(offset, layers, period)) == list(marked):
+            return period, offset
+    return None
+
+
+def sparse_step(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+    """Qwen MoE: layer i is sparse when (i + 1) % step == 0 and i is not in mlp_only_layers; any mix fits step 1."""
+    if not value or value == 1:
+        return {}
+    only = set(cut.fields.get("mlp_only_layers") or ())
+    dense = [new for new, old in enumerate(cut.kept) if old in only or (old + 1) % value]
+    return {name: 1, "mlp_only_layers": dense}
+
+
+RULES: Mapping[str, Rule] = {
+    "first_k_dense_replace": leading,
+    "max_window_layers": leading,
+    "num_dense_layers": leading,
+    "num_kv_shared_layers": trailing,
+    "mlp_only_layers": indices,
+    "moe_layers": indices,
+    "attn_layer_indices": indices,
+    "hybrid_layer_ids": indices,
+    "ple_layer_ids": indices_from_one,
+    "cross_attention_layers": indices,
+    "global_attn_layers": indices,
+    "num_nextn_predict_layers": extra_heads,
+    "num_mtp_layers": extra_heads,
+    "mtp_num_hidden_layers": extra_heads,
+    "n_input_layers": leading,
+    "n_recurrent_layers": between("n_input_layers", "n_output_layers"),
+    "n_output_layers": trailing,
+    "scale_depth": depth_scale,
+    "moe_layer_start_index": moe_range,
+    "moe_layer_end_index": lambda _name, _value, _cut: {},  # set by the start's rule
+    "moe_layer_interval": lambda _name, _value, _cut: {},
+    "attention_types": spelled_out,
+    "block_types": repeated,
+    "attn_layer_period": periodic("attn_layer_offset"),
+    "expert_layer_period": periodic("expert_layer_offset"),
+    "attn_layer_offset": lambda _name, _value, _cut: {},  # set by its period's rule
+    "expert_layer_offset": lambda _name, _value, _cut: {},
+    "decoder_sparse_step": sparse_step,
+}
+EXTRA_HEADS = tuple(name for name, rule in RULES.items() if rule is extra_heads)
+
+
+def cut_fields(cut: Cut) -> dict[str, Any]:
+    """Every field of the text config whose value follows from the layers kept, except the layer count itself.
+
+    Raises:
+        ArchitectureError: a kept layer needs a removed one.
+
+    >>> cut_fields(Cut(4, (0, 3), {"layer_types": ["s", "f", "s", "f"], "max_window_layers": 2, "rope_theta": 1e4}))
+    {'layer_types': ['s', 'f'], 'max_window_layers': 1}
+    """
+    for name, constraint in CONSTRAINTS.items():
+        if cut.fields.get(name) is not None:
+            constraint(name, cut.fields[name], cut)
+    changes: dict[str, Any] = {}
+    for name, value in cut.fields.items():
+        if name in RULES:
+            continue
+        if (
+            isinstance(value, list | tuple)
+            and len(value) == cut.layers
+            and not any(word in name for word in NOT_PER_LAYER)
+        ):
+            changes[name] = [value[layer] for layer in cut.kept]
+        elif _is_by_layer(value) and not any(word in name for word in NOT_PER_LAYER):
+            by_layer = {int(number): entry for number, entry in value.items()}
+            changes[name] = {str(new): by_layer[old] for new, old in enumerate(cut.kept) if old in by_layer}
+    for name, rule in RULES.items():
+        if name in cut.fields:
+            changes.update(rule(name, cut.fields[name], cut))
+    return changes
+
+
+def _is_by_layer(value: Any) -> bool:
+    """Whether a mapping has layer numbers for keys (gemma4's per_layer_config)."""
+    return isinstance(value, Mapping) and bool(value) and all(re.fullmatch(r"\d+", str(key)) for key in value)
+
+
+def sharing_previous(name: str, value: Any, cut: Cut) -> None:
+    """A "shared" layer uses what the last other layer before it selected: that one must stay with it."""
+    owner = -1
+    for layer, kind in enumerate(value):
+        owner = layer if kind != "shared" else owner
+        if kind == "shared" and layer in cut.kept and owner not in cut.kept:
+            group = next((end for end in range(owner + 1, cut.layers) if value[end] != "shared"), cut.layers)
+            raise ArchitectureError(
+                f"config.json, {name}",
+                expected=f"layer {owner} to stay, whose selection layer {layer} uses",
+                found=f"layer {owner} among those to remove",
+                fix=f"keep it, or remove all of {owner}-{group - 1}",
+            )
+
+
+def kv_sources(name: str, value: Any, cut: Cut) -> None:
+    """The last `value` layers use the keys and values of the last layer of their kind before them: it must stay."""
+    kinds = cut.fields.get("layer_types")
+    if not value or kinds is None:
+        return
+    first = cut.layers - value
+    for layer in (layer for layer in cut.kept if layer >= first):
+        source = max((other for other in range(first) if kinds[other] == kinds[layer]), default=None)
+        if source is not None and source not in cut.kept:
+            raise ArchitectureError(
+                f"config.json, {name}",
+                expected=f"layer {source} to stay, whose keys and values layer {layer} uses",
+                found=f"layer {source} among those to remove",
+                fix=f"keep layer {source}, or remove the layers from {first} on that are {kinds[layer]}, too",
+            )
+
+
+def halving(name: str, value: Any, cut: Cut) -> None:
+    """RWKV halves its hidden states every `value` layers: what is kept must have been halved as often as it will be."""
+    if len(cut.kept) == 1:  # transformers initialises by layer / (layers - 1)
+        raise ArchitectureError(
+            f"config.json, {name}", expected="at least two layers of RWKV", found="one", fix="keep another"
+        )
+    if not value or value < 0:
+        return
+    before, after = cut.layers // value, len(cut.kept) // value
+    if before != after:
+        raise ArchitectureError(
+            f"config.json, {name}",
+            expected=f"the final norm to stay behind {before} halvings of the hidden states",
+            found=f"{after} in {len(cut.kept)} layers",
+            fix=f"keep at least {before * value} layers, or first set {name} to 0 in the source's config.json",
+        )
+    for new, old in enumerate(cut.kept):
+        if old // value != new // value:
+            raise ArchitectureError(
+                f"config.json, {name}",
+                expected=f"layer {old} to stay behind {old // value} halvings of the hidden states",
+                found=f"{new // value}, as layer {new} of the shortened model",
+                fix=f"remove the tail, or first set {name} to 0 in the source's config.json",
+            )
+
+
+def first_kind(name: str, value: Any, cut: Cut) -> None:
+    """MiniMax counts cached tokens in layer 0, which counts none if it is linear attention: generation goes wrong."""
+    linear = "linear_attention"
+    if cut.fields.get("model_type") == "minimax" and value[0] != linear and value[cut.kept[0]] == linear:
+        first = next(layer for layer in range(cut.layers) if value[layer] != linear)
+        raise ArchitectureError(
+            f"config.json, {name}",
+            expected="a layer of full attention to be the first: generation counts its cached tokens there",
+            found=f"layer {cut.kept[0]}, of {linear}",
+            fix=f"keep layer {first}",
+        )
+
+
+# Fields by which layers depend on each other in ways that no new value can express.
+CONSTRAINTS: Mapping[str, Callable[[str, Any, Cut], None]] = {
+    "indexer_types": sharing_previous,
+    "num_kv_shared_layers": kv_sources,
+    "rescale_every": halving,
+    "layer_types": first_kind,
+}
+
+
+def rename_layers(value: Any, prefix: str, new_index: Mapping[int, int]) -> Any:
+    """Renumber the layer names inside a nested value, such as quantization_config's list of modules left alone.
+
+    Keys count too: some quantisers map module names to their settings.
+
+    >>> rename_layers({"skip": ["model.layers.3.mlp", "lm_head", "model.layers.1.mlp"]}, "model.layers", {3: 1})
+    {'skip': ['model.layers.1.mlp', 'lm_head']}
+    """
+    if isinstance(value, Mapping):
+        names = {key: _renamed(key, prefix, new_index) for key in value}
+        return {name: rename_layers(value[key], prefix, new_index) for key, name in names.items() if name is not None}
+    if isinstance(value, list):
+        renamed = (
+            _renamed(item, prefix, new_index) if isinstance(item, str) else rename_layers(item, prefix, new_index)
+            for item in value
+        )
+        return [item for item in renamed if item is not None]
+    return value
+
+
+def _renamed(name: str, prefix: str, new_index: Mapping[int, int]) -> str | None:
+    last = prefix.rpartition(".")[2]
+    if name.startswith("re:") and re.search(rf"{re.escape(last)}\W*\d", name):
+        raise ArchitectureError(
+            "config.json, quantization_config",
+            expected="layers named one by one",
+            found=f"the regular expression {name!r}",
+            fix="replace it by the names it stands for",
+        )
+    head, _, tail = name.partition(f"{prefix}.")
+    number, _, rest = tail.partition(".")
+    if head or not number.isdigit():
+        return name
+    new = new_index.get(int(number))
+    return None if new is None else f"{prefix}.{new}" + (f".{rest}" if rest else "")

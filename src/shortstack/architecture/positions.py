@@ -1,0 +1,55 @@
+"""How many positions a model has a table for, and the refusal of longer texts: one place, for all that reads or writes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Protocol
+
+from shortstack.architecture.anatomy import Anatomy
+from shortstack.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Placed(Protocol):
+    """A checkpoint, or a model in memory."""
+
+    @property
+    def positions(self) -> int | None: ...
+
+    @property
+    def anatomy(self) -> Anatomy: ...
+
+
+def learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
+    """How many positions a model with a table of them has; None where they are computed."""
+    from torch import nn
+
+    parents = {path.rpartition(".")[0] for path in (anatomy.layers_path, anatomy.embedding)}
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        and name.rpartition(".")[0] in parents
+        and re.search(r"wpe|position", name.rpartition(".")[2])
+    ]
+    stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min([*tables, stated or max(tables)]) if tables else None
+
+
+def check_positions(model: Placed, tokens: int, where: str, *, fix: str, note: str = "") -> None:
+    """Refuse so many tokens, what is read and what is written after it, to a model with a table of fewer positions.
+
+    note: goes on after their number.
+
+    Raises:
+        InputError: there are more.
+    """
+    if model.positions and tokens > model.positions:
+        raise InputError(
+            where,
+            expected=f"at most {model.positions} tokens, for which {model.anatomy.architecture} has positions",
+            found=f"{tokens}{note}",
+            fix=fix,
+        )

@@ -1,0 +1,10 @@
+from . import checkpoint as checkpoint
+from . import index as index
+from . import record as record
+from . import safetensors as safetensors
+from . import sizes as sizes
+from . import weights as weights
+from . import writer as writer
+from .checkpoint import Checkpoint as Checkpoint
+from .sizes import Sizes as Sizes
+from .writer import CheckpointWriter as CheckpointWriter

@@ -1,0 +1,297 @@
+"""Checkpoints, read lazily: directories, hub ids, .gguf files and `demo`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.architecture import Anatomy, anatomy
+from shortstack.architecture.config_fields import DEPTH_BLOCKS
+from shortstack.architecture.positions import learned_positions
+from shortstack.checkpoint.index import read_tensors
+from shortstack.checkpoint.safetensors import StoredTensor, file_digest
+from shortstack.checkpoint.sizes import Sizes
+from shortstack.checkpoint.source import commit_of, located
+from shortstack.errors import CheckpointError
+from shortstack.machine.memory import check_room
+from shortstack.machine.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+RECORD = "shortstack.json"
+TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
+TOKENIZER_FILE = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
+ALIGNMENT = 64  # bytes: a cache line, and what torch itself gives a tensor it makes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk. Opening reads headers only; `model()` and `tokenizer()` load.
+
+    >>> Checkpoint.open("demo").anatomy.layers  # doctest: +SKIP
+    30
+    """
+
+    directory: Path
+    source: str
+    revision: str | None
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    trust_remote_code: bool = False
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        download: bool = True,
+        progress: Progress = silent,
+    ) -> Checkpoint:
+        """Open a directory, a hub id, a .gguf file, or `demo`. download: whether a hub model may be fetched.
+
+        Raises:
+            CheckpointError: it cannot be found, is incomplete or truncated, or holds pickled weights.
+        """
+        directory = located(str(model), revision, progress, download=download)
+        config = anatomy.read_config(directory)
+        tensors = read_tensors(directory)
+        anatomy.check_depth(config, len(tensors), directory)
+        return cls(directory, str(model), commit_of(directory) or revision, config, tensors, trust_remote_code)
+
+    @functools.cached_property
+    def blueprint(self) -> PreTrainedModel:
+        """The model on the meta device: structure without weights."""
+        return anatomy.meta_model(self.directory, trust_remote_code=self.trust_remote_code)
+
+    @functools.cached_property
+    def anatomy(self) -> Anatomy:
+        return anatomy.dissect(self.blueprint, self.config, self.directory)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has embeddings for; a tokenizer may know fewer."""
+        return int(self.blueprint.get_submodule(self.anatomy.embedding).weight.shape[0])
+
+    @functools.cached_property
+    def positions(self) -> int | None:
+        """How many positions the model has a table for; None where they are computed."""
+        return learned_positions(self.blueprint, self.anatomy)
+
+    @functools.cached_property
+    def layers_path(self) -> str:
+        """The prefix of layer tensors in the files."""
+        return anatomy.stored_layers_path(self.anatomy, self.tensors, self.directory)
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer a stored tensor belongs to; None outside the layers. Layers past the last are extra heads (MTP)."""
+        match = re.match(rf"{re.escape(self.layers_path)}\.(\d+)\.", name)
+        return int(match[1]) if match else None
+
+    def moved(self, name: str, layer: int) -> str:
+        """The name of a layer's stored tensor, had it been of another layer."""
+        rest = name.removeprefix(f"{self.layers_path}.").partition(".")[2]
+        return f"{self.layers_path}.{layer}.{rest}"
+
+    def is_extra_head(self, name: str) -> bool:
+        """Whether a stored tensor is of a multi-token prediction head: past the last layer, or named `mtp...`."""
+        return (self.layer_of(name) or 0) >= self.anatomy.layers or bool(re.search(r"(^|\.)mtp\w*\.", name))
+
+    @functools.cached_property
+    def sizes(self) -> Sizes:
+        """Parameters and stored bytes of each layer, of the rest, and of the extra heads, which go with any cut."""
+        layers = self.anatomy.layers
+        parameters, sizes = [0] * (layers + 2), [0] * (layers + 2)
+        for tensor in self.tensors.values():
+            if any(f".{block}." in f".{tensor.name}" for block in DEPTH_BLOCKS):  # equal parts, one of each layer
+                for slot in range(layers):
+                    parameters[slot] += tensor.parameters // layers
+                    sizes[slot] += tensor.size // layers
+                continue
+            layer = self.layer_of(tensor.name)
+            slot = layers + 1 if self.is_extra_head(tensor.name) else layers if layer is None else layer
+            parameters[slot] += tensor.parameters
+            sizes[slot] += tensor.size
+        (*by_layer, other, extra), (*bytes_by_layer, other_bytes, extra_bytes) = parameters, sizes
+        return Sizes(tuple(by_layer), tuple(bytes_by_layer), other, other_bytes, extra, extra_bytes)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Stored parameters; a tied head counts once."""
+        return sum(tensor.parameters for tensor in self.tensors.values())
+
+    @functools.cached_property
+    def record(self) -> Mapping[str, Any]:
+        """What shortstack wrote beside the weights; empty for a checkpoint it did not write.
+
+        Raises:
+            CheckpointError: it is not what shortstack writes.
+        """
+        path = self.directory / RECORD
+        if not path.exists():
+            return {}
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found = "" if _is_record(record) else "another form"
+        except (ValueError, RecursionError) as error:
+            record, found = {}, str(error)
+        if found:
+            raise CheckpointError(
+                path,
+                expected="the record shortstack writes",
+                found=found,
+                fix="write the checkpoint again, or remove that file",
+            )
+        return dict(record)
+
+    @property
+    def made_from(self) -> str | None:
+        """The uncut model at the beginning of the records, as it was named; None where shortstack did not write it."""
+        record, found = self.record, None
+        while record:
+            found, record = record["source"]["id"], record.get("origin") or {}
+        return found
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """Digest of all weight files, read in full: the identity caches are keyed by."""
+        return "+".join(file_digest(path) for path in self.shards)
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """Weight files, in name order."""
+        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+
+    def check_room(self, dtype: torch.dtype, device: str) -> None:
+        """Refuse to load the model where the device has less memory than its weights take in `dtype`.
+
+        Raises:
+            InputError: it is so.
+        """
+        quantised = self.config.get("quantization_config")
+        check_room(self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device)
+
+    def model(self, *, dtype: torch.dtype, device: str = "cpu", strict: bool = False) -> PreTrainedModel:
+        """The loaded model, in evaluation mode. strict: tensors the model has no place for are an error too.
+
+        Raises:
+            CheckpointError: transformers found tensors missing, of another shape, or (strict) unexpected.
+            ArchitectureError: the config describes no decoder-only language model that can be built.
+            InputError: the device has less memory than the weights take.
+        """
+        from transformers import AutoModelForCausalLM
+
+        _ = self.blueprint  # says what is wrong with the config, which from_pretrained says in many ways
+        self.check_room(dtype, device)
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                self.directory,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the others
+            )
+        except ImportError as error:
+            raise CheckpointError(
+                self.directory,
+                expected="the libraries its weights need",
+                found=" ".join(str(error).split())[:200],
+                fix="install what it names, or start from the unquantised model",
+            ) from error
+        wrong = {
+            kind: sorted(map(str, report[kind]))
+            for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if strict else []))
+            if report.get(kind)
+        }
+        if wrong:
+            raise CheckpointError(
+                self.directory,
+                expected="weights that fit the config",
+                found="; ".join(f"{len(names)} {kind}: {names[:3]}" for kind, names in wrong.items()),
+                fix="download or save the checkpoint again",
+            )
+        if device == "cpu":
+            _align(model)
+        return model.eval().to(device)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        if not any(path.is_file() and TOKENIZER_FILE.search(path.name) for path in self.directory.iterdir()):
+            raise CheckpointError(
+                self.directory,
+                expected="a tokenizer (tokenizer.json)",
+                found="no file of one",
+                fix="copy the tokenizer's files beside the weights",
+            )
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                self.directory,
+                expected="a tokenizer (tokenizer.json)",
+                found=" ".join(str(error).split())[:200],
+                fix="copy the tokenizer's files beside the weights",
+            ) from error
+
+    def side_files(self) -> list[Path]:
+        """Files an output must carry along: tokenizer, generation config, chat template, licence; code only when trusted."""
+        files = [path for path in sorted(self.directory.iterdir()) if path.is_file() and self._travels(path)]
+        return [*files, *sorted((self.directory / TEMPLATES).glob("*.jinja"))]
+
+    def _travels(self, path: Path) -> bool:
+        if (
+            path.name in {"config.json", RECORD, "README.md"}
+            or path.name.startswith(".")
+            or path.name.endswith(".index.json")
+        ):
+            return False
+        if path.suffix == ".py":
+            return self.trust_remote_code
+        return (
+            path.suffix in {".json", ".txt", ".jinja"}
+            or bool(TOKENIZER_FILE.search(path.name))
+            or path.name.startswith(("LICENSE", "NOTICE", "USE_POLICY"))
+        )
+
+
+def _is_record(value: Any) -> bool:
+    """A verb, the manifest, and for a cut the original number of each layer."""
+    if not isinstance(value, dict) or not isinstance(value.get("verb"), str):
+        return False
+    files, layer_map = value.get("files"), value.get("layer_map") or {}
+    return (
+        isinstance(files, dict)
+        and all(isinstance(file, dict) and {"size", "sha256"} <= file.keys() for file in files.values())
+        and isinstance(layer_map, dict)
+        and all(type(number) is int for number in layer_map.values())
+    )
+
+
+def _align(model: PreTrainedModel) -> None:
+    """Move weights that lie mapped at odd addresses in their file: matrix products may round by where a matrix begins."""
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()

@@ -1,0 +1,107 @@
+"""GGUF in: a .gguf file becomes a bf16 safetensors directory in the cache, through transformers' own reader."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+import uuid
+from contextlib import redirect_stderr
+from importlib.metadata import version
+from pathlib import Path
+
+from shortstack.checkpoint.safetensors import file_digest
+from shortstack.errors import CheckpointError, OutputError
+from shortstack.machine.cache import cache_directory
+from shortstack.machine.progress import Progress, silent
+
+# What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
+UNREADABLE = (
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def dequantised(path: Path, *, progress: Progress = silent) -> Path:
+    """The directory that holds `path` dequantised to bf16; made once per file content and reader, then found again.
+
+    Raises:
+        CheckpointError: the file is not GGUF, or of an architecture transformers cannot read from GGUF.
+    """
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise CheckpointError(
+            path, expected="a GGUF file, which starts with 'GGUF'", found=repr(magic), fix="download it again"
+        )
+    place = cache_directory("gguf") / f"{file_digest(path)[:32]}-bf16-{version('transformers')}"
+    if place.is_dir():
+        return place
+    _check_room(path, place.parent)
+    progress("dequantising", 0, 1)
+    partial = place.with_name(f"{place.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        _convert(path, partial)
+        os.rename(partial, place)
+    except OSError:
+        if not place.is_dir():  # another process may have made it meanwhile: the same bytes
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    progress("dequantising", 1, 1)
+    return place
+
+
+def _check_room(path: Path, cache: Path) -> None:
+    """Refuse to dequantise what the cache's disk cannot hold, at two bytes a weight."""
+    from gguf import GGUFReader
+
+    try:
+        needed = 2 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    free = shutil.disk_usage(cache).free
+    if free < needed + (16 << 20):
+        raise OutputError(
+            cache,
+            expected=f"{needed / 1e6:,.0f} MB of free disk for {path.name}, dequantised",
+            found=f"{free / 1e6:,.0f} MB",
+            fix="free some space, or set SHORTSTACK_CACHE to a folder elsewhere",
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        path,
+        expected="a GGUF file of an architecture transformers reads",
+        found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        fix="download it again, or start from the safetensors checkpoint",
+    )
+
+
+def _convert(path: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(path.parent), path.name
+    try:
+        with redirect_stderr(io.StringIO()):  # a bar of the reader's own, which would break ours; errors are raised
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are;
+    # transformers 5.0 gives it nothing to remember.
+    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
+    model.config._name_or_path = ""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)

@@ -1,0 +1,114 @@
+"""Which tensors a checkpoint has, and in which file: by its index, or from the headers of its only file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections import Counter
+from pathlib import Path
+
+from shortstack.checkpoint.safetensors import StoredTensor, read_shard
+from shortstack.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def read_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Every stored tensor by its name; headers are read, no weights.
+
+    Raises:
+        CheckpointError: no safetensors weights, or an index that does not tell of what is there.
+    """
+    index = directory / INDEX
+    if index.exists():
+        return _read_indexed(directory, index)
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise _no_weights(directory)
+    if len(files) > 1 and not (directory / SINGLE).exists():
+        raise CheckpointError(
+            directory,
+            expected=f"one {SINGLE}, or shards with {INDEX}",
+            found=f"{len(files)} safetensors files and no index",
+            fix="download the index too",
+        )
+    single = directory / SINGLE if (directory / SINGLE).exists() else files[0]
+    return {tensor.name: tensor for tensor in read_shard(single)}
+
+
+def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            index,
+            expected="JSON with a weight_map from tensors to files",
+            found=repr(error),
+            fix="download the index again",
+        ) from error
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                index,
+                expected="plain .safetensors names inside the checkpoint's folder",
+                found=repr(name),
+                fix="do not use this checkpoint",
+            )
+    missing = [name for name in files if not os.path.exists(directory / name)]  # False for names no file can have, too
+    if missing:
+        raise CheckpointError(
+            directory / missing[0],
+            expected="a shard that the index names",
+            found="no such file",
+            fix="download the missing shard",
+        )
+    stored = [tensor for name in files for tensor in read_shard(directory / name)]
+    tensors = {tensor.name: tensor for tensor in stored}
+    if len(tensors) < len(stored):
+        name = next(name for name, count in Counter(tensor.name for tensor in stored).items() if count > 1)
+        raise CheckpointError(
+            index, expected="each tensor in one shard", found=f"{name} in several", fix="download the checkpoint again"
+        )
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise CheckpointError(
+                index, expected=f"{name} in {file}", found="it is not there", fix="download the checkpoint again"
+            )
+    extra = sorted(tensors.keys() - weight_map.keys())
+    if extra:
+        raise CheckpointError(
+            index,
+            expected="every stored tensor in the index",
+            found=f"{extra[0]} only in a shard",
+            fix="download the checkpoint again",
+        )
+    return tensors
+
+
+def _no_weights(directory: Path) -> CheckpointError:
+    pickles = sorted(path for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        return CheckpointError(
+            pickles[0],
+            expected="safetensors weights (pickled files can run code)",
+            found="pickled weights",
+            fix=f"if you trust the file, convert it: {conversion(str(directory), str(directory))}; "
+            "then copy the tokenizer files beside it",
+        )
+    return CheckpointError(
+        directory,
+        expected="model.safetensors or shards with an index",
+        found="no weights",
+        fix="point at a complete checkpoint",
+    )
+
+
+def conversion(model: str, name: str) -> str:
+    """The command that writes a pickled model as `name`-safetensors."""
+    load = f'AutoModelForCausalLM.from_pretrained({json.dumps(model)}, dtype="auto")'
+    save = f"save_pretrained({json.dumps(f'{name}-safetensors')})"
+    return f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}.{save}')}"

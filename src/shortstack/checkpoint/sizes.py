@@ -1,0 +1,63 @@
+"""What each layer of a checkpoint weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shortstack.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What each layer of a checkpoint weighs, and everything that is not a layer; in parameters and stored bytes.
+
+    extra: multi-token prediction heads, which go with any cut.
+    """
+
+    layer_parameters: tuple[int, ...]
+    layer_bytes: tuple[int, ...]
+    other_parameters: int
+    other_bytes: int
+    extra_parameters: int = 0
+    extra_bytes: int = 0
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Sizes:
+        """From the sizes a scores.json keeps of its model.
+
+        Raises:
+            DataError: they are missing, or not one whole number per layer.
+        """
+        try:
+            parameters, sizes = tuple(data["layer_parameters"]), tuple(data["layer_bytes"])
+            extra = data.get("extra_parameters", 0), data.get("extra_bytes", 0)
+            found = cls(parameters, sizes, data["other_parameters"], data["other_bytes"], *extra)
+        except (KeyError, TypeError) as error:
+            raise _not_ours(where, "score", repr(error)) from error
+        numbers = (*parameters, *sizes, found.other_parameters, found.other_bytes)
+        whole = all(type(number) is int and number > 0 for number in numbers)
+        if (
+            len(parameters) != len(sizes)
+            or not whole
+            or not all(type(number) is int and number >= 0 for number in extra)
+        ):
+            raise _not_ours(where, "score", "layer sizes that are not whole numbers, or not as many as layers")
+        return found
+
+    def of(self, kept: Sequence[int]) -> tuple[int, int]:
+        """(parameters, bytes) of the model with only these layers."""
+        cut = len(kept) < len(self.layer_bytes)
+        return (
+            self.other_parameters
+            + sum(self.layer_parameters[layer] for layer in kept)
+            + (0 if cut else self.extra_parameters),
+            self.other_bytes + sum(self.layer_bytes[layer] for layer in kept) + (0 if cut else self.extra_bytes),
+        )
+
+
+def _not_ours(where: object, verb: str, found: str) -> DataError:
+    return DataError(
+        where, expected=f"the JSON that `shortstack {verb} -o` writes", found=found, fix=f"{verb} the model again"
+    )

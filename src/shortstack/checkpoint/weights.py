@@ -1,0 +1,193 @@
+"""Stored tensors into a model's weights, by transformers' own conversion of names and forms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from shortstack.architecture.anatomy import meta_model
+from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint.safetensors import StoredTensor, read_into
+from shortstack.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+TRAINABLE = ("BF16", "F16", "F32")
+
+
+def read_weight(tensor: StoredTensor, buffer: Tensor | None = None) -> Tensor:
+    """A stored tensor, read into memory: its own, or as many bytes of a buffer [bytes] of uint8.
+
+    Raises:
+        CheckpointError: it is of a type that torch does not have, or its file is truncated.
+    """
+    memory = torch.empty(tensor.size, dtype=torch.uint8) if buffer is None else buffer[: tensor.size]
+    found = memory.view(_dtype(tensor)).view(tensor.shape)
+    if tensor.size:
+        read_into(tensor, memory.numpy().data)
+    return found
+
+
+def _dtype(tensor: StoredTensor) -> torch.dtype:
+    if tensor.dtype not in DTYPES:
+        raise CheckpointError(
+            tensor.file,
+            expected=f"{tensor.name} in one of {', '.join(DTYPES)}",
+            found=tensor.dtype,
+            fix="start from the unquantised model",
+        )
+    return DTYPES[tensor.dtype]
+
+
+def load_into(model: PreTrainedModel, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None, device: str) -> Any:
+    """Put these stored tensors in place, as dtype; transformers' report of what was missing, unexpected or did not fit."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    conversions = copy.deepcopy(get_model_conversion_mapping(model))
+    for conversion in conversions if device == "meta" else ():
+        if getattr(conversion, "force_cpu", False):  # huge weights are converted there; without data they cannot be
+            conversion.force_cpu = False
+    config = LoadStateDictConfig(
+        dtype=dtype,
+        dtype_plan=model._get_dtype_plan(dtype) if dtype else {},  # what an architecture keeps in fp32
+        device_map={"": device},
+        weight_mapping=conversions,
+    )
+    report, _ = convert_and_load_state_dict_in_model(model, dict(weights), config)
+    return report
+
+
+def check_fit(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose tensors are not the weights its config describes; only headers are read.
+
+    Quantised weights have forms of their own, which are not checked.
+
+    Raises:
+        CheckpointError: a weight has no stored tensor, or one of another shape; or a tensor has no place in the model.
+    """
+    if checkpoint.config.get("quantization_config"):
+        return
+    model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code)
+    blank = {
+        name: torch.empty(tensor.shape, dtype=_dtype(tensor), device="meta")
+        for name, tensor in checkpoint.tensors.items()
+        if not checkpoint.is_extra_head(name)  # it goes with the cut
+    }
+    report = load_into(model, blank, dtype=None, device="meta")
+    model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
+    model._adjust_missing_and_unexpected_keys(report)  # what an architecture expects to be missing, or left over
+    for kind, names, fix in (
+        ("missing", report.missing_keys, "download the checkpoint again"),
+        ("of another shape", report.mismatched_keys, "find the config that belongs to these weights"),
+        (
+            "without a place in the model",
+            report.unexpected_keys,
+            "save it again by save_pretrained, which leaves them out",
+        ),
+        ("not convertible", report.conversion_errors, "find the config that belongs to these weights"),
+    ):
+        if names:
+            shown = ", ".join(sorted(map(_described, names))[:3])
+            raise CheckpointError(
+                checkpoint.directory,
+                expected="the weights that config.json describes",
+                found=f"{len(names)} {kind}: {shown}",
+                fix=fix,
+            )
+
+
+def _described(name: Any) -> str:
+    """A name of transformers' report: bare, or with the shape that is stored and the one there is room for."""
+    if isinstance(name, str):
+        return name
+    weight, stored, room = name
+    return f"{weight} of shape {tuple(stored)}, not {tuple(room)}"
+
+
+def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """New weights as the checkpoint stores them: its names (experts unfused, prefixes as found) and its dtypes.
+
+    weights: by their names in the whole model's state dict.
+    """
+    found = (_as_stored(checkpoint, name, weight) for name, weight in _reverted(checkpoint, weights).items())
+    return {tensor.name: tensor for tensor in found}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What becomes of a weight: factor times it, and a tensor of its shape added."""
+
+    added: Tensor | None = None
+    factor: float = 1.0
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The edited weight; in fp32 where something is added."""
+        scaled = weight if self.factor == 1 else weight * self.factor
+        return scaled if self.added is None else scaled.float() + self.added
+
+
+def edited_tensors(checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> dict[str, StoredTensor]:
+    """The stored weights with edits made in fp32; edits: by the weights' names in the whole model's state dict."""
+    weights = checkpoint.blueprint.state_dict()
+    added = {name: edit.added for name, edit in edits.items() if edit.added is not None}
+    factors = {name: torch.tensor(edit.factor).expand(weights[name].shape) for name, edit in edits.items()}
+    changes, found = _reverted(checkpoint, added), {}
+    for name, factor in _reverted(checkpoint, factors).items():  # as it divides the weights, so it does their factors
+        stored = checkpoint.tensors[_as_stored(checkpoint, name, factor).name]
+        edited = read_weight(stored).float() * factor + changes.get(name, 0)
+        found[stored.name] = _as_stored(checkpoint, name, edited)
+    return found
+
+
+def _reverted(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names that save_pretrained gives them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return dict(revert_weight_conversion(checkpoint.blueprint, dict(weights))) if weights else {}
+
+
+def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTensor:
+    prefix = f"{checkpoint.blueprint.base_model_prefix}."
+    new_head = name.endswith(f"{checkpoint.anatomy.head.rpartition('.')[2]}.weight")
+    candidates = [name, name.removeprefix(prefix), f"{prefix}{name}"]
+    known = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
+    if known is None and not new_head:
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"a stored tensor for {name}",
+            found="none of that name",
+            fix="report this checkpoint",
+        )
+    model_for_dtype = checkpoint.tensors[known] if known else next(iter(checkpoint.tensors.values()))
+    if model_for_dtype.dtype not in TRAINABLE:
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"{name} in 16 or 32 bits",
+            found=model_for_dtype.dtype,
+            fix="heal the unquantised model, then quantise",
+        )
+    data = weight.to(DTYPES[model_for_dtype.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return replace(model_for_dtype, name=known or name, shape=tuple(weight.shape), data=data)

@@ -1,0 +1,242 @@
+"""Writing a checkpoint: atomic or absent, its digests taken on the way, the rename last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from shortstack.checkpoint.checkpoint import RECORD, TEMPLATES
+from shortstack.checkpoint.index import INDEX, SINGLE
+from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
+from shortstack.errors import ArchitectureError, InputError, OutputError
+from shortstack.machine.files import sync
+from shortstack.machine.progress import Progress, silent
+
+WRITERS = 2  # shards written at once: while one waits for the disk to have it, the next is copied
+
+
+class _Stopped(Exception):
+    """Raised inside a writer whose work nobody wants any more."""
+
+
+class _Advance:
+    """Counts the bytes that several writers have written; stops them all when one of them failed."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.total, self.progress, self.done = total, progress, 0
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.idle, self.running = threading.Condition(), 0
+
+    def write(self, path: Path, shard: Sequence[StoredTensor]) -> WrittenFile:
+        """write_shard, unless the work was stopped meanwhile."""
+        with self.idle:
+            if self.stop.is_set():
+                raise _Stopped
+            self.running += 1
+        try:
+            return write_shard(path, shard, self)
+        finally:
+            with self.idle:
+                self.running -= 1
+                self.idle.notify_all()
+
+    def halt(self) -> None:
+        """Stop every writer at its next block and wait until none runs: a signal may have hidden one from its pool."""
+        with self.idle:
+            self.stop.set()
+            self.idle.wait_for(lambda: not self.running)
+
+    def __call__(self, count: int) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+        with self.lock:
+            self.done = min(self.done + count, self.total)
+            self.progress("writing weights", self.done, self.total)
+
+
+def check_absent(out: Path) -> None:
+    """Refuse an output that exists: what is there is never overwritten.
+
+    Raises:
+        OutputError: it does.
+    """
+    if os.path.lexists(out) or out.resolve().exists():
+        raise OutputError(
+            out,
+            expected="an output that does not exist yet",
+            found="it exists",
+            fix="name another, or move it away",
+        )
+
+
+class CheckpointWriter:
+    """Fills `<out>.partial-<id>` and renames it to `out` in commit(), or leaves nothing.
+
+    Use as a context manager: leaving without commit(), or by an exception, removes the partial directory.
+    """
+
+    def __init__(self, out: str | Path, *, source: Path, nbytes: int) -> None:
+        """nbytes: what will be written, checked against the free space before anything is.
+
+        Raises:
+            OutputError: `out` exists, equals or lies inside the source, or does not fit the disk.
+        """
+        self.out = Path(out)
+        self.files: dict[str, WrittenFile] = {}
+        self._check_place(source)
+        self._check_space(nbytes)
+        self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
+        self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]
+
+    def _check_place(self, source: Path) -> None:
+        here, there = self.out.resolve(), source.resolve()
+        if here == there or there in here.parents:
+            raise OutputError(
+                self.out,
+                expected="an output outside the input",
+                found=f"it is in {source}",
+                fix="name another place with -o",
+            )
+        check_absent(self.out)
+        parent = self._existing_parent()
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise OutputError(
+                self.out,
+                expected="a directory that can be written",
+                found=f"{parent}, which cannot",
+                fix="name another place with -o",
+            )
+
+    def _existing_parent(self) -> Path:
+        return next(parent for parent in self.out.absolute().parents if os.path.exists(parent))
+
+    def _check_space(self, nbytes: int) -> None:
+        free = shutil.disk_usage(self._existing_parent()).free
+        if free < nbytes + (16 << 20):
+            raise OutputError(
+                self.out,
+                expected=f"{(nbytes + (16 << 20)) / 1e6:,.0f} MB of free disk",
+                found=f"{free / 1e6:,.0f} MB",
+                fix="free some space or write elsewhere",
+            )
+
+    def __enter__(self) -> CheckpointWriter:
+        try:
+            self.partial.mkdir(parents=True)
+        except OSError as error:
+            self._discard()
+            raise OutputError(
+                self.out,
+                expected="a directory that can be made",
+                found=error.strerror or str(error),
+                fix="name another",
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard()
+
+    def _discard(self) -> None:
+        """Remove what was written, and the parents made for it; after commit() there is neither."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        with suppress(OSError):  # not empty: somebody's output is in it
+            for parent in self.new_parents:
+                parent.rmdir()
+
+    def tensors(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
+        """Write the weights, one file per entry of `shards`, and the index when there is more than one."""
+        width = len(shards)
+        names = [SINGLE if width == 1 else f"model-{n:05d}-of-{width:05d}.safetensors" for n in range(1, width + 1)]
+        total = sum(tensor.size for shard in shards for tensor in shard)
+        advance = _Advance(total, progress)
+        with ThreadPoolExecutor(WRITERS) as pool:
+            try:
+                writing = [
+                    pool.submit(advance.write, self.partial / name, shard)
+                    for name, shard in zip(names, shards, strict=True)
+                ]
+                self.files |= {name: future.result() for name, future in zip(names, writing, strict=True)}
+            except BaseException:
+                advance.halt()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        if len(shards) > 1:
+            self.json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+    def json(self, name: str, data: Mapping[str, Any]) -> None:
+        """Write a JSON file."""
+        self._write(name, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def copy(self, path: Path) -> None:
+        """Copy a side file byte for byte; further chat templates keep their folder."""
+        nested = path.parent.name == TEMPLATES
+        self._write(f"{TEMPLATES}/{path.name}" if nested else path.name, path.read_bytes())
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.partial / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self.files[name] = WrittenFile(len(content), file_digest(path))
+
+    def commit(self, record: Mapping[str, Any]) -> Path:
+        """Write shortstack.json with every file's size and sha256, last; then rename the directory into place.
+
+        Raises:
+            OutputError: another process made `out` meanwhile.
+        """
+        manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
+        self.json(RECORD, {**record, "files": manifest})
+        sync(self.partial)
+        try:
+            os.rename(self.partial, self.out)
+        except OSError as error:
+            raise OutputError(
+                self.out,
+                expected="an output that does not exist yet",
+                found=error.strerror or str(error),
+                fix="name another with -o",
+            ) from error
+        sync(self.out.parent)
+        return self.out
+
+
+def layout(
+    tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_bytes: int | None = None
+) -> list[list[StoredTensor]]:
+    """Tensors grouped into output shards: as the source had them (`origin`: tensor -> file), or filled to a size.
+
+    Raises:
+        ArchitectureError: never for a real cut; there must be a tensor to write.
+    """
+    if max_shard_bytes is not None and max_shard_bytes < 1:
+        raise InputError(
+            "--max-shard-size", expected="a positive size", found=str(max_shard_bytes), fix="write a size like 5GB"
+        )
+    if not tensors:
+        raise ArchitectureError("weights", expected="at least one tensor to keep", found="none", fix="keep a layer")
+    shards: list[list[StoredTensor]] = []
+    filled, last = 0, ""
+    for tensor in tensors:
+        file = origin.get(tensor.name, last)
+        full = filled + tensor.size > max_shard_bytes if max_shard_bytes else file != last
+        if full or not shards:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled, last = filled + tensor.size, file
+    return shards

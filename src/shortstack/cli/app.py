@@ -1,0 +1,110 @@
+"""The program around the verbs: its version, and what becomes of errors and signals."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from shortstack.cli import console
+from shortstack.cli.option_groups import grouped
+from shortstack.errors import ShortstackError
+from shortstack.machine.progress import hush_kernels, say
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk says that takes no more
+app = typer.Typer(
+    name="shortstack",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"shortstack {version('shortstack')}")
+        raise typer.Exit
+
+
+class Sectioned(TyperCommand):
+    """A verb whose --help lists options under the heading of their group."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            told = parameter.get_help_record(ctx)
+            if told:
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(told)
+        for heading, rows in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+def verb(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A function as a verb of the program; parameters that are groups of options become those options."""
+    return lambda function: app.command(name, cls=Sectioned)(grouped(function))
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result."""
+
+
+def main() -> None:
+    """The `shortstack` command."""
+    hush_kernels()
+    with _ended_by_signals():
+        try:
+            app()
+        except ShortstackError as error:
+            if {"-v", "--verbose"} & {*sys.argv}:
+                traceback.print_exc()
+            console.fail(error)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            console.fail(_of_the_system(error))
+            sys.exit(1 if error.errno in FULL else 2)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the program as ctrl-C does; whoever called main() has its own handlers back afterwards."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # ignored under nohup
+    before = {number: signal.signal(number, _terminated) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _terminated(number: int, _frame: object) -> NoReturn:
+    say(f"stopped by {signal.Signals(number).name}")
+    raise SystemExit(128 + number)  # leaves through the context managers, so that no half-written output stays
+
+
+def _of_the_system(error: OSError) -> ShortstackError:
+    expected, fix = "a file that can be used", "check its permissions"
+    if error.errno in FULL:
+        expected, fix = "room to write", "free some space"
+    return ShortstackError(
+        error.filename or "the disk", expected=expected, found=error.strerror or repr(error), fix=fix
+    )

@@ -1,0 +1,238 @@
+"""evaluate: perplexity, tasks, probes and what a model writes."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from shortstack.cli import console
+from shortstack.cli.app import verb
+from shortstack.cli.options import TEXT, Asking, Compute, Model, Report, Source, Writing
+from shortstack.evaluation.suites import PERPLEXITIES
+from shortstack.machine.formats import number
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.evaluation import Evaluation, TaskResult
+    from shortstack.evaluation.degeneration import Collapse
+    from shortstack.evaluation.paired import Paired
+    from shortstack.evaluation.probes import Probed
+
+
+@verb()
+def evaluate(
+    model: Model,
+    asking: Asking,
+    writing: Writing,
+    compute: Compute,
+    source: Source,
+    report: Report,
+    perplexity: Annotated[
+        str, typer.Option(help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read. none: no text.")
+    ] = "pydoc",
+    length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Windows, drawn by seed. Default: all.", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="The model it was made from: measured too, and compared document by document."),
+    ] = None,
+) -> None:
+    """Measure perplexity on held-out text, tasks, and what the model writes."""
+    from shortstack.evaluation import compared
+    from shortstack.evaluation import evaluate as evaluate_checkpoint
+
+    options: dict[str, Any] = {
+        "perplexity": () if perplexity == "none" else perplexity,
+        "tasks": asking.asked(compute.seed),
+        "length": length,
+        "samples": samples,
+        **writing.asked(),
+        "seed": compute.seed,
+        "dtype": compute.dtype.value,
+        "device": compute.device.value,
+    }
+    if against and options["tasks"]:
+        options["tasks"].check_paired()
+    with report.bars() as progress:
+        checkpoint = source.open(model, progress)
+        origin = replace(source, revision=None).open(against, progress) if against else None
+        result = evaluate_checkpoint(checkpoint, **options, progress=progress)
+        if origin:
+            options["collapse"] = result.collapse is not None
+            report.warn(_other_tokens(checkpoint, origin))
+            result = compared(result, evaluate_checkpoint(origin, **options, progress=progress), seed=compute.seed)
+    report.warn(result.collapse.warning if result.collapse else None)
+    if report.json:
+        return console.show_json(result.to_dict())
+    show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
+    if checkpoint.made_from and not against:
+        console.show(
+            f"The unpruned model is not beside it: --against {shlex.quote(checkpoint.made_from)} measures both."
+        )
+    verb = checkpoint.record.get("verb")
+    if verb == "heal":
+        report.say(f'AutoModelForCausalLM.from_pretrained("{model}"), or any program that reads a checkpoint directory')
+    elif verb == "prune":
+        report.next_step("heal", model, "--data", "pydoc", "-o", "healed", *source.words)
+    else:
+        report.next_step("prune", model, "--drop", "25%", "-o", "pruned", *source.words)
+    return None
+
+
+def _other_tokens(checkpoint: Checkpoint, origin: Checkpoint) -> str | None:
+    """What to know of two models that cut text into tokens differently."""
+    from shortstack.data.tokens import same_tokens
+
+    if same_tokens(checkpoint.tokenizer(), origin.tokenizer()):
+        return None
+    return "the two models have different tokenizers: perplexities per token cannot be compared"
+
+
+Measured = TypeVar("Measured")
+
+
+def show_evaluation(title: str, evaluation: Evaluation) -> None:
+    """What was measured, beside the unpruned model where that is known."""
+    base = evaluation.base
+    texts = _beside(evaluation.perplexity, base.perplexity if base else None)
+    rows = [
+        (
+            name,
+            number(found.value),
+            f"{found.tokens:,}",
+            f"{found.loss:.4f} +- {found.loss_stderr:.4f}" if found.windows["samples"] > 1 else f"{found.loss:.4f}",
+            "yes" if found.windows["bos"] else "no",
+            found.dtype,
+        )
+        for name, found in texts.items()
+    ]
+    if rows:
+        console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
+    if evaluation.tasks:
+        _show_tasks("tasks" if rows else title, evaluation)
+    if base and evaluation.against:
+        values = {name: (base.tasks[name].value, evaluation.tasks[name].value) for name in evaluation.against}
+        _show_against(f"against {base.model}, document by document", evaluation.against, values)
+        for name in evaluation.against:
+            _show_unit(name, evaluation.tasks[name])
+    if evaluation.probes:
+        _show_probes(evaluation.probes, base)
+    if base and evaluation.probes_against:
+        paired = evaluation.probes_against
+        values = {name: (found.base, found.value) for name, found in paired.items()}
+        _show_against(f"probes against {base.model}, item by item", paired, values)
+    if evaluation.collapse:
+        _show_collapse(evaluation.collapse)
+
+
+def _beside(found: Mapping[str, Measured], base: Mapping[str, Measured] | None) -> dict[str, Measured]:
+    """What was measured by name, each with the base's after it where there is one."""
+    named = ((name, each) for name in found for each in ((name, found), (f"{name}, base", base)))
+    return {label: values[name] for name, (label, values) in named if values is not None}
+
+
+def _show_tasks(title: str, evaluation: Evaluation) -> None:
+    """Each task's value, the number of documents and what guessing gets, and averages of what are shares."""
+    base = evaluation.base
+    results = _beside(evaluation.tasks, base.tasks if base else None)
+    rows = [
+        (
+            name,
+            found.metric,
+            f"{found.value:.4f} +- {found.stderr:.4f}" if math.isfinite(found.stderr) else number(found.value),
+            f"{found.n:,}",
+            "-" if found.chance is None else f"{found.chance:.2f}",
+            "yes" if found.bos else "no",
+        )
+        for name, found in results.items()
+    ]
+    console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "chance", "BOS"), rows)
+    _show_averages(evaluation)
+
+
+def _show_averages(evaluation: Evaluation) -> None:
+    """Of each suite that was asked whole; where there is none, of all tasks."""
+    base = evaluation.base
+    if evaluation.averages:
+        for suite, value in evaluation.averages.items():
+            _show_average(f"Average, {suite}", value, base.averages.get(suite) if base else None)
+    elif evaluation.average is not None and len(evaluation.tasks) > 1:
+        _show_average("Average", evaluation.average, base.average if base else None)
+
+
+def _show_average(name: str, value: float, base: float | None) -> None:
+    beside = "" if base is None else f", base {base:.4f}"
+    console.show(f"{name}: {value:.4f}{beside}")
+
+
+def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str, tuple[float, float]]) -> None:
+    """What the same documents, asked of both models, say; values: by name the base's, and that of the model here."""
+    found = paired.values()
+    columns = {
+        "base": [f"{values[name][0]:.4f}" for name in paired],
+        "here": [f"{values[name][1]:.4f}" for name in paired],
+        "difference +- s.e.": [f"{each.difference:+.4f} +- {each.stderr:.4f}" for each in found],
+        "95 % interval": [f"{each.interval[0]:+.4f} to {each.interval[1]:+.4f}" for each in found],
+        "p, Holm": [f"{each.p_holm:.2g}" for each in found],
+        "kept": [_share_kept(each.retention) for each in found],
+        "above chance": [
+            "base at chance" if each.base_at_chance else _share_kept(each.retention_above_chance) for each in found
+        ],
+    }
+    console.show_columns(title, ("asked", [*paired]), columns)
+
+
+def _show_unit(name: str, found: TaskResult) -> None:
+    """What a difference is of, where it is not of the two values beside it."""
+    if found.metric in PERPLEXITIES:
+        unit = f"log-likelihood in nats per {PERPLEXITIES[found.metric]}, higher is better"
+        console.show(f"{name}: base and here are {found.metric}; the difference and its interval are of the {unit}.")
+    elif not found.higher_is_better:
+        console.show(f"{name}: of {found.metric} less is better; the difference and its interval have the sign turned.")
+
+
+def _share_kept(retention: float | None) -> str:
+    return "-" if retention is None else f"{round(retention)} %"  # an int: no minus before a 0
+
+
+def _show_probes(probes: Mapping[str, Probed], base: Evaluation | None) -> None:
+    """The share of each probe's items that were answered rightly, beside the base's."""
+
+    def right(found: Probed) -> str:
+        return f"{found.accuracy.value:.3f} +- {found.accuracy.stderr:.3f}"
+
+    rows = [
+        (name, right(found), *([right(base.probes[name])] if base else []), f"{found.chance:.3f}", str(found.n))
+        for name, found in probes.items()
+    ]
+    heading = ("probe", "right +- s.e.", *(["base"] if base else []), "chance", "items")
+    console.show_table("probes, answered greedily", heading, rows)
+
+
+def _show_collapse(found: Collapse) -> None:
+    """A line where all is well; else what has fallen, and the text that shows it."""
+    base = "its base" if found.against_base else "a small model that works"
+    if not found.fallen:
+        least = min(found.shares.values())
+        console.show(f"No loop and no silence: what it writes keeps {least:.0%} or more of each measure of {base}.")
+        return
+    values, wanted = asdict(found.fluency), asdict(found.base)
+    rows = [
+        (
+            name,
+            number(values[name]),
+            number(wanted[name]),
+            f"{share:.0%}",
+            "yes" * (name in found.fallen),
+        )
+        for name, share in found.shares.items()
+    ]
+    console.show_table("collapsed: what it writes freely", ("measure", "model", base, "share kept", "fallen"), rows)
+    console.show(f"It writes: {found.sample}")

@@ -1,0 +1,55 @@
+"""ls: what there is to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from shortstack.cli import console
+from shortstack.cli.app import verb
+from shortstack.evaluation.suites import SUITES, TASKS
+from shortstack.healing import METHODS
+from shortstack.scoring import METRICS
+
+
+class Listing(StrEnum):
+    metrics = "metrics"
+    methods = "methods"
+    recipes = "recipes"
+    tasks = "tasks"
+
+
+@verb()
+def ls(
+    what: Annotated[
+        Listing | None, typer.Argument(help="metrics, methods, recipes or tasks. Default: all.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """List what can be named on the command line."""
+    from shortstack.healing.recipes import recipe_titles
+
+    listings = {
+        Listing.metrics: [asdict(each) for each in METRICS.values()],
+        Listing.methods: [asdict(each) for each in METHODS.values()],
+        Listing.recipes: [{"name": name, "title": title} for name, title in recipe_titles().items()],
+        Listing.tasks: [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
+    }
+    shown = ("name", "feed", "formula", "trains", "title", "paper", "suite", "metric", "chance", "about")
+    wanted = {
+        name.value: [{key: value for key, value in row.items() if key in shown} for row in rows]
+        for name, rows in listings.items()
+        if what in (None, name)
+    }
+    if as_json:
+        return console.show_json(wanted)
+    for title, rows in wanted.items():
+        console.show_table(title, tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])
+    return None
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)

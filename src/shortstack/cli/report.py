@@ -1,0 +1,84 @@
+"""report: a study's results as a page, tables and files."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shortstack.cli import console
+from shortstack.cli.app import verb
+from shortstack.cli.options import Report
+from shortstack.errors import InputError
+
+if TYPE_CHECKING:
+    from shortstack.report import Report as Made
+
+
+PAGE = "report.html"
+
+
+@verb()
+def report(
+    runs: Annotated[Path, typer.Argument(help="Folder of a study, finished or not.", show_default=False)],
+    said: Report,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help=f"The page; replaces a report only. Default: {PAGE} in RUNS.", show_default=False
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The tables as Markdown, on stdout.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="The tables as LaTeX, on stdout.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option(help="New directory for the tables as CSV files.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what a study found: one page with its tables and figures, or the tables alone."""
+    from shortstack.machine.files import check_new
+    from shortstack.report import Report as Made
+    from shortstack.report.reporter import check_page, write_csv, write_page
+
+    _check_one_result(markdown, latex, said.json)
+    page = output or (None if markdown or latex or csv else runs / PAGE)
+    made = Made.of(runs)
+    if page:
+        check_page(page)
+    if csv:
+        check_new(csv)
+        write_csv(made, csv)
+    if page:
+        write_page(made, page)
+    if said.json:
+        return console.show_json(_summary(made, page, csv))
+    if markdown or latex:
+        sys.stdout.write(made.markdown() if markdown else made.latex())
+        return None
+    for table in made.tables:
+        console.show(f"{table.title}: {table.finding}" if table.finding else table.title)
+    said.say(f"open {page} in a browser" if page else f"look at {csv}")
+    return None
+
+
+def _check_one_result(*asked: bool) -> None:
+    if sum(asked) > 1:
+        raise InputError(
+            "--markdown, --latex, --json",
+            expected="one of them: each is the whole of stdout",
+            found=f"{sum(asked)}",
+            fix="run the command once for each",
+        )
+
+
+def _summary(made: Made, page: Path | None, csv: Path | None) -> dict[str, Any]:
+    """The result for machines: what was written, and what the tables say."""
+    states = Counter(trial.state for trial in made.found.runs.trials)
+    return {
+        "output": None if page is None else str(page),
+        "csv": None if csv is None else str(csv),
+        "trials": {state: states[state] for state in ("done", "running", "failed", "waiting")},
+        "tables": [{"key": table.key, "title": table.title, "finding": table.finding} for table in made.tables],
+    }

@@ -1,0 +1,57 @@
+"""verify: whether a checkpoint is whole and computes what it should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shortstack.cli import console
+from shortstack.cli.app import verb
+from shortstack.cli.options import Device, Report, Source, check_unused
+
+if TYPE_CHECKING:
+    from shortstack.pruning import Verification
+
+
+@verb()
+def verify(
+    directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
+    source: Source,
+    report: Report,
+    against: Annotated[
+        str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
+) -> None:
+    """Check that a checkpoint is whole and computes what it should.
+
+    Digests, tensors and, with --against, that the logits equal the source's without those layers.
+    """
+    if not against:
+        check_unused("verify without --against", replace(source, trust_remote_code=False))
+
+    from shortstack.pruning import verify as verify_checkpoint
+
+    with report.bars() as progress:
+        checkpoint = replace(source, revision=None).open(
+            directory, progress
+        )  # --revision is of the model it is against
+        origin = source.open(against, progress) if against else None
+        result = verify_checkpoint(checkpoint, against=origin, device=device.value, progress=progress)
+    if report.json:
+        console.show_json(result.to_dict())
+    else:
+        show_verification(directory, result)
+    if not result.ok:
+        raise typer.Exit(1)
+    healed, trust = checkpoint.record["verb"] == "heal", replace(source, revision=None).words
+    then = ("evaluate", directory) if healed else ("heal", directory, "--data", "pydoc", "-o", "healed")
+    report.next_step(*then, *trust)
+
+
+def show_verification(directory: str, found: Verification) -> None:
+    """Each check and how it ended."""
+    rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in found.checks.items()]
+    console.show_table(directory, ("check", "result", "detail"), rows)

@@ -1,0 +1,70 @@
+"""watch: the live progress of a study."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shortstack.cli import console
+from shortstack.cli.app import verb
+from shortstack.cli.options import Report
+from shortstack.machine.formats import duration
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from shortstack.study.progress import Frame
+
+
+@verb()
+def watch(
+    runs: Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)],
+    report: Report,
+    once: Annotated[bool, typer.Option("--once", help="One look, as it also is where there is no terminal.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Show how far a running study is.
+
+    Reads its run store, and changes nothing.
+    """
+    from shortstack.study.progress import look
+
+    found = look(runs)
+    if report.json:
+        return console.show_json(found.to_dict())
+    from rich.console import Console
+    from rich.live import Live
+
+    if once or not sys.stdout.isatty():
+        return Console().print(frame(found))
+    with Live(frame(found), auto_refresh=False) as live:
+        while not found.finished:
+            time.sleep(every)
+            found = look(runs)
+            live.update(frame(found), refresh=True)
+    return None
+
+
+def frame(found: Frame) -> Group:
+    """One look at a running study."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=found.title or "study", title_justify="left", title_style="bold", header_style="bold")
+    for column in ("step", "done", "running", "failed", "at most", "each", ""):
+        table.add_column(column, justify="left" if column in ("step", "") else "right")
+    for name, kind in found.kinds.items():
+        bar = "█" * round(20 * kind.done / max(kind.expected, 1))
+        cells = (name, kind.done, kind.running, kind.failed, kind.expected, duration(kind.seconds), bar)
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    states = ", ".join(f"{count} {state}" for state, count in found.trials.items() if count)
+    lines = [f"trials: {states or 'none'}"]
+    lines += [f"running {each.kind} for {duration(each.seconds)}" for each in found.running]
+    lines += [f"failed: {failure}" for failure in found.failures]
+    ended = "finished" if found.finished else f"to go, at most: {duration(found.eta)}"
+    return Group(table, *(Text(line) for line in [*lines, ended]))

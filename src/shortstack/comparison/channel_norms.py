@@ -1,0 +1,31 @@
+"""How strongly each input channel of each linear layer is used: the norms that Wanda and neuron pruning weigh by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shortstack.decoder import Decoder
+from shortstack.decoder.hooks import linear_layers, listening
+from shortstack.machine.numbers import in_float64
+from shortstack.machine.progress import Progress, silent
+from shortstack.repairing.fit import batched
+
+
+@torch.no_grad()
+def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -> dict[str, Tensor]:
+    """|X_j|_2 over all tokens of `ids` [samples, length], of each input channel j of each linear layer inside the layers.
+
+    By the names of modules in the whole model, [inputs] in float64; from one walk of the unchanged model.
+    """
+    fronts = [decoder.enter(batch) for batch in batched(ids, decoder)]
+    walk = decoder.through(fronts, range(len(decoder.layers)))
+    found: dict[str, Tensor] = {}
+    for number, layer in enumerate(decoder.layers):
+        with listening(layer, list(linear_layers(layer))) as heard:
+            next(walk)
+        for name, inputs in heard.items():
+            squares = sum(in_float64(each.flatten(0, -2)).square().sum(0) for each in inputs)
+            found[f"{decoder.anatomy.layer(number)}.{name}"] = torch.as_tensor(squares).sqrt()
+        progress("measuring inputs", number + 1, len(decoder.layers))
+    return found

@@ -1,0 +1,360 @@
+"""compare(): is pruning worth it? The unpruned model, pruned, quantised, narrowed and masked, at equal bytes of weights."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shortstack.architecture.positions import check_positions
+from shortstack.checkpoint import Checkpoint
+from shortstack.comparison.baselines import Calibration, Contender, Contest, Heal, parse_memory
+from shortstack.data import Tokens, read_questions
+from shortstack.data.questions import asked
+from shortstack.data.tokens import same_tokens
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED
+from shortstack.decoder.multiple_choice import answers
+from shortstack.errors import InputError
+from shortstack.evaluation import Perplexity, Tasks
+from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
+from shortstack.evaluation.perplexity import measure
+from shortstack.evaluation.tasks import ask
+from shortstack.healing import heal
+from shortstack.healing.methods import method_named
+from shortstack.healing.options import heal_arguments, heal_groups
+from shortstack.healing.recipes import read_recipe
+from shortstack.machine.formats import number, size
+from shortstack.machine.progress import Progress, silent
+from shortstack.profiling.profiler import Paired, check_load, paired
+from shortstack.profiling.speed import Load, Speed, speeds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+RECIPE = "best"  # how a contender heals
+Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What every row is judged on: texts by name, judges of tasks, and the load it is timed under, in so many turns."""
+
+    texts: Mapping[str, Tokens]
+    judges: Sequence[Judge] = ()
+    load: Load = field(default_factory=lambda: Load(prompt=128))
+    repeats: int = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one contender, or the reason why nothing was.
+
+    removed: the layers that are gone. ratio: its speed over the unpruned model's, from runs in turns. within: whether its
+    weights fit the budget.
+    """
+
+    name: str
+    note: str
+    reason: str
+    removed: tuple[int, ...] = ()
+    bytes: int | None = None
+    within: bool = False
+    perplexity: Mapping[str, Perplexity] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    speed: Speed | None = None
+    ratio: Paired | None = None
+    collapse: Collapse | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether what it writes freely has collapsed, against what the unpruned model writes."""
+        return bool(self.collapse and self.collapse.fallen)
+
+    @property
+    def loss(self) -> float:
+        """The mean over texts of the loss in nats per token: what rows are sorted by."""
+        losses = [found.loss for found in self.perplexity.values()]
+        return sum(losses) / len(losses) if losses else math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "note": self.note,
+            "reason": self.reason or None,
+            "removed": list(self.removed),
+            "bytes": self.bytes,
+            "within": self.within,
+            "perplexity": {name: found.to_dict() for name, found in self.perplexity.items()},
+            "tasks": {name: dict(found) for name, found in self.tasks.items()},
+            "speed": asdict(self.speed) if self.speed else None,
+            "ratio": asdict(self.ratio) if self.ratio else None,
+            "collapse": self.collapse.to_dict() if self.collapse else None,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows by quality, best first, those that could not be had last; and what they say, in words."""
+
+    model: str
+    memory: str
+    budget: int
+    rows: tuple[Row, ...]
+    calibration: Mapping[str, Any]
+    dtype: str
+    device: str
+    threads: int
+
+    @property
+    def advice(self) -> str:
+        return advice(self.rows, self.budget)
+
+    @property
+    def cut(self) -> tuple[int, ...]:
+        """The layers that go in the row `pruned`; () where it does not fit."""
+        return next((row.removed for row in self.rows if row.name == "pruned" and row.within), ())
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each contender that has collapsed, with what it writes."""
+        return [f"{row.name}: {row.collapse.warning}" for row in self.rows if row.collapse and row.collapsed]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "memory": self.memory,
+            "budget_bytes": self.budget,
+            "rows": [row.to_dict() for row in self.rows],
+            "advice": self.advice,
+            "calibration": dict(self.calibration),
+            "dtype": self.dtype,
+            "device": self.device,
+            "threads": self.threads,
+        }
+
+
+def compare(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    judging: Judging,
+    *,
+    memory: str = "50%",
+    healed: Checkpoint | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Comparison:
+    """Judge every contender that there is for weights of at most `memory` of the unpruned ones' bytes.
+
+    calibration: what layers, neurons and masks are chosen on. healed: a further checkpoint, as it is. Two models are in
+    memory at a time, the unpruned one and a contender; checkpoints of contenders are in a temporary folder until the end.
+
+    Raises:
+        InputError: `memory` is no share, or less than what no contender makes smaller; the metric does not score single
+            layers; texts are longer than a model has positions for; or `healed` has another tokenizer.
+        OutputError: the temporary folder has no room.
+    """
+    budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
+    for some in [checkpoint, *([healed] if healed else [])]:
+        _check_lengths(some, judging)
+    if healed:
+        _check_tokens(checkpoint, healed)
+    base = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)
+    with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
+        contest = Contest(checkpoint, budget, calibration, base=base, folder=Path(folder), progress=progress)
+        rows = [_row(contender, contest, judging, progress) for contender in contest.contenders(healed)]
+    return Comparison(
+        checkpoint.source,
+        memory,
+        budget,
+        tuple(sorted(_beside_unpruned(rows), key=lambda row: row.loss)),
+        {"metric": "search" if calibration.search else calibration.metric, **calibration.tokens.record()},
+        base.dtype,
+        str(base.device),
+        torch.get_num_threads(),
+    )
+
+
+def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
+    """Refuse what is longer than the model has positions for, before it is loaded."""
+    shorter = f"write --length {checkpoint.positions}"
+    for tokens in judging.texts.values():
+        check_positions(checkpoint, tokens.ids.shape[1], "--length", fix=shorter)
+    check_load(checkpoint, judging.load)
+    written, note = collapse_tokens(checkpoint.tokenizer()), ", written after eight beginnings to see what collapses"
+    check_positions(checkpoint, written, "compare", fix="measure it with evaluate --no-collapse-check", note=note)
+
+
+def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
+    """Refuse a model to which token ids mean something else: all rows are judged on the same ones.
+
+    Raises:
+        InputError: it has another tokenizer, or no embedding for some of the tokens.
+    """
+    theirs, mine = checkpoint.tokenizer(), healed.tokenizer()
+    wanted, known = min(len(theirs), checkpoint.vocabulary), healed.vocabulary
+    same = same_tokens(theirs, mine)
+    if same and wanted <= known:
+        return
+    raise InputError(
+        "--healed",
+        expected=f"the tokenizer of {checkpoint.source}, and an embedding for each of its {wanted:,} tokens",
+        found=f"{known:,} embeddings" if same else f"another tokenizer, of {len(mine):,} tokens",
+        fix="name a model made from that one, or give this one to evaluate",
+    )
+
+
+@torch.no_grad()
+def _row(contender: Contender, contest: Contest, judging: Judging, progress: Progress) -> Row:
+    if contender.made is None:
+        return Row(contender.name, contender.note, contender.reason)
+    decoder, nbytes = contender.made()
+
+    def staged(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        progress(f"{contender.name}: {stage}", done, total, note=note)
+
+    perplexity = {name: measure(decoder, tokens, progress=staged) for name, tokens in judging.texts.items()}
+    speed, ratio = _timed(decoder, contest.base, judging, staged) if contender.timed else (None, None)
+    return Row(
+        contender.name,
+        contender.note,
+        "",
+        contender.removed,
+        nbytes,
+        contender.timed and nbytes <= contest.budget,
+        perplexity,
+        {name: found for judge in judging.judges for name, found in judge(decoder).items()},
+        speed,
+        ratio,
+        check_collapse(decoder.model, contest.tokenizer, progress=staged),
+    )
+
+
+def _beside_unpruned(rows: Sequence[Row]) -> list[Row]:
+    """The rows, what each writes judged by what the first, the unpruned model, does."""
+    base = rows[0].collapse
+    return [
+        replace(row, collapse=row.collapse.against(base)) if base and row.collapse and row is not rows[0] else row
+        for row in rows
+    ]
+
+
+def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress) -> tuple[Speed, Paired | None]:
+    """The decoder's speed, in turns with the unpruned model's unless it is that."""
+    if decoder is base:
+        (speed,) = speeds([base.model], judging.load, repeats=judging.repeats, progress=progress)
+        return speed, None
+    models = [decoder.model, base.model]
+    speed, unpruned = speeds(models, judging.load, repeats=judging.repeats, progress=progress)
+    return speed, paired(speed, unpruned)
+
+
+def multiple_choice(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> Judge:
+    """Accuracy on files of multiple choice, each line as in choices.LAYOUT, the first `limit` of each.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    each = {path.stem: asked(read_questions(path)[:limit], tokenizer) for path in files}
+
+    def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
+        found = {name: answers(decoder, questions, [UNPRUNED])[UNPRUNED] for name, questions in each.items()}
+        return {
+            name: {"metric": "acc", "value": accuracy.value, "stderr": accuracy.stderr, "n": len(accuracy.correct)}
+            for name, accuracy in found.items()
+        }
+
+    return judge
+
+
+def healing(data: str, *, device: str = "auto", progress: Progress = silent) -> Heal:
+    """What heals a cut on `data` as the recipe `best` does.
+
+    Raises:
+        InputError: a library that its method needs is not installed.
+    """
+    found = {**read_recipe(RECIPE).heal.given, "data": data}
+    method_named(found["method"]).check()
+    options = heal_arguments(*heal_groups(found))
+
+    def healed(pruned: Checkpoint, out: Path) -> Checkpoint:
+        with torch.enable_grad():  # contenders are judged without
+            heal(pruned, out, **options, device=device, progress=progress)
+        return Checkpoint.open(out)
+
+    return healed
+
+
+def standard(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
+    """What a contender for a checkpoint's place gets on tasks of lm-evaluation-harness.
+
+    Raises:
+        InputError, DataError: as Tasks.load_for().
+    """
+    loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
+
+    def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
+        found = {each.name: ask(each, decoder, tokenizer, tasks) for each in loaded}
+        return {
+            name: {"metric": result.metric, "value": result.value, "stderr": result.stderr, "n": result.n}
+            for name, result in found.items()
+        }
+
+    return judge
+
+
+def advice(rows: Sequence[Row], budget: int) -> str:
+    """What rows, sorted by quality, say to someone with so many bytes: the best, the best that is pruned, the quickest.
+
+    One that has collapsed is not the best while another has not, whatever its perplexity.
+    """
+    inside = [row for row in rows if row.within]
+    if not inside:
+        return f"Nothing here fits {size(budget)}."
+    sound = [row for row in inside if not row.collapsed]
+    best = (sound or inside)[0]
+    said = [f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_quality(best, rows)}."]
+    better = [row.name for row in inside[: inside.index(best)]]
+    if better:
+        said.append(f"Of lower perplexity, but collapsed, so that what they write is of no use: {', '.join(better)}.")
+    shorter = next((row for row in (*sound, *inside) if row.removed or row.name == "healed"), None)
+    if shorter and shorter is not best:
+        said.append(f"The best with fewer layers is {_marked(shorter)}: {_quality(shorter, rows)}.")
+    return " ".join([*said, *_quickness(best, inside, rows)])
+
+
+def _quickness(best: Row, inside: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
+    """How fast the best is, and which is the quickest of those that fit, and what that costs."""
+    timed = {row.name: row for row in inside if row.ratio}
+    decoding = {name: row.ratio.decode.value for name, row in timed.items() if row.ratio}
+    if best.name in decoding:
+        yield f"{best.name} decodes {decoding[best.name]:.2f} times as fast as unpruned."
+    quickest = max(decoding, key=decoding.__getitem__, default=best.name)
+    if quickest != best.name:
+        found = timed[quickest]
+        yield f"The quickest within the budget is {_marked(found)}, {decoding[quickest]:.2f} times: {_quality(found, rows)}."
+
+
+def _marked(row: Row) -> str:
+    return row.name + " (collapsed)" * row.collapsed
+
+
+def _quality(row: Row, rows: Sequence[Row]) -> str:
+    """Perplexities and tasks, each with that of the unpruned model."""
+    unpruned = next(row for row in rows if row.name == "unpruned")
+    each = [
+        f"perplexity {number(found.value)} on {text} ({number(unpruned.perplexity[text].value)} unpruned)"
+        for text, found in row.perplexity.items()
+    ]
+    each += [
+        f"{task} {found['value']:.3f} ({unpruned.tasks[task]['value']:.3f} unpruned)"
+        for task, found in row.tasks.items()
+    ]
+    return ", ".join(each)

@@ -1,0 +1,55 @@
+"""2:4 sparsity: of every four weights side by side in a row, the two that matter least are zero.
+
+Hardware that has it halves these matrices and multiplies them faster; a mask alone saves nothing. Here it is quality only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from shortstack.decoder import Decoder
+from shortstack.decoder.hooks import linear_layers
+from shortstack.errors import ArchitectureError
+
+GROUP, ZEROS = 4, 2
+
+
+def unmaskable(decoder: Decoder) -> str | None:
+    """Why there is no 2:4 mask for a decoder; None where there is."""
+    for number, layer in enumerate(decoder.layers):
+        for name, module in linear_layers(layer).items():
+            if module.in_features % GROUP:
+                return f"layer {number} {name} has {module.in_features} inputs, which do not divide by {GROUP}"
+    return None
+
+
+@torch.no_grad()
+def mask(decoder: Decoder, norms: Mapping[str, Tensor] | None = None) -> int:
+    """Zero two of every four inputs of each row of each linear layer inside the layers, in place; how many became zero.
+
+    Without norms those with the smallest |W_ij|. With input_norms() those with the smallest |W_ij| |X_j|_2 (Wanda, Sun et
+    al., arXiv 2306.11695, equation 1), the norms being those of the unmasked model; Wanda's code takes each layer's behind
+    the layers masked already.
+
+    Raises:
+        ArchitectureError: a matrix whose rows do not divide by four.
+    """
+    odd = unmaskable(decoder)
+    if odd:
+        raise ArchitectureError(
+            decoder.anatomy.architecture, expected=f"inputs in groups of {GROUP}", found=odd, fix="leave 2:4 out"
+        )
+    zeroed = 0
+    for number, layer in enumerate(decoder.layers):
+        for name, module in linear_layers(layer).items():
+            weight = module.weight
+            score = weight.abs().float()
+            if norms is not None:
+                score = score * norms[f"{decoder.anatomy.layer(number)}.{name}"].to(weight.device)
+            least = score.view(len(weight), -1, GROUP).topk(ZEROS, largest=False).indices
+            weight.data.view(len(weight), -1, GROUP).scatter_(-1, least, 0)
+            zeroed += least.numel()
+    return zeroed

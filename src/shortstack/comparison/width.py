@@ -1,0 +1,300 @@
+"""narrow(): the same layers with fewer neurons in their MLPs, as a plain checkpoint with a smaller intermediate size.
+
+A neuron is a row of each matrix that enters the MLP (gate and up) and the column of the one that leaves it (down). MLPs are
+found by trying, and a cut is written by copying byte ranges: no tensor is loaded for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shortstack.architecture.selfcheck import built
+from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.checkpoint.record import provenance
+from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.writer import layout
+from shortstack.decoder import Decoder
+from shortstack.decoder.hooks import linear_layers, listening
+from shortstack.decoder.layer_io import State
+from shortstack.errors import ArchitectureError, InputError
+from shortstack.machine.progress import Progress, silent
+
+SIZE_FIELD = re.compile(r"intermediate|ffn|inner|mlp|feed_forward")  # names of config fields that may count neurons
+MULTIPLE = 8  # of neurons: what matrix units want
+TOKENS = 4  # that a layer is tried on
+LEAVE_OUT = "leave width pruning out"
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """An MLP inside a layer, by the names of its matrices there. entering: those whose rows are neurons (gate, up)."""
+
+    entering: tuple[str, ...]
+    leaving: str
+    neurons: int
+
+
+@dataclass(frozen=True)
+class Width:
+    """Which neurons stay, ascending, [layers][keep]; and the config field that counts them."""
+
+    kept: tuple[tuple[int, ...], ...]
+    neurons: int
+    field: str
+    weighed_by: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "neurons": self.neurons,
+            "kept": len(self.kept[0]),
+            "field": self.field,
+            "weighed_by": self.weighed_by,
+        }
+
+
+@torch.no_grad()
+def find_mlps(decoder: Decoder) -> list[Mlp]:
+    """The MLP of each layer of a decoder.
+
+    A matrix leaves one if beside it are others with as many outputs as it has inputs, and if without some of their rows
+    the same of its inputs change, and no others: so it is with gate and up, and not with queries, keys and values.
+
+    Raises:
+        ArchitectureError: a layer has no such MLP, or several, or they are not alike.
+    """
+    found = []
+    for number, layer in enumerate(decoder.layers):
+        with decoder.resident(number):
+            fitting = [mlp for mlp in _candidates(layer) if _is_mlp(decoder, number, mlp)]
+        if len(fitting) != 1:
+            raise ArchitectureError(
+                f"{decoder.anatomy.architecture}, layer {number}",
+                expected="one MLP whose neurons are rows of linear layers that lie beside the one it ends in",
+                found=f"{len(fitting)} (fused matrices and routed experts are none)",
+                fix=LEAVE_OUT,
+            )
+        found += fitting
+    if len(set(found)) > 1:
+        raise ArchitectureError(
+            decoder.anatomy.architecture,
+            expected="MLPs of one width in all layers",
+            found=f"{sorted({mlp.neurons for mlp in found})} neurons",
+            fix=LEAVE_OUT,
+        )
+    return found
+
+
+def _candidates(layer: nn.Module) -> Iterator[Mlp]:
+    matrices = linear_layers(layer)
+    for name, matrix in matrices.items():
+        parent = name.rpartition(".")[0]
+        beside = [
+            other
+            for other, module in matrices.items()
+            if other != name and other.rpartition(".")[0] == parent and module.out_features == matrix.in_features
+        ]
+        if beside:
+            yield Mlp(tuple(beside), name, matrix.in_features)
+
+
+def _is_mlp(decoder: Decoder, number: int, mlp: Mlp) -> bool:
+    """Whether rows of the entering matrices are the inputs of the leaving one, one by one, on a few random states."""
+    layer = decoder.layers[number]
+    ids = torch.arange(TOKENS, device=decoder.device)[None]
+    entering = decoder.enter(ids).groups[0][1].hidden
+    random = torch.randn(entering.shape, generator=torch.Generator().manual_seed(0)).to(entering)
+
+    def heard() -> Tensor:
+        with listening(layer, [mlp.leaving]) as inputs:
+            decoder.step(ids, number, [State(random, {})])
+        return inputs[mlp.leaving][0].flatten(0, -2)
+
+    before, gone = heard(), slice(0, None, 2)
+    kept = {name: layer.get_submodule(name).get_parameter("weight") for name in mlp.entering}
+    whole = {name: weight.data for name, weight in kept.items()}
+    for weight in kept.values():
+        weight.data = weight.data.clone()
+        weight.data[gone] = 0
+    after = heard()
+    for name, weight in kept.items():
+        weight.data = whole[name]
+    return torch.equal(before[:, 1::2], after[:, 1::2]) and not torch.equal(before[:, gone], after[:, gone])
+
+
+@torch.no_grad()
+def by_magnitude(decoder: Decoder, mlps: Sequence[Mlp]) -> list[Tensor]:
+    """Of each neuron, the norm of all its weights: its rows and its column. [layers][neurons], in float64."""
+    found = []
+    for number, mlp in enumerate(mlps):
+        with decoder.resident(number):
+            matrices = linear_layers(decoder.layers[number])
+            rows = [matrices[name].weight.double().square().sum(1) for name in mlp.entering]
+            column = matrices[mlp.leaving].weight.double().square().sum(0)
+            found.append(torch.stack([*rows, column]).sum(0).sqrt().cpu())
+    return found
+
+
+def by_activation(decoder: Decoder, mlps: Sequence[Mlp], norms: Mapping[str, Tensor]) -> list[Tensor]:
+    """Of each neuron, the norm of what it gives over the calibration tokens (after Minitron, arXiv 2407.14679, 2.2).
+
+    norms: what input_norms() found.
+    """
+    return [norms[f"{decoder.anatomy.layer(number)}.{mlp.leaving}"].cpu() for number, mlp in enumerate(mlps)]
+
+
+def neuron_bytes(checkpoint: Checkpoint, mlps: Sequence[Mlp]) -> int:
+    """Stored bytes of one neuron of every layer."""
+    return sum(
+        tensor.size // mlp.neurons
+        for number, mlp in enumerate(mlps)
+        for tensor, _ in _stored(checkpoint, number, mlp).values()
+    )
+
+
+def fitting_neurons(checkpoint: Checkpoint, mlps: Sequence[Mlp], budget: int) -> int:
+    """How many neurons of each layer fit into so many bytes of weights; 0 where not even MULTIPLE do."""
+    each = neuron_bytes(checkpoint, mlps)
+    room = mlps[0].neurons - max(0, -(-(checkpoint.weight_bytes - budget) // each))
+    return max(0, room if room == mlps[0].neurons else room // MULTIPLE * MULTIPLE)
+
+
+def strongest(scores: Sequence[Tensor], keep: int) -> tuple[tuple[int, ...], ...]:
+    """The `keep` neurons of each layer with the highest scores, ascending; ties go to the lower number.
+
+    >>> strongest([torch.tensor([3.0, 1.0, 2.0])], 2)
+    ((0, 2),)
+    """
+    orders = (score.argsort(descending=True, stable=True)[:keep] for score in scores)
+    return tuple(tuple(sorted(order.tolist())) for order in orders)
+
+
+def chosen_width(
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    mlps: Sequence[Mlp],
+    keep: int,
+    *,
+    norms: Mapping[str, Tensor] | None = None,
+) -> Width:
+    """Which `keep` neurons of each layer stay: by activation, given input_norms(), or without by magnitude.
+
+    Raises:
+        ArchitectureError: no config field counts the neurons.
+        InputError: no neuron would stay, or all.
+    """
+    if not 0 < keep < mlps[0].neurons:
+        raise InputError(
+            "neurons", expected=f"1 to {mlps[0].neurons - 1}", found=str(keep), fix="keep fewer, but at least one"
+        )
+    field = size_field(checkpoint, mlps, keep)
+    scores = by_magnitude(decoder, mlps) if norms is None else by_activation(decoder, mlps, norms)
+    return Width(strongest(scores, keep), mlps[0].neurons, field, "magnitude" if norms is None else "activation")
+
+
+def size_field(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> str:
+    """The config field that counts neurons: with `keep` in it, MLPs have so many, and all else is as it was.
+
+    Raises:
+        ArchitectureError: there is none.
+    """
+    for field, value in _text(checkpoint, checkpoint.config).items():
+        if SIZE_FIELD.search(field) and type(value) is int and value == mlps[0].neurons:
+            model, _ = built(_resized(checkpoint, field, keep), checkpoint.directory, checkpoint.trust_remote_code)
+            if _shapes(model) == _expected(checkpoint, mlps, keep):
+                return str(field)
+    raise ArchitectureError(
+        checkpoint.directory,
+        expected=f"a config field that counts the {mlps[0].neurons} neurons of each MLP, and nothing else",
+        found="none",
+        fix=LEAVE_OUT,
+    )
+
+
+def _text(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Any:
+    key = checkpoint.anatomy.text_key
+    return config[key] if key else config
+
+
+def _resized(checkpoint: Checkpoint, field: str, keep: int) -> dict[str, Any]:
+    config = copy.deepcopy(dict(checkpoint.config))
+    _text(checkpoint, config)[field] = keep
+    return config
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+
+
+def _expected(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> dict[str, tuple[int, ...]]:
+    """The shapes that narrowed MLPs would give the model."""
+    shapes = _shapes(checkpoint.blueprint)
+    for number, mlp in enumerate(mlps):
+        for name, axis in _weights(mlp):
+            full = f"{checkpoint.anatomy.layer(number)}.{name}"
+            if full in shapes:  # not every matrix has a bias
+                shapes[full] = (*shapes[full][:axis], keep, *shapes[full][axis + 1 :])
+    return shapes
+
+
+def _weights(mlp: Mlp) -> Iterator[tuple[str, int]]:
+    """The parameters of a layer that have a neuron's numbers, and the axis along which neurons lie."""
+    for name in mlp.entering:
+        yield f"{name}.weight", 0
+        yield f"{name}.bias", 0
+    yield f"{mlp.leaving}.weight", 1
+
+
+def _stored(checkpoint: Checkpoint, number: int, mlp: Mlp) -> dict[str, tuple[StoredTensor, int]]:
+    """The stored tensors of an MLP, by name, and the axis along which neurons lie.
+
+    Raises:
+        ArchitectureError: its matrices are stored under other names.
+    """
+    places = {f"{checkpoint.layers_path}.{number}.{name}": axis for name, axis in _weights(mlp)}
+    missing = [name for name in places if name.endswith(".weight") and name not in checkpoint.tensors]
+    if missing:
+        raise ArchitectureError(
+            checkpoint.directory, expected=f"a stored tensor {missing[0]}", found="none of that name", fix=LEAVE_OUT
+        )
+    return {name: (checkpoint.tensors[name], axis) for name, axis in places.items() if name in checkpoint.tensors}
+
+
+def narrow(
+    checkpoint: Checkpoint,
+    mlps: Sequence[Mlp],
+    width: Width,
+    out: str | Path,
+    *,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """Write the checkpoint with only the neurons of `width` to the new directory `out`, and open it.
+
+    Raises:
+        ArchitectureError: the MLPs' matrices are stored under other names.
+        OutputError: `out` exists, is nested in the source, or does not fit the disk.
+    """
+    started = time.perf_counter()
+    cut = {
+        name: tensor.blocks(axis, kept, width.neurons)
+        for number, (mlp, kept) in enumerate(zip(mlps, width.kept, strict=True))
+        for name, (tensor, axis) in _stored(checkpoint, number, mlp).items()
+    }
+    tensors = [cut.get(name, tensor) for name, tensor in checkpoint.tensors.items()]
+    with CheckpointWriter(out, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
+        writer.json("config.json", _resized(checkpoint, width.field, len(width.kept[0])))
+        for path in checkpoint.side_files():
+            writer.copy(path)
+        origin = {tensor.name: tensor.file.name for tensor in checkpoint.tensors.values()}
+        writer.tensors(layout(tensors, origin), progress=progress)
+        record = provenance(checkpoint, "narrow", time.perf_counter() - started)
+        writer.commit({**record, "width": width.to_dict()})
+    return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)

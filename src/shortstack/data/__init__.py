@@ -1,0 +1,8 @@
+"""Texts, tokens, training examples and multiple-choice questions, from files, the standard library or the hub.
+
+A data source is one function in `sources`. Nothing here computes with a model.
+"""
+
+from lazy_loader import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -1,0 +1,147 @@
+"""Samples to learn from: text counts whole, of instructions and chats only the responses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.data.sources import hub_records, prompt_and_response, read_documents, read_records, record_format
+from shortstack.data.tokens import bos_ids, check_text, encode
+from shortstack.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample to learn from: token ids, and which of them count in the loss."""
+
+    ids: tuple[int, ...]
+    learn: tuple[bool, ...]
+
+
+def read_examples(
+    source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, seed: int = 0
+) -> list[Example]:
+    """Samples to heal on: text is cut into windows that count whole; elsewhere only responses count.
+
+    Samples longer than max_length are cut at its end; one with nothing left to learn is dropped.
+
+    Raises:
+        DataError: the data cannot be read, or nothing in it can be learnt from.
+    """
+    records = _records(source, seed)
+    examples = [example for record in records for example in _examples(record, tokenizer, max_length)]
+    useful = [example for example in examples if any(example.learn[1:])]
+    if not useful:
+        raise DataError(
+            source,
+            expected="samples with something to learn",
+            found=f"none among {len(records)} records",
+            fix="raise --max-length, or check the data",
+        )
+    return random.Random(seed).sample(useful, len(useful))
+
+
+def _records(source: str, seed: int) -> list[Mapping[str, Any]]:
+    """What a source holds, in its own format; plain text is one record."""
+    if source.endswith((".json", ".jsonl")):
+        return list(read_records(source))
+    if source == "pydoc" or source.endswith(".txt") or Path(source).is_file():
+        return [{"text": text} for text in read_documents(source)]
+    return list(hub_records(source, seed))
+
+
+def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:
+    kind = record_format(record)
+    bos = bos_ids(tokenizer)
+    if kind == "text":
+        ids, room = encode(tokenizer, str(record["text"])), max_length - len(bos)
+        windows = [(*bos, *ids[start : start + room]) for start in range(0, len(ids), room)]
+        return [Example(window, (True,) * len(window)) for window in windows if len(window) > 1]
+    if kind == "chat":
+        return _chat_examples(record["messages"], tokenizer, max_length)
+    prompt, response = prompt_and_response(record)
+    start = [*bos, *encode(tokenizer, prompt)]
+    answer = encode(tokenizer, response) + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+    learn = (False,) * len(start) + (True,) * len(answer)
+    return [Example((*start, *answer)[:max_length], learn[:max_length])]
+
+
+def _chat_examples(
+    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Example]:
+    """The conversation in the model's own template; only what the assistant says counts.
+
+    One sample, where the template renders every turn as it renders it last. Where it does not (some drop what earlier turns
+    thought), a sample for each answer, each with the conversation up to it.
+    """
+    answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        return []
+    whole = _render(messages, tokenizer)
+    spans = [_answer_span(messages[: turn + 1], tokenizer) for turn in answers]
+    if all(whole.startswith(text) for text, _ in spans):
+        return [_learning(whole, [(start, len(text)) for text, start in spans], tokenizer, max_length)]
+    return [_learning(text, [(start, len(text))], tokenizer, max_length) for text, start in spans]
+
+
+def _answer_span(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
+    """The text of a conversation that ends with an answer, and the character at which the answer starts.
+
+    Raises:
+        DataError: the template does not render the conversation as the prompt for its last answer and then that answer.
+    """
+    prompt, text = _render(messages[:-1], tokenizer, answer=True), _render(messages, tokenizer)
+    if not text.startswith(prompt):
+        raise DataError(
+            _place(messages),
+            expected="a chat template that renders a conversation as its prompt and then the answer",
+            found="one that renders the prompt otherwise once it is answered",
+            fix="give prompt and completion records instead of messages",
+        )
+    return text, len(prompt)
+
+
+def _learning(
+    text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Example:
+    """The text as tokens; those that begin in one of the spans of characters count."""
+    check_text(text)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    learn = tuple(any(start <= begin < end for start, end in spans) for begin, _ in encoded["offset_mapping"])
+    return Example(tuple(encoded["input_ids"][:max_length]), learn[:max_length])
+
+
+def _render(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, answer: bool = False) -> str:
+    """The conversation by the tokenizer's chat template; answer: with what opens the next answer."""
+    from jinja2.exceptions import TemplateError
+
+    if not tokenizer.chat_template:
+        raise DataError(
+            "messages", expected="a tokenizer with a chat template", found="none", fix="give alpaca, dolly or text data"
+        )
+    if not tokenizer.is_fast:
+        raise DataError(
+            "messages",
+            expected="a tokenizer that says which characters a token is of (tokenizer.json)",
+            found=type(tokenizer).__name__,
+            fix="give prompt and completion records instead of messages",
+        )
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer, tokenize=False))
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            _place(messages),
+            expected="a conversation the model's chat template takes",
+            found=str(error) or type(error).__name__,
+            fix="correct its roles and their order, or leave that conversation out",
+        ) from error
+
+
+def _place(messages: Sequence[Mapping[str, Any]]) -> str:
+    return f"messages starting {str(messages[0]['content'])[:40]!r}" if messages else "messages"

@@ -1,0 +1,111 @@
+"""Multiple choice by likelihood: the choice that the model finds likeliest after the context is its answer.
+
+One walk answers for the model and for any number of shorter forms of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.data.sources import read_lines
+from shortstack.data.tokens import bos_ids, encode
+from shortstack.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+LAYOUT = '{"context": "The sky is", "choices": [" blue", " loud"], "answer": 0}'
+
+
+@dataclass(frozen=True)
+class Question:
+    """A context, what may follow it (with the space that parts them), and the place of the right one."""
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One choice after its context: token ids, and where the choice begins."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as tokens: its choices, and the place of the right one."""
+
+    choices: tuple[Request, ...]
+    answer: int
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """The questions of a .jsonl file, each line as in LAYOUT.
+
+    Raises:
+        DataError: a line is not a question; its number is named.
+    """
+    return [_question(value, where) for where, value in read_lines(Path(path))]
+
+
+def _question(value: Any, where: str) -> Question:
+    if not _is_question(value):
+        raise DataError(
+            where,
+            expected=f"a question like {LAYOUT}",
+            found=json.dumps(value)[:80],
+            fix="correct or delete that line; `answer` counts from 0",
+        )
+    return Question(value["context"], tuple(value["choices"]), value["answer"])
+
+
+def _is_question(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("context"), str):
+        return False
+    choices, answer = value.get("choices"), value.get("answer")
+    if not isinstance(choices, list) or len(choices) < 2 or type(answer) is not int:
+        return False
+    return all(isinstance(choice, str) and choice for choice in choices) and 0 <= answer < len(choices)
+
+
+def questions_sha256(questions: Sequence[Question]) -> str:
+    """Digest of the questions, their order included."""
+    return hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
+
+
+def asked(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
+    """The questions as tokens.
+
+    Raises:
+        DataError: a choice has no token of its own, or none before it.
+    """
+    return [
+        Asked(tuple(request(tokenizer, question.context, choice) for choice in question.choices), question.answer)
+        for question in questions
+    ]
+
+
+def request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Request:
+    """Context and choice as one text, parted by how many tokens the context alone has; spaces at its end go over."""
+    stripped = context.rstrip()
+    choice = context[len(stripped) :] + choice
+    bos = bos_ids(tokenizer)
+    before, ids = encode(tokenizer, stripped), encode(tokenizer, stripped + choice)
+    start = len(bos) + len(before)
+    if not start or len(before) >= len(ids):
+        raise DataError(
+            f"the question {context[-40:]!r} with the choice {choice[:40]!r}",
+            expected="a token of context before the choice, and a token of the choice after it",
+            found=f"{start} and {len(ids) - len(before)}",
+            fix="write what comes before the choices, and choices that are more than spaces",
+        )
+    return Request((*bos, *ids), start)

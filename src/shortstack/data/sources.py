@@ -1,0 +1,253 @@
+"""Where text comes from, and the record formats of instruction and chat data.
+
+A source is `pydoc` (the standard library's language reference topics; the last 20 % is held out and never calibrates), a
+.txt file, a .jsonl or .json file, or a hub dataset `org/name` or `org/name:split`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shortstack.errors import DataError, InputError
+from shortstack.machine.hub import hub_or_copies
+
+HELD_OUT_SHARE = 0.2
+PROMPT = (
+    "Below is an instruction that describes a task{with_input}. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n{input}### Response:\n"
+)  # tatsu-lab/stanford_alpaca README, the prompt the paper trains with
+FORMATS = (
+    "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages; prompt, completion"
+)
+
+
+def parse_samples(samples: str | int) -> int | None:
+    """How many windows of a text: a number, or None for "all".
+
+    Raises:
+        InputError: neither.
+    """
+    if samples == "all":
+        return None
+    if not str(samples).isdecimal() or not int(samples):
+        raise InputError(
+            "--samples", expected="a number of windows, or all", found=repr(samples), fix="write --samples 10"
+        )
+    return int(samples)
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that is none, or a file that cannot be read, before minutes of work; the hub is not asked.
+
+    Raises:
+        DataError: as read_documents.
+    """
+    if source == "pydoc":
+        return
+    if source.endswith((".txt", ".json", ".jsonl")) or Path(source).is_file():
+        try:
+            Path(source).open("rb").close()
+        except OSError as error:
+            raise _unreadable(Path(source), error) from error
+    else:
+        _check_hub_name(source)
+
+
+def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
+    """The texts of a source, shuffled by seed when there are several; lines of other formats give all their text."""
+    if source == "pydoc":
+        yield _pydoc(held_out)
+    elif source.endswith((".json", ".jsonl")):
+        yield from _shuffled([_all_text(record) for record in read_records(source)], seed)
+    elif Path(source).is_file() or source.endswith(".txt"):
+        yield _read_text(Path(source))
+    else:
+        yield from (_all_text(record) for record in hub_records(source, seed))
+
+
+def _shuffled(texts: list[str], seed: int) -> list[str]:
+    return random.Random(seed).sample(texts, len(texts))
+
+
+def _pydoc(held_out: bool) -> str:
+    """The standard library's reference topics, each paragraph once: topics quote each other, and would leak otherwise."""
+    from pydoc_data import topics
+
+    texts = "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
+    paragraphs = list(dict.fromkeys(texts.split("\n\n")))
+    ends = list(itertools.accumulate(map(len, paragraphs)))
+    first = bisect.bisect_left(ends, (1 - HELD_OUT_SHARE) * ends[-1]) + 1
+    return "\n\n".join(paragraphs[first:] if held_out else paragraphs[:first])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            path,
+            expected="UTF-8 text",
+            found=f"byte {error.object[error.start]:#x} at position {error.start}",
+            fix="convert it to UTF-8",
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not text.strip():
+        raise DataError(path, expected="text", found="an empty file", fix="give a file with text")
+    return text
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(path, expected="a text file", found=error.strerror or str(error), fix="check the path")
+
+
+def read_records(source: str) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file (one a line) or a .json file (a list).
+
+    Raises:
+        DataError: a line that is not an object of a known format; its number is named.
+    """
+    path = Path(source)
+    if path.suffix == ".json":
+        try:
+            rows = list(enumerate(_as_list(json.loads(_read_text(path))), start=1))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                path, expected="a JSON list of objects", found=str(error), fix="correct it, or save it as .jsonl"
+            ) from error
+        return [_checked(row, f"{path}, entry {number}") for number, row in rows]
+    return [_checked(value, where) for where, value in read_lines(path)]
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each line of a .jsonl file is, for messages, and its value.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON.
+    """
+    for number, line in enumerate(
+        _read_text(path).split("\n"), start=1
+    ):  # splitlines also cuts at U+2028, as JSON does not
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _parse(line, where)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"a {type(value).__name__}")  # noqa: TRY004  caught with json's own ValueError
+    return value
+
+
+def _parse(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            where, expected="a JSON object", found=f"{line[:60]!r} ({error})", fix="correct or delete that line"
+        ) from error
+
+
+def _checked(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict) or record_format(record) is None:
+        found = f"keys {', '.join(record)}" if isinstance(record, dict) else repr(record)[:60]
+        raise DataError(
+            where,
+            expected=f"an object with the keys of one format: {FORMATS}",
+            found=found,
+            fix="rename the keys; texts are strings, messages a list of {role, content}",
+        )
+    return record
+
+
+def record_format(record: Mapping[str, Any]) -> str | None:
+    """Which of FORMATS a record has: text, alpaca, dolly, chat, prompt; None when none."""
+
+    def texts(*keys: str) -> bool:
+        return all(isinstance(record.get(key), str) for key in keys)
+
+    messages = record.get("messages")
+    if isinstance(messages, list) and messages and all(_is_turn(turn) for turn in messages):
+        return "chat"
+    for name, keys in (
+        ("text", ("text",)),
+        ("alpaca", ("instruction", "output")),
+        ("dolly", ("instruction", "response")),
+        ("prompt", ("prompt", "completion")),
+    ):
+        extra = [key for key in ("input", "context") if record.get(key) is not None]
+        if texts(*keys, *(extra if "instruction" in keys else ())):
+            return name
+    return None
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+
+
+def _all_text(record: Mapping[str, Any]) -> str:
+    kind = record_format(record)
+    if kind == "text":
+        return str(record["text"])
+    if kind == "chat":
+        return "\n\n".join(str(turn["content"]) for turn in record["messages"])
+    prompt, response = prompt_and_response(record)
+    return prompt + response
+
+
+def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
+    """The rows of a hub dataset, streamed and shuffled by seed.
+
+    Raises:
+        DataError: there is no such dataset, or a row of an unknown format.
+    """
+    name, split = _check_hub_name(source)
+    import datasets
+
+    with hub_or_copies() as reachable:
+        try:
+            rows = datasets.load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed)
+            for number, row in enumerate(rows, start=1):
+                yield _checked(row, f"{source}, row {number}")
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(
+                source,
+                expected="a dataset on the hub",
+                found=" ".join(str(error).split())[:200]
+                if reachable
+                else "no hub within reach, and no copy of it here",
+                fix="check the name, or give a local file",
+            ) from error
+
+
+def _check_hub_name(source: str) -> tuple[str, str]:
+    """The name of a hub dataset, and the split that was named, or none."""
+    name, _, split = source.partition(":")
+    if "/" not in name or name.startswith((".", "/", "~")):
+        raise DataError(
+            source,
+            expected="pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name",
+            found="none of these",
+            fix="check the path",
+        )
+    return name, split
+
+
+def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The prompt as the paper's data template renders it, and the response to learn."""
+    if record_format(record) == "prompt":
+        return str(record["prompt"]), str(record["completion"])
+    extra = str(record.get("input") or record.get("context") or "")
+    prompt = PROMPT.format(
+        with_input=", paired with an input that provides further context" if extra else "",
+        instruction=record["instruction"],
+        input=f"### Input:\n{extra}\n\n" if extra else "",
+    )
+    return prompt, str(record["output"] if "output" in record else record["response"])

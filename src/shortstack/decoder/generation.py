@@ -1,0 +1,108 @@
+"""What a model writes after prompts, a batch at a time: greedy, or drawn from its own distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from shortstack.decoder.decoder import by_length
+from shortstack.machine.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    rooms: Sequence[int],
+    *,
+    seed: int | None = None,
+    stage: str = "generating",
+    progress: Progress = silent,
+) -> list[list[int]]:
+    """The token ids written after each prompt: up to as many as it has room for, or up to an end token, that included.
+
+    Greedy, or with a seed drawn at temperature 1 from the whole distribution. Penalties and cut-offs that the checkpoint
+    asks for are left aside: they would hide what the model itself does.
+    """
+    written: list[list[int]] = [[] for _ in prompts]
+    groups = _groups(prompts, rooms)
+    with _seeded(seed):
+        for count, numbers in enumerate(groups, start=1):
+            some, room = [prompts[number] for number in numbers], [rooms[number] for number in numbers]
+            for number, found in zip(numbers, _batch(model, some, room, sampled=seed is not None), strict=True):
+                written[number] = found
+            progress(stage, count, len(groups))
+    return written
+
+
+def longest(prompts: Sequence[Sequence[int]], rooms: Sequence[int]) -> int:
+    """Tokens of the longest prompt with what generate() may write after it: a batch goes on until its last one has ended.
+
+    >>> longest([[1, 2], [3]], [4, 6])
+    8
+    """
+    groups = _groups(prompts, rooms)
+    return max(max(len(prompts[n]) for n in group) + max(rooms[n] for n in group) for group in groups)
+
+
+def _groups(prompts: Sequence[Sequence[int]], rooms: Sequence[int]) -> list[list[int]]:
+    """Which prompts go together: those of alike length; a group is as large as its prompts are with what is written."""
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    groups = by_length([len(prompts[number]) + rooms[number] for number in order])
+    return [[order[place] for place in group] for group in groups]
+
+
+def _batch(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], rooms: Sequence[int], *, sampled: bool
+) -> list[list[int]]:
+    """One batch, padded on the left so that all go on from the same place."""
+    longest, ends = max(map(len, prompts)), _ends(model)
+    ids = torch.tensor([[0] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    settings = _settings(max(rooms), ends, sampled=sampled)
+    written = model.generate(ids, attention_mask=mask, generation_config=settings)[:, longest:].tolist()
+    return [_ended(tokens, ends)[:room] for tokens, room in zip(written, rooms, strict=True)]
+
+
+def _settings(room: int, ends: frozenset[int], *, sampled: bool) -> GenerationConfig:
+    """All that shapes the distribution is stated: transformers takes what is not from the checkpoint."""
+    from transformers import GenerationConfig
+
+    drawn = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {}
+    return GenerationConfig(
+        do_sample=sampled,
+        max_new_tokens=room,
+        min_new_tokens=0,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=min(ends, default=0),
+        **drawn,
+    )
+
+
+def _ended(tokens: Sequence[int], ends: frozenset[int]) -> list[int]:
+    """The tokens up to the end token, that included; what follows is padding."""
+    place = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return list(tokens[: place + 1])
+
+
+def _ends(model: PreTrainedModel) -> frozenset[int]:
+    found = model.generation_config.eos_token_id
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """While it lasts, torch draws by the seed; after it as before."""
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

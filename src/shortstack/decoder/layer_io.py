@@ -1,0 +1,138 @@
+"""What one decoder layer hands to the next, and how: learnt from one forward, whatever the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, overload
+
+from torch import Tensor
+
+Slot = int | str  # of a layer's inputs: a position after the hidden states, or a keyword
+
+
+@dataclass(frozen=True)
+class State:
+    """What one layer hands to the next: hidden states, and beside them what some architectures carry along with those.
+
+    carried: input slot of a layer -> value (zaya's router states, the token selection that GLM's layers share), or a
+    dictionary that layers fill for later ones (the keys and values that Gemma 3n's last layers share).
+    """
+
+    hidden: Tensor
+    carried: Mapping[Slot, Any]
+
+    def copy(self) -> State:
+        """The same state with dictionaries of its own, for a layer to fill."""
+        return State(
+            self.hidden,
+            {slot: copy(value) if isinstance(value, MutableMapping) else value for slot, value in self.carried.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layer returns its state: bare, or first of a sequence whose other items are `rest`.
+
+    carries: position among the outputs -> slot of the next layer's inputs that it goes to.
+    fills: slots of dictionaries that the layer writes to.
+    """
+
+    kind: type | None
+    rest: tuple[Any, ...]
+    carries: Mapping[int, Slot]
+    fills: frozenset[Slot]
+
+    def of(self, state: State) -> Any:
+        """The state as the layer would have returned it."""
+        if self.kind is None:
+            return state.hidden
+        rest = [
+            state.carried.get(self.carries[place]) if place in self.carries else value
+            for place, value in enumerate(self.rest, start=1)
+        ]
+        return self.kind((state.hidden, *rest))
+
+    def read(self, output: Any, before: State) -> State:
+        """The state in what the layer returned."""
+        if self.kind is None:
+            return State(output, before.carried)
+        return State(output[0], {**before.carried, **{slot: output[place] for place, slot in self.carries.items()}})
+
+
+@dataclass(frozen=True)
+class Call:
+    """One layer's forward, as it was seen: inputs beside the hidden states, output, and the dictionaries it wrote to."""
+
+    layer: int
+    hidden: Tensor
+    inputs: Mapping[Slot, Any]
+    output: Any
+    filled: frozenset[Slot]
+
+    def form(self, carries: Mapping[int, Slot]) -> Form:
+        if not isinstance(self.output, tuple | list):
+            return Form(None, (), {}, self.filled)
+        here = {place: slot for place, slot in carries.items() if place < len(self.output)}
+        return Form(type(self.output), tuple(self.output[1:]), here, self.filled)
+
+
+def forms_of(calls: Sequence[Call], layers: int) -> list[Form]:
+    """The form of each layer from one forward through all of them; one that was not called (cross-attention) is bare."""
+    carries: dict[int, Slot] = {}
+    for call, following in pairwise(calls):
+        for place, value in enumerate(call.output if isinstance(call.output, tuple | list) else ()):
+            for slot, given in following.inputs.items():
+                if place and value is not None and given is value:
+                    carries[place] = slot
+    forms = {call.layer: call.form(carries) for call in calls}
+    return [forms.get(layer, Form(None, (), {}, frozenset())) for layer in range(layers)]
+
+
+def first_gap(calls: Sequence[Call]) -> int | None:
+    """The first layer that is not entered by what the one before it returned, or is not called in order."""
+    for call, following in pairwise(calls):
+        output = call.output[0] if isinstance(call.output, tuple | list) else call.output
+        same = following.hidden.shape == output.shape and _equal(following.hidden, output)
+        if not same or following.layer <= call.layer:
+            return following.layer
+    return None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Equal, where NaN is equal to NaN: what is wrong with the weights is for the caller to see."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
+
+
+def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, Any]:
+    """A layer's inputs beside the hidden states."""
+    found: dict[Slot, Any] = dict(enumerate(args[1:], start=1))
+    found.update((name, value) for name, value in kwargs.items() if name != "hidden_states")
+    return found
+
+
+@overload
+def entered_by(inputs: tuple[Any, ...], state: State) -> tuple[Any, ...]: ...
+
+
+@overload
+def entered_by(inputs: dict[str, Any], state: State) -> dict[str, Any]: ...
+
+
+def entered_by(inputs: tuple[Any, ...] | dict[str, Any], state: State) -> tuple[Any, ...] | dict[str, Any]:
+    """The inputs of a layer with a state in place of the one transformers passed."""
+    if isinstance(inputs, tuple):
+        return (
+            (state.hidden, *(state.carried.get(place, value) for place, value in enumerate(inputs) if place))
+            if inputs
+            else ()
+        )
+    values = {"hidden_states": state.hidden, **state.carried}
+    return {name: values.get(name, value) for name, value in inputs.items()}

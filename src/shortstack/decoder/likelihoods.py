@@ -1,0 +1,201 @@
+"""How likely a model finds what follows a context: the head only where a token is scored, a shared context only once.
+
+    log p(continuation | context) = sum over its tokens of log softmax(logits of the token before)
+
+The choices of a question often share their context. It passes the layers once, its keys and values are copied to every
+choice, and only the choices' own tokens follow. A choice of one token needs nothing but the context.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from shortstack.data.questions import Request
+from shortstack.decoder.decoder import Decoder, by_length
+from shortstack.decoder.losses import chunks, pieces
+from shortstack.decoder.multiple_choice import padded
+from shortstack.machine.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+
+CACHES = ("cache", "past_key_values")  # a model's input that takes a cache, as newer and older transformers call it
+TOLERANCE = 0.05  # of a state's length: bf16 differs by a hundredth, a wrong position by half
+LEAST = 4  # tokens of a context that are worth a cache
+EXPANDABLE = {
+    "full_attention",
+    "sliding_attention",
+}  # kinds of layer whose cache is keys and values, a row for each sequence
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The log-likelihood in nats of what a request ends with, and whether each of its tokens is the likeliest one."""
+
+    value: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class _States:
+    """The states [tokens, width] that predict the tokens of some requests, request after request."""
+
+    requests: Sequence[int]
+    states: Tensor
+
+
+@torch.no_grad()
+def likelihoods(
+    decoder: Decoder, requests: Sequence[Request], *, batch: int | None = None, progress: Progress = silent
+) -> list[Likelihood]:
+    """Each request's likelihood; batch: so many sequences in a forward, None for as many as BATCH_TOKENS has room for."""
+    alone, shared = parted(requests) if shares_contexts(decoder) else (list(range(len(requests))), [])
+    found: dict[int, Likelihood] = {}
+    for some in _batches([len(requests[place].ids) for place in alone], batch):
+        here = [alone[index] for index in some]
+        _score(decoder, requests, _whole(decoder, requests, here), found)
+        progress("answering", len(found), len(requests))
+    # By the longest whole, not by the context: what is padded most are the continuations.
+    for some in _batches([max(len(requests[place].ids) for place in group) for group in shared], batch):
+        for part in _after_contexts(decoder, requests, [shared[index] for index in some], batch):
+            _score(decoder, requests, part, found)
+            progress("answering", len(found), len(requests))
+    return [found[place] for place in range(len(requests))]
+
+
+def parted(requests: Sequence[Request], *, least: int = LEAST) -> tuple[list[int], list[list[int]]]:
+    """The places of requests that pass alone, and those of the others, grouped by context.
+
+    Alone is whose context no other has, or is shorter than `least` tokens: a page of text after BOS shares nothing of note.
+
+    >>> parted([Request((1, 2, 5), 2), Request((1, 2, 6), 2), Request((1, 3, 5), 2)], least=2)
+    ([2], [[0, 1]])
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, request in enumerate(requests):
+        groups.setdefault(request.ids[: request.start], []).append(place)
+    shared = [group for context, group in groups.items() if len(group) > 1 and len(context) >= least]
+    return sorted(set(range(len(requests))) - {place for group in shared for place in group}), shared
+
+
+def passing(requests: Sequence[Request]) -> tuple[int, int]:
+    """How many tokens of requests pass the layers, each context once, and how many pass the head.
+
+    >>> passing([Request((1, 2, 3, 4, 5), 4), Request((1, 2, 3, 4, 6, 7), 4), Request((1, 3), 1)])
+    (6, 4)
+    """
+    alone, shared = parted(requests)
+    contexts = sum(requests[group[0]].start for group in shared)
+    tails = sum(len(requests[place].ids) - requests[place].start - 1 for group in shared for place in group)
+    whole = sum(len(requests[place].ids) - 1 for place in alone)
+    return contexts + tails + whole, sum(len(request.ids) - request.start for request in requests)
+
+
+def shares_contexts(decoder: Decoder) -> bool:
+    """Whether what a model keeps of a context can be copied to several continuations.
+
+    It must take a cache, masks and positions; all its layers must be attention (a recurrent state, a convolution or a
+    compressed cache has no row of keys and values for each token); they must hand on hidden states alone; and on a
+    few tokens, behind a padded context, it must give what it gives without a cache: some models number positions their way.
+    """
+    config = decoder.model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    takes = _inputs(decoder)
+    sharing = takes >= {"attention_mask", "position_ids"} and bool(takes & set(CACHES))
+    return sharing and kinds <= EXPANDABLE and decoder.bare and _agrees(decoder)
+
+
+def _agrees(decoder: Decoder) -> bool:
+    """Whether states behind contexts of 8 and 12 tokens are those of whole sequences, up to TOLERANCE."""
+    first = int(decoder.model.get_submodule(decoder.anatomy.embedding).weight.shape[0]) // 2  # no special tokens there
+    probe = [Request(tuple(range(first, first + length + 2)), length) for length in (8, 12)]
+    (found,) = _after_contexts(decoder, probe, [[0], [1]], None)
+    expected = _whole(decoder, probe, found.requests)
+    return float((found.states - expected.states).norm() / expected.states.norm()) < TOLERANCE
+
+
+def _inputs(decoder: Decoder) -> set[str]:
+    """What the model's forward takes."""
+    return set(inspect.signature(decoder.model.base_model.forward).parameters)
+
+
+def _batches(lengths: Sequence[int], batch: int | None) -> list[list[int]]:
+    """Samples in groups of alike length."""
+    if batch is None:
+        return by_length(lengths)
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
+
+
+def _whole(decoder: Decoder, requests: Sequence[Request], places: Sequence[int]) -> _States:
+    """States of requests that pass the layers whole, but for their last token, which predicts nothing."""
+    hidden = decoder.finish(padded([requests[place].ids[:-1] for place in places], decoder.device))
+    spans = [slice(requests[place].start - 1, len(requests[place].ids) - 1) for place in places]
+    return _States(places, torch.cat([hidden[row, span] for row, span in enumerate(spans)]))
+
+
+def _after_contexts(
+    decoder: Decoder, requests: Sequence[Request], groups: Sequence[Sequence[int]], batch: int | None
+) -> Iterator[_States]:
+    """States of requests in groups that share a context: contexts once, then the continuations behind copies of them."""
+    from transformers import DynamicCache
+
+    contexts = [requests[group[0]].ids[: requests[group[0]].start] for group in groups]
+    ids = padded(contexts, decoder.device, left=True)
+    mask = padded([[1] * len(context) for context in contexts], decoder.device, left=True)
+    lengths, cache = mask.sum(-1), DynamicCache(config=decoder.model.config)
+    kept_in = next(name for name in CACHES if name in _inputs(decoder))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    last = decoder.finish(ids, attention_mask=mask, position_ids=positions, use_cache=True, **{kept_in: cache})[:, -1]
+    members = [(row, place) for row, group in enumerate(groups) for place in group]
+    tails = [requests[place].ids[requests[place].start : -1] for _, place in members]  # of one token nothing is left
+    single = [index for index, tail in enumerate(tails) if not tail]
+    if single:
+        yield _States([members[index][1] for index in single], last[[members[index][0] for index in single]])
+    longer = [index for index, tail in enumerate(tails) if tail]
+    for some in _batches([ids.shape[1] + len(tails[index]) for index in longer], batch):
+        here = [longer[index] for index in some]
+        rows = torch.tensor([members[index][0] for index in here], device=decoder.device)
+        following = padded([tails[index] for index in here], decoder.device)
+        steps = padded([range(len(tails[index])) for index in here], decoder.device)  # padding has a position, too
+        hidden = decoder.finish(
+            following,
+            attention_mask=torch.cat([mask[rows], torch.ones_like(following)], dim=1),
+            position_ids=lengths[rows, None] + steps,
+            use_cache=True,
+            **{kept_in: _copied(cache, rows)},
+        )
+        states = [torch.cat([last[rows[at], None], hidden[at, : len(tails[index])]]) for at, index in enumerate(here)]
+        yield _States([members[index][1] for index in here], torch.cat(states))
+
+
+def _copied(cache: Cache, rows: Tensor) -> Cache:
+    """A cache of some rows of another, which stays as it is."""
+    chosen = copy(cache)
+    chosen.layers = [copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(rows)
+    return chosen
+
+
+def _score(decoder: Decoder, requests: Sequence[Request], part: _States, found: dict[int, Likelihood]) -> None:
+    """Add the likelihoods of the requests whose states these are."""
+    endings = [requests[place].ids[requests[place].start :] for place in part.requests]
+    targets = torch.tensor([token for ending in endings for token in ending], device=part.states.device)
+    values, likeliest = [], []
+    for some, wanted in chunks(decoder, part.states, targets):
+        for log_p, here in pieces(decoder.token_logits(some), wanted):
+            values.append(log_p.gather(-1, here[:, None])[:, 0])
+            likeliest.append(log_p.argmax(-1) == here)
+    sizes = [len(ending) for ending in endings]
+    sums = torch.cat(values).double().cpu().split(sizes)
+    hits = torch.cat(likeliest).cpu().split(sizes)
+    for place, value, hit in zip(part.requests, sums, hits, strict=True):
+        found[place] = Likelihood(float(value.sum()), bool(hit.all()))

@@ -1,0 +1,218 @@
+"""Losses and divergences from hidden states, in chunks of tokens: all logits of a batch never exist at once.
+
+Each token that counts passes norm and head as a sequence of its own, so prompts and padding cost no logits. The head takes
+a chunk of tokens, in the model's dtype; softmax takes a piece of that, in fp32, small enough to stay in a CPU's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from shortstack.decoder.decoder import Decoder
+
+PIECE_BYTES = (512 << 20, 4 << 20)  # fp32 logits of a piece, on an accelerator and on a CPU
+
+
+@torch.no_grad()
+def next_token_losses(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
+    """Next-token cross-entropy in nats of each predicted token, fp32: [batch, length - 1].
+
+    ids: [batch, length]; hidden: [batch, length, width] as it leaves the last layer.
+    """
+    return target_losses(decoder, *predicting(ids, hidden)).view(ids.shape[0], -1)
+
+
+@torch.no_grad()
+def target_losses(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats, fp32, [tokens], of targets [tokens] given the states [tokens, width] that predict them."""
+    parts = [
+        -_chosen(log_softmax, wanted)
+        for some, some_targets in chunks(decoder, states, targets)
+        for log_softmax, wanted in pieces(decoder.token_logits(some), some_targets)
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def divergences(
+    decoder: Decoder, ids: Tensor, whole: Tensor, others: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For chunk after chunk of predicted tokens: losses and KL(whole || other) in nats, each [others, tokens], fp32.
+
+    whole, others: hidden states [batch, length, width] as they leave the last layer of the model and of its shorter forms.
+    """
+    states, targets = predicting(ids, whole)
+    shorter = [predicting(ids, hidden)[0] for hidden in others]
+    rows = decoder.chunk_rows(states)
+    for start in range(0, len(targets), rows):
+        here = slice(start, start + rows)
+        whole_pieces = pieces(decoder.token_logits(states[here]), targets[here])
+        expected = [(log_p, log_p.exp(), wanted) for log_p, wanted in whole_pieces]
+        found = [_against(expected, decoder.token_logits(other[here])) for other in shorter]
+        yield torch.stack([loss for loss, _ in found]), torch.stack([kl for _, kl in found])
+
+
+def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and divergences, [tokens] each; expected: of each piece log p, p and the targets."""
+    losses, kls = [], []
+    for (found,), (log_p, p, wanted) in zip(pieces(logits), expected, strict=True):
+        losses.append(-_chosen(found, wanted))
+        kls.append((log_p - found).mul_(p).sum(-1))
+    return torch.cat(losses), torch.cat(kls)
+
+
+def predicting(ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The states that predict a token, [tokens, width], and the tokens they predict."""
+    return hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+
+
+def chunks(decoder: Decoder, states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """States and targets, as many tokens at a time as chunk_rows allows."""
+    rows = decoder.chunk_rows(states)
+    return zip(states.split(rows), targets.split(rows), strict=True)
+
+
+def pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """log softmax of logits [tokens, vocabulary] in fp32, and what else there is for those tokens, piece by piece."""
+    for some, *beside in split_pieces(logits, *others):
+        yield some.float().log_softmax(-1), *beside
+
+
+def split_pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Logits [tokens, vocabulary] and what else there is for those tokens, PIECE_BYTES at a time."""
+    rows = max(1, PIECE_BYTES[logits.device.type == "cpu"] // (4 * logits.shape[-1]))
+    yield from zip(logits.split(rows), *(other.split(rows) for other in others), strict=True)
+
+
+def _chosen(values: Tensor, targets: Tensor) -> Tensor:
+    """Of each row [tokens, vocabulary], the value at its target: [tokens]."""
+    return values.gather(-1, targets[:, None])[:, 0]
+
+
+class Criterion(Protocol):
+    """A loss of logits, token by token."""
+
+    def part(self, rows: slice) -> Criterion:
+        """That of some of the tokens."""
+        ...
+
+    def of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum over tokens in nats, and its gradient in the logits [tokens, vocabulary] of fp32."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Of the next token; targets: [tokens]. Its gradient is softmax, less one at the target."""
+
+    targets: Tensor
+
+    def part(self, rows: slice) -> CrossEntropy:
+        return CrossEntropy(self.targets[rows])
+
+    def of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        log_softmax = logits.log_softmax(-1)
+        total = -_chosen(log_softmax, self.targets).sum()
+        slopes = log_softmax.exp_()
+        slopes[torch.arange(len(slopes), device=slopes.device), self.targets] -= 1
+        return total, slopes
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """T^2 KL(p || q) at temperature T, of p only the likeliest tokens by themselves and all others as one (Hinton et al.,
+    arXiv 1503.02531, section 2).
+
+    tokens: [tokens, k] ids; log_p: [tokens, k], log softmax(teacher / T) of them. With q = softmax(z / T) and r the sum over
+    the others, the gradient in z is T (q - p) for the k, and T q (1 - p_r / q_r) for each other token.
+    """
+
+    tokens: Tensor
+    log_p: Tensor
+    temperature: float
+
+    def part(self, rows: slice) -> Distillation:
+        return Distillation(self.tokens[rows], self.log_p[rows], self.temperature)
+
+    def of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        log_q, p = (logits / self.temperature).log_softmax(-1), self.log_p.exp()
+        log_chosen = log_q.gather(-1, self.tokens)
+        log_others = log_q.scatter(-1, self.tokens, -torch.inf).logsumexp(-1)
+        others = (1 - p.sum(-1)).clamp_min(torch.finfo(torch.float32).tiny)
+        total = (p * (self.log_p - log_chosen)).sum() + (others * (others.log() - log_others)).sum()
+        slopes = log_q.exp_() * (1 - (others.log() - log_others).exp())[:, None]
+        slopes.scatter_(-1, self.tokens, log_chosen.exp() - p)
+        return total * self.temperature**2, slopes * self.temperature
+
+
+def likeliest(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Ids and log probabilities at a temperature, [tokens, count], of the likeliest tokens given logits."""
+    found = [((some.float() / temperature).log_softmax(-1)).topk(count, dim=-1) for (some,) in split_pieces(logits)]
+    return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
+
+
+def chunked_loss(decoder: Decoder, states: Tensor, criterion: Criterion) -> Tensor:
+    """The sum over tokens of a criterion of their logits, given states [tokens, width]; all logits never exist at once.
+
+    Each chunk's gradient is taken as soon as its loss is known, in the forward pass (as fused kernels do), so nothing is
+    computed twice; the backward pass only scales it.
+    """
+    if not torch.is_grad_enabled():
+        totals = [_slopes(decoder.token_logits(some), part)[0] for some, part in _chunks(decoder, states, criterion)]
+        return torch.stack(totals).sum()
+    weights = [
+        parameter
+        for name in (decoder.anatomy.norm, decoder.anatomy.head)
+        if name
+        for parameter in decoder.model.get_submodule(name).parameters()
+    ]
+    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        decoder, criterion, states, *(weight for weight in weights if weight.requires_grad)
+    )
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, decoder: Decoder, criterion: Criterion, states: Tensor, *weights: Tensor) -> Tensor:
+        total, parts = states.new_zeros((), dtype=torch.float32), []
+        sums = [torch.zeros_like(weight) for weight in weights]
+        for some, wanted in _chunks(decoder, states.detach(), criterion):
+            with torch.enable_grad():
+                some = some.requires_grad_(True)
+                logits = decoder.token_logits(some)
+            loss, slopes = _slopes(logits.detach(), wanted)
+            part, *found = torch.autograd.grad(logits, (some, *weights), slopes)
+            parts.append(part)
+            for accumulated, gradient in zip(sums, found, strict=True):
+                accumulated += gradient
+            total += loss
+        ctx.save_for_backward(torch.cat(parts), *sums)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return (None, None, *(tensor * gradients[0] for tensor in ctx.saved_tensors))
+
+
+def _chunks(decoder: Decoder, states: Tensor, criterion: Criterion) -> Iterator[tuple[Tensor, Criterion]]:
+    rows = decoder.chunk_rows(states)
+    for start in range(0, len(states), rows):
+        yield states[start : start + rows], criterion.part(slice(start, start + rows))
+
+
+def _slopes(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
+    """A criterion's sum, and its gradient in the logits, of the logits' dtype."""
+    total, slopes = logits.new_zeros((), dtype=torch.float32), torch.empty_like(logits)
+    start = 0
+    for some, slope in split_pieces(logits, slopes):
+        found, there = criterion.part(slice(start, start + len(some))).of(some.float())
+        total += found
+        slope.copy_(there)
+        start += len(some)
+    return total, slopes

@@ -1,0 +1,141 @@
+"""Weight-only quantisation of a loaded model's layers, in memory, by the libraries that do it; nothing is written."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shortstack.decoder.decoder import Decoder
+from shortstack.decoder.hooks import linear_layers
+from shortstack.errors import InputError
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A way to hold matrices in fewer bits. library: what does it, from the extra `quant`; devices: where it was run."""
+
+    name: str
+    library: str
+    devices: tuple[str, ...]
+    convert: Callable[[nn.Module, str], None]
+
+    def missing(self, device: str) -> str | None:
+        """Why it cannot be had on a device, known without trying; None where it can."""
+        if importlib.util.find_spec(self.library) is None:
+            return f"needs {self.library}: pip install 'shortstack[quant]'"
+        if device.partition(":")[0] not in self.devices:
+            return f"{self.library} is not used on {device}"
+        return None
+
+
+@dataclass(frozen=True)
+class Held:
+    """The quantised matrices of a layer: how many weights they have, and the bytes these take now, scales included."""
+
+    weights: int
+    bytes: int
+
+
+@torch.no_grad()
+def quantise(decoder: Decoder, scheme: Scheme) -> list[Held]:
+    """Quantise every linear layer inside the decoder's layers in place, and say what each layer's take; biases stay.
+
+    Embedding and head are outside the layers, and stay as they are.
+    """
+    return [_quantised(layer, scheme) for layer in decoder.layers]
+
+
+def _quantised(layer: nn.Module, scheme: Scheme) -> Held:
+    matrices = linear_layers(layer)
+    weights = sum(matrix.weight.numel() for matrix in matrices.values())
+    for path in matrices:
+        parent, _, name = path.rpartition(".")
+        scheme.convert(layer.get_submodule(parent), name)
+    found = (layer.get_submodule(path) for path in matrices)
+    return Held(weights, sum(held_bytes(module) - _bias_bytes(module) for module in found))
+
+
+def _bias_bytes(module: nn.Module) -> int:
+    bias = getattr(module, "bias", None)
+    return 0 if bias is None else int(bias.numel() * bias.element_size())
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of the weights of a module, what is shared once; of quantised ones with their scales and codes."""
+    held = {id(value): value for value in module.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
+    return sum(part.numel() * part.element_size() for value in held.values() for part in _inside(value))
+
+
+def _inside(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor, or those that one of torchao's consists of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _inside(getattr(tensor, name))
+
+
+def _int8(parent: nn.Module, name: str) -> None:
+    """One scale for each row (torchao, Int8WeightOnlyConfig)."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(parent.get_submodule(name), Int8WeightOnlyConfig())
+
+
+def _nf4(parent: nn.Module, name: str) -> None:
+    """Blocks of 64 weights (bitsandbytes, Linear4bit)."""
+    setattr(parent, name, four_bit(parent.get_submodule(name), asked="nf4"))
+
+
+INT8 = Scheme("int8", "torchao", ("cpu", "cuda"), _int8)
+NF4 = Scheme("nf4", "bitsandbytes", ("cpu", "cuda"), _nf4)
+SCHEMES: Mapping[str, Scheme] = {scheme.name: scheme for scheme in (INT8, NF4)}
+
+
+def four_bit(matrix: nn.Module, *, asked: str, gradients: bool = False) -> nn.Module:
+    """A linear layer with its weight in nf4, double-quantised (Dettmers et al., arXiv 2305.14314), on the same device.
+
+    asked: what needs it, as an error names it. gradients: whether they flow through it to what comes before.
+
+    Raises:
+        InputError: bitsandbytes is missing.
+    """
+    kinds = bitsandbytes(asked).nn
+    assert isinstance(matrix, nn.Linear)  # noqa: S101  the caller has looked
+    four = kinds.Linear4bit(
+        matrix.in_features,
+        matrix.out_features,
+        bias=matrix.bias is not None,
+        compute_dtype=matrix.weight.dtype,
+        quant_type="nf4",
+        compress_statistics=True,
+        device="meta",
+    )
+    four.weight = kinds.Params4bit(
+        matrix.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=four
+    )
+    four.bias = matrix.bias
+    if gradients:
+        four.support_avx512bf16_for_cpu = False  # else evaluating packs the matrix for a product without a gradient
+    found: nn.Module = four.to(matrix.weight.device)
+    return found
+
+
+def bitsandbytes(asked: str) -> Any:
+    """The library.
+
+    Raises:
+        InputError: it is missing, or does not load.
+    """
+    try:
+        import bitsandbytes as library
+    except (ImportError, RuntimeError, OSError) as error:
+        raise InputError(
+            asked, expected="bitsandbytes, for 4-bit weights", found=str(error), fix="pip install 'shortstack[quant]'"
+        ) from error
+    return library

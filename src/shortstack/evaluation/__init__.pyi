@@ -1,0 +1,13 @@
+from . import degeneration as degeneration
+from . import paired as paired
+from . import perplexity as perplexity
+from . import probes as probes
+from . import suites as suites
+from . import tasks as tasks
+from .evaluator import Evaluation as Evaluation
+from .evaluator import compared as compared
+from .evaluator import evaluate as evaluate
+from .perplexity import Perplexity as Perplexity
+from .task_results import Amount as Amount
+from .task_results import TaskResult as TaskResult
+from .tasks import Tasks as Tasks

@@ -1,0 +1,204 @@
+"""Two models on the same documents: how far apart they are, and whether that is more than chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shortstack.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+if TYPE_CHECKING:
+    Values = NDArray[np.float64]
+DRAWS = 10_000  # of the bootstrap and of the sign flips
+COVERAGE = 0.95
+AT_CHANCE = 2.0  # a base that is not so many standard errors above chance is at chance
+ROOM = 2**22  # random numbers held at a time
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a model got on each document of a task: 1 or 0 for right or wrong, or any number, higher being better."""
+
+    documents: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A model against its base on the same documents; every number is the model's minus the base's, or a share of it.
+
+    difference, stderr: the mean of the differences, and its standard error sd / sqrt(n).
+    interval: 95 % of the means of documents drawn again, with their pairs kept (percentile bootstrap).
+    p: two-sided, that signs of differences fall so by chance; of right and wrong answers McNemar's exact test.
+    p_holm: the same, corrected for the number of tasks compared together.
+    retention: 100 value / base; None where the base is not positive or an outcome is negative: no share of anything.
+    retention_above_chance: 100 (value - chance) / (base - chance); None where no chance level is known, and where the
+        base is at chance: then there is nothing to retain.
+    """
+
+    value: float
+    base: float
+    n: int
+    difference: float
+    stderr: float
+    interval: tuple[float, float]
+    p: float
+    p_holm: float
+    retention: float | None
+    retention_above_chance: float | None
+    base_at_chance: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self) | {"interval": list(self.interval)}
+
+
+def compare_tasks(
+    model: Mapping[str, Outcomes],
+    base: Mapping[str, Outcomes],
+    *,
+    chances: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> dict[str, Paired]:
+    """The comparison on each task that both have, their p-values corrected together.
+
+    chances: of a task, what guessing gets; a task that is not named has no such level.
+
+    Raises:
+        DataError: the two were not measured on the same tasks and documents.
+    """
+    if model.keys() != base.keys():
+        raise _mismatch("the tasks", set(model), set(base))
+    found = {
+        task: compare(task, outcomes, base[task], chance=(chances or {}).get(task), seed=seed)
+        for task, outcomes in model.items()
+    }
+    corrected = holm({task: each.p for task, each in found.items()})
+    return {task: replace(each, p_holm=corrected[task]) for task, each in found.items()}
+
+
+def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None = None, seed: int = 0) -> Paired:
+    """One task, documents paired by their ids; p_holm is p, as of one task alone.
+
+    >>> ids = tuple("abcdefgh")
+    >>> found = compare("t", Outcomes(ids, (0, 0, 0, 0, 0, 0, 1, 1)), Outcomes(ids, (1,) * 8), chance=0.0)
+    >>> found.difference, found.p, found.retention
+    (-0.75, 0.03125, 25.0)
+
+    Raises:
+        DataError: other documents, the same one twice, fewer than two, or an outcome that is no number.
+    """
+    ours, theirs = _paired(task, model, base)
+    differences = ours - theirs
+    value, reference = float(ours.mean()), float(theirs.mean())
+    binary = bool(np.isin([ours, theirs], (0, 1)).all())
+    p = mcnemar(int((differences > 0).sum()), int((differences < 0).sum())) if binary else _flipped(differences, seed)
+    at_chance = chance is not None and reference - chance <= AT_CHANCE * _stderr(theirs)
+    retention = 100 * value / reference if reference > 0 and min(ours.min(), theirs.min()) >= 0 else None
+    above = None if chance is None or at_chance else 100 * (value - chance) / (reference - chance)
+    return Paired(
+        value=value,
+        base=reference,
+        n=len(ours),
+        difference=float(differences.mean()),
+        stderr=_stderr(differences),
+        interval=bootstrap(differences, seed),
+        p=p,
+        p_holm=p,
+        retention=retention,
+        retention_above_chance=above,
+        base_at_chance=at_chance,
+    )
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p of `gained` against `lost` among the documents on which two models differ.
+
+    min(1, 2 P[B <= min(gained, lost)]) with B binomial of gained + lost fair coins (McNemar 1947, exact form).
+    """
+    differing = gained + lost
+    ways = sum(math.comb(differing, heads) for heads in range(min(gained, lost) + 1))
+    return min(1.0, 2 * ways / (1 << differing))  # whole numbers up to here, so that no count overflows
+
+
+def holm(ps: Mapping[str, float]) -> dict[str, float]:
+    """p-values corrected for their number: at 5 %, the chance of one or more false alarms among all is at most 5 %.
+
+    The k-th smallest of m is multiplied by m - k + 1, and none is below one before it (Holm 1979).
+    """
+    found, floor = {}, 0.0
+    for place, task in enumerate(sorted(ps, key=ps.__getitem__)):
+        floor = max(floor, min(1.0, (len(ps) - place) * ps[task]))
+        found[task] = floor
+    return {task: found[task] for task in ps}
+
+
+def bootstrap(differences: Values, seed: int) -> tuple[float, float]:
+    """The middle 95 % of the means of as many documents, drawn with replacement (Efron 1979, percentile)."""
+    rng, n = np.random.default_rng(seed), len(differences)
+    means = [differences[rng.integers(n, size=(rows, n))].mean(axis=1) for rows in _rows(n)]
+    low, high = np.quantile(np.concatenate(means), ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2))
+    return float(low), float(high)
+
+
+def _flipped(differences: Values, seed: int) -> float:
+    """Two-sided p: how often differences of random sign have a mean as far from 0 (Fisher's randomisation test).
+
+    Of right and wrong answers McNemar's test is this one with every choice of signs counted.
+    """
+    rng, n = np.random.default_rng(seed), len(differences)
+    bound = abs(differences.sum()) * (1 - 1e-12)  # sums in another order round otherwise
+    sums = [(rng.integers(2, size=(rows, n)) * 2 - 1) @ differences for rows in _rows(n)]
+    return float((1 + (np.abs(np.concatenate(sums)) >= bound).sum()) / (1 + DRAWS))
+
+
+def _rows(n: int) -> list[int]:
+    """All draws of n numbers each, in parts that fit the room."""
+    most = max(1, ROOM // n)
+    return [min(most, DRAWS - start) for start in range(0, DRAWS, most)]
+
+
+def _stderr(values: Values) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _paired(task: str, model: Outcomes, base: Outcomes) -> tuple[Values, Values]:
+    """The values of both, [documents], in the order of the model's documents."""
+    ours, theirs = (_by_document(task, outcomes) for outcomes in (model, base))
+    if ours.keys() != theirs.keys():
+        raise _mismatch(f"the documents of {task}", set(ours), set(theirs))
+    if len(ours) < 2:
+        raise DataError(task, expected="two documents or more", found=str(len(ours)), fix="raise --limit")
+    return np.array([*ours.values()], dtype=float), np.array([theirs[document] for document in ours], dtype=float)
+
+
+def _by_document(task: str, outcomes: Outcomes) -> dict[str, float]:
+    found = dict(zip(outcomes.documents, outcomes.values, strict=True))
+    wrong = [document for document, value in found.items() if not math.isfinite(value)]
+    if wrong or len(found) < len(outcomes.documents):
+        raise DataError(
+            task,
+            expected="one finite outcome of each document",
+            found=f"{found[wrong[0]]} of {wrong[0]}" if wrong else "a document that comes twice",
+            fix="evaluate again",
+        )
+    return found
+
+
+def _mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
+    def alone(names: set[str]) -> str:
+        return f"{len(names)} ({', '.join(sorted(names)[:3])})" if names else "none"
+
+    return DataError(
+        what,
+        expected="the same for the model and its base",
+        found=f"{alone(ours - theirs)} of the model's alone, {alone(theirs - ours)} of the base's alone",
+        fix="evaluate both with the same tasks, --limit and data",
+    )

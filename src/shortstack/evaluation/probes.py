@@ -1,0 +1,217 @@
+"""Small generation tasks made by a seeded program: pruning breaks what a model writes before it breaks what it picks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shortstack.data.tokens import bos_ids, encode
+from shortstack.decoder.generation import generate, longest
+from shortstack.decoder.multiple_choice import Accuracy
+from shortstack.errors import InputError
+from shortstack.evaluation.paired import Outcomes
+from shortstack.machine.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SHOTS = 4  # examples before each question: a base model knows no instructions
+MOST = 100  # items of a probe: one-digit sums and differences are few
+SPARE = 8  # tokens of room beyond those of the answer: other spellings are longer
+CLOSING = {"(": ")", "[": "]", "{": "}"}
+WORDS = (
+    *("apple", "river", "stone", "cloud", "bread", "chair", "house", "light", "music", "green", "tiger", "water"),
+    *("paper", "table", "horse", "plant", "glass", "sugar", "night", "ocean", "smile", "train", "wheel", "north"),
+)
+NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry")
+CITIES = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Dublin")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, the right answer, and how likely one is right who picks among answers of that form."""
+
+    asked: str
+    answer: str
+    chance: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question after solved examples of its kind."""
+
+    probe: str
+    prompt: str
+    answer: str
+    chance: float
+
+    @property
+    def document(self) -> str:
+        """Names the item by its content, so that results of different items are never paired."""
+        return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+
+    def room(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokens that may be written: those of the answer, and some more."""
+        return len(encode(tokenizer, f" {self.answer}")) + SPARE
+
+
+@dataclass(frozen=True)
+class Probed:
+    """How many items of a probe were right, by item; chance: what guessing among answers of that form gets."""
+
+    accuracy: Accuracy
+    chance: float
+    documents: tuple[str, ...]
+
+    @property
+    def n(self) -> int:
+        """How many items."""
+        return len(self.documents)
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """For a paired comparison with another model."""
+        return Outcomes(self.documents, tuple(map(float, self.accuracy.correct)))
+
+    def to_dict(self) -> dict[str, Any]:
+        found = self.accuracy
+        return {"value": found.value, "stderr": found.stderr, "n": self.n, "chance": self.chance}
+
+
+def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
+    """n different items of each probe; the first of them are those of a smaller n.
+
+    >>> print(probes(seed=0, n=1)[1].prompt[-33:])
+    Numbers: 179, 180, 181, 182
+    Next:
+
+    Raises:
+        InputError: n is below 1 or above 100.
+    """
+    if not 1 <= n <= MOST:
+        raise InputError("the items of a probe", expected=f"1 to {MOST}", found=str(n), fix=f"ask for {MOST} or fewer")
+    return tuple(item for name in PROBES for item in _items(name, seed, n))
+
+
+def run_probes(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    *,
+    progress: Progress = silent,
+) -> dict[str, Probed]:
+    """Each probe's result: greedy answers, up to the end of their line. A prompt starts with BOS as all text does."""
+    prompts, rooms = _asked(tokenizer, items)
+    written = generate(model, prompts, rooms, stage="answering probes", progress=progress)
+    correct = [
+        is_right(item, tokenizer.decode(tokens, skip_special_tokens=True))
+        for item, tokens in zip(items, written, strict=True)
+    ]
+    return {name: _probed(name, items, correct) for name in dict.fromkeys(item.probe for item in items)}
+
+
+def probe_tokens(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> int:
+    """Tokens of the longest prompt with its answer."""
+    return longest(*_asked(tokenizer, items))
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> tuple[list[list[int]], list[int]]:
+    """The prompts as token ids, and how many tokens may be written after each."""
+    prompts = [[*bos_ids(tokenizer), *encode(tokenizer, item.prompt)] for item in items]
+    return prompts, [item.room(tokenizer) for item in items]
+
+
+def is_right(item: Item, written: str) -> bool:
+    """Whether the first line written is the answer; of `json`, whether it is an object with the answer's keys."""
+    line = written.partition("\n")[0].strip()
+    return _has_keys(line, item.answer) if item.probe == "json" else line == item.answer
+
+
+def _has_keys(line: str, answer: str) -> bool:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() == json.loads(answer).keys()
+
+
+def _probed(name: str, items: Sequence[Item], correct: Sequence[bool]) -> Probed:
+    own = [(item, right) for item, right in zip(items, correct, strict=True) if item.probe == name]
+    return Probed(
+        Accuracy.of([right for _, right in own]),
+        sum(item.chance for item, _ in own) / len(own),
+        tuple(item.document for item, _ in own),
+    )
+
+
+def _items(name: str, seed: int, n: int) -> list[Item]:
+    rng = random.Random(f"{seed} {name}")  # of its own: a new probe does not change the others
+    found: dict[str, Item] = {}
+    while len(found) < n:
+        question = PROBES[name](rng)
+        if question.asked not in found:
+            found[question.asked] = _after_examples(name, question, rng)
+    return list(found.values())
+
+
+def _after_examples(name: str, question: Question, rng: random.Random) -> Item:
+    """The question after examples that are none of it."""
+    shots: dict[str, str] = {}
+    while len(shots) < SHOTS:
+        example = PROBES[name](rng)
+        if example.asked != question.asked:
+            shots[example.asked] = f"{example.asked} {example.answer}\n\n"
+    return Item(name, "".join(shots.values()) + question.asked, question.answer, question.chance)
+
+
+def _copying(rng: random.Random) -> Question:
+    words = rng.sample(WORDS, rng.randint(3, 5))
+    return Question(f"Input: {' '.join(words)}\nOutput:", " ".join(words), len(WORDS) ** -len(words))
+
+
+def _counting(rng: random.Random) -> Question:
+    first = rng.randint(1, 195)
+    shown = ", ".join(str(number) for number in range(first, first + 4))
+    return Question(f"Numbers: {shown}\nNext:", str(first + 4), 1 / 195)
+
+
+def _brackets(rng: random.Random) -> Question:
+    opened = rng.choices(tuple(CLOSING), k=rng.randint(2, 5))
+    closed = " ".join(CLOSING[bracket] for bracket in reversed(opened))
+    return Question(f"Open: {' '.join(opened)}\nClose:", closed, len(CLOSING) ** -len(opened))
+
+
+def _arithmetic(digits: int) -> Callable[[random.Random], Question]:
+    """Sums, and differences that are not negative, of numbers of so many digits."""
+    least, most = 10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1
+
+    def question(rng: random.Random) -> Question:
+        a, b = rng.randint(least, most), rng.randint(least, most)
+        chance = 1 / (2 * most + 1)
+        if a < b or rng.random() < 0.5:
+            return Question(f"{a} + {b} =", str(a + b), chance)
+        return Question(f"{a} - {b} =", str(a - b), chance)
+
+    return question
+
+
+def _json(rng: random.Random) -> Question:
+    record = {"name": rng.choice(NAMES), "age": rng.randint(10, 90), "city": rng.choice(CITIES)}
+    text = "{name} is {age} years old and lives in {city}.".format(**record)
+    return Question(f"Text: {text}\nJSON:", json.dumps(record), 0.0)
+
+
+PROBES: Mapping[str, Callable[[random.Random], Question]] = {
+    "copying": _copying,
+    "counting": _counting,
+    "brackets": _brackets,
+    "arithmetic-1": _arithmetic(1),
+    "arithmetic-2": _arithmetic(2),
+    "arithmetic-3": _arithmetic(3),
+    "json": _json,
+}

@@ -1,0 +1,207 @@
+"""The catalogue of evaluation tasks: suites, and each task's metric, chance level and files. Reading it imports no torch.
+
+A task is one of lm-evaluation-harness, under the harness's own name, with its prompt, its metrics and its number of examples
+in the prompt. What stands here beside the names is what the harness does not say: which metric counts, and where a folder of
+local files keeps the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+from shortstack.errors import InputError
+
+# Metrics that are a share of documents, 0 to 1: what an average is taken over.
+SHARES = frozenset({"acc", "acc_norm", "exact_match", "em", "f1"})
+# Metrics that are a perplexity: what a document's outcome, its log-likelihood in nats, is per.
+PERPLEXITIES: Mapping[str, str] = {
+    "perplexity": "document",
+    "word_perplexity": "word",
+    "byte_perplexity": "byte",
+    "bits_per_byte": "byte",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A standard task.
+
+    metric: the one that counts. chance: what guessing gets on it; None where that has no meaning.
+    evaluated: the split whose documents are asked. files: split -> file in a data folder, without .jsonl or .parquet;
+    `{part}` is a part's name. columns: what each document has, parted by spaces.
+    stock: the task's file among those the harness ships; group: that of the group its parts form.
+    about: what is asked, and where it is from.
+    """
+
+    name: str
+    metric: str
+    chance: float | None
+    evaluated: str
+    files: Mapping[str, str]
+    columns: str
+    stock: str
+    about: str
+    group: str | None = None
+    needs: frozenset[str] = field(default=frozenset())  # splits beside `evaluated` without which it is another task
+
+
+def _choices(
+    name: str, chance: float, evaluated: str, files: Mapping[str, str], columns: str, stock: str, about: str
+) -> Task:
+    return Task(name, "acc", chance, evaluated, files, columns, stock, about)
+
+
+def _splits(stem: str, *splits: str) -> dict[str, str]:
+    return {split: f"{stem}{split}" for split in splits}
+
+
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "mmlu",
+            "acc",
+            0.25,
+            "test",
+            {split: f"mmlu/{split}/{{part}}" for split in ("dev", "validation", "test")},
+            "question choices answer",
+            "mmlu/default/mmlu_{part}.yaml",
+            "57 subjects, four choices by letter (arXiv 2009.03300)",
+            "mmlu/default/_mmlu.yaml",
+        ),
+        Task(
+            "cmmlu",
+            "acc",
+            0.25,
+            "test",
+            {split: f"cmmlu/jsonl/{split}/{{part}}" for split in ("dev", "test")},
+            "Question A B C D Answer",
+            "cmmlu/cmmlu_{part}.yaml",
+            "67 subjects in Chinese, four choices by letter (arXiv 2306.09212)",
+            "cmmlu/_cmmlu.yaml",
+        ),
+        _choices(
+            "piqa",
+            0.5,
+            "validation",
+            _splits("piqa/", "train", "validation"),
+            "goal sol1 sol2 label",
+            "piqa/piqa.yaml",
+            "physical common sense, two choices (arXiv 1911.11641)",
+        ),
+        _choices(
+            "openbookqa",
+            0.25,
+            "test",
+            _splits("openbookqa/", "train", "validation", "test"),
+            "question_stem choices answerKey",
+            "openbookqa/openbookqa.yaml",
+            "elementary science, four choices (arXiv 1809.02789)",
+        ),
+        _choices(
+            "winogrande",
+            0.5,
+            "validation",
+            _splits("winogrande/", "train", "validation"),
+            "sentence option1 option2 answer",
+            "winogrande/default.yaml",
+            "which of two nouns a pronoun means (arXiv 1907.10641)",
+        ),
+        _choices(
+            "hellaswag",
+            0.25,
+            "validation",
+            _splits("hellaswag/", "train", "validation"),
+            "activity_label ctx_a ctx_b endings label",
+            "hellaswag/hellaswag.yaml",
+            "which of four endings goes on (arXiv 1905.07830)",
+        ),
+        _choices(
+            "arc_easy",
+            0.25,
+            "test",
+            _splits("arc/ARC-Easy-", "train", "validation", "test"),
+            "question choices answerKey",
+            "arc/arc_easy.yaml",
+            "school science, mostly four choices (arXiv 1803.05457)",
+        ),
+        _choices(
+            "arc_challenge",
+            0.25,
+            "test",
+            _splits("arc/ARC-Challenge-", "train", "validation", "test"),
+            "question choices answerKey",
+            "arc/arc_challenge.yaml",
+            "the same, what retrieval and word counts get wrong",
+        ),
+        Task(
+            "gsm8k",
+            "exact_match",
+            0.0,
+            "test",
+            _splits("gsm8k/", "train", "test"),
+            "question answer",
+            "gsm8k/gsm8k.yaml",
+            "school arithmetic, generated after five examples (arXiv 2110.14168)",
+            needs=frozenset({"train"}),
+        ),
+        Task(
+            "wikitext",
+            "word_perplexity",
+            None,
+            "test",
+            {
+                "test": "wikitext2/test_document_level",
+                "validation": "wikitext2/validation_document_level",
+                "train": "wikitext2/train_document_level",
+            },
+            "page",
+            "wikitext/wikitext.yaml",
+            "perplexity per word of whole WikiText-2 pages (arXiv 1609.07843)",
+        ),
+        Task(
+            "lambada_openai",
+            "acc",
+            0.0,
+            "test",
+            _splits("lambada/", "test"),
+            "text",
+            "lambada/lambada_openai.yaml",
+            "the last word of a passage, as the likeliest one (arXiv 1606.06031)",
+        ),
+    )
+}
+SUITES: Mapping[str, tuple[str, ...]] = {
+    # The eight tasks of arXiv 2411.15558, section 3.2: zero-shot, acc and never acc_norm, the plain mean of the eight.
+    "paper": ("mmlu", "cmmlu", "piqa", "openbookqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge"),
+    "reasoning": ("gsm8k",),
+    "language": ("wikitext", "lambada_openai"),
+}
+
+
+def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
+    """Task names with suites unfolded, each name once, in order.
+
+    >>> named("language,piqa")
+    ('wikitext', 'lambada_openai', 'piqa')
+
+    Raises:
+        InputError: there is no name, or an empty one.
+    """
+    words = [word.strip() for word in (tasks.split(",") if isinstance(tasks, str) else tasks)]
+    if not words or not all(words):
+        raise InputError("--tasks", expected="names of tasks or suites", found=repr(tasks), fix="write --tasks paper")
+    return tuple(dict.fromkeys(name for word in words for name in SUITES.get(word, (word,))))
+
+
+def unknown(name: str, known: Sequence[str]) -> InputError:
+    """The error for a name that no task has, with the nearest that there are."""
+    near = get_close_matches(name, [*TASKS, *SUITES, *known], n=4, cutoff=0.5)
+    return InputError(
+        "--tasks",
+        expected="a task of lm-evaluation-harness, one of --include, or a suite",
+        found=repr(name),
+        fix=f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "`shortstack ls tasks` lists the suites",
+    )

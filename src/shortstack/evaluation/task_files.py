@@ -1,0 +1,138 @@
+"""Task files for standard tasks: the harness's own, included, with nothing but the source of the data swapped.
+
+A folder that holds only these is read at once, where reading all that the harness ships takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import yaml
+
+from shortstack.data.sources import read_lines
+from shortstack.errors import DataError
+from shortstack.evaluation.suites import TASKS, Task
+
+FORMATS = {".jsonl": "json", ".parquet": "parquet"}
+SPLITS = {"training_split": "train", "validation_split": "validation", "test_split": "test", "fewshot_split": "dev"}
+
+
+def write_overlays(names: Sequence[str], data: Path | None, stock: Path, folder: Path) -> None:
+    """Task files for the named standard tasks, into `folder`.
+
+    data: the folder of their documents, None for the hub. stock: the folder of the harness's own task files.
+
+    Raises:
+        DataError: `data` lacks a file that a task is evaluated on, or a file is not what it should be.
+    """
+    for name in names:
+        task = TASKS[name]
+        parts = [_part(task, path) for path in _stock_files(task, stock)]
+        members = [f"{name}_{part}" if part else name for part in parts]
+        for part, member, path in zip(parts, members, _stock_files(task, stock), strict=True):
+            source = _source(task, part, data) if data else {}
+            _write(folder / f"{member}.yaml", {"include": str(path), "task": member, "tag": None, **source})
+        if task.group:
+            _write(folder / f"_{name}.yaml", {"include": str(stock / task.group), "task": members})
+
+
+def _stock_files(task: Task, stock: Path) -> list[Path]:
+    """The task's own file, or those of its parts; files that start with an underscore hold what others include."""
+    folder, _, pattern = task.stock.rpartition("/")
+    return sorted((stock / folder).glob(pattern.replace("{part}", "[!_]*")))
+
+
+def _part(task: Task, path: Path) -> str:
+    """The name of the part that a task file is of; empty where a task has none."""
+    before, found, after = task.stock.rpartition("/")[2].partition("{part}")
+    return path.name.removeprefix(before).removesuffix(after) if found else ""
+
+
+def _source(task: Task, part: str, data: Path) -> dict[str, Any]:
+    """The fields that swap the data; a split without a file is set to null, for a task that names it would fail."""
+    files = {split: _found(data, stem.format(part=part)) for split, stem in task.files.items()}
+    present = {split: str(file) for split, file in files.items() if file}  # absolute: the harness reads from elsewhere
+    for split in sorted({task.evaluated, *task.needs} - present.keys()):
+        stem = task.files[split].format(part=part)
+        raise DataError(
+            f"--data-dir, for {task.name}",
+            expected=f"{stem}.jsonl or {stem}.parquet",
+            found=f"neither in {data}",
+            fix="put it there; the page of evaluate shows the layout",
+        )
+    for file in present.values():
+        _check_lines(Path(file))
+    _check_columns(task, Path(present[task.evaluated]))
+    kinds = {FORMATS[Path(file).suffix] for file in present.values()}
+    if len(kinds) > 1:
+        raise DataError(
+            f"--data-dir, for {task.name}", expected="files of one format", found="both", fix="remove one of each pair"
+        )
+    absent = {
+        key: None
+        for key, split in SPLITS.items()
+        if split not in present and (key != "fewshot_split" or "dev" in task.files)
+    }
+    return {
+        "dataset_path": kinds.pop(),
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": present},
+        **absent,
+    }
+
+
+def _check_lines(path: Path) -> None:
+    """Refuse a file with a line that is no JSON, by its number; the harness says of it only that data are missing."""
+    if path.suffix == ".jsonl":
+        for _ in read_lines(path):
+            pass
+
+
+def _check_columns(task: Task, path: Path) -> None:
+    """Refuse a file whose first document lacks a column; the harness says so in many ways, none of them plain."""
+    columns = (
+        _parquet_columns(path)
+        if path.suffix == ".parquet"
+        else next((set(row) for _, row in read_lines(path) if isinstance(row, dict)), set())
+    )
+    missing = [column for column in task.columns.split() if column not in columns]
+    if missing:
+        raise DataError(
+            path,
+            expected=f"documents of {task.name}, with {', '.join(task.columns.split())}",
+            found=f"no {', '.join(missing)}",
+            fix="write the columns that the data set has on the hub",
+        )
+
+
+def _parquet_columns(path: Path) -> set[str]:
+    """The columns of a file that has rows.
+
+    Raises:
+        DataError: it has none, or is no parquet.
+    """
+    try:
+        table = pyarrow.parquet.read_metadata(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(
+            path,
+            expected="a parquet file",
+            found=" ".join(str(error).split())[:120],
+            fix="write it again, or as .jsonl",
+        ) from error
+    if not table.num_rows:
+        raise DataError(path, expected="documents", found="an empty table", fix="give a file with documents")
+    return set(table.schema.to_arrow_schema().names)
+
+
+def _found(data: Path, stem: str) -> Path | None:
+    """The file of that name, in a format that is read; JSONL first."""
+    candidates = (data.resolve() / f"{stem}{suffix}" for suffix in FORMATS)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _write(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,114 @@
+"""What a task gave, and its place on disk: kept under everything it depends on, so that no other model's result is taken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import RECORD
+from shortstack.checkpoint.index import INDEX
+from shortstack.checkpoint.safetensors import file_digest
+from shortstack.errors import DataError
+from shortstack.machine.cache import cache_directory
+from shortstack.machine.files import save_json
+
+ANSWERING = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt", ".vocab"}  # suffixes beside the weights
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much a task asks, about: tokens that pass the layers, tokens that are scored by the head.
+
+    steps: of writing, one token after the other, each for `together` documents at once.
+    """
+
+    passed: float
+    scored: float
+    steps: float = 0.0
+    together: int = 1
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task's value on some documents, and what the model got on each of them.
+
+    value, stderr: of `metric`, as the harness aggregates and estimates them; stderr is NaN where it has none.
+    documents, outcomes: digests of the documents and the metric on each, in the order they were asked; of a perplexity
+    minus the nats per unit (word or document), so that more is better as with shares.
+    also: the other metrics. parts: of a group, the value of each of its tasks. chance: what guessing gets, where known.
+    version: the harness's, of the task. shots: examples in the prompt. bos: whether texts start with BOS.
+    """
+
+    metric: str
+    value: float
+    stderr: float
+    n: int
+    version: str
+    shots: int
+    bos: bool
+    dtype: str
+    chance: float | None
+    higher_is_better: bool
+    documents: tuple[str, ...] = field(repr=False)
+    outcomes: tuple[float, ...] = field(repr=False)
+    also: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
+    digest: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TaskResult:
+        """The result of to_dict(), read from JSON; null is NaN."""
+        found = dict(data)
+        for name in ("value", "stderr"):
+            found[name] = math.nan if found[name] is None else found[name]
+        found["documents"] = tuple(found["documents"])
+        found["outcomes"] = tuple(math.nan if outcome is None else outcome for outcome in found["outcomes"])
+        return cls(**found)
+
+
+def digest(**parts: object) -> str:
+    """SHA-256 of everything a result depends on, as canonical JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def model_digest(checkpoint: Checkpoint) -> str:
+    """Of the weights, and the files beside them that say how to compute, tokenise and generate; never of where they are."""
+    beside = {
+        path.name: file_digest(path)
+        for path in sorted(checkpoint.directory.iterdir())
+        if path.suffix in ANSWERING and path.name not in (RECORD, INDEX)
+    }
+    return digest(weights=checkpoint.weights_sha256, beside=beside)
+
+
+def kept(key: str) -> TaskResult | None:
+    """The result under that digest, if there is one.
+
+    Raises:
+        DataError: the file is not what keep() writes.
+    """
+    path = _path(key)
+    if not path.exists():
+        return None
+    try:
+        return TaskResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(path, expected="a result of a task", found=str(error)[:80], fix="delete that file") from error
+
+
+def keep(result: TaskResult) -> None:
+    """Write a result under its digest, whole or not at all."""
+    save_json(_path(result.digest), result.to_dict())
+
+
+def _path(key: str) -> Path:
+    return cache_directory("evaluations") / f"{key}.json"

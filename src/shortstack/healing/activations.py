@@ -1,0 +1,108 @@
+"""Hidden states on disk: packed rows without padding, one file per content hash, read by memory map."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.errors import OutputError
+from shortstack.machine.cache import MARGIN_BYTES, cache_directory
+from shortstack.machine.files import whole
+
+if TYPE_CHECKING:
+    import numpy
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The hidden states of many samples. states[i] is [length of sample i, width], in the dtype they were computed in."""
+
+    path: Path
+    lengths: tuple[int, ...]
+    width: int
+    dtype: str
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, sample: int) -> Tensor:
+        """[length, width] of one sample, copied out of the file."""
+        import torch
+
+        start = self._starts[sample]
+        rows = self._map[start : start + self.lengths[sample]].copy()
+        return torch.from_numpy(rows).view(getattr(torch, self.dtype)).reshape(-1, self.width)
+
+    @property
+    def kept(self) -> bool:
+        """Whether they are on disk."""
+        return self.path.exists() and self.path.stat().st_size == self.size
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(self.lengths) * self.width * _item_size(self.dtype)
+
+    @functools.cached_property
+    def _map(self) -> numpy.ndarray[Any, Any]:
+        import numpy
+
+        kind = numpy.int16 if _item_size(self.dtype) == 2 else numpy.int32
+        return numpy.memmap(self.path, dtype=kind, mode="r", shape=(sum(self.lengths), self.width))
+
+    @functools.cached_property
+    def _starts(self) -> Sequence[int]:
+        return list(itertools.accumulate((0, *self.lengths)))
+
+
+def _item_size(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+def numbered(key: str, lengths: Sequence[int], width: int, dtype: str) -> Activations:
+    """The states under `key`, whether they are kept yet or not."""
+    return Activations(cache_directory("activations") / f"{key}.states", tuple(lengths), width, dtype)
+
+
+def check_room(wanted: Sequence[Activations]) -> None:
+    """Refuse what the disk has no room for, before it is computed.
+
+    Raises:
+        OutputError: the states that are not kept yet are larger than the free disk.
+    """
+    needed = sum(each.size for each in wanted if not each.kept)
+    folder = cache_directory("activations")
+    free = shutil.disk_usage(folder).free
+    if needed and free < needed + MARGIN_BYTES:
+        raise OutputError(
+            folder,
+            expected=f"{needed / 1e9:.2f} GB of free disk for what is computed once",
+            found=f"{free / 1e9:.2f} GB",
+            fix="free some space, set SHORTSTACK_CACHE to another disk, or add --no-cache",
+        )
+
+
+@contextmanager
+def keeping(activations: Activations) -> Iterator[Callable[[int, Tensor], None]]:
+    """put(sample, states) for every sample, in any order; the file is there when all that went well, else not at all."""
+    import torch
+
+    kind = torch.int32 if _item_size(activations.dtype) == 4 else torch.int16
+    row = activations.width * _item_size(activations.dtype)
+    with whole(activations.path) as partial, partial.open("wb") as file:
+
+        def put(sample: int, states: Tensor) -> None:
+            file.seek(activations._starts[sample] * row)
+            file.write(states.to(getattr(torch, activations.dtype)).contiguous().cpu().view(kind).numpy().tobytes())
+
+        yield put
+        file.flush()
+        os.fsync(file.fileno())

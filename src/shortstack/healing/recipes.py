@@ -1,0 +1,171 @@
+"""Presets of plan and heal as YAML: those that come with the package, and a user's own files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from importlib import resources
+from typing import Any, get_type_hints
+
+from pydantic import create_model
+
+from shortstack.errors import InputError
+from shortstack.healing.layer_choice import Places
+from shortstack.healing.options import Course, InTurns, Learned, Loss, Part, check_healing, heal_groups
+from shortstack.machine import yamlfile
+from shortstack.planning.layer_sets import check_choice
+from shortstack.scoring.metrics import metric_named
+
+FOLDER = "presets"
+
+
+class PlanPart(yamlfile.Part):
+    """The options of plan that a recipe can set, and whether the cut is repaired."""
+
+    metric: str | None = None
+    drop: str | int | None = None
+    layers: str | None = None
+    block: bool = False
+    search: bool = False
+    keep_first: int = 0
+    keep_last: int = 0
+    repair: bool = False
+
+
+class Recipe(yamlfile.Part):
+    """How layers are chosen, and how the pruned model heals."""
+
+    title: str = ""
+    plan: PlanPart = PlanPart()
+    heal: yamlfile.Part = yamlfile.Part()
+
+
+def _heal_part() -> type[yamlfile.Part]:
+    """The options of heal that a recipe can set: not those of the plan, nor the teacher, which is a model of one's own."""
+    elsewhere = {"teacher", *(field.name for field in fields(InTurns))} - {"step"}
+    groups = (Learned, Part, Loss, Course, InTurns)
+    hints = {name: hint for group in groups for name, hint in get_type_hints(group, include_extras=True).items()}
+    listed = [field for group in groups for field in fields(group) if field.name not in elsewhere]
+    known: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in listed}
+    return create_model("HealPart", __base__=yamlfile.Part, **known)
+
+
+HealPart = _heal_part()
+_Read = create_model("Recipe", __base__=Recipe, heal=(HealPart, HealPart()))
+
+
+def recipe_names() -> list[str]:
+    """The presets of the package."""
+    folder = resources.files("shortstack.healing") / FOLDER
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def recipe_titles() -> dict[str, str]:
+    """The presets of the package and what each is; their options are not looked at, which would take transformers."""
+    return {name: yamlfile.parsed(_text(name), _Read, where=name).title for name in recipe_names()}
+
+
+def read_recipe(name: str) -> Recipe:
+    """A preset by its name, or a YAML file.
+
+    Raises:
+        InputError: there is none, it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
+    """
+    found = yamlfile.parsed(_text(name), _Read, where=name)
+    with named_by_line(name, parts=("plan",)):
+        _check_plan(found.plan)
+    with named_by_line(name):
+        check_healing(*heal_groups(found.heal.given))
+    return found
+
+
+def _check_plan(plan: PlanPart) -> None:
+    metric_named(plan.metric or "ppl")
+    for name in ("keep_first", "keep_last"):
+        if getattr(plan, name) < 0:
+            where = f"--{name.replace('_', '-')}"
+            raise InputError(where, expected="0 or more", found=str(getattr(plan, name)), fix="leave it out")
+    if plan.drop is not None or plan.layers is not None:
+        check_choice(plan.drop, plan.layers, block=plan.block)
+
+
+def filled(groups: Mapping[str, Any], recipe: str, typed: Callable[[str], bool]) -> dict[str, Any]:
+    """The groups of options with the recipe's values where nothing was typed.
+
+    Raises:
+        InputError: as read_recipe.
+    """
+    found = read_recipe(recipe)
+    values = {**found.heal.given, **_in_turns(found)}
+    places = [field.name for field in fields(Places)]
+    if any(map(typed, places)):  # which layers train is one thing, however it is said
+        values = {name: value for name, value in values.items() if name not in places}
+    return {
+        name: replace(
+            group,
+            **{
+                field.name: values[field.name]
+                for field in fields(group)
+                if field.name in values and not typed(field.name)
+            },
+        )
+        for name, group in groups.items()
+    }
+
+
+@contextmanager
+def named_by_line(
+    recipe: str | None,
+    typed: Callable[[str], bool] = lambda _name: False,
+    *,
+    parts: Sequence[str] = ("heal", "plan"),
+) -> Iterator[None]:
+    """While it lasts, an error about an option names the recipe's line where that option was not typed but stands there.
+
+    parts: of the recipe, where the option may stand.
+    """
+    try:
+        yield
+    except InputError as error:
+        place = _place(recipe, error.where, parts) if recipe and not typed(_option(error.where)) else None
+        if place is None:
+            raise
+        raise type(error)(place, expected=error.expected, found=error.found, fix=error.fix) from error
+
+
+def _option(where: str) -> str:
+    """The option that an error is about, as recipes spell it; "" where it is about something else."""
+    return where.partition(" ")[0].removeprefix("--").replace("-", "_") if where.startswith("--") else ""
+
+
+def _place(recipe: str, where: str, parts: Sequence[str]) -> str | None:
+    """Where an option of an error stands in the recipe, as "my.yaml, line 7: lr"; None where it does not."""
+    name = _option(where)
+    lines = [yamlfile.line_of(_text(recipe), part, name) for part in parts]
+    line = next((line for line in lines if line), None)
+    return f"{recipe}, line {line}: {name}" if line else None
+
+
+def _in_turns(recipe: Recipe) -> dict[str, Any]:
+    """The options of turns; of the plan only what those need."""
+    step = recipe.heal.given.get("step")
+    plan: dict[str, Any] = {
+        name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given
+    }
+    return {} if step is None else {"step": step, **plan}
+
+
+def _text(name: str) -> str:
+    if name in recipe_names():
+        return (resources.files("shortstack.healing") / FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    if not name.endswith((".yaml", ".yml")):
+        near = difflib.get_close_matches(name, recipe_names(), 1)
+        raise InputError(
+            "--recipe",
+            expected=f"a .yaml file, or one of {', '.join(recipe_names())}",
+            found=repr(name),
+            fix=f"did you mean {near[0]}?" if near else "`shortstack ls recipes` explains each",
+        )
+    return yamlfile.text_of(name)

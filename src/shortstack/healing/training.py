@@ -1,0 +1,395 @@
+"""The one training loop: transformers.Trainer over any module that returns its loss.
+
+It keeps its state in a folder, so that a killed run goes on and ends in the same weights; it leaves out steps whose gradient
+is no number, halves what it holds at once when memory runs out, and ends with the weights of the lowest held-out loss.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ProgressCallback
+
+from shortstack.errors import InputError, TrainingError
+from shortstack.healing.batches import IGNORED, Data, Ordered
+from shortstack.healing.schedule import Schedule
+from shortstack.healing.signals import Interruption, Left
+from shortstack.machine.device import pick_device
+from shortstack.machine.files import sync, whole
+from shortstack.machine.progress import Progress, silent
+
+KEEP_SECONDS = 60.0  # between two times that the state is written
+SHARE = 0.05  # of the time, at most, goes into writing it
+SKIPS = 10  # steps in a row without a finite gradient, after which training stops
+BEST = "best.safetensors"
+COMPLETE = "complete"  # in the folder of a state, the last file that is written
+
+
+@dataclass(frozen=True)
+class History:
+    """What training saw.
+
+    losses: (step, mean loss since the last entry). held_out: (step, loss per token), step 0 before training. best: the
+    step whose weights the module has in the end. skipped: steps left out, since their gradient was no number. stopped:
+    why training ended early, if it did. tokens_per_s: of training, without held-out losses.
+    """
+
+    losses: tuple[tuple[int, float], ...]
+    held_out: tuple[tuple[int, float], ...] = ()
+    steps: int = 0
+    best: int = 0
+    skipped: int = 0
+    stopped: str | None = None
+    tokens_per_s: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where training runs and what it tells.
+
+    bfloat16: autocast. loggers: transformers' integrations, as tensorboard. logs: the folder that tensorboard writes to,
+    unless TENSORBOARD_LOGGING_DIR names another; the state's folder goes when training ends.
+    """
+
+    device: str = "cpu"
+    bfloat16: bool = False
+    loggers: Sequence[str] = ()
+    logs: Path | None = None
+    progress: Progress = silent
+
+
+def train(module: nn.Module, data: Data, schedule: Schedule, folder: Path, *, place: Place | None = None) -> History:
+    """Train module's parameters that require a gradient; they end as those of the lowest held-out loss.
+
+    module(**collate(samples), num_items_in_batch=n) returns {"loss": the sum over tokens that count, divided by n}, so
+    every token of a batch counts the same however the batch is divided. Batches hold samples of alike length, in seeded
+    order. folder: keeps the state; where it holds one, the run goes on from there.
+
+    Raises:
+        TrainingError: losses or gradients were no numbers before any held-out loss fell.
+        InputError: the batch cannot be divided among the processes.
+    """
+    stage = "healing"
+    while True:
+        run = _Run(module, data, schedule, folder, place or Place(), stage=stage)
+        if run.finished():
+            return run.ended()
+        run.keep()
+        schedule = replace(schedule, micro_batch_size=_halved(schedule))
+        stage = f"healing, {schedule.micro} samples at once"
+
+
+def training_device(name: str = "auto") -> str:
+    """pick_device(), or where several processes train together this one's own GPU."""
+    device = pick_device(name)
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and "WORLD_SIZE" in os.environ else device
+
+
+def _halved(schedule: Schedule) -> int:
+    """The largest size that divides the batch and is at most half of the micro-batch."""
+    return max(size for size in range(1, schedule.micro // 2 + 1) if schedule.batch_size % size == 0)
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The folder of the last state that was written whole."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class _Run:
+    """One run of Trainer from a start or a state, and what is watched meanwhile."""
+
+    def __init__(
+        self, module: nn.Module, data: Data, schedule: Schedule, folder: Path, place: Place, *, stage: str
+    ) -> None:
+        self.module, self.data, self.schedule, self.folder, self.place = module, data, schedule, folder, place
+        self.stage = stage
+        self.samples = Ordered(data, schedule.batch_size, seed=schedule.seed)
+        self.state = newest_state(folder)
+        self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
+        self.stepping = False
+        self.skipped_now = 0  # in a row
+        self.first_step = 0  # steps that were taken before this run
+        self.stopped: str | None = None
+        self.broken = False  # whether it stopped since something was no number
+        self.judging, self.began = 0.0, time.perf_counter()
+        self.save_due = time.monotonic() + KEEP_SECONDS
+        module.accepts_loss_kwargs = True  # type: ignore[assignment]  # read by Trainer
+        self.loop = _Loop(self, self._arguments())
+        alone = self.loop.args.world_size == 1
+        self.interruption = Interruption(self.keep, [*module.parameters()], alone=alone)
+
+    def finished(self) -> bool:
+        """Train; whether it came to its end. Not, where memory ran out and a smaller micro-batch may help."""
+        try:
+            with self.interruption.heard():
+                self.loop.train(resume_from_checkpoint=str(self.state) if self.state else None)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) or not self._can_halve:
+                raise
+            return False
+        return True
+
+    @property
+    def _can_halve(self) -> bool:
+        """Whether a smaller micro-batch could help: not inside an optimizer step, nor where other processes wait."""
+        return self.schedule.micro > 1 and self.interruption.alone and not self.stepping
+
+    def keep(self) -> None:
+        """Write the state after the last whole step."""
+        torch.set_rng_state(self.random[0])
+        if self.random[1]:
+            torch.cuda.set_rng_state_all(self.random[1])
+        self.loop._save_checkpoint(self.loop.model_wrapped, trial=None)
+
+    def held_out(self) -> list[tuple[int, float]]:
+        """(step, held-out loss), as far as they are numbers; of a run not begun yet, those of its state."""
+        log = self.loop.state.log_history
+        if not log and self.state:
+            log = json.loads((self.state / "trainer_state.json").read_text())["log_history"]
+        return [(entry["step"], entry["eval_loss"]) for entry in log if math.isfinite(entry.get("eval_loss", math.nan))]
+
+    def judged(self, loss: float) -> None:
+        """Keep the weights if the held-out loss is the lowest; stop where it is no number, or patience is at its end."""
+        losses = [found for _, found in self.held_out()]  # this one is the last of them
+        since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        if not math.isfinite(loss):
+            self.break_off(f"a held-out loss of {loss}")
+        elif not since:
+            weights: dict[str, Any] = get_model_state_dict(self.loop.model_wrapped, options=_whole_weights())
+            if self.loop.args.should_save:
+                with whole(self.folder / BEST) as path:
+                    save_file({name: weight.contiguous() for name, weight in weights.items()}, path)
+        elif self.schedule.patience and since >= self.schedule.patience:
+            self.stopped = f"{since} held-out losses in a row without a lower one"
+        self.loop.control.should_training_stop |= self.stopped is not None
+
+    def break_off(self, why: str) -> None:
+        """Stop, since something is no number."""
+        self.stopped, self.broken = why, True
+
+    def ended(self) -> History:
+        """The module gets the best weights; what was seen on the way."""
+        state, held_out = self.loop.state, self.held_out()
+        best = min(held_out, key=lambda entry: entry[1], default=(0, math.nan))[0]
+        if self.broken and not best:
+            raise TrainingError(
+                f"step {state.global_step}",
+                expected="finite losses and gradients",
+                found=str(self.stopped),
+                fix="lower --lr, or check the data and the weights",
+            )
+        self.loop.accelerator.wait_for_everyone()
+        weights: dict[str, Any] = {**load_file(self.folder / BEST)}
+        set_model_state_dict(self.loop.model_wrapped, weights, options=_whole_weights())
+        seconds = time.perf_counter() - self.began - self.judging
+        return History(
+            tuple((entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry),
+            tuple(held_out),
+            state.global_step,
+            best,
+            sum("left_out" in entry for entry in state.log_history),
+            self.stopped,
+            self.samples.handed[-1] / seconds,
+            self.schedule.to_dict(),
+        )
+
+    def _arguments(self) -> TrainingArguments:
+        schedule, count = self.schedule, len(self.data.training)
+        steps = schedule.steps(count)
+        arguments = TrainingArguments(
+            output_dir=str(self.folder),
+            num_train_epochs=schedule.epochs,
+            learning_rate=schedule.lr,
+            per_device_train_batch_size=schedule.micro,
+            warmup_steps=min(schedule.warmup_steps, steps // 10),
+            lr_scheduler_type=schedule.decay,
+            optim=schedule.optimizer,
+            weight_decay=schedule.weight_decay,
+            max_grad_norm=schedule.max_grad_norm,
+            seed=schedule.seed,
+            bf16=self.place.bfloat16,
+            use_cpu=self.place.device == "cpu",
+            eval_strategy="no",  # the watch says when, so that a state is never kept between a step and its held-out loss
+            eval_on_start=self._must_judge(),
+            save_strategy="no",
+            logging_steps=max(1, min(10, steps // 10)),
+            prediction_loss_only=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=self.place.device.startswith("cuda"),
+            report_to=list(self.place.loggers),
+            disable_tqdm=True,
+        )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are several processes, never threads of one
+        arguments.gradient_accumulation_steps = self._passes(arguments.world_size)
+        return arguments
+
+    def _passes(self, processes: int) -> int:
+        """Micro-batches of each process that make one step."""
+        found, rest = divmod(self.schedule.batch_size, self.schedule.micro * processes)
+        if rest:
+            raise InputError(
+                "--batch-size",
+                expected=f"a multiple of {processes} processes x micro-batches of {self.schedule.micro}",
+                found=str(self.schedule.batch_size),
+                fix=f"write --batch-size {self.schedule.micro * processes * max(1, found)}",
+            )
+        return found
+
+    def _must_judge(self) -> bool:
+        """Whether the held-out loss at the start, or after the step where the state was kept, is still to be taken."""
+        if self.state is None:
+            return True
+        step = int(self.state.name.rpartition("-")[2])
+        log = json.loads((self.state / "trainer_state.json").read_text())["log_history"]
+        known = any(entry["step"] == step and "eval_loss" in entry for entry in log)
+        return not known and self.schedule.evaluated(step, len(self.data.training))
+
+
+class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """Trainer with samples in their own order, a held-out loss per token, and states that are whole or not there."""
+
+    control: Any
+
+    def __init__(self, run: _Run, arguments: TrainingArguments) -> None:
+        self.run = run
+        super().__init__(
+            model=run.module,
+            args=arguments,
+            train_dataset=run.samples,
+            data_collator=run.data.collate,
+            callbacks=[_Watch(run)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and run.place.logs:
+                callback.logging_dir = callback.logging_dir or str(run.place.logs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self.run.samples)
+
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        with self.run.interruption.passing():
+            loss: Tensor = super().training_step(*args, **options)
+        return loss
+
+    def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
+        started = time.perf_counter()
+        metrics = {"eval_loss": self._held_out_loss()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.run.judged(metrics["eval_loss"])
+        self.run.judging += time.perf_counter() - started
+        return metrics
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        """Mean over tokens. Every process takes all of it: it is small, and so no sample counts twice."""
+        self.model_wrapped.eval()
+        samples, total, count = self.run.data.held_out, 0.0, 0
+        for start in range(0, len(samples), self.run.schedule.micro):
+            batch = self._prepare_inputs(self.run.data.collate(list(samples[start : start + self.run.schedule.micro])))
+            with self.run.interruption.passing():
+                total += float(self.model_wrapped(**batch, num_items_in_batch=1)["loss"])
+            count += int((batch["labels"] != IGNORED).sum())
+        return total / count
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        started = time.monotonic()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            state = self.run.folder / f"checkpoint-{self.state.global_step}"
+            (state / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+            for path in (*state.rglob("*"), state):
+                sync(path)
+            (state / COMPLETE).touch()
+            for other in self.run.folder.glob("checkpoint-*"):
+                if other != state:
+                    shutil.rmtree(other)
+        taken = time.monotonic() - started
+        self.run.save_due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Tells Trainer when to judge, keep and stop, and leaves out steps whose gradient is no number."""
+
+    def __init__(self, run: _Run) -> None:
+        self.run = run
+
+    def on_train_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
+        self.run.first_step = state.global_step
+
+    def on_step_begin(self, *_args: Any, **_rest: Any) -> None:
+        self.run.random = torch.get_rng_state(), _cuda_random()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        run, self.run.stepping = self.run, True
+        if _finite_gradient(self.run.module):
+            run.skipped_now = 0
+            return
+        for parameter in run.module.parameters():
+            parameter.grad = None  # what has no gradient is left as it is
+        state.log_history.append({"step": state.global_step + 1, "left_out": True})
+        run.skipped_now += 1
+        if run.skipped_now >= SKIPS:
+            run.break_off(f"{SKIPS} steps in a row without a finite gradient")
+            control.should_training_stop = True
+
+    def on_optimizer_step(self, *_args: Any, **_rest: Any) -> None:
+        self.run.stepping = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+        run, step = self.run, state.global_step
+        run.random = torch.get_rng_state(), _cuda_random()
+        passed = run.samples.tokens((step - run.first_step) * run.schedule.batch_size // args.world_size)
+        speed = passed / (time.perf_counter() - run.began - run.judging)
+        run.place.progress(run.stage, step, state.max_steps, note=f"{speed * args.world_size:,.0f} tokens/s")
+        signalled = run.interruption.signal = self._heard_anywhere(args)
+        control.should_evaluate = run.schedule.evaluated(step, len(run.data.training)) or run.stopped is not None
+        control.should_save = bool(signalled) or time.monotonic() >= run.save_due
+
+    def on_save(self, *_args: Any, **_rest: Any) -> None:
+        if self.run.interruption.signal:
+            raise Left
+
+    def _heard_anywhere(self, args: Any) -> int:
+        """The signal that a process heard: all leave after the same step."""
+        if args.world_size == 1:
+            return self.run.interruption.signal
+        heard = torch.tensor(self.run.interruption.signal, device=args.device)
+        torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
+        return int(heard)
+
+
+def _whole_weights() -> StateDictOptions:
+    """Weights of a module as one process has them, however they are sharded."""
+    sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return StateDictOptions(full_state_dict=sharded, cpu_offload=sharded, strict=False)
+
+
+def _finite_gradient(module: nn.Module) -> bool:
+    norm = torch.nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+    return bool(torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
+
+
+def _cuda_random() -> list[Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

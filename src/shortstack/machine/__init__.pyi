@@ -1,0 +1,9 @@
+from . import cache as cache
+from . import device as device
+from . import files as files
+from . import formats as formats
+from . import hub as hub
+from . import memory as memory
+from . import numbers as numbers
+from . import progress as progress
+from . import yamlfile as yamlfile

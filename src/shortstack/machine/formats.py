@@ -1,0 +1,44 @@
+"""Sizes, numbers and times as people read them."""
+
+from __future__ import annotations
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people.
+
+    >>> size(212_388_480)
+    '212.4 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} TB"
+
+
+def number(value: float) -> str:
+    """A perplexity for people: four digits, and words where digits stop meaning anything.
+
+    >>> [number(value) for value in (11.2543, 1234.5, 7_912_345.0, 0.02113)]
+    ['11.25', '1,234', '7.91e+06', '0.02113']
+    """
+    if value >= 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time for people, in its two largest units.
+
+    >>> [duration(value) for value in (0.42, 75, 7_260, 200_000, None)]
+    ['0.4 s', '1 min 15 s', '2 h 1 min', '2 d 8 h', 'unknown']
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    for large, small, one, other in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+        if seconds >= large:
+            whole, rest = divmod(round(seconds / small), large // small)
+            return f"{whole} {one} {rest} {other}"
+    return f"{seconds:.0f} s"

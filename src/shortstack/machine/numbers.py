@@ -1,0 +1,37 @@
+"""Numbers that must be right: sums in float64, values that are numbers, and the perplexity of a loss."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from shortstack.errors import ShortstackError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """The values in float64; on the CPU where the device (MPS) has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss without the layer), loss in nats per predicted token (Kim et al. 2402.02834, eq. 1; Lu et al., 3.1)."""
+    return math.inf if loss >= 700 else math.exp(loss)  # NaN stays NaN
+
+
+def checked(value: float, where: str) -> float:
+    """The value, if it is a number.
+
+    Raises:
+        ShortstackError: it is NaN; `where` says what it would have been.
+    """
+    if value != value:
+        raise ShortstackError(
+            where,
+            expected="a number",
+            found="NaN",
+            fix="check the weights for NaN, or compute with --dtype float32",
+        )
+    return value

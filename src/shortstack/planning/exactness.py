@@ -1,0 +1,160 @@
+"""Which cuts of a model are exact, and the nearest one that is when the wanted one is not."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Set
+from typing import Any
+
+from shortstack.architecture.anatomy import shortened
+from shortstack.architecture.config_fields import EXTRA_HEADS
+from shortstack.architecture.selfcheck import check_cut
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.weights import check_fit
+from shortstack.errors import ArchitectureError, CheckpointError, PlanError
+from shortstack.machine.progress import Progress, silent
+from shortstack.planning.layer_sets import show_layers
+from shortstack.planning.plans import Plan
+
+TRIES = 40  # each builds a model on the meta device
+
+
+def cut_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """The config of the pruned model, checked against the original's kept layers.
+
+    Raises:
+        ArchitectureError: the cut cannot be expressed exactly.
+    """
+    return _checked(checkpoint, plan, _config(checkpoint, plan))
+
+
+def _config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, plan.kept, checkpoint.layers_path)
+    if not checkpoint.trust_remote_code:
+        config.pop("auto_map", None)  # the code it names is not copied; the architecture is transformers' own
+    return config
+
+
+def _checked(checkpoint: Checkpoint, plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
+    check_cut(
+        config,
+        checkpoint.blueprint,
+        checkpoint.anatomy,
+        plan.kept,
+        checkpoint.directory,
+        trust_remote_code=checkpoint.trust_remote_code,
+    )
+    return config
+
+
+def aligned(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    *,
+    allowed: Callable[[Set[int]], bool] = lambda _removed: True,
+    progress: Progress = silent,
+) -> Plan | None:
+    """The exact cut nearest to a plan: itself, or with a layer exchanged, or the nearest window; None when none is exact.
+
+    Nearest: the fewest layers exchanged, then the shortest way from each to the one that goes in its place. allowed: what
+    a set of layers to remove must satisfy. Sets that the config's fields rule out cost nothing; of the others the nearest
+    TRIES of each kind are built.
+    """
+    for candidates in _exchanged(plan), _windows(plan):
+        fitting = (cut for cut in sorted(candidates, key=functools.partial(_distance, plan)) if allowed(cut))
+        plans = (_moved(plan, cut) for cut in fitting)
+        expressible = ((found, config) for found in plans if (config := _expressed(checkpoint, found)))
+        for tries, (found, config) in enumerate(itertools.islice(expressible, TRIES), start=1):
+            try:
+                _checked(checkpoint, found, config)
+            except ArchitectureError:
+                progress("looking for an exact cut", tries, TRIES)
+            else:
+                return found
+    return None
+
+
+def _moved(plan: Plan, cut: frozenset[int]) -> Plan:
+    if cut == set(plan.removed):
+        return plan
+    return Plan(plan.layers, tuple(sorted(cut)), f"{plan.strategy}, moved to where the cut is exact")
+
+
+def _expressed(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any] | None:
+    """The cut's config, or None where fields alone rule it out."""
+    try:
+        return _config(checkpoint, plan)
+    except ArchitectureError:
+        return None
+
+
+def _exchanged(plan: Plan) -> set[frozenset[int]]:
+    """The plan, and every set with one of its layers exchanged for another."""
+    wanted = frozenset(plan.removed)
+    others = (layer for layer in range(plan.layers) if layer not in wanted)
+    return {wanted, *(wanted - {layer} | {other} for other in others for layer in wanted)}
+
+
+def _windows(plan: Plan) -> set[frozenset[int]]:
+    """Windows of as many layers as the plan removes, or of up to four more or fewer."""
+    amount = len(plan.removed)
+    sizes = range(max(1, amount - 4), min(plan.layers - 1, amount + 4) + 1)
+    return {frozenset(range(start, start + size)) for size in sizes for start in range(plan.layers - size + 1)}
+
+
+def _distance(plan: Plan, cut: frozenset[int]) -> tuple[int, int, int, tuple[int, ...]]:
+    wanted = frozenset(plan.removed)
+    way = sum(abs(a - b) for a, b in zip(sorted(cut - wanted), sorted(wanted - cut), strict=False))
+    return abs(len(cut) - len(wanted)), len(cut ^ wanted), way, tuple(sorted(cut))
+
+
+def instead(checkpoint: Checkpoint, plan: Plan, error: ArchitectureError) -> ArchitectureError:
+    """The same refusal, with the nearest exact cut as the way out."""
+    found = aligned(checkpoint, plan)
+    if found is None:
+        return error
+    layers = show_layers(found.removed).replace(" ", "")
+    return ArchitectureError(
+        error.where,
+        expected=error.expected,
+        found=error.found,
+        fix=f"{error.fix}; the nearest exact cut: --layers {layers}",
+    )
+
+
+def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """The config of the pruned model, checked against the original's kept layers.
+
+    Raises:
+        PlanError: the plan is for a model of another depth.
+        CheckpointError: the files are not this config's.
+        ArchitectureError: the cut cannot be expressed exactly; the message names the nearest that can.
+    """
+    if plan.layers != checkpoint.anatomy.layers:
+        raise PlanError(
+            checkpoint.source,
+            expected=f"a plan for {checkpoint.anatomy.layers} layers",
+            found=f"a plan for {plan.layers}",
+            fix="make the plan from this model",
+        )
+    _check_layers(checkpoint)
+    check_fit(checkpoint)
+    try:
+        return cut_config(checkpoint, plan)
+    except ArchitectureError as error:
+        raise instead(checkpoint, plan, error) from error
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Refuse layers past the last that the config does not name as extra heads."""
+    layers = checkpoint.anatomy.layers
+    extra = max((layer or 0 for layer in map(checkpoint.layer_of, checkpoint.tensors)), default=0)
+    text = checkpoint.config.get(checkpoint.anatomy.text_key or "", checkpoint.config)
+    if extra >= layers and not any(text.get(name) for name in EXTRA_HEADS):
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"layers 0 to {layers - 1}, by config.json",
+            found=f"tensors of layer {extra}",
+            fix="find the config that belongs to these weights",
+        )

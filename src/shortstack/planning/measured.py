@@ -1,0 +1,222 @@
+"""Sets of layers chosen by measuring models without them: step by step, or by searching."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import Route
+from shortstack.errors import DataError, PlanError
+from shortstack.machine.numbers import checked
+from shortstack.machine.progress import Progress, silent
+from shortstack.planning.layer_sets import check_pace, parse_drop, show_layers, staying_ends
+from shortstack.planning.plans import Plan, lowest, lowest_window
+from shortstack.scoring import METRICS
+from shortstack.scoring.measurement import Run, Wanted, walk_on
+from shortstack.scoring.metrics import metric_named
+
+TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
+HELD_OUT = 4  # every fourth sample judges the finalists of a search
+KL = METRICS["kl"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a search goes on: generations of so many new sets, of which `survivors` breed the next.
+
+    patience: generations without a better set after which it stops.
+    """
+
+    generations: int = 16
+    offspring: int = 24
+    survivors: int = 6
+    patience: int = 4
+
+
+def select(
+    checkpoint: Checkpoint,
+    tokens: Tokens,
+    *,
+    drop: str | int,
+    metric: str = "ppl",
+    step: int | None = None,
+    keep_first: int = 0,
+    keep_last: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    stream: bool | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Plan:
+    """Choose layers by measuring shorter models: `step` at a time by `metric`, or without a step by searching for a set.
+
+    Raises:
+        PlanError: no such number of layers can be removed, or so many at a time; a metric that no shorter model changes, or
+            that scores no single layers.
+        DataError: too few samples to hold some out.
+    """
+    layers = checkpoint.anatomy.layers
+    amount = parse_drop(drop, layers)
+    allowed = staying_ends(layers, amount, keep_first, keep_last)
+    if step is not None:
+        _check_step(step, amount, metric)
+    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
+    if step is None:
+        return search(decoder, tokens, amount=amount, allowed=allowed, seed=seed, progress=progress)
+    return stepwise(decoder, tokens, metric=metric, amount=amount, step=step, allowed=allowed, progress=progress)
+
+
+def _check_step(step: int, amount: int, metric: str) -> None:
+    check_pace(step, amount)
+    if not metric_named(metric).singles:
+        raise PlanError(
+            "--step",
+            expected="a metric that scores single layers",
+            found=metric,
+            fix="leave --step out, or name another",
+        )
+    if metric_named(metric).feed in ("layers", "weights"):
+        raise PlanError(
+            "--step",
+            expected="a metric that the layers removed before can change",
+            found=metric,
+            fix="leave --step out: the order stays the same",
+        )
+
+
+def stepwise(
+    decoder: Decoder,
+    tokens: Tokens,
+    *,
+    metric: str,
+    amount: int,
+    step: int,
+    allowed: range,
+    progress: Progress = silent,
+) -> Plan:
+    """Remove the `step` lowest layers, score the shorter model again, and so on until `amount` are gone.
+
+    With ppl and a step of 1 it is the greedy removal of SLEB (arXiv 2402.09025); other steps are the schedules of Lu et al.,
+    4.3, without the training between. What one step's walk knows of the layers before the first removed is not walked again.
+    """
+    chosen = metric_named(metric)
+    steps, removed = -(-amount // step), Route()
+    run = Run(decoder, tokens.ids, Wanted([chosen]), progress=progress)
+    for number in range(1, steps + 1):
+        run.stage = f"step {number} of {steps}"
+        if number < steps and _trail_fits(run):
+            run.trail = run.trail or []
+        values = [checked(value, f"{metric}, layer {layer}") for layer, value in enumerate(run.go().scores()[metric])]
+        rest = [layer for layer in allowed if layer not in removed]
+        removed |= frozenset(lowest(values, rest, min(step, amount - len(removed))))
+        if number < steps:
+            run = walk_on(run, removed - run.wanted.without)
+    return Plan(len(decoder.layers), tuple(sorted(removed)), f"{metric}, {step} at a time")
+
+
+def _trail_fits(run: Run) -> bool:
+    streams = len(run.batches) * len(run.routes) * run.layers // 2
+    return len(run.turns) == 1 and streams * run.stream_bytes <= TRAIL_BYTES
+
+
+def search(
+    decoder: Decoder,
+    tokens: Tokens,
+    *,
+    amount: int,
+    allowed: range,
+    budget: Budget = Budget(),
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Plan:
+    """The set of layers whose removal moves the model's output least: the lowest KL divergence that a search finds.
+
+    It begins with the lowest layers by ppl, kl and bi and with the best window, and exchanges layers of the best sets for
+    others (after EvoPress, arXiv 2410.14649); each generation is one walk. Every fourth sample is held out: it judges the
+    finalists. Plan.compared tells the held-out KL of the plan, of the sets it began with, and of the tail.
+
+    Raises:
+        DataError: fewer than four samples, so that none could be held out.
+    """
+    if len(tokens.ids) < HELD_OUT:
+        raise DataError(
+            tokens.source,
+            expected=f"at least {HELD_OUT} samples, since one in {HELD_OUT} is held out",
+            found=str(len(tokens.ids)),
+            fix=f"add --samples 32, or {HELD_OUT} at the least",
+        )
+    kept_back = [number % HELD_OUT == HELD_OUT - 1 for number in range(len(tokens.ids))]
+    fitting = tokens.ids[[number for number, back in enumerate(kept_back) if not back]]
+    held_out = tokens.ids[[number for number, back in enumerate(kept_back) if back]]
+    named, likely = _beginnings(decoder, fitting, amount, allowed, progress)
+    rng, known = random.Random(seed), dict[Route, float]()
+    _measure(decoder, fitting, named.values(), known, progress, "beginning")
+    quiet = 0
+    for generation in range(1, budget.generations + 1):
+        parents, lowest_before = _best(known, budget.survivors), min(known.values())
+        new = _offspring(parents, likely, known, budget.offspring, rng)
+        _measure(decoder, fitting, new, known, progress, f"generation {generation}")
+        quiet = quiet + 1 if min(known.values()) >= lowest_before else 0
+        if quiet == budget.patience or not new:
+            break
+    finalists = [*_best(known, budget.survivors), *named.values()]
+    tail, judged = frozenset(allowed[-amount:]), dict[Route, float]()
+    _measure(decoder, held_out, [*finalists, tail], judged, progress, "held out")
+    (best,) = _best({found: judged[found] for found in finalists}, 1)
+    compared = {"search": judged[best], **{name: judged[found] for name, found in named.items()}, "tail": judged[tail]}
+    return replace(Plan(len(decoder.layers), tuple(sorted(best)), "search by kl"), compared=compared)
+
+
+def _beginnings(
+    decoder: Decoder, ids: Tensor, amount: int, allowed: range, progress: Progress
+) -> tuple[dict[str, Route], Sequence[int]]:
+    """Named sets to begin with, and the layers that are likely to be in a good one, most likely first."""
+    metrics = [METRICS[name] for name in ("ppl", "kl", "bi")]
+    run = Run(decoder, ids, Wanted(metrics, window=amount), progress=progress, stage="scoring").go()
+    scores = run.scores()
+    named = {f"lowest {name}": frozenset(lowest(scores[name], allowed, amount)) for name in scores}
+    named["block kl"] = frozenset(lowest_window(run.windows()["kl"], allowed, amount))
+    ranked = sorted(allowed, key=lambda layer: (scores["kl"][layer], layer))
+    return named, ranked[: max(3 * amount, amount + 4)]
+
+
+def _offspring(
+    parents: Sequence[Route], likely: Sequence[int], known: Mapping[Route, float], amount: int, rng: random.Random
+) -> list[Route]:
+    """New sets: one layer of a parent exchanged for another that is likely, sometimes two."""
+    found = dict[Route, None]()
+    for _ in range(20 * amount):  # the neighbourhood may hold no more
+        parent = rng.choice(parents)
+        others = [layer for layer in likely if layer not in parent]
+        many = min(1 + (rng.random() < 0.3), len(others), len(parent))
+        child = parent - {*rng.sample(sorted(parent), many)} | {*rng.sample(others, many)}
+        if child not in known:
+            found[child] = None
+        if len(found) == amount:
+            break
+    return list(found)
+
+
+def _measure(
+    decoder: Decoder,
+    ids: Tensor,
+    sets: Iterable[Route],
+    known: dict[Route, float],
+    progress: Progress,
+    stage: str,
+) -> None:
+    """Add the KL divergence of each set to what is known, all from one walk."""
+    wanted = Wanted([KL], singles=False, sets=[*dict.fromkeys(sets)])
+    run = Run(decoder, ids, wanted, progress=progress, stage=stage).go()
+    for found in wanted.sets:
+        known[found] = checked(run.divergences[found].value, f"kl without layers {show_layers(sorted(found))}")
+
+
+def _best(known: Mapping[Route, float], amount: int) -> list[Route]:
+    return sorted(known, key=lambda found: (known[found], sorted(found)))[:amount]

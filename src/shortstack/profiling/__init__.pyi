@@ -1,0 +1,5 @@
+from . import counts as counts
+from . import profiler as profiler
+from . import speed as speed
+from .profiler import Profile as Profile
+from .profiler import profile as profile

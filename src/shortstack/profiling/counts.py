@@ -1,0 +1,211 @@
+"""What a model has and does, counted without weights: parameters by part, multiply-accumulates, bytes of its cache.
+
+One forward on the meta device says it: torch's flop counter sees every matrix product, and transformers' own cache holds
+what generation would hold. Nothing is tabled by architecture.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.cache_utils import Cache
+
+from shortstack.architecture import Anatomy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parameters by part; a tied head is counted in the embedding, once.
+
+    parts: `embedding`, `layers.X` for each child X of the layers (norms among them together), `norm`, `head`, `other`.
+    """
+
+    total: int
+    parts: Mapping[str, int]
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of a forward over `tokens` tokens, logits of every token included.
+
+    total: every matrix product, as torch.utils.flop_counter sees it: attention over all pairs of tokens, masked or not.
+    paper: the rule of arXiv 2411.15558, table 9: linear layers, and two for each number that leaves a norm; no attention
+    scores. None where experts are fused into one weight, which that rule does not see.
+    """
+
+    tokens: int
+    total: int
+    paper: int | None
+
+    @property
+    def per_token(self) -> int:
+        return self.total // self.tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """One layer's part of the cache. window: it keeps at most window - 1 tokens; None: all of them."""
+
+    bytes_per_token: int
+    window: int | None
+
+    def after(self, tokens: int) -> int:
+        """Bytes after so many tokens."""
+        return self.bytes_per_token * (tokens if self.window is None else min(tokens, self.window - 1))
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """What transformers' cache holds for one sequence: a fixed state, and what grows with it."""
+
+    fixed: int
+    layers: tuple[Growth, ...]
+
+    @property
+    def per_token(self) -> int:
+        """Bytes that each token adds while no window is full."""
+        return sum(layer.bytes_per_token for layer in self.layers)
+
+    @property
+    def per_token_beyond(self) -> int:
+        """Bytes that each token adds when all windows are full."""
+        return sum(layer.bytes_per_token for layer in self.layers if layer.window is None)
+
+    def after(self, tokens: int) -> int:
+        """Bytes after so many tokens."""
+        return self.fixed + sum(layer.after(tokens) for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "fixed_bytes": self.fixed,
+            "bytes_per_token_beyond_windows": self.per_token_beyond,
+            "windows": sorted({layer.window for layer in self.layers if layer.window}),
+        }
+
+
+def parts(model: PreTrainedModel, anatomy: Anatomy) -> Parts:
+    """The parameters of a model (on the meta device, for all it matters) by part."""
+    found: Counter[str] = Counter()
+    norms = {name for name, module in model.named_modules() if _is_norm(module)}
+    for name, parameter in model.named_parameters():  # what is shared comes once
+        found[_part(name, anatomy, norms)] += parameter.numel()
+    return Parts(found.total(), dict(found), anatomy.tied)
+
+
+def _part(name: str, anatomy: Anatomy, norms: set[str]) -> str:
+    module = name.rpartition(".")[0]
+    if name.startswith(f"{anatomy.layers_path}."):
+        return "layers.norms" if module in norms else f"layers.{name.removeprefix(anatomy.layers_path).split('.')[2]}"
+    named = {anatomy.embedding: "embedding", anatomy.head: "head", anatomy.norm: "norm"}
+    return named.get(module, "other")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and not any(module.children())
+
+
+def macs(model: PreTrainedModel, *, tokens: int) -> Macs | None:
+    """Multiply-accumulates of one forward of a model on the meta device over `tokens` tokens of one sequence.
+
+    None where the forward depends on values, which meta tensors do not have: experts routed by code of their own (dbrx).
+    """
+    seen: list[int] = []
+    counter = FlopCounterMode(display=False)
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.callback(module.register_forward_hook(_by_the_papers_rule(seen)).remove)
+        try:
+            with counter:
+                _forward(model, tokens, use_cache=False)
+        except VALUES_NEEDED:
+            return None
+    return Macs(tokens, counter.get_total_flops() // 2, None if fused_experts(model) else sum(seen))
+
+
+def fused_experts(model: nn.Module) -> bool:
+    """Whether matrices of several experts are one weight, which no linear layer holds."""
+    others = (module for module in model.modules() if not isinstance(module, nn.Conv1d))
+    return any(weight.dim() == 3 for module in others for weight in module.parameters(recurse=False))
+
+
+def _by_the_papers_rule(seen: list[int]) -> Any:
+    def hook(module: nn.Module, _args: object, output: Any) -> None:
+        weight, first = getattr(module, "weight", None), output[0] if isinstance(output, tuple) else output
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # GPT-2's linear layer
+            assert isinstance(weight, Tensor)  # noqa: S101  both have one
+            seen.append(first.numel() // first.shape[-1] * weight.numel())
+        elif _is_norm(module):
+            seen.append(2 * first.numel())
+
+    return hook
+
+
+def cache_bytes(model: PreTrainedModel) -> CacheBytes | None:
+    """What the cache of a model on the meta device holds, in its weights' dtype, from forwards of two and three tokens.
+
+    Recurrent layers hold a state of fixed size. Layers with a sliding window stop growing. What transformers caches counts:
+    of DeepSeek's latent attention it is the keys and values, not the latent that other engines keep. None as for macs().
+    """
+    try:
+        two, three = (_held(_forward(model, tokens, use_cache=True)) for tokens in (2, 3))
+    except VALUES_NEEDED:
+        return None
+    layers = [Growth(after - before, window) for (before, window), (after, _) in zip(two, three, strict=True)]
+    fixed = sum(nbytes for nbytes, _ in two) - 2 * sum(layer.bytes_per_token for layer in layers)
+    return CacheBytes(fixed, tuple(layer for layer in layers if layer.bytes_per_token))
+
+
+def _held(output: Any) -> list[tuple[int, int | None]]:
+    """Bytes and window of each cache layer in a model's output; of states in other forms, all as one."""
+    kept = {name: value for name, value in output.items() if name not in ("logits", "loss")}
+    # A decoder's cache that leaves room for an encoder's holds one of its own kind.
+    caches = [getattr(value, "self_attention_cache", value) for value in kept.values() if isinstance(value, Cache)]
+    if not caches:
+        return [(_size(kept), None)]
+    return [(_size(vars(layer)), getattr(layer, "sliding_window", None)) for cache in caches for layer in cache.layers]
+
+
+def _size(value: object) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value) if tensor.is_floating_point())
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors in dictionaries, sequences, and the attributes of transformers' own objects."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            yield from _tensors(item)
+    elif type(value).__module__.startswith("transformers.") and hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))
+
+
+@torch.no_grad()
+def _forward(model: PreTrainedModel, tokens: int, *, use_cache: bool) -> Any:
+    """A forward that computes shapes alone; experts as one product of each token's own, which needs no values to route."""
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("batched_mm")
+    with FakeTensorMode(allow_non_fake_inputs=True):  # transformers asks meta tensors for values, and fake ones not
+        ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+        return model(input_ids=ids, use_cache=use_cache)

@@ -1,0 +1,194 @@
+"""profile(): what a checkpoint weighs, multiplies and caches, and how fast it runs, alone or in turns with another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shortstack.architecture.anatomy import meta_model
+from shortstack.architecture.positions import check_positions
+from shortstack.checkpoint import Checkpoint
+from shortstack.decoder import Decoder
+from shortstack.decoder.generation import generate
+from shortstack.decoder.wrapping import arithmetic
+from shortstack.machine.device import pick_device
+from shortstack.machine.memory import forget_peak, peak_bytes
+from shortstack.machine.progress import Progress, silent
+from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
+from shortstack.profiling.speed import Load, Ratio, Speed, rates, ratio, speeds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+LOAD = Load(prompt=128)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is so of a checkpoint on any machine.
+
+    weight_bytes: of its stored tensors. dtype: of what is cached. macs and cache are None where they depend on values.
+    """
+
+    model: str
+    parameters: Parts
+    weight_bytes: int
+    macs: Macs | None
+    cache: CacheBytes | None
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "parameters": self.parameters.total,
+            "parts": dict(self.parameters.parts),
+            "tied": self.parameters.tied,
+            "weight_bytes": self.weight_bytes,
+            "macs_per_token": self.macs.per_token if self.macs else None,
+            "macs": self.macs.to_dict() if self.macs else None,
+            "kv_bytes_per_token": self.cache.per_token if self.cache else None,
+            "cache": self.cache.to_dict() if self.cache else None,
+            "dtype": self.dtype,
+        }
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much faster the checkpoint is than the other under one load, from runs in turns."""
+
+    batch: int
+    prefill: Ratio
+    decode: Ratio
+
+
+@dataclass(frozen=True)
+class Against:
+    """The other model, and the ratios of speeds."""
+
+    counts: Counts
+    speed: tuple[Speed, ...]
+    ratios: tuple[Paired, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Counts, and what was measured on this machine.
+
+    peak_bytes: the most memory held until the checkpoint alone had run at each batch size: of the device where that is
+    CUDA, else of the whole process.
+    """
+
+    counts: Counts
+    speed: tuple[Speed, ...]
+    peak_bytes: int | None
+    machine: dict[str, Any]
+    against: Against | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {
+            **self.counts.to_dict(),
+            "speed": [asdict(speed) for speed in self.speed],
+            "peak_bytes": self.peak_bytes,
+            **self.machine,
+            "against": None,
+        }
+        if self.against:
+            other = self.against
+            found["against"] = {
+                **other.counts.to_dict(),
+                "speed": [asdict(speed) for speed in other.speed],
+                "ratios": [asdict(paired) for paired in other.ratios],
+            }
+        return found
+
+
+def profile(
+    checkpoint: Checkpoint,
+    *,
+    against: Checkpoint | None = None,
+    batch_sizes: Sequence[int] = (1, 8),
+    load: Load = LOAD,
+    repeats: int = 6,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Profile:
+    """Parameters, bytes and multiply-accumulates of a checkpoint, and its speed at each batch size; no sizes: no speed.
+
+    load: the prompt, over which multiply-accumulates are counted too, and the new tokens; its own batch is not looked at.
+    against: runs take turns with that model, which gives ratios of speed. dtype "auto": bf16 where checkpoint and device
+    have it, else float32.
+
+    Raises:
+        InputError: prompt and new tokens, or without sizes the prompt, are more than a model has positions for.
+    """
+    device = pick_device(device)
+    each = [checkpoint, *([against] if against else [])]
+    for model in each:
+        if batch_sizes:
+            check_load(model, load)
+        else:
+            check_positions(model, load.prompt, "--prompt", fix=f"write --prompt {model.positions}")
+    counts = [count(some, arithmetic(dtype, some, device), tokens=load.prompt) for some in each]
+    machine = {"device": device, "threads": torch.get_num_threads()}
+    if not batch_sizes:
+        return Profile(counts[0], (), None, machine, Against(counts[1], (), ()) if against else None)
+    loads = [replace(load, batch=batch) for batch in batch_sizes]
+    forget_peak(device)
+    models = [_loaded(checkpoint, dtype, device)]
+    for some in loads:
+        rates(models[0], some)
+    peak = peak_bytes(device)
+    models += [_loaded(against, dtype, device)] if against else []
+    found = [speeds(models, some, repeats=repeats, progress=progress) for some in loads]
+    own, *others = (tuple(speed) for speed in zip(*found, strict=True))
+    beside = Against(counts[1], others[0], tuple(map(paired, own, others[0]))) if against else None
+    return Profile(counts[0], own, peak, machine, beside)
+
+
+def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> Counts:
+    """What is counted of a checkpoint without loading a weight; the cache as it would be in `dtype`."""
+    model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code).to(dtype)
+    return Counts(
+        checkpoint.source,
+        parts(model, checkpoint.anatomy),
+        checkpoint.weight_bytes,
+        macs(model, tokens=tokens),
+        cache_bytes(model),
+        str(dtype).removeprefix("torch."),
+    )
+
+
+def paired(own: Speed, other: Speed) -> Paired:
+    """The ratios of two speeds under one load, whose runs took turns."""
+    prefill = ratio(own.prefill_runs, other.prefill_runs)
+    return Paired(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
+
+
+def _loaded(checkpoint: Checkpoint, dtype: str, device: str) -> PreTrainedModel:
+    return Decoder.open(checkpoint, dtype=dtype, device=device, stream=False).model
+
+
+def check_load(checkpoint: Checkpoint, load: Load) -> None:
+    """Refuse a prompt and new tokens that are more than the model has positions for, before it is loaded.
+
+    Raises:
+        InputError: they are.
+    """
+    needed, note = load.prompt + load.new_tokens + 1, ", the first new token included"
+    check_positions(checkpoint, needed, "--prompt, --new-tokens", fix="write a smaller --prompt", note=note)
+
+
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:
+    """The greedy answer to a prompt, in the model's chat template when it has one."""
+    if tokenizer.chat_template:
+        said = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)["input_ids"]
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    (written,) = generate(model, [ids], [new_tokens])
+    return str(tokenizer.decode(written, skip_special_tokens=True)).strip()

@@ -1,0 +1,143 @@
+"""How fast loaded models prefill and decode, as a user meets them: greedy generation, the models taking turns.
+
+A noisy machine slows all who take turns alike, so that a ratio of two of them, turn by turn, says more than two medians.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from transformers.generation import BaseStreamer
+
+from shortstack.machine.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is generated: so many sequences at once, of so many prompt tokens, and so many new ones after the first."""
+
+    batch: int = 1
+    prompt: int = 32
+    new_tokens: int = 32
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens of all sequences per second, the medians of the runs; runs: all of them, in turn.
+
+    prefill: prompt tokens until the first new one is there. decode: new tokens after the first.
+    """
+
+    batch: int
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    prefill_runs: tuple[float, ...]
+    decode_runs: tuple[float, ...]
+
+    @classmethod
+    def of(cls, batch: int, runs: Sequence[Rates]) -> Speed:
+        prefill, decode = tuple(run.prefill for run in runs), tuple(run.decode for run in runs)
+        return cls(batch, statistics.median(prefill), statistics.median(decode), prefill, decode)
+
+
+class Rates(NamedTuple):
+    """Tokens per second of one run."""
+
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of ratios taken turn by turn, and an interval that covers the true median with `confidence`."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    """above / below, turn by turn. The interval is that of the sign test, which assumes nothing about the noise.
+
+    Of n ratios in order it runs from the k-th to the k-th from the end, with k as large as keeps
+    1 - 2 P(Binomial(n, 1/2) < k) at 95 %; below six ratios none does, and k = 1 covers less, as `confidence` says.
+
+    >>> ratio([2.0, 4.4, 6.0], [1.0, 2.0, 3.0])
+    Ratio(value=2.0, low=2.0, high=2.2, confidence=0.75)
+    """
+    found = sorted(a / b for a, b in zip(above, below, strict=True))
+    count = len(found)
+
+    def covers(place: int) -> float:
+        return 1.0 - 2 * sum(math.comb(count, wins) for wins in range(place)) / float(2**count)
+
+    place = max((k for k in range(1, count // 2 + 1) if covers(k) >= CONFIDENCE), default=1)
+    return Ratio(statistics.median(found), found[place - 1], found[count - place], covers(place))
+
+
+@torch.no_grad()
+def speeds(
+    models: Sequence[PreTrainedModel],
+    load: Load = Load(),
+    *,
+    repeats: int = 5,
+    progress: Progress = silent,
+) -> list[Speed]:
+    """The speed of each model under one load: a turn to warm up, then `repeats` that count.
+
+    In each turn every model runs once, and the next turn begins with the next model.
+    """
+    runs: list[list[Rates]] = [[] for _ in models]
+    places = list(range(len(models)))
+    for turn in range(repeats + 1):  # the first turn warms up
+        for place in places[turn % len(models) :] + places[: turn % len(models)]:
+            found = rates(models[place], load)
+            if turn:
+                runs[place].append(found)
+        progress(f"timing, batch {load.batch}", turn + 1, repeats + 1)
+    return [Speed.of(load.batch, found) for found in runs]
+
+
+@torch.no_grad()
+def rates(model: PreTrainedModel, load: Load) -> Rates:
+    """One run of generate(): from the prompt to the first new token, and from there to the last, as it hands them out."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = 3 + torch.arange(load.batch * load.prompt, device=model.device).view(load.batch, -1) % (vocabulary - 3)
+    clock = _Clock()  # low ids, since images and sounds have theirs behind the text's
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=1 + load.new_tokens,
+        min_new_tokens=1 + load.new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+        streamer=clock,
+    )
+    prompt, first, *later = clock.times
+    return Rates(ids.numel() / (first - prompt), load.batch * len(later) / (later[-1] - first))
+
+
+class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped here
+    """When the prompt and each new token came out of generate(), in seconds."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """generate() calls it after the last token."""

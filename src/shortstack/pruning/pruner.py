@@ -1,0 +1,133 @@
+"""prune(): a checkpoint without some of its layers, by copying byte ranges. No tensor is ever loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.architecture.config_fields import DEPTH_BLOCKS
+from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.checkpoint.record import layer_map, provenance
+from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.writer import layout
+from shortstack.errors import CheckpointError
+from shortstack.machine.progress import Progress, silent
+from shortstack.planning import Plan
+from shortstack.planning.exactness import pruned_config
+
+if TYPE_CHECKING:
+    from shortstack.repairing import Repair
+
+
+def prune(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: str | Path,
+    *,
+    max_shard_bytes: int | None = None,
+    scores: Mapping[str, Any] | None = None,
+    repair: Repair | None = None,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """Write `checkpoint` without plan.removed to the new directory `out`, and open it.
+
+    The pruned config is first built on the meta device and compared with the kept layers. Shards follow the source's,
+    or are filled to max_shard_bytes. `scores` is kept in shortstack.json as the reason for the plan. repair: what repair()
+    found for this cut; its tensors are written in place of the source's.
+
+    Raises:
+        PlanError: the plan is for a model of another depth.
+        ArchitectureError: the cut cannot be expressed exactly; nothing is written.
+        OutputError: `out` exists, is nested in the source, or does not fit the disk.
+    """
+    started = time.perf_counter()
+    plan = plan.sized(checkpoint.sizes)
+    config = pruned_config(checkpoint, plan)
+    tensors = kept_tensors(checkpoint, plan, heirs=heirs(checkpoint, plan))
+    origin = {new.name: new.file.name for new in tensors}
+    changed = {new_name(checkpoint, plan, name): new for name, new in (repair.tensors if repair else {}).items()}
+    tensors = [replace(changed.get(old.name, old), name=old.name) for old in tensors]
+    numbers = layer_map(checkpoint, plan.kept)
+    with CheckpointWriter(out, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
+        writer.json("config.json", config)
+        for path in checkpoint.side_files():
+            writer.copy(path)
+        writer.tensors(layout(tensors, origin, max_shard_bytes), progress=progress)
+        record = provenance(checkpoint, "prune", time.perf_counter() - started)
+        writer.commit(
+            {
+                **record,
+                "plan": plan.to_dict(),
+                "layer_map": numbers,
+                "scores": scores,
+                "repair": repair.to_dict() if repair else None,
+            }
+        )
+    return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)
+
+
+def fits(out: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
+    """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it.
+
+    copies: how many such checkpoints are to be written.
+
+    Raises:
+        OutputError: as CheckpointWriter does.
+        PlanError: the plan is for a model of another depth.
+    """
+    sized = plan.sized(checkpoint.sizes)
+    CheckpointWriter(out, source=checkpoint.directory, nbytes=copies * sized.bytes.after if sized.bytes else 0)
+
+
+def kept_tensors(checkpoint: Checkpoint, plan: Plan, *, heirs: Mapping[str, str]) -> list[StoredTensor]:
+    """The tensors of the pruned model under their new names, still where the source has them, in the source's order.
+
+    heirs: what heirs() says of this plan. Layers past the last (multi-token prediction heads) go: they were trained on top
+    of the full stack.
+    """
+    kept = []
+    for tensor in checkpoint.tensors.values():
+        name = heirs.get(tensor.name, tensor.name)
+        layer = checkpoint.layer_of(name)
+        if checkpoint.is_extra_head(name):
+            continue
+        if layer is None:
+            axis = next((axis for block, axis in DEPTH_BLOCKS.items() if f".{block}." in f".{name}"), None)
+            kept.append(tensor if axis is None else tensor.blocks(axis, plan.kept, plan.layers))
+        elif layer in plan.kept:
+            kept.append(replace(tensor, name=new_name(checkpoint, plan, name)))
+    if len({tensor.name for tensor in kept}) != len(kept):
+        raise CheckpointError(
+            checkpoint.directory,
+            expected="distinct tensor names",
+            found="two that become one",
+            fix="report this checkpoint",
+        )
+    return kept
+
+
+def new_name(checkpoint: Checkpoint, plan: Plan, name: str) -> str:
+    """The name in the pruned model of a tensor of a kept layer."""
+    layer = checkpoint.layer_of(name)
+    assert layer in plan.kept  # noqa: S101  the caller has looked
+    return checkpoint.moved(name, plan.kept.index(layer))
+
+
+def heirs(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
+    """For weights stored with a removed layer that kept layers share (zamba's one attention): the name in the first kept."""
+    model, path = checkpoint.blueprint, checkpoint.anatomy.layers_path
+    names: dict[int, list[str]] = {}
+    for layer, module in enumerate(model.get_submodule(path).children()):
+        for name, weight in module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(weight), []).append(f"{checkpoint.layers_path}.{layer}.{name}")
+    shared = [group for group in names.values() if len(group) > 1]
+    found = {}
+    for group in shared:
+        stored = [name for name in group if name in checkpoint.tensors]
+        staying = [name for name in group if checkpoint.layer_of(name) in plan.kept]
+        if stored and staying and not set(stored) & set(staying):
+            found[stored[0]] = staying[0]
+    return found

@@ -1,0 +1,180 @@
+"""verify(): is a checkpoint what it claims to be? Digests, tensors, and logits equal to the source without those layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.checkpoint import RECORD, TEMPLATES
+from shortstack.checkpoint.record import changed_since, skipped_layers
+from shortstack.checkpoint.safetensors import file_digest
+from shortstack.decoder import Decoder
+from shortstack.errors import ArchitectureError, CheckpointError
+from shortstack.machine.device import pick_device
+from shortstack.machine.progress import Progress, silent
+from shortstack.planning import Plan
+from shortstack.planning.layer_sets import show_layers
+from shortstack.pruning.pruner import heirs, kept_tensors
+
+STRANGE = {".safetensors", ".py", ".bin", ".pt", ".pth", ".ckpt", ".gguf"}  # weights or code that a loader might take
+ROUNDING = 1e-5  # of the largest logit: what sums in another order may differ by in fp32
+PROBE_TOKENS = (2, 24)  # samples and length of the random tokens whose logits are compared
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and how each check ended: `checks[name] = {"ok": bool, "detail": str}`."""
+
+    checks: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def ok(self) -> bool:
+        return all(check["ok"] for check in self.checks.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, "checks": {name: dict(check) for name, check in self.checks.items()}}
+
+
+def verify(
+    checkpoint: Checkpoint, *, against: Checkpoint | None = None, device: str = "cpu", progress: Progress = silent
+) -> Verification:
+    """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
+
+    The first check that fails is the last: a changed file is not loaded, and what does not load has no logits.
+
+    Logits are compared in float32 on seeded random tokens; they must be equal, difference 0. Where a tensor outside the
+    layers became smaller (Gemma 3n's per-layer embeddings), products with it round anew and 1e-5 of the largest logit is
+    allowed; where a step since the source repaired or trained weights, the difference is only reported.
+
+    Raises:
+        CheckpointError: there is no record to verify against, or the two models do not belong together.
+    """
+    if not checkpoint.record:
+        raise CheckpointError(
+            checkpoint.directory / RECORD,
+            expected="the record shortstack writes",
+            found="no such file",
+            fix="verify an output of shortstack",
+        )
+    checks = {"files": _files(checkpoint, progress)}
+    if not checks["files"]["ok"]:  # what somebody changed is not loaded
+        return Verification(checks)
+    checks["tensors"] = _tensors(checkpoint)
+    if against is not None and checks["tensors"]["ok"]:
+        checks["logits"] = _logits(checkpoint, against, pick_device(device))
+    return Verification(checks)
+
+
+def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
+    """Every file of the manifest is as it was written, and no weights or code lie beside them that are not in it."""
+    manifest = checkpoint.record["files"]
+    strangers = sorted(
+        path.name
+        for path in checkpoint.directory.iterdir()
+        if (path.suffix in STRANGE or path.name.startswith("adapter_")) and path.name not in manifest
+    )
+    wrong = [f"{name} was not written by shortstack" for name in strangers]
+    for number, (name, written) in enumerate(manifest.items(), start=1):
+        folder = TEMPLATES if name.startswith(f"{TEMPLATES}/") else "."
+        path = checkpoint.directory / folder / Path(name).name  # a name in a record never leaves the checkpoint
+        if not path.exists():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != written["size"]:
+            wrong.append(f"{name} has {path.stat().st_size} bytes, not {written['size']}")
+        elif file_digest(path) != written["sha256"]:
+            wrong.append(f"{name} has another sha256")
+        progress("checking digests", number, len(manifest))
+    return {"ok": not wrong, "detail": "; ".join(wrong) or f"{len(manifest)} files as written"}
+
+
+def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
+    """transformers loads it with nothing missing, unexpected or of another shape (Checkpoint.model raises otherwise)."""
+    try:
+        checkpoint.model(dtype=torch.float32, strict=True)
+    except (ArchitectureError, CheckpointError) as error:
+        return {"ok": False, "detail": error.found}
+    return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}
+
+
+def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[str, Any]:
+    route = skipped_layers(checkpoint, against)
+    vocabulary, ours = against.vocabulary, checkpoint.vocabulary
+    if vocabulary != ours:
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"the vocabulary of {against.source}, {vocabulary} tokens",
+            found=f"{ours}",
+            fix="name the model it was made from",
+        )
+    ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
+    expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, route)
+    with torch.no_grad():
+        found = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
+    difference, allowed = float((found - expected).abs().max()), 0.0
+    without = f"without layer{'s' * (len(route) > 1)} {show_layers(sorted(route))}" if route else "with the same layers"
+    if changed := changed_since(checkpoint, against):
+        without += "; repaired or trained since, so it differs"
+    elif resized := _resized(checkpoint, against):
+        allowed = ROUNDING * float(expected.abs().max())
+        without += f"; up to {allowed:.0e} is rounding, since {resized} is smaller"
+    return {
+        "ok": bool(torch.isfinite(found).all()) if changed else difference <= allowed,
+        "detail": f"max abs difference {difference:g} {without}",
+    }
+
+
+def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
+    """A tensor outside the layers that a cut made smaller (one part of it for each layer): products with it round anew."""
+    return next(
+        (
+            name
+            for name, tensor in checkpoint.tensors.items()
+            if checkpoint.layer_of(name) is None
+            and name in against.tensors
+            and tensor.shape != against.tensors[name].shape
+        ),
+        None,
+    )
+
+
+def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
+    """What was cut from `origin` to make `pruned`, where that is all that was done.
+
+    Raises:
+        CheckpointError: it is no cut of that model, or was repaired or trained since; every kept tensor is compared.
+    """
+    route = skipped_layers(pruned, origin) if pruned.record else frozenset()
+    if not route or changed_since(pruned, origin):
+        raise CheckpointError(
+            pruned.directory,
+            expected="a cut, neither repaired nor healed since",
+            found="one that was" if route else "no record of a cut",
+            fix="name what `shortstack prune` wrote",
+        )
+    plan = Plan(origin.anatomy.layers, tuple(sorted(route)), f"the cut of {pruned.source}")
+    if stranger := _stranger(pruned, origin, plan):
+        raise CheckpointError(
+            pruned.directory,
+            expected=f"a cut of {origin.source}, with its tensors",
+            found=f"another {stranger}",
+            fix="name the model it was made from",
+        )
+    return plan
+
+
+def _stranger(pruned: Checkpoint, origin: Checkpoint, plan: Plan) -> str | None:
+    """A tensor that the cut does not have as its source has it."""
+    kept = kept_tensors(origin, plan, heirs=heirs(origin, plan))
+    return next(
+        (
+            there.name
+            for there in kept
+            if (here := pruned.tensors.get(there.name)) is None or here.digest() != there.digest()
+        ),
+        None,
+    )

@@ -1,0 +1,4 @@
+from . import cut_families as cut_families
+from . import fit as fit
+from .repairer import Repair as Repair
+from .repairer import repair as repair

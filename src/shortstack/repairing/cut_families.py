@@ -1,0 +1,147 @@
+"""Many cuts of one kind, each repaired before it is measured: every tail, or every window of one size.
+
+What stands before a cut is the whole model's, whatever is cut; so one weight of each is refitted, and all share their walks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from shortstack.decoder import Decoder
+from shortstack.decoder.layer_io import State
+from shortstack.decoder.losses import divergences, next_token_losses
+from shortstack.machine.numbers import checked, in_float64
+from shortstack.machine.progress import Progress, silent
+from shortstack.repairing.fit import at_output, batched, best, corrected, divided, stepped
+from shortstack.repairing.fold_points import find_outlets
+
+
+@torch.no_grad()
+def repaired_tails(
+    decoder: Decoder, ids: Tensor, judging: Tensor, *, progress: Progress = silent
+) -> list[tuple[float, float]]:
+    """Loss on `judging` [samples, length] of the first 1, 2, ... layers, and KL from the whole model, in nats per token.
+
+    Of each tail cut the last kept layer's outlet is refitted on three of four samples of `ids` [samples, length], and the
+    fourth chooses the ridge; all from two walks.
+
+    Raises:
+        ArchitectureError: as repair().
+    """
+    decoder.check_bare("leave --repair out")
+    parts = [batched(part, decoder) for part in (*divided(ids), judging)]
+    batches, layers = [batch for part in parts for batch in part], len(decoder.layers)
+    known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
+    streams = [decoder.enter(some).groups[0][1].hidden for some in batches]
+    whole, found = list(streams), []
+    for layer in range(layers):
+        with decoder.resident(layer):
+            whole = stepped(decoder, layer, whole, batches)
+        progress("repairing", layer + 1, 2 * layers)
+    for layer in range(layers):
+        with decoder.resident(layer):
+            outlet = at_output(decoder, layer, find_outlets(decoder, layer), "leave --repair out")
+            with outlet.listening(decoder.layers[layer]) as heard:
+                streams = stepped(decoder, layer, streams, batches)
+        where = f"{layer + 1} layers, repaired"
+        change = best(
+            outlet, heard[known], here=streams[known], there=whole[known], fitting=len(parts[0]), where=where
+        )[2]
+        pairs = zip(streams[judged], heard[judged], strict=True)
+        short = [corrected(outlet, change, hidden=hidden, heard=inputs) for hidden, inputs in pairs]
+        found.append(_judged(decoder, batches[judged], whole[judged], short, where))
+        progress("repairing", layers + layer + 1, 2 * layers)
+    return found
+
+
+def _judged(
+    decoder: Decoder, batches: Sequence[Tensor], whole: Sequence[Tensor], short: Sequence[Tensor], where: str
+) -> tuple[float, float]:
+    """Mean loss of the shorter model, and its KL divergence from the whole one."""
+    sums = [
+        pair
+        for ids, there, hidden in zip(batches, whole, short, strict=True)
+        for pair in divergences(decoder, ids, there, [hidden])
+    ]
+    losses, kls = (float(in_float64(torch.cat(each, dim=1)).mean()) for each in zip(*sums, strict=True))
+    return checked(losses, where), kls
+
+
+@torch.no_grad()
+def repaired_windows(decoder: Decoder, ids: Tensor, size: int, *, progress: Progress = silent) -> list[float]:
+    """Loss of the model without each window of `size` layers, in nats per token, from the window that starts at layer 0 on.
+
+    Of each the outlet before the window is refitted to give what leaves it, on three of four samples of `ids`
+    [samples, length]; the loss is that on the fourth. Nothing stands before layer 0: that window is not repaired.
+
+    Raises:
+        ArchitectureError: as repair().
+    """
+    decoder.check_bare("choose another metric")
+    cuts = _Windows(decoder, ids, size)
+    starts = range(len(decoder.layers) - size + 1)
+    turns = decoder.turns(starts, tokens=sum(some.numel() for some in cuts.judging), streams=1)
+    done, total = itertools.count(1), len(turns) * len(decoder.layers)
+    return [loss for some in turns for loss in cuts.measured(some, lambda: progress("repairing", next(done), total))]
+
+
+class _Windows:
+    """The whole model's hidden states around a window that moves up, and behind it those of the models without a window.
+
+    Held at once: size + 2 streams of all samples, and one of the held-out samples for each window that is measured.
+    """
+
+    def __init__(self, decoder: Decoder, ids: Tensor, size: int) -> None:
+        """ids: [samples, length]."""
+        self.decoder, self.size = decoder, size
+        fitting, self.judging = (batched(part, decoder) for part in divided(ids))
+        self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
+
+    def measured(self, starts: Sequence[int], tick: Callable[[], None]) -> list[float]:
+        """Held-out loss without each window that starts at one of these layers; ticks once for each layer."""
+        entering = {0: [self.decoder.enter(some).groups[0][1].hidden for some in self.batches]}
+        shorter: dict[int, list[Tensor]] = {}  # by the window's start, [held-out batch]
+        for layer in range(len(self.decoder.layers)):
+            with self.decoder.resident(layer):
+                if layer < starts[-1] + self.size:
+                    entering[layer + 1] = stepped(self.decoder, layer, entering[layer], self.batches)
+                shorter = self._advanced(layer, shorter)
+            start = layer + 1 - self.size
+            if start in starts:
+                shorter[start] = self._repaired(start, entering)
+            entering.pop(start - 1, None)
+            tick()
+        return [self._loss(start, shorter[start]) for start in starts]
+
+    def _advanced(self, layer: int, shorter: Mapping[int, Sequence[Tensor]]) -> dict[int, list[Tensor]]:
+        """The shorter models' streams as they leave a layer, all of a batch together."""
+        after = [
+            self.decoder.step(ids, layer, [State(streams[number], {}) for streams in shorter.values()])
+            for number, ids in enumerate(self.judging)
+        ]
+        return {start: [states[place].hidden for states in after] for place, start in enumerate(shorter)}
+
+    def _repaired(self, start: int, entering: Mapping[int, Sequence[Tensor]]) -> list[Tensor]:
+        """What enters the layer behind a window, on held-out samples, once the outlet before the window is refitted."""
+        here, there, before = entering[start], entering[start + self.size], start - 1
+        if not start:
+            return list(here[self.fitting :])
+        with self.decoder.resident(before):
+            outlet = at_output(self.decoder, before, find_outlets(self.decoder, before), "choose another metric")
+            with outlet.listening(self.decoder.layers[before]) as heard:
+                stepped(self.decoder, before, entering[before], self.batches)
+        change = best(outlet, heard, here=here, there=there, fitting=self.fitting, where=self._named(start))[2]
+        held_out = zip(here[self.fitting :], heard[self.fitting :], strict=True)
+        return [corrected(outlet, change, hidden=hidden, heard=inputs) for hidden, inputs in held_out]
+
+    def _loss(self, start: int, streams: Sequence[Tensor]) -> float:
+        pairs = zip(self.judging, streams, strict=True)
+        losses = torch.cat([next_token_losses(self.decoder, *each).flatten() for each in pairs])
+        return checked(float(in_float64(losses).mean()), self._named(start))
+
+    def _named(self, start: int) -> str:
+        return f"without layers {start} to {start + self.size - 1}, repaired"

@@ -1,0 +1,313 @@
+"""Where a correction can be folded into a layer exactly: weights whose product is simply added to the hidden states.
+
+They are found by trying, not by name. In most decoders the feed-forward block's last matrix adds to the layer's output,
+and attention's last matrix adds to the stream that enters the feed-forward block. Where both blocks run side by side, both
+add to the output. Where a norm follows a block, the norm's own weight can change channel by channel. Where a router mixes
+experts, their last matrices can be scaled, all by one number.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from shortstack.checkpoint.weights import Edit
+from shortstack.decoder import Decoder
+from shortstack.decoder.hooks import leaving, listening
+from shortstack.decoder.layer_io import State
+from shortstack.repairing.ridge import ChannelMoments, MatrixMoments, Moments, ScaleMoments
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+TOKENS = 4  # that a layer is tried on
+OUTPUT = ""  # the place where the layer's output is
+TRIED_SCALE = -1.5  # exact in every dtype, and no rectifier hides it as a positive factor would
+
+
+@dataclass(frozen=True)
+class Outlet(ABC):
+    """A weight whose product is added to the stream: what is at `place` = rest + what `module` gives.
+
+    name: the weight's, inside the layer, as results tell it. place: the module which that stream enters next, or OUTPUT.
+    """
+
+    name: str
+    place: str = OUTPUT
+
+    kind: ClassVar[str]
+    moments: ClassVar[type[Moments]]
+
+    @property
+    def module(self) -> str:
+        """The module whose output is what is added."""
+        return self.name
+
+    @abstractmethod
+    def listening(self, layer: nn.Module) -> AbstractContextManager[list[Tensor]]:
+        """While it lasts, what a change is multiplied with is collected, [..., d] of each pass."""
+
+    @abstractmethod
+    def product(self, heard: Tensor, change: Tensor) -> Tensor:
+        """What a change adds at the place, [..., width] in fp32, given what was heard."""
+
+    @abstractmethod
+    def edits(self, change: Tensor) -> dict[str, Edit]:
+        """What a change does to each parameter of the layer that it touches."""
+
+    @abstractmethod
+    def drawn(self, layer: nn.Module, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        """A change to try, large enough to be seen."""
+
+    @contextmanager
+    def changed(self, layer: nn.Module, change: Tensor) -> Iterator[None]:
+        """While it lasts, the layer has the change."""
+        with ExitStack() as kept:
+            for name, edit in self.edits(change).items():
+                kept.enter_context(_edited(layer.get_parameter(name), edit))
+            yield
+
+
+@dataclass(frozen=True)
+class Matrix(Outlet):
+    """The last matrix of a block; its change is [width, inputs]. turned: the weight is [inputs, width], as GPT-2's is."""
+
+    turned: bool = False
+    kind = "matrix"
+    moments = MatrixMoments
+
+    @contextmanager
+    def listening(self, layer: nn.Module) -> Iterator[list[Tensor]]:
+        with listening(layer, [self.name]) as entered:
+            yield entered.setdefault(self.name, [])
+
+    def product(self, heard: Tensor, change: Tensor) -> Tensor:
+        return heard.float() @ change.T
+
+    def edits(self, change: Tensor) -> dict[str, Edit]:
+        return {f"{self.name}.weight": Edit(added=change.T if self.turned else change)}
+
+    def drawn(self, layer: nn.Module, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        weight = layer.get_parameter(f"{self.name}.weight")
+        return draw(weight.shape[::-1] if self.turned else weight.shape).to(weight.device) * weight.float().std()
+
+    @classmethod
+    def candidates(cls, layer: nn.Module, width: int) -> Iterator[Matrix]:
+        """Modules with a matrix that gives as many numbers as hidden states have."""
+        for name, module in layer.named_modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.dim() == 2:
+                turned = type(module).__name__ == "Conv1D"
+                if weight.shape[turned] == width:
+                    yield cls(name, turned=turned)
+
+
+@dataclass(frozen=True)
+class Diagonal(Outlet):
+    """The weight of a norm behind a block, [width]: it multiplies the normed hidden states channel by channel."""
+
+    kind = "diagonal"
+    moments = ChannelMoments
+
+    @contextmanager
+    def listening(self, layer: nn.Module) -> Iterator[list[Tensor]]:
+        norm, found = layer.get_submodule(self.name), list[Tensor]()
+        twin = copy.deepcopy(norm).float()
+
+        def hear(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(_normed(twin, _floats(args), {name: _float(value) for name, value in kwargs.items()}))
+
+        with ExitStack() as hooks:
+            hooks.callback(norm.register_forward_pre_hook(hear, with_kwargs=True).remove)
+            yield found
+
+    def product(self, heard: Tensor, change: Tensor) -> Tensor:
+        return heard * change
+
+    def edits(self, change: Tensor) -> dict[str, Edit]:
+        return {f"{self.name}.weight": Edit(added=change)}
+
+    def drawn(self, layer: nn.Module, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        weight = layer.get_parameter(f"{self.name}.weight")
+        return draw(weight.shape).to(weight.device) * (1 + weight.float().square().mean().sqrt())
+
+    @classmethod
+    def candidates(cls, layer: nn.Module, width: int) -> Iterator[Diagonal]:
+        """Modules whose weight is one number for each channel."""
+        for name, module in layer.named_modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.shape == (width,):
+                yield cls(name)
+
+
+@dataclass(frozen=True)
+class Scalar(Outlet):
+    """The last matrices of all experts that a router mixes: scaled by one number, the mixture is.
+
+    name: the parameter that holds them. mixing: the module whose output the mixture is.
+    """
+
+    mixing: str = ""
+    kind = "scalar"
+    moments = ScaleMoments
+
+    @property
+    def module(self) -> str:
+        return self.mixing
+
+    @contextmanager
+    def listening(self, layer: nn.Module) -> Iterator[list[Tensor]]:
+        with leaving(layer, [self.mixing]) as left:
+            yield left.setdefault(self.mixing, [])
+
+    def product(self, heard: Tensor, change: Tensor) -> Tensor:
+        return heard.float() * change
+
+    def edits(self, change: Tensor) -> dict[str, Edit]:
+        return {self.name: Edit(factor=1 + float(change))}
+
+    def drawn(self, layer: nn.Module, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        return torch.tensor(TRIED_SCALE)
+
+    @classmethod
+    def candidates(cls, layer: nn.Module, width: int) -> Iterator[Scalar]:
+        """Parameters that hold a matrix for each expert, with every module around them that could give the mixture."""
+        for name, weight in layer.named_parameters():
+            holder = name.rpartition(".")[0] if weight.dim() == 3 else ""
+            while holder:
+                yield cls(name, mixing=holder)
+                holder = holder.rpartition(".")[0]
+
+
+@torch.no_grad()
+def find_outlets(decoder: Decoder, number: int) -> list[Outlet]:
+    """The outlets of a layer whose weights are in memory, in the order they are called, at most one for each place.
+
+    Each weight that could be one is changed: it is one where what changed is exactly the change's product with what was
+    heard. Matrices are tried first, then the weights of norms, then those of experts, until one adds to the layer's output.
+    Of several of a kind at one place the last is taken.
+    """
+    found: dict[str, Outlet] = {}
+    trial = _Trial(decoder, number)
+    for kind in (Matrix, Diagonal, Scalar):
+        if OUTPUT not in found:
+            found = {outlet.place: outlet for outlet in trial.tried(kind.candidates(trial.layer, trial.width))} | found
+    return sorted(found.values(), key=lambda outlet: trial.order.index(outlet.module))
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """One pass through a layer: what entered and left each module that was called once, and the output, under OUTPUT.
+
+    All in fp32 and as [tokens, numbers].
+    """
+
+    entered: Mapping[str, Tensor]
+    left: Mapping[str, Tensor]
+
+
+class _Trial:
+    """A few random hidden states through one layer."""
+
+    def __init__(self, decoder: Decoder, number: int) -> None:
+        self.decoder, self.number, self.layer = decoder, number, decoder.layers[number]
+        self.random, self.ids = torch.Generator().manual_seed(0), torch.arange(TOKENS, device=decoder.device)[None]
+        entering = (
+            decoder.enter(self.ids).groups[0][1].hidden
+        )  # as wide as what enters layers, which embeddings may not be
+        self.width = entering.shape[-1]
+        self.state = State(self._draw(entering.shape).to(entering), {})
+        self.order = list[str]()  # of the modules, as they are called
+        self.before = self._heard()
+
+    def _draw(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(shape), generator=self.random)
+
+    def _heard(self) -> _Heard:
+        names = [name for name, _ in self.layer.named_modules() if name]
+        with listening(self.layer, names) as entered, leaving(self.layer, names) as left:
+            after = self.decoder.step(self.ids, self.number, [self.state])[0].hidden
+        self.order = list(entered)
+        return _Heard({**_once(entered), OUTPUT: after.float().flatten(0, -2)}, _once(left))
+
+    def tried(self, candidates: Iterator[Outlet]) -> Iterator[Outlet]:
+        """Those that are outlets, with their places."""
+        with ExitStack() as ears:
+            hearing = [(each, ears.enter_context(each.listening(self.layer))) for each in candidates]
+            self._heard()
+        for outlet, heard in hearing:
+            if len(heard) == 1 and {outlet.module} <= self.before.entered.keys() & self.before.left.keys():
+                place = self._place(outlet, heard[0].flatten(0, -2))
+                if place is not None:
+                    yield replace(outlet, place=place)
+
+    def _place(self, outlet: Outlet, heard: Tensor) -> str | None:
+        """Where what the outlet gives is added, if it is anywhere."""
+        change = outlet.drawn(self.layer, self._draw)
+        change = change * self._gain(outlet.product(heard, change))
+        expected = outlet.product(heard, change)
+        with outlet.changed(self.layer, change):
+            after = self._heard()
+        added = self.before.left[outlet.module]
+        for place in (*self.order[self.order.index(outlet.module) + 1 :], OUTPUT):
+            there, here = after.entered.get(place), self.before.entered.get(place)
+            if there is None or here is None or here.shape != expected.shape:
+                continue
+            if self._close(there - here, expected) and (place == OUTPUT or self._is_stream(here - added)):
+                return place
+        return None
+
+    def _gain(self, product: Tensor) -> float:
+        """What lifts a product to the size of the stream: one that is much smaller is lost in a 16-bit sum."""
+        size = product.norm()
+        return max(1.0, float(self.state.hidden.float().norm() / size)) if size > 0 else 1.0
+
+    def _is_stream(self, rest: Tensor) -> bool:
+        """Whether what a product was added to is what entered the layer, but for a bias."""
+        entered = self.state.hidden.float().flatten(0, -2)
+        return rest.shape == entered.shape and self._close(rest - (rest - entered).mean(0), entered)
+
+    def _close(self, found: Tensor, expected: Tensor) -> bool:
+        return bool((found - expected).norm() <= TOLERANCE[self.state.hidden.dtype] * expected.norm())
+
+
+def _once(calls: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """What was heard of modules that were called once, in fp32 and as [tokens, numbers]."""
+    alone = {name: heard[0] for name, heard in calls.items() if len(heard) == 1}
+    return {
+        name: heard.float().flatten(0, -2) for name, heard in alone.items() if heard.dim() > 1
+    }  # a router's may not be
+
+
+def _normed(norm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a norm's weight multiplies: what weights of 1 give more than weights of 0, whatever is added to either."""
+    weight = norm.get_parameter("weight")
+    given = []
+    for value in (1.0, 0.0):
+        weight.data.fill_(value)
+        given.append(norm.forward(*args, **kwargs))  # not norm(...): the copy has the hooks of what it was copied from
+    return given[0] - given[1]  # type: ignore[no-any-return]
+
+
+def _floats(values: Sequence[Any]) -> list[Any]:
+    return [_float(value) for value in values]
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@contextmanager
+def _edited(weight: nn.Parameter, edit: Edit) -> Iterator[None]:
+    """While it lasts, the weight is what the edit makes of it."""
+    kept = weight.data
+    weight.data = edit.of(kept).to(kept.dtype)
+    try:
+        yield
+    finally:
+        weight.data = kept

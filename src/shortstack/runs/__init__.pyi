@@ -1,0 +1,5 @@
+from . import artefacts as artefacts
+from . import records as records
+from . import store as store
+from .records import Runs as Runs
+from .store import Store as Store

@@ -1,0 +1,145 @@
+"""Where the folders of steps lie: on a path that every machine sees, or at an fsspec URL. Nothing else knows fsspec."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fsspec.core import url_to_fs
+
+from shortstack.errors import InputError
+from shortstack.machine.files import sync
+
+WEIGHTS = "*.safetensors"
+
+
+class Artefacts(Protocol):
+    """A folder for each step, by its key."""
+
+    def place(self, key: str) -> str:
+        """What a step that reads the folder is told."""
+
+    def take(self, key: str, written: Path) -> None:
+        """Give what a worker wrote its place."""
+
+    def has_weights(self, key: str) -> bool:
+        """Whether the folder has weights."""
+
+    def drop_weights(self, key: str) -> None:
+        """Remove them; the folder's small files stay."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Folders on a path that every machine sees: workers write beside them."""
+
+    root: Path
+
+    def place(self, key: str) -> str:
+        return str(self.root.absolute() / key)
+
+    def take(self, key: str, written: Path) -> None:
+        """What is there already is of a run that was killed before it said so."""
+        shutil.rmtree(self.root / key, ignore_errors=True)
+        os.rename(written, self.root / key)
+        written.with_name(f"{written.name}.lock").unlink(missing_ok=True)
+        sync(self.root)
+
+    def has_weights(self, key: str) -> bool:
+        return any((self.root / key).glob(WEIGHTS))
+
+    def drop_weights(self, key: str) -> None:
+        for path in (self.root / key).glob(WEIGHTS):
+            path.unlink()
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Folders at a URL. Workers copy what they read to their own disk, and back what they wrote."""
+
+    url: str
+
+    def place(self, key: str) -> str:
+        return f"{self.url.rstrip('/')}/{key}"
+
+    def take(self, key: str, written: Path) -> None:
+        """The worker has put it there: nothing is here to take."""
+
+    def has_weights(self, key: str) -> bool:
+        return bool(self._weights(key))
+
+    def drop_weights(self, key: str) -> None:
+        files, paths = self._files(), self._weights(key)
+        for path in paths:
+            files.rm_file(path)
+
+    def put(self, key: str, folder: Path) -> None:
+        """Copy a folder there; what is there already is of a run that was killed before it said so."""
+        files, place = self._files(), self._path(key)
+        if files.exists(place):
+            files.rm(place, recursive=True)
+        for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+            target = f"{place}/{path.relative_to(folder).as_posix()}"
+            files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            files.put_file(str(path), target)
+
+    def fetch(self, key: str, folder: Path) -> None:
+        """Copy a folder from there."""
+        files, place = self._files(), self._path(key)
+        for path in files.find(place):
+            target = folder / path.removeprefix(f"{place}/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(path, str(target))
+
+    def check(self) -> None:
+        """Refuse a URL that nothing can be written to.
+
+        Raises:
+            InputError: it names no file system, needs a package that is not installed, or cannot be written.
+        """
+        found = None if "://" in self.url else "a path"
+        try:
+            if not found:
+                self._files().makedirs(self._path(), exist_ok=True)
+        except (ImportError, ValueError, OSError) as error:  # what fsspec says of packages, protocols and places
+            found = str(error)
+        if found:
+            raise InputError(
+                "--artefacts",
+                expected="a URL that fsspec can write to, such as s3://bucket/runs or file:///shared/runs",
+                found=f"{self.url}: {found}",
+                fix="install the package of that protocol, or leave it out where all machines see the folder",
+            )
+
+    def _weights(self, key: str) -> list[str]:
+        files = self._files()
+        files.invalidate_cache()  # a worker on another machine writes there
+        return list(files.glob(f"{self._path(key)}/{WEIGHTS}"))
+
+    def _files(self) -> Any:
+        return url_to_fs(self.url)[0]
+
+    def _path(self, *parts: str) -> str:
+        """As the file system names it."""
+        return "/".join([url_to_fs(self.url)[1].rstrip("/"), *parts])
+
+
+@contextmanager
+def at_hand(places: Mapping[str, str], folder: Path) -> Iterator[dict[str, str]]:
+    """The places on this machine: copies in `folder` of those that are at a URL, while this lasts."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a step that was killed
+    found = dict(places)
+    try:
+        for name, place in places.items():
+            url, _, key = place.rpartition("/")
+            if "://" in url:
+                Remote(url).fetch(key, folder / name)
+                found[name] = str(folder / name)
+        yield found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

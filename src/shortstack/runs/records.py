@@ -1,0 +1,88 @@
+"""What a study left behind, read from its store: opened read-only, so that a running study is never in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shortstack.runs.store import Folder, Store
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a verb: what was asked, what came out, where and how long it ran."""
+
+    key: str
+    kind: str
+    state: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    started: float | None = None
+    seconds: float | None = None
+    host: str | None = None
+    command: str | None = None
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    peak_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One path through the grid, and the steps it took by role; `evaluate_base` and `profile_base` are the model's own."""
+
+    id: str
+    number: int
+    settings: Mapping[str, Any]
+    state: str
+    steps: Mapping[str, Step]
+
+    def result(self, *roles: str) -> Mapping[str, Any]:
+        """The result of the first of these roles that is done; empty where none is."""
+        step = self.step(*roles)
+        return step.result if step else {}
+
+    def step(self, *roles: str) -> Step | None:
+        """The first of these roles' steps that is done."""
+        return next(
+            (self.steps[role] for role in roles if role in self.steps and self.steps[role].state == "done"), None
+        )
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Everything in a store: trials in the order of the grid, steps by key."""
+
+    name: str
+    meta: Mapping[str, str]
+    trials: tuple[Trial, ...]
+    steps: Mapping[str, Step]
+
+    @property
+    def title(self) -> str:
+        """As the study's file has it, else the folder's name."""
+        return self.meta.get("title") or self.name
+
+
+def read(folder: str | Path) -> Runs:
+    """All trials and steps in RUNS, as of one moment.
+
+    Raises:
+        DataError: there is no store in the folder, or its rows are not what a study writes.
+    """
+    place = Folder(Path(folder))
+    with Store.open(place, read_only=True) as store:
+        meta, rows, roles = store.noted(), store.steps(), store.trial_steps()
+        trials = store.trials()
+    steps = {row["key"]: Step(**row) for row in rows}
+    return Runs(
+        place.root.resolve().name,
+        meta,
+        tuple(
+            Trial(**row, steps={role: steps[key] for role, key in roles.get(row["id"], {}).items() if key in steps})
+            for row in trials
+        ),
+        steps,
+    )

@@ -1,0 +1,257 @@
+"""The catalogue of layer metrics.
+
+A metric is one pure function and one entry in METRICS; its *feed* says what it is handed:
+
+    layers     nothing but the layer count and the seed         f(layers, seed)     -> one score per layer
+    weights    each weight matrix of a layer                    f(weight)           -> a number, added up over the layer
+    hidden     the hidden states around each layer              f(before, after)    -> one value per token, averaged
+    loss       the mean loss of the model without each layer    f(loss)             -> the layer's score
+    kl         the mean KL divergence from the whole model      f(kl)               -> the layer's score
+    gradient   each weight matrix and the loss's gradient       f(weight, gradient) -> a number, added up over the layer
+    repair     the held-out loss without a block, repaired      f(loss)             -> the block's score
+
+`finish` makes the layer's score of what was averaged or added up. Low means remove first, always. This file imports no
+torch: functions only use the methods of the tensors they are given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from shortstack.errors import InputError
+from shortstack.machine.numbers import in_float64, perplexity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+Feed = Literal["layers", "weights", "hidden", "loss", "kl", "gradient", "repair"]
+AUTHORS = "-authors"  # ends the names of metrics as the authors' code has them, where that is not what the paper says
+
+
+def random_order(layers: int, seed: int) -> list[float]:
+    """Position of each layer in a seeded shuffle; the control every other metric must beat (Lu et al., 3.1).
+
+    >>> sorted(range(32), key=random_order(32, 42).__getitem__)[:8]
+    [7, 0, 23, 8, 31, 27, 4, 29]
+    """
+    order = random.Random(seed).sample(range(layers), layers)
+    return [float(order.index(layer)) for layer in range(layers)]
+
+
+def random_kept(layers: int, seed: int) -> list[float]:
+    """The authors' code keeps what random.sample(range(layers), layers - k) draws: what is drawn last goes first.
+
+    >>> sorted(sorted(range(32), key=random_kept(32, 42).__getitem__)[:8])
+    [5, 6, 10, 11, 15, 22, 25, 26]
+    """
+    return [layers - 1 - place for place in random_order(layers, seed)]
+
+
+def reverse_order(layers: int, seed: int) -> list[float]:
+    """N - 1 - i: the deepest layer goes first, so the lowest k are the tail (Lu et al., 3.1).
+
+    >>> reverse_order(4, seed=0)
+    [3.0, 2.0, 1.0, 0.0]
+    """
+    return [float(layers - 1 - layer) for layer in range(layers)]
+
+
+def sum_absolute(weight: Tensor) -> float:
+    """Sum of |w|: the l1 norm of a matrix (Lu et al., 3.1)."""
+    return float(weight.abs().sum())
+
+
+def root_sum_squares(weight: Tensor) -> float:
+    """sqrt of the sum of w^2: the l2 norm of a matrix (Lu et al., 3.1)."""
+    return float(weight.square().sum().sqrt())
+
+
+def sum_squares(weight: Tensor) -> float:
+    """Sum of w^2, the l2 norm without its root (the authors' code)."""
+    return float(weight.square().sum())
+
+
+def block_influence(before: Tensor, after: Tensor) -> Tensor:
+    """1 - cos(x_i, x_{i+1}) of each token, in fp32 (Men et al. 2403.03853, eq. 1; Lu et al., eq. 3).
+
+    before, after: [tokens, width], the hidden states that enter and leave the layer -> [tokens].
+    """
+    return 1 - _cosine(before, after)
+
+
+def angular_distance(before: Tensor, after: Tensor) -> Tensor:
+    """arccos(cos(x_l, x_{l+n})) / pi of each token: 0 for the same direction, 1 for opposite ones (Gromov et al.
+    2403.17887).
+
+    before, after: [tokens, width], the hidden states that enter and leave a block of n layers -> [tokens].
+    """
+    return _cosine(before, after).clamp(-1, 1).arccos() / math.pi
+
+
+def relative_magnitude(before: Tensor, after: Tensor) -> Tensor:
+    """||f(x)|| / ||x + f(x)||: how much of what leaves the layer it added itself (a baseline of Men et al. 2403.03853).
+
+    before, after: [tokens, width] -> [tokens].
+    """
+    x, y = before.float(), after.float()
+    magnitude: Tensor = (y - x).norm(dim=-1) / y.norm(dim=-1)
+    return magnitude
+
+
+def cosine_parts(before: Tensor, after: Tensor) -> Tensor:
+    """(x.y, x.x, y.y) of each token, [tokens, 3]: averaged, they make the one cosine of the whole tensor."""
+    x, y = in_float64(before), in_float64(after)
+    parts: Tensor = x.new_zeros((*x.shape[:-1], 3))
+    parts[..., 0], parts[..., 1], parts[..., 2] = (x * y).sum(-1), (x * x).sum(-1), (y * y).sum(-1)
+    return parts
+
+
+def _cosine(before: Tensor, after: Tensor) -> Tensor:
+    x, y = before.float(), after.float()
+    cosine: Tensor = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    return cosine
+
+
+def divergence(kl: float) -> float:
+    """KL(p || p without the layer), in nats per predicted token, p the whole model's next-token distribution."""
+    return kl
+
+
+def taylor(weight: Tensor, gradient: Tensor) -> float:
+    """Sum of |w * dL/dw|, L the mean loss over all calibration tokens (Lu et al., 3.1)."""
+    return float((weight * gradient).abs_().sum())  # a weight in bf16 times a gradient in fp32 is in fp32
+
+
+def gradient_squares(weight: Tensor, gradient: Tensor) -> float:
+    """Sum of (dL/dw)^2."""
+    return float(gradient.square().sum())
+
+
+def same(value: float) -> float:
+    """What was averaged or added up is the score."""
+    return value
+
+
+def one_minus_cosine(parts: Sequence[float]) -> float:
+    """1 - cos of the flattened tensor, from cosine_parts' means."""
+    return 1 - parts[0] / math.sqrt(parts[1] * parts[2])
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A way to score layers: see the module's table for what each feed hands to `function`.
+
+    all_weights: weights and gradient feeds see every tensor named `weight`, not the matrices alone.
+    last_scored: whether the last layer has a score; without one it is infinite, so the layer is never removed.
+    last_token: whether only the last token of each text counts.
+    windows: whether it can score blocks of several layers. singles: whether it scores single layers.
+    """
+
+    name: str
+    feed: Feed
+    function: Callable[..., Any]
+    formula: str
+    paper: str
+    finish: Callable[[Any], float] = same
+    all_weights: bool = False
+    last_scored: bool = True
+    last_token: bool = False
+    windows: bool = False
+    singles: bool = True
+
+    @property
+    def authors(self) -> bool:
+        """Whether it is a variant that reproduces the authors' code."""
+        return self.name.endswith(AUTHORS)
+
+    def sees(self, weight: str, dimensions: int) -> bool:
+        """Whether a metric of weights or gradients counts the one of that name and so many dimensions."""
+        return "weight" in weight if self.all_weights else dimensions > 1
+
+
+PAPER = "arXiv 2411.15558, section 3.1"
+CODE = "code of arXiv 2411.15558"
+ANGLE = "arccos(cos(x_i, x_i+n)) / pi"
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("random", "layers", random_order, "position in a seeded shuffle", PAPER),
+        Metric("reverse", "layers", reverse_order, "N - 1 - i (the tail goes first)", PAPER),
+        Metric("magnitude-l1", "weights", sum_absolute, "sum over matrices of sum |w|", PAPER),
+        Metric("magnitude-l2", "weights", root_sum_squares, "sum over matrices of sqrt(sum w^2)", PAPER),
+        Metric("taylor", "gradient", taylor, "sum |w dL/dw| over matrices", PAPER),
+        Metric("ppl", "loss", perplexity, "perplexity without layer i", "arXiv 2402.02834, eq. 1", windows=True),
+        Metric("bi", "hidden", block_influence, "mean over tokens of 1 - cos(x_i, x_i+1)", "arXiv 2403.03853, eq. 1"),
+        Metric("kl", "kl", divergence, "KL(p || p without layer i)", "arXiv 2410.14649, fitness", windows=True),
+        Metric("angular", "hidden", angular_distance, f"{ANGLE}, last token", "arXiv 2403.17887",
+               last_token=True, windows=True),
+        Metric("angular-mean", "hidden", angular_distance, f"{ANGLE}, mean over tokens", "after arXiv 2403.17887",
+               windows=True),
+        Metric("relative-magnitude", "hidden", relative_magnitude, "mean of |f(x)| / |x + f(x)|", "in arXiv 2403.03853"),
+        Metric("gradient", "gradient", gradient_squares, "sqrt(sum (dL/dw)^2) over matrices",
+               "arXiv 2411.15558, gradient flow", finish=math.sqrt),
+        Metric("repaired-window", "repair", perplexity, "held-out perplexity without a block, refitted before it",
+               "fit after arXiv 2505.02819", windows=True, singles=False),
+        Metric("random-authors", "layers", random_kept, "what random.sample does not keep", CODE),
+        Metric("magnitude-l1-authors", "weights", sum_absolute, "sum |w|, norms too", CODE, all_weights=True),
+        Metric("magnitude-l2-authors", "weights", sum_squares, "sum w^2, norms too", CODE, all_weights=True),
+        Metric("taylor-authors", "gradient", taylor, "sum |w dL/dw|, norms too", CODE, all_weights=True),
+        Metric("bi-authors", "hidden", cosine_parts, "1 - cos of the flattened tensor; not the last layer", CODE,
+               finish=one_minus_cosine, last_scored=False),
+    )
+}  # fmt: skip
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, 1)
+        raise InputError(
+            "--metric",
+            expected=f"one of {', '.join(METRICS)}",
+            found=repr(name),
+            fix=f"did you mean {near[0]}?" if near else "`shortstack ls metrics` explains each",
+        )
+    return METRICS[name]
+
+
+def metrics_named(names: Iterable[str]) -> list[Metric]:
+    """The metrics of those names, each once; `all` stands for every one that scores layers, but the authors' variants.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    chosen = dict.fromkeys(names)
+    if "all" in chosen:
+        chosen = dict.fromkeys(
+            [name for name, metric in METRICS.items() if metric.singles and not metric.authors] + list(chosen)
+        )
+        chosen.pop("all")
+    return [metric_named(name) for name in chosen]
+
+
+def check_step(step: int, metric: str) -> None:
+    """Refuse what cannot choose layers step by step.
+
+    Raises:
+        InputError: no such metric, one that scores blocks alone, or less than a layer at a time.
+    """
+    if not metric_named(metric).singles:
+        raise InputError(
+            "--metric",
+            expected="with --step one that scores single layers",
+            found=f"{metric}, which scores blocks",
+            fix="name another, such as ppl",
+        )
+    if step < 1:
+        raise InputError("--step", expected="at least 1", found=str(step), fix="write --step 1")

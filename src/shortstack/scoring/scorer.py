@@ -1,0 +1,184 @@
+"""score(): one walk feeds every metric asked for, on the same tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.weights import read_weight
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
+from shortstack.errors import CheckpointError, InputError
+from shortstack.machine.memory import peak_rss
+from shortstack.machine.numbers import checked
+from shortstack.machine.progress import Progress, silent
+from shortstack.repairing.cut_families import repaired_windows
+from shortstack.repairing.fit import check_samples
+from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.metrics import METRICS, Metric, metrics_named
+from shortstack.scoring.scores import Scores
+
+
+def score(
+    checkpoint: Checkpoint,
+    tokens: Tokens | None = None,
+    *,
+    metrics: Sequence[str] | str = ("ppl",),
+    window: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    stream: bool | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Scores:
+    """Score every layer by every metric; low = remove first.
+
+    tokens: needed by metrics that look at activations or loss. window: also score the removal of every block of so many
+    layers, by the metrics that can. dtype: "auto" is bf16 where checkpoint and device both have it, else float32; sums are
+    in float64. stream: read weights layer by layer; None where the model does not fit in memory.
+
+    Raises:
+        InputError: an unknown metric, one that needs tokens without any, a window no metric can score, or none for one that
+            scores nothing else.
+        DataError: a metric that repairs, and fewer than four samples.
+        ArchitectureError: layers that a metric cannot see into, or cannot repair.
+        ShortstackError: a score is not a number.
+    """
+    started = time.perf_counter()
+    chosen = metrics_named(name.strip() for name in (metrics.split(",") if isinstance(metrics, str) else metrics))
+    if not chosen:
+        raise InputError("--metric", expected="at least one metric", found="none", fix="name one, or all")
+    layers = checkpoint.anatomy.layers
+    _check_window(window, layers, chosen)
+    found: dict[str, Sequence[float]] = {
+        metric.name: metric.function(layers, seed) for metric in chosen if metric.feed == "layers"
+    }
+    found |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
+    fed = [metric for metric in chosen if metric.feed not in ("layers", "weights")]
+    decoder = run = None
+    windows: dict[str, Sequence[float]] = {}
+    if fed:
+        tokens = _needed(tokens, fed)
+        decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
+        walked = [metric for metric in fed if metric.feed != "repair"]
+        if walked:
+            run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
+            found, windows = found | run.scores(), run.windows()
+        windows = windows | _repaired(
+            decoder, tokens, window, [metric for metric in fed if metric.feed == "repair"], progress
+        )
+    return Scores(
+        layers=layers,
+        scores={metric.name: _checked(metric.name, found[metric.name]) for metric in chosen if metric.singles},
+        window=window,
+        window_scores={name: _checked(f"{name} of blocks", values) for name, values in windows.items()},
+        tokens=tokens.record() if tokens and fed else None,
+        model=model_record(checkpoint),
+        dtype=decoder.dtype if decoder else None,
+        base_loss=run.base_loss if run else None,
+        seconds=round(time.perf_counter() - started + (run.seconds_before if run else 0), 3),
+        peak_rss_bytes=peak_rss(),
+    )
+
+
+def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
+    """The tokens, if there are enough for these metrics."""
+    if tokens is None:
+        raise InputError(
+            "--text",
+            expected=f"calibration text for {metrics[0].name}",
+            found="none",
+            fix="add --text pydoc or a file",
+        )
+    if any(metric.feed == "repair" for metric in metrics):
+        check_samples(tokens, "add --samples 256")
+    return tokens
+
+
+def _repaired(
+    decoder: Decoder, tokens: Tokens, window: int | None, metrics: Sequence[Metric], progress: Progress
+) -> dict[str, Sequence[float]]:
+    """What the metrics fed by repair find of each block, from one pair of walks."""
+    if not window or not metrics:
+        return {}
+    losses = repaired_windows(decoder, tokens.ids, window, progress=progress)
+    return {metric.name: [metric.finish(metric.function(loss)) for loss in losses] for metric in metrics}
+
+
+def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> None:
+    if window is None:
+        _check_singles(metrics)
+        return
+    if not 0 < window < layers:
+        raise InputError(
+            "--window",
+            expected=f"1 to {layers - 1} of the model's {layers} layers",
+            found=str(window),
+            fix="name the size of the block you would remove",
+        )
+    if not any(metric.windows for metric in metrics):
+        raise InputError(
+            "--window",
+            expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
+            found=", ".join(metric.name for metric in metrics),
+            fix="add one of these, or leave --window out",
+        )
+
+
+def _check_singles(metrics: Sequence[Metric]) -> None:
+    for metric in metrics:
+        if not metric.singles:
+            raise InputError(
+                "--window",
+                expected=f"the size of the blocks that {metric.name} scores",
+                found="none",
+                fix="add --window 8, or as many layers as you would remove",
+            )
+
+
+@torch.no_grad()
+def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progress) -> dict[str, Sequence[float]]:
+    """Scores that need the stored weights alone, which are read once, tensor by tensor."""
+    layers = checkpoint.anatomy.layers
+    sums = {metric.name: [0.0] * layers for metric in metrics}
+    for done, (name, tensor) in enumerate(checkpoint.tensors.items() if metrics else (), start=1):
+        layer = checkpoint.layer_of(name)
+        wanted = [metric for metric in metrics if metric.sees(name, len(tensor.shape))]
+        if layer is None or layer >= layers or not wanted:
+            continue
+        weight = read_weight(tensor)
+        if not weight.is_floating_point():
+            raise CheckpointError(
+                checkpoint.directory,
+                expected=f"{name} in floating point, to weigh it",
+                found=tensor.dtype,
+                fix="choose another metric, or start from the unquantised model",
+            )
+        for metric in wanted:
+            sums[metric.name][layer] += metric.function(weight.float())
+        progress("weighing", done, len(checkpoint.tensors))
+    return {metric.name: [metric.finish(value) for value in sums[metric.name]] for metric in metrics}
+
+
+def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(checked(value, f"metric {name}, layer {layer}") for layer, value in enumerate(values))
+
+
+def model_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a result says about the model it is of; the sizes let `plan` speak of parameters and bytes."""
+    sizes = checkpoint.sizes
+    return {
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "model_type": checkpoint.anatomy.model_type,
+        "layer_parameters": list(sizes.layer_parameters),
+        "layer_bytes": list(sizes.layer_bytes),
+        "other_parameters": sizes.other_parameters,
+        "other_bytes": sizes.other_bytes,
+        "extra_parameters": sizes.extra_parameters,
+        "extra_bytes": sizes.extra_bytes,
+    }

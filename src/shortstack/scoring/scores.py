@@ -1,0 +1,136 @@
+"""Scores: what `score` found, and the order of removal that follows from it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shortstack.errors import DataError, InputError
+from shortstack.machine.files import save_json
+
+
+def removal_order(values: Sequence[float]) -> tuple[int, ...]:
+    """Places from the lowest value to the highest; ties go to the lower place.
+
+    >>> removal_order([3.0, 1.0, 2.0, 1.0])
+    (1, 3, 2, 0)
+    """
+    return tuple(sorted(range(len(values)), key=lambda place: (values[place], place)))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One tuple of `layers` floats per metric that scores layers, low = remove first.
+
+    window, window_scores: of blocks of `window` layers, one float for each place the block may start.
+    base_loss is the unpruned model's loss on the same tokens (nats per predicted token), when a metric needed it.
+    tokens and model are the records of what was read (source, digest, sizes): plan and the report quote them.
+    """
+
+    layers: int
+    scores: dict[str, tuple[float, ...]]
+    window: int | None = None
+    window_scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    tokens: dict[str, Any] | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    base_loss: float | None = None
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+
+    @property
+    def default_metric(self) -> str:
+        """What decides when no metric is named: measured loss, else the first one scored."""
+        return "ppl" if "ppl" in self.scores else next(iter({**self.scores, **self.window_scores}))
+
+    def order(self, metric: str) -> tuple[int, ...]:
+        """Layers from the first to remove to the last; ties go to the lower index."""
+        if metric not in self.scores:
+            raise InputError(
+                "--metric",
+                expected=f"one of the scored metrics ({', '.join(self.scores)})",
+                found=repr(metric),
+                fix=f"score again with --metric {metric}",
+            )
+        return removal_order(self.scores[metric])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able data, with the removal order of each metric beside its scores."""
+        data = asdict(self)
+        for key in ("scores", "window_scores"):
+            data[key] = {name: list(values) for name, values in data[key].items()}
+        data["order"] = {name: list(self.order(name)) for name in self.scores}
+        return data
+
+    def save(self, path: str | Path) -> None:
+        save_json(path, self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Scores:
+        """The inverse of to_dict.
+
+        Raises:
+            DataError: a key is missing, or a metric does not have one number per layer, or per window.
+        """
+        try:
+            known = {key: data[key] for key in cls.__dataclass_fields__}
+            known |= {key: _numbers(data[key]) for key in ("scores", "window_scores")}
+            scores = cls(**known)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise _not_scores(where, "the JSON that `shortstack score -o` writes", repr(error)) from error
+        if type(scores.layers) is not int or not (scores.scores or scores.window_scores):
+            raise _not_scores(where, "a layer count and at least one metric", "none")
+        if scores.window_scores and not (type(scores.window) is int and 0 < scores.window <= scores.layers):
+            raise _not_scores(where, f"windows of 1 to {scores.layers} layers", repr(scores.window))
+        for name, values in scores.scores.items():
+            _check_numbers(where, name, values, scores.layers)
+        for name, values in scores.window_scores.items():
+            _check_numbers(where, f"windows by {name}", values, scores.layers - (scores.window or 0) + 1)
+        return scores
+
+
+def _numbers(data: Mapping[str, Sequence[Any]]) -> dict[str, tuple[float, ...]]:
+    return {
+        name: tuple(math.inf if value is None else float(value) for value in values) for name, values in data.items()
+    }
+
+
+def _check_numbers(where: object, name: str, values: Sequence[float], amount: int) -> None:
+    if len(values) != amount or not all(value > -math.inf for value in values):  # false for NaN, too
+        raise _not_scores(where, f"{amount} numbers for {name}", f"{list(values)}")
+
+
+def _not_scores(where: object, expected: str, found: str) -> DataError:
+    return DataError(where, expected=expected, found=found, fix="score the model again")
+
+
+def agreement(scores: Scores) -> dict[str, dict[str, float]]:
+    """Kendall's tau-b between every pair of metrics.
+
+    >>> agreement(Scores(3, {"bi": (1.0, 2.0, 3.0), "reverse": (2.0, 1.0, 0.0)}))["bi"]
+    {'bi': 1.0, 'reverse': -1.0}
+    """
+    return {one: {other: kendall_tau(a, b) for other, b in scores.scores.items()} for one, a in scores.scores.items()}
+
+
+def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+    """Kendall's tau-b: pairs of layers in the same order less those in the opposite one, over the pairs that are not tied.
+
+    sum(s t) / sqrt(sum(s^2) sum(t^2)), s and t the sign of each pair's difference in a and in b: 1 for the same order,
+    -1 for the reverse. NaN where all of a or all of b are equal, which is no order.
+
+    >>> kendall_tau([1, 2, 3, float("inf")], [10, 20, 40, 30])
+    0.6666666666666666
+    """
+    first, second = _signs(a), _signs(b)
+    untied = sum(map(abs, first)) * sum(map(abs, second))
+    return sum(s * t for s, t in zip(first, second, strict=True)) / math.sqrt(untied) if untied else math.nan
+
+
+def _signs(values: Sequence[float]) -> list[int]:
+    """The sign of every pair's difference, by comparing: infinities have no difference."""
+    return [(x > y) - (x < y) for x, y in itertools.combinations(values, 2)]

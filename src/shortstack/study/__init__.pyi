@@ -1,0 +1,9 @@
+from . import costs as costs
+from . import grid as grid
+from . import progress as progress
+from . import runner as runner
+from . import shrinker as shrinker
+from . import workers as workers
+from .grid import read_study as read_study
+from .runner import run_study as run_study
+from .shrinker import shrink as shrink

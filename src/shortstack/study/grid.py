@@ -1,0 +1,252 @@
+"""A study: a grid over the line, as a YAML file, and the trials that it spells out. Nothing is computed here.
+
+models: [demo]              # a directory, a hub id (org/name@revision), a .gguf file, or demo
+metrics: [reverse, ppl, angular block, search, layers 22-29]
+calibration: [{text: pydoc, samples: 10, length: 128}]
+drop: [25%, 8]              # or {from: 5, to: 75, step: 5}, in percent
+strategy: [one-shot, step 1]
+repair: [false, true]       # or {text: pydoc, samples: 256, length: 128}
+heal: [none, paper-lora, {name: quick, method: lora, data: pydoc, epochs: 1}]
+seeds: [0]
+
+Every combination is a trial. `trials` adds more, `except` leaves some out; `evaluation` is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from shortstack.errors import InputError
+from shortstack.healing.recipes import HealPart
+from shortstack.machine import yamlfile
+from shortstack.machine.yamlfile import Part
+from shortstack.study.trial import ONE_SHOT, Calibration, Healing, Pattern, Refit, Trial, of_file
+
+
+class Steps(Part):
+    """Percentages from one to another."""
+
+    start: int = Field(alias="from", gt=0, lt=100)
+    to: int = Field(gt=0, lt=100)
+    step: int = Field(gt=0)
+
+    @property
+    def drops(self) -> list[str]:
+        return [f"{percent}%" for percent in range(self.start, self.to + 1, self.step)]
+
+
+class Speeds(Part):
+    """What profile() measures."""
+
+    batch_sizes: tuple[int, ...] = (1, 8)
+    prompt: int = Field(default=128, ge=1)
+    new_tokens: int = Field(default=32, ge=1)
+
+
+class Judging(Part):
+    """How every checkpoint is measured. pruned: also before it heals; seed: of the windows that are drawn."""
+
+    perplexity: tuple[str, ...] = ("pydoc",)
+    length: int = Field(default=512, ge=2)
+    samples: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    tasks: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1)
+    data_dir: str | None = None
+    include: str | None = None
+    probe_items: int = Field(default=0, ge=0)
+    collapse: bool | None = None
+    pruned: bool = True
+    profile: bool | Speeds = False
+
+
+class Computing(Part):
+    """Where and in what to compute."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class Needs(Part):
+    """What a step of one kind takes of a machine; memory in GB."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    memory: float | None = Field(default=None, gt=0)
+
+
+if TYPE_CHECKING:
+
+    class HealEntry(Part):
+        """A way to heal: a name for it, a recipe to start from, and options of heal."""
+
+
+HealValue = str | None | HealEntry
+RepairValue = bool | Refit
+Kind = Literal["score", "plan", "prune", "heal", "turns", "evaluate", "profile"]
+
+
+class Some(Part):
+    """Part of the settings of trials; each may be a list."""
+
+    model: str | list[str] | None = None
+    metric: str | list[str] | None = None
+    calibration: Calibration | list[Calibration] | None = None
+    drop: str | int | Steps | list[str | int] | None = None
+    strategy: str | list[str] | None = None
+    repair: RepairValue | list[RepairValue] | None = None
+    heal: HealValue | list[HealValue] = None
+    seed: int | list[int] | None = None
+
+    def axes(self) -> dict[str, Sequence[Any]]:
+        """What is named here, each as a list."""
+        return {name: _listed(getattr(self, name)) for name in Some.model_fields if name in self.model_fields_set}
+
+
+class Study(Part):
+    """A grid over models, metrics, calibration, drop, strategy, repair, healing and seeds."""
+
+    title: str = ""
+    models: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+    calibration: Calibration | list[Calibration] = Calibration()
+    drop: str | int | Steps | list[str | int] = "25%"
+    strategy: str | list[str] = ONE_SHOT
+    repair: RepairValue | list[RepairValue] = False
+    heal: HealValue | list[HealValue] = None
+    seeds: tuple[int, ...] = (0,)
+    trials_: tuple[Some, ...] = Field(default=(), alias="trials")
+    except_: tuple[Some, ...] = Field(default=(), alias="except")
+    evaluation: Judging = Judging()
+    compute: Computing = Computing()
+    resources: Mapping[Kind, Needs] = Field(default_factory=dict)
+
+    @field_validator("models", "seeds")
+    @classmethod
+    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            raise ValueError("at least one")
+        return value
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial once, in order.
+
+        Raises:
+            InputError: a combination that cannot be, or a name that is unknown.
+        """
+        named = self._named_healings()
+        left_out = [Pattern.of(each.axes(), named) for each in self.except_]
+        found = (Trial.of(settings, named) for settings in self._settings())
+        kept = [trial for trial in found if not any(pattern.matches(trial) for pattern in left_out)]
+        for trial in kept:
+            trial.check()
+        return tuple({trial.id: trial for trial in reversed(kept)}[id_] for id_ in dict.fromkeys(t.id for t in kept))
+
+    def _settings(self) -> Iterator[dict[str, Any]]:
+        """The settings of the grid's trials, then of those added to it, which take the grid's first where they name none."""
+        grid: dict[str, Sequence[Any]] = {
+            "model": self.models,
+            "metric": self.metrics,
+            "calibration": _listed(self.calibration),
+            "drop": _listed(self.drop),
+            "strategy": _listed(self.strategy),
+            "repair": _listed(self.repair),
+            "heal": _listed(self.heal),
+            "seed": self.seeds,
+        }
+        yield from _combined(grid)
+        for some in self.trials_:
+            first = {name: values[:1] for name, values in grid.items()}
+            axes = {**first, **some.axes()}
+            if not axes["metric"]:
+                raise InputError("trials", expected="a metric in each", found="none", fix="add metric: ppl")
+            yield from _combined(axes)
+
+    def _named_healings(self) -> dict[str, Healing]:
+        """The ways to heal that the file gives a name."""
+        places = [self.heal, *(some.heal for some in self.trials_)]
+        entries = [entry for place in places for entry in _listed(place) if isinstance(entry, HealPart)]
+        found: dict[str, Healing] = {}
+        for entry in entries:
+            healing = Healing.of(entry, {})
+            assert healing  # noqa: S101  an entry is a way to heal
+            if found.setdefault(healing.name, healing) != healing:
+                raise InputError(
+                    "heal",
+                    expected="one way to heal of each name",
+                    found=f"two named {healing.name}",
+                    fix="give each a name of its own",
+                )
+        return found
+
+
+def read_study(path: str | Path) -> Study:
+    """A study from its YAML file.
+
+    Raises:
+        InputError: it cannot be read, or is wrong: with the line, and the nearest right key.
+    """
+    return parse_study(yamlfile.text_of(path), where=str(path))
+
+
+def parse_study(text: str, *, where: str) -> Study:
+    """A study from the text of its file.
+
+    Raises:
+        InputError: as read_study.
+    """
+    study = yamlfile.parsed(text, Study, where=where)
+    try:
+        found = study.trials
+    except InputError as error:
+        line = yamlfile.line_saying(text, error.found.strip("'"))
+        raise of_file(error, f"{where}, line {line}" if line else where) from error
+    if not found:
+        raise InputError(where, expected="at least one trial", found="none", fix="name metrics, or trials")
+    return study
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a study's file, for editors."""
+    return Study.model_json_schema(by_alias=True)
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, Steps):
+        return [*value.drops]
+    return value if isinstance(value, list) else [value]
+
+
+def _combined(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def expanded(value: Any) -> Any:
+    """The same data with $NAME and ${NAME} in its strings replaced by the environment's.
+
+    Raises:
+        InputError: there is no such variable.
+    """
+    if isinstance(value, Mapping):
+        return {key: expanded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [expanded(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    found = os.path.expandvars(value)
+    missing = re.search(r"\$\{?([A-Za-z_]\w*)", found)
+    if missing:
+        name = missing[1]
+        found, fix = f"no {name} in the environment", f"export {name}=..."
+        raise InputError(value, expected="names that the environment has", found=found, fix=fix)
+    return found

@@ -1,0 +1,71 @@
+"""May a study go on in a folder? It is of the same study, or of part of its trials, and its artefacts lie where they lay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shortstack.errors import InputError
+from shortstack.runs import Store
+from shortstack.runs.artefacts import Remote
+from shortstack.runs.store import Folder
+from shortstack.study.grid import Study, parse_study
+
+CHANGED = "name another folder with -o; trials can be added, not changed"  # said of a study that is another
+
+
+def check_same(folder: Folder, study: Study) -> None:
+    """Refuse a folder of another study, unless this one only adds trials to it.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    if not folder.study.exists():
+        return
+    before = parse_study(folder.study.read_text(encoding="utf-8"), where=str(folder.study))
+    for part in ("evaluation", "compute"):
+        then, now = (getattr(each, part).model_dump() for each in (before, study))
+        for name in then:
+            if then[name] != now[name]:
+                raise _another(folder, f"{part}.{name}: {json.dumps(then[name])}", json.dumps(now[name]))
+    now = {trial.id: trial.settings() for trial in study.trials}
+    for trial in before.trials:
+        if trial.id not in now:
+            then = trial.settings()
+            raise _another(
+                folder, f"the trial {json.dumps(then)}", f"none; the nearest has {_nearest(then, now.values())}"
+            )
+
+
+def _nearest(settings: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> str:
+    """Where the settings that differ least from a trial's differ."""
+    changes = ({name: each[name] for name in settings if each[name] != settings[name]} for each in others)
+    return json.dumps(min(changes, key=len))
+
+
+def check_place(folder: Folder, store: Store) -> None:
+    """Refuse a place for artefacts that cannot be written, or that is not where those are which there are already.
+
+    Raises:
+        InputError: it is.
+    """
+    before = store.noted().get("artefacts", "")
+    if store.results() and before != (folder.url or ""):
+        raise InputError(
+            "--artefacts",
+            expected=before or f"none: those of this study lie in {folder.root}",
+            found=folder.url or "none",
+            fix=f"add --artefacts {before}" if before else "leave it out, or name another folder with -o",
+        )
+    if folder.url:
+        Remote(folder.url).check()
+
+
+def _another(folder: Folder, expected: str, found: str) -> InputError:
+    return InputError(
+        folder.root,
+        expected=f"{expected}, as in {folder.study}",
+        found=found,
+        fix=CHANGED,
+    )

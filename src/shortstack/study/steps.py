@@ -1,0 +1,351 @@
+"""What each kind of step does: a call of the public functions, its result as JSON-able data, its folder whole or absent.
+
+`perform` runs in a worker, on this machine or another. It writes under Task.output and nowhere else; whoever asked for
+it puts that in its place. A failure is a result, too: its traceback.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.record import skipped_layers, versions
+from shortstack.data import Tokens
+from shortstack.data.sources import parse_samples
+from shortstack.evaluation import Tasks, evaluate
+from shortstack.healing import Turns, heal, heal_in_turns
+from shortstack.healing.options import heal_arguments, heal_groups
+from shortstack.machine.cache import cache_directory
+from shortstack.machine.files import save_json
+from shortstack.machine.memory import forget_peak_rss, peak_rss
+from shortstack.machine.progress import Progress, bars
+from shortstack.planning import Plan, plan, select
+from shortstack.planning.exactness import aligned, pruned_config
+from shortstack.profiling import profile
+from shortstack.profiling.speed import Load
+from shortstack.pruning import prune
+from shortstack.repairing import Repair, repair
+from shortstack.repairing.fit import HELD_OUT
+from shortstack.runs.artefacts import Remote, at_hand
+from shortstack.runs.store import Folder
+from shortstack.scoring import Scores, score
+from shortstack.study import words
+from shortstack.study.graph import Contents, Step, digest
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by name.
+
+    url: where the output is copied to, by a worker that sees no folder of the study.
+    """
+
+    key: str
+    kind: str
+    arguments: Mapping[str, Any]
+    places: Mapping[str, str]
+    given: Mapping[str, Any]
+    output: Path
+    log: Path
+    device: str = "auto"
+    url: str | None = None
+
+    def here(self) -> Task:
+        """With output and log on this machine, where the study's folder may not be seen."""
+        if self.url is None:
+            return self
+        scratch = Folder(cache_directory("steps"))
+        return replace(self, output=scratch.partial(self.key), log=scratch.log(self.key))
+
+    def open(self, name: str, progress: Progress) -> Checkpoint:
+        return open_model(self.places[name], progress=progress)
+
+
+def open_model(name: str, **options: Any) -> Checkpoint:
+    """A checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
+    model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
+    return Checkpoint.open(model, revision=revision or None, **options)
+
+
+def contents(checkpoint: Checkpoint) -> Contents:
+    """What a checkpoint is known by; reads its weights."""
+    shapes = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in checkpoint.tensors.values()]
+    shape = digest({"config": checkpoint.config, "tensors": sorted(shapes)})
+    return Contents(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers)
+
+
+def command(step: Step, places: words.Places) -> str:
+    """One line that does what a step does; the output is left to be named."""
+    return " ".join(["shortstack", *(quoted(str(word)) for word in KINDS[step.kind].words(step.arguments, places))])
+
+
+def quoted(word: str) -> str:
+    """A word for a shell; names of the environment in it stand for their values, as in a study's file.
+
+    >>> quoted("$DATA/my text.jsonl"), quoted("my text"), quoted("plain")
+    ('"$DATA/my text.jsonl"', "'my text'", 'plain')
+    """
+    if "$" not in word:
+        return shlex.quote(word)
+    return '"' + re.sub(r'[\\"`]|\$(?![A-Za-z_]|\{[A-Za-z_]\w*\})', lambda found: f"\\{found[0]}", word) + '"'
+
+
+def perform(asked: Task) -> dict[str, Any]:
+    """Run a step: `result` or `error`, and what it took; with a URL also `log`, what it said."""
+    task = asked.here()
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    task.output.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(task.output.with_name(f"{task.output.name}.lock")), task.log.open("a", encoding="utf-8") as log:
+        forget_peak_rss()  # a worker runs many steps: the peak is to be this one's
+        started = time.perf_counter()
+        with redirect_stdout(log), redirect_stderr(log), bars() as progress:
+            try:
+                shutil.rmtree(task.output, ignore_errors=True)  # of one that was killed before it was put in its place
+                found: dict[str, Any] = {"result": _done(task, progress)}
+            except Exception:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
+                found = {"error": traceback.format_exc()}
+        log.flush()
+        return {
+            **found,
+            **(_sent(task.log) if task.url else {}),
+            "seconds": round(time.perf_counter() - started, 3),
+            "host": socket.gethostname(),
+            "versions": versions(),
+            "peak_rss_bytes": peak_rss(),
+        }
+
+
+def _done(task: Task, progress: Progress) -> dict[str, Any]:
+    """A step's result, its folder written."""
+    with at_hand(task.places, task.output.with_name(f"{task.key}.inputs")) as places:
+        result = KINDS[task.kind].do(replace(task, places=places), progress)
+    if task.url:
+        Remote(task.url).put(task.key, task.output)
+        shutil.rmtree(task.output)
+    return result
+
+
+def _sent(log: Path) -> dict[str, str]:
+    """What a step said, to be kept where the study is."""
+    told = log.read_text(encoding="utf-8")
+    log.unlink()
+    return {"log": told}
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until nobody else writes the same: a worker may outlive for a moment who started it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _score(task: Task, progress: Progress) -> dict[str, Any]:
+    checkpoint, arguments = task.open("model", progress), task.arguments
+    found = score(
+        checkpoint,
+        _tokens(checkpoint, arguments),
+        metrics=arguments["metrics"],
+        window=arguments["window"],
+        dtype=arguments["dtype"],
+        device=task.device,
+        seed=arguments["seed"],
+        progress=progress,
+    )
+    return _saved(task, "scores.json", found.to_dict())
+
+
+def _tokens(checkpoint: Checkpoint, looking: Mapping[str, Any]) -> Tokens | None:
+    if looking["text"] is None:
+        return None
+    return Tokens.read(
+        looking["text"],
+        checkpoint.tokenizer(),
+        samples=parse_samples(looking["samples"]),
+        length=looking["length"],
+        seed=looking["seed"],
+    )
+
+
+def _plan(task: Task, progress: Progress) -> dict[str, Any]:
+    checkpoint, arguments = task.open("model", progress), task.arguments
+    layers = checkpoint.anatomy.layers
+    if arguments["layers"]:
+        chosen = plan(layers, layers=arguments["layers"])
+    elif "score" in task.given:
+        scores = Scores.from_dict(task.given["score"], where="score")
+        chosen = plan(scores, drop=arguments["drop"], metric=arguments["metric"], block=arguments["block"])
+    elif arguments["text"] is None:
+        names = {name: arguments[name] for name in ("drop", "metric", "block", "seed")}
+        chosen = plan(layers, **names)
+    else:
+        chosen = _selected(task, checkpoint, progress)
+    exact = chosen if arguments["layers"] else _exact(checkpoint, chosen, arguments["block"], progress)
+    return _saved(task, "plan.json", exact.sized(checkpoint.sizes).to_dict())
+
+
+def _selected(task: Task, checkpoint: Checkpoint, progress: Progress) -> Plan:
+    """Chosen by measuring shorter models: step by step, or by searching."""
+    arguments, tokens = task.arguments, _tokens(checkpoint, task.arguments)
+    assert tokens  # noqa: S101  it looks at text
+    return select(
+        checkpoint,
+        tokens,
+        drop=arguments["drop"],
+        metric=arguments["metric"] or "ppl",
+        step=arguments["step"],
+        dtype=arguments["dtype"],
+        device=task.device,
+        seed=arguments["seed"],
+        progress=progress,
+    )
+
+
+def _exact(checkpoint: Checkpoint, chosen: Plan, block: bool, progress: Progress) -> Plan:
+    """The cut, or the nearest that the architecture can express.
+
+    Raises:
+        ArchitectureError: none is near.
+    """
+
+    def allowed(removed: Set[int]) -> bool:
+        return not block or max(removed) - min(removed) < len(removed)
+
+    found = aligned(checkpoint, chosen, allowed=allowed, progress=progress)
+    if found is None:
+        pruned_config(checkpoint, chosen)  # says why not
+    return found or chosen
+
+
+def _prune(task: Task, progress: Progress) -> dict[str, Any]:
+    checkpoint, removed = task.open("model", progress), tuple(task.arguments["removed"])
+    chosen = Plan(checkpoint.anatomy.layers, removed, "layers").sized(checkpoint.sizes)
+    refitting = task.arguments["repair"]
+    repaired = _repair(task, checkpoint, refitting, progress) if refitting else None
+    made = prune(checkpoint, chosen, task.output, repair=repaired, progress=progress)
+    return {**chosen.to_dict(), "repair": repaired.to_dict() if repaired else None, **_known(made)}
+
+
+def _repair(task: Task, checkpoint: Checkpoint, refitting: Mapping[str, Any], progress: Progress) -> Repair:
+    tokens = Tokens.read(
+        refitting["text"],
+        checkpoint.tokenizer(),
+        samples=refitting["samples"],
+        length=refitting["length"],
+        seed=refitting["seed"],
+        at_least=HELD_OUT,
+    )
+    removed = frozenset(task.arguments["removed"])
+    dtype = refitting["dtype"]
+    return repair(checkpoint, removed, tokens, dtype=dtype, device=task.device, progress=progress)
+
+
+def _known(checkpoint: Checkpoint) -> dict[str, str]:
+    """What a checkpoint that was written is known by."""
+    found = contents(checkpoint)
+    return {"weights_sha256": found.weights, "shape_sha256": found.shape}
+
+
+def _heal(task: Task, progress: Progress) -> dict[str, Any]:
+    found = heal(task.open("checkpoint", progress), task.output, **_healing(task, progress))
+    return {**found.to_dict(), "output": f"artefacts/{task.key}", **_known(Checkpoint.open(task.output))}
+
+
+def _turns(task: Task, progress: Progress) -> dict[str, Any]:
+    checkpoint, turning = task.open("model", progress), task.arguments["turns"]
+    names = {name: turning[name] for name in ("drop", "step", "metric", "seed")}
+    if turning["text"] is not None:
+        names |= {"text": turning["text"], "samples": parse_samples(turning["samples"]), "length": turning["length"]}
+    found = heal_in_turns(checkpoint, task.output, Turns(**names), **_healing(task, progress))
+    healed = Checkpoint.open(task.output)
+    removed = tuple(sorted(skipped_layers(healed, checkpoint)))
+    chosen = Plan(checkpoint.anatomy.layers, removed, f"{turning['metric']}, in turns").sized(checkpoint.sizes)
+    return {
+        **found.to_dict(),
+        "output": f"artefacts/{task.key}",
+        "plan": chosen.to_dict(),
+        **_known(healed),
+    }
+
+
+def _healing(task: Task, progress: Progress) -> dict[str, Any]:
+    """What heal() is given. A run that was killed goes on from its state, which lies beside the output."""
+    return {
+        **heal_arguments(*heal_groups(task.arguments)),
+        "teacher": task.open("teacher", progress) if "teacher" in task.places else None,
+        "device": task.device,
+        "resume": True,
+        "progress": progress,
+    }
+
+
+def _evaluate(task: Task, progress: Progress) -> dict[str, Any]:
+    arguments = evaluation_options(task.arguments)
+    checkpoint = task.open("checkpoint", progress)
+    found = evaluate(checkpoint, **arguments, dtype=task.arguments["dtype"], device=task.device, progress=progress)
+    return _saved(task, "evaluation.json", found.to_dict())
+
+
+def evaluation_options(judging: Mapping[str, Any]) -> dict[str, Any]:
+    """What evaluate() is given.
+
+    Raises:
+        InputError: there is no such task, or no such folder.
+    """
+    names = ("perplexity", "length", "samples", "probe_items", "collapse", "seed")
+    tasks = None
+    if judging["tasks"]:
+        places = {"data": judging["data_dir"], "include": judging["include"]}
+        tasks = Tasks(judging["tasks"], judging["limit"], **places, seed=judging["seed"])
+    return {**{name: judging[name] for name in names}, "tasks": tasks}
+
+
+def _profile(task: Task, progress: Progress) -> dict[str, Any]:
+    arguments = task.arguments
+    found = profile(
+        task.open("checkpoint", progress),
+        batch_sizes=arguments["batch_sizes"],
+        load=Load(prompt=arguments["prompt"], new_tokens=arguments["new_tokens"]),
+        dtype=arguments["dtype"],
+        device=task.device,
+        progress=progress,
+    )
+    return _saved(task, "profile.json", found.to_dict())
+
+
+def _saved(task: Task, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """The result, written into the step's folder too."""
+    task.output.mkdir(parents=True)
+    save_json(task.output / name, result)
+    return result
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of step is: the call that it does, and the words of the command that does the same."""
+
+    do: Callable[[Task, Progress], dict[str, Any]]
+    words: Callable[[Mapping[str, Any], words.Places], list[Any]]
+
+
+KINDS: Mapping[str, Kind] = {
+    "score": Kind(_score, words.score),
+    "plan": Kind(_plan, words.plan),
+    "prune": Kind(_prune, words.prune),
+    "heal": Kind(_heal, words.heal),
+    "turns": Kind(_turns, words.turns),
+    "evaluate": Kind(_evaluate, words.evaluate),
+    "profile": Kind(_profile, words.profile),
+}

@@ -1,0 +1,174 @@
+"""Where steps run: local() in processes of this machine, ray() on a Ray cluster. Nothing else knows Ray.
+
+Both give a Launch; placement and the retry of what a lost worker was doing are Ray's own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from typing import Any
+
+from shortstack.errors import InputError
+from shortstack.machine.progress import hush_kernels
+
+RETRIES = 3  # of a task whose worker or node is lost
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a task takes of a machine; memory in bytes."""
+
+    cpus: float = 1
+    gpus: float = 0
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """width: how many tasks are worth handing over at once. submit(function, argument, needs) gives a future of its result.
+
+    function is found again by its name in the worker, argument and result are pickled.
+    """
+
+    width: int
+    submit: Callable[[Callable[[Any], Any], Any, Needs], Future[Any]]
+
+
+@contextmanager
+def local(workers: int = 1) -> Iterator[Launch]:
+    """So many processes of this machine, which end with this one; needs are not looked at.
+
+    A task whose process dies fails with BrokenProcessPool; the next gets a new process.
+
+    Raises:
+        InputError: no workers.
+    """
+    if workers < 1:
+        raise InputError("--workers", expected="at least 1", found=str(workers), fix="write --workers 1")
+    lanes, processes = ThreadPoolExecutor(workers, "lane"), _Processes(_share(workers))
+    try:
+        yield Launch(workers, lambda function, argument, _needs: lanes.submit(processes.call, function, argument))
+    except BaseException:
+        processes.kill()
+        raise
+    finally:
+        lanes.shutdown(cancel_futures=True)
+        processes.close()
+
+
+def _share(workers: int) -> int | None:
+    """How many threads each of several workers computes with; None where the environment says so, or one has all."""
+    return None if workers == 1 or "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // workers)
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """One process for each thread that calls."""
+
+    threads: int | None
+    mine: threading.local = field(default_factory=threading.local)
+    started: list[ProcessPoolExecutor] = field(default_factory=list)
+    children: set[multiprocessing.process.BaseProcess] = field(default_factory=set)
+    starting: threading.Lock = field(default_factory=threading.Lock)
+
+    def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """function(argument), computed in this thread's process."""
+        try:
+            return self._submit(function, argument).result()
+        except BrokenProcessPool:
+            del self.mine.process
+            raise
+
+    def _submit(self, function: Callable[[Any], Any], argument: Any) -> Future[Any]:
+        if hasattr(self.mine, "process"):
+            return self._process.submit(function, argument)
+        spawn = multiprocessing.get_context("spawn")
+        self.mine.process = ProcessPoolExecutor(1, spawn, initializer=_follow, initargs=(self.threads,))
+        with self.starting:
+            before = set(multiprocessing.active_children())
+            future = self._process.submit(function, argument)
+            self.children.update(set(multiprocessing.active_children()) - before)
+            self.started.append(self._process)
+        return future
+
+    @property
+    def _process(self) -> ProcessPoolExecutor:
+        process: ProcessPoolExecutor = self.mine.process
+        return process
+
+    def kill(self) -> None:
+        for child in self.children:
+            child.kill()
+
+    def close(self) -> None:
+        for process in self.started:
+            process.shutdown(cancel_futures=True)
+
+
+def _follow(threads: int | None) -> None:
+    """In a worker: end when the process that started it does, which a killed one could not tell it."""
+    parent = multiprocessing.parent_process()
+    assert parent  # noqa: S101  a worker has one
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    hush_kernels()
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+
+
+@contextmanager
+def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
+    """A Ray cluster by its address, `auto` for the one this machine is in, or `local` for one that begins and ends here.
+
+    workers: tasks handed over at once; without a number, as many as the cluster has CPUs.
+
+    Raises:
+        InputError: Ray is not installed, or nothing answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    try:
+        import ray as cluster
+    except ImportError as error:
+        raise InputError(
+            "--ray", expected="Ray", found="no package ray", fix="pip install 'shortstack[ray]'"
+        ) from error
+    try:
+        _reach(address)
+        cluster.init(address, include_dashboard=False, log_to_driver=False)
+    except OSError as error:
+        raise InputError(
+            "--ray", expected=f"a Ray cluster at {address}", found=str(error), fix="start one: ray start --head"
+        ) from error
+
+    def submit(function: Callable[[Any], Any], argument: Any, needs: Needs) -> Future[Any]:
+        task = cluster.remote(function).options(
+            num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, max_retries=RETRIES
+        )
+        future: Future[Any] = task.remote(argument).future()
+        return future
+
+    try:
+        yield Launch(workers or max(1, int(cluster.cluster_resources().get("CPU", 1))), submit)
+    finally:
+        cluster.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Say at once that nothing answers: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
