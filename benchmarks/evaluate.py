@@ -28,16 +28,16 @@ from typing import Any
 import torch
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.models.huggingface import HFLM
-from shortstack.scoring.scorer.depth_curve import tails
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 import harness as bench
 from harness import median, ratios, spread, table, verdict
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.multiple_choice import answers
 from shortstack.evaluation.tasks import load_harness
+from shortstack.scoring.depth_curve import tails
 
 ONE_AIM, SWEEP_AIM = 1.3, 4.0
 BATCH, DEPTHS = 16, 8

@@ -80,16 +80,16 @@ AIMS = (
 
 def child_prune(setting: Setting, out: str) -> None:
     """The cut that all of them heal."""
-    from shortstack.checkpoint.checkpoint import Checkpoint
-    from shortstack.planning.plans import plan
-    from shortstack.pruning.pruner import prune
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.planning import plan
+    from shortstack.pruning import prune
 
     checkpoint = Checkpoint.open(MODEL)
     prune(checkpoint, plan(checkpoint.anatomy.layers, layers=LAYERS), out)
 
 
 def child_heal(setting: Setting, out: str) -> None:
-    from shortstack.checkpoint.checkpoint import Checkpoint
+    from shortstack.checkpoint import Checkpoint
     from shortstack.healing import Partial, Schedule, heal
 
     found = heal(

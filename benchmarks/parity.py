@@ -20,9 +20,9 @@ from harness import table
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import naive
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
-from shortstack.scoring.scorer import score
+from shortstack.scoring import score
 from zoo import tiny
 
 TYPES = ("llama", "qwen2", "gemma2", "gpt2", "opt", "gpt_neox", "mixtral")

@@ -135,11 +135,10 @@ def child_import() -> None:
 
 def child_fixed(source: str, layers: str) -> None:
     """All of prune but the copy."""
-    from shortstack.planning.plans.exactness import pruned_config
-    from shortstack.pruning.pruner.pruner import heirs, kept_tensors
-
-    from shortstack.checkpoint.checkpoint import Checkpoint
-    from shortstack.planning.plans import plan
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.planning import plan
+    from shortstack.planning.exactness import pruned_config
+    from shortstack.pruning.pruner import heirs, kept_tensors
 
     checkpoint = Checkpoint.open(source)
     chosen = plan(checkpoint.anatomy.layers, layers=layers).sized(checkpoint.sizes)
@@ -149,11 +148,10 @@ def child_fixed(source: str, layers: str) -> None:
 
 def child_copy(source: str, layers: str, out: str) -> None:
     """The copy alone: headers read, then CheckpointWriter's shards, digests, manifest and rename. Prints its seconds."""
-    from shortstack.checkpoint.checkpoint.writer import layout
-    from shortstack.pruning.pruner.pruner import kept_tensors
-
-    from shortstack.checkpoint.checkpoint import Checkpoint, CheckpointWriter
-    from shortstack.planning.plans import plan
+    from shortstack.checkpoint import Checkpoint, CheckpointWriter
+    from shortstack.checkpoint.writer import layout
+    from shortstack.planning import plan
+    from shortstack.pruning.pruner import kept_tensors
 
     checkpoint = Checkpoint.open(source)
     vars(checkpoint)["layers_path"] = "model.layers"  # else learnt from the model's structure, which needs torch
@@ -190,7 +188,7 @@ class Contest:
     """One cut of one checkpoint by every contender, round after round."""
 
     def __init__(self, source: Path, layers: str, work: Path, mergekit: Path | None) -> None:
-        from shortstack.planning.plans import plan
+        from shortstack.planning import plan
 
         self.source, self.layers, self.work, self.mergekit = source, layers, work, mergekit
         self.kept = plan(LAYERS, layers=layers).kept
@@ -317,7 +315,7 @@ def made_durable(directory: Path) -> None:
 
 
 def stored_bytes(directory: Path) -> int:
-    from shortstack.checkpoint.checkpoint.safetensors import read_shard
+    from shortstack.checkpoint.safetensors import read_shard
 
     return sum(tensor.size for path in directory.glob("*.safetensors") for tensor in read_shard(path))
 

@@ -28,9 +28,9 @@ from transformers.utils.logging import disable_progress_bar
 
 import harness
 from harness import median, ratios, spread, table, verdict
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
-from shortstack.scoring.scorer import score
+from shortstack.scoring import score
 
 SPEED_AIM, LOSS_AIM, TWO_METRICS_AIM = 2.0, 1e-5, 1.1
 Losses = list[float]

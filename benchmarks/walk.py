@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shortstack.planning.plans.measured import stepwise
-from shortstack.scoring.scorer.measurement import Run, Wanted
-from shortstack.scoring.scorer.metrics import metrics_named
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import harness
 from harness import median, ratios, spread, table, verdict
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.scoring.scorer import METRICS
+from shortstack.planning.measured import stepwise
+from shortstack.scoring import METRICS
+from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.metrics import metrics_named
 
 WINDOW = REMOVED = 8
 SAMPLES, LENGTH = 10, 128

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from shortstack.planning.plans.layer_sets import show_layers
-from shortstack.study.grid.recipes import filled
 
 import shortstack as ss
 from healing import mixed
 from shortstack.healing.options import Course, InTurns, Learned, Loss, Part
+from shortstack.healing.recipes import filled
+from shortstack.planning.layer_sets import show_layers
 
 SAMPLES, LIMIT = 1000, 500
 TASKS = ("piqa", "arc_easy", "hellaswag", "lambada_openai")

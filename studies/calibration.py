@@ -20,15 +20,15 @@ from statistics import mean
 import torch
 import transformers
 from matplotlib.figure import Figure
-from shortstack.planning.plans.layer_sets import show_layers
-from shortstack.scoring.scorer.measurement import Run, Wanted
-from shortstack.scoring.scorer.scores import kendall_tau
 
 import shortstack as ss
 from shortstack.cli.plots import score_map
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import Route
-from shortstack.scoring.scorer import METRICS
+from shortstack.planning.layer_sets import show_layers
+from shortstack.scoring import METRICS
+from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.scores import kendall_tau
 
 COUNTS = (1, 5, 10, 30, 50)
 SEEDS = (0, 1, 2)

@@ -19,13 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from shortstack.profiling.profiler.speed import Load
 
 import shortstack as ss
 from shortstack.comparison import Comparison
 from shortstack.comparison.comparison import Row, healing, standard
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress
+from shortstack.profiling.speed import Load
 
 SHARES = ("75%", "50%")
 WINDOWS, LENGTH, REPAIR_WINDOWS = 4, 512, 64

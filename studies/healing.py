@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import transformers
-from shortstack.planning.plans.layer_sets import show_layers
 
 import shortstack as ss
 from shortstack.data import Question
@@ -36,6 +35,7 @@ from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.multiple_choice import answers
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing import DoRA
+from shortstack.planning.layer_sets import show_layers
 
 KEPT = Path(__file__).with_suffix(".json")
 DOCUMENTS = 200

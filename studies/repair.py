@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from shortstack.planning.plans.layer_sets import show_layers
-from shortstack.repairing.repairer.cut_families import repaired_tails
-from shortstack.scoring.scorer.measurement import Run, Wanted
 
 import shortstack as ss
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.evaluation.perplexity import measure
-from shortstack.scoring.scorer import METRICS
+from shortstack.planning.layer_sets import show_layers
+from shortstack.repairing.cut_families import repaired_tails
+from shortstack.scoring import METRICS
+from shortstack.scoring.measurement import Run, Wanted
 
 SAMPLES = 256
 TAILS = range(1, 13)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from shortstack.planning.plans.layer_sets import show_layers
-from shortstack.scoring.scorer.measurement import Run, Wanted
 
 import shortstack as ss
 from shortstack.decoder import Decoder
-from shortstack.scoring.scorer import METRICS
+from shortstack.planning.layer_sets import show_layers
+from shortstack.scoring import METRICS
+from shortstack.scoring.measurement import Run, Wanted
 
 SAMPLES = 32
 DROPS = {"20 %": 6, "27 %": 8}

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shortstack.study.grid.workers import Launch
-
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
+from shortstack.study.workers import Launch
 from zoo import speaking
 
 QUICK = "{name: quick, method: partial, last: 1, data: $TINY/lines.jsonl, epochs: 1, max_length: 32, batch_size: 4}"

@@ -6,11 +6,11 @@ import itertools
 
 import architectures
 import pytest
-from shortstack.planning.plans.exactness import aligned, cut_config
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError
-from shortstack.planning.plans import plan
+from shortstack.planning import plan
+from shortstack.planning.exactness import aligned, cut_config
 
 
 def exact(checkpoint: Checkpoint, removed: tuple[int, ...]) -> bool:

@@ -9,7 +9,7 @@ from fsspec.core import url_to_fs
 
 from shortstack.errors import InputError
 from shortstack.runs.artefacts import Remote, Shared, at_hand
-from shortstack.study.grid import run_study
+from shortstack.study import run_study
 from studies import QUICK, STUDY, found, inline, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")

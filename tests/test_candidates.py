@@ -5,14 +5,11 @@ import math
 import architectures
 import pytest
 import torch
-from shortstack.repairing.repairer.cut_families import repaired_windows
-from shortstack.repairing.repairer.fit import RIDGES
-from shortstack.repairing.repairer.repairer import _Follower
 
 import naive
 import shortstack.decoder.decoder
 import shortstack.repairing.fit
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli import score as choosing
 from shortstack.cli.choice import Calibration, Choice
 from shortstack.cli.options import Compute, Dtype
@@ -20,8 +17,11 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
 from shortstack.machine.progress import silent
-from shortstack.planning.plans import plan, select
-from shortstack.scoring.scorer import Scores, score
+from shortstack.planning import plan, select
+from shortstack.repairing.cut_families import repaired_windows
+from shortstack.repairing.fit import RIDGES
+from shortstack.repairing.repairer import _Follower
+from shortstack.scoring import Scores, score
 from zoo import pass_over, speaking, tiny
 
 IDS = torch.randint(3, 90, (24, 12), generator=torch.Generator().manual_seed(3))

@@ -18,15 +18,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from shortstack.checkpoint.checkpoint.safetensors import StoredTensor
 from transformers import AutoModelForCausalLM
 
 from shortstack import cli
-from shortstack.checkpoint.checkpoint import Checkpoint, CheckpointWriter
-from shortstack.checkpoint.checkpoint import safetensors as shards
+from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.checkpoint import safetensors as shards
+from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.errors import OutputError
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune, verify
+from shortstack.planning import plan
+from shortstack.pruning import prune, verify
 from zoo import make, tiny
 
 SINGLE, INDEX, RECORD = "model.safetensors", "model.safetensors.index.json", "shortstack.json"

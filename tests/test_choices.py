@@ -5,19 +5,19 @@ import math
 
 import pytest
 import torch
-from shortstack.scoring.scorer.depth_curve import tails
 from transformers import AutoModelForCausalLM
 
 import shortstack.data.questions
 import shortstack.decoder.decoder
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Question, Tokens, read_questions
 from shortstack.data.questions import asked
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.multiple_choice import answers
 from shortstack.errors import DataError
-from shortstack.scoring.scorer import sweep
+from shortstack.scoring import sweep
+from shortstack.scoring.depth_curve import tails
 from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))

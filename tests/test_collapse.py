@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation.degeneration import PROMPTS, TYPICAL, Collapse, Fluency, check_collapse
 from zoo import speaking
 

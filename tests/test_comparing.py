@@ -8,12 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shortstack.planning.plans.measured import search
-from shortstack.profiling.profiler.profiler import Paired
-from shortstack.profiling.profiler.speed import Load, Ratio
-from shortstack.study.grid.recipes import read_recipe
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.cli.compare import show_comparison
 from shortstack.comparison import Calibration, Comparison, Judging, compare
@@ -28,9 +24,13 @@ from shortstack.errors import ArchitectureError, InputError
 from shortstack.evaluation import Perplexity
 from shortstack.evaluation.degeneration import TYPICAL, Collapse, check_collapse
 from shortstack.evaluation.perplexity import measure
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune
-from shortstack.repairing.repairer import repair
+from shortstack.healing.recipes import read_recipe
+from shortstack.planning import plan
+from shortstack.planning.measured import search
+from shortstack.profiling.profiler import Paired
+from shortstack.profiling.speed import Load, Ratio
+from shortstack.pruning import prune
+from shortstack.repairing import repair
 from zoo import make, speaking
 
 LOAD = Load(prompt=4, new_tokens=2)

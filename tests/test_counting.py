@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from shortstack.profiling.profiler.counts import cache_bytes, macs, parts
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
 
 from shortstack.architecture.anatomy import dissect, meta_model
+from shortstack.profiling.counts import cache_bytes, macs, parts
 from zoo import SMALL, ZOO
 
 LLAMA_8B = {

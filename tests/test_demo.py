@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli.demo import run
 from shortstack.errors import OutputError
 from zoo import speaking

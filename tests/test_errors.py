@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shortstack.cli import main
 from shortstack.machine.device import pick_device
-from shortstack.scoring.scorer import Scores
+from shortstack.scoring import Scores
 from zoo import make, speaking, tiny
 
 MESSAGE = re.compile(r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  to fix it (.+)\n")

@@ -5,12 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shortstack.planning.plans.layer_sets import parse_drop
-from shortstack.study.grid.costs import START_SECONDS, estimate
-from shortstack.study.grid.grid import parse_study
 
 from documents import data_folder
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import read_examples
 from shortstack.data.tokens import encode
 from shortstack.decoder import Decoder, likelihoods
@@ -18,8 +15,11 @@ from shortstack.evaluation import Tasks, evaluate
 from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
 from shortstack.evaluation.probes import probes
 from shortstack.evaluation.tasks import amounts
-from shortstack.study.grid import costs as costing
-from shortstack.study.grid import read_study, run_study
+from shortstack.planning.layer_sets import parse_drop
+from shortstack.study import costs as costing
+from shortstack.study import read_study, run_study
+from shortstack.study.costs import START_SECONDS, estimate
+from shortstack.study.grid import parse_study
 from studies import STUDY, found, inline, make_data, write_study
 from zoo import tokenizer
 
@@ -50,7 +50,7 @@ def test_the_steps_that_are_foreseen_are_those_that_run(tiny):
 
 def test_disk_is_that_of_the_checkpoints(tiny):
     run_study(write_study(tiny), tiny / "runs", launcher=inline, keep="all")
-    from shortstack.checkpoint.checkpoint import Checkpoint
+    from shortstack.checkpoint import Checkpoint
 
     folders = [path.parent for path in (tiny / "runs" / "artefacts").glob("*/config.json")]
     real = sum(Checkpoint.open(folder).weight_bytes for folder in folders)

@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
-from shortstack.profiling.profiler.profiler import answer
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.cli.options import Writing
 from shortstack.data import Tokens
@@ -16,8 +15,9 @@ from shortstack.errors import InputError
 from shortstack.evaluation import evaluate
 from shortstack.evaluation.degeneration import TYPICAL, Fluency, check_collapse
 from shortstack.evaluation.probes import PROBES, probe_tokens, probes, run_probes
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune
+from shortstack.planning import plan
+from shortstack.profiling.profiler import answer
+from shortstack.pruning import prune
 from zoo import speaking, tiny
 
 

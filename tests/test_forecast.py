@@ -2,7 +2,7 @@
 
 import pytest
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import read_examples
 from shortstack.healing import Full, Lora, Objective, Partial, Schedule, heal
 from shortstack.healing.activations import numbered
@@ -10,8 +10,8 @@ from shortstack.healing.forecast import forecast
 from shortstack.healing.healer import Task
 from shortstack.healing.layer_choice import Places
 from shortstack.healing.methods import method_named
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune
+from shortstack.planning import plan
+from shortstack.pruning import prune
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.decoder.generation import generate
 from zoo import tiny
 

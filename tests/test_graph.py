@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from shortstack.study.grid.graph import Contents, Graph, Step, foreseen, sources
-from shortstack.study.grid.grid import parse_study
+
+from shortstack.study.graph import Contents, Graph, Step, foreseen, sources
+from shortstack.study.grid import parse_study
 
 HEAL = "heal: {name: quick, data: train.jsonl}\n"
 ROLES = ["evaluate_base", "score", "plan", "prune", "evaluate_pruned", "heal", "evaluate_healed"]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Example
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, InputError, OutputError, TrainingError
@@ -19,8 +19,8 @@ from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import Learner, padded
 from shortstack.healing.training import Place, train
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune
+from shortstack.planning import plan
+from shortstack.pruning import prune
 from zoo import ZOO, speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -7,10 +7,10 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 import pytest
-from shortstack.study.grid.workers import Launch, Needs, local, ray
 
 from shortstack.errors import InputError
-from shortstack.study.grid import run_study
+from shortstack.study import run_study
+from shortstack.study.workers import Launch, Needs, local, ray
 from studies import found, inline, make_data, write_study
 from tasks import dies, fails, its_process
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import shortstack.decoder.decoder
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data.questions import Request
 from shortstack.decoder import Decoder
 from shortstack.decoder import likelihoods as module

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.healing import DoRA, Lora, QLora, RsLora, Schedule, heal
 from test_healing import learning

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.comparison.channel_norms import input_norms
 from shortstack.comparison.sparsity import mask
 from shortstack.decoder import Decoder

@@ -10,14 +10,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from documents import data_folder
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder, streaming
 from shortstack.decoder import decoder as walk
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, evaluate
 from shortstack.machine import memory
-from shortstack.scoring.scorer import score
+from shortstack.scoring import score
 from zoo import speaking, tiny
 
 LIMIT = 1100 << 20  # a third of it is what Python, torch and transformers take

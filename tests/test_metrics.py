@@ -4,7 +4,11 @@ import math
 
 import pytest
 import torch
-from shortstack.scoring.scorer.metrics import (
+
+from shortstack.errors import DataError, InputError
+from shortstack.machine.numbers import perplexity
+from shortstack.scoring import METRICS, Scores
+from shortstack.scoring.metrics import (
     angular_distance,
     block_influence,
     cosine_parts,
@@ -17,10 +21,6 @@ from shortstack.scoring.scorer.metrics import (
     reverse_order,
     taylor,
 )
-
-from shortstack.errors import DataError, InputError
-from shortstack.machine.numbers import perplexity
-from shortstack.scoring.scorer import METRICS, Scores
 
 
 def test_block_influence_of_an_identity_a_reflection_and_a_rotation():

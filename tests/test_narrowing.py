@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.comparison.channel_norms import input_norms
 from shortstack.comparison.width import by_magnitude, chosen_width, find_mlps, fitting_neurons, narrow, neuron_bytes
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, InputError
-from shortstack.pruning.pruner import verify
+from shortstack.pruning import verify
 from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (6, 20), generator=torch.Generator().manual_seed(1))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from shortstack.checkpoint.checkpoint import Checkpoint
-from shortstack.planning.plans import plan
-from shortstack.scoring.scorer import score
+from shortstack.checkpoint import Checkpoint
+from shortstack.planning import plan
+from shortstack.scoring import score
 
 MODELS = Path(os.environ.get("SHORTSTACK_PAPER_MODELS", "none"))
 # The lists in prune_llm.py, lines 212 to 215, of the authors' repository (yaolu-zjut/Navigation_LLM_layer_pruning).

@@ -9,12 +9,12 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shortstack.planning.plans.layer_sets import parse_drop, parse_layers, show_layers
 
-from shortstack.checkpoint.checkpoint import Sizes
+from shortstack.checkpoint import Sizes
 from shortstack.errors import DataError, InputError, PlanError
-from shortstack.planning.plans import Plan, plan
-from shortstack.scoring.scorer import Scores
+from shortstack.planning import Plan, plan
+from shortstack.planning.layer_sets import parse_drop, parse_layers, show_layers
+from shortstack.scoring import Scores
 
 
 def scores(values, name="ppl") -> Scores:

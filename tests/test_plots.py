@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shortstack.scoring.scorer.scores import agreement, kendall_tau
 
 from shortstack.cli.plots import depth_curve, depth_figure, loss_curve, loss_figure, score_figure, score_map
 from shortstack.errors import InputError, OutputError, PlanError
 from shortstack.machine import files as jsonfiles
-from shortstack.scoring.scorer import METRICS, Scores
+from shortstack.scoring import METRICS, Scores
+from shortstack.scoring.scores import agreement, kendall_tau
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.evaluation.probes import MOST, PROBES, is_right, probes, run_probes
 from zoo import speaking

@@ -9,14 +9,14 @@ import statistics
 
 import pytest
 import torch
-from shortstack.profiling.profiler.speed import Load, rates, ratio, speeds
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli.profile import show_profile
 from shortstack.errors import InputError
-from shortstack.planning.plans import plan
-from shortstack.profiling.profiler import profile
-from shortstack.pruning.pruner import prune
+from shortstack.planning import plan
+from shortstack.profiling import profile
+from shortstack.profiling.speed import Load, rates, ratio, speeds
+from shortstack.pruning import prune
 from zoo import make, tiny
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune, verify
+from shortstack.planning import plan
+from shortstack.pruning import prune, verify
 from zoo import make
 
 SINGLE = "model.safetensors"

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, NF4, held_bytes, quantise
 from zoo import make, tiny

@@ -3,7 +3,6 @@
 from dataclasses import fields
 
 import pytest
-from shortstack.study.grid.recipes import filled, read_recipe, recipe_names
 from typer.testing import CliRunner
 
 from shortstack.cli import app
@@ -11,6 +10,7 @@ from shortstack.errors import InputError
 from shortstack.healing import METHODS, Schedule
 from shortstack.healing.methods import LIBRARIES, method_named
 from shortstack.healing.options import Course, Going, InTurns, Learned, Loss, Part
+from shortstack.healing.recipes import filled, read_recipe, recipe_names
 
 GROUPS = {"learned": Learned(), "part": Part(), "loss": Loss(), "course": Course(), "turns": InTurns()}
 

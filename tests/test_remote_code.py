@@ -11,10 +11,10 @@ from architectures import pass_over
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune, verify
+from shortstack.planning import plan
+from shortstack.pruning import prune, verify
 
 CODE = """
 from pathlib import Path

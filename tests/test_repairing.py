@@ -9,20 +9,20 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
-from shortstack.repairing.repairer.fit import RIDGES
-from shortstack.repairing.repairer.fold_points import find_outlets
-from shortstack.repairing.repairer.ridge import ChannelMoments, MatrixMoments, ScaleMoments
 from transformers import AutoModelForCausalLM
 
 import shortstack.repairing.fit
 import shortstack.repairing.repairer
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, DataError
-from shortstack.planning.plans import Plan
-from shortstack.pruning.pruner import prune, verify
-from shortstack.repairing.repairer import repair
+from shortstack.planning import Plan
+from shortstack.pruning import prune, verify
+from shortstack.repairing import repair
+from shortstack.repairing.fit import RIDGES
+from shortstack.repairing.fold_points import find_outlets
+from shortstack.repairing.ridge import ChannelMoments, MatrixMoments, ScaleMoments
 from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))

@@ -14,10 +14,10 @@ import torch
 import shortstack.decoder.decoder
 import shortstack.scoring.measurement
 import shortstack.scoring.resumption
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.machine.cache import cache_directory
-from shortstack.scoring.scorer import METRICS, score, sweep
+from shortstack.scoring import METRICS, score, sweep
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 import typer
-from shortstack.study.grid.steps import quoted
-from shortstack.study.grid.workers import local
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import DataError, InputError
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
-from shortstack.study.grid import run_study
+from shortstack.study import run_study
+from shortstack.study.steps import quoted
+from shortstack.study.workers import local
 from studies import QUICK, STUDY, found, inline, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")

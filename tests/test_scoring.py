@@ -9,10 +9,10 @@ import torch
 import naive
 import shortstack.decoder.decoder
 import shortstack.scoring.measurement
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.errors import InputError, ShortstackError
-from shortstack.scoring.scorer import METRICS, score
+from shortstack.scoring import METRICS, score
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))

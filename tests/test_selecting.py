@@ -4,19 +4,19 @@ import itertools
 
 import pytest
 import torch
-from shortstack.planning.plans.measured import Budget, search
-from shortstack.scoring.scorer.measurement import Run, Wanted, walk_on
 
 import naive
 import shortstack.decoder.decoder
 import shortstack.planning.measured
 import shortstack.scoring.measurement
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import DataError, PlanError
-from shortstack.planning.plans import select
-from shortstack.scoring.scorer import METRICS
+from shortstack.planning import select
+from shortstack.planning.measured import Budget, search
+from shortstack.scoring import METRICS
+from shortstack.scoring.measurement import Run, Wanted, walk_on
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))

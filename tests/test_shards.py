@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from shortstack.checkpoint.checkpoint.safetensors import Span, StoredTensor, file_digest, read_shard, write_shard
 
+from shortstack.checkpoint.safetensors import Span, StoredTensor, file_digest, read_shard, write_shard
 from shortstack.errors import CheckpointError
 
 TENSORS = {

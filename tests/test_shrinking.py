@@ -4,13 +4,13 @@ import json
 
 import pytest
 import yaml
-from shortstack.study.grid.card import model_card
-from shortstack.study.grid.shrinker import CANDIDATES, Looks
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, OutputError, ShortstackError
-from shortstack.pruning.pruner import verify
-from shortstack.study.grid import shrink
+from shortstack.pruning import verify
+from shortstack.study import shrink
+from shortstack.study.card import model_card
+from shortstack.study.shrinker import CANDIDATES, Looks
 from studies import inline, make_data
 
 pytest.importorskip("peft")

@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from shortstack.study.grid.grid import expanded, parse_study, schema
-from shortstack.study.grid.trial import Choice
 
 from shortstack.errors import InputError, PlanError
-from shortstack.study.grid import read_study
+from shortstack.study import read_study
+from shortstack.study.grid import expanded, parse_study, schema
+from shortstack.study.trial import Choice
 
 QUICK = "{name: quick, method: lora, data: pydoc, epochs: 1}"
 

@@ -4,17 +4,17 @@ import math
 
 import pytest
 import torch
-from shortstack.repairing.repairer.cut_families import repaired_tails
-from shortstack.repairing.repairer.fit import divided
-from shortstack.repairing.repairer.repairer import _Follower
-from shortstack.scoring.scorer.depth_curve import knee
 
 import naive
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError
-from shortstack.scoring.scorer import sweep
+from shortstack.repairing.cut_families import repaired_tails
+from shortstack.repairing.fit import divided
+from shortstack.repairing.repairer import _Follower
+from shortstack.scoring import sweep
+from shortstack.scoring.depth_curve import knee
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))

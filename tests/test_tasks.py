@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from documents import COUNT, data_folder, write
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli.evaluate import show_evaluation
 from shortstack.comparison.comparison import standard
 from shortstack.data import Tokens
@@ -31,9 +31,9 @@ from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.evaluation.tasks import load_harness
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune
-from shortstack.scoring.scorer import sweep
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from shortstack.scoring import sweep
 from zoo import speaking
 
 pytest.importorskip("lm_eval")

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli.heal import show_healing
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, likeliest
 from shortstack.errors import CheckpointError, InputError
 from shortstack.healing import Full, Objective, Partial, Schedule, heal
 from shortstack.healing.frozen import Freezer, Live
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune
+from shortstack.planning import plan
+from shortstack.pruning import prune
 from test_healing import EXAMPLES, learning
 from zoo import speaking, tiny
 

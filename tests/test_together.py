@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.healing import Full, Schedule, heal
 from zoo import speaking
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.data import Example
 from shortstack.errors import DataError, InputError, OutputError
@@ -14,8 +14,8 @@ from shortstack.healing import Partial, Schedule, Turns, heal, heal_in_turns
 from shortstack.healing import iterative as turning
 from shortstack.healing.options import InTurns
 from shortstack.healing.teacher_answers import Answers, prompt_of
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune
+from shortstack.planning import plan
+from shortstack.pruning import prune
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")

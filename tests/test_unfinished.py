@@ -9,7 +9,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import CheckpointError, InputError, OutputError
 from shortstack.healing import Objective, Partial, Schedule, heal, healer

@@ -13,13 +13,13 @@ import architectures
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shortstack.pruning.pruner.verification import cut_of
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
 from shortstack.healing import Partial, Schedule, heal
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune, verify
+from shortstack.planning import plan
+from shortstack.pruning import prune, verify
+from shortstack.pruning.verification import cut_of
 from zoo import make, speaking, tiny
 
 SINGLE, RECORD = "model.safetensors", "shortstack.json"

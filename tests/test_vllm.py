@@ -7,7 +7,7 @@ import types
 import pytest
 
 from documents import COUNT, data_folder
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.cli.options import Asking, Backend
 from shortstack.decoder import Decoder
 from shortstack.errors import InputError

@@ -1,13 +1,13 @@
 """watch reads a run store while it is written, and says what it holds."""
 
 import pytest
-from shortstack.study.grid.progress import Kind, Running, look, to_go
 from typer.testing import CliRunner
 
 from shortstack.cli import app
 from shortstack.errors import DataError
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
+from shortstack.study.progress import Kind, Running, look, to_go
 
 ROW = {"kind": "heal", "arguments": {}, "inputs": {}, "command": "shortstack heal"}
 

@@ -16,10 +16,10 @@ from architectures import NEEDS, make, pass_over
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shortstack.checkpoint.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ShortstackError
-from shortstack.planning.plans import plan
-from shortstack.pruning.pruner import prune, verify
+from shortstack.planning import plan
+from shortstack.pruning import prune, verify
 
 CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6), "all but one": (0, 1, 2, 3, 4, 6, 7)}
 EXACT = "exact"
