@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import naive
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
+from shortstack.machine.device import Compute
 from shortstack.scoring import score
 from zoo import tiny
 
@@ -41,7 +42,9 @@ def main() -> None:
     for model_type in TYPES:
         checkpoint = Checkpoint.open(tiny(model_type))
         names = list(naive.METRICS)
-        found = score(checkpoint, Tokens(ids, "random", False, 0), metrics=names, window=WINDOW, dtype="float32")
+        found = score(
+            checkpoint, Tokens(ids, "random", False, 0), metrics=names, window=WINDOW, compute=Compute(dtype="float32")
+        )
         for name, naively in naive.METRICS.items():
             expected = naively(checkpoint.directory, ids)
             differences.setdefault(name, {})[model_type] = apart(found.scores[name], expected)

@@ -30,6 +30,7 @@ import harness
 from harness import median, ratios, spread, table, verdict
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
+from shortstack.machine.device import Compute
 from shortstack.scoring import score
 
 SPEED_AIM, LOSS_AIM, TWO_METRICS_AIM = 2.0, 1e-5, 1.1
@@ -86,7 +87,7 @@ def by_skipping(checkpoint: Checkpoint, tokens: Tokens) -> Losses:
 
 def by_score(*metrics: str) -> Callable[[Checkpoint, Tokens], Losses]:
     def run(checkpoint: Checkpoint, tokens: Tokens) -> Losses:
-        found = score(checkpoint, tokens, metrics=metrics, dtype="float32", device="cpu")
+        found = score(checkpoint, tokens, metrics=metrics, compute=Compute(dtype="float32", device="cpu"))
         return [math.log(perplexity) for perplexity in found.scores["ppl"]]
 
     return run

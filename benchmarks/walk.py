@@ -32,6 +32,7 @@ from harness import median, ratios, spread, table, verdict
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
+from shortstack.machine.device import Compute
 from shortstack.planning.measured import stepwise
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted
@@ -210,7 +211,7 @@ def main() -> None:
         models = {"SmolLM2-135M": Checkpoint.open("demo"), "32 layers, vocabulary 2048": small_vocabulary(Path(folder))}
         ids = Tokens.read("pydoc", models["SmolLM2-135M"].tokenizer(), samples=SAMPLES, length=LENGTH).ids
         for number, (name, checkpoint) in enumerate(models.items()):
-            decoder = Decoder.open(checkpoint, dtype=chosen.dtype, device="cpu")
+            decoder = Decoder.open(checkpoint, Compute(dtype=chosen.dtype, device="cpu"))
             some = ids % SMALL_VOCABULARY.vocab_size if number else ids
             ppl(decoder, some[:2]), ppl_by_skipping(decoder, some[:2])  # kernels are chosen before any clock runs
             data[name] = {contest.name: held(contest, decoder, some, chosen.rounds) for contest in CONTESTS}

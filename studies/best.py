@@ -24,6 +24,7 @@ import shortstack as ss
 from healing import mixed
 from shortstack.healing.options import Course, InTurns, Learned, Loss, Part
 from shortstack.healing.recipes import filled
+from shortstack.planning import Choice
 from shortstack.planning.layer_sets import show_layers
 
 SAMPLES, LIMIT = 1000, 500
@@ -36,7 +37,7 @@ def line(source: ss.Checkpoint, data: str, folder: Path) -> tuple[ss.Plan, dict[
     groups = {"learned": Learned(), "part": Part(), "loss": Loss(), "course": Course(), "turns": InTurns()}
     recipe = filled(groups, "best", typed=lambda _name: False)
     tokenizer, clock = source.tokenizer(), [time.perf_counter()]
-    chosen = ss.select(source, ss.Tokens.read("pydoc", tokenizer, samples=32), drop=8)
+    chosen = ss.select(source, ss.Tokens.read("pydoc", tokenizer, samples=32), Choice(drop=8))
     clock.append(time.perf_counter())
     fit = ss.Tokens.read(data, tokenizer, samples=None, length=recipe["learned"].max_length - 8)
     found = ss.repair(source, frozenset(chosen.removed), replace(fit, ids=fit.ids[:256]))

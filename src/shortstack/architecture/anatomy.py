@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.config_fields import Cut, cut_fields, rename_layers
-from shortstack.errors import ArchitectureError, CheckpointError
+from shortstack.errors import ArchitectureError, CheckpointError, parameter
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +183,7 @@ def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: boo
             directory,
             expected="an architecture transformers ships",
             found=f"{found}, which needs the checkpoint's own Python code",
-            fix="read that code, then add --trust-remote-code",
+            fix=f"read that code, then add {parameter('trust_remote_code', True)}",
         )
     raise ArchitectureError(
         directory,

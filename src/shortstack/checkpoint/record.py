@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from shortstack.checkpoint.checkpoint import Checkpoint
-from shortstack.errors import CheckpointError, InputError
+from shortstack.errors import CheckpointError, InputError, parameter
 
 
 def layer_map(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, int]:
@@ -89,10 +89,10 @@ def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
     cuts = [place for place, (one, next_one) in enumerate(pairwise(edges)) if next_one != one + 1] if kept else []
     if not cuts:
         raise InputError(
-            "--near-cut",
+            parameter("near_cut"),
             expected="a checkpoint that layers were removed from",
             found=f"{checkpoint.source}, whose record tells of none",
-            fix="name layers by --layers or --last",
+            fix=f"name layers by {parameter('layers')} or {parameter('last')}",
         )
     near = {layer for cut in cuts for layer in range(cut - count, cut + count)}
     return tuple(sorted(near & set(range(len(kept)))))

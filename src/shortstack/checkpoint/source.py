@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from shortstack.checkpoint.index import conversion
-from shortstack.errors import CheckpointError, InputError
+from shortstack.errors import CheckpointError, InputError, parameter
 from shortstack.machine.progress import Progress
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -34,7 +34,12 @@ def located(model: str, revision: str | None, progress: Progress, *, download: b
 
     local = os.path.exists(model) and model != ""
     if revision and (local or model.endswith(".gguf")):
-        raise InputError("--revision", expected="a hub model", found=f"the local {model}", fix="leave --revision out")
+        raise InputError(
+            parameter("revision"),
+            expected="a hub model",
+            found=f"the local {model}",
+            fix=f"leave {parameter('revision')} out",
+        )
     if model == "demo":
         packaged = _packaged_demo()
         return (
@@ -93,6 +98,7 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
             name,
             expected="safetensors weights on the hub (pickled files can run code, and are not downloaded)",
             found="none",
-            fix=f"if it has pickled weights and you trust them, convert them: {conversion(name, name.rpartition('/')[2])}",
+            fix=f"if it has pickled weights and you trust them, convert "
+            f"them: {conversion(name, name.rpartition('/')[2])}",
         )
     return snapshot

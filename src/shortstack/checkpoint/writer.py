@@ -17,7 +17,7 @@ from typing import Any
 from shortstack.checkpoint.checkpoint import RECORD, TEMPLATES
 from shortstack.checkpoint.index import INDEX, SINGLE
 from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
-from shortstack.errors import ArchitectureError, InputError, OutputError
+from shortstack.errors import ArchitectureError, InputError, OutputError, parameter
 from shortstack.machine.files import sync
 from shortstack.machine.progress import Progress, silent
 
@@ -225,7 +225,10 @@ def layout(
     """
     if max_shard_bytes is not None and max_shard_bytes < 1:
         raise InputError(
-            "--max-shard-size", expected="a positive size", found=str(max_shard_bytes), fix="write a size like 5GB"
+            parameter("max_shard_size"),
+            expected="a positive size",
+            found=str(max_shard_bytes),
+            fix="write a size like 5GB",
         )
     if not tensors:
         raise ArchitectureError("weights", expected="at least one tensor to keep", found="none", fix="keep a layer")

@@ -12,10 +12,9 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.option_groups import Only
 from shortstack.cli.options import (
     REPAIR_SAMPLES,
-    TEXT,
-    Compute,
     Model,
     RepairSamples,
     Report,
@@ -23,7 +22,9 @@ from shortstack.cli.options import (
     TaskNames,
     unused,
 )
+from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
+from shortstack.machine.device import Compute
 from shortstack.machine.formats import number, size
 from shortstack.planning.layer_sets import show_layers
 from shortstack.scoring import METRICS
@@ -113,7 +114,7 @@ class Chosen:
             else None,
             self.metric,
             self.search,
-            healing(self.heal, device=compute.device.value, progress=progress) if self.heal else None,
+            healing(self.heal, device=compute.device, progress=progress) if self.heal else None,
         )
 
 
@@ -175,7 +176,7 @@ def compare(
     model: Model,
     chosen: Chosen,
     judged: Judged,
-    compute: Compute,
+    compute: Annotated[Compute, Only("seed", "device", "dtype")],
     source: Source,
     report: Report,
     memory: Annotated[str, typer.Option(help="Share of the unpruned weights' bytes that there is room for.")] = "50%",
@@ -197,8 +198,7 @@ def compare(
             judged.judging(checkpoint, compute.seed),
             memory=memory,
             healed=replace(source, revision=None).open(healed, progress) if healed else None,
-            dtype=compute.dtype.value,
-            device=compute.device.value,
+            compute=compute,
             progress=progress,
         )
     for warning in found.warnings:

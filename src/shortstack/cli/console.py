@@ -79,5 +79,18 @@ def next_step(command: str) -> None:
 
 
 def fail(error: ShortstackError) -> None:
-    """An error as three short lines on stderr."""
-    say(f"Error: {error.where}\n  expected  {error.expected}\n  found     {error.found}\n  to fix it {error.fix}")
+    """An error as three short lines on stderr, parameters spelled as options."""
+    said = error.spelled(as_option)
+    say(f"Error: {said.where}\n  expected  {said.expected}\n  found     {said.found}\n  to fix it {said.fix}")
+
+
+def as_option(name: str, value: str) -> str:
+    """A parameter as an option of the command line.
+
+    >>> as_option("held_out", "5"), as_option("search", "True"), as_option("cache", "False"), as_option("drop", "")
+    ('--held-out 5', '--search', '--no-cache', '--drop')
+    """
+    option = name.replace("_", "-")
+    if value in ("True", ""):
+        return f"--{option}"
+    return f"--no-{option}" if value == "False" else f"--{option} {value}"

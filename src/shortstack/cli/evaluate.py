@@ -12,8 +12,11 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import TEXT, Asking, Compute, Model, Report, Source, Writing
+from shortstack.cli.option_groups import Only
+from shortstack.cli.options import Asking, Model, Report, Source, Writing
+from shortstack.data.sources import TEXT
 from shortstack.evaluation.suites import PERPLEXITIES
+from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ def evaluate(
     model: Model,
     asking: Asking,
     writing: Writing,
-    compute: Compute,
+    compute: Annotated[Compute, Only("seed", "device", "dtype")],
     source: Source,
     report: Report,
     perplexity: Annotated[
@@ -54,9 +57,7 @@ def evaluate(
         "length": length,
         "samples": samples,
         **writing.asked(),
-        "seed": compute.seed,
-        "dtype": compute.dtype.value,
-        "device": compute.device.value,
+        "compute": compute,
     }
     if against and options["tasks"]:
         options["tasks"].check_paired()

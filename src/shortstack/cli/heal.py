@@ -14,9 +14,11 @@ import typer
 from shortstack.checkpoint.writer import check_absent
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.options import Device, Out, Report, Source
+from shortstack.cli.option_groups import Only
+from shortstack.cli.options import Out, Report, Source
 from shortstack.errors import OutputError
 from shortstack.healing.options import Asked, Course, Going, InTurns, Learned, Loss, Part
+from shortstack.machine.device import Compute
 from shortstack.machine.formats import size
 from shortstack.machine.progress import first_process, say
 from shortstack.planning.layer_sets import show_layers
@@ -38,9 +40,9 @@ def heal(
     course: Course,
     turns: InTurns,
     going: Going,
+    compute: Annotated[Compute, Only("device")],
     source: Source,
     report: Report,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 
@@ -60,7 +62,7 @@ def heal(
             options: dict[str, Any] = {
                 **asked.arguments(),
                 "teacher": alone.open(asked.loss.teacher, progress) if asked.loss.teacher else None,
-                "device": device.value,
+                "device": compute.device,
                 "progress": progress,
             }
             if going.dry_run:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shortstack.cli import console
+from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES
 from shortstack.machine.progress import bars, say
@@ -26,20 +27,6 @@ if TYPE_CHECKING:
 
 
 MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct)."
-TEXT = "pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name."
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
@@ -52,7 +39,22 @@ TaskNames = Annotated[
     ),
 ]
 REPAIR_SAMPLES = 256
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
+
+
+def repair_text(text: CalibrationText, samples: int) -> CalibrationText:
+    """The text to repair on: at most so many windows, since a short text has fewer.
+
+    Raises:
+        InputError: --samples was typed where --repair-samples was meant.
+    """
+    if text.samples != CalibrationText.samples:
+        raise InputError(
+            "--samples",
+            expected="--repair-samples, the windows to repair on",
+            found=f"--samples {text.samples}",
+            fix=f"write --repair-samples {text.samples}",
+        )
+    return replace(text, samples=samples)
 
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
@@ -92,15 +94,6 @@ class Source:
         return Checkpoint.open(
             model, revision=self.revision, trust_remote_code=self.trust_remote_code, progress=progress
         )
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where, in what, and with which seed to compute."""
-
-    seed: Seed = 0
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto
-    dtype: Annotated[Dtype, typer.Option(help="What to compute in.")] = Dtype.auto
 
 
 def check_unused(where: str, *groups: object) -> None:

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from shortstack.checkpoint import Sizes
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.choice import Calibration, Choice
-from shortstack.cli.options import MODEL, Compute, Report, Source, check_unused
+from shortstack.cli.options import MODEL, Report, Source, check_unused
+from shortstack.data import CalibrationText
 from shortstack.errors import InputError
+from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new, read_json
 from shortstack.machine.formats import number, size
+from shortstack.machine.progress import say
+from shortstack.planning import Choice, Chosen, Plan, choose
 from shortstack.planning.layer_sets import show_layers
 from shortstack.scoring import Scores
-
-if TYPE_CHECKING:
-    from shortstack.planning import Plan
 
 
 @verb("plan")
 def plan_verb(
     model_or_scores: Annotated[str, typer.Argument(help=f"A scores.json, or a model. {MODEL}", show_default=False)],
     choice: Choice,
-    calibration: Calibration,
+    text: CalibrationText,
     compute: Compute,
     source: Source,
     report: Report,
@@ -41,26 +41,16 @@ def plan_verb(
         check_new(output)
     choice.check()
     if _is_scores(model_or_scores):
-        if choice.measures:
-            raise InputError(
-                model_or_scores,
-                expected="a model, to measure shorter forms of it",
-                found="scores of the whole model",
-                fix="name the model instead of the scores",
-            )
-        check_unused(model_or_scores, calibration, compute, source)
-        scores = Scores.from_dict(read_json(Path(model_or_scores)), where=model_or_scores)
-        chosen = choice.plan(scores, compute.seed)
-        chosen = chosen.sized(Sizes.from_dict(scores.model, where=model_or_scores))
-        model = str(scores.model.get("source", "MODEL"))
+        chosen, model = _by_scores(model_or_scores, choice, (text, compute, source), compute.seed)
     else:
         model = model_or_scores
         if choice.layers is not None:
-            check_unused("--layers", calibration, compute)
+            check_unused("--layers", text, compute)
         with report.bars() as progress:
             checkpoint = source.open(model, progress)
-            chosen, _ = choice.plan_for(checkpoint, calibration, compute, progress)
-            chosen = chosen.sized(checkpoint.sizes)
+            found = choose(checkpoint, choice, text, compute=compute, progress=progress)
+        say_moved(found)
+        chosen = found.plan.sized(checkpoint.sizes)
     if output:
         chosen.save(output)
     if report.json:
@@ -69,6 +59,30 @@ def plan_verb(
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
     report.next_step("prune", model, *how, *source.words, "-o", "pruned")
     return None
+
+
+def _by_scores(name: str, choice: Choice, unused: tuple[object, ...], seed: int) -> tuple[Plan, str]:
+    """A plan from a scores file, and the model that it is of; unused: options that are of a model."""
+    if choice.measures:
+        raise InputError(
+            name,
+            expected="a model, to measure shorter forms of it",
+            found="scores of the whole model",
+            fix="name the model instead of the scores",
+        )
+    check_unused(name, *unused)
+    scores = Scores.from_dict(read_json(Path(name)), where=name)
+    chosen = choice.plan(scores, seed).sized(Sizes.from_dict(scores.model, where=name))
+    return chosen, str(scores.model.get("source", "MODEL"))
+
+
+def say_moved(chosen: Chosen) -> None:
+    """Say, on stderr, that another cut than the wanted one is exact."""
+    if chosen.plan != chosen.wanted:
+        say(
+            f"Layers {show_layers(chosen.wanted.removed)} cannot be cut exactly from this model; the nearest that can: "
+            f"{show_layers(chosen.plan.removed)}."
+        )
 
 
 def _is_scores(name: str) -> bool:

@@ -11,7 +11,9 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import Device, Dtype, Model, Report, Source, check_unused, parse_batch_sizes
+from shortstack.cli.option_groups import Only
+from shortstack.cli.options import Model, Report, Source, check_unused, parse_batch_sizes
+from shortstack.machine.device import Compute
 from shortstack.machine.formats import number, size
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Timed:
 def profile(
     directory: Model,
     timed: Timed,
+    compute: Annotated[Compute, Only("device", "dtype")],
     source: Source,
     report: Report,
     against: Annotated[
@@ -40,8 +43,6 @@ def profile(
     ] = None,
     prompt: Annotated[int, typer.Option(min=2, help="Tokens of each prompt; MACs are counted over as many.")] = 128,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Count only; no weight is loaded.")] = False,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
-    dtype: Annotated[Dtype, typer.Option(help="What to compute in.")] = Dtype.auto,
 ) -> None:
     """Count parameters, bytes and multiply-accumulates; measure prefill and decode speed and peak memory."""
     sizes = parse_batch_sizes(timed.batch_size)
@@ -59,8 +60,7 @@ def profile(
             batch_sizes=() if no_speed else sizes,
             load=Generated(prompt=prompt, new_tokens=timed.new_tokens),
             repeats=timed.repeats,
-            dtype=dtype.value,
-            device=device.value,
+            compute=compute,
             progress=progress,
         )
     if report.json:

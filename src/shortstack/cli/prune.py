@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,8 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.choice import Calibration, Choice
 from shortstack.cli.options import (
     REPAIR_SAMPLES,
-    Compute,
     Model,
     Out,
     RepairSamples,
@@ -21,11 +20,13 @@ from shortstack.cli.options import (
     check_unused,
     unused,
 )
-from shortstack.cli.plan import show_plan
-from shortstack.cli.repair import show_repair
+from shortstack.cli.plan import say_moved, show_plan
+from shortstack.cli.repair import refitted, show_repair
+from shortstack.data import CalibrationText
 from shortstack.errors import InputError
+from shortstack.machine.device import Compute
 from shortstack.machine.files import read_json
-from shortstack.planning import Plan
+from shortstack.planning import Choice, Plan, choose
 
 
 @verb()
@@ -33,7 +34,7 @@ def prune(
     model: Model,
     output: Out,
     choice: Choice,
-    calibration: Calibration,
+    text: CalibrationText,
     compute: Compute,
     source: Source,
     report: Report,
@@ -54,11 +55,11 @@ def prune(
     Byte ranges are copied; the result loads with plain transformers.
     """
     shard_bytes = _parse_size(max_shard_size)
-    choice.check(planned=plan_file is not None)
+    _check(choice, plan_file)
     if not repair and repair_samples != REPAIR_SAMPLES:
         raise unused("prune without --repair", "--repair-samples", repair_samples)
     if not repair and (plan_file or choice.layers is not None):
-        check_unused("--plan" if plan_file else "--layers", calibration, compute)
+        check_unused("--plan" if plan_file else "--layers", text, compute)
     planned = Plan.from_dict(read_json(plan_file), where=plan_file) if plan_file else None
 
     from shortstack.pruning import prune as prune_checkpoint
@@ -66,9 +67,15 @@ def prune(
 
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        fits(output, checkpoint, planned or choice.like(checkpoint))
-        chosen, scores = (planned, None) if planned else choice.plan_for(checkpoint, calibration, compute, progress)
-        repaired = calibration.repair(checkpoint, chosen, compute, progress, repair_samples) if repair else None
+        fits(output, checkpoint, planned or choice.like(checkpoint.anatomy.layers))
+        chosen = planned
+        scores = None
+        if chosen is None:
+            found = choose(checkpoint, choice, text, compute=compute, progress=progress)
+            say_moved(found)
+            chosen, scores = found.plan, found.scores
+        windows = replace(text, samples=repair_samples)
+        repaired = refitted(checkpoint, chosen, windows, compute, progress) if repair else None
         prune_checkpoint(
             checkpoint,
             chosen,
@@ -87,6 +94,19 @@ def prune(
         show_repair(repaired)
     report.next_step("verify", output, "--against", model, *source.words)
     return None
+
+
+def _check(choice: Choice, plan_file: Path | None) -> None:
+    """Refuse options that choose layers beside a plan, or none of both."""
+    if plan_file is None:
+        choice.check()
+    elif choice != Choice():
+        raise InputError(
+            "--plan",
+            expected="a plan alone",
+            found="options that choose layers beside it",
+            fix="give one or the other",
+        )
 
 
 def _parse_size(text: str | None) -> int | None:

@@ -10,11 +10,15 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.choice import Calibration
-from shortstack.cli.options import REPAIR_SAMPLES, Compute, Out, RepairSamples, Report, Source
+from shortstack.cli.options import REPAIR_SAMPLES, Out, RepairSamples, Report, Source, repair_text
+from shortstack.data import CalibrationText
+from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
 
 if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.machine.progress import Progress
+    from shortstack.planning import Plan
     from shortstack.repairing import Repair
 
 
@@ -23,7 +27,7 @@ def repair_verb(
     directory: Annotated[str, typer.Argument(help="A checkpoint that shortstack pruned.", show_default=False)],
     source_model: Annotated[str, typer.Option("--source", help="The model it was cut from.", show_default=False)],
     output: Out,
-    calibration: Calibration,
+    text: CalibrationText,
     compute: Compute,
     source: Source,
     report: Report,
@@ -37,18 +41,29 @@ def repair_verb(
     from shortstack.pruning.pruner import fits
     from shortstack.pruning.verification import cut_of
 
-    calibration.check_repair()
+    text = repair_text(text, repair_samples)
     with report.bars() as progress:
         origin = source.open(source_model, progress)
         chosen = cut_of(replace(source, revision=None).open(directory, progress), origin)
         fits(output, origin, chosen)
-        repaired = calibration.repair(origin, chosen, compute, progress, repair_samples)
+        repaired = refitted(origin, chosen, text, compute, progress)
         prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
     if report.json:
         return console.show_json({**repaired.to_dict(), "output": str(output)})
     show_repair(repaired)
     report.next_step("heal", output, "--data", "pydoc", "-o", "healed", *replace(source, revision=None).words)
     return None
+
+
+def refitted(
+    checkpoint: Checkpoint, chosen: Plan, text: CalibrationText, compute: Compute, progress: Progress
+) -> Repair:
+    """What refitting kept layers gives for a cut."""
+    from shortstack.repairing import repair
+    from shortstack.repairing.fit import HELD_OUT
+
+    tokens = text.tokens(checkpoint.tokenizer(), compute.seed, at_least=HELD_OUT)
+    return repair(checkpoint, frozenset(chosen.removed), tokens, compute=compute, progress=progress)
 
 
 def show_repair(found: Repair) -> None:

@@ -10,9 +10,10 @@ import typer
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.choice import Calibration
-from shortstack.cli.options import Compute, Model, Report, Source
+from shortstack.cli.options import Model, Report, Source
+from shortstack.data import CalibrationText
 from shortstack.errors import InputError
+from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number
 from shortstack.planning.layer_sets import show_layers
@@ -30,7 +31,7 @@ METRIC_NAMES = ", ".join(METRICS)
 @verb()
 def score(
     model: Model,
-    calibration: Calibration,
+    text: CalibrationText,
     compute: Compute,
     source: Source,
     report: Report,
@@ -52,9 +53,14 @@ def score(
     if plot:
         plots.check_picture(plot)
         _check_orders(metric)
+
+    from shortstack.scoring import score as score_layers
+
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        scores = calibration.score(checkpoint, metric.split(","), compute, progress, window=window)
+        needs_text = any(each.needs_text for each in metrics_named(name.strip() for name in metric.split(",")))
+        tokens = text.tokens(checkpoint.tokenizer(), compute.seed) if needs_text else None
+        scores = score_layers(checkpoint, tokens, metrics=metric, window=window, compute=compute, progress=progress)
     if output:
         scores.save(output)
     if plot:

@@ -9,7 +9,10 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import TEXT, Compute, Model, Out, Report
+from shortstack.cli.option_groups import Only
+from shortstack.cli.options import Model, Out, Report
+from shortstack.data.sources import TEXT
+from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
 from shortstack.planning.layer_sets import show_layers
 
@@ -27,7 +30,7 @@ class Keep(StrEnum):
 def shrink(
     model: Model,
     output: Out,
-    compute: Compute,
+    compute: Annotated[Compute, Only("seed", "device", "dtype")],
     report: Report,
     drop: Annotated[
         str | None,
@@ -59,8 +62,8 @@ def shrink(
         samples=samples,
         perplexity=tuple(name.strip() for name in perplexity.split(",")),
         seed=compute.seed,
-        device=compute.device.value,
-        dtype=compute.dtype.value,
+        device=compute.device,
+        dtype=compute.dtype,
     )
     with report.bars() as progress:
         found = shrink_model(

@@ -10,9 +10,10 @@ import typer
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.choice import Calibration
-from shortstack.cli.options import REPAIR_SAMPLES, Compute, Model, RepairSamples, Report, Source
+from shortstack.cli.options import REPAIR_SAMPLES, Model, RepairSamples, Report, Source, repair_text
+from shortstack.data import CalibrationText
 from shortstack.errors import InputError
+from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @verb()
 def sweep(
     model: Model,
-    calibration: Calibration,
+    text: CalibrationText,
     compute: Compute,
     source: Source,
     report: Report,
@@ -51,18 +52,23 @@ def sweep(
     A cut takes the last layers.
     """
     if repair:
-        calibration.check_repair()
+        text = repair_text(text, repair_samples)
     if plot:
         plots.check_picture(plot)
+
+    from shortstack.repairing.fit import HELD_OUT
+    from shortstack.scoring import sweep as sweep_depths
+
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        found = calibration.sweep(
+        found = sweep_depths(
             checkpoint,
-            compute,
-            progress,
+            text.tokens(checkpoint.tokenizer(), compute.seed, at_least=HELD_OUT if repair else None),
             max_loss=max_loss,
             task=_multiple_choice(task, limit, data_dir),
-            repair_samples=repair_samples if repair else None,
+            repair=repair,
+            compute=compute,
+            progress=progress,
         )
     if plot:
         depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in found.depths]

@@ -9,7 +9,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import Device, Report, Source, check_unused
+from shortstack.cli.options import Report, Source, check_unused
 
 if TYPE_CHECKING:
     from shortstack.pruning import Verification
@@ -23,7 +23,7 @@ def verify(
     against: Annotated[
         str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
+    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
 ) -> None:
     """Check that a checkpoint is whole and computes what it should.
 
@@ -39,7 +39,7 @@ def verify(
             directory, progress
         )  # --revision is of the model it is against
         origin = source.open(against, progress) if against else None
-        result = verify_checkpoint(checkpoint, against=origin, device=device.value, progress=progress)
+        result = verify_checkpoint(checkpoint, against=origin, device=device, progress=progress)
     if report.json:
         console.show_json(result.to_dict())
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,17 +24,15 @@ from shortstack.comparison.width import Mlp, Width, chosen_width, find_mlps, fit
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, SCHEMES, Held, Scheme, quantise
-from shortstack.errors import ArchitectureError, InputError
+from shortstack.errors import ArchitectureError, InputError, PlanError, parameter
+from shortstack.machine.device import Compute
 from shortstack.machine.progress import Progress, silent
-from shortstack.planning import Plan
-from shortstack.planning.exactness import aligned
+from shortstack.planning import Choice, Plan, choose
 from shortstack.planning.layer_sets import show_layers
-from shortstack.planning.measured import search
 from shortstack.profiling.counts import fused_experts
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
-from shortstack.scoring import score
-from shortstack.scoring.metrics import metric_named
+from shortstack.scoring import Scores, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,9 +79,9 @@ class Calibration:
     heal: Heal | None = None
 
     @property
-    def chosen_by(self) -> str:
-        """How layers are chosen, in words."""
-        return "search" if self.search else f"lowest {self.metric}"
+    def choice(self) -> Choice:
+        """How layers are chosen; how many is for each cut to say."""
+        return Choice(search=True) if self.search else Choice(self.metric)
 
 
 class Contest:
@@ -103,6 +101,7 @@ class Contest:
         self.checkpoint, self.budget, self.calibration = checkpoint, budget, calibration
         self.base, self.folder, self.progress = base, folder, progress
         self.dtype, self.device = base.dtype, str(base.device)
+        self.compute = Compute(dtype=self.dtype, device=self.device)
 
     def contenders(self, healed: Checkpoint | None = None) -> Iterator[Contender]:
         """All of them, the unpruned model first."""
@@ -123,24 +122,13 @@ class Contest:
         return self.checkpoint.tokenizer()
 
     @functools.cached_property
-    def order(self) -> tuple[int, ...]:
-        """Layers from the first to remove to the last."""
-        metric = metric_named(self.calibration.metric)
-        if not metric.singles:
-            raise InputError(
-                "--metric", expected="one that scores single layers", found=metric.name, fix="write --metric ppl"
-            )
-        tokens, seed = self.calibration.tokens, self.calibration.tokens.seed
-        scores = score(
-            self.checkpoint,
-            tokens,
-            metrics=[metric.name],
-            dtype=self.dtype,
-            device=self.device,
-            seed=seed,
-            progress=self.progress,
-        )
-        return scores.order(metric.name)
+    def source(self) -> Tokens | Scores:
+        """What layers are chosen on: tokens for a search, else scores, which every cut shares."""
+        tokens, choice = self.calibration.tokens, self.calibration.choice
+        if choice.measures or not choice.by.needs_scores:
+            return tokens
+        compute = replace(self.compute, seed=tokens.seed)
+        return score(self.checkpoint, tokens, metrics=[choice.name], compute=compute, progress=self.progress)
 
     @functools.cached_property
     def norms(self) -> dict[str, Tensor]:
@@ -215,8 +203,7 @@ class Contest:
                 self.checkpoint,
                 frozenset(plan.removed),
                 self.calibration.repair,
-                dtype=self.dtype,
-                device=self.device,
+                compute=self.compute,
                 progress=self.progress,
             )
         except ArchitectureError as error:  # a correction has no place in such layers
@@ -225,37 +212,13 @@ class Contest:
 
     def _plan(self, size: Callable[[Kept], int]) -> Plan | None:
         """The exact cut nearest to the fewest chosen layers without which the others fit the budget."""
-        layers = self.checkpoint.anatomy.layers
-        removed = self._searched(size) if self.calibration.search else self._fewest(self.order, size)
-        if removed is None:
+        choice = replace(self.calibration.choice, fits=lambda kept: size(kept) <= self.budget)
+        compute = replace(self.compute, seed=self.calibration.tokens.seed)
+        try:
+            chosen = choose(self.checkpoint, choice, self.source, compute=compute, progress=self.progress)
+        except (ArchitectureError, PlanError):  # nothing fits that can be expressed
             return None
-        return aligned(
-            self.checkpoint,
-            Plan(layers, removed, self.calibration.chosen_by),
-            allowed=lambda cut: size([layer for layer in range(layers) if layer not in cut]) <= self.budget,
-            progress=self.progress,
-        )
-
-    def _fewest(self, order: Sequence[int], size: Callable[[Kept], int]) -> tuple[int, ...] | None:
-        return fewest(order, lambda kept: size(kept) <= self.budget)
-
-    def _searched(self, size: Callable[[Kept], int]) -> tuple[int, ...] | None:
-        """The set that a search finds, of as few layers as may fit: more only where it takes small ones."""
-        layers = range(self.checkpoint.anatomy.layers)
-        largest_first = sorted(layers, key=lambda gone: size([layer for layer in layers if layer != gone]))
-        least = self._fewest(largest_first, size)
-        for amount in range(len(least), len(layers)) if least else ():
-            removed = self._found(amount)
-            if size([layer for layer in layers if layer not in removed]) <= self.budget:
-                return removed
-        return None
-
-    @functools.cache  # noqa: B019  a contest ends with the comparison that it is of
-    def _found(self, amount: int) -> tuple[int, ...]:
-        """So many layers, by a search."""
-        tokens, allowed = self.calibration.tokens, range(self.checkpoint.anatomy.layers)
-        plan = search(self.base, tokens, amount=amount, allowed=allowed, seed=tokens.seed, progress=self.progress)
-        return plan.removed
+        return chosen.plan
 
     def _pruned_in_int8(self) -> Iterator[Contender]:
         name, missing = "pruned + int8", self._missing(INT8)
@@ -312,18 +275,6 @@ def uncovered(decoder: Decoder) -> str | None:
     return None
 
 
-def fewest(order: Sequence[int], fits: Callable[[Kept], bool]) -> tuple[int, ...] | None:
-    """The fewest layers, taken in `order`, without which the others fit; None where even one alone does not.
-
-    >>> fewest([2, 0, 1], lambda kept: len(kept) <= 2)
-    (2,)
-    """
-    for count in range(1, len(order)):
-        if fits([layer for layer in range(len(order)) if layer not in order[:count]]):
-            return tuple(sorted(order[:count]))
-    return None
-
-
 def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:
     """How many bytes a share of `whole` is. least: what embedding, head and norms take, which every contender keeps.
 
@@ -337,17 +288,18 @@ def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:
     share = float(digits) if memory.strip().endswith("%") and digits.replace(".", "", 1).isdecimal() else 0.0
     if not 0 < share < 100:
         raise InputError(
-            "--memory",
+            parameter("memory"),
             expected="a share of the unpruned weights' bytes, above 0% and below 100%",
             found=repr(memory),
-            fix="write --memory 50%",
+            fix=f"write {parameter('memory', '50%')}",
         )
     budget = int(whole * share / 100)
     if budget <= least:
         raise InputError(
-            "--memory",
-            expected=f"more than the {least / whole:.0%} of the bytes that are not in layers and stay in every contender",
+            parameter("memory"),
+            expected=f"more than the {least / whole:.0%} of the bytes that "
+            f"are not in layers and stay in every contender",
             found=memory,
-            fix=f"write --memory {min(99, 100 * least // whole + 10)}%",
+            fix=f"write {parameter('memory', f'{min(99, 100 * least // whole + 10)}%')}",
         )
     return budget

@@ -20,7 +20,7 @@ from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.multiple_choice import answers
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.perplexity import measure
@@ -29,6 +29,7 @@ from shortstack.healing import heal
 from shortstack.healing.methods import method_named
 from shortstack.healing.options import heal_arguments, heal_groups
 from shortstack.healing.recipes import read_recipe
+from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress, silent
 from shortstack.profiling.profiler import Paired, check_load, paired
@@ -147,8 +148,7 @@ def compare(
     *,
     memory: str = "50%",
     healed: Checkpoint | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
+    compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Comparison:
     """Judge every contender that there is for weights of at most `memory` of the unpruned ones' bytes.
@@ -166,7 +166,7 @@ def compare(
         _check_lengths(some, judging)
     if healed:
         _check_tokens(checkpoint, healed)
-    base = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)
+    base = Decoder.open(checkpoint, replace(compute, stream=False))
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
         contest = Contest(checkpoint, budget, calibration, base=base, folder=Path(folder), progress=progress)
         rows = [_row(contender, contest, judging, progress) for contender in contest.contenders(healed)]
@@ -184,12 +184,14 @@ def compare(
 
 def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
     """Refuse what is longer than the model has positions for, before it is loaded."""
-    shorter = f"write --length {checkpoint.positions}"
+    shorter = f"write {parameter('length', checkpoint.positions)}"
     for tokens in judging.texts.values():
-        check_positions(checkpoint, tokens.ids.shape[1], "--length", fix=shorter)
+        check_positions(checkpoint, tokens.ids.shape[1], parameter("length"), fix=shorter)
     check_load(checkpoint, judging.load)
     written, note = collapse_tokens(checkpoint.tokenizer()), ", written after eight beginnings to see what collapses"
-    check_positions(checkpoint, written, "compare", fix="measure it with evaluate --no-collapse-check", note=note)
+    check_positions(
+        checkpoint, written, "compare", fix=f"measure it with evaluate {parameter('collapse_check', False)}", note=note
+    )
 
 
 def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
@@ -204,7 +206,7 @@ def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
     if same and wanted <= known:
         return
     raise InputError(
-        "--healed",
+        parameter("healed"),
         expected=f"the tokenizer of {checkpoint.source}, and an embedding for each of its {wanted:,} tokens",
         found=f"{known:,} embeddings" if same else f"another tokenizer, of {len(mine):,} tokens",
         fix="name a model made from that one, or give this one to evaluate",

@@ -5,4 +5,5 @@ from .examples import Example as Example
 from .examples import read_examples as read_examples
 from .questions import Question as Question
 from .questions import read_questions as read_questions
+from .tokens import CalibrationText as CalibrationText
 from .tokens import Tokens as Tokens

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.data.sources import hub_records, prompt_and_response, read_documents, read_records, record_format
 from shortstack.data.tokens import bos_ids, check_text, encode
-from shortstack.errors import DataError
+from shortstack.errors import DataError, parameter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def read_examples(
             source,
             expected="samples with something to learn",
             found=f"none among {len(records)} records",
-            fix="raise --max-length, or check the data",
+            fix=f"raise {parameter('max_length')}, or check the data",
         )
     return random.Random(seed).sample(useful, len(useful))
 

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError, InputError
+from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.hub import hub_or_copies
 
+TEXT = "pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name."
 HELD_OUT_SHARE = 0.2
 PROMPT = (
     "Below is an instruction that describes a task{with_input}. "
@@ -38,7 +39,10 @@ def parse_samples(samples: str | int) -> int | None:
         return None
     if not str(samples).isdecimal() or not int(samples):
         raise InputError(
-            "--samples", expected="a number of windows, or all", found=repr(samples), fix="write --samples 10"
+            parameter("samples"),
+            expected="a number of windows, or all",
+            found=repr(samples),
+            fix=f"write {parameter('samples', 10)}",
         )
     return int(samples)
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shortstack.data.sources import read_documents
-from shortstack.errors import DataError
+from shortstack.data.sources import TEXT, parse_samples, read_documents
+from shortstack.errors import DataError, parameter
+from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +73,9 @@ class Tokens:
             raise DataError(
                 source,
                 expected=f"{needed} window{'s' * (needed > 1)} of {length} tokens",
-                found=f"text for {len(windows)}: {sum(sizes):,} tokens in {len(sizes)} document{'s' * (len(sizes) != 1)}",
-                fix="give more text, or a smaller --samples or --length",
+                found=f"text for {len(windows)}: {sum(sizes):,} tokens in "
+                f"{len(sizes)} document{'s' * (len(sizes) != 1)}",
+                fix=f"give more text, or a smaller {parameter('samples')} or {parameter('length')}",
             )
         return cls(torch.tensor(windows), source, bool(bos), seed)
 
@@ -93,6 +95,31 @@ class Tokens:
             "seed": self.seed,
             "sha256": self.sha256,
         }
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """The text that metrics look at.
+
+    samples: windows drawn by seed, or "all" in order. length: tokens of a window, BOS included.
+    """
+
+    text: str = option("pydoc", help=f"Calibration text: {TEXT}")
+    samples: int | str = option(10, help="Calibration windows: a number drawn by seed, or all in order.")
+    length: int = option(128, help="Tokens per calibration window.", minimum=4)
+
+    def __post_init__(self) -> None:
+        parse_samples(self.samples)
+        check_options(self)
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0, *, at_least: int | None = None) -> Tokens:
+        """The windows; at_least: as in Tokens.read.
+
+        Raises:
+            DataError: as Tokens.read.
+        """
+        samples = parse_samples(self.samples)
+        return Tokens.read(self.text, tokenizer, samples=samples, length=self.length, seed=seed, at_least=at_least)
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from shortstack.architecture.positions import check_positions
 from shortstack.decoder.layer_io import State, entered_by, hidden_of
 from shortstack.decoder.wrapping import Layered
-from shortstack.errors import ArchitectureError
+from shortstack.errors import ArchitectureError, parameter
 from shortstack.machine.memory import available_memory
 
 Route = frozenset[int]
@@ -87,8 +87,8 @@ class Decoder(Layered):
         self, ids: Tensor, routes: Sequence[Route] = (UNPRUNED,), *, hidden: Tensor | None = None, **inputs: Tensor
     ) -> Front:
         """Routes before layer 0: the token ids embedded, or other hidden states in their place."""
-        shorter = f"add --length {self.positions}, or --max-length when healing"
-        check_positions(self, ids.shape[1], "--length", fix=shorter)
+        shorter = f"add {parameter('length', self.positions)}, or {parameter('max_length')} when healing"
+        check_positions(self, ids.shape[1], parameter("length"), fix=shorter)
         self._check_direct()
         found: list[State] = []
 
@@ -228,7 +228,8 @@ class Decoder(Layered):
                 self.anatomy.architecture,
                 expected="each layer to be entered by what the one before it returned",
                 found=f"something else enters layer {self._gap}: the model loops, or computes between layers",
-                fix="cut it by --metric reverse or --layers; scoring and healing walk layer by layer",
+                fix=f"cut it by {parameter('metric', 'reverse')} or {parameter('layers')}; "
+                f"scoring and healing walk layer by layer",
             )
 
 

@@ -17,7 +17,7 @@ from shortstack.architecture.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.checkpoint import ALIGNMENT
 from shortstack.checkpoint.weights import load_into, read_weight
-from shortstack.errors import CheckpointError
+from shortstack.errors import CheckpointError, parameter
 from shortstack.machine.memory import available_memory
 
 SPARE = 0.8  # of the memory there is; the rest is for activations
@@ -46,7 +46,7 @@ class LayerWeights:
                 checkpoint.directory,
                 expected="weights in 16 or 32 bits, to be read layer by layer",
                 found="quantised ones",
-                fix="leave --stream out, or start from the unquantised model",
+                fix=f"leave {parameter('stream')} out, or start from the unquantised model",
             )
         self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
         model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code, dtype=dtype)
@@ -176,7 +176,8 @@ class LayerWeights:
                 self._checkpoint.directory,
                 expected="a stored tensor for every weight" + ("" if layer is None else f" of layer {layer}"),
                 found=f"{len(missing)} missing: {missing[:3]}",
-                fix="download or save the checkpoint again; if it loads without --stream, open an issue with its config",
+                fix=f"download or save the checkpoint again; if it loads without "
+                f"{parameter('stream')}, open an issue with its config",
             )
 
 

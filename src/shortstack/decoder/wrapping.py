@@ -18,8 +18,8 @@ from shortstack.architecture.positions import learned_positions
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder.layer_io import Call, Form, Slot, State, first_gap, forms_of, hidden_of, inputs_of
 from shortstack.decoder.streaming import LayerWeights, must_stream
-from shortstack.errors import ArchitectureError, InputError
-from shortstack.machine.device import fast_bfloat16, pick_device
+from shortstack.errors import ArchitectureError, InputError, parameter
+from shortstack.machine.device import AUTO, Compute, fast_bfloat16, pick_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,16 +49,12 @@ class Layered:
         return cls(weights.model, checkpoint.anatomy, weights)
 
     @classmethod
-    def open(
-        cls, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", stream: bool | None = None
-    ) -> Self:
-        """load() with what a user may leave open: dtype as arithmetic(), device as pick_device(), stream None where the
-        model does not fit in memory.
-        """
-        device = pick_device(device)
-        computed_in = arithmetic(dtype, checkpoint, device)
-        stream = must_stream(checkpoint, computed_in, device) if stream is None else stream
-        return cls.load(checkpoint, dtype=computed_in, device=device, stream=stream)
+    def open(cls, checkpoint: Checkpoint, compute: Compute = AUTO) -> Self:
+        """load() with what a user may leave open: dtype as arithmetic(), device as pick_device()."""
+        device = pick_device(compute.device)
+        dtype = arithmetic(compute.dtype, checkpoint, device)
+        stream = must_stream(checkpoint, dtype, device) if compute.stream is None else compute.stream
+        return cls.load(checkpoint, dtype=dtype, device=device, stream=stream)
 
     @classmethod
     def tail(cls, checkpoint: Checkpoint, first: int, *, dtype: torch.dtype, device: str = "cpu") -> Self:
@@ -236,6 +232,8 @@ def arithmetic(name: str, checkpoint: Checkpoint, device: str) -> torch.dtype:
     if name in named:
         return named[name]
     if name != "auto":
-        raise InputError("--dtype", expected=f"auto or one of {', '.join(named)}", found=name, fix="name one of these")
+        raise InputError(
+            parameter("dtype"), expected=f"auto or one of {', '.join(named)}", found=name, fix="name one of these"
+        )
     stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
     return torch.bfloat16 if stored & {"BF16", "F16"} and fast_bfloat16(device) else torch.float32

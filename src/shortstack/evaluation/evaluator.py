@@ -12,7 +12,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.paired import Outcomes, Paired, compare_tasks
 from shortstack.evaluation.perplexity import Perplexity, measure
@@ -20,7 +20,7 @@ from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run
 from shortstack.evaluation.suites import SHARES, SUITES
 from shortstack.evaluation.task_results import TaskResult
 from shortstack.evaluation.tasks import VLLM, Asked, Tasks
-from shortstack.machine.device import pick_device
+from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -90,17 +90,15 @@ def evaluate(
     samples: int | None = None,
     probe_items: int = 0,
     collapse: bool | None = None,
-    seed: int = 0,
-    dtype: str = "auto",
-    device: str = "auto",
+    compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Evaluation:
     """Perplexity on each text, the tasks, the generation probes, and whether what the model writes has collapsed.
 
     perplexity: consecutive windows of `length` tokens, all of them, or `samples` drawn by seed; of `pydoc` only the held-out
     part is read; empty for none. probe_items: so many items of each probe, drawn by seed. collapse: whether to check what
-    the model writes freely; None: where shortstack cut or healed it. dtype "auto": bf16 where checkpoint and device have it,
-    else float32. A task's result is kept in the cache under the digest of all that it depends on.
+    the model writes freely; None: where shortstack cut or healed it. A task's result is kept in the cache under the digest
+    of all that it depends on.
 
     >>> evaluate(Checkpoint.open("demo"), tasks=Tasks("piqa", limit=100, data="data")).average  # doctest: +SKIP
     0.69
@@ -110,27 +108,29 @@ def evaluate(
         InputError: nothing to measure, an unknown task, a library that is not installed, or no memory for the model.
     """
     if tasks:
-        tasks.check(device)
+        tasks.check(compute.device)
     sources = [name.strip() for name in perplexity.split(",")] if isinstance(perplexity, str) else list(perplexity)
     _check_something(sources, tasks or probe_items or collapse)
-    items = probes(seed, probe_items) if probe_items else ()
+    items = probes(compute.seed, probe_items) if probe_items else ()
     _, tokenizer = checkpoint.anatomy, checkpoint.tokenizer()  # what is no decoder is said before what it lacks
     texts = {
-        source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=seed, held_out=True)
+        source: Tokens.read(source, tokenizer, samples=samples, length=length, seed=compute.seed, held_out=True)
         for source in sources
     }
     if collapse is None:
         collapse = checkpoint.record.get("verb") in {"prune", "heal"}
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=length if sources else 0)
     if texts or items or collapse or (tasks and tasks.backend != VLLM):
-        device = pick_device(device)
-        checkpoint.check_room(arithmetic(dtype, checkpoint, device), device)  # before weights are read for their digest
-    asked = Asked(checkpoint, tasks, dtype=dtype, device=device) if tasks else None
+        device = pick_device(compute.device)
+        checkpoint.check_room(
+            arithmetic(compute.dtype, checkpoint, device), device
+        )  # before weights are read for their digest
+    asked = Asked(checkpoint, tasks, compute) if tasks else None
     if asked and asked.tasks.backend == VLLM:
         asked.ask_engine()  # first: it wants most of the device's memory
     if not (texts or items or collapse or (asked and asked.missing)):
         return Evaluation(checkpoint.source, {}, tasks=asked.results if asked else {})
-    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=False)  # batch after batch, every layer
+    decoder = Decoder.open(checkpoint, replace(compute, stream=False))  # batch after batch, every layer
     if asked:
         asked.ask(decoder, tokenizer, progress)
     return Evaluation(
@@ -146,29 +146,42 @@ def _check_lengths(
     checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, collapse: bool, length: int
 ) -> None:
     """Refuse what is longer than the model has positions for, before it is loaded."""
-    shorter = f"write --length {checkpoint.positions}"
-    check_positions(checkpoint, length, "--length", fix=shorter)
+    shorter = f"write {parameter('length', checkpoint.positions)}"
+    check_positions(checkpoint, length, parameter("length"), fix=shorter)
     if items:
         asked = probe_tokens(tokenizer, items)
-        check_positions(checkpoint, asked, "--probes", fix="leave it out", note=", the longest answer included")
+        check_positions(
+            checkpoint, asked, parameter("probes"), fix="leave it out", note=", the longest answer included"
+        )
     if collapse:
         written = collapse_tokens(tokenizer)
         note = ", what is written included"
-        check_positions(checkpoint, written, "--collapse-check", fix="write --no-collapse-check", note=note)
+        check_positions(
+            checkpoint,
+            written,
+            parameter("collapse_check"),
+            fix=f"write {parameter('collapse_check', False)}",
+            note=note,
+        )
 
 
 def _check_something(sources: Sequence[str], other: object) -> None:
     """Refuse to measure nothing, or a text without a name."""
     if not all(sources):
         raise InputError(
-            "--perplexity", expected="a text, or several with commas", found="an empty name", fix="name one: pydoc"
+            parameter("perplexity"),
+            expected="a text, or several with commas",
+            found="an empty name",
+            fix="name one: pydoc",
         )
     if not sources and not other:
         raise InputError(
-            "--perplexity",
-            expected="a text; or none, beside --tasks, --probes or --collapse-check",
+            parameter("perplexity"),
+            expected=f"a text; or none, beside {parameter('tasks')}, {parameter('probes')} "
+            f"or {parameter('collapse_check', True)}",
             found="nothing to measure",
-            fix="write --perplexity pydoc, or add --tasks paper or --probes",
+            fix=f"write {parameter('perplexity', 'pydoc')}, or add "
+            f"{parameter('tasks', 'paper')} or {parameter('probes', True)}",
         )
 
 

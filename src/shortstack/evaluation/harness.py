@@ -37,7 +37,7 @@ from shortstack.data.questions import Asked, Request, request
 from shortstack.data.tokens import bos_ids
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import likelihoods
-from shortstack.errors import DataError, InputError
+from shortstack.errors import DataError, InputError, parameter
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
@@ -140,10 +140,12 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[Loaded]:
 def _remedy(name: str, data: Path | None) -> str:
     """What helps where a task's documents cannot be had."""
     if data is None:
-        return "give --data-dir with the files that the page of evaluate lists, or --include with a task of yours"
+        own = f"{parameter('include')} with a task of yours"
+        return f"give {parameter('data_dir')} with the files that the page of evaluate lists, or {own}"
     if name in TASKS:
         return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
-    return "--data-dir serves the tasks of `shortstack ls tasks` alone; for another give --include with a task of yours"
+    own = f"{parameter('include')} with a task of yours"
+    return f"{parameter('data_dir')} serves the tasks of `shortstack ls tasks` alone; for another give {own}"
 
 
 def check_answers(loaded: Sequence[Loaded], checkpoint: Checkpoint, max_length: int | None = None) -> None:
@@ -167,10 +169,11 @@ def _check_answer(name: str, settings: Mapping[str, Any], longest: int) -> None:
     room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
     if room >= longest:
         raise InputError(
-            f"--max-length, for {name}",
+            f"{parameter('max_length')}, for {name}",
             expected=f"more than the {room} tokens that an answer may have",
             found=f"{longest}; where it is not named it is what the model has positions for",
-            fix=f"leave {name} out, or write --max-length {2 * room} where the model computes its positions",
+            fix=f"leave {name} out, or write {parameter('max_length', 2 * room)} "
+            f"where the model computes its positions",
         )
 
 
@@ -260,7 +263,10 @@ def questions(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | N
     """
     if loaded.metric != "acc" or any(task.OUTPUT_TYPE != "multiple_choice" for task in loaded.tasks.values()):
         raise InputError(
-            "--task", expected="a multiple-choice task", found=loaded.name, fix="name one, such as piqa or arc_easy"
+            parameter("task"),
+            expected="a multiple-choice task",
+            found=loaded.name,
+            fix="name one, such as piqa or arc_easy",
         )
     with hushed():
         return [asked for task in loaded.tasks.values() for asked in _questions(task, tokenizer, limit)]
@@ -340,10 +346,10 @@ class Model(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         if len(continuation) > self.max_length:
             raise InputError(
-                "--max-length",
+                parameter("max_length"),
                 expected=f"room for an answer of {len(continuation)} tokens",
                 found=str(self.max_length),
-                fix=f"write --max-length {2 * len(continuation)} or more, or leave it out",
+                fix=f"write {parameter('max_length', 2 * len(continuation))} or more, or leave it out",
             )
         ids = (*context, *continuation)[-(self.max_length + 1) :]
         return Request(ids, len(ids) - len(continuation))

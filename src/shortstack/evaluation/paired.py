@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shortstack.errors import DataError
+from shortstack.errors import DataError, parameter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -175,7 +175,7 @@ def _paired(task: str, model: Outcomes, base: Outcomes) -> tuple[Values, Values]
     if ours.keys() != theirs.keys():
         raise _mismatch(f"the documents of {task}", set(ours), set(theirs))
     if len(ours) < 2:
-        raise DataError(task, expected="two documents or more", found=str(len(ours)), fix="raise --limit")
+        raise DataError(task, expected="two documents or more", found=str(len(ours)), fix=f"raise {parameter('limit')}")
     return np.array([*ours.values()], dtype=float), np.array([theirs[document] for document in ours], dtype=float)
 
 
@@ -200,5 +200,5 @@ def _mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
         what,
         expected="the same for the model and its base",
         found=f"{alone(ours - theirs)} of the model's alone, {alone(theirs - ours)} of the base's alone",
-        fix="evaluate both with the same tasks, --limit and data",
+        fix=f"evaluate both with the same tasks, {parameter('limit')} and data",
     )

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import yaml
 
 from shortstack.data.sources import read_lines
-from shortstack.errors import DataError
+from shortstack.errors import DataError, parameter
 from shortstack.evaluation.suites import TASKS, Task
 
 FORMATS = {".jsonl": "json", ".parquet": "parquet"}
@@ -58,7 +58,7 @@ def _source(task: Task, part: str, data: Path) -> dict[str, Any]:
     for split in sorted({task.evaluated, *task.needs} - present.keys()):
         stem = task.files[split].format(part=part)
         raise DataError(
-            f"--data-dir, for {task.name}",
+            f"{parameter('data_dir')}, for {task.name}",
             expected=f"{stem}.jsonl or {stem}.parquet",
             found=f"neither in {data}",
             fix="put it there; the page of evaluate shows the layout",
@@ -69,7 +69,10 @@ def _source(task: Task, part: str, data: Path) -> dict[str, Any]:
     kinds = {FORMATS[Path(file).suffix] for file in present.values()}
     if len(kinds) > 1:
         raise DataError(
-            f"--data-dir, for {task.name}", expected="files of one format", found="both", fix="remove one of each pair"
+            f"{parameter('data_dir')}, for {task.name}",
+            expected="files of one format",
+            found="both",
+            fix="remove one of each pair",
         )
     absent = {
         key: None

@@ -19,10 +19,10 @@ from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.evaluation.suites import TASKS, named
 from shortstack.evaluation.task_results import Amount, TaskResult, digest, keep, kept, model_digest
-from shortstack.machine.device import pick_device
+from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.yamlfile import check_folder
 
@@ -57,17 +57,24 @@ class Tasks:
 
     def __post_init__(self) -> None:
         named(self.names)
-        for option, value in (("--limit", self.limit), ("--batch-size", self.batch), ("--max-length", self.max_length)):
+        for option, value in (
+            (parameter("limit"), self.limit),
+            (parameter("batch_size"), self.batch),
+            (parameter("max_length"), self.max_length),
+        ):
             if value is not None and value < 1:
                 raise InputError(option, expected="at least 1", found=str(value), fix="leave it out, or name more")
-        for option, folder in (("--data-dir", self.data), ("--include", self.include)):
+        for option, folder in ((parameter("data_dir"), self.data), (parameter("include"), self.include)):
             if folder is not None and not Path(folder).is_dir():
                 raise InputError(option, expected="a folder", found=f"none at {folder}", fix="name one that exists")
         if self.include is not None:
             check_folder(Path(self.include))  # the harness passes over a file that it cannot read
         if self.backend not in BACKENDS:
             raise InputError(
-                "--backend", expected=" or ".join(BACKENDS), found=repr(self.backend), fix="leave it out, or name one"
+                parameter("backend"),
+                expected=" or ".join(BACKENDS),
+                found=repr(self.backend),
+                fix="leave it out, or name one",
             )
 
     def check(self, device: str) -> None:
@@ -82,8 +89,9 @@ class Tasks:
         engine()
         if device not in ("auto", "cuda"):
             raise InputError(
-                "--device",
-                expected="no --device beside --backend vllm: vLLM was built for one kind of device",
+                parameter("device"),
+                expected=f"no {parameter('device')} beside {parameter('backend', 'vllm')}: "
+                f"vLLM was built for one kind of device",
                 found=device,
                 fix="leave it out; CUDA_VISIBLE_DEVICES names the GPU",
             )
@@ -97,7 +105,12 @@ class Tasks:
         single = [name for name in named(self.names) if name in TASKS and not TASKS[name].group]
         if self.limit == 1 and single:
             expected = f"two documents of {single[0]} or more, to compare two models on"
-            raise InputError("--limit", expected=expected, found="1", fix="write --limit 100, or leave out --against")
+            raise InputError(
+                parameter("limit"),
+                expected=expected,
+                found="1",
+                fix=f"write {parameter('limit', 100)}, or leave out {parameter('against')}",
+            )
 
     def load(self) -> list[Loaded]:
         """The tasks with their documents.
@@ -119,7 +132,7 @@ class Tasks:
         """
         loaded = self.load()
         if self.max_length:
-            check_positions(checkpoint, self.max_length, "--max-length", fix="leave it out")
+            check_positions(checkpoint, self.max_length, parameter("max_length"), fix="leave it out")
         load_harness().check_answers(loaded, checkpoint, self.max_length)
         return loaded
 
@@ -131,7 +144,7 @@ class Tasks:
         """
         if len(named(self.names)) > 1:
             raise InputError(
-                "--task", expected="one task", found=", ".join(named(self.names)), fix="name one at a time"
+                parameter("task"), expected="one task", found=", ".join(named(self.names)), fix="name one at a time"
             )
         return self.load()[0]
 
@@ -139,15 +152,15 @@ class Tasks:
 class Asked:
     """Tasks put to one checkpoint: the results that the cache has, and those that are computed, which it then has too."""
 
-    def __init__(self, checkpoint: Checkpoint, tasks: Tasks, *, dtype: str, device: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, tasks: Tasks, compute: Compute) -> None:
         """Read the documents, and what is kept.
 
         Raises:
             as Tasks.load_for().
         """
         self.checkpoint, self.tasks, self.loaded = checkpoint, tasks, tasks.load_for(checkpoint)
-        device = pick_device(device)
-        self.dtype = arithmetic(dtype, checkpoint, device)
+        device = pick_device(compute.device)
+        self.dtype = arithmetic(compute.dtype, checkpoint, device)
         self._keys = self._digests(device.partition(":")[0])
         self._found = {name: result for name, key in self._keys.items() if (result := kept(key))}
 
@@ -248,7 +261,7 @@ def load_harness() -> ModuleType:
         return import_module("shortstack.evaluation.harness")
     except ModuleNotFoundError as error:
         raise InputError(
-            "--tasks", expected="lm-eval, for tasks", found=str(error), fix="pip install 'shortstack[eval]'"
+            parameter("tasks"), expected="lm-eval, for tasks", found=str(error), fix="pip install 'shortstack[eval]'"
         ) from error
 
 
@@ -262,8 +275,8 @@ def engine() -> ModuleType:
         return import_module("shortstack.evaluation.vllm")
     except ImportError as error:
         raise InputError(
-            "--backend vllm",
+            parameter("backend", "vllm"),
             expected="vLLM, which brings a torch of its own",
             found=str(error),
-            fix="install shortstack beside vLLM (its page says how), or leave --backend out",
+            fix=f"install shortstack beside vLLM (its page says how), or leave {parameter('backend')} out",
         ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lm_eval.models.vllm_causallms import VLLM
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.evaluation.harness import SEED, Quiet, hushed
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ class Model(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
                 )
         except (RuntimeError, ValueError) as error:  # what vLLM raises for a model or memory it cannot use
             raise InputError(
-                "--backend vllm",
+                parameter("backend", "vllm"),
                 expected=f"an engine that starts on {checkpoint.directory}",
                 found=" ".join(str(error).split())[:200],
-                fix="add a smaller --max-length where memory is short, or leave --backend out",
+                fix=f"add a smaller {parameter('max_length')} where memory "
+                f"is short, or leave {parameter('backend')} out",
             ) from error
         self.computed_in = dtype

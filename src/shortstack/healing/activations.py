@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.errors import OutputError
+from shortstack.errors import OutputError, parameter
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory
 from shortstack.machine.files import whole
 
@@ -86,7 +86,7 @@ def check_room(wanted: Sequence[Activations]) -> None:
             folder,
             expected=f"{needed / 1e9:.2f} GB of free disk for what is computed once",
             found=f"{free / 1e9:.2f} GB",
-            fix="free some space, set SHORTSTACK_CACHE to another disk, or add --no-cache",
+            fix=f"free some space, set SHORTSTACK_CACHE to another disk, or add {parameter('cache', False)}",
         )
 
 

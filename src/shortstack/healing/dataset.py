@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shortstack.errors import DataError, InputError
+from shortstack.errors import DataError, InputError, parameter
 
 HELD_OUT_SHARE = 0.05
 
@@ -29,14 +29,14 @@ class Lessons:
         for name, least in (("max_length", 4), ("max_samples", 2), ("held_out", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                where = f"--{name.replace('_', '-')}"
-                raise InputError(where, expected=f"at least {least}", found=str(value), fix="ask for more")
+                raise InputError(parameter(name), expected=f"at least {least}", found=str(value), fix="ask for more")
         if self.max_samples is not None and (self.held_out or 0) >= self.max_samples:
             raise InputError(
-                "--held-out",
-                expected=f"fewer than the {self.max_samples} samples of --max-samples, or none is left to train on",
+                parameter("held_out"),
+                expected=f"fewer than the {self.max_samples} samples of "
+                f"{parameter('max_samples')}, or none is left to train on",
                 found=str(self.held_out),
-                fix=f"write --held-out {kept_back(self.max_samples)}, or raise --max-samples",
+                fix=f"write {parameter('held_out', kept_back(self.max_samples))}, or raise {parameter('max_samples')}",
             )
 
     def held_out_of(self, samples: int) -> int:
@@ -51,6 +51,6 @@ class Lessons:
                 self.data,
                 expected=f"more than the {held_out} samples that are held out",
                 found=str(samples),
-                fix="give more data, or a smaller --held-out",
+                fix=f"give more data, or a smaller {parameter('held_out')}",
             )
         return held_out

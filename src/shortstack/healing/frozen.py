@@ -21,12 +21,13 @@ from shortstack.data import Example
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, Route, by_length
 from shortstack.decoder.losses import likeliest
-from shortstack.errors import CheckpointError
+from shortstack.errors import CheckpointError, parameter
 from shortstack.healing.activations import Activations, check_room, keeping, numbered
 from shortstack.healing.batches import IGNORED
 from shortstack.healing.learner import counted, padded
 from shortstack.healing.objective import Objective
 from shortstack.machine.cache import content_key
+from shortstack.machine.device import Compute
 from shortstack.machine.progress import Progress, silent
 
 Put = Callable[[int, Tensor], None]
@@ -140,7 +141,7 @@ class Freezer:
                 self.teacher.directory,
                 expected=f"hidden states of {ours} numbers, as the model that heals has",
                 found=f"{theirs}",
-                fix="leave --hidden-weight out",
+                fix=f"leave {parameter('hidden_weight')} out",
             )
         return theirs
 
@@ -215,10 +216,9 @@ class _Walk:
     put_hidden: Put | None = None
 
     def go(self) -> None:
-        decoder = Decoder.open(
-            self.checkpoint, dtype=str(self.freezer.dtype).removeprefix("torch."), device=self.freezer.device
-        )
-        decoder.check_bare(f"train all layers: --last {self.freezer.checkpoint.anatomy.layers}")
+        dtype = str(self.freezer.dtype).removeprefix("torch.")
+        decoder = Decoder.open(self.checkpoint, Compute(dtype=dtype, device=self.freezer.device))
+        decoder.check_bare(f"train all layers: {parameter('last', self.freezer.checkpoint.anatomy.layers)}")
         layers = len(decoder.layers) if self.until is None else self.until
         routes = list(dict.fromkeys([UNPRUNED, self.route]))
         groups = by_length(self.frozen.lengths)

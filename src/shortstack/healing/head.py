@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Head:
         tied = checkpoint.anatomy.tied
         if self.untied and not tied:
             raise InputError(
-                "--untie-head",
+                parameter("untie_head"),
                 expected="a head tied to the embedding",
                 found="a head of its own",
                 fix="leave the option out",
             )
         if self.trained and tied and not self.untied:
             raise InputError(
-                "--head",
+                parameter("head"),
                 expected="a head of its own to train",
                 found="one tied to the embedding",
-                fix="add --untie-head, or leave the head frozen",
+                fix=f"add {parameter('untie_head', True)}, or leave the head frozen",
             )
         if self.trained is not None:
             return self.trained

@@ -20,7 +20,7 @@ from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, read_examples
 from shortstack.decoder import Decoder
-from shortstack.errors import CheckpointError, TrainingError
+from shortstack.errors import CheckpointError, TrainingError, parameter
 from shortstack.healing.batches import Data
 from shortstack.healing.dataset import Lessons
 from shortstack.healing.frozen import Freezer, Frozen, Live
@@ -256,7 +256,7 @@ class Task:
         if not cache:
             decoder = self._loaded(self.checkpoint)
             if first:
-                decoder.check_bare(f"train all layers: --last {self.checkpoint.anatomy.layers}")
+                decoder.check_bare(f"train all layers: {parameter('last', self.checkpoint.anatomy.layers)}")
             teacher = self._loaded(self.freezer.teacher) if self.freezer.teacher else None
             return Live(self.freezer, examples, first, decoder, teacher), decoder
         with self.processes.main_process_first():

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
-from shortstack.data import Tokens
-from shortstack.errors import PlanError
+from shortstack.data import CalibrationText
+from shortstack.errors import ArchitectureError, PlanError, parameter
 from shortstack.healing.healer import Healing, heal
 from shortstack.healing.schedule import Schedule
 from shortstack.healing.unfinished import Unfinished
+from shortstack.machine.device import Compute
 from shortstack.machine.progress import Progress, silent
-from shortstack.planning import Plan, plan
-from shortstack.planning.exactness import aligned
+from shortstack.planning import Choice, Plan, choose
 from shortstack.planning.layer_sets import check_pace, parse_drop
 from shortstack.pruning import prune
-from shortstack.scoring import score
-from shortstack.scoring.metrics import check_step, metric_named
+from shortstack.scoring.metrics import check_step
 
 
 @dataclass(frozen=True)
@@ -61,26 +60,17 @@ class Turns:
         Raises:
             PlanError: no cut of so many layers is exact.
         """
-        source = self._source(checkpoint, seed, progress)
-        found = aligned(checkpoint, plan(source, metric=self.metric, drop=count, seed=seed), progress=progress)
-        if found is None:
+        text = CalibrationText(self.text, "all" if self.samples is None else self.samples, self.length)
+        wanted = Choice(self.metric, count)
+        try:
+            return choose(checkpoint, wanted, text, compute=Compute(seed=seed), progress=progress).plan
+        except ArchitectureError as error:
             raise PlanError(
-                "--step",
+                parameter("step"),
                 expected=f"a cut of {count} layers that {checkpoint.anatomy.architecture} can express",
                 found="none",
-                fix="take another --step",
-            )
-        return found
-
-    def _source(self, checkpoint: Checkpoint, seed: int, progress: Progress) -> Any:
-        """Scores of the checkpoint as it is now, or where the metric needs none the number of its layers."""
-        feed = metric_named(self.metric).feed
-        if feed == "layers":
-            return checkpoint.anatomy.layers
-        tokens = None
-        if feed != "weights":
-            tokens = Tokens.read(self.text, checkpoint.tokenizer(), samples=self.samples, length=self.length, seed=seed)
-        return score(checkpoint, tokens, metrics=[self.metric], seed=seed, progress=progress)
+                fix=f"take another {parameter('step')}",
+            ) from error
 
 
 def heal_in_turns(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shortstack.checkpoint.record import near_cuts
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.planning.layer_sets import parse_layers
 
 if TYPE_CHECKING:
@@ -31,14 +31,12 @@ class Places:
         Raises:
             InputError: two ways to name layers, numbers out of range, or names that are none.
         """
-        given = [
-            f"--{name.replace('_', '-')}" for name in ("layers", "near_cut", "last") if getattr(self, name) is not None
-        ]
+        given = [parameter(name) for name in ("layers", "near_cut", "last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InputError(
                 given[0], expected=f"{given[0]} alone", found=f"{given[1]} beside it", fix="give one of them"
             )
-        for name, value, least in (("--last", self.last, 0), ("--near-cut", self.near_cut, 1)):
+        for name, value, least in ((parameter("last"), self.last, 0), (parameter("near_cut"), self.near_cut, 1)):
             if value is not None and value < least:
                 raise InputError(
                     name, expected=f"at least {least}", found=str(value), fix=f"write {name} {max(least, 1)}"
@@ -57,7 +55,7 @@ class Places:
         if self.layers is not None:
             return self._named(count)
         last = min(default, count) if self.last is None else self.last
-        for name, value, least in (("--last", last, 0), ("--near-cut", self.near_cut, 1)):
+        for name, value, least in ((parameter("last"), last, 0), (parameter("near_cut"), self.near_cut, 1)):
             if value is not None and value > count:
                 expected = f"between {least} and the model's {count} layers"
                 raise InputError(name, expected=expected, found=str(value), fix="train fewer layers")
@@ -82,7 +80,7 @@ class Places:
         named = tuple(sorted(set(parse_layers(self.layers or ""))))
         if named[-1] >= count:
             raise InputError(
-                "--layers",
+                parameter("layers"),
                 expected=f"layers 0 to {count - 1} of the pruned model",
                 found=str(named[-1]),
                 fix="name layers as the pruned model numbers them",

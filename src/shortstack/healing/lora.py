@@ -14,7 +14,7 @@ from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import Edit, edited_tensors, stored_tensors
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import bitsandbytes, four_bit
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.healing.head import Head
 from shortstack.healing.layer_choice import Places
 from shortstack.healing.learner import Learner
@@ -114,10 +114,10 @@ class Lora:
         unknown = sorted((wanted or set()) - set(there.values()))
         if unknown or not there:
             raise InputError(
-                "--targets",
+                parameter("targets"),
                 expected=f"some of {', '.join(sorted(set(there.values())))}" if there else "layers with matrices",
                 found=", ".join(unknown) or "none",
-                fix="leave --targets out for all matrices",
+                fix=f"leave {parameter('targets')} out for all matrices",
             )
         yield from (name for name, kind in there.items() if wanted is None or kind in wanted)
 
@@ -162,7 +162,7 @@ class QLora(Lora):
     name: ClassVar[str] = "qlora"
 
     def first(self, checkpoint: Checkpoint) -> int:
-        bitsandbytes("--method qlora")
+        bitsandbytes(parameter("method", "qlora"))
         return super().first(checkpoint)
 
     def _quantise(self, decoder: Decoder, places: Sequence[str]) -> None:
@@ -170,12 +170,12 @@ class QLora(Lora):
             matrix = decoder.model.get_submodule(place)
             if not isinstance(matrix, nn.Linear):
                 raise InputError(
-                    "--method qlora",
+                    parameter("method", "qlora"),
                     expected="layers of linear matrices",
                     found=f"{type(matrix).__name__} at {place}",
-                    fix="use --method lora",
+                    fix=f"use {parameter('method', 'lora')}",
                 )
-            four = four_bit(matrix, asked="--method qlora", gradients=True)
+            four = four_bit(matrix, asked=parameter("method", "qlora"), gradients=True)
             parent, _, name = place.rpartition(".")
             setattr(decoder.model.get_submodule(parent), name, four)
 
@@ -208,6 +208,6 @@ def _peft() -> Any:
         import peft
     except ImportError as error:
         raise InputError(
-            "--method", expected="peft, for adapters", found=str(error), fix="pip install 'shortstack[lora]'"
+            parameter("method"), expected="peft, for adapters", found=str(error), fix="pip install 'shortstack[lora]'"
         ) from error
     return peft

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 
 LAST = 3  # of the layers: the paper's best
 PLACED = ("last", "layers", "near_cut", "head", "untie_head")
@@ -45,7 +45,7 @@ class Method:
             if find_spec(library) is None:
                 why, extra = LIBRARIES[library]
                 raise InputError(
-                    f"--method {self.name}",
+                    parameter("method", self.name),
                     expected=f"{library}, {why}",
                     found="none installed",
                     fix=f"pip install 'shortstack[{extra}]'",
@@ -60,8 +60,8 @@ class Method:
         for name, value in given.items():
             if name not in self.options and (usual is None or value != usual[name]):
                 raise InputError(
-                    f"--{name.replace('_', '-')}",
-                    expected=f"an option that --method {self.name} knows",
+                    parameter(name),
+                    expected=f"an option that {parameter('method', self.name)} knows",
                     found=f"{value} beside it",
                     fix="leave it out, or name another method",
                 )
@@ -118,7 +118,7 @@ def method_named(name: str) -> Method:
     """
     if name not in METHODS:
         raise InputError(
-            "--method",
+            parameter("method"),
             expected=f"one of {', '.join(METHODS)}",
             found=repr(name),
             fix="`shortstack ls methods` explains each",
@@ -133,10 +133,16 @@ def check_adapter(*, rank: int, alpha: float, dropout: float, last: int | None) 
         InputError: the first that is out of its range.
     """
     for name, value, fits, expected, fix in (
-        ("--rank", rank, rank >= 1, "at least 1", "write --rank 8"),
-        ("--alpha", alpha, 0 < alpha < float("inf"), "a number above 0", "write --alpha 16"),
-        ("--dropout", dropout, 0 <= dropout < 1, "0 up to, but not, 1", "write --dropout 0.05"),
-        ("--last", last, last != 0, "at least one layer for adapters to be in", "leave it out for all layers"),
+        (parameter("rank"), rank, rank >= 1, "at least 1", f"write {parameter('rank', 8)}"),
+        (parameter("alpha"), alpha, 0 < alpha < float("inf"), "a number above 0", f"write {parameter('alpha', 16)}"),
+        (
+            parameter("dropout"),
+            dropout,
+            0 <= dropout < 1,
+            "0 up to, but not, 1",
+            f"write {parameter('dropout', '0.05')}",
+        ),
+        (parameter("last"), last, last != 0, "at least one layer for adapters to be in", "leave it out for all layers"),
     ):
         if not fits:
             raise InputError(name, expected=expected, found=str(value), fix=fix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 
 LOSSES = ("sft", "distill")
 
@@ -24,10 +24,10 @@ class Objective:
 
     def __post_init__(self) -> None:
         for name, value, fits, expected in (
-            ("--loss", self.loss, self.loss in LOSSES, " or ".join(LOSSES)),
-            ("--top-k", self.top, self.top >= 1, "at least 1"),
-            ("--temperature", self.temperature, 0 < self.temperature < float("inf"), "a number above 0"),
-            ("--hidden-weight", self.hidden_weight, 0 <= self.hidden_weight < float("inf"), "0 or more"),
+            (parameter("loss"), self.loss, self.loss in LOSSES, " or ".join(LOSSES)),
+            (parameter("top_k"), self.top, self.top >= 1, "at least 1"),
+            (parameter("temperature"), self.temperature, 0 < self.temperature < float("inf"), "a number above 0"),
+            (parameter("hidden_weight"), self.hidden_weight, 0 <= self.hidden_weight < float("inf"), "0 or more"),
         ):
             if not fits:
                 raise InputError(name, expected=expected, found=repr(value), fix="`shortstack heal --help` explains it")
@@ -36,10 +36,11 @@ class Objective:
         ]
         if self.loss == "sft" and shaping:
             raise InputError(
-                "--loss sft",
-                expected="no --top-k, --temperature or --hidden-weight: they shape distillation",
+                parameter("loss", "sft"),
+                expected=f"no {parameter('top_k')}, {parameter('temperature')} or "
+                f"{parameter('hidden_weight')}: they shape distillation",
                 found=", ".join(f"{name} {getattr(self, name)}" for name in shaping),
-                fix="add --loss distill",
+                fix=f"add {parameter('loss', 'distill')}",
             )
 
     @property
@@ -55,8 +56,9 @@ class Objective:
         """
         if (self.teaches or answers) != (teacher is not None):
             raise InputError(
-                "--teacher",
-                expected="a teacher for --loss distill or --self-generate, and only there",
+                parameter("teacher"),
+                expected=f"a teacher for {parameter('loss', 'distill')} or "
+                f"{parameter('self_generate', True)}, and only there",
                 found=teacher or "none",
-                fix="leave it out" if teacher else "add --teacher MODEL, the unpruned model",
+                fix="leave it out" if teacher else f"add {parameter('teacher', 'MODEL')}, the unpruned model",
             )

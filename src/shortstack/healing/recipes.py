@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from pydantic import create_model
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.healing.layer_choice import Places
 from shortstack.healing.options import Course, InTurns, Learned, Loss, Part, check_healing, heal_groups
 from shortstack.machine import yamlfile
@@ -85,8 +85,7 @@ def _check_plan(plan: PlanPart) -> None:
     metric_named(plan.metric or "ppl")
     for name in ("keep_first", "keep_last"):
         if getattr(plan, name) < 0:
-            where = f"--{name.replace('_', '-')}"
-            raise InputError(where, expected="0 or more", found=str(getattr(plan, name)), fix="leave it out")
+            raise InputError(parameter(name), expected="0 or more", found=str(getattr(plan, name)), fix="leave it out")
     if plan.drop is not None or plan.layers is not None:
         check_choice(plan.drop, plan.layers, block=plan.block)
 
@@ -129,23 +128,17 @@ def named_by_line(
     try:
         yield
     except InputError as error:
-        place = _place(recipe, error.where, parts) if recipe and not typed(_option(error.where)) else None
-        if place is None:
+        name = error.parameter
+        line = _line(recipe, name, parts) if recipe and name and not typed(name) else None
+        if line is None:
             raise
-        raise type(error)(place, expected=error.expected, found=error.found, fix=error.fix) from error
+        raise error.in_file(f"{recipe}, line {line}") from error
 
 
-def _option(where: str) -> str:
-    """The option that an error is about, as recipes spell it; "" where it is about something else."""
-    return where.partition(" ")[0].removeprefix("--").replace("-", "_") if where.startswith("--") else ""
-
-
-def _place(recipe: str, where: str, parts: Sequence[str]) -> str | None:
-    """Where an option of an error stands in the recipe, as "my.yaml, line 7: lr"; None where it does not."""
-    name = _option(where)
-    lines = [yamlfile.line_of(_text(recipe), part, name) for part in parts]
-    line = next((line for line in lines if line), None)
-    return f"{recipe}, line {line}: {name}" if line else None
+def _line(recipe: str, name: str, parts: Sequence[str]) -> int | None:
+    """The line of an option in the recipe, counted from 1; None where it does not stand there."""
+    lines = (yamlfile.line_of(_text(recipe), part, name) for part in parts)
+    return next((line for line in lines if line), None)
 
 
 def _in_turns(recipe: Recipe) -> dict[str, Any]:
@@ -163,7 +156,7 @@ def _text(name: str) -> str:
     if not name.endswith((".yaml", ".yml")):
         near = difflib.get_close_matches(name, recipe_names(), 1)
         raise InputError(
-            "--recipe",
+            parameter("recipe"),
             expected=f"a .yaml file, or one of {', '.join(recipe_names())}",
             found=repr(name),
             fix=f"did you mean {near[0]}?" if near else "`shortstack ls recipes` explains each",

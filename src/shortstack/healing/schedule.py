@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 
 DECAYS = (  # transformers' schedules that ask for nothing but the steps
     "linear",
@@ -60,29 +60,35 @@ class Schedule:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(
-                    f"--{name}", expected="a number above 0", found=str(value), fix=f"write --{name} {usual}"
+                    parameter(name),
+                    expected="a number above 0",
+                    found=str(value),
+                    fix=f"write {parameter(name, usual)}",
                 )
 
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
-                where = f"--{name.replace('_', '-')}"
-                raise InputError(where, expected=f"a number, at least {least}", found=str(value), fix="leave it out")
+                raise InputError(
+                    parameter(name), expected=f"a number, at least {least}", found=str(value), fix="leave it out"
+                )
         micro = self.micro
         if self.batch_size < 1 or not 1 <= micro <= self.batch_size or self.batch_size % micro:
             raise InputError(
-                "--batch-size",
+                parameter("batch_size"),
                 expected="a number of samples, and a micro-batch that divides it",
                 found=f"{self.batch_size} in micro-batches of {micro}",
                 fix="leave the micro-batch out",
             )
         if not 0 <= self.seed < 2**32:
-            raise InputError("--seed", expected="0 to 2**32 - 1", found=str(self.seed), fix="name another seed")
+            raise InputError(
+                parameter("seed"), expected="0 to 2**32 - 1", found=str(self.seed), fix="name another seed"
+            )
         for name, known in (("decay", DECAYS), ("optimizer", OPTIMIZERS)):
             value = getattr(self, name)
             if value not in known:
                 raise InputError(
-                    f"--{name}", expected=f"one of {', '.join(known)}", found=repr(value), fix="leave it out"
+                    parameter(name), expected=f"one of {', '.join(known)}", found=repr(value), fix="leave it out"
                 )
 
     def check(self) -> None:
@@ -93,7 +99,7 @@ class Schedule:
         """
         if self.optimizer.endswith("8bit") and find_spec("bitsandbytes") is None:
             raise InputError(
-                f"--optimizer {self.optimizer}",
+                parameter("optimizer", self.optimizer),
                 expected="bitsandbytes, which it is part of",
                 found="none installed",
                 fix="pip install 'shortstack[quant]'",

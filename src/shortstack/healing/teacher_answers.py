@@ -13,7 +13,7 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Example
 from shortstack.decoder.generation import generate
-from shortstack.errors import DataError
+from shortstack.errors import DataError, parameter
 from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.files import save_json
 from shortstack.machine.progress import Progress, silent
@@ -56,10 +56,10 @@ class Answers:
         found = [_example(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
         if not found:
             raise DataError(
-                "--self-generate",
+                parameter("self_generate"),
                 expected="prompts that leave room for an answer, and answers",
                 found=f"none among {len(examples)} samples",
-                fix="raise --max-length",
+                fix=f"raise {parameter('max_length')}",
             )
         return found
 

@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
-from shortstack.errors import InputError, TrainingError
+from shortstack.errors import InputError, TrainingError, parameter
 from shortstack.healing.batches import IGNORED, Data, Ordered
 from shortstack.healing.schedule import Schedule
 from shortstack.healing.signals import Interruption, Left
@@ -194,7 +194,7 @@ class _Run:
                 f"step {state.global_step}",
                 expected="finite losses and gradients",
                 found=str(self.stopped),
-                fix="lower --lr, or check the data and the weights",
+                fix=f"lower {parameter('lr')}, or check the data and the weights",
             )
         self.loop.accelerator.wait_for_everyone()
         weights: dict[str, Any] = {**load_file(self.folder / BEST)}
@@ -246,10 +246,10 @@ class _Run:
         found, rest = divmod(self.schedule.batch_size, self.schedule.micro * processes)
         if rest:
             raise InputError(
-                "--batch-size",
+                parameter("batch_size"),
                 expected=f"a multiple of {processes} processes x micro-batches of {self.schedule.micro}",
                 found=str(self.schedule.batch_size),
-                fix=f"write --batch-size {self.schedule.micro * processes * max(1, found)}",
+                fix=f"write {parameter('batch_size', self.schedule.micro * processes * max(1, found))}",
             )
         return found
 
@@ -346,8 +346,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         if _finite_gradient(self.run.module):
             run.skipped_now = 0
             return
-        for parameter in run.module.parameters():
-            parameter.grad = None  # what has no gradient is left as it is
+        for weight in run.module.parameters():
+            weight.grad = None  # what has no gradient is left as it is
         state.log_history.append({"step": state.global_step + 1, "left_out": True})
         run.skipped_now += 1
         if run.skipped_now >= SKIPS:

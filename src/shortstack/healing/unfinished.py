@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import InputError, OutputError
+from shortstack.errors import InputError, OutputError, parameter
 from shortstack.healing.training import newest_state
 from shortstack.machine.files import finite, save_json
 
@@ -42,7 +42,7 @@ class Unfinished:
                 self.folder,
                 expected="no unfinished run for this output",
                 found=f"one {self._how_far}",
-                fix="add --resume to go on, or --no-resume to start again",
+                fix=f"add {parameter('resume', True)} to go on, or {parameter('resume', False)} to start again",
             )
         if path.exists() and resume:
             self._check_same(json.loads(path.read_text(encoding="utf-8")), finite(dict(asked)))
@@ -71,10 +71,10 @@ class Unfinished:
         for name in before.keys() | after.keys():
             if before.get(name) != after.get(name):
                 raise InputError(
-                    "--resume",
+                    parameter("resume"),
                     expected=f"{name} {before.get(name)}, as when {self.folder} was begun",
                     found=str(after.get(name)),
-                    fix="ask for the same, or add --no-resume to start again",
+                    fix=f"ask for the same, or add {parameter('resume', False)} to start again",
                 )
 
     def remove(self) -> None:

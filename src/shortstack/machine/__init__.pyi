@@ -5,5 +5,6 @@ from . import formats as formats
 from . import hub as hub
 from . import memory as memory
 from . import numbers as numbers
+from . import options as options
 from . import progress as progress
 from . import yamlfile as yamlfile

@@ -1,14 +1,43 @@
-"""Where to compute, and in which dtype."""
+"""Where to compute, in which dtype, and with which seed."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
+from shortstack.machine.options import check_choice_of, check_options, option
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where, in what, and with which seed to compute.
+
+    device: auto is the first that there is of CUDA, MPS and the CPU; cuda:1 names the second GPU. dtype: auto is bf16 where
+    checkpoint and device both have it, else float32. stream: None is only where the model does not fit in memory.
+    """
+
+    seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
+    device: str = option("auto", help="Where to compute.")
+    dtype: str = option("auto", help="What to compute in.", choices=DTYPES)
+    stream: bool | None = option(
+        None, help="Read weights layer by layer. Default: where the model does not fit in memory."
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_choice_of("device", self.device.partition(":")[0], DEVICES)
+
+
+AUTO = Compute()
 
 
 def fast_bfloat16(device: str) -> bool:
     """Whether the device multiplies bf16 matrices in hardware."""
+    import torch
+
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.startswith("cpu"):
@@ -23,12 +52,14 @@ def pick_device(name: str = "auto") -> str:
     Raises:
         InputError: this machine, or this build of torch, does not have the device that is named.
     """
+    import torch
+
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return next(device for device in ("cuda", "mps", "cpu") if present[device])
     if not present.get(name.partition(":")[0]):
         raise InputError(
-            "--device",
+            parameter("device"),
             expected=f"one of {', '.join(device for device, there in present.items() if there)}",
             found=name,
             fix="leave it out, or install a torch that is built for it",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 
 CONTROL_GROUPS = {  # a container's own limits, by the kind that /proc/self/cgroup names: v2, v1
     "": (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -48,12 +48,12 @@ def check_room(where: object, nbytes: int, device: str) -> None:
     free = available_memory(device)
     if nbytes <= free:
         return
-    elsewhere = "--device cpu, " if device.startswith("cuda") else ""
+    elsewhere = f"{parameter('device', 'cpu')}, " if device.startswith("cuda") else ""
     raise InputError(
         where,
         expected=f"room for its weights on {device}: {_gigabytes(nbytes)}",
         found=f"{_gigabytes(free)} free",
-        fix=f"free memory, or try {elsewhere}--dtype bfloat16 if this is float32, or a larger machine; "
+        fix=f"free memory, or try {elsewhere}{parameter('dtype', 'bfloat16')} if this is float32, or a larger machine; "
         "score, sweep, plan and prune read such a model layer by layer",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,6 @@ def checked(value: float, where: str) -> float:
             where,
             expected="a number",
             found="NaN",
-            fix="check the weights for NaN, or compute with --dtype float32",
+            fix=f"check the weights for NaN, or compute with {parameter('dtype', 'float32')}",
         )
     return value

@@ -1,6 +1,9 @@
 from . import exactness as exactness
 from . import layer_sets as layer_sets
 from . import measured as measured
+from .choice import Choice as Choice
+from .chooser import Chosen as Chosen
+from .chooser import choose as choose
 from .measured import select as select
 from .plans import Plan as Plan
 from .plans import plan as plan

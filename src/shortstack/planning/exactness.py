@@ -12,7 +12,7 @@ from shortstack.architecture.config_fields import EXTRA_HEADS
 from shortstack.architecture.selfcheck import check_cut
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import check_fit
-from shortstack.errors import ArchitectureError, CheckpointError, PlanError
+from shortstack.errors import ArchitectureError, CheckpointError, PlanError, parameter
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import show_layers
 from shortstack.planning.plans import Plan
@@ -115,12 +115,7 @@ def instead(checkpoint: Checkpoint, plan: Plan, error: ArchitectureError) -> Arc
     if found is None:
         return error
     layers = show_layers(found.removed).replace(" ", "")
-    return ArchitectureError(
-        error.where,
-        expected=error.expected,
-        found=error.found,
-        fix=f"{error.fix}; the nearest exact cut: --layers {layers}",
-    )
+    return error.fixed_by(f"{error.fix}; the nearest exact cut: {parameter('layers', layers)}")
 
 
 def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from shortstack.errors import PlanError
+from shortstack.errors import PlanError, parameter
 
 
 def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> range:
@@ -18,7 +18,7 @@ def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> r
     allowed = range(keep_first, layers - keep_last)
     if amount > len(allowed):
         raise PlanError(
-            "--drop",
+            parameter("drop"),
             expected=f"at most {len(allowed)} layers, with the first {keep_first} and last {keep_last} kept",
             found=str(amount),
             fix="drop fewer or keep fewer",
@@ -35,13 +35,19 @@ def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, 
     if layers is not None:
         if drop is not None or block:
             raise PlanError(
-                "--layers", expected="explicit layers alone", found="--drop or --block beside them", fix="give one"
+                parameter("layers"),
+                expected="explicit layers alone",
+                found=f"{parameter('drop')} or {parameter('block', True)} beside them",
+                fix="give one",
             )
         if isinstance(layers, str):
             parse_layers(layers)
     elif drop is None:
         raise PlanError(
-            "plan", expected="how much to remove", found="neither --drop nor --layers", fix="add --drop 25%"
+            "plan",
+            expected="how much to remove",
+            found=f"neither {parameter('drop')} nor {parameter('layers')}",
+            fix=f"add {parameter('drop', '25%')}",
         )
     else:
         _read_drop(drop)
@@ -57,10 +63,10 @@ def parse_drop(drop: str | int, layers: int) -> int:
     amount = share if isinstance(share, int) else int(share * layers + Fraction(1, 2))
     if not 0 < amount < layers:
         raise PlanError(
-            "--drop",
+            parameter("drop"),
             expected=f"between 1 and {layers - 1} of the model's {layers} layers",
             found=f"{drop} ({amount} layer{'s' * (amount != 1)})",
-            fix="write --drop 25% or a smaller count",
+            fix=f"write {parameter('drop', '25%')} or a smaller count",
         )
     return amount
 
@@ -73,7 +79,10 @@ def check_pace(step: int, amount: int) -> None:
     """
     if not 0 < step <= amount:
         raise PlanError(
-            "--step", expected=f"1 to {amount} layers at a time", found=str(step), fix="write --step 1, or leave it out"
+            parameter("step"),
+            expected=f"1 to {amount} layers at a time",
+            found=str(step),
+            fix=f"write {parameter('step', 1)}, or leave it out",
         )
 
 
@@ -85,10 +94,10 @@ def _read_drop(drop: str | int) -> int | Fraction:
     if re.fullmatch(r"\d{1,5}", text) and int(text):
         return int(text)
     raise PlanError(
-        "--drop",
+        parameter("drop"),
         expected="a count, or a percentage between 0% and 100%",
         found=repr(text),
-        fix="write --drop 8 or --drop 25%",
+        fix=f"write {parameter('drop', 8)} or {parameter('drop', '25%')}",
     )
 
 
@@ -103,7 +112,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?\s*", part)  # a range is spelled out: keep it small
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise PlanError(
-                "--layers",
+                parameter("layers"),
                 expected="numbers and inclusive ranges like 22-29,3",
                 found=repr(text),
                 fix="write single layers and ranges, with commas between",
@@ -142,7 +151,7 @@ def check_kept_ends(removed: Sequence[int], layers: int, keep_first: int, keep_l
     bad = [layer for layer in removed if layer < keep_first or layer >= layers - keep_last]
     if bad:
         raise PlanError(
-            "--layers",
+            parameter("layers"),
             expected=f"the first {keep_first} and last {keep_last} layers to stay",
             found=f"layer {bad[0]}",
             fix="name other layers",

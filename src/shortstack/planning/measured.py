@@ -12,14 +12,16 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import Route
-from shortstack.errors import DataError, PlanError
+from shortstack.errors import DataError, PlanError, parameter
+from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
+from shortstack.planning.choice import Choice
 from shortstack.planning.layer_sets import check_pace, parse_drop, show_layers, staying_ends
 from shortstack.planning.plans import Plan, lowest, lowest_window
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
-from shortstack.scoring.metrics import metric_named
+from shortstack.scoring.metrics import Metric, metric_named
 
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
 HELD_OUT = 4  # every fourth sample judges the finalists of a search
@@ -40,21 +42,9 @@ class Budget:
 
 
 def select(
-    checkpoint: Checkpoint,
-    tokens: Tokens,
-    *,
-    drop: str | int,
-    metric: str = "ppl",
-    step: int | None = None,
-    keep_first: int = 0,
-    keep_last: int = 0,
-    dtype: str = "auto",
-    device: str = "auto",
-    stream: bool | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
+    checkpoint: Checkpoint, tokens: Tokens, choice: Choice, *, compute: Compute = AUTO, progress: Progress = silent
 ) -> Plan:
-    """Choose layers by measuring shorter models: `step` at a time by `metric`, or without a step by searching for a set.
+    """Choose layers by measuring shorter models: a few at a time by a metric, or without `choice.step` by searching.
 
     Raises:
         PlanError: no such number of layers can be removed, or so many at a time; a metric that no shorter model changes, or
@@ -62,32 +52,31 @@ def select(
         DataError: too few samples to hold some out.
     """
     layers = checkpoint.anatomy.layers
-    amount = parse_drop(drop, layers)
-    allowed = staying_ends(layers, amount, keep_first, keep_last)
-    if step is not None:
-        _check_step(step, amount, metric)
-    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
-    if step is None:
-        return search(decoder, tokens, amount=amount, allowed=allowed, seed=seed, progress=progress)
-    return stepwise(decoder, tokens, metric=metric, amount=amount, step=step, allowed=allowed, progress=progress)
+    amount = parse_drop(choice.drop or 0, layers)
+    allowed = staying_ends(layers, amount, choice.keep_first, choice.keep_last)
+    if choice.step is not None:
+        _check_step(choice.step, amount, choice.by)
+    decoder = Decoder.open(checkpoint, compute)
+    if choice.step is None:
+        return search(decoder, tokens, amount=amount, allowed=allowed, seed=compute.seed, progress=progress)
+    return stepwise(
+        decoder, tokens, metric=choice.name, amount=amount, step=choice.step, allowed=allowed, progress=progress
+    )
 
 
-def _check_step(step: int, amount: int, metric: str) -> None:
+def _check_step(step: int, amount: int, metric: Metric) -> None:
     check_pace(step, amount)
-    if not metric_named(metric).singles:
-        raise PlanError(
-            "--step",
-            expected="a metric that scores single layers",
-            found=metric,
-            fix="leave --step out, or name another",
-        )
-    if metric_named(metric).feed in ("layers", "weights"):
-        raise PlanError(
-            "--step",
-            expected="a metric that the layers removed before can change",
-            found=metric,
-            fix="leave --step out: the order stays the same",
-        )
+    for wrong, expected, fix in (
+        (not metric.singles, "a metric that scores single layers", "name another"),
+        (not metric.needs_text, "a metric that the layers removed before can change", "the order stays the same"),
+    ):
+        if wrong:
+            raise PlanError(
+                parameter("step"),
+                expected=expected,
+                found=metric.name,
+                fix=f"leave {parameter('step')} out: {fix}",
+            )
 
 
 def stepwise(
@@ -149,7 +138,7 @@ def search(
             tokens.source,
             expected=f"at least {HELD_OUT} samples, since one in {HELD_OUT} is held out",
             found=str(len(tokens.ids)),
-            fix=f"add --samples 32, or {HELD_OUT} at the least",
+            fix=f"add {parameter('samples', 32)}, or {HELD_OUT} at the least",
         )
     kept_back = [number % HELD_OUT == HELD_OUT - 1 for number in range(len(tokens.ids))]
     fitting = tokens.ids[[number for number, back in enumerate(kept_back) if not back]]

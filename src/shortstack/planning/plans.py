@@ -15,7 +15,7 @@ from typing import Any
 
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.sizes import _not_ours
-from shortstack.errors import PlanError
+from shortstack.errors import PlanError, parameter
 from shortstack.machine.files import save_json
 from shortstack.planning.layer_sets import (
     check_choice,
@@ -146,7 +146,7 @@ def plan(
     count = source if isinstance(source, int) else source.layers
     if keep_first < 0 or keep_last < 0:
         raise PlanError(
-            "--keep-first, --keep-last",
+            f"{parameter('keep_first')}, {parameter('keep_last')}",
             expected="numbers of layers",
             found=f"{keep_first}, {keep_last}",
             fix="write 0 or more",
@@ -154,7 +154,7 @@ def plan(
     check_choice(drop, layers, block=block)
     if layers is not None:
         named = parse_layers(layers) if isinstance(layers, str) else tuple(layers)
-        check_removal(named, count, where="--layers")
+        check_removal(named, count, where=parameter("layers"))
         removed = tuple(sorted(named))
         check_kept_ends(removed, count, keep_first, keep_last)
         return Plan(count, removed, "layers")
@@ -179,10 +179,10 @@ def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, S
     found = metric_named(name)
     if found.feed != "layers":
         raise PlanError(
-            "--metric",
+            parameter("metric"),
             expected="scores for this metric",
             found=f"{name} without scores",
-            fix=f"run `shortstack score --metric {name}` first",
+            fix=f"score again with {parameter('metric', name)} first",
         )
     return name, found.function(source, seed)
 
@@ -205,10 +205,10 @@ def _block(
             return lowest_window(source.window_scores[name], allowed, amount), f"block {name}, measured"
         if not values:
             raise PlanError(
-                "--drop",
+                parameter("drop"),
                 expected=f"{source.window} layers, the size of the blocks that {name} scored",
                 found=str(amount),
-                fix=f"write --drop {source.window}, or score again with --window {amount}",
+                fix=f"write {parameter('drop', source.window)}, or score again with {parameter('window', amount)}",
             )
     sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]
     return lowest_window(sums, allowed, amount), f"block {name}"

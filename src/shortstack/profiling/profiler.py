@@ -14,7 +14,8 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.generation import generate
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.machine.device import pick_device
+from shortstack.errors import parameter
+from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.memory import forget_peak, peak_bytes
 from shortstack.machine.progress import Progress, silent
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
@@ -113,37 +114,37 @@ def profile(
     batch_sizes: Sequence[int] = (1, 8),
     load: Load = LOAD,
     repeats: int = 6,
-    dtype: str = "auto",
-    device: str = "auto",
+    compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Profile:
     """Parameters, bytes and multiply-accumulates of a checkpoint, and its speed at each batch size; no sizes: no speed.
 
     load: the prompt, over which multiply-accumulates are counted too, and the new tokens; its own batch is not looked at.
-    against: runs take turns with that model, which gives ratios of speed. dtype "auto": bf16 where checkpoint and device
-    have it, else float32.
+    against: runs take turns with that model, which gives ratios of speed.
 
     Raises:
         InputError: prompt and new tokens, or without sizes the prompt, are more than a model has positions for.
     """
-    device = pick_device(device)
+    device = pick_device(compute.device)
     each = [checkpoint, *([against] if against else [])]
     for model in each:
         if batch_sizes:
             check_load(model, load)
         else:
-            check_positions(model, load.prompt, "--prompt", fix=f"write --prompt {model.positions}")
-    counts = [count(some, arithmetic(dtype, some, device), tokens=load.prompt) for some in each]
+            check_positions(
+                model, load.prompt, parameter("prompt"), fix=f"write {parameter('prompt', model.positions)}"
+            )
+    counts = [count(some, arithmetic(compute.dtype, some, device), tokens=load.prompt) for some in each]
     machine = {"device": device, "threads": torch.get_num_threads()}
     if not batch_sizes:
         return Profile(counts[0], (), None, machine, Against(counts[1], (), ()) if against else None)
     loads = [replace(load, batch=batch) for batch in batch_sizes]
     forget_peak(device)
-    models = [_loaded(checkpoint, dtype, device)]
+    models = [_loaded(checkpoint, compute)]
     for some in loads:
         rates(models[0], some)
     peak = peak_bytes(device)
-    models += [_loaded(against, dtype, device)] if against else []
+    models += [_loaded(against, compute)] if against else []
     found = [speeds(models, some, repeats=repeats, progress=progress) for some in loads]
     own, *others = (tuple(speed) for speed in zip(*found, strict=True))
     beside = Against(counts[1], others[0], tuple(map(paired, own, others[0]))) if against else None
@@ -169,8 +170,8 @@ def paired(own: Speed, other: Speed) -> Paired:
     return Paired(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
 
 
-def _loaded(checkpoint: Checkpoint, dtype: str, device: str) -> PreTrainedModel:
-    return Decoder.open(checkpoint, dtype=dtype, device=device, stream=False).model
+def _loaded(checkpoint: Checkpoint, compute: Compute) -> PreTrainedModel:
+    return Decoder.open(checkpoint, replace(compute, stream=False)).model
 
 
 def check_load(checkpoint: Checkpoint, load: Load) -> None:
@@ -180,7 +181,13 @@ def check_load(checkpoint: Checkpoint, load: Load) -> None:
         InputError: they are.
     """
     needed, note = load.prompt + load.new_tokens + 1, ", the first new token included"
-    check_positions(checkpoint, needed, "--prompt, --new-tokens", fix="write a smaller --prompt", note=note)
+    check_positions(
+        checkpoint,
+        needed,
+        f"{parameter('prompt')}, {parameter('new_tokens')}",
+        fix=f"write a smaller {parameter('prompt')}",
+        note=note,
+    )
 
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from shortstack.decoder import Decoder
 from shortstack.decoder.layer_io import State
 from shortstack.decoder.losses import divergences, next_token_losses
+from shortstack.errors import parameter
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, silent
 from shortstack.repairing.fit import at_output, batched, best, corrected, divided, stepped
@@ -32,7 +33,7 @@ def repaired_tails(
     Raises:
         ArchitectureError: as repair().
     """
-    decoder.check_bare("leave --repair out")
+    decoder.check_bare(f"leave {parameter('repair')} out")
     parts = [batched(part, decoder) for part in (*divided(ids), judging)]
     batches, layers = [batch for part in parts for batch in part], len(decoder.layers)
     known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
@@ -44,7 +45,7 @@ def repaired_tails(
         progress("repairing", layer + 1, 2 * layers)
     for layer in range(layers):
         with decoder.resident(layer):
-            outlet = at_output(decoder, layer, find_outlets(decoder, layer), "leave --repair out")
+            outlet = at_output(decoder, layer, find_outlets(decoder, layer), f"leave {parameter('repair')} out")
             with outlet.listening(decoder.layers[layer]) as heard:
                 streams = stepped(decoder, layer, streams, batches)
         where = f"{layer + 1} layers, repaired"

@@ -24,6 +24,8 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import Route
 from shortstack.decoder.hooks import listening
 from shortstack.decoder.losses import next_token_losses
+from shortstack.errors import parameter
+from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, silent
 from shortstack.repairing.fit import at_output, batched, best, check_samples, corrected, divided, stepped
@@ -72,9 +74,7 @@ def repair(
     removed: Route,
     tokens: Tokens,
     *,
-    dtype: str = "auto",
-    device: str = "auto",
-    stream: bool | None = None,
+    compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Repair:
     """Refit kept layers of the checkpoint for a cut of the layers `removed`; writes nothing.
@@ -86,9 +86,9 @@ def repair(
         DataError: fewer than four samples.
     """
     started = time.perf_counter()
-    check_samples(tokens, "add --repair-samples 256")
-    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
-    decoder.check_bare("leave --repair out")
+    check_samples(tokens, f"add {parameter('repair_samples', 256)}")
+    decoder = Decoder.open(checkpoint, compute)
+    decoder.check_bare(f"leave {parameter('repair')} out")
     follower = _Follower(decoder, removed, tokens.ids, progress).walk()
     unpruned, before, after = follower.losses()
     kept = after < before
@@ -158,7 +158,7 @@ class _Follower:
         module = self.decoder.layers[layer]
         outlets = find_outlets(self.decoder, layer)
         if cut_follows:
-            at_output(self.decoder, layer, outlets, "leave --repair out")
+            at_output(self.decoder, layer, outlets, f"leave {parameter('repair')} out")
         places = [outlet.place for outlet in outlets if outlet.place != OUTPUT]
         with listening(module, places) as targets:
             after = self._step(layer, self.whole, self.batches)

@@ -284,7 +284,8 @@ def _pairwise(found: Findings, pairs: Iterable[tuple[Result, Result]], one: str,
     values = [change.value for change in changes if math.isfinite(change.value)]
     middle = f", by {_gap(found, statistics.median(values), compared=True)} in the median" if values else ""
     return [
-        f"{one} the {column(found, plain=True)} is better than {other} in {better} of {counted(len(changes), 'comparison')}"
+        f"{one} the {column(found, plain=True)} is better than {other} "
+        f"in {better} of {counted(len(changes), 'comparison')}"
         f"{middle}; {beyond or 'none'} of the differences {'is' if beyond < 2 else 'are'} beyond chance."
     ]
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fsspec.core import url_to_fs
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.machine.files import sync
 
 WEIGHTS = "*.safetensors"
@@ -110,7 +110,7 @@ class Remote:
             found = str(error)
         if found:
             raise InputError(
-                "--artefacts",
+                parameter("artefacts"),
                 expected="a URL that fsspec can write to, such as s3://bucket/runs or file:///shared/runs",
                 found=f"{self.url}: {found}",
                 fix="install the package of that protocol, or leave it out where all machines see the folder",

@@ -17,9 +17,10 @@ from shortstack.data.questions import Asked, asked, questions_sha256
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import Route
 from shortstack.decoder.multiple_choice import Accuracy, answers
-from shortstack.errors import DataError, InputError
+from shortstack.errors import DataError, InputError, parameter
 from shortstack.evaluation import Tasks
 from shortstack.evaluation.tasks import load_harness
+from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, silent
 from shortstack.repairing.cut_families import repaired_tails
@@ -81,9 +82,7 @@ def sweep(
     max_loss: float | None = None,
     task: str | Path | Tasks | None = None,
     repair: bool = False,
-    dtype: str = "auto",
-    device: str = "auto",
-    stream: bool | None = None,
+    compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Sweep:
     """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
@@ -102,10 +101,10 @@ def sweep(
             tokens.source,
             expected=f"at least {2 * HELD_OUT} samples to repair on",
             found=str(len(tokens.ids)),
-            fix="give more text, or a smaller --length",
+            fix=f"give more text, or a smaller {parameter('length')}",
         )
     questions, told = _asked(task, checkpoint.tokenizer()) if task else ([], None)
-    decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
+    decoder = Decoder.open(checkpoint, compute)
     fitting, judging = divided(tokens.ids) if repair else (tokens.ids[:0], tokens.ids)
     run = _walked(checkpoint, decoder, judging, progress)
     depths = _depths(run)
@@ -149,7 +148,7 @@ def _allowed(unpruned: float, max_loss: float | None) -> float:
     allowed = unpruned + TOLERATED if max_loss is None else max_loss
     if not unpruned <= allowed < math.inf:  # false for NaN, too
         raise InputError(
-            "--max-loss",
+            parameter("max_loss"),
             expected=f"at least the unpruned model's loss, {unpruned:.4f}",
             found=str(max_loss),
             fix="allow more, or leave it out",

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.machine.numbers import in_float64, perplexity
 
 if TYPE_CHECKING:
@@ -170,6 +170,16 @@ class Metric:
         """Whether it is a variant that reproduces the authors' code."""
         return self.name.endswith(AUTHORS)
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether a model is looked at, not its number of layers alone."""
+        return self.feed != "layers"
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the model is run on text."""
+        return self.feed not in ("layers", "weights")
+
     def sees(self, weight: str, dimensions: int) -> bool:
         """Whether a metric of weights or gradients counts the one of that name and so many dimensions."""
         return "weight" in weight if self.all_weights else dimensions > 1
@@ -217,7 +227,7 @@ def metric_named(name: str) -> Metric:
     if name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, 1)
         raise InputError(
-            "--metric",
+            parameter("metric"),
             expected=f"one of {', '.join(METRICS)}",
             found=repr(name),
             fix=f"did you mean {near[0]}?" if near else "`shortstack ls metrics` explains each",
@@ -248,10 +258,10 @@ def check_step(step: int, metric: str) -> None:
     """
     if not metric_named(metric).singles:
         raise InputError(
-            "--metric",
-            expected="with --step one that scores single layers",
+            parameter("metric"),
+            expected=f"with {parameter('step')} one that scores single layers",
             found=f"{metric}, which scores blocks",
             fix="name another, such as ppl",
         )
     if step < 1:
-        raise InputError("--step", expected="at least 1", found=str(step), fix="write --step 1")
+        raise InputError(parameter("step"), expected="at least 1", found=str(step), fix=f"write {parameter('step', 1)}")

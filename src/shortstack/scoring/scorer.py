@@ -12,7 +12,8 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import read_weight
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.errors import CheckpointError, InputError
+from shortstack.errors import CheckpointError, InputError, parameter
+from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
@@ -29,17 +30,13 @@ def score(
     *,
     metrics: Sequence[str] | str = ("ppl",),
     window: int | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    stream: bool | None = None,
-    seed: int = 0,
+    compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Scores:
     """Score every layer by every metric; low = remove first.
 
     tokens: needed by metrics that look at activations or loss. window: also score the removal of every block of so many
-    layers, by the metrics that can. dtype: "auto" is bf16 where checkpoint and device both have it, else float32; sums are
-    in float64. stream: read weights layer by layer; None where the model does not fit in memory.
+    layers, by the metrics that can. Sums are in float64.
 
     Raises:
         InputError: an unknown metric, one that needs tokens without any, a window no metric can score, or none for one that
@@ -51,11 +48,11 @@ def score(
     started = time.perf_counter()
     chosen = metrics_named(name.strip() for name in (metrics.split(",") if isinstance(metrics, str) else metrics))
     if not chosen:
-        raise InputError("--metric", expected="at least one metric", found="none", fix="name one, or all")
+        raise InputError(parameter("metric"), expected="at least one metric", found="none", fix="name one, or all")
     layers = checkpoint.anatomy.layers
     _check_window(window, layers, chosen)
     found: dict[str, Sequence[float]] = {
-        metric.name: metric.function(layers, seed) for metric in chosen if metric.feed == "layers"
+        metric.name: metric.function(layers, compute.seed) for metric in chosen if metric.feed == "layers"
     }
     found |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
     fed = [metric for metric in chosen if metric.feed not in ("layers", "weights")]
@@ -63,7 +60,7 @@ def score(
     windows: dict[str, Sequence[float]] = {}
     if fed:
         tokens = _needed(tokens, fed)
-        decoder = Decoder.open(checkpoint, dtype=dtype, device=device, stream=stream)
+        decoder = Decoder.open(checkpoint, compute)
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
             run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
@@ -89,13 +86,13 @@ def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
     """The tokens, if there are enough for these metrics."""
     if tokens is None:
         raise InputError(
-            "--text",
+            parameter("text"),
             expected=f"calibration text for {metrics[0].name}",
             found="none",
-            fix="add --text pydoc or a file",
+            fix=f"add {parameter('text', 'pydoc')} or a file",
         )
     if any(metric.feed == "repair" for metric in metrics):
-        check_samples(tokens, "add --samples 256")
+        check_samples(tokens, f"add {parameter('samples', 256)}")
     return tokens
 
 
@@ -115,17 +112,17 @@ def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) ->
         return
     if not 0 < window < layers:
         raise InputError(
-            "--window",
+            parameter("window"),
             expected=f"1 to {layers - 1} of the model's {layers} layers",
             found=str(window),
             fix="name the size of the block you would remove",
         )
     if not any(metric.windows for metric in metrics):
         raise InputError(
-            "--window",
+            parameter("window"),
             expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
             found=", ".join(metric.name for metric in metrics),
-            fix="add one of these, or leave --window out",
+            fix=f"add one of these, or leave {parameter('window')} out",
         )
 
 
@@ -133,10 +130,10 @@ def _check_singles(metrics: Sequence[Metric]) -> None:
     for metric in metrics:
         if not metric.singles:
             raise InputError(
-                "--window",
+                parameter("window"),
                 expected=f"the size of the blocks that {metric.name} scores",
                 found="none",
-                fix="add --window 8, or as many layers as you would remove",
+                fix=f"add {parameter('window', 8)}, or as many layers as you would remove",
             )
 
 

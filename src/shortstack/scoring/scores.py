@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError, InputError
+from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.files import save_json
 
 
@@ -51,10 +51,10 @@ class Scores:
         """Layers from the first to remove to the last; ties go to the lower index."""
         if metric not in self.scores:
             raise InputError(
-                "--metric",
+                parameter("metric"),
                 expected=f"one of the scored metrics ({', '.join(self.scores)})",
                 found=repr(metric),
-                fix=f"score again with --metric {metric}",
+                fix=f"score again with {parameter('metric', metric)}",
             )
         return removal_order(self.scores[metric])
 

@@ -28,7 +28,7 @@ from shortstack.errors import InputError
 from shortstack.healing.recipes import HealPart
 from shortstack.machine import yamlfile
 from shortstack.machine.yamlfile import Part
-from shortstack.study.trial import ONE_SHOT, Calibration, Healing, Pattern, Refit, Trial, of_file
+from shortstack.study.trial import ONE_SHOT, Calibration, Healing, Pattern, Refit, Trial
 
 
 class Steps(Part):
@@ -210,7 +210,7 @@ def parse_study(text: str, *, where: str) -> Study:
         found = study.trials
     except InputError as error:
         line = yamlfile.line_saying(text, error.found.strip("'"))
-        raise of_file(error, f"{where}, line {line}" if line else where) from error
+        raise error.in_file(f"{where}, line {line}" if line else where) from error
     if not found:
         raise InputError(where, expected="at least one trial", found="none", fix="name metrics, or trials")
     return study

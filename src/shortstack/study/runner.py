@@ -22,7 +22,7 @@ from typing import Any
 
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.data.sources import read_documents
-from shortstack.errors import DataError, InputError
+from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.files import finite, whole
 from shortstack.machine.progress import Progress, silent
 from shortstack.runs import Store
@@ -80,7 +80,12 @@ def run_study(
         InputError: the file is wrong, a model or text is not there, or `out` is of another study, or in use.
     """
     if keep not in KEEPS:
-        raise InputError("--keep", expected=f"one of {', '.join(KEEPS)}", found=repr(keep), fix="write --keep best")
+        raise InputError(
+            parameter("keep"),
+            expected=f"one of {', '.join(KEEPS)}",
+            found=repr(keep),
+            fix=f"write {parameter('keep', 'best')}",
+        )
     study, folder = read_study(path), Folder(Path(out), artefacts)
     evaluation_options(expanded(study.evaluation.model_dump(mode="json")))  # says what is wrong before anything runs
     with folder.held(), Store.open(folder) as store:

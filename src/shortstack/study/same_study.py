@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.runs import Store
 from shortstack.runs.artefacts import Remote
 from shortstack.runs.store import Folder
@@ -53,10 +53,10 @@ def check_place(folder: Folder, store: Store) -> None:
     before = store.noted().get("artefacts", "")
     if store.results() and before != (folder.url or ""):
         raise InputError(
-            "--artefacts",
+            parameter("artefacts"),
             expected=before or f"none: those of this study lie in {folder.root}",
             found=folder.url or "none",
-            fix=f"add --artefacts {before}" if before else "leave it out, or name another folder with -o",
+            fix=f"add {parameter('artefacts', before)}" if before else "leave it out, or name another folder with -o",
         )
     if folder.url:
         Remote(folder.url).check()

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from shortstack.errors import InputError, ShortstackError
+from shortstack.errors import InputError, ShortstackError, parameter
 from shortstack.healing.methods import method_named
 from shortstack.healing.recipes import Recipe, read_recipe
 from shortstack.machine.files import check_new, save_json, whole
@@ -120,13 +120,18 @@ def _trial(read: Recipe, name: str, drop: str | None, data: str | None) -> dict[
     for option in ("keep_first", "keep_last"):
         if plan.get(option):
             raise InputError(
-                f"--recipe {name}",
+                parameter("recipe", name),
                 expected=f"no {option}",
                 found=str(plan[option]),
                 fix="name the layers in the recipe",
             )
     if heal and not heal.get("data"):
-        raise InputError("--data", expected=f"what the recipe {name} heals on", found="none", fix="add --data pydoc")
+        raise InputError(
+            parameter("data"),
+            expected=f"what the recipe {name} heals on",
+            found="none",
+            fix=f"add {parameter('data', 'pydoc')}",
+        )
     method_named(heal.get("method", "partial")).check()
     metric = plan.get("metric", "ppl") + (" block" if plan.get("block") else "")
     if plan.get("search"):
@@ -152,7 +157,7 @@ def _picked(candidates: Sequence[Mapping[str, Any]], looks: Looks) -> tuple[str,
     judged = [each for each in candidates if each["loss"] is not None]
     if not judged:
         raise ShortstackError(
-            "--recipe best",
+            parameter("recipe", "best"),
             expected="a plan that can be repaired",
             found="; ".join(f"{each['metric']}: {each['error']}" for each in candidates),
             fix="name another recipe: shortstack ls recipes",
@@ -160,7 +165,8 @@ def _picked(candidates: Sequence[Mapping[str, Any]], looks: Looks) -> tuple[str,
     best = min(judged, key=lambda each: each["loss"])
     told = (
         f"Of {len(judged)} plans, each repaired, the one by {best['metric']} has the lowest loss on held-out "
-        f"{looks.perplexity[0]}: {best['loss']:.4f} nats per token. It was chosen on that text, so there its perplexity is "
+        f"{looks.perplexity[0]}: {best['loss']:.4f} nats per token. It "
+        f"was chosen on that text, so there its perplexity is "
         f"a little too good."
     )
     return told, show_layers(best["removed"]).replace(" ", "")
@@ -198,7 +204,7 @@ class _Work:
             if error.fix != CHANGED:
                 raise
             fix = f"remove {self.folder}, which is of a run with other options, or name another output with -o"
-            raise InputError(error.where, expected=error.expected, found=error.found, fix=fix) from error
+            raise error.fixed_by(fix) from error
 
     def _steps(self) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, str]]]:
         """Each trial's settings, results by role, and keys by role."""

@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +28,11 @@ from shortstack.evaluation import Tasks, evaluate
 from shortstack.healing import Turns, heal, heal_in_turns
 from shortstack.healing.options import heal_arguments, heal_groups
 from shortstack.machine.cache import cache_directory
+from shortstack.machine.device import Compute
 from shortstack.machine.files import save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.progress import Progress, bars
-from shortstack.planning import Plan, plan, select
-from shortstack.planning.exactness import aligned, pruned_config
+from shortstack.planning import Choice, Plan, choose
 from shortstack.profiling import profile
 from shortstack.profiling.speed import Load
 from shortstack.pruning import prune
@@ -61,6 +61,10 @@ class Task:
     log: Path
     device: str = "auto"
     url: str | None = None
+
+    def compute(self, arguments: Mapping[str, Any]) -> Compute:
+        """Where this step computes, in the dtype and with the seed of its arguments."""
+        return Compute(seed=arguments.get("seed", 0), device=self.device, dtype=arguments["dtype"])
 
     def here(self) -> Task:
         """With output and log on this machine, where the study's folder may not be seen."""
@@ -159,9 +163,7 @@ def _score(task: Task, progress: Progress) -> dict[str, Any]:
         _tokens(checkpoint, arguments),
         metrics=arguments["metrics"],
         window=arguments["window"],
-        dtype=arguments["dtype"],
-        device=task.device,
-        seed=arguments["seed"],
+        compute=task.compute(arguments),
         progress=progress,
     )
     return _saved(task, "scores.json", found.to_dict())
@@ -181,52 +183,19 @@ def _tokens(checkpoint: Checkpoint, looking: Mapping[str, Any]) -> Tokens | None
 
 def _plan(task: Task, progress: Progress) -> dict[str, Any]:
     checkpoint, arguments = task.open("model", progress), task.arguments
-    layers = checkpoint.anatomy.layers
     if arguments["layers"]:
-        chosen = plan(layers, layers=arguments["layers"])
-    elif "score" in task.given:
-        scores = Scores.from_dict(task.given["score"], where="score")
-        chosen = plan(scores, drop=arguments["drop"], metric=arguments["metric"], block=arguments["block"])
-    elif arguments["text"] is None:
-        names = {name: arguments[name] for name in ("drop", "metric", "block", "seed")}
-        chosen = plan(layers, **names)
+        choice = Choice(layers=arguments["layers"])
     else:
-        chosen = _selected(task, checkpoint, progress)
-    exact = chosen if arguments["layers"] else _exact(checkpoint, chosen, arguments["block"], progress)
-    return _saved(task, "plan.json", exact.sized(checkpoint.sizes).to_dict())
-
-
-def _selected(task: Task, checkpoint: Checkpoint, progress: Progress) -> Plan:
-    """Chosen by measuring shorter models: step by step, or by searching."""
-    arguments, tokens = task.arguments, _tokens(checkpoint, task.arguments)
-    assert tokens  # noqa: S101  it looks at text
-    return select(
-        checkpoint,
-        tokens,
-        drop=arguments["drop"],
-        metric=arguments["metric"] or "ppl",
-        step=arguments["step"],
-        dtype=arguments["dtype"],
-        device=task.device,
-        seed=arguments["seed"],
-        progress=progress,
-    )
-
-
-def _exact(checkpoint: Checkpoint, chosen: Plan, block: bool, progress: Progress) -> Plan:
-    """The cut, or the nearest that the architecture can express.
-
-    Raises:
-        ArchitectureError: none is near.
-    """
-
-    def allowed(removed: Set[int]) -> bool:
-        return not block or max(removed) - min(removed) < len(removed)
-
-    found = aligned(checkpoint, chosen, allowed=allowed, progress=progress)
-    if found is None:
-        pruned_config(checkpoint, chosen)  # says why not
-    return found or chosen
+        names = {name: arguments[name] for name in ("metric", "drop", "block", "step")}
+        choice = Choice(**names, search=arguments["metric"] is None)
+    source: Scores | Tokens | None
+    if "score" in task.given:
+        source, seed = Scores.from_dict(task.given["score"], where="score"), 0
+    else:
+        source, seed = _tokens(checkpoint, arguments), arguments["seed"]
+    compute = Compute(seed=seed, device=task.device, dtype=arguments.get("dtype", "auto"))
+    chosen = choose(checkpoint, choice, source, compute=compute, progress=progress)
+    return _saved(task, "plan.json", chosen.plan.sized(checkpoint.sizes).to_dict())
 
 
 def _prune(task: Task, progress: Progress) -> dict[str, Any]:
@@ -248,8 +217,7 @@ def _repair(task: Task, checkpoint: Checkpoint, refitting: Mapping[str, Any], pr
         at_least=HELD_OUT,
     )
     removed = frozenset(task.arguments["removed"])
-    dtype = refitting["dtype"]
-    return repair(checkpoint, removed, tokens, dtype=dtype, device=task.device, progress=progress)
+    return repair(checkpoint, removed, tokens, compute=task.compute(refitting), progress=progress)
 
 
 def _known(checkpoint: Checkpoint) -> dict[str, str]:
@@ -294,7 +262,7 @@ def _healing(task: Task, progress: Progress) -> dict[str, Any]:
 def _evaluate(task: Task, progress: Progress) -> dict[str, Any]:
     arguments = evaluation_options(task.arguments)
     checkpoint = task.open("checkpoint", progress)
-    found = evaluate(checkpoint, **arguments, dtype=task.arguments["dtype"], device=task.device, progress=progress)
+    found = evaluate(checkpoint, **arguments, compute=task.compute(task.arguments), progress=progress)
     return _saved(task, "evaluation.json", found.to_dict())
 
 
@@ -304,7 +272,7 @@ def evaluation_options(judging: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: there is no such task, or no such folder.
     """
-    names = ("perplexity", "length", "samples", "probe_items", "collapse", "seed")
+    names = ("perplexity", "length", "samples", "probe_items", "collapse")
     tasks = None
     if judging["tasks"]:
         places = {"data": judging["data_dir"], "include": judging["include"]}
@@ -318,8 +286,7 @@ def _profile(task: Task, progress: Progress) -> dict[str, Any]:
         task.open("checkpoint", progress),
         batch_sizes=arguments["batch_sizes"],
         load=Load(prompt=arguments["prompt"], new_tokens=arguments["new_tokens"]),
-        dtype=arguments["dtype"],
-        device=task.device,
+        compute=task.compute(arguments),
         progress=progress,
     )
     return _saved(task, "profile.json", found.to_dict())

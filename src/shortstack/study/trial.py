@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,6 @@ from shortstack.machine.yamlfile import Part
 from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layers
 from shortstack.scoring.metrics import metric_named
 
-Worded = TypeVar("Worded", bound=InputError)
 ONE_SHOT = "one-shot"
 TURNED = ("step", "seed")  # heal's options that a study has axes for
 
@@ -130,13 +129,6 @@ class Healing:
 _AXES = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
-def of_file(error: Worded, where: str) -> Worded:
-    """What was said of an option of the command line, said of a study's key. where: the place in its file, or the model."""
-    fix = re.sub(r"--([a-z]+) (\S+)", r"\1: \2", error.fix)
-    where = f"{where}: {error.where.removeprefix('--')}"
-    return type(error)(where, expected=error.expected, found=error.found, fix=fix)
-
-
 @dataclass(frozen=True)
 class Trial:
     """One path through the grid. What changes nothing is left out: two that only differ in it are one."""
@@ -192,7 +184,7 @@ class Trial:
         try:
             return parse_drop(self.drop or 0, layers)
         except PlanError as error:
-            raise of_file(error, self.model) from error
+            raise error.in_file(self.model) from error
 
     @property
     def step(self) -> int | None:

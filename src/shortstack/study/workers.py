@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.machine.progress import hush_kernels
 
 RETRIES = 3  # of a task whose worker or node is lost
@@ -53,7 +53,9 @@ def local(workers: int = 1) -> Iterator[Launch]:
         InputError: no workers.
     """
     if workers < 1:
-        raise InputError("--workers", expected="at least 1", found=str(workers), fix="write --workers 1")
+        raise InputError(
+            parameter("workers"), expected="at least 1", found=str(workers), fix=f"write {parameter('workers', 1)}"
+        )
     lanes, processes = ThreadPoolExecutor(workers, "lane"), _Processes(_share(workers))
     try:
         yield Launch(workers, lambda function, argument, _needs: lanes.submit(processes.call, function, argument))
@@ -144,14 +146,17 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         import ray as cluster
     except ImportError as error:
         raise InputError(
-            "--ray", expected="Ray", found="no package ray", fix="pip install 'shortstack[ray]'"
+            parameter("ray"), expected="Ray", found="no package ray", fix="pip install 'shortstack[ray]'"
         ) from error
     try:
         _reach(address)
         cluster.init(address, include_dashboard=False, log_to_driver=False)
     except OSError as error:
         raise InputError(
-            "--ray", expected=f"a Ray cluster at {address}", found=str(error), fix="start one: ray start --head"
+            parameter("ray"),
+            expected=f"a Ray cluster at {address}",
+            found=str(error),
+            fix="start one: ray start --head",
         ) from error
 
     def submit(function: Callable[[Any], Any], argument: Any, needs: Needs) -> Future[Any]:

@@ -17,6 +17,7 @@ from shortstack.decoder import decoder as walk
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, evaluate
 from shortstack.machine import memory
+from shortstack.machine.device import Compute
 from shortstack.scoring import score
 from zoo import speaking, tiny
 
@@ -74,7 +75,9 @@ def test_a_checkpoint_four_times_larger_than_memory_is_scored_as_it_is_in_memory
     assert checkpoint.weight_bytes > 4 * LIMIT
     ended = limited(large, ",".join(METRICS))
     assert ended.returncode == 0, ended.stderr
-    here = score(checkpoint, Tokens(IDS, "made", False, 0), metrics=METRICS, dtype="bfloat16", stream=False)
+    here = score(
+        checkpoint, Tokens(IDS, "made", False, 0), metrics=METRICS, compute=Compute(dtype="bfloat16", stream=False)
+    )
     there = json.loads(ended.stdout)
     for metric in METRICS:
         assert there["scores"][metric] == list(here.scores[metric])
@@ -119,13 +122,13 @@ def test_a_model_that_must_be_in_memory_whole_and_has_no_room_is_refused_before_
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("was read"))
     monkeypatch.setattr(memory, "available_memory", lambda _device: whole - 1)
     with pytest.raises(InputError) as refused:
-        Decoder.open(checkpoint, dtype="float32", device="cpu", stream=False)
+        Decoder.open(checkpoint, Compute(dtype="float32", device="cpu", stream=False))
     assert refused.value.where == str(checkpoint.directory)
     assert "--dtype bfloat16" in refused.value.fix
     assert "--device" not in refused.value.fix
     monkeypatch.undo()
     monkeypatch.setattr(memory, "available_memory", lambda _device: half)
-    assert Decoder.open(checkpoint, dtype="bfloat16", device="cpu", stream=False).dtype == "bfloat16"
+    assert Decoder.open(checkpoint, Compute(dtype="bfloat16", device="cpu", stream=False)).dtype == "bfloat16"
 
 
 def test_evaluate_says_that_there_is_no_room_before_it_reads_weights_for_their_digest(tmp_path, monkeypatch):
@@ -136,12 +139,12 @@ def test_evaluate_says_that_there_is_no_room_before_it_reads_weights_for_their_d
     monkeypatch.setattr("shortstack.checkpoint.checkpoint.file_digest", lambda path: read.append(path) or "digest")
     monkeypatch.setattr(memory, "available_memory", lambda _device: checkpoint.parameters * 4 - 1)
     with pytest.raises(InputError, match="room for its weights on cpu"):
-        evaluate(checkpoint, perplexity=(), tasks=tasks, dtype="float32", device="cpu")
+        evaluate(checkpoint, perplexity=(), tasks=tasks, compute=Compute(dtype="float32", device="cpu"))
     assert not read
     monkeypatch.undo()
     monkeypatch.setattr("shortstack.checkpoint.checkpoint.file_digest", lambda path: read.append(path) or "digest")
     monkeypatch.setattr(memory, "available_memory", lambda _device: checkpoint.parameters * 4)
-    assert evaluate(checkpoint, perplexity=(), tasks=tasks, dtype="float32", device="cpu").tasks
+    assert evaluate(checkpoint, perplexity=(), tasks=tasks, compute=Compute(dtype="float32", device="cpu")).tasks
     assert read
 
 
@@ -163,7 +166,7 @@ def test_a_model_that_does_not_fit_is_streamed_without_being_asked(memory, strea
 
 
 def test_streams_have_room_for_a_quarter_of_the_memory(monkeypatch):
-    decoder = Decoder.open(Checkpoint.open(tiny("llama")), dtype="float32")
+    decoder = Decoder.open(Checkpoint.open(tiny("llama")), Compute(dtype="float32"))
     one = 8 * 32 * 4  # bytes of eight tokens' hidden states
     for free, together in ((4 * 8 * one, 2), (4 * 15 * one, 2), (4 * 16 * one, 4), (1, 1)):
         monkeypatch.setattr(walk, "available_memory", lambda _device, free=free: free)

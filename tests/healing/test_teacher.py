@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from learning import EXAMPLES, learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.heal import show_healing
 from shortstack.decoder import Decoder
@@ -12,7 +13,6 @@ from shortstack.healing import Full, Objective, Partial, Schedule, heal
 from shortstack.healing.frozen import Freezer, Live
 from shortstack.planning import plan
 from shortstack.pruning import prune
-from test_healing import EXAMPLES, learning
 from zoo import speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from learning import learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError
 from shortstack.healing import DoRA, Lora, QLora, RsLora, Schedule, heal
-from test_healing import learning
 from zoo import speaking
 
 pytest.importorskip("peft")

@@ -11,18 +11,17 @@ import shortstack.decoder.decoder
 import shortstack.repairing.fit
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import score as choosing
-from shortstack.cli.choice import Calibration, Choice
-from shortstack.cli.options import Compute, Dtype
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
+from shortstack.machine.device import Compute
 from shortstack.machine.progress import silent
-from shortstack.planning import plan, select
+from shortstack.planning import Choice, plan, select
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.fit import RIDGES
 from shortstack.repairing.repairer import _Follower
 from shortstack.scoring import Scores, score
-from zoo import pass_over, speaking, tiny
+from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (24, 12), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
@@ -68,7 +67,13 @@ def best_change(inputs, here, there):
 @pytest.mark.parametrize("model_type", LAST)
 def test_each_window_is_what_a_fit_and_a_forward_of_its_own_give(model_type, size, stream):
     checkpoint = Checkpoint.open(tiny(model_type))
-    scores = score(checkpoint, TOKENS, metrics=["repaired-window"], window=size, dtype="float32", stream=stream, seed=0)
+    scores = score(
+        checkpoint,
+        TOKENS,
+        metrics=["repaired-window"],
+        window=size,
+        compute=Compute(dtype="float32", stream=stream, seed=0),
+    )
     expected = [naive_loss(checkpoint.directory, LAST[model_type], start, size) for start in range(9 - size)]
     found = scores.window_scores["repaired-window"]
     assert [math.log(value) for value in found] == pytest.approx(expected, rel=1e-5)
@@ -151,7 +156,7 @@ def test_where_it_cannot_be_used_it_says_so(options, error, said, tmp_path):
 
 def test_no_steps_are_taken_by_it_and_no_plan_without_scores():
     with pytest.raises(PlanError, match="scores single layers"):
-        select(Checkpoint.open(tiny("llama")), TOKENS, drop=3, step=1, metric="repaired-window")
+        select(Checkpoint.open(tiny("llama")), TOKENS, Choice(drop=3, step=1, metric="repaired-window"))
     with pytest.raises(PlanError, match="scores for this metric"):
         plan(8, drop=2, metric="repaired-window")
 
@@ -160,15 +165,3 @@ def test_orders_of_layers_are_not_drawn_where_there_are_none():
     with pytest.raises(InputError, match=r"--plot: expected a metric that scores single layers"):
         choosing._check_orders("repaired-window")
     choosing._check_orders("repaired-window,bi")
-
-
-def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
-    calibration, choice = Calibration(samples="8", length=16), Choice(metric="repaired-window", drop="25%")
-    choice.check()
-    assert choice.one_window
-    chosen, scores = choice.plan_for(checkpoint, calibration, Compute(dtype=Dtype.float32), silent)
-    assert scores.window == 2
-    values = scores.window_scores["repaired-window"]
-    assert chosen.removed[0] == values.index(min(values))
-    assert chosen.removed == (chosen.removed[0], chosen.removed[0] + 1)

@@ -105,7 +105,7 @@ OUTSIDE = """() => [...document.querySelectorAll("svg text")].filter(text => {
 
 def test_no_word_of_a_chart_is_cut_off(browser: Browser, page: Page, tmp_path: Path) -> None:
     assert page.evaluate(OUTSIDE) == []
-    real = shutil.copytree(Path(__file__).parents[1] / "studies" / "smollm2", tmp_path / "smollm2")
+    real = shutil.copytree(Path(__file__).parents[2] / "studies" / "smollm2", tmp_path / "smollm2")
     file = write_report(real, real / "report.html").as_uri()
     for width in (390, 1280):
         with opened(browser, file, width=width) as found:

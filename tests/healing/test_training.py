@@ -163,7 +163,7 @@ KILLED = """
 import sys; sys.path[:0] = {path!r}
 import os, signal
 from test_training import SCHEDULE, data, trained
-from shortstack import training
+from shortstack.healing import training
 training.KEEP_SECONDS = training.SHARE = 0.0
 training.SHARE = 1e9
 def kill(_stage, done, _total, note):

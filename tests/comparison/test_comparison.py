@@ -13,7 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.cli.compare import show_comparison
 from shortstack.comparison import Calibration, Comparison, Judging, compare
-from shortstack.comparison.baselines import fewest, parse_memory
+from shortstack.comparison.baselines import parse_memory
 from shortstack.comparison.comparison import Row, advice, healing, multiple_choice
 from shortstack.data import Tokens, read_questions
 from shortstack.data.questions import asked
@@ -25,6 +25,7 @@ from shortstack.evaluation import Perplexity
 from shortstack.evaluation.degeneration import TYPICAL, Collapse, check_collapse
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing.recipes import read_recipe
+from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.planning.measured import search
 from shortstack.profiling.profiler import Paired
@@ -60,7 +61,12 @@ def compared(place):
     tasks = multiple_choice([place / "q.jsonl"], checkpoint.tokenizer(), limit=4)
     judging = Judging({"a": tokens(checkpoint, place, length=24)}, [tasks], LOAD, repeats=2)
     found = compare(
-        checkpoint, Calibration(some, some), judging, memory="60%", healed=healed, dtype="float32", device="cpu"
+        checkpoint,
+        Calibration(some, some),
+        judging,
+        memory="60%",
+        healed=healed,
+        compute=Compute(dtype="float32", device="cpu"),
     )
     return checkpoint, judging, found
 
@@ -101,7 +107,9 @@ def test_the_pruned_row_is_the_smallest_cut_that_fits(compared, tmp_path):
 def test_the_repaired_row_is_what_repair_makes_of_it(compared, place, tmp_path):
     checkpoint, judging, found = compared
     row, removed = rows(found)["pruned, repaired"], rows(found)["pruned"].removed
-    repaired = repair(checkpoint, frozenset(removed), tokens(checkpoint, place), dtype="float32", device="cpu")
+    repaired = repair(
+        checkpoint, frozenset(removed), tokens(checkpoint, place), compute=Compute(dtype="float32", device="cpu")
+    )
     if not repaired.kept:
         assert row.reason == "no repair lowers the held-out loss"
         return
@@ -180,7 +188,7 @@ def test_a_search_chooses_the_layers_and_the_cut_is_healed(place, tmp_path):
 
     judging = Judging({"a": tokens(checkpoint, place, length=24)}, (), LOAD, repeats=1)
     calibration = Calibration(some, search=True, heal=heal)
-    found = compare(checkpoint, calibration, judging, memory="60%", dtype="float32", device="cpu")
+    found = compare(checkpoint, calibration, judging, memory="60%", compute=Compute(dtype="float32", device="cpu"))
     pruned, healed = rows(found)["pruned"], rows(found)["pruned, healed"]
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     expected = search(decoder, some, amount=len(pruned.removed), allowed=range(8))
@@ -229,7 +237,11 @@ def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypa
     monkeypatch.setattr("shortstack.decoder.quantisation.importlib.util.find_spec", lambda _: None)
     judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
     some = tokens(checkpoint, place, samples=2)
-    found = rows(compare(checkpoint, Calibration(some, metric="reverse"), judging, dtype="float32", device="cpu"))
+    found = rows(
+        compare(
+            checkpoint, Calibration(some, metric="reverse"), judging, compute=Compute(dtype="float32", device="cpu")
+        )
+    )
     assert found["pruned"].removed == tuple(range(8 - len(found["pruned"].removed), 8))
     other = {"mixtral": "several experts", "gpt2": "Conv1D"}.get(model_type)
     assert (other or "torchao: pip install 'shortstack[quant]'") in found["int8"].reason
@@ -249,7 +261,7 @@ def test_where_repair_is_refused_the_row_says_so_and_the_cut_is_healed_without(p
     some = tokens(checkpoint, place, samples=4)
     calibration = Calibration(some, some, metric="reverse", heal=lambda pruned, _out: pruned)
     judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
-    found = rows(compare(checkpoint, calibration, judging, dtype="float32", device="cpu"))
+    found = rows(compare(checkpoint, calibration, judging, compute=Compute(dtype="float32", device="cpu")))
     assert found["pruned, repaired"].reason == "repair expects a matrix at the end, found none"
     assert found["pruned, healed"].loss == found["pruned"].loss
 
@@ -323,16 +335,11 @@ def test_advice_tells_of_tasks_too():
     assert "(7.389 unpruned), piqa 0.600 (0.700 unpruned)." in advice(rows, 10**6)
 
 
-def test_no_more_layers_go_than_must():
-    assert fewest([3, 1, 0, 2], lambda kept: 3 not in kept and 1 not in kept) == (1, 3)
-    assert fewest([0, 1], lambda kept: not kept) is None
-
-
 def test_metrics_of_windows_are_refused(compared, place):
     checkpoint, judging, _ = compared
     calibration = Calibration(tokens(checkpoint, place), metric="repaired-window")
     with pytest.raises(InputError, match="scores single layers"):
-        compare(checkpoint, calibration, judging, dtype="float32", device="cpu")
+        compare(checkpoint, calibration, judging, compute=Compute(dtype="float32", device="cpu"))
 
 
 def row(name, loss, *, within=True, decode=None, removed=(), repetition=0.0):

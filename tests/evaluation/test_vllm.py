@@ -12,6 +12,7 @@ from shortstack.cli.options import Asking, Backend
 from shortstack.decoder import Decoder
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, evaluate
+from shortstack.machine.device import Compute
 from zoo import speaking
 
 pytest.importorskip("lm_eval")
@@ -62,7 +63,7 @@ def engine(monkeypatch):
 
 
 def measured(checkpoint, *names, **options):
-    return evaluate(checkpoint, perplexity=(), tasks=Tasks(names, **options), dtype="float32").tasks
+    return evaluate(checkpoint, perplexity=(), tasks=Tasks(names, **options), compute=Compute(dtype="float32")).tasks
 
 
 def test_the_engine_is_given_the_checkpoint_and_its_results_are_ours(checkpoint, data, engine, monkeypatch):
@@ -98,8 +99,11 @@ def test_results_of_the_engine_are_kept_apart_from_ours(checkpoint, data, engine
 def test_text_is_measured_here_whoever_answers_the_tasks(checkpoint, data, engine, tmp_path):
     (tmp_path / "a.txt").write_text("the walk visits every layer once " * 40)
     source, tasks = str(tmp_path / "a.txt"), Tasks("piqa", data=data, backend="vllm")
-    found = evaluate(checkpoint, perplexity=[source], length=24, tasks=tasks, dtype="float32")
-    assert found.perplexity == evaluate(checkpoint, perplexity=[source], length=24, dtype="float32").perplexity
+    found = evaluate(checkpoint, perplexity=[source], length=24, tasks=tasks, compute=Compute(dtype="float32"))
+    assert (
+        found.perplexity
+        == evaluate(checkpoint, perplexity=[source], length=24, compute=Compute(dtype="float32")).perplexity
+    )
     assert list(found.tasks) == ["piqa"]
 
 
@@ -120,7 +124,9 @@ def test_without_vllm_nothing_is_read(checkpoint, data, monkeypatch):
 
 def test_a_device_is_vllm_s_own_choice(checkpoint, data, engine):
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
-        evaluate(checkpoint, perplexity=(), tasks=Tasks("piqa", data=data, backend="vllm"), device="cpu")
+        evaluate(
+            checkpoint, perplexity=(), tasks=Tasks("piqa", data=data, backend="vllm"), compute=Compute(device="cpu")
+        )
     assert not engine
 
 
@@ -135,5 +141,8 @@ def test_the_backend_is_an_option_of_tasks():
 
 def test_the_arithmetic_is_what_is_asked_for(checkpoint, data, engine):
     tasks = Tasks("piqa", data=data, backend="vllm")
-    assert evaluate(checkpoint, perplexity=(), tasks=tasks, dtype="bfloat16").tasks["piqa"].dtype == "bfloat16"
+    assert (
+        evaluate(checkpoint, perplexity=(), tasks=tasks, compute=Compute(dtype="bfloat16")).tasks["piqa"].dtype
+        == "bfloat16"
+    )
     assert engine[0]["dtype"] == "bfloat16"

@@ -17,6 +17,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, DataError
+from shortstack.machine.device import Compute
 from shortstack.planning import Plan
 from shortstack.pruning import prune, verify
 from shortstack.repairing import repair
@@ -126,7 +127,7 @@ def test_the_matrix_before_the_cut_is_the_weighted_ridge_of_what_was_removed(mon
     """A tail cut has one fit: down_proj of the last kept layer."""
     checkpoint = Checkpoint.open(tiny("llama"))
     monkeypatch.setattr(shortstack.repairing.repairer._Follower, "losses", lambda _self: (1.0, 3.0, 2.0))
-    found = repair(checkpoint, frozenset({6, 7}), TOKENS, dtype="float32")
+    found = repair(checkpoint, frozenset({6, 7}), TOKENS, compute=Compute(dtype="float32"))
     (fit,) = found.fits
     assert (fit.layer, fit.weight) == (5, "mlp.down_proj")
     after, inner = hidden_states(checkpoint.directory, [], IDS)
@@ -189,7 +190,7 @@ def test_without_a_matrix_the_scale_before_the_cut_is_the_weighted_ridge_of_what
 ):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
     monkeypatch.setattr(shortstack.repairing.repairer._Follower, "losses", lambda _self: (1.0, 3.0, 2.0))
-    found = repair(checkpoint, frozenset({6, 7}), TOKENS, dtype="float32")
+    found = repair(checkpoint, frozenset({6, 7}), TOKENS, compute=Compute(dtype="float32"))
     (fit,) = found.fits
     kind, name, weights = SCALED[model_type]
     assert (fit.layer, fit.kind, fit.weight) == (5, kind, name)
@@ -240,7 +241,9 @@ def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
     monkeypatch.setattr(shortstack.repairing.fit, "BATCH_TOKENS", 200)
     ids = own_words(checkpoint)
-    found = repair(checkpoint, frozenset(removed), Tokens(ids, "own", False, 0), dtype="float32", stream=stream)
+    found = repair(
+        checkpoint, frozenset(removed), Tokens(ids, "own", False, 0), compute=Compute(dtype="float32", stream=stream)
+    )
     unlike = model_type == "opt" or (model_type, removed) == ("olmo2", {6, 7})
     assert found.kept or unlike, "tiny random models differ in whether being like the whole one pays"
     plain = prune(checkpoint, Plan(8, tuple(sorted(removed)), "chosen"), tmp_path / "plain")

@@ -10,6 +10,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError
+from shortstack.machine.device import Compute
 from shortstack.repairing.cut_families import repaired_tails
 from shortstack.repairing.fit import divided
 from shortstack.repairing.repairer import _Follower
@@ -26,7 +27,7 @@ TAILS = [list(range(kept, 8)) for kept in range(8, 0, -1)]
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_depth_is_what_the_cut_model_gives(model_type, stream):
     checkpoint = Checkpoint.open(tiny(model_type))
-    found = sweep(checkpoint, TOKENS, stream=stream)
+    found = sweep(checkpoint, TOKENS, compute=Compute(stream=stream))
     assert [depth.layers for depth in found.depths] == [8, 7, 6, 5, 4, 3, 2, 1]
     losses = naive.losses(checkpoint.directory, IDS, TAILS)
     assert [depth.loss for depth in found.depths] == pytest.approx(losses, rel=2e-5)

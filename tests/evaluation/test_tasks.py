@@ -31,13 +31,14 @@ from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.evaluation.tasks import load_harness
+from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.scoring import sweep
 from zoo import speaking
 
 pytest.importorskip("lm_eval")
-REAL = Path(os.environ.get("SHORTSTACK_DATA", Path(__file__).parents[2] / "shared" / "data"))
+REAL = Path(os.environ.get("SHORTSTACK_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CHOICES = ("piqa", "arc_easy", "winogrande", "hellaswag", "lambada_openai")
 
 
@@ -57,7 +58,9 @@ def checkpoint(directory, own_cache) -> Checkpoint:
 
 
 def measured(checkpoint, *names, **options) -> Evaluation:
-    return evaluate(checkpoint, perplexity=(), tasks=Tasks(names, **options), dtype="float32", device="cpu")
+    return evaluate(
+        checkpoint, perplexity=(), tasks=Tasks(names, **options), compute=Compute(dtype="float32", device="cpu")
+    )
 
 
 def barely(directory, loaded, *, limit=None, batch=4, max_length=None):
@@ -135,7 +138,9 @@ def test_prompts_of_more_tokens_than_there_are_positions_are_refused(data, tmp_p
 
 def test_how_long_an_answer_may_be_is_asked_of_each_request_too(checkpoint, data):
     loaded = load_harness().load(["gsm8k"], data=data)[0]
-    model = load_harness().Model(Decoder.open(checkpoint, dtype="float32"), checkpoint.tokenizer(), max_length=300)
+    model = load_harness().Model(
+        Decoder.open(checkpoint, Compute(dtype="float32")), checkpoint.tokenizer(), max_length=300
+    )
     (task,) = loaded.tasks.values()
     task.config.generation_kwargs["max_new_tokens"] = 300
     with pytest.raises(InputError, match="more than the 300 tokens"):
@@ -247,7 +252,7 @@ def test_a_result_is_kept_by_what_it_depends_on_and_never_by_where_that_lies(
     assert not asked
     measured(checkpoint, "piqa", data=data, limit=5)
     measured(checkpoint, "piqa", data=data, batch=3)
-    evaluate(checkpoint, perplexity=(), tasks=Tasks("piqa", data=data), dtype="bfloat16", device="cpu")
+    evaluate(checkpoint, perplexity=(), tasks=Tasks("piqa", data=data), compute=Compute(dtype="bfloat16", device="cpu"))
     lines = (elsewhere / "piqa/validation.jsonl").read_text().splitlines()
     (elsewhere / "piqa/validation.jsonl").write_text("\n".join([*lines[1:], lines[0]]) + "\n")
     measured(checkpoint, "piqa", data=elsewhere)
@@ -492,7 +497,7 @@ def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
 
 
 def test_the_page_s_other_task_that_is_answered_by_writing_is_there():
-    page = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text()
     names = set(re.findall(r"--tasks gsm8k,(\w+)", page))
     assert names
     assert names <= set(load_harness().TaskManager().all_tasks)
@@ -566,7 +571,7 @@ TEXT = Tokens(torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_
 
 @pytest.mark.parametrize("name", ["piqa", "arc_easy", "winogrande"])
 def test_a_sweep_answers_as_the_harness_does_at_every_depth(name, checkpoint, data, tmp_path):
-    found = sweep(checkpoint, TEXT, task=Tasks(name, data=data), dtype="float32", device="cpu")
+    found = sweep(checkpoint, TEXT, task=Tasks(name, data=data), compute=Compute(dtype="float32", device="cpu"))
     assert found.task["questions"] == COUNT
     for depth in found.depths[1::3]:
         pruned = prune(checkpoint, plan(8, layers=f"{depth.layers}-7"), tmp_path / str(depth.layers))
@@ -611,7 +616,7 @@ def bare_outcomes(model, tokenizer, loaded) -> list[float]:
 
 def test_compare_asks_standard_tasks_of_a_model_in_memory(checkpoint, data):
     judge = standard(Tasks("piqa,arc_easy", limit=4, data=data), checkpoint)
-    found = judge(Decoder.open(checkpoint, dtype="float32"))
+    found = judge(Decoder.open(checkpoint, Compute(dtype="float32")))
     expected = measured(checkpoint, "piqa", "arc_easy", data=data, limit=4).tasks
     assert found == {
         name: {"metric": "acc", "value": each.value, "stderr": each.stderr, "n": 4} for name, each in expected.items()

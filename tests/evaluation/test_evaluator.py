@@ -15,6 +15,7 @@ from shortstack.errors import InputError
 from shortstack.evaluation import evaluate
 from shortstack.evaluation.degeneration import TYPICAL, Fluency, check_collapse
 from shortstack.evaluation.probes import PROBES, probe_tokens, probes, run_probes
+from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.profiling.profiler import answer
 from shortstack.pruning import prune
@@ -29,7 +30,7 @@ def checkpoint(tmp_path_factory):
 def test_perplexity_is_exp_of_the_mean_loss_transformers_computes(checkpoint, tmp_path):
     (tmp_path / "a.txt").write_text("the walk visits every layer once " * 120)
     source = str(tmp_path / "a.txt")
-    found = evaluate(checkpoint, perplexity=[source], length=24, dtype="float32").perplexity[source]
+    found = evaluate(checkpoint, perplexity=[source], length=24, compute=Compute(dtype="float32")).perplexity[source]
     ids = Tokens.read(source, checkpoint.tokenizer(), samples=None, length=24).ids
     with torch.no_grad():
         losses = torch.stack(
@@ -46,7 +47,7 @@ def test_perplexity_is_exp_of_the_mean_loss_transformers_computes(checkpoint, tm
 def test_the_standard_error_is_over_windows(checkpoint, tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"layer {number} of many; " for number in range(300)))
     source = str(tmp_path / "a.txt")
-    found = evaluate(checkpoint, perplexity=[source], length=32, dtype="float32").perplexity[source]
+    found = evaluate(checkpoint, perplexity=[source], length=32, compute=Compute(dtype="float32")).perplexity[source]
     ids = Tokens.read(source, checkpoint.tokenizer(), samples=None, length=32).ids
     with torch.no_grad():
         model = checkpoint.model(dtype=torch.float32)
@@ -87,7 +88,9 @@ def text(tmp_path):
 
 def test_what_shortstack_cut_is_checked_for_collapse_unless_told_otherwise(checkpoint, pruned, text):
     def checked(model, **options):
-        return evaluate(model, perplexity=[text], length=24, samples=2, dtype="float32", **options).collapse
+        return evaluate(
+            model, perplexity=[text], length=24, samples=2, **options, compute=Compute(dtype="float32")
+        ).collapse
 
     assert checked(checkpoint) is None
     assert checked(pruned, collapse=False) is None
@@ -97,7 +100,9 @@ def test_what_shortstack_cut_is_checked_for_collapse_unless_told_otherwise(check
 
 
 def test_probes_are_asked_of_the_evaluated_model(pruned, text):
-    found = evaluate(pruned, perplexity=[text], length=24, samples=2, dtype="float32", probe_items=2, seed=5)
+    found = evaluate(
+        pruned, perplexity=[text], length=24, samples=2, probe_items=2, compute=Compute(dtype="float32", seed=5)
+    )
     expected = run_probes(pruned.model(dtype=torch.float32), pruned.tokenizer(), probes(seed=5, n=2))
     assert found.probes == expected
     said = found.to_dict()["probes"]["arithmetic-1"]
@@ -121,7 +126,9 @@ def test_just_as_many_positions_as_probes_take_are_enough(tmp_path):
     room = probe_tokens(Checkpoint.open(speaking(tmp_path / "any")).tokenizer(), items)
     checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2", n_positions=room))
     assert checkpoint.positions == room
-    assert len(evaluate(checkpoint, perplexity=(), probe_items=2, dtype="float32").probes) == len(PROBES)
+    assert len(evaluate(checkpoint, perplexity=(), probe_items=2, compute=Compute(dtype="float32")).probes) == len(
+        PROBES
+    )
 
 
 def shown(monkeypatch, capsys, *words):

@@ -12,6 +12,7 @@ import shortstack.scoring.measurement
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.errors import InputError, ShortstackError
+from shortstack.machine.device import Compute
 from shortstack.scoring import METRICS, score
 from zoo import tiny
 
@@ -69,7 +70,8 @@ def test_turns_of_few_batches_change_nothing(monkeypatch):
 def test_streaming_changes_nothing(model_type):
     checkpoint = Checkpoint.open(tiny(model_type))
     here, streamed = (
-        score(checkpoint, TOKENS, metrics=sorted(WALKED), window=2, stream=stream) for stream in (False, True)
+        score(checkpoint, TOKENS, metrics=sorted(WALKED), window=2, compute=Compute(stream=stream))
+        for stream in (False, True)
     )
     assert streamed.scores == here.scores
     assert streamed.window_scores == here.window_scores

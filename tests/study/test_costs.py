@@ -24,7 +24,7 @@ from studies import STUDY, found, inline, make_data, write_study
 from zoo import tokenizer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-STUDIES = Path(__file__).parents[1] / "studies"
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 @pytest.fixture

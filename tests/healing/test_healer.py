@@ -9,41 +9,26 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from learning import EXAMPLES, learning
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import Example
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, InputError, OutputError, TrainingError
-from shortstack.healing import Full, Objective, Partial, Schedule, heal
+from shortstack.healing import Full, Partial, Schedule, heal
 from shortstack.healing.activations import Activations
 from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer
-from shortstack.healing.learner import Learner, padded
+from shortstack.healing.learner import padded
 from shortstack.healing.training import Place, train
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import ZOO, speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-EXAMPLES = [
-    Example(tuple(range(3, 15)), (True,) * 12),
-    Example(tuple(range(20, 27)), (False,) * 3 + (True,) * 4),
-    Example((5, 9, 30, 31), (False, False, False, True)),
-]
 
 
 def mask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     lengths = torch.tensor([len(example.ids) for example in EXAMPLES])
     return (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
-
-
-def learning(checkpoint: Checkpoint, method, objective=None, teacher=None):
-    """EXAMPLES and what is frozen of them, and the module that learns from them, in float32."""
-    freezer = Freezer(checkpoint, torch.float32, "cpu", objective or Objective(), teacher)
-    first = method.first(checkpoint)
-    frozen = freezer.fill(freezer.planned(EXAMPLES, first))
-    load = Decoder.tail if first else Decoder.load
-    decoder = load(checkpoint, *([first] if first else []), dtype=torch.float32)
-    return frozen, Learner(decoder, first, method.prepare(checkpoint, decoder), freezer.objective)
 
 
 def whole_model_gradients(checkpoint: Checkpoint, names: set[str]) -> tuple[float, dict[str, torch.Tensor]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli.demo import run
 from shortstack.errors import OutputError
+from shortstack.study.demo import run
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -49,7 +49,7 @@ def test_an_output_that_somebody_makes_meanwhile_is_left_to_them(folder, monkeyp
     def make_and_pass(*_args, **_options):
         (folder / "out").mkdir()
 
-    monkeypatch.setattr("shortstack.cli.demo.fits", make_and_pass)
+    monkeypatch.setattr("shortstack.study.demo.fits", make_and_pass)
     with pytest.raises(OutputError, match="exists"):
         run(folder / "out")
     assert (folder / "out").is_dir()

@@ -17,6 +17,7 @@ import shortstack.scoring.resumption
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.machine.cache import cache_directory
+from shortstack.machine.device import Compute
 from shortstack.scoring import METRICS, score, sweep
 from zoo import tiny
 
@@ -79,11 +80,11 @@ def test_a_stopped_score_goes_on_and_finds_the_same(share, turns, metrics, monke
 
 def test_stopped_again_and_again():
     checkpoint = Checkpoint.open(tiny("llama"))
-    whole = score(checkpoint, TOKENS, metrics=SINGLES, stream=False)
+    whole = score(checkpoint, TOKENS, metrics=SINGLES, compute=Compute(stream=False))
     for share in (0.2, 0.4, 0.6, 0.8):
         with pytest.raises(Stopped):
             score(checkpoint, TOKENS, metrics=SINGLES, progress=stopping(share))
-    found = score(checkpoint, TOKENS, metrics=SINGLES, stream=True)
+    found = score(checkpoint, TOKENS, metrics=SINGLES, compute=Compute(stream=True))
     assert without_time(found) == without_time(whole), "streamed or not is no matter"
 
 
@@ -136,7 +137,7 @@ def test_another_run_does_not_take_it(tmp_path):
         (checkpoint, Tokens(IDS.flip(0), "made", False, 0), {"metrics": ["ppl"]}),
         (checkpoint, TOKENS, {"metrics": ["kl"]}),
         (checkpoint, TOKENS, {"metrics": ["ppl"], "window": 2}),
-        (checkpoint, TOKENS, {"metrics": ["ppl"], "dtype": "bfloat16"}),
+        (checkpoint, TOKENS, {"metrics": ["ppl"], "compute": Compute(dtype="bfloat16")}),
         (copied, TOKENS, {"metrics": ["ppl"]}),
     ):
         seen = []

@@ -1,0 +1,122 @@
+"""Options, stated once: dataclass fields that carry their help and their range.
+
+The command line, recipes, study files and the tables of the documentation are made from these fields.
+
+>>> @dataclass(frozen=True)
+... class Schedule:
+...     lr: float = option(1e-4, help="Peak learning rate.", above=0)
+...     def __post_init__(self) -> None:
+...         check_options(self)
+>>> Schedule(lr=-1)
+Traceback (most recent call last):
+    ...
+shortstack.errors.InputError: lr: expected a number above 0, found -1. To fix it: write lr=0.0001.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from typing import Any
+
+from shortstack.errors import InputError, parameter
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of a field beside its type and default. above, below: bounds that the value itself does not reach."""
+
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def range(self) -> str:
+        """The range in words.
+
+        >>> Option("", minimum=0, below=1).range, Option("", above=0).range, Option("", minimum=1).range
+        ('0 up to, but not, 1', 'a number above 0', 'at least 1')
+        """
+        if self.minimum is not None:
+            if self.below is not None:
+                return f"{self.minimum:g} up to, but not, {self.below:g}"
+            return f"at least {self.minimum:g}" + (
+                f" and at most {self.maximum:.0f}" if self.maximum is not None else ""
+            )
+        return "a number" + (f" above {self.above:g}" if self.above is not None else "")
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is finite and within the range."""
+        return (
+            math.isfinite(value)
+            and (self.minimum is None or value >= self.minimum)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+
+def option(default: Any, help: str, **known: Any) -> Any:  # noqa: A002  what every command line calls it
+    """A field that is an option; known: the other fields of Option."""
+    return field(default=default, metadata={"option": Option(help, **known)})
+
+
+def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
+    """Name, default and what else is known of every option of a dataclass or of an instance of one."""
+    for each in fields(component):
+        if "option" in each.metadata:
+            yield each.name, each.default, each.metadata["option"]
+
+
+def check_options(component: Any) -> None:
+    """Refuse a value that is out of its range, or none of its choices.
+
+    Raises:
+        InputError: the first such value.
+    """
+    for name, default, known in options_of(component):
+        value = getattr(component, name)
+        if value is None:
+            continue
+        if known.choices:
+            check_choice_of(name, value, known.choices)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and not known.holds(value):
+            fix = "leave it out" if default is None else f"write {parameter(name, default)}"
+            raise InputError(parameter(name), expected=known.range, found=str(value), fix=fix)
+
+
+def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one of these") -> None:
+    """Refuse a name that is none of the choices, naming the nearest.
+
+    Raises:
+        InputError: as said.
+    """
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), list(choices), 1)
+    if near:
+        fix = f"did you mean {near[0]}?"
+    raise InputError(parameter(name), expected=f"one of {', '.join(choices)}", found=repr(value), fix=fix)
+
+
+def changed_options(component: Any) -> Mapping[str, Any]:
+    """The options of an instance that are not at their default."""
+    values = {name: (getattr(component, name), default) for name, default, _ in options_of(component)}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
+def check_installed(library: str, extra: str, *, where: object, why: str) -> None:
+    """Refuse what needs a library that is not installed.
+
+    Raises:
+        InputError: it is missing; the message names the extra that brings it.
+    """
+    if find_spec(library) is None:
+        fix = f"pip install 'shortstack[{extra}]'"
+        raise InputError(where, expected=f"{library}, {why}", found="none installed", fix=fix)

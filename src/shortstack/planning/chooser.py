@@ -1,0 +1,148 @@
+"""Where every plan comes from: choose() is told what is wanted and gives the layers that go."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from shortstack.data.tokens import CalibrationText, Tokens
+from shortstack.errors import InputError, PlanError, parameter
+from shortstack.machine.device import AUTO, Compute
+from shortstack.machine.progress import Progress, silent
+from shortstack.planning.layer_sets import parse_drop
+from shortstack.planning.plans import Plan
+from shortstack.scoring.scores import Scores, removal_order
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+
+
+from shortstack.planning.choice import Choice, Fits
+
+
+class Chosen(NamedTuple):
+    """The plan; the one that was wanted, which the architecture may not be able to express; and scores that were made."""
+
+    plan: Plan
+    wanted: Plan
+    scores: Scores | None = None
+
+
+def choose(
+    checkpoint: Checkpoint,
+    choice: Choice,
+    source: CalibrationText | Tokens | Scores | None = None,
+    *,
+    compute: Compute = AUTO,
+    progress: Progress = silent,
+) -> Chosen:
+    """Choose the layers to remove from a checkpoint, and move the cut to the nearest that its architecture can express.
+
+    source: what the metric looks at, pydoc by default, or scores of this model. Layers that are named are never moved.
+
+    Raises:
+        PlanError: nothing, everything, or something that does not exist would be removed.
+        ArchitectureError: no cut near the wanted one can be expressed exactly.
+        InputError, DataError: as score() and select().
+    """
+    from shortstack.planning.exactness import aligned, pruned_config
+
+    choice.check()
+    layers, scores = checkpoint.anatomy.layers, None
+    if choice.fits is None:
+        choice.like(layers)
+    if choice.measures:
+        wanted = _measured(checkpoint, choice, _tokens(checkpoint, source, compute.seed), compute, progress)
+    elif choice.layers is not None or not choice.by.needs_scores:
+        wanted = _lowest(choice, layers, compute.seed)
+    else:
+        scores = source if isinstance(source, Scores) else _scored(checkpoint, choice, source, compute, progress)
+        wanted = _lowest(choice, scores, compute.seed)
+    found = (
+        None
+        if choice.layers is not None
+        else aligned(checkpoint, wanted, allowed=functools.partial(choice.allows, layers), progress=progress)
+    )
+    if found is None:
+        pruned_config(checkpoint, wanted)  # says why the cut is not exact
+    return Chosen(found or wanted, wanted, scores)
+
+
+def _tokens(checkpoint: Checkpoint, source: CalibrationText | Tokens | Scores | None, seed: int) -> Tokens:
+    if isinstance(source, Tokens):
+        return source
+    if isinstance(source, Scores):
+        raise InputError(
+            str(source.model.get("source", "scores")),
+            expected="a model, to measure shorter forms of it",
+            found="scores of the whole model",
+            fix="name the model instead of the scores",
+        )
+    return (source or CalibrationText()).tokens(checkpoint.tokenizer(), seed)
+
+
+def _scored(
+    checkpoint: Checkpoint,
+    choice: Choice,
+    source: CalibrationText | Tokens | None,
+    compute: Compute,
+    progress: Progress,
+) -> Scores:
+    """Scores by the metric of the choice: of windows where it scores nothing else."""
+    from shortstack.scoring import score
+
+    tokens = _tokens(checkpoint, source, compute.seed) if choice.by.needs_text else None
+    window = None if choice.by.singles else parse_drop(choice.drop or 0, checkpoint.anatomy.layers)
+    return score(checkpoint, tokens, metrics=[choice.name], window=window, compute=compute, progress=progress)
+
+
+def _lowest(choice: Choice, source: Scores | int, seed: int) -> Plan:
+    """The lowest layers by the metric: so many as was said, or the fewest without which the others fit."""
+    if choice.fits is None:
+        return choice.plan(source, seed)
+    if not choice.by.singles:
+        raise InputError(
+            parameter("metric"),
+            expected="one that scores single layers",
+            found=choice.name,
+            fix=f"write {parameter('metric', 'ppl')}",
+        )
+    layers = source if isinstance(source, int) else source.layers
+    values = choice.by.function(source, seed) if isinstance(source, int) else source.scores[choice.name]
+    ends = range(choice.keep_first, layers - choice.keep_last)
+    order = [layer for layer in removal_order(values) if layer in ends]
+    return Plan(layers, _fewest(order, layers, choice.fits), f"lowest {choice.name}")
+
+
+def _fewest(order: Sequence[int], layers: int, fits: Fits) -> tuple[int, ...]:
+    """The fewest layers, taken in `order`, without which the others fit.
+
+    >>> _fewest([2, 0, 1], 3, lambda kept: len(kept) <= 2)
+    (2,)
+
+    Raises:
+        PlanError: even one alone does not.
+    """
+    for count in range(1, min(len(order), layers - 1) + 1):
+        if fits([layer for layer in range(layers) if layer not in order[:count]]):
+            return tuple(sorted(order[:count]))
+    raise PlanError("plan", expected="a cut that leaves what fits", found="none", fix="allow more bytes")
+
+
+def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:
+    """Step by step, or by a search; of as few layers as may fit, and more only where the search takes small ones."""
+    from shortstack.planning.measured import select
+
+    if choice.fits is None:
+        return select(checkpoint, tokens, choice, compute=compute, progress=progress)
+    layers = range(checkpoint.anatomy.layers)
+    heavy_first = sorted(layers, key=lambda layer: checkpoint.sizes.layer_bytes[layer], reverse=True)
+    least = len(_fewest(heavy_first, len(layers), choice.fits))
+    for amount in range(least, len(layers)):
+        sized = replace(choice, drop=amount, fits=None)
+        found = select(checkpoint, tokens, sized, compute=compute, progress=progress)
+        if choice.fits(found.kept):
+            return found
+    raise PlanError("plan", expected="a cut that leaves what fits", found="none", fix="allow more bytes")

@@ -1,0 +1,26 @@
+"""A few examples and what is frozen of them, for tests of what trains."""
+
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.data import Example
+from shortstack.decoder import Decoder
+from shortstack.healing import Objective
+from shortstack.healing.frozen import Freezer
+from shortstack.healing.learner import Learner
+
+EXAMPLES = [
+    Example(tuple(range(3, 15)), (True,) * 12),
+    Example(tuple(range(20, 27)), (False,) * 3 + (True,) * 4),
+    Example((5, 9, 30, 31), (False, False, False, True)),
+]
+
+
+def learning(checkpoint: Checkpoint, method, objective=None, teacher=None):
+    """EXAMPLES and what is frozen of them, and the module that learns from them, in float32."""
+    freezer = Freezer(checkpoint, torch.float32, "cpu", objective or Objective(), teacher)
+    first = method.first(checkpoint)
+    frozen = freezer.fill(freezer.planned(EXAMPLES, first))
+    load = Decoder.tail if first else Decoder.load
+    decoder = load(checkpoint, *([first] if first else []), dtype=torch.float32)
+    return frozen, Learner(decoder, first, method.prepare(checkpoint, decoder), freezer.objective)

@@ -1,0 +1,65 @@
+"""choose(): the one place where a plan comes from."""
+
+import pytest
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.data import CalibrationText
+from shortstack.errors import InputError, PlanError
+from shortstack.machine.device import Compute
+from shortstack.planning import Choice, choose
+from shortstack.scoring import score
+from zoo import speaking, tiny
+
+TEXT, FLOAT32 = CalibrationText(samples=8, length=16), Compute(dtype="float32")
+
+
+def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):
+    checkpoint, choice = Checkpoint.open(speaking(tmp_path / "model")), Choice("repaired-window", "25%")
+    assert choice.one_window
+    chosen = choose(checkpoint, choice, TEXT, compute=FLOAT32)
+    assert chosen.scores.window == 2
+    values = chosen.scores.window_scores["repaired-window"]
+    assert chosen.plan.removed[0] == values.index(min(values))
+    assert chosen.plan.removed == (chosen.plan.removed[0], chosen.plan.removed[0] + 1)
+
+
+def test_scores_that_are_given_are_not_made_again(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    tokens = TEXT.tokens(checkpoint.tokenizer())
+    scores = score(checkpoint, tokens, metrics=["bi", "ppl"], compute=FLOAT32)
+    chosen = choose(checkpoint, Choice("bi", 3), scores)
+    assert chosen.scores is scores
+    assert chosen.plan.removed == tuple(sorted(scores.order("bi")[:3]))
+    assert choose(checkpoint, Choice("bi", 3), tokens, compute=FLOAT32).plan == chosen.plan
+
+
+def test_as_few_layers_go_as_leave_others_that_fit():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    small = lambda kept: len(kept) <= 5 and 7 not in kept  # noqa: E731
+    assert choose(checkpoint, Choice("reverse", fits=small)).plan.removed == (5, 6, 7)
+    with pytest.raises(PlanError, match="a cut that leaves what fits"):
+        choose(checkpoint, Choice("reverse", fits=lambda kept: not kept))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"search": True, "metric": "ppl", "drop": 2}, "search: expected search without metric"),
+        ({"step": 1, "block": True, "drop": 2}, "step: expected step without block"),
+        ({"layers": "1", "metric": "ppl"}, "layers: expected layers without metric"),
+        ({}, "how much to remove"),
+        ({"drop": 99}, "between 1 and 7"),
+    ],
+)
+def test_what_excludes_itself_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        choose(Checkpoint.open(tiny("llama")), Choice(**options))
+    with pytest.raises(InputError, match="nothing"):
+        Choice(metric="nothing")
+
+
+def test_scores_cannot_stand_for_a_model_that_is_to_be_measured_shorter():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    scores = score(checkpoint, metrics=["reverse"])
+    with pytest.raises(InputError, match="a model, to measure shorter forms of it"):
+        choose(checkpoint, Choice(drop=2, search=True), scores)
