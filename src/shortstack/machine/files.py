@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError, OutputError
+
+MARGIN_BYTES = 16 << 20  # of a disk that stay free
 
 
 def finite(value: Any) -> Any:
@@ -25,6 +30,39 @@ def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON-able data: dataclasses by their fields, paths as text, tuples as lists.
+
+    >>> plain({"output": Path("a/b"), "layers": (1, 2)})
+    {'output': 'a/b', 'layers': [1, 2]}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def digest(data: Any) -> str:
+    """SHA-256 of JSON-able data, the same for the same content whatever the order of its keys."""
+    text = json.dumps(finite(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_disk(folder: Path, nbytes: int, *, fix: str = "free some space or write elsewhere") -> None:
+    """Refuse what the disk of a folder has no room for, before it is written.
+
+    Raises:
+        OutputError: fewer bytes are free, or so few more that nothing else could be written.
+    """
+    free, needed = shutil.disk_usage(folder).free, nbytes + MARGIN_BYTES
+    if free < needed:
+        expected, found = f"{needed / 1e6:,.0f} MB of free disk", f"{free / 1e6:,.0f} MB"
+        raise OutputError(folder, expected=expected, found=found, fix=fix)
 
 
 def save_json(path: str | Path, data: Mapping[str, Any]) -> None:

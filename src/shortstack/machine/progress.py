@@ -22,6 +22,19 @@ def silent(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
     """The default: report nothing."""
 
 
+def under(progress: Progress, prefix: str) -> Progress:
+    """The same progress, every stage's name with a prefix.
+
+    >>> under(lambda stage, done, total, /, *, note="": print(stage, done, total), "turn 1 of 3: ")("scoring", 1, 2)
+    turn 1 of 3: scoring 1 2
+    """
+
+    def told(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        progress(f"{prefix}{stage}", done, total, note=note)
+
+    return told
+
+
 def say(message: str) -> None:
     """A line on stderr."""
     sys.stderr.write(message + "\n")

@@ -11,14 +11,12 @@ steps before it runs: at most so many, since plans may turn out to be equal.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from shortstack.machine.files import finite
+from shortstack.machine.files import digest
 from shortstack.study.grid import Speeds, Study
 from shortstack.study.trial import Trial
 
@@ -27,12 +25,6 @@ CODES = {"score": 1, "plan": 1, "prune": 1, "heal": 1, "turns": 1, "evaluate": 1
 WRITES_WEIGHTS = ("prune", "heal", "turns")
 Results = Callable[["Step"], Mapping[str, Any] | None]
 Made = tuple["Contents", str]  # what a checkpoint is known by, and where it is
-
-
-def digest(data: Any) -> str:
-    """Of JSON-able data, the same for the same content."""
-    text = json.dumps(finite(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

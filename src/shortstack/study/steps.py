@@ -29,7 +29,7 @@ from shortstack.healing import Turns, heal, heal_in_turns
 from shortstack.healing.options import heal_arguments, heal_groups
 from shortstack.machine.cache import cache_directory
 from shortstack.machine.device import Compute
-from shortstack.machine.files import save_json
+from shortstack.machine.files import digest, save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.progress import Progress, bars
 from shortstack.planning import Choice, Plan, choose
@@ -42,7 +42,7 @@ from shortstack.runs.artefacts import Remote, at_hand
 from shortstack.runs.store import Folder
 from shortstack.scoring import Scores, score
 from shortstack.study import words
-from shortstack.study.graph import Contents, Step, digest
+from shortstack.study.graph import Contents, Step
 
 
 @dataclass(frozen=True)
