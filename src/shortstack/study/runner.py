@@ -23,11 +23,11 @@ from typing import Any
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.data.sources import read_documents
 from shortstack.errors import DataError, InputError, parameter
-from shortstack.machine.files import finite, whole
+from shortstack.machine.files import digest, finite, whole
 from shortstack.machine.progress import Progress, silent
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
-from shortstack.study.graph import WRITES_WEIGHTS, Contents, Graph, Step, digest, foreseen, sources
+from shortstack.study.graph import WRITES_WEIGHTS, Contents, Graph, Step, foreseen, sources
 from shortstack.study.grid import Study, expanded, read_study
 from shortstack.study.same_study import check_place, check_same
 from shortstack.study.steps import Task, command, contents, evaluation_options, open_model, perform
