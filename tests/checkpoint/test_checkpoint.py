@@ -191,7 +191,7 @@ def strike(call: str, number: int, what: signal.Signals) -> None:
     shards.BLOCK_BYTES = shards.KERNEL_BLOCK_BYTES = 1000
 
 
-COPY = "copy_file_range" if hasattr(os, "copy_file_range") else "pread"
+COPY = "copy_file_range" if hasattr(os, "copy_file_range") else "write"
 MOMENTS = {
     "after the first file": ("fsync", 1),
     "in the first shard": (COPY, 2),

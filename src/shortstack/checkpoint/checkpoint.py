@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.positions import learned_positions
+from shortstack.checkpoint.file_names import RECORD, TEMPLATES, TOKENIZER, is_carried_along
 from shortstack.checkpoint.index import read_tensors
 from shortstack.checkpoint.safetensors import StoredTensor, file_digest
 from shortstack.checkpoint.sizes import Sizes
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-RECORD = "shortstack.json"
-TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
-TOKENIZER_FILE = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
 ALIGNMENT = 64  # bytes: a cache line, and what torch itself gives a tensor it makes
 
 
@@ -80,7 +78,16 @@ class Checkpoint:
     @property
     def vocabulary(self) -> int:
         """How many tokens the model has embeddings for; a tokenizer may know fewer."""
-        return int(self.blueprint.get_submodule(self.anatomy.embedding).weight.shape[0])
+        return self._embedding_shape[0]
+
+    @property
+    def width(self) -> int:
+        """How many numbers the embedding of a token has."""
+        return self._embedding_shape[1]
+
+    @property
+    def _embedding_shape(self) -> tuple[int, ...]:
+        return tuple(self.blueprint.get_submodule(self.anatomy.embedding).weight.shape)
 
     @functools.cached_property
     def positions(self) -> int | None:
@@ -237,44 +244,26 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
-        if not any(path.is_file() and TOKENIZER_FILE.search(path.name) for path in self.directory.iterdir()):
-            raise CheckpointError(
-                self.directory,
-                expected="a tokenizer (tokenizer.json)",
-                found="no file of one",
-                fix="copy the tokenizer's files beside the weights",
-            )
+        if not any(path.is_file() and TOKENIZER.search(path.name) for path in self.directory.iterdir()):
+            raise self._no_tokenizer("no file of one")
         try:
             return AutoTokenizer.from_pretrained(
                 self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                self.directory,
-                expected="a tokenizer (tokenizer.json)",
-                found=" ".join(str(error).split())[:200],
-                fix="copy the tokenizer's files beside the weights",
-            ) from error
+            raise self._no_tokenizer(" ".join(str(error).split())[:200]) from error
+
+    def _no_tokenizer(self, found: str) -> CheckpointError:
+        expected, fix = "a tokenizer (tokenizer.json)", "copy the tokenizer's files beside the weights"
+        return CheckpointError(self.directory, expected=expected, found=found, fix=fix)
 
     def side_files(self) -> list[Path]:
         """Files an output must carry along: tokenizer, generation config, chat template, licence; code only when trusted."""
-        files = [path for path in sorted(self.directory.iterdir()) if path.is_file() and self._travels(path)]
-        return [*files, *sorted((self.directory / TEMPLATES).glob("*.jinja"))]
-
-    def _travels(self, path: Path) -> bool:
-        if (
-            path.name in {"config.json", RECORD, "README.md"}
-            or path.name.startswith(".")
-            or path.name.endswith(".index.json")
-        ):
-            return False
-        if path.suffix == ".py":
-            return self.trust_remote_code
-        return (
-            path.suffix in {".json", ".txt", ".jinja"}
-            or bool(TOKENIZER_FILE.search(path.name))
-            or path.name.startswith(("LICENSE", "NOTICE", "USE_POLICY"))
-        )
+        files = [path for path in sorted(self.directory.iterdir()) if path.is_file()]
+        return [
+            *(path for path in files if is_carried_along(path, code=self.trust_remote_code)),
+            *sorted((self.directory / TEMPLATES).glob("*.jinja")),
+        ]
 
 
 def _is_record(value: Any) -> bool:

@@ -8,12 +8,9 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+from shortstack.checkpoint.file_names import INDEX, PICKLED, SINGLE
 from shortstack.checkpoint.safetensors import StoredTensor, read_shard
 from shortstack.errors import CheckpointError
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -90,7 +87,7 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
 
 
 def _no_weights(directory: Path) -> CheckpointError:
-    pickles = sorted(path for pattern in PICKLES for path in directory.glob(pattern))
+    pickles = sorted(path for suffix in PICKLED for path in directory.glob(f"*{suffix}"))
     if pickles:
         return CheckpointError(
             pickles[0],
@@ -101,7 +98,7 @@ def _no_weights(directory: Path) -> CheckpointError:
         )
     return CheckpointError(
         directory,
-        expected="model.safetensors or shards with an index",
+        expected=f"{SINGLE} or shards with an index",
         found="no weights",
         fix="point at a complete checkpoint",
     )

@@ -281,12 +281,13 @@ def _blocks(piece: Piece) -> Iterator[bytes]:
         yield from _columns(piece)
         return
     with piece.path.open("rb", buffering=0) as file:
-        position = piece.start
-        while position < piece.end:
-            block = os.pread(file.fileno(), min(BLOCK_BYTES, piece.end - position), position)
+        file.seek(piece.start)
+        left = len(piece)
+        while left:
+            block = file.read(min(BLOCK_BYTES, left))
             if not block:
-                raise _broken(piece.path, f"bytes up to {piece.end}", f"the end of the file at {position}")
-            position += len(block)
+                raise _broken(piece.path, f"bytes up to {piece.end}", f"the end of the file at {piece.end - left}")
+            left -= len(block)
             yield block
 
 

@@ -35,7 +35,7 @@ class Sizes:
             extra = data.get("extra_parameters", 0), data.get("extra_bytes", 0)
             found = cls(parameters, sizes, data["other_parameters"], data["other_bytes"], *extra)
         except (KeyError, TypeError) as error:
-            raise _not_ours(where, "score", repr(error)) from error
+            raise not_written_by("score", where, repr(error)) from error
         numbers = (*parameters, *sizes, found.other_parameters, found.other_bytes)
         whole = all(type(number) is int and number > 0 for number in numbers)
         if (
@@ -43,7 +43,7 @@ class Sizes:
             or not whole
             or not all(type(number) is int and number >= 0 for number in extra)
         ):
-            raise _not_ours(where, "score", "layer sizes that are not whole numbers, or not as many as layers")
+            raise not_written_by("score", where, "layer sizes that are not whole numbers, or not as many as layers")
         return found
 
     def of(self, kept: Sequence[int]) -> tuple[int, int]:
@@ -57,7 +57,8 @@ class Sizes:
         )
 
 
-def _not_ours(where: object, verb: str, found: str) -> DataError:
+def not_written_by(verb: str, where: object, found: str) -> DataError:
+    """The error for JSON that is not what one of shortstack's verbs writes."""
     return DataError(
         where, expected=f"the JSON that `shortstack {verb} -o` writes", found=found, fix=f"{verb} the model again"
     )

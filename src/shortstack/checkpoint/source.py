@@ -7,15 +7,12 @@ import os
 import re
 from pathlib import Path
 
+from shortstack.checkpoint.file_names import DOWNLOADED
 from shortstack.checkpoint.index import conversion
 from shortstack.errors import CheckpointError, InputError, parameter
 from shortstack.machine.progress import Progress
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-HUB_PATTERNS = (
-    *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
-    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
-)
 
 
 def commit_of(directory: Path) -> str | None:
@@ -83,7 +80,7 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
     # The HTTPError of whichever client library this huggingface_hub is built on: a failed connection raises it bare.
     transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
-        patterns = list(HUB_PATTERNS)
+        patterns = list(DOWNLOADED)
         fetched = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download)
         snapshot = Path(fetched)
     except (transport, LocalEntryNotFoundError, ValueError) as error:  # ValueError: a bad name, or an answer not JSON

@@ -14,11 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shortstack.checkpoint.checkpoint import RECORD, TEMPLATES
-from shortstack.checkpoint.index import INDEX, SINGLE
+from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
 from shortstack.errors import ArchitectureError, InputError, OutputError, parameter
-from shortstack.machine.files import sync
+from shortstack.machine.files import check_absent, check_disk, check_writable, sync
 from shortstack.machine.progress import Progress, silent
 
 WRITERS = 2  # shards written at once: while one waits for the disk to have it, the next is copied
@@ -63,21 +62,6 @@ class _Advance:
             self.progress("writing weights", self.done, self.total)
 
 
-def check_absent(out: Path) -> None:
-    """Refuse an output that exists: what is there is never overwritten.
-
-    Raises:
-        OutputError: it does.
-    """
-    if os.path.lexists(out) or out.resolve().exists():
-        raise OutputError(
-            out,
-            expected="an output that does not exist yet",
-            found="it exists",
-            fix="name another, or move it away",
-        )
-
-
 class CheckpointWriter:
     """Fills `<out>.partial-<id>` and renames it to `out` in commit(), or leaves nothing.
 
@@ -92,41 +76,21 @@ class CheckpointWriter:
         """
         self.out = Path(out)
         self.files: dict[str, WrittenFile] = {}
-        self._check_place(source)
-        self._check_space(nbytes)
+        self._check_outside(source)
+        check_absent(self.out)
+        check_writable(self.out)
+        check_disk(self.out, nbytes)
         self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
         self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]
 
-    def _check_place(self, source: Path) -> None:
+    def _check_outside(self, source: Path) -> None:
         here, there = self.out.resolve(), source.resolve()
         if here == there or there in here.parents:
             raise OutputError(
                 self.out,
                 expected="an output outside the input",
                 found=f"it is in {source}",
-                fix="name another place with -o",
-            )
-        check_absent(self.out)
-        parent = self._existing_parent()
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise OutputError(
-                self.out,
-                expected="a directory that can be written",
-                found=f"{parent}, which cannot",
-                fix="name another place with -o",
-            )
-
-    def _existing_parent(self) -> Path:
-        return next(parent for parent in self.out.absolute().parents if os.path.exists(parent))
-
-    def _check_space(self, nbytes: int) -> None:
-        free = shutil.disk_usage(self._existing_parent()).free
-        if free < nbytes + (16 << 20):
-            raise OutputError(
-                self.out,
-                expected=f"{(nbytes + (16 << 20)) / 1e6:,.0f} MB of free disk",
-                found=f"{free / 1e6:,.0f} MB",
-                fix="free some space or write elsewhere",
+                fix="name another place",
             )
 
     def __enter__(self) -> CheckpointWriter:
@@ -209,7 +173,7 @@ class CheckpointWriter:
                 self.out,
                 expected="an output that does not exist yet",
                 found=error.strerror or str(error),
-                fix="name another with -o",
+                fix="name another",
             ) from error
         sync(self.out.parent)
         return self.out

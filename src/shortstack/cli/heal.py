@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shortstack.checkpoint.writer import check_absent
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Only
@@ -19,6 +18,7 @@ from shortstack.cli.options import Out, Report, Source
 from shortstack.errors import OutputError
 from shortstack.healing.options import Asked, Course, Going, InTurns, Learned, Loss, Part
 from shortstack.machine.device import Compute
+from shortstack.machine.files import check_absent
 from shortstack.machine.formats import size
 from shortstack.machine.progress import first_process, say
 from shortstack.planning.layer_sets import show_layers

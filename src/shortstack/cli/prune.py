@@ -26,7 +26,7 @@ from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import read_json
-from shortstack.planning import Choice, Plan, choose
+from shortstack.planning import Choice, Chosen, Plan, choose
 
 
 @verb()
@@ -63,33 +63,24 @@ def prune(
     planned = Plan.from_dict(read_json(plan_file), where=plan_file) if plan_file else None
 
     from shortstack.pruning import prune as prune_checkpoint
-    from shortstack.pruning.pruner import fits
+    from shortstack.pruning.pruner import check_fits
 
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        fits(output, checkpoint, planned or choice.like(checkpoint.anatomy.layers))
-        chosen = planned
-        scores = None
-        if chosen is None:
-            found = choose(checkpoint, choice, text, compute=compute, progress=progress)
-            say_moved(found)
-            chosen, scores = found.plan, found.scores
+        check_fits(output, checkpoint, planned or choice.like(checkpoint.anatomy.layers))
+        if planned:
+            chosen = Chosen(planned, planned)
+        else:
+            chosen = choose(checkpoint, choice, text, compute=compute, progress=progress)
+        say_moved(chosen)
         windows = replace(text, samples=repair_samples)
-        repaired = refitted(checkpoint, chosen, windows, compute, progress) if repair else None
-        prune_checkpoint(
-            checkpoint,
-            chosen,
-            output,
-            max_shard_bytes=shard_bytes,
-            scores=scores.to_dict() if scores else None,
-            repair=repaired,
-            progress=progress,
-        )
-        chosen = chosen.sized(checkpoint.sizes)
+        repaired = refitted(checkpoint, chosen.plan, windows, compute, progress) if repair else None
+        prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_bytes=shard_bytes, progress=progress)
+        plan = chosen.plan.sized(checkpoint.sizes)
     if report.json:
         told = repaired.to_dict() if repaired else None
-        return console.show_json({**chosen.to_dict(), "repair": told, "output": str(output)})
-    show_plan(chosen)
+        return console.show_json({**plan.to_dict(), "repair": told, "output": str(output)})
+    show_plan(plan)
     if repaired:
         show_repair(repaired)
     report.next_step("verify", output, "--against", model, *source.words)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -53,16 +54,24 @@ def digest(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_disk(folder: Path, nbytes: int, *, fix: str = "free some space or write elsewhere") -> None:
-    """Refuse what the disk of a folder has no room for, before it is written.
+def check_disk(place: Path, nbytes: int, *, what: str = "", fix: str = "free some space or write elsewhere") -> None:
+    """Refuse what the disk of a place has no room for, before it is written; the place itself need not exist yet.
+
+    what: is written, for the message.
 
     Raises:
         OutputError: fewer bytes are free, or so few more that nothing else could be written.
     """
-    free, needed = shutil.disk_usage(folder).free, nbytes + MARGIN_BYTES
+    free, needed = shutil.disk_usage(existing_folder(place)).free, nbytes + MARGIN_BYTES
     if free < needed:
-        expected, found = f"{needed / 1e6:,.0f} MB of free disk", f"{free / 1e6:,.0f} MB"
-        raise OutputError(folder, expected=expected, found=found, fix=fix)
+        expected = f"{needed / 1e6:,.0f} MB of free disk{' for ' if what else ''}{what}"
+        raise OutputError(place, expected=expected, found=f"{free / 1e6:,.0f} MB", fix=fix)
+
+
+def existing_folder(place: Path) -> Path:
+    """A place if it exists, else the innermost folder above it that does."""
+    absolute = place.absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if os.path.exists(folder))
 
 
 def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
@@ -104,27 +113,48 @@ def whole(path: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Have the system write a file, or what a folder lists, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32" and path.is_dir():  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def check_new(path: Path) -> None:
+def check_absent(output: Path) -> None:
+    """Refuse an output that exists: what is there is never overwritten.
+
+    Raises:
+        OutputError: it does.
+    """
+    if os.path.lexists(output) or output.resolve().exists():
+        raise OutputError(
+            output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
+        )
+
+
+def check_new(output: Path) -> None:
     """Refuse a file that cannot be written, before minutes of work for it.
 
     Raises:
-        OutputError: it exists, or its directory does not or cannot be written.
+        OutputError: it exists, or its folder does not or cannot be written.
     """
-    if os.path.lexists(path):
+    check_absent(output)
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(output, expected="a directory to write in", found=f"none at {folder}", fix="make it")
+    check_writable(output)
+
+
+def check_writable(output: Path) -> None:
+    """Refuse an output that cannot be made where it is to be; folders above it may be missing.
+
+    Raises:
+        OutputError: the innermost one that exists is no folder, or cannot be written.
+    """
+    folder = existing_folder(output.absolute().parent)
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise OutputError(
-            path, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
-        )
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise OutputError(path, expected="a directory to write in", found=f"none at {parent}", fix="make it")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(
-            path, expected="a directory that can be written", found=f"{parent}, which cannot", fix="name another"
+            output, expected="a directory that can be written", found=f"{folder}, which cannot", fix="name another"
         )

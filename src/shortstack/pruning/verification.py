@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.checkpoint import RECORD, TEMPLATES
+from shortstack.checkpoint.file_names import PICKLED, RECORD, TEMPLATES
 from shortstack.checkpoint.record import changed_since, skipped_layers
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.decoder import Decoder
@@ -19,9 +19,9 @@ from shortstack.machine.device import pick_device
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Plan
 from shortstack.planning.layer_sets import show_layers
-from shortstack.pruning.pruner import heirs, kept_tensors
+from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
 
-STRANGE = {".safetensors", ".py", ".bin", ".pt", ".pth", ".ckpt", ".gguf"}  # weights or code that a loader might take
+STRANGE = {".safetensors", ".py", ".gguf", *PICKLED}  # weights or code that a loader might take
 ROUNDING = 1e-5  # of the largest logit: what sums in another order may differ by in fp32
 PROBE_TOKENS = (2, 24)  # samples and length of the random tokens whose logits are compared
 
@@ -169,7 +169,7 @@ def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
 
 def _stranger(pruned: Checkpoint, origin: Checkpoint, plan: Plan) -> str | None:
     """A tensor that the cut does not have as its source has it."""
-    kept = kept_tensors(origin, plan, heirs=heirs(origin, plan))
+    kept = kept_tensors(origin, plan, shared_weight_owners(origin, plan))
     return next(
         (
             there.name

@@ -6,7 +6,6 @@ RUNS/partial/ is what workers are writing.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
 import time
@@ -16,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError, InputError
+from filelock import FileLock, Timeout
+
+from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.files import finite
 from shortstack.runs.artefacts import Artefacts, Remote, Shared
 
@@ -73,18 +74,19 @@ class Folder:
             InputError: somebody else does, or there is a file of that name.
         """
         if self.root.exists() and not self.root.is_dir():
-            raise InputError(self.root, expected="a folder for a study", found="a file", fix="name another with -o")
+            fix = f"name another {parameter('output')}"
+            raise InputError(self.root, expected="a folder for a study", found="a file", fix=fix)
         self.make()
-        with (self.root / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    self.root,
-                    expected="no other study running in this folder",
-                    found="one",
-                    fix=f"wait for it, or watch it: shortstack watch {self.root}",
-                ) from error
+        try:
+            lock = FileLock(self.root / "lock").acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                self.root,
+                expected="no other study running in this folder",
+                found="one",
+                fix=f"wait for it, or watch it: shortstack watch {self.root}",
+            ) from error
+        with lock:
             yield
 
 

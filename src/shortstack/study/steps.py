@@ -6,7 +6,6 @@ it puts that in its place. A failure is a result, too: its traceback.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
@@ -14,11 +13,13 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers, versions
@@ -111,7 +112,10 @@ def perform(asked: Task) -> dict[str, Any]:
     task = asked.here()
     task.log.parent.mkdir(parents=True, exist_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(task.output.with_name(f"{task.output.name}.lock")), task.log.open("a", encoding="utf-8") as log:
+    alone = FileLock(
+        task.output.with_name(f"{task.output.name}.lock")
+    )  # a worker may outlive who started it for a moment
+    with alone, task.log.open("a", encoding="utf-8") as log:
         forget_peak_rss()  # a worker runs many steps: the peak is to be this one's
         started = time.perf_counter()
         with redirect_stdout(log), redirect_stderr(log), bars() as progress:
@@ -146,14 +150,6 @@ def _sent(log: Path) -> dict[str, str]:
     told = log.read_text(encoding="utf-8")
     log.unlink()
     return {"log": told}
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until nobody else writes the same: a worker may outlive for a moment who started it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _score(task: Task, progress: Progress) -> dict[str, Any]:
