@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,12 +166,18 @@ class Checkpoint:
         return dict(record)
 
     @property
-    def made_from(self) -> str | None:
-        """The uncut model at the beginning of the records, as it was named; None where shortstack did not write it."""
-        record, found = self.record, None
+    def records(self) -> Iterator[Mapping[str, Any]]:
+        """The checkpoint's record, that of the checkpoint it was made from, and so on to the first that has one."""
+        record = self.record
         while record:
-            found, record = record["source"]["id"], record.get("origin") or {}
-        return found
+            yield record
+            record = record.get("origin") or {}
+
+    @property
+    def made_from(self) -> str | None:
+        """The name of the first model of the records, which was not cut; None where shortstack did not write this one."""
+        sources = [str(record["source"]["id"]) for record in self.records]
+        return sources[-1] if sources else None
 
     @functools.cached_property
     def weights_sha256(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
 from shortstack.errors import ArchitectureError, InputError, OutputError, parameter
-from shortstack.machine.files import check_absent, check_disk, check_writable, sync
+from shortstack.machine.files import check_disk, check_new, sync
 from shortstack.machine.progress import Progress, silent
 
 WRITERS = 2  # shards written at once: while one waits for the disk to have it, the next is copied
@@ -77,8 +77,7 @@ class CheckpointWriter:
         self.out = Path(out)
         self.files: dict[str, WrittenFile] = {}
         self._check_outside(source)
-        check_absent(self.out)
-        check_writable(self.out)
+        check_new(self.out, make_folders=True)
         check_disk(self.out, nbytes)
         self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
         self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]

@@ -18,7 +18,7 @@ from shortstack.cli.options import Out, Report, Source
 from shortstack.errors import OutputError
 from shortstack.healing.options import Asked, Course, Going, InTurns, Learned, Loss, Part
 from shortstack.machine.device import Compute
-from shortstack.machine.files import check_absent
+from shortstack.machine.files import check_new
 from shortstack.machine.formats import size
 from shortstack.machine.progress import first_process, say
 from shortstack.planning.layer_sets import show_layers
@@ -118,7 +118,7 @@ def _check_going(going: Going, output: Path) -> None:
             fix="leave it, or name another -o for a new run",
         )
     if not going.dry_run:
-        check_absent(output)
+        check_new(output, make_folders=True)
 
 
 def _healed(checkpoint: Checkpoint, output: Path, turns: InTurns, going: Going, options: Mapping[str, Any]) -> Healing:

@@ -122,39 +122,22 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_absent(output: Path) -> None:
-    """Refuse an output that exists: what is there is never overwritten.
+def check_new(output: Path, *, make_folders: bool = False) -> None:
+    """Refuse an output that exists or cannot be written, before minutes of work for it: nothing is ever overwritten.
+
+    make_folders: whether missing folders above it will be made.
 
     Raises:
-        OutputError: it does.
+        OutputError: it exists, or the folder it is to be in does not or cannot be written.
     """
-    if os.path.lexists(output) or output.resolve().exists():
-        raise OutputError(
-            output, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
-        )
-
-
-def check_new(output: Path) -> None:
-    """Refuse a file that cannot be written, before minutes of work for it.
-
-    Raises:
-        OutputError: it exists, or its folder does not or cannot be written.
-    """
-    check_absent(output)
     folder = output.absolute().parent
-    if not folder.is_dir():
-        raise OutputError(output, expected="a directory to write in", found=f"none at {folder}", fix="make it")
-    check_writable(output)
-
-
-def check_writable(output: Path) -> None:
-    """Refuse an output that cannot be made where it is to be; folders above it may be missing.
-
-    Raises:
-        OutputError: the innermost one that exists is no folder, or cannot be written.
-    """
-    folder = existing_folder(output.absolute().parent)
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OutputError(
-            output, expected="a directory that can be written", found=f"{folder}, which cannot", fix="name another"
-        )
+    nearest = existing_folder(folder)
+    if os.path.lexists(output) or output.resolve().exists():
+        expected, found, fix = "an output that does not exist yet", "it exists", "name another, or move it away"
+    elif not make_folders and not folder.is_dir():
+        expected, found, fix = "a directory to write in", f"none at {folder}", "make it"
+    elif not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        expected, found, fix = "a directory that can be written", f"{nearest}, which cannot", "name another"
+    else:
+        return
+    raise OutputError(output, expected=expected, found=found, fix=fix)
