@@ -180,10 +180,10 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any],
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise ValueError("a name that occurs twice")
-    return found
+    return mapping
 
 
 def _declared(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
@@ -219,7 +219,7 @@ def _check_cover(path: Path, tensors: Sequence[StoredTensor], data_start: int, s
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """What the manifest keeps of a file."""
+    """A file as the manifest lists it."""
 
     size: int
     sha256: str

@@ -32,29 +32,22 @@ class Sizes:
         """
         try:
             parameters, sizes = tuple(data["layer_parameters"]), tuple(data["layer_bytes"])
+            others = data["other_parameters"], data["other_bytes"]
             extra = data.get("extra_parameters", 0), data.get("extra_bytes", 0)
-            found = cls(parameters, sizes, data["other_parameters"], data["other_bytes"], *extra)
         except (KeyError, TypeError) as error:
             raise not_written_by("score", where, repr(error)) from error
-        numbers = (*parameters, *sizes, found.other_parameters, found.other_bytes)
-        whole = all(type(number) is int and number > 0 for number in numbers)
-        if (
-            len(parameters) != len(sizes)
-            or not whole
-            or not all(type(number) is int and number >= 0 for number in extra)
-        ):
+        whole = all(type(number) is int and number >= 0 for number in (*parameters, *sizes, *others, *extra))
+        if len(parameters) != len(sizes) or not whole or 0 in (*parameters, *sizes, *others):
             raise not_written_by("score", where, "layer sizes that are not whole numbers, or not as many as layers")
-        return found
+        return cls(parameters, sizes, *others, *extra)
 
     def of(self, kept: Sequence[int]) -> tuple[int, int]:
         """(parameters, bytes) of the model with only these layers."""
-        cut = len(kept) < len(self.layer_bytes)
-        return (
-            self.other_parameters
-            + sum(self.layer_parameters[layer] for layer in kept)
-            + (0 if cut else self.extra_parameters),
-            self.other_bytes + sum(self.layer_bytes[layer] for layer in kept) + (0 if cut else self.extra_bytes),
-        )
+        parameters = self.other_parameters + sum(self.layer_parameters[layer] for layer in kept)
+        nbytes = self.other_bytes + sum(self.layer_bytes[layer] for layer in kept)
+        if len(kept) < len(self.layer_bytes):
+            return parameters, nbytes
+        return parameters + self.extra_parameters, nbytes + self.extra_bytes
 
 
 def not_written_by(verb: str, where: object, found: str) -> DataError:

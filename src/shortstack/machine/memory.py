@@ -83,8 +83,8 @@ def _cached_files(stat: Path) -> int:
     """Bytes of files that a control group is charged for and that the system takes back when memory is wanted."""
     if not stat.exists():
         return 0
-    found = dict(line.split() for line in stat.read_text().splitlines())
-    return sum(int(found.get(f"total_{name}", found.get(name, 0))) for name in ("inactive_file", "active_file"))
+    counts = dict(line.split() for line in stat.read_text().splitlines())
+    return sum(int(counts.get(f"total_{name}", counts.get(name, 0))) for name in ("inactive_file", "active_file"))
 
 
 def peak_rss() -> int:

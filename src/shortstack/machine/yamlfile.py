@@ -22,23 +22,21 @@ class Part(BaseModel):
 
     @property
     def given(self) -> dict[str, Any]:
-        """What the file says, without what it leaves open."""
+        """The keys that the file gives, with their values: without defaults."""
         return self.model_dump(exclude_unset=True)
 
 
 def text_of(path: str | Path) -> str:
-    """The text of a file that a user names.
+    """Read a file that a user names.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        found = (error.strerror or str(error)).lower()
+    except (OSError, UnicodeDecodeError) as error:
+        found = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
         raise InputError(path, expected="a YAML file", found=found, fix="check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(path, expected="a YAML file in UTF-8", found=str(error), fix="check the path") from error
 
 
 Read = TypeVar("Read", bound=Part)
@@ -75,7 +73,7 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def _syntax_of(where: str) -> Iterator[None]:
-    """What the parser finds wrong, as an error that names the file and the line."""
+    """Raise what the parser finds wrong as an error that names the file and the line."""
     try:
         yield
     except yaml.MarkedYAMLError as error:
@@ -93,7 +91,7 @@ def line_of(text: str, *path: str) -> int | None:
 
 
 def line_saying(text: str, value: str) -> int | None:
-    """The line of the first value that reads so, counted from 1; None where the file says no such thing."""
+    """The line of the first value with this text, counted from 1; None where the file has none."""
     tokens = (each for each in yaml.scan(text) if isinstance(each, yaml.ScalarToken))
     return next((each.start_mark.line + 1 for each in tokens if each.value == value), None)
 
@@ -104,7 +102,7 @@ def keys(model: type[BaseModel]) -> list[str]:
 
 
 def _explained(where: str, text: str, model: type[Part], error: ValidationError) -> InputError:
-    """What is wrong: of a value that could have been of several kinds, what is said of the kind that fits it best."""
+    """The error to show. A value may be of several kinds, each with errors: those of the kind that fits it best count."""
     first = max(error.errors(), key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
     path, line = _found(text, first["loc"])
     name = ".".join(path)

@@ -39,7 +39,7 @@ from shortstack.profiling.speed import Load
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
 from shortstack.repairing.fit import HELD_OUT
-from shortstack.runs.artefacts import Remote, at_hand
+from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.store import Folder
 from shortstack.scoring import Scores, score
 from shortstack.study import words
@@ -137,7 +137,7 @@ def perform(asked: Task) -> dict[str, Any]:
 
 def _done(task: Task, progress: Progress) -> dict[str, Any]:
     """A step's result, its folder written."""
-    with at_hand(task.places, task.output.with_name(f"{task.key}.inputs")) as places:
+    with local_copies(task.places, task.output.with_name(f"{task.key}.inputs")) as places:
         result = KINDS[task.kind].do(replace(task, places=places), progress)
     if task.url:
         Remote(task.url).put(task.key, task.output)
