@@ -80,7 +80,8 @@ def behind() -> dict[Path, str]:
         text = pages.get(page) or page.read_text(encoding="utf-8")
         place = re.compile(rf"(^## {re.escape(heading)}\n(?:(?!\||## ).*\n)*)((?:\|.*\n)*)", re.MULTILINE)
         assert place.search(text), f"{page.name} has no heading {heading}"
-        pages[page] = place.sub(lambda at, new=written(columns, rows()): at[1] + new, text, count=1)
+        start, end = place.search(text).span(2)  # type: ignore[union-attr]
+        pages[page] = text[:start] + written(columns, rows()) + text[end:]
     return {page: text for page, text in pages.items() if text != page.read_text(encoding="utf-8")}
 
 
