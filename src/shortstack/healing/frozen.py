@@ -107,7 +107,7 @@ class Freezer:
         found = Frozen(examples, first)
         if first:
             key = content_key(**_identity(self.checkpoint), at=first, dtype=dtype, ids=ids)
-            found = replace(found, states=numbered(key, found.lengths, _width(self.checkpoint), dtype))
+            found = replace(found, states=numbered(key, found.lengths, self.checkpoint.width, dtype))
         if self.teacher:
             _check_vocabulary(self.checkpoint, self.teacher)
             key = content_key(**_identity(self.teacher), dtype=dtype, ids=ids, learnt=learnt, of=self._asked)
@@ -135,7 +135,7 @@ class Freezer:
             CheckpointError: it is not.
         """
         assert self.teacher  # noqa: S101  the caller has looked
-        ours, theirs = _width(self.checkpoint), _width(self.teacher)
+        ours, theirs = self.checkpoint.width, self.teacher.width
         if ours != theirs:
             raise CheckpointError(
                 self.teacher.directory,
@@ -300,10 +300,6 @@ def told(decoder: Decoder, states: Tensor, top: int, temperature: float) -> tupl
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"weights": checkpoint.weights_sha256, "config": checkpoint.config}
-
-
-def _width(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight.shape[1])
 
 
 def _check_vocabulary(checkpoint: Checkpoint, teacher: Checkpoint) -> None:

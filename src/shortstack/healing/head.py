@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
@@ -54,8 +54,7 @@ class Head:
         """Bytes the healed checkpoint has more than the pruned one: an untied head is a second embedding."""
         if not self.untied:
             return 0
-        embedding: Tensor = checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight
-        return round(embedding.numel() * checkpoint.weight_bytes / checkpoint.parameters)
+        return round(checkpoint.vocabulary * checkpoint.width * checkpoint.weight_bytes / checkpoint.parameters)
 
     def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """The config fields that give the head a matrix of its own, in a multimodal config at both levels."""
