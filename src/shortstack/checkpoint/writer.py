@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -16,10 +17,11 @@ from typing import Any
 
 from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
-from shortstack.errors import ArchitectureError, InputError, OutputError, parameter
+from shortstack.errors import InputError, OutputError, parameter
 from shortstack.machine.files import check_disk, check_new, sync
 from shortstack.machine.progress import Progress, silent
 
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 WRITERS = 2  # shards written at once: while one waits for the disk to have it, the next is copied
 
 
@@ -178,28 +180,41 @@ class CheckpointWriter:
         return self.out
 
 
+def parse_size(size: str | int) -> int:
+    """The bytes of a size like 5GB, or of a number of bytes.
+
+    Raises:
+        InputError: it is neither, or nothing.
+
+    >>> parse_size("5GB"), parse_size("1MiB"), parse_size(4096)
+    (5000000000, 1048576, 4096)
+    """
+    number, unit = re.fullmatch(r"(\d*)(.*)", str(size), re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
+    nbytes = size if isinstance(size, int) else int(number or 0) * UNITS.get(unit.upper(), 0)
+    if nbytes < 1:
+        raise InputError(
+            parameter("max_shard_size"),
+            expected="a size like 5GB or 500MB",
+            found=repr(size),
+            fix="write a whole number and a unit",
+        )
+    return nbytes
+
+
 def layout(
-    tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_bytes: int | None = None
+    tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_size: str | int | None = None
 ) -> list[list[StoredTensor]]:
     """Tensors grouped into output shards: as the source had them (`origin`: tensor -> file), or filled to a size.
 
     Raises:
-        ArchitectureError: never for a real cut; there must be a tensor to write.
+        InputError: the size is none.
     """
-    if max_shard_bytes is not None and max_shard_bytes < 1:
-        raise InputError(
-            parameter("max_shard_size"),
-            expected="a positive size",
-            found=str(max_shard_bytes),
-            fix="write a size like 5GB",
-        )
-    if not tensors:
-        raise ArchitectureError("weights", expected="at least one tensor to keep", found="none", fix="keep a layer")
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
     shards: list[list[StoredTensor]] = []
     filled, last = 0, ""
     for tensor in tensors:
         file = origin.get(tensor.name, last)
-        full = filled + tensor.size > max_shard_bytes if max_shard_bytes else file != last
+        full = filled + tensor.size > limit if limit else file != last
         if full or not shards:
             shards.append([])
             filled = 0

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from shortstack.checkpoint.writer import parse_size
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.options import (
@@ -54,7 +55,8 @@ def prune(
 
     Byte ranges are copied; the result loads with plain transformers.
     """
-    shard_bytes = _parse_size(max_shard_size)
+    if max_shard_size is not None:
+        parse_size(max_shard_size)
     _check(choice, plan_file)
     if not repair and repair_samples != REPAIR_SAMPLES:
         raise unused("prune without --repair", "--repair-samples", repair_samples)
@@ -75,7 +77,7 @@ def prune(
         say_moved(chosen)
         windows = replace(text, samples=repair_samples)
         repaired = refitted(checkpoint, chosen.plan, windows, compute, progress) if repair else None
-        prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_bytes=shard_bytes, progress=progress)
+        prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_size=max_shard_size, progress=progress)
         plan = chosen.plan.sized(checkpoint.sizes)
     if report.json:
         told = repaired.to_dict() if repaired else None
@@ -98,19 +100,3 @@ def _check(choice: Choice, plan_file: Path | None) -> None:
             found="options that choose layers beside it",
             fix="give one or the other",
         )
-
-
-def _parse_size(text: str | None) -> int | None:
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    if text is None:
-        return None
-    digits = text.rstrip("KMGIBkmgib")
-    unit = text[len(digits) :].upper()
-    if not digits.isdecimal() or unit not in units or not int(digits):
-        raise InputError(
-            "--max-shard-size",
-            expected="a size like 5GB or 500MB",
-            found=repr(text),
-            fix="write a whole number and a unit",
-        )
-    return int(digits) * units[unit]

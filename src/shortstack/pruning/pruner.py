@@ -29,14 +29,15 @@ def prune(
     output: str | Path,
     *,
     repair: Repair | None = None,
-    max_shard_bytes: int | None = None,
+    max_shard_size: str | int | None = None,
     progress: Progress = silent,
 ) -> Checkpoint:
     """Write `checkpoint` without plan.removed to the new directory `output`, and open it.
 
     The pruned config is first built on the meta device and compared with the kept layers. plan: also what choose() gives,
     whose scores shortstack.json then keeps as the reason for the plan. repair: what repair() gives for this cut; its tensors
-    are written in place of the source's. Shards follow the source's, or are filled to max_shard_bytes.
+    are written in place of the source's. Shards follow the source's, or are filled to max_shard_size,
+    in bytes or like 5GB.
 
     Raises:
         PlanError: the plan is for a model of another depth.
@@ -55,7 +56,7 @@ def prune(
         writer.json(CONFIG, config)
         for path in checkpoint.side_files():
             writer.copy(path)
-        writer.tensors(layout(tensors, origin, max_shard_bytes), progress=progress)
+        writer.tensors(layout(tensors, origin, max_shard_size), progress=progress)
         record = provenance(checkpoint, "prune", time.perf_counter() - started)
         writer.commit(
             {
