@@ -1,6 +1,5 @@
 """The public door: names, doctests, and what importing costs."""
 
-import ast
 import doctest
 import importlib
 import pkgutil
@@ -19,12 +18,6 @@ MODULES = [
     for module in pkgutil.walk_packages(shortstack.__path__, "shortstack.")
     if not module.name.endswith("__main__")
 ]
-
-
-def is_package(name: str) -> bool:
-    """Whether it has a door: names of its own files."""
-    place = Path(shortstack.__path__[0]).joinpath(*name.split(".")[1:])
-    return (place / "__init__.pyi").exists()
 
 
 def test_every_public_name_is_importable_and_sorted():
@@ -122,13 +115,3 @@ def test_help_lists_options_under_the_heading_of_their_group():
     assert headings[:4] == ["Arguments", "Options", learnt, "Which part trains, and how"]
     assert shown.index(f"{learnt}:") < shown.index("--max-samples") < shown.index("Which part trains")
     assert shown.count("--max-samples ") == 1
-
-
-@pytest.mark.parametrize("package", [name for name in ["shortstack", *MODULES] if is_package(name)])
-def test_no_public_name_is_that_of_a_file_beside_it(package):
-    """Importing the file would put the module in the name's place, for everybody who looks later."""
-    module = importlib.import_module(package)
-    files = {each.name for each in pkgutil.iter_modules(module.__path__)}
-    stub = Path(module.__file__ or "").with_suffix(".pyi")
-    imports = [each for each in ast.walk(ast.parse(stub.read_text())) if isinstance(each, ast.ImportFrom)]
-    assert files.isdisjoint(name.name for each in imports if each.module for name in each.names)
