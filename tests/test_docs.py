@@ -125,7 +125,11 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chosen = ss.plan(scores, metric="ppl", drop="25%")
         chosen.save(folder / "plan.json")
         pruned = ss.prune(source, chosen, folder / "pruned")
-        ss.heal(pruned, folder / "healed", data="pydoc", schedule=ss.Schedule(epochs=1), max_samples=16)
+        ss.heal(
+            pruned,
+            folder / "healed",
+            ss.HealingTask(ss.TrainingData("pydoc", max_samples=16), schedule=ss.Schedule(epochs=1)),
+        )
     stores.write(folder / "runs", documents=20, nasty=False)
     return folder
 
