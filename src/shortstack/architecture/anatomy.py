@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.config_fields import Cut, cut_fields, rename_layers
-from shortstack.errors import ArchitectureError, CheckpointError, parameter
+from shortstack.errors import ArchitectureError, CheckpointError, one_line, parameter
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +145,7 @@ def meta_model(
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
     except (StrictDataclassError, *UNBUILDABLE) as error:
-        expected, found = "a config transformers accepts", _first_line(error)
+        expected, found = "a config transformers accepts", f"{type(error).__name__}: {one_line(error)}"
         raise CheckpointError(
             directory / "config.json", expected=expected, found=found, fix="correct the field"
         ) from error
@@ -158,15 +158,11 @@ def meta_model(
         raise ArchitectureError(
             directory,
             expected=f"{raw['model_type']} to be built from its config",
-            found=_first_line(error),
+            found=f"{type(error).__name__}: {one_line(error)}",
             fix="check the config, or install what it names",
         ) from error
     model.tie_weights()  # on the meta device some versions of transformers leave that undone
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:

@@ -18,7 +18,7 @@ from shortstack.checkpoint.index import read_tensors
 from shortstack.checkpoint.safetensors import StoredTensor, file_digest
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, located
-from shortstack.errors import CheckpointError
+from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, silent
 
@@ -223,7 +223,7 @@ class Checkpoint:
             raise CheckpointError(
                 self.directory,
                 expected="the libraries its weights need",
-                found=" ".join(str(error).split())[:200],
+                found=one_line(error),
                 fix="install what it names, or start from the unquantised model",
             ) from error
         wrong = {
@@ -257,7 +257,7 @@ class Checkpoint:
                 self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._no_tokenizer(" ".join(str(error).split())[:200]) from error
+            raise self._no_tokenizer(one_line(error)) from error
 
     def _no_tokenizer(self, found: str) -> CheckpointError:
         expected, fix = "a tokenizer (tokenizer.json)", "copy the tokenizer's files beside the weights"

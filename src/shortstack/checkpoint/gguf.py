@@ -11,24 +11,15 @@ from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 
+from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.safetensors import file_digest
-from shortstack.errors import CheckpointError
+from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.cache import cache_directory
 from shortstack.machine.files import check_disk
 from shortstack.machine.progress import Progress, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
-UNREADABLE = (
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+UNREADABLE = (*UNBUILDABLE, struct.error, MemoryError)
 
 
 def dequantised(path: Path, *, progress: Progress = silent) -> Path:
@@ -77,7 +68,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         path,
         expected="a GGUF file of an architecture transformers reads",
-        found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        found=f"{type(error).__name__}: {one_line(error)}",
         fix="download it again, or start from the safetensors checkpoint",
     )
 
