@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TEXT_KEYS = ("text_config", "decoder", "generator", "language_config", "llm_config")  # of multimodal configs
 # Architectures with layers that do not each add to one stream of hidden states, so that leaving one out means nothing.
-UNSUITED = {
+UNSUPPORTED = {
     "blt": "a byte model of three stacks that feed each other",
     "gemma4_assistant": "a draft model, which reads the keys and values of another",
     "gemma4_unified_assistant": "a draft model, which reads the keys and values of another",
@@ -205,8 +205,8 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
         refuse(f"{config.model_type}, an encoder-decoder")
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not raw.get("auto_map"):
         refuse(f"{config.model_type}, which has no causal language model in transformers")
-    if raw["model_type"] in UNSUITED:
-        refuse(f"{raw['model_type']}, {UNSUITED[raw['model_type']]}")
+    if raw["model_type"] in UNSUPPORTED:
+        refuse(f"{raw['model_type']}, {UNSUPPORTED[raw['model_type']]}")
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
         refuse(f"{config.model_type}, an encoder")
 

@@ -50,7 +50,7 @@ class _Comparison:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many layers there were, and how many there are."""
+        """The number of layers before the cut, and after it."""
         return len(list(self.before.get_submodule(self.path).children())), len(self.kept)
 
     def follows(self, old: Any, new: Any) -> bool:
@@ -64,7 +64,7 @@ class _Comparison:
         lists = isinstance(old, list | tuple) and isinstance(new, list | tuple)
         return lists and len(old) == self.counts[0] and [old[layer] for layer in self.kept] == list(new)
 
-    def refuse(self, where: str, name: str, old: Any, new: Any) -> ArchitectureError:
+    def refusal(self, where: str, name: str, old: Any, new: Any) -> ArchitectureError:
         return ArchitectureError(
             f"{self.directory}, {where}, {name}",
             expected=f"{old!r} to stay what it is",
@@ -152,7 +152,7 @@ def _compare_layers(comparison: _Comparison, path: str) -> None:
             elif type(was) is int and was >= 0 and LAYER_NUMBER.search(name):  # it uses what another layer left
                 was = comparison.kept.index(was) if was in comparison.kept else f"layer {was}, which goes"
             if not (_same(was, now) or comparison.sliced(was, now)):
-                raise comparison.refuse(f"layer {old}", name, was, now)
+                raise comparison.refusal(f"layer {old}", name, was, now)
 
 
 def _own_numbers(layers: Sequence[Facts]) -> dict[str, tuple[int, int]]:
@@ -191,7 +191,7 @@ def _compare_rest(comparison: _Comparison, path: str) -> None:
             or (bool(LAYER_NUMBER.search(name)) and new == sum(layer < old for layer in comparison.kept))
         )
         if not (_same(old, new) or comparison.follows(old, new) or counted or unneeded or kinds or blocks):
-            raise comparison.refuse("outside the layers", name, old, new)
+            raise comparison.refusal("outside the layers", name, old, new)
 
 
 def _outermost_first(names: Set[str]) -> list[str]:

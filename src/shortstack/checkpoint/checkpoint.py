@@ -17,7 +17,7 @@ from shortstack.checkpoint.file_names import RECORD, TEMPLATES, TOKENIZER, is_ca
 from shortstack.checkpoint.index import read_tensors
 from shortstack.checkpoint.safetensors import StoredTensor, file_digest
 from shortstack.checkpoint.sizes import Sizes
-from shortstack.checkpoint.source import commit_of, located
+from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, silent
@@ -60,7 +60,7 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be found, is incomplete or truncated, or holds pickled weights.
         """
-        directory = located(str(model), revision, progress, download=download)
+        directory = locate(str(model), revision, progress, download=download)
         config = anatomy.read_config(directory)
         tensors = read_tensors(directory)
         anatomy.check_depth(config, len(tensors), directory)
@@ -104,8 +104,8 @@ class Checkpoint:
         match = re.match(rf"{re.escape(self.layers_path)}\.(\d+)\.", name)
         return int(match[1]) if match else None
 
-    def moved(self, name: str, layer: int) -> str:
-        """The name of a layer's stored tensor, had it been of another layer."""
+    def renumbered(self, name: str, layer: int) -> str:
+        """The name of a layer's stored tensor with the number of another layer."""
         rest = name.removeprefix(f"{self.layers_path}.").partition(".")[2]
         return f"{self.layers_path}.{layer}.{rest}"
 
@@ -143,7 +143,7 @@ class Checkpoint:
 
     @functools.cached_property
     def record(self) -> Mapping[str, Any]:
-        """What shortstack wrote beside the weights; empty for a checkpoint it did not write.
+        """The shortstack.json beside the weights; empty for a checkpoint that shortstack did not write.
 
         Raises:
             CheckpointError: it is not what shortstack writes.
@@ -193,7 +193,7 @@ class Checkpoint:
         """Refuse to load the model where the device has less memory than its weights take in `dtype`.
 
         Raises:
-            InputError: it is so.
+            InputError: the weights do not fit.
         """
         quantised = self.config.get("quantization_config")
         check_room(self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device)

@@ -1,4 +1,4 @@
-"""What each layer of a checkpoint weighs."""
+"""The size of each layer of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from shortstack.errors import DataError
 
 @dataclass(frozen=True)
 class Sizes:
-    """What each layer of a checkpoint weighs, and everything that is not a layer; in parameters and stored bytes.
+    """The parameters and stored bytes of each layer of a checkpoint, and of everything that is not a layer.
 
-    extra: multi-token prediction heads, which go with any cut.
+    extra: of the multi-token prediction heads, which go with any cut.
     """
 
     layer_parameters: tuple[int, ...]
@@ -25,7 +25,7 @@ class Sizes:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Sizes:
-        """From the sizes a scores.json keeps of its model.
+        """The sizes that a scores.json keeps of its model.
 
         Raises:
             DataError: they are missing, or not one whole number per layer.

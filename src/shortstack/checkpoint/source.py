@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a directory, a .gguf file made into one, a hub snapshot, or the packaged demo."""
+"""The directory of a checkpoint: a local one, one made of a .gguf file, a hub snapshot, or the packaged demo."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def commit_of(directory: Path) -> str | None:
     return directory.name if directory.parent.name == "snapshots" else None
 
 
-def located(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:
-    """The directory of a checkpoint, by whatever it is named. download: whether a hub model may be fetched.
+def locate(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:
+    """Find the directory of a checkpoint by its name. download: whether a hub model may be fetched.
 
     Raises:
         CheckpointError: there is none of that name, or only pickled weights.

@@ -189,7 +189,7 @@ class Freezer:
             layer = ours.layer_of(name)
             if layer is not None and layer >= first:
                 continue
-            place = name if layer is None else ours.moved(name, kept[layer])
+            place = name if layer is None else ours.renumbered(name, kept[layer])
             there = theirs.tensors.get(place.replace(ours.layers_path, theirs.layers_path, 1))
             if there is None or there.shape != tensor.shape or there.dtype != tensor.dtype:
                 return None

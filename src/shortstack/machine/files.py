@@ -1,4 +1,4 @@
-"""Small files, written whole or not at all; JSON with null for infinities."""
+"""Small files, written whole or not at all; JSON; checks of outputs and disks before anything is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARGIN_BYTES = 16 << 20  # of a disk that stay free
 
 
 def finite(value: Any) -> Any:
-    """The same data with null where JSON has no word: for infinities and what is no number.
+    """The same data with null for infinities and NaN, which JSON does not have.
 
     >>> finite({"loss": [1.5, float("inf")]})
     {'loss': [1.5, None]}
@@ -102,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Another name to write a file under; the file gets its own when that is done, and is not there at all otherwise."""
+    """A temporary name to write a file under; it gets its own at the end, and is removed where writing fails."""
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         yield partial

@@ -38,7 +38,9 @@ def available_memory(device: str) -> int:
 
 
 def check_room(where: object, nbytes: int, device: str) -> None:
-    """Refuse weights of so many bytes, at the least, where there is less memory: the system would kill, or swap for hours.
+    """Refuse weights that need more than a device's free memory: the system would kill this process, or swap for hours.
+
+    nbytes: what they take at least.
 
     Raises:
         InputError: they do not fit; the message says what to do.
@@ -70,7 +72,7 @@ def _left_by_ulimit(held: Any) -> Iterator[int]:
 
 
 def _control_groups() -> Iterator[tuple[Path, Path]]:
-    """Where this process's control group, and the outermost one that it sees, tell their limit and what they use."""
+    """The files with the limit and the use of this process's control group, and of the outermost one that it sees."""
     yield from CONTROL_GROUPS.values()
     for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
         _, kinds, place = line.split(":", 2)

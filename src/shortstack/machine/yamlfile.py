@@ -69,7 +69,7 @@ Read = TypeVar("Read", bound=Part)
 
 
 def parsed(text: str, model: type[Read], *, where: str) -> Read:
-    """The file's text as a model of it. where: the file's name, for messages.
+    """The text of a file, checked and read by a model of it. where: the file's name, for messages.
 
     Raises:
         InputError: it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
@@ -86,7 +86,7 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with a file that is not YAML; what its keys and tags mean is not asked.
+    """Refuse a folder with a file that is not YAML; what its keys and tags mean is not checked.
 
     Raises:
         InputError: naming the file and the line.

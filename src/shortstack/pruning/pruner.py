@@ -114,7 +114,7 @@ def new_name(checkpoint: Checkpoint, plan: Plan, name: str) -> str:
     """The name in the pruned model of a tensor of a kept layer."""
     layer = checkpoint.layer_of(name)
     assert layer in plan.kept  # noqa: S101  the caller has looked
-    return checkpoint.moved(name, plan.kept.index(layer))
+    return checkpoint.renumbered(name, plan.kept.index(layer))
 
 
 def shared_weight_owners(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:

@@ -22,7 +22,7 @@ from shortstack.planning import Plan
 from shortstack.planning.layer_sets import show_layers
 from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
 
-STRANGE = {".safetensors", ".py", ".gguf", *PICKLED}  # weights or code that a loader might take
+LOADABLE = {".safetensors", ".py", ".gguf", *PICKLED}  # weights or code that a loader might take
 ROUNDING = 1e-5  # of the largest logit: what sums in another order may differ by in fp32
 PROBE_TOKENS = (2, 24)  # samples and length of the random tokens whose logits are compared
 
@@ -77,7 +77,7 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
     strangers = sorted(
         path.name
         for path in checkpoint.directory.iterdir()
-        if (path.suffix in STRANGE or path.name.startswith("adapter_")) and path.name not in manifest
+        if (path.suffix in LOADABLE or path.name.startswith("adapter_")) and path.name not in manifest
     )
     wrong = [f"{name} was not written by shortstack" for name in strangers]
     for number, (name, written) in enumerate(manifest.items(), start=1):
@@ -145,7 +145,7 @@ def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
 
 
 def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
-    """What was cut from `origin` to make `pruned`, where that is all that was done.
+    """The plan by which `pruned` was cut from `origin`, where nothing else was done to it.
 
     Raises:
         CheckpointError: it is no cut of that model, or was repaired or trained since; every kept tensor is compared.

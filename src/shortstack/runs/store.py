@@ -1,4 +1,4 @@
-"""The run store of a study: what each step gave, in SQLite. One process writes it; any other may read along.
+"""The run store of a study: the results of its steps, in SQLite. One process writes it; any other may read along.
 
 RUNS/study.yaml, RUNS/runs.sqlite, RUNS/artefacts/<key>/ (checkpoints and results), RUNS/logs/<key>.txt (what workers said);
 RUNS/partial/ is what workers are writing.
