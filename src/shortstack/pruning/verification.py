@@ -132,16 +132,11 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[st
 
 def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
     """A tensor outside the layers that a cut made smaller (one part of it for each layer): products with it round anew."""
-    return next(
-        (
-            name
-            for name, tensor in checkpoint.tensors.items()
-            if checkpoint.layer_of(name) is None
-            and name in against.tensors
-            and tensor.shape != against.tensors[name].shape
-        ),
-        None,
-    )
+    for name, tensor in checkpoint.tensors.items():
+        before = against.tensors.get(name)
+        if checkpoint.layer_of(name) is None and before and tensor.shape != before.shape:
+            return name
+    return None
 
 
 def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
