@@ -36,7 +36,7 @@ from harness import median, ratios, spread, table, verdict
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.multiple_choice import answers
-from shortstack.evaluation.tasks import load_harness
+from shortstack.evaluation import load_harness
 from shortstack.scoring.depth_curve import tails
 
 ONE_AIM, SWEEP_AIM = 1.3, 4.0

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortstack.errors import DataError
@@ -33,6 +33,7 @@ def share_of_signs_as_extreme(differences):
     return Fraction(sum(each >= abs(sum(differences)) for each in sums), len(sums))
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(bits)
 def test_mcnemars_p_is_the_share_of_all_signs_that_are_as_extreme(pairs):
     assert compared(pairs).p == pytest.approx(float(share_of_signs_as_extreme([a - b for a, b in pairs])))

@@ -12,7 +12,7 @@ from shortstack.errors import InputError, parameter
 from shortstack.evaluation.harness import SEED, Quiet, hushed
 
 if TYPE_CHECKING:
-    from shortstack.evaluation.tasks import Tasks
+    from shortstack.evaluation.options import Tasks
 
 
 VERSION = version("vllm")
