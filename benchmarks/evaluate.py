@@ -117,8 +117,8 @@ def main() -> None:
     tasks = load_harness().load(["piqa", "arc_easy", "hellaswag"], data=chosen.data)
     models = {
         "bare": HFLM(pretrained=decoder.model, tokenizer=tokenizer, batch_size=BATCH),
-        "16": load_harness().Model(decoder, tokenizer, batch=BATCH),
-        "auto": load_harness().Model(decoder, tokenizer),
+        "16": load_harness().HarnessModel(decoder, tokenizer, batch=BATCH),
+        "auto": load_harness().HarnessModel(decoder, tokenizer),
     }
     by_harness(models["auto"], tasks[0], 2)  # kernels are chosen and memory is mapped before any clock runs
     data: dict[str, Any] = {

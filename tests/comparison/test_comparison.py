@@ -337,10 +337,9 @@ def test_advice_tells_of_tasks_too():
 
 
 def test_metrics_of_windows_are_refused(compared, place):
-    checkpoint, judging, _ = compared
-    calibration = Calibration(tokens(checkpoint, place), metric="repaired-window")
+    checkpoint, _, _ = compared
     with pytest.raises(InputError, match="scores single layers"):
-        compare(checkpoint, calibration, judging, compute=Compute(dtype="float32", device="cpu"))
+        Calibration(tokens(checkpoint, place), metric="repaired-window")
 
 
 def row(name, loss, *, within=True, decode=None, removed=(), repetition=0.0):

@@ -75,6 +75,9 @@ class Calibration:
 
     search: the layers that go are searched for, instead of taken by `metric`. heal: heals a cut into a new folder, as
     heal_as_recipe() does. healed: a checkpoint that is healed already, for a row of its own.
+
+    Raises:
+        InputError: the metric does not score single layers.
     """
 
     tokens: Tokens
@@ -83,6 +86,15 @@ class Calibration:
     search: bool = False
     heal: Heal | None = None
     healed: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        if not self.choice.by.singles:
+            raise InputError(
+                parameter("metric"),
+                expected="one that scores single layers",
+                found=self.metric,
+                fix=f"write {parameter('metric', 'ppl')}",
+            )
 
     @property
     def choice(self) -> Choice:

@@ -141,8 +141,8 @@ def compare(
     baseline; checkpoints of baselines are in a temporary folder until the end.
 
     Raises:
-        InputError: `memory` is no share, or less than what no baseline makes smaller; the metric does not score single
-            layers; texts are longer than a model has positions for; or `calibration.healed` has another tokenizer.
+        InputError: `memory` is no share, or less than what no baseline makes smaller; texts are longer than a model has
+            positions for; or `calibration.healed` has another tokenizer.
         OutputError: the temporary folder has no room.
     """
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)

@@ -299,7 +299,7 @@ class Quiet:
         return answers
 
 
-class Model(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
+class HarnessModel(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
     """The harness's model, with likelihoods by shortstack; batch: sequences in a forward, None for a choice by tokens."""
 
     def __init__(

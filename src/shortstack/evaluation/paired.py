@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shortstack.errors import DataError, parameter
+from shortstack.machine.files import plain
 from shortstack.machine.options import check_installed
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Paired:
     base_at_chance: bool
 
     def to_dict(self) -> dict[str, Any]:
-        return vars(self) | {"interval": list(self.interval)}
+        return dict(plain(self))
 
 
 def compare_tasks(
@@ -101,8 +102,8 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
     """One task, documents paired by their ids; p_holm is p, as of one task alone.
 
     >>> ids = tuple("abcdefgh")
-    >>> found = compare("t", Outcomes(ids, (0, 0, 0, 0, 0, 0, 1, 1)), Outcomes(ids, (1,) * 8), chance=0.0)
-    >>> found.difference, found.p, found.retention
+    >>> pair = compare("t", Outcomes(ids, (0, 0, 0, 0, 0, 0, 1, 1)), Outcomes(ids, (1,) * 8), chance=0.0)
+    >>> pair.difference, pair.p, pair.retention
     (-0.75, 0.03125, 25.0)
 
     Raises:

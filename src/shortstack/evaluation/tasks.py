@@ -63,7 +63,7 @@ class TaskRun:
         """
         if not self.missing:
             return
-        model = load_vllm().Model(self.checkpoint, self.tasks, dtype=self.dtype.removeprefix("torch."))
+        model = load_vllm().VllmModel(self.checkpoint, self.tasks, dtype=self.dtype.removeprefix("torch."))
         for loaded in self.missing:
             self._keep(loaded, _judged(loaded, model, self.tasks))
         del model
@@ -101,7 +101,9 @@ def answer_task(
     def staged(_: str, done: int, total: int, /, *, note: str = "") -> None:
         progress(f"answering {loaded.name}", done, total, note=note)
 
-    model = load_harness().Model(decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=staged)
+    model = load_harness().HarnessModel(
+        decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=staged
+    )
     return _judged(loaded, model, tasks)
 
 

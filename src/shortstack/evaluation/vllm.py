@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VERSION = version("vllm")
 
 
-class Model(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
+class VllmModel(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
     """The harness's model on vLLM, which reads the checkpoint's files itself."""
 
     def __init__(self, checkpoint: Checkpoint, tasks: Tasks, *, dtype: str) -> None:
