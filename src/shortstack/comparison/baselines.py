@@ -26,8 +26,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, SCHEMES, Held, Scheme, quantise
 from shortstack.errors import ArchitectureError, InputError, PlanError, parameter
 from shortstack.healing import heal
-from shortstack.healing.methods import method_named
-from shortstack.healing.options import heal_arguments, heal_groups
+from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import Compute
 from shortstack.machine.progress import Progress, silent
@@ -322,13 +321,12 @@ def heal_as_recipe(data: str, *, device: str = "auto", progress: Progress = sile
     Raises:
         InputError: a library that its method needs is not installed.
     """
-    given = {**read_recipe(RECIPE).heal.given, "data": data}
-    method_named(given["method"]).check()
-    options = heal_arguments(*heal_groups(given))
+    task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
+    task.method.check()
 
     def healed(shorter: Checkpoint, out: Path) -> Checkpoint:
         with torch.enable_grad():  # baselines are judged without
-            heal(shorter, out, **options, device=device, progress=progress)
+            heal(shorter, out, task, progress=progress)
         return Checkpoint.open(out)
 
     return healed
