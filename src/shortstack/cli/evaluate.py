@@ -55,9 +55,13 @@ def evaluate(
     from shortstack.evaluation import evaluate as evaluate_checkpoint
 
     def measured(checkpoint: Checkpoint, generation: GenerationChecks) -> Evaluation:
-        asked = replace(tasks, seed=compute.seed) if tasks.tasks else None
         return evaluate_checkpoint(
-            checkpoint, text=text, tasks=asked, generation=generation, compute=compute, progress=progress
+            checkpoint,
+            text=text,
+            tasks=replace(tasks, seed=compute.seed) if tasks.tasks else None,
+            generation=generation,
+            compute=compute,
+            progress=progress,
         )
 
     with report.bars() as progress:
@@ -157,19 +161,19 @@ def _show_tasks(title: str, evaluation: Evaluation) -> None:
     _show_averages(evaluation)
 
 
-def _show_averages(evaluation: Evaluation) -> None:
+def _averages(evaluation: Evaluation) -> dict[str, float]:
     """The average of each suite that was asked whole; where there is none, of all tasks."""
-    base = evaluation.base
-    if evaluation.averages:
-        for suite, value in evaluation.averages.items():
-            _show_average(f"Average, {suite}", value, base.averages.get(suite) if base else None)
-    elif evaluation.average is not None and len(evaluation.tasks) > 1:
-        _show_average("Average", evaluation.average, base.average if base else None)
+    averages = {f"Average, {suite}": value for suite, value in evaluation.averages.items()}
+    if not averages and evaluation.average is not None and len(evaluation.tasks) > 1:
+        averages = {"Average": evaluation.average}
+    return averages
 
 
-def _show_average(name: str, value: float, base: float | None) -> None:
-    beside = "" if base is None else f", base {base:.4f}"
-    console.show(f"{name}: {value:.4f}{beside}")
+def _show_averages(evaluation: Evaluation) -> None:
+    base = _averages(evaluation.base) if evaluation.base else {}
+    for name, value in _averages(evaluation).items():
+        beside = f", base {base[name]:.4f}" if name in base else ""
+        console.show(f"{name}: {value:.4f}{beside}")
 
 
 def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str, tuple[float, float]]) -> None:
@@ -225,13 +229,7 @@ def _show_collapse(collapse: Collapse) -> None:
         return
     values, wanted = asdict(collapse.fluency), asdict(collapse.base)
     rows = [
-        (
-            name,
-            number(values[name]),
-            number(wanted[name]),
-            f"{share:.0%}",
-            "yes" * (name in collapse.fallen),
-        )
+        (name, number(values[name]), number(wanted[name]), f"{share:.0%}", "yes" * (name in collapse.fallen))
         for name, share in collapse.shares.items()
     ]
     console.show_table("collapsed: what it writes freely", ("measure", "model", base, "share kept", "fallen"), rows)

@@ -281,14 +281,16 @@ def advice(rows: Sequence[ComparisonRow], budget: int) -> str:
         return f"Nothing here fits {size(budget)}."
     sound = [row for row in inside if not row.collapsed]
     best = (sound or inside)[0]
-    said = [f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_quality(best, rows)}."]
+    sentences = [f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_quality(best, rows)}."]
     better = [row.name for row in inside[: inside.index(best)]]
     if better:
-        said.append(f"Of lower perplexity, but collapsed, so that what they write is of no use: {', '.join(better)}.")
+        sentences.append(
+            f"Of lower perplexity, but collapsed, so that what they write is of no use: {', '.join(better)}."
+        )
     shorter = next((row for row in (*sound, *inside) if row.removed or row.name == "healed"), None)
     if shorter and shorter is not best:
-        said.append(f"The best with fewer layers is {_marked(shorter)}: {_quality(shorter, rows)}.")
-    return " ".join([*said, *_quickness(best, inside, rows)])
+        sentences.append(f"The best with fewer layers is {_marked(shorter)}: {_quality(shorter, rows)}.")
+    return " ".join([*sentences, *_quickness(best, inside, rows)])
 
 
 def _quickness(best: ComparisonRow, inside: Sequence[ComparisonRow], rows: Sequence[ComparisonRow]) -> Iterator[str]:

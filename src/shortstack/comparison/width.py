@@ -113,18 +113,18 @@ def _is_mlp(decoder: Decoder, number: int, mlp: Mlp) -> bool:
     entering = decoder.enter(ids).groups[0][1].hidden
     random = torch.randn(entering.shape, generator=torch.Generator().manual_seed(0)).to(entering)
 
-    def heard() -> Tensor:
+    def inputs_of_leaving() -> Tensor:
         with listening(layer, [mlp.leaving]) as inputs:
             decoder.step(ids, number, [State(random, {})])
         return inputs[mlp.leaving][0].flatten(0, -2)
 
-    before, gone = heard(), slice(0, None, 2)
+    before, gone = inputs_of_leaving(), slice(0, None, 2)
     kept = {name: layer.get_submodule(name).get_parameter("weight") for name in mlp.entering}
     whole = {name: weight.data for name, weight in kept.items()}
     for weight in kept.values():
         weight.data = weight.data.clone()
         weight.data[gone] = 0
-    after = heard()
+    after = inputs_of_leaving()
     for name, weight in kept.items():
         weight.data = whole[name]
     return torch.equal(before[:, 1::2], after[:, 1::2]) and not torch.equal(before[:, gone], after[:, gone])

@@ -196,9 +196,9 @@ def run(loaded: LoadedTask, model: AnsweringModel, *, limit: int | None = None, 
     for task in loaded.tasks.values():
         task.set_fewshot_seed(seed=SEED + seed)
     groups = [loaded.group, *loaded.group.get_all_groups()] if loaded.group else []
-    asked = {"tasks": dict(loaded.tasks), "groups": {group.name: group for group in groups}}
+    task_dict = {"tasks": dict(loaded.tasks), "groups": {group.name: group for group in groups}}
     with hushed():
-        answered = run_harness(model, asked, limit=limit, bootstrap_iters=0, log_samples=True)
+        answered = run_harness(model, task_dict, limit=limit, bootstrap_iters=0, log_samples=True)
     return _result(loaded, model, answered)
 
 

@@ -33,13 +33,13 @@ def _amount(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) ->
     task.build_all_requests(limit=looked_at)
     scale = documents / looked_at
 
-    def asked(kind: str) -> list[Any]:
+    def requests_of(kind: str) -> list[Any]:
         return [instance.args for instance in task.instances if instance.request_type == kind]
 
-    passed, scored = passing([request(tokenizer, *args) for args in asked("loglikelihood")])
-    pages = sum(len(encode(tokenizer, text)) for (text,) in asked("loglikelihood_rolling"))
-    prompts = sum(len(encode(tokenizer, prompt)) for prompt, _ in asked("generate_until"))
-    rooms = sum(settings.get("max_gen_toks", ROOM) for _, settings in asked("generate_until"))
+    passed, scored = passing([request(tokenizer, *args) for args in requests_of("loglikelihood")])
+    pages = sum(len(encode(tokenizer, text)) for (text,) in requests_of("loglikelihood_rolling"))
+    prompts = sum(len(encode(tokenizer, prompt)) for prompt, _ in requests_of("generate_until"))
+    rooms = sum(settings.get("max_gen_toks", ROOM) for _, settings in requests_of("generate_until"))
     return (
         (passed + pages + prompts) * scale,
         (scored + pages) * scale,

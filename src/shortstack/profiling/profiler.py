@@ -183,8 +183,8 @@ def check_load(checkpoint: Checkpoint, load: Load) -> None:
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:
     """The greedy answer to a prompt, in the model's chat template when it has one."""
     if tokenizer.chat_template:
-        said = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)["input_ids"]
+        messages = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     else:
         ids = tokenizer(prompt)["input_ids"]
     (written,) = generate(model, [ids], [new_tokens])
