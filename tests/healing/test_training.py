@@ -15,7 +15,7 @@ from shortstack.errors import InputError, TrainingError
 from shortstack.healing import Schedule, training
 from shortstack.healing.batches import IGNORED, Data, Ordered, grouped
 from shortstack.healing.schedule import DECAYS, OPTIMIZERS
-from shortstack.healing.training import Place, train
+from shortstack.healing.training import Environment, train
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def data(training=SAMPLES, held_out=None):
 
 def trained(folder, schedule=SCHEDULE, some=None, module=None, **place):
     module = module or Line()
-    history = train(module, some or data(), schedule, Path(folder), place=Place(**place))
+    history = train(module, some or data(), schedule, Path(folder), environment=Environment(**place))
     return module.weight.item(), history
 
 

@@ -163,7 +163,7 @@ def _healed(
     from shortstack.healing.unfinished import Unfinished
 
     if run.resume and first_process():
-        say(Unfinished(output, "turns" if turns else "training").told())
+        say(Unfinished(output, "turns" if turns else "training").summary())
     if turns:
         return heal_in_turns(checkpoint, output, turns, task, cache=run.cache, resume=run.resume, progress=progress)
     return heal_checkpoint(checkpoint, output, task, cache=run.cache, resume=run.resume, progress=progress)

@@ -25,7 +25,7 @@ from shortstack.healing.frozen import Freezer, Frozen, Live
 from shortstack.healing.learner import Learner
 from shortstack.healing.task import HealingTask
 from shortstack.healing.teacher_answers import Answers
-from shortstack.healing.training import History, Place, train, training_device
+from shortstack.healing.training import Environment, History, train, training_device
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.memory import peak_rss
@@ -200,8 +200,8 @@ class HealingRun:
         training = range(held_out, len(examples))
         data = Data(training, range(held_out), frozen.lengths[held_out:], frozen.collate)
         logs = folder.with_suffix(".logs")
-        place = Place(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress)
-        history = train(learner, data, task.schedule, folder, place=place)
+        environment = Environment(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress)
+        history = train(learner, data, task.schedule, folder, environment=environment)
         tensors = task.method.tensors(self.checkpoint, learner)
         return Trained(tensors, learner.trainable_parameters, task.method.config(self.checkpoint)), history
 
