@@ -74,8 +74,8 @@ def forecast(checkpoint: Checkpoint, task: HealingTask) -> Forecast:
         task.schedule.steps(len(training)),
         _memory(run, learner),
         frozen.size,
-        sum(each.size for each in frozen.kept if not each.kept),
-        _seconds(run, learner.decoder, training, walked=any(not each.kept for each in frozen.kept)),
+        frozen.missing_size,
+        _seconds(run, learner.decoder, training, walked=frozen.missing_size > 0),
     )
 
 
@@ -132,11 +132,11 @@ def writing_seconds(decoder: Decoder) -> tuple[float, float]:
 
 
 def _fastest(run: Callable[[], Any]) -> float:
-    found = []
+    seconds = []
     for _ in range(TRIALS + 1):
         started = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - started)
-    return min(found[1:])
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])

@@ -21,7 +21,7 @@ from shortstack.data import Example, read_examples
 from shortstack.decoder import Decoder
 from shortstack.errors import CheckpointError, TrainingError, parameter
 from shortstack.healing.batches import Data
-from shortstack.healing.frozen import Freezer, Frozen, Live
+from shortstack.healing.frozen import Freezer, Frozen, OnTheFly
 from shortstack.healing.learner import Learner
 from shortstack.healing.task import HealingTask
 from shortstack.healing.teacher_answers import Answers
@@ -210,13 +210,13 @@ class HealingRun:
         task = self.task
         return Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
 
-    def _frozen(self, examples: Sequence[Example], *, cache: bool) -> tuple[Frozen | Live, Decoder]:
+    def _frozen(self, examples: Sequence[Example], *, cache: bool) -> tuple[Frozen | OnTheFly, Decoder]:
         if not cache:
             decoder = self._loaded(self.checkpoint)
             if self.first:
                 decoder.check_bare(f"train all layers: {parameter('last', self.checkpoint.anatomy.layers)}")
             teacher = self._loaded(self.freezer.teacher) if self.freezer.teacher else None
-            return Live(self.freezer, examples, self.first, decoder, teacher), decoder
+            return OnTheFly(self.freezer, examples, self.first, decoder, teacher), decoder
         with self.processes.main_process_first():
             frozen = self.freezer.fill(self.freezer.planned(examples, self.first))
         return frozen, self.decoder()
