@@ -1,4 +1,4 @@
-"""What a model learns from: which text or instructions, how many samples of what length, and how many are held out."""
+"""The data that a model learns from: its source, the length and the number of samples, and how many are held out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What never changes while a model heals: the output of its frozen layers, and a teacher's predictions.
+"""All that never changes while a model heals: the output of its frozen layers, and a teacher's predictions.
 
 Both come from one walk, and are kept on disk packed and without padding, under a digest of all that they depend on.
 """
@@ -53,7 +53,7 @@ class Frozen:
 
     @property
     def files(self) -> dict[str, Activations]:
-        """What is on disk, or is to be, by the field's name."""
+        """The files that are on disk, or will be, by the field's name."""
         named = {"states": self.states, "teacher": self.teacher, "teacher_hidden": self.teacher_hidden}
         return {name: file for name, file in named.items() if file}
 
@@ -103,7 +103,7 @@ class Freezer:
     progress: Progress = silent
 
     def planned(self, examples: Sequence[Example], first: int) -> Frozen:
-        """What will be on disk, without computing it; only the weights are read, for their digest.
+        """Name the files without computing them; only the weights are read, for their digest.
 
         Raises:
             CheckpointError: the teacher has another vocabulary.
@@ -117,8 +117,8 @@ class Freezer:
             frozen = replace(frozen, states=states)
         if self.teacher:
             _check_vocabulary(self.checkpoint, self.teacher)
-            asked = [self.top_k, self.objective.temperature]
-            key = content_key(**_identity(self.teacher), dtype=dtype, ids=ids, learnt=learnt, of=asked)
+            top = [self.top_k, self.objective.temperature]
+            key = content_key(**_identity(self.teacher), dtype=dtype, ids=ids, learnt=learnt, of=top)
             counts = [sum(each) for each in learnt]
             frozen = replace(frozen, teacher=activations_under(f"{key}-top", counts, 2 * self.top_k, "float32"))
             if self.objective.hidden_weight:
@@ -183,10 +183,10 @@ class Freezer:
         if not (theirs and ours.record):
             return None
         try:
-            route = skipped_layers(ours, theirs)
+            skipped = skipped_layers(ours, theirs)
         except CheckpointError:  # not a cut of this teacher
             return None
-        kept = [layer for layer in range(theirs.anatomy.layers) if layer not in route]
+        kept = [layer for layer in range(theirs.anatomy.layers) if layer not in skipped]
         for name, tensor in ours.tensors.items():
             layer = ours.layer_of(name)
             if layer is not None and layer >= first:
@@ -197,7 +197,7 @@ class Freezer:
                 return None
             if not torch.equal(*(read_weight(each).view(torch.uint8) for each in (tensor, other))):
                 return None
-        return route
+        return skipped
 
 
 @dataclass(frozen=True)

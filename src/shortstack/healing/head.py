@@ -70,7 +70,7 @@ class TrainedHead(HealingMethod):
         return round(embedding.numel() * checkpoint.weight_bytes / checkpoint.parameters)
 
     def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """What gives the head a matrix of its own, in a multimodal config at both levels."""
+        """tie_word_embeddings, in a multimodal config at both levels."""
         if not self.untie_head:
             return {}
         key, untied = checkpoint.anatomy.text_key, {"tie_word_embeddings": False}

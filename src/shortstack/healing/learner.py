@@ -1,4 +1,4 @@
-"""What trains, as a module that takes a batch and returns its loss."""
+"""The part of a model that trains, as a module that takes a batch and returns its loss."""
 
 from __future__ import annotations
 

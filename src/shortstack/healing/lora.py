@@ -173,7 +173,7 @@ def _adapted(decoder: Decoder) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def _change(layer: LoraLayer) -> Tensor:
-    """What merging the adapter adds to the layer's weight, in fp32 and laid out as it is."""
+    """The matrix that merging the adapter adds to the layer's weight, in fp32 and laid out as the weight is."""
     import torch
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What healing minimises, and whether that needs a teacher."""
+"""The loss that healing minimises: next-token cross-entropy, or the distance from a teacher."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from transformers.trainer_callback import ProgressCallback
 from shortstack.errors import InputError, TrainingError, parameter
 from shortstack.healing.batches import IGNORED, Data, Ordered
 from shortstack.healing.schedule import Schedule
-from shortstack.healing.signals import Interruption, Left
+from shortstack.healing.signals import Interruption, TrainingLeft
 from shortstack.healing.unfinished import COMPLETE, newest_state, step_of
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import sync, whole
@@ -43,7 +43,7 @@ BEST = "best.safetensors"
 
 @dataclass(frozen=True)
 class History:
-    """What training saw.
+    """The course of a training.
 
     losses: (step, mean loss since the last entry). held_out: (step, loss per token), step 0 before training. best: the
     step whose weights the module has in the end. skipped: steps left out, since their gradient was no number. stopped:
@@ -91,8 +91,8 @@ def train(
     stage = "healing"
     while True:
         run = _Run(module, data, schedule, folder, environment or Environment(), stage=stage)
-        if run.finished():
-            return run.ended()
+        if run.completes():
+            return run.result()
         run.keep()
         schedule = replace(schedule, micro_batch_size=_halved(schedule))
         stage = f"healing, {schedule.micro} samples at once"
@@ -110,7 +110,7 @@ def _halved(schedule: Schedule) -> int:
 
 
 class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """One run of Trainer from a start or a state: says when to judge, keep and stop, and which steps to leave out."""
+    """One run of Trainer from a start or a state: says when to evaluate, save and stop, and which steps to leave out."""
 
     def __init__(
         self, module: nn.Module, data: Data, schedule: Schedule, folder: Path, environment: Environment, *, stage: str
@@ -122,21 +122,21 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.state = newest_state(folder)
         self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
         self.stepping = False
-        self.skipped_now = 0  # in a row
+        self.skipped_in_a_row = 0
         self.first_step = 0  # steps that were taken before this run
         self.stopped: str | None = None
-        self.broken = False  # whether it stopped since something was no number
-        self.judging, self.began = 0.0, time.perf_counter()
+        self.broken = False  # whether it stopped because of a number that is none
+        self.evaluating, self.began = 0.0, time.perf_counter()
         self.save_due = time.monotonic() + KEEP_SECONDS
         module.accepts_loss_kwargs = True  # type: ignore[assignment]  # read by Trainer
         self.loop = _Loop(self, self._arguments())
         alone = self.loop.args.world_size == 1
         self.interruption = Interruption(self.keep, [*module.parameters()], alone=alone)
 
-    def finished(self) -> bool:
-        """Train; whether it came to its end. Not, where memory ran out and a smaller micro-batch may help."""
+    def completes(self) -> bool:
+        """Train; False where memory ran out, and a smaller micro-batch may help."""
         try:
-            with self.interruption.heard():
+            with self.interruption.deferring():
                 self.loop.train(resume_from_checkpoint=str(self.state) if self.state else None)
         except RuntimeError as error:
             if not should_reduce_batch_size(error) or not self._can_halve:
@@ -157,13 +157,13 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.loop._save_checkpoint(self.loop.model_wrapped, trial=None)
 
     def held_out(self) -> list[tuple[int, float]]:
-        """(step, held-out loss), as far as they are numbers; of a run not begun yet, those of its state."""
+        """(step, held-out loss) where the loss is a number; before the run begins, those of the state that it goes on from."""
         log = self.loop.state.log_history
         if not log and self.state:
             log = json.loads((self.state / "trainer_state.json").read_text())["log_history"]
         return [(entry["step"], entry["eval_loss"]) for entry in log if math.isfinite(entry.get("eval_loss", math.nan))]
 
-    def judged(self, loss: float) -> None:
+    def keep_if_best(self, loss: float) -> None:
         """Keep the weights if the held-out loss is the lowest; stop where it is no number, or patience is at its end."""
         losses = [each for _, each in self.held_out()]  # this one is the last of them
         since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
@@ -182,8 +182,8 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         """Stop, since something is no number."""
         self.stopped, self.broken = why, True
 
-    def ended(self) -> History:
-        """The module gets the best weights; what was seen on the way."""
+    def result(self) -> History:
+        """Give the module the best weights, and say how the training went."""
         state, held_out = self.loop.state, self.held_out()
         best = min(held_out, key=lambda entry: entry[1], default=(0, math.nan))[0]
         if self.broken and not best:
@@ -196,7 +196,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.loop.accelerator.wait_for_everyone()
         weights: dict[str, Any] = {**load_file(self.folder / BEST)}
         set_model_state_dict(self.loop.model_wrapped, weights, options=_whole_weights())
-        seconds = time.perf_counter() - self.began - self.judging
+        seconds = time.perf_counter() - self.began - self.evaluating
         return History(
             tuple((entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry),
             tuple(held_out),
@@ -217,13 +217,13 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
     def on_pre_optimizer_step(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
         self.stepping = True
         if _finite_gradient(self.module):
-            self.skipped_now = 0
+            self.skipped_in_a_row = 0
             return
         for weight in self.module.parameters():
             weight.grad = None  # what has no gradient is left as it is
         state.log_history.append({"step": state.global_step + 1, "left_out": True})
-        self.skipped_now += 1
-        if self.skipped_now >= SKIPS:
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= SKIPS:
             self.break_off(f"{SKIPS} steps in a row without a finite gradient")
             control.should_training_stop = True
 
@@ -234,7 +234,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         step = state.global_step
         self.random = torch.get_rng_state(), _cuda_random()
         passed = self.samples.tokens((step - self.first_step) * self.schedule.batch_size // args.world_size)
-        speed = passed / (time.perf_counter() - self.began - self.judging)
+        speed = passed / (time.perf_counter() - self.began - self.evaluating)
         self.environment.progress(self.stage, step, state.max_steps, note=f"{speed * args.world_size:,.0f} tokens/s")
         signalled = self.interruption.signal = self._signal_anywhere(args)
         control.should_evaluate = self.schedule.evaluated(step, len(self.data.training)) or self.stopped is not None
@@ -242,7 +242,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
 
     def on_save(self, *_args: Any, **_rest: Any) -> None:
         if self.interruption.signal:
-            raise Left
+            raise TrainingLeft
 
     def _signal_anywhere(self, args: Any) -> int:
         """The signal that a process got: all leave after the same step."""
@@ -269,7 +269,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             bf16=self.environment.bfloat16,
             use_cpu=self.environment.device == "cpu",
             eval_strategy="no",  # on_step_end says when, so that a state is never kept between a step and its held-out loss
-            eval_on_start=self._must_judge(),
+            eval_on_start=self._must_evaluate(),
             save_strategy="no",
             logging_steps=max(1, min(10, steps // 10)),
             prediction_loss_only=True,
@@ -294,7 +294,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             )
         return passes
 
-    def _must_judge(self) -> bool:
+    def _must_evaluate(self) -> bool:
         """Whether the held-out loss at the start, or after the step where the state was kept, is still to be taken."""
         if self.state is None:
             return True
@@ -337,8 +337,8 @@ class _Loop(Trainer):  # type: ignore[misc]
         metrics = {"eval_loss": self._held_out_loss()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.run.judged(metrics["eval_loss"])
-        self.run.judging += time.perf_counter() - started
+        self.run.keep_if_best(metrics["eval_loss"])
+        self.run.evaluating += time.perf_counter() - started
         return metrics
 
     @torch.no_grad()

@@ -53,7 +53,7 @@ class Unfinished:
         return self.folder
 
     def summary(self) -> str:
-        """What going on with it means, for people."""
+        """A line for people: what there is to go on with."""
         if not (self.folder / SETTINGS).exists():
             return f"Nothing unfinished at {self.folder}: this run starts from the beginning."
         if not any(each.is_dir() for each in self.folder.iterdir()):
@@ -78,7 +78,7 @@ class Unfinished:
                 )
 
     def remove(self) -> None:
-        """Remove the folder: nothing is unfinished any more."""
+        """Remove the folder: the run has ended, or starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
