@@ -45,17 +45,27 @@ class HealRun:
     resume: Annotated[
         bool | None,
         typer.Option(
-            "--resume/--no-resume", help="Go on with an unfinished run, or start it again.", show_default=False
+            "--resume/--no-resume",
+            help="Go on with an unfinished run, or start it again; without either it is refused.",
+            show_default=False,
         ),
     ] = None
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Keep on disk what frozen layers and the teacher give.")
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep on disk what frozen layers and the teacher give, or compute it for every batch.",
+        ),
     ] = True
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would train, and about how much memory and time it takes.")
     ] = False
     report_to: Annotated[
-        str | None, typer.Option(help="Comma-separated loggers: tensorboard, trackio, wandb.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Comma-separated loggers: tensorboard (its files go to OUTPUT.logs), trackio, wandb.",
+            show_default=False,
+        ),
     ] = None
     plot: Annotated[Path | None, typer.Option(help="Draw the loss curve: an .svg, .png or .pdf file.")] = None
 
@@ -85,11 +95,7 @@ def heal(
     directory: Annotated[str, typer.Argument(help="The pruned checkpoint (or any model).", show_default=False)],
     output: Out,
     options: Annotated[dict[str, Any], Values(*COMPONENTS)],
-    turning: Annotated[dict[str, Any], Values(Turns, given=True)],
-    run: HealRun,
-    compute: Annotated[Compute, Only("device")],
-    source: Source,
-    report: Report,
+    *,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +104,11 @@ def heal(
             rich_help_panel="What is minimised",
         ),
     ] = None,
+    turning: Annotated[dict[str, Any], Values(Turns, given=True)],
+    run: HealRun,
+    compute: Annotated[Compute, Only("device")],
+    source: Source,
+    report: Report,
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 

@@ -22,8 +22,12 @@ class TrainedHead(HealingMethod):
 
     default_head: ClassVar[bool] = False
 
-    head: bool | None = option(None, help="Train the head. Default: with partial, unless it is tied to the embedding.")
-    untie_head: bool = option(False, help="Make a tied head a matrix of its own and train it; adds parameters.")
+    head: bool | None = option(
+        None, help="Train the head, or leave it frozen. Default: partial trains it, unless it is tied."
+    )
+    untie_head: bool = option(
+        False, help="Make a tied head a matrix of its own and train it; the model grows by that matrix."
+    )
 
     def trains_head(self, checkpoint: Checkpoint) -> bool:
         """Whether the head is among what trains. A tied one never is, unless it is untied.

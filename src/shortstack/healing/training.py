@@ -157,7 +157,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.loop._save_checkpoint(self.loop.model_wrapped, trial=None)
 
     def held_out(self) -> list[tuple[int, float]]:
-        """(step, held-out loss) where the loss is a number; before the run begins, those of the state that it goes on from."""
+        """(step, held-out loss) where that is a number; before the run begins, those of the state that it goes on from."""
         log = self.loop.state.log_history
         if not log and self.state:
             log = json.loads((self.state / "trainer_state.json").read_text())["log_history"]
