@@ -29,10 +29,10 @@ from shortstack.report.findings import Findings
 from shortstack.report.labels import factors
 from shortstack.report.latex import PACKAGES, latex_text
 from shortstack.report.markdown import markdown_text
-from shortstack.report.results import AVERAGE, Measure, results
+from shortstack.report.results import AVERAGE, Measure
 from shortstack.report.significance import difference, places
-from shortstack.report.summary import best_at_each, key_figures, of_depths, opening
-from shortstack.report.table import Cell, Row, Table
+from shortstack.report.summary import best_at_each, depth_finding, key_figures, opening
+from shortstack.report.table import Cell, Table, TableRow
 from shortstack.runs.records import read
 from stores import Store, evaluation, healed, perplexity, plan, profile, settings, task
 
@@ -72,7 +72,7 @@ def table(report: Report, key: str) -> Table:
     return next(each for each in report.tables if each.key == key)
 
 
-def row(found: Table, label: str) -> Row:
+def row(found: Table, label: str) -> TableRow:
     return next(each for each in found.rows if each.label == label)
 
 
@@ -118,7 +118,7 @@ def test_best_second_and_marks_follow_from_paired_tests(store: Store, tmp_path: 
 
 
 def test_without_outcomes_standard_errors_decide_and_that_is_said() -> None:
-    ours, theirs = (Measure("share", v, 0.03, (name,), level=v, spread=0.03) for v, name in ((0.5, "a"), (0.6, "b")))
+    ours, theirs = (Measure("share", v, 0.03, (name,)) for v, name in ((0.5, "a"), (0.6, "b")))
     found = difference(ours, theirs)
     assert found.how == "standard errors alone"
     assert found.stderr == pytest.approx(0.03 * math.sqrt(2))
@@ -127,7 +127,7 @@ def test_without_outcomes_standard_errors_decide_and_that_is_said() -> None:
 
 def test_a_perplexity_is_compared_by_its_loss_and_less_is_better() -> None:
     ours, theirs = (
-        Measure("perplexity", math.exp(v), None, (name,), higher=False, level=v, spread=0.1)
+        Measure("perplexity", math.exp(v), None, (name,), higher=False, loss=v, loss_stderr=0.1)
         for v, name in ((2.0, "a"), (3.0, "b"))
     )
     assert difference(ours, theirs).value == pytest.approx(1.0)
@@ -137,8 +137,8 @@ def test_a_perplexity_is_compared_by_its_loss_and_less_is_better() -> None:
 def test_documents_are_paired_by_name_not_by_place() -> None:
     names, values = [f"d{n}" for n in range(50)], [float(n % 3 == 0) for n in range(50)]
     shuffled = random.Random(0).sample(range(50), 50)
-    ours = Measure("share", 0.3, 0.1, ("a",), outcomes=dict(zip(names, values, strict=True)), level=0.3)
-    theirs = Measure("share", 0.3, 0.1, ("b",), outcomes={names[n]: values[n] for n in shuffled}, level=0.3)
+    ours = Measure("share", 0.3, 0.1, ("a",), outcomes=dict(zip(names, values, strict=True)))
+    theirs = Measure("share", 0.3, 0.1, ("b",), outcomes={names[n]: values[n] for n in shuffled})
     assert difference(ours, theirs).stderr == 0
 
 
@@ -146,7 +146,7 @@ def test_seeds_of_a_setting_are_one_row_with_both_variances(store: Store, tmp_pa
     for seed, outcomes in ((0, CUT), (1, HEALED)):
         step = store.step("evaluate", {"seed": seed}, {"tasks": {"piqa": task(outcomes)}})
         store.trial(settings(seed=seed), {"evaluate_pruned": step})
-    (found,) = results(read_closed(store, tmp_path))
+    (found,) = measured(store, tmp_path).results
     measure = found.measures["task:piqa"]
     documents = [statistics.variance(each) / 40 for each in (CUT, HEALED)]
     assert measure.value == pytest.approx((0.3 + 0.6) / 2)
@@ -156,9 +156,8 @@ def test_seeds_of_a_setting_are_one_row_with_both_variances(store: Store, tmp_pa
     assert measure.outcomes["d15"] == 0.5  # right in one seed, wrong in the other
 
 
-def read_closed(store: Store, folder: Path) -> Any:
-    store.close()
-    return read(folder / "runs")
+def measured(store: Store, folder: Path) -> Findings:
+    return made(store, folder).findings
 
 
 def test_an_average_is_missing_where_a_task_is(store: Store, tmp_path: Path) -> None:
@@ -209,8 +208,7 @@ def test_noise_reaches_only_as_far_as_nothing_before_it_is_worse(store: Store, t
         cut = store.step("plan", {"drop": drop}, plan("bi", layers))
         step = store.step("evaluate", {"of": drop}, evaluated(outcomes, other=0.5 if outcomes is BASE else 0.0))
         store.trial(settings(drop=drop), {"evaluate_base": base, "plan": cut, "evaluate_pruned": step})
-    runs = read_closed(store, tmp_path)
-    assert "Up to 10% it is within noise" in of_depths(Findings.of(runs, results(runs)))
+    assert "Up to 10% it is within noise" in depth_finding(measured(store, tmp_path))
 
 
 @pytest.mark.parametrize("state", ["running", "failed"])
@@ -223,7 +221,7 @@ def test_a_trial_that_has_not_healed_shows_no_figures_of_the_cut_as_healed(
     store.trial(settings(), shared)
     store.trial(settings(heal=stores.HEALS["partial"]), {**shared, "evaluate_healed": done})
     store.trial(settings(heal=stores.HEALS["lora"]), shared, state=state)
-    found = results(read_closed(store, tmp_path))
+    found = measured(store, tmp_path).results
     assert [each.role for each in found] == ["evaluate_pruned", "evaluate_healed"]
     assert [each.measures["task:piqa"].value for each in found] == [0.3, 0.6]
 
@@ -319,7 +317,7 @@ def test_healings_are_called_by_their_names_where_those_tell_them_apart() -> Non
 
 
 def test_the_opening_says_what_the_grid_is(tmp_path: Path) -> None:
-    found = Report.of(stores.write(tmp_path, nasty=False, documents=20)).found
+    found = Report.of(stores.write(tmp_path, nasty=False, documents=20)).findings
     assert opening(found) == (
         "10%, 25% and 50% of the layers of demo were removed, chosen by 6 metrics, calibrated on 3 text selections; "
         "at once or by step 1, with and without repair, healed by 3 variants, on 3 data selections; "
@@ -338,7 +336,7 @@ def test_the_opening_says_what_the_grid_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("trials", [1, 300])
 def test_one_trial_and_three_hundred(tmp_path: Path, trials: int) -> None:
     report = Report.of(stores.write(tmp_path, trials=trials, documents=20, nasty=False))
-    assert sum(len(each.trials) for each in report.found.results) == trials
+    assert sum(len(each.trials) for each in report.findings.results) == trials
     assert len(re.findall(r'class="entry" id="t\d+"', report.html())) == trials
 
 
@@ -446,7 +444,7 @@ def test_points_lie_where_their_numbers_are(store: Store, tmp_path: Path) -> Non
         cut = store.step("plan", {"d": drop}, plan("reverse", removed))
         step = store.step("evaluate", {"d": drop}, evaluated(CUT))
         store.trial(settings(drop=drop), {"plan": cut, "evaluate_pruned": step})
-    (average, _) = figures(made(store, tmp_path).found, lambda _: "")
+    (average, _) = figures(measured(store, tmp_path), lambda _: "")
     x = [float(each) for each in re.findall(r'<circle cx="([\d.]+)"', average.svg)]
     assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(5 / 12, abs=0.001)
 
@@ -481,15 +479,14 @@ def test_orders_that_are_not_drawn_are_counted(store: Store, tmp_path: Path, mon
         step = store.step("evaluate", {"of": samples}, evaluated(CUT))
         known = settings(metric="bi", calibration={"text": "pydoc", "samples": samples, "length": 128, "seed": None})
         store.trial(known, {"score": found, "evaluate_base": base, "evaluate_pruned": step})
-    runs = read_closed(store, tmp_path)
-    drawn = figures(Findings.of(runs, results(runs)), lambda _: "")
+    drawn = figures(measured(store, tmp_path), lambda _: "")
     maps = [each for each in drawn if each.key.startswith("scores-")]
     assert len(maps) == 2
     assert maps[-1].caption.endswith(" 1 more are not drawn.")
 
 
 def test_every_point_says_its_numbers(tmp_path: Path) -> None:
-    found = Report.of(stores.write(tmp_path, documents=20)).found
+    found = Report.of(stores.write(tmp_path, documents=20)).findings
     drawn = figures(found, lambda _: "")
     assert {each.key.split("-")[0] for each in drawn} == {"depth", "size", "speed", "scores", "losses"}
     for figure in drawn:

@@ -75,7 +75,7 @@ def _check_one_result(*asked: bool) -> None:
 
 def _summary(made: Made, page: Path | None, csv: Path | None) -> dict[str, Any]:
     """The result for machines: what was written, and what the tables say."""
-    states = Counter(trial.state for trial in made.found.runs.trials)
+    states = Counter(trial.state for trial in made.findings.runs.trials)
     return {
         "output": None if page is None else str(page),
         "csv": None if csv is None else str(csv),

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 330
 LEFT, RIGHT, TOP, BOTTOM = 58, 30, 30, 46  # left: room for 10,000 on a phone
+END, FLOOR = WIDTH - RIGHT, HEIGHT - BOTTOM  # of the horizontal axis: its right end, its height
 NAMES, ROW = 100, 20  # of a heat map: room for names, height of a row
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 COLOURED = len(SHAPES)  # lines beyond these are grey: nobody tells more colours apart
@@ -43,25 +44,25 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale from values to lengths, with the numbers along it."""
+    """A scale, with the numbers along it; text: how a number is written."""
 
     label: str
     low: float
     high: float
     ticks: Sequence[float]
-    said: Callable[[float], str]
+    text: Callable[[float], str]
     log: bool = False
 
-    def place(self, value: float, start: float, end: float) -> float:
-        """Where on the way from start to end a value lies; an infinite one at its end."""
+    def fraction(self, value: float) -> float:
+        """How far along the axis a value lies, from 0 to 1; an infinite one at its end."""
         if math.isinf(value):
-            return end if value > 0 else start
+            return float(value > 0)
         low, high, at = (math.log(each) if self.log else each for each in (self.low, self.high, value))
-        return start + (end - start) * min(1.0, max(0.0, (at - low) / ((high - low) or 1.0)))
+        return min(1.0, max(0.0, (at - low) / ((high - low) or 1.0)))
 
 
 def axis(
-    label: str, values: Iterable[float], said: Callable[[float], str], *, log: bool = False, whole: bool = False
+    label: str, values: Iterable[float], text: Callable[[float], str], *, log: bool = False, whole: bool = False
 ) -> Axis:
     """An axis with round numbers around the finite values.
 
@@ -74,11 +75,11 @@ def axis(
         low, high = (low / 1.5, high * 1.5) if log else (low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10)
     if log:
         ticks = _log_ticks(low, high)
-        return Axis(label, min(low, ticks[0]), max(high, ticks[-1]) * 1.02, ticks, said, log=True)
+        return Axis(label, min(low, ticks[0]), max(high, ticks[-1]) * 1.02, ticks, text, log=True)
     step = _step((high - low) / 5, whole=whole)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [round(number * step, 12) for number in range(first, last + 1)]
-    return Axis(label, ticks[0], ticks[-1], ticks, said)
+    return Axis(label, ticks[0], ticks[-1], ticks, text)
 
 
 def _step(rough: float, *, whole: bool) -> float:
@@ -105,96 +106,104 @@ def tag(name: str, *content: str | Markup, **attributes: object) -> Markup:
     >>> tag("text", "<b>", class_="tick", x=1.5)
     Markup('<text class="tick" x="1.5">&lt;b&gt;</text>')
     """
-    said = Markup("").join(
+    described = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _short(value))
         for key, value in attributes.items()
         if value is not None
     )
     inside = Markup("").join(escape(each) for each in content)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), said, inside)  # noqa: S704  our own names
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), described, inside)  # noqa: S704  our own names
 
 
 def _short(value: object) -> object:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
-def chart(
-    x: Axis,
-    y: Axis,
-    lines: Sequence[Line],
-    *,
-    title: str,
-    references: Sequence[tuple[str, float]] = (),
-    front: Sequence[Point] = (),
-    facets: Callable[[Mapping[str, str]], str] = lambda _: "",
-) -> Markup:
-    """A chart of lines; references: levels drawn across, with their names; front: a staircase through those points."""
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    across = [_reference(name, y.place(value, bottom, TOP)) for name, value in references]
-    stairs = [_staircase(x, y, front)] if front else []
-    ordered = sorted(lines, key=lambda line: line.colour is not None)  # grey ones first, so that colours lie above
-    drawn = [_line(x, y, line, facets(line.factors)) for line in ordered]
-    return tag(
-        "svg",
-        tag("title", title),
-        *_grid(x, y, right, bottom),
-        *across,
-        *stairs,
-        *drawn,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=title,
-        class_="chart",
-    )
+@dataclass(frozen=True)
+class Chart:
+    """Lines over two axes. levels: names and values of lines drawn across; front: points that a staircase joins."""
+
+    title: str
+    x: Axis
+    y: Axis
+    lines: Sequence[Line]
+    levels: Sequence[tuple[str, float]] = ()
+    front: Sequence[Point] = ()
+
+    def svg(self, facets: Callable[[Mapping[str, str]], str]) -> Markup:
+        """The chart as SVG. facets: a line's factors as the words that the page filters by."""
+        ordered = sorted(self.lines, key=lambda line: line.colour is not None)  # grey ones first: colours lie above
+        parts = [*self._grid(), *map(self._level, self.levels), self._staircase()]
+        parts += [self._line(line, facets(line.factors)) for line in ordered]
+        return picture(self.title, parts, height=HEIGHT, kind="chart")
+
+    def _place(self, x: float, y: float) -> tuple[float, float]:
+        """Where values lie in the picture."""
+        return LEFT + (END - LEFT) * self.x.fraction(x), self._height(y)
+
+    def _height(self, y: float) -> float:
+        return FLOOR + (TOP - FLOOR) * self.y.fraction(y)
+
+    def _grid(self) -> list[Markup]:
+        parts = []
+        for value in self.y.ticks:
+            at = self._height(value)
+            parts.append(tag("line", x1=LEFT, x2=END, y1=at, y2=at, class_="grid"))
+            parts.append(tag("text", self.y.text(value), x=LEFT - 7, y=at + 4, class_="tick end"))
+        for value in self.x.ticks:
+            at = LEFT + (END - LEFT) * self.x.fraction(value)
+            parts.append(tag("line", x1=at, x2=at, y1=FLOOR, y2=FLOOR + 4, class_="axis"))
+            parts.append(tag("text", self.x.text(value), x=at, y=FLOOR + 18, class_="tick middle"))
+        parts.append(tag("line", x1=LEFT, x2=END, y1=FLOOR, y2=FLOOR, class_="axis"))
+        parts.append(tag("text", self.x.label, x=(LEFT + END) / 2, y=HEIGHT - 6, class_="label middle"))
+        return [*parts, tag("text", self.y.label, x=0, y=12, class_="label")]
+
+    def _level(self, level: tuple[str, float]) -> Markup:
+        name, value = level
+        at = self._height(value)
+        line = tag("line", x1=LEFT, x2=END, y1=at, y2=at, class_="reference")
+        return tag("g", line, tag("text", name, x=END, y=at - 5, class_="tick end"), class_="base")
+
+    def _staircase(self) -> Markup:
+        """Steps through the points of the front: what is on their wrong side is beaten by one of them."""
+        if not self.front:
+            return Markup("")
+        places = sorted(self._place(point.x, point.y) for point in self.front)
+        path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
+        for (_, before), (at, height) in pairwise(places):
+            path += f"H{at:.1f}V{height:.1f}" if height < before else f"V{height:.1f}H{at:.1f}"
+        return tag("path", d=path, class_="front")
+
+    def _line(self, line: Line, facets: str) -> Markup:
+        points = [(point, *self._place(point.x, point.y)) for point in line.points if not math.isnan(point.y)]
+        shape, colour = _look(line.colour)
+        return tag(
+            "g",
+            _path([self._place(x, y) for x, y in line.thin], "thin"),
+            _path([(across, up) for _, across, up in points] if line.joined else [], "line"),
+            *(self._whisker(across, point) for point, across, _ in points),
+            *(_marker("infinite" if math.isinf(p.y) else shape, across, up, p.title) for p, across, up in points),
+            class_=f"series {colour}",
+            data_f=facets or None,
+        )
+
+    def _whisker(self, across: float, point: Point) -> Markup:
+        """One standard error up and down, where that is more than the marker hides."""
+        if not point.error or not math.isfinite(point.y):
+            return Markup("")
+        low, high = self._height(max(point.y - point.error, self.y.low)), self._height(point.y + point.error)
+        return tag("line", x1=across, x2=across, y1=low, y2=high, class_="whisker") if low - high > 8 else Markup("")
 
 
-def _grid(x: Axis, y: Axis, right: float, bottom: float) -> list[Markup]:
-    found = []
-    for value in y.ticks:
-        at = y.place(value, bottom, TOP)
-        found.append(tag("line", x1=LEFT, x2=right, y1=at, y2=at, class_="grid"))
-        found.append(tag("text", y.said(value), x=LEFT - 7, y=at + 4, class_="tick end"))
-    for value in x.ticks:
-        at = x.place(value, LEFT, right)
-        found.append(tag("line", x1=at, x2=at, y1=bottom, y2=bottom + 4, class_="axis"))
-        found.append(tag("text", x.said(value), x=at, y=bottom + 18, class_="tick middle"))
-    found.append(tag("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
-    found.append(tag("text", x.label, x=(LEFT + right) / 2, y=HEIGHT - 6, class_="label middle"))
-    return [*found, tag("text", y.label, x=0, y=12, class_="label")]
+def picture(title: str, parts: Sequence[Markup], *, height: float, kind: str) -> Markup:
+    """An image with a name for those who do not see it."""
+    box = f"0 0 {WIDTH} {height:.0f}"
+    return tag("svg", tag("title", title), *parts, viewBox=box, role="img", aria_label=title, class_=kind)
 
 
-def _reference(name: str, at: float) -> Markup:
-    right = WIDTH - RIGHT
-    line = tag("line", x1=LEFT, x2=right, y1=at, y2=at, class_="reference")
-    return tag("g", line, tag("text", name, x=right, y=at - 5, class_="tick end"), class_="base")
-
-
-def _staircase(x: Axis, y: Axis, front: Sequence[Point]) -> Markup:
-    """Steps through the points of a front: what is on their wrong side is beaten by one of them."""
-    places = sorted((x.place(point.x, LEFT, WIDTH - RIGHT), y.place(point.y, HEIGHT - BOTTOM, TOP)) for point in front)
-    path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
-    for (_, before), (at, height) in pairwise(places):
-        path += f"H{at:.1f}V{height:.1f}" if height < before else f"V{height:.1f}H{at:.1f}"
-    return tag("path", d=path, class_="front")
-
-
-def _line(x: Axis, y: Axis, line: Line, facets: str) -> Markup:
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    places = [
-        (x.place(point.x, LEFT, right), y.place(point.y, bottom, TOP), point)
-        for point in line.points
-        if not math.isnan(point.y)
-    ]
-    parts = [_path([(x.place(a, LEFT, right), y.place(b, bottom, TOP)) for a, b in line.thin], "thin")]
-    if line.joined:
-        parts.append(_path([(across, up) for across, up, _ in places], "line"))
-    parts += [_whisker(y, across, point) for across, _, point in places]
-    shape = SHAPES[line.colour] if line.colour is not None else "circle"
-    parts += [
-        _marker("infinite" if math.isinf(point.y) else shape, across, up, point.title) for across, up, point in places
-    ]
-    colour = "grey" if line.colour is None else f"c{line.colour}"
-    return tag("g", *parts, class_=f"series {colour}", data_f=facets or None)
+def _look(colour: int | None) -> tuple[str, str]:
+    """The shape and the class of a colour; grey for None."""
+    return ("circle", "grey") if colour is None else (SHAPES[colour], f"c{colour}")
 
 
 def _path(places: Sequence[tuple[float, float]], kind: str) -> Markup:
@@ -203,70 +212,49 @@ def _path(places: Sequence[tuple[float, float]], kind: str) -> Markup:
     return tag("path", d="M" + "L".join(f"{across:.1f} {up:.1f}" for across, up in places), class_=kind)
 
 
-def _whisker(y: Axis, across: float, point: Point) -> Markup:
-    """One standard error up and down, where that is more than the marker hides."""
-    if not point.error or not math.isfinite(point.y):
-        return Markup("")
-    low, high = max(point.y - point.error, y.low), point.y + point.error
-    ends = [y.place(value, HEIGHT - BOTTOM, TOP) for value in (low, high)]
-    return (
-        tag("line", x1=across, x2=across, y1=ends[0], y2=ends[1], class_="whisker")
-        if ends[0] - ends[1] > 8
-        else Markup("")
-    )
-
-
 def _marker(shape: str, x: float, y: float, title: str) -> Markup:
-    said = tag("title", title)
+    caption = tag("title", title)
     if shape in ("circle", "ring"):
-        return tag("circle", said, cx=x, cy=y, r=3.6, class_=shape if shape == "ring" else None)
+        return tag("circle", caption, cx=x, cy=y, r=3.6, class_=shape if shape == "ring" else None)
     if shape == "square":
-        return tag("rect", said, x=x - 3.3, y=y - 3.3, width=6.6, height=6.6)
+        return tag("rect", caption, x=x - 3.3, y=y - 3.3, width=6.6, height=6.6)
     outlines = {
         "triangle": f"M{x:.1f} {y - 4.4:.1f}l4.2 7.4h-8.4z",
         "infinite": f"M{x:.1f} {y - 7:.1f}l5 9h-10z",
         "diamond": f"M{x:.1f} {y - 4.9:.1f}l4.9 4.9l-4.9 4.9l-4.9 -4.9z",
         "cross": f"M{x - 4:.1f} {y - 1.2:.1f}h2.8v-2.8h2.4v2.8h2.8v2.4h-2.8v2.8h-2.4v-2.8h-2.8z",
     }
-    return tag("path", said, d=outlines[shape], class_="point")
+    return tag("path", caption, d=outlines[shape], class_="point")
 
 
 def swatch(colour: int | None) -> Markup:
     """The marker of a line, for a legend."""
-    shape = SHAPES[colour] if colour is not None else "circle"
-    kind = "grey" if colour is None else f"c{colour}"
-    return tag(
-        "svg", _marker(shape, 7.0, 7.0, ""), viewBox="0 0 14 14", class_=f"swatch series {kind}", aria_hidden="true"
-    )
+    shape, kind = _look(colour)
+    marker = _marker(shape, 7.0, 7.0, "")
+    return tag("svg", marker, viewBox="0 0 14 14", class_=f"swatch series {kind}", aria_hidden="true")
 
 
-def heat(rows: Mapping[str, Sequence[float]], *, title: str, titles: Callable[[str, int], str], marked: int) -> Markup:
-    """Rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`."""
+def heat_map(rows: Mapping[str, Sequence[int]], *, title: str, text: Callable[[str, int], str], marked: int) -> Markup:
+    """Rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
+
+    rows: the place of each column, by the row's name; text: what a cell says, from the row's name and its column.
+    """
     columns = len(next(iter(rows.values())))
-    cell, high = (WIDTH - NAMES) / columns, float(ROW)
+    width, height = (WIDTH - NAMES) / columns, float(ROW)
     parts = []
-    for number, (name, row) in enumerate(rows.items()):
-        top = number * high
-        parts.append(
-            tag(
-                "text",
-                name if len(name) < 16 else f"{name[:14]}…",
-                x=NAMES - 8,
-                y=top + high / 2 + 4,
-                class_="tick end",
-            )
-        )
-        for column, place in enumerate(row):
-            strength = 0.04 + 0.9 * (1 - place / max(1, columns - 1)) ** 1.6
-            said = tag("title", titles(name, column))
-            at = {"x": NAMES + column * cell, "y": top}
-            parts.append(tag("rect", said, **at, width=cell - 1, height=high - 1, fill_opacity=strength, class_="cell"))
+    for number, (name, places) in enumerate(rows.items()):
+        top = number * height
+        short = name if len(name) < 16 else f"{name[:14]}…"
+        parts.append(tag("text", short, x=NAMES - 8, y=top + height / 2 + 4, class_="tick end"))
+        for column, place in enumerate(places):
+            left, strength = NAMES + column * width, 0.04 + 0.9 * (1 - place / max(1, columns - 1)) ** 1.6
+            box = {"x": left, "y": top, "width": width - 1, "height": height - 1}
+            parts.append(tag("rect", tag("title", text(name, column)), **box, fill_opacity=strength, class_="cell"))
             if place < marked:
-                dot = {"cx": at["x"] + cell / 2 - 0.5, "cy": top + high / 2 - 0.5}
-                parts.append(tag("circle", **dot, r=min(2.6, cell / 5), class_="dot"))
-    bottom = high * len(rows)
+                dot = {"cx": left + width / 2 - 0.5, "cy": top + height / 2 - 0.5, "r": min(2.6, width / 5)}
+                parts.append(tag("circle", **dot, class_="dot"))
+    bottom = height * len(rows)
     for column in range(0, columns, 1 if columns <= 16 else 5 if columns <= 48 else 10):
-        parts.append(tag("text", str(column), x=NAMES + (column + 0.5) * cell, y=bottom + 15, class_="tick middle"))
+        parts.append(tag("text", str(column), x=NAMES + (column + 0.5) * width, y=bottom + 15, class_="tick middle"))
     parts.append(tag("text", "layer", x=NAMES - 8, y=bottom + 15, class_="tick end"))
-    box = f"0 0 {WIDTH} {bottom + 24:.0f}"
-    return tag("svg", tag("title", title), *parts, viewBox=box, role="img", aria_label=title, class_="chart heat")
+    return picture(title, parts, height=bottom + 24, kind="chart heat")

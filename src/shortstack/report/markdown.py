@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from shortstack.report.table import Cell, Row, Table
+from shortstack.report.table import Cell, Table, TableRow
 
 
 def markdown(title: str, opening: str, tables: Sequence[Table]) -> str:
@@ -24,17 +24,16 @@ def markdown(title: str, opening: str, tables: Sequence[Table]) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    head = [table.heading, *(column.label for column in table.columns)]
     rules = ["---", *("---" if column.kind == "text" else "---:" for column in table.columns)]
-    rows = [[markdown_text(name) for name in head], rules]
+    rows = [[markdown_text(name) for name in table.headings], rules]
     for block in table.blocks:
         if block.title:
             rows.append([f"**{markdown_text(block.title)}**", *[""] * len(table.columns)])
-        rows += [[_markdown_label(row), *(_written(cell) for cell in row.cells)] for row in block.rows]
+        rows += [[_label(row), *(_written(cell) for cell in row.cells)] for row in block.rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _markdown_label(row: Row) -> str:
+def _label(row: TableRow) -> str:
     return f"*{markdown_text(row.label)}*" if row.base else markdown_text(row.label)
 
 
@@ -54,7 +53,7 @@ def _written(cell: Cell) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """A row for each row, numbers in full: the value of a column and beside it, where it has one, its standard error.
+    """The rows with their numbers in full, each beside its standard error where its column has them.
 
     Settings that the row's block is about stand in the first column; shares are from 0 to 1, times in seconds.
     """
@@ -69,10 +68,10 @@ def csv_text(table: Table) -> str:
         for row in block.rows:
             cells: list[object] = [block.title, row.label]
             for cell, spread in zip(row.cells, errors, strict=True):
-                cells += [_plain(cell.value), _plain(cell.stderr)] if spread else [_plain(cell.value)]
+                cells += [_full(cell.value), _full(cell.stderr)] if spread else [_full(cell.value)]
             writer.writerow(cells)
     return out.getvalue()
 
 
-def _plain(value: float | str | None) -> float | str:
+def _full(value: float | str | None) -> float | str:
     return "" if value is None else value

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shortstack.machine.files import check_new, whole
 from shortstack.report import markdown
-from shortstack.report.findings import Findings, findings
+from shortstack.report.findings import Findings
 from shortstack.report.latex import latex
 from shortstack.report.page import FIRST_LINE, render
 from shortstack.report.summary import opening
@@ -26,7 +26,7 @@ from shortstack.runs.records import read
 class Report:
     """A study's tables, to be written in any form."""
 
-    found: Findings
+    findings: Findings
     tables: Sequence[Table]
 
     @classmethod
@@ -37,15 +37,15 @@ class Report:
             InputError: there is no store in the folder.
             DataError: it is no store of a study.
         """
-        found = findings(runs if isinstance(runs, Runs) else read(runs))
-        return cls(found, all_tables(found))
+        findings = Findings.of(runs if isinstance(runs, Runs) else read(runs))
+        return cls(findings, all_tables(findings))
 
     def html(self) -> str:
         """One page that needs no network and no other file."""
-        return render(self.found, self.tables, version=version("shortstack"))
+        return render(self.findings, self.tables, version=version("shortstack"))
 
     def markdown(self) -> str:
-        return markdown.markdown(self.found.runs.title, opening(self.found), self.tables)
+        return markdown.markdown(self.findings.runs.title, opening(self.findings), self.tables)
 
     def latex(self) -> str:
         """The tables for a paper that loads the packages booktabs, graphicx and rotating."""
