@@ -505,11 +505,9 @@ def test_markdown_latex_and_csv_have_every_row(tmp_path: Path) -> None:
         parsed = list(csv.reader(io.StringIO(files[f"{each.key}.csv"])))
         assert len(parsed) == 1 + len(each.rows)
         assert {len(line) for line in parsed} == {len(parsed[0])}
-        floats = latex.split(rf"\label{{tab:{each.key}}}")[1].split(r"\label{tab:")[0].split(r"\begin{tabular}")[1:]
-        rows = [line for part in floats for line in part.splitlines() if line.endswith(r"\\")]
-        titles = [line for line in rows if line.startswith(r"\multicolumn")]
-        assert len(rows) - len(titles) - len(floats) == len(each.rows)
-        assert len([line for line in titles if ", continued" not in line]) == sum(bool(b.title) for b in each.blocks)
+        rows = latex.split(rf"\label{{tab:{each.key}}}")[1].split(r"\endfoot")[1].split(r"\end{longtable}")[0]
+        assert len(re.findall(r"\\\\$", rows, re.MULTILINE)) == len(each.rows)
+        assert rows.count(r"\multicolumn") == sum(bool(block.title) for block in each.blocks)
         section = markdown.split(f"## {each.title}\n")[1].split("\n## ")[0]
         lines = [line for line in section.splitlines() if line.startswith("|")]
         assert len(lines) == 2 + len(each.rows) + sum(bool(block.title) for block in each.blocks)

@@ -48,7 +48,7 @@ class Report:
         return markdown.markdown(self.findings.runs.title, opening(self.findings), self.tables)
 
     def latex(self) -> str:
-        """The tables for a paper that loads the packages booktabs, graphicx and rotating."""
+        """The tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""
         return latex(self.tables) + "\n"
 
     def csv(self) -> dict[str, str]:
