@@ -258,9 +258,9 @@ def _losses(findings: Findings, facets: Facets) -> Figure | None:
         return None
     drawn, legend = _by_level([*lines.values()], facets)
     points = [point for line in drawn for point in line.points]
-    trained = [loss for line in drawn for _, loss in line.thin]
+    every = [*points, *(point for line in drawn for point in line.thin)]
     x = axis("optimizer steps", [point.x for point in points], "{:,g}".format, whole=True)
-    y = axis("loss (nats per token)", [*(point.y for point in points), *trained], "{:.3g}".format)
+    y = axis("loss (nats per token)", [point.y for point in every], "{:.3g}".format)
     title = "Held-out loss while healing"
     svg = Chart(title, x, y, drawn).svg(facets)
     return Figure("losses", "healing", title, "Thin lines: the training loss.", svg, legend)
@@ -268,7 +268,7 @@ def _losses(findings: Findings, facets: Facets) -> Figure | None:
 
 def _loss_line(label: str, result: Result, step: StepRecord) -> Line:
     held_out = [(at, loss) for at, loss in step.result["held_out_losses"] if loss is not None]
-    trained = [(at, loss) for at, loss in step.result.get("losses") or () if loss is not None]
+    trained = [Point(at, loss, "") for at, loss in step.result.get("losses") or () if loss is not None]
     points = [Point(at, loss, f"{label}, step {at:g}: held-out loss {shown(loss, 'loss')}") for at, loss in held_out]
     return Line(label, points, None, result.factors, thin=trained)
 

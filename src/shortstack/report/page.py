@@ -12,7 +12,6 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from shortstack.report.figures import Figure, figures
@@ -21,6 +20,7 @@ from shortstack.report.format import counted, listed, shown
 from shortstack.report.labels import brief, words
 from shortstack.report.summary import depth_finding, key_figures, opening, usual_settings
 from shortstack.report.table import Table
+from shortstack.report.templates import templates
 from shortstack.runs.records import StepRecord, TrialRecord
 
 FIRST_LINE = "<!doctype html><!-- shortstack report -->"
@@ -165,13 +165,7 @@ def render(findings: Findings, tables: Sequence[Table], *, version: str) -> str:
     folder = files("shortstack.report")
     script, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(
-        loader=PackageLoader("shortstack.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {"counted": counted, "brief": brief}
     return environment.get_template("page.html.j2").render(
         page=Page(findings, tables),
