@@ -38,7 +38,6 @@ def report(
     ] = None,
 ) -> None:
     """Show what a study found: one page with its tables and figures, or the tables alone."""
-    from shortstack.machine.files import check_new
     from shortstack.report import Report as Made
     from shortstack.report.reporter import check_page, write_csv, write_page
 
@@ -48,7 +47,6 @@ def report(
     if page:
         check_page(page)
     if csv:
-        check_new(csv)
         write_csv(made, csv)
     if page:
         write_page(made, page)

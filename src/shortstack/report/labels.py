@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 FACTORS = ("model", "drop", "metric", "calibration", "strategy", "repair", "heal", "data")
@@ -30,8 +30,9 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     [{'model': 'demo', 'drop': '25%', 'metric': 'bi', 'calibration': 'none', 'strategy': 'one-shot',
       'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
     """
-    shorter = tails(each for settings in all_settings for each in _texts(settings))
-    all_settings = [_replaced(settings, shorter) for settings in all_settings]
+    texts: dict[str, str] = {}
+    _with_texts(all_settings, lambda text: texts.setdefault(text, text))
+    all_settings = _with_texts(all_settings, tails(texts).__getitem__)
     healings = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
     repairs = {json.dumps(each["repair"], sort_keys=True) for each in all_settings if each.get("repair")}
     return [_factors(settings, healings, one_repair=len(repairs) == 1) for settings in all_settings]
@@ -125,22 +126,13 @@ def tails(names: Iterable[str]) -> dict[str, str]:
     return shorter
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in settings, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
-
-
-def _replaced(value: Any, shorter: Mapping[str, str]) -> Any:
-    """The same settings with other texts."""
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The same settings, every text in them changed, however deep it is."""
     if isinstance(value, Mapping):
-        return {key: _replaced(item, shorter) for key, item in value.items()}
+        return {key: _with_texts(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_replaced(item, shorter) for item in value]
-    return shorter.get(value, value) if isinstance(value, str) else value
+        return [_with_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def brief(name: str, length: int = 40) -> str:

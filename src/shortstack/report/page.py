@@ -39,34 +39,12 @@ class Section:
     table: Table | None
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A step or trial as the page lists it: where it stands on the page, and its facts in words."""
-
-    id: str
-    title: str
-    state: str
-    facts: Sequence[tuple[str, str]]
-    links: Sequence[tuple[str, str]] = ()
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A level of a factor that the filter offers."""
-
-    token: str
-    name: str
-    full: str
-
-
 class Page:
-    """What the template is given."""
+    """What the template is given beside the records of the runs."""
 
     def __init__(self, findings: Findings, tables: Sequence[Table]) -> None:
-        self.findings, self.tables, self.runs = findings, tables, findings.runs
+        self.findings, self.tables, self.runs, self.levels = findings, tables, findings.runs, findings.levels
         self.ids = {key: f"s{number}" for number, key in enumerate(self.runs.steps)}
-        self.titles = {self.ids[key]: f"{step.kind} {key[:8]}, {step.state}" for key, step in self.runs.steps.items()}
         self.tokens = {
             (name, level): f"{place}.{number}"
             for place, (name, levels) in enumerate(findings.levels.items())
@@ -76,13 +54,6 @@ class Page:
     def facets(self, factors: Mapping[str, str]) -> str:
         """A row's levels as the words that the filter looks for."""
         return " ".join(token for pair in factors.items() if (token := self.tokens.get(pair)))
-
-    @property
-    def chips(self) -> list[tuple[str, list[Chip]]]:
-        return [
-            (name, [Chip(self.tokens[name, level], brief(level, 28), level) for level in levels])
-            for name, levels in self.findings.levels.items()
-        ]
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -106,54 +77,28 @@ class Page:
         return listed(sorted(set().union(*(table.tests for table in self.tables))))
 
     @property
-    def steps(self) -> list[Entry]:
-        return [self._step(step) for step in self.runs.steps.values()]
-
-    @property
-    def trials(self) -> list[Entry]:
-        return [self._trial(trial) for trial in self.runs.trials]
-
-    @property
-    def failures(self) -> list[tuple[Entry, list[Entry]]]:
+    def failures(self) -> list[tuple[TrialRecord, list[StepRecord]]]:
         """Each failed trial with its failed steps."""
-        return [
-            (self._trial(trial), [self._step(step) for step in trial.steps.values() if step.state == "failed"])
-            for trial in self.runs.trials
-            if trial.state == "failed" or any(step.state == "failed" for step in trial.steps.values())
+        failed = [
+            (trial, [step for step in trial.steps.values() if step.state == "failed"]) for trial in self.runs.trials
         ]
+        return [(trial, steps) for trial, steps in failed if steps or trial.state == "failed"]
 
     def links(self, keys: Iterable[str]) -> str:
         """The places of steps on the page."""
         return " ".join(self.ids[key] for key in keys if key in self.ids)
 
-    def _step(self, step: StepRecord) -> Entry:
-        started = datetime.fromtimestamp(step.started, UTC).strftime("%Y-%m-%d %H:%M UTC") if step.started else None
-        environment = self.environments.index(_versions(step)) + 1 if step.versions else None
-        facts = [
-            ("state", step.state),
-            ("key", step.key),
-            ("command", step.command),
-            ("settings", _json(step.arguments)),
-            ("inputs", _json(step.inputs)),
-            ("time", None if step.seconds is None else shown(step.seconds, "seconds")),
-            ("started", started),
-            ("host", step.host),
-            ("peak memory", shown(float(step.peak_rss_bytes), "bytes") if step.peak_rss_bytes else None),
-            ("versions", f"{environment}: {self.environments[environment - 1]}" if environment else None),
-        ]
-        title = f"{step.kind} {step.key[:8]}"
-        return Entry(
-            self.ids[step.key], title, step.state, [(name, each) for name, each in facts if each], error=step.error
-        )
-
-    def _trial(self, trial: TrialRecord) -> Entry:
-        settings = [(name, words(value)) for name, value in trial.settings.items()]
-        links = [(role.replace("_", " "), self.ids[step.key]) for role, step in trial.steps.items()]
-        return Entry(f"t{trial.number}", f"trial {trial.number}", trial.state, settings, links)
+    def versions(self, step: StepRecord) -> str:
+        """The number of a step's set of versions, and what is in it."""
+        return f"{self.environments.index(_versions(step)) + 1}: {_versions(step)}" if step.versions else ""
 
 
 def _versions(step: StepRecord) -> str:
     return ", ".join(f"{name} {version}" for name, version in step.versions.items())
+
+
+def _time(seconds: float | None) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC") if seconds else ""
 
 
 def _json(value: Mapping[str, Any]) -> str:
@@ -166,7 +111,14 @@ def render(findings: Findings, tables: Sequence[Table], *, version: str) -> str:
     script, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = templates()
-    environment.filters |= {"counted": counted, "brief": brief}
+    environment.filters |= {
+        "brief": brief,
+        "counted": counted,
+        "json": _json,
+        "shown": shown,
+        "time": _time,
+        "words": words,
+    }
     return environment.get_template("page.html.j2").render(
         page=Page(findings, tables),
         opening=opening(findings),

@@ -5,36 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from shortstack.report.columns import HEAL_MEMORY, HEAL_TIME, HELD_OUT, MAKE_TIME, REMOVED, TRAINABLE, all_columns
+from shortstack.report.columns import HEAL_MEMORY, HEAL_TIME, HELD_OUT, MAKE_TIME, REMOVED, TRAINABLE
+from shortstack.report.columns import all_columns as every
 from shortstack.report.columns import short_columns as short
 from shortstack.report.findings import HEALING, Findings, MatchedGroup, matched_groups
-from shortstack.report.sentences import (
-    Sentences,
-    against_plain,
-    calibration_spans,
-    healed_back,
-    healing_times,
-    kept_of_unpruned,
-    slower,
-    winners,
-)
+from shortstack.report.sentences import Sentences, healed_back, healing_times, kept_of_unpruned, slower, winners
+from shortstack.report.sentences import against_plain as plain
+from shortstack.report.sentences import calibration_spans as spans
 from shortstack.report.table import Block, Column, Table, TableRow
 from shortstack.report.tables.rows import judged_rows, result_row
 
 BEFORE = "pruned, not healed"
+HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name says too little
 
 
 @dataclass(frozen=True)
 class FactorTable:
     """A table over the levels of a factor; calling it makes the table, or None where the factor does not vary.
 
-    measures: the columns of measures; extras: those beside them; sentences: what the table says of its groups.
+    measures: the columns of measures; extras: those beside them; sentences: what the table says of its groups, where they
+    have something to say; else it says which level is best.
     """
 
     factor: str
     key: str
     title: str
-    heading: str
     measures: Callable[[Findings], list[Column]]
     extras: tuple[Column, ...]
     sentences: tuple[Sentences, ...] = ()
@@ -47,7 +42,7 @@ class FactorTable:
         blocks = tuple(Block(group.title, tuple(_rows(group, columns))) for group in groups)
         words = [text for sentences in self.sentences for text in sentences(findings, groups)]
         finding = " ".join(words or winners(findings, groups))
-        return Table(self.key, self.title, self.heading, columns, blocks, finding)
+        return Table(self.key, self.title, HEADINGS.get(self.factor, self.factor), columns, blocks, finding)
 
 
 def _rows(group: MatchedGroup, columns: Sequence[Column]) -> list[TableRow]:
@@ -59,38 +54,12 @@ def _rows(group: MatchedGroup, columns: Sequence[Column]) -> list[TableRow]:
     return rows
 
 
-# The paper has these as its tables 1, 2 and 4, 5, 6 and 7; the last is not in it.
-METRICS = FactorTable(
-    "metric", "metrics", "Which layers to remove", "metric", all_columns, (REMOVED,), (winners, kept_of_unpruned)
+HEALING_EXTRAS = (TRAINABLE, HELD_OUT, HEAL_TIME, HEAL_MEMORY)
+FACTOR_TABLES = (  # as the tables 1, 2 and 4, 5, 6 and 7 of the paper, which has none of repairs
+    FactorTable("metric", "metrics", "Which layers to remove", every, (REMOVED,), (winners, kept_of_unpruned)),
+    FactorTable("heal", "healing", "How to heal", short, HEALING_EXTRAS, (winners, healed_back, healing_times)),
+    FactorTable("strategy", "strategies", "All at once or step by step", short, (REMOVED, MAKE_TIME), (plain, slower)),
+    FactorTable("calibration", "calibration", "How much the calibration text matters", short, (REMOVED,), (spans,)),
+    FactorTable("data", "data", "How much the healing data matters", every, (HELD_OUT,)),
+    FactorTable("repair", "repair", "Does repair help", short, (REMOVED,), (plain,)),
 )
-HEALING_METHODS = FactorTable(
-    "heal",
-    "healing",
-    "How to heal",
-    "healing",
-    short,
-    (TRAINABLE, HELD_OUT, HEAL_TIME, HEAL_MEMORY),
-    (winners, healed_back, healing_times),
-)
-STRATEGIES = FactorTable(
-    "strategy",
-    "strategies",
-    "All at once or step by step",
-    "strategy",
-    short,
-    (REMOVED, MAKE_TIME),
-    (against_plain, slower),
-)
-CALIBRATIONS = FactorTable(
-    "calibration",
-    "calibration",
-    "How much the calibration text matters",
-    "calibration",
-    short,
-    (REMOVED,),
-    (calibration_spans,),
-)
-HEALING_DATA = FactorTable(
-    "data", "data", "How much the healing data matters", "healing data", all_columns, (HELD_OUT,), (winners,)
-)
-REPAIRS = FactorTable("repair", "repair", "Does repair help", "repair", short, (REMOVED,), (against_plain,))

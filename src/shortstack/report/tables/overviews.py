@@ -11,14 +11,7 @@ from shortstack.report.columns import FREE_TEXT, MAKE_TIME, measured_columns, sh
 from shortstack.report.findings import Findings
 from shortstack.report.labels import brief
 from shortstack.report.results import BASE, Result
-from shortstack.report.sentences import (
-    about_costs,
-    about_probes,
-    about_refits,
-    about_settings,
-    about_sizes,
-    regained,
-)
+from shortstack.report.sentences import about_costs, about_probes, about_refits, about_settings, about_sizes, regained
 from shortstack.report.table import Block, Cell, Column, Table, TableRow
 from shortstack.report.tables.rows import UNPRUNED, base_row, cells_of, judged_rows, result_row
 from shortstack.runs.records import StepRecord
@@ -41,9 +34,7 @@ def refits(findings: Findings) -> Table | None:
     return Table("refits", "What repair regains", "setting", REFIT_COLUMNS, (Block("", tuple(rows)),), finding)
 
 
-def _repair_column(
-    label: str, kind: str, value: Callable[[Mapping[str, Any]], float | None], title: str = ""
-) -> Column:
+def _repair_column(label: str, kind: str, value: Callable[[Mapping[str, Any]], Any], title: str = "") -> Column:
     return step_column(label, kind, lambda step: value(step.result["repair"]), title)
 
 
@@ -54,14 +45,17 @@ def _perplexity_column(label: str, loss: str, title: str) -> Column:
     return _repair_column(label, "perplexity", perplexity, title)
 
 
+def _fitted(repair: Mapping[str, Any]) -> int:
+    """How many weights were refitted and kept."""
+    return len(repair.get("fits") or ()) if repair.get("kept", True) else 0
+
+
 REFIT_COLUMNS = (
     _perplexity_column("unpruned", "loss_unpruned", "held-out perplexity of the unpruned model on the repair's text"),
     _perplexity_column("cut", "loss_before", "after the cut"),
     _perplexity_column("repaired", "loss_after", "after the repair"),
     _repair_column("regained", "percent", regained, "share of the loss that the cut added and repair took away again"),
-    _repair_column(
-        "weights refitted", "count", lambda repair: len(repair.get("fits") or ()) if repair.get("kept", True) else 0
-    ),
+    _repair_column("weights refitted", "count", _fitted),
     _repair_column("time", "seconds", lambda repair: repair.get("seconds")),
 )
 
