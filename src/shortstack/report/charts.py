@@ -34,7 +34,7 @@ COLOURED = len(SHAPES)  # lines beyond these are grey: nobody tells more colours
 
 @dataclass(frozen=True)
 class Point:
-    """A place, how far its value may be off, and what is said when one looks at it. y may be infinite or no number."""
+    """A value, its standard error, and the text that pointing at it shows. y may be infinite or no number."""
 
     x: float
     y: float
@@ -94,8 +94,8 @@ def axis(
     >>> axis("x", [0.12, 0.49], str).ticks
     [0.1, 0.2, 0.3, 0.4, 0.5]
     """
-    known = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
-    low, high = min(known), max(known)
+    finite = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
+    low, high = min(finite), max(finite)
     if low == high:
         low, high = (low / 1.5, high * 1.5) if log else (low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10)
     if log:

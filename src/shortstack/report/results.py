@@ -183,10 +183,10 @@ def _seeds_mean(seeds: Sequence[Measure]) -> Measure:
 
 
 def _seeds_stderr(errors: Sequence[float | None], values: Sequence[float]) -> float | None:
-    known = [error for error in errors if error is not None]
-    if len(known) < len(errors) or not all(map(math.isfinite, values)):
+    squares = [error**2 for error in errors if error is not None]
+    if len(squares) < len(errors) or not all(map(math.isfinite, values)):
         return None
-    return math.sqrt(float(np.mean(np.square(known))) + float(np.var(values, ddof=1)) / len(values))
+    return math.sqrt(float(np.mean(squares)) + float(np.var(values, ddof=1)) / len(values))
 
 
 def _mean_outcomes(seeds: Sequence[Measure]) -> dict[str, float] | None:

@@ -37,6 +37,7 @@ class Difference:
 
     @property
     def worse(self) -> bool:
+        """Whether it is below 0, beyond chance."""
         return self.significant and self.value < 0
 
 
@@ -50,19 +51,6 @@ class Judgement:
     place: int = 0
     base: Difference | None = None
     best: Difference | None = None
-
-    @property
-    def below_base(self) -> bool:
-        return self.base is not None and self.base.worse
-
-    @property
-    def above_base(self) -> bool:
-        return self.base is not None and self.base.significant and self.base.value > 0
-
-    @property
-    def near_best(self) -> bool:
-        """Whether it is not the best, and not told apart from it."""
-        return self.best is not None and self.best.p is not None and not self.best.significant
 
 
 def difference(ours: Measure, theirs: Measure) -> Difference:

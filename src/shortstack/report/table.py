@@ -49,8 +49,10 @@ class Cell:
 
     @property
     def marks(self) -> str:
-        judged = self.judgement
-        return BELOW * judged.below_base + ABOVE * judged.above_base + NEAR * judged.near_best
+        """How it stands, in signs: those of LEGEND."""
+        base, best = self.judgement.base, self.judgement.best
+        apart = "" if base is None or not base.significant else BELOW if base.worse else ABOVE
+        return apart + (NEAR if best and best.p is not None and not best.significant else "")
 
     @property
     def why(self) -> str:
