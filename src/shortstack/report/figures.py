@@ -11,9 +11,10 @@ from markupsafe import Markup
 
 from shortstack.report.charts import COLOURED, Axis, Chart, Line, Point, axis, heat_map, swatch
 from shortstack.report.findings import Findings
-from shortstack.report.format import counted, shown, uncertainty
+from shortstack.report.format import counted, shown
 from shortstack.report.labels import brief
-from shortstack.report.results import BASE, Measure, Result
+from shortstack.report.results import BASE, Result
+from shortstack.report.sentences import score_text
 from shortstack.runs.records import StepRecord
 
 Facets = Callable[[Mapping[str, str]], str]
@@ -55,34 +56,34 @@ def figures(findings: Findings, facets: Facets) -> list[Figure]:
 
 def _depth(findings: Findings, model: str, column: str, facets: Facets) -> Figure | None:
     """One line for each setting, over the number of layers that it removes."""
-    points: dict[str, list[Point]] = {}
     members: dict[str, list[Result]] = {}
     for each in findings.results:
-        measure = each.measures.get(column)
-        if each.model == model and measure and each.removed is not None:
-            label = findings.name(each, {"model", "drop"})
-            where = f"{counted(each.removed, 'layer')} removed"
-            point = Point(each.removed, measure.value, f"{label}, {where}: {_score(measure)}", measure.stderr)
-            points.setdefault(label, []).append(point)
-            members.setdefault(label, []).append(each)
-    every = [point for line in points.values() for point in line]
-    if len({point.x for point in every}) < 2:
+        if each.model == model and column in each.measures and each.removed is not None:
+            members.setdefault(findings.name(each, {"model", "drop"}), []).append(each)
+    lines = _coloured([_depth_line(label, some, column) for label, some in members.items()])
+    points = [point for line in lines for point in line.points]
+    if len({point.x for point in points}) < 2:
         return None
     base = findings.bases[model].measures.get(column) if model in findings.bases else None
     levels = [("unpruned", base.value)] if base and math.isfinite(base.value) else []
-    lines = _coloured(
-        [
-            Line(name, sorted(line, key=lambda point: point.x), None, _common_factors(members[name]))
-            for name, line in points.items()
-        ]
-    )
-    x = axis("layers removed", [0, *(point.x for point in every)], "{:g}".format, whole=True)
-    y = _quality_axis(findings, column, [*(point.y for point in every), *(value for _, value in levels)])
+    x = axis("layers removed", [0, *(point.x for point in points)], "{:g}".format, whole=True)
+    y = _quality_axis(findings, column, [*(point.y for point in points), *(value for _, value in levels)])
     title = f"{y.label} against layers removed{_of_model(findings, model)}"
-    beyond = " A triangle at the upper edge: infinite." if any(math.isinf(point.y) for point in every) else ""
-    svg = Chart(title, x, y, lines, levels).svg(facets)
-    caption = f"Bars are one standard error.{beyond}"
+    beyond = " A triangle at the upper edge: infinite." if any(point.infinite for point in points) else ""
+    svg, caption = Chart(title, x, y, lines, levels).svg(facets), f"Bars are one standard error.{beyond}"
     return Figure(f"depth-{column}-{model}", "depth", title, caption, svg, _legend(lines, facets))
+
+
+def _depth_line(label: str, some: Sequence[Result], column: str) -> Line:
+    """The points of results that differ in the layers removed; the line's factors are those that all of them share."""
+    points = []
+    for each in sorted(some, key=lambda each: each.removed or 0):
+        measure, removed = each.measures[column], each.removed or 0
+        title = f"{label}, {counted(removed, 'layer')} removed: {score_text(measure, error=True)}"
+        points.append(Point(removed, measure.value, title, measure.stderr))
+    first = some[0].factors
+    common = {name: level for name, level in first.items() if all(each.factors[name] == level for each in some)}
+    return Line(label, points, None, common)
 
 
 def _quality_axis(findings: Findings, column: str, values: Sequence[float]) -> Axis:
@@ -100,17 +101,6 @@ def _axis_perplexity(value: float) -> str:
 def _of_model(findings: Findings, model: str) -> str:
     """The end of a title, where there are several models."""
     return f", {brief(model)}" if len(findings.bases) > 1 else ""
-
-
-def _score(measure: Measure) -> str:
-    error = uncertainty(measure.value, measure.stderr, measure.kind)
-    return shown(measure.value, measure.kind) + (f" ± {error}" if error else "") + "%" * (measure.kind == "share")
-
-
-def _common_factors(some: Sequence[Result]) -> dict[str, str]:
-    """The factors that results share."""
-    first = some[0].factors
-    return {name: level for name, level in first.items() if all(each.factors[name] == level for each in some)}
 
 
 def _coloured(lines: Sequence[Line]) -> list[Line]:

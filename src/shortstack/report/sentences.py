@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from shortstack.report.findings import Findings, MatchedGroup
-from shortstack.report.format import MINUS, MISSING, counted, listed, points, shown
+from shortstack.report.format import MINUS, MISSING, counted, listed, points, shown, uncertainty
 from shortstack.report.labels import NONE, brief
 from shortstack.report.results import AVERAGE, Measure, Result
 from shortstack.report.significance import corrected, difference
@@ -252,11 +252,12 @@ def headline(findings: Findings) -> str:
     return "average" if name == AVERAGE else f"perplexity on {label}" if kind == "perplexity" else f"score on {label}"
 
 
-def score_text(measure: Measure | None) -> str:
-    """A score with its unit."""
+def score_text(measure: Measure | None, *, error: bool = False) -> str:
+    """A score with its unit, and on request its standard error."""
     if measure is None:
         return MISSING
-    return shown(measure.value, measure.kind) + ("%" if measure.kind == "share" else "")
+    spread = uncertainty(measure.value, measure.stderr, measure.kind) if error else ""
+    return shown(measure.value, measure.kind) + (f" ± {spread}" if spread else "") + "%" * (measure.kind == "share")
 
 
 def _pairs(groups: Iterable[MatchedGroup]) -> list[tuple[Result, Result]]:
