@@ -80,8 +80,8 @@ def next_step(command: str) -> None:
 
 def fail(error: ShortstackError) -> None:
     """An error as three short lines on stderr, parameters spelled as options."""
-    said = error.spelled(as_option)
-    say(f"Error: {said.where}\n  expected  {said.expected}\n  found     {said.found}\n  to fix it {said.fix}")
+    error = error.spelled(as_option)
+    say(f"Error: {error.where}\n  expected  {error.expected}\n  found     {error.found}\n  to fix it {error.fix}")
 
 
 def as_option(name: str, value: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from shortstack.planning.layer_sets import show_layers
@@ -18,19 +18,14 @@ EMPTY = Cell(None, "text")
 
 def all_columns(findings: Findings) -> list[Column]:
     """The average, every task, every text."""
-    return measured_columns(
-        findings, [*_average(findings), *findings.measured("task"), *findings.measured("perplexity")]
-    )
+    average = [AVERAGE] if AVERAGE in findings.columns else []
+    return measured_columns(findings, [*average, *findings.measured("task"), *findings.measured("perplexity")])
 
 
 def short_columns(findings: Findings) -> list[Column]:
     """The average, or the tasks where there is none, and every text."""
-    names = [*(_average(findings) or findings.measured("task")), *findings.measured("perplexity")]
-    return measured_columns(findings, names)
-
-
-def _average(findings: Findings) -> list[str]:
-    return [AVERAGE] if AVERAGE in findings.columns else []
+    first = [AVERAGE] if AVERAGE in findings.columns else findings.measured("task")
+    return measured_columns(findings, [*first, *findings.measured("perplexity")])
 
 
 def measured_columns(findings: Findings, names: list[str]) -> list[Column]:
@@ -52,22 +47,24 @@ def _measured_column(findings: Findings, name: str) -> Column:
     return Column(label, measure.kind, lambda result: Cell.of(result.measures.get(name)), title, name)
 
 
-def step_column(
-    label: str, kind: str, value: str | Callable[[StepRecord], Any], title: str = "", *, role: str = ""
-) -> Column:
-    """A column of numbers that steps gave, whose cells lead to them.
+def step_column(label: str, kind: str, value: str | Callable[[StepRecord], Any], title: str = "") -> Column:
+    """A column of rows that are about steps. value: computes the number from a step, or is its key in the step's result."""
 
-    value: computes the number from a step, or is its key in the step's result.
-    role: rows are about results, and the step is their step of this role; healing's only where the result is healed.
-    """
-
-    def cell(row: Any) -> Cell:
-        if role == "heal" and row.role != HEALED:
-            return EMPTY
-        step = row.step(role) if role else row
-        return step_cell(step and (step.result.get(value) if isinstance(value, str) else value(step)), kind, step)
+    def cell(step: StepRecord) -> Cell:
+        return step_cell(step.result.get(value) if isinstance(value, str) else value(step), kind, step)
 
     return Column(label, kind, cell, title)
+
+
+def _healing_column(label: str, kind: str, value: str | Callable[[StepRecord], Any], title: str) -> Column:
+    """A column of rows that are about results, with what a healed one's healing gave."""
+    column = step_column(label, kind, value, title)
+
+    def cell(result: Result) -> Cell:
+        step = result.step("heal") if result.role == HEALED else None
+        return column.cell(step) if step else EMPTY
+
+    return replace(column, cell=cell)
 
 
 def step_cell(value: Any, kind: str, step: StepRecord | None) -> Cell:
@@ -76,23 +73,26 @@ def step_cell(value: Any, kind: str, step: StepRecord | None) -> Cell:
 
 
 def _removed(result: Result) -> Cell:
-    if result.role == BASE:
-        return EMPTY
     plans = {tuple(sorted(plan["removed"])) for plan in result.plans if plan.get("removed")}
-    layers = (
-        show_layers(next(iter(plans))) if len(plans) == 1 else f"differs over {len(plans)} plans" if plans else None
-    )
+    if result.role == BASE or not plans:
+        return EMPTY
+    layers = show_layers(next(iter(plans))) if len(plans) == 1 else f"differs over {len(plans)} plans"
     return step_cell(layers, "text", result.step("plan", "prune"))
 
 
-def _seconds(result: Result, *, roles: tuple[str, ...], shown: tuple[str, ...]) -> Cell:
-    """The time that the steps of some roles took; the cell leads to the first of those shown."""
-    if result.role == BASE or (roles == ("heal",) and result.role != HEALED):
+def _heal_time(result: Result) -> Cell:
+    if result.role != HEALED:
         return EMPTY
-    return step_cell(result.seconds(*roles), "seconds", result.step(*shown))
+    return step_cell(result.seconds("heal"), "seconds", result.step("heal"))
 
 
-def _degeneration(result: Result) -> Cell:
+def _make_time(result: Result) -> Cell:
+    if result.role == BASE:
+        return EMPTY
+    return step_cell(result.seconds("score", "plan", "prune", "heal"), "seconds", result.step("heal", "prune"))
+
+
+def _free_text(result: Result) -> Cell:
     """What a free text says of the model: nothing where it was not looked at."""
     step = result.evaluation
     collapse = (step.result.get("collapse") or {}) if step else {}
@@ -101,23 +101,16 @@ def _degeneration(result: Result) -> Cell:
     return step_cell(words if collapse else None, "text", step)
 
 
+def _held_out(step: StepRecord) -> float | None:
+    return (step.result.get("loss") or {}).get("held_out")
+
+
 REMOVED = Column("layers removed", "text", _removed, "numbered from 0 in the unpruned model")
-TRAINABLE = step_column("trained", "parameters", "trainable_parameters", "parameters that healing trains", role="heal")
-HELD_OUT = step_column(
-    "held-out loss",
-    "loss",
-    lambda step: (step.result.get("loss") or {}).get("held_out"),
-    "lowest loss on samples that were not trained on, nats per token",
-    role="heal",
+TRAINABLE = _healing_column("trained", "parameters", "trainable_parameters", "parameters that healing trains")
+HELD_OUT = _healing_column(
+    "held-out loss", "loss", _held_out, "lowest loss on samples that were not trained on, nats per token"
 )
-HEAL_TIME = Column("time", "seconds", partial(_seconds, roles=("heal",), shown=("heal",)), "time that healing took")
-HEAL_MEMORY = step_column(
-    "memory", "bytes", "peak_rss_bytes", "most memory the process held while it healed", role="heal"
-)
-MAKE_TIME = Column(
-    "time to make",
-    "seconds",
-    partial(_seconds, roles=("score", "plan", "prune", "heal"), shown=("heal", "prune")),
-    "scoring, pruning and healing; evaluation is not counted",
-)
-FREE_TEXT = Column("free text", "text", _degeneration, "collapsed: loops, few words or silence")
+HEAL_TIME = Column("time", "seconds", _heal_time, "time that healing took")
+HEAL_MEMORY = _healing_column("memory", "bytes", "peak_rss_bytes", "most memory the process held while it healed")
+MAKE_TIME = Column("time to make", "seconds", _make_time, "scoring, pruning and healing; evaluation is not counted")
+FREE_TEXT = Column("free text", "text", _free_text, "collapsed: loops, few words or silence")
