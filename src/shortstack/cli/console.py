@@ -80,8 +80,8 @@ def next_step(command: str) -> None:
 
 def fail(error: ShortstackError) -> None:
     """An error as three short lines on stderr, parameters spelled as options."""
-    error = error.spelled(as_option)
-    say(f"Error: {error.where}\n  expected  {error.expected}\n  found     {error.found}\n  to fix it {error.fix}")
+    words = error.spelled(as_option)
+    say(f"Error: {words.where}\n  expected  {words.expected}\n  found     {words.found}\n  to fix it {words.fix}")
 
 
 def as_option(name: str, value: str) -> str:

@@ -14,12 +14,8 @@ def markdown(title: str, opening: str, tables: Sequence[Table]) -> str:
     """A page of Markdown: best in bold, second best in italics."""
     parts = [f"# {markdown_text(title)}", markdown_text(opening)]
     for table in tables:
-        parts += [
-            f"## {table.title}",
-            markdown_text(table.finding),
-            _markdown_table(table),
-            table.legend("**bold**", "*italic*"),
-        ]
+        legend = table.legend("**bold**", "*italic*")
+        parts += [f"## {table.title}", markdown_text(table.finding), _markdown_table(table), legend]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -57,21 +53,18 @@ def csv_text(table: Table) -> str:
 
     Settings that the row's block is about stand in the first column; shares are from 0 to 1, times in seconds.
     """
-    errors = [any(row.cells[number].stderr is not None for row in table.rows) for number in range(len(table.columns))]
-    head = ["block", table.heading]
-    for column, spread in zip(table.columns, errors, strict=True):
-        head += [column.label, f"{column.label} s.e."] if spread else [column.label]
+    spreads = [any(row.cells[place].stderr is not None for row in table.rows) for place in range(len(table.columns))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
+    heads = [[column.label, f"{column.label} s.e."] for column in table.columns]
+    writer.writerow(["block", table.heading, *_flat(heads, spreads)])
     for block in table.blocks:
         for row in block.rows:
-            cells: list[object] = [block.title, row.label]
-            for cell, spread in zip(row.cells, errors, strict=True):
-                cells += [_full(cell.value), _full(cell.stderr)] if spread else [_full(cell.value)]
-            writer.writerow(cells)
+            cells = [[cell.value, cell.stderr] for cell in row.cells]
+            writer.writerow([block.title, row.label, *_flat(cells, spreads)])
     return out.getvalue()
 
 
-def _full(value: float | str | None) -> float | str:
-    return "" if value is None else value
+def _flat(pairs: Sequence[Sequence[object]], spreads: Sequence[bool]) -> list[object]:
+    """Both of each pair where the column has standard errors, else the first."""
+    return [each for pair, spread in zip(pairs, spreads, strict=True) for each in pair[: 1 + spread]]
