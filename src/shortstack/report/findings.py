@@ -8,12 +8,22 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from shortstack.report.labels import NONE, brief, factors, tails, varying
-from shortstack.report.results import AVERAGE, Measure, Result, before_healing, results, share_tasks, unpruned
+from shortstack.report.labels import PLAIN, brief, factors, short_paths, varying
+from shortstack.report.results import (
+    AVERAGE,
+    HEALED,
+    PRUNED,
+    Measure,
+    Result,
+    before_healing,
+    results,
+    share_tasks,
+    unpruned,
+)
 from shortstack.runs import Runs
 
 HEALING = {"heal", "data"}
-UNSAID = {NONE["calibration"], NONE["data"], NONE["strategy"], NONE["repair"]}  # what is plain needs no word
+UNSAID = {PLAIN["calibration"], PLAIN["data"], PLAIN["strategy"], PLAIN["repair"]}  # what is plain needs no word
 Setting = tuple[tuple[str, str], ...]  # factors and their levels
 
 
@@ -49,7 +59,7 @@ class Findings:
     @cached_property
     def names(self) -> dict[str, str]:
         """What a column is called: the task, text or probe, paths by their ends."""
-        shorter = tails(name.partition(":")[2] for name in self.columns)
+        shorter = short_paths(name.partition(":")[2] for name in self.columns)
         return {name: shorter[name.partition(":")[2]] or name for name in self.columns}
 
     @property
@@ -88,7 +98,7 @@ class Findings:
 def _usual(measured: Sequence[Result]) -> dict[str, str]:
     usual: dict[str, str] = {}
     for name in ("calibration", "data"):
-        counts = Counter(each.factors[name] for each in measured if each.factors[name] != NONE[name])
+        counts = Counter(each.factors[name] for each in measured if each.factors[name] != PLAIN[name])
         if counts:
             usual[name] = counts.most_common(1)[0][0]
     return usual
@@ -117,7 +127,7 @@ def matched_groups(findings: Findings, factor: str) -> list[MatchedGroup]:
     """
     gathered: dict[Setting, list[Result]] = {}
     for result in findings.results:
-        if factor not in HEALING or result.factors["heal"] != NONE["heal"]:
+        if factor not in HEALING or result.role == HEALED:
             gathered.setdefault(_setting(result, {factor}), []).append(result)
     if factor == "metric":
         _spread_uncalibrated(gathered)
@@ -131,7 +141,7 @@ def _setting(result: Result, without: Collection[str]) -> Setting:
 
 def _spread_uncalibrated(gathered: dict[Setting, list[Result]]) -> None:
     """Move results that no calibration text is behind into the groups that are the same otherwise."""
-    none = ("calibration", NONE["calibration"])
+    none = ("calibration", PLAIN["calibration"])
     calibrated = [key for key in gathered if none not in key]
     for key in [key for key in gathered if none in key]:
         rest = _without_calibration(key)
@@ -148,7 +158,7 @@ def _without_calibration(setting: Setting) -> Setting:
 
 def _matched_group(findings: Findings, factor: str, members: Sequence[Result]) -> MatchedGroup:
     members = sorted(members, key=lambda each: findings.levels[factor].index(each.factors[factor]))
-    first = next((each for each in members if each.factors["calibration"] != NONE["calibration"]), members[-1])
+    first = next((each for each in members if each.factors["calibration"] != PLAIN["calibration"]), members[-1])
     unhealed = _unhealed(findings, members) if factor in HEALING else None
     constant = {"heal"} if factor == "data" and "heal" not in findings.levels else set()
     title = findings.label(first, {factor} | constant)
@@ -158,8 +168,6 @@ def _matched_group(findings: Findings, factor: str, members: Sequence[Result]) -
 def _unhealed(findings: Findings, members: Sequence[Result]) -> Result | None:
     """The trial without healing if there is one, else what was measured of a healed one before its healing."""
     rest = _setting(members[0], HEALING)
-    plain = (
-        each for each in findings.results if each.factors["heal"] == NONE["heal"] and _setting(each, HEALING) == rest
-    )
+    plain = (each for each in findings.results if each.role == PRUNED and _setting(each, HEALING) == rest)
     derived = (result for each in members if (result := before_healing(each, findings.tasks)))
     return next(plain, None) or next(derived, None)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 FACTORS = ("model", "drop", "metric", "calibration", "strategy", "repair", "heal", "data")
-NONE = {
+PLAIN = {  # what the levels are called at which a setting does without
     "drop": "named layers",
     "calibration": "none",
     "strategy": "one-shot",
@@ -32,7 +32,7 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """
     texts: dict[str, str] = {}
     _with_texts(all_settings, lambda text: texts.setdefault(text, text))
-    all_settings = _with_texts(all_settings, tails(texts).__getitem__)
+    all_settings = _with_texts(all_settings, short_paths(texts).__getitem__)
     healings = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
     repairs = {json.dumps(each["repair"], sort_keys=True) for each in all_settings if each.get("repair")}
     return [_factors(settings, healings, one_repair=len(repairs) == 1) for settings in all_settings]
@@ -46,7 +46,7 @@ def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_re
         levels["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
     if repair:
         levels["repair"] = "repaired" if one_repair or repair is True else f"repaired on {words(repair)}"
-    first = {name: words(levels.pop(name, None), NONE.get(name, "none")) for name in FACTORS}
+    first = {name: words(levels.pop(name, None), PLAIN.get(name, "none")) for name in FACTORS}
     return first | {name: words(value) for name, value in sorted(levels.items())}
 
 
@@ -111,10 +111,10 @@ def _option_words(key: str, value: Any) -> str:
     return f"{name} {words(value)}"
 
 
-def tails(names: Iterable[str]) -> dict[str, str]:
+def short_paths(names: Iterable[str]) -> dict[str, str]:
     """Names in short: as many last parts of a path as tell it from the others; any other name as it is.
 
-    >>> tails(["/a/b/text.txt", "/a/c/text.txt", "/a/model", "org/name"])
+    >>> short_paths(["/a/b/text.txt", "/a/c/text.txt", "/a/model", "org/name"])
     {'/a/b/text.txt': 'b/text.txt', '/a/c/text.txt': 'c/text.txt', '/a/model': 'model', 'org/name': 'org/name'}
     """
     shorter = dict.fromkeys(names, "")

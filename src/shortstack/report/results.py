@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shortstack.errors import DataError
-from shortstack.report.labels import NONE
+from shortstack.report.labels import PLAIN
 from shortstack.runs.records import StepRecord, TrialRecord
 
 AVERAGE = "average"
@@ -117,9 +117,9 @@ def results(trials: Described) -> list[Result]:
 def before_healing(result: Result, tasks: Sequence[str]) -> Result | None:
     """The same setting as it was pruned, not healed."""
     trials = [trial for trial in result.trials if trial.step(PRUNED)]
-    if not trials or result.factors["heal"] == NONE["heal"]:
+    if not trials or result.role != HEALED:
         return None
-    factors = {**result.factors, "heal": NONE["heal"], "data": NONE["data"]}
+    factors = {**result.factors, "heal": PLAIN["heal"], "data": PLAIN["data"]}
     return _averaged(_result(factors, trials, PRUNED), tasks)
 
 
@@ -154,7 +154,7 @@ def _averaged(result: Result, tasks: Sequence[str]) -> Result:
 
 def _role(factors: Mapping[str, str]) -> str:
     """The evaluation that a setting is about: a trial that is yet to heal, or failed to, has nothing to show."""
-    return PRUNED if factors["heal"] == NONE["heal"] else HEALED
+    return PRUNED if factors["heal"] == PLAIN["heal"] else HEALED
 
 
 def _result(factors: Mapping[str, str], trials: Sequence[TrialRecord], role: str) -> Result:

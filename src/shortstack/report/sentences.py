@@ -13,7 +13,7 @@ from typing import Any
 
 from shortstack.report.findings import Findings, MatchedGroup
 from shortstack.report.format import MINUS, MISSING, counted, listed, points, shown, uncertainty
-from shortstack.report.labels import NONE, brief
+from shortstack.report.labels import PLAIN, brief
 from shortstack.report.results import AVERAGE, Measure, Result
 from shortstack.report.significance import corrected, difference
 from shortstack.runs import Runs
@@ -262,7 +262,7 @@ def score_text(measure: Measure | None, *, error: bool = False) -> str:
 
 def _pairs(groups: Iterable[MatchedGroup]) -> list[tuple[Result, Result]]:
     """Each result of a group beside the one at which the factor is at its plain level."""
-    plain = [(group, each) for group in groups for each in group.results if group.level(each) == NONE[group.factor]]
+    plain = [(group, each) for group in groups for each in group.results if group.level(each) == PLAIN[group.factor]]
     return [(each, one) for group, one in plain for each in group.results if each is not one]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, listed, shown
-from shortstack.report.labels import NONE, brief
+from shortstack.report.labels import PLAIN, brief
 from shortstack.report.results import Result
 from shortstack.report.sentences import headline, score_text
 from shortstack.report.significance import difference
@@ -59,7 +59,7 @@ def _names(levels: Sequence[str], noun: str, *, most: int) -> str:
 def _levels(findings: Findings, name: str) -> list[str]:
     """The levels of a factor that are something, in order."""
     levels = dict.fromkeys(each[name] for each in findings.factors)
-    return [level for level in levels if level not in ("none", NONE.get(name))]
+    return [level for level in levels if level not in ("none", PLAIN.get(name))]
 
 
 def _amounts(levels: Sequence[str]) -> str:
