@@ -39,7 +39,7 @@ class Figure:
 
 def figures(findings: Findings, facets: Facets) -> list[Figure]:
     """Every figure that the runs have something for. facets: factors as the words that the page filters by."""
-    models = findings.bases or dict.fromkeys(each.model for each in findings.results)
+    models = findings.bases or findings.by_model
     texts = findings.measured("perplexity")[:1]
     shares = [findings.headline] if findings.headline not in ("", *findings.measured("perplexity")) else []
     every = [
@@ -57,8 +57,8 @@ def figures(findings: Findings, facets: Facets) -> list[Figure]:
 def _depth(findings: Findings, model: str, column: str, facets: Facets) -> Figure | None:
     """One line for each setting, over the number of layers that it removes."""
     members: dict[str, list[Result]] = {}
-    for each in findings.results:
-        if each.model == model and column in each.measures and each.removed is not None:
+    for each in findings.by_model.get(model, []):
+        if column in each.measures and each.removed is not None:
             members.setdefault(findings.name(each, {"model", "drop"}), []).append(each)
     lines = _coloured([_depth_line(label, some, column) for label, some in members.items()])
     points = [point for line in lines for point in line.points]
@@ -121,7 +121,7 @@ def _legend(lines: Sequence[Line], facets: Facets) -> Legend:
 def _trade_off(findings: Findings, base: Result, facets: Facets, *, size: bool) -> Figure | None:
     """A point for each setting: its score over its bytes, or over its speed; the best of both in colour."""
     points: list[tuple[Point, Result]] = []
-    for each in (base, *(result for result in findings.results if result.model == base.model)):
+    for each in (base, *findings.by_model.get(base.model, [])):
         measure, at = findings.score(each), _stored_bytes(findings, each) if size else _tokens_per_second(each)
         if measure and at is not None and math.isfinite(measure.value):
             name = "unpruned" if each is base else findings.name(each, {"model"})
@@ -173,7 +173,7 @@ def front(points: Sequence[Point], *, less_x: bool, less_y: bool) -> list[Point]
 def _stored_bytes(findings: Findings, result: Result) -> float | None:
     """Bytes of the weights: measured, else as planned."""
     if result.role == BASE:
-        plans = [plan for each in findings.results if each.model == result.model for plan in each.plans]
+        plans = [plan for each in findings.by_model.get(result.model, []) for plan in each.plans]
         return next((plan["bytes"]["before"] for plan in plans if plan.get("bytes")), None)
     profile = result.step("profile")
     if profile and profile.result.get("weight_bytes"):

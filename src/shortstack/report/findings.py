@@ -62,6 +62,12 @@ class Findings:
         shorter = short_paths(name.partition(":")[2] for name in self.columns)
         return {name: shorter[name.partition(":")[2]] or name for name in self.columns}
 
+    @cached_property
+    def by_model(self) -> dict[str, list[Result]]:
+        """The results of each model."""
+        models = dict.fromkeys(each.model for each in self.results)
+        return {model: [each for each in self.results if each.model == model] for model in models}
+
     @property
     def headline(self) -> str:
         """The column that a short comparison goes by: the average, else the only task, else the first perplexity."""

@@ -69,7 +69,7 @@ def probes(findings: Findings) -> Table | None:
         return None
     blocks = []
     for model, base in findings.bases.items():
-        mine = [each for each in findings.results if each.model == model]
+        mine = findings.by_model.get(model, [])
         rows = judged_rows(mine, base, columns, lambda each: findings.name(each, {"model"}))
         blocks.append(Block(_model_title(findings, model), tuple(rows)))
     return Table("probes", "Can it still write", "setting", tuple(columns), tuple(blocks), about_probes(findings))
@@ -82,12 +82,11 @@ def _model_title(findings: Findings, model: str) -> str:
 
 def sizes(findings: Findings) -> Table | None:
     """Parameters, bytes and speed of each size of each model; one row per number of layers removed."""
-    profiles = {model: _profiles(findings, model) for model in dict.fromkeys(each.model for each in findings.results)}
-    profiles = {model: mine for model, mine in profiles.items() if mine}
+    profiles = {model: steps for model, mine in findings.by_model.items() if (steps := _profiles(mine))}
     if not profiles:
         return None
-    steps = [step for mine in profiles.values() for step in mine.values()]
-    batches = sorted({speed["batch"] for step in steps for speed in step.result.get("speed") or ()})
+    every = [step for steps in profiles.values() for step in steps.values()]
+    batches = sorted({speed["batch"] for step in every for speed in step.result.get("speed") or ()})
     columns = (
         step_column("parameters", "parameters", "parameters"),
         step_column("weights", "bytes", "weight_bytes", "bytes of all weights"),
@@ -97,16 +96,13 @@ def sizes(findings: Findings) -> Table | None:
         *(_speed_column(f"read, batch {n}", "prefill", n, "prompt tokens per second") for n in batches),
         *(_speed_column(f"write, batch {n}", "decode", n, "new tokens per second") for n in batches),
     )
-    blocks = [
-        Block(
-            _model_title(findings, model),
-            tuple(
-                TableRow(name, cells_of(step, columns), {"model": model}, base=name == UNPRUNED)
-                for name, step in mine.items()
-            ),
-        )
-        for model, mine in profiles.items()
-    ]
+    blocks = []
+    for model, steps in profiles.items():
+        rows = [
+            TableRow(size, cells_of(step, columns), {"model": model}, base=size == UNPRUNED)
+            for size, step in steps.items()
+        ]
+        blocks.append(Block(_model_title(findings, model), tuple(rows)))
     return Table("sizes", "What it saves", "layers removed", columns, tuple(blocks), about_sizes(profiles))
 
 
@@ -118,9 +114,8 @@ def _speed_column(label: str, phase: str, batch: int, title: str) -> Column:
     return step_column(label, "rate", rate, title)
 
 
-def _profiles(findings: Findings, model: str) -> dict[str, StepRecord]:
+def _profiles(mine: Sequence[Result]) -> dict[str, StepRecord]:
     """The step that profiled each size of a model, by the layers removed; the unpruned model first."""
-    mine = [each for each in findings.results if each.model == model]
     base = next((step for each in mine if (step := each.step("profile_base"))), None)
     by_size: dict[int, StepRecord] = {}
     for each in mine:
