@@ -76,19 +76,20 @@ def check_page(output: Path) -> None:
         check_new(output)
 
 
-def write_page(made: Report, output: Path) -> None:
+def write_page(report: Report, output: Path) -> None:
+    """Write the page, whole or not at all; check_page says whether it may be."""
     with whole(output) as partial:
-        partial.write_text(made.html(), encoding="utf-8")
+        partial.write_text(report.html(), encoding="utf-8")
 
 
-def write_csv(made: Report, folder: Path) -> None:
+def write_csv(report: Report, folder: Path) -> None:
     """Write a CSV file for each table into a new folder.
 
     Raises:
-        OutputError: the folder exists or cannot be made.
+        OutputError: the folder exists or cannot be report.
     """
     check_new(folder)
     folder.mkdir()
-    for name, text in made.csv().items():
+    for name, text in report.csv().items():
         with whole(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
