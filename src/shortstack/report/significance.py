@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
-from shortstack.evaluation.paired import holm
-from shortstack.evaluation.paired import mcnemar as exact
+from shortstack.evaluation import paired
+from shortstack.machine.options import check_installed
 from shortstack.report.results import Measure
 
 LEVEL = 0.05
 McNEMAR, PAIRED, UNPAIRED = "McNemar's exact test", "differences on the same documents", "standard errors alone"
 SAME, UNKNOWN = "the same measurement", "no standard errors"
-mcnemar = lru_cache(maxsize=None)(exact)  # large counts take a while, and rows that share a checkpoint share them
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,17 @@ def _paired(differences: np.ndarray) -> Difference:
     if np.isin(differences, (-1, 0, 1)).all():
         return Difference(value, stderr, mcnemar(int((differences > 0).sum()), int((differences < 0).sum())), McNEMAR)
     return _normal(value, stderr, PAIRED)
+
+
+@cache  # large counts take a while, and rows that share a checkpoint share them
+def mcnemar(gained: int, lost: int) -> float:
+    """The p of McNemar's exact test.
+
+    Raises:
+        InputError: scipy is not installed.
+    """
+    check_installed("scipy", "eval", where="report", why=f"for {McNEMAR}")
+    return paired.mcnemar(gained, lost)
 
 
 def _between_averages(parts: Sequence[Difference]) -> Difference:
@@ -137,5 +147,5 @@ def judge(
 
 def corrected(changes: Sequence[Difference | None]) -> list[Difference | None]:
     """The same differences with Holm's p-values; unknown ones stay unknown and do not count."""
-    ps = holm({str(place): change.p for place, change in enumerate(changes) if change and change.p is not None})
+    ps = paired.holm({str(place): change.p for place, change in enumerate(changes) if change and change.p is not None})
     return [change and replace(change, p=ps.get(str(place))) for place, change in enumerate(changes)]
