@@ -12,8 +12,8 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.option_groups import Only
-from shortstack.cli.options import REPAIR_SAMPLES, Model, Report, Source, unused
+from shortstack.cli.option_groups import Only, Without
+from shortstack.cli.options import REPAIR_SAMPLES, Model, Session, unused
 from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, Tasks
@@ -115,9 +115,7 @@ def compare(
     texts: Annotated[EvaluationText, Only("perplexity", "length")],
     tasks: Annotated[Tasks, Only("tasks", "data_dir", "include")],
     timing: Annotated[Timing, Only("prompt", "new_tokens", "repeats")],
-    compute: Annotated[Compute, Only("seed", "device", "dtype")],
-    source: Source,
-    report: Report,
+    session: Annotated[Session, Without("stream")],
     task: Annotated[
         list[Path] | None,
         typer.Option(help="Multiple choice, a .jsonl file as for sweep; may be repeated.", show_default=False),
@@ -142,29 +140,29 @@ def compare(
 
     def judging(checkpoint: Checkpoint) -> Judging:
         tokenizer = checkpoint.tokenizer()
-        windows = replace(texts, samples=limit).read(tokenizer, compute.seed, at_least=1)
+        windows = replace(texts, samples=limit).read(tokenizer, session.compute.seed, at_least=1)
         judges = [judge_questions(task, tokenizer, limit=limit)] if task else []
         if tasks.tasks:
-            judges.append(judge_tasks(replace(tasks, limit=limit, seed=compute.seed), checkpoint))
+            judges.append(judge_tasks(replace(tasks, limit=limit, seed=session.compute.seed), checkpoint))
         return Judging(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
 
-    with report.bars() as progress:
-        checkpoint = source.open(model, progress)
-        other = replace(source, revision=None).open(healed, progress) if healed else None
+    with session.report.bars() as progress:
+        checkpoint = session.source.open(model, progress)
+        other = session.alone.open(healed, progress) if healed else None
         result = compare_models(
             checkpoint,
-            chosen.calibration(checkpoint, other, compute, progress),
+            chosen.calibration(checkpoint, other, session.compute, progress),
             judging(checkpoint),
             memory=memory,
-            compute=compute,
+            compute=session.compute,
             progress=progress,
         )
     for warning in result.warnings:
-        report.warn(warning)
-    if report.json:
+        session.report.warn(warning)
+    if session.report.json:
         return console.show_json(result.to_dict())
     show_comparison(result)
     layers = show_layers(result.cut).replace(" ", "")
     which = ("--layers", layers) if layers else ("--drop", "25%")
-    report.next_step("prune", model, *which, "-o", "pruned", *source.words)
+    session.report.next_step("prune", model, *which, "-o", "pruned", *session.source.words)
     return None

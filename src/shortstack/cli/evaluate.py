@@ -12,11 +12,10 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.option_groups import Only
-from shortstack.cli.options import Model, Report, Source, check_unused
+from shortstack.cli.option_groups import Without
+from shortstack.cli.options import Model, Session, check_unused
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.suites import PERPLEXITIES
-from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
 
 if TYPE_CHECKING:
@@ -33,9 +32,7 @@ def evaluate(
     text: EvaluationText,
     tasks: Tasks,
     generation: GenerationChecks,
-    compute: Annotated[Compute, Only("seed", "device", "dtype")],
-    source: Source,
-    report: Report,
+    session: Annotated[Session, Without("stream")],
     against: Annotated[
         str | None,
         typer.Option(help="The model it was made from: measured too, and compared document by document."),
@@ -58,22 +55,22 @@ def evaluate(
         return evaluate_checkpoint(
             checkpoint,
             text=text,
-            tasks=replace(tasks, seed=compute.seed) if tasks.tasks else None,
+            tasks=replace(tasks, seed=session.compute.seed) if tasks.tasks else None,
             generation=generation,
-            compute=compute,
+            compute=session.compute,
             progress=progress,
         )
 
-    with report.bars() as progress:
-        checkpoint = source.open(model, progress)
-        origin = replace(source, revision=None).open(against, progress) if against else None
+    with session.report.bars() as progress:
+        checkpoint = session.source.open(model, progress)
+        origin = session.alone.open(against, progress) if against else None
         result = measured(checkpoint, generation)
         if origin:
-            report.warn(_other_tokens(checkpoint, origin))
+            session.report.warn(_other_tokens(checkpoint, origin))
             base = measured(origin, replace(generation, collapse_check=result.collapse is not None))
-            result = compared(result, base, seed=compute.seed)
-    report.warn(result.collapse.warning if result.collapse else None)
-    if report.json:
+            result = compared(result, base, seed=session.compute.seed)
+    session.report.warn(result.collapse.warning if result.collapse else None)
+    if session.report.json:
         return console.show_json(result.to_dict())
     show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
     if checkpoint.made_from and not against:
@@ -82,11 +79,13 @@ def evaluate(
         )
     verb = checkpoint.record.get("verb")
     if verb == "heal":
-        report.say(f'AutoModelForCausalLM.from_pretrained("{model}"), or any program that reads a checkpoint directory')
+        session.report.say(
+            f'AutoModelForCausalLM.from_pretrained("{model}"), or any program that reads a checkpoint directory'
+        )
     elif verb == "prune":
-        report.next_step("heal", model, "--data", "pydoc", "-o", "healed", *source.words)
+        session.report.next_step("heal", model, "--data", "pydoc", "-o", "healed", *session.source.words)
     else:
-        report.next_step("prune", model, "--drop", "25%", "-o", "pruned", *source.words)
+        session.report.next_step("prune", model, "--drop", "25%", "-o", "pruned", *session.source.words)
     return None
 
 

@@ -11,7 +11,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
@@ -26,6 +26,13 @@ class Only(tuple[str, ...]):
     """Which fields of a group a verb has as options; the others stay at their defaults."""
 
     def __new__(cls, *names: str) -> Only:
+        return super().__new__(cls, names)
+
+
+class Without(tuple[str, ...]):
+    """Which fields of a group, or of the groups in it, a verb does not have as options."""
+
+    def __new__(cls, *names: str) -> Without:
         return super().__new__(cls, names)
 
 
@@ -89,15 +96,30 @@ def _group(hint: Any) -> Group | None:
     values = next((note for note in notes if isinstance(note, Values)), None)
     if values is not None:
         return Group(dict, [_section(component, given=values.given) for component in values])
+    if not is_dataclass(made):
+        return None
     only = next((note for note in notes if isinstance(note, Only)), None)
-    return Group(made, [_section(made, only)]) if is_dataclass(made) else None
+    without = next((note for note in notes if isinstance(note, Without)), ())
+    parts = {name: hint for name, hint in get_type_hints(made).items() if is_dataclass(hint)}
+    if not parts:
+        return Group(made, [_section(made, only, without)])
+    return Group(functools.partial(_nested, made, parts), [_section(part, only, without) for part in parts.values()])
 
 
-def _section(component: Any, only: Only | None = None, *, given: bool = False) -> OptionSection:
+def _nested(made: Any, parts: Mapping[str, Any], **values: Any) -> Any:
+    """A group of groups, from the values of all their options."""
+    own = {name: {field.name for field in fields(part)} & values.keys() for name, part in parts.items()}
+    return made(**{name: part(**{each: values[each] for each in own[name]}) for name, part in parts.items()})
+
+
+def _section(
+    component: Any, only: Only | None = None, without: Sequence[str] = (), *, given: bool = False
+) -> OptionSection:
     options = [
         field
         for field in fields(component)
         if (field.name in only if only else "option" in field.metadata or "Annotated" in str(field.type))
+        and field.name not in without
     ]
     return OptionSection(component, [(field, None if given else field.default) for field in options])
 

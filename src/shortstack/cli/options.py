@@ -16,6 +16,7 @@ import typer
 from shortstack.cli import console
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
+from shortstack.machine.device import Compute
 from shortstack.machine.progress import bars, say
 
 if TYPE_CHECKING:
@@ -118,3 +119,17 @@ class Report:
         """What to do next, unless nobody wants to read it."""
         if not self.quiet and not self.json:
             console.next_step(what)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a verb that computes has besides its own options: where it computes, which code it trusts, what it says."""
+
+    compute: Compute
+    source: Source
+    report: Report
+
+    @property
+    def alone(self) -> Source:
+        """The source for a second model: --revision is of the first."""
+        return replace(self.source, revision=None)

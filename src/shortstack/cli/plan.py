@@ -11,10 +11,9 @@ import typer
 from shortstack.checkpoint import Sizes
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import MODEL, Report, Source, check_unused
+from shortstack.cli.options import MODEL, Session, check_unused
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new, read_json
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import say
@@ -28,9 +27,7 @@ def plan_verb(
     model_or_scores: Annotated[str, typer.Argument(help=f"A scores.json, or a model. {MODEL}", show_default=False)],
     choice: Choice,
     text: CalibrationText,
-    compute: Compute,
-    source: Source,
-    report: Report,
+    session: Session,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan to this JSON file.")] = None,
 ) -> None:
     """Choose the layers to remove, from scores or a model.
@@ -41,23 +38,25 @@ def plan_verb(
         check_new(output)
     choice.check()
     if _is_scores(model_or_scores):
-        chosen, model = _by_scores(model_or_scores, choice, (text, compute, source), compute.seed)
+        chosen, model = _by_scores(
+            model_or_scores, choice, (text, session.compute, session.source), session.compute.seed
+        )
     else:
         model = model_or_scores
         if choice.layers is not None:
-            check_unused("--layers", text, compute)
-        with report.bars() as progress:
-            checkpoint = source.open(model, progress)
-            found = choose(checkpoint, choice, text, compute=compute, progress=progress)
+            check_unused("--layers", text, session.compute)
+        with session.report.bars() as progress:
+            checkpoint = session.source.open(model, progress)
+            found = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
         say_moved(found)
         chosen = found.plan.sized(checkpoint.sizes)
     if output:
         chosen.save(output)
-    if report.json:
+    if session.report.json:
         return console.show_json(chosen.to_dict())
     show_plan(chosen)
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
-    report.next_step("prune", model, *how, *source.words, "-o", "pruned")
+    session.report.next_step("prune", model, *how, *session.source.words, "-o", "pruned")
     return None
 
 

@@ -11,9 +11,8 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.option_groups import Only
-from shortstack.cli.options import Model, Report, Source, check_unused
-from shortstack.machine.device import Compute
+from shortstack.cli.option_groups import Without
+from shortstack.cli.options import Model, Session, check_unused
 from shortstack.machine.formats import number, size
 from shortstack.profiling import Timing
 
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
 def profile(
     directory: Model,
     timing: Timing,
-    compute: Annotated[Compute, Only("device", "dtype")],
-    source: Source,
-    report: Report,
+    session: Annotated[Session, Without("seed", "stream")],
     against: Annotated[
         str | None, typer.Option(help="Another model: runs take turns, for ratios of speed.", show_default=False)
     ] = None,
@@ -42,22 +39,22 @@ def profile(
 
     from shortstack.profiling import profile as profile_checkpoint
 
-    with report.bars() as progress:
-        checkpoint = source.open(directory, progress)
+    with session.report.bars() as progress:
+        checkpoint = session.source.open(directory, progress)
         result = profile_checkpoint(
             checkpoint,
-            against=replace(source, revision=None).open(against, progress) if against else None,
+            against=session.alone.open(against, progress) if against else None,
             timing=timing,
-            compute=compute,
+            compute=session.compute,
             progress=progress,
         )
-    if report.json:
+    if session.report.json:
         return console.show_json(result.to_dict())
     show_profile(result)
     if checkpoint.record:
-        report.next_step("evaluate", directory, *source.words)
+        session.report.next_step("evaluate", directory, *session.source.words)
     else:
-        report.next_step("prune", directory, "--drop", "25%", "-o", "pruned", *source.words)
+        session.report.next_step("prune", directory, "--drop", "25%", "-o", "pruned", *session.source.words)
     return None
 
 

@@ -16,8 +16,7 @@ from shortstack.cli.options import (
     Model,
     Out,
     RepairSamples,
-    Report,
-    Source,
+    Session,
     check_unused,
     unused,
 )
@@ -25,7 +24,6 @@ from shortstack.cli.plan import say_moved, show_plan
 from shortstack.cli.repair import refitted, show_repair
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.machine.device import Compute
 from shortstack.machine.files import read_json
 from shortstack.planning import Choice, Chosen, Plan, choose
 
@@ -36,9 +34,7 @@ def prune(
     output: Out,
     choice: Choice,
     text: CalibrationText,
-    compute: Compute,
-    source: Source,
-    report: Report,
+    session: Session,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="A plan.json; instead of the options that choose layers.")
     ] = None,
@@ -63,31 +59,31 @@ def prune(
     if not repair and repair_samples != REPAIR_SAMPLES:
         raise unused("prune without --repair", "--repair-samples", repair_samples)
     if not repair and (plan_file or choice.layers is not None):
-        check_unused("--plan" if plan_file else "--layers", text, compute)
+        check_unused("--plan" if plan_file else "--layers", text, session.compute)
     planned = Plan.from_dict(read_json(plan_file), where=plan_file) if plan_file else None
 
     from shortstack.pruning import prune as prune_checkpoint
     from shortstack.pruning.pruner import check_fits
 
-    with report.bars() as progress:
-        checkpoint = source.open(model, progress)
+    with session.report.bars() as progress:
+        checkpoint = session.source.open(model, progress)
         check_fits(output, checkpoint, planned or choice.like(checkpoint.anatomy.layers))
         if planned:
             chosen = Chosen(planned, planned)
         else:
-            chosen = choose(checkpoint, choice, text, compute=compute, progress=progress)
+            chosen = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
         say_moved(chosen)
         windows = replace(text, samples=repair_samples)
-        repaired = refitted(checkpoint, chosen.plan, windows, compute, progress) if repair else None
+        repaired = refitted(checkpoint, chosen.plan, windows, session.compute, progress) if repair else None
         prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_size=max_shard_size, progress=progress)
         plan = chosen.plan.sized(checkpoint.sizes)
-    if report.json:
+    if session.report.json:
         told = repaired.to_dict() if repaired else None
         return console.show_json({**plan.to_dict(), "repair": told, "output": str(output)})
     show_plan(plan)
     if repaired:
         show_repair(repaired)
-    report.next_step("verify", output, "--against", model, *source.words)
+    session.report.next_step("verify", output, "--against", model, *session.source.words)
     return None
 
 

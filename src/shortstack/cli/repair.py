@@ -11,7 +11,7 @@ import typer
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Only
-from shortstack.cli.options import REPAIR_SAMPLES, Out, RepairSamples, Report, Source
+from shortstack.cli.options import REPAIR_SAMPLES, Out, RepairSamples, Session
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
@@ -29,9 +29,7 @@ def repair_verb(
     source_model: Annotated[str, typer.Option("--source", help="The model it was cut from.", show_default=False)],
     output: Out,
     text: Annotated[CalibrationText, Only("text", "length")],
-    compute: Compute,
-    source: Source,
-    report: Report,
+    session: Session,
     repair_samples: RepairSamples = REPAIR_SAMPLES,
 ) -> None:
     """Refit the kept layers of a cut in closed form.
@@ -43,16 +41,16 @@ def repair_verb(
     from shortstack.pruning.verification import cut_of
 
     text = replace(text, samples=repair_samples)
-    with report.bars() as progress:
-        origin = source.open(source_model, progress)
-        chosen = cut_of(replace(source, revision=None).open(directory, progress), origin)
+    with session.report.bars() as progress:
+        origin = session.source.open(source_model, progress)
+        chosen = cut_of(session.alone.open(directory, progress), origin)
         check_fits(output, origin, chosen)
-        repaired = refitted(origin, chosen, text, compute, progress)
+        repaired = refitted(origin, chosen, text, session.compute, progress)
         prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
-    if report.json:
+    if session.report.json:
         return console.show_json({**repaired.to_dict(), "output": str(output)})
     show_repair(repaired)
-    report.next_step("heal", output, "--data", "pydoc", "-o", "healed", *replace(source, revision=None).words)
+    session.report.next_step("heal", output, "--data", "pydoc", "-o", "healed", *session.alone.words)
     return None
 
 

@@ -10,10 +10,9 @@ import typer
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.options import Model, Report, Source
+from shortstack.cli.options import Model, Session
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number
 from shortstack.planning.layer_sets import show_layers
@@ -32,9 +31,7 @@ METRIC_NAMES = ", ".join(METRICS)
 def score(
     model: Model,
     text: CalibrationText,
-    compute: Compute,
-    source: Source,
-    report: Report,
+    session: Session,
     metric: Annotated[str, typer.Option(help=f"Comma-separated: {METRIC_NAMES}, or all.")] = "ppl",
     window: Annotated[
         int | None, typer.Option(min=1, help="Also score every block of so many layers.", show_default=False)
@@ -57,20 +54,22 @@ def score(
 
     from shortstack.scoring import score as score_layers
 
-    with report.bars() as progress:
-        checkpoint = source.open(model, progress)
+    with session.report.bars() as progress:
+        checkpoint = session.source.open(model, progress)
         needs_text = any(each.needs_text for each in metrics_named(name.strip() for name in metric.split(",")))
-        tokens = text.tokens(checkpoint.tokenizer(), compute.seed) if needs_text else None
-        scores = score_layers(checkpoint, tokens, metrics=metric, window=window, compute=compute, progress=progress)
+        tokens = text.tokens(checkpoint.tokenizer(), session.compute.seed) if needs_text else None
+        scores = score_layers(
+            checkpoint, tokens, metrics=metric, window=window, compute=session.compute, progress=progress
+        )
     if output:
         scores.save(output)
     if plot:
         plots.score_map(scores, plot, drop="25%")
-    if report.json:
+    if session.report.json:
         return console.show_json(scores.to_dict())
     show_scores(scores)
-    again, drop = [] if output else source.words, "25%" if scores.scores else scores.window
-    report.next_step("plan", output or model, "--metric", scores.default_metric, "--drop", drop, *again)
+    again, drop = [] if output else session.source.words, "25%" if scores.scores else scores.window
+    session.report.next_step("plan", output or model, "--metric", scores.default_metric, "--drop", drop, *again)
     return None
 
 

@@ -10,10 +10,9 @@ import typer
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.options import REPAIR_SAMPLES, Model, RepairSamples, Report, Source, repair_text
+from shortstack.cli.options import REPAIR_SAMPLES, Model, RepairSamples, Session, repair_text
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
 
 if TYPE_CHECKING:
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 def sweep(
     model: Model,
     text: CalibrationText,
-    compute: Compute,
-    source: Source,
-    report: Report,
+    session: Session,
     max_loss: Annotated[
         float | None,
         typer.Option(help="Say how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity."),
@@ -59,29 +56,29 @@ def sweep(
     from shortstack.repairing.fit import HELD_OUT
     from shortstack.scoring import sweep as sweep_depths
 
-    with report.bars() as progress:
-        checkpoint = source.open(model, progress)
+    with session.report.bars() as progress:
+        checkpoint = session.source.open(model, progress)
         found = sweep_depths(
             checkpoint,
-            text.tokens(checkpoint.tokenizer(), compute.seed, at_least=HELD_OUT if repair else None),
+            text.tokens(checkpoint.tokenizer(), session.compute.seed, at_least=HELD_OUT if repair else None),
             max_loss=max_loss,
             task=_multiple_choice(task, limit, data_dir),
             repair=repair,
-            compute=compute,
+            compute=session.compute,
             progress=progress,
         )
     if plot:
         depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in found.depths]
         plots.depth_curve(depths, plot, title=f"{model}, cut at every depth", knee=found.knee)
-    if report.json:
+    if session.report.json:
         return console.show_json(found.to_dict())
     show_sweep(model, found)
     if found.removable:
-        report.next_step(
-            "prune", model, "--metric", "reverse", "--drop", found.removable, "-o", "pruned", *source.words
+        session.report.next_step(
+            "prune", model, "--metric", "reverse", "--drop", found.removable, "-o", "pruned", *session.source.words
         )
     else:
-        report.next_step("score", model, "--metric", "all", "-o", "scores.json", *source.words)
+        session.report.next_step("score", model, "--metric", "all", "-o", "scores.json", *session.source.words)
     return None
 
 

@@ -9,7 +9,8 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import Report, Source, check_unused
+from shortstack.cli.option_groups import Without
+from shortstack.cli.options import Session, check_unused
 
 if TYPE_CHECKING:
     from shortstack.pruning import Verification
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 @verb()
 def verify(
     directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
-    source: Source,
-    report: Report,
+    session: Annotated[Session, Without("seed", "device", "dtype", "stream")],
     against: Annotated[
         str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
     ] = None,
@@ -30,25 +30,23 @@ def verify(
     Digests, tensors and, with --against, that the logits equal the source's without those layers.
     """
     if not against:
-        check_unused("verify without --against", replace(source, trust_remote_code=False))
+        check_unused("verify without --against", replace(session.source, trust_remote_code=False))
 
     from shortstack.pruning import verify as verify_checkpoint
 
-    with report.bars() as progress:
-        checkpoint = replace(source, revision=None).open(
-            directory, progress
-        )  # --revision is of the model it is against
-        origin = source.open(against, progress) if against else None
+    with session.report.bars() as progress:
+        checkpoint = session.alone.open(directory, progress)  # --revision is of the model it is against
+        origin = session.source.open(against, progress) if against else None
         result = verify_checkpoint(checkpoint, against=origin, device=device, progress=progress)
-    if report.json:
+    if session.report.json:
         console.show_json(result.to_dict())
     else:
         show_verification(directory, result)
     if not result.ok:
         raise typer.Exit(1)
-    healed, trust = checkpoint.record["verb"] == "heal", replace(source, revision=None).words
+    healed, trust = checkpoint.record["verb"] == "heal", session.alone.words
     then = ("evaluate", directory) if healed else ("heal", directory, "--data", "pydoc", "-o", "healed")
-    report.next_step(*then, *trust)
+    session.report.next_step(*then, *trust)
 
 
 def show_verification(directory: str, found: Verification) -> None:
