@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import shortstack.data.questions
+import shortstack.decoder.batching
 import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Question, Tokens, read_questions
@@ -63,7 +64,7 @@ def naively(directory, tokenizer, removed) -> list[bool]:
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "mixtral"])
 @pytest.mark.parametrize("batch", [2048, 24])
 def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, monkeypatch):
-    monkeypatch.setattr(shortstack.decoder.decoder, "BATCH_TOKENS", batch)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", batch)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1 if batch == 24 else 2 << 30)
     checkpoint = Checkpoint.open(tiny(model_type))
     routes = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]

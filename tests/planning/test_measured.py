@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import naive
+import shortstack.decoder.batching
 import shortstack.decoder.decoder
 import shortstack.planning.measured
 import shortstack.scoring.measurement
@@ -87,7 +88,7 @@ def test_without_room_for_a_trail_steps_remove_the_same(monkeypatch):
     monkeypatch.setattr(shortstack.planning.measured, "TRAIL_BYTES", 0)
     assert select(checkpoint, TOKENS, Choice(drop=5, step=1)) == with_trail
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
-    monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 20)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 20)
     assert select(checkpoint, TOKENS, Choice(drop=5, step=1)) == with_trail
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import naive
+import shortstack.decoder.batching
 import shortstack.decoder.decoder
 import shortstack.repairing.fit
 from shortstack.checkpoint import Checkpoint
@@ -109,7 +110,7 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
 def test_turns_and_batches_change_nothing(monkeypatch):
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
     whole, seen = repaired_windows(decoder, IDS, 2), []
-    monkeypatch.setattr(shortstack.repairing.fit, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 48)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     turned = repaired_windows(decoder, IDS, 2, progress=lambda _stage, done, total: seen.append((done, total)))
     assert turned == pytest.approx(whole, rel=1e-6)

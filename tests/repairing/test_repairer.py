@@ -239,7 +239,7 @@ def own_words(checkpoint) -> torch.Tensor:
 @pytest.mark.parametrize("removed", [{6, 7}, {2, 3}, {1, 4, 6}, {0, 1}])
 def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream, tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    monkeypatch.setattr(shortstack.repairing.fit, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 200)
     ids = own_words(checkpoint)
     found = repair(
         checkpoint, frozenset(removed), Tokens(ids, "own", False, 0), compute=Compute(dtype="float32", stream=stream)

@@ -1,3 +1,4 @@
+from . import batching as batching
 from . import decoder as decoder
 from . import generation as generation
 from . import hooks as hooks

@@ -29,7 +29,6 @@ Route = frozenset[int]
 UNPRUNED: Route = frozenset()
 Batch = TypeVar("Batch")
 Observer = Callable[[int, Tensor, Tensor], None]
-BATCH_TOKENS = 2048  # of a batch that passes the layers
 STREAM_BYTES = 2 << 30  # hidden streams held at once; more batches are walked in turns
 STACK_TOKENS = 2048  # streams of fewer tokens pass a layer together
 Group = tuple[tuple[Route, ...], State]  # routes that have not parted yet, and what they carry
@@ -231,16 +230,6 @@ class Decoder(Layered):
                 fix=f"cut it by {parameter('metric', 'reverse')} or {parameter('layers')}; "
                 f"scoring and healing walk layer by layer",
             )
-
-
-def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Samples in groups of alike length, each of at most BATCH_TOKENS tokens with its padding."""
-    groups: list[list[int]] = []
-    for sample in sorted(range(len(lengths)), key=lambda sample: lengths[sample]):
-        if not groups or (len(groups[-1]) + 1) * lengths[sample] > BATCH_TOKENS:
-            groups.append([])
-        groups[-1].append(sample)
-    return groups
 
 
 def layer_forwards(layers: int, routes: Sequence[Route], *, filling: Set[int] = frozenset()) -> int:

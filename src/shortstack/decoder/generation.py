@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shortstack.decoder.decoder import by_length
+from shortstack.decoder.batching import by_length, padded
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def _batch(
 ) -> list[list[int]]:
     """One batch, padded on the left so that all go on from the same place."""
     longest, ends = max(map(len, prompts)), _ends(model)
-    ids = torch.tensor([[0] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    ids = padded(prompts, model.device, left=True)
+    mask = padded([[1] * len(prompt) for prompt in prompts], model.device, left=True)
     settings = _settings(max(rooms), ends, sampled=sampled)
     written = model.generate(ids, attention_mask=mask, generation_config=settings)[:, longest:].tolist()
     return [_ended(tokens, ends)[:room] for tokens, room in zip(written, rooms, strict=True)]

@@ -19,7 +19,8 @@ from shortstack.checkpoint.record import skipped_layers
 from shortstack.checkpoint.weights import read_weight
 from shortstack.data import Example
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import UNPRUNED, Route, by_length
+from shortstack.decoder.batching import by_length
+from shortstack.decoder.decoder import UNPRUNED, Route
 from shortstack.decoder.losses import likeliest
 from shortstack.errors import CheckpointError, parameter
 from shortstack.healing.activations import Activations, check_room, keeping, numbered

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from shortstack.decoder import Decoder
+from shortstack.decoder.batching import batched
 from shortstack.decoder.layer_io import State
 from shortstack.decoder.losses import divergences, next_token_losses
 from shortstack.errors import parameter
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import at_output, batched, best, corrected, divided, stepped
+from shortstack.repairing.fit import at_output, best, corrected, divided, stepped
 from shortstack.repairing.fold_points import find_outlets
 
 
@@ -34,7 +35,7 @@ def repaired_tails(
         ArchitectureError: as repair().
     """
     decoder.check_bare(f"leave {parameter('repair')} out")
-    parts = [batched(part, decoder) for part in (*divided(ids), judging)]
+    parts = [batched(part, decoder.device) for part in (*divided(ids), judging)]
     batches, layers = [batch for part in parts for batch in part], len(decoder.layers)
     known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
     streams = [decoder.enter(some).groups[0][1].hidden for some in batches]
@@ -99,7 +100,7 @@ class _Windows:
     def __init__(self, decoder: Decoder, ids: Tensor, size: int) -> None:
         """ids: [samples, length]."""
         self.decoder, self.size = decoder, size
-        fitting, self.judging = (batched(part, decoder) for part in divided(ids))
+        fitting, self.judging = (batched(part, decoder.device) for part in divided(ids))
         self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
 
     def measured(self, starts: Sequence[int], tick: Callable[[], None]) -> list[float]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import BATCH_TOKENS
 from shortstack.decoder.layer_io import State
 from shortstack.errors import ArchitectureError, DataError
 from shortstack.machine.numbers import checked
@@ -42,12 +41,6 @@ def divided(ids: Tensor) -> tuple[Tensor, Tensor]:
     """Samples to fit on, and every fourth, held out."""
     back = torch.arange(len(ids)) % HELD_OUT == HELD_OUT - 1
     return ids[~back], ids[back]
-
-
-def batched(ids: Tensor, decoder: Decoder) -> list[Tensor]:
-    """Samples [samples, length], about BATCH_TOKENS tokens at a time, where the decoder computes."""
-    size = max(1, BATCH_TOKENS // ids.shape[1])
-    return list(ids.to(decoder.device).split(size))
 
 
 def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:

@@ -21,6 +21,7 @@ from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import Edit, edited_tensors
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
+from shortstack.decoder.batching import batched
 from shortstack.decoder.decoder import Route
 from shortstack.decoder.hooks import listening
 from shortstack.decoder.losses import next_token_losses
@@ -28,7 +29,7 @@ from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import at_output, batched, best, check_samples, corrected, divided, stepped
+from shortstack.repairing.fit import at_output, best, check_samples, corrected, divided, stepped
 from shortstack.repairing.fold_points import OUTPUT, Outlet, find_outlets
 
 
@@ -112,7 +113,7 @@ class _Follower:
         """ids: [samples, length]."""
         self.decoder, self.removed, self.progress = decoder, removed, progress
         self.layers = len(decoder.layers)
-        fitting, self.judging = (batched(part, decoder) for part in divided(ids))
+        fitting, self.judging = (batched(part, decoder.device) for part in divided(ids))
         self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
         self.whole = [decoder.enter(some).groups[0][1].hidden for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import BATCH_TOKENS, UNPRUNED, Front, Group, Route, layer_forwards
+from shortstack.decoder.batching import batched
+from shortstack.decoder.decoder import UNPRUNED, Front, Group, Route, layer_forwards
 from shortstack.decoder.layer_io import State
 from shortstack.decoder.losses import divergences, next_token_losses
 from shortstack.machine.numbers import in_float64
@@ -74,7 +75,7 @@ class Run:
         self.staying = [layer for layer in range(self.layers) if layer not in wanted.without]
         self.places = range(self.layers - window + 1 if window else 0)
         self.ids = ids.to(decoder.device)
-        self.batches = self.ids.split(max(1, BATCH_TOKENS // ids.shape[1]))
+        self.batches = batched(ids, decoder.device)
         self.predicted = ids.shape[0] * (ids.shape[1] - 1)
         self.needs_kl, self.needs_loss = wanted.feeds("kl"), wanted.feeds("loss", "kl")
         self.needs_gradient = wanted.feeds("gradient")
