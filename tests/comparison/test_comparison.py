@@ -16,10 +16,10 @@ from shortstack.comparison import Calibration, Comparison, Judging, compare
 from shortstack.comparison.baselines import parse_memory
 from shortstack.comparison.comparison import Row, advice, healing, multiple_choice
 from shortstack.data import Tokens, read_questions
-from shortstack.data.questions import asked
+from shortstack.data.questions import encode_questions
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.multiple_choice import answers
+from shortstack.decoder.likelihoods import answers
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.evaluation import Perplexity
 from shortstack.evaluation.degeneration import TYPICAL, Collapse, check_collapse
@@ -151,7 +151,7 @@ def test_narrowed_rows_fit_and_the_healed_one_is_as_it_is(compared):
 
 def test_tasks_are_asked_of_every_row(compared, place):
     checkpoint, _, found = compared
-    questions = asked(read_questions(place / "q.jsonl")[:4], checkpoint.tokenizer())
+    questions = encode_questions(read_questions(place / "q.jsonl")[:4], checkpoint.tokenizer())
     expected = answers(Decoder.load(checkpoint, dtype=torch.float32), questions, [UNPRUNED])[UNPRUNED]
     assert rows(found)["unpruned"].tasks["q"]["value"] == expected.value
     assert all(row.tasks["q"]["n"] == 4 for row in found.rows if not row.reason)

@@ -23,7 +23,7 @@ from shortstack.cli.evaluate import show_evaluation
 from shortstack.comparison.comparison import standard
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.multiple_choice import Accuracy, answers
+from shortstack.decoder.likelihoods import Accuracy, answers
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, TaskResult, Tasks, compared, evaluate
 from shortstack.evaluation.probes import Probed

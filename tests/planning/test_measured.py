@@ -63,7 +63,7 @@ def test_a_run_walked_on_measures_what_a_new_one_does(metrics):
         gone |= more
         run = walk_on(run, frozenset(more)).go()
         new = Run(decoder, IDS, Wanted(chosen, without=gone)).go()
-        assert run.base_loss == pytest.approx(new.base_loss, rel=1e-6) if run.needs_loss else run.base_loss is None
+        assert run.base_loss == pytest.approx(new.base_loss, rel=1e-6) if run.outputs.metrics else run.base_loss is None
         for name, values in new.scores().items():
             assert run.scores()[name] == pytest.approx(values, rel=1e-5, abs=1e-7), (name, gone)
 

@@ -11,8 +11,8 @@ import architectures
 import pytest
 import torch
 
-import shortstack.decoder.decoder
 import shortstack.decoder.batching
+import shortstack.decoder.decoder
 import shortstack.scoring.resumption
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import naive
-import shortstack.decoder.decoder
 import shortstack.decoder.batching
+import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.errors import InputError, ShortstackError

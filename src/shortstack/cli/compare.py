@@ -104,7 +104,7 @@ class Chosen:
         from shortstack.comparison import Calibration
         from shortstack.comparison.comparison import healing
         from shortstack.data import Tokens
-        from shortstack.repairing.fit import HELD_OUT
+        from shortstack.data.splits import HELD_OUT
 
         tokenizer, seed = checkpoint.tokenizer(), compute.seed
         return Calibration(

@@ -56,7 +56,7 @@ def sweep(
     if plot:
         plots.check_picture(plot)
 
-    from shortstack.repairing.fit import HELD_OUT
+    from shortstack.data.splits import HELD_OUT
     from shortstack.scoring import sweep as sweep_depths
 
     with report.bars() as progress:
@@ -64,12 +64,13 @@ def sweep(
         found = sweep_depths(
             checkpoint,
             text.tokens(checkpoint.tokenizer(), compute.seed, at_least=HELD_OUT if repair else None),
-            max_loss=max_loss,
             task=_multiple_choice(task, limit, data_dir),
             repair=repair,
             compute=compute,
             progress=progress,
         )
+        if max_loss is not None:
+            found = found.within(max_loss)
     if plot:
         depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in found.depths]
         plots.depth_curve(depths, plot, title=f"{model}, cut at every depth", knee=found.knee)

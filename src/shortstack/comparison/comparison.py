@@ -15,11 +15,11 @@ from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint
 from shortstack.comparison.baselines import Calibration, Contender, Contest, Heal, parse_memory
 from shortstack.data import Tokens, read_questions
-from shortstack.data.questions import asked
+from shortstack.data.questions import encode_questions
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.multiple_choice import answers
+from shortstack.decoder.likelihoods import answers
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
@@ -264,7 +264,7 @@ def multiple_choice(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *
     Raises:
         DataError: a file cannot be read.
     """
-    each = {path.stem: asked(read_questions(path)[:limit], tokenizer) for path in files}
+    each = {path.stem: encode_questions(read_questions(path)[:limit], tokenizer) for path in files}
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
         found = {name: answers(decoder, questions, [UNPRUNED])[UNPRUNED] for name, questions in each.items()}

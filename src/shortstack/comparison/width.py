@@ -110,7 +110,7 @@ def _is_mlp(decoder: Decoder, number: int, mlp: Mlp) -> bool:
     """Whether rows of the entering matrices are the inputs of the leaving one, one by one, on a few random states."""
     layer = decoder.layers[number]
     ids = torch.arange(TOKENS, device=decoder.device)[None]
-    entering = decoder.enter(ids).groups[0][1].hidden
+    entering = decoder.embed(ids)
     random = torch.randn(entering.shape, generator=torch.Generator().manual_seed(0)).to(entering)
 
     def heard() -> Tensor:

@@ -1,7 +1,4 @@
-"""Multiple choice by likelihood: the choice that the model finds likeliest after the context is its answer.
-
-One walk answers for the model and for any number of shorter forms of it.
-"""
+"""Multiple-choice questions from files, and as tokens."""
 
 from __future__ import annotations
 
@@ -39,9 +36,18 @@ class Request:
     ids: tuple[int, ...]
     start: int
 
+    @property
+    def context(self) -> tuple[int, ...]:
+        return self.ids[: self.start]
+
+    @property
+    def ending(self) -> tuple[int, ...]:
+        """The tokens of the choice."""
+        return self.ids[self.start :]
+
 
 @dataclass(frozen=True)
-class Asked:
+class EncodedQuestion:
     """A question as tokens: its choices, and the place of the right one."""
 
     choices: tuple[Request, ...]
@@ -82,19 +88,21 @@ def questions_sha256(questions: Sequence[Question]) -> str:
     return hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
 
 
-def asked(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
+def encode_questions(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[EncodedQuestion]:
     """The questions as tokens.
 
     Raises:
         DataError: a choice has no token of its own, or none before it.
     """
     return [
-        Asked(tuple(request(tokenizer, question.context, choice) for choice in question.choices), question.answer)
+        EncodedQuestion(
+            tuple(encode_request(tokenizer, question.context, choice) for choice in question.choices), question.answer
+        )
         for question in questions
     ]
 
 
-def request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Request:
+def encode_request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Request:
     """Context and choice as one text, parted by how many tokens the context alone has; spaces at its end go over."""
     stripped = context.rstrip()
     choice = context[len(stripped) :] + choice

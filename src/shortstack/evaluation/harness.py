@@ -33,7 +33,7 @@ from transformers import set_seed
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import file_digest
-from shortstack.data.questions import Asked, Request, request
+from shortstack.data.questions import EncodedQuestion, Request, encode_request
 from shortstack.data.tokens import bos_ids
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import likelihoods
@@ -255,7 +255,7 @@ def _outcome(metric: str, value: Any, better: bool) -> float:
     return float(value) if better else -float(value)
 
 
-def questions(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Asked]:
+def questions(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[EncodedQuestion]:
     """A multiple-choice task's documents as questions, for the walk that answers them for many cuts at once.
 
     Raises:
@@ -272,11 +272,13 @@ def questions(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | N
         return [asked for task in loaded.tasks.values() for asked in _questions(task, tokenizer, limit)]
 
 
-def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Iterator[Asked]:
+def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Iterator[EncodedQuestion]:
     task.build_all_requests(limit=limit)
     for _, group in groupby(task.instances, key=lambda instance: instance.doc_id):
         choices = sorted(group, key=lambda instance: int(instance.idx))
-        yield Asked(tuple(request(tokenizer, *choice.args) for choice in choices), _right(task, choices))
+        yield EncodedQuestion(
+            tuple(encode_request(tokenizer, *choice.args) for choice in choices), _right(task, choices)
+        )
 
 
 def _right(task: Any, choices: Sequence[Any]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shortstack.data.questions import request
+from shortstack.data.questions import encode_request
 from shortstack.data.tokens import encode
 from shortstack.decoder.likelihoods import passing
 from shortstack.evaluation.harness import GENERATED_TOGETHER, ROOM, SEED, Loaded, hushed
@@ -36,7 +36,7 @@ def _amount(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) ->
     def asked(kind: str) -> list[Any]:
         return [instance.args for instance in task.instances if instance.request_type == kind]
 
-    passed, scored = passing([request(tokenizer, *args) for args in asked("loglikelihood")])
+    passed, scored = passing([encode_request(tokenizer, *args) for args in asked("loglikelihood")])
     pages = sum(len(encode(tokenizer, text)) for (text,) in asked("loglikelihood_rolling"))
     prompts = sum(len(encode(tokenizer, prompt)) for prompt, _ in asked("generate_until"))
     rooms = sum(settings.get("max_gen_toks", ROOM) for _, settings in asked("generate_until"))

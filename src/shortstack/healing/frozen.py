@@ -20,7 +20,7 @@ from shortstack.checkpoint.weights import read_weight
 from shortstack.data import Example
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
-from shortstack.decoder.decoder import UNPRUNED, Route
+from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.decoder.losses import likeliest
 from shortstack.errors import CheckpointError, parameter
 from shortstack.healing.activations import Activations, check_room, keeping, numbered
@@ -176,7 +176,7 @@ class Freezer:
             alone = _Walk(self, frozen, self.teacher, put_teacher=teacher, put_hidden=hidden)
             yield alone if route is None else replace(alone, route=route, at=at, put_states=states)
 
-    def _shared_route(self, first: int) -> Route | None:
+    def _shared_route(self, first: int) -> SkippedLayers | None:
         """The layers to skip in the teacher to get what enters layer `first`; None where its weights before it differ."""
         ours, theirs = self.checkpoint, self.teacher
         if not (theirs and ours.record):
@@ -209,7 +209,7 @@ class _Walk:
     freezer: Freezer
     frozen: Frozen
     checkpoint: Checkpoint
-    route: Route = UNPRUNED
+    route: SkippedLayers = UNPRUNED
     at: int | None = None
     until: int | None = None
     put_states: Put | None = None
@@ -226,14 +226,14 @@ class _Walk:
         batches = [(numbers, self._ids(numbers, decoder)) for numbers in groups]
         turns = decoder.turns(batches, tokens=max(ids.numel() for _, ids in batches), streams=len(routes))
         for number, turn in enumerate(turns):
-            fronts = [decoder.enter(ids, routes) for _, ids in turn]
-            for layer in decoder.through(fronts, range(layers)):
-                self._put_states(layer + 1, turn, [front.arrived[self.route] for front in fronts])
+            walks = [decoder.enter(ids, routes) for _, ids in turn]
+            for layer in decoder.through(walks, range(layers)):
+                self._put_states(layer + 1, turn, [walk.hidden[self.route] for walk in walks])
                 done, total = number * layers + layer + 1, len(turns) * layers
                 self.freezer.progress(self._stage, done, total, note=f"{self.frozen.size / 1e6:,.0f} MB to disk")
             if self.put_teacher or self.put_hidden:
-                for (numbers, ids), front in zip(turn, fronts, strict=True):
-                    self._put_teacher(decoder, numbers, ids, front.arrived[UNPRUNED])
+                for (numbers, ids), walk in zip(turn, walks, strict=True):
+                    self._put_teacher(decoder, numbers, ids, walk.hidden[UNPRUNED])
 
     @property
     def _stage(self) -> str:

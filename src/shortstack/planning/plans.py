@@ -177,7 +177,7 @@ def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, S
         return name, source.scores[name]
     name = metric or "reverse"
     found = metric_named(name)
-    if found.feed != "layers":
+    if found.needs_scores:
         raise PlanError(
             parameter("metric"),
             expected="scores for this metric",

@@ -22,7 +22,7 @@ from shortstack.checkpoint.weights import Edit
 from shortstack.decoder import Decoder
 from shortstack.decoder.hooks import leaving, listening
 from shortstack.decoder.layer_io import State
-from shortstack.repairing.ridge import ChannelMoments, MatrixMoments, Moments, ScaleMoments
+from shortstack.repairing.ridge import ChannelRegression, MatrixRegression, Regression, ScaleRegression
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 TOKENS = 4  # that a layer is tried on
@@ -31,7 +31,7 @@ TRIED_SCALE = -1.5  # exact in every dtype, and no rectifier hides it as a posit
 
 
 @dataclass(frozen=True)
-class Outlet(ABC):
+class FoldPoint(ABC):
     """A weight whose product is added to the stream: what is at `place` = rest + what `module` gives.
 
     name: the weight's, inside the layer, as results tell it. place: the module which that stream enters next, or OUTPUT.
@@ -41,7 +41,7 @@ class Outlet(ABC):
     place: str = OUTPUT
 
     kind: ClassVar[str]
-    moments: ClassVar[type[Moments]]
+    regression: ClassVar[type[Regression]]
 
     @property
     def module(self) -> str:
@@ -74,12 +74,12 @@ class Outlet(ABC):
 
 
 @dataclass(frozen=True)
-class Matrix(Outlet):
+class Matrix(FoldPoint):
     """The last matrix of a block; its change is [width, inputs]. turned: the weight is [inputs, width], as GPT-2's is."""
 
     turned: bool = False
     kind = "matrix"
-    moments = MatrixMoments
+    regression = MatrixRegression
 
     @contextmanager
     def listening(self, layer: nn.Module) -> Iterator[list[Tensor]]:
@@ -108,11 +108,11 @@ class Matrix(Outlet):
 
 
 @dataclass(frozen=True)
-class Diagonal(Outlet):
+class Diagonal(FoldPoint):
     """The weight of a norm behind a block, [width]: it multiplies the normed hidden states channel by channel."""
 
     kind = "diagonal"
-    moments = ChannelMoments
+    regression = ChannelRegression
 
     @contextmanager
     def listening(self, layer: nn.Module) -> Iterator[list[Tensor]]:
@@ -146,7 +146,7 @@ class Diagonal(Outlet):
 
 
 @dataclass(frozen=True)
-class Scalar(Outlet):
+class Scalar(FoldPoint):
     """The last matrices of all experts that a router mixes: scaled by one number, the mixture is.
 
     name: the parameter that holds them. mixing: the module whose output the mixture is.
@@ -154,7 +154,7 @@ class Scalar(Outlet):
 
     mixing: str = ""
     kind = "scalar"
-    moments = ScaleMoments
+    regression = ScaleRegression
 
     @property
     def module(self) -> str:
@@ -185,19 +185,19 @@ class Scalar(Outlet):
 
 
 @torch.no_grad()
-def find_outlets(decoder: Decoder, number: int) -> list[Outlet]:
-    """The outlets of a layer whose weights are in memory, in the order they are called, at most one for each place.
+def find_fold_points(decoder: Decoder, number: int) -> list[FoldPoint]:
+    """The fold points of a layer whose weights are in memory, in the order they are called, at most one for each place.
 
     Each weight that could be one is changed: it is one where what changed is exactly the change's product with what was
     heard. Matrices are tried first, then the weights of norms, then those of experts, until one adds to the layer's output.
     Of several of a kind at one place the last is taken.
     """
-    found: dict[str, Outlet] = {}
+    found: dict[str, FoldPoint] = {}
     trial = _Trial(decoder, number)
     for kind in (Matrix, Diagonal, Scalar):
         if OUTPUT not in found:
-            found = {outlet.place: outlet for outlet in trial.tried(kind.candidates(trial.layer, trial.width))} | found
-    return sorted(found.values(), key=lambda outlet: trial.order.index(outlet.module))
+            found = {point.place: point for point in trial.tried(kind.candidates(trial.layer, trial.width))} | found
+    return sorted(found.values(), key=lambda point: trial.order.index(point.module))
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,7 @@ class _Trial:
     def __init__(self, decoder: Decoder, number: int) -> None:
         self.decoder, self.number, self.layer = decoder, number, decoder.layers[number]
         self.random, self.ids = torch.Generator().manual_seed(0), torch.arange(TOKENS, device=decoder.device)[None]
-        entering = (
-            decoder.enter(self.ids).groups[0][1].hidden
-        )  # as wide as what enters layers, which embeddings may not be
+        entering = decoder.embed(self.ids)  # as wide as what enters layers, which embeddings may not be
         self.width = entering.shape[-1]
         self.state = State(self._draw(entering.shape).to(entering), {})
         self.order = list[str]()  # of the modules, as they are called
@@ -235,26 +233,26 @@ class _Trial:
         self.order = list(entered)
         return _Heard({**_once(entered), OUTPUT: after.float().flatten(0, -2)}, _once(left))
 
-    def tried(self, candidates: Iterator[Outlet]) -> Iterator[Outlet]:
-        """Those that are outlets, with their places."""
+    def tried(self, candidates: Iterator[FoldPoint]) -> Iterator[FoldPoint]:
+        """Those that are fold points, with their places."""
         with ExitStack() as ears:
             hearing = [(each, ears.enter_context(each.listening(self.layer))) for each in candidates]
             self._heard()
-        for outlet, heard in hearing:
-            if len(heard) == 1 and {outlet.module} <= self.before.entered.keys() & self.before.left.keys():
-                place = self._place(outlet, heard[0].flatten(0, -2))
+        for point, heard in hearing:
+            if len(heard) == 1 and {point.module} <= self.before.entered.keys() & self.before.left.keys():
+                place = self._place(point, heard[0].flatten(0, -2))
                 if place is not None:
-                    yield replace(outlet, place=place)
+                    yield replace(point, place=place)
 
-    def _place(self, outlet: Outlet, heard: Tensor) -> str | None:
-        """Where what the outlet gives is added, if it is anywhere."""
-        change = outlet.drawn(self.layer, self._draw)
-        change = change * self._gain(outlet.product(heard, change))
-        expected = outlet.product(heard, change)
-        with outlet.changed(self.layer, change):
+    def _place(self, point: FoldPoint, heard: Tensor) -> str | None:
+        """Where what the fold point gives is added, if it is anywhere."""
+        change = point.drawn(self.layer, self._draw)
+        change = change * self._gain(point.product(heard, change))
+        expected = point.product(heard, change)
+        with point.changed(self.layer, change):
             after = self._heard()
-        added = self.before.left[outlet.module]
-        for place in (*self.order[self.order.index(outlet.module) + 1 :], OUTPUT):
+        added = self.before.left[point.module]
+        for place in (*self.order[self.order.index(point.module) + 1 :], OUTPUT):
             there, here = after.entered.get(place), self.before.entered.get(place)
             if there is None or here is None or here.shape != expected.shape:
                 continue

@@ -1,8 +1,8 @@
 """Closed-form repair of a cut: matrices of kept layers refitted so that the hidden states follow those of the whole model.
 
 The whole model and the shortened one go through the same walk. Where they part, the last matrix before the cut is refitted
-by ridge regression to give what leaves the removed layers (after ReplaceMe, arXiv 2505.02819); behind the cut every outlet
-is, to give what the whole model has at the same place. No parameter is added, and nothing is trained.
+by ridge regression to give what leaves the removed layers (after ReplaceMe, arXiv 2505.02819). Behind the cut every fold
+point is refitted to give what the whole model has at the same place. No parameter is added, and nothing is trained.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import Edit, edited_tensors
 from shortstack.data import Tokens
+from shortstack.data.splits import check_enough, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import batched
-from shortstack.decoder.decoder import Route
+from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.hooks import listening
 from shortstack.decoder.losses import next_token_losses
 from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import at_output, best, check_samples, corrected, divided, stepped
-from shortstack.repairing.fold_points import OUTPUT, Outlet, find_outlets
+from shortstack.repairing.fit import at_output, best, corrected, stepped
+from shortstack.repairing.fold_points import OUTPUT, FoldPoint, find_fold_points
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Repair:
 @torch.no_grad()
 def repair(
     checkpoint: Checkpoint,
-    removed: Route,
+    removed: SkippedLayers,
     tokens: Tokens,
     *,
     compute: Compute = AUTO,
@@ -87,7 +88,7 @@ def repair(
         DataError: fewer than four samples.
     """
     started = time.perf_counter()
-    check_samples(tokens, f"add {parameter('repair_samples', 256)}")
+    check_enough(tokens, f"add {parameter('repair_samples', 256)}")
     decoder = Decoder.open(checkpoint, compute)
     decoder.check_bare(f"leave {parameter('repair')} out")
     follower = _Follower(decoder, removed, tokens.ids, progress).walk()
@@ -109,16 +110,18 @@ def repair(
 class _Follower:
     """The whole model's streams, and the shortened one's, which is refitted to follow; the last batches are held out."""
 
-    def __init__(self, decoder: Decoder, removed: Route, ids: Tensor, progress: Progress) -> None:
+    def __init__(self, decoder: Decoder, removed: SkippedLayers, ids: Tensor, progress: Progress) -> None:
         """ids: [samples, length]."""
         self.decoder, self.removed, self.progress = decoder, removed, progress
         self.layers = len(decoder.layers)
-        fitting, self.judging = (batched(part, decoder.device) for part in divided(ids))
+        fitting, self.judging = (batched(part, decoder.device) for part in split(ids))
         self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
-        self.whole = [decoder.enter(some).groups[0][1].hidden for some in self.batches]
+        self.whole = [decoder.embed(some) for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
         self.parted = False
-        self.open: tuple[int, Outlet, list[Tensor]] | None = None  # the last outlet before a cut, and what it heard
+        self.open: tuple[int, FoldPoint, list[Tensor]] | None = (
+            None  # the last fold point before a cut, and what it heard
+        )
         self.edits: dict[str, Edit] = {}  # by the weights' names in the whole model
         self.fits: list[Fit] = []
 
@@ -155,49 +158,49 @@ class _Follower:
             self._refit(layer, cut_follows)
 
     def _refit(self, layer: int, cut_follows: bool) -> None:
-        """A kept layer's outlets, one after the other; the one that gives its output waits where a cut follows."""
+        """A kept layer's fold points, one after the other; the one that gives its output waits where a cut follows."""
         module = self.decoder.layers[layer]
-        outlets = find_outlets(self.decoder, layer)
+        points = find_fold_points(self.decoder, layer)
         if cut_follows:
-            at_output(self.decoder, layer, outlets, f"leave {parameter('repair')} out")
-        places = [outlet.place for outlet in outlets if outlet.place != OUTPUT]
+            at_output(self.decoder, layer, points, f"leave {parameter('repair')} out")
+        places = [point.place for point in points if point.place != OUTPUT]
         with listening(module, places) as targets:
             after = self._step(layer, self.whole, self.batches)
         targets[OUTPUT] = after
         self.plain = self._step(layer, self.plain, self.judging) if self.parted else after[self.fitting :]
         with ExitStack() as changed:
-            for outlet in outlets if self.parted else [outlet for outlet in outlets if outlet.place == OUTPUT]:
-                with listening(module, places) as entered, outlet.listening(module) as heard:
+            for point in points if self.parted else [point for point in points if point.place == OUTPUT]:
+                with listening(module, places) as entered, point.listening(module) as heard:
                     entered[OUTPUT] = self._step(layer, self.short, self.batches)
-                if outlet.place == OUTPUT and cut_follows:
-                    self.open = (layer, outlet, heard)
+                if point.place == OUTPUT and cut_follows:
+                    self.open = (layer, point, heard)
                     continue
-                change = self._fitted(layer, outlet, heard, entered[outlet.place], targets[outlet.place])
+                change = self._fitted(layer, point, heard, entered[point.place], targets[point.place])
                 if change is not None:
-                    changed.enter_context(outlet.changed(module, change))
+                    changed.enter_context(point.changed(module, change))
             self.short = self._step(layer, self.short, self.batches)
         self.whole = after
 
     def _close(self) -> None:
-        """Behind a cut: refit the last outlet before it to give what the removed layers gave."""
+        """Behind a cut: refit the last fold point before it to give what the removed layers gave."""
         assert self.open  # noqa: S101  the caller has looked
-        layer, outlet, heard = self.open
+        layer, point, heard = self.open
         self.open = None
-        change = self._fitted(layer, outlet, heard, self.short, self.whole)
+        change = self._fitted(layer, point, heard, self.short, self.whole)
         pairs = zip(self.short, heard, strict=True)
-        self.short = [corrected(outlet, change, hidden=hidden, heard=inputs) for hidden, inputs in pairs]
+        self.short = [corrected(point, change, hidden=hidden, heard=inputs) for hidden, inputs in pairs]
 
     def _fitted(
-        self, layer: int, outlet: Outlet, heard: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
+        self, layer: int, point: FoldPoint, heard: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
     ) -> Tensor | None:
         """The change that best() finds; what it does to weights is kept under their names."""
         prefix = self.decoder.anatomy.layer(layer)
-        where = f"{prefix}.{outlet.name}"
-        ridge, error, change = best(outlet, heard, here=here, there=there, fitting=self.fitting, where=where)
+        where = f"{prefix}.{point.name}"
+        ridge, error, change = best(point, heard, here=here, there=there, fitting=self.fitting, where=where)
         if change is None:
             return None
-        self.edits |= {f"{prefix}.{name}": edit for name, edit in outlet.edits(change.cpu()).items()}
-        self.fits.append(Fit(layer, outlet.name, outlet.kind, ridge, error))
+        self.edits |= {f"{prefix}.{name}": edit for name, edit in point.edits(change.cpu()).items()}
+        self.fits.append(Fit(layer, point.name, point.kind, ridge, error))
         return change
 
     def _step(self, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import read_weight
 from shortstack.data import Tokens
+from shortstack.data.splits import check_enough
 from shortstack.decoder import Decoder
 from shortstack.errors import CheckpointError, InputError, parameter
 from shortstack.machine.device import AUTO, Compute
@@ -18,7 +19,6 @@ from shortstack.machine.memory import peak_rss
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
 from shortstack.repairing.cut_families import repaired_windows
-from shortstack.repairing.fit import check_samples
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
 from shortstack.scoring.scores import Scores
@@ -52,10 +52,10 @@ def score(
     layers = checkpoint.anatomy.layers
     _check_window(window, layers, chosen)
     found: dict[str, Sequence[float]] = {
-        metric.name: metric.function(layers, compute.seed) for metric in chosen if metric.feed == "layers"
+        metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores
     }
     found |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
-    fed = [metric for metric in chosen if metric.feed not in ("layers", "weights")]
+    fed = [metric for metric in chosen if metric.needs_text]
     decoder = run = None
     windows: dict[str, Sequence[float]] = {}
     if fed:
@@ -92,7 +92,7 @@ def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
             fix=f"add {parameter('text', 'pydoc')} or a file",
         )
     if any(metric.feed == "repair" for metric in metrics):
-        check_samples(tokens, f"add {parameter('samples', 256)}")
+        check_enough(tokens, f"add {parameter('samples', 256)}")
     return tokens
 
 

@@ -24,6 +24,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers, versions
 from shortstack.data import Tokens
 from shortstack.data.sources import parse_samples
+from shortstack.data.splits import HELD_OUT
 from shortstack.evaluation import Tasks, evaluate
 from shortstack.healing import Turns, heal, heal_in_turns
 from shortstack.healing.options import heal_arguments, heal_groups
@@ -37,7 +38,6 @@ from shortstack.profiling import profile
 from shortstack.profiling.speed import Load
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
-from shortstack.repairing.fit import HELD_OUT
 from shortstack.runs.artefacts import Remote, at_hand
 from shortstack.runs.store import Folder
 from shortstack.scoring import Scores, score
