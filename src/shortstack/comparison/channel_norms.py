@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import batched
-from shortstack.decoder.hooks import linear_layers, listening
+from shortstack.decoder.hooks import linear_layers, recorded_inputs
 from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, silent
 
@@ -22,7 +22,7 @@ def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -
     walk = decoder.through(walks, range(len(decoder.layers)))
     found: dict[str, Tensor] = {}
     for number, layer in enumerate(decoder.layers):
-        with listening(layer, list(linear_layers(layer))) as heard:
+        with recorded_inputs(layer, list(linear_layers(layer))) as heard:
             next(walk)
         for name, inputs in heard.items():
             squares = sum(in_float64(each.flatten(0, -2)).square().sum(0) for each in inputs)

@@ -60,18 +60,13 @@ def read_questions(path: str | Path) -> list[Question]:
     Raises:
         DataError: a line is not a question; its number is named.
     """
-    return [_question(value, where) for where, value in read_lines(Path(path))]
-
-
-def _question(value: Any, where: str) -> Question:
-    if not _is_question(value):
-        raise DataError(
-            where,
-            expected=f"a question like {LAYOUT}",
-            found=json.dumps(value)[:80],
-            fix="correct or delete that line; `answer` counts from 0",
-        )
-    return Question(value["context"], tuple(value["choices"]), value["answer"])
+    questions = []
+    for where, value in read_lines(Path(path)):
+        if not _is_question(value):
+            fix = "correct or delete that line; `answer` counts from 0"
+            raise DataError(where, expected=f"a question like {LAYOUT}", found=json.dumps(value)[:80], fix=fix)
+        questions.append(Question(value["context"], tuple(value["choices"]), value["answer"]))
+    return questions
 
 
 def _is_question(value: Any) -> bool:

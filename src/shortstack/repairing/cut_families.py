@@ -15,11 +15,11 @@ from shortstack.data.splits import split
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import batched
 from shortstack.decoder.layer_io import State
-from shortstack.decoder.losses import divergences, next_token_losses
+from shortstack.decoder.losses import divergences
 from shortstack.errors import parameter
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import at_output, best, corrected, stepped
+from shortstack.repairing.fit import at_output, fit_correction, mean_loss, stepped
 from shortstack.repairing.fold_points import find_fold_points
 
 
@@ -40,7 +40,7 @@ def repaired_tails(
     batches, layers = [batch for part in parts for batch in part], len(decoder.layers)
     known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
     streams = [decoder.embed(some) for some in batches]
-    whole, found = list(streams), []
+    whole, losses = list(streams), []
     for layer in range(layers):
         with decoder.resident(layer):
             whole = stepped(decoder, layer, whole, batches)
@@ -48,17 +48,16 @@ def repaired_tails(
     for layer in range(layers):
         with decoder.resident(layer):
             point = at_output(decoder, layer, find_fold_points(decoder, layer), f"leave {parameter('repair')} out")
-            with point.listening(decoder.layers[layer]) as heard:
+            with point.recorded(decoder.layers[layer]) as inputs:
                 streams = stepped(decoder, layer, streams, batches)
-        where = f"{layer + 1} layers, repaired"
-        change = best(point, heard[known], here=streams[known], there=whole[known], fitting=len(parts[0]), where=where)[
-            2
-        ]
-        pairs = zip(streams[judged], heard[judged], strict=True)
-        short = [corrected(point, change, hidden=hidden, heard=inputs) for hidden, inputs in pairs]
-        found.append(_judged(decoder, batches[judged], whole[judged], short, where))
+        where, fitting = f"{layer + 1} layers, repaired", len(parts[0])
+        fitted = fit_correction(
+            point, inputs[known], here=streams[known], there=whole[known], fitting=fitting, where=where
+        )
+        short = fitted.applied(streams[judged], inputs[judged])
+        losses.append(_judged(decoder, batches[judged], whole[judged], short, where))
         progress("repairing", layers + layer + 1, 2 * layers)
-    return found
+    return losses
 
 
 def _judged(
@@ -118,7 +117,7 @@ class _Windows:
                 shorter[start] = self._repaired(start, entering)
             entering.pop(start - 1, None)
             tick()
-        return [self._loss(start, shorter[start]) for start in starts]
+        return [mean_loss(self.decoder, self.judging, shorter[start], self._named(start)) for start in starts]
 
     def _advanced(self, layer: int, shorter: Mapping[int, Sequence[Tensor]]) -> dict[int, list[Tensor]]:
         """The shorter models' streams as they leave a layer, all of a batch together."""
@@ -135,16 +134,10 @@ class _Windows:
             return list(here[self.fitting :])
         with self.decoder.resident(before):
             point = at_output(self.decoder, before, find_fold_points(self.decoder, before), "choose another metric")
-            with point.listening(self.decoder.layers[before]) as heard:
+            with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
-        change = best(point, heard, here=here, there=there, fitting=self.fitting, where=self._named(start))[2]
-        held_out = zip(here[self.fitting :], heard[self.fitting :], strict=True)
-        return [corrected(point, change, hidden=hidden, heard=inputs) for hidden, inputs in held_out]
-
-    def _loss(self, start: int, streams: Sequence[Tensor]) -> float:
-        pairs = zip(self.judging, streams, strict=True)
-        losses = torch.cat([next_token_losses(self.decoder, *each).flatten() for each in pairs])
-        return checked(float(in_float64(losses).mean()), self._named(start))
+        fitted = fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=self._named(start))
+        return fitted.applied(here[self.fitting :], inputs[self.fitting :])
 
     def _named(self, start: int) -> str:
         return f"without layers {start} to {start + self.size - 1}, repaired"

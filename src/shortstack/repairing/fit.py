@@ -7,14 +7,16 @@ choose the ridge.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from shortstack.decoder import Decoder
 from shortstack.decoder.layer_io import State
+from shortstack.decoder.losses import next_token_losses
 from shortstack.errors import ArchitectureError
-from shortstack.machine.numbers import checked
+from shortstack.machine.numbers import checked, in_float64
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
@@ -27,37 +29,57 @@ def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Se
     ]
 
 
-def best(
+def mean_loss(decoder: Decoder, batches: Sequence[Tensor], streams: Sequence[Tensor], where: str) -> float:
+    """The loss in nats per predicted token of hidden states [batch, length, width] that leave the last layer."""
+    pairs = zip(batches, streams, strict=True)
+    losses = torch.cat([next_token_losses(decoder, ids, hidden).flatten() for ids, hidden in pairs])
+    return checked(float(in_float64(losses).mean()), where)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A change of a fold point, None where none helps; error: the held-out one after it over that before."""
+
+    point: FoldPoint
+    ridge: float
+    error: float
+    change: Tensor | None
+
+    def applied(self, streams: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Hidden states at the point's place with the change, given what it is multiplied with."""
+        change = self.change
+        if change is None:
+            return list(streams)
+        return [
+            (hidden.float() + self.point.product(each, change).view(hidden.shape)).to(hidden.dtype)
+            for hidden, each in zip(streams, inputs, strict=True)
+        ]
+
+
+def fit_correction(
     point: FoldPoint,
-    heard: Sequence[Tensor],
+    inputs: Sequence[Tensor],
     *,
     here: Sequence[Tensor],
     there: Sequence[Tensor],
     fitting: int,
     where: str,
-) -> tuple[float, float, Tensor | None]:
-    """Ridge, held-out error and the fold point's change that brings `here` closest to `there`; no change if none helps.
+) -> Correction:
+    """The change that brings the streams `here` closest to `there`.
 
     Batches from number `fitting` on are held out. A token counts by 1 / |there|: a few with massive activations would own
-    the fit otherwise.
+    the fit otherwise. where: what an error names.
     """
     fitted, judged = point.regression(), point.regression()
-    for number, (inputs, found, wanted) in enumerate(zip(heard, here, there, strict=True)):
+    for number, (each, hidden, wanted) in enumerate(zip(inputs, here, there, strict=True)):
         wanted = wanted.float()
         weights = 1 / wanted.flatten(0, -2).norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        (fitted if number < fitting else judged).add(inputs, wanted - found.float(), weights)
+        (fitted if number < fitting else judged).add(each, wanted - hidden.float(), weights)
     tried = {ridge: fitted.solve(ridge) for ridge in RIDGES}
     errors = {ridge: judged.error(change) for ridge, change in tried.items()}
     ridge = min(errors, key=errors.__getitem__)
     error = checked(errors[ridge], where)
-    return ridge, error, tried[ridge].float().to(here[0].device) if error < 1 else None
-
-
-def corrected(point: FoldPoint, change: Tensor | None, *, hidden: Tensor, heard: Tensor) -> Tensor:
-    """Hidden states at a fold point's place with a change of it, given what it heard."""
-    if change is None:
-        return hidden
-    return (hidden.float() + point.product(heard, change).view(hidden.shape)).to(hidden.dtype)
+    return Correction(point, ridge, error, tried[ridge].float().to(here[0].device) if error < 1 else None)
 
 
 def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint], fix: str) -> FoldPoint:

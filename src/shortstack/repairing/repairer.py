@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,13 +24,12 @@ from shortstack.data.splits import check_enough, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import batched
 from shortstack.decoder.decoder import SkippedLayers
-from shortstack.decoder.hooks import listening
-from shortstack.decoder.losses import next_token_losses
+from shortstack.decoder.hooks import recorded_inputs
 from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.numbers import checked, in_float64
+from shortstack.machine.files import plain
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import at_output, best, corrected, stepped
+from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, find_fold_points
 
 
@@ -65,9 +64,9 @@ class Repair:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        found = asdict(replace(self, tensors={}))
-        found.pop("tensors")
-        return found
+        data: dict[str, Any] = plain(replace(self, tensors={}))
+        del data["tensors"]
+        return data
 
 
 @torch.no_grad()
@@ -91,12 +90,12 @@ def repair(
     check_enough(tokens, f"add {parameter('repair_samples', 256)}")
     decoder = Decoder.open(checkpoint, compute)
     decoder.check_bare(f"leave {parameter('repair')} out")
-    follower = _Follower(decoder, removed, tokens.ids, progress).walk()
-    unpruned, before, after = follower.losses()
+    refit = Refit(decoder, removed, tokens.ids, progress).walk()
+    unpruned, before, after = refit.losses()
     kept = after < before
-    edits = follower.edits if kept else {}
+    edits = refit.edits if kept else {}
     return Repair(
-        tuple(follower.fits),
+        tuple(refit.fits),
         unpruned,
         before,
         after if kept else before,
@@ -107,7 +106,7 @@ def repair(
     )
 
 
-class _Follower:
+class Refit:
     """The whole model's streams, and the shortened one's, which is refitted to follow; the last batches are held out."""
 
     def __init__(self, decoder: Decoder, removed: SkippedLayers, ids: Tensor, progress: Progress) -> None:
@@ -119,17 +118,17 @@ class _Follower:
         self.whole = [decoder.embed(some) for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
         self.parted = False
-        self.open: tuple[int, FoldPoint, list[Tensor]] | None = (
-            None  # the last fold point before a cut, and what it heard
+        self.waiting: tuple[int, FoldPoint, list[Tensor]] | None = (
+            None  # the last fold point before a cut, and its inputs
         )
         self.edits: dict[str, Edit] = {}  # by the weights' names in the whole model
         self.fits: list[Fit] = []
 
-    def walk(self) -> _Follower:
+    def walk(self) -> Refit:
         for layer in range(self.layers):
             with self.decoder.resident(layer):
                 self._pass(layer)
-            if self.open and layer + 1 not in self.removed:
+            if self.waiting and layer + 1 not in self.removed:
                 self._close()
             self.progress("repairing", layer + 1, self.layers)
         return self
@@ -137,14 +136,8 @@ class _Follower:
     def losses(self) -> tuple[float, float, float]:
         """Held-out loss of the whole model, of the shortened one, and of that repaired."""
         streams = self.whole[self.fitting :], self.plain, self.short[self.fitting :]
-        whole, plain, short = (
-            torch.cat(
-                [next_token_losses(self.decoder, *each).flatten() for each in zip(self.judging, some, strict=True)]
-            )
-            for some in streams
-        )
-        found = [checked(float(in_float64(each).mean()), "held-out loss") for each in (whole, plain, short)]
-        return found[0], found[1], found[2]
+        whole, plain, short = (mean_loss(self.decoder, self.judging, each, "held-out loss") for each in streams)
+        return whole, plain, short
 
     def _pass(self, layer: int) -> None:
         cut_follows = layer + 1 in self.removed
@@ -164,44 +157,42 @@ class _Follower:
         if cut_follows:
             at_output(self.decoder, layer, points, f"leave {parameter('repair')} out")
         places = [point.place for point in points if point.place != OUTPUT]
-        with listening(module, places) as targets:
+        with recorded_inputs(module, places) as targets:
             after = self._step(layer, self.whole, self.batches)
         targets[OUTPUT] = after
         self.plain = self._step(layer, self.plain, self.judging) if self.parted else after[self.fitting :]
         with ExitStack() as changed:
             for point in points if self.parted else [point for point in points if point.place == OUTPUT]:
-                with listening(module, places) as entered, point.listening(module) as heard:
+                with recorded_inputs(module, places) as entered, point.recorded(module) as inputs:
                     entered[OUTPUT] = self._step(layer, self.short, self.batches)
                 if point.place == OUTPUT and cut_follows:
-                    self.open = (layer, point, heard)
+                    self.waiting = (layer, point, inputs)
                     continue
-                change = self._fitted(layer, point, heard, entered[point.place], targets[point.place])
-                if change is not None:
-                    changed.enter_context(point.changed(module, change))
+                fitted = self._fitted(layer, point, inputs, entered[point.place], targets[point.place])
+                if fitted.change is not None:
+                    changed.enter_context(point.changed(module, fitted.change))
             self.short = self._step(layer, self.short, self.batches)
         self.whole = after
 
     def _close(self) -> None:
         """Behind a cut: refit the last fold point before it to give what the removed layers gave."""
-        assert self.open  # noqa: S101  the caller has looked
-        layer, point, heard = self.open
-        self.open = None
-        change = self._fitted(layer, point, heard, self.short, self.whole)
-        pairs = zip(self.short, heard, strict=True)
-        self.short = [corrected(point, change, hidden=hidden, heard=inputs) for hidden, inputs in pairs]
+        assert self.waiting  # noqa: S101  the caller has looked
+        layer, point, inputs = self.waiting
+        self.waiting = None
+        self.short = self._fitted(layer, point, inputs, self.short, self.whole).applied(self.short, inputs)
 
     def _fitted(
-        self, layer: int, point: FoldPoint, heard: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
-    ) -> Tensor | None:
-        """The change that best() finds; what it does to weights is kept under their names."""
+        self, layer: int, point: FoldPoint, inputs: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
+    ) -> Correction:
+        """The correction that fit_correction() finds; what it does to weights is kept under their names."""
         prefix = self.decoder.anatomy.layer(layer)
         where = f"{prefix}.{point.name}"
-        ridge, error, change = best(point, heard, here=here, there=there, fitting=self.fitting, where=where)
-        if change is None:
-            return None
-        self.edits |= {f"{prefix}.{name}": edit for name, edit in point.edits(change.cpu()).items()}
-        self.fits.append(Fit(layer, point.name, point.kind, ridge, error))
-        return change
+        fitted = fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=where)
+        if fitted.change is not None:
+            edits = point.edits(fitted.change.cpu())
+            self.edits |= {f"{prefix}.{name}": edit for name, edit in edits.items()}
+            self.fits.append(Fit(layer, point.name, point.kind, fitted.ridge, fitted.error))
+        return fitted
 
     def _step(self, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
         return stepped(self.decoder, layer, streams, batches)

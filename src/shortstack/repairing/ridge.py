@@ -1,6 +1,6 @@
 """Weighted ridge regression from sums over tokens, in float64: of a matrix, of a number for each channel, or of one for all.
 
-What is fitted is a change D whose product with what is heard, x, brings residuals r down: x D^T, x * d or c x.
+What is fitted is a change D whose product with the inputs, x, brings residuals r down: x D^T, x * d or c x.
 """
 
 from __future__ import annotations
