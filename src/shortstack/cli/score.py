@@ -58,7 +58,7 @@ def score(
 
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        needs_text = any(each.needs_text for each in metrics_named(name.strip() for name in metric.split(",")))
+        needs_text = any(each.needs_text for each in metrics_named(metric))
         tokens = text.tokens(checkpoint.tokenizer(), compute.seed) if needs_text else None
         scores = score_layers(checkpoint, tokens, metrics=metric, window=window, compute=compute, progress=progress)
     if output:
@@ -75,7 +75,7 @@ def score(
 
 def _check_orders(metric: str) -> None:
     """Refuse to draw orders of layers where no metric has one."""
-    if not any(each.singles for each in metrics_named(name.strip() for name in metric.split(","))):
+    if not any(each.singles for each in metrics_named(metric)):
         raise InputError(
             "--plot", expected="a metric that scores single layers", found=metric, fix="add one, such as ppl"
         )

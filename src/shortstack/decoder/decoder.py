@@ -210,7 +210,8 @@ class Decoder(Layered):
                 return form.of(State(hidden_of(args, kwargs), self._carried(args, kwargs)))
             for state in states if index == layer else ():
                 entering = state.copy()
-                after.append(form.read(forward(*entered_by(args, entering), **entered_by(kwargs, entering)), entering))
+                given, named = entered_by(entering, args, kwargs)
+                after.append(form.read(forward(*given, **named), entering))
                 on_forward()
             raise _Arrived
 

@@ -24,18 +24,12 @@ def next_token_losses(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
 
     ids: [batch, length]; hidden: [batch, length, width] as it leaves the last layer.
     """
-    return target_losses(decoder, *predicting(ids, hidden)).view(ids.shape[0], -1)
-
-
-@torch.no_grad()
-def target_losses(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats, fp32, [tokens], of targets [tokens] given the states [tokens, width] that predict them."""
     parts = [
         -_chosen(log_softmax, wanted)
-        for some, some_targets in chunks(decoder, states, targets)
-        for log_softmax, wanted in pieces(decoder.token_logits(some), some_targets)
+        for some, targets in chunks(decoder, *predicting(ids, hidden))
+        for log_softmax, wanted in pieces(decoder.token_logits(some), targets)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts).view(ids.shape[0], -1)
 
 
 @torch.no_grad()

@@ -40,28 +40,17 @@ class Mean:
         return (self.total / self.count).tolist()
 
 
-class Accumulator(ABC):
-    """What is added up for the metrics of one kind."""
-
-    @abstractmethod
-    def save(self) -> Any:
-        """Lists and dictionaries of tensors, numbers and strings, for load()."""
-
-    @abstractmethod
-    def load(self, saved: Any) -> None: ...
-
-
-class Means(Accumulator):
-    """Means over tokens."""
+class Means(ABC):
+    """Means over tokens that are saved and loaded together."""
 
     @abstractmethod
     def means(self) -> Iterator[Mean]:
         """All of them, always in the same order."""
 
-    def save(self) -> list[Any]:
+    def save(self) -> Any:
         return [(mean.total, mean.count) for mean in self.means()]
 
-    def load(self, saved: Sequence[Any]) -> None:
+    def load(self, saved: Any) -> None:
         for mean, (total, count) in zip(self.means(), saved, strict=True):
             mean.total, mean.count = total.cpu(), count
 
@@ -147,17 +136,17 @@ class OutputMeans(Means):
         }
 
 
-class GradientSums(Accumulator):
+class GradientSums:
     """Metrics of a layer's weights and of the loss's gradients in them."""
 
     def __init__(self, metrics: Sequence[Metric], layers: int) -> None:
         self.metrics = [metric for metric in metrics if metric.feed == "gradient"]
         self.scores = {metric.name: [0.0] * layers for metric in self.metrics}
 
-    def save(self) -> dict[str, list[float]]:
+    def save(self) -> Any:
         return self.scores
 
-    def load(self, saved: dict[str, list[float]]) -> None:
+    def load(self, saved: Any) -> None:
         self.scores = saved
 
     def add(self, layer: int, gradients: Sequence[WeightGradient]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from shortstack.data.questions import EncodedQuestion, encode_questions, questio
 from shortstack.data.splits import HELD_OUT, check_enough, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import SkippedLayers
-from shortstack.decoder.likelihoods import Accuracy, answers
+from shortstack.decoder.likelihoods import answers
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation import Tasks
 from shortstack.evaluation.tasks import load_harness
@@ -128,11 +128,20 @@ def sweep(
     fitting, judging = split(tokens.ids) if repair else (tokens.ids[:0], tokens.ids)
     wanted = Wanted([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
     run = Run(decoder, judging, wanted, progress=progress, stage="sweeping").kept_by(checkpoint).go()
-    depths = _depths(run)
+    cuts = tails(run.layers)
+    depths = tuple(_depth(run, tail) for tail in cuts)
     if repair:
-        depths = _with_repair(depths, repaired_tails(decoder, fitting, judging, progress=progress))
+        repaired = repaired_tails(decoder, fitting, judging, progress=progress)  # of the first 1, 2, ... layers
+        depths = tuple(
+            replace(depth, repaired_loss=loss, repaired_perplexity=perplexity(loss), repaired_kl=kl)
+            for depth, (loss, kl) in zip(depths, reversed(repaired), strict=True)
+        )
     if questions:
-        depths = _with_accuracy(depths, answers(decoder, questions, tails(run.layers), progress=progress))
+        accuracy = answers(decoder, questions, cuts, progress=progress)
+        depths = tuple(
+            replace(depth, accuracy=accuracy[tail].value, accuracy_stderr=accuracy[tail].stderr)
+            for depth, tail in zip(depths, cuts, strict=True)
+        )
     return Sweep(
         depths,
         depths[0].loss + TOLERATED,
@@ -140,21 +149,6 @@ def sweep(
         task_record,
         decoder.dtype,
         round(time.perf_counter() - started + run.seconds_before, 3),
-    )
-
-
-def _with_repair(depths: Sequence[Depth], repaired: Sequence[tuple[float, float]]) -> tuple[Depth, ...]:
-    """repaired: loss and KL of the first 1, 2, ... layers; depths begin with all of them."""
-    return tuple(
-        replace(depth, repaired_loss=loss, repaired_perplexity=perplexity(loss), repaired_kl=kl)
-        for depth, (loss, kl) in zip(depths, reversed(repaired), strict=True)
-    )
-
-
-def _with_accuracy(depths: Sequence[Depth], accuracies: Mapping[SkippedLayers, Accuracy]) -> tuple[Depth, ...]:
-    return tuple(
-        replace(depth, accuracy=accuracies[tail].value, accuracy_stderr=accuracies[tail].stderr)
-        for depth, tail in zip(depths, tails(len(depths)), strict=True)
     )
 
 
@@ -176,13 +170,10 @@ def _questions(
     return encoded, {"source": source, "questions": len(encoded), "sha256": sha256}
 
 
-def _depths(run: Run) -> tuple[Depth, ...]:
-    depths = []
-    for tail in tails(run.layers):
-        kept = run.layers - len(tail)
-        loss = checked(run.loss(tail), f"loss of {kept} layers")
-        depths.append(Depth(kept, loss, perplexity(loss), run.kl(tail)))
-    return tuple(depths)
+def _depth(run: Run, tail: SkippedLayers) -> Depth:
+    kept = run.layers - len(tail)
+    loss = checked(run.loss(tail), f"loss of {kept} layers")
+    return Depth(kept, loss, perplexity(loss), run.kl(tail))
 
 
 def tails(layers: int) -> list[SkippedLayers]:

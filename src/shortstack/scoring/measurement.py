@@ -17,7 +17,7 @@ from shortstack.decoder.batching import batched
 from shortstack.decoder.decoder import UNPRUNED, Group, SkippedLayers, WalkState, layer_forwards
 from shortstack.decoder.layer_io import State
 from shortstack.machine.progress import Progress, silent
-from shortstack.scoring.accumulators import GradientSums, HiddenMeans, OutputMeans, Values
+from shortstack.scoring.accumulators import GradientSums, HiddenMeans, Means, OutputMeans, Values
 from shortstack.scoring.gradients import loss_gradient, walk_back
 from shortstack.scoring.metrics import Metric
 from shortstack.scoring.resumption import Keeper
@@ -94,7 +94,7 @@ class Run:
         self.hidden = HiddenMeans(wanted.metrics, self.layers, len(starts))
         self.outputs = OutputMeans(wanted.metrics, self.sets)
         self.gradients = GradientSums(wanted.metrics, self.layers)
-        self.accumulators = (self.hidden, self.outputs, self.gradients)
+        self.accumulators: Sequence[Means | GradientSums] = (self.hidden, self.outputs, self.gradients)
         self.position = Position([[] for _ in range(self.layers)], list(self.staying))
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
         self.keeper: Keeper | None = None
