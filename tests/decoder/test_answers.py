@@ -67,15 +67,15 @@ def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, mon
     monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", batch)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1 if batch == 24 else 2 << 30)
     checkpoint = Checkpoint.open(tiny(model_type))
-    routes = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]
+    sets = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = answers(decoder, encode_questions(QUESTIONS, Letters()), routes)
-    for route in routes:
-        expected = naively(checkpoint.directory, Letters(), sorted(route))
-        assert list(found[route].correct) == expected
+    found = answers(decoder, encode_questions(QUESTIONS, Letters()), sets)
+    for skipped in sets:
+        expected = naively(checkpoint.directory, Letters(), sorted(skipped))
+        assert list(found[skipped].correct) == expected
         share = sum(expected) / 4
-        assert found[route].value == share
-        assert found[route].stderr == pytest.approx(math.sqrt(share * (1 - share) / 3))
+        assert found[skipped].value == share
+        assert found[skipped].stderr == pytest.approx(math.sqrt(share * (1 - share) / 3))
 
 
 def test_a_sweep_answers_at_every_depth(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def parse_samples(samples: str | int) -> int | None:
         raise InputError(
             parameter("samples"),
             expected="a number of windows, or all",
-            found=repr(samples),
+            found=repr(str(samples)),
             fix=f"write {parameter('samples', 10)}",
         )
     return int(samples)

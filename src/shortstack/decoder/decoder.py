@@ -9,7 +9,7 @@ Layers come one after the other, and all batches pass a layer before any enters 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -60,25 +60,15 @@ class Decoder(Layered):
     """A loaded model whose layers streams pass one by one."""
 
     def walk(
-        self,
-        ids: Tensor,
-        sets: Sequence[SkippedLayers] = (UNPRUNED,),
-        *,
-        start: tuple[int, Tensor] | None = None,
-        until: int | None = None,
-        **inputs: Tensor,
+        self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,), *, until: int | None = None
     ) -> dict[SkippedLayers, Tensor]:
         """The hidden states without each set of layers after the last layer, or before layer `until`.
 
-        ids: [batch, length] token ids; `inputs` go to the model beside them (attention_mask).
-        start: (layer, hidden): begin at that layer, entered by `hidden`, instead of at the embedding.
-        Returns {skipped layers: [batch, length, width]}. Gradients flow as the caller has them enabled.
+        ids: [batch, length] token ids. Returns {skipped layers: [batch, length, width]}. Gradients flow as the caller has
+        them enabled.
         """
-        until = len(self.layers) if until is None else until
-        if start and start[0] >= until:
-            return dict.fromkeys(sets, start[1])
-        walk = self.enter(ids, sets, hidden=start[1] if start else None, **inputs)
-        for _ in self.through([walk], range(start[0] if start else 0, until), inputs=inputs):
+        walk = self.enter(ids, sets)
+        for _ in self.through([walk], range(len(self.layers) if until is None else until)):
             pass
         return walk.hidden
 
@@ -86,15 +76,8 @@ class Decoder(Layered):
         """What enters layer 0, [batch, length, width]: the token ids embedded."""
         return self.enter(ids).hidden[UNPRUNED]
 
-    def enter(
-        self,
-        ids: Tensor,
-        sets: Sequence[SkippedLayers] = (UNPRUNED,),
-        *,
-        hidden: Tensor | None = None,
-        **inputs: Tensor,
-    ) -> WalkState:
-        """A walk before layer 0: the token ids embedded, or other hidden states in their place."""
+    def enter(self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,)) -> WalkState:
+        """A walk before layer 0, which the embedded token ids enter."""
         shorter = f"add {parameter('length', self.positions)}, or {parameter('max_length')} when healing"
         check_positions(self, ids.shape[1], parameter("length"), fix=shorter)
         self._check_direct()
@@ -105,9 +88,8 @@ class Decoder(Layered):
             raise _Arrived
 
         with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), stop)):
-            self.model.base_model(input_ids=ids, use_cache=False, **inputs)
-        first = entered[0] if hidden is None else State(hidden, entered[0].carried)
-        return WalkState(ids, [(tuple(dict.fromkeys(sets)), first)])
+            self.model.base_model(input_ids=ids, use_cache=False)
+        return WalkState(ids, [(tuple(dict.fromkeys(sets)), entered[0])])
 
     def through(
         self,
@@ -116,28 +98,21 @@ class Decoder(Layered):
         *,
         observe: Observer | None = None,
         on_forward: Callable[[int], None] = _nothing,
-        inputs: Mapping[str, Tensor] | None = None,
     ) -> Iterator[int]:
         """Take every walk through these layers: all of them through one layer, then through the next.
 
         observe(layer, before, after) sees the stream of each walk's first set of layers, [batch, length, width].
-        on_forward is told how many streams have passed a layer; `inputs` go to the model beside the token ids. Yields a
-        layer's number when all are through.
+        on_forward is told how many streams have passed a layer. Yields a layer's number when all are through.
         """
         for layer in layers:
             with self.resident(layer):
                 for walk in walks:
-                    walk.groups = self._advance(walk, layer, observe, on_forward, inputs or {})
+                    walk.groups = self._advance(walk, layer, observe, on_forward)
                     walk.layer = layer + 1
             yield layer
 
     def _advance(
-        self,
-        walk: WalkState,
-        layer: int,
-        observe: Observer | None,
-        on_forward: Callable[[int], None],
-        inputs: Mapping[str, Tensor],
+        self, walk: WalkState, layer: int, observe: Observer | None, on_forward: Callable[[int], None]
     ) -> list[Group]:
         """Every stream of a walk through the layer, or around it."""
         first, form = walk.groups[0][0][0], self.forms()[layer]
@@ -149,7 +124,7 @@ class Decoder(Layered):
             # What a layer leaves for later ones is needed by those that skip it, too.
             (entering if form.fills else passing).extend([(skipping, before)] if skipping else [])
         groups = []
-        after = self.step(walk.ids, layer, [before for _, before in entering], on_forward=on_forward, **inputs)
+        after = self.step(walk.ids, layer, [before for _, before in entering], on_forward=on_forward)
         for (together, before), state in zip(entering, after, strict=True):
             taken = layer not in together[0]
             groups.append((together, state if taken else State(before.hidden, state.carried)))
@@ -165,42 +140,28 @@ class Decoder(Layered):
         states: Sequence[State],
         *,
         on_forward: Callable[[int], None] = _nothing,
-        **inputs: Tensor,
     ) -> list[State]:
         """Each state as it leaves the layer; masks, positions and the like are those that transformers makes for `ids`."""
         together = 1 if self._slots else max(1, STACK_TOKENS // ids.numel())
         stacks = [states[start : start + together] for start in range(0, len(states), together)]
         after = list[State]()
         for many, some in groupby(stacks, key=len):
-            after += self._stacked(ids, layer, list(some), partial(on_forward, many), inputs)
+            after += self._stacked(ids, layer, list(some), partial(on_forward, many))
         return after
 
     def _stacked(
-        self,
-        ids: Tensor,
-        layer: int,
-        stacks: Sequence[Sequence[State]],
-        on_forward: Callable[[], None],
-        inputs: Mapping[str, Tensor],
+        self, ids: Tensor, layer: int, stacks: Sequence[Sequence[State]], on_forward: Callable[[], None]
     ) -> list[State]:
         """Stacks of equally many states, each as one batch: what a layer makes of a sample does not depend on others."""
         many = len(stacks[0])
         if many == 1:
-            return self._each(ids, layer, (state for (state,) in stacks), on_forward, inputs)
-        wide = {name: value.repeat(many, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+            return self._each(ids, layer, (state for (state,) in stacks), on_forward)
         entering = (State(torch.cat([state.hidden for state in stack]), {}) for stack in stacks)
-        left = self._each(ids.repeat(many, 1), layer, entering, on_forward, wide)
+        left = self._each(ids.repeat(many, 1), layer, entering, on_forward)
         # Clones: who keeps one of them (what entered a layer, a trail) must not keep the whole stack.
         return [State(part.clone(), {}) for stack in left for part in stack.hidden.split(len(ids))]
 
-    def _each(
-        self,
-        ids: Tensor,
-        layer: int,
-        states: Iterable[State],
-        on_forward: Callable[[], None],
-        inputs: Mapping[str, Tensor],
-    ) -> list[State]:
+    def _each(self, ids: Tensor, layer: int, states: Iterable[State], on_forward: Callable[[], None]) -> list[State]:
         """One state after the other through the layer, inside one forward of the model."""
         after = list[State]()
 
@@ -216,7 +177,7 @@ class Decoder(Layered):
             raise _Arrived
 
         with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), visit)):
-            self.model.base_model(input_ids=ids, use_cache=False, **inputs)
+            self.model.base_model(input_ids=ids, use_cache=False)
         return after or list(states)  # untouched by a layer that text alone does not pass (cross-attention)
 
     def turns(self, batches: Sequence[Batch], *, tokens: int, streams: int) -> list[Sequence[Batch]]:

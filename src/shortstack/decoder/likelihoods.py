@@ -105,8 +105,8 @@ def answers(
         for batch, walk in zip(turn, walks, strict=True):
             here = [requests[place] for place in batch]
             for skipped, hidden in walk.hidden.items():
-                for place, found in zip(batch, _likelihoods(decoder, here, _predicting(here, hidden)), strict=True):
-                    values[skipped][place] = found.value
+                for place, each in zip(batch, _likelihoods(decoder, here, _predicting(here, hidden)), strict=True):
+                    values[skipped][place] = each.value
             done += len(batch)
             progress("answering", done, len(requests))
     return {skipped: _accuracy(questions, values[skipped]) for skipped in sets}
@@ -114,11 +114,11 @@ def answers(
 
 def _accuracy(questions: Sequence[EncodedQuestion], values: Sequence[float]) -> Accuracy:
     """values: the log-likelihood of each choice of each question, one question after the other."""
-    each = iter(values)
-    choices = [[next(each) for _ in question.choices] for question in questions]
-    return Accuracy.of(
-        [found.index(max(found)) == question.answer for found, question in zip(choices, questions, strict=True)]
-    )
+    rest, correct = iter(values), []
+    for question in questions:
+        choices = [next(rest) for _ in question.choices]
+        correct.append(choices.index(max(choices)) == question.answer)
+    return Accuracy.of(correct)
 
 
 def parted(requests: Sequence[Request], *, least: int = LEAST) -> tuple[list[int], list[list[int]]]:
@@ -188,7 +188,7 @@ def _whole(decoder: Decoder, requests: Sequence[Request]) -> Tensor:
 
 
 def _predicting(requests: Sequence[Request], hidden: Tensor) -> Tensor:
-    """Of hidden states [requests, length, width] those that predict a token of an ending: [tokens, width]."""
+    """Those of the hidden states [requests, length, width] that predict a token of an ending: [tokens, width]."""
     return torch.cat(
         [row[request.start - 1 : len(request.ids) - 1] for row, request in zip(hidden, requests, strict=True)]
     )
@@ -197,7 +197,7 @@ def _predicting(requests: Sequence[Request], hidden: Tensor) -> Tensor:
 def _after_contexts(
     decoder: Decoder, requests: Sequence[Request], groups: Sequence[Sequence[int]], batch: int | None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Of groups that share a context, some requests' places and the states that predict their endings.
+    """Requests' places, and the states that predict their endings, for groups that share a context.
 
     Contexts pass once, then the continuations behind copies of them.
     """

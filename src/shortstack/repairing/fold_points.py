@@ -271,8 +271,8 @@ class _Trial:
         entered = self.state.hidden.float().flatten(0, -2)
         return rest.shape == entered.shape and self._close(rest - (rest - entered).mean(0), entered)
 
-    def _close(self, found: Tensor, expected: Tensor) -> bool:
-        return bool((found - expected).norm() <= TOLERANCE[self.state.hidden.dtype] * expected.norm())
+    def _close(self, value: Tensor, expected: Tensor) -> bool:
+        return bool((value - expected).norm() <= TOLERANCE[self.state.hidden.dtype] * expected.norm())
 
 
 def _once(calls: Recorded) -> dict[str, Tensor]:

@@ -250,7 +250,7 @@ class Run:
         return self.loss(self.wanted.without) if self.outputs.metrics else None
 
     def scores(self) -> Values:
-        """What each walked metric found, a number for each layer; infinity for one that has gone."""
+        """The score of each layer by each metric; infinite for a layer that has gone."""
         scores = {
             **self.gradients.of_layers(self.staying),
             **self.hidden.of_layers(self.staying),
@@ -259,7 +259,7 @@ class Run:
         return {name: self._placed(values) for name, values in scores.items()}
 
     def windows(self) -> Values:
-        """What the metrics that can found of each block."""
+        """The score of each block by the metrics that score blocks."""
         return self.hidden.of_blocks() | self.outputs.of_sets(self.blocks)
 
     def _placed(self, values: Sequence[float]) -> list[float]:

@@ -53,8 +53,10 @@ def score(
         raise InputError(parameter("metric"), expected="at least one metric", found="none", fix="name one, or all")
     layers = checkpoint.anatomy.layers
     _check_window(window, layers, chosen)
-    found: Values = {metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores}
-    found |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
+    scores: Values = {
+        metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores
+    }
+    scores |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
     fed = [metric for metric in chosen if metric.needs_text]
     decoder = run = None
     windows: Values = {}
@@ -64,14 +66,14 @@ def score(
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
             run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
-            found, windows = found | run.scores(), run.windows()
+            scores, windows = scores | run.scores(), run.windows()
         repaired = [metric for metric in fed if metric.feed == "repair"]
         if repaired and window:
             losses = repaired_windows(decoder, tokens.ids, window, progress=progress)
             windows |= {metric.name: [metric.finish(metric.function(loss)) for loss in losses] for metric in repaired}
     return Scores(
         layers=layers,
-        scores={metric.name: _checked(metric.name, found[metric.name]) for metric in chosen if metric.singles},
+        scores={metric.name: _checked(metric.name, scores[metric.name]) for metric in chosen if metric.singles},
         window=window,
         window_scores={name: _checked(f"{name} of blocks", values) for name, values in windows.items()},
         tokens=tokens.record() if tokens and fed else None,
