@@ -283,7 +283,7 @@ def test_a_healed_model_that_reads_other_tokens_is_refused_before_any_is_loaded(
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="an embedding for each of its 293 tokens") as refused:
         compare(checkpoint, some, judging, healed=Checkpoint.open(healed))
-    assert refused.value.where == "--healed"
+    assert refused.value.where == "healed"
     assert refused.value.found in ("another tokenizer, of 294 tokens", "100 embeddings")
     assert ("another" in refused.value.found) == ("another" in other)
 

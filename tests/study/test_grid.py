@@ -141,7 +141,7 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*strategy: step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),
-        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, rank: 4}\n", "rank: expected an option that --method partial"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, rank: 4}\n", "rank: expected an option that method: partial"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, seed: 4}\n", "seeds: "),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-iterative-1-1-8\n", "strategy: step 1"),
         ("models: [a]\nmetrics: [search]\nstrategy: step 1\n", "except: "),

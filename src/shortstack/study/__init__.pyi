@@ -1,4 +1,5 @@
 from . import costs as costs
+from . import demo as demo
 from . import grid as grid
 from . import progress as progress
 from . import runner as runner

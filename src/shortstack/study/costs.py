@@ -24,7 +24,8 @@ from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
 from shortstack.evaluation.probes import probes
 from shortstack.evaluation.suites import TASKS, named
 from shortstack.evaluation.tasks import amounts
-from shortstack.healing.dataset import kept_back
+from shortstack.healing import Lora
+from shortstack.healing.dataset import held_out_count
 from shortstack.healing.forecast import (
     ACTIVATION_BYTES,
     STATE_BYTES,
@@ -33,9 +34,7 @@ from shortstack.healing.forecast import (
     layer_seconds,
     writing_seconds,
 )
-from shortstack.healing.layer_choice import Places
-from shortstack.healing.methods import method_named
-from shortstack.healing.options import heal_groups
+from shortstack.healing.options import task_of
 from shortstack.healing.training import training_device
 from shortstack.planning.measured import Budget
 from shortstack.scoring.metrics import metric_named
@@ -234,13 +233,11 @@ class Costs:
 
     def healed(self, arguments: Mapping[str, Any], size: Size, kept: int) -> Cost:
         """Of healing so many layers: the frozen ones are walked once, a backward pass takes twice a forward one."""
-        learned, part, _, course = heal_groups(arguments)
-        method, places = method_named(part.method), Places(part.last, part.layers, part.near_cut)
-        trained, running = places.counted(kept, kept if method.last is None else method.last)
-        read = self.learnt(arguments, size)
-        weights = 0 if "rank" in method.options else size.parameters_of(trained)
-        schedule = course.made()
-        activations = schedule.micro * learned.max_length * size.width * running * ACTIVATION_BYTES
+        task = task_of(arguments)
+        trained, running = task.method.layer_counts(kept)
+        read, schedule = self.learnt(arguments, size), task.schedule
+        weights = 0 if isinstance(task.method, Lora) else size.parameters_of(trained)
+        activations = schedule.micro * task.training_data.max_length * size.width * running * ACTIVATION_BYTES
         resident = (
             size.parameters_of(running) * size.dtype_bytes + size.checkpoint.sizes.other_parameters * size.dtype_bytes
         )
@@ -320,7 +317,7 @@ class Costs:
             tokenizer = size.checkpoint.tokenizer()
             found = read_examples(expanded(arguments["data"]), tokenizer, max_length=arguments["max_length"])
             found = found[: arguments["max_samples"]]
-            return sum(len(example.ids) for example in found[kept_back(len(found), arguments["held_out"]) :])
+            return sum(len(example.ids) for example in found[held_out_count(len(found), arguments["held_out"]) :])
 
         key = *(arguments[name] for name in names), size.checkpoint.source
         return self.once(key, arguments["data"], read)

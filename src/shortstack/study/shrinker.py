@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from shortstack.errors import InputError, ShortstackError, parameter
-from shortstack.healing.methods import method_named
+from shortstack.healing.options import task_of
 from shortstack.healing.recipes import Recipe, read_recipe
 from shortstack.machine.files import check_new, save_json, whole
 from shortstack.machine.formats import number, size
@@ -132,7 +132,7 @@ def _trial(read: Recipe, name: str, drop: str | None, data: str | None) -> dict[
             found="none",
             fix=f"add {parameter('data', 'pydoc')}",
         )
-    method_named(heal.get("method", "partial")).check()
+    task_of(heal).method.check()
     metric = plan.get("metric", "ppl") + (" block" if plan.get("block") else "")
     if plan.get("search"):
         metric = "search"

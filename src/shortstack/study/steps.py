@@ -26,8 +26,8 @@ from shortstack.data import Tokens
 from shortstack.data.sources import parse_samples
 from shortstack.data.splits import HELD_OUT
 from shortstack.evaluation import Tasks, evaluate
-from shortstack.healing import Turns, heal, heal_in_turns
-from shortstack.healing.options import heal_arguments, heal_groups
+from shortstack.healing import HealingTask, Turns, heal, heal_in_turns
+from shortstack.healing.options import task_of
 from shortstack.machine.cache import cache_directory
 from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, save_json
@@ -227,7 +227,8 @@ def _known(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _heal(task: Task, progress: Progress) -> dict[str, Any]:
-    found = heal(task.open("checkpoint", progress), task.output, **_healing(task, progress))
+    checkpoint, wanted = task.open("checkpoint", progress), _healing(task, progress)
+    found = heal(checkpoint, task.output, wanted, resume=True, progress=progress)
     return {**found.to_dict(), "output": f"artefacts/{task.key}", **_known(Checkpoint.open(task.output))}
 
 
@@ -235,8 +236,9 @@ def _turns(task: Task, progress: Progress) -> dict[str, Any]:
     checkpoint, turning = task.open("model", progress), task.arguments["turns"]
     names = {name: turning[name] for name in ("drop", "step", "metric", "seed")}
     if turning["text"] is not None:
-        names |= {"text": turning["text"], "samples": parse_samples(turning["samples"]), "length": turning["length"]}
-    found = heal_in_turns(checkpoint, task.output, Turns(**names), **_healing(task, progress))
+        names |= {"text": turning["text"], "samples": turning["samples"], "length": turning["length"]}
+    wanted = _healing(task, progress)
+    found = heal_in_turns(checkpoint, task.output, Turns(**names), wanted, resume=True, progress=progress)
     healed = Checkpoint.open(task.output)
     removed = tuple(sorted(skipped_layers(healed, checkpoint)))
     chosen = Plan(checkpoint.anatomy.layers, removed, f"{turning['metric']}, in turns").sized(checkpoint.sizes)
@@ -248,15 +250,10 @@ def _turns(task: Task, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _healing(task: Task, progress: Progress) -> dict[str, Any]:
-    """What heal() is given. A run that was killed goes on from its state, which lies beside the output."""
-    return {
-        **heal_arguments(*heal_groups(task.arguments)),
-        "teacher": task.open("teacher", progress) if "teacher" in task.places else None,
-        "device": task.device,
-        "resume": True,
-        "progress": progress,
-    }
+def _healing(task: Task, progress: Progress) -> HealingTask:
+    """How a step heals. A run that was killed goes on from its state, which lies beside the output."""
+    teacher = task.open("teacher", progress) if "teacher" in task.places else None
+    return task_of(task.arguments, teacher=teacher, compute=Compute(device=task.device))
 
 
 def _evaluate(task: Task, progress: Progress) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
 from shortstack.errors import InputError, PlanError
-from shortstack.healing.options import check_healing, heal_groups
+from shortstack.healing.options import option_defaults, task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.yamlfile import Part
 from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layers
@@ -115,15 +115,12 @@ class Healing:
             raise InputError(f"heal: {name}", expected="a recipe that heals once", found="step", fix=_AXES["step"])
         if not options.get("data"):
             raise InputError(f"heal: {name}", expected="data to learn from", found="none", fix="add data: pydoc")
-        check_healing(*heal_groups(options))
+        task_of(options)
         return cls(str(name), tuple(sorted(options.items())))
 
     def arguments(self, seed: int) -> dict[str, Any]:
         """Every option, with its default where none is set."""
-        groups = heal_groups({**dict(self.options), "seed": seed})
-        found = {name: value for group in groups for name, value in asdict(group).items()}
-        found.pop("teacher")
-        return found
+        return {**option_defaults(), **dict(self.options), "seed": seed}
 
 
 _AXES = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-from shortstack.healing.options import Course, Learned, Loss, Part
+from shortstack.healing.options import option_defaults
 from shortstack.planning.layer_sets import show_layers
 from shortstack.study.grid import Judging, Speeds
 
@@ -42,7 +41,7 @@ def prune(arguments: Mapping[str, Any], places: Places) -> list[Any]:
 
 def heal(arguments: Mapping[str, Any], places: Places) -> list[Any]:
     """Heal with the options that are not the usual ones."""
-    usual = {field.name: field.default for group in (Learned, Part, Loss, Course) for field in fields(group)}
+    usual = option_defaults()
     changed = {name: value for name, value in arguments.items() if name in usual and value != usual[name]}
     options = {name.replace("_", "-"): value for name, value in changed.items()} | {"teacher": places.get("teacher")}
     place = places.get("checkpoint") or places["model"]
