@@ -263,7 +263,7 @@ def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream
 def test_a_repair_that_helps_nobody_is_not_kept(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     worse = iter([torch.full((16, 23), loss) for loss in (1.0, 2.0, 2.5)])
-    monkeypatch.setattr(shortstack.repairing.repairer, "next_token_losses", lambda *_: next(worse))
+    monkeypatch.setattr(shortstack.repairing.fit, "next_token_losses", lambda *_: next(worse))
     found = repair(checkpoint, frozenset({6, 7}), TOKENS)
     assert (found.kept, found.tensors) == (False, {})
     assert found.loss_after == found.loss_before == 2.0
