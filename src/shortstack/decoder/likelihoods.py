@@ -105,7 +105,8 @@ def answers(
         for batch, walk in zip(turn, walks, strict=True):
             here = [requests[place] for place in batch]
             for skipped, hidden in walk.hidden.items():
-                for place, each in zip(batch, _likelihoods(decoder, here, _predicting(here, hidden)), strict=True):
+                scored = _likelihoods(decoder, here, _predicting(here, hidden), greedy=False)
+                for place, each in zip(batch, scored, strict=True):
                     values[skipped][place] = each.value
             done += len(batch)
             progress("answering", done, len(requests))
@@ -211,16 +212,16 @@ def _after_contexts(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     last = decoder.finish(ids, attention_mask=mask, position_ids=positions, use_cache=True, **{kept_in: cache})[:, -1]
     members = [(row, place) for row, group in enumerate(groups) for place in group]
-    tails = [requests[place].ending[:-1] for _, place in members]  # of one token nothing is left
-    single = [index for index, tail in enumerate(tails) if not tail]
-    if single:
-        yield [members[index][1] for index in single], last[[members[index][0] for index in single]]
-    longer = [index for index, tail in enumerate(tails) if tail]
-    for some in by_length([ids.shape[1] + len(tails[index]) for index in longer], batch=batch):
-        here = [longer[index] for index in some]
-        rows = torch.tensor([members[index][0] for index in here], device=decoder.device)
-        following = padded([tails[index] for index in here], decoder.device)
-        steps = padded([range(len(tails[index])) for index in here], decoder.device)  # padding has a position, too
+    single = [(row, place) for row, place in members if len(requests[place].ending) == 1]
+    if single:  # the context predicts its one token
+        yield [place for _, place in single], last[[row for row, _ in single]]
+    longer = [(row, place) for row, place in members if len(requests[place].ending) > 1]
+    for some in by_length([ids.shape[1] + len(requests[place].ending) - 1 for _, place in longer], batch=batch):
+        places = [longer[index][1] for index in some]
+        rows = torch.tensor([longer[index][0] for index in some], device=decoder.device)
+        tails = [requests[place].ending[:-1] for place in places]
+        following = padded(tails, decoder.device)
+        steps = padded([range(len(tail)) for tail in tails], decoder.device)  # padding has a position, too
         hidden = decoder.finish(
             following,
             attention_mask=torch.cat([mask[rows], torch.ones_like(following)], dim=1),
@@ -228,8 +229,8 @@ def _after_contexts(
             use_cache=True,
             **{kept_in: _copied(cache, rows)},
         )
-        states = [torch.cat([last[rows[at], None], hidden[at, : len(tails[index])]]) for at, index in enumerate(here)]
-        yield [members[index][1] for index in here], torch.cat(states)
+        each = zip(rows, hidden, tails, strict=True)
+        yield places, torch.cat([state for row, part, tail in each for state in (last[row, None], part[: len(tail)])])
 
 
 def _copied(cache: Cache, rows: Tensor) -> Cache:
@@ -240,15 +241,20 @@ def _copied(cache: Cache, rows: Tensor) -> Cache:
     return chosen
 
 
-def _likelihoods(decoder: Decoder, requests: Sequence[Request], states: Tensor) -> list[Likelihood]:
-    """The likelihood of each request, given the states [tokens, width] that predict its ending, request after request."""
+def _likelihoods(
+    decoder: Decoder, requests: Sequence[Request], states: Tensor, *, greedy: bool = True
+) -> list[Likelihood]:
+    """The likelihood of each request, given the states [tokens, width] that predict its ending, request after request.
+
+    greedy: whether to look for the likeliest tokens, which takes another pass over the logits; without it none is.
+    """
     endings = [request.ending for request in requests]
     targets = torch.tensor([token for ending in endings for token in ending], device=states.device)
     values, likeliest = [], []
     for some, wanted in chunks(decoder, states, targets):
         for log_p, here in pieces(decoder.token_logits(some), wanted):
             values.append(log_p.gather(-1, here[:, None])[:, 0])
-            likeliest.append(log_p.argmax(-1) == here)
+            likeliest.append(log_p.argmax(-1) == here if greedy else torch.zeros_like(here, dtype=torch.bool))
     sizes = [len(ending) for ending in endings]
     sums = in_float64(torch.cat(values)).cpu().split(sizes)
     hits = torch.cat(likeliest).cpu().split(sizes)
