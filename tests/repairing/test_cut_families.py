@@ -20,7 +20,7 @@ from shortstack.machine.progress import silent
 from shortstack.planning import Choice, plan, select
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.fit import RIDGES
-from shortstack.repairing.repairer import Refit
+from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import Scores, score
 from zoo import pass_over, tiny
 
@@ -100,7 +100,7 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
     decoder = Decoder.load(Checkpoint.open(tiny(model_type)), dtype=torch.float32)
     plain, repaired, found = [], [], []
     for size in range(1, 8):
-        losses = Refit(decoder, frozenset(range(8 - size, 8)), IDS, silent).walk().losses()
+        losses = RepairWalk(decoder, frozenset(range(8 - size, 8)), IDS, silent).walk().losses()
         plain, repaired = [*plain, losses[1]], [*repaired, losses[2]]
         found.append(repaired_windows(decoder, IDS, size)[-1])
     assert found == pytest.approx(repaired, rel=1e-6)

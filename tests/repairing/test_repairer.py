@@ -126,7 +126,7 @@ def hidden_states(directory, removed, ids):
 def test_the_matrix_before_the_cut_is_the_weighted_ridge_of_what_was_removed(monkeypatch):
     """A tail cut has one fit: down_proj of the last kept layer."""
     checkpoint = Checkpoint.open(tiny("llama"))
-    monkeypatch.setattr(shortstack.repairing.repairer.Refit, "losses", lambda _self: (1.0, 3.0, 2.0))
+    monkeypatch.setattr(shortstack.repairing.repairer.RepairWalk, "losses", lambda _self: (1.0, 3.0, 2.0))
     found = repair(checkpoint, frozenset({6, 7}), TOKENS, compute=Compute(dtype="float32"))
     (fit,) = found.fits
     assert (fit.layer, fit.weight) == (5, "mlp.down_proj")
@@ -189,7 +189,7 @@ def test_without_a_matrix_the_scale_before_the_cut_is_the_weighted_ridge_of_what
     model_type, tmp_path, monkeypatch
 ):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    monkeypatch.setattr(shortstack.repairing.repairer.Refit, "losses", lambda _self: (1.0, 3.0, 2.0))
+    monkeypatch.setattr(shortstack.repairing.repairer.RepairWalk, "losses", lambda _self: (1.0, 3.0, 2.0))
     found = repair(checkpoint, frozenset({6, 7}), TOKENS, compute=Compute(dtype="float32"))
     (fit,) = found.fits
     kind, name, weights = SCALED[model_type]

@@ -13,7 +13,7 @@ from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError
 from shortstack.machine.device import Compute
 from shortstack.repairing.cut_families import repaired_tails
-from shortstack.repairing.repairer import Refit
+from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import sweep
 from shortstack.scoring.depth_curve import knee
 from zoo import tiny
@@ -87,7 +87,7 @@ def test_each_depth_repaired_is_what_repair_gives_of_that_tail():
     found = repaired_tails(decoder, ids, split(ids)[1])
     for kept in range(1, 8):
         tail = frozenset(range(kept, 8))
-        refit = Refit(decoder, tail, ids, lambda *_: None).walk()
+        refit = RepairWalk(decoder, tail, ids, lambda *_: None).walk()
         assert found[kept - 1][0] == pytest.approx(refit.losses()[2], rel=1e-5)
     assert found[7][0] == pytest.approx(naive.losses(checkpoint.directory, split(ids)[1], [[]])[0], rel=1e-5)
     assert found[7][1] == pytest.approx(0, abs=1e-6)

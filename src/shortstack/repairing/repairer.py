@@ -90,12 +90,12 @@ def repair(
     check_enough(tokens, f"add {parameter('repair_samples', 256)}")
     decoder = Decoder.open(checkpoint, compute)
     decoder.check_bare(f"leave {parameter('repair')} out")
-    refit = Refit(decoder, removed, tokens.ids, progress).walk()
-    unpruned, before, after = refit.losses()
+    walk = RepairWalk(decoder, removed, tokens.ids, progress).walk()
+    unpruned, before, after = walk.losses()
     kept = after < before
-    edits = refit.edits if kept else {}
+    edits = walk.edits if kept else {}
     return Repair(
-        tuple(refit.fits),
+        tuple(walk.fits),
         unpruned,
         before,
         after if kept else before,
@@ -106,7 +106,7 @@ def repair(
     )
 
 
-class Refit:
+class RepairWalk:
     """The whole model's streams, and the shortened one's, which is refitted to follow; the last batches are held out."""
 
     def __init__(self, decoder: Decoder, removed: SkippedLayers, ids: Tensor, progress: Progress) -> None:
@@ -118,13 +118,12 @@ class Refit:
         self.whole = [decoder.embed(some) for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
         self.parted = False
-        self.waiting: tuple[int, FoldPoint, list[Tensor]] | None = (
-            None  # the last fold point before a cut, and its inputs
-        )
+        # The last fold point before a cut, and its inputs.
+        self.waiting: tuple[int, FoldPoint, list[Tensor]] | None = None
         self.edits: dict[str, Edit] = {}  # by the weights' names in the whole model
         self.fits: list[Fit] = []
 
-    def walk(self) -> Refit:
+    def walk(self) -> RepairWalk:
         for layer in range(self.layers):
             with self.decoder.resident(layer):
                 self._pass(layer)
