@@ -238,11 +238,11 @@ def metrics_named(names: str | Iterable[str]) -> list[Metric]:
     return [metric_named(name) for name in dict.fromkeys(chosen)]
 
 
-def check_step(step: int, metric: str) -> None:
-    """Refuse what cannot choose layers step by step.
+def check_step_metric(metric: str) -> None:
+    """Refuse a metric that cannot choose layers step by step.
 
     Raises:
-        InputError: no such metric, one that scores blocks alone, or less than a layer at a time.
+        InputError: no such metric, or one that scores blocks alone.
     """
     if not metric_named(metric).singles:
         raise InputError(
@@ -251,5 +251,3 @@ def check_step(step: int, metric: str) -> None:
             found=f"{metric}, which scores blocks",
             fix="name another, such as ppl",
         )
-    if step < 1:
-        raise InputError(parameter("step"), expected="at least 1", found=str(step), fix=f"write {parameter('step', 1)}")
