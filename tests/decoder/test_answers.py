@@ -12,7 +12,7 @@ import shortstack.decoder.batching
 import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Question, Tokens, read_questions
-from shortstack.data.questions import encode_questions
+from shortstack.data.questions import tokenize_questions
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.likelihoods import answers
@@ -69,7 +69,7 @@ def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, mon
     checkpoint = Checkpoint.open(tiny(model_type))
     sets = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = answers(decoder, encode_questions(QUESTIONS, Letters()), sets)
+    found = answers(decoder, tokenize_questions(QUESTIONS, Letters()), sets)
     for skipped in sets:
         expected = naively(checkpoint.directory, Letters(), sorted(skipped))
         assert list(found[skipped].correct) == expected
@@ -116,4 +116,4 @@ def test_what_has_no_token_before_or_in_the_choice_is_refused(context, choice):
             return super().__call__(text.rstrip(), **options)
 
     with pytest.raises(DataError, match="before the choice"):
-        encode_questions([Question(context, (choice, "no"), 0)], Trimming(bos=False))
+        tokenize_questions([Question(context, (choice, "no"), 0)], Trimming(bos=False))

@@ -47,7 +47,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class EncodedQuestion:
+class TokenizedQuestion:
     """A question as tokens: its choices, and the place of the right one."""
 
     choices: tuple[Request, ...]
@@ -83,21 +83,21 @@ def questions_sha256(questions: Sequence[Question]) -> str:
     return hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
 
 
-def encode_questions(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[EncodedQuestion]:
+def tokenize_questions(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedQuestion]:
     """The questions as tokens.
 
     Raises:
         DataError: a choice has no token of its own, or none before it.
     """
     return [
-        EncodedQuestion(
-            tuple(encode_request(tokenizer, question.context, choice) for choice in question.choices), question.answer
+        TokenizedQuestion(
+            tuple(request(tokenizer, question.context, choice) for choice in question.choices), question.answer
         )
         for question in questions
     ]
 
 
-def encode_request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Request:
+def request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Request:
     """Context and choice as one text, parted by how many tokens the context alone has; spaces at its end go over."""
     stripped = context.rstrip()
     choice = context[len(stripped) :] + choice

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from shortstack.data.questions import EncodedQuestion, Request
+from shortstack.data.questions import Request, TokenizedQuestion
 from shortstack.decoder.batching import by_length, padded
 from shortstack.decoder.decoder import Decoder, SkippedLayers
 from shortstack.decoder.losses import chunks, pieces
@@ -88,7 +88,7 @@ def likelihoods(
 @torch.no_grad()
 def answers(
     decoder: Decoder,
-    questions: Sequence[EncodedQuestion],
+    questions: Sequence[TokenizedQuestion],
     sets: Sequence[SkippedLayers],
     *,
     progress: Progress = silent,
@@ -113,7 +113,7 @@ def answers(
     return {skipped: _accuracy(questions, values[skipped]) for skipped in sets}
 
 
-def _accuracy(questions: Sequence[EncodedQuestion], values: Sequence[float]) -> Accuracy:
+def _accuracy(questions: Sequence[TokenizedQuestion], values: Sequence[float]) -> Accuracy:
     """values: the log-likelihood of each choice of each question, one question after the other."""
     rest, correct = iter(values), []
     for question in questions:

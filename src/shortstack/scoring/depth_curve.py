@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens, read_questions
-from shortstack.data.questions import EncodedQuestion, encode_questions, questions_sha256
+from shortstack.data.questions import TokenizedQuestion, questions_sha256, tokenize_questions
 from shortstack.data.splits import HELD_OUT, check_enough, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.likelihoods import answers
 from shortstack.errors import InputError, parameter
-from shortstack.evaluation import Tasks
-from shortstack.evaluation.tasks import load_harness
+from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.numbers import checked, perplexity
@@ -158,7 +157,7 @@ def _removable(losses: Sequence[float], allowed: float) -> int:
 
 def _questions(
     task: str | Path | Tasks, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[EncodedQuestion], dict[str, Any]]:
+) -> tuple[list[TokenizedQuestion], dict[str, Any]]:
     """The questions as tokens, and what the result says of them."""
     if isinstance(task, Tasks):
         loaded = task.only()
@@ -166,7 +165,7 @@ def _questions(
         source, sha256 = loaded.name, loaded.digest(task.limit)
     else:
         questions = read_questions(task)
-        encoded, source, sha256 = encode_questions(questions, tokenizer), str(task), questions_sha256(questions)
+        encoded, source, sha256 = tokenize_questions(questions, tokenizer), str(task), questions_sha256(questions)
     return encoded, {"source": source, "questions": len(encoded), "sha256": sha256}
 
 

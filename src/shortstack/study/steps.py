@@ -25,7 +25,7 @@ from shortstack.checkpoint.record import skipped_layers, versions
 from shortstack.data import Tokens
 from shortstack.data.sources import parse_samples
 from shortstack.data.splits import HELD_OUT
-from shortstack.evaluation import Tasks, evaluate
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.healing import HealingTask, Turns, heal, heal_in_turns
 from shortstack.healing.options import task_of
 from shortstack.machine.cache import cache_directory
@@ -34,8 +34,7 @@ from shortstack.machine.files import digest, save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.progress import Progress, bars
 from shortstack.planning import Choice, Plan, choose
-from shortstack.profiling import profile
-from shortstack.profiling.speed import Load
+from shortstack.profiling import Timing, profile
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
 from shortstack.runs.artefacts import Remote, at_hand
@@ -269,20 +268,20 @@ def evaluation_options(judging: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: there is no such task, or no such folder.
     """
-    names = ("perplexity", "length", "samples", "probe_items", "collapse")
-    tasks = None
-    if judging["tasks"]:
-        places = {"data": judging["data_dir"], "include": judging["include"]}
-        tasks = Tasks(judging["tasks"], judging["limit"], **places, seed=judging["seed"])
-    return {**{name: judging[name] for name in names}, "tasks": tasks}
+    how = {name: judging[name] for name in ("limit", "data_dir", "include", "seed")}
+    items = judging["probe_items"]
+    return {
+        "text": EvaluationText(judging["perplexity"], judging["length"], judging["samples"]),
+        "tasks": Tasks(judging["tasks"], **how) if judging["tasks"] else None,
+        "generation": GenerationChecks(items > 0, items or GenerationChecks.probe_items, judging["collapse"]),
+    }
 
 
 def _profile(task: Task, progress: Progress) -> dict[str, Any]:
     arguments = task.arguments
     found = profile(
         task.open("checkpoint", progress),
-        batch_sizes=arguments["batch_sizes"],
-        load=Load(prompt=arguments["prompt"], new_tokens=arguments["new_tokens"]),
+        timing=Timing(arguments["batch_sizes"], arguments["prompt"], arguments["new_tokens"]),
         compute=task.compute(arguments),
         progress=progress,
     )
