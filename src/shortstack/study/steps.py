@@ -6,7 +6,6 @@ it puts that in its place. A failure is a result, too: its traceback.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
@@ -14,11 +13,13 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers, versions
@@ -37,7 +38,7 @@ from shortstack.planning import Choice, Plan, choose
 from shortstack.profiling import Timing, profile
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
-from shortstack.runs.artefacts import Remote, at_hand
+from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.store import Folder
 from shortstack.scoring import Scores, score
 from shortstack.study import words
@@ -110,7 +111,10 @@ def perform(asked: Task) -> dict[str, Any]:
     task = asked.here()
     task.log.parent.mkdir(parents=True, exist_ok=True)
     task.output.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(task.output.with_name(f"{task.output.name}.lock")), task.log.open("a", encoding="utf-8") as log:
+    alone = FileLock(
+        task.output.with_name(f"{task.output.name}.lock")
+    )  # a worker may outlive who started it for a moment
+    with alone, task.log.open("a", encoding="utf-8") as log:
         forget_peak_rss()  # a worker runs many steps: the peak is to be this one's
         started = time.perf_counter()
         with redirect_stdout(log), redirect_stderr(log), bars() as progress:
@@ -132,7 +136,7 @@ def perform(asked: Task) -> dict[str, Any]:
 
 def _done(task: Task, progress: Progress) -> dict[str, Any]:
     """A step's result, its folder written."""
-    with at_hand(task.places, task.output.with_name(f"{task.key}.inputs")) as places:
+    with local_copies(task.places, task.output.with_name(f"{task.key}.inputs")) as places:
         result = KINDS[task.kind].do(replace(task, places=places), progress)
     if task.url:
         Remote(task.url).put(task.key, task.output)
@@ -145,14 +149,6 @@ def _sent(log: Path) -> dict[str, str]:
     told = log.read_text(encoding="utf-8")
     log.unlink()
     return {"log": told}
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until nobody else writes the same: a worker may outlive for a moment who started it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _score(task: Task, progress: Progress) -> dict[str, Any]:
