@@ -35,7 +35,7 @@ import harness as bench
 from harness import median, ratios, spread, table, verdict
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
-from shortstack.decoder.multiple_choice import answers
+from shortstack.decoder.likelihoods import answers
 from shortstack.evaluation import load_harness
 from shortstack.scoring.depth_curve import tails
 

@@ -118,14 +118,14 @@ def greedy_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
 
 
 def every_metric(decoder: Decoder, ids: Tensor) -> Losses:
-    walked = [metric for metric in metrics_named(["all"]) if metric.feed not in ("layers", "weights")]
+    walked = [metric for metric in metrics_named(["all"]) if metric.needs_text]
     return _logs(Run(decoder, ids, Wanted(walked)).go().scores()["ppl"])
 
 
 def sweep(decoder: Decoder, ids: Tensor) -> Losses:
     depths = [frozenset(range(kept, len(decoder.layers))) for kept in range(len(decoder.layers), 0, -1)]
     run = Run(decoder, ids, Wanted([METRICS["kl"]], singles=False, sets=depths)).go()
-    return [run.losses[depth].value for depth in depths]
+    return [run.loss(depth) for depth in depths]
 
 
 @torch.no_grad()

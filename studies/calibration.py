@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import shortstack as ss
 from shortstack.cli.plots import score_map
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import Route
+from shortstack.decoder.decoder import SkippedLayers
 from shortstack.planning.layer_sets import show_layers
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted
@@ -33,7 +33,7 @@ from shortstack.scoring.scores import kendall_tau
 COUNTS = (1, 5, 10, 30, 50)
 SEEDS = (0, 1, 2)
 DROP = 8
-NAMES = [name for name, metric in METRICS.items() if metric.feed not in ("layers", "weights") and not metric.authors]
+NAMES = [name for name, metric in METRICS.items() if metric.needs_text and not metric.authors]
 Found = Mapping[int, list[ss.Scores]]  # by samples, one for each seed
 
 
@@ -47,7 +47,7 @@ def scored(model: ss.Checkpoint, text: str) -> Found:
     }
 
 
-def cut(scores: ss.Scores, metric: str) -> Route:
+def cut(scores: ss.Scores, metric: str) -> SkippedLayers:
     return frozenset(ss.plan(scores, metric=metric, drop=DROP).removed)
 
 
@@ -62,20 +62,20 @@ def repeated(found: Found, metric: str) -> dict[int, tuple[float, float]]:
     return agreement
 
 
-def measured(model: ss.Checkpoint, cuts: set[Route]) -> dict[Route, tuple[float, float]]:
+def measured(model: ss.Checkpoint, cuts: set[SkippedLayers]) -> dict[SkippedLayers, tuple[float, float]]:
     """KL and perplexity without each set of layers, on tokens that no score saw."""
     tokens = ss.Tokens.read("pydoc", model.tokenizer(), samples=40, length=256, held_out=True)
     wanted = Wanted([METRICS["kl"]], singles=False, sets=[frozenset(), *cuts])
     run = Run(Decoder.open(model), tokens.ids, wanted).go()
     ppl = METRICS["ppl"].function
-    return {found: (run.divergences[found].value, ppl(run.losses[found].value)) for found in wanted.sets}
+    return {found: (run.kl(found), ppl(run.loss(found))) for found in wanted.sets}
 
 
 def line(cells: list[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def tables(found: Found, held_out: Mapping[Route, tuple[float, float]]) -> list[str]:
+def tables(found: Found, held_out: Mapping[SkippedLayers, tuple[float, float]]) -> list[str]:
     heading = ["metric", *(f"{count} sample{'s' * (count > 1)}" for count in COUNTS)]
     rule = f"|{'---|' * len(heading)}"
     page = ["\n## Agreement of two seeds: Kendall's tau of all layers (of 8 removed layers, so many are the same)\n"]

@@ -27,12 +27,12 @@ import transformers
 
 import shortstack as ss
 from shortstack.data import Question
-from shortstack.data.questions import asked
+from shortstack.data.questions import tokenize_questions
 from shortstack.data.sources import read_documents
 from shortstack.data.tokens import encode
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.multiple_choice import answers
+from shortstack.decoder.likelihoods import answers
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing import DoRA
 from shortstack.planning.layer_sets import show_layers
@@ -151,7 +151,7 @@ class Judge:
             name: ss.Tokens.read(text, tokenizer, samples=40, length=256, held_out=True)
             for name, text in (("pydoc", "pydoc"), ("wiki", wiki))
         }
-        self.tasks = {name: asked(found, tokenizer) for name, found in questions(tasks).items()}
+        self.tasks = {name: tokenize_questions(found, tokenizer) for name, found in questions(tasks).items()}
 
     def __call__(self, checkpoint: ss.Checkpoint) -> dict[str, float]:
         decoder = Decoder.open(checkpoint)

@@ -56,7 +56,7 @@ def tail_rows(decoder: Decoder, ids: torch.Tensor, texts: Mapping[str, ss.Tokens
     wanted, before = Wanted([METRICS["kl"]], singles=False, sets=depths), {}
     for text, tokens in texts.items():
         run = Run(decoder, tokens.ids, wanted).go()
-        before[text] = {depth: math.exp(min(run.losses[depth].value, 700)) for depth in depths}
+        before[text] = {depth: math.exp(min(run.loss(depth), 700)) for depth in depths}
     return [
         row(
             f"tail of {len(depth)}",

@@ -46,7 +46,7 @@ def rows(decoder: Decoder, plans: Mapping[str, ss.Plan], texts: Mapping[str, ss.
         run = Run(decoder, tokens.ids, Wanted([METRICS["kl"]], singles=False, sets=[*sets.values()])).go()
         whole += ["0", f"{ppl(run.base_loss):.4g}"]
         for name, removed in sets.items():
-            cells[name] += [f"{run.divergences[removed].value:.4g}", f"{ppl(run.losses[removed].value):.4g}"]
+            cells[name] += [f"{run.kl(removed):.4g}", f"{ppl(run.loss(removed)):.4g}"]
     return [f"| {' | '.join(row)} |" for row in (whole, *cells.values())]
 
 

@@ -19,7 +19,7 @@ from shortstack.data import Tokens, read_questions
 from shortstack.data.questions import tokenize_questions
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.multiple_choice import answers
+from shortstack.decoder.likelihoods import answers
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.evaluation import Perplexity
 from shortstack.evaluation.degeneration import TYPICAL, Collapse, check_collapse

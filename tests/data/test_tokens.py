@@ -119,7 +119,7 @@ def test_text_counts_whole_and_is_cut_to_length(tmp_path):
 def test_an_example_whose_response_is_cut_off_is_dropped_and_none_left_is_an_error(tmp_path):
     long = {"instruction": "word " * 100, "output": "never seen"}
     path = write(tmp_path / "a.jsonl", [long])
-    with pytest.raises(DataError, match="max-length"):
+    with pytest.raises(DataError, match="max_length"):
         read_examples(path, PLAIN, max_length=16)
 
 

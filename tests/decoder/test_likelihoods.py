@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import shortstack.decoder.decoder
+import shortstack.decoder.batching
 from shortstack.checkpoint import Checkpoint
 from shortstack.data.questions import Request
 from shortstack.decoder import Decoder
@@ -43,7 +43,7 @@ def naively(directory, asked):
 @pytest.mark.parametrize("model_type", sorted(ZOO))
 @pytest.mark.parametrize("batch", [None, 3])
 def test_likelihoods_are_those_of_one_forward_for_each_request(model_type, batch, monkeypatch):
-    monkeypatch.setattr(shortstack.decoder.decoder, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 60)
     checkpoint, asked = Checkpoint.open(tiny(model_type)), requests()
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     assert shares_contexts(decoder)

@@ -23,7 +23,7 @@ from shortstack.cli.evaluate import show_evaluation
 from shortstack.comparison import judge_tasks
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.multiple_choice import Accuracy, answers
+from shortstack.decoder.likelihoods import Accuracy, answers
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, EvaluationText, TaskResult, Tasks, compared, evaluate, load_harness
 from shortstack.evaluation.probes import Probed

@@ -219,9 +219,9 @@ def test_the_prefix_is_walked_once_and_found_again_by_content(tmp_path, monkeypa
     walked = []
     original = Decoder.through
 
-    def counted(self, fronts, layers, **options):
+    def counted(self, walks, layers, **options):
         walked.append(list(layers))
-        return original(self, fronts, layers, **options)
+        return original(self, walks, layers, **options)
 
     monkeypatch.setattr(Decoder, "through", counted)
     data, schedule = TrainingData("pydoc", max_length=32, max_samples=32), Schedule(epochs=2, lr=1e-3)

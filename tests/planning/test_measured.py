@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import naive
+import shortstack.decoder.batching
 import shortstack.decoder.decoder
 import shortstack.planning.measured
 import shortstack.scoring.measurement
@@ -63,7 +64,7 @@ def test_a_run_walked_on_measures_what_a_new_one_does(metrics):
         gone |= more
         run = walk_on(run, frozenset(more)).go()
         new = Run(decoder, IDS, Wanted(chosen, without=gone)).go()
-        assert run.base_loss == pytest.approx(new.base_loss, rel=1e-6) if run.needs_loss else run.base_loss is None
+        assert run.base_loss == pytest.approx(new.base_loss, rel=1e-6) if run.outputs.metrics else run.base_loss is None
         for name, values in new.scores().items():
             assert run.scores()[name] == pytest.approx(values, rel=1e-5, abs=1e-7), (name, gone)
 
@@ -74,10 +75,10 @@ def test_what_is_known_is_not_walked_again():
     first.trail = []
     walked = []
     second = walk_on(first.go(), frozenset({5}))
-    known = second.done
+    known = second.position.done
     second.progress = lambda _stage, done, total: walked.append((done, total))
     second.go()
-    forwards = walked[-1][0] - known - second.head * len(second.routes)
+    forwards = walked[-1][0] - known - second.head * len(second.sets)
     assert forwards == sum([6, 7]), "the five that parted before layer 5 and the whole pass 6; at 7 one more has parted"
     assert walked[-1][0] == walked[-1][1]
 
@@ -88,7 +89,7 @@ def test_without_room_for_a_trail_steps_remove_the_same(monkeypatch):
     monkeypatch.setattr(shortstack.planning.measured, "TRAIL_BYTES", 0)
     assert select(checkpoint, TOKENS, Choice(drop=5, step=1)) == with_trail
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
-    monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 20)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 20)
     assert select(checkpoint, TOKENS, Choice(drop=5, step=1)) == with_trail
 
 

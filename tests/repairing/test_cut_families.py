@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import naive
+import shortstack.decoder.batching
 import shortstack.decoder.decoder
 import shortstack.repairing.fit
 from shortstack.checkpoint import Checkpoint
@@ -19,7 +20,7 @@ from shortstack.machine.progress import silent
 from shortstack.planning import Choice, plan, select
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.fit import RIDGES
-from shortstack.repairing.repairer import _Follower
+from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import Scores, score
 from zoo import pass_over, tiny
 
@@ -99,7 +100,7 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
     decoder = Decoder.load(Checkpoint.open(tiny(model_type)), dtype=torch.float32)
     plain, repaired, found = [], [], []
     for size in range(1, 8):
-        losses = _Follower(decoder, frozenset(range(8 - size, 8)), IDS, silent).walk().losses()
+        losses = RepairWalk(decoder, frozenset(range(8 - size, 8)), IDS, silent).walk().losses()
         plain, repaired = [*plain, losses[1]], [*repaired, losses[2]]
         found.append(repaired_windows(decoder, IDS, size)[-1])
     assert found == pytest.approx(repaired, rel=1e-6)
@@ -109,7 +110,7 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
 def test_turns_and_batches_change_nothing(monkeypatch):
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
     whole, seen = repaired_windows(decoder, IDS, 2), []
-    monkeypatch.setattr(shortstack.repairing.fit, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 48)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     turned = repaired_windows(decoder, IDS, 2, progress=lambda _stage, done, total: seen.append((done, total)))
     assert turned == pytest.approx(whole, rel=1e-6)
@@ -130,7 +131,7 @@ def test_scores_of_windows_alone_round_trip_and_choose_windows_of_their_size_onl
     assert Scores.from_dict(scores.to_dict(), where="scores.json") == scores
     assert plan(scores, drop=2, metric="repaired-window").removed == (2, 3)
     assert plan(scores, drop=2, keep_last=1).removed == (1, 2)
-    with pytest.raises(PlanError, match=r"expected 2 layers.*found 1.*--window 1"):
+    with pytest.raises(PlanError, match=r"expected 2 layers.*found 1.*window=1"):
         plan(scores, drop=1)
     with pytest.raises(DataError, match="at least one metric"):
         Scores.from_dict(Scores(4, {}).to_dict(), where="scores.json")
@@ -142,7 +143,7 @@ def test_scores_of_windows_alone_round_trip_and_choose_windows_of_their_size_onl
         ({}, InputError, "size of the blocks that repaired-window scores"),
         ({"window": 8}, InputError, "1 to 7"),
         ({"window": 2, "tokens": None}, InputError, "calibration text for repaired-window"),
-        ({"window": 2, "tokens": Tokens(IDS[:3], "made", False, 0)}, DataError, "at least 4 samples.*--samples 256"),
+        ({"window": 2, "tokens": Tokens(IDS[:3], "made", False, 0)}, DataError, "at least 4 samples.*samples=256"),
         ({"window": 2, "model_type": "gemma3n_text"}, ArchitectureError, "share"),
         ({"window": 2, "model_type": "jetmoe"}, ArchitectureError, "multiplied or mixed again.*choose another metric"),
     ],

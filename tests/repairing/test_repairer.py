@@ -22,8 +22,8 @@ from shortstack.planning import Plan
 from shortstack.pruning import prune, verify
 from shortstack.repairing import repair
 from shortstack.repairing.fit import RIDGES
-from shortstack.repairing.fold_points import find_outlets
-from shortstack.repairing.ridge import ChannelMoments, MatrixMoments, ScaleMoments
+from shortstack.repairing.fold_points import find_fold_points
+from shortstack.repairing.ridge import ChannelRegression, MatrixRegression, ScaleRegression
 from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
@@ -34,7 +34,7 @@ NORMS = [  # behind each block
     ("diagonal", "post_attention_layernorm", "pre_feedforward_layernorm"),
     ("diagonal", "post_feedforward_layernorm", ""),
 ]
-OUTLETS = {
+FOLD_POINTS = {
     "llama": [("matrix", "self_attn.o_proj", "post_attention_layernorm"), ("matrix", "mlp.down_proj", "")],
     "gpt2": [("matrix", "attn.c_proj", "ln_2"), ("matrix", "mlp.c_proj", "")],
     "opt": [("matrix", "self_attn.out_proj", "final_layer_norm"), ("matrix", "fc2", "")],
@@ -60,54 +60,54 @@ MIXING = {("deepseek_v4", torch.bfloat16)}  # transformers 5.18 multiplies float
 
 @pytest.mark.parametrize(
     ("model_type", "dtype"),
-    sorted(set(itertools.product(OUTLETS, (torch.float32, torch.bfloat16))) - MIXING, key=str),
+    sorted(set(itertools.product(FOLD_POINTS, (torch.float32, torch.bfloat16))) - MIXING, key=str),
 )
-def test_outlets_are_the_weights_whose_product_is_added_to_the_stream(model_type, dtype, tmp_path):
+def test_fold_points_are_the_weights_whose_product_is_added_to_the_stream(model_type, dtype, tmp_path):
     decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=dtype)
     before = {name: weight.clone() for name, weight in decoder.model.state_dict().items()}
-    found = find_outlets(decoder, 3)
-    assert [(outlet.kind, outlet.name, outlet.place) for outlet in found] == OUTLETS[model_type]
+    found = find_fold_points(decoder, 3)
+    assert [(point.kind, point.name, point.place) for point in found] == FOLD_POINTS[model_type]
     assert all(torch.equal(weight, before[name]) for name, weight in decoder.model.state_dict().items())
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
-def test_outlets_of_blocks_that_add_next_to_nothing_are_found_in_16_bits(model_type, tmp_path):
+def test_fold_points_of_blocks_that_add_next_to_nothing_are_found_in_16_bits(model_type, tmp_path):
     decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.bfloat16)
     for weight in decoder.layers[3].parameters():
         weight.data *= 0.1 if weight.dim() > 1 else 1
-    assert [(outlet.kind, outlet.name, outlet.place) for outlet in find_outlets(decoder, 3)] == OUTLETS[model_type]
+    assert [(point.kind, point.name, point.place) for point in find_fold_points(decoder, 3)] == FOLD_POINTS[model_type]
 
 
 def test_the_ridge_is_what_numpy_finds():
     torch.manual_seed(0)
     inputs, residuals, weights = torch.randn(50, 7), torch.randn(50, 3), torch.rand(50) + 0.1
-    moments = MatrixMoments()
-    moments.add(inputs[:20], residuals[:20], weights[:20])
-    moments.add(inputs[20:], residuals[20:], weights[20:])
+    regression = MatrixRegression()
+    regression.add(inputs[:20], residuals[:20], weights[:20])
+    regression.add(inputs[20:], residuals[20:], weights[20:])
     x, r, w = (part.double().numpy() for part in (inputs, residuals, weights))
     penalty = 0.1 * (x * x * w[:, None]).sum() / 7
     rows = numpy.vstack([x * numpy.sqrt(w)[:, None], math.sqrt(penalty) * numpy.eye(7)])
     wanted = numpy.vstack([r * numpy.sqrt(w)[:, None], numpy.zeros((7, 3))])
     expected = numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T
-    found = moments.solved(0.1)
+    found = regression.solve(0.1)
     assert found.numpy() == pytest.approx(expected, rel=1e-5, abs=1e-7)
     errors = ((r - x @ expected.T) ** 2).sum(1) @ w / ((r**2).sum(1) @ w)
-    assert moments.error(found) == pytest.approx(errors, rel=1e-5)
+    assert regression.error(found) == pytest.approx(errors, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [ChannelMoments, ScaleMoments])
+@pytest.mark.parametrize("kind", [ChannelRegression, ScaleRegression])
 def test_the_ridge_of_scales_is_what_least_squares_finds(kind):
     torch.manual_seed(0)
     inputs, residuals, weights = torch.randn(50, 7), torch.randn(50, 7), torch.rand(50) + 0.1
-    moments = kind()
-    moments.add(inputs[:20], residuals[:20], weights[:20])
-    moments.add(inputs[20:], residuals[20:], weights[20:])
+    regression = kind()
+    regression.add(inputs[:20], residuals[:20], weights[:20])
+    regression.add(inputs[20:], residuals[20:], weights[20:])
     x, r = (part.double() * weights[:, None].double().sqrt() for part in (inputs, residuals))
-    expected = scales(x, r, 0.1, "scalar" if kind is ScaleMoments else "diagonal")
-    found = moments.solved(0.1)
+    expected = scales(x, r, 0.1, "scalar" if kind is ScaleRegression else "diagonal")
+    found = regression.solve(0.1)
     torch.testing.assert_close(found.view(-1), expected, rtol=1e-5, atol=1e-7)
     left = float((r - x * expected).square().sum() / r.square().sum())
-    assert moments.error(found) == pytest.approx(left, rel=1e-5)
+    assert regression.error(found) == pytest.approx(left, rel=1e-5)
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def hidden_states(directory, removed, ids):
 def test_the_matrix_before_the_cut_is_the_weighted_ridge_of_what_was_removed(monkeypatch):
     """A tail cut has one fit: down_proj of the last kept layer."""
     checkpoint = Checkpoint.open(tiny("llama"))
-    monkeypatch.setattr(shortstack.repairing.repairer._Follower, "losses", lambda _self: (1.0, 3.0, 2.0))
+    monkeypatch.setattr(shortstack.repairing.repairer.RepairWalk, "losses", lambda _self: (1.0, 3.0, 2.0))
     found = repair(checkpoint, frozenset({6, 7}), TOKENS, compute=Compute(dtype="float32"))
     (fit,) = found.fits
     assert (fit.layer, fit.weight) == (5, "mlp.down_proj")
@@ -189,7 +189,7 @@ def test_without_a_matrix_the_scale_before_the_cut_is_the_weighted_ridge_of_what
     model_type, tmp_path, monkeypatch
 ):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    monkeypatch.setattr(shortstack.repairing.repairer._Follower, "losses", lambda _self: (1.0, 3.0, 2.0))
+    monkeypatch.setattr(shortstack.repairing.repairer.RepairWalk, "losses", lambda _self: (1.0, 3.0, 2.0))
     found = repair(checkpoint, frozenset({6, 7}), TOKENS, compute=Compute(dtype="float32"))
     (fit,) = found.fits
     kind, name, weights = SCALED[model_type]
@@ -239,7 +239,7 @@ def own_words(checkpoint) -> torch.Tensor:
 @pytest.mark.parametrize("removed", [{6, 7}, {2, 3}, {1, 4, 6}, {0, 1}])
 def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream, tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
-    monkeypatch.setattr(shortstack.repairing.fit, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 200)
     ids = own_words(checkpoint)
     found = repair(
         checkpoint, frozenset(removed), Tokens(ids, "own", False, 0), compute=Compute(dtype="float32", stream=stream)
@@ -263,7 +263,7 @@ def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream
 def test_a_repair_that_helps_nobody_is_not_kept(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     worse = iter([torch.full((16, 23), loss) for loss in (1.0, 2.0, 2.5)])
-    monkeypatch.setattr(shortstack.repairing.repairer, "next_token_losses", lambda *_: next(worse))
+    monkeypatch.setattr(shortstack.repairing.fit, "next_token_losses", lambda *_: next(worse))
     found = repair(checkpoint, frozenset({6, 7}), TOKENS)
     assert (found.kept, found.tensors) == (False, {})
     assert found.loss_after == found.loss_before == 2.0

@@ -8,12 +8,12 @@ import torch
 import naive
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
+from shortstack.data.splits import split
 from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError
 from shortstack.machine.device import Compute
 from shortstack.repairing.cut_families import repaired_tails
-from shortstack.repairing.fit import divided
-from shortstack.repairing.repairer import _Follower
+from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import sweep
 from shortstack.scoring.depth_curve import knee
 from zoo import tiny
@@ -56,19 +56,19 @@ def test_it_costs_each_layer_once_and_a_head_for_each_depth(monkeypatch):
 
 
 def test_layers_can_go_until_the_first_depth_that_loses_too_much():
-    checkpoint = Checkpoint.open(tiny("llama"))
-    losses = [depth.loss for depth in sweep(checkpoint, TOKENS).depths]
+    curve = sweep(Checkpoint.open(tiny("llama")), TOKENS)
+    losses = [depth.loss for depth in curve.depths]
     for allowed in (losses[0], max(losses[:4]), max(losses) + 1):
         expected = 0
         while expected + 1 < len(losses) and losses[expected + 1] <= allowed:
             expected += 1
-        assert sweep(checkpoint, TOKENS, max_loss=allowed).removable == expected
-    assert sweep(checkpoint, TOKENS).max_loss == pytest.approx(losses[0] + math.log(1.5))
+        assert curve.within(allowed).removable == expected
+    assert curve.max_loss == pytest.approx(losses[0] + math.log(1.5))
     with pytest.raises(InputError, match="at least the unpruned"):
-        sweep(checkpoint, TOKENS, max_loss=losses[0] - 0.1)
+        curve.within(losses[0] - 0.1)
     for nothing in (math.nan, math.inf):
         with pytest.raises(InputError, match="at least the unpruned"):
-            sweep(checkpoint, TOKENS, max_loss=nothing)
+            curve.within(nothing)
 
 
 @pytest.mark.parametrize(
@@ -84,19 +84,19 @@ def test_each_depth_repaired_is_what_repair_gives_of_that_tail():
     checkpoint = Checkpoint.open(tiny("llama"))
     ids = torch.randint(3, 90, (64, 10), generator=torch.Generator().manual_seed(3))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = repaired_tails(decoder, ids, divided(ids)[1])
+    found = repaired_tails(decoder, ids, split(ids)[1])
     for kept in range(1, 8):
         tail = frozenset(range(kept, 8))
-        follower = _Follower(decoder, tail, ids, lambda *_: None).walk()
-        assert found[kept - 1][0] == pytest.approx(follower.losses()[2], rel=1e-5)
-    assert found[7][0] == pytest.approx(naive.losses(checkpoint.directory, divided(ids)[1], [[]])[0], rel=1e-5)
+        refit = RepairWalk(decoder, tail, ids, lambda *_: None).walk()
+        assert found[kept - 1][0] == pytest.approx(refit.losses()[2], rel=1e-5)
+    assert found[7][0] == pytest.approx(naive.losses(checkpoint.directory, split(ids)[1], [[]])[0], rel=1e-5)
     assert found[7][1] == pytest.approx(0, abs=1e-6)
 
 
 def test_with_repair_all_is_measured_on_samples_that_were_not_fitted():
     checkpoint = Checkpoint.open(tiny("llama"))
     ids = torch.randint(3, 90, (64, 10), generator=torch.Generator().manual_seed(3))
-    rest, judging = divided(ids)
+    rest, judging = split(ids)
     found = sweep(checkpoint, Tokens(ids, "made", False, 0), repair=True)
     assert [depth.loss for depth in found.depths] == pytest.approx(
         naive.losses(checkpoint.directory, judging, TAILS), rel=2e-5

@@ -11,8 +11,8 @@ import architectures
 import pytest
 import torch
 
+import shortstack.decoder.batching
 import shortstack.decoder.decoder
-import shortstack.scoring.measurement
 import shortstack.scoring.resumption
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
@@ -63,7 +63,7 @@ def without_time(scores):
 def test_a_stopped_score_goes_on_and_finds_the_same(share, turns, metrics, monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     if turns > 1:
-        monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 20)
+        monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 20)
         monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     whole = score(checkpoint, TOKENS, metrics=metrics, window=3)
     with pytest.raises(Stopped):
@@ -179,7 +179,7 @@ def test_without_a_cache_that_can_be_written_scoring_says_so_and_goes_on(monkeyp
 def test_a_walk_divided_otherwise_does_not_take_it(monkeypatch):
     """With less memory there are more turns; what was kept is of another division."""
     checkpoint = Checkpoint.open(tiny("llama"))
-    monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 20)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 20)
     one_batch = 20 * 32 * 4 * 9  # tokens, width, bytes, streams
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 2 * one_batch)
     whole = score(checkpoint, TOKENS)

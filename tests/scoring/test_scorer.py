@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import naive
+import shortstack.decoder.batching
 import shortstack.decoder.decoder
-import shortstack.scoring.measurement
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.errors import InputError, ShortstackError
@@ -56,7 +56,7 @@ def test_turns_of_few_batches_change_nothing(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     names = sorted(WALKED)
     whole = score(checkpoint, TOKENS, metrics=names, window=3)
-    monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 20)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 20)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     turned = score(checkpoint, TOKENS, metrics=names, window=3)
     for name in names:
@@ -87,7 +87,7 @@ def test_each_metric_alone_is_what_it_is_in_company():
 def test_scores_do_not_depend_on_batch_size_or_order(monkeypatch):
     checkpoint = Checkpoint.open(tiny("qwen3"))
     whole = score(checkpoint, TOKENS, metrics=sorted(WALKED))
-    monkeypatch.setattr(shortstack.scoring.measurement, "BATCH_TOKENS", 10)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 10)
     single = score(checkpoint, replace(TOKENS, ids=IDS.flip(0)), metrics=sorted(WALKED))
     for name in WALKED:
         assert single.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)

@@ -98,7 +98,7 @@ class CalibrationOptions:
         """What compare() is given."""
         from shortstack.comparison import Calibration, heal_as_recipe
         from shortstack.data import Tokens
-        from shortstack.repairing.fit import HELD_OUT
+        from shortstack.data.splits import HELD_OUT
 
         tokenizer, seed = checkpoint.tokenizer(), compute.seed
         tokens, repair = Tokens.read(self.text, tokenizer, samples=self.samples, seed=seed), None

@@ -58,8 +58,8 @@ def refitted(
     checkpoint: Checkpoint, chosen: Plan, text: CalibrationText, compute: Compute, progress: Progress
 ) -> Repair:
     """What refitting kept layers gives for a cut."""
+    from shortstack.data.splits import HELD_OUT
     from shortstack.repairing import repair
-    from shortstack.repairing.fit import HELD_OUT
 
     tokens = text.tokens(checkpoint.tokenizer(), compute.seed, at_least=HELD_OUT)
     return repair(checkpoint, frozenset(chosen.removed), tokens, compute=compute, progress=progress)

@@ -56,7 +56,7 @@ def score(
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        needs_text = any(each.needs_text for each in metrics_named(name.strip() for name in metric.split(",")))
+        needs_text = any(each.needs_text for each in metrics_named(metric))
         tokens = text.tokens(checkpoint.tokenizer(), session.compute.seed) if needs_text else None
         scores = score_layers(
             checkpoint, tokens, metrics=metric, window=window, compute=session.compute, progress=progress
@@ -75,7 +75,7 @@ def score(
 
 def _check_orders(metric: str) -> None:
     """Refuse to draw orders of layers where no metric has one."""
-    if not any(each.singles for each in metrics_named(name.strip() for name in metric.split(","))):
+    if not any(each.singles for each in metrics_named(metric)):
         raise InputError(
             "--plot", expected="a metric that scores single layers", found=metric, fix="add one, such as ppl"
         )

@@ -53,29 +53,30 @@ def sweep(
     if plot:
         plots.check_picture(plot)
 
-    from shortstack.repairing.fit import HELD_OUT
+    from shortstack.data.splits import HELD_OUT
     from shortstack.scoring import sweep as sweep_depths
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        found = sweep_depths(
+        curve = sweep_depths(
             checkpoint,
             text.tokens(checkpoint.tokenizer(), session.compute.seed, at_least=HELD_OUT if repair else None),
-            max_loss=max_loss,
             task=_multiple_choice(task, limit, data_dir),
             repair=repair,
             compute=session.compute,
             progress=progress,
         )
+        if max_loss is not None:
+            curve = curve.within(max_loss)
     if plot:
-        depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in found.depths]
-        plots.depth_curve(depths, plot, title=f"{model}, cut at every depth", knee=found.knee)
+        depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in curve.depths]
+        plots.depth_curve(depths, plot, title=f"{model}, cut at every depth", knee=curve.knee)
     if session.report.json:
-        return console.show_json(found.to_dict())
-    show_sweep(model, found)
-    if found.removable:
+        return console.show_json(curve.to_dict())
+    show_sweep(model, curve)
+    if curve.removable:
         session.report.next_step(
-            "prune", model, "--metric", "reverse", "--drop", found.removable, "-o", "pruned", *session.source.words
+            "prune", model, "--metric", "reverse", "--drop", curve.removable, "-o", "pruned", *session.source.words
         )
     else:
         session.report.next_step("score", model, "--metric", "all", "-o", "scores.json", *session.source.words)
@@ -96,36 +97,36 @@ def _multiple_choice(task: str | None, limit: int | None, data_dir: Path | None)
     return Tasks(task, limit=limit, data_dir=data_dir) if standard else Path(task)
 
 
-def show_sweep(model: str, found: Sweep) -> None:
-    """What was found at every depth, with the loss as a bar, the knee marked, and how many layers can go."""
-    losses = [depth.loss for depth in found.depths]
+def show_sweep(model: str, curve: Sweep) -> None:
+    """Every depth, with the loss as a bar, the knee marked, and how many layers can go."""
+    losses = [depth.loss for depth in curve.depths]
     low, span = min(losses), max(losses) - min(losses) or 1.0
-    wide = 11 if found.task or found.removable_repaired is not None else 23  # what a terminal of 80 columns leaves
+    wide = 11 if curve.task or curve.removable_repaired is not None else 23  # what a terminal of 80 columns leaves
     rows = [
         (
             str(depth.layers),
             f"{depth.loss:.4f}",
             number(depth.perplexity),
             number(depth.kl),
-            *([f"{depth.accuracy:.3f} ± {depth.accuracy_stderr:.3f}"] if found.task else []),
+            *([f"{depth.accuracy:.3f} ± {depth.accuracy_stderr:.3f}"] if curve.task else []),
             *([number(depth.repaired_perplexity)] if depth.repaired_perplexity is not None else []),
-            "█" * (1 + round(wide * (depth.loss - low) / span)) + " knee" * (gone == found.knee),
+            "█" * (1 + round(wide * (depth.loss - low) / span)) + " knee" * (gone == curve.knee),
         )
-        for gone, depth in enumerate(found.depths)
+        for gone, depth in enumerate(curve.depths)
     ]
-    on = f"{found.tokens['samples']} x {found.tokens['length']} tokens of {found.tokens['source']}"
-    repaired = found.removable_repaired is not None
-    more = [*(["accuracy"] if found.task else []), *(["repaired"] if repaired else [])]
+    on = f"{curve.tokens['samples']} x {curve.tokens['length']} tokens of {curve.tokens['source']}"
+    repaired = curve.removable_repaired is not None
+    more = [*(["accuracy"] if curve.task else []), *(["repaired"] if repaired else [])]
     heading = ("layers", "loss", "perplexity", "KL", *more, "loss, drawn")
     console.show_table(f"{model} cut at every depth, on {on}", heading, rows)
-    if found.task:
-        console.show(f"Accuracy ± its standard error on {found.task['questions']} questions of {found.task['source']}.")
+    if curve.task:
+        console.show(f"Accuracy ± its standard error on {curve.task['questions']} questions of {curve.task['source']}.")
     if repaired:
         console.show(
             "Measured on one window in four; the last kept layer was refitted on the others: its perplexity is `repaired`."
         )
-    if found.knee is None:
+    if curve.knee is None:
         console.show("The curve of the loss has no knee: it is never below the line from its first point to its last.")
-    some = f"{found.removable} layer{'s' * (found.removable != 1)}"
-    with_repair = f" ({found.removable_repaired} with repair)" if repaired else ""
-    console.show(f"{some}{with_repair} can go from the tail with a loss of at most {found.max_loss:.4f}.")
+    some = f"{curve.removable} layer{'s' * (curve.removable != 1)}"
+    with_repair = f" ({curve.removable_repaired} with repair)" if repaired else ""
+    console.show(f"{some}{with_repair} can go from the tail with a loss of at most {curve.max_loss:.4f}.")

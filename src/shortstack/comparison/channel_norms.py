@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from shortstack.decoder import Decoder
-from shortstack.decoder.hooks import linear_layers, listening
+from shortstack.decoder.batching import batched
+from shortstack.decoder.hooks import linear_layers, recorded_inputs
 from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import batched
 
 
 @torch.no_grad()
@@ -18,11 +18,11 @@ def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -
 
     By the names of modules in the whole model, [inputs] in float64; from one walk of the unchanged model.
     """
-    fronts = [decoder.enter(batch) for batch in batched(ids, decoder)]
-    walk = decoder.through(fronts, range(len(decoder.layers)))
+    walks = [decoder.enter(batch) for batch in batched(ids, decoder.device)]
+    walk = decoder.through(walks, range(len(decoder.layers)))
     norms: dict[str, Tensor] = {}
     for number, layer in enumerate(decoder.layers):
-        with listening(layer, list(linear_layers(layer))) as inputs:
+        with recorded_inputs(layer, list(linear_layers(layer))) as inputs:
             next(walk)
         for name, batches in inputs.items():
             squares = sum(in_float64(each.flatten(0, -2)).square().sum(0) for each in batches)

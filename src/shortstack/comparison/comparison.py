@@ -19,7 +19,7 @@ from shortstack.data.questions import tokenize_questions
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.multiple_choice import answers
+from shortstack.decoder.likelihoods import answers
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens

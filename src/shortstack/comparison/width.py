@@ -23,7 +23,7 @@ from shortstack.checkpoint.record import provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
 from shortstack.decoder import Decoder
-from shortstack.decoder.hooks import linear_layers, listening
+from shortstack.decoder.hooks import linear_layers, recorded_inputs
 from shortstack.decoder.layer_io import State
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.progress import Progress, silent
@@ -110,11 +110,11 @@ def _is_mlp(decoder: Decoder, number: int, mlp: Mlp) -> bool:
     """Whether rows of the entering matrices are the inputs of the leaving one, one by one, on a few random states."""
     layer = decoder.layers[number]
     ids = torch.arange(TOKENS, device=decoder.device)[None]
-    entering = decoder.enter(ids).groups[0][1].hidden
+    entering = decoder.embed(ids)
     random = torch.randn(entering.shape, generator=torch.Generator().manual_seed(0)).to(entering)
 
     def inputs_of_leaving() -> Tensor:
-        with listening(layer, [mlp.leaving]) as inputs:
+        with recorded_inputs(layer, [mlp.leaving]) as inputs:
             decoder.step(ids, number, [State(random, {})])
         return inputs[mlp.leaving][0].flatten(0, -2)
 

@@ -1,5 +1,6 @@
 from . import questions as questions
 from . import sources as sources
+from . import splits as splits
 from . import tokens as tokens
 from .examples import Example as Example
 from .examples import read_examples as read_examples

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.data.sources import hub_records, prompt_and_response, read_documents, read_records, record_format
+from shortstack.data.sources import prompt_and_response, read_records, record_format
 from shortstack.data.tokens import bos_ids, check_text, encode
 from shortstack.errors import DataError, parameter
 
@@ -34,7 +33,7 @@ def read_examples(
     Raises:
         DataError: the data cannot be read, or nothing in it can be learnt from.
     """
-    records = _records(source, seed)
+    records = list(read_records(source, seed=seed))
     examples = [example for record in records for example in _examples(record, tokenizer, max_length)]
     useful = [example for example in examples if any(example.learn[1:])]
     if not useful:
@@ -45,15 +44,6 @@ def read_examples(
             fix=f"raise {parameter('max_length')}, or check the data",
         )
     return random.Random(seed).sample(useful, len(useful))
-
-
-def _records(source: str, seed: int) -> list[Mapping[str, Any]]:
-    """What a source holds, in its own format; plain text is one record."""
-    if source.endswith((".json", ".jsonl")):
-        return list(read_records(source))
-    if source == "pydoc" or source.endswith(".txt") or Path(source).is_file():
-        return [{"text": text} for text in read_documents(source)]
-    return list(hub_records(source, seed))
 
 
 def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:

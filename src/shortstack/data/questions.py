@@ -1,7 +1,4 @@
-"""Multiple choice by likelihood: the choice that the model finds likeliest after the context is its answer.
-
-One walk answers for the model and for any number of shorter forms of it.
-"""
+"""Multiple-choice questions from files, and as tokens."""
 
 from __future__ import annotations
 
@@ -39,6 +36,15 @@ class Request:
     ids: tuple[int, ...]
     start: int
 
+    @property
+    def context(self) -> tuple[int, ...]:
+        return self.ids[: self.start]
+
+    @property
+    def ending(self) -> tuple[int, ...]:
+        """The tokens of the choice."""
+        return self.ids[self.start :]
+
 
 @dataclass(frozen=True)
 class TokenizedQuestion:
@@ -54,18 +60,13 @@ def read_questions(path: str | Path) -> list[Question]:
     Raises:
         DataError: a line is not a question; its number is named.
     """
-    return [_question(value, where) for where, value in read_lines(Path(path))]
-
-
-def _question(value: Any, where: str) -> Question:
-    if not _is_question(value):
-        raise DataError(
-            where,
-            expected=f"a question like {LAYOUT}",
-            found=json.dumps(value)[:80],
-            fix="correct or delete that line; `answer` counts from 0",
-        )
-    return Question(value["context"], tuple(value["choices"]), value["answer"])
+    questions = []
+    for where, value in read_lines(Path(path)):
+        if not _is_question(value):
+            fix = "correct or delete that line; `answer` counts from 0"
+            raise DataError(where, expected=f"a question like {LAYOUT}", found=json.dumps(value)[:80], fix=fix)
+        questions.append(Question(value["context"], tuple(value["choices"]), value["answer"]))
+    return questions
 
 
 def _is_question(value: Any) -> bool:

@@ -41,7 +41,7 @@ def parse_samples(samples: str | int) -> int | None:
         raise InputError(
             parameter("samples"),
             expected="a number of windows, or all",
-            found=repr(samples),
+            found=repr(str(samples)),
             fix=f"write {parameter('samples', 10)}",
         )
     return int(samples)
@@ -64,20 +64,34 @@ def check_source(source: str) -> None:
         _check_hub_name(source)
 
 
-def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
-    """The texts of a source, shuffled by seed when there are several; lines of other formats give all their text."""
+def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    """The records of a source, each in one of FORMATS; plain text is one record. Rows of the hub are shuffled by seed.
+
+    held_out: of pydoc, the last 20 % instead of the first 80 %.
+
+    Raises:
+        DataError: the source cannot be read, or a record has no known format; its line, entry or row is named.
+    """
     if source == "pydoc":
-        yield _pydoc(held_out)
-    elif source.endswith((".json", ".jsonl")):
-        yield from _shuffled([_all_text(record) for record in read_records(source)], seed)
+        yield {"text": _pydoc(held_out)}
+    elif source.endswith(".jsonl"):
+        yield from (_checked(value, where) for where, value in read_lines(Path(source)))
+    elif source.endswith(".json"):
+        yield from _entries(Path(source))
     elif Path(source).is_file() or source.endswith(".txt"):
-        yield _read_text(Path(source))
+        yield {"text": _read_text(Path(source))}
     else:
-        yield from (_all_text(record) for record in hub_records(source, seed))
+        yield from hub_records(source, seed)
 
 
-def _shuffled(texts: list[str], seed: int) -> list[str]:
-    return random.Random(seed).sample(texts, len(texts))
+def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
+    """The texts of a source, shuffled by seed when there are several; records of other formats give all their text."""
+    texts = (_all_text(record) for record in read_records(source, seed=seed, held_out=held_out))
+    if source.endswith((".json", ".jsonl")):
+        listed = list(texts)
+        yield from random.Random(seed).sample(listed, len(listed))
+    else:
+        yield from texts
 
 
 def _pydoc(held_out: bool) -> str:
@@ -112,22 +126,17 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(path, expected="a text file", found=error.strerror or str(error), fix="check the path")
 
 
-def read_records(source: str) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file (one a line) or a .json file (a list).
-
-    Raises:
-        DataError: a line that is not an object of a known format; its number is named.
-    """
-    path = Path(source)
-    if path.suffix == ".json":
-        try:
-            rows = list(enumerate(_as_list(json.loads(_read_text(path))), start=1))
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                path, expected="a JSON list of objects", found=str(error), fix="correct it, or save it as .jsonl"
-            ) from error
-        return [_checked(row, f"{path}, entry {number}") for number, row in rows]
-    return [_checked(value, where) for where, value in read_lines(path)]
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .json file, which holds a list of them."""
+    text, expected, fix = _read_text(path), "a JSON list of objects", "correct it, or save it as .jsonl"
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(path, expected=expected, found=str(error), fix=fix) from error
+    if not isinstance(entries, list):
+        raise DataError(path, expected=expected, found=f"a {type(entries).__name__}", fix=fix)
+    for number, entry in enumerate(entries, start=1):
+        yield _checked(entry, f"{path}, entry {number}")
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -136,27 +145,15 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         DataError: the file cannot be read, or a line is no JSON.
     """
-    for number, line in enumerate(
-        _read_text(path).split("\n"), start=1
-    ):  # splitlines also cuts at U+2028, as JSON does not
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield where, _parse(line, where)
-
-
-def _as_list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"a {type(value).__name__}")  # noqa: TRY004  caught with json's own ValueError
-    return value
-
-
-def _parse(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            where, expected="a JSON object", found=f"{line[:60]!r} ({error})", fix="correct or delete that line"
-        ) from error
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):  # splitlines also cuts at U+2028, unlike JSON
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            found = f"{line[:60]!r} ({error})"
+            raise DataError(where, expected="a JSON object", found=found, fix="correct or delete that line") from error
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
@@ -174,20 +171,17 @@ def _checked(record: Any, where: str) -> dict[str, Any]:
 def record_format(record: Mapping[str, Any]) -> str | None:
     """Which of FORMATS a record has: text, alpaca, dolly, chat, prompt; None when none."""
 
-    def texts(*keys: str) -> bool:
-        return all(isinstance(record.get(key), str) for key in keys)
-
     messages = record.get("messages")
     if isinstance(messages, list) and messages and all(_is_turn(turn) for turn in messages):
         return "chat"
+    context = [key for key in ("input", "context") if record.get(key) is not None]
     for name, keys in (
-        ("text", ("text",)),
-        ("alpaca", ("instruction", "output")),
-        ("dolly", ("instruction", "response")),
-        ("prompt", ("prompt", "completion")),
+        ("text", ["text"]),
+        ("alpaca", ["instruction", "output", *context]),
+        ("dolly", ["instruction", "response", *context]),
+        ("prompt", ["prompt", "completion"]),
     ):
-        extra = [key for key in ("input", "context") if record.get(key) is not None]
-        if texts(*keys, *(extra if "instruction" in keys else ())):
+        if all(isinstance(record.get(key), str) for key in keys):
             return name
     return None
 
@@ -221,12 +215,9 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
             for number, row in enumerate(rows, start=1):
                 yield _checked(row, f"{source}, row {number}")
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(
-                source,
-                expected="a dataset on the hub",
-                found=one_line(error) if reachable else "no hub within reach, and no copy of it here",
-                fix="check the name, or give a local file",
-            ) from error
+            found = one_line(error) if reachable else "no hub within reach, and no copy of it here"
+            expected, fix = "a dataset on the hub", "check the name, or give a local file"
+            raise DataError(source, expected=expected, found=found, fix=fix) from error
 
 
 def _check_hub_name(source: str) -> tuple[str, str]:

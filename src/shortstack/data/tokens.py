@@ -158,18 +158,18 @@ def check_text(text: str) -> None:
 
 def _windows(documents: Iterator[list[int]], room: int, samples: int | None, seed: int) -> list[list[int]]:
     rng = random.Random(seed)
-    found: list[list[int]] = []
+    windows: list[list[int]] = []
     whole: list[int] | None = None
     for count, ids in enumerate(documents):
         whole = ids if count == 0 else None
         if samples is None:
-            found += [ids[start : start + room] for start in range(0, len(ids) - room + 1, room)]
+            windows += [ids[start : start + room] for start in range(0, len(ids) - room + 1, room)]
         elif len(ids) >= room:
             start = rng.randrange(len(ids) - room + 1)
-            found.append(ids[start : start + room])
-        if samples and count and len(found) >= samples:
-            return found[:samples]
+            windows.append(ids[start : start + room])
+        if samples and count and len(windows) >= samples:
+            return windows[:samples]
     if samples and whole is not None:  # a single document: all windows come from it
         starts = range(0, len(whole) - room + 1, room)
         return [whole[start : start + room] for start in sorted(rng.sample(starts, min(samples, len(starts))))]
-    return found
+    return windows

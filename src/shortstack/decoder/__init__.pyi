@@ -1,10 +1,10 @@
+from . import batching as batching
 from . import decoder as decoder
 from . import generation as generation
 from . import hooks as hooks
 from . import layer_io as layer_io
 from . import likelihoods as likelihoods
 from . import losses as losses
-from . import multiple_choice as multiple_choice
 from . import quantisation as quantisation
 from . import wrapping as wrapping
 from .decoder import Decoder as Decoder

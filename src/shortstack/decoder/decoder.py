@@ -1,7 +1,7 @@
-"""The one walk over decoder layers, carrying a hidden stream for every way through them.
+"""The one walk over decoder layers, carrying a hidden stream for every shortened model that is asked for.
 
-A *route* is the set of layers it skips: the empty route is the model itself, {5} the model without layer 5, {6, 7} the
-tail cut of an eight-layer model. All routes start together and part where they first differ, so a prefix that several
+A shortened model is the set of layers it skips: the empty set is the model itself, {5} the model without layer 5, {6, 7} the
+tail cut of an eight-layer model. All streams start together and part where the sets first differ, so a prefix that several
 share is computed once. Leave-one-out over N layers costs N(N+1)/2 layer-forwards instead of N*N.
 
 Layers come one after the other, and all batches pass a layer before any enters the next: a layer's weights are needed once.
@@ -9,7 +9,7 @@ Layers come one after the other, and all batches pass a layer before any enters 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,32 +25,31 @@ from shortstack.decoder.wrapping import Layered
 from shortstack.errors import ArchitectureError, parameter
 from shortstack.machine.memory import available_memory
 
-Route = frozenset[int]
-UNPRUNED: Route = frozenset()
+SkippedLayers = frozenset[int]
+UNPRUNED: SkippedLayers = frozenset()
 Batch = TypeVar("Batch")
 Observer = Callable[[int, Tensor, Tensor], None]
-BATCH_TOKENS = 2048  # of a batch that passes the layers
 STREAM_BYTES = 2 << 30  # hidden streams held at once; more batches are walked in turns
 STACK_TOKENS = 2048  # streams of fewer tokens pass a layer together
-Group = tuple[tuple[Route, ...], State]  # routes that have not parted yet, and what they carry
+Group = tuple[tuple[SkippedLayers, ...], State]  # sets whose streams have not parted yet, and their one stream
 
 
 @dataclass
-class Front:
-    """How far one batch of token ids [batch, length] has come: the groups of its routes, and the layer they enter next."""
+class WalkState:
+    """How far one batch of token ids [batch, length] has come: its streams in groups, and the layer they enter next."""
 
     ids: Tensor
     groups: list[Group]
     layer: int = 0
 
     @property
-    def arrived(self) -> dict[Route, Tensor]:
-        """The hidden states of every route, [batch, length, width]; routes that never parted share one tensor."""
-        return {route: state.hidden for routes, state in self.groups for route in routes}
+    def hidden(self) -> dict[SkippedLayers, Tensor]:
+        """The hidden states by skipped layers, [batch, length, width]; streams that never parted are one tensor."""
+        return {skipped: state.hidden for together, state in self.groups for skipped in together}
 
 
 def _nothing(_count: int) -> None:
-    """What is called where nobody listens."""
+    """The default of on_forward: nobody counts."""
 
 
 class _Arrived(Exception):
@@ -61,94 +60,78 @@ class Decoder(Layered):
     """A loaded model whose layers streams pass one by one."""
 
     def walk(
-        self,
-        ids: Tensor,
-        routes: Sequence[Route] = (UNPRUNED,),
-        *,
-        start: tuple[int, Tensor] | None = None,
-        until: int | None = None,
-        **inputs: Tensor,
-    ) -> dict[Route, Tensor]:
-        """The hidden states of every route after the last layer, or before layer `until`.
+        self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,), *, until: int | None = None
+    ) -> dict[SkippedLayers, Tensor]:
+        """The hidden states without each set of layers after the last layer, or before layer `until`.
 
-        ids: [batch, length] token ids; `inputs` go to the model beside them (attention_mask).
-        start: (layer, hidden): begin at that layer, entered by `hidden`, instead of at the embedding.
-        Returns {route: [batch, length, width]}. Gradients flow as the caller has them enabled.
+        ids: [batch, length] token ids. Returns {skipped layers: [batch, length, width]}. Gradients flow as the caller has
+        them enabled.
         """
-        until = len(self.layers) if until is None else until
-        if start and start[0] >= until:
-            return dict.fromkeys(routes, start[1])
-        front = self.enter(ids, routes, hidden=start[1] if start else None, **inputs)
-        for _ in self.through([front], range(start[0] if start else 0, until), inputs=inputs):
+        walk = self.enter(ids, sets)
+        for _ in self.through([walk], range(len(self.layers) if until is None else until)):
             pass
-        return front.arrived
+        return walk.hidden
 
-    def enter(
-        self, ids: Tensor, routes: Sequence[Route] = (UNPRUNED,), *, hidden: Tensor | None = None, **inputs: Tensor
-    ) -> Front:
-        """Routes before layer 0: the token ids embedded, or other hidden states in their place."""
+    def embed(self, ids: Tensor) -> Tensor:
+        """What enters layer 0, [batch, length, width]: the token ids embedded."""
+        return self.enter(ids).hidden[UNPRUNED]
+
+    def enter(self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,)) -> WalkState:
+        """A walk before layer 0, which the embedded token ids enter."""
         shorter = f"add {parameter('length', self.positions)}, or {parameter('max_length')} when healing"
         check_positions(self, ids.shape[1], parameter("length"), fix=shorter)
         self._check_direct()
-        found: list[State] = []
+        entered: list[State] = []
 
         def stop(_index: int, _forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            found.append(State(hidden_of(args, kwargs), self._carried(args, kwargs)))
+            entered.append(State(hidden_of(args, kwargs), self._carried(args, kwargs)))
             raise _Arrived
 
         with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), stop)):
-            self.model.base_model(input_ids=ids, use_cache=False, **inputs)
-        entering = found[0] if hidden is None else State(hidden, found[0].carried)
-        return Front(ids, [(tuple(dict.fromkeys(routes)), entering)])
+            self.model.base_model(input_ids=ids, use_cache=False)
+        return WalkState(ids, [(tuple(dict.fromkeys(sets)), entered[0])])
 
     def through(
         self,
-        fronts: Sequence[Front],
+        walks: Sequence[WalkState],
         layers: Iterable[int],
         *,
         observe: Observer | None = None,
         on_forward: Callable[[int], None] = _nothing,
-        inputs: Mapping[str, Tensor] | None = None,
     ) -> Iterator[int]:
-        """Take every front through these layers: all of them through one layer, then through the next.
+        """Take every walk through these layers: all of them through one layer, then through the next.
 
-        observe(layer, before, after) sees the stream of the first route of each front, [batch, length, width].
-        on_forward is told how many streams have passed a layer; `inputs` go to the model beside the token ids. Yields a
-        layer's number when all are through.
+        observe(layer, before, after) sees the stream of each walk's first set of layers, [batch, length, width].
+        on_forward is told how many streams have passed a layer. Yields a layer's number when all are through.
         """
         for layer in layers:
             with self.resident(layer):
-                for front in fronts:
-                    front.groups = self._advance(front, layer, observe, on_forward, inputs or {})
-                    front.layer = layer + 1
+                for walk in walks:
+                    walk.groups = self._advance(walk, layer, observe, on_forward)
+                    walk.layer = layer + 1
             yield layer
 
     def _advance(
-        self,
-        front: Front,
-        layer: int,
-        observe: Observer | None,
-        on_forward: Callable[[int], None],
-        inputs: Mapping[str, Tensor],
+        self, walk: WalkState, layer: int, observe: Observer | None, on_forward: Callable[[int], None]
     ) -> list[Group]:
-        """Every stream of a front through the layer, or around it."""
-        first, form = front.groups[0][0][0], self.forms()[layer]
+        """Every stream of a walk through the layer, or around it."""
+        first, form = walk.groups[0][0][0], self.forms()[layer]
         passing, entering = list[Group](), list[Group]()
-        for routes, before in front.groups:
-            skipping = tuple(route for route in routes if layer in route)
-            taking = tuple(route for route in routes if layer not in route)
+        for together, before in walk.groups:
+            skipping = tuple(skipped for skipped in together if layer in skipped)
+            taking = tuple(skipped for skipped in together if layer not in skipped)
             entering += [(taking, before)] if taking else []
             # What a layer leaves for later ones is needed by those that skip it, too.
             (entering if form.fills else passing).extend([(skipping, before)] if skipping else [])
         groups = []
-        after = self.step(front.ids, layer, [before for _, before in entering], on_forward=on_forward, **inputs)
-        for (routes, before), state in zip(entering, after, strict=True):
-            taken = layer not in routes[0]
-            groups.append((routes, state if taken else State(before.hidden, state.carried)))
-            if observe and taken and first in routes:
+        after = self.step(walk.ids, layer, [before for _, before in entering], on_forward=on_forward)
+        for (together, before), state in zip(entering, after, strict=True):
+            taken = layer not in together[0]
+            groups.append((together, state if taken else State(before.hidden, state.carried)))
+            if observe and taken and first in together:
                 observe(layer, before.hidden, state.hidden)
-        found = [*groups, *passing]
-        return sorted(found, key=lambda group: first not in group[0])  # the first route's group stays first
+        # The first set's group stays first.
+        return sorted([*groups, *passing], key=lambda group: first not in group[0])
 
     def step(
         self,
@@ -157,42 +140,28 @@ class Decoder(Layered):
         states: Sequence[State],
         *,
         on_forward: Callable[[int], None] = _nothing,
-        **inputs: Tensor,
     ) -> list[State]:
         """Each state as it leaves the layer; masks, positions and the like are those that transformers makes for `ids`."""
         together = 1 if self._slots else max(1, STACK_TOKENS // ids.numel())
         stacks = [states[start : start + together] for start in range(0, len(states), together)]
         after = list[State]()
         for many, some in groupby(stacks, key=len):
-            after += self._stacked(ids, layer, list(some), partial(on_forward, many), inputs)
+            after += self._stacked(ids, layer, list(some), partial(on_forward, many))
         return after
 
     def _stacked(
-        self,
-        ids: Tensor,
-        layer: int,
-        stacks: Sequence[Sequence[State]],
-        on_forward: Callable[[], None],
-        inputs: Mapping[str, Tensor],
+        self, ids: Tensor, layer: int, stacks: Sequence[Sequence[State]], on_forward: Callable[[], None]
     ) -> list[State]:
         """Stacks of equally many states, each as one batch: what a layer makes of a sample does not depend on others."""
         many = len(stacks[0])
         if many == 1:
-            return self._each(ids, layer, (state for (state,) in stacks), on_forward, inputs)
-        wide = {name: value.repeat(many, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+            return self._each(ids, layer, (state for (state,) in stacks), on_forward)
         entering = (State(torch.cat([state.hidden for state in stack]), {}) for stack in stacks)
-        found = self._each(ids.repeat(many, 1), layer, entering, on_forward, wide)
+        left = self._each(ids.repeat(many, 1), layer, entering, on_forward)
         # Clones: who keeps one of them (what entered a layer, a trail) must not keep the whole stack.
-        return [State(part.clone(), {}) for stack in found for part in stack.hidden.split(len(ids))]
+        return [State(part.clone(), {}) for stack in left for part in stack.hidden.split(len(ids))]
 
-    def _each(
-        self,
-        ids: Tensor,
-        layer: int,
-        states: Iterable[State],
-        on_forward: Callable[[], None],
-        inputs: Mapping[str, Tensor],
-    ) -> list[State]:
+    def _each(self, ids: Tensor, layer: int, states: Iterable[State], on_forward: Callable[[], None]) -> list[State]:
         """One state after the other through the layer, inside one forward of the model."""
         after = list[State]()
 
@@ -202,12 +171,13 @@ class Decoder(Layered):
                 return form.of(State(hidden_of(args, kwargs), self._carried(args, kwargs)))
             for state in states if index == layer else ():
                 entering = state.copy()
-                after.append(form.read(forward(*entered_by(args, entering), **entered_by(kwargs, entering)), entering))
+                given, named = entered_by(entering, args, kwargs)
+                after.append(form.read(forward(*given, **named), entering))
                 on_forward()
             raise _Arrived
 
         with suppress(_Arrived), self._wrapped(dict.fromkeys(range(len(self.layers)), visit)):
-            self.model.base_model(input_ids=ids, use_cache=False, **inputs)
+            self.model.base_model(input_ids=ids, use_cache=False)
         return after or list(states)  # untouched by a layer that text alone does not pass (cross-attention)
 
     def turns(self, batches: Sequence[Batch], *, tokens: int, streams: int) -> list[Sequence[Batch]]:
@@ -233,18 +203,8 @@ class Decoder(Layered):
             )
 
 
-def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Samples in groups of alike length, each of at most BATCH_TOKENS tokens with its padding."""
-    groups: list[list[int]] = []
-    for sample in sorted(range(len(lengths)), key=lambda sample: lengths[sample]):
-        if not groups or (len(groups[-1]) + 1) * lengths[sample] > BATCH_TOKENS:
-            groups.append([])
-        groups[-1].append(sample)
-    return groups
-
-
-def layer_forwards(layers: int, routes: Sequence[Route], *, filling: Set[int] = frozenset()) -> int:
-    """How many layer-forwards a walk of these routes costs for one batch; those that skip a `filling` layer run it too.
+def layer_forwards(layers: int, sets: Sequence[SkippedLayers], *, filling: Set[int] = frozenset()) -> int:
+    """How many layer-forwards a walk without these sets costs for one batch; who skips a `filling` layer runs it too.
 
     >>> layer_forwards(8, [UNPRUNED] + [frozenset({i}) for i in range(8)])
     36
@@ -252,9 +212,9 @@ def layer_forwards(layers: int, routes: Sequence[Route], *, filling: Set[int] = 
     return sum(
         len(
             {
-                (route & frozenset(range(layer)), layer in route)
-                for route in routes
-                if layer not in route or layer in filling
+                (skipped & frozenset(range(layer)), layer in skipped)
+                for skipped in sets
+                if layer not in skipped or layer in filling
             }
         )
         for layer in range(layers)

@@ -4,40 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
-
-@contextmanager
-def listening(layer: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """While it lasts, the tensors that enter these modules are collected under their names, in the order of the calls."""
-    found: dict[str, list[Tensor]] = {}
-    with ExitStack() as hooks:
-        for name in names:
-
-            def hear(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name) -> None:
-                first = args[0] if args else kwargs.get("hidden_states")
-                if isinstance(first, Tensor):
-                    found.setdefault(name, []).append(first)
-
-            hooks.callback(layer.get_submodule(name).register_forward_pre_hook(hear, with_kwargs=True).remove)
-        yield found
+Recorded = dict[str, list[Tensor]]  # by the module's name, in the order of the calls
 
 
 @contextmanager
-def leaving(layer: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """While it lasts, the tensors that leave these modules (the first, of several) are collected under their names."""
-    found: dict[str, list[Tensor]] = {}
+def recorded_inputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
+    """While it lasts, the tensors that enter these modules are recorded."""
+    recorded: Recorded = {}
     with ExitStack() as hooks:
         for name in names:
 
-            def hear(_module: nn.Module, _args: object, output: object, name: str = name) -> None:
-                first = output[0] if isinstance(output, tuple) else output
-                if isinstance(first, Tensor):
-                    found.setdefault(name, []).append(first)
+            def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                _append(recorded, name, args[0] if args else kwargs.get("hidden_states"))
 
-            hooks.callback(layer.get_submodule(name).register_forward_hook(hear).remove)
-        yield found
+            hooks.callback(layer.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True).remove)
+        yield recorded
+
+
+@contextmanager
+def recorded_outputs(layer: nn.Module, names: Sequence[str]) -> Iterator[Recorded]:
+    """While it lasts, the tensors that leave these modules (the first, of several) are recorded."""
+    recorded: Recorded = {}
+    with ExitStack() as hooks:
+        for name in names:
+
+            def record(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                _append(recorded, name, output[0] if isinstance(output, tuple) else output)
+
+            hooks.callback(layer.get_submodule(name).register_forward_hook(record).remove)
+        yield recorded
+
+
+def _append(recorded: Recorded, name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        recorded.setdefault(name, []).append(value)
 
 
 def linear_layers(layer: nn.Module) -> dict[str, nn.Linear]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any
 
 from torch import Tensor
 
@@ -113,26 +113,15 @@ def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Slot, Any]:
     """A layer's inputs beside the hidden states."""
-    found: dict[Slot, Any] = dict(enumerate(args[1:], start=1))
-    found.update((name, value) for name, value in kwargs.items() if name != "hidden_states")
-    return found
+    named: dict[Slot, Any] = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    return {**dict(enumerate(args[1:], start=1)), **named}
 
 
-@overload
-def entered_by(inputs: tuple[Any, ...], state: State) -> tuple[Any, ...]: ...
-
-
-@overload
-def entered_by(inputs: dict[str, Any], state: State) -> dict[str, Any]: ...
-
-
-def entered_by(inputs: tuple[Any, ...] | dict[str, Any], state: State) -> tuple[Any, ...] | dict[str, Any]:
+def entered_by(
+    state: State, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs of a layer with a state in place of the one transformers passed."""
-    if isinstance(inputs, tuple):
-        return (
-            (state.hidden, *(state.carried.get(place, value) for place, value in enumerate(inputs) if place))
-            if inputs
-            else ()
-        )
     values = {"hidden_states": state.hidden, **state.carried}
-    return {name: values.get(name, value) for name, value in inputs.items()}
+    rest = (state.carried.get(place, value) for place, value in enumerate(args) if place)
+    named = {name: values.get(name, value) for name, value in kwargs.items()}
+    return ((state.hidden, *rest) if args else ()), named

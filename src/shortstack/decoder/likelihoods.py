@@ -4,11 +4,15 @@
 
 The choices of a question often share their context. It passes the layers once, its keys and values are copied to every
 choice, and only the choices' own tokens follow. A choice of one token needs nothing but the context.
+
+Multiple choice by likelihood: the choice that the model finds likeliest after the context is its answer. One walk answers
+for the model and for any number of shortened forms of it.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -17,10 +21,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from shortstack.data.questions import Request
-from shortstack.decoder.decoder import Decoder, by_length
+from shortstack.data.questions import Request, TokenizedQuestion
+from shortstack.decoder.batching import by_length, padded
+from shortstack.decoder.decoder import Decoder, SkippedLayers
 from shortstack.decoder.losses import chunks, pieces
-from shortstack.decoder.multiple_choice import padded
+from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -45,11 +50,17 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
-class _States:
-    """The states [tokens, width] that predict the tokens of some requests, request after request."""
+class Accuracy:
+    """The share of questions answered rightly, and its standard error sqrt(p (1 - p) / (n - 1))."""
 
-    requests: Sequence[int]
-    states: Tensor
+    value: float
+    stderr: float
+    correct: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, correct: Sequence[bool]) -> Accuracy:
+        share, count = sum(correct) / len(correct), len(correct)
+        return cls(share, math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else math.nan, tuple(correct))
 
 
 @torch.no_grad()
@@ -58,17 +69,57 @@ def likelihoods(
 ) -> list[Likelihood]:
     """Each request's likelihood; batch: so many sequences in a forward, None for as many as BATCH_TOKENS has room for."""
     alone, shared = parted(requests) if shares_contexts(decoder) else (list(range(len(requests))), [])
-    found: dict[int, Likelihood] = {}
-    for some in _batches([len(requests[place].ids) for place in alone], batch):
-        here = [alone[index] for index in some]
-        _score(decoder, requests, _whole(decoder, requests, here), found)
-        progress("answering", len(found), len(requests))
+    scored: dict[int, Likelihood] = {}
+
+    def score(places: Sequence[int], states: Tensor) -> None:
+        scored.update(zip(places, _likelihoods(decoder, [requests[place] for place in places], states), strict=True))
+        progress("answering", len(scored), len(requests))
+
+    for group in by_length([len(requests[place].ids) for place in alone], batch=batch):
+        places = [alone[index] for index in group]
+        score(places, _whole(decoder, [requests[place] for place in places]))
     # By the longest whole, not by the context: what is padded most are the continuations.
-    for some in _batches([max(len(requests[place].ids) for place in group) for group in shared], batch):
-        for part in _after_contexts(decoder, requests, [shared[index] for index in some], batch):
-            _score(decoder, requests, part, found)
-            progress("answering", len(found), len(requests))
-    return [found[place] for place in range(len(requests))]
+    for group in by_length([max(len(requests[place].ids) for place in places) for places in shared], batch=batch):
+        for places, states in _after_contexts(decoder, requests, [shared[index] for index in group], batch):
+            score(places, states)
+    return [scored[place] for place in range(len(requests))]
+
+
+@torch.no_grad()
+def answers(
+    decoder: Decoder,
+    questions: Sequence[TokenizedQuestion],
+    sets: Sequence[SkippedLayers],
+    *,
+    progress: Progress = silent,
+) -> dict[SkippedLayers, Accuracy]:
+    """How many questions the model answers rightly without each set of layers, all from one walk."""
+    requests = [choice for question in questions for choice in question.choices]
+    batches = by_length([len(request.ids) for request in requests])
+    values = {skipped: [0.0] * len(requests) for skipped in sets}
+    largest, done = max(len(batch) * len(requests[batch[-1]].ids) for batch in batches), 0
+    for turn in decoder.turns(batches, tokens=largest, streams=len(sets)):
+        walks = [decoder.enter(_rows(decoder, [requests[place] for place in batch]), sets) for batch in turn]
+        for _ in decoder.through(walks, range(len(decoder.layers))):
+            pass
+        for batch, walk in zip(turn, walks, strict=True):
+            here = [requests[place] for place in batch]
+            for skipped, hidden in walk.hidden.items():
+                scored = _likelihoods(decoder, here, _predicting(here, hidden), greedy=False)
+                for place, each in zip(batch, scored, strict=True):
+                    values[skipped][place] = each.value
+            done += len(batch)
+            progress("answering", done, len(requests))
+    return {skipped: _accuracy(questions, values[skipped]) for skipped in sets}
+
+
+def _accuracy(questions: Sequence[TokenizedQuestion], values: Sequence[float]) -> Accuracy:
+    """values: the log-likelihood of each choice of each question, one question after the other."""
+    rest, correct = iter(values), []
+    for question in questions:
+        choices = [next(rest) for _ in question.choices]
+        correct.append(choices.index(max(choices)) == question.answer)
+    return Accuracy.of(correct)
 
 
 def parted(requests: Sequence[Request], *, least: int = LEAST) -> tuple[list[int], list[list[int]]]:
@@ -81,7 +132,7 @@ def parted(requests: Sequence[Request], *, least: int = LEAST) -> tuple[list[int
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, request in enumerate(requests):
-        groups.setdefault(request.ids[: request.start], []).append(place)
+        groups.setdefault(request.context, []).append(place)
     shared = [group for context, group in groups.items() if len(group) > 1 and len(context) >= least]
     return sorted(set(range(len(requests))) - {place for group in shared for place in group}), shared
 
@@ -94,9 +145,9 @@ def passing(requests: Sequence[Request]) -> tuple[int, int]:
     """
     alone, shared = parted(requests)
     contexts = sum(requests[group[0]].start for group in shared)
-    tails = sum(len(requests[place].ids) - requests[place].start - 1 for group in shared for place in group)
+    tails = sum(len(requests[place].ending) - 1 for group in shared for place in group)
     whole = sum(len(requests[place].ids) - 1 for place in alone)
-    return contexts + tails + whole, sum(len(request.ids) - request.start for request in requests)
+    return contexts + tails + whole, sum(len(request.ending) for request in requests)
 
 
 def shares_contexts(decoder: Decoder) -> bool:
@@ -115,11 +166,11 @@ def shares_contexts(decoder: Decoder) -> bool:
 
 def _agrees(decoder: Decoder) -> bool:
     """Whether states behind contexts of 8 and 12 tokens are those of whole sequences, up to TOLERANCE."""
-    first = int(decoder.model.get_submodule(decoder.anatomy.embedding).weight.shape[0]) // 2  # no special tokens there
+    first = decoder.vocabulary // 2  # no special tokens there
     probe = [Request(tuple(range(first, first + length + 2)), length) for length in (8, 12)]
-    (found,) = _after_contexts(decoder, probe, [[0], [1]], None)
-    expected = _whole(decoder, probe, found.requests)
-    return float((found.states - expected.states).norm() / expected.states.norm()) < TOLERANCE
+    ((places, states),) = _after_contexts(decoder, probe, [[0], [1]], None)
+    expected = _whole(decoder, [probe[place] for place in places])
+    return float((states - expected).norm() / expected.norm()) < TOLERANCE
 
 
 def _inputs(decoder: Decoder) -> set[str]:
@@ -127,28 +178,33 @@ def _inputs(decoder: Decoder) -> set[str]:
     return set(inspect.signature(decoder.model.base_model.forward).parameters)
 
 
-def _batches(lengths: Sequence[int], batch: int | None) -> list[list[int]]:
-    """Samples in groups of alike length."""
-    if batch is None:
-        return by_length(lengths)
-    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
-    return [order[start : start + batch] for start in range(0, len(order), batch)]
+def _rows(decoder: Decoder, requests: Sequence[Request]) -> Tensor:
+    """The requests as token ids [requests, longest], but for each one's last token, which predicts nothing."""
+    return padded([request.ids[:-1] for request in requests], decoder.device)
 
 
-def _whole(decoder: Decoder, requests: Sequence[Request], places: Sequence[int]) -> _States:
-    """States of requests that pass the layers whole, but for their last token, which predicts nothing."""
-    hidden = decoder.finish(padded([requests[place].ids[:-1] for place in places], decoder.device))
-    spans = [slice(requests[place].start - 1, len(requests[place].ids) - 1) for place in places]
-    return _States(places, torch.cat([hidden[row, span] for row, span in enumerate(spans)]))
+def _whole(decoder: Decoder, requests: Sequence[Request]) -> Tensor:
+    """The states that predict the endings of requests that pass the layers whole, as _predicting."""
+    return _predicting(requests, decoder.finish(_rows(decoder, requests)))
+
+
+def _predicting(requests: Sequence[Request], hidden: Tensor) -> Tensor:
+    """Those of the hidden states [requests, length, width] that predict a token of an ending: [tokens, width]."""
+    return torch.cat(
+        [row[request.start - 1 : len(request.ids) - 1] for row, request in zip(hidden, requests, strict=True)]
+    )
 
 
 def _after_contexts(
     decoder: Decoder, requests: Sequence[Request], groups: Sequence[Sequence[int]], batch: int | None
-) -> Iterator[_States]:
-    """States of requests in groups that share a context: contexts once, then the continuations behind copies of them."""
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Requests' places, and the states that predict their endings, for groups that share a context.
+
+    Contexts pass once, then the continuations behind copies of them.
+    """
     from transformers import DynamicCache
 
-    contexts = [requests[group[0]].ids[: requests[group[0]].start] for group in groups]
+    contexts = [requests[group[0]].context for group in groups]
     ids = padded(contexts, decoder.device, left=True)
     mask = padded([[1] * len(context) for context in contexts], decoder.device, left=True)
     lengths, cache = mask.sum(-1), DynamicCache(config=decoder.model.config)
@@ -156,16 +212,16 @@ def _after_contexts(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     last = decoder.finish(ids, attention_mask=mask, position_ids=positions, use_cache=True, **{kept_in: cache})[:, -1]
     members = [(row, place) for row, group in enumerate(groups) for place in group]
-    tails = [requests[place].ids[requests[place].start : -1] for _, place in members]  # of one token nothing is left
-    single = [index for index, tail in enumerate(tails) if not tail]
-    if single:
-        yield _States([members[index][1] for index in single], last[[members[index][0] for index in single]])
-    longer = [index for index, tail in enumerate(tails) if tail]
-    for some in _batches([ids.shape[1] + len(tails[index]) for index in longer], batch):
-        here = [longer[index] for index in some]
-        rows = torch.tensor([members[index][0] for index in here], device=decoder.device)
-        following = padded([tails[index] for index in here], decoder.device)
-        steps = padded([range(len(tails[index])) for index in here], decoder.device)  # padding has a position, too
+    single = [(row, place) for row, place in members if len(requests[place].ending) == 1]
+    if single:  # the context predicts its one token
+        yield [place for _, place in single], last[[row for row, _ in single]]
+    longer = [(row, place) for row, place in members if len(requests[place].ending) > 1]
+    for some in by_length([ids.shape[1] + len(requests[place].ending) - 1 for _, place in longer], batch=batch):
+        places = [longer[index][1] for index in some]
+        rows = torch.tensor([longer[index][0] for index in some], device=decoder.device)
+        tails = [requests[place].ending[:-1] for place in places]
+        following = padded(tails, decoder.device)
+        steps = padded([range(len(tail)) for tail in tails], decoder.device)  # padding has a position, too
         hidden = decoder.finish(
             following,
             attention_mask=torch.cat([mask[rows], torch.ones_like(following)], dim=1),
@@ -173,8 +229,8 @@ def _after_contexts(
             use_cache=True,
             **{kept_in: _copied(cache, rows)},
         )
-        states = [torch.cat([last[rows[at], None], hidden[at, : len(tails[index])]]) for at, index in enumerate(here)]
-        yield _States([members[index][1] for index in here], torch.cat(states))
+        each = zip(rows, hidden, tails, strict=True)
+        yield places, torch.cat([state for row, part, tail in each for state in (last[row, None], part[: len(tail)])])
 
 
 def _copied(cache: Cache, rows: Tensor) -> Cache:
@@ -185,17 +241,21 @@ def _copied(cache: Cache, rows: Tensor) -> Cache:
     return chosen
 
 
-def _score(decoder: Decoder, requests: Sequence[Request], part: _States, found: dict[int, Likelihood]) -> None:
-    """Add the likelihoods of the requests whose states these are."""
-    endings = [requests[place].ids[requests[place].start :] for place in part.requests]
-    targets = torch.tensor([token for ending in endings for token in ending], device=part.states.device)
+def _likelihoods(
+    decoder: Decoder, requests: Sequence[Request], states: Tensor, *, greedy: bool = True
+) -> list[Likelihood]:
+    """The likelihood of each request, given the states [tokens, width] that predict its ending, request after request.
+
+    greedy: whether to look for the likeliest tokens, which takes another pass over the logits; without it none is.
+    """
+    endings = [request.ending for request in requests]
+    targets = torch.tensor([token for ending in endings for token in ending], device=states.device)
     values, likeliest = [], []
-    for some, wanted in chunks(decoder, part.states, targets):
+    for some, wanted in chunks(decoder, states, targets):
         for log_p, here in pieces(decoder.token_logits(some), wanted):
             values.append(log_p.gather(-1, here[:, None])[:, 0])
-            likeliest.append(log_p.argmax(-1) == here)
+            likeliest.append(log_p.argmax(-1) == here if greedy else torch.zeros_like(here, dtype=torch.bool))
     sizes = [len(ending) for ending in endings]
-    sums = torch.cat(values).double().cpu().split(sizes)
+    sums = in_float64(torch.cat(values)).cpu().split(sizes)
     hits = torch.cat(likeliest).cpu().split(sizes)
-    for place, value, hit in zip(part.requests, sums, hits, strict=True):
-        found[place] = Likelihood(float(value.sum()), bool(hit.all()))
+    return [Likelihood(float(value.sum()), bool(hit.all())) for value, hit in zip(sums, hits, strict=True)]

@@ -24,18 +24,12 @@ def next_token_losses(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
 
     ids: [batch, length]; hidden: [batch, length, width] as it leaves the last layer.
     """
-    return target_losses(decoder, *predicting(ids, hidden)).view(ids.shape[0], -1)
-
-
-@torch.no_grad()
-def target_losses(decoder: Decoder, states: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats, fp32, [tokens], of targets [tokens] given the states [tokens, width] that predict them."""
     parts = [
         -_chosen(log_softmax, wanted)
-        for some, some_targets in chunks(decoder, states, targets)
-        for log_softmax, wanted in pieces(decoder.token_logits(some), some_targets)
+        for some, targets in chunks(decoder, *predicting(ids, hidden))
+        for log_softmax, wanted in pieces(decoder.token_logits(some), targets)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts).view(ids.shape[0], -1)
 
 
 @torch.no_grad()
@@ -53,16 +47,16 @@ def divergences(
         here = slice(start, start + rows)
         whole_pieces = pieces(decoder.token_logits(states[here]), targets[here])
         expected = [(log_p, log_p.exp(), wanted) for log_p, wanted in whole_pieces]
-        found = [_against(expected, decoder.token_logits(other[here])) for other in shorter]
-        yield torch.stack([loss for loss, _ in found]), torch.stack([kl for _, kl in found])
+        losses, kls = zip(*(_against(expected, decoder.token_logits(other[here])) for other in shorter), strict=True)
+        yield torch.stack(losses), torch.stack(kls)
 
 
 def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) -> tuple[Tensor, Tensor]:
     """Losses and divergences, [tokens] each; expected: of each piece log p, p and the targets."""
     losses, kls = [], []
-    for (found,), (log_p, p, wanted) in zip(pieces(logits), expected, strict=True):
-        losses.append(-_chosen(found, wanted))
-        kls.append((log_p - found).mul_(p).sum(-1))
+    for (log_q,), (log_p, p, wanted) in zip(pieces(logits), expected, strict=True):
+        losses.append(-_chosen(log_q, wanted))
+        kls.append((log_p - log_q).mul_(p).sum(-1))
     return torch.cat(losses), torch.cat(kls)
 
 
@@ -90,7 +84,7 @@ def split_pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]
 
 
 def _chosen(values: Tensor, targets: Tensor) -> Tensor:
-    """Of each row [tokens, vocabulary], the value at its target: [tokens]."""
+    """The value of each row [tokens, vocabulary] at its target: [tokens]."""
     return values.gather(-1, targets[:, None])[:, 0]
 
 
@@ -98,7 +92,7 @@ class Criterion(Protocol):
     """A loss of logits, token by token."""
 
     def part(self, rows: slice) -> Criterion:
-        """That of some of the tokens."""
+        """The same loss of some of the tokens."""
         ...
 
     def of(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +102,7 @@ class Criterion(Protocol):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Of the next token; targets: [tokens]. Its gradient is softmax, less one at the target."""
+    """Cross-entropy of the next token; targets: [tokens]. Its gradient is softmax, less one at the target."""
 
     targets: Tensor
 
@@ -152,8 +146,8 @@ class Distillation:
 
 def likeliest(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Ids and log probabilities at a temperature, [tokens, count], of the likeliest tokens given logits."""
-    found = [((some.float() / temperature).log_softmax(-1)).topk(count, dim=-1) for (some,) in split_pieces(logits)]
-    return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
+    top = [((some.float() / temperature).log_softmax(-1)).topk(count, dim=-1) for (some,) in split_pieces(logits)]
+    return torch.cat([each.indices for each in top]), torch.cat([each.values for each in top])
 
 
 def chunked_loss(decoder: Decoder, states: Tensor, criterion: Criterion) -> Tensor:
@@ -187,9 +181,9 @@ class _ChunkedLoss(torch.autograd.Function):
                 some = some.requires_grad_(True)
                 logits = decoder.token_logits(some)
             loss, slopes = _slopes(logits.detach(), wanted)
-            part, *found = torch.autograd.grad(logits, (some, *weights), slopes)
-            parts.append(part)
-            for accumulated, gradient in zip(sums, found, strict=True):
+            in_states, *in_weights = torch.autograd.grad(logits, (some, *weights), slopes)
+            parts.append(in_states)
+            for accumulated, gradient in zip(sums, in_weights, strict=True):
                 accumulated += gradient
             total += loss
         ctx.save_for_backward(torch.cat(parts), *sums)
@@ -211,8 +205,8 @@ def _slopes(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
     total, slopes = logits.new_zeros((), dtype=torch.float32), torch.empty_like(logits)
     start = 0
     for some, slope in split_pieces(logits, slopes):
-        found, there = criterion.part(slice(start, start + len(some))).of(some.float())
-        total += found
-        slope.copy_(there)
+        loss, gradient = criterion.part(slice(start, start + len(some))).of(some.float())
+        total += loss
+        slope.copy_(gradient)
         start += len(some)
     return total, slopes

@@ -56,13 +56,8 @@ def _quantised(layer: nn.Module, scheme: Scheme) -> Held:
     for path in matrices:
         parent, _, name = path.rpartition(".")
         scheme.convert(layer.get_submodule(parent), name)
-    found = (layer.get_submodule(path) for path in matrices)
-    return Held(weights, sum(held_bytes(module) - _bias_bytes(module) for module in found))
-
-
-def _bias_bytes(module: nn.Module) -> int:
-    bias = getattr(module, "bias", None)
-    return 0 if bias is None else int(bias.numel() * bias.element_size())
+    biases = sum(matrix.bias.nbytes for matrix in matrices.values() if matrix.bias is not None)
+    return Held(weights, sum(held_bytes(layer.get_submodule(path)) for path in matrices) - biases)
 
 
 def held_bytes(module: nn.Module) -> int:
@@ -122,8 +117,7 @@ def four_bit(matrix: nn.Module, *, asked: str, gradients: bool = False) -> nn.Mo
     four.bias = matrix.bias
     if gradients:
         four.support_avx512bf16_for_cpu = False  # else evaluating packs the matrix for a product without a gradient
-    found: nn.Module = four.to(matrix.weight.device)
-    return found
+    return four.to(matrix.weight.device)  # type: ignore[no-any-return]
 
 
 def bitsandbytes(asked: str) -> Any:

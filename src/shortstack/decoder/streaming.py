@@ -101,7 +101,7 @@ class LayerWeights:
 
     def _divided(self, shared: Set[int]) -> dict[int | None, list[str]]:
         """Stored names by layer; None: what stays in memory. Extra layers past the last (MTP heads) are left out."""
-        found: dict[int | None, list[str]] = {None: []}
+        names: dict[int | None, list[str]] = {None: []}
         staying = {
             f"{number}.{name}"
             for number, layer in enumerate(self._layers)
@@ -113,8 +113,8 @@ class LayerWeights:
             if layer is not None and name.removeprefix(f"{self._checkpoint.layers_path}.") in staying:
                 layer = None
             if layer is None or layer < len(self._layers):
-                found.setdefault(layer, []).append(name)
-        return found
+                names.setdefault(layer, []).append(name)
+        return names
 
     def _take(self, layer: int) -> Weights:
         coming, self._coming = self._coming, None
@@ -126,12 +126,12 @@ class LayerWeights:
 
     def _read(self, layer: int, buffer: Tensor) -> Weights:
         """The layer's stored tensors, one after the other in the buffer."""
-        found, start = {}, 0
+        weights, start = {}, 0
         for name in self._stored.get(layer, []):
             tensor = self._checkpoint.tensors[name]
-            found[name] = read_weight(tensor, buffer[start:])
+            weights[name] = read_weight(tensor, buffer[start:])
             start += _aligned(tensor.size)
-        return found
+        return weights
 
     def _room(self, layer: int) -> int:
         """Bytes of memory that the layer's stored tensors take."""

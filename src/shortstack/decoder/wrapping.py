@@ -67,15 +67,28 @@ class Layered:
         return decoder
 
     @property
+    def embedding(self) -> Tensor:
+        """The weight [vocabulary, width] of the token embedding."""
+        weight: Tensor = self.model.get_submodule(self.anatomy.embedding).weight
+        return weight
+
+    @property
+    def vocabulary(self) -> int:
+        return self.embedding.shape[0]
+
+    @property
+    def width(self) -> int:
+        """The numbers of an embedding, and in all but a few models of a hidden state."""
+        return self.embedding.shape[1]
+
+    @property
     def dtype(self) -> str:
         """What it computes in, as results name it."""
-        weight: Tensor = self.model.get_submodule(self.anatomy.embedding).weight
-        return str(weight.dtype).removeprefix("torch.")
+        return str(self.embedding.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = next(self.model.get_submodule(self.anatomy.embedding).parameters()).device
-        return device
+        return self.embedding.device
 
     def finish(self, ids: Tensor, start: tuple[int, Tensor] | None = None, **inputs: Any) -> Tensor:
         """What leaves the last layer, [batch, length, width], in one forward of the model: for training, and with a cache.
@@ -103,8 +116,7 @@ class Layered:
 
     def stream_bytes(self, tokens: int) -> int:
         """Bytes of the hidden states of so many tokens."""
-        embedding: Tensor = self.model.get_submodule(self.anatomy.embedding).weight
-        return int(tokens * embedding.shape[1] * embedding.element_size())
+        return tokens * self.width * self.embedding.element_size()
 
     def resident(self, layer: int) -> AbstractContextManager[None]:
         """While it lasts, the layer's weights are in memory."""
@@ -139,8 +151,8 @@ class Layered:
         return {slot for form in self.forms() for slot in (*form.carries.values(), *form.fills)}
 
     @torch.no_grad()
-    def skipping(self, ids: Tensor, route: Set[int]) -> Tensor:
-        """The model's logits [batch, length, vocabulary] when the layers of `route` return what enters them.
+    def skipping(self, ids: Tensor, skipped: Set[int]) -> Tensor:
+        """The model's logits [batch, length, vocabulary] when the skipped layers return what enters them.
 
         All else is transformers' own forward, so this holds where the walk does not.
         """
@@ -152,7 +164,7 @@ class Layered:
                 forward(*args, **kwargs)
             return forms[index].of(State(hidden_of(args, kwargs), inputs))
 
-        with self._wrapped(dict.fromkeys(route, skip)):
+        with self._wrapped(dict.fromkeys(skipped, skip)):
             result: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return result
 

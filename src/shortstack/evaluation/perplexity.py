@@ -11,7 +11,7 @@ import torch
 
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import UNPRUNED, Route
+from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.decoder.losses import next_token_losses
 from shortstack.machine.files import plain
 from shortstack.machine.numbers import checked, in_float64
@@ -35,7 +35,9 @@ class Perplexity:
 
 
 @torch.no_grad()
-def measure(decoder: Decoder, tokens: Tokens, *, route: Route = UNPRUNED, progress: Progress = silent) -> Perplexity:
+def measure(
+    decoder: Decoder, tokens: Tokens, *, route: SkippedLayers = UNPRUNED, progress: Progress = silent
+) -> Perplexity:
     """Perplexity of a loaded model run without the layers of `route`; each window's first token is not predicted."""
     batches = tokens.ids.split(max(1, 1024 // tokens.ids.shape[1]))
     losses = []

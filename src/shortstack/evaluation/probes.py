@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder.generation import generate, longest
-from shortstack.decoder.multiple_choice import Accuracy
+from shortstack.decoder.likelihoods import Accuracy
 from shortstack.errors import InputError
 from shortstack.evaluation.paired import Outcomes
 from shortstack.machine.progress import Progress, silent

@@ -85,7 +85,7 @@ def _memory(run: HealingRun, learner: Learner) -> int:
     trained = sum(weight.nbytes for weight in learner.parameters() if weight.requires_grad)
     running = len(decoder.layers) - learner.first
     tokens = run.task.schedule.micro * run.task.training_data.max_length
-    width = decoder.model.get_submodule(decoder.anatomy.embedding).weight.shape[1]
+    width = decoder.width
     activations = tokens * width * running * ACTIVATION_BYTES
     return int(resident - trained + trained // 4 * STATE_BYTES + activations + 2 * LOGIT_BYTES[run.device == "cpu"])
 
@@ -104,7 +104,7 @@ def _seconds(run: HealingRun, decoder: Decoder, training: Sequence[Example], *, 
 def layer_seconds(decoder: Decoder, tokens: int = 512) -> float:
     """Seconds of one token through the last layer, forward."""
     ids = torch.zeros(2, tokens // 2, dtype=torch.long, device=decoder.device)
-    embedding = decoder.model.get_submodule(decoder.anatomy.embedding).weight
+    embedding = decoder.embedding
     hidden = torch.randn(*ids.shape, embedding.shape[1], device=decoder.device).to(embedding.dtype)
     with torch.autocast(decoder.device.type, torch.bfloat16, enabled=embedding.dtype == torch.bfloat16):
         return _fastest(lambda: decoder.step(ids, len(decoder.layers) - 1, [State(hidden, {})])) / tokens
@@ -113,7 +113,7 @@ def layer_seconds(decoder: Decoder, tokens: int = 512) -> float:
 @torch.no_grad()
 def head_seconds(decoder: Decoder) -> float:
     """Seconds of the logits of one token."""
-    embedding = decoder.model.get_submodule(decoder.anatomy.embedding).weight
+    embedding = decoder.embedding
     states = torch.randn(256, embedding.shape[1], device=decoder.device).to(embedding.dtype)
     rows = min(len(states), decoder.chunk_rows(states))
     with torch.autocast(decoder.device.type, torch.bfloat16, enabled=embedding.dtype == torch.bfloat16):

@@ -19,7 +19,8 @@ from shortstack.checkpoint.record import skipped_layers
 from shortstack.checkpoint.weights import read_weight
 from shortstack.data import Example
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import UNPRUNED, Route, by_length
+from shortstack.decoder.batching import by_length
+from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.decoder.losses import likeliest
 from shortstack.errors import CheckpointError, parameter
 from shortstack.healing.activations import Activations, activations_under, check_room, keeping
@@ -177,7 +178,7 @@ class Freezer:
             kept = [layer for layer in range(layers) if layer not in skipped]
             yield _Walk(self, frozen, self.teacher, puts, skipped, at=[*kept, layers][frozen.first])
 
-    def _skipped_in_teacher(self, first: int) -> Route | None:
+    def _skipped_in_teacher(self, first: int) -> SkippedLayers | None:
         """The layers to skip in the teacher to get what enters layer `first`; None where its weights before it differ."""
         ours, theirs = self.checkpoint, self.teacher
         if not (theirs and ours.record):
@@ -212,7 +213,7 @@ class _Walk:
     frozen: Frozen
     checkpoint: Checkpoint
     puts: Mapping[str, Put]
-    skipped: Route = UNPRUNED
+    skipped: SkippedLayers = UNPRUNED
     at: int | None = None
 
     def run(self) -> None:
@@ -220,19 +221,19 @@ class _Walk:
         decoder = Decoder.open(self.checkpoint, Compute(dtype=dtype, device=self.freezer.device))
         decoder.check_bare(f"train all layers: {parameter('last', self.freezer.checkpoint.anatomy.layers)}")
         layers = len(decoder.layers) if self._teaches or self.at is None else self.at
-        routes = list(dict.fromkeys([UNPRUNED, self.skipped]))
+        sets = list(dict.fromkeys([UNPRUNED, self.skipped]))
         batches = [(numbers, self._ids(numbers, decoder)) for numbers in by_length(self.frozen.lengths)]
-        turns = decoder.turns(batches, tokens=max(ids.numel() for _, ids in batches), streams=len(routes))
+        turns = decoder.turns(batches, tokens=max(ids.numel() for _, ids in batches), streams=len(sets))
         for number, turn in enumerate(turns):
-            fronts = [decoder.enter(ids, routes) for _, ids in turn]
-            for layer in decoder.through(fronts, range(layers)):
+            walks = [decoder.enter(ids, sets) for _, ids in turn]
+            for layer in decoder.through(walks, range(layers)):
                 if layer + 1 == self.at:
-                    self._put_states(turn, [front.arrived[self.skipped] for front in fronts])
+                    self._put_states(turn, [walk.hidden[self.skipped] for walk in walks])
                 done, total = number * layers + layer + 1, len(turns) * layers
                 self.freezer.progress(self._stage, done, total, note=f"{self.frozen.size / 1e6:,.0f} MB to disk")
             if self._teaches:
-                for (numbers, _), front in zip(turn, fronts, strict=True):
-                    self._put_teacher(decoder, numbers, front.arrived[UNPRUNED])
+                for (numbers, _), walk in zip(turn, walks, strict=True):
+                    self._put_teacher(decoder, numbers, walk.hidden[UNPRUNED])
 
     @property
     def _teaches(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.data import Example
-from shortstack.decoder import Decoder
+from shortstack.decoder import Decoder, batching
 from shortstack.decoder.losses import Criterion, CrossEntropy, Distillation, chunked_loss
 from shortstack.healing.batches import IGNORED
 from shortstack.healing.objective import Objective
@@ -20,15 +20,12 @@ def padded(examples: Sequence[Example]) -> dict[str, Tensor]:
 
     What fills a sample up is its own first token, for which no library takes it for padding that wants a mask.
     """
-    longest = max(len(example.ids) for example in examples)
-    short = [longest - len(example.ids) for example in examples]
-    ids = [[*example.ids, *example.ids[:1] * missing] for example, missing in zip(examples, short, strict=True)]
     labels = [
-        [*(token if learn else IGNORED for token, learn in zip(example.ids, counted(example), strict=True))]
-        + [IGNORED] * missing
-        for example, missing in zip(examples, short, strict=True)
+        [token if learn else IGNORED for token, learn in zip(example.ids, counted(example), strict=True)]
+        for example in examples
     ]
-    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+    ids = [example.ids for example in examples]
+    return {"input_ids": batching.padded(ids, filler=None), "labels": batching.padded(labels, filler=IGNORED)}
 
 
 def counted(example: Example) -> tuple[bool, ...]:

@@ -10,7 +10,7 @@ from shortstack.data import CalibrationText
 from shortstack.errors import InputError, parameter
 from shortstack.machine.options import check_options, option, options_of
 from shortstack.planning.layer_sets import check_choice, check_pace, parse_drop
-from shortstack.scoring.metrics import check_step
+from shortstack.scoring.metrics import check_step_metric
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Turns:
     def __post_init__(self) -> None:
         check_options(self)
         check_choice(self.drop, None)
-        check_step(self.step, self.metric)
+        check_step_metric(self.metric)
         self.calibration  # noqa: B018  refuses what it cannot be
 
     @classmethod

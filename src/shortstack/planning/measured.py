@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from shortstack.data import Tokens
+from shortstack.data.splits import HELD_OUT, check_enough, split
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import Route
-from shortstack.errors import DataError, PlanError, parameter
+from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
+from shortstack.errors import PlanError, parameter
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, show_layers
@@ -20,7 +21,6 @@ from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
 
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
-HELD_OUT = 4  # every fourth sample judges the finalists of a search
 KL = METRICS["kl"]
 
 
@@ -64,7 +64,7 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
     """
     metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
     _check_step(step, removal)
-    steps, removed = -(-amount // step), Route()
+    steps, removed = -(-amount // step), UNPRUNED
     run = Run(decoder, tokens.ids, Wanted([removal.metric]), progress=progress)
     for number in range(1, steps + 1):
         run.stage = f"step {number} of {steps}"
@@ -79,8 +79,8 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
 
 
 def _trail_fits(run: Run) -> bool:
-    streams = len(run.batches) * len(run.routes) * run.layers // 2
-    return len(run.turns) == 1 and streams * run.stream_bytes <= TRAIL_BYTES
+    streams = len(run.batches) * len(run.sets) * run.layers // 2
+    return len(run.turns) == 1 and streams * run.decoder.stream_bytes(run.batches[0].numel()) <= TRAIL_BYTES
 
 
 def search(
@@ -95,19 +95,11 @@ def search(
     Raises:
         DataError: fewer than four samples, so that none could be held out.
     """
-    if len(tokens.ids) < HELD_OUT:
-        raise DataError(
-            tokens.source,
-            expected=f"at least {HELD_OUT} samples, since one in {HELD_OUT} is held out",
-            found=str(len(tokens.ids)),
-            fix=f"add {parameter('samples', 32)}, or {HELD_OUT} at the least",
-        )
-    kept_back = [number % HELD_OUT == HELD_OUT - 1 for number in range(len(tokens.ids))]
-    fitting = tokens.ids[[number for number, back in enumerate(kept_back) if not back]]
-    held_out = tokens.ids[[number for number, back in enumerate(kept_back) if back]]
+    check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
+    fitting, held_out = split(tokens.ids)
     amount, allowed = removal.amount, removal.allowed
     named, likely = _beginnings(decoder, fitting, amount, allowed, progress)
-    rng, known = random.Random(removal.seed), dict[Route, float]()
+    rng, known = random.Random(removal.seed), dict[SkippedLayers, float]()
     _measure(decoder, fitting, named.values(), known, progress, "beginning")
     quiet = 0
     for generation in range(1, budget.generations + 1):
@@ -118,7 +110,7 @@ def search(
         if quiet == budget.patience or not new:
             break
     finalists = [*_best(known, budget.survivors), *named.values()]
-    tail, judged = frozenset(allowed[-amount:]), dict[Route, float]()
+    tail, judged = frozenset(allowed[-amount:]), dict[SkippedLayers, float]()
     _measure(decoder, held_out, [*finalists, tail], judged, progress, "held out")
     (best,) = _best({found: judged[found] for found in finalists}, 1)
     compared = {"search": judged[best], **{name: judged[found] for name, found in named.items()}, "tail": judged[tail]}
@@ -127,7 +119,7 @@ def search(
 
 def _beginnings(
     decoder: Decoder, ids: Tensor, amount: int, allowed: range, progress: Progress
-) -> tuple[dict[str, Route], Sequence[int]]:
+) -> tuple[dict[str, SkippedLayers], Sequence[int]]:
     """Named sets to begin with, and the layers that are likely to be in a good one, most likely first."""
     metrics = [METRICS[name] for name in ("ppl", "kl", "bi")]
     run = Run(decoder, ids, Wanted(metrics, window=amount), progress=progress, stage="scoring").go()
@@ -139,10 +131,14 @@ def _beginnings(
 
 
 def _offspring(
-    parents: Sequence[Route], likely: Sequence[int], known: Mapping[Route, float], amount: int, rng: random.Random
-) -> list[Route]:
+    parents: Sequence[SkippedLayers],
+    likely: Sequence[int],
+    known: Mapping[SkippedLayers, float],
+    amount: int,
+    rng: random.Random,
+) -> list[SkippedLayers]:
     """New sets: one layer of a parent exchanged for another that is likely, sometimes two."""
-    found = dict[Route, None]()
+    found = dict[SkippedLayers, None]()
     for _ in range(20 * amount):  # the neighbourhood may hold no more
         parent = rng.choice(parents)
         others = [layer for layer in likely if layer not in parent]
@@ -158,8 +154,8 @@ def _offspring(
 def _measure(
     decoder: Decoder,
     ids: Tensor,
-    sets: Iterable[Route],
-    known: dict[Route, float],
+    sets: Iterable[SkippedLayers],
+    known: dict[SkippedLayers, float],
     progress: Progress,
     stage: str,
 ) -> None:
@@ -167,8 +163,8 @@ def _measure(
     wanted = Wanted([KL], singles=False, sets=[*dict.fromkeys(sets)])
     run = Run(decoder, ids, wanted, progress=progress, stage=stage).go()
     for found in wanted.sets:
-        known[found] = checked(run.divergences[found].value, f"kl without layers {show_layers(sorted(found))}")
+        known[found] = checked(run.kl(found), f"kl without layers {show_layers(sorted(found))}")
 
 
-def _best(known: Mapping[Route, float], amount: int) -> list[Route]:
+def _best(known: Mapping[SkippedLayers, float], amount: int) -> list[SkippedLayers]:
     return sorted(known, key=lambda found: (known[found], sorted(found)))[:amount]

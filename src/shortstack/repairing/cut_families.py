@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from shortstack.data.splits import split
 from shortstack.decoder import Decoder
+from shortstack.decoder.batching import batched
 from shortstack.decoder.layer_io import State
-from shortstack.decoder.losses import divergences, next_token_losses
+from shortstack.decoder.losses import divergences
 from shortstack.errors import parameter
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import at_output, batched, best, corrected, divided, stepped
-from shortstack.repairing.fold_points import find_outlets
+from shortstack.repairing.fit import at_output, fit_correction, mean_loss, stepped
+from shortstack.repairing.fold_points import find_fold_points
 
 
 @torch.no_grad()
@@ -27,36 +29,35 @@ def repaired_tails(
 ) -> list[tuple[float, float]]:
     """Loss on `judging` [samples, length] of the first 1, 2, ... layers, and KL from the whole model, in nats per token.
 
-    Of each tail cut the last kept layer's outlet is refitted on three of four samples of `ids` [samples, length], and the
+    For each tail the last kept layer's fold point is refitted on three of four samples of `ids` [samples, length], and the
     fourth chooses the ridge; all from two walks.
 
     Raises:
         ArchitectureError: as repair().
     """
     decoder.check_bare(f"leave {parameter('repair')} out")
-    parts = [batched(part, decoder) for part in (*divided(ids), judging)]
+    parts = [batched(part, decoder.device) for part in (*split(ids), judging)]
     batches, layers = [batch for part in parts for batch in part], len(decoder.layers)
     known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
-    streams = [decoder.enter(some).groups[0][1].hidden for some in batches]
-    whole, found = list(streams), []
+    streams = [decoder.embed(some) for some in batches]
+    whole, losses = list(streams), []
     for layer in range(layers):
         with decoder.resident(layer):
             whole = stepped(decoder, layer, whole, batches)
         progress("repairing", layer + 1, 2 * layers)
     for layer in range(layers):
         with decoder.resident(layer):
-            outlet = at_output(decoder, layer, find_outlets(decoder, layer), f"leave {parameter('repair')} out")
-            with outlet.listening(decoder.layers[layer]) as heard:
+            point = at_output(decoder, layer, find_fold_points(decoder, layer), f"leave {parameter('repair')} out")
+            with point.recorded(decoder.layers[layer]) as inputs:
                 streams = stepped(decoder, layer, streams, batches)
-        where = f"{layer + 1} layers, repaired"
-        change = best(
-            outlet, heard[known], here=streams[known], there=whole[known], fitting=len(parts[0]), where=where
-        )[2]
-        pairs = zip(streams[judged], heard[judged], strict=True)
-        short = [corrected(outlet, change, hidden=hidden, heard=inputs) for hidden, inputs in pairs]
-        found.append(_judged(decoder, batches[judged], whole[judged], short, where))
+        where, fitting = f"{layer + 1} layers, repaired", len(parts[0])
+        fitted = fit_correction(
+            point, inputs[known], here=streams[known], there=whole[known], fitting=fitting, where=where
+        )
+        short = fitted.applied(streams[judged], inputs[judged])
+        losses.append(_judged(decoder, batches[judged], whole[judged], short, where))
         progress("repairing", layers + layer + 1, 2 * layers)
-    return found
+    return losses
 
 
 def _judged(
@@ -76,7 +77,7 @@ def _judged(
 def repaired_windows(decoder: Decoder, ids: Tensor, size: int, *, progress: Progress = silent) -> list[float]:
     """Loss of the model without each window of `size` layers, in nats per token, from the window that starts at layer 0 on.
 
-    Of each the outlet before the window is refitted to give what leaves it, on three of four samples of `ids`
+    For each the fold point before the window is refitted to give what leaves it, on three of four samples of `ids`
     [samples, length]; the loss is that on the fourth. Nothing stands before layer 0: that window is not repaired.
 
     Raises:
@@ -99,12 +100,12 @@ class _Windows:
     def __init__(self, decoder: Decoder, ids: Tensor, size: int) -> None:
         """ids: [samples, length]."""
         self.decoder, self.size = decoder, size
-        fitting, self.judging = (batched(part, decoder) for part in divided(ids))
+        fitting, self.judging = (batched(part, decoder.device) for part in split(ids))
         self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
 
     def measured(self, starts: Sequence[int], tick: Callable[[], None]) -> list[float]:
         """Held-out loss without each window that starts at one of these layers; ticks once for each layer."""
-        entering = {0: [self.decoder.enter(some).groups[0][1].hidden for some in self.batches]}
+        entering = {0: [self.decoder.embed(some) for some in self.batches]}
         shorter: dict[int, list[Tensor]] = {}  # by the window's start, [held-out batch]
         for layer in range(len(self.decoder.layers)):
             with self.decoder.resident(layer):
@@ -116,7 +117,7 @@ class _Windows:
                 shorter[start] = self._repaired(start, entering)
             entering.pop(start - 1, None)
             tick()
-        return [self._loss(start, shorter[start]) for start in starts]
+        return [mean_loss(self.decoder, self.judging, shorter[start], self._named(start)) for start in starts]
 
     def _advanced(self, layer: int, shorter: Mapping[int, Sequence[Tensor]]) -> dict[int, list[Tensor]]:
         """The shorter models' streams as they leave a layer, all of a batch together."""
@@ -127,22 +128,16 @@ class _Windows:
         return {start: [states[place].hidden for states in after] for place, start in enumerate(shorter)}
 
     def _repaired(self, start: int, entering: Mapping[int, Sequence[Tensor]]) -> list[Tensor]:
-        """What enters the layer behind a window, on held-out samples, once the outlet before the window is refitted."""
+        """What enters the layer behind a window, on held-out samples, once the fold point before the window is refitted."""
         here, there, before = entering[start], entering[start + self.size], start - 1
         if not start:
             return list(here[self.fitting :])
         with self.decoder.resident(before):
-            outlet = at_output(self.decoder, before, find_outlets(self.decoder, before), "choose another metric")
-            with outlet.listening(self.decoder.layers[before]) as heard:
+            point = at_output(self.decoder, before, find_fold_points(self.decoder, before), "choose another metric")
+            with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
-        change = best(outlet, heard, here=here, there=there, fitting=self.fitting, where=self._named(start))[2]
-        held_out = zip(here[self.fitting :], heard[self.fitting :], strict=True)
-        return [corrected(outlet, change, hidden=hidden, heard=inputs) for hidden, inputs in held_out]
-
-    def _loss(self, start: int, streams: Sequence[Tensor]) -> float:
-        pairs = zip(self.judging, streams, strict=True)
-        losses = torch.cat([next_token_losses(self.decoder, *each).flatten() for each in pairs])
-        return checked(float(in_float64(losses).mean()), self._named(start))
+        fitted = fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=self._named(start))
+        return fitted.applied(here[self.fitting :], inputs[self.fitting :])
 
     def _named(self, start: int) -> str:
         return f"without layers {start} to {start + self.size - 1}, repaired"

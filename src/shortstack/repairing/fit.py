@@ -7,47 +7,19 @@ choose the ridge.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import BATCH_TOKENS
 from shortstack.decoder.layer_io import State
-from shortstack.errors import ArchitectureError, DataError
-from shortstack.machine.numbers import checked
-from shortstack.repairing.fold_points import OUTPUT, Outlet
+from shortstack.decoder.losses import next_token_losses
+from shortstack.errors import ArchitectureError
+from shortstack.machine.numbers import checked, in_float64
+from shortstack.repairing.fold_points import OUTPUT, FoldPoint
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
-HELD_OUT = 4  # one sample in so many chooses the ridge and judges the repair
-
-
-def check_samples(tokens: Tokens, fix: str) -> None:
-    """Refuse samples of which none could be held out.
-
-    Raises:
-        DataError: they are fewer than four; `fix` says how to have more.
-    """
-    if len(tokens.ids) < HELD_OUT:
-        raise DataError(
-            tokens.source,
-            expected=f"at least {HELD_OUT} samples, since one in {HELD_OUT} is held out",
-            found=str(len(tokens.ids)),
-            fix=fix,
-        )
-
-
-def divided(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples to fit on, and every fourth, held out."""
-    back = torch.arange(len(ids)) % HELD_OUT == HELD_OUT - 1
-    return ids[~back], ids[back]
-
-
-def batched(ids: Tensor, decoder: Decoder) -> list[Tensor]:
-    """Samples [samples, length], about BATCH_TOKENS tokens at a time, where the decoder computes."""
-    size = max(1, BATCH_TOKENS // ids.shape[1])
-    return list(ids.to(decoder.device).split(size))
 
 
 def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
@@ -57,48 +29,68 @@ def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Se
     ]
 
 
-def best(
-    outlet: Outlet,
-    heard: Sequence[Tensor],
+def mean_loss(decoder: Decoder, batches: Sequence[Tensor], streams: Sequence[Tensor], where: str) -> float:
+    """The loss in nats per predicted token of hidden states [batch, length, width] that leave the last layer."""
+    pairs = zip(batches, streams, strict=True)
+    losses = torch.cat([next_token_losses(decoder, ids, hidden).flatten() for ids, hidden in pairs])
+    return checked(float(in_float64(losses).mean()), where)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A change of a fold point, None where none helps; error: the held-out one after it over that before."""
+
+    point: FoldPoint
+    ridge: float
+    error: float
+    change: Tensor | None
+
+    def applied(self, streams: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Hidden states at the point's place with the change, given what it is multiplied with."""
+        change = self.change
+        if change is None:
+            return list(streams)
+        return [
+            (hidden.float() + self.point.product(each, change).view(hidden.shape)).to(hidden.dtype)
+            for hidden, each in zip(streams, inputs, strict=True)
+        ]
+
+
+def fit_correction(
+    point: FoldPoint,
+    inputs: Sequence[Tensor],
     *,
     here: Sequence[Tensor],
     there: Sequence[Tensor],
     fitting: int,
     where: str,
-) -> tuple[float, float, Tensor | None]:
-    """Ridge, held-out error and the outlet's change that brings `here` closest to `there`; no change if none helps.
+) -> Correction:
+    """The change that brings the streams `here` closest to `there`.
 
     Batches from number `fitting` on are held out. A token counts by 1 / |there|: a few with massive activations would own
-    the fit otherwise.
+    the fit otherwise. where: what an error names.
     """
-    fitted, judged = outlet.moments(), outlet.moments()
-    for number, (inputs, found, wanted) in enumerate(zip(heard, here, there, strict=True)):
+    fitted, judged = point.regression(), point.regression()
+    for number, (each, hidden, wanted) in enumerate(zip(inputs, here, there, strict=True)):
         wanted = wanted.float()
         weights = 1 / wanted.flatten(0, -2).norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        (fitted if number < fitting else judged).add(inputs, wanted - found.float(), weights)
-    tried = {ridge: fitted.solved(ridge) for ridge in RIDGES}
+        (fitted if number < fitting else judged).add(each, wanted - hidden.float(), weights)
+    tried = {ridge: fitted.solve(ridge) for ridge in RIDGES}
     errors = {ridge: judged.error(change) for ridge, change in tried.items()}
     ridge = min(errors, key=errors.__getitem__)
     error = checked(errors[ridge], where)
-    return ridge, error, tried[ridge].float().to(here[0].device) if error < 1 else None
+    return Correction(point, ridge, error, tried[ridge].float().to(here[0].device) if error < 1 else None)
 
 
-def corrected(outlet: Outlet, change: Tensor | None, *, hidden: Tensor, heard: Tensor) -> Tensor:
-    """Hidden states at an outlet's place with a change of it, given what it heard."""
-    if change is None:
-        return hidden
-    return (hidden.float() + outlet.product(heard, change).view(hidden.shape)).to(hidden.dtype)
-
-
-def at_output(decoder: Decoder, layer: int, outlets: Sequence[Outlet], fix: str) -> Outlet:
-    """The outlet that adds to the layer's output.
+def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint], fix: str) -> FoldPoint:
+    """The fold point that adds to the layer's output.
 
     Raises:
         ArchitectureError: there is none; `fix` says what to do instead.
     """
-    for outlet in outlets:
-        if outlet.place == OUTPUT:
-            return outlet
+    for point in points:
+        if point.place == OUTPUT:
+            return point
     raise ArchitectureError(
         f"{decoder.anatomy.architecture}, layer {layer}",
         expected="a matrix, a norm's weight or a mixture of experts that is added to the layer's output as it is, to fold a "

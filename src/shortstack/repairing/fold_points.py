@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from shortstack.checkpoint.weights import Edit
 from shortstack.decoder import Decoder
-from shortstack.decoder.hooks import leaving, listening
+from shortstack.decoder.hooks import Recorded, recorded_inputs, recorded_outputs
 from shortstack.decoder.layer_io import State
-from shortstack.repairing.ridge import ChannelMoments, MatrixMoments, Moments, ScaleMoments
+from shortstack.repairing.ridge import ChannelRegression, MatrixRegression, Regression, ScaleRegression
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 TOKENS = 4  # that a layer is tried on
@@ -31,7 +31,7 @@ TRIED_SCALE = -1.5  # exact in every dtype, and no rectifier hides it as a posit
 
 
 @dataclass(frozen=True)
-class Outlet(ABC):
+class FoldPoint(ABC):
     """A weight whose product is added to the stream: what is at `place` = rest + what `module` gives.
 
     name: the weight's, inside the layer, as results tell it. place: the module which that stream enters next, or OUTPUT.
@@ -41,7 +41,7 @@ class Outlet(ABC):
     place: str = OUTPUT
 
     kind: ClassVar[str]
-    moments: ClassVar[type[Moments]]
+    regression: ClassVar[type[Regression]]
 
     @property
     def module(self) -> str:
@@ -49,12 +49,12 @@ class Outlet(ABC):
         return self.name
 
     @abstractmethod
-    def listening(self, layer: nn.Module) -> AbstractContextManager[list[Tensor]]:
-        """While it lasts, what a change is multiplied with is collected, [..., d] of each pass."""
+    def recorded(self, layer: nn.Module) -> AbstractContextManager[list[Tensor]]:
+        """While it lasts, what a change is multiplied with is recorded, [..., d] of each pass."""
 
     @abstractmethod
-    def product(self, heard: Tensor, change: Tensor) -> Tensor:
-        """What a change adds at the place, [..., width] in fp32, given what was heard."""
+    def product(self, inputs: Tensor, change: Tensor) -> Tensor:
+        """What a change adds at the place, [..., width] in fp32, given the inputs that were recorded."""
 
     @abstractmethod
     def edits(self, change: Tensor) -> dict[str, Edit]:
@@ -74,20 +74,20 @@ class Outlet(ABC):
 
 
 @dataclass(frozen=True)
-class Matrix(Outlet):
+class Matrix(FoldPoint):
     """The last matrix of a block; its change is [width, inputs]. turned: the weight is [inputs, width], as GPT-2's is."""
 
     turned: bool = False
     kind = "matrix"
-    moments = MatrixMoments
+    regression = MatrixRegression
 
     @contextmanager
-    def listening(self, layer: nn.Module) -> Iterator[list[Tensor]]:
-        with listening(layer, [self.name]) as entered:
+    def recorded(self, layer: nn.Module) -> Iterator[list[Tensor]]:
+        with recorded_inputs(layer, [self.name]) as entered:
             yield entered.setdefault(self.name, [])
 
-    def product(self, heard: Tensor, change: Tensor) -> Tensor:
-        return heard.float() @ change.T
+    def product(self, inputs: Tensor, change: Tensor) -> Tensor:
+        return inputs.float() @ change.T
 
     def edits(self, change: Tensor) -> dict[str, Edit]:
         return {f"{self.name}.weight": Edit(added=change.T if self.turned else change)}
@@ -108,26 +108,27 @@ class Matrix(Outlet):
 
 
 @dataclass(frozen=True)
-class Diagonal(Outlet):
+class Diagonal(FoldPoint):
     """The weight of a norm behind a block, [width]: it multiplies the normed hidden states channel by channel."""
 
     kind = "diagonal"
-    moments = ChannelMoments
+    regression = ChannelRegression
 
     @contextmanager
-    def listening(self, layer: nn.Module) -> Iterator[list[Tensor]]:
-        norm, found = layer.get_submodule(self.name), list[Tensor]()
+    def recorded(self, layer: nn.Module) -> Iterator[list[Tensor]]:
+        norm, inputs = layer.get_submodule(self.name), list[Tensor]()
         twin = copy.deepcopy(norm).float()
 
-        def hear(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(_normed(twin, _floats(args), {name: _float(value) for name, value in kwargs.items()}))
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            floats = {name: _float(value) for name, value in kwargs.items()}
+            inputs.append(_normed(twin, [_float(value) for value in args], floats))
 
         with ExitStack() as hooks:
-            hooks.callback(norm.register_forward_pre_hook(hear, with_kwargs=True).remove)
-            yield found
+            hooks.callback(norm.register_forward_pre_hook(record, with_kwargs=True).remove)
+            yield inputs
 
-    def product(self, heard: Tensor, change: Tensor) -> Tensor:
-        return heard * change
+    def product(self, inputs: Tensor, change: Tensor) -> Tensor:
+        return inputs * change
 
     def edits(self, change: Tensor) -> dict[str, Edit]:
         return {f"{self.name}.weight": Edit(added=change)}
@@ -146,7 +147,7 @@ class Diagonal(Outlet):
 
 
 @dataclass(frozen=True)
-class Scalar(Outlet):
+class Scalar(FoldPoint):
     """The last matrices of all experts that a router mixes: scaled by one number, the mixture is.
 
     name: the parameter that holds them. mixing: the module whose output the mixture is.
@@ -154,19 +155,19 @@ class Scalar(Outlet):
 
     mixing: str = ""
     kind = "scalar"
-    moments = ScaleMoments
+    regression = ScaleRegression
 
     @property
     def module(self) -> str:
         return self.mixing
 
     @contextmanager
-    def listening(self, layer: nn.Module) -> Iterator[list[Tensor]]:
-        with leaving(layer, [self.mixing]) as left:
+    def recorded(self, layer: nn.Module) -> Iterator[list[Tensor]]:
+        with recorded_outputs(layer, [self.mixing]) as left:
             yield left.setdefault(self.mixing, [])
 
-    def product(self, heard: Tensor, change: Tensor) -> Tensor:
-        return heard.float() * change
+    def product(self, inputs: Tensor, change: Tensor) -> Tensor:
+        return inputs.float() * change
 
     def edits(self, change: Tensor) -> dict[str, Edit]:
         return {self.name: Edit(factor=1 + float(change))}
@@ -185,23 +186,23 @@ class Scalar(Outlet):
 
 
 @torch.no_grad()
-def find_outlets(decoder: Decoder, number: int) -> list[Outlet]:
-    """The outlets of a layer whose weights are in memory, in the order they are called, at most one for each place.
+def find_fold_points(decoder: Decoder, number: int) -> list[FoldPoint]:
+    """The fold points of a layer whose weights are in memory, in the order they are called, at most one for each place.
 
     Each weight that could be one is changed: it is one where what changed is exactly the change's product with what was
-    heard. Matrices are tried first, then the weights of norms, then those of experts, until one adds to the layer's output.
-    Of several of a kind at one place the last is taken.
+    recorded. Matrices are tried first, then the weights of norms, then those of experts, until one adds to the layer's
+    output. Where several of a kind add at one place, the last is taken.
     """
-    found: dict[str, Outlet] = {}
+    points: dict[str, FoldPoint] = {}
     trial = _Trial(decoder, number)
     for kind in (Matrix, Diagonal, Scalar):
-        if OUTPUT not in found:
-            found = {outlet.place: outlet for outlet in trial.tried(kind.candidates(trial.layer, trial.width))} | found
-    return sorted(found.values(), key=lambda outlet: trial.order.index(outlet.module))
+        if OUTPUT not in points:
+            points = {point.place: point for point in trial.tried(kind.candidates(trial.layer, trial.width))} | points
+    return sorted(points.values(), key=lambda point: trial.order.index(point.module))
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Pass:
     """One pass through a layer: what entered and left each module that was called once, and the output, under OUTPUT.
 
     All in fp32 and as [tokens, numbers].
@@ -217,44 +218,42 @@ class _Trial:
     def __init__(self, decoder: Decoder, number: int) -> None:
         self.decoder, self.number, self.layer = decoder, number, decoder.layers[number]
         self.random, self.ids = torch.Generator().manual_seed(0), torch.arange(TOKENS, device=decoder.device)[None]
-        entering = (
-            decoder.enter(self.ids).groups[0][1].hidden
-        )  # as wide as what enters layers, which embeddings may not be
+        entering = decoder.embed(self.ids)  # as wide as what enters layers, which embeddings may not be
         self.width = entering.shape[-1]
         self.state = State(self._draw(entering.shape).to(entering), {})
         self.order = list[str]()  # of the modules, as they are called
-        self.before = self._heard()
+        self.before = self._passed()
 
     def _draw(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(tuple(shape), generator=self.random)
 
-    def _heard(self) -> _Heard:
+    def _passed(self) -> _Pass:
         names = [name for name, _ in self.layer.named_modules() if name]
-        with listening(self.layer, names) as entered, leaving(self.layer, names) as left:
+        with recorded_inputs(self.layer, names) as entered, recorded_outputs(self.layer, names) as left:
             after = self.decoder.step(self.ids, self.number, [self.state])[0].hidden
         self.order = list(entered)
-        return _Heard({**_once(entered), OUTPUT: after.float().flatten(0, -2)}, _once(left))
+        return _Pass({**_once(entered), OUTPUT: after.float().flatten(0, -2)}, _once(left))
 
-    def tried(self, candidates: Iterator[Outlet]) -> Iterator[Outlet]:
-        """Those that are outlets, with their places."""
-        with ExitStack() as ears:
-            hearing = [(each, ears.enter_context(each.listening(self.layer))) for each in candidates]
-            self._heard()
-        for outlet, heard in hearing:
-            if len(heard) == 1 and {outlet.module} <= self.before.entered.keys() & self.before.left.keys():
-                place = self._place(outlet, heard[0].flatten(0, -2))
+    def tried(self, candidates: Iterator[FoldPoint]) -> Iterator[FoldPoint]:
+        """Those that are fold points, with their places."""
+        with ExitStack() as hooks:
+            recording = [(point, hooks.enter_context(point.recorded(self.layer))) for point in candidates]
+            self._passed()
+        for point, inputs in recording:
+            if len(inputs) == 1 and {point.module} <= self.before.entered.keys() & self.before.left.keys():
+                place = self._place(point, inputs[0].flatten(0, -2))
                 if place is not None:
-                    yield replace(outlet, place=place)
+                    yield replace(point, place=place)
 
-    def _place(self, outlet: Outlet, heard: Tensor) -> str | None:
-        """Where what the outlet gives is added, if it is anywhere."""
-        change = outlet.drawn(self.layer, self._draw)
-        change = change * self._gain(outlet.product(heard, change))
-        expected = outlet.product(heard, change)
-        with outlet.changed(self.layer, change):
-            after = self._heard()
-        added = self.before.left[outlet.module]
-        for place in (*self.order[self.order.index(outlet.module) + 1 :], OUTPUT):
+    def _place(self, point: FoldPoint, inputs: Tensor) -> str | None:
+        """The place where what the module gives is added, if there is one."""
+        change = point.drawn(self.layer, self._draw)
+        change = change * self._gain(point.product(inputs, change))
+        expected = point.product(inputs, change)
+        with point.changed(self.layer, change):
+            after = self._passed()
+        added = self.before.left[point.module]
+        for place in (*self.order[self.order.index(point.module) + 1 :], OUTPUT):
             there, here = after.entered.get(place), self.before.entered.get(place)
             if there is None or here is None or here.shape != expected.shape:
                 continue
@@ -272,16 +271,15 @@ class _Trial:
         entered = self.state.hidden.float().flatten(0, -2)
         return rest.shape == entered.shape and self._close(rest - (rest - entered).mean(0), entered)
 
-    def _close(self, found: Tensor, expected: Tensor) -> bool:
-        return bool((found - expected).norm() <= TOLERANCE[self.state.hidden.dtype] * expected.norm())
+    def _close(self, value: Tensor, expected: Tensor) -> bool:
+        return bool((value - expected).norm() <= TOLERANCE[self.state.hidden.dtype] * expected.norm())
 
 
-def _once(calls: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
-    """What was heard of modules that were called once, in fp32 and as [tokens, numbers]."""
-    alone = {name: heard[0] for name, heard in calls.items() if len(heard) == 1}
-    return {
-        name: heard.float().flatten(0, -2) for name, heard in alone.items() if heard.dim() > 1
-    }  # a router's may not be
+def _once(calls: Recorded) -> dict[str, Tensor]:
+    """What was recorded of modules that were called once, in fp32 and as [tokens, numbers]."""
+    alone = {name: tensors[0] for name, tensors in calls.items() if len(tensors) == 1}
+    # A router's tensor may not have a dimension of tokens.
+    return {name: tensor.float().flatten(0, -2) for name, tensor in alone.items() if tensor.dim() > 1}
 
 
 def _normed(norm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -292,10 +290,6 @@ def _normed(norm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         weight.data.fill_(value)
         given.append(norm.forward(*args, **kwargs))  # not norm(...): the copy has the hooks of what it was copied from
     return given[0] - given[1]  # type: ignore[no-any-return]
-
-
-def _floats(values: Sequence[Any]) -> list[Any]:
-    return [_float(value) for value in values]
 
 
 def _float(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """Closed-form repair of a cut: matrices of kept layers refitted so that the hidden states follow those of the whole model.
 
 The whole model and the shortened one go through the same walk. Where they part, the last matrix before the cut is refitted
-by ridge regression to give what leaves the removed layers (after ReplaceMe, arXiv 2505.02819); behind the cut every outlet
-is, to give what the whole model has at the same place. No parameter is added, and nothing is trained.
+by ridge regression to give what leaves the removed layers (after ReplaceMe, arXiv 2505.02819). Behind the cut every fold
+point is refitted to give what the whole model has at the same place. No parameter is added, and nothing is trained.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,16 +20,17 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import Edit, edited_tensors
 from shortstack.data import Tokens
+from shortstack.data.splits import check_enough, split
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import Route
-from shortstack.decoder.hooks import listening
-from shortstack.decoder.losses import next_token_losses
+from shortstack.decoder.batching import batched
+from shortstack.decoder.decoder import SkippedLayers
+from shortstack.decoder.hooks import recorded_inputs
 from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.numbers import checked, in_float64
+from shortstack.machine.files import plain
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import at_output, batched, best, check_samples, corrected, divided, stepped
-from shortstack.repairing.fold_points import OUTPUT, Outlet, find_outlets
+from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped
+from shortstack.repairing.fold_points import OUTPUT, FoldPoint, find_fold_points
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,15 @@ class Repair:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        found = asdict(replace(self, tensors={}))
-        found.pop("tensors")
-        return found
+        data: dict[str, Any] = plain(replace(self, tensors={}))
+        del data["tensors"]
+        return data
 
 
 @torch.no_grad()
 def repair(
     checkpoint: Checkpoint,
-    removed: Route,
+    removed: SkippedLayers,
     tokens: Tokens,
     *,
     compute: Compute = AUTO,
@@ -86,15 +87,15 @@ def repair(
         DataError: fewer than four samples.
     """
     started = time.perf_counter()
-    check_samples(tokens, f"add {parameter('repair_samples', 256)}")
+    check_enough(tokens, f"add {parameter('repair_samples', 256)}")
     decoder = Decoder.open(checkpoint, compute)
     decoder.check_bare(f"leave {parameter('repair')} out")
-    follower = _Follower(decoder, removed, tokens.ids, progress).walk()
-    unpruned, before, after = follower.losses()
+    walk = RepairWalk(decoder, removed, tokens.ids, progress).walk()
+    unpruned, before, after = walk.losses()
     kept = after < before
-    edits = follower.edits if kept else {}
+    edits = walk.edits if kept else {}
     return Repair(
-        tuple(follower.fits),
+        tuple(walk.fits),
         unpruned,
         before,
         after if kept else before,
@@ -105,27 +106,28 @@ def repair(
     )
 
 
-class _Follower:
+class RepairWalk:
     """The whole model's streams, and the shortened one's, which is refitted to follow; the last batches are held out."""
 
-    def __init__(self, decoder: Decoder, removed: Route, ids: Tensor, progress: Progress) -> None:
+    def __init__(self, decoder: Decoder, removed: SkippedLayers, ids: Tensor, progress: Progress) -> None:
         """ids: [samples, length]."""
         self.decoder, self.removed, self.progress = decoder, removed, progress
         self.layers = len(decoder.layers)
-        fitting, self.judging = (batched(part, decoder) for part in divided(ids))
+        fitting, self.judging = (batched(part, decoder.device) for part in split(ids))
         self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
-        self.whole = [decoder.enter(some).groups[0][1].hidden for some in self.batches]
+        self.whole = [decoder.embed(some) for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
         self.parted = False
-        self.open: tuple[int, Outlet, list[Tensor]] | None = None  # the last outlet before a cut, and what it heard
+        # The last fold point before a cut, and its inputs.
+        self.waiting: tuple[int, FoldPoint, list[Tensor]] | None = None
         self.edits: dict[str, Edit] = {}  # by the weights' names in the whole model
         self.fits: list[Fit] = []
 
-    def walk(self) -> _Follower:
+    def walk(self) -> RepairWalk:
         for layer in range(self.layers):
             with self.decoder.resident(layer):
                 self._pass(layer)
-            if self.open and layer + 1 not in self.removed:
+            if self.waiting and layer + 1 not in self.removed:
                 self._close()
             self.progress("repairing", layer + 1, self.layers)
         return self
@@ -133,14 +135,8 @@ class _Follower:
     def losses(self) -> tuple[float, float, float]:
         """Held-out loss of the whole model, of the shortened one, and of that repaired."""
         streams = self.whole[self.fitting :], self.plain, self.short[self.fitting :]
-        whole, plain, short = (
-            torch.cat(
-                [next_token_losses(self.decoder, *each).flatten() for each in zip(self.judging, some, strict=True)]
-            )
-            for some in streams
-        )
-        found = [checked(float(in_float64(each).mean()), "held-out loss") for each in (whole, plain, short)]
-        return found[0], found[1], found[2]
+        whole, plain, short = (mean_loss(self.decoder, self.judging, each, "held-out loss") for each in streams)
+        return whole, plain, short
 
     def _pass(self, layer: int) -> None:
         cut_follows = layer + 1 in self.removed
@@ -154,50 +150,48 @@ class _Follower:
             self._refit(layer, cut_follows)
 
     def _refit(self, layer: int, cut_follows: bool) -> None:
-        """A kept layer's outlets, one after the other; the one that gives its output waits where a cut follows."""
+        """A kept layer's fold points, one after the other; the one that gives its output waits where a cut follows."""
         module = self.decoder.layers[layer]
-        outlets = find_outlets(self.decoder, layer)
+        points = find_fold_points(self.decoder, layer)
         if cut_follows:
-            at_output(self.decoder, layer, outlets, f"leave {parameter('repair')} out")
-        places = [outlet.place for outlet in outlets if outlet.place != OUTPUT]
-        with listening(module, places) as targets:
+            at_output(self.decoder, layer, points, f"leave {parameter('repair')} out")
+        places = [point.place for point in points if point.place != OUTPUT]
+        with recorded_inputs(module, places) as targets:
             after = self._step(layer, self.whole, self.batches)
         targets[OUTPUT] = after
         self.plain = self._step(layer, self.plain, self.judging) if self.parted else after[self.fitting :]
         with ExitStack() as changed:
-            for outlet in outlets if self.parted else [outlet for outlet in outlets if outlet.place == OUTPUT]:
-                with listening(module, places) as entered, outlet.listening(module) as heard:
+            for point in points if self.parted else [point for point in points if point.place == OUTPUT]:
+                with recorded_inputs(module, places) as entered, point.recorded(module) as inputs:
                     entered[OUTPUT] = self._step(layer, self.short, self.batches)
-                if outlet.place == OUTPUT and cut_follows:
-                    self.open = (layer, outlet, heard)
+                if point.place == OUTPUT and cut_follows:
+                    self.waiting = (layer, point, inputs)
                     continue
-                change = self._fitted(layer, outlet, heard, entered[outlet.place], targets[outlet.place])
-                if change is not None:
-                    changed.enter_context(outlet.changed(module, change))
+                fitted = self._fitted(layer, point, inputs, entered[point.place], targets[point.place])
+                if fitted.change is not None:
+                    changed.enter_context(point.changed(module, fitted.change))
             self.short = self._step(layer, self.short, self.batches)
         self.whole = after
 
     def _close(self) -> None:
-        """Behind a cut: refit the last outlet before it to give what the removed layers gave."""
-        assert self.open  # noqa: S101  the caller has looked
-        layer, outlet, heard = self.open
-        self.open = None
-        change = self._fitted(layer, outlet, heard, self.short, self.whole)
-        pairs = zip(self.short, heard, strict=True)
-        self.short = [corrected(outlet, change, hidden=hidden, heard=inputs) for hidden, inputs in pairs]
+        """Behind a cut: refit the last fold point before it to give what the removed layers gave."""
+        assert self.waiting  # noqa: S101  the caller has looked
+        layer, point, inputs = self.waiting
+        self.waiting = None
+        self.short = self._fitted(layer, point, inputs, self.short, self.whole).applied(self.short, inputs)
 
     def _fitted(
-        self, layer: int, outlet: Outlet, heard: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
-    ) -> Tensor | None:
-        """The change that best() finds; what it does to weights is kept under their names."""
+        self, layer: int, point: FoldPoint, inputs: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
+    ) -> Correction:
+        """The correction that fit_correction() finds; what it does to weights is kept under their names."""
         prefix = self.decoder.anatomy.layer(layer)
-        where = f"{prefix}.{outlet.name}"
-        ridge, error, change = best(outlet, heard, here=here, there=there, fitting=self.fitting, where=where)
-        if change is None:
-            return None
-        self.edits |= {f"{prefix}.{name}": edit for name, edit in outlet.edits(change.cpu()).items()}
-        self.fits.append(Fit(layer, outlet.name, outlet.kind, ridge, error))
-        return change
+        where = f"{prefix}.{point.name}"
+        fitted = fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=where)
+        if fitted.change is not None:
+            edits = point.edits(fitted.change.cpu())
+            self.edits |= {f"{prefix}.{name}": edit for name, edit in edits.items()}
+            self.fits.append(Fit(layer, point.name, point.kind, fitted.ridge, fitted.error))
+        return fitted
 
     def _step(self, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
         return stepped(self.decoder, layer, streams, batches)

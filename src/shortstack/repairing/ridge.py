@@ -1,6 +1,6 @@
 """Weighted ridge regression from sums over tokens, in float64: of a matrix, of a number for each channel, or of one for all.
 
-What is fitted is a change D whose product with what is heard, x, brings residuals r down: x D^T, x * d or c x.
+What is fitted is a change D whose product with the inputs, x, brings residuals r down: x D^T, x * d or c x.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from shortstack.machine.numbers import in_float64
 
 
-class Moments(ABC):
+class Regression(ABC):
     """Sums over tokens for regressing residuals [tokens, width] on inputs [tokens, d], each token with a weight."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Moments(ABC):
         self.residuals = self.residuals + in_float64((r.square().sum(-1) * weights).sum())
 
     @abstractmethod
-    def solved(self, ridge: float) -> Tensor:
+    def solve(self, ridge: float) -> Tensor:
         """The change that minimises sum w |r - its product with x|^2 + ridge mean(w x^2) |change|^2."""
 
     def error(self, change: Tensor) -> float:
@@ -47,10 +47,10 @@ class Moments(ABC):
         """sum w |its product with x|^2."""
 
 
-class MatrixMoments(Moments):
+class MatrixRegression(Regression):
     """The change is a matrix [width, d]."""
 
-    def solved(self, ridge: float) -> Tensor:
+    def solve(self, ridge: float) -> Tensor:
         size = len(self.inputs)
         penalty = ridge * self.inputs.trace() / size * torch.eye(size, dtype=torch.float64, device=self.inputs.device)
         return torch.cholesky_solve(self.both.T, torch.linalg.cholesky(self.inputs + penalty)).T
@@ -62,10 +62,10 @@ class MatrixMoments(Moments):
         return (change @ self.inputs * change).sum()
 
 
-class ChannelMoments(Moments):
+class ChannelRegression(Regression):
     """The change is one number for each channel, [width]; inputs are as wide as residuals."""
 
-    def solved(self, ridge: float) -> Tensor:
+    def solve(self, ridge: float) -> Tensor:
         return self.both / (self.inputs + ridge * self.inputs.mean())
 
     def _summed(self, a: Tensor, b: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class ChannelMoments(Moments):
         return (change.square() * self.inputs).sum()
 
 
-class ScaleMoments(ChannelMoments):
+class ScaleRegression(ChannelRegression):
     """The change is one number for all channels, []."""
 
     def _summed(self, a: Tensor, b: Tensor) -> Tensor:

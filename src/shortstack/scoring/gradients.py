@@ -72,10 +72,10 @@ def _summed(
     weights = dict(decoder.layers[layer].named_parameters())
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     for number, ids in enumerate(batches):
-        found, leaving[number] = _gradients(
+        gradients, leaving[number] = _gradients(
             decoder, layer, ids, entering[number], leaving[number], list(weights.values())
         )
-        for total, gradient in zip(sums.values(), found, strict=True):
+        for total, gradient in zip(sums.values(), gradients, strict=True):
             if gradient is not None:  # an expert that no token was sent to
                 total += gradient
         on_step()

@@ -16,7 +16,6 @@ torch: functions only use the methods of the tensors they are given.
 
 from __future__ import annotations
 
-import difflib
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import InputError, parameter
 from shortstack.machine.numbers import in_float64, perplexity
+from shortstack.machine.options import check_choice_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,15 +112,15 @@ def cosine_parts(before: Tensor, after: Tensor) -> Tensor:
     return parts
 
 
+def same(value: float) -> float:
+    """What was averaged or added up is the score."""
+    return value
+
+
 def _cosine(before: Tensor, after: Tensor) -> Tensor:
     x, y = before.float(), after.float()
     cosine: Tensor = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
     return cosine
-
-
-def divergence(kl: float) -> float:
-    """KL(p || p without the layer), in nats per predicted token, p the whole model's next-token distribution."""
-    return kl
 
 
 def taylor(weight: Tensor, gradient: Tensor) -> float:
@@ -131,11 +131,6 @@ def taylor(weight: Tensor, gradient: Tensor) -> float:
 def gradient_squares(weight: Tensor, gradient: Tensor) -> float:
     """Sum of (dL/dw)^2."""
     return float(gradient.square().sum())
-
-
-def same(value: float) -> float:
-    """What was averaged or added up is the score."""
-    return value
 
 
 def one_minus_cosine(parts: Sequence[float]) -> float:
@@ -198,7 +193,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("taylor", "gradient", taylor, "sum |w dL/dw| over matrices", PAPER),
         Metric("ppl", "loss", perplexity, "perplexity without layer i", "arXiv 2402.02834, eq. 1", windows=True),
         Metric("bi", "hidden", block_influence, "mean over tokens of 1 - cos(x_i, x_i+1)", "arXiv 2403.03853, eq. 1"),
-        Metric("kl", "kl", divergence, "KL(p || p without layer i)", "arXiv 2410.14649, fitness", windows=True),
+        Metric("kl", "kl", same, "KL(p || p without layer i)", "arXiv 2410.14649, fitness", windows=True),
         Metric("angular", "hidden", angular_distance, f"{ANGLE}, last token", "arXiv 2403.17887",
                last_token=True, windows=True),
         Metric("angular-mean", "hidden", angular_distance, f"{ANGLE}, mean over tokens", "after arXiv 2403.17887",
@@ -224,37 +219,30 @@ def metric_named(name: str) -> Metric:
     Raises:
         InputError: there is none; the message lists those there are.
     """
-    if name not in METRICS:
-        near = difflib.get_close_matches(name, METRICS, 1)
-        raise InputError(
-            parameter("metric"),
-            expected=f"one of {', '.join(METRICS)}",
-            found=repr(name),
-            fix=f"did you mean {near[0]}?" if near else "`shortstack ls metrics` explains each",
-        )
+    check_choice_of("metric", name, METRICS, fix="`shortstack ls metrics` explains each")
     return METRICS[name]
 
 
-def metrics_named(names: Iterable[str]) -> list[Metric]:
+def metrics_named(names: str | Iterable[str]) -> list[Metric]:
     """The metrics of those names, each once; `all` stands for every one that scores layers, but the authors' variants.
+
+    names: one after the other, or as text with commas between them.
 
     Raises:
         InputError: there is none of that name.
     """
-    chosen = dict.fromkeys(names)
+    every = [name for name, metric in METRICS.items() if metric.singles and not metric.authors]
+    chosen = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if "all" in chosen:
-        chosen = dict.fromkeys(
-            [name for name, metric in METRICS.items() if metric.singles and not metric.authors] + list(chosen)
-        )
-        chosen.pop("all")
-    return [metric_named(name) for name in chosen]
+        chosen = [*every, *(name for name in chosen if name != "all")]
+    return [metric_named(name) for name in dict.fromkeys(chosen)]
 
 
-def check_step(step: int, metric: str) -> None:
-    """Refuse what cannot choose layers step by step.
+def check_step_metric(metric: str) -> None:
+    """Refuse a metric that cannot choose layers step by step.
 
     Raises:
-        InputError: no such metric, one that scores blocks alone, or less than a layer at a time.
+        InputError: no such metric, or one that scores blocks alone.
     """
     if not metric_named(metric).singles:
         raise InputError(
@@ -263,5 +251,3 @@ def check_step(step: int, metric: str) -> None:
             found=f"{metric}, which scores blocks",
             fix="name another, such as ppl",
         )
-    if step < 1:
-        raise InputError(parameter("step"), expected="at least 1", found=str(step), fix=f"write {parameter('step', 1)}")

@@ -11,14 +11,16 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import read_weight
 from shortstack.data import Tokens
+from shortstack.data.splits import check_enough
 from shortstack.decoder import Decoder
 from shortstack.errors import CheckpointError, InputError, parameter
 from shortstack.machine.device import AUTO, Compute
+from shortstack.machine.files import plain
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
 from shortstack.repairing.cut_families import repaired_windows
-from shortstack.repairing.fit import check_samples
+from shortstack.scoring.accumulators import Values
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
 from shortstack.scoring.scores import Scores
@@ -46,31 +48,32 @@ def score(
         ShortstackError: a score is not a number.
     """
     started = time.perf_counter()
-    chosen = metrics_named(name.strip() for name in (metrics.split(",") if isinstance(metrics, str) else metrics))
+    chosen = metrics_named(metrics)
     if not chosen:
         raise InputError(parameter("metric"), expected="at least one metric", found="none", fix="name one, or all")
     layers = checkpoint.anatomy.layers
     _check_window(window, layers, chosen)
-    found: dict[str, Sequence[float]] = {
-        metric.name: metric.function(layers, compute.seed) for metric in chosen if metric.feed == "layers"
+    scores: Values = {
+        metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores
     }
-    found |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
-    fed = [metric for metric in chosen if metric.feed not in ("layers", "weights")]
+    scores |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
+    fed = [metric for metric in chosen if metric.needs_text]
     decoder = run = None
-    windows: dict[str, Sequence[float]] = {}
+    windows: Values = {}
     if fed:
         tokens = _needed(tokens, fed)
         decoder = Decoder.open(checkpoint, compute)
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
             run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
-            found, windows = found | run.scores(), run.windows()
-        windows = windows | _repaired(
-            decoder, tokens, window, [metric for metric in fed if metric.feed == "repair"], progress
-        )
+            scores, windows = scores | run.scores(), run.windows()
+        repaired = [metric for metric in fed if metric.feed == "repair"]
+        if repaired and window:
+            losses = repaired_windows(decoder, tokens.ids, window, progress=progress)
+            windows |= {metric.name: [metric.finish(metric.function(loss)) for loss in losses] for metric in repaired}
     return Scores(
         layers=layers,
-        scores={metric.name: _checked(metric.name, found[metric.name]) for metric in chosen if metric.singles},
+        scores={metric.name: _checked(metric.name, scores[metric.name]) for metric in chosen if metric.singles},
         window=window,
         window_scores={name: _checked(f"{name} of blocks", values) for name, values in windows.items()},
         tokens=tokens.record() if tokens and fed else None,
@@ -92,32 +95,28 @@ def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
             fix=f"add {parameter('text', 'pydoc')} or a file",
         )
     if any(metric.feed == "repair" for metric in metrics):
-        check_samples(tokens, f"add {parameter('samples', 256)}")
+        check_enough(tokens, f"add {parameter('samples', 256)}")
     return tokens
 
 
-def _repaired(
-    decoder: Decoder, tokens: Tokens, window: int | None, metrics: Sequence[Metric], progress: Progress
-) -> dict[str, Sequence[float]]:
-    """What the metrics fed by repair find of each block, from one pair of walks."""
-    if not window or not metrics:
-        return {}
-    losses = repaired_windows(decoder, tokens.ids, window, progress=progress)
-    return {metric.name: [metric.finish(metric.function(loss)) for loss in losses] for metric in metrics}
-
-
 def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> None:
+    alone = next((metric.name for metric in metrics if not metric.singles), None)
     if window is None:
-        _check_singles(metrics)
-        return
-    if not 0 < window < layers:
+        if alone:
+            raise InputError(
+                parameter("window"),
+                expected=f"the size of the blocks that {alone} scores",
+                found="none",
+                fix=f"add {parameter('window', 8)}, or as many layers as you would remove",
+            )
+    elif not 0 < window < layers:
         raise InputError(
             parameter("window"),
             expected=f"1 to {layers - 1} of the model's {layers} layers",
             found=str(window),
             fix="name the size of the block you would remove",
         )
-    if not any(metric.windows for metric in metrics):
+    elif not any(metric.windows for metric in metrics):
         raise InputError(
             parameter("window"),
             expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
@@ -126,19 +125,8 @@ def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) ->
         )
 
 
-def _check_singles(metrics: Sequence[Metric]) -> None:
-    for metric in metrics:
-        if not metric.singles:
-            raise InputError(
-                parameter("window"),
-                expected=f"the size of the blocks that {metric.name} scores",
-                found="none",
-                fix=f"add {parameter('window', 8)}, or as many layers as you would remove",
-            )
-
-
 @torch.no_grad()
-def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progress) -> dict[str, Sequence[float]]:
+def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progress) -> Values:
     """Scores that need the stored weights alone, which are read once, tensor by tensor."""
     layers = checkpoint.anatomy.layers
     sums = {metric.name: [0.0] * layers for metric in metrics}
@@ -166,16 +154,10 @@ def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 def model_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a result says about the model it is of; the sizes let `plan` speak of parameters and bytes."""
-    sizes = checkpoint.sizes
+    """What a result says about its model; from the sizes `plan` knows parameters and bytes."""
     return {
         "source": checkpoint.source,
         "revision": checkpoint.revision,
         "model_type": checkpoint.anatomy.model_type,
-        "layer_parameters": list(sizes.layer_parameters),
-        "layer_bytes": list(sizes.layer_bytes),
-        "other_parameters": sizes.other_parameters,
-        "other_bytes": sizes.other_bytes,
-        "extra_parameters": sizes.extra_parameters,
-        "extra_bytes": sizes.extra_bytes,
+        **plain(checkpoint.sizes),
     }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError, InputError, parameter
-from shortstack.machine.files import save_json
+from shortstack.machine.files import plain, save_json
 
 
 def removal_order(values: Sequence[float]) -> tuple[int, ...]:
@@ -60,11 +60,7 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data, with the removal order of each metric beside its scores."""
-        data = asdict(self)
-        for key in ("scores", "window_scores"):
-            data[key] = {name: list(values) for name, values in data[key].items()}
-        data["order"] = {name: list(self.order(name)) for name in self.scores}
-        return data
+        return {**plain(self), "order": {name: list(self.order(name)) for name in self.scores}}
 
     def save(self, path: str | Path) -> None:
         save_json(path, self.to_dict())

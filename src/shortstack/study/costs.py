@@ -16,7 +16,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens, read_examples
 from shortstack.data.tokens import encode
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import by_length
+from shortstack.decoder.batching import by_length
 from shortstack.decoder.wrapping import LOGIT_BYTES, arithmetic
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Amount

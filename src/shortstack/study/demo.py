@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import Route
+from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import OutputError, VerificationError
 from shortstack.evaluation import Perplexity
@@ -142,7 +142,7 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
 
 
 def _measure(
-    checkpoints: Mapping[str, Checkpoint], tail: Route, progress: Progress
+    checkpoints: Mapping[str, Checkpoint], tail: SkippedLayers, progress: Progress
 ) -> tuple[tuple[Row, ...], Perplexity]:
     source = checkpoints["unpruned"]
     tokenizer, device = source.tokenizer(), pick_device()

@@ -25,6 +25,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers, versions
 from shortstack.data import Tokens
 from shortstack.data.sources import parse_samples
+from shortstack.data.splits import HELD_OUT
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.healing import HealingTask, Turns, heal, heal_in_turns
 from shortstack.healing.options import task_of
@@ -37,7 +38,6 @@ from shortstack.planning import Choice, Plan, choose
 from shortstack.profiling import Timing, profile
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
-from shortstack.repairing.fit import HELD_OUT
 from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.store import Folder
 from shortstack.scoring import Scores, score

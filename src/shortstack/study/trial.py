@@ -71,12 +71,12 @@ class Choice:
 
     @property
     def looks_at_text(self) -> bool:
-        return self.search or (self.metric is not None and metric_named(self.metric).feed not in ("layers", "weights"))
+        return self.search or (self.metric is not None and metric_named(self.metric).needs_text)
 
     @property
     def scored(self) -> bool:
         """Whether it needs the scores of the whole model."""
-        return self.metric is not None and metric_named(self.metric).feed != "layers"
+        return self.metric is not None and metric_named(self.metric).needs_scores
 
     @property
     def seeded(self) -> bool:

@@ -8,13 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import shortstack.data.questions
+import shortstack.decoder.batching
 import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Question, Tokens, read_questions
 from shortstack.data.questions import tokenize_questions
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
-from shortstack.decoder.multiple_choice import answers
+from shortstack.decoder.likelihoods import answers
 from shortstack.errors import DataError
 from shortstack.scoring import sweep
 from shortstack.scoring.depth_curve import tails
@@ -63,18 +64,18 @@ def naively(directory, tokenizer, removed) -> list[bool]:
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "mixtral"])
 @pytest.mark.parametrize("batch", [2048, 24])
 def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, monkeypatch):
-    monkeypatch.setattr(shortstack.decoder.decoder, "BATCH_TOKENS", batch)
+    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", batch)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1 if batch == 24 else 2 << 30)
     checkpoint = Checkpoint.open(tiny(model_type))
-    routes = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]
+    sets = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = answers(decoder, tokenize_questions(QUESTIONS, Letters()), routes)
-    for route in routes:
-        expected = naively(checkpoint.directory, Letters(), sorted(route))
-        assert list(found[route].correct) == expected
+    found = answers(decoder, tokenize_questions(QUESTIONS, Letters()), sets)
+    for skipped in sets:
+        expected = naively(checkpoint.directory, Letters(), sorted(skipped))
+        assert list(found[skipped].correct) == expected
         share = sum(expected) / 4
-        assert found[route].value == share
-        assert found[route].stderr == pytest.approx(math.sqrt(share * (1 - share) / 3))
+        assert found[skipped].value == share
+        assert found[skipped].stderr == pytest.approx(math.sqrt(share * (1 - share) / 3))
 
 
 def test_a_sweep_answers_at_every_depth(tmp_path, monkeypatch):

@@ -1,0 +1,160 @@
+"""What a walk adds up for metrics, by what they are fed with: hidden states, losses, or gradients of weights.
+
+An accumulator is fed as the walk goes on, gives its metrics' scores when it is done, and can be saved and loaded between.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
+from shortstack.decoder.losses import divergences, next_token_losses
+from shortstack.machine.numbers import in_float64
+from shortstack.scoring.gradients import WeightGradient
+from shortstack.scoring.metrics import Metric
+
+Values = dict[str, Sequence[float]]  # by the metric's name, a number for each layer or block
+
+
+class Mean:
+    """A mean over tokens of numbers, or of vectors, added up in fp64 so that the batching does not show."""
+
+    def __init__(self) -> None:
+        self.total: Tensor = torch.zeros((), dtype=torch.float64)
+        self.count = 0
+
+    def add(self, values: Tensor) -> None:
+        """values: [tokens, ...]."""
+        self.total = self.total + in_float64(values).sum(0).cpu()
+        self.count += len(values)
+
+    @property
+    def value(self) -> Any:
+        return (self.total / self.count).tolist()
+
+
+class Means(ABC):
+    """Means over tokens that are saved and loaded together."""
+
+    @abstractmethod
+    def means(self) -> Iterator[Mean]:
+        """All of them, always in the same order."""
+
+    def save(self) -> Any:
+        return [(mean.total, mean.count) for mean in self.means()]
+
+    def load(self, saved: Any) -> None:
+        for mean, (total, count) in zip(self.means(), saved, strict=True):
+            mean.total, mean.count = total.cpu(), count
+
+
+class HiddenMeans(Means):
+    """Metrics of the hidden states around a layer, and around a block of layers by those that can."""
+
+    def __init__(self, metrics: Sequence[Metric], layers: int, blocks: int) -> None:
+        """blocks: how many there are; 0 where none is scored."""
+        metrics = [metric for metric in metrics if metric.feed == "hidden"]
+        self.layers = {metric: [Mean() for _ in range(layers)] for metric in metrics}
+        self.blocks = {metric: [Mean() for _ in range(blocks)] for metric in metrics if metric.windows and blocks}
+
+    def means(self) -> Iterator[Mean]:
+        return chain.from_iterable([*self.layers.values(), *self.blocks.values()])
+
+    def add_layer(self, layer: int, before: Tensor, after: Tensor) -> None:
+        """before, after: hidden states [batch, length, width]."""
+        _add(self.layers, layer, before, after)
+
+    def add_block(self, first: int, before: Tensor, after: Tensor) -> None:
+        """first: the block's first layer; before, after: as add_layer."""
+        _add(self.blocks, first, before, after)
+
+    def of_layers(self, staying: Sequence[int]) -> Values:
+        """The scores of these layers; infinite for the last where a metric does not score it."""
+        scores: Values = {}
+        for metric, means in self.layers.items():
+            values = [metric.finish(means[layer].value) for layer in staying]
+            scores[metric.name] = values if metric.last_scored else [*values[:-1], float("inf")]
+        return scores
+
+    def of_blocks(self) -> Values:
+        return {metric.name: [metric.finish(mean.value) for mean in means] for metric, means in self.blocks.items()}
+
+
+def _add(means: Mapping[Metric, Sequence[Mean]], place: int, before: Tensor, after: Tensor) -> None:
+    for metric, each in means.items():
+        values = metric.function(before, after)  # [batch, length, ...]
+        each[place].add(values[:, -1] if metric.last_token else values.flatten(0, 1))
+
+
+class OutputMeans(Means):
+    """The loss without each set of layers and, where a metric needs it, the KL divergence from the whole model."""
+
+    def __init__(self, metrics: Sequence[Metric], sets: Sequence[SkippedLayers]) -> None:
+        self.metrics = [metric for metric in metrics if metric.feed in ("loss", "kl")]
+        self.compares = any(metric.feed == "kl" for metric in self.metrics)
+        self.losses = {skipped: Mean() for skipped in sets}
+        self.divergences = {skipped: Mean() for skipped in sets}
+
+    def means(self) -> Iterator[Mean]:
+        return chain(self.losses.values(), self.divergences.values())
+
+    @property
+    def heads(self) -> int:
+        """How many streams of a batch pass the head."""
+        return len(self.losses) + self.compares if self.metrics else 0
+
+    def add(
+        self, decoder: Decoder, ids: Tensor, hidden: Mapping[SkippedLayers, Tensor], on_head: Callable[[int], None]
+    ) -> None:
+        """A batch of token ids [batch, length], and what leaves the last layer; on_head: as many streams passed the head."""
+        if self.compares:
+            others = [hidden[skipped] for skipped in self.losses]
+            for losses, kls in divergences(decoder, ids, hidden[UNPRUNED], others):
+                for skipped, loss, kl in zip(self.losses, losses, kls, strict=True):
+                    self.losses[skipped].add(loss)
+                    self.divergences[skipped].add(kl)
+            on_head(self.heads)
+        elif self.metrics:
+            for skipped, mean in self.losses.items():
+                mean.add(next_token_losses(decoder, ids, hidden[skipped]).flatten())
+                on_head(1)
+
+    def of_sets(self, sets: Sequence[SkippedLayers]) -> Values:
+        """The scores without each of these sets."""
+        fed = {"loss": self.losses, "kl": self.divergences}
+        return {
+            metric.name: [metric.finish(metric.function(fed[metric.feed][skipped].value)) for skipped in sets]
+            for metric in self.metrics
+            if sets
+        }
+
+
+class GradientSums:
+    """Metrics of a layer's weights and of the loss's gradients in them."""
+
+    def __init__(self, metrics: Sequence[Metric], layers: int) -> None:
+        self.metrics = [metric for metric in metrics if metric.feed == "gradient"]
+        self.scores = {metric.name: [0.0] * layers for metric in self.metrics}
+
+    def save(self) -> Any:
+        return self.scores
+
+    def load(self, saved: Any) -> None:
+        self.scores = saved
+
+    def add(self, layer: int, gradients: Sequence[WeightGradient]) -> None:
+        for metric in self.metrics:
+            seen = [each for each in gradients if metric.sees(each.name, each.weight.dim())]
+            self.scores[metric.name][layer] = metric.finish(
+                sum(metric.function(each.weight, each.gradient) for each in seen)
+            )
+
+    def of_layers(self, staying: Sequence[int]) -> Values:
+        return {name: [values[layer] for layer in staying] for name, values in self.scores.items()}
