@@ -108,6 +108,24 @@ class CalibrationOptions:
         return Calibration(tokens, repair, self.metric, self.search, heal, healed)
 
 
+@dataclass(frozen=True)
+class ComparedOptions:
+    """What is compared, and on how much."""
+
+    task: Annotated[
+        list[Path] | None,
+        typer.Option(help="Multiple choice, a .jsonl file as for sweep; may be repeated.", show_default=False),
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows of each text and questions of each file or task.", show_default=False),
+    ] = None
+    memory: Annotated[str, typer.Option(help="Share of the unpruned weights' bytes that there is room for.")] = "50%"
+    healed: Annotated[
+        str | None, typer.Option(help="A healed checkpoint, for a row of its own.", show_default=False)
+    ] = None
+
+
 @verb()
 def compare(
     model: Model,
@@ -116,18 +134,7 @@ def compare(
     tasks: Annotated[Tasks, Only("tasks", "data_dir", "include")],
     timing: Annotated[Timing, Only("prompt", "new_tokens", "repeats")],
     session: Annotated[Session, Without("stream")],
-    task: Annotated[
-        list[Path] | None,
-        typer.Option(help="Multiple choice, a .jsonl file as for sweep; may be repeated.", show_default=False),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Windows of each text and questions of each file or task.", show_default=False),
-    ] = None,
-    memory: Annotated[str, typer.Option(help="Share of the unpruned weights' bytes that there is room for.")] = "50%",
-    healed: Annotated[
-        str | None, typer.Option(help="A healed checkpoint, for a row of its own.", show_default=False)
-    ] = None,
+    asked: ComparedOptions,
 ) -> None:
     """Compare pruned, quantised and narrowed models at equal bytes of weights."""
     chosen.check()
@@ -140,20 +147,20 @@ def compare(
 
     def judging(checkpoint: Checkpoint) -> Judging:
         tokenizer = checkpoint.tokenizer()
-        windows = replace(texts, samples=limit).read(tokenizer, session.compute.seed, at_least=1)
-        judges = [judge_questions(task, tokenizer, limit=limit)] if task else []
+        windows = replace(texts, samples=asked.limit).read(tokenizer, session.compute.seed, at_least=1)
+        judges = [judge_questions(asked.task, tokenizer, limit=asked.limit)] if asked.task else []
         if tasks.tasks:
-            judges.append(judge_tasks(replace(tasks, limit=limit, seed=session.compute.seed), checkpoint))
+            judges.append(judge_tasks(replace(tasks, limit=asked.limit, seed=session.compute.seed), checkpoint))
         return Judging(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        other = session.alone.open(healed, progress) if healed else None
+        other = session.alone.open(asked.healed, progress) if asked.healed else None
         result = compare_models(
             checkpoint,
             chosen.calibration(checkpoint, other, session.compute, progress),
             judging(checkpoint),
-            memory=memory,
+            memory=asked.memory,
             compute=session.compute,
             progress=progress,
         )

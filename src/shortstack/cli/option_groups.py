@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -121,7 +121,12 @@ def _section(
         if (field.name in only if only else "option" in field.metadata or "Annotated" in str(field.type))
         and field.name not in without
     ]
-    return OptionSection(component, [(field, None if given else field.default) for field in options])
+    return OptionSection(component, [(field, None if given else _default(field)) for field in options])
+
+
+def _default(field: Field[Any]) -> Any:
+    """The field's default; of one that must be given, what a parameter without a default has."""
+    return inspect.Parameter.empty if field.default is MISSING else field.default
 
 
 def _options(group: Group) -> Iterator[inspect.Parameter]:
@@ -134,7 +139,7 @@ def _options(group: Group) -> Iterator[inspect.Parameter]:
             kind, said = get_args(hint) if get_origin(hint) is Annotated else (_typed(hint), _said(field, hint))
             said = copy(said)  # groups share some
             said.rich_help_panel = heading
-            if default is not field.default:
+            if default is not _default(field):
                 kind, said.show_default = kind | None, False
             yield inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, said]
@@ -146,6 +151,7 @@ def _said(field: Field[Any], hint: Any) -> Any:
     known: Option = field.metadata["option"]
     name = f"--{field.name.replace('_', '-')}"
     flags = [name] if bool not in _kinds(hint) or field.default is False else [f"{name}/--no-{name[2:]}"]
+    flags += [known.short] if known.short else []
     metavar = f"<{'|'.join(known.choices)}>" if 0 < len(known.choices) < 5 else None
     whole = int in _kinds(hint) and str not in _kinds(hint)
     return typer.Option(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from shortstack.checkpoint.writer import parse_size
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.options import (
     REPAIR_SAMPLES,
+    REPAIRED_ON,
     Model,
     Out,
-    RepairSamples,
     Session,
     check_unused,
     unused,
@@ -25,42 +22,54 @@ from shortstack.cli.repair import refitted, show_repair
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.files import read_json
+from shortstack.machine.options import option
 from shortstack.planning import Choice, Chosen, Plan, choose
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """A plan that is made already, what is refitted, and how the weights are divided."""
+
+    plan: Path | None = option(None, help="A plan.json; instead of the options that choose layers.")
+    repair: bool = option(False, help="Refit kept layers in closed form, so that the cut costs less.")
+    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=4)
+    max_shard_size: str | None = option(
+        None, help="Fill weight files up to this, such as 5GB. Default: as the source is divided."
+    )
+
+    def check(self, choice: Choice) -> None:
+        """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
+        if self.max_shard_size is not None:
+            parse_size(self.max_shard_size)
+        if self.plan is None:
+            choice.check()
+        elif choice != Choice():
+            raise InputError(
+                "--plan",
+                expected="a plan alone",
+                found="options that choose layers beside it",
+                fix="give one or the other",
+            )
+        if not self.repair and self.repair_samples != REPAIR_SAMPLES:
+            raise unused("prune without --repair", "--repair-samples", self.repair_samples)
+
+    @property
+    def planned(self) -> Plan | None:
+        return Plan.from_dict(read_json(self.plan), where=self.plan) if self.plan else None
 
 
 @verb()
 def prune(
-    model: Model,
-    output: Out,
-    choice: Choice,
-    text: CalibrationText,
-    session: Session,
-    plan_file: Annotated[
-        Path | None, typer.Option("--plan", help="A plan.json; instead of the options that choose layers.")
-    ] = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Refit kept layers in closed form, so that the cut costs less.")
-    ] = False,
-    repair_samples: RepairSamples = REPAIR_SAMPLES,
-    max_shard_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Fill weight files up to this, such as 5GB. Default: as the source is divided.", show_default=False
-        ),
-    ] = None,
+    model: Model, output: Out, choice: Choice, asked: PruneOptions, text: CalibrationText, session: Session
 ) -> None:
     """Write the model without some layers, at the speed of cp.
 
     Byte ranges are copied; the result loads with plain transformers.
     """
-    if max_shard_size is not None:
-        parse_size(max_shard_size)
-    _check(choice, plan_file)
-    if not repair and repair_samples != REPAIR_SAMPLES:
-        raise unused("prune without --repair", "--repair-samples", repair_samples)
-    if not repair and (plan_file or choice.layers is not None):
-        check_unused("--plan" if plan_file else "--layers", text, session.compute)
-    planned = Plan.from_dict(read_json(plan_file), where=plan_file) if plan_file else None
+    asked.check(choice)
+    if not asked.repair and (asked.plan or choice.layers is not None):
+        check_unused("--plan" if asked.plan else "--layers", text, session.compute)
+    planned, compute = asked.planned, session.compute
 
     from shortstack.pruning import prune as prune_checkpoint
     from shortstack.pruning.pruner import check_fits
@@ -71,11 +80,12 @@ def prune(
         if planned:
             chosen = Chosen(planned, planned)
         else:
-            chosen = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
+            chosen = choose(checkpoint, choice, text, compute=compute, progress=progress)
         say_moved(chosen)
-        windows = replace(text, samples=repair_samples)
-        repaired = refitted(checkpoint, chosen.plan, windows, session.compute, progress) if repair else None
-        prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_size=max_shard_size, progress=progress)
+        windows = replace(text, samples=asked.repair_samples)
+        repaired = refitted(checkpoint, chosen.plan, windows, compute, progress) if asked.repair else None
+        size = asked.max_shard_size
+        prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_size=size, progress=progress)
         plan = chosen.plan.sized(checkpoint.sizes)
     if session.report.json:
         told = repaired.to_dict() if repaired else None
@@ -85,16 +95,3 @@ def prune(
         show_repair(repaired)
     session.report.next_step("verify", output, "--against", model, *session.source.words)
     return None
-
-
-def _check(choice: Choice, plan_file: Path | None) -> None:
-    """Refuse options that choose layers beside a plan, or none of both."""
-    if plan_file is None:
-        choice.check()
-    elif choice != Choice():
-        raise InputError(
-            "--plan",
-            expected="a plan alone",
-            found="options that choose layers beside it",
-            fix="give one or the other",
-        )

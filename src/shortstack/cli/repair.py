@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,10 +11,11 @@ import typer
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Only
-from shortstack.cli.options import REPAIR_SAMPLES, Out, RepairSamples, Session
+from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Out, Session
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
+from shortstack.machine.options import option
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -23,14 +24,21 @@ if TYPE_CHECKING:
     from shortstack.repairing import Repair
 
 
+@dataclass(frozen=True)
+class RepairOptions:
+    """What is refitted, and where the result goes."""
+
+    source: Annotated[str, typer.Option(help="The model it was cut from.", show_default=False)]
+    output: Out
+    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=4)
+
+
 @verb("repair")
 def repair_verb(
     directory: Annotated[str, typer.Argument(help="A checkpoint that shortstack pruned.", show_default=False)],
-    source_model: Annotated[str, typer.Option("--source", help="The model it was cut from.", show_default=False)],
-    output: Out,
+    asked: Annotated[RepairOptions, Only("source", "output", "repair_samples")],
     text: Annotated[CalibrationText, Only("text", "length")],
     session: Session,
-    repair_samples: RepairSamples = REPAIR_SAMPLES,
 ) -> None:
     """Refit the kept layers of a cut in closed form.
 
@@ -40,17 +48,17 @@ def repair_verb(
     from shortstack.pruning.pruner import check_fits
     from shortstack.pruning.verification import cut_of
 
-    text = replace(text, samples=repair_samples)
     with session.report.bars() as progress:
-        origin = session.source.open(source_model, progress)
+        origin = session.source.open(asked.source, progress)
         chosen = cut_of(session.alone.open(directory, progress), origin)
-        check_fits(output, origin, chosen)
-        repaired = refitted(origin, chosen, text, session.compute, progress)
-        prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
+        check_fits(asked.output, origin, chosen)
+        windows = replace(text, samples=asked.repair_samples)
+        repaired = refitted(origin, chosen, windows, session.compute, progress)
+        prune_checkpoint(origin, chosen, asked.output, repair=repaired, progress=progress)
     if session.report.json:
-        return console.show_json({**repaired.to_dict(), "output": str(output)})
+        return console.show_json({**repaired.to_dict(), "output": str(asked.output)})
     show_repair(repaired)
-    session.report.next_step("heal", output, "--data", "pydoc", "-o", "healed", *session.alone.words)
+    session.report.next_step("heal", asked.output, "--data", "pydoc", "-o", "healed", *session.alone.words)
     return None
 
 

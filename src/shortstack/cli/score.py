@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
@@ -15,6 +14,7 @@ from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number
+from shortstack.machine.options import option
 from shortstack.planning.layer_sets import show_layers
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metrics_named
@@ -24,52 +24,52 @@ if TYPE_CHECKING:
     from shortstack.scoring import Scores
 
 
-METRIC_NAMES = ", ".join(METRICS)
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Which scores, and where they go."""
+
+    metric: str = option("ppl", help=f"Comma-separated: {', '.join(METRICS)}, or all.")
+    window: int | None = option(None, help="Also score every block of so many layers.", minimum=1)
+    output: Path | None = option(None, help="Write the scores to this JSON file.", short="-o")
+    plot: Path | None = option(
+        None, help="Draw the orders and how far they agree: an .svg, .png or .pdf file (extra plot)."
+    )
+
+    def check(self) -> None:
+        """Say what is wrong with where scores go before any model is opened."""
+        if self.output:
+            check_new(self.output)
+        if self.plot:
+            plots.check_picture(self.plot)
+            _check_orders(self.metric)
 
 
 @verb()
-def score(
-    model: Model,
-    text: CalibrationText,
-    session: Session,
-    metric: Annotated[str, typer.Option(help=f"Comma-separated: {METRIC_NAMES}, or all.")] = "ppl",
-    window: Annotated[
-        int | None, typer.Option(min=1, help="Also score every block of so many layers.", show_default=False)
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw the orders and how far they agree: an .svg, .png or .pdf file (extra plot)."),
-    ] = None,
-) -> None:
+def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Session) -> None:
     """Score every layer by one or more metrics, in one walk.
 
     Low = remove first.
     """
-    if output:
-        check_new(output)
-    if plot:
-        plots.check_picture(plot)
-        _check_orders(metric)
+    asked.check()
 
     from shortstack.scoring import score as score_layers
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        needs_text = any(each.needs_text for each in metrics_named(metric))
+        needs_text = any(each.needs_text for each in metrics_named(asked.metric))
         tokens = text.tokens(checkpoint.tokenizer(), session.compute.seed) if needs_text else None
         scores = score_layers(
-            checkpoint, tokens, metrics=metric, window=window, compute=session.compute, progress=progress
+            checkpoint, tokens, metrics=asked.metric, window=asked.window, compute=session.compute, progress=progress
         )
-    if output:
-        scores.save(output)
-    if plot:
-        plots.score_map(scores, plot, drop="25%")
+    if asked.output:
+        scores.save(asked.output)
+    if asked.plot:
+        plots.score_map(scores, asked.plot, drop="25%")
     if session.report.json:
         return console.show_json(scores.to_dict())
     show_scores(scores)
-    again, drop = [] if output else session.source.words, "25%" if scores.scores else scores.window
-    session.report.next_step("plan", output or model, "--metric", scores.default_metric, "--drop", drop, *again)
+    again, drop = [] if asked.output else session.source.words, "25%" if scores.scores else scores.window
+    session.report.next_step("plan", asked.output or model, "--metric", scores.default_metric, "--drop", drop, *again)
     return None
 
 

@@ -2,56 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.options import REPAIR_SAMPLES, Model, RepairSamples, Session, repair_text
+from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Model, Session, repair_text
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.formats import number
+from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
     from shortstack.evaluation import Tasks
     from shortstack.scoring import Sweep
 
 
+@dataclass(frozen=True)
+class DepthOptions:
+    """What is measured at every depth beside the loss."""
+
+    max_loss: float | None = option(
+        None, help="Say how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity.", minimum=0
+    )
+    task: str | None = option(
+        None, help="Multiple choice, answered at every depth: a .jsonl file, or a standard task such as piqa."
+    )
+    limit: int | None = option(None, help="Only the first n documents of --task.")
+    data_dir: Path | None = option(None, help="A folder of .jsonl or .parquet files for --task.")
+    repair: bool = option(False, help="Also refit the last kept layer of each depth; measure on held-out windows.")
+    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=4)
+    plot: Path | None = option(None, help="Draw the curve: an .svg, .png or .pdf file (extra plot).")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def questions(self) -> Path | Tasks | None:
+        """A file of questions, or a standard task."""
+        standard = self.task is not None and not self.task.endswith(".jsonl")
+        for name, value in (("--limit", self.limit), ("--data-dir", self.data_dir)):
+            if value is not None and not standard:
+                raise InputError(name, expected="a standard task", found=f"--task {self.task}", fix="add --task piqa")
+        if self.task is None:
+            return None
+
+        from shortstack.evaluation import Tasks
+
+        return Tasks(self.task, limit=self.limit, data_dir=self.data_dir) if standard else Path(self.task)
+
+
 @verb()
-def sweep(
-    model: Model,
-    text: CalibrationText,
-    session: Session,
-    max_loss: Annotated[
-        float | None,
-        typer.Option(help="Say how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Multiple choice, answered at every depth: a .jsonl file, or a standard task such as piqa."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first n documents of --task.", show_default=False)] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="A folder of .jsonl or .parquet files for --task.", show_default=False)
-    ] = None,
-    repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Also refit the last kept layer of each depth; measure on held-out windows."),
-    ] = False,
-    repair_samples: RepairSamples = REPAIR_SAMPLES,
-    plot: Annotated[Path | None, typer.Option(help="Draw the curve: an .svg, .png or .pdf file (extra plot).")] = None,
-) -> None:
+def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Session) -> None:
     """Measure the model cut at every depth, in one walk.
 
     A cut takes the last layers.
     """
-    if repair:
-        text = repair_text(text, repair_samples)
-    if plot:
-        plots.check_picture(plot)
+    if asked.repair:
+        text = repair_text(text, asked.repair_samples)
+    if asked.plot:
+        plots.check_picture(asked.plot)
 
     from shortstack.data.splits import HELD_OUT
     from shortstack.scoring import sweep as sweep_depths
@@ -60,41 +71,26 @@ def sweep(
         checkpoint = session.source.open(model, progress)
         curve = sweep_depths(
             checkpoint,
-            text.tokens(checkpoint.tokenizer(), session.compute.seed, at_least=HELD_OUT if repair else None),
-            task=_multiple_choice(task, limit, data_dir),
-            repair=repair,
+            text.tokens(checkpoint.tokenizer(), session.compute.seed, at_least=HELD_OUT if asked.repair else None),
+            task=asked.questions,
+            repair=asked.repair,
             compute=session.compute,
             progress=progress,
         )
-        if max_loss is not None:
-            curve = curve.within(max_loss)
-    if plot:
+        if asked.max_loss is not None:
+            curve = curve.within(asked.max_loss)
+    if asked.plot:
         depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in curve.depths]
-        plots.depth_curve(depths, plot, title=f"{model}, cut at every depth", knee=curve.knee)
+        plots.depth_curve(depths, asked.plot, title=f"{model}, cut at every depth", knee=curve.knee)
     if session.report.json:
         return console.show_json(curve.to_dict())
     show_sweep(model, curve)
     if curve.removable:
-        session.report.next_step(
-            "prune", model, "--metric", "reverse", "--drop", curve.removable, "-o", "pruned", *session.source.words
-        )
+        how = ("--metric", "reverse", "--drop", curve.removable)
+        session.report.next_step("prune", model, *how, "-o", "pruned", *session.source.words)
     else:
         session.report.next_step("score", model, "--metric", "all", "-o", "scores.json", *session.source.words)
     return None
-
-
-def _multiple_choice(task: str | None, limit: int | None, data_dir: Path | None) -> Path | Tasks | None:
-    """A file of questions, or a standard task."""
-    standard = task is not None and not task.endswith(".jsonl")
-    for option, value in (("--limit", limit), ("--data-dir", data_dir)):
-        if value is not None and not standard:
-            raise InputError(option, expected="a standard task", found=f"--task {task}", fix="add --task piqa")
-    if task is None:
-        return None
-
-    from shortstack.evaluation import Tasks
-
-    return Tasks(task, limit=limit, data_dir=data_dir) if standard else Path(task)
 
 
 def show_sweep(model: str, curve: Sweep) -> None:

@@ -27,7 +27,10 @@ from shortstack.errors import InputError, parameter
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a field beside its type and default. above, below: bounds that the value itself does not reach."""
+    """What is known of a field beside its type and default. above, below: bounds that the value itself does not reach.
+
+    short: another spelling on the command line, such as -o.
+    """
 
     help: str
     minimum: float | None = None
@@ -35,6 +38,7 @@ class Option:
     above: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
+    short: str = ""
 
     @property
     def range(self) -> str:
