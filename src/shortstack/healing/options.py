@@ -343,3 +343,8 @@ def heal_groups(values: Mapping[str, Any]) -> tuple[Learned, Part, Loss, Course]
         return group(**{field.name: values[field.name] for field in fields(group) if field.name in values})
 
     return made(Learned), made(Part), made(Loss), made(Course)
+
+
+def option_defaults() -> dict[str, Any]:
+    """The options of heal by name, with their defaults."""
+    return {name: value for group in heal_groups({}) for name, value in asdict(group).items()}

@@ -55,6 +55,11 @@ class Choice:
         return self.block or not self.by.singles
 
     @property
+    def needs_text(self) -> bool:
+        """Whether the choice depends on what the model computes on a text."""
+        return self.layers is None and self.by.needs_text
+
+    @property
     def measures(self) -> bool:
         """Whether shorter models are measured, for which scores of the whole model are not enough."""
         return self.step is not None or self.search

@@ -16,7 +16,7 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import Route
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import OutputError, VerificationError
+from shortstack.errors import OutputError, VerificationError, parameter
 from shortstack.evaluation import Perplexity
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing import Partial, Schedule, heal
@@ -38,7 +38,7 @@ SCHEDULE = Schedule(epochs=2, lr=1e-3, warmup_steps=5)  # some 35 steps in all, 
 
 
 @dataclass(frozen=True)
-class Row:
+class DemoRow:
     """One model of the table."""
 
     name: str
@@ -52,10 +52,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Demo:
-    """All the demo found: the four models, and the perplexity of the paper's tail cut, which was not written."""
+    """The result of the demo: the four models, and the perplexity of the paper's tail cut, which was not written."""
 
     output: Path
-    rows: tuple[Row, ...]
+    rows: tuple[DemoRow, ...]
     chosen: Plan
     tail: Plan
     tail_perplexity: Perplexity
@@ -98,7 +98,7 @@ def _exists(output: Path) -> OutputError:
         output,
         expected="an output that does not exist yet",
         found="it exists",
-        fix="name another with -o, or remove it",
+        fix=f"name another {parameter('output')}, or remove it",
     )
 
 
@@ -114,7 +114,6 @@ def _make(output: Path) -> list[Path]:
 
 
 def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: Progress) -> Demo:
-    tokenizer = source.tokenizer()
     by_loss = choose(source, Choice("ppl", DROP), compute=Compute(seed=seed), progress=progress)
     chosen, tail = by_loss.plan, plan(source.anatomy.layers, metric="reverse", drop=DROP)
     scores = by_loss.scores.to_dict() if by_loss.scores else None
@@ -127,9 +126,9 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
             found=str(verified.to_dict()["checks"]),
             fix="open an issue with this message",
         )
-    fit = Tokens.read("pydoc", tokenizer, samples=REPAIR_SAMPLES, seed=seed)
-    found = repair(source, frozenset(chosen.removed), fit, progress=progress)
-    repaired = prune(source, chosen, output / "repaired", repair=found, progress=progress)
+    tokens = Tokens.read("pydoc", source.tokenizer(), samples=REPAIR_SAMPLES, seed=seed)
+    fit = repair(source, frozenset(chosen.removed), tokens, progress=progress)
+    repaired = prune(source, chosen, output / "repaired", repair=fit, progress=progress)
     heal(
         repaired,
         output / "healed",
@@ -150,15 +149,15 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
 
 def _measure(
     checkpoints: Mapping[str, Checkpoint], tail: Route, progress: Progress
-) -> tuple[tuple[Row, ...], Perplexity]:
+) -> tuple[tuple[DemoRow, ...], Perplexity]:
     source = checkpoints["unpruned"]
     tokenizer, device = source.tokenizer(), pick_device()
     tokens = Tokens.read("pydoc", tokenizer, samples=None, length=512, held_out=True)
     dtype = arithmetic("auto", source, device)
     decoders = {name: Decoder.load(checkpoint, dtype=dtype, device=device) for name, checkpoint in checkpoints.items()}
-    found = speeds([decoder.model for decoder in decoders.values()], Load(), progress=progress)
+    measured_speeds = speeds([decoder.model for decoder in decoders.values()], Load(), progress=progress)
     rows = tuple(
-        Row(
+        DemoRow(
             name,
             checkpoint.anatomy.layers,
             checkpoint.parameters,
@@ -167,6 +166,6 @@ def _measure(
             speed,
             answer(decoders[name].model, tokenizer, PROMPT),
         )
-        for (name, checkpoint), speed in zip(checkpoints.items(), found, strict=True)
+        for (name, checkpoint), speed in zip(checkpoints.items(), measured_speeds, strict=True)
     )
     return rows, measure(decoders["unpruned"], tokens, route=tail, progress=progress)

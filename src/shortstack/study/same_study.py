@@ -12,7 +12,9 @@ from shortstack.runs.artefacts import Remote
 from shortstack.runs.store import Folder
 from shortstack.study.grid import Study, parse_study
 
-CHANGED = "name another folder with -o; trials can be added, not changed"  # said of a study that is another
+
+class OtherStudyError(InputError):
+    """A folder is of another study."""
 
 
 def check_same(folder: Folder, study: Study) -> None:
@@ -52,20 +54,17 @@ def check_place(folder: Folder, store: Store) -> None:
     """
     before = store.noted().get("artefacts", "")
     if store.results() and before != (folder.url or ""):
-        raise InputError(
-            parameter("artefacts"),
-            expected=before or f"none: those of this study lie in {folder.root}",
-            found=folder.url or "none",
-            fix=f"add {parameter('artefacts', before)}" if before else "leave it out, or name another folder with -o",
+        expected = before or f"none: those of this study lie in {folder.root}"
+        fix = (
+            f"add {parameter('artefacts', before)}"
+            if before
+            else f"leave it out, or name another {parameter('output')}"
         )
+        raise InputError(parameter("artefacts"), expected=expected, found=folder.url or "none", fix=fix)
     if folder.url:
         Remote(folder.url).check()
 
 
-def _another(folder: Folder, expected: str, found: str) -> InputError:
-    return InputError(
-        folder.root,
-        expected=f"{expected}, as in {folder.study}",
-        found=found,
-        fix=CHANGED,
-    )
+def _another(folder: Folder, expected: str, found: str) -> OtherStudyError:
+    fix = f"name another {parameter('output')}; trials can be added, not changed"
+    return OtherStudyError(folder.root, expected=f"{expected}, as in {folder.study}", found=found, fix=fix)
