@@ -1,13 +1,18 @@
 """Which steps trials share: those that compute the same on the same contents, and no others."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shortstack.study.graph import Contents, Graph, Step, foreseen, sources
+from shortstack.machine.files import digest
+from shortstack.study import read_study
+from shortstack.study.graph import Graph, foreseen, sources
 from shortstack.study.grid import parse_study
+from shortstack.study.steps import Contents, Step
 
+STUDIES = Path(__file__).parents[2] / "studies"
 HEAL = "heal: {name: quick, data: train.jsonl}\n"
 ROLES = ["evaluate_base", "score", "plan", "prune", "evaluate_pruned", "heal", "evaluate_healed"]
 
@@ -164,3 +169,20 @@ def test_cuts_of_one_shape_share_a_profile():
 def test_a_model_that_nobody_has_seen_still_has_steps():
     found = graph("models: [a]\nmetrics: [angular block]\n", layers=None)
     assert list(path(found)) == ["evaluate_base", "score", "plan", "prune", "evaluate_pruned"]
+
+
+# Digests of every trial's id and steps, by role and key: what a study has done must be found again by a newer version.
+DIGESTS = {
+    "smoke": "dd8ce0a2804842d3b5b696e7258f6bba6b60c5636730c0497ea5794c6169e7a8",
+    "smollm2": "902c8637b47e8c2e38026f29fe21fa8d633c3983350f77629a9d622bf520505b",
+    "paper": "5fc33b6c812e9258c3f43d405a8fe15c9e74fc12121cdacc12be0c3a05a0403e",
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_keys_of_the_studies_that_come_with_the_project_do_not_change(name):
+    study = read_study(STUDIES / f"{name}.yaml")
+    models = {trial.model: Contents(f"weights of {trial.model}", "shape", 30) for trial in study.trials}
+    found = Graph(study, models, {source: source for source in sources(study)})
+    steps = [(trial.id, found.steps(trial, foreseen)) for trial in study.trials]
+    assert digest([[id_, {role: step.key for role, step in each.items()}] for id_, each in steps]) == DIGESTS[name]

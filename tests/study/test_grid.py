@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from shortstack.errors import InputError, PlanError
+from shortstack.planning import Choice
 from shortstack.study import read_study
-from shortstack.study.grid import expanded, parse_study, schema
-from shortstack.study.trial import Choice
+from shortstack.study.grid import parse_study, schema
+from shortstack.study.references import expanded
+from shortstack.study.trial import parse_choice
 
 QUICK = "{name: quick, method: lora, data: pydoc, epochs: 1}"
 
@@ -96,7 +98,7 @@ def test_a_recipe_is_a_way_to_heal_and_its_options_can_be_changed():
 def test_the_trials_seed_is_that_of_healing():
     (trial,) = parse_study("models: [a]\nmetrics: [ppl]\nheal: paper-lora\nseeds: [7]\n", where="s").trials
     assert trial.heal is not None
-    assert trial.heal.arguments(trial.seed)["seed"] == 7
+    assert trial.heal_arguments["seed"] == 7
 
 
 def test_calibration_keeps_its_own_seed_or_takes_the_trials():
@@ -108,15 +110,15 @@ def test_calibration_keeps_its_own_seed_or_takes_the_trials():
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        ("search", Choice()),
+        ("search", Choice(search=True)),
         ("ppl", Choice("ppl")),
         ("angular block", Choice("angular", block=True)),
-        ("repaired-window", Choice("repaired-window", block=True)),
+        ("repaired-window", Choice("repaired-window")),
         ("layers 3-5,8", Choice(layers="3-5,8")),
     ],
 )
 def test_words_for_a_choice_of_layers(text, choice):
-    assert Choice.parse(text) == choice
+    assert parse_choice(text) == choice
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*strategy: step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),
-        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, rank: 4}\n", "rank: expected an option that --method partial"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, rank: 4}\n", "rank: expected an option that method: partial"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, seed: 4}\n", "seeds: "),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-iterative-1-1-8\n", "strategy: step 1"),
         ("models: [a]\nmetrics: [search]\nstrategy: step 1\n", "except: "),

@@ -19,7 +19,7 @@ from shortstack.errors import DataError, InputError
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
 from shortstack.study import run_study
-from shortstack.study.steps import quoted
+from shortstack.study.words import quoted
 from shortstack.study.workers import local
 from studies import QUICK, STUDY, found, inline, write_study
 
@@ -229,7 +229,8 @@ import json, os, signal, sys
 from pathlib import Path
 tests, study, runs, fatal = sys.argv[1:]
 sys.path.insert(0, tests)
-import shortstack.study.runner as running, shortstack.study.steps as steps
+import shortstack.study.runner as running
+from shortstack.study.kinds import HealStep
 from shortstack.runs.store import Store
 from studies import inline
 seen = 0
@@ -250,10 +251,10 @@ def event():
 
 for name in ("begin", "end", "set_trial"):
     setattr(Store, name, counted(getattr(Store, name)))
-for name in ("_put", "_sweep"):
-    setattr(running._Driver, name, counted(getattr(running._Driver, name)))
-plain = steps._healing
-steps._healing = lambda task, progress: plain(task, lambda *a, **k: (event(), progress(*a, **k)))
+for name in ("_put", "_remove_weights"):
+    setattr(running._Run, name, counted(getattr(running._Run, name)))
+plain = HealStep.run
+HealStep.run = lambda step, job, progress: plain(step, job, lambda *a, **k: (event(), progress(*a, **k)))
 sys.exit(running.run_study(Path(study), Path(runs), launcher=inline, keep="all").failed)
 """
 

@@ -199,7 +199,7 @@ class _Run:
     def _finish(self, step: Step, future: Future[Any]) -> None:
         """Take in what a step gave: its folder gets its name, then its result is committed."""
         lost = future.exception()
-        ended = {"error": "".join(traceback.format_exception(lost))} if lost else dict(future.result())
+        ended: dict[str, Any] = {"error": "".join(traceback.format_exception(lost))} if lost else dict(future.result())
         if "log" in ended:
             with self.folder.log(step.key).open("a", encoding="utf-8") as log:
                 log.write(ended.pop("log"))

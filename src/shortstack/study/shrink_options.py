@@ -17,7 +17,7 @@ class ShrinkOptions:
 
     drop: str | None = option(None, help="How much to remove: 25% or a count. Default: the recipe's, or 25%.")
     recipe: str = option(
-        BEST, help="best, which chooses between plans; another preset (`shortstack ls recipes`); or a file."
+        BEST, help="best, which chooses between plans; a preset of `shortstack ls recipes`; or a file."
     )
     data: str | None = option(None, help="What to heal on. Default: the recipe's, if it names data.")
     text: str = option("pydoc", help=f"Calibration text: {TEXT}")
