@@ -263,7 +263,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path):
     """Each life gets a little further than the one before."""
     run(tmp_path, STUDY.replace("[reverse, ppl]", "[ppl]"), keep="all")
     runs = tmp_path / "killed"
-    words = [sys.executable, "-c", LIFE, str(Path(__file__).parent), str(tmp_path / "study.yaml"), str(runs)]
+    words = [sys.executable, "-c", LIFE, str(Path(__file__).parents[1]), str(tmp_path / "study.yaml"), str(runs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SHORTSTACK_CACHE": str(tmp_path / "cache2")}
     for kills in range(100):
         life = subprocess.run(
