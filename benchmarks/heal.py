@@ -90,18 +90,23 @@ def child_prune(setting: Setting, out: str) -> None:
 
 def child_heal(setting: Setting, out: str) -> None:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.healing import Partial, Schedule, heal
+    from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
+    from shortstack.machine.device import Compute
 
     found = heal(
         Checkpoint.open(setting.pruned),
         out,
-        data=setting.data,
-        method=Partial(last=LAST),
-        schedule=Schedule(epochs=setting.epochs, lr=setting.lr, batch_size=setting.batch),
-        max_length=setting.max_length,
-        max_samples=setting.samples + setting.held_out,
-        held_out=setting.held_out,
-        device="cpu",
+        HealingTask(
+            TrainingData(
+                setting.data,
+                max_length=setting.max_length,
+                max_samples=setting.samples + setting.held_out,
+                held_out=setting.held_out,
+            ),
+            Partial(last=LAST),
+            schedule=Schedule(epochs=setting.epochs, lr=setting.lr, batch_size=setting.batch),
+            compute=Compute(device="cpu"),
+        ),
     )
     report(found.trainable_parameters, found.history.steps, tokens_per_s=found.history.tokens_per_s)
 

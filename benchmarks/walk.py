@@ -33,6 +33,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.machine.device import Compute
+from shortstack.planning.layer_sets import Removal
 from shortstack.planning.measured import stepwise
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted
@@ -104,7 +105,7 @@ def windows_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
 
 def greedy(decoder: Decoder, ids: Tensor) -> Losses:
     tokens, everything = Tokens(ids, "pydoc", False, 0), range(len(decoder.layers))
-    plan = stepwise(decoder, tokens, metric="ppl", amount=REMOVED, step=1, allowed=everything)
+    plan = stepwise(decoder, tokens, Removal(REMOVED, everything, METRICS["ppl"], step=1))
     return [loss_without(decoder, ids, plan.removed)]
 
 

@@ -22,8 +22,8 @@ import transformers
 
 import shortstack as ss
 from healing import mixed
-from shortstack.healing.options import Course, InTurns, Learned, Loss, Part
-from shortstack.healing.recipes import filled
+from shortstack.healing.options import task_of
+from shortstack.healing.recipes import read_recipe
 from shortstack.planning import Choice
 from shortstack.planning.layer_sets import show_layers
 
@@ -34,25 +34,16 @@ FIRST_THREE = TASKS[:3]
 
 def line(source: ss.Checkpoint, data: str, folder: Path) -> tuple[ss.Plan, dict[str, Path], dict[str, float]]:
     """Search, repair, prune and heal: the layers, the checkpoints, and the seconds of each step."""
-    groups = {"learned": Learned(), "part": Part(), "loss": Loss(), "course": Course(), "turns": InTurns()}
-    recipe = filled(groups, "best", typed=lambda _name: False)
+    recipe = task_of(read_recipe("best").heal.given)
+    learnt = replace(recipe.training_data, data=data, max_samples=SAMPLES)
     tokenizer, clock = source.tokenizer(), [time.perf_counter()]
     chosen = ss.select(source, ss.Tokens.read("pydoc", tokenizer, samples=32), Choice(drop=8))
     clock.append(time.perf_counter())
-    fit = ss.Tokens.read(data, tokenizer, samples=None, length=recipe["learned"].max_length - 8)
+    fit = ss.Tokens.read(data, tokenizer, samples=None, length=learnt.max_length - 8)
     found = ss.repair(source, frozenset(chosen.removed), replace(fit, ids=fit.ids[:256]))
     pruned = ss.prune(source, chosen, folder / "repaired", repair=found)
     clock.append(time.perf_counter())
-    ss.heal(
-        pruned,
-        folder / "healed",
-        data=data,
-        method=recipe["part"].made(),
-        objective=recipe["loss"].made(),
-        schedule=recipe["course"].made(),
-        max_length=recipe["learned"].max_length,
-        max_samples=SAMPLES,
-    )
+    ss.heal(pruned, folder / "healed", replace(recipe, data=learnt))
     clock.append(time.perf_counter())
     steps = ("search", "repair and prune", "heal")
     seconds = {name: after - before for name, before, after in zip(steps, clock, clock[1:], strict=False)}

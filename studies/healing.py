@@ -200,14 +200,13 @@ class Bench:
         healing = ss.heal(
             pruned,
             place,
-            data=self.data,
-            method=METHODS[run.method](),
-            objective=ss.Objective("distill" if run.loss == "distill" else "sft"),
-            teacher=self.source if taught else None,
-            self_generate=run.loss == "self",
-            schedule=replace(COURSE, lr=RATES[run.method], seed=run.seed, epochs=run.epochs),
-            max_length=LENGTH,
-            max_samples=SAMPLES,
+            ss.HealingTask(
+                ss.TrainingData(self.data, self_generate=run.loss == "self", max_length=LENGTH, max_samples=SAMPLES),
+                METHODS[run.method](),
+                objective=ss.Objective("distill" if run.loss == "distill" else "sft"),
+                teacher=self.source if taught else None,
+                schedule=replace(COURSE, lr=RATES[run.method], seed=run.seed, epochs=run.epochs),
+            ),
         )
         return ss.Checkpoint.open(place), {
             "seconds": healing.seconds,

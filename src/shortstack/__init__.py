@@ -4,7 +4,7 @@
 >>> model = ss.Checkpoint.open("demo")  # doctest: +SKIP
 >>> scores = ss.score(model, ss.Tokens.read("pydoc", model.tokenizer()))  # doctest: +SKIP
 >>> pruned = ss.prune(model, ss.plan(scores, drop="25%"), "pruned")  # doctest: +SKIP
->>> ss.heal(pruned, "healed", data="pydoc")  # doctest: +SKIP
+>>> ss.heal(pruned, "healed", "pydoc")  # doctest: +SKIP
 >>> ss.evaluate(ss.Checkpoint.open("healed")).perplexity["pydoc"].value  # doctest: +SKIP
 
 Names are imported when first used, so `import shortstack` itself is quick.

@@ -10,10 +10,12 @@ from .evaluation import compared as compared
 from .evaluation import evaluate as evaluate
 from .healing import Full as Full
 from .healing import Healing as Healing
+from .healing import HealingTask as HealingTask
 from .healing import Lora as Lora
 from .healing import Objective as Objective
 from .healing import Partial as Partial
 from .healing import Schedule as Schedule
+from .healing import TrainingData as TrainingData
 from .healing import Turns as Turns
 from .healing import heal as heal
 from .healing import heal_in_turns as heal_in_turns

@@ -27,11 +27,13 @@ from shortstack.evaluation.perplexity import measure
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import Compute
 from shortstack.planning import plan
+from shortstack.planning.layer_sets import Removal
 from shortstack.planning.measured import search
 from shortstack.profiling.profiler import Paired
 from shortstack.profiling.speed import Load, Ratio
 from shortstack.pruning import prune
 from shortstack.repairing import repair
+from shortstack.scoring import METRICS
 from zoo import make, speaking
 
 LOAD = Load(prompt=4, new_tokens=2)
@@ -191,7 +193,7 @@ def test_a_search_chooses_the_layers_and_the_cut_is_healed(place, tmp_path):
     found = compare(checkpoint, calibration, judging, memory="60%", compute=Compute(dtype="float32", device="cpu"))
     pruned, healed = rows(found)["pruned"], rows(found)["pruned, healed"]
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    expected = search(decoder, some, amount=len(pruned.removed), allowed=range(8))
+    expected = search(decoder, some, Removal(len(pruned.removed), range(8), METRICS["kl"]))
     assert pruned.removed == healed.removed == expected.removed
     assert pruned.bytes <= found.budget < pruned.bytes + checkpoint.sizes.layer_bytes[0]
     assert healed.bytes == pruned.bytes - checkpoint.sizes.layer_bytes[0], "the heal of this test takes a layer"
@@ -281,7 +283,7 @@ def test_a_healed_model_that_reads_other_tokens_is_refused_before_any_is_loaded(
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="an embedding for each of its 293 tokens") as refused:
         compare(checkpoint, some, judging, healed=Checkpoint.open(healed))
-    assert refused.value.where == "--healed"
+    assert refused.value.where == "healed"
     assert refused.value.found in ("another tokenizer, of 294 tokens", "100 embeddings")
     assert ("another" in refused.value.found) == ("another" in other)
 

@@ -1,21 +1,22 @@
 """What a dry run says: exact where it can be known, of the right size where it is timed."""
 
+from dataclasses import replace
+
 import pytest
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import read_examples
-from shortstack.healing import Full, Lora, Objective, Partial, Schedule, heal
+from shortstack.healing import Full, HealingTask, Lora, Objective, Partial, Schedule, TrainingData, heal
 from shortstack.healing.activations import numbered
 from shortstack.healing.forecast import forecast
-from shortstack.healing.healer import Task
-from shortstack.healing.layer_choice import Places
+from shortstack.healing.healer import HealingRun
 from shortstack.healing.methods import method_named
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-OPTIONS = {"data": "pydoc", "max_length": 32, "max_samples": 40, "schedule": Schedule(epochs=2, batch_size=8)}
+TASK = HealingTask(TrainingData("pydoc", max_length=32, max_samples=40), schedule=Schedule(epochs=2, batch_size=8))
 
 
 @pytest.mark.parametrize("method", [Partial(last=2), Full(), Lora()], ids=lambda method: method.name)
@@ -23,9 +24,10 @@ def test_a_dry_run_says_what_a_run_then_does(method, tmp_path):
     if isinstance(method, Lora):
         pytest.importorskip("peft")
     source = Checkpoint.open(speaking(tmp_path / "source"))
-    found = forecast(Task.of(source, method=method, **OPTIONS))
+    task = replace(TASK, method=method)
+    found = forecast(source, task)
     assert not list((tmp_path / "cache").rglob("*.states"))
-    result = heal(source, tmp_path / "out", method=method, **OPTIONS)
+    result = heal(source, tmp_path / "out", task)
     assert found.trainable_parameters == result.trainable_parameters
     assert found.steps == result.history.steps
     examples = read_examples("pydoc", source.tokenizer(), max_length=32)[:40]
@@ -33,7 +35,7 @@ def test_a_dry_run_says_what_a_run_then_does(method, tmp_path):
     assert found.tokens == sum(len(example.ids) for example in examples[2:])
     kept = [path.stat().st_size for path in (tmp_path / "cache").rglob("*.states")]
     assert found.cache_bytes == found.missing_bytes == sum(kept)
-    again = forecast(Task.of(source, method=method, **OPTIONS))
+    again = forecast(source, task)
     assert (again.cache_bytes, again.missing_bytes) == (found.cache_bytes, 0)
     assert found.seconds > 0
     assert found.memory_bytes > 16 * found.trainable_parameters
@@ -42,29 +44,28 @@ def test_a_dry_run_says_what_a_run_then_does(method, tmp_path):
 def test_what_a_teacher_says_is_counted(tmp_path):
     teacher = Checkpoint.open(speaking(tmp_path / "source"))
     pruned = prune(teacher, plan(8, layers="3"), tmp_path / "pruned")
-    taught = Task.of(pruned, objective=Objective("distill", top=8, hidden_weight=0.1), teacher=teacher, **OPTIONS)
-    found = forecast(taught)
+    task = replace(TASK, objective=Objective("distill", top_k=8, hidden_weight=0.1), teacher=teacher)
+    found, dtype = forecast(pruned, task), str(HealingRun(pruned, task).dtype).removeprefix("torch.")
     everything = read_examples("pydoc", pruned.tokenizer(), max_length=32)[:40]
     tokens, predicted = (sum(len(each.ids) - less for each in everything) for less in (0, 1))
     states, top, hidden = (
-        numbered("a", [count], width, dtype).size
-        for count, width, dtype in (
-            (tokens, 32, str(taught.dtype).removeprefix("torch.")),
+        numbered("a", [count], width, kind).size
+        for count, width, kind in (
+            (tokens, 32, dtype),
             (predicted, 16, "float32"),
-            (predicted, 32, str(taught.dtype).removeprefix("torch.")),
+            (predicted, 32, dtype),
         )
     )
     assert found.cache_bytes == states + top + hidden
 
 
-@pytest.mark.parametrize("asked", [{}, {"last": 0}, {"last": 5}, {"layers": "1,4"}, {"near_cut": 2}], ids=str)
+@pytest.mark.parametrize("asked", [{}, {"last": 1}, {"last": 5}, {"layers": "1,4"}, {"near_cut": 2}], ids=str)
 @pytest.mark.parametrize("name", ["partial", "lora"])
 def test_what_trains_is_counted_before_there_is_a_cut(asked, name, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source"))
     pruned = prune(source, plan(8, layers="3"), tmp_path / "pruned")
-    places, last = Places(**asked), method_named(name).last
-    usual = 7 if last is None else last
-    trained, running = places.counted(7, usual)
-    found = places.found(pruned, usual)
+    method = method_named(name)(**asked)
+    trained, running = method.layer_counts(7)
+    found = method.trained_layers(pruned)
     assert trained == len(found)
     assert running == (7 if "near_cut" in asked else 7 - min(found, default=7))

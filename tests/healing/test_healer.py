@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import architectures
 import pytest
@@ -13,7 +14,7 @@ from learning import EXAMPLES, learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, InputError, OutputError, TrainingError
-from shortstack.healing import Full, Partial, Schedule, heal
+from shortstack.healing import Full, HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.healing.activations import Activations
 from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer
@@ -66,11 +67,9 @@ def test_what_healing_changes_is_the_tail_and_nothing_else(tmp_path):
     result = heal(
         source,
         tmp_path / "healed",
-        data="pydoc",
-        method=Partial(last=2),
-        schedule=Schedule(epochs=1, lr=1e-2),
-        max_length=32,
-        max_samples=64,
+        HealingTask(
+            TrainingData("pydoc", max_length=32, max_samples=64), Partial(last=2), schedule=Schedule(epochs=1, lr=1e-2)
+        ),
     )
     before, after = (
         source.model(dtype=torch.float32).state_dict(),
@@ -117,11 +116,9 @@ def test_layers_near_the_cuts_train_and_no_others(cuts, near, trained, tmp_path)
         heal(
             checkpoint,
             tmp_path / f"healed-{each}",
-            data="pydoc",
-            method=method,
-            schedule=Schedule(epochs=1, lr=1e-2),
-            max_length=32,
-            max_samples=32,
+            HealingTask(
+                TrainingData("pydoc", max_length=32, max_samples=32), method, schedule=Schedule(epochs=1, lr=1e-2)
+            ),
         )
         before, after = (
             AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict()
@@ -139,11 +136,7 @@ def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
     heal(
         source,
         tmp_path / "tied",
-        data="pydoc",
-        method=Partial(last=1),
-        schedule=schedule,
-        max_length=32,
-        max_samples=32,
+        HealingTask(TrainingData("pydoc", max_length=32, max_samples=32), Partial(last=1), schedule=schedule),
     )
     tied = Checkpoint.open(tmp_path / "tied")
     embedding = "model.embed_tokens.weight"
@@ -154,11 +147,9 @@ def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
     result = heal(
         source,
         tmp_path / "untied",
-        data="pydoc",
-        method=Partial(last=1, untie_head=True),
-        schedule=schedule,
-        max_length=32,
-        max_samples=32,
+        HealingTask(
+            TrainingData("pydoc", max_length=32, max_samples=32), Partial(last=1, untie_head=True), schedule=schedule
+        ),
     )
     untied = Checkpoint.open(tmp_path / "untied")
     after = untied.model(dtype=torch.float32).state_dict()
@@ -178,11 +169,7 @@ def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_pa
     heal(
         source,
         tmp_path / "out",
-        data="pydoc",
-        method=method,
-        schedule=Schedule(epochs=1, lr=1e-2),
-        max_length=32,
-        max_samples=8,
+        HealingTask(TrainingData("pydoc", max_length=32, max_samples=8), method, schedule=Schedule(epochs=1, lr=1e-2)),
     )
     untied = Checkpoint.open(tmp_path / "out")
     assert source.anatomy.tied
@@ -205,15 +192,26 @@ def test_impossible_heads_and_depths_are_refused(tmp_path):
         (untied, Partial(untie_head=True), "of its own"),
         (tied, Partial(last=9), "8 layers"),
         (tied, Partial(layers="3,8"), "0 to 7"),
-        (tied, Partial(layers="3", near_cut=1), "--layers alone"),
-        (tied, Partial(last=2, near_cut=1), "--near-cut alone"),
         (tied, Partial(near_cut=30), "between 1 and the model's"),
         (tied, Partial(near_cut=1), "tells of none"),
     ]
     for checkpoint, method, complaint in cases:
         with pytest.raises(InputError, match=complaint):
-            heal(checkpoint, tmp_path / "out", data="pydoc", method=method, max_samples=8)
+            heal(checkpoint, tmp_path / "out", HealingTask(TrainingData("pydoc", max_samples=8), method))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("ways", "complaint"),
+    [
+        ({"layers": "3", "near_cut": 1}, "layers alone"),
+        ({"last": 2, "near_cut": 1}, "near_cut alone"),
+        ({"last": -1}, "at least 0"),
+    ],
+)
+def test_layers_are_named_in_one_way(ways, complaint):
+    with pytest.raises(InputError, match=complaint):
+        Partial(**ways)
 
 
 def test_the_prefix_is_walked_once_and_found_again_by_content(tmp_path, monkeypatch):
@@ -226,18 +224,19 @@ def test_the_prefix_is_walked_once_and_found_again_by_content(tmp_path, monkeypa
         return original(self, fronts, layers, **options)
 
     monkeypatch.setattr(Decoder, "through", counted)
-    arguments = {"data": "pydoc", "schedule": Schedule(epochs=2, lr=1e-3), "max_length": 32, "max_samples": 32}
-    heal(source, tmp_path / "a", method=Partial(last=2), **arguments)
+    data, schedule = TrainingData("pydoc", max_length=32, max_samples=32), Schedule(epochs=2, lr=1e-3)
+    two = HealingTask(data, Partial(last=2), schedule=schedule)
+    heal(source, tmp_path / "a", two)
     assert walked == [list(range(6))], "once, whatever the epochs"
     walked.clear()
-    heal(source, tmp_path / "b", method=Partial(last=2), **arguments)
+    heal(source, tmp_path / "b", two)
     assert walked == []
-    heal(source, tmp_path / "fresh", method=Partial(last=2), cache=False, **arguments)
+    heal(source, tmp_path / "fresh", two, cache=False)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("a", "b", "fresh")]
     for name, weight in weights[0].items():
         assert torch.equal(weight, weights[1][name]), name
         torch.testing.assert_close(weight, weights[2][name], atol=1e-3, rtol=1e-2, msg=name)
-    heal(source, tmp_path / "c", method=Partial(last=1), **arguments)
+    heal(source, tmp_path / "c", replace(two, method=Partial(last=1)))
     assert walked[-1] == list(range(7))
 
 
@@ -272,10 +271,10 @@ def test_a_diverging_run_stops_with_its_step_and_writes_nothing(tmp_path):
         heal(
             source,
             tmp_path / "out",
-            data="pydoc",
-            schedule=Schedule(epochs=4, lr=1e30, warmup_steps=0, max_grad_norm=1e30),
-            max_length=32,
-            max_samples=64,
+            HealingTask(
+                TrainingData("pydoc", max_length=32, max_samples=64),
+                schedule=Schedule(epochs=4, lr=1e30, warmup_steps=0, max_grad_norm=1e30),
+            ),
         )
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []  # nor a state
 
@@ -285,7 +284,7 @@ def test_an_existing_output_is_refused_before_anything_is_computed(tmp_path, mon
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(Checkpoint, "model", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(OutputError, match="exists"):
-        heal(source, tmp_path / "out", data="pydoc")
+        heal(source, tmp_path / "out", "pydoc")
 
 
 def test_one_adamw_step_is_torchs_own(tmp_path):

@@ -1,6 +1,7 @@
 """Pruning and healing in turns, and answers that the unpruned model gives."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,23 +10,19 @@ from typer.testing import CliRunner
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.data import Example
+from shortstack.data.sources import parse_samples
 from shortstack.errors import DataError, InputError, OutputError
-from shortstack.healing import Partial, Schedule, Turns, heal, heal_in_turns
+from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, Turns, heal, heal_in_turns
 from shortstack.healing import iterative as turning
-from shortstack.healing.options import InTurns
 from shortstack.healing.teacher_answers import Answers, prompt_of
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-SHORT = {
-    "data": "pydoc",
-    "method": Partial(last=1),
-    "schedule": Schedule(epochs=1, lr=1e-2),
-    "max_length": 32,
-    "max_samples": 32,
-}
+SHORT = HealingTask(
+    TrainingData("pydoc", max_length=32, max_samples=32), Partial(last=1), schedule=Schedule(epochs=1, lr=1e-2)
+)
 
 
 def weights(directory):
@@ -34,10 +31,10 @@ def weights(directory):
 
 def test_turns_are_prune_and_heal_one_after_the_other(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source"))
-    result = heal_in_turns(source, tmp_path / "out", Turns("3", 2, "reverse"), **SHORT)
-    by_hand = heal(prune(source, plan(8, layers="6-7"), tmp_path / "p1"), tmp_path / "h1", **SHORT)
+    result = heal_in_turns(source, tmp_path / "out", Turns("3", 2, "reverse"), SHORT)
+    by_hand = heal(prune(source, plan(8, layers="6-7"), tmp_path / "p1"), tmp_path / "h1", SHORT)
     second = prune(Checkpoint.open(str(by_hand.output)), plan(6, layers="5"), tmp_path / "p2")
-    heal(second, tmp_path / "h2", **SHORT)
+    heal(second, tmp_path / "h2", SHORT)
     assert weights(tmp_path / "out") == weights(tmp_path / "h2")
     assert result.output == tmp_path / "out"
     healed = Checkpoint.open(str(tmp_path / "out"))
@@ -53,11 +50,11 @@ def test_turns_are_prune_and_heal_one_after_the_other(tmp_path):
 def test_each_turn_scores_the_model_as_it_is_then(tmp_path, monkeypatch):
     source = Checkpoint.open(speaking(tmp_path / "source"))
     scored = []
-    original = turning.score
+    original = turning.choose
     monkeypatch.setattr(
-        turning, "score", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
+        turning, "choose", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
     )
-    heal_in_turns(source, tmp_path / "out", Turns("25%", 1, "bi", samples=4, length=16), **SHORT)
+    heal_in_turns(source, tmp_path / "out", Turns("25%", 1, "bi", samples=4, length=16), SHORT)
     assert [model.anatomy.layers for model in scored] == [8, 7]
 
 
@@ -66,22 +63,22 @@ def test_finished_turns_are_not_repeated_and_other_requests_refused(tmp_path, mo
     turns, healed = Turns("3", 1, "reverse"), []
     original = turning.heal
 
-    def failing(checkpoint, out, **options):
+    def failing(checkpoint, out, *task, **options):
         healed.append(out.name)
         if out.name == "2-healed" and len(healed) == 2:
             raise KeyboardInterrupt
-        return original(checkpoint, out, **options)
+        return original(checkpoint, out, *task, **options)
 
     monkeypatch.setattr(turning, "heal", failing)
     with pytest.raises(KeyboardInterrupt):
-        heal_in_turns(source, tmp_path / "out", turns, **SHORT)
-    with pytest.raises(OutputError, match="--resume"):
-        heal_in_turns(source, tmp_path / "out", turns, **SHORT)
+        heal_in_turns(source, tmp_path / "out", turns, SHORT)
+    with pytest.raises(OutputError, match="resume=True"):
+        heal_in_turns(source, tmp_path / "out", turns, SHORT)
     with pytest.raises(InputError, match=r"turns\.step 1"):
-        heal_in_turns(source, tmp_path / "out", Turns("3", 2, "reverse"), resume=True, **SHORT)
-    heal_in_turns(source, tmp_path / "out", turns, resume=True, **SHORT)
+        heal_in_turns(source, tmp_path / "out", Turns("3", 2, "reverse"), SHORT, resume=True)
+    heal_in_turns(source, tmp_path / "out", turns, SHORT, resume=True)
     assert healed == ["1-healed", "2-healed", "2-healed", "3-healed"]
-    heal_in_turns(source, tmp_path / "whole", turns, **SHORT)
+    heal_in_turns(source, tmp_path / "whole", turns, SHORT)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
@@ -93,7 +90,7 @@ def test_turns_that_cannot_be_are_refused(wrong):
 
 def test_no_more_layers_go_in_a_turn_than_in_all():
     assert Turns("25%", 2).sizes(8) == [2]
-    with pytest.raises(InputError, match="--step: expected 1 to 2 layers at a time, found 3"):
+    with pytest.raises(InputError, match="step: expected 1 to 2 layers at a time, found 3"):
         Turns("25%", 3).sizes(8)
 
 
@@ -143,7 +140,9 @@ def test_answers_in_a_batch_are_likely_ones_of_each_prompt_alone(tmp_path):
 def test_a_healed_model_can_learn_from_answers(tmp_path):
     teacher = Checkpoint.open(speaking(tmp_path / "source"))
     pruned = prune(teacher, plan(8, layers="3"), tmp_path / "pruned")
-    result = heal(pruned, tmp_path / "healed", **SHORT, teacher=teacher, self_generate=True)
+    result = heal(
+        pruned, tmp_path / "healed", replace(SHORT, data=replace(SHORT.data, self_generate=True), teacher=teacher)
+    )
     record = json.loads((tmp_path / "healed" / "shortstack.json").read_text())["healing"]
     assert record["data"]["self_generate"] is True
     assert record["teacher"] == teacher.weights_sha256
@@ -152,7 +151,7 @@ def test_a_healed_model_can_learn_from_answers(tmp_path):
 
 def test_prompts_without_room_for_an_answer_are_an_error(tmp_path):
     teacher = Checkpoint.open(speaking(tmp_path / "source"))
-    with pytest.raises(DataError, match="--max-length"):
+    with pytest.raises(DataError, match="max_length"):
         Answers(teacher, 3).to(EXAMPLES[2:])
 
 
@@ -160,7 +159,7 @@ def test_a_loggers_files_outlive_each_turn(tmp_path):
     """tensorboard's own reader finds the held-out losses that the result tells."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     source = Checkpoint.open(speaking(tmp_path / "source"))
-    result = heal_in_turns(source, tmp_path / "out", Turns("2", 1, "reverse"), **SHORT, loggers=["tensorboard"])
+    result = heal_in_turns(source, tmp_path / "out", Turns("2", 1, "reverse"), replace(SHORT, loggers=["tensorboard"]))
     assert sorted(path.name for path in (tmp_path / "out.logs").iterdir()) == ["1-healed", "2-healed"]
     found = events.EventAccumulator(str(tmp_path / "out.logs" / "2-healed")).Reload().Scalars("eval/loss")
     assert [(event.step, pytest.approx(event.value, abs=1e-6)) for event in found] == list(result.history.held_out)
@@ -191,15 +190,14 @@ def test_what_a_recipe_does_not_do_here_is_said(tmp_path):
     assert "the head is the embedding matrix and stays frozen" in " ".join(result.stderr.split())
 
 
-@pytest.mark.parametrize(("said", "windows"), [("all", None), ("7", 7)])
+@pytest.mark.parametrize(("said", "windows"), [("all", None), ("7", 7), (7, 7)])
 def test_turns_look_at_so_many_windows_or_at_all(said, windows):
-    asked = InTurns(step=1, drop="2", samples=said)
-    asked.check()
-    assert asked.chosen_by == {"samples": windows}
-    assert Turns(asked.drop, asked.step, **asked.chosen_by).samples == windows
+    turns = Turns.of_options({"step": 1, "drop": "2", "samples": said, "metric": None})
+    assert turns == Turns("2", 1, samples=said)
+    assert parse_samples(turns.calibration.samples) == windows
 
 
 @pytest.mark.parametrize("said", ["0", "some"])
 def test_other_numbers_of_windows_are_refused(said):
     with pytest.raises(InputError, match=r"a number of windows, or all"):
-        InTurns(step=1, drop="2", samples=said).check()
+        Turns("2", 1, samples=said)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.healing import Partial, Schedule, heal
+from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.healing.learner import Learner
 from zoo import speaking
 
@@ -25,11 +25,9 @@ def test_healed_experts_are_stored_one_by_one_and_load_as_what_was_trained(dtype
     heal(
         source,
         tmp_path / "healed",
-        data="pydoc",
-        method=Partial(last=2),
-        schedule=Schedule(epochs=1, lr=1e-2),
-        max_length=32,
-        max_samples=64,
+        HealingTask(
+            TrainingData("pydoc", max_length=32, max_samples=64), Partial(last=2), schedule=Schedule(epochs=1, lr=1e-2)
+        ),
     )
     before, after = (load_file(path / "model.safetensors") for path in (directory, tmp_path / "healed"))
     assert before.keys() == after.keys()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.healing import Full, Schedule, heal
+from shortstack.healing import Full, HealingTask, Schedule, TrainingData, heal
 from zoo import speaking
 
 RUN = """
@@ -37,12 +37,9 @@ def test_two_processes_give_the_weights_of_one(environment, tmp_path, monkeypatc
     alone = heal(
         source,
         tmp_path / "alone",
-        data="pydoc",
-        method=Full(),
-        schedule=Schedule(**OPTIONS),
-        max_length=32,
-        max_samples=40,
-        held_out=8,
+        HealingTask(
+            TrainingData("pydoc", max_length=32, max_samples=40, held_out=8), Full(), schedule=Schedule(**OPTIONS)
+        ),
     )
     script = tmp_path / "run.py"
     script.write_text(RUN)

@@ -6,54 +6,48 @@ import pytest
 from typer.testing import CliRunner
 
 from shortstack.cli import app
+from shortstack.cli.heal import HealRun
 from shortstack.errors import InputError
-from shortstack.healing import METHODS, Schedule
-from shortstack.healing.methods import LIBRARIES, method_named
-from shortstack.healing.options import Course, Going, InTurns, Learned, Loss, Part
-from shortstack.healing.recipes import filled, read_recipe, recipe_names
+from shortstack.healing import METHODS, Turns
+from shortstack.healing.method import EXTRAS
+from shortstack.healing.options import option_defaults, task_of
+from shortstack.healing.recipes import HealPart, read_recipe, recipe_names, with_recipe
+from shortstack.healing.task import check_loggers
 
-GROUPS = {"learned": Learned(), "part": Part(), "loss": Loss(), "course": Course(), "turns": InTurns()}
 
-
-def groups(name, typed=()):
-    return filled(GROUPS, name, typed=lambda option: option in typed)
+def values(name, typed=()):
+    return with_recipe(option_defaults(), name, typed=lambda option: option in typed)
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_makes_a_method_a_schedule_and_an_objective(name):
-    recipe, found = read_recipe(name), groups(name)
+    recipe, task = read_recipe(name), task_of(values(name))
     assert recipe.title
-    assert found["part"].made().name == recipe.heal.given["method"]
-    assert found["course"].made().lr == recipe.heal.given["lr"]
-    assert found["loss"].made().loss == recipe.heal.given.get("loss", "sft")
+    assert task.method.name == recipe.heal.given["method"]
+    assert task.schedule.lr == recipe.heal.given["lr"]
+    assert task.objective.loss == recipe.heal.given.get("loss", "sft")
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper-")])
 def test_the_papers_recipes_have_its_schedule(name):
-    recipe, found = read_recipe(name), groups(name)
+    recipe, task = read_recipe(name), task_of(values(name))
     assert recipe.plan.metric == "reverse"
-    schedule = found["course"].made()
+    schedule = task.schedule
     assert (schedule.epochs, schedule.lr, schedule.batch_size, schedule.micro) == (2, 1e-5, 64, 4)
     assert (schedule.warmup_steps, schedule.decay, schedule.max_grad_norm, schedule.seed) == (100, "linear", 1.0, 42)
-    assert found["learned"].data
+    assert task.training_data.data
 
 
 def test_the_papers_partial_recipe_takes_its_steps():
     """51,760 rows less 2,000, two epochs of 64: some 1,555 steps (the paper's own count)."""
-    schedule = groups("paper-last3")["course"].made()
-    assert schedule.steps(51_760 - 2_000) == 1556
-    assert groups("paper-last3")["part"].made().to_dict()["last"] == 3
+    task = task_of(values("paper-last3"))
+    assert task.schedule.steps(51_760 - 2_000) == 1556
+    assert task.method.to_dict()["last"] == 3
 
 
 def test_turns_come_from_the_recipe_with_their_plan():
-    found = groups("paper-iterative-1-4-8")["turns"]
-    assert (found.step, found.drop, found.metric) == (4, "8", "reverse")
-    assert groups("paper-lora")["turns"] == InTurns()
-
-
-def test_the_options_of_the_course_are_a_schedules_with_its_defaults():
-    options = {field.name: field.default for field in fields(Course)}
-    assert options == {field.name: field.default for field in fields(Schedule)}
+    assert Turns.of_options(values("paper-iterative-1-4-8")) == Turns("8", 4, "reverse")
+    assert Turns.of_options(values("paper-lora")) is None
 
 
 def test_a_recipe_cannot_name_the_teacher_nor_the_plan_among_heals_options(tmp_path):
@@ -65,17 +59,16 @@ def test_a_recipe_cannot_name_the_teacher_nor_the_plan_among_heals_options(tmp_p
 
 
 def test_what_was_typed_goes_before_the_recipe():
-    found = groups("paper-last3", typed={"lr", "last"})
-    assert found["course"].lr == Course().lr
-    assert found["part"].last is None
-    assert found["course"].batch_size == 64
+    task = task_of(values("paper-last3", typed={"lr", "last"}))
+    assert task.schedule.lr == option_defaults()["lr"]
+    assert task.method.last is None
+    assert task.schedule.batch_size == 64
 
 
 @pytest.mark.parametrize("option", ["layers", "near_cut"])
 def test_layers_that_are_typed_another_way_go_before_the_recipes_last(option):
-    found = groups("paper-last3", typed={option})["part"]
-    assert found.last is None
-    assert groups("paper-last3")["part"].last == 3
+    assert values("paper-last3", typed={option})["last"] is None
+    assert values("paper-last3")["last"] == 3
 
 
 @pytest.mark.parametrize(
@@ -133,7 +126,7 @@ def test_what_only_the_model_tells_is_explained_with_the_recipes_line_unless_it_
 
     source, path = speaking(tmp_path / "source"), tmp_path / "a.yaml"
     path.write_text("heal:\n  data: pydoc\n  last: 9\n")
-    for words, where in (((), f"{path}, line 3: last"), (("--last", "10"), "--last")):
+    for words, where in (((), f"{path}, line 3: last"), (("--last", "10"), "last")):
         command = ["heal", str(source), "-o", str(tmp_path / "out"), "--recipe", str(path), *words]
         error = CliRunner().invoke(app, command).exception
         assert isinstance(error, InputError)
@@ -157,43 +150,44 @@ def test_tags_of_yaml_build_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
-def test_the_catalogue_knows_the_options_of_each_method(method):
-    pytest.importorskip("peft")
-    assert set(method.options) == {field.name for field in fields(method.load())}
+def test_every_option_of_a_method_is_one_of_heal_and_of_recipes(method):
+    names = {each.name for each in fields(method)}
+    assert names <= option_defaults().keys()
+    assert names <= HealPart.model_fields.keys()
 
 
 @pytest.mark.parametrize("library", ["peft", "bitsandbytes"])
 def test_a_library_that_is_missing_is_named_with_its_extra(library, monkeypatch):
-    monkeypatch.setattr("shortstack.healing.methods.find_spec", lambda name: None if name == library else name)
-    with pytest.raises(InputError, match=f"expected {library}.*shortstack\\[{LIBRARIES[library][1]}\\]"):
-        method_named("qlora").check()
+    monkeypatch.setattr("shortstack.machine.options.find_spec", lambda name: None if name == library else name)
+    with pytest.raises(InputError, match=f"expected {library}.*shortstack\\[{EXTRAS[library][0]}\\]"):
+        METHODS["qlora"]().check()
 
 
 @pytest.mark.parametrize("logger", ["wandb", "trackio", "tensorboard"])
 def test_a_logger_that_is_missing_is_said_with_how_to_install_it(logger, monkeypatch):
-    assert Going(report_to=logger).loggers == [logger]
-    monkeypatch.setattr("shortstack.healing.options.find_spec", lambda _name: None)
+    assert HealRun(report_to=f" {logger}").loggers == [logger]
+    monkeypatch.setattr("shortstack.healing.task.find_spec", lambda _name: None)
     with pytest.raises(InputError, match=f"pip install {logger}") as error:
-        Going(report_to=f" {logger}").check_loggers()
-    assert error.value.where == f"--report-to {logger}"
+        check_loggers([logger])
+    assert error.value.parameter == "report_to"
 
 
 def test_options_that_a_method_does_not_know_are_refused():
-    with pytest.raises(InputError, match="--rank"):
-        Part(method="partial", rank=4).made()
-    with pytest.raises(InputError, match="--last"):
-        Part(method="full", last=2).made()
+    with pytest.raises(InputError, match="rank: expected an option that method='partial' knows"):
+        task_of({"method": "partial", "rank": 4})
+    with pytest.raises(InputError, match="last: "):
+        task_of({"method": "full", "last": 2})
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--step", "1"], "--drop 25% --step 1"),
-        (["--drop", "2"], "--drop 25% --step 1"),
+        (["--step", "1"], "write drop='25%' step=1"),
+        (["--drop", "2"], "write drop='25%' step=1"),
         (["--recipe", "paper-lastt3"], "did you mean paper-last3"),
-        ([], "add --data"),
-        (["--data", "pydoc", "--loss", "mse"], "sft or distill"),
-        (["--data", "pydoc", "--loss", "distill"], "add --teacher"),
+        ([], "add data='pydoc'"),
+        (["--data", "pydoc", "--loss", "mse"], "sft, distill"),
+        (["--data", "pydoc", "--loss", "distill"], "add teacher=MODEL"),
         (["--data", "pydoc", "--optimizer", "adamm"], "adamw_torch"),
         (["--data", "pydoc", "--report-to", "nothing"], "install it, or name another: tensorboard"),
     ],

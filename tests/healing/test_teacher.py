@@ -9,7 +9,7 @@ from shortstack.cli.heal import show_healing
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, likeliest
 from shortstack.errors import CheckpointError, InputError
-from shortstack.healing import Full, Objective, Partial, Schedule, heal
+from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
 from shortstack.healing.frozen import Freezer, Live
 from shortstack.planning import plan
 from shortstack.pruning import prune
@@ -58,7 +58,7 @@ def plain_loss(checkpoint, teacher, objective):
             learnt = torch.tensor(example.learn[1:])
             ours, theirs = (each(input_ids=ids, use_cache=False, output_hidden_states=True) for each in (model, whole))
             logits, wanted = (each.logits[0, :-1][learnt] for each in (ours, theirs))
-            total += float(grouped_divergence(wanted, logits, objective.top, objective.temperature))
+            total += float(grouped_divergence(wanted, logits, objective.top_k, objective.temperature))
             count += int(learnt.sum())
             left, there = (before_norm(each, ids)[0, :-1][learnt].double() for each in (model, whole))
             distance += float(((left - there).square().sum(-1) / there.square().sum(-1)).sum())
@@ -74,7 +74,7 @@ def before_norm(model, ids):
     return found[0]
 
 
-OBJECTIVE = Objective("distill", top=7, temperature=1.5, hidden_weight=0.3)
+OBJECTIVE = Objective("distill", top_k=7, temperature=1.5, hidden_weight=0.3)
 
 
 @pytest.mark.parametrize("kind", ["cut", "another", "repaired"])
@@ -147,13 +147,13 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(tmp_path, capsys)
     result = heal(
         pruned,
         tmp_path / "healed",
-        data="pydoc",
-        method=Full(),
-        objective=Objective("distill"),
-        teacher=teacher,
-        schedule=Schedule(epochs=2, lr=1e-2),
-        max_length=32,
-        max_samples=64,
+        HealingTask(
+            TrainingData("pydoc", max_length=32, max_samples=64),
+            Full(),
+            objective=Objective("distill"),
+            teacher=teacher,
+            schedule=Schedule(epochs=2, lr=1e-2),
+        ),
     )
     held_out = dict(result.history.held_out)
     assert held_out[result.history.best] < 0.9 * held_out[0]
@@ -163,22 +163,26 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("objective", "teacher", "complaint"),
-    [(Objective("distill"), False, "add --teacher"), (Objective(), True, "leave it out")],
+    [(Objective("distill"), False, "add teacher=MODEL"), (Objective(), True, "leave it out")],
 )
 def test_a_teacher_is_there_where_it_is_needed_and_only_there(objective, teacher, complaint, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source"))
     with pytest.raises(InputError, match=complaint):
-        heal(source, tmp_path / "out", data="pydoc", objective=objective, teacher=source if teacher else None)
+        heal(source, tmp_path / "out", HealingTask("pydoc", objective=objective, teacher=source if teacher else None))
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(tmp_path):
     source, other = Checkpoint.open(speaking(tmp_path / "source")), Checkpoint.open(tiny("llama"))
     with pytest.raises(CheckpointError, match="384 tokens"):
-        heal(source, tmp_path / "out", data="pydoc", objective=Objective("distill"), teacher=other, max_samples=8)
+        heal(
+            source,
+            tmp_path / "out",
+            HealingTask(TrainingData("pydoc", max_samples=8), objective=Objective("distill"), teacher=other),
+        )
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"loss": "mse"}, {"top": 0}, {"temperature": 0.0}, {"hidden_weight": -1.0}, {"loss": "sft", "top": 8}]
+    "wrong", [{"loss": "mse"}, {"top_k": 0}, {"temperature": 0.0}, {"hidden_weight": -1.0}, {"loss": "sft", "top_k": 8}]
 )
 def test_objectives_of_impossible_numbers_are_refused(wrong):
     with pytest.raises(InputError):

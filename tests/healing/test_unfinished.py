@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import CheckpointError, InputError, OutputError
-from shortstack.healing import Objective, Partial, Schedule, heal, healer
+from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer
 from zoo import speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -20,21 +20,24 @@ SCHEDULE = {"epochs": 3, "lr": 1e-2, "batch_size": 8}
 KILLED = """
 import sys; sys.path[:0] = {path!r}
 import os, signal
-from shortstack import training
+from shortstack.healing import training
 from shortstack.checkpoint.checkpoint import Checkpoint
-from shortstack.healing import Partial, Schedule, heal
+from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 training.KEEP_SECONDS, training.SHARE = 0.0, 1e9
 def kill(stage, done, _total, note):
     if stage == "healing" and done == 4:
         os.kill(os.getpid(), signal.{signal})
-heal(Checkpoint.open({source!r}), {out!r}, data="pydoc", method=Partial(last=1), schedule=Schedule(**{schedule!r}),
-     max_length=32, max_samples=48, progress=kill)
+data = TrainingData("pydoc", max_length=32, max_samples=48)
+task = HealingTask(data, Partial(last=1), schedule=Schedule(**{schedule!r}))
+heal(Checkpoint.open({source!r}), {out!r}, task, progress=kill)
 """
 
 
 def healed(source, out, *, schedule=SCHEDULE, **options):
-    settings = {"data": "pydoc", "method": Partial(last=1), "max_length": 32, "max_samples": 48, **options}
-    return heal(source, out, schedule=Schedule(**schedule), **settings)
+    names = {name: options.pop(name) for name in ("resume", "progress") if name in options}
+    data = TrainingData("pydoc", max_length=32, max_samples=options.pop("max_samples", 48))
+    settings = {"method": Partial(last=1), **options}
+    return heal(source, out, HealingTask(data, schedule=Schedule(**schedule), **settings), **names)
 
 
 def killed(source, out, number):
@@ -151,7 +154,7 @@ def test_going_on_says_what_it_goes_on_with(tmp_path, monkeypatch):
     assert out.is_dir()
 
     shutil.rmtree(out)
-    monkeypatch.setattr(healer.Task, "run", interrupted)
+    monkeypatch.setattr(healer.HealingRun, "train", interrupted)
     CliRunner().invoke(app, command)
     assert CliRunner().invoke(app, command).stderr.startswith("The unfinished run")
 

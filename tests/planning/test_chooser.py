@@ -15,7 +15,7 @@ TEXT, FLOAT32 = CalibrationText(samples=8, length=16), Compute(dtype="float32")
 
 def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):
     checkpoint, choice = Checkpoint.open(speaking(tmp_path / "model")), Choice("repaired-window", "25%")
-    assert choice.one_window
+    assert choice.how.name == "block"
     chosen = choose(checkpoint, choice, TEXT, compute=FLOAT32)
     assert chosen.scores.window == 2
     values = chosen.scores.window_scores["repaired-window"]

@@ -14,6 +14,7 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError, PlanError
 from shortstack.planning import Choice, select
+from shortstack.planning.layer_sets import Removal
 from shortstack.planning.measured import Budget, search
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
@@ -99,7 +100,9 @@ def test_a_search_that_may_see_every_set_finds_the_best(amount, allowed):
     )  # what is held out is what was fitted, so that the best of one is the best of the other
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     everything = Budget(generations=30, offspring=10, survivors=40, patience=30)
-    found = search(decoder, Tokens(sample, "made", False, 0), amount=amount, allowed=allowed, budget=everything)
+    found = search(
+        decoder, Tokens(sample, "made", False, 0), Removal(amount, allowed, METRICS["kl"]), budget=everything
+    )
     sets = list(itertools.combinations(allowed, amount))
     values = dict(zip(sets, naive.divergences(checkpoint.directory, IDS[:1], sets), strict=True))
     assert found.removed == min(values, key=values.get)
@@ -110,9 +113,9 @@ def test_a_search_that_may_see_every_set_finds_the_best(amount, allowed):
 
 def test_a_search_is_repeatable_and_judged_on_samples_it_did_not_fit():
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
-    options = {"amount": 3, "allowed": range(8), "budget": Budget(3, 6, 3)}
-    found = search(decoder, TOKENS, **options, seed=5)
-    assert search(decoder, TOKENS, **options, seed=5) == found
+    removal, budget = Removal(3, range(8), METRICS["kl"], seed=5), Budget(3, 6, 3)
+    found = search(decoder, TOKENS, removal, budget=budget)
+    assert search(decoder, TOKENS, removal, budget=budget) == found
     judged = naive.divergences(Checkpoint.open(tiny("llama")).directory, IDS[3:4], [found.removed])
     assert found.compared["search"] == pytest.approx(judged[0], rel=1e-4)
 

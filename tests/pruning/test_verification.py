@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
-from shortstack.healing import Partial, Schedule, heal
+from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.planning import plan
 from shortstack.pruning import prune, verify
 from shortstack.pruning.verification import cut_of
@@ -80,11 +80,9 @@ def healed(source: Checkpoint, out: Path) -> Checkpoint:
     heal(
         source,
         out,
-        data="pydoc",
-        method=Partial(last=1),
-        schedule=Schedule(epochs=1, lr=1e-2),
-        max_length=32,
-        max_samples=16,
+        HealingTask(
+            TrainingData("pydoc", max_length=32, max_samples=16), Partial(last=1), schedule=Schedule(epochs=1, lr=1e-2)
+        ),
     )
     return Checkpoint.open(out)
 

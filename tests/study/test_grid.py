@@ -101,6 +101,11 @@ def test_the_trials_seed_is_that_of_healing():
     assert trial.heal_arguments["seed"] == 7
 
 
+def test_calibration_reads_all_windows_where_that_is_asked_for():
+    (found,) = trials("models: [a]\nmetrics: [bi]\ncalibration: {samples: all}\n")
+    assert found["calibration"] == {"text": "pydoc", "samples": "all", "length": 128, "seed": None}
+
+
 def test_calibration_keeps_its_own_seed_or_takes_the_trials():
     text = "models: [a]\nmetrics: [bi]\nseeds: [1, 2]\ncalibration: [{seed: 9}, {samples: 5}]\n"
     found = parse_study(text, where="s").trials
@@ -140,6 +145,9 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("models: [a]\nmetrics: [pppl]\n", "line 2: metric: expected one of random.*did you mean ppl"),
         ("models: [a]\nmetrics: [ppl]\ndrop: 250%\n", "line 3: drop: expected a count, or a percentage"),
         ("models: [a]\nmetrics: [ppl]\ndrop:\n- 8\n- 120%\n", "line 5: drop: "),
+        ("models: [a]\nmetrics: [ppl]\ncalibration: {samples: 0}\n", "line 3: samples: .*windows, or all"),
+        ("models: [a]\nmetrics: [ppl]\ncalibration: {length: 3}\n", "line 3: length: expected at least 4"),
+        ("models: [a]\nmetrics: [ppl]\nrepair: {samples: 3}\n", "line 3: .*samples: .*greater than or equal to 4"),
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*strategy: step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),

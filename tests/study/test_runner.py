@@ -71,7 +71,11 @@ def test_results_are_what_the_verbs_give(tmp_path, study_data):
     pruned = ss.prune(source, plan, tmp_path / "pruned")
     schedule = ss.Schedule(epochs=1, batch_size=4)
     data_file = str(study_data / "lines.jsonl")
-    ss.heal(pruned, tmp_path / "healed", data=data_file, method=ss.Partial(last=1), schedule=schedule, max_length=32)
+    ss.heal(
+        pruned,
+        tmp_path / "healed",
+        ss.HealingTask(ss.TrainingData(data_file, max_length=32), ss.Partial(last=1), schedule=schedule),
+    )
     healed = Checkpoint.open(tmp_path / "healed")
     judged = ss.evaluate(healed, perplexity=[str(study_data / "text.txt")], length=16, samples=2)
     results = {role: data["steps"][key][-1] for role, key in roles.items()}

@@ -116,7 +116,7 @@ def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
 
 
 def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch):
-    monkeypatch.setattr("shortstack.healing.methods.find_spec", lambda _name: None)
+    monkeypatch.setattr("shortstack.machine.options.find_spec", lambda _name: None)
     with pytest.raises(InputError, match=r"shortstack\[lora\]"):
         shrunk(tiny, data="pydoc")
     assert not (tiny / "out.study").exists()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +14,12 @@ import typer
 from shortstack.checkpoint.writer import check_absent
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.option_groups import Only
+from shortstack.cli.option_groups import Only, Values
 from shortstack.cli.options import Out, Report, Source
 from shortstack.errors import OutputError
-from shortstack.healing.options import Asked, Course, Going, InTurns, Learned, Loss, Part
+from shortstack.healing import Partial, Turns
+from shortstack.healing.methods import MethodOptions, check_known
+from shortstack.healing.options import COMPONENTS, task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import size
 from shortstack.machine.progress import first_process, say
@@ -25,8 +27,58 @@ from shortstack.planning.layer_sets import show_layers
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.healing import Healing
+    from shortstack.healing import Healing, HealingTask
     from shortstack.healing.forecast import Forecast
+    from shortstack.machine.progress import Progress
+
+METHOD_OPTIONS = [each.name for each in fields(MethodOptions) if each.name != "method"]
+
+
+@dataclass(frozen=True)
+class HealRun:
+    """How a run is kept, and what it tells."""
+
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A preset (`shortstack ls recipes`) or a .yaml file; typed options go before it.", show_default=False
+        ),
+    ] = None
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume", help="Go on with an unfinished run, or start it again.", show_default=False
+        ),
+    ] = None
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep on disk what frozen layers and the teacher give.")
+    ] = True
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would train, and about how much memory and time it takes.")
+    ] = False
+    report_to: Annotated[
+        str | None, typer.Option(help="Comma-separated loggers: tensorboard, trackio, wandb.", show_default=False)
+    ] = None
+    plot: Annotated[Path | None, typer.Option(help="Draw the loss curve: an .svg, .png or .pdf file.")] = None
+
+    @property
+    def loggers(self) -> list[str]:
+        """The loggers that are named."""
+        return [name.strip() for name in self.report_to.split(",")] if self.report_to else []
+
+    def check(self, output: Path) -> None:
+        """Say what is wrong with where results go, before anything heavy is imported."""
+        if self.plot:
+            plots.check_picture(self.plot)
+        if self.resume and output.is_dir():
+            raise OutputError(
+                output,
+                expected="an unfinished run to go on with",
+                found="its output: that run has ended",
+                fix="leave it, or name another -o for a new run",
+            )
+        if not self.dry_run:
+            check_absent(output)
 
 
 @verb()
@@ -34,49 +86,54 @@ def heal(
     context: typer.Context,
     directory: Annotated[str, typer.Argument(help="The pruned checkpoint (or any model).", show_default=False)],
     output: Out,
-    learned: Learned,
-    part: Part,
-    loss: Loss,
-    course: Course,
-    turns: InTurns,
-    going: Going,
+    options: Annotated[dict[str, Any], Values(*COMPONENTS)],
+    turning: Annotated[dict[str, Any], Values(Turns, given=True)],
+    run: HealRun,
     compute: Annotated[Compute, Only("device")],
     source: Source,
     report: Report,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="The unpruned model, for distill and --self-generate.",
+            show_default=False,
+            rich_help_panel="What is minimised",
+        ),
+    ] = None,
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 
     What is frozen is computed once and kept on disk.
     """
-    asked, typed = Asked(learned, part, loss, course, turns), functools.partial(_typed, context)
-    with _lines_named(going.recipe, typed):
-        if going.recipe:
-            asked = _filled(asked, going.recipe, typed)
-        asked.check()
-        asked.part.check_typed(typed)
-        _check_going(going, output)
+    typed = functools.partial(_typed, context)
+    with _lines_named(run.recipe, typed):
+        values = {**options, **turning}
+        if run.recipe:
+            from shortstack.healing.recipes import with_recipe
+
+            values = with_recipe(values, run.recipe, typed)
+        turns = Turns.of_options(values)
+        task = task_of(values, compute=compute, loggers=run.loggers)
+        check_known(type(task.method), {name: values[name] for name in METHOD_OPTIONS if typed(name)})
+        task.check(teacher)
+        run.check(output)
         with report.bars() as progress:
             alone = replace(source, revision=None)  # --revision is of the model that heals
             checkpoint = source.open(directory, progress)
-            _remark(checkpoint, going.recipe, asked, report)
-            options: dict[str, Any] = {
-                **asked.arguments(),
-                "teacher": alone.open(asked.loss.teacher, progress) if asked.loss.teacher else None,
-                "device": compute.device,
-                "progress": progress,
-            }
-            if going.dry_run:
-                return _foretell(checkpoint, options, asked.turns, report)
-            result = _healed(checkpoint, output, asked.turns, going, options)
+            _remark(checkpoint, run.recipe, task, turns, report)
+            task = replace(task, teacher=alone.open(teacher, progress) if teacher else None)
+            if run.dry_run:
+                return _foretell(checkpoint, task, turns, report)
+            result = _healed(checkpoint, output, task, turns, run, progress)
     if not first_process():
         return None
-    if going.plot:
-        plots.loss_curve(result.history, going.plot, title=str(output))
+    if run.plot:
+        plots.loss_curve(result.history, run.plot, title=str(output))
     if report.json:
         console.show_json(result.to_dict())
     else:
         show_healing(result)
-        if asked.turns.step:
+        if turns:
             console.show(_gone(checkpoint, result))
     report.next_step("evaluate", output, *alone.words)
     return None
@@ -97,42 +154,19 @@ def _lines_named(recipe: str | None, typed: Callable[[str], bool]) -> AbstractCo
     return named_by_line(recipe, typed)
 
 
-def _filled(asked: Asked, recipe: str, typed: Callable[[str], bool]) -> Asked:
-    """With the recipe's values where nothing was typed."""
-    from shortstack.healing.recipes import filled
-
-    groups = {each.name: getattr(asked, each.name) for each in fields(asked)}
-    return Asked(**filled(groups, recipe, typed=typed))
-
-
-def _check_going(going: Going, output: Path) -> None:
-    """Say what is wrong with where results go, before anything heavy is imported."""
-    going.check_loggers()
-    if going.plot:
-        plots.check_picture(going.plot)
-    if going.resume and output.is_dir():
-        raise OutputError(
-            output,
-            expected="an unfinished run to go on with",
-            found="its output: that run has ended",
-            fix="leave it, or name another -o for a new run",
-        )
-    if not going.dry_run:
-        check_absent(output)
-
-
-def _healed(checkpoint: Checkpoint, output: Path, turns: InTurns, going: Going, options: Mapping[str, Any]) -> Healing:
+def _healed(
+    checkpoint: Checkpoint, output: Path, task: HealingTask, turns: Turns | None, run: HealRun, progress: Progress
+) -> Healing:
     """heal(), or heal_in_turns() where turns are asked for."""
-    from shortstack.healing import Turns, heal_in_turns
     from shortstack.healing import heal as heal_checkpoint
+    from shortstack.healing import heal_in_turns
     from shortstack.healing.unfinished import Unfinished
 
-    if going.resume and first_process():
-        say(Unfinished(output, "turns" if turns.step else "training").told())
-    kept: dict[str, Any] = {"cache": going.cache, "resume": going.resume, "loggers": going.loggers}
-    if turns.step and turns.drop:
-        return heal_in_turns(checkpoint, output, Turns(turns.drop, turns.step, **turns.chosen_by), **options, **kept)
-    return heal_checkpoint(checkpoint, output, **options, **kept)
+    if run.resume and first_process():
+        say(Unfinished(output, "turns" if turns else "training").told())
+    if turns:
+        return heal_in_turns(checkpoint, output, turns, task, cache=run.cache, resume=run.resume, progress=progress)
+    return heal_checkpoint(checkpoint, output, task, cache=run.cache, resume=run.resume, progress=progress)
 
 
 def _gone(checkpoint: Checkpoint, result: Healing) -> str:
@@ -145,30 +179,29 @@ def _gone(checkpoint: Checkpoint, result: Healing) -> str:
     return f"Layers {show_layers(sorted(first - kept))} went in all. The table is of the last turn."
 
 
-def _remark(checkpoint: Checkpoint, recipe: str | None, asked: Asked, report: Report) -> None:
-    """Say what somebody may expect that will not be done."""
-    part = asked.part
-    if recipe and not asked.turns.step and checkpoint.record.get("verb") not in ("prune", "heal"):
+def _remark(checkpoint: Checkpoint, recipe: str | None, task: HealingTask, turns: Turns | None, report: Report) -> None:
+    """Say what somebody may expect of a recipe that will not be done."""
+    if not recipe:
+        return
+    if not turns and checkpoint.record.get("verb") not in ("prune", "heal"):
         report.warn(
             f"{checkpoint.source} is not cut, and heal only heals: `shortstack shrink` carries out a recipe's plan, too"
         )
-    if recipe and part.method == "partial" and part.head is None and not part.untie_head and checkpoint.anatomy.tied:
+    method = task.method
+    if isinstance(method, Partial) and method.head is None and not method.untie_head and checkpoint.anatomy.tied:
         report.warn("the head is the embedding matrix and stays frozen; --untie-head trains a head of its own")
 
 
-def _foretell(checkpoint: Checkpoint, options: Mapping[str, Any], turns: InTurns, report: Report) -> None:
+def _foretell(checkpoint: Checkpoint, task: HealingTask, turns: Turns | None, report: Report) -> None:
     """What healing would take; in turns, what the first of them would."""
-    from shortstack.healing import Turns
     from shortstack.healing.forecast import forecast
-    from shortstack.healing.healer import Task
 
-    found = forecast(Task.of(checkpoint, **options))
-    if turns.step and turns.drop:
-        sizes = Turns(turns.drop, turns.step, **turns.chosen_by).sizes(checkpoint.anatomy.layers)
-        found = replace(found, turns=tuple(sizes))
+    forecasted = forecast(checkpoint, task)
+    if turns:
+        forecasted = replace(forecasted, turns=tuple(turns.sizes(checkpoint.anatomy.layers)))
     if report.json:
-        return console.show_json(found.to_dict())
-    show_forecast(found)
+        return console.show_json(forecasted.to_dict())
+    show_forecast(forecasted)
     report.say("the same command without --dry-run")
     return None
 

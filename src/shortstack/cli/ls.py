@@ -34,7 +34,7 @@ def ls(
 
     listings = {
         Listing.metrics: [asdict(each) for each in METRICS.values()],
-        Listing.methods: [asdict(each) for each in METHODS.values()],
+        Listing.methods: [{"name": each.name, "trains": each.trains, "paper": each.paper} for each in METHODS.values()],
         Listing.recipes: [{"name": name, "title": title} for name, title in recipe_titles().items()],
         Listing.tasks: [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
     }

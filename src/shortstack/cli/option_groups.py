@@ -29,11 +29,36 @@ class Only(tuple[str, ...]):
         return super().__new__(cls, names)
 
 
+class Values(tuple[Any, ...]):
+    """Dataclasses of whose fields a verb gets the values by name, in one dictionary: they are made later.
+
+    given: None stands where nothing was typed, whatever the field's default.
+    """
+
+    given: bool
+
+    def __new__(cls, *components: Any, given: bool = False) -> Values:
+        made = super().__new__(cls, components)
+        made.given = given
+        return made
+
+
+class Section(NamedTuple):
+    """A dataclass, and those of its fields that are options, each with its default."""
+
+    component: Any
+    options: list[tuple[Field[Any], Any]]
+
+
 class Group(NamedTuple):
-    """A dataclass as a parameter of a verb, and those of its fields that are options there."""
+    """A parameter of a verb that stands for the options of its sections; made: what it is made by from their values."""
 
     made: Any
-    fields: list[Field[Any]]
+    sections: list[Section]
+
+    @property
+    def fields(self) -> list[Field[Any]]:
+        return [field for section in self.sections for field, _ in section.options]
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
@@ -61,31 +86,37 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
 def _group(hint: Any) -> Group | None:
     made, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    if not is_dataclass(made):
-        return None
+    values = next((note for note in notes if isinstance(note, Values)), None)
+    if values is not None:
+        return Group(dict, [_section(component, given=values.given) for component in values])
     only = next((note for note in notes if isinstance(note, Only)), None)
-    return Group(
-        made,
-        [
-            field
-            for field in fields(made)
-            if (field.name in only if only else "option" in field.metadata or "Annotated" in str(field.type))
-        ],
-    )
+    return Group(made, [_section(made, only)]) if is_dataclass(made) else None
+
+
+def _section(component: Any, only: Only | None = None, *, given: bool = False) -> Section:
+    options = [
+        field
+        for field in fields(component)
+        if (field.name in only if only else "option" in field.metadata or "Annotated" in str(field.type))
+    ]
+    return Section(component, [(field, None if given else field.default) for field in options])
 
 
 def _options(group: Group) -> Iterator[inspect.Parameter]:
-    """A parameter for each field, under the first sentence of the group's docstring."""
-    heading = inspect.cleandoc(group.made.__doc__).partition(".")[0]
-    hints = get_type_hints(group.made, include_extras=True)
-    for field in group.fields:
-        hint = hints[field.name]
-        kind, said = get_args(hint) if get_origin(hint) is Annotated else (_typed(hint), _said(field, hint))
-        said = copy(said)  # groups share some
-        said.rich_help_panel = heading
-        yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, said]
-        )
+    """A parameter for each field, under the first sentence of its dataclass's docstring."""
+    for section in group.sections:
+        heading = inspect.cleandoc(section.component.__doc__).partition(".")[0]
+        hints = get_type_hints(section.component, include_extras=True)
+        for field, default in section.options:
+            hint = hints[field.name]
+            kind, said = get_args(hint) if get_origin(hint) is Annotated else (_typed(hint), _said(field, hint))
+            said = copy(said)  # groups share some
+            said.rich_help_panel = heading
+            if default is not field.default:
+                kind, said.show_default = kind | None, False
+            yield inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, said]
+            )
 
 
 def _said(field: Field[Any], hint: Any) -> Any:

@@ -26,8 +26,7 @@ from shortstack.evaluation.degeneration import Collapse, check_collapse, collaps
 from shortstack.evaluation.perplexity import measure
 from shortstack.evaluation.tasks import ask
 from shortstack.healing import heal
-from shortstack.healing.methods import method_named
-from shortstack.healing.options import heal_arguments, heal_groups
+from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.formats import number, size
@@ -282,13 +281,12 @@ def healing(data: str, *, device: str = "auto", progress: Progress = silent) -> 
     Raises:
         InputError: a library that its method needs is not installed.
     """
-    found = {**read_recipe(RECIPE).heal.given, "data": data}
-    method_named(found["method"]).check()
-    options = heal_arguments(*heal_groups(found))
+    task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
+    task.method.check()
 
     def healed(pruned: Checkpoint, out: Path) -> Checkpoint:
         with torch.enable_grad():  # contenders are judged without
-            heal(pruned, out, **options, device=device, progress=progress)
+            heal(pruned, out, task, progress=progress)
         return Checkpoint.open(out)
 
     return healed

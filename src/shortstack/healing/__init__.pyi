@@ -1,16 +1,16 @@
 from . import dataset as dataset
 from . import forecast as forecast
 from . import healer as healer
-from . import layer_choice as layer_choice
 from . import methods as methods
 from . import options as options
 from . import recipes as recipes
+from . import task as task
 from . import training as training
 from . import unfinished as unfinished
+from .dataset import TrainingData as TrainingData
 from .full import Full as Full
 from .healer import Healing as Healing
 from .healer import heal as heal
-from .iterative import Turns as Turns
 from .iterative import heal_in_turns as heal_in_turns
 from .lora import DoRA as DoRA
 from .lora import Lora as Lora
@@ -20,3 +20,5 @@ from .methods import METHODS as METHODS
 from .objective import Objective as Objective
 from .partial import Partial as Partial
 from .schedule import Schedule as Schedule
+from .task import HealingTask as HealingTask
+from .turns import Turns as Turns

@@ -1,54 +1,79 @@
-"""What a model learns from, in numbers: how many samples, of what length, and how many of them are held out."""
+"""What a model learns from: which text or instructions, how many samples of what length, and how many are held out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shortstack.data.sources import check_source
 from shortstack.errors import DataError, InputError, parameter
+from shortstack.machine.options import check_options, option
 
 HELD_OUT_SHARE = 0.05
+DATA = "Text or instructions: pydoc, .txt, .jsonl or .json (text, alpaca, dolly, chat or prompt), or a hub dataset."
 
 
-def kept_back(samples: int, held_out: int | None = None) -> int:
-    """How many of so many samples are held out: as many as was said, else a share."""
+def held_out_count(samples: int, held_out: int | None = None) -> int:
+    """How many of so many samples are held out: the number that is given, else a share."""
     return held_out or max(1, round(samples * HELD_OUT_SHARE))
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """What is learnt from; the fields are heal()'s."""
+class TrainingData:
+    """What the model learns from.
 
-    data: str
-    max_length: int = 256
-    max_samples: int | None = None
-    held_out: int | None = None
-    self_generate: bool = False
+    max_samples counts the held-out ones, too. self_generate: the teacher's own answers are learnt instead of those in the
+    data.
+    """
 
-    def check(self) -> None:
-        """Refuse numbers that leave nothing to learn."""
-        for name, least in (("max_length", 4), ("max_samples", 2), ("held_out", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(parameter(name), expected=f"at least {least}", found=str(value), fix="ask for more")
+    data: str | None = option(None, help=DATA)
+    max_length: int = option(256, help="Longest sample, in tokens.", minimum=4)
+    max_samples: int | None = option(None, help="Use at most this many samples.", minimum=2)
+    held_out: int | None = option(None, help="Samples held out. Default: 5 %.", minimum=1)
+    self_generate: bool = option(False, help="Let the teacher answer the prompts, and learn from that.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
         if self.max_samples is not None and (self.held_out or 0) >= self.max_samples:
             raise InputError(
                 parameter("held_out"),
                 expected=f"fewer than the {self.max_samples} samples of "
                 f"{parameter('max_samples')}, or none is left to train on",
                 found=str(self.held_out),
-                fix=f"write {parameter('held_out', kept_back(self.max_samples))}, or raise {parameter('max_samples')}",
+                fix=f"write {parameter('held_out', held_out_count(self.max_samples))}, "
+                f"or raise {parameter('max_samples')}",
             )
 
+    @property
+    def source(self) -> str:
+        """Where the samples come from.
+
+        Raises:
+            InputError: nothing was named.
+        """
+        if not self.data:
+            fix = f"add {parameter('data', 'pydoc')}"
+            raise InputError(parameter("data"), expected="text or instructions to learn from", found="none", fix=fix)
+        return self.data
+
+    def check(self) -> None:
+        """Refuse data that is not named or not there, before minutes of work; the hub is not asked.
+
+        Raises:
+            InputError: none is named.
+            DataError: there is no such file, or the name can be none of the hub's.
+        """
+        check_source(self.source)
+
     def held_out_of(self, samples: int) -> int:
-        """How many of the samples are held out.
+        """How many of the samples that were read are held out.
 
         Raises:
             DataError: none would be left to train on.
         """
-        held_out = kept_back(samples, self.held_out)
+        held_out = held_out_count(samples, self.held_out)
         if samples <= held_out:
             raise DataError(
-                self.data,
+                self.source,
                 expected=f"more than the {held_out} samples that are held out",
                 found=str(samples),
                 fix=f"give more data, or a smaller {parameter('held_out')}",

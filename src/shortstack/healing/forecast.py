@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from shortstack.checkpoint import Checkpoint
 from shortstack.data import Example
 from shortstack.decoder import Decoder
 from shortstack.decoder.layer_io import State
 from shortstack.decoder.wrapping import LOGIT_BYTES
-from shortstack.healing.healer import Task
+from shortstack.healing.healer import HealingRun
 from shortstack.healing.learner import Learner, counted
+from shortstack.healing.task import HealingTask
 
 STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, and AdamW's two means
 # Bytes of activations per token, layer and number of the hidden state, in 16 bits (Korthikanti et al., arXiv 2205.05198,
@@ -49,18 +51,18 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(task: Task) -> Forecast:
+def forecast(checkpoint: Checkpoint, task: HealingTask) -> Forecast:
     """Nothing is trained or written; the data is read, and one layer is timed.
 
     Raises:
         as heal(), of what can be known before training.
     """
-    task.check()
-    examples = task.examples()
-    held_out, first = task.lessons.held_out_of(len(examples)), task.method.first(task.checkpoint)
-    frozen = task.freezer.planned(examples, first)
-    decoder = task.decoder(first)
-    learner = Learner(decoder, first, task.method.prepare(task.checkpoint, decoder), task.objective)
+    run = HealingRun(checkpoint, task)
+    run.check()
+    examples = run.examples()
+    held_out = task.training_data.held_out_of(len(examples))
+    frozen = run.freezer.planned(examples, run.first)
+    learner = run.learner(run.decoder())
     training = examples[held_out:]
     return Forecast(
         learner.trainable_parameters,
@@ -70,32 +72,32 @@ def forecast(task: Task) -> Forecast:
         sum(len(example.ids) for example in training),
         sum(sum(counted(example)) for example in training),
         task.schedule.steps(len(training)),
-        _memory(task, learner),
+        _memory(run, learner),
         frozen.size,
         sum(each.size for each in frozen.kept if not each.kept),
-        _seconds(task, decoder, first, training, walked=any(not each.kept for each in frozen.kept)),
+        _seconds(run, learner.decoder, training, walked=any(not each.kept for each in frozen.kept)),
     )
 
 
-def _memory(task: Task, learner: Learner) -> int:
+def _memory(run: HealingRun, learner: Learner) -> int:
     decoder = learner.decoder
     resident = sum(weight.nbytes for weight in decoder.model.parameters() if not weight.is_meta)
     trained = sum(weight.nbytes for weight in learner.parameters() if weight.requires_grad)
     running = len(decoder.layers) - learner.first
-    tokens = task.schedule.micro * task.lessons.max_length
+    tokens = run.task.schedule.micro * run.task.training_data.max_length
     width = decoder.model.get_submodule(decoder.anatomy.embedding).weight.shape[1]
     activations = tokens * width * running * ACTIVATION_BYTES
-    return int(resident - trained + trained // 4 * STATE_BYTES + activations + 2 * LOGIT_BYTES[task.device == "cpu"])
+    return int(resident - trained + trained // 4 * STATE_BYTES + activations + 2 * LOGIT_BYTES[run.device == "cpu"])
 
 
-def _seconds(task: Task, decoder: Decoder, first: int, training: Sequence[Example], *, walked: bool) -> float:
+def _seconds(run: HealingRun, decoder: Decoder, training: Sequence[Example], *, walked: bool) -> float:
     """Time of the frozen walk, if there is one, and of all epochs: a backward pass takes twice a forward one."""
     layer, head = layer_seconds(decoder), head_seconds(decoder)
     tokens, learnt = sum(len(each.ids) for each in training), sum(sum(counted(each)) for each in training)
-    layers = len(decoder.layers)
-    walk = tokens * layer * (first + (task.teacher.anatomy.layers if task.objective.teaches and task.teacher else 0))
-    epoch = 3 * (tokens * layer * (layers - first) + learnt * head)
-    return walk * walked + epoch * task.schedule.epochs
+    teacher = run.freezer.teacher
+    walk = tokens * layer * (run.first + (teacher.anatomy.layers if teacher else 0))
+    epoch = 3 * (tokens * layer * (len(decoder.layers) - run.first) + learnt * head)
+    return walk * walked + epoch * run.task.schedule.epochs
 
 
 @torch.no_grad()

@@ -121,7 +121,7 @@ class Freezer:
     @cached_property
     def top(self) -> int:
         """How many of the teacher's likeliest tokens are kept: at least one of the vocabulary is among the others."""
-        return min(self.objective.top, self.checkpoint.vocabulary - 1)
+        return min(self.objective.top_k, self.checkpoint.vocabulary - 1)
 
     @property
     def _asked(self) -> list[float]:

@@ -3,63 +3,75 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
-
-from shortstack.checkpoint import Checkpoint
-from shortstack.decoder import Decoder
 from shortstack.errors import InputError, parameter
+from shortstack.healing.method import HealingMethod
+from shortstack.machine.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.decoder import Decoder
 
 
-@dataclass(frozen=True)
-class Head:
-    """trained: None is what the method does by itself. untied: a head tied to the embedding becomes a matrix of its own."""
+@dataclass(frozen=True, kw_only=True)
+class TrainedHead(HealingMethod):
+    """Whether the head trains. default_head: what the method does with a head of its own where nothing is said."""
 
-    trained: bool | None = None
-    untied: bool = False
+    default_head: ClassVar[bool] = False
 
-    def trains(self, checkpoint: Checkpoint, *, default: bool) -> bool:
+    head: bool | None = option(None, help="Train the head. Default: with partial, unless it is tied to the embedding.")
+    untie_head: bool = option(False, help="Make a tied head a matrix of its own and train it; adds parameters.")
+
+    def trains_head(self, checkpoint: Checkpoint) -> bool:
         """Whether the head is among what trains. A tied one never is, unless it is untied.
 
         Raises:
             InputError: a tied head is asked to train, or a head of its own to be untied.
         """
         tied = checkpoint.anatomy.tied
-        if self.untied and not tied:
+        if self.untie_head and not tied:
             raise InputError(
                 parameter("untie_head"),
                 expected="a head tied to the embedding",
                 found="a head of its own",
                 fix="leave the option out",
             )
-        if self.trained and tied and not self.untied:
+        if self.head and tied and not self.untie_head:
             raise InputError(
                 parameter("head"),
                 expected="a head of its own to train",
                 found="one tied to the embedding",
                 fix=f"add {parameter('untie_head', True)}, or leave the head frozen",
             )
-        if self.trained is not None:
-            return self.trained
-        return self.untied or (default and not tied)
+        if self.head is not None:
+            return self.head
+        return self.untie_head or (self.default_head and not tied)
 
-    def prepare(self, decoder: Decoder) -> None:
+    def first(self, checkpoint: Checkpoint) -> int:
+        self.trains_head(checkpoint)
+        return super().first(checkpoint)
+
+    def untie(self, decoder: Decoder) -> None:
         """Give the head a matrix of its own, if it is to have one."""
+        from torch import nn
+
         head = decoder.model.get_submodule(decoder.anatomy.head)
-        if self.untied:
+        if self.untie_head:
             head.weight = nn.Parameter(head.weight.detach().clone())
 
     def added_bytes(self, checkpoint: Checkpoint) -> int:
-        """Bytes the healed checkpoint has more than the pruned one: an untied head is a second embedding."""
-        if not self.untied:
+        """An untied head is a second embedding."""
+        if not self.untie_head:
             return 0
         embedding: Tensor = checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight
         return round(embedding.numel() * checkpoint.weight_bytes / checkpoint.parameters)
 
     def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """The config fields that give the head a matrix of its own, in a multimodal config at both levels."""
-        if not self.untied:
+        """What gives the head a matrix of its own, in a multimodal config at both levels."""
+        if not self.untie_head:
             return {}
         key, untied = checkpoint.anatomy.text_key, {"tie_word_embeddings": False}
         return {**untied, key: {**checkpoint.config[key], **untied}} if key else untied

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
 
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.record import provenance
@@ -22,31 +21,15 @@ from shortstack.data import Example, read_examples
 from shortstack.decoder import Decoder
 from shortstack.errors import CheckpointError, TrainingError, parameter
 from shortstack.healing.batches import Data
-from shortstack.healing.dataset import Lessons
 from shortstack.healing.frozen import Freezer, Frozen, Live
 from shortstack.healing.learner import Learner
-from shortstack.healing.objective import Objective
-from shortstack.healing.partial import Partial
-from shortstack.healing.schedule import Schedule
+from shortstack.healing.task import HealingTask
 from shortstack.healing.teacher_answers import Answers
 from shortstack.healing.training import History, Place, train, training_device
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, silent
-
-
-class Method(Protocol):
-    """A way to heal: which part of a model trains, and what of it is written."""
-
-    name: ClassVar[str]
-
-    def to_dict(self) -> dict[str, Any]: ...
-    def first(self, checkpoint: Checkpoint, /) -> int: ...
-    def prepare(self, checkpoint: Checkpoint, decoder: Decoder, /) -> Mapping[str, nn.Module]: ...
-    def tensors(self, checkpoint: Checkpoint, learner: Learner, /) -> dict[str, StoredTensor]: ...
-    def added_bytes(self, checkpoint: Checkpoint, /) -> int: ...
-    def config(self, checkpoint: Checkpoint, /) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -98,28 +81,18 @@ class Healing:
 def heal(
     checkpoint: Checkpoint,
     out: str | Path,
+    task: HealingTask | str,
     *,
-    data: str,
-    method: Method | None = None,
-    objective: Objective | None = None,
-    schedule: Schedule | None = None,
-    teacher: Checkpoint | None = None,
-    max_length: int = 256,
-    max_samples: int | None = None,
-    held_out: int | None = None,
-    self_generate: bool = False,
     cache: bool = True,
     resume: bool | None = None,
-    loggers: Sequence[str] = (),
-    device: str = "auto",
     progress: Progress = silent,
 ) -> Healing:
-    """Train `method`'s part of the checkpoint on `data` (text or instructions) and write the result to the new `out`.
+    """Train the part of the checkpoint that the task's method names, and write the result to the new `out`.
 
-    Some samples are held out (5 % unless a number is given) and never trained on; the weights with the lowest loss on them
-    are written. What is frozen, and what a teacher says, is computed once and kept in the cache (cache=False: anew for
-    every batch). self_generate: the teacher's own answers are learnt instead of those in the data. The state of the
-    training is kept beside `out`, and goes when it ends; resume says what to do with one that is there.
+    task: its data alone, text or instructions, where all else is as usual. Some samples are held out (5 % unless a number
+    is given) and never trained on; the weights with the lowest loss on them are written. What is frozen, and what a teacher
+    says, is computed once and kept in the cache (cache=False: anew for every batch). The state of the training is kept
+    beside `out`, and goes when it ends; resume says what to do with one that is there.
 
     Raises:
         DataError: the data cannot be read.
@@ -129,64 +102,41 @@ def heal(
         TrainingError: losses or gradients were no numbers; nothing is written.
     """
     started = time.perf_counter()
-    task = Task.of(
-        checkpoint,
-        data=data,
-        method=method,
-        objective=objective,
-        schedule=schedule,
-        teacher=teacher,
-        max_length=max_length,
-        max_samples=max_samples,
-        held_out=held_out,
-        self_generate=self_generate,
-        loggers=loggers,
-        device=device,
-        progress=progress,
-    )
-    task.check()
-    nbytes = checkpoint.weight_bytes + task.method.added_bytes(checkpoint)
+    run = HealingRun(checkpoint, HealingTask(task) if isinstance(task, str) else task, progress)
+    run.check()
+    nbytes = checkpoint.weight_bytes + run.task.method.added_bytes(checkpoint)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
-    examples = task.examples()
-    asked = task.asked(examples)
+    examples = run.examples()
+    record = run.record(examples)
     unfinished = Unfinished(writer.out)
-    with task.processes.main_process_first():
-        folder = unfinished.open(asked, resume=resume if task.processes.is_main_process else True)
+    with run.processes.main_process_first():
+        folder = unfinished.open(record, resume=resume if run.processes.is_main_process else True)
     try:
-        trained, history = task.run(examples, folder, cache=cache)
+        trained, history = run.train(examples, folder, cache=cache)
     except TrainingError:  # the state leads nowhere
         unfinished.remove()
         raise
     seconds = round(time.perf_counter() - started, 3)
-    healing = {**asked, "history": asdict(history)}
-    if task.processes.is_main_process:
+    healing = {**record, "history": asdict(history)}
+    if run.processes.is_main_process:
         _write(writer, checkpoint, trained, {**provenance(checkpoint, "heal", seconds), "healing": healing}, progress)
         unfinished.remove()
-    task.processes.wait_for_everyone()
-    return Healing(writer.out, task.method.name, task.objective.loss, trained.parameters, history, seconds, peak_rss())
+    run.processes.wait_for_everyone()
+    method, loss = run.task.method.name, run.task.objective.loss
+    return Healing(writer.out, method, loss, trained.parameters, history, seconds, peak_rss())
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to train, on what, how, and where."""
+class HealingRun:
+    """A checkpoint that heals as a task says, on this machine."""
 
     checkpoint: Checkpoint
-    lessons: Lessons
-    method: Method
-    schedule: Schedule
-    objective: Objective
-    teacher: Checkpoint | None = None
-    device: str = "cpu"
-    loggers: Sequence[str] = ()
+    task: HealingTask
     progress: Progress = silent
 
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, *, device: str = "auto", **options: Any) -> Task:
-        """The task of heal()'s options; what is left out, or None, is what heal() takes by itself."""
-        given = {name: value for name, value in options.items() if value is not None}
-        lessons = Lessons(**{each.name: given.pop(each.name) for each in fields(Lessons) if each.name in given})
-        usual = {"method": Partial(), "schedule": Schedule(), "objective": Objective()}
-        return cls(checkpoint, lessons, device=training_device(device), **{**usual, **given})
+    @cached_property
+    def device(self) -> str:
+        return training_device(self.task.compute.device)
 
     @cached_property
     def processes(self) -> PartialState:
@@ -200,73 +150,81 @@ class Task:
 
     @cached_property
     def freezer(self) -> Freezer:
-        teacher = self.teacher if self.objective.teaches else None
-        return Freezer(self.checkpoint, self.dtype, self.device, self.objective, teacher, self.progress)
+        teacher = self.task.teacher if self.task.objective.teaches else None
+        return Freezer(self.checkpoint, self.dtype, self.device, self.task.objective, teacher, self.progress)
+
+    @cached_property
+    def first(self) -> int:
+        """The first layer that is not frozen."""
+        return self.task.method.first(self.checkpoint)
 
     def check(self) -> None:
         """Say what cannot be before anything is read."""
-        self.lessons.check()
-        self.schedule.check()
+        self.task.check()
         _check_trainable(self.checkpoint)
-        teacher = self.teacher.source if self.teacher else None
-        self.objective.check_teacher(teacher, answers=self.lessons.self_generate)
-        self.method.first(self.checkpoint)
+        self.task.method.first(self.checkpoint)
 
     def examples(self) -> list[Example]:
         """The samples, the held-out ones first."""
-        lessons, seed = self.lessons, self.schedule.seed
-        found = read_examples(lessons.data, self.checkpoint.tokenizer(), max_length=lessons.max_length, seed=seed)
-        found = found[: lessons.max_samples]
-        if self.teacher and lessons.self_generate:
+        data, seed = self.task.training_data, self.task.schedule.seed
+        examples = read_examples(data.source, self.checkpoint.tokenizer(), max_length=data.max_length, seed=seed)
+        examples = examples[: data.max_samples]
+        if self.task.teacher and data.self_generate:
             with self.processes.main_process_first():
-                answers = Answers(self.teacher, lessons.max_length, seed, self.device, self.dtype)
-                found = answers.to(found, progress=self.progress)
-        return found
+                answers = Answers(self.task.teacher, data.max_length, seed, self.device, self.dtype)
+                examples = answers.to(examples, progress=self.progress)
+        return examples
 
-    def asked(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def record(self, examples: Sequence[Example]) -> dict[str, Any]:
         """What the outcome depends on."""
-        told = repr([(example.ids, example.learn) for example in examples])
+        task = self.task
+        content = repr([(example.ids, example.learn) for example in examples])
         return {
             "weights": self.checkpoint.weights_sha256,
-            "method": self.method.to_dict(),
-            "objective": asdict(self.objective),
-            "teacher": self.teacher and self.teacher.weights_sha256,
-            "schedule": self.schedule.to_dict(),
-            "data": {**asdict(self.lessons), "sha256": hashlib.sha256(told.encode()).hexdigest()},
+            "method": task.method.to_dict(),
+            "objective": asdict(task.objective),
+            "teacher": task.teacher and task.teacher.weights_sha256,
+            "schedule": task.schedule.to_dict(),
+            "data": {**asdict(task.training_data), "sha256": hashlib.sha256(content.encode()).hexdigest()},
             "samples": len(examples),
         }
 
-    def run(self, examples: Sequence[Example], folder: Path, *, cache: bool) -> tuple[Trained, History]:
+    def train(self, examples: Sequence[Example], folder: Path, *, cache: bool) -> tuple[Trained, History]:
         """Compute what is frozen, or find it on disk; then train."""
-        held_out = self.lessons.held_out_of(len(examples))
+        task = self.task
+        held_out = task.training_data.held_out_of(len(examples))
         frozen, decoder = self._frozen(examples, cache=cache)
-        learner = Learner(decoder, frozen.first, self.method.prepare(self.checkpoint, decoder), self.objective)
-        if self.schedule.gradient_checkpointing:
+        learner = self.learner(decoder)
+        if task.schedule.gradient_checkpointing:
             decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
         training = range(held_out, len(examples))
         data = Data(training, range(held_out), frozen.lengths[held_out:], frozen.collate)
         logs = folder.with_suffix(".logs")
-        place = Place(self.device, self.dtype == torch.bfloat16, self.loggers, logs, self.progress)
-        history = train(learner, data, self.schedule, folder, place=place)
-        tensors = self.method.tensors(self.checkpoint, learner)
-        return Trained(tensors, learner.trainable_parameters, self.method.config(self.checkpoint)), history
+        place = Place(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress)
+        history = train(learner, data, task.schedule, folder, place=place)
+        tensors = task.method.tensors(self.checkpoint, learner)
+        return Trained(tensors, learner.trainable_parameters, task.method.config(self.checkpoint)), history
+
+    def learner(self, decoder: Decoder) -> Learner:
+        """What trains of the decoder."""
+        task = self.task
+        return Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
 
     def _frozen(self, examples: Sequence[Example], *, cache: bool) -> tuple[Frozen | Live, Decoder]:
-        first = self.method.first(self.checkpoint)
         if not cache:
             decoder = self._loaded(self.checkpoint)
-            if first:
+            if self.first:
                 decoder.check_bare(f"train all layers: {parameter('last', self.checkpoint.anatomy.layers)}")
             teacher = self._loaded(self.freezer.teacher) if self.freezer.teacher else None
-            return Live(self.freezer, examples, first, decoder, teacher), decoder
+            return Live(self.freezer, examples, self.first, decoder, teacher), decoder
         with self.processes.main_process_first():
-            frozen = self.freezer.fill(self.freezer.planned(examples, first))
-        return frozen, self.decoder(first)
+            frozen = self.freezer.fill(self.freezer.planned(examples, self.first))
+        return frozen, self.decoder()
 
-    def decoder(self, first: int) -> Decoder:
-        """The model that trains, without weights for the layers before `first`."""
-        if first:
-            return Decoder.tail(self.checkpoint, first, dtype=self.dtype, device=self.device)
+    def decoder(self) -> Decoder:
+        """The model that trains, without weights for the layers that are frozen."""
+        if self.first:
+            return Decoder.tail(self.checkpoint, self.first, dtype=self.dtype, device=self.device)
         return self._loaded(self.checkpoint)
 
     def _loaded(self, checkpoint: Checkpoint) -> Decoder:

@@ -1,82 +1,79 @@
-"""Which layers of a pruned model train."""
+"""Which layers of a pruned model train: the options of a method that does not train all of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from shortstack.checkpoint.record import near_cuts
 from shortstack.errors import InputError, parameter
+from shortstack.healing.method import HealingMethod
+from shortstack.machine.options import option
 from shortstack.planning.layer_sets import parse_layers
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True)
-class Places:
-    """Layers by number, near cuts, or last.
+@dataclass(frozen=True, kw_only=True)
+class TrainedLayers(HealingMethod):
+    """Layers by number, near cuts, or the last ones; none of them: the last `default_last`, of which None is all.
 
-    layers: these, as the pruned model numbers them, such as "10-13,21"; near_cut: so many on both sides of each cut; last:
-    so many at the end. None of them: what the method does by itself.
+    Layers have the numbers that the pruned model gives them.
     """
 
-    last: int | None = None
-    layers: str | None = None
-    near_cut: int | None = None
+    default_last: ClassVar[int | None] = None
 
-    def check(self) -> None:
-        """Say what is wrong whatever the model.
+    last: int | None = option(None, help="So many of the last layers. Default: 3; adapters: all.", minimum=0)
+    layers: str | None = option(None, help="Train exactly these: 10-13,21 (as the pruned model numbers them).")
+    near_cut: int | None = option(None, help="Train so many layers on both sides of each cut.", minimum=1)
 
-        Raises:
-            InputError: two ways to name layers, numbers out of range, or names that are none.
-        """
+    def __post_init__(self) -> None:
+        super().__post_init__()
         given = [parameter(name) for name in ("layers", "near_cut", "last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InputError(
                 given[0], expected=f"{given[0]} alone", found=f"{given[1]} beside it", fix="give one of them"
             )
-        for name, value, least in ((parameter("last"), self.last, 0), (parameter("near_cut"), self.near_cut, 1)):
-            if value is not None and value < least:
-                raise InputError(
-                    name, expected=f"at least {least}", found=str(value), fix=f"write {name} {max(least, 1)}"
-                )
         if self.layers is not None:
             parse_layers(self.layers)
 
-    def found(self, checkpoint: Checkpoint, default: int) -> tuple[int, ...]:
-        """The layers, in order; the last `default` of them where nothing is said.
+    def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
+        """The layers that train, in order.
 
         Raises:
-            InputError: more layers than there are, two ways to name them, or no cut to be near to.
+            InputError: more layers than there are, or no cut to be near to.
         """
+        from shortstack.checkpoint.record import near_cuts
+
         count = checkpoint.anatomy.layers
-        self.check()
         if self.layers is not None:
-            return self._named(count)
-        last = min(default, count) if self.last is None else self.last
-        for name, value, least in ((parameter("last"), last, 0), (parameter("near_cut"), self.near_cut, 1)):
+            return self._named_layers(count)
+        for name, least in (("last", 0), ("near_cut", 1)):
+            value = getattr(self, name)
             if value is not None and value > count:
                 expected = f"between {least} and the model's {count} layers"
-                raise InputError(name, expected=expected, found=str(value), fix="train fewer layers")
+                raise InputError(parameter(name), expected=expected, found=str(value), fix="train fewer layers")
         if self.near_cut is not None:
             return near_cuts(checkpoint, self.near_cut)
-        return tuple(range(count - last, count))
+        return tuple(range(count - self._last_of(count), count))
 
-    def counted(self, count: int, default: int) -> tuple[int, int]:
-        """How many layers train and how many run for it, of a model of `count` layers whose cuts are not known yet.
-
-        One cut is counted for near_cut, and all layers run. Otherwise as `found`.
-        """
+    def layer_counts(self, layers: int) -> tuple[int, int]:
+        """As HealingMethod.layer_counts; for near_cut one cut is counted, and all layers run."""
         if self.layers is not None:
-            named = self._named(count)
-            return len(named), count - named[0]
+            named = self._named_layers(layers)
+            return len(named), layers - named[0]
         if self.near_cut is not None:
-            return min(2 * self.near_cut, count), count
-        last = min(default if self.last is None else self.last, count)
-        return last, last
+            return min(2 * self.near_cut, layers), layers
+        return self._last_of(layers), self._last_of(layers)
 
-    def _named(self, count: int) -> tuple[int, ...]:
+    def first(self, checkpoint: Checkpoint) -> int:
+        return min(self.trained_layers(checkpoint), default=checkpoint.anatomy.layers)
+
+    def _last_of(self, count: int) -> int:
+        last = self.default_last if self.last is None else self.last
+        return count if last is None else min(last, count)
+
+    def _named_layers(self, count: int) -> tuple[int, ...]:
         named = tuple(sorted(set(parse_layers(self.layers or ""))))
         if named[-1] >= count:
             raise InputError(

@@ -3,111 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.safetensors import StoredTensor
-from shortstack.checkpoint.weights import Edit, edited_tensors, stored_tensors
-from shortstack.decoder import Decoder
-from shortstack.decoder.quantisation import bitsandbytes, four_bit
 from shortstack.errors import InputError, parameter
-from shortstack.healing.head import Head
-from shortstack.healing.layer_choice import Places
-from shortstack.healing.learner import Learner
-from shortstack.healing.methods import check_adapter
+from shortstack.healing.head import TrainedHead
+from shortstack.healing.layer_choice import TrainedLayers
+from shortstack.machine.options import option
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
+    from torch import Tensor, nn
+
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.checkpoint.safetensors import StoredTensor
+    from shortstack.decoder import Decoder
+    from shortstack.healing.learner import Learner
 
 
 ADAPTER = "default"
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(TrainedHead, TrainedLayers):
     """W + alpha / r B A, with A and B trained (Hu et al., arXiv 2106.09685); in every layer unless some are named.
 
-    rank, alpha, dropout: the paper's are 8, 16 and 0.05 (Lu et al., 4.1). targets: comma-separated last parts of the names
-    of matrices, such as q_proj,v_proj; None is all matrices of a layer. The head trains whole, if it is asked to.
+    The defaults are the paper's (Lu et al., 4.1). targets: comma-separated last parts of the names of matrices; None is all
+    matrices of a layer. The head trains whole, if it is asked to.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
-    targets: str | None = None
-    last: int | None = None
-    layers: str | None = None
-    near_cut: int | None = None
-    head: bool | None = None
-    untie_head: bool = False
     name: ClassVar[str] = "lora"
-    variant: ClassVar[Mapping[str, bool]] = {}
+    trains: ClassVar[str] = "low-rank adapters in every layer, merged at the end"
+    paper: ClassVar[str] = "arXiv 2106.09685"
+    needs: ClassVar[tuple[str, ...]] = ("peft",)
+    variant: ClassVar[Mapping[str, bool]] = {}  # more arguments of peft.LoraConfig
+
+    rank: int = option(8, help="Rank of adapters.", minimum=1)
+    alpha: float = option(16.0, help="Adapters count alpha / rank.", above=0)
+    dropout: float = option(0.05, help="Share of what enters an adapter that is left out.", minimum=0, below=1)
+    targets: str | None = option(None, help="Matrices that get adapters: q_proj,v_proj. Default: all of a layer.")
 
     def __post_init__(self) -> None:
-        check_adapter(rank=self.rank, alpha=self.alpha, dropout=self.dropout, last=self.last)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}
-
-    @property
-    def _head(self) -> Head:
-        return Head(self.head, self.untie_head)
-
-    def adapted_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        """The layers that get adapters, in order."""
-        return Places(self.last, self.layers, self.near_cut).found(checkpoint, checkpoint.anatomy.layers)
-
-    def first(self, checkpoint: Checkpoint) -> int:
-        """The first layer that is not frozen.
-
-        Raises:
-            InputError: layers or a head that cannot train, or peft is not installed.
-        """
-        _peft()
-        self._head.trains(checkpoint, default=False)
-        return min(self.adapted_layers(checkpoint), default=checkpoint.anatomy.layers)
+        super().__post_init__()
+        if self.last == 0:
+            expected = "at least one layer for adapters to be in"
+            raise InputError(parameter("last"), expected=expected, found="0", fix="leave it out for all layers")
 
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
         """Put adapters in; what of them trains, by its name."""
-        self._head.prepare(decoder)
-        places = list(self._places(checkpoint, decoder))
-        self._quantise(decoder, places)
-        config = _peft().LoraConfig(
+        import peft
+
+        self.untie(decoder)
+        matrices = list(self._matrices(checkpoint, decoder))
+        self._quantise(decoder, matrices)
+        config = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=places,
+            target_modules=matrices,
             bias="none",
             **self.variant,
         )
-        _peft().inject_adapter_in_model(config, decoder.model)
-        found = {
+        peft.inject_adapter_in_model(config, decoder.model)
+        trained = {
             f"{name}.{kind}": part[ADAPTER]
             for name, layer in _adapted(decoder)
             for kind in ("lora_A", "lora_B", "lora_magnitude_vector")
             if ADAPTER in (part := getattr(layer, kind))
         }
-        if self._head.trains(checkpoint, default=False):
-            found[decoder.anatomy.head] = decoder.model.get_submodule(decoder.anatomy.head)
-        return found
+        if self.trains_head(checkpoint):
+            trained[decoder.anatomy.head] = decoder.model.get_submodule(decoder.anatomy.head)
+        return trained
 
-    def _quantise(self, decoder: Decoder, places: Sequence[str]) -> None:
+    def _quantise(self, decoder: Decoder, matrices: Sequence[str]) -> None:
         """Nothing here; QLoRA turns the matrices into 4 bits."""
 
-    def _places(self, checkpoint: Checkpoint, decoder: Decoder) -> Iterator[str]:
+    def _matrices(self, checkpoint: Checkpoint, decoder: Decoder) -> Iterator[str]:
         """The names of the matrices that get adapters.
 
         Raises:
             InputError: a target that no matrix of those layers is called.
         """
+        from torch import nn
+
         wanted = {name.strip() for name in self.targets.split(",")} if self.targets else None
         there = {
             f"{decoder.anatomy.layer(layer)}.{name}": name.rpartition(".")[2]
-            for layer in self.adapted_layers(checkpoint)
+            for layer in self.trained_layers(checkpoint)
             for name, module in decoder.layers[layer].named_modules()
             if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
         }
@@ -123,17 +105,12 @@ class Lora:
 
     def tensors(self, checkpoint: Checkpoint, learner: Learner) -> dict[str, StoredTensor]:
         """The stored weights with the adapters added in fp32, and the head where it trained."""
+        from shortstack.checkpoint.weights import Edit, edited_tensors, stored_tensors
+
         edits = {f"{name}.weight": Edit(_change(layer).cpu()) for name, layer in _adapted(learner.decoder)}
         head = f"{learner.decoder.anatomy.head}.weight"
         trained = {name: weight for name, weight in learner.trained_tensors().items() if name == head}
         return edited_tensors(checkpoint, edits) | stored_tensors(checkpoint, trained)
-
-    def added_bytes(self, checkpoint: Checkpoint) -> int:
-        return self._head.added_bytes(checkpoint)
-
-    def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """The config fields that change."""
-        return self._head.config(checkpoint)
 
 
 @dataclass(frozen=True)
@@ -141,6 +118,8 @@ class RsLora(Lora):
     """alpha / sqrt(r) instead of alpha / r (Kalajdzievski, arXiv 2312.03732)."""
 
     name: ClassVar[str] = "rslora"
+    trains: ClassVar[str] = "the same, scaled by the root of the rank"
+    paper: ClassVar[str] = "arXiv 2312.03732"
     variant: ClassVar[Mapping[str, bool]] = {"use_rslora": True}
 
 
@@ -149,6 +128,8 @@ class DoRA(Lora):
     """The direction of W + alpha / r B A, with a trained length for each row (Liu et al., arXiv 2402.09353)."""
 
     name: ClassVar[str] = "dora"
+    trains: ClassVar[str] = "the same, with a trained length for each row"
+    paper: ClassVar[str] = "arXiv 2402.09353"
     variant: ClassVar[Mapping[str, bool]] = {"use_dora": True}
 
 
@@ -160,13 +141,16 @@ class QLora(Lora):
     """
 
     name: ClassVar[str] = "qlora"
+    trains: ClassVar[str] = "low-rank adapters beside matrices held in 4 bits"
+    paper: ClassVar[str] = "arXiv 2305.14314"
+    needs: ClassVar[tuple[str, ...]] = ("peft", "bitsandbytes")
 
-    def first(self, checkpoint: Checkpoint) -> int:
-        bitsandbytes(parameter("method", "qlora"))
-        return super().first(checkpoint)
+    def _quantise(self, decoder: Decoder, matrices: Sequence[str]) -> None:
+        from torch import nn
 
-    def _quantise(self, decoder: Decoder, places: Sequence[str]) -> None:
-        for place in places:
+        from shortstack.decoder.quantisation import four_bit
+
+        for place in matrices:
             matrix = decoder.model.get_submodule(place)
             if not isinstance(matrix, nn.Linear):
                 raise InputError(
@@ -188,26 +172,18 @@ def _adapted(decoder: Decoder) -> Iterator[tuple[str, LoraLayer]]:
             yield name, module
 
 
-@torch.no_grad()
 def _change(layer: LoraLayer) -> Tensor:
     """What merging the adapter adds to the layer's weight, in fp32 and laid out as it is."""
-    if not layer.use_dora.get(ADAPTER):
-        change: Tensor = layer.get_delta_weight(ADAPTER).float()
-        return change
-    weight = layer.get_base_layer().weight
-    before = weight.data
-    weight.data = before.float()
-    layer.merge()
-    found: Tensor = weight.data - before.float()
-    weight.data = before
-    return found
+    import torch
 
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise InputError(
-            parameter("method"), expected="peft, for adapters", found=str(error), fix="pip install 'shortstack[lora]'"
-        ) from error
-    return peft
+    with torch.no_grad():
+        if not layer.use_dora.get(ADAPTER):
+            change: Tensor = layer.get_delta_weight(ADAPTER).float()
+            return change
+        weight = layer.get_base_layer().weight
+        before = weight.data
+        weight.data = before.float()
+        layer.merge()
+        merged: Tensor = weight.data - before.float()
+        weight.data = before
+        return merged

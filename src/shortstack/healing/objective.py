@@ -5,41 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shortstack.errors import InputError, parameter
+from shortstack.machine.options import changed_options, check_options, option
 
 LOSSES = ("sft", "distill")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: sft is next-token cross-entropy; distill is KL from a teacher, T^2 KL(p || q) at temperature T.
+    """What is minimised.
 
-    top: so many of the teacher's likeliest tokens count by themselves, all others as one. hidden_weight: of the squared
-    distance between what leaves the last layer and what leaves the teacher's, over the teacher's squared norm.
+    sft is next-token cross-entropy; distill is KL from a teacher, T^2 KL(p || q) at temperature T. top_k: so many of the
+    teacher's likeliest tokens count by themselves, all others as one. hidden_weight: of the squared distance between what
+    leaves the last layer and what leaves the teacher's, over the teacher's squared norm.
     """
 
-    loss: str = "sft"
-    top: int = 64
-    temperature: float = 1.0
-    hidden_weight: float = 0.0
+    loss: str = option("sft", help="sft: the next token; distill: what the teacher says of it.", choices=LOSSES)
+    top_k: int = option(64, help="So many of the teacher's likeliest tokens count by themselves.", minimum=1)
+    temperature: float = option(1.0, help="Temperature of teacher and model.", above=0)
+    hidden_weight: float = option(0.0, help="Weight of the distance between last hidden states.", minimum=0)
 
     def __post_init__(self) -> None:
-        for name, value, fits, expected in (
-            (parameter("loss"), self.loss, self.loss in LOSSES, " or ".join(LOSSES)),
-            (parameter("top_k"), self.top, self.top >= 1, "at least 1"),
-            (parameter("temperature"), self.temperature, 0 < self.temperature < float("inf"), "a number above 0"),
-            (parameter("hidden_weight"), self.hidden_weight, 0 <= self.hidden_weight < float("inf"), "0 or more"),
-        ):
-            if not fits:
-                raise InputError(name, expected=expected, found=repr(value), fix="`shortstack heal --help` explains it")
-        shaping = [
-            name for name in ("top", "temperature", "hidden_weight") if getattr(self, name) != vars(Objective)[name]
-        ]
+        check_options(self)
+        shaping = changed_options(self)
         if self.loss == "sft" and shaping:
             raise InputError(
                 parameter("loss", "sft"),
                 expected=f"no {parameter('top_k')}, {parameter('temperature')} or "
                 f"{parameter('hidden_weight')}: they shape distillation",
-                found=", ".join(f"{name} {getattr(self, name)}" for name in shaping),
+                found=", ".join(f"{name} {value}" for name, value in shaping.items()),
                 fix=f"add {parameter('loss', 'distill')}",
             )
 
@@ -47,18 +40,3 @@ class Objective:
     def teaches(self) -> bool:
         """Whether it needs a teacher."""
         return self.loss == "distill"
-
-    def check_teacher(self, teacher: str | None, *, answers: bool) -> None:
-        """Refuse a teacher that nobody asks, and a question without one. answers: whether the teacher writes the targets.
-
-        Raises:
-            InputError: as said.
-        """
-        if (self.teaches or answers) != (teacher is not None):
-            raise InputError(
-                parameter("teacher"),
-                expected=f"a teacher for {parameter('loss', 'distill')} or "
-                f"{parameter('self_generate', True)}, and only there",
-                found=teacher or "none",
-                fix="leave it out" if teacher else f"add {parameter('teacher', 'MODEL')}, the unpruned model",
-            )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib import resources
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import create_model
 
 from shortstack.errors import InputError, parameter
-from shortstack.healing.layer_choice import Places
-from shortstack.healing.options import Course, InTurns, Learned, Loss, Part, check_healing, heal_groups
+from shortstack.healing.layer_choice import TrainedLayers
+from shortstack.healing.options import COMPONENTS, task_of
 from shortstack.machine import yamlfile
 from shortstack.planning.layer_sets import check_choice
 from shortstack.scoring.metrics import metric_named
@@ -42,17 +42,7 @@ class Recipe(yamlfile.Part):
     heal: yamlfile.Part = yamlfile.Part()
 
 
-def _heal_part() -> type[yamlfile.Part]:
-    """The options of heal that a recipe can set: not those of the plan, nor the teacher, which is a model of one's own."""
-    elsewhere = {"teacher", *(field.name for field in fields(InTurns))} - {"step"}
-    groups = (Learned, Part, Loss, Course, InTurns)
-    hints = {name: hint for group in groups for name, hint in get_type_hints(group, include_extras=True).items()}
-    listed = [field for group in groups for field in fields(group) if field.name not in elsewhere]
-    known: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in listed}
-    return create_model("HealPart", __base__=yamlfile.Part, **known)
-
-
-HealPart = _heal_part()
+HealPart = yamlfile.part_of("HealPart", *COMPONENTS, step=(int | None, None))  # not the teacher: a model of one's own
 _Read = create_model("Recipe", __base__=Recipe, heal=(HealPart, HealPart()))
 
 
@@ -73,12 +63,12 @@ def read_recipe(name: str) -> Recipe:
     Raises:
         InputError: there is none, it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
     """
-    found = yamlfile.parsed(_text(name), _Read, where=name)
+    recipe = yamlfile.parsed(_text(name), _Read, where=name)
     with named_by_line(name, parts=("plan",)):
-        _check_plan(found.plan)
+        _check_plan(recipe.plan)
     with named_by_line(name):
-        check_healing(*heal_groups(found.heal.given))
-    return found
+        task_of(recipe.heal.given)
+    return recipe
 
 
 def _check_plan(plan: PlanPart) -> None:
@@ -90,28 +80,18 @@ def _check_plan(plan: PlanPart) -> None:
         check_choice(plan.drop, plan.layers, block=plan.block)
 
 
-def filled(groups: Mapping[str, Any], recipe: str, typed: Callable[[str], bool]) -> dict[str, Any]:
-    """The groups of options with the recipe's values where nothing was typed.
+def with_recipe(values: Mapping[str, Any], name: str, typed: Callable[[str], bool]) -> dict[str, Any]:
+    """Option values of heal by name, with the recipe's where nothing was typed.
 
     Raises:
         InputError: as read_recipe.
     """
-    found = read_recipe(recipe)
-    values = {**found.heal.given, **_in_turns(found)}
-    places = [field.name for field in fields(Places)]
-    if any(map(typed, places)):  # which layers train is one thing, however it is said
-        values = {name: value for name, value in values.items() if name not in places}
-    return {
-        name: replace(
-            group,
-            **{
-                field.name: values[field.name]
-                for field in fields(group)
-                if field.name in values and not typed(field.name)
-            },
-        )
-        for name, group in groups.items()
-    }
+    recipe = read_recipe(name)
+    given = {**recipe.heal.given, **_in_turns(recipe)}
+    ways = [each.name for each in fields(TrainedLayers)]
+    if any(map(typed, ways)):  # which layers train is one thing, however it is said
+        given = {option: value for option, value in given.items() if option not in ways}
+    return {**values, **{option: value for option, value in given.items() if not typed(option)}}
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from shortstack.errors import InputError, parameter
+from shortstack.machine.options import check_installed, check_options, option
 
 DECAYS = (  # transformers' schedules that ask for nothing but the steps
     "linear",
@@ -28,7 +28,10 @@ OPTIMIZERS = (
     "adamw_8bit",
     "paged_adamw_8bit",
 )
-LEAST = {"warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "eval_steps": 1, "patience": 1}
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}."
 
 
 @dataclass(frozen=True)
@@ -36,60 +39,34 @@ class Schedule:
     """How long and how fast to train.
 
     The paper's are epochs 2, lr 1e-5, batch 64, 100 warm-up steps, linear decay (Lu et al., 4.1), for some 1,500 steps;
-    the defaults suit shorter runs. micro_batch_size: samples held at once; None is the largest divisor of batch_size up
-    to 16. decay, optimizer: one of DECAYS, of OPTIMIZERS. max_grad_norm: 0 is no limit. eval_steps: steps between held-out
-    losses; None is once an epoch. patience: held-out losses without a lower one after which to stop; None is never.
+    the defaults suit shorter runs. eval_steps: None is once an epoch. patience: None never stops early.
     """
 
-    epochs: float = 2
-    lr: float = 1e-4
-    batch_size: int = 16
-    micro_batch_size: int | None = None
-    warmup_steps: int = 100
-    decay: str = "linear"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = False
-    eval_steps: int | None = None
-    patience: int | None = None
-    seed: int = 0
+    epochs: float = option(2, help="Passes over the data.", above=0)
+    lr: float = option(1e-4, help="Peak learning rate.", above=0)
+    batch_size: int = option(16, help="Samples per optimizer step.", minimum=1)
+    micro_batch_size: int | None = option(
+        None, help="Samples held at once. Default: the largest divisor of the batch up to 16.", minimum=1
+    )
+    warmup_steps: int = option(100, help="Warm-up steps, at most; never more than a tenth of all.", minimum=0)
+    decay: str = option("linear", help=_either(DECAYS), choices=DECAYS)
+    weight_decay: float = option(0.0, help="Weight decay of AdamW.", minimum=0)
+    max_grad_norm: float = option(1.0, help="Longer gradients are shortened to this; 0: none is.", minimum=0)
+    optimizer: str = option("adamw_torch", help=_either(OPTIMIZERS), choices=OPTIMIZERS)
+    gradient_checkpointing: bool = option(False, help="Compute layers twice, and keep less for it.")
+    eval_steps: int | None = option(None, help="Steps between held-out losses. Default: an epoch.", minimum=1)
+    patience: int | None = option(None, help="Stop after so many held-out losses without a lower one.", minimum=1)
+    seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:
-        for name, usual in (("epochs", "2"), ("lr", "1e-4")):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise InputError(
-                    parameter(name),
-                    expected="a number above 0",
-                    found=str(value),
-                    fix=f"write {parameter(name, usual)}",
-                )
-
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise InputError(
-                    parameter(name), expected=f"a number, at least {least}", found=str(value), fix="leave it out"
-                )
-        micro = self.micro
-        if self.batch_size < 1 or not 1 <= micro <= self.batch_size or self.batch_size % micro:
+        check_options(self)
+        if self.batch_size % self.micro:
             raise InputError(
                 parameter("batch_size"),
                 expected="a number of samples, and a micro-batch that divides it",
-                found=f"{self.batch_size} in micro-batches of {micro}",
+                found=f"{self.batch_size} in micro-batches of {self.micro}",
                 fix="leave the micro-batch out",
             )
-        if not 0 <= self.seed < 2**32:
-            raise InputError(
-                parameter("seed"), expected="0 to 2**32 - 1", found=str(self.seed), fix="name another seed"
-            )
-        for name, known in (("decay", DECAYS), ("optimizer", OPTIMIZERS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise InputError(
-                    parameter(name), expected=f"one of {', '.join(known)}", found=repr(value), fix="leave it out"
-                )
 
     def check(self) -> None:
         """Refuse an optimizer of a library that is not installed.
@@ -97,20 +74,16 @@ class Schedule:
         Raises:
             InputError: it is so.
         """
-        if self.optimizer.endswith("8bit") and find_spec("bitsandbytes") is None:
-            raise InputError(
-                parameter("optimizer", self.optimizer),
-                expected="bitsandbytes, which it is part of",
-                found="none installed",
-                fix="pip install 'shortstack[quant]'",
-            )
+        if self.optimizer.endswith("8bit"):
+            where = parameter("optimizer", self.optimizer)
+            check_installed("bitsandbytes", "quant", where=where, why="which it is part of")
 
     @property
     def micro(self) -> int:
         """Samples that pass the model at once; the gradients of batch_size / micro passes make one step."""
         if self.micro_batch_size is not None:
             return self.micro_batch_size
-        return max((size for size in range(1, 17) if self.batch_size % size == 0), default=1)
+        return max(size for size in range(1, 17) if self.batch_size % size == 0)
 
     def epoch_steps(self, samples: int) -> int:
         """Optimizer steps of one epoch of that many samples."""

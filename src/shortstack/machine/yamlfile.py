@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from shortstack.errors import InputError
+from shortstack.machine.options import Option, options_of
 
 
 class Part(BaseModel):
@@ -24,6 +25,31 @@ class Part(BaseModel):
     def given(self) -> dict[str, Any]:
         """What the file says, without what it leaves open."""
         return self.model_dump(exclude_unset=True)
+
+
+def part_of(name: str, *components: Any, **more: Any) -> Any:
+    """A Part whose keys are the options of dataclasses; more: keys beside them, each as (type, default).
+
+    Ranges are told to editors by the JSON schema; it is the dataclasses that refuse what is out of them.
+    """
+    keys: dict[str, Any] = {}
+    for component in components:
+        hints = typing.get_type_hints(component)
+        for key, default, known in options_of(component):
+            keys[key] = hints[key], Field(default=default, description=known.help, json_schema_extra=_range(known))
+    return create_model(name, __base__=Part, **keys, **more)
+
+
+def _range(known: Option) -> dict[str, Any]:
+    """The range of an option in the words of JSON schema."""
+    words = {
+        "minimum": known.minimum,
+        "maximum": known.maximum,
+        "exclusiveMinimum": known.above,
+        "exclusiveMaximum": known.below,
+        "enum": list(known.choices) or None,
+    }
+    return {word: value for word, value in words.items() if value is not None}
 
 
 def text_of(path: str | Path) -> str:

@@ -1,9 +1,13 @@
+from . import choice as choice
+from . import chooser as chooser
 from . import exactness as exactness
 from . import layer_sets as layer_sets
 from . import measured as measured
+from . import strategies as strategies
 from .choice import Choice as Choice
+from .choice import plan as plan
 from .chooser import Chosen as Chosen
 from .chooser import choose as choose
-from .measured import select as select
+from .chooser import select as select
 from .plans import Plan as Plan
-from .plans import plan as plan
+from .strategies import STRATEGIES as STRATEGIES

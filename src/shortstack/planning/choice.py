@@ -1,20 +1,31 @@
-"""Which layers go, as somebody asks for it: the options of plan."""
+"""Which layers go, as somebody asks for it: the options of plan, and plans that need no model.
+
+>>> plan(32, metric="reverse", drop="25%").removed
+(24, 25, 26, 27, 28, 29, 30, 31)
+>>> plan(8, layers="2-3,6").kept
+(0, 1, 4, 5, 7)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 from shortstack.errors import InputError, parameter
 from shortstack.machine.options import check_options, option
-from shortstack.planning.layer_sets import check_choice
-from shortstack.planning.plans import Plan, plan
-from shortstack.scoring.metrics import METRICS, Metric, metric_named
-from shortstack.scoring.scores import Scores
-
-if TYPE_CHECKING:
-    pass
+from shortstack.planning.layer_sets import (
+    Removal,
+    check_choice,
+    check_kept_ends,
+    check_removal,
+    parse_drop,
+    parse_layers,
+    staying_ends,
+)
+from shortstack.planning.plans import Plan
+from shortstack.planning.strategies import STRATEGIES, Strategy
+from shortstack.scoring import METRICS, Scores
+from shortstack.scoring.metrics import Metric, metric_named
 
 Fits = Callable[[Sequence[int]], bool]  # whether a model of these kept layers is small enough
 
@@ -28,10 +39,15 @@ class Choice:
 
     metric: str | None = option(None, help=f"How to choose: {', '.join(METRICS)}. Default ppl.")
     drop: str | int | None = option(None, help="How much to remove: 25% (rounded half up) or a count.")
-    layers: str | None = option(None, help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).")
+    layers: str | Sequence[int] | None = option(None, help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).")
     block: bool = option(False, help="Remove one contiguous window.")
     step: int | None = option(None, help="Remove so many at a time, and score again.", minimum=1)
     search: bool = option(False, help="Search for the set that changes the output least.")
+    strategy: str | None = option(
+        None,
+        help=f"Any strategy by its name: {', '.join(STRATEGIES)}. Default lowest.",
+        choices=tuple(STRATEGIES),
+    )
     keep_first: int = option(0, help="Never remove the first n layers.", minimum=0)
     keep_last: int = option(0, help="Never remove the last n layers.", minimum=0)
     fits: Fits | None = None
@@ -50,9 +66,10 @@ class Choice:
         return metric_named(self.name)
 
     @property
-    def one_window(self) -> bool:
-        """Whether one contiguous window goes: because that was asked for, or since the metric scores nothing else."""
-        return self.block or not self.by.singles
+    def how(self) -> Strategy:
+        """The strategy that is named, or that the other options stand for; a metric that scores blocks alone takes one."""
+        given = {"search": self.search, "step": self.step is not None, "block": self.block or not self.by.singles}
+        return STRATEGIES[self.strategy or next((name for name, wanted in given.items() if wanted), "lowest")]
 
     @property
     def needs_text(self) -> bool:
@@ -62,7 +79,7 @@ class Choice:
     @property
     def measures(self) -> bool:
         """Whether shorter models are measured, for which scores of the whole model are not enough."""
-        return self.step is not None or self.search
+        return self.layers is None and self.how.measures
 
     def check(self) -> None:
         """Say what is wrong before any model is opened.
@@ -71,7 +88,12 @@ class Choice:
             InputError: ways to choose that exclude each other.
             PlanError: nothing says how much goes, or what says it cannot be read.
         """
-        alone = {"search": ("layers", "block", "step", "metric"), "step": ("layers", "block"), "layers": ("metric",)}
+        alone = {
+            "search": ("layers", "block", "step", "metric", "strategy"),
+            "step": ("layers", "block"),
+            "layers": ("metric", "strategy"),
+            "block": ("strategy",),
+        }
         for name, others in alone.items():
             beside = [other for other in others if getattr(self, name) and getattr(self, other)]
             if beside:
@@ -84,19 +106,38 @@ class Choice:
         if self.fits is None:
             check_choice(self.drop, self.layers, block=self.block)
 
+    def removal(self, layers: int, seed: int = 0) -> Removal:
+        """How many of a model's layers go, and which may.
+
+        Raises:
+            PlanError: no such number of layers can be removed.
+        """
+        amount = parse_drop(self.drop or 0, layers)
+        allowed = staying_ends(layers, amount, self.keep_first, self.keep_last)
+        return Removal(amount, allowed, self.by, self.step, seed)
+
     def plan(self, source: Scores | int, seed: int = 0) -> Plan:
-        """plan() of scores, or of a number of layers by a metric that needs none."""
-        named = self.layers is not None
-        return plan(
-            source,
-            drop=self.drop,
-            metric=self.metric if named or isinstance(source, Scores) else self.name,
-            layers=self.layers,
-            block=self.block,
-            keep_first=self.keep_first,
-            keep_last=self.keep_last,
-            seed=seed,
-        )
+        """The plan that follows from scores, or from a number of layers by a metric that needs no scores.
+
+        Raises:
+            PlanError: nothing, everything, or something that does not exist would be removed.
+        """
+        layers = source if isinstance(source, int) else source.layers
+        if self.layers is not None:
+            return self._named(layers)
+        metric, strategy = self.by, self.how
+        if isinstance(source, Scores):
+            metric = metric_named(self.metric or source.default_metric)
+            if metric.name in source.window_scores.keys() - source.scores.keys():
+                strategy = STRATEGIES["block"]
+        return strategy.function(source, replace(self.removal(layers, seed), metric=metric))
+
+    def _named(self, count: int) -> Plan:
+        named = parse_layers(self.layers or "") if isinstance(self.layers, str) else tuple(self.layers or ())
+        check_removal(named, count, where=parameter("layers"))
+        removed = tuple(sorted(named))
+        check_kept_ends(removed, count, self.keep_first, self.keep_last)
+        return Plan(count, removed, "layers")
 
     def like(self, layers: int) -> Plan:
         """A plan of the same size, made at once: what does not fit the model or the disk is said before it is scored."""
@@ -106,6 +147,33 @@ class Choice:
     def allows(self, layers: int, removed: Set[int]) -> bool:
         """Whether a cut keeps what must be kept, is one window where that was asked for, and leaves what fits."""
         inside = self.keep_first <= min(removed) and max(removed) < layers - self.keep_last
-        window = not self.one_window or max(removed) - min(removed) < len(removed)
+        window = self.how.name != "block" or max(removed) - min(removed) < len(removed)
         small = self.fits is None or self.fits([layer for layer in range(layers) if layer not in removed])
         return inside and window and small
+
+
+def plan(
+    source: Scores | int,
+    *,
+    drop: str | int | None = None,
+    metric: str | None = None,
+    layers: str | Sequence[int] | None = None,
+    block: bool = False,
+    keep_first: int = 0,
+    keep_last: int = 0,
+    seed: int = 0,
+) -> Plan:
+    """Choose the layers to remove.
+
+    source: Scores, or the number of layers for plans that need no scores (reverse, random, explicit layers).
+    drop: "25%" (rounded half up) or a count. Lowest scores of `metric` go first; with `block`, one contiguous window: the
+    one with the lowest score where windows of that size were scored, else the one whose layers' scores have the lowest sum.
+    A metric that scores windows alone chooses one, too. The first `keep_first` and last `keep_last` layers always stay.
+
+    Raises:
+        PlanError: nothing, everything, or something that does not exist would be removed.
+    """
+    check_choice(drop, layers, block=block)
+    if metric is None and layers is None and isinstance(source, int):
+        metric = "reverse"
+    return Choice(metric, drop, layers, block, keep_first=keep_first, keep_last=keep_last).plan(source, seed)

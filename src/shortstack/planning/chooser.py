@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 from shortstack.planning.choice import Choice, Fits
+from shortstack.planning.strategies import STRATEGIES
 
 
 class Chosen(NamedTuple):
@@ -99,7 +100,7 @@ def _scored(
 
 
 def _lowest(choice: Choice, source: Scores | int, seed: int) -> Plan:
-    """The lowest layers by the metric: so many as was said, or the fewest without which the others fit."""
+    """The plan by the metric: of so many layers as was said, or of the fewest without which the others fit."""
     if choice.fits is None:
         return choice.plan(source, seed)
     if not choice.by.singles:
@@ -131,16 +132,32 @@ def _fewest(order: Sequence[int], layers: int, fits: Fits) -> tuple[int, ...]:
     raise PlanError("plan", expected="a cut that leaves what fits", found="none", fix="allow more bytes")
 
 
-def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:
-    """Step by step, or by a search; of as few layers as may fit, and more only where the search takes small ones."""
-    from shortstack.planning.measured import select
+def select(
+    checkpoint: Checkpoint, tokens: Tokens, choice: Choice, *, compute: Compute = AUTO, progress: Progress = silent
+) -> Plan:
+    """Choose layers by measuring shorter models: a few at a time by a metric, or without `choice.step` by searching.
 
+    The cut is not moved to where it is exact: choose() does that.
+
+    Raises:
+        PlanError: no such number of layers can be removed, or so many at a time; a metric that no shorter model changes, or
+            that scores no single layers.
+        DataError: too few samples to hold some out.
+    """
+    from shortstack.decoder import Decoder
+
+    removal = choice.removal(checkpoint.anatomy.layers, compute.seed)
+    strategy = choice.how if choice.how.measures else STRATEGIES["search"]
+    return strategy.function(Decoder.open(checkpoint, compute), tokens, removal, progress)
+
+
+def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:
+    """What select() gives; of as few layers as may fit, and of more only where it takes small ones."""
     if choice.fits is None:
         return select(checkpoint, tokens, choice, compute=compute, progress=progress)
-    layers = range(checkpoint.anatomy.layers)
-    heavy_first = sorted(layers, key=lambda layer: checkpoint.sizes.layer_bytes[layer], reverse=True)
-    least = len(_fewest(heavy_first, len(layers), choice.fits))
-    for amount in range(least, len(layers)):
+    layers = checkpoint.anatomy.layers
+    heavy_first = sorted(range(layers), key=lambda layer: checkpoint.sizes.layer_bytes[layer], reverse=True)
+    for amount in range(len(_fewest(heavy_first, layers, choice.fits)), layers):
         sized = replace(choice, drop=amount, fits=None)
         found = select(checkpoint, tokens, sized, compute=compute, progress=progress)
         if choice.fits(found.kept):

@@ -1,12 +1,25 @@
-"""What goes, in words: 25% or 8 of the layers, or 22-24,3 by name. Read, checked, and said. Free of torch."""
+"""Sets of layers: read from words such as 25% or 22-24,3, checked, chosen by values, and shown. Free of torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from shortstack.errors import PlanError, parameter
+from shortstack.scoring.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How many layers go, which may, and by which metric. step: so many at a time; seed: of everything random."""
+
+    amount: int
+    allowed: range
+    metric: Metric
+    step: int | None = None
+    seed: int = 0
 
 
 def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> range:
@@ -119,6 +132,26 @@ def parse_layers(text: str) -> tuple[int, ...]:
             )
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(found)
+
+
+def lowest(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
+    """The `amount` allowed layers with the lowest values, ties to the lower index.
+
+    >>> lowest([3.0, 1.0, 2.0, 1.0], range(4), 2)
+    (1, 3)
+    """
+    return tuple(sorted(sorted(allowed, key=lambda layer: (values[layer], layer))[:amount]))
+
+
+def lowest_window(values: Sequence[float], allowed: range, amount: int) -> tuple[int, ...]:
+    """The window of `amount` allowed layers with the lowest value, of one value for each place a window may start.
+
+    >>> lowest_window([3.0, 1.0, 2.0], range(4), 2)
+    (1, 2)
+    """
+    starts = allowed[: len(allowed) - amount + 1]
+    start = min(starts, key=lambda first: (values[first], first))
+    return tuple(range(start, start + amount))
 
 
 def check_removal(removed: Sequence[int], layers: int, *, where: object) -> None:

@@ -8,20 +8,16 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import Route
 from shortstack.errors import DataError, PlanError, parameter
-from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
-from shortstack.planning.choice import Choice
-from shortstack.planning.layer_sets import check_pace, parse_drop, show_layers, staying_ends
-from shortstack.planning.plans import Plan, lowest, lowest_window
+from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, show_layers
+from shortstack.planning.plans import Plan
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
-from shortstack.scoring.metrics import Metric, metric_named
 
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
 HELD_OUT = 4  # every fourth sample judges the finalists of a search
@@ -41,31 +37,9 @@ class Budget:
     patience: int = 4
 
 
-def select(
-    checkpoint: Checkpoint, tokens: Tokens, choice: Choice, *, compute: Compute = AUTO, progress: Progress = silent
-) -> Plan:
-    """Choose layers by measuring shorter models: a few at a time by a metric, or without `choice.step` by searching.
-
-    Raises:
-        PlanError: no such number of layers can be removed, or so many at a time; a metric that no shorter model changes, or
-            that scores no single layers.
-        DataError: too few samples to hold some out.
-    """
-    layers = checkpoint.anatomy.layers
-    amount = parse_drop(choice.drop or 0, layers)
-    allowed = staying_ends(layers, amount, choice.keep_first, choice.keep_last)
-    if choice.step is not None:
-        _check_step(choice.step, amount, choice.by)
-    decoder = Decoder.open(checkpoint, compute)
-    if choice.step is None:
-        return search(decoder, tokens, amount=amount, allowed=allowed, seed=compute.seed, progress=progress)
-    return stepwise(
-        decoder, tokens, metric=choice.name, amount=amount, step=choice.step, allowed=allowed, progress=progress
-    )
-
-
-def _check_step(step: int, amount: int, metric: Metric) -> None:
-    check_pace(step, amount)
+def _check_step(step: int, removal: Removal) -> None:
+    check_pace(step, removal.amount)
+    metric = removal.metric
     for wrong, expected, fix in (
         (not metric.singles, "a metric that scores single layers", "name another"),
         (not metric.needs_text, "a metric that the layers removed before can change", "the order stays the same"),
@@ -79,30 +53,25 @@ def _check_step(step: int, amount: int, metric: Metric) -> None:
             )
 
 
-def stepwise(
-    decoder: Decoder,
-    tokens: Tokens,
-    *,
-    metric: str,
-    amount: int,
-    step: int,
-    allowed: range,
-    progress: Progress = silent,
-) -> Plan:
+def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent) -> Plan:
     """Remove the `step` lowest layers, score the shorter model again, and so on until `amount` are gone.
 
     With ppl and a step of 1 it is the greedy removal of SLEB (arXiv 2402.09025); other steps are the schedules of Lu et al.,
     4.3, without the training between. What one step's walk knows of the layers before the first removed is not walked again.
+
+    Raises:
+        PlanError: so many at a time are more than go; a metric that no shorter model changes, or that scores no layers.
     """
-    chosen = metric_named(metric)
+    metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
+    _check_step(step, removal)
     steps, removed = -(-amount // step), Route()
-    run = Run(decoder, tokens.ids, Wanted([chosen]), progress=progress)
+    run = Run(decoder, tokens.ids, Wanted([removal.metric]), progress=progress)
     for number in range(1, steps + 1):
         run.stage = f"step {number} of {steps}"
         if number < steps and _trail_fits(run):
             run.trail = run.trail or []
         values = [checked(value, f"{metric}, layer {layer}") for layer, value in enumerate(run.go().scores()[metric])]
-        rest = [layer for layer in allowed if layer not in removed]
+        rest = [layer for layer in removal.allowed if layer not in removed]
         removed |= frozenset(lowest(values, rest, min(step, amount - len(removed))))
         if number < steps:
             run = walk_on(run, removed - run.wanted.without)
@@ -115,14 +84,7 @@ def _trail_fits(run: Run) -> bool:
 
 
 def search(
-    decoder: Decoder,
-    tokens: Tokens,
-    *,
-    amount: int,
-    allowed: range,
-    budget: Budget = Budget(),
-    seed: int = 0,
-    progress: Progress = silent,
+    decoder: Decoder, tokens: Tokens, removal: Removal, *, budget: Budget = Budget(), progress: Progress = silent
 ) -> Plan:
     """The set of layers whose removal moves the model's output least: the lowest KL divergence that a search finds.
 
@@ -143,8 +105,9 @@ def search(
     kept_back = [number % HELD_OUT == HELD_OUT - 1 for number in range(len(tokens.ids))]
     fitting = tokens.ids[[number for number, back in enumerate(kept_back) if not back]]
     held_out = tokens.ids[[number for number, back in enumerate(kept_back) if back]]
+    amount, allowed = removal.amount, removal.allowed
     named, likely = _beginnings(decoder, fitting, amount, allowed, progress)
-    rng, known = random.Random(seed), dict[Route, float]()
+    rng, known = random.Random(removal.seed), dict[Route, float]()
     _measure(decoder, fitting, named.values(), known, progress, "beginning")
     quiet = 0
     for generation in range(1, budget.generations + 1):

@@ -1,32 +1,17 @@
-"""Which layers go: Scores or a layer count in, Plan out. Pure, and free of torch.
-
->>> plan(32, metric="reverse", drop="25%").removed
-(24, 25, 26, 27, 28, 29, 30, 31)
->>> plan(8, layers="2-3,6").kept
-(0, 1, 4, 5, 7)
-"""
+"""A plan: which layers of a model go and which stay, and what that saves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.sizes import _not_ours
-from shortstack.errors import PlanError, parameter
+from shortstack.errors import PlanError
 from shortstack.machine.files import save_json
-from shortstack.planning.layer_sets import (
-    check_choice,
-    check_kept_ends,
-    check_removal,
-    parse_drop,
-    parse_layers,
-    staying_ends,
-)
-from shortstack.scoring import Scores
-from shortstack.scoring.metrics import metric_named
+from shortstack.planning.layer_sets import check_removal
 
 
 @dataclass(frozen=True)
@@ -120,106 +105,3 @@ class Plan:
         check_removal(removed, layers, where=where)
         parameters, weights = changes
         return cls(layers, removed, strategy, parameters, weights, compared)
-
-
-def plan(
-    source: Scores | int,
-    *,
-    drop: str | int | None = None,
-    metric: str | None = None,
-    layers: str | Sequence[int] | None = None,
-    block: bool = False,
-    keep_first: int = 0,
-    keep_last: int = 0,
-    seed: int = 0,
-) -> Plan:
-    """Choose the layers to remove.
-
-    source: Scores, or the number of layers for plans that need no scores (reverse, random, explicit layers).
-    drop: "25%" (rounded half up) or a count. Lowest scores of `metric` go first; with `block`, one contiguous window: the
-    one with the lowest score where windows of that size were scored, else the one whose layers' scores have the lowest sum.
-    A metric that scores windows alone chooses one, too. The first `keep_first` and last `keep_last` layers always stay.
-
-    Raises:
-        PlanError: nothing, everything, or something that does not exist would be removed.
-    """
-    count = source if isinstance(source, int) else source.layers
-    if keep_first < 0 or keep_last < 0:
-        raise PlanError(
-            f"{parameter('keep_first')}, {parameter('keep_last')}",
-            expected="numbers of layers",
-            found=f"{keep_first}, {keep_last}",
-            fix="write 0 or more",
-        )
-    check_choice(drop, layers, block=block)
-    if layers is not None:
-        named = parse_layers(layers) if isinstance(layers, str) else tuple(layers)
-        check_removal(named, count, where=parameter("layers"))
-        removed = tuple(sorted(named))
-        check_kept_ends(removed, count, keep_first, keep_last)
-        return Plan(count, removed, "layers")
-    amount = parse_drop(drop or 0, count)
-    allowed = staying_ends(count, amount, keep_first, keep_last)
-    name, values = _values(source, metric, seed)
-    if block or not values:
-        return Plan(count, *_block(source, name, values, allowed, amount))
-    strategy = "tail" if name == "reverse" and not keep_last else f"lowest {name}"
-    return Plan(count, lowest(values, allowed, amount), strategy)
-
-
-def _values(source: Scores | int, metric: str | None, seed: int) -> tuple[str, Sequence[float]]:
-    """The metric and its score of each layer; none where it scored windows alone."""
-    if isinstance(source, Scores):
-        name = metric or source.default_metric
-        if name not in source.scores and name in source.window_scores:
-            return name, ()
-        source.order(name)  # raises for a metric that was not scored
-        return name, source.scores[name]
-    name = metric or "reverse"
-    found = metric_named(name)
-    if found.feed != "layers":
-        raise PlanError(
-            parameter("metric"),
-            expected="scores for this metric",
-            found=f"{name} without scores",
-            fix=f"score again with {parameter('metric', name)} first",
-        )
-    return name, found.function(source, seed)
-
-
-def lowest(values: Sequence[float], allowed: Sequence[int], amount: int) -> tuple[int, ...]:
-    """The `amount` allowed layers with the lowest values, ties to the lower index.
-
-    >>> lowest([3.0, 1.0, 2.0, 1.0], range(4), 2)
-    (1, 3)
-    """
-    return tuple(sorted(sorted(allowed, key=lambda layer: (values[layer], layer))[:amount]))
-
-
-def _block(
-    source: Scores | int, name: str, values: Sequence[float], allowed: range, amount: int
-) -> tuple[tuple[int, ...], str]:
-    """The window to remove, and how it was chosen: by its own score where there is one."""
-    if isinstance(source, Scores):
-        if source.window == amount and name in source.window_scores:
-            return lowest_window(source.window_scores[name], allowed, amount), f"block {name}, measured"
-        if not values:
-            raise PlanError(
-                parameter("drop"),
-                expected=f"{source.window} layers, the size of the blocks that {name} scored",
-                found=str(amount),
-                fix=f"write {parameter('drop', source.window)}, or score again with {parameter('window', amount)}",
-            )
-    sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]
-    return lowest_window(sums, allowed, amount), f"block {name}"
-
-
-def lowest_window(values: Sequence[float], allowed: range, amount: int) -> tuple[int, ...]:
-    """The window of `amount` allowed layers with the lowest value, of one value for each place a window may start.
-
-    >>> lowest_window([3.0, 1.0, 2.0], range(4), 2)
-    (1, 2)
-    """
-    starts = allowed[: len(allowed) - amount + 1]
-    start = min(starts, key=lambda first: (values[first], first))
-    return tuple(range(start, start + amount))

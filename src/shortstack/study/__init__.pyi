@@ -1,7 +1,9 @@
 from . import costs as costs
+from . import demo as demo
 from . import grid as grid
 from . import progress as progress
 from . import runner as runner
+from . import shrink_options as shrink_options
 from . import shrinker as shrinker
 from . import workers as workers
 from .grid import read_study as read_study

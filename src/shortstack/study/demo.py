@@ -19,7 +19,7 @@ from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import OutputError, VerificationError, parameter
 from shortstack.evaluation import Perplexity
 from shortstack.evaluation.perplexity import measure
-from shortstack.healing import Partial, Schedule, heal
+from shortstack.healing import HealingTask, Partial, Schedule, heal
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.files import save_json
 from shortstack.machine.memory import peak_rss
@@ -129,14 +129,8 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
     tokens = Tokens.read("pydoc", source.tokenizer(), samples=REPAIR_SAMPLES, seed=seed)
     fit = repair(source, frozenset(chosen.removed), tokens, progress=progress)
     repaired = prune(source, chosen, output / "repaired", repair=fit, progress=progress)
-    heal(
-        repaired,
-        output / "healed",
-        data="pydoc",
-        method=Partial(last=3),
-        schedule=replace(SCHEDULE, seed=seed),
-        progress=progress,
-    )
+    task = HealingTask("pydoc", Partial(last=3), schedule=replace(SCHEDULE, seed=seed))
+    heal(repaired, output / "healed", task, progress=progress)
     healed = Checkpoint.open(output / "healed")
     models = {"unpruned": source, "pruned": pruned, "repaired": repaired, "healed": healed}
     rows, tail_perplexity = _measure(models, frozenset(tail.removed), progress)

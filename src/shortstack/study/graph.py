@@ -63,7 +63,7 @@ class Graph:
         looked_at, text = trial.calibration_arguments, None
         if trial.calibration:
             text = looked_at["text"], looked_at["samples"], looked_at["length"]
-        window = self._amount(trial) if trial.choice.one_window else None
+        window = self._amount(trial) if trial.removes_window else None
         return Walk(trial.model, looked_at["seed"], window, text)
 
     def _amount(self, trial: Trial) -> int | str:
@@ -126,7 +126,7 @@ def _written(role: str, step: Step, results: Results) -> Generator[tuple[str, St
 
 def _values(scores: Mapping[str, Any], trial: Trial) -> Any:
     """The scores by a trial's metric: of windows, where it removes one and the metric scores those."""
-    windows = scores["window_scores"].get(trial.choice.metric) if trial.choice.one_window else None
+    windows = scores["window_scores"].get(trial.choice.metric) if trial.removes_window else None
     return scores["scores"][trial.choice.metric] if windows is None else windows
 
 

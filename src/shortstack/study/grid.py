@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, field_validator
 
 from shortstack.errors import InputError
 from shortstack.healing.recipes import HealPart
@@ -69,15 +69,19 @@ class Resources(Part):
     memory: float | None = Field(default=None, gt=0)
 
 
-if TYPE_CHECKING:  # made of heal's own options, which mypy cannot follow
-
-    class HealEntry(Part):
-        """A way to heal: a name for it, a recipe to start from, and options of heal."""
-
+if TYPE_CHECKING:
     Kind = str
 else:
     Kind = Literal[KINDS]
-    HealEntry = create_model("HealEntry", __base__=HealPart, name=(str | None, None), recipe=(str | None, None))
+
+
+class HealEntry(HealPart):  # type: ignore[misc]  # made of options
+    """A way to heal: a name for it, a recipe to start from, and options of heal."""
+
+    name: str | None = None
+    recipe: str | None = None
+
+
 HealValue = str | None | HealEntry
 RepairValue = bool | RepairText
 DropValue = str | int | PercentRange | list[str | int]

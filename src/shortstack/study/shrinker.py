@@ -14,7 +14,7 @@ import yaml
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, ShortstackError, parameter
-from shortstack.healing.methods import method_named
+from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import check_new, plain, save_json, whole
@@ -110,7 +110,7 @@ def _trial(options: ShrinkOptions) -> dict[str, Any]:
     if heal and not heal.get("data"):
         expected, fix = f"what the recipe {options.recipe} heals on", f"add {parameter('data', 'pydoc')}"
         raise InputError(parameter("data"), expected=expected, found="none", fix=fix)
-    method_named(heal.get("method", "partial")).check()
+    task_of(heal).method.check()
     step = heal.pop("step", None)
     heal.pop("seed", None)  # the study has one for all steps
     return {

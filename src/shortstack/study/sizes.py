@@ -19,7 +19,7 @@ from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Amount, Tasks
 from shortstack.evaluation.suites import TASKS, named
 from shortstack.evaluation.tasks import amounts
-from shortstack.healing.dataset import kept_back
+from shortstack.healing.dataset import held_out_count
 from shortstack.healing.forecast import WRITTEN_TOGETHER, head_seconds, layer_seconds, writing_seconds
 from shortstack.healing.training import training_device
 from shortstack.study.references import expanded, text_digest
@@ -149,7 +149,7 @@ class TextSizes:
         def count() -> int:
             examples = read_examples(expanded(source), model.checkpoint.tokenizer(), max_length=longest)
             examples = examples[: arguments["max_samples"]]
-            return sum(len(example.ids) for example in examples[kept_back(len(examples), held_out) :])
+            return sum(len(example.ids) for example in examples[held_out_count(len(examples), held_out) :])
 
         return self._once((source, longest, arguments["max_samples"], held_out, model.checkpoint.source), source, count)
 

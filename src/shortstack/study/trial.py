@@ -7,15 +7,15 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, PlanError, parameter
-from shortstack.healing.options import check_healing, heal_groups, option_defaults
+from shortstack.healing.options import option_defaults, task_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.machine.yamlfile import Part
+from shortstack.machine.yamlfile import part_of
 from shortstack.planning import Choice
 from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layers
 
@@ -28,21 +28,26 @@ SEEDED = ("random", "random-authors")  # metrics that need no text, and by anoth
 NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
-class StudyCalibration(Part):
+class _Text(part_of("CalibrationText", CalibrationText)):  # type: ignore[misc]  # made of options
+    def check(self) -> None:
+        """Refuse numbers that are out of their range.
+
+        Raises:
+            InputError: one is.
+        """
+        CalibrationText(self.text, self.samples, self.length)
+
+
+class StudyCalibration(_Text):
     """The text that metrics look at; seed: of the windows, the trial's own without one."""
 
-    text: str = "pydoc"
-    samples: int | Literal["all"] = Field(default=10, ge=1)
-    length: int = Field(default=128, ge=4)
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, description="Seed of the windows; the trial's own without one.")
 
 
-class RepairText(Part):
+class RepairText(_Text):
     """The text that closed-form repair looks at."""
 
-    text: str = "pydoc"
-    samples: int = Field(default=256, ge=4)
-    length: int = Field(default=128, ge=4)
+    samples: int = Field(default=256, ge=4, description="Windows to repair on, at most; one in four is held out.")
 
 
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
@@ -92,7 +97,7 @@ class HealOptions:
             raise InputError(f"heal: {name}", expected="a recipe that heals once", found="step", fix=fix)
         if not options.get("data"):
             raise InputError(f"heal: {name}", expected="data to learn from", found="none", fix="add data: pydoc")
-        check_healing(*heal_groups(options))
+        task_of(options)
         return cls(str(name), tuple(sorted(options.items())))
 
 
@@ -117,6 +122,9 @@ class Trial:
             InputError: a word that is none.
         """
         choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
+        calibration, repair = settings["calibration"], repair_text(settings["repair"])
+        for text in filter(None, (calibration, repair)):
+            text.check()
         drop = None if choice.layers else str(settings["drop"])
         check_choice(drop, choice.layers)
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
@@ -126,9 +134,9 @@ class Trial:
             settings["model"],
             settings["metric"],
             drop,
-            settings["calibration"] if choice.needs_text else None,
+            calibration if choice.needs_text else None,
             strategy,
-            repair_text(settings["repair"]),
+            repair,
             HealOptions.of(settings["heal"], named),
             settings["seed"],
         )
@@ -136,6 +144,11 @@ class Trial:
     @property
     def choice(self) -> Choice:
         return parse_choice(self.metric, drop=self.drop, step=self.step)
+
+    @property
+    def removes_window(self) -> bool:
+        """Whether one contiguous window of layers goes."""
+        return self.choice.block or not self.choice.by.singles
 
     @property
     def needs_scores(self) -> bool:
@@ -160,7 +173,7 @@ class Trial:
             PlanError: none or all of them.
         """
         if self.choice.layers:
-            return len(parse_layers(self.choice.layers))
+            return len(parse_layers(str(self.choice.layers)))
         try:
             return parse_drop(self.drop or 0, layers)
         except PlanError as error:
@@ -182,9 +195,7 @@ class Trial:
     def heal_arguments(self) -> dict[str, Any]:
         """Every option of heal but the teacher, with its default where none is set, as arguments of a step."""
         options = dict(self.heal.options) if self.heal else {}
-        arguments = {**option_defaults(), **options, "seed": self.seed}
-        arguments.pop("teacher", None)
-        return arguments
+        return {**option_defaults(), **options, "seed": self.seed}
 
     def settings(self) -> dict[str, Any]:
         """As JSON-able data."""
@@ -213,7 +224,7 @@ class Trial:
             return
         choice = self.choice
         wrong = None
-        if choice.search or choice.layers or choice.one_window:
+        if choice.search or choice.layers or self.removes_window:
             wrong = "metric", self.metric, "a metric that scores single layers"
         elif self.heal is None and not choice.needs_text:
             wrong = "metric", self.metric, "a metric that the layers removed before can change, or healing between"

@@ -55,7 +55,7 @@ def option_words(values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            words.append(f"--{flag if value else f'no-{flag}'}")
         elif value is not None:
             words += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
     return words

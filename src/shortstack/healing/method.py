@@ -1,0 +1,82 @@
+"""What every way to heal has: which part of a model trains, and what of it is written.
+
+Nothing here and in the methods' files imports torch before a method runs, so that naming one costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from shortstack.errors import parameter
+from shortstack.machine.options import check_installed, check_options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.checkpoint.safetensors import StoredTensor
+    from shortstack.decoder import Decoder
+    from shortstack.healing.learner import Learner
+
+EXTRAS = {"peft": ("lora", "for adapters"), "bitsandbytes": ("quant", "for 4-bit weights")}  # what brings it, and why
+
+
+@dataclass(frozen=True)
+class HealingMethod:
+    """Which part of a model trains. A method is a subclass whose fields are its options, and an entry in METHODS.
+
+    trains: in words. needs: libraries that are not everywhere.
+    """
+
+    name: ClassVar[str]
+    trains: ClassVar[str]
+    paper: ClassVar[str] = "-"
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}
+
+    def check(self) -> None:
+        """Say what is not installed, before minutes of other work.
+
+        Raises:
+            InputError: a library is missing.
+        """
+        for library in self.needs:
+            extra, why = EXTRAS[library]
+            check_installed(library, extra, where=parameter("method", self.name), why=why)
+
+    def first(self, checkpoint: Checkpoint) -> int:
+        """The first layer that is not frozen; the number of layers where all are.
+
+        Raises:
+            InputError: it asks for what this model does not have.
+        """
+        raise NotImplementedError
+
+    def layer_counts(self, layers: int) -> tuple[int, int]:
+        """How many layers train and how many run for it, of a model of so many whose cuts are not known yet."""
+        return layers, layers
+
+    def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
+        """The modules that train, by their names in the model, which is changed where the method needs that."""
+        raise NotImplementedError
+
+    def tensors(self, checkpoint: Checkpoint, learner: Learner) -> dict[str, StoredTensor]:
+        """The tensors that changed, as the checkpoint stores them."""
+        from shortstack.checkpoint.weights import stored_tensors
+
+        return stored_tensors(checkpoint, learner.trained_tensors())
+
+    def added_bytes(self, _checkpoint: Checkpoint) -> int:
+        """Bytes that the healed checkpoint has more than the one that heals."""
+        return 0
+
+    def config(self, _checkpoint: Checkpoint) -> dict[str, Any]:
+        """The config fields that change."""
+        return {}

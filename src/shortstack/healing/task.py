@@ -1,0 +1,101 @@
+"""What a healing is asked for: data, method, objective, schedule, and what it may run with. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from shortstack.errors import InputError, parameter
+from shortstack.healing.dataset import TrainingData
+from shortstack.healing.method import HealingMethod
+from shortstack.healing.objective import Objective
+from shortstack.healing.partial import Partial
+from shortstack.healing.schedule import Schedule
+from shortstack.machine.device import AUTO, Compute
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+
+LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
+
+
+@dataclass(frozen=True)
+class HealingTask:
+    """What to learn from, which part trains, what is minimised, how long and how fast.
+
+    data: its name alone where all else of TrainingData is as usual. teacher: the unpruned model, for an objective or data
+    that needs one. loggers: integrations of transformers, such as tensorboard. compute: only its device counts.
+    """
+
+    data: TrainingData | str
+    method: HealingMethod = field(default_factory=Partial)
+    objective: Objective = field(default_factory=Objective)
+    schedule: Schedule = field(default_factory=Schedule)
+    teacher: Checkpoint | None = None
+    loggers: Sequence[str] = ()
+    compute: Compute = AUTO
+
+    @property
+    def training_data(self) -> TrainingData:
+        return TrainingData(self.data) if isinstance(self.data, str) else self.data
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is learnt from, or writes what is learnt."""
+        return self.objective.teaches or self.training_data.self_generate
+
+    def check(self, teacher: str | None = None) -> None:
+        """Say what is wrong whatever the model that heals. teacher: its name, where it is yet to be opened.
+
+        Raises:
+            InputError: no data, a teacher without need, a need without one, or a library that is not installed.
+            DataError: the data is not there.
+        """
+        self._check_teacher(self.teacher.source if self.teacher else teacher)
+        self.method.check()
+        self.schedule.check()
+        check_loggers(self.loggers)
+        self.training_data.check()
+
+    def _check_teacher(self, teacher: str | None) -> None:
+        if self.needs_teacher != (teacher is not None):
+            raise InputError(
+                parameter("teacher"),
+                expected=f"a teacher for {parameter('loss', 'distill')} or "
+                f"{parameter('self_generate', True)}, and only there",
+                found=teacher or "none",
+                fix="leave it out" if teacher else f"add {parameter('teacher', 'MODEL')}, the unpruned model",
+            )
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Refuse a logger that is not installed; transformers, which is slow to import, is asked only for other than LOGGERS.
+
+    Raises:
+        InputError: one is not installed, or transformers does not know it.
+    """
+    for name in names:
+        if name not in LOGGERS:
+            _check_integration(name)
+        elif not any(find_spec(library) for library in LOGGERS[name]):
+            raise InputError(
+                parameter("report_to", name),
+                expected=f"{name}, which logs what training says",
+                found="none installed",
+                fix=f"pip install {name}",
+            )
+
+
+def _check_integration(name: str) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    known = get_available_reporting_integrations()
+    if name not in known:
+        raise InputError(
+            parameter("report_to"),
+            expected=f"loggers that are installed: {', '.join(known) or 'none'}",
+            found=name,
+            fix=f"install it, or name another: {', '.join(LOGGERS)}",
+        )

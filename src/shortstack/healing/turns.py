@@ -1,0 +1,73 @@
+"""How a model is pruned and healed in turns (Lu et al., 4.3): the paper's schedule 1:1:8 is drop 8, step 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+from shortstack.data import CalibrationText
+from shortstack.errors import InputError, parameter
+from shortstack.machine.options import check_options, option, options_of
+from shortstack.planning.layer_sets import check_choice, check_pace, parse_drop
+from shortstack.scoring.metrics import check_step
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Pruning and healing in turns.
+
+    drop: in all. metric, text, samples, length: how layers are chosen each time. seed: of the choice; None: the schedule's.
+    """
+
+    drop: str = option(MISSING, help="In turns: how much goes in all, 25% or a count.")
+    step: int = option(MISSING, help="Prune so many layers and heal, again and again.", minimum=1)
+    metric: str = option("ppl", help="In turns: how layers are chosen. Default: ppl.")
+    text: str = option("pydoc", help="In turns: what the metric looks at. Default: pydoc.")
+    samples: int | str = option(10, help="In turns: windows of it, or all. Default: 10.")
+    length: int = option(128, help="In turns: tokens of a window. Default: 128.", minimum=4)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_choice(self.drop, None)
+        check_step(self.step, self.metric)
+        self.calibration  # noqa: B018  refuses what it cannot be
+
+    @classmethod
+    def of_options(cls, values: Mapping[str, Any]) -> Turns | None:
+        """From option values by name, of which None are not given; None where there are to be no turns.
+
+        Raises:
+            InputError: one of step and drop without the other, or others without them.
+        """
+        given = {name: values[name] for name, _, _ in options_of(cls) if values.get(name) is not None}
+        if not given:
+            return None
+        if not {"step", "drop"} <= given.keys():
+            others = ", ".join(parameter(name) for name in ("metric", "text", "samples"))
+            raise InputError(
+                parameter("step"),
+                expected=f"{parameter('step')} and {parameter('drop')} together, and {others} and "
+                f"{parameter('length')} only beside them",
+                found="one without the other",
+                fix=f"write {parameter('drop', '25%')} {parameter('step', 1)}, or prune first",
+            )
+        return cls(**given)
+
+    @property
+    def calibration(self) -> CalibrationText:
+        return CalibrationText(self.text, self.samples, self.length)
+
+    def sizes(self, layers: int) -> list[int]:
+        """How many layers go in each turn.
+
+        >>> Turns("8", 3).sizes(32)
+        [3, 3, 2]
+
+        Raises:
+            PlanError: no such number of layers can go, or so many at a time.
+        """
+        total = parse_drop(self.drop, layers)
+        check_pace(self.step, total)
+        return [min(self.step, total - gone) for gone in range(0, total, self.step)]

@@ -1,0 +1,114 @@
+"""The catalogue of strategies: how the layers that go follow from scores, or from measuring shorter models.
+
+A strategy is one function and one entry in STRATEGIES; its *feed* says what it is handed:
+
+    scores   scores of the whole model, or its layer count   f(scores, removal)                    -> Plan
+    model    the model, and tokens to measure it on          f(decoder, tokens, removal, progress) -> Plan
+
+Naming a strategy imports no torch; what measures models is imported where it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from shortstack.errors import PlanError, parameter
+from shortstack.planning.layer_sets import Removal, lowest, lowest_window
+from shortstack.planning.plans import Plan
+from shortstack.scoring import Scores
+
+if TYPE_CHECKING:
+    from shortstack.data import Tokens
+    from shortstack.decoder import Decoder
+    from shortstack.machine.progress import Progress
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to choose layers: see the module's table for what each feed hands to `function`."""
+
+    name: str
+    feed: Literal["scores", "model"]
+    function: Callable[..., Plan]
+    summary: str
+    paper: str
+
+    @property
+    def measures(self) -> bool:
+        """Whether shorter models are measured, for which scores of the whole model are not enough."""
+        return self.feed == "model"
+
+
+def lowest_scores(scores: Scores | int, removal: Removal) -> Plan:
+    """The layers with the lowest scores go."""
+    values, allowed = _values(scores, removal), removal.allowed
+    count = scores if isinstance(scores, int) else scores.layers
+    tail = removal.metric.name == "reverse" and allowed.stop == count
+    removed = lowest(values, allowed, removal.amount)
+    return Plan(count, removed, "tail" if tail else f"lowest {removal.metric.name}")
+
+
+def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
+    """One contiguous window goes: the lowest by its own score where there is one, else by the sum of its layers' scores."""
+    name, amount, allowed = removal.metric.name, removal.amount, removal.allowed
+    if isinstance(scores, Scores) and name in scores.window_scores:
+        if scores.window == amount:
+            removed = lowest_window(scores.window_scores[name], allowed, amount)
+            return Plan(scores.layers, removed, f"block {name}, measured")
+        if name not in scores.scores:
+            raise PlanError(
+                parameter("drop"),
+                expected=f"{scores.window} layers, the size of the blocks that {name} scored",
+                found=str(amount),
+                fix=f"write {parameter('drop', scores.window)}, or score again with {parameter('window', amount)}",
+            )
+    values = _values(scores, removal)
+    sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]
+    return Plan(len(values), lowest_window(sums, allowed, amount), f"block {name}")
+
+
+def _values(scores: Scores | int, removal: Removal) -> Sequence[float]:
+    """The metric's score of each layer.
+
+    Raises:
+        InputError: it was not scored.
+        PlanError: it needs scores, and there is the number of layers alone.
+    """
+    metric = removal.metric
+    if isinstance(scores, Scores):
+        scores.order(metric.name)  # raises for a metric that was not scored
+        return scores.scores[metric.name]
+    if metric.needs_scores:
+        raise PlanError(
+            parameter("metric"),
+            expected="scores for this metric",
+            found=f"{metric.name} without scores",
+            fix=f"score again with {parameter('metric', metric.name)} first",
+        )
+    values: Sequence[float] = metric.function(scores, removal.seed)
+    return values
+
+
+def _stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> Plan:
+    from shortstack.planning.measured import stepwise
+
+    return stepwise(decoder, tokens, removal, progress=progress)
+
+
+def _search(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> Plan:
+    from shortstack.planning.measured import search
+
+    return search(decoder, tokens, removal, progress=progress)
+
+
+STRATEGIES: Mapping[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy("lowest", "scores", lowest_scores, "the layers with the lowest scores", "arXiv 2411.15558, section 3"),
+        Strategy("block", "scores", lowest_block, "one contiguous window", "arXiv 2403.17887"),
+        Strategy("step", "model", _stepwise, "a few at a time, scored again in between", "arXiv 2402.09025"),
+        Strategy("search", "model", _search, "the set whose removal changes the output least", "arXiv 2410.14649"),
+    )
+}
