@@ -6,7 +6,7 @@ A new kind is a class here, its name in KINDS, and its place in a trial's path i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -196,15 +196,6 @@ class _HealingStep(Step):
 
     writes_weights = True
 
-    @classmethod
-    def taught(cls, known: Known, trial: Trial, step: Self) -> Self:
-        """The step with the unpruned model as a teacher, where its options want one."""
-        if not task_of(step.arguments).needs_teacher:
-            return step
-        return cls(
-            step.arguments, {**step.inputs, "teacher": known.model(trial)}, {**step.reads, "teacher": trial.model}
-        )
-
     def task(self, job: Job, progress: Progress) -> HealingTask:
         teacher = job.open("teacher", progress) if "teacher" in job.places else None
         return task_of(self.arguments, teacher=teacher, compute=Compute(device=job.device))
@@ -239,7 +230,9 @@ class HealStep(_HealingStep):
     def of(cls, known: Known, trial: Trial, contents: Contents, place: str) -> HealStep:
         arguments = trial.heal_arguments
         inputs = {"checkpoint": contents.identity, "data": known.texts[arguments["data"]]}
-        return cls.taught(known, trial, cls(arguments, inputs, {"checkpoint": place}))
+        teacher = _teacher(trial)
+        inputs |= {name: known.model(trial) for name in teacher}
+        return cls(arguments, inputs, {"checkpoint": place, **teacher})
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint, task = job.open("checkpoint", progress), self.task(job, progress)
@@ -266,7 +259,7 @@ class TurnsStep(_HealingStep):
         inputs = {"model": known.model(trial), "data": known.texts[arguments["data"]]}
         if trial.calibration:
             inputs["text"] = known.texts[trial.calibration.text]
-        return cls.taught(known, trial, cls(arguments, inputs, {"model": trial.model}))
+        return cls(arguments, inputs, {"model": trial.model, **_teacher(trial)})
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint, task = job.open("model", progress), self.task(job, progress)
@@ -290,6 +283,11 @@ class TurnsStep(_HealingStep):
         turns = [self.heal_cost(layers, model, texts) for layers in kept]
         seconds = added([*(turn.seconds for turn in turns), *(model.written(layers) for layers in kept)])
         return Cost(seconds, turns[-1].disk, turns[0].memory)
+
+
+def _teacher(trial: Trial) -> dict[str, str]:
+    """The unpruned model as the teacher that a step reads, where the options of healing want one."""
+    return {"teacher": trial.model} if task_of(trial.heal_arguments).needs_teacher else {}
 
 
 class EvaluateOptions(Part):
