@@ -3,6 +3,7 @@ from .comparison import Calibration as Calibration
 from .comparison import Comparison as Comparison
 from .comparison import Judging as Judging
 from .comparison import compare as compare
+from .data import CalibrationText as CalibrationText
 from .data import Tokens as Tokens
 from .evaluation import Evaluation as Evaluation
 from .evaluation import Tasks as Tasks
@@ -19,7 +20,10 @@ from .healing import TrainingData as TrainingData
 from .healing import Turns as Turns
 from .healing import heal as heal
 from .healing import heal_in_turns as heal_in_turns
+from .machine import Compute as Compute
+from .planning import Choice as Choice
 from .planning import Plan as Plan
+from .planning import choose as choose
 from .planning import plan as plan
 from .planning import select as select
 from .profiling import Profile as Profile

@@ -8,3 +8,4 @@ from . import numbers as numbers
 from . import options as options
 from . import progress as progress
 from . import yamlfile as yamlfile
+from .device import Compute as Compute
