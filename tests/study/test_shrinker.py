@@ -8,9 +8,8 @@ import yaml
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, OutputError, ShortstackError
 from shortstack.pruning import verify
-from shortstack.study import shrink
+from shortstack.study import ShrinkOptions, shrink
 from shortstack.study.card import model_card
-from shortstack.study.shrink_options import ShrinkOptions
 from shortstack.study.shrinker import CANDIDATES
 from studies import inline, make_data
 

@@ -11,7 +11,7 @@ from shortstack.cli.options import Model, Out, Report
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
 from shortstack.planning.layer_sets import show_layers
-from shortstack.study.shrink_options import ShrinkOptions
+from shortstack.study import ShrinkOptions
 
 if TYPE_CHECKING:
     from shortstack.study.shrinker import Shrunk

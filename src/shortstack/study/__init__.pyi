@@ -8,4 +8,5 @@ from . import shrinker as shrinker
 from . import workers as workers
 from .grid import read_study as read_study
 from .runner import run_study as run_study
+from .shrink_options import ShrinkOptions as ShrinkOptions
 from .shrinker import shrink as shrink

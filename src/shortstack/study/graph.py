@@ -12,10 +12,10 @@ steps before it runs: at most so many, since plans may turn out to be equal.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from shortstack.machine.files import digest
 from shortstack.study.grid import Study
@@ -25,15 +25,6 @@ from shortstack.study.trial import Trial
 
 Results = Callable[[Step], Mapping[str, Any] | None]
 Written = tuple[Contents, str]  # what a checkpoint is known by, and where it is
-
-
-class Walk(NamedTuple):
-    """What trials have in common that are scored together. text: what is looked at, how many windows, how long they are."""
-
-    model: str
-    seed: int
-    window: int | str | None
-    text: tuple[str, int | str, int] | None
 
 
 @dataclass(frozen=True)
@@ -50,33 +41,29 @@ class Graph:
 
     def expected(self, results: Results) -> dict[str, int]:
         """How many steps of each kind there are at most, from the results there are."""
-        known = lambda step: results(step) or foreseen(step)  # noqa: E731
-        kinds = {step.key: step.kind for trial in self.study.trials for step in self.steps(trial, known).values()}
+        paths = (self.steps(trial, lambda step: results(step) or foreseen(step)) for trial in self.study.trials)
+        kinds = {step.key: step.kind for steps in paths for step in steps.values()}
         return dict(sorted(Counter(kinds.values()).items()))
 
     @cached_property
     def known(self) -> Known:
         return Known(self.models, self.texts, self.study.compute.dtype)
 
-    def walk(self, trial: Trial) -> Walk:
-        """What the trial's score step has in common with those of other trials."""
-        looked_at, text = trial.calibration_arguments, None
-        if trial.calibration:
-            text = looked_at["text"], looked_at["samples"], looked_at["length"]
-        window = self._amount(trial) if trial.removes_window else None
-        return Walk(trial.model, looked_at["seed"], window, text)
-
-    def _amount(self, trial: Trial) -> int | str:
+    def _score(self, trial: Trial, metrics: Sequence[str] = ()) -> ScoreStep:
+        """The walk that feeds the trial's metric and others."""
         layers = self.models[trial.model].layers
-        return trial.drop or "" if layers is None else trial.amount(layers)
+        window = None
+        if trial.removes_window:
+            window = trial.drop or "" if layers is None else trial.amount(layers)
+        return ScoreStep.of(self.known, trial, metrics, window)
 
     @cached_property
-    def metrics(self) -> dict[Walk, list[str]]:
-        """For each walk the metrics that it feeds."""
-        metrics: dict[Walk, set[str]] = defaultdict(set)
+    def _metrics(self) -> dict[tuple[str, str], list[str]]:
+        """The metrics that one walk feeds, by model and by the key of a walk that feeds none."""
+        metrics: dict[tuple[str, str], set[str]] = defaultdict(set)
         for trial in self.study.trials:
             if trial.needs_scores:
-                metrics[self.walk(trial)].add(trial.choice.name)
+                metrics[trial.model, self._score(trial).key].add(trial.choice.name)
         return {walk: sorted(names) for walk, names in metrics.items()}
 
     def _path(self, trial: Trial, results: Results) -> Iterator[tuple[str, Step]]:
@@ -104,8 +91,7 @@ class Graph:
         """Score and plan; returns the layers to remove, once they are known."""
         score, values = None, None
         if trial.needs_scores:
-            walk = self.walk(trial)
-            score = ScoreStep.of(self.known, trial, self.metrics[walk], walk.window)
+            score = self._score(trial, self._metrics[trial.model, self._score(trial).key])
             yield "score", score
             scores = results(score)
             if not scores:

@@ -102,9 +102,7 @@ class TrialSettings(Part):
 
     def axes(self) -> dict[str, Sequence[Any]]:
         """What is named here, each as a list."""
-        return {
-            name: _listed(getattr(self, name)) for name in TrialSettings.model_fields if name in self.model_fields_set
-        }
+        return {name: _listed(getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set}
 
 
 class Study(Part):
@@ -151,14 +149,11 @@ class Study(Part):
 
     def _settings(self) -> Iterator[dict[str, Any]]:
         """The settings of the grid's trials, then of those added to it, which take the grid's first where they name none."""
+        between = ("calibration", "drop", "strategy", "repair", "heal")
         grid: dict[str, Sequence[Any]] = {
             "model": self.models,
             "metric": self.metrics,
-            "calibration": _listed(self.calibration),
-            "drop": _listed(self.drop),
-            "strategy": _listed(self.strategy),
-            "repair": _listed(self.repair),
-            "heal": _listed(self.heal),
+            **{name: _listed(getattr(self, name)) for name in between},
             "seed": self.seeds,
         }
         yield from _combined(grid)
@@ -212,11 +207,13 @@ def schema() -> dict[str, Any]:
 
 
 def _listed(value: Any) -> list[Any]:
+    """A value that may be a list, or a range, as a list."""
     if isinstance(value, PercentRange):
         return value.values
     return value if isinstance(value, list) else [value]
 
 
 def _combined(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of one value of each axis."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))

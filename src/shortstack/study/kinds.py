@@ -25,7 +25,7 @@ from shortstack.scoring import Scores
 from shortstack.scoring.metrics import metric_named
 from shortstack.study.references import expanded
 from shortstack.study.steps import Contents, Cost, Job, Known, Places, Step, added
-from shortstack.study.trial import RepairText, Trial, calibration_windows
+from shortstack.study.trial import RepairText, Trial, text_windows
 from shortstack.study.words import changed_words, defaults_of, model_words, option_words
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ScoreStep(Step):
         checkpoint = job.open("model", progress)
         scores = scoring.score(
             checkpoint,
-            calibration_windows(self.arguments, checkpoint),
+            text_windows(self.arguments, checkpoint) if self.arguments["text"] else None,
             metrics=self.arguments["metrics"],
             window=self.arguments["window"],
             compute=job.compute(self.arguments),
@@ -112,11 +112,11 @@ class PlanStep(Step):
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)
-        source: Scores | Tokens | None
+        source: Scores | Tokens | None = None
         if "score" in job.given:
             source = Scores.from_dict(job.given["score"], where="score")
-        else:
-            source = calibration_windows(self.arguments, checkpoint)
+        elif self.arguments["text"]:
+            source = text_windows(self.arguments, checkpoint)
         compute = job.compute(self.arguments)
         chosen = planning.choose(checkpoint, self.choice, source, compute=compute, progress=progress)
         return job.saved("plan.json", chosen.plan.sized(checkpoint.sizes).to_dict())
@@ -166,10 +166,8 @@ class PruneStep(Step):
     def _repair(self, job: Job, checkpoint: Checkpoint, progress: Progress) -> Repair:
         from shortstack.repairing.fit import HELD_OUT
 
-        options = self.arguments["repair"]
-        text = CalibrationText(options["text"], options["samples"], options["length"])
-        tokens = text.tokens(checkpoint.tokenizer(), options["seed"], at_least=HELD_OUT)
-        removed = frozenset(self.arguments["removed"])
+        removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]
+        tokens = text_windows(options, checkpoint, at_least=HELD_OUT)
         return repairing.repair(checkpoint, removed, tokens, compute=job.compute(options), progress=progress)
 
     def words(self, places: Places) -> list[str]:

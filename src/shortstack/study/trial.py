@@ -236,16 +236,14 @@ class Trial:
             raise InputError(f"strategy: {self.strategy}", expected=expected, found=f"{axis} {value}", fix=fix)
 
 
-def calibration_windows(arguments: Mapping[str, Any], checkpoint: Checkpoint) -> Tokens | None:
-    """The windows that arguments of a step ask for; None where no text is looked at.
+def text_windows(arguments: Mapping[str, Any], checkpoint: Checkpoint, *, at_least: int | None = None) -> Tokens:
+    """The windows that arguments of a step ask for.
 
     Raises:
         DataError: as Tokens.read.
     """
-    if arguments["text"] is None:
-        return None
     text = CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
-    return text.tokens(checkpoint.tokenizer(), arguments["seed"])
+    return text.tokens(checkpoint.tokenizer(), arguments["seed"], at_least=at_least)
 
 
 def repair_text(value: bool | RepairText | None) -> RepairText | None:
