@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from shortstack.evaluation import Perplexity
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing import HealingTask, Partial, Schedule, heal
 from shortstack.machine.device import Compute, pick_device
-from shortstack.machine.files import save_json
+from shortstack.machine.files import plain, save_json
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Choice, Plan, choose, plan
@@ -65,8 +64,7 @@ class Demo:
     prompt: ClassVar[str] = PROMPT
 
     def to_dict(self) -> dict[str, Any]:
-        data = asdict(self) | {"output": str(self.output), "chosen": self.chosen.to_dict(), "tail": self.tail.to_dict()}
-        return dict(json.loads(json.dumps(data, default=dict)))
+        return {**plain(self), "chosen": self.chosen.to_dict(), "tail": self.tail.to_dict()}
 
 
 def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = silent) -> Demo:

@@ -18,7 +18,6 @@ from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import check_new, plain, save_json, whole
-from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import check_choice, show_layers
 from shortstack.report import write_report
@@ -242,12 +241,19 @@ class _ShrinkStudy:
 def _finish(study: _ShrinkStudy, trial: StoredTrial, shrunk: Shrunk, *, data: str) -> None:
     """Card, report and results beside the weights; then the checkpoint gets its name."""
     folder = study.artefact(trial.steps.get("heal") or trial.steps["prune"])
+    last = open_model(str(folder))
     facts = {
         "base": study.model,
         "name": shrunk.output.name,
+        "plan": _plan(shrunk),
+        "heal": shrunk.steps.get("heal"),
         "data": data,
+        "models": _models(shrunk, last),
+        "texts": study.options.texts,
+        "why": shrunk.why,
+        "candidates": shrunk.candidates,
         "commands": study.commands(trial),
-        **_card_facts(shrunk, open_model(str(folder)), study.options.texts),
+        "versions": last.record["versions"],
     }
     with whole(folder / "README.md") as partial:
         partial.write_text(model_card(facts), encoding="utf-8")
@@ -257,41 +263,25 @@ def _finish(study: _ShrinkStudy, trial: StoredTrial, shrunk: Shrunk, *, data: st
     shutil.rmtree(study.folder)
 
 
-def _card_facts(shrunk: Shrunk, last: Checkpoint, texts: Sequence[str]) -> dict[str, Any]:
-    """What the card says of the layers, the sizes and the perplexities."""
-    heal = shrunk.steps.get("heal")
-    plan = shrunk.steps.get("prune") or heal["plan"]  # type: ignore[index]  # one of them is there
+def _plan(shrunk: Shrunk) -> Mapping[str, Any]:
+    plan: Mapping[str, Any] = shrunk.steps.get("prune") or shrunk.steps["heal"]["plan"]
+    return plan
+
+
+def _models(shrunk: Shrunk, last: Checkpoint) -> list[dict[str, Any]]:
+    """The models that were measured: the sizes and the perplexity of each."""
+    plan = _plan(shrunk)
     sizes = {
         "base": (plan["layers"], plan["parameters"]["before"], plan["bytes"]["before"]),
         "pruned": (len(plan["kept"]), plan["parameters"]["after"], plan["bytes"]["after"]),
         "healed": (last.anatomy.layers, last.parameters, last.weight_bytes),
     }
-    measured = {role: step for role in sizes if (step := shrunk.steps.get(f"evaluate_{role}"))}
-    return {
-        "plan": plan,
-        "layers": show_layers(plan["removed"]),
-        "heal": heal,
-        "columns": [
-            {
-                "name": "unpruned" if role == "base" else role,
-                "layers": sizes[role][0],
-                "parameters": f"{sizes[role][1]:,}",
-                "bytes": size(sizes[role][2]),
-            }
-            for role in measured
-        ],
-        "perplexities": [
-            {"text": text, "values": [number(each["perplexity"][text]["value"]) for each in measured.values()]}
-            for text in texts
-        ],
-        "why": shrunk.why,
-        "candidates": [
-            {
-                "metric": each["metric"],
-                "layers": show_layers(each["removed"]) if each["removed"] else "none",
-                "perplexity": number(each["perplexity"]) if each["perplexity"] else f"failed: {each['error']}",
-            }
-            for each in shrunk.candidates
-        ],
-        "versions": last.record["versions"],
-    }
+    return [
+        {
+            "name": "unpruned" if role == "base" else role,
+            **dict(zip(("layers", "parameters", "bytes"), sizes[role], strict=True)),
+            "perplexity": shrunk.steps[f"evaluate_{role}"]["perplexity"],
+        }
+        for role in sizes
+        if f"evaluate_{role}" in shrunk.steps
+    ]
