@@ -21,10 +21,11 @@ START_SECONDS = 8.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """asked: steps of all trials, by kind; steps: at most so many are run, since trials share them.
+    """What a study would take.
 
+    asked: steps of all trials, by kind; steps: at most so many are run, since trials share them.
     seconds: by kind, of one worker. start_seconds: until a worker is there. disk_bytes: weights at most, all kept;
-    least_disk_bytes: with --keep none. unknown: what no number could be found for, and why; numbers that depend on it are
+    least_disk_bytes: none kept. unknown: what no number could be found for, and why; numbers that depend on it are
     None.
     """
 

@@ -75,9 +75,9 @@ class Graph:
             last = yield from _written("heal", TurnsStep.of(self.known, trial), results)
         else:
             removed = yield from self._chosen(trial, results)
-            last = (
-                (yield from _written("prune", PruneStep.of(self.known, trial, removed), results)) if removed else None
-            )
+            last = None
+            if removed:
+                last = yield from _written("prune", PruneStep.of(self.known, trial, removed), results)
             if last and (evaluation.pruned or not trial.heal):
                 yield "evaluate_pruned", EvaluateStep.of(self.known, evaluation, *last)
             if last and trial.heal:

@@ -35,9 +35,8 @@ def check_same(folder: Folder, study: Study) -> None:
     for trial in before.trials:
         if trial.id not in now:
             then = trial.settings()
-            raise _another(
-                folder, f"the trial {json.dumps(then)}", f"none; the nearest has {_nearest(then, now.values())}"
-            )
+            nearest = f"none; the nearest has {_nearest(then, now.values())}"
+            raise _another(folder, f"the trial {json.dumps(then)}", nearest)
 
 
 def _nearest(settings: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> str:
@@ -55,11 +54,9 @@ def check_place(folder: Folder, store: Store) -> None:
     before = store.noted().get("artefacts", "")
     if store.results() and before != (folder.url or ""):
         expected = before or f"none: those of this study lie in {folder.root}"
-        fix = (
-            f"add {parameter('artefacts', before)}"
-            if before
-            else f"leave it out, or name another {parameter('output')}"
-        )
+        fix = f"leave it out, or name another {parameter('output')}"
+        if before:
+            fix = f"add {parameter('artefacts', before)}"
         raise InputError(parameter("artefacts"), expected=expected, found=folder.url or "none", fix=fix)
     if folder.url:
         Remote(folder.url).check()
