@@ -1,6 +1,6 @@
 """A grid of trials over the whole line, resumable and shared out to workers; and shrink, one trial of it.
 
-grid (the file) -> trial -> graph (which steps trials share) -> kinds (what each step does) -> runner (hands them to workers).
+grid (the file) -> trial -> graph (what trials share) -> kinds (what each step does) -> runner (hands steps to workers).
 """
 
 from lazy_loader import attach_stub
