@@ -256,7 +256,7 @@ def event():
 for name in ("begin", "end", "set_trial"):
     setattr(Store, name, counted(getattr(Store, name)))
 for name in ("_put", "_remove_weights"):
-    setattr(running._Run, name, counted(getattr(running._Run, name)))
+    setattr(running._StudyRun, name, counted(getattr(running._StudyRun, name)))
 plain = HealStep.run
 HealStep.run = lambda step, job, progress: plain(step, job, lambda *a, **k: (event(), progress(*a, **k)))
 sys.exit(running.run_study(Path(study), Path(runs), launcher=inline, keep="all").failed)

@@ -84,7 +84,7 @@ def run_study(
             store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
             created = store.noted().get("created", str(time.time()))
             store.note(shortstack=version("shortstack"), created=created, finished="", artefacts=folder.url or "")
-            run = _Run(graph, folder, store, launch, keep, progress)
+            run = _StudyRun(graph, folder, store, launch, keep, progress)
             run.to_the_end()
         store.note(finished=time.time())
         return run.outcome()
@@ -100,7 +100,7 @@ def _models(study: Study, progress: Progress) -> dict[str, Contents]:
     return models
 
 
-class _Run:
+class _StudyRun:
     """Hands steps over, takes their results in, and keeps the disk in bounds."""
 
     def __init__(
