@@ -36,7 +36,7 @@ from harness import median, ratios, spread, table, verdict
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.multiple_choice import answers
-from shortstack.evaluation.tasks import load_harness
+from shortstack.evaluation import load_harness
 from shortstack.scoring.depth_curve import tails
 
 ONE_AIM, SWEEP_AIM = 1.3, 4.0
@@ -117,8 +117,8 @@ def main() -> None:
     tasks = load_harness().load(["piqa", "arc_easy", "hellaswag"], data=chosen.data)
     models = {
         "bare": HFLM(pretrained=decoder.model, tokenizer=tokenizer, batch_size=BATCH),
-        "16": load_harness().Model(decoder, tokenizer, batch=BATCH),
-        "auto": load_harness().Model(decoder, tokenizer),
+        "16": load_harness().HarnessModel(decoder, tokenizer, batch=BATCH),
+        "auto": load_harness().HarnessModel(decoder, tokenizer),
     }
     by_harness(models["auto"], tasks[0], 2)  # kernels are chosen and memory is mapped before any clock runs
     data: dict[str, Any] = {

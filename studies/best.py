@@ -98,11 +98,9 @@ def study(c4: str, wiki: str, data: str, folder: Path) -> None:
     chosen, places, seconds = line(source, mixed(c4, source.tokenizer(), folder / "mixed.jsonl"), folder)
     print(seconds, flush=True)
     models = {"unpruned": source, **{name: ss.Checkpoint.open(str(place)) for name, place in places.items()}}
-    asked = ss.Tasks(TASKS, limit=LIMIT, data=data)
-    found = {
-        name: ss.evaluate(model, perplexity=["pydoc", wiki], samples=40, length=256, tasks=asked, collapse=True)
-        for name, model in models.items()
-    }
+    text, collapse = ss.EvaluationText(["pydoc", wiki], 256, samples=40), ss.GenerationChecks(collapse_check=True)
+    asked = ss.Tasks(TASKS, limit=LIMIT, data_dir=data)
+    found = {name: ss.evaluate(model, text=text, tasks=asked, generation=collapse) for name, model in models.items()}
     Path(__file__).with_suffix(".md").write_text(page(chosen, seconds, found), encoding="utf-8")
 
 

@@ -2,7 +2,7 @@
 
     python studies/compare.py HEAL_DATA TASK_DATA_DIR [TEXT ...]
 
-Every contender of `shortstack compare` at 75 % and at 50 % of the unpruned bytes. Layers (lowest ppl), neurons and Wanda's
+Every baseline of `shortstack compare` at 75 % and at 50 % of the unpruned bytes. Layers (lowest ppl), neurons and Wanda's
 masks are chosen on 32 x 128 tokens of pydoc, repair is fitted on 64 x 128, and the repaired cut is healed on HEAL_DATA as
 recipes/best.yaml says; its search for layers is left out, for three of ten minutes each. Perplexity is measured on 4 x 512
 held-out tokens of pydoc and of each TEXT, accuracy on the first 100 documents of each task; speed with one sequence, 128
@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 import shortstack as ss
-from shortstack.comparison import Comparison
-from shortstack.comparison.comparison import Row, healing, standard
+from shortstack.comparison import Comparison, heal_as_recipe, judge_tasks
+from shortstack.comparison.comparison import ComparisonRow
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress
 from shortstack.profiling.speed import Load
@@ -43,7 +43,7 @@ def compared(model: ss.Checkpoint, share: str, judging: ss.Judging, data: str, p
     calibration = ss.Calibration(
         ss.Tokens.read("pydoc", tokenizer, samples=32),
         ss.Tokens.read("pydoc", tokenizer, samples=REPAIR_WINDOWS),
-        heal=healing(data, progress=progress),
+        heal=heal_as_recipe(data, progress=progress),
     )
     return ss.compare(model, calibration, judging, memory=share, progress=progress)
 
@@ -54,7 +54,7 @@ def judged_on(model: ss.Checkpoint, folder: str, texts: list[str]) -> ss.Judging
         Path(text).stem: ss.Tokens.read(text, tokenizer, samples=WINDOWS, length=LENGTH, held_out=True)
         for text in ("pydoc", *texts)
     }
-    tasks = standard(ss.Tasks(TASKS, limit=DOCUMENTS, data=folder), model)
+    tasks = judge_tasks(ss.Tasks(TASKS, limit=DOCUMENTS, data_dir=folder), model)
     return ss.Judging(read, [tasks], load=Load(prompt=128, new_tokens=16))
 
 
@@ -78,7 +78,7 @@ def table(found: Comparison) -> list[str]:
     ]
 
 
-def cells(row: Row, texts: list[str]) -> list[str]:
+def cells(row: ComparisonRow, texts: list[str]) -> list[str]:
     if row.reason:
         return [row.name, *["-"] * (5 + len(texts) + len(TASKS)), row.reason]
     speeds = ["1", "1"] if row.speed else ["-", "-"]

@@ -35,16 +35,22 @@ PUBLISHED = {
 WHOLE = ("arc_easy", "arc_challenge", "piqa")  # asked all their documents for that
 
 
+def asked(model: ss.Checkpoint, tasks: ss.Tasks) -> Mapping[str, TaskResult]:
+    """Results of tasks, and nothing else."""
+    nothing = ss.GenerationChecks(collapse_check=False)
+    return ss.evaluate(model, text=ss.EvaluationText(()), tasks=tasks, generation=nothing).tasks
+
+
 def measured(model: ss.Checkpoint, data: str, wiki: str) -> ss.Evaluation:
     """Everything of one model; the parts of it that take other limits are asked for by themselves."""
     single = [name for name in SUITES["paper"] if name not in BY_PART]
     limits = {LIMIT: single, PART: BY_PART, WRITTEN: [GENERATED]}
     tasks = {}
     for limit, names in limits.items():
-        tasks |= ss.evaluate(model, perplexity=(), tasks=ss.Tasks(names, limit=limit, data=data), collapse=False).tasks
-    found = ss.evaluate(
-        model, perplexity=["pydoc", wiki], samples=40, length=256, probe_items=PROBE_ITEMS, collapse=True
-    )
+        tasks |= asked(model, ss.Tasks(names, limit=limit, data_dir=data))
+    text = ss.EvaluationText(["pydoc", wiki], length=256, samples=40)
+    checks = ss.GenerationChecks(probes=True, probe_items=PROBE_ITEMS, collapse_check=True)
+    found = ss.evaluate(model, text=text, generation=checks)
     return ss.Evaluation(found.model, found.perplexity, found.probes, found.collapse, tasks)
 
 
@@ -117,9 +123,7 @@ def main() -> None:
     for name, place in models.items():
         found[name] = measured(ss.Checkpoint.open(place), data, wiki)
         print(name, {task: round(result.value, 3) for task, result in found[name].tasks.items()}, flush=True)
-    whole = ss.evaluate(
-        ss.Checkpoint.open("demo"), perplexity=(), tasks=ss.Tasks(WHOLE, data=data), collapse=False
-    ).tasks
+    whole = asked(ss.Checkpoint.open("demo"), ss.Tasks(WHOLE, data_dir=data))
     text, given = "/".join(Path(wiki).parts[-2:]), " ".join(f"{name}=MODEL" for name in list(models)[1:])
     command = f"python studies/evaluation.py DATA_DIR {text} {given}"
     lines = [

@@ -6,6 +6,8 @@ from .comparison import compare as compare
 from .data import CalibrationText as CalibrationText
 from .data import Tokens as Tokens
 from .evaluation import Evaluation as Evaluation
+from .evaluation import EvaluationText as EvaluationText
+from .evaluation import GenerationChecks as GenerationChecks
 from .evaluation import Tasks as Tasks
 from .evaluation import compared as compared
 from .evaluation import evaluate as evaluate
@@ -27,6 +29,7 @@ from .planning import choose as choose
 from .planning import plan as plan
 from .planning import select as select
 from .profiling import Profile as Profile
+from .profiling import Timing as Timing
 from .profiling import profile as profile
 from .pruning import Verification as Verification
 from .pruning import prune as prune

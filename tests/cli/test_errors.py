@@ -602,6 +602,10 @@ def test_options_that_change_nothing_are_refused(command, model):
     for option in ("--batch-size 4", "--new-tokens 2", "--repeats 3"):
         said = command.refused("profile", model, "--no-speed", *option.split())
         assert f"no {option.split()[0]}: it changes nothing here" in said
+    for option in ("--backend vllm", "--limit 2", "--batch-size 4"):
+        said = command.refused("evaluate", model, *option.split())
+        assert f"no {option.split()[0]}: it changes nothing here" in said
+    assert "--probes" in command.refused("evaluate", model, "--probe-items", "10")
     assert "no --repair-samples" in command.prune_refused(model, "--layers", "3", "--repair-samples", "4")
     assert "no --repair-samples" in command.refused("compare", model, "--repair-samples", "4")
     assert "--metric" in command.prune_refused(model, "--layers", "3", "--metric", "bi")

@@ -350,7 +350,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, draw, monkeypatch):
 def test_importing_costs_nothing_and_drawing_has_no_global_state():
     code = """if True:
         import sys
-        from shortstack import plots
+        from shortstack.cli import plots
         assert not {"matplotlib", "torch"} & set(sys.modules)
         plots.depth_figure([{"layers": 2, "perplexity": 3.0, "kl": 0.0}], title="x", knee=None)
         assert "matplotlib.pyplot" not in sys.modules

@@ -12,11 +12,11 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.cli.compare import show_comparison
-from shortstack.comparison import Calibration, Comparison, Judging, compare
+from shortstack.comparison import Calibration, Comparison, Judging, compare, heal_as_recipe, judge_questions
 from shortstack.comparison.baselines import parse_memory
-from shortstack.comparison.comparison import Row, advice, healing, multiple_choice
+from shortstack.comparison.comparison import ComparisonRow, advice
 from shortstack.data import Tokens, read_questions
-from shortstack.data.questions import asked
+from shortstack.data.questions import tokenize_questions
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.multiple_choice import answers
@@ -29,7 +29,7 @@ from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.planning.layer_sets import Removal
 from shortstack.planning.measured import search
-from shortstack.profiling.profiler import Paired
+from shortstack.profiling.profiler import SpeedRatios
 from shortstack.profiling.speed import Load, Ratio
 from shortstack.pruning import prune
 from shortstack.repairing import repair
@@ -60,14 +60,13 @@ def compared(place):
     checkpoint = Checkpoint.open(speaking(place / "model", hidden_size=64, intermediate_size=128))
     healed = prune(checkpoint, plan(8, layers="7"), place / "healed")
     some = tokens(checkpoint, place)
-    tasks = multiple_choice([place / "q.jsonl"], checkpoint.tokenizer(), limit=4)
+    tasks = judge_questions([place / "q.jsonl"], checkpoint.tokenizer(), limit=4)
     judging = Judging({"a": tokens(checkpoint, place, length=24)}, [tasks], LOAD, repeats=2)
     found = compare(
         checkpoint,
-        Calibration(some, some),
+        Calibration(some, some, healed=healed),
         judging,
         memory="60%",
-        healed=healed,
         compute=Compute(dtype="float32", device="cpu"),
     )
     return checkpoint, judging, found
@@ -153,7 +152,7 @@ def test_narrowed_rows_fit_and_the_healed_one_is_as_it_is(compared):
 
 def test_tasks_are_asked_of_every_row(compared, place):
     checkpoint, _, found = compared
-    questions = asked(read_questions(place / "q.jsonl")[:4], checkpoint.tokenizer())
+    questions = tokenize_questions(read_questions(place / "q.jsonl")[:4], checkpoint.tokenizer())
     expected = answers(Decoder.load(checkpoint, dtype=torch.float32), questions, [UNPRUNED])[UNPRUNED]
     assert rows(found)["unpruned"].tasks["q"]["value"] == expected.value
     assert all(row.tasks["q"]["n"] == 4 for row in found.rows if not row.reason)
@@ -209,7 +208,7 @@ def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
     wanted = read_recipe("best").heal.given
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():  # as rows are judged
         patch.setattr("pydoc_data.topics.topics", {"a": "the walk visits every layer once and in order. " * 60})
-        made = healing("pydoc", device="cpu")(pruned, tmp_path / "healed")
+        made = heal_as_recipe("pydoc", device="cpu")(pruned, tmp_path / "healed")
     options = made.record["healing"]
     assert (options["method"]["name"], options["method"]["rank"]) == ("lora", wanted["rank"])
     assert options["schedule"]["lr"] == wanted["lr"]
@@ -219,7 +218,7 @@ def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--limit 0", "--limit\n  expected  at least 1"),
+        ("--limit 0", "'--limit'"),
         ("--search --metric bi", "--search\n  expected  --search without"),
     ],
 )
@@ -279,10 +278,10 @@ def test_a_healed_model_that_reads_other_tokens_is_refused_before_any_is_loaded(
     else:
         make("llama", healed, vocab_size=100)
     judging = Judging({"a": tokens(checkpoint, place, length=24, samples=2)}, (), LOAD, repeats=1)
-    some = Calibration(tokens(checkpoint, place, samples=2))
+    some = Calibration(tokens(checkpoint, place, samples=2), healed=Checkpoint.open(healed))
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="an embedding for each of its 293 tokens") as refused:
-        compare(checkpoint, some, judging, healed=Checkpoint.open(healed))
+        compare(checkpoint, some, judging)
     assert refused.value.where == "healed"
     assert refused.value.found in ("another tokenizer, of 294 tokens", "100 embeddings")
     assert ("another" in refused.value.found) == ("another" in other)
@@ -293,8 +292,8 @@ def test_a_model_with_too_few_positions_for_a_row_is_refused_before_it_is_loaded
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     some = Calibration(tokens(checkpoint, place, samples=2))
     for length, load, where in (
-        (65, LOAD, "--length"),
-        (24, Load(prompt=60, new_tokens=4), "--prompt, --new-tokens"),
+        (65, LOAD, "length"),
+        (24, Load(prompt=60, new_tokens=4), "prompt, new_tokens"),
         (24, LOAD, "compare"),
     ):
         judging = Judging({"a": tokens(checkpoint, place, length=length, samples=2)}, (), load, repeats=1)
@@ -310,11 +309,11 @@ def test_memory_is_a_share(memory, expected):
 
 @pytest.mark.parametrize("memory", ["", "50", "0%", "100%", "-5%", "half", "nan%", "1e1%", "%"])
 def test_memory_that_is_no_share_is_refused(memory):
-    with pytest.raises(InputError, match="--memory"):
+    with pytest.raises(InputError, match="memory"):
         parse_memory(memory, 1000)
 
 
-def test_less_memory_than_what_no_contender_makes_smaller_is_refused():
+def test_less_memory_than_what_no_baseline_makes_smaller_is_refused():
     assert parse_memory("26%", 1000, least=250) == 260
     with pytest.raises(InputError, match=r"25% of the bytes"):
         parse_memory("25%", 1000, least=250)
@@ -338,17 +337,16 @@ def test_advice_tells_of_tasks_too():
 
 
 def test_metrics_of_windows_are_refused(compared, place):
-    checkpoint, judging, _ = compared
-    calibration = Calibration(tokens(checkpoint, place), metric="repaired-window")
+    checkpoint, _, _ = compared
     with pytest.raises(InputError, match="scores single layers"):
-        compare(checkpoint, calibration, judging, compute=Compute(dtype="float32", device="cpu"))
+        Calibration(tokens(checkpoint, place), metric="repaired-window")
 
 
 def row(name, loss, *, within=True, decode=None, removed=(), repetition=0.0):
     found = Perplexity(math.exp(loss), 10, loss, 0.1, {}, "float32")
-    ratio = Paired(1, Ratio(1, 1, 1, 0.9), Ratio(decode, decode, decode, 0.9)) if decode else None
+    ratio = SpeedRatios(1, Ratio(1, 1, 1, 0.9), Ratio(decode, decode, decode, 0.9)) if decode else None
     wrote = Collapse(replace(TYPICAL, repetition=repetition), '"so"')
-    return Row(name, "", "", removed, 100, within, {"pydoc": found}, {}, None, ratio, wrote)
+    return ComparisonRow(name, "", "", removed, 100, within, {"pydoc": found}, {}, None, ratio, wrote)
 
 
 def test_advice_follows_the_rows():

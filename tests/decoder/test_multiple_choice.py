@@ -11,7 +11,7 @@ import shortstack.data.questions
 import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Question, Tokens, read_questions
-from shortstack.data.questions import asked
+from shortstack.data.questions import tokenize_questions
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.multiple_choice import answers
@@ -68,7 +68,7 @@ def test_answers_are_those_of_one_forward_for_each_choice(model_type, batch, mon
     checkpoint = Checkpoint.open(tiny(model_type))
     routes = [UNPRUNED, frozenset({3}), frozenset({2, 5}), frozenset({6, 7})]
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = answers(decoder, asked(QUESTIONS, Letters()), routes)
+    found = answers(decoder, tokenize_questions(QUESTIONS, Letters()), routes)
     for route in routes:
         expected = naively(checkpoint.directory, Letters(), sorted(route))
         assert list(found[route].correct) == expected
@@ -115,4 +115,4 @@ def test_what_has_no_token_before_or_in_the_choice_is_refused(context, choice):
             return super().__call__(text.rstrip(), **options)
 
     with pytest.raises(DataError, match="before the choice"):
-        asked([Question(context, (choice, "no"), 0)], Trimming(bos=False))
+        tokenize_questions([Question(context, (choice, "no"), 0)], Trimming(bos=False))

@@ -8,11 +8,10 @@ import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
-from shortstack.cli.options import Writing
 from shortstack.data import Tokens
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError
-from shortstack.evaluation import evaluate
+from shortstack.evaluation import EvaluationText, GenerationChecks, evaluate
 from shortstack.evaluation.degeneration import TYPICAL, Fluency, check_collapse
 from shortstack.evaluation.probes import PROBES, probe_tokens, probes, run_probes
 from shortstack.machine.device import Compute
@@ -20,6 +19,8 @@ from shortstack.planning import plan
 from shortstack.profiling.profiler import answer
 from shortstack.pruning import prune
 from zoo import speaking, tiny
+
+NO_TEXT = EvaluationText(())
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def checkpoint(tmp_path_factory):
 def test_perplexity_is_exp_of_the_mean_loss_transformers_computes(checkpoint, tmp_path):
     (tmp_path / "a.txt").write_text("the walk visits every layer once " * 120)
     source = str(tmp_path / "a.txt")
-    found = evaluate(checkpoint, perplexity=[source], length=24, compute=Compute(dtype="float32")).perplexity[source]
+    found = evaluate(checkpoint, text=EvaluationText([source], 24), compute=Compute(dtype="float32")).perplexity[source]
     ids = Tokens.read(source, checkpoint.tokenizer(), samples=None, length=24).ids
     with torch.no_grad():
         losses = torch.stack(
@@ -47,7 +48,7 @@ def test_perplexity_is_exp_of_the_mean_loss_transformers_computes(checkpoint, tm
 def test_the_standard_error_is_over_windows(checkpoint, tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"layer {number} of many; " for number in range(300)))
     source = str(tmp_path / "a.txt")
-    found = evaluate(checkpoint, perplexity=[source], length=32, compute=Compute(dtype="float32")).perplexity[source]
+    found = evaluate(checkpoint, text=EvaluationText([source], 32), compute=Compute(dtype="float32")).perplexity[source]
     ids = Tokens.read(source, checkpoint.tokenizer(), samples=None, length=32).ids
     with torch.no_grad():
         model = checkpoint.model(dtype=torch.float32)
@@ -88,21 +89,21 @@ def text(tmp_path):
 
 def test_what_shortstack_cut_is_checked_for_collapse_unless_told_otherwise(checkpoint, pruned, text):
     def checked(model, **options):
+        generation, compute = GenerationChecks(**options), Compute(dtype="float32")
         return evaluate(
-            model, perplexity=[text], length=24, samples=2, **options, compute=Compute(dtype="float32")
+            model, text=EvaluationText([text], 24, samples=2), generation=generation, compute=compute
         ).collapse
 
     assert checked(checkpoint) is None
-    assert checked(pruned, collapse=False) is None
+    assert checked(pruned, collapse_check=False) is None
     alone = check_collapse(pruned.model(dtype=torch.float32), pruned.tokenizer())
     assert checked(pruned) == alone
-    assert checked(checkpoint, collapse=True).fluency != alone.fluency
+    assert checked(checkpoint, collapse_check=True).fluency != alone.fluency
 
 
 def test_probes_are_asked_of_the_evaluated_model(pruned, text):
-    found = evaluate(
-        pruned, perplexity=[text], length=24, samples=2, probe_items=2, compute=Compute(dtype="float32", seed=5)
-    )
+    generation, compute = GenerationChecks(probes=True, probe_items=2), Compute(dtype="float32", seed=5)
+    found = evaluate(pruned, text=EvaluationText([text], 24, samples=2), generation=generation, compute=compute)
     expected = run_probes(pruned.model(dtype=torch.float32), pruned.tokenizer(), probes(seed=5, n=2))
     assert found.probes == expected
     said = found.to_dict()["probes"]["arithmetic-1"]
@@ -111,13 +112,17 @@ def test_probes_are_asked_of_the_evaluated_model(pruned, text):
 
 @pytest.mark.parametrize(
     ("asked", "where"),
-    [({"probe_items": 2}, "--probes"), ({"collapse": True}, "--collapse-check"), ({"perplexity": "pydoc"}, "--length")],
+    [
+        ({"generation": GenerationChecks(probes=True, probe_items=2)}, "probes"),
+        ({"generation": GenerationChecks(collapse_check=True)}, "collapse_check"),
+        ({"text": EvaluationText("pydoc", length=65)}, "length"),
+    ],
 )
 def test_more_tokens_than_positions_are_refused_before_the_model_is_loaded(asked, where, tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2", n_positions=64))
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="at most 64 tokens, for which GPT2LMHeadModel has positions") as refused:
-        evaluate(checkpoint, **{"perplexity": (), "length": 65, **asked})
+        evaluate(checkpoint, **{"text": NO_TEXT, **asked})
     assert refused.value.where == where
 
 
@@ -126,9 +131,9 @@ def test_just_as_many_positions_as_probes_take_are_enough(tmp_path):
     room = probe_tokens(Checkpoint.open(speaking(tmp_path / "any")).tokenizer(), items)
     checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2", n_positions=room))
     assert checkpoint.positions == room
-    assert len(evaluate(checkpoint, perplexity=(), probe_items=2, compute=Compute(dtype="float32")).probes) == len(
-        PROBES
-    )
+    generation, compute = GenerationChecks(probes=True, probe_items=2), Compute(dtype="float32")
+    found = evaluate(checkpoint, text=NO_TEXT, generation=generation, compute=compute)
+    assert len(found.probes) == len(PROBES)
 
 
 def shown(monkeypatch, capsys, *words):
@@ -186,16 +191,15 @@ def test_where_all_is_well_one_line_says_so(pruned, text, monkeypatch, capsys):
 
 
 def test_items_of_probes_that_are_not_asked_are_an_error():
-    with pytest.raises(InputError, match="--probes"):
-        Writing(probe_items=10).asked()
-    assert Writing(probes=True, probe_items=10).asked() == {"probe_items": 10, "collapse": None}
+    with pytest.raises(InputError, match="probes=True"):
+        GenerationChecks(probe_items=10)
+    assert GenerationChecks(probes=True, probe_items=10).probe_items == 10
 
 
 def test_nothing_to_measure_says_what_there_is(checkpoint):
-    with pytest.raises(InputError, match="--tasks paper or --probes"):
-        evaluate(checkpoint, perplexity=())
+    with pytest.raises(InputError, match="tasks='paper' or probes=True"):
+        evaluate(checkpoint, text=NO_TEXT)
     with pytest.raises(InputError, match="an empty name"):
-        evaluate(checkpoint, perplexity="pydoc,")
-    assert evaluate(checkpoint, perplexity=(), collapse=True).collapse == check_collapse(
-        checkpoint.model(dtype=torch.float32), checkpoint.tokenizer()
-    )
+        EvaluationText("pydoc,")
+    found = evaluate(checkpoint, text=NO_TEXT, generation=GenerationChecks(collapse_check=True))
+    assert found.collapse == check_collapse(checkpoint.model(dtype=torch.float32), checkpoint.tokenizer())

@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shortstack.errors import DataError
+from shortstack.errors import DataError, InputError
 from shortstack.evaluation.paired import Outcomes, bootstrap, compare, compare_tasks, holm, mcnemar
 
 bits = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=10)
@@ -33,6 +33,7 @@ def share_of_signs_as_extreme(differences):
     return Fraction(sum(each >= abs(sum(differences)) for each in sums), len(sums))
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(bits)
 def test_mcnemars_p_is_the_share_of_all_signs_that_are_as_extreme(pairs):
     assert compared(pairs).p == pytest.approx(float(share_of_signs_as_extreme([a - b for a, b in pairs])))
@@ -160,6 +161,14 @@ def test_other_tasks_are_an_error():
     some = outcomes([0, 1])
     with pytest.raises(DataError, match=r"1 \(a\) of the model's alone"):
         compare_tasks({"a": some, "b": some}, {"b": some})
+
+
+def test_without_scipy_the_extra_is_named(monkeypatch):
+    some = outcomes([0, 1])
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(InputError, match=r"against: expected scipy, .* pip install 'shortstack\[eval\]'"):
+        compare_tasks({"a": some}, {"a": some})
+    assert compare_tasks({}, {}) == {}
 
 
 def test_comparing_needs_no_torch():

@@ -20,17 +20,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from documents import COUNT, data_folder, write
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.evaluate import show_evaluation
-from shortstack.comparison.comparison import standard
+from shortstack.comparison import judge_tasks
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.multiple_choice import Accuracy, answers
 from shortstack.errors import DataError, InputError
-from shortstack.evaluation import Evaluation, TaskResult, Tasks, compared, evaluate
+from shortstack.evaluation import Evaluation, EvaluationText, TaskResult, Tasks, compared, evaluate, load_harness
 from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
-from shortstack.evaluation.tasks import load_harness
 from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.pruning import prune
@@ -39,6 +38,7 @@ from zoo import speaking
 
 pytest.importorskip("lm_eval")
 REAL = Path(os.environ.get("SHORTSTACK_DATA", Path(__file__).parents[3] / "shared" / "data"))
+NO_TEXT = EvaluationText(())
 CHOICES = ("piqa", "arc_easy", "winogrande", "hellaswag", "lambada_openai")
 
 
@@ -59,7 +59,7 @@ def checkpoint(directory, own_cache) -> Checkpoint:
 
 def measured(checkpoint, *names, **options) -> Evaluation:
     return evaluate(
-        checkpoint, perplexity=(), tasks=Tasks(names, **options), compute=Compute(dtype="float32", device="cpu")
+        checkpoint, text=NO_TEXT, tasks=Tasks(names, **options), compute=Compute(dtype="float32", device="cpu")
     )
 
 
@@ -83,7 +83,7 @@ def barely(directory, loaded, *, limit=None, batch=4, max_length=None):
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices_are_judged_as_by_the_harness_alone(name, checkpoint, data):
-    found = measured(checkpoint, name, data=data).tasks[name]
+    found = measured(checkpoint, name, data_dir=data).tasks[name]
     expected = barely(checkpoint.directory, load_harness().load([name], data=data)[0])
     assert found.value == expected["results"][name]["acc,none"]
     assert found.stderr == pytest.approx(expected["results"][name]["acc_stderr,none"])
@@ -110,7 +110,7 @@ def test_local_data_serves_standard_tasks_alone_and_that_is_said(data):
 
 def test_an_answer_longer_than_the_window_is_refused(checkpoint, data):
     with pytest.raises(InputError, match="room for an answer of"):
-        measured(checkpoint, "piqa", data=data, max_length=1)
+        measured(checkpoint, "piqa", data_dir=data, max_length=1)
 
 
 def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_anything_is_asked(
@@ -120,25 +120,25 @@ def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_anything_is_
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     for model, options in ((short, {}), (checkpoint, {"max_length": 256}), (checkpoint, {"max_length": 40})):
         with pytest.raises(InputError, match="more than the 256 tokens that an answer may have") as refused:
-            measured(model, "piqa", "gsm8k", data=data, **options)
-        assert refused.value.where == "--max-length, for gsm8k"
+            measured(model, "piqa", "gsm8k", data_dir=data, **options)
+        assert refused.value.where == "max_length, for gsm8k"
         assert refused.value.found.startswith(f"{options.get('max_length', 256)};")
     with pytest.raises(InputError, match="for gsm8k"):
-        standard(Tasks("gsm8k", data=data), short)
-    Tasks("gsm8k", data=data, max_length=257).load_for(short)
+        judge_tasks(Tasks("gsm8k", data_dir=data), short)
+    Tasks("gsm8k", data_dir=data, max_length=257).load_for(short)
 
 
 def test_prompts_of_more_tokens_than_there_are_positions_are_refused(data, tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2"))
     with pytest.raises(InputError, match="at most 64 tokens") as refused:
-        measured(checkpoint, "piqa", data=data, max_length=65)
-    assert refused.value.where == "--max-length"
-    assert measured(checkpoint, "piqa", data=data, max_length=64).tasks["piqa"].n == COUNT
+        measured(checkpoint, "piqa", data_dir=data, max_length=65)
+    assert refused.value.where == "max_length"
+    assert measured(checkpoint, "piqa", data_dir=data, max_length=64).tasks["piqa"].n == COUNT
 
 
 def test_how_long_an_answer_may_be_is_asked_of_each_request_too(checkpoint, data):
     loaded = load_harness().load(["gsm8k"], data=data)[0]
-    model = load_harness().Model(
+    model = load_harness().HarnessModel(
         Decoder.open(checkpoint, Compute(dtype="float32")), checkpoint.tokenizer(), max_length=300
     )
     (task,) = loaded.tasks.values()
@@ -148,7 +148,7 @@ def test_how_long_an_answer_may_be_is_asked_of_each_request_too(checkpoint, data
 
 
 def test_pages_longer_than_the_window_have_the_harness_s_perplexity(checkpoint, data):
-    found = measured(checkpoint, "wikitext", data=data, max_length=64).tasks["wikitext"]
+    found = measured(checkpoint, "wikitext", data_dir=data, max_length=64).tasks["wikitext"]
     expected = barely(checkpoint.directory, load_harness().load(["wikitext"], data=data)[0], max_length=64)
     assert found.value == pytest.approx(expected["results"]["wikitext"]["word_perplexity,none"], rel=1e-5)
     assert math.isnan(found.stderr)
@@ -158,7 +158,7 @@ def test_pages_longer_than_the_window_have_the_harness_s_perplexity(checkpoint, 
 
 def test_generation_is_the_harness_s_own(checkpoint, data, monkeypatch):
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM.max_gen_toks", property(lambda _self: 12))
-    found = measured(checkpoint, "gsm8k", data=data, batch=2).tasks["gsm8k"]
+    found = measured(checkpoint, "gsm8k", data_dir=data, batch_size=2).tasks["gsm8k"]
     loaded = load_harness().load(["gsm8k"], data=data)[0]
     expected = barely(checkpoint.directory, loaded, batch=2)
     assert (found.shots, found.n) == (5, 3)
@@ -168,7 +168,7 @@ def test_generation_is_the_harness_s_own(checkpoint, data, monkeypatch):
 def test_examples_in_a_prompt_follow_the_seed(checkpoint, data, monkeypatch):
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM.max_gen_toks", property(lambda _self: 2))
     first, again, other = (
-        measured(checkpoint, "gsm8k", data=data, limit=1, seed=seed).tasks["gsm8k"].digest for seed in (0, 0, 1)
+        measured(checkpoint, "gsm8k", data_dir=data, limit=1, seed=seed).tasks["gsm8k"].digest for seed in (0, 0, 1)
     )
     assert first == again != other
 
@@ -229,15 +229,15 @@ def test_parquet_is_read_as_jsonl_is(checkpoint, data, tmp_path):
     (tmp_path / "piqa").mkdir()
     pyarrow.parquet.write_table(table, tmp_path / "piqa/validation.parquet")
     assert (
-        measured(checkpoint, "piqa", data=tmp_path).tasks["piqa"].outcomes
-        == measured(checkpoint, "piqa", data=data).tasks["piqa"].outcomes
+        measured(checkpoint, "piqa", data_dir=tmp_path).tasks["piqa"].outcomes
+        == measured(checkpoint, "piqa", data_dir=data).tasks["piqa"].outcomes
     )
 
 
 def test_a_result_is_kept_by_what_it_depends_on_and_never_by_where_that_lies(
     checkpoint, directory, data, tmp_path, monkeypatch
 ):
-    first = measured(checkpoint, "piqa", data=data).tasks["piqa"]
+    first = measured(checkpoint, "piqa", data_dir=data).tasks["piqa"]
     moved, elsewhere = tmp_path / "moved", tmp_path / "elsewhere"
     shutil.copytree(directory, moved)
     shutil.copytree(data, elsewhere)
@@ -248,19 +248,21 @@ def test_a_result_is_kept_by_what_it_depends_on_and_never_by_where_that_lies(
         "run",
         lambda loaded, *args, **options: asked.append(loaded.name) or original(loaded, *args, **options),
     )
-    assert measured(Checkpoint.open(moved), "piqa", data=elsewhere).tasks["piqa"] == first
+    assert measured(Checkpoint.open(moved), "piqa", data_dir=elsewhere).tasks["piqa"] == first
     assert not asked
-    measured(checkpoint, "piqa", data=data, limit=5)
-    measured(checkpoint, "piqa", data=data, batch=3)
-    evaluate(checkpoint, perplexity=(), tasks=Tasks("piqa", data=data), compute=Compute(dtype="bfloat16", device="cpu"))
+    measured(checkpoint, "piqa", data_dir=data, limit=5)
+    measured(checkpoint, "piqa", data_dir=data, batch_size=3)
+    evaluate(
+        checkpoint, text=NO_TEXT, tasks=Tasks("piqa", data_dir=data), compute=Compute(dtype="bfloat16", device="cpu")
+    )
     lines = (elsewhere / "piqa/validation.jsonl").read_text().splitlines()
     (elsewhere / "piqa/validation.jsonl").write_text("\n".join([*lines[1:], lines[0]]) + "\n")
-    measured(checkpoint, "piqa", data=elsewhere)
+    measured(checkpoint, "piqa", data_dir=elsewhere)
     speaking(tmp_path / "other", bos=True, max_position_embeddings=2048, seed=1)
-    measured(Checkpoint.open(tmp_path / "other"), "piqa", data=data)
+    measured(Checkpoint.open(tmp_path / "other"), "piqa", data_dir=data)
     tokenizer = json.loads((moved / "tokenizer_config.json").read_text())
     (moved / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "clean_up_tokenization_spaces": True}))
-    measured(Checkpoint.open(moved), "piqa", data=data)
+    measured(Checkpoint.open(moved), "piqa", data_dir=data)
     assert asked == ["piqa"] * 6
 
 
@@ -358,19 +360,19 @@ def test_what_stops_in_the_middle_keeps_only_whole_results(checkpoint, data, tmp
 
     monkeypatch.setattr(load_harness(), "run", failing)
     with pytest.raises(RuntimeError, match="power"):
-        measured(checkpoint, "piqa", "arc_easy", data=data)
+        measured(checkpoint, "piqa", "arc_easy", data_dir=data)
     (kept,) = (tmp_path / "cache/evaluations").iterdir()
     assert TaskResult.from_dict(json.loads(kept.read_text())).n == COUNT
     monkeypatch.setattr(load_harness(), "run", lambda loaded, *args, **options: original(loaded, *args, **options))
-    assert list(measured(checkpoint, "arc_easy", "piqa", data=data).tasks) == ["arc_easy", "piqa"]
+    assert list(measured(checkpoint, "arc_easy", "piqa", data_dir=data).tasks) == ["arc_easy", "piqa"]
 
 
 def test_a_kept_result_that_is_broken_is_named(checkpoint, data, tmp_path):
-    measured(checkpoint, "piqa", data=data)
+    measured(checkpoint, "piqa", data_dir=data)
     (kept,) = (tmp_path / "cache/evaluations").iterdir()
     kept.write_text("{")
     with pytest.raises(DataError, match="delete that file"):
-        measured(checkpoint, "piqa", data=data)
+        measured(checkpoint, "piqa", data_dir=data)
 
 
 def result(metric: str, value: float, outcomes=(1.0, 0.0)) -> TaskResult:
@@ -508,25 +510,25 @@ def test_the_page_s_other_task_that_is_answered_by_writing_is_there():
 def test_a_misspelt_suite_has_neighbours(checkpoint, data):
     for wrong, near in (("helaswag", "hellaswag"), ("papr", "paper")):
         with pytest.raises(InputError, match=near):
-            measured(checkpoint, wrong, data=data)
+            measured(checkpoint, wrong, data_dir=data)
 
 
 def test_names_unfold_and_an_unknown_one_has_neighbours(checkpoint, data):
     assert named(" paper , piqa") == SUITES["paper"]
     with pytest.raises(InputError, match=r"truthfulqa_mc1"):
-        measured(checkpoint, "truthfulqa_mc", data=data)
-    with pytest.raises(InputError, match="--tasks"):
+        measured(checkpoint, "truthfulqa_mc", data_dir=data)
+    with pytest.raises(InputError, match="tasks"):
         Tasks("piqa,")
 
 
 def test_what_is_missing_is_said(checkpoint, data, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"openbookqa/test\.jsonl or openbookqa/test\.parquet"):
-        measured(checkpoint, "openbookqa", data=data)
+        measured(checkpoint, "openbookqa", data_dir=data)
     shutil.copytree(data / "gsm8k", tmp_path / "gsm8k")
     (tmp_path / "gsm8k/train.jsonl").unlink()
     with pytest.raises(DataError, match=r"gsm8k/train\.jsonl"):
-        measured(checkpoint, "gsm8k", data=tmp_path)
-    with pytest.raises(DataError, match="--data-dir"):
+        measured(checkpoint, "gsm8k", data_dir=tmp_path)
+    with pytest.raises(DataError, match="data_dir"):
         measured(checkpoint, "piqa")  # the hub, which tests do not reach
     for text, found in (
         ('{"goal": "a", "label": 0}', "no sol1, sol2"),
@@ -537,25 +539,25 @@ def test_what_is_missing_is_said(checkpoint, data, tmp_path, monkeypatch):
         (tmp_path / "piqa").mkdir(exist_ok=True)
         (tmp_path / "piqa/validation.jsonl").write_text(text + "\n")
         with pytest.raises(DataError, match=found):
-            measured(checkpoint, "piqa", data=tmp_path)
+            measured(checkpoint, "piqa", data_dir=tmp_path)
     (tmp_path / "piqa/validation.jsonl").write_bytes(b"\x80\x02PK")
     with pytest.raises(DataError, match="UTF-8 text"):
-        measured(checkpoint, "piqa", data=tmp_path)
+        measured(checkpoint, "piqa", data_dir=tmp_path)
     (tmp_path / "piqa/validation.jsonl").unlink()
     table = pyarrow.json.read_json(data / "piqa/validation.jsonl")
     pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "piqa/validation.parquet")
     with pytest.raises(DataError, match="an empty table"):
-        measured(checkpoint, "piqa", data=tmp_path)
+        measured(checkpoint, "piqa", data_dir=tmp_path)
     (tmp_path / "piqa/validation.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="a parquet file"):
-        measured(checkpoint, "piqa", data=tmp_path)
-    for option in ({"limit": 0}, {"batch": 0}, {"data": tmp_path / "none"}, {"include": tmp_path / "none"}):
+        measured(checkpoint, "piqa", data_dir=tmp_path)
+    for option in ({"limit": 0}, {"batch_size": 0}, {"data_dir": tmp_path / "none"}, {"include": tmp_path / "none"}):
         with pytest.raises(InputError):
             Tasks("piqa", **option)
     monkeypatch.delitem(sys.modules, "shortstack.evaluation.harness")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r"shortstack\[eval\]"):
-        measured(checkpoint, "piqa", data=data)
+        measured(checkpoint, "piqa", data_dir=data)
 
 
 def test_an_own_task_file_that_is_no_yaml_is_named_with_its_line(own):
@@ -571,18 +573,18 @@ TEXT = Tokens(torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_
 
 @pytest.mark.parametrize("name", ["piqa", "arc_easy", "winogrande"])
 def test_a_sweep_answers_as_the_harness_does_at_every_depth(name, checkpoint, data, tmp_path):
-    found = sweep(checkpoint, TEXT, task=Tasks(name, data=data), compute=Compute(dtype="float32", device="cpu"))
+    found = sweep(checkpoint, TEXT, task=Tasks(name, data_dir=data), compute=Compute(dtype="float32", device="cpu"))
     assert found.task["questions"] == COUNT
     for depth in found.depths[1::3]:
         pruned = prune(checkpoint, plan(8, layers=f"{depth.layers}-7"), tmp_path / str(depth.layers))
-        assert depth.accuracy == measured(pruned, name, data=data).tasks[name].value
+        assert depth.accuracy == measured(pruned, name, data_dir=data).tasks[name].value
 
 
 def test_a_sweep_is_of_one_multiple_choice_task(checkpoint, data):
     with pytest.raises(InputError, match="multiple-choice"):
-        sweep(checkpoint, TEXT, task=Tasks("wikitext", data=data))
+        sweep(checkpoint, TEXT, task=Tasks("wikitext", data_dir=data))
     with pytest.raises(InputError, match="one task"):
-        sweep(checkpoint, TEXT, task=Tasks("piqa,arc_easy", data=data))
+        sweep(checkpoint, TEXT, task=Tasks("piqa,arc_easy", data_dir=data))
 
 
 @pytest.mark.slow
@@ -590,8 +592,8 @@ def test_a_sweep_is_of_one_multiple_choice_task(checkpoint, data):
 @pytest.mark.parametrize("name", ["piqa", "arc_easy"])
 def test_on_real_documents_a_model_and_its_cuts_answer_as_by_the_harness_alone(name, tmp_path, own_cache):
     checkpoint = Checkpoint.open("demo")
-    loaded = Tasks(name, limit=200, data=REAL).only()
-    found = measured(checkpoint, name, limit=200, data=REAL).tasks[name]
+    loaded = Tasks(name, limit=200, data_dir=REAL).only()
+    found = measured(checkpoint, name, limit=200, data_dir=REAL).tasks[name]
     asked = load_harness().questions(loaded, checkpoint.tokenizer(), 200)
     routes = [frozenset(range(30 - gone, 30)) for gone in (0, 2, 5)]
     walked = answers(Decoder.load(checkpoint, dtype=torch.float32), asked, routes)  # one walk, as sweep takes
@@ -615,9 +617,9 @@ def bare_outcomes(model, tokenizer, loaded) -> list[float]:
 
 
 def test_compare_asks_standard_tasks_of_a_model_in_memory(checkpoint, data):
-    judge = standard(Tasks("piqa,arc_easy", limit=4, data=data), checkpoint)
+    judge = judge_tasks(Tasks("piqa,arc_easy", limit=4, data_dir=data), checkpoint)
     found = judge(Decoder.open(checkpoint, Compute(dtype="float32")))
-    expected = measured(checkpoint, "piqa", "arc_easy", data=data, limit=4).tasks
+    expected = measured(checkpoint, "piqa", "arc_easy", data_dir=data, limit=4).tasks
     assert found == {
         name: {"metric": "acc", "value": each.value, "stderr": each.stderr, "n": 4} for name, each in expected.items()
     }

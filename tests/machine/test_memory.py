@@ -15,7 +15,7 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder, streaming
 from shortstack.decoder import decoder as walk
 from shortstack.errors import InputError
-from shortstack.evaluation import Tasks, evaluate
+from shortstack.evaluation import EvaluationText, Tasks, evaluate
 from shortstack.machine import memory
 from shortstack.machine.device import Compute
 from shortstack.scoring import score
@@ -134,17 +134,19 @@ def test_a_model_that_must_be_in_memory_whole_and_has_no_room_is_refused_before_
 def test_evaluate_says_that_there_is_no_room_before_it_reads_weights_for_their_digest(tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
-    tasks = Tasks("piqa", data=data_folder(tmp_path / "data"))
+    tasks = Tasks("piqa", data_dir=data_folder(tmp_path / "data"))
     read = []
     monkeypatch.setattr("shortstack.checkpoint.checkpoint.file_digest", lambda path: read.append(path) or "digest")
     monkeypatch.setattr(memory, "available_memory", lambda _device: checkpoint.parameters * 4 - 1)
     with pytest.raises(InputError, match="room for its weights on cpu"):
-        evaluate(checkpoint, perplexity=(), tasks=tasks, compute=Compute(dtype="float32", device="cpu"))
+        evaluate(checkpoint, text=EvaluationText(()), tasks=tasks, compute=Compute(dtype="float32", device="cpu"))
     assert not read
     monkeypatch.undo()
     monkeypatch.setattr("shortstack.checkpoint.checkpoint.file_digest", lambda path: read.append(path) or "digest")
     monkeypatch.setattr(memory, "available_memory", lambda _device: checkpoint.parameters * 4)
-    assert evaluate(checkpoint, perplexity=(), tasks=tasks, compute=Compute(dtype="float32", device="cpu")).tasks
+    assert evaluate(
+        checkpoint, text=EvaluationText(()), tasks=tasks, compute=Compute(dtype="float32", device="cpu")
+    ).tasks
     assert read
 
 

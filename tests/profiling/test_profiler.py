@@ -14,7 +14,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.cli.profile import show_profile
 from shortstack.errors import InputError
 from shortstack.planning import plan
-from shortstack.profiling import profile
+from shortstack.profiling import Timing, profile
 from shortstack.profiling.speed import Load, rates, ratio, speeds
 from shortstack.pruning import prune
 from zoo import make, tiny
@@ -108,7 +108,7 @@ def test_the_interval_is_the_narrowest_that_covers_95_percent(pairs, place, conf
 def test_a_profile_counts_what_the_checkpoint_holds(tmp_path):
     source = Checkpoint.open(tiny("llama"))
     pruned = prune(source, plan(8, layers="6-7"), tmp_path / "pruned")
-    found = profile(pruned, against=source, batch_sizes=(1, 3), load=Load(prompt=6, new_tokens=2), repeats=2).to_dict()
+    found = profile(pruned, against=source, timing=Timing((1, 3), prompt=6, new_tokens=2, repeats=2)).to_dict()
     model = pruned.model(dtype=torch.float32)
     assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert found["weight_bytes"] == sum(weight.numel() * 4 for weight in model.state_dict().values())
@@ -131,7 +131,7 @@ def test_a_profile_counts_what_the_checkpoint_holds(tmp_path):
 def test_without_batch_sizes_no_weight_is_read(monkeypatch):
     checkpoint = Checkpoint.open(tiny("gpt2"))
     monkeypatch.setattr(Checkpoint, "model", None)
-    found = profile(checkpoint, batch_sizes=(), load=Load(prompt=64)).to_dict()
+    found = profile(checkpoint, timing=Timing((), prompt=64)).to_dict()
     assert (found["speed"], found["peak_bytes"]) == ([], None)
     assert found["parameters"] == checkpoint.parameters
 
@@ -140,19 +140,19 @@ def test_more_tokens_than_positions_are_refused(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(make("gpt2", tmp_path / "model"))
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="at most 64 tokens"):
-        profile(checkpoint, load=Load(prompt=40, new_tokens=24))
+        profile(checkpoint, timing=Timing(prompt=40, new_tokens=24))
     with pytest.raises(InputError, match="at most 64 tokens") as refused:
-        profile(Checkpoint.open(tiny("llama")), against=checkpoint, batch_sizes=(), load=Load(prompt=65))
-    assert refused.value.where == "--prompt"
-    assert profile(checkpoint, batch_sizes=(), load=Load(prompt=64)).counts.macs.tokens == 64
+        profile(Checkpoint.open(tiny("llama")), against=checkpoint, timing=Timing((), prompt=65))
+    assert refused.value.where == "prompt"
+    assert profile(checkpoint, timing=Timing((), prompt=64)).counts.macs.tokens == 64
 
 
 def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     checkpoint = Checkpoint.open(tiny("llama"))
     for repeats, said in ((1, "of one run no interval"), (2, "in 50% of cases")):
-        load = Load(prompt=4, new_tokens=1)
-        show_profile(profile(checkpoint, against=checkpoint, batch_sizes=(1,), load=load, repeats=repeats))
+        timing = Timing((1,), prompt=4, new_tokens=1, repeats=repeats)
+        show_profile(profile(checkpoint, against=checkpoint, timing=timing))
         shown = " ".join(capsys.readouterr().out.split())
         assert said in shown
         bare = re.search(r"│ [\d.]+ │ [\d.]+ │ └", shown)  # the last two cells of the table: ratios

@@ -11,7 +11,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import read_examples
 from shortstack.data.tokens import encode
 from shortstack.decoder import Decoder, likelihoods
-from shortstack.evaluation import Tasks, evaluate
+from shortstack.evaluation import EvaluationText, Tasks, evaluate
 from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
 from shortstack.evaluation.probes import probes
 from shortstack.evaluation.tasks import amounts
@@ -117,7 +117,7 @@ def test_tasks_are_the_tokens_of_their_documents(paced, monkeypatch):
     data = data_folder(paced / "data")
     tasks = f"collapse: false, tasks: [piqa, winogrande, wikitext], data_dir: {data}"
     quiet, asked = estimated(ONE), estimated(ONE.replace("collapse: false", tasks))
-    layers, heads = asked_of(paced, Tasks(["piqa", "winogrande", "wikitext"], batch=1, data=data), monkeypatch)
+    layers, heads = asked_of(paced, Tasks(["piqa", "winogrande", "wikitext"], batch_size=1, data_dir=data), monkeypatch)
     assert asked.seconds["evaluate"] - quiet.seconds["evaluate"] == layers * 14 + heads * 300
 
 
@@ -129,7 +129,7 @@ def asked_of(tiny, tasks, monkeypatch):
         Decoder, "finish", lambda self, ids, **more: layers.append(ids.numel()) or finish(self, ids, **more)
     )
     monkeypatch.setattr(Decoder, "token_logits", lambda self, some: heads.append(len(some)) or head(self, some))
-    evaluate(Checkpoint.open(tiny / "model"), perplexity=(), tasks=tasks)
+    evaluate(Checkpoint.open(tiny / "model"), text=EvaluationText(()), tasks=tasks)
     return sum(layers), sum(heads)
 
 
@@ -138,7 +138,7 @@ def test_generated_answers_are_as_long_as_the_task_allows(paced):
     pytest.importorskip("lm_eval")
     tasks = f"collapse: false, tasks: [gsm8k], data_dir: {data_folder(paced / 'data')}"
     quiet, asked = estimated(ONE), estimated(ONE.replace("collapse: false", tasks))
-    (amount,) = amounts(Tasks(["gsm8k"], data=paced / "data"), tokenizer())
+    (amount,) = amounts(Tasks(["gsm8k"], data_dir=paced / "data"), tokenizer())
     assert (amount.scored, amount.steps, amount.together) == (0, 3 * 256 / 16, 16)
     words = amount.steps * 2 * (3 * 1000 + 14 * 10)
     assert asked.seconds["evaluate"] - quiet.seconds["evaluate"] == amount.passed * 14 + words

@@ -77,7 +77,7 @@ def test_results_are_what_the_verbs_give(tmp_path, study_data):
         ss.HealingTask(ss.TrainingData(data_file, max_length=32), ss.Partial(last=1), schedule=schedule),
     )
     healed = Checkpoint.open(tmp_path / "healed")
-    judged = ss.evaluate(healed, perplexity=[str(study_data / "text.txt")], length=16, samples=2)
+    judged = ss.evaluate(healed, text=ss.EvaluationText([str(study_data / "text.txt")], 16, 2))
     results = {role: data["steps"][key][-1] for role, key in roles.items()}
     assert results["score"]["scores"]["ppl"] == list(scores.scores["ppl"])
     assert results["plan"]["removed"] == list(plan.removed)

@@ -13,45 +13,40 @@ import typer
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Only
-from shortstack.cli.options import (
-    REPAIR_SAMPLES,
-    Model,
-    RepairSamples,
-    Report,
-    Source,
-    TaskNames,
-    unused,
-)
+from shortstack.cli.options import REPAIR_SAMPLES, Model, Report, Source, unused
 from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
+from shortstack.evaluation import EvaluationText, Tasks
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number, size
+from shortstack.machine.options import option
 from shortstack.planning.layer_sets import show_layers
+from shortstack.profiling import Timing
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metric_named
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.comparison import Calibration, Comparison, Judging
-    from shortstack.comparison.comparison import Row
+    from shortstack.comparison.comparison import ComparisonRow
     from shortstack.machine.progress import Progress
     from shortstack.profiling.speed import Ratio
 
 
-def show_comparison(found: Comparison) -> None:
-    """A row for each contender, best first; what each is, and why some are not there; and what that says."""
-    rows = [row for row in found.rows if not row.reason]
-    title = f"{found.model} in {found.memory} of its bytes, {size(found.budget)}; by perplexity, best first"
+def show_comparison(result: Comparison) -> None:
+    """A row for each baseline, best first; what each is, and why some are not there; and what that says."""
+    rows = [row for row in result.rows if not row.reason]
+    title = f"{result.model} in {result.memory} of its bytes, {size(result.budget)}; by perplexity, best first"
     console.show_columns(title, ("", [row.name for row in rows]), _compared(rows))
     console.show("decode and prefill: times the unpruned model's speed, from runs in turns.")
-    notes = [(row.name, row.note or row.reason) for row in found.rows if row.note or row.reason]
+    notes = [(row.name, row.note or row.reason) for row in result.rows if row.note or row.reason]
     console.show_table("what they are", ("", ""), notes)
-    for warning in found.warnings:
+    for warning in result.warnings:
         console.show(warning)
-    console.show(found.advice)
+    console.show(result.advice)
 
 
-def _compared(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _compared(rows: Sequence[ComparisonRow]) -> dict[str, list[str]]:
     """A cell of each row, column by column."""
     return {
         "bytes": [size(row.bytes or 0) for row in rows],
@@ -64,121 +59,73 @@ def _compared(rows: Sequence[Row]) -> dict[str, list[str]]:
     }
 
 
-def _of_task(found: Mapping[str, Any]) -> str:
-    value, stderr = found["value"], found["stderr"]
+def _of_task(result: Mapping[str, Any]) -> str:
+    value, stderr = result["value"], result["stderr"]
     return f"{value:.3f} ± {stderr:.3f}" if stderr is not None and math.isfinite(stderr) else f"{value:.3f}"
 
 
-def _times_unpruned(row: Row, ratio: Ratio | None) -> str:
+def _times_unpruned(row: ComparisonRow, ratio: Ratio | None) -> str:
     return f"{ratio.value:.2f}" if ratio else "1" if row.speed else "-"
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """On what contenders choose their layers, neurons and masks."""
+class CalibrationOptions:
+    """What baselines choose their layers, neurons and masks on."""
 
-    text: Annotated[str, typer.Option(help=f"Calibration text: {TEXT}")] = "pydoc"
-    samples: Annotated[int, typer.Option(min=1, help="Calibration windows of 128 tokens, drawn by seed.")] = 32
-    metric: Annotated[str, typer.Option(help=f"How layers are chosen: {', '.join(METRICS)}.")] = "ppl"
-    repair: Annotated[bool, typer.Option("--repair", help="Also with the kept layers refitted in closed form.")] = False
-    repair_samples: RepairSamples = REPAIR_SAMPLES
-    search: Annotated[
-        bool, typer.Option("--search", help="Search for the layers that go, as the recipe `best` does.")
-    ] = False
-    heal: Annotated[
-        str | None,
-        typer.Option(help="Also heal the pruned model on this data, as the recipe `best` does.", show_default=False),
-    ] = None
+    text: str = option("pydoc", help=f"Calibration text: {TEXT}")
+    samples: int = option(32, help="Calibration windows of 128 tokens, drawn by seed.", minimum=1)
+    metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
+    repair: bool = option(False, help="Also with the kept layers refitted in closed form.")
+    repair_samples: int = option(
+        REPAIR_SAMPLES, help="Windows to repair on, at most; one in four is held out.", minimum=4
+    )
+    search: bool = option(False, help="Search for the layers that go, as the recipe `best` does.")
+    heal: str | None = option(None, help="Also heal the pruned model on this data, as the recipe `best` does.")
 
     def check(self) -> None:
         """Say what is wrong with the words before any model is opened."""
         metric_named(self.metric)
         if not self.repair and self.repair_samples != REPAIR_SAMPLES:
             raise unused("compare without --repair", "--repair-samples", self.repair_samples)
-        if self.search and self.metric != Chosen.metric:
+        if self.search and self.metric != CalibrationOptions.metric:
             raise InputError(
                 "--search", expected="--search without --metric", found="--metric beside it", fix="give one of them"
             )
 
-    def calibration(self, checkpoint: Checkpoint, compute: Compute, progress: Progress) -> Calibration:
-        from shortstack.comparison import Calibration
-        from shortstack.comparison.comparison import healing
+    def calibration(
+        self, checkpoint: Checkpoint, healed: Checkpoint | None, compute: Compute, progress: Progress
+    ) -> Calibration:
+        """What compare() is given."""
+        from shortstack.comparison import Calibration, heal_as_recipe
         from shortstack.data import Tokens
         from shortstack.repairing.fit import HELD_OUT
 
         tokenizer, seed = checkpoint.tokenizer(), compute.seed
-        return Calibration(
-            Tokens.read(self.text, tokenizer, samples=self.samples, seed=seed),
-            Tokens.read(self.text, tokenizer, samples=self.repair_samples, seed=seed, at_least=HELD_OUT)
-            if self.repair
-            else None,
-            self.metric,
-            self.search,
-            healing(self.heal, device=compute.device, progress=progress) if self.heal else None,
-        )
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What contenders are judged on."""
-
-    perplexity: Annotated[str, typer.Option(help="Comma-separated texts. Of pydoc only the held-out part is read.")] = (
-        "pydoc"
-    )
-    length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512
-    task: Annotated[
-        list[Path] | None,
-        typer.Option(help="Multiple choice, a .jsonl file as for sweep; may be repeated.", show_default=False),
-    ] = None
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Windows of each text and questions of each file or task.", show_default=False),
-    ] = None
-    tasks: TaskNames = None
-    data_dir: Annotated[
-        Path | None, typer.Option(help="A folder of .jsonl or .parquet files for --tasks.", show_default=False)
-    ] = None
-    include: Annotated[
-        Path | None, typer.Option(help="A folder of your own lm-eval task files.", show_default=False)
-    ] = None
-    prompt: Annotated[int, typer.Option(min=2, help="Tokens of the prompt that speed is measured with.")] = 128
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after the first.")] = 32
-    repeats: Annotated[int, typer.Option(min=1, help="Turns that count, after one to warm up.")] = 6
-
-    def check(self) -> None:
-        """Say what is wrong with the words before any model is opened."""
-        if self.limit is not None and self.limit < 1:
-            raise InputError("--limit", expected="at least 1", found=str(self.limit), fix="leave it out, or name more")
-
-    def judging(self, checkpoint: Checkpoint, seed: int) -> Judging:
-        from shortstack.comparison import Judging
-        from shortstack.comparison.comparison import multiple_choice, standard
-        from shortstack.data import Tokens
-        from shortstack.evaluation import Tasks
-        from shortstack.profiling.speed import Load
-
-        tokenizer = checkpoint.tokenizer()
-        texts = {
-            name: Tokens.read(
-                name, tokenizer, samples=self.limit, length=self.length, seed=seed, held_out=True, at_least=1
-            )
-            for name in (part.strip() for part in self.perplexity.split(","))
-        }
-        judges = [multiple_choice(self.task, tokenizer, limit=self.limit)] if self.task else []
-        if self.tasks:
-            asked = Tasks(self.tasks, limit=self.limit, data=self.data_dir, include=self.include, seed=seed)
-            judges.append(standard(asked, checkpoint))
-        return Judging(texts, judges, Load(prompt=self.prompt, new_tokens=self.new_tokens), self.repeats)
+        tokens, repair = Tokens.read(self.text, tokenizer, samples=self.samples, seed=seed), None
+        if self.repair:
+            repair = Tokens.read(self.text, tokenizer, samples=self.repair_samples, seed=seed, at_least=HELD_OUT)
+        heal = heal_as_recipe(self.heal, device=compute.device, progress=progress) if self.heal else None
+        return Calibration(tokens, repair, self.metric, self.search, heal, healed)
 
 
 @verb()
 def compare(
     model: Model,
-    chosen: Chosen,
-    judged: Judged,
+    chosen: CalibrationOptions,
+    texts: Annotated[EvaluationText, Only("perplexity", "length")],
+    tasks: Annotated[Tasks, Only("tasks", "data_dir", "include")],
+    timing: Annotated[Timing, Only("prompt", "new_tokens", "repeats")],
     compute: Annotated[Compute, Only("seed", "device", "dtype")],
     source: Source,
     report: Report,
+    task: Annotated[
+        list[Path] | None,
+        typer.Option(help="Multiple choice, a .jsonl file as for sweep; may be repeated.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows of each text and questions of each file or task.", show_default=False),
+    ] = None,
     memory: Annotated[str, typer.Option(help="Share of the unpruned weights' bytes that there is room for.")] = "50%",
     healed: Annotated[
         str | None, typer.Option(help="A healed checkpoint, for a row of its own.", show_default=False)
@@ -186,27 +133,38 @@ def compare(
 ) -> None:
     """Compare pruned, quantised and narrowed models at equal bytes of weights."""
     chosen.check()
-    judged.check()
+    if not texts.sources:
+        raise InputError("--perplexity", expected="a text to sort rows by", found="none", fix="name one: pydoc")
 
-    from shortstack.comparison import compare as compare_contenders
+    from shortstack.comparison import Judging, judge_questions, judge_tasks
+    from shortstack.comparison import compare as compare_models
+    from shortstack.profiling.speed import Load
+
+    def judging(checkpoint: Checkpoint) -> Judging:
+        tokenizer = checkpoint.tokenizer()
+        windows = replace(texts, samples=limit).read(tokenizer, compute.seed, at_least=1)
+        judges = [judge_questions(task, tokenizer, limit=limit)] if task else []
+        if tasks.tasks:
+            judges.append(judge_tasks(replace(tasks, limit=limit, seed=compute.seed), checkpoint))
+        return Judging(windows, judges, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
 
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        found = compare_contenders(
+        other = replace(source, revision=None).open(healed, progress) if healed else None
+        result = compare_models(
             checkpoint,
-            chosen.calibration(checkpoint, compute, progress),
-            judged.judging(checkpoint, compute.seed),
+            chosen.calibration(checkpoint, other, compute, progress),
+            judging(checkpoint),
             memory=memory,
-            healed=replace(source, revision=None).open(healed, progress) if healed else None,
             compute=compute,
             progress=progress,
         )
-    for warning in found.warnings:
+    for warning in result.warnings:
         report.warn(warning)
     if report.json:
-        return console.show_json(found.to_dict())
-    show_comparison(found)
-    layers = show_layers(found.cut).replace(" ", "")
+        return console.show_json(result.to_dict())
+    show_comparison(result)
+    layers = show_layers(result.cut).replace(" ", "")
     which = ("--layers", layers) if layers else ("--drop", "25%")
     report.next_step("prune", model, *which, "-o", "pruned", *source.words)
     return None

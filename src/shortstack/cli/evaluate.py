@@ -6,15 +6,15 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Only
-from shortstack.cli.options import Asking, Model, Report, Source, Writing
-from shortstack.data.sources import TEXT
+from shortstack.cli.options import Model, Report, Source, check_unused
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.suites import PERPLEXITIES
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
@@ -30,45 +30,48 @@ if TYPE_CHECKING:
 @verb()
 def evaluate(
     model: Model,
-    asking: Asking,
-    writing: Writing,
+    text: EvaluationText,
+    tasks: Tasks,
+    generation: GenerationChecks,
     compute: Annotated[Compute, Only("seed", "device", "dtype")],
     source: Source,
     report: Report,
-    perplexity: Annotated[
-        str, typer.Option(help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read. none: no text.")
-    ] = "pydoc",
-    length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Windows, drawn by seed. Default: all.", show_default=False)
-    ] = None,
     against: Annotated[
         str | None,
         typer.Option(help="The model it was made from: measured too, and compared document by document."),
     ] = None,
 ) -> None:
     """Measure perplexity on held-out text, tasks, and what the model writes."""
+    if tasks.tasks is None:
+        check_unused("evaluate without --tasks", tasks)
+    if against and tasks.tasks:
+        tasks.check_paired()
+    if against and (tasks.tasks or generation.probes):
+        from shortstack.evaluation import paired
+
+        paired.check_scipy()
+
     from shortstack.evaluation import compared
     from shortstack.evaluation import evaluate as evaluate_checkpoint
 
-    options: dict[str, Any] = {
-        "perplexity": () if perplexity == "none" else perplexity,
-        "tasks": asking.asked(compute.seed),
-        "length": length,
-        "samples": samples,
-        **writing.asked(),
-        "compute": compute,
-    }
-    if against and options["tasks"]:
-        options["tasks"].check_paired()
+    def measured(checkpoint: Checkpoint, generation: GenerationChecks) -> Evaluation:
+        return evaluate_checkpoint(
+            checkpoint,
+            text=text,
+            tasks=replace(tasks, seed=compute.seed) if tasks.tasks else None,
+            generation=generation,
+            compute=compute,
+            progress=progress,
+        )
+
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
         origin = replace(source, revision=None).open(against, progress) if against else None
-        result = evaluate_checkpoint(checkpoint, **options, progress=progress)
+        result = measured(checkpoint, generation)
         if origin:
-            options["collapse"] = result.collapse is not None
             report.warn(_other_tokens(checkpoint, origin))
-            result = compared(result, evaluate_checkpoint(origin, **options, progress=progress), seed=compute.seed)
+            base = measured(origin, replace(generation, collapse_check=result.collapse is not None))
+            result = compared(result, base, seed=compute.seed)
     report.warn(result.collapse.warning if result.collapse else None)
     if report.json:
         return console.show_json(result.to_dict())
@@ -106,13 +109,13 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
     rows = [
         (
             name,
-            number(found.value),
-            f"{found.tokens:,}",
-            f"{found.loss:.4f} +- {found.loss_stderr:.4f}" if found.windows["samples"] > 1 else f"{found.loss:.4f}",
-            "yes" if found.windows["bos"] else "no",
-            found.dtype,
+            number(text.value),
+            f"{text.tokens:,}",
+            f"{text.loss:.4f} +- {text.loss_stderr:.4f}" if text.windows["samples"] > 1 else f"{text.loss:.4f}",
+            "yes" if text.windows["bos"] else "no",
+            text.dtype,
         )
-        for name, found in texts.items()
+        for name, text in texts.items()
     ]
     if rows:
         console.show_table(title, ("text", "perplexity", "tokens", "loss +- s.e.", "BOS", "computed in"), rows)
@@ -127,15 +130,15 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
         _show_probes(evaluation.probes, base)
     if base and evaluation.probes_against:
         paired = evaluation.probes_against
-        values = {name: (found.base, found.value) for name, found in paired.items()}
+        values = {name: (pair.base, pair.value) for name, pair in paired.items()}
         _show_against(f"probes against {base.model}, item by item", paired, values)
     if evaluation.collapse:
         _show_collapse(evaluation.collapse)
 
 
-def _beside(found: Mapping[str, Measured], base: Mapping[str, Measured] | None) -> dict[str, Measured]:
-    """What was measured by name, each with the base's after it where there is one."""
-    named = ((name, each) for name in found for each in ((name, found), (f"{name}, base", base)))
+def _beside(results: Mapping[str, Measured], base: Mapping[str, Measured] | None) -> dict[str, Measured]:
+    """Results by name, each with the base's after it where there is one."""
+    named = ((name, each) for name in results for each in ((name, results), (f"{name}, base", base)))
     return {label: values[name] for name, (label, values) in named if values is not None}
 
 
@@ -146,57 +149,57 @@ def _show_tasks(title: str, evaluation: Evaluation) -> None:
     rows = [
         (
             name,
-            found.metric,
-            f"{found.value:.4f} +- {found.stderr:.4f}" if math.isfinite(found.stderr) else number(found.value),
-            f"{found.n:,}",
-            "-" if found.chance is None else f"{found.chance:.2f}",
-            "yes" if found.bos else "no",
+            task.metric,
+            f"{task.value:.4f} +- {task.stderr:.4f}" if math.isfinite(task.stderr) else number(task.value),
+            f"{task.n:,}",
+            "-" if task.chance is None else f"{task.chance:.2f}",
+            "yes" if task.bos else "no",
         )
-        for name, found in results.items()
+        for name, task in results.items()
     ]
     console.show_table(title, ("task", "metric", "value +- s.e.", "documents", "chance", "BOS"), rows)
     _show_averages(evaluation)
 
 
+def _averages(evaluation: Evaluation) -> dict[str, float]:
+    """The average of each suite that was asked whole; where there is none, of all tasks."""
+    averages = {f"Average, {suite}": value for suite, value in evaluation.averages.items()}
+    if not averages and evaluation.average is not None and len(evaluation.tasks) > 1:
+        averages = {"Average": evaluation.average}
+    return averages
+
+
 def _show_averages(evaluation: Evaluation) -> None:
-    """Of each suite that was asked whole; where there is none, of all tasks."""
-    base = evaluation.base
-    if evaluation.averages:
-        for suite, value in evaluation.averages.items():
-            _show_average(f"Average, {suite}", value, base.averages.get(suite) if base else None)
-    elif evaluation.average is not None and len(evaluation.tasks) > 1:
-        _show_average("Average", evaluation.average, base.average if base else None)
-
-
-def _show_average(name: str, value: float, base: float | None) -> None:
-    beside = "" if base is None else f", base {base:.4f}"
-    console.show(f"{name}: {value:.4f}{beside}")
+    base = _averages(evaluation.base) if evaluation.base else {}
+    for name, value in _averages(evaluation).items():
+        beside = f", base {base[name]:.4f}" if name in base else ""
+        console.show(f"{name}: {value:.4f}{beside}")
 
 
 def _show_against(title: str, paired: Mapping[str, Paired], values: Mapping[str, tuple[float, float]]) -> None:
     """What the same documents, asked of both models, say; values: by name the base's, and that of the model here."""
-    found = paired.values()
+    pairs = paired.values()
     columns = {
         "base": [f"{values[name][0]:.4f}" for name in paired],
         "here": [f"{values[name][1]:.4f}" for name in paired],
-        "difference +- s.e.": [f"{each.difference:+.4f} +- {each.stderr:.4f}" for each in found],
-        "95 % interval": [f"{each.interval[0]:+.4f} to {each.interval[1]:+.4f}" for each in found],
-        "p, Holm": [f"{each.p_holm:.2g}" for each in found],
-        "kept": [_share_kept(each.retention) for each in found],
+        "difference +- s.e.": [f"{each.difference:+.4f} +- {each.stderr:.4f}" for each in pairs],
+        "95 % interval": [f"{each.interval[0]:+.4f} to {each.interval[1]:+.4f}" for each in pairs],
+        "p, Holm": [f"{each.p_holm:.2g}" for each in pairs],
+        "kept": [_share_kept(each.retention) for each in pairs],
         "above chance": [
-            "base at chance" if each.base_at_chance else _share_kept(each.retention_above_chance) for each in found
+            "base at chance" if each.base_at_chance else _share_kept(each.retention_above_chance) for each in pairs
         ],
     }
     console.show_columns(title, ("asked", [*paired]), columns)
 
 
-def _show_unit(name: str, found: TaskResult) -> None:
+def _show_unit(name: str, task: TaskResult) -> None:
     """What a difference is of, where it is not of the two values beside it."""
-    if found.metric in PERPLEXITIES:
-        unit = f"log-likelihood in nats per {PERPLEXITIES[found.metric]}, higher is better"
-        console.show(f"{name}: base and here are {found.metric}; the difference and its interval are of the {unit}.")
-    elif not found.higher_is_better:
-        console.show(f"{name}: of {found.metric} less is better; the difference and its interval have the sign turned.")
+    if task.metric in PERPLEXITIES:
+        unit = f"log-likelihood in nats per {PERPLEXITIES[task.metric]}, higher is better"
+        console.show(f"{name}: base and here are {task.metric}; the difference and its interval are of the {unit}.")
+    elif not task.higher_is_better:
+        console.show(f"{name}: of {task.metric} less is better; the difference and its interval have the sign turned.")
 
 
 def _share_kept(retention: float | None) -> str:
@@ -206,34 +209,28 @@ def _share_kept(retention: float | None) -> str:
 def _show_probes(probes: Mapping[str, Probed], base: Evaluation | None) -> None:
     """The share of each probe's items that were answered rightly, beside the base's."""
 
-    def right(found: Probed) -> str:
-        return f"{found.accuracy.value:.3f} +- {found.accuracy.stderr:.3f}"
+    def right(probe: Probed) -> str:
+        return f"{probe.accuracy.value:.3f} +- {probe.accuracy.stderr:.3f}"
 
     rows = [
-        (name, right(found), *([right(base.probes[name])] if base else []), f"{found.chance:.3f}", str(found.n))
-        for name, found in probes.items()
+        (name, right(probe), *([right(base.probes[name])] if base else []), f"{probe.chance:.3f}", str(probe.n))
+        for name, probe in probes.items()
     ]
     heading = ("probe", "right +- s.e.", *(["base"] if base else []), "chance", "items")
     console.show_table("probes, answered greedily", heading, rows)
 
 
-def _show_collapse(found: Collapse) -> None:
+def _show_collapse(collapse: Collapse) -> None:
     """A line where all is well; else what has fallen, and the text that shows it."""
-    base = "its base" if found.against_base else "a small model that works"
-    if not found.fallen:
-        least = min(found.shares.values())
+    base = "its base" if collapse.against_base else "a small model that works"
+    if not collapse.fallen:
+        least = min(collapse.shares.values())
         console.show(f"No loop and no silence: what it writes keeps {least:.0%} or more of each measure of {base}.")
         return
-    values, wanted = asdict(found.fluency), asdict(found.base)
+    values, wanted = asdict(collapse.fluency), asdict(collapse.base)
     rows = [
-        (
-            name,
-            number(values[name]),
-            number(wanted[name]),
-            f"{share:.0%}",
-            "yes" * (name in found.fallen),
-        )
-        for name, share in found.shares.items()
+        (name, number(values[name]), number(wanted[name]), f"{share:.0%}", "yes" * (name in collapse.fallen))
+        for name, share in collapse.shares.items()
     ]
     console.show_table("collapsed: what it writes freely", ("measure", "model", base, "share kept", "fallen"), rows)
-    console.show(f"It writes: {found.sample}")
+    console.show(f"It writes: {collapse.sample}")

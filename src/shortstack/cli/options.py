@@ -8,21 +8,18 @@ from __future__ import annotations
 import shlex
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shortstack.cli import console
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.evaluation.suites import SUITES
 from shortstack.machine.progress import bars, say
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.evaluation import Tasks
     from shortstack.machine.progress import Progress
 
 
@@ -32,12 +29,6 @@ MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct).
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
 RepairSamples = Annotated[int, typer.Option(min=4, help="Windows to repair on, at most; one in four is held out.")]
-TaskNames = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness.", show_default=False
-    ),
-]
 REPAIR_SAMPLES = 256
 
 
@@ -55,20 +46,6 @@ def repair_text(text: CalibrationText, samples: int) -> CalibrationText:
             fix=f"write --repair-samples {text.samples}",
         )
     return replace(text, samples=samples)
-
-
-def parse_batch_sizes(text: str) -> tuple[int, ...]:
-    """Numbers with commas between them.
-
-    >>> parse_batch_sizes("1,8")
-    (1, 8)
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise InputError(
-            "--batch-size", expected="numbers above 0, with commas between", found=repr(text), fix="write 1,8"
-        )
-    return tuple(dict.fromkeys(map(int, parts)))
 
 
 @dataclass(frozen=True)
@@ -141,80 +118,3 @@ class Report:
         """What to do next, unless nobody wants to read it."""
         if not self.quiet and not self.json:
             console.next_step(what)
-
-
-class Backend(StrEnum):
-    shortstack = "shortstack"
-    vllm = "vllm"
-
-
-@dataclass(frozen=True)
-class Writing:
-    """What is looked at of the text that a model writes."""
-
-    probes: Annotated[
-        bool, typer.Option("--probes", help="Small generation tasks: copying, counting, brackets, sums, JSON.")
-    ] = False
-    probe_items: Annotated[int, typer.Option(min=2, max=100, help="Items of each probe, drawn by seed.")] = 50
-    collapse_check: Annotated[
-        bool | None,
-        typer.Option(
-            "--collapse-check/--no-collapse-check",
-            help="Look for loops and silence in what it writes. Default: where shortstack cut or healed it.",
-            show_default=False,
-        ),
-    ] = None
-
-    def asked(self) -> dict[str, Any]:
-        """The arguments of evaluate()."""
-        if not self.probes and self.probe_items != Writing.probe_items:
-            raise InputError("--probe-items", expected="--probes", found="no --probes", fix="add --probes")
-        return {"probe_items": self.probe_items if self.probes else 0, "collapse": self.collapse_check}
-
-
-@dataclass(frozen=True)
-class Asking:
-    """Which tasks are asked, and how."""
-
-    tasks: TaskNames = None
-    limit: Annotated[int | None, typer.Option(help="Only the first n documents of each task.", show_default=False)] = (
-        None
-    )
-    data_dir: Annotated[
-        Path | None, typer.Option(help="A folder of .jsonl or .parquet files for standard tasks.", show_default=False)
-    ] = None
-    include: Annotated[
-        Path | None, typer.Option(help="A folder of your own lm-eval task files.", show_default=False)
-    ] = None
-    batch_size: Annotated[str, typer.Option(help="Sequences in a forward: a number, or auto, by their tokens.")] = (
-        "auto"
-    )
-    max_length: Annotated[
-        int | None,
-        typer.Option(help="Tokens of a prompt with its answer. Default: the model's positions.", show_default=False),
-    ] = None
-    backend: Annotated[Backend, typer.Option(help="Who answers the tasks: shortstack itself, or vLLM.")] = (
-        Backend.shortstack
-    )
-
-    def asked(self, seed: int) -> Tasks | None:
-        """The tasks of evaluate(); None where none are named."""
-        if self.tasks is None:
-            check_unused("evaluate without --tasks", self)
-            return None
-        from shortstack.evaluation import Tasks
-
-        if self.batch_size != "auto" and not self.batch_size.isdecimal():
-            raise InputError(
-                "--batch-size", expected="a number or auto", found=repr(self.batch_size), fix="write --batch-size 16"
-            )
-        return Tasks(
-            self.tasks,
-            limit=self.limit,
-            data=self.data_dir,
-            include=self.include,
-            batch=None if self.batch_size == "auto" else int(self.batch_size),
-            max_length=self.max_length,
-            seed=seed,
-            backend=self.backend.value,
-        )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new, whole
 from shortstack.machine.formats import number
+from shortstack.machine.options import check_installed
 from shortstack.planning.layer_sets import parse_drop
 from shortstack.scoring import Scores
 from shortstack.scoring.scores import agreement, removal_order
@@ -91,12 +92,7 @@ def check_picture(path: Path) -> None:
             path, expected=f"a name ending in {', '.join(METADATA)}", found=repr(path.name), fix="end it in .svg"
         )
     check_new(path)
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise InputError(
-            path, expected="matplotlib, which draws it", found=str(error), fix="pip install 'shortstack[plot]'"
-        ) from error
+    check_installed("matplotlib", "plot", where=path, why="which draws it")
 
 
 def score_figure(scores: Scores, *, drop: str | int) -> Figure:

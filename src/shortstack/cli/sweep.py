@@ -96,7 +96,7 @@ def _multiple_choice(task: str | None, limit: int | None, data_dir: Path | None)
 
     from shortstack.evaluation import Tasks
 
-    return Tasks(task, limit=limit, data=data_dir) if standard else Path(task)
+    return Tasks(task, limit=limit, data_dir=data_dir) if standard else Path(task)
 
 
 def show_sweep(model: str, found: Sweep) -> None:

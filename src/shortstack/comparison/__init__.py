@@ -1,6 +1,6 @@
 """The shorter model beside others of the same size: quantised, narrower, sparser.
 
-A baseline is one entry in `baselines`.
+A baseline is one function in `baselines`, and one entry of BASELINES there.
 """
 
 from lazy_loader import attach_stub

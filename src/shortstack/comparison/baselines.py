@@ -1,7 +1,7 @@
 """Ways to have a model in fewer bytes of weights: fewer layers, fewer neurons, fewer bits, and masks that save nothing yet.
 
-A contender says what it is and makes its model when asked, or says why it cannot be had. Those with a size to choose are
-as large as the budget allows.
+A way is one function in BASELINES. What it yields says what it is and makes its model when asked, or says why it cannot be
+had. Those with a size to choose are as large as the budget allows.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import BITS
 from shortstack.comparison.channel_norms import input_norms
 from shortstack.comparison.sparsity import mask, unmaskable
-from shortstack.comparison.width import Mlp, Width, chosen_width, find_mlps, fitting_neurons, narrow
+from shortstack.comparison.width import Mlp, chosen_width, find_mlps, fitting_neurons, narrow
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, SCHEMES, Held, Scheme, quantise
 from shortstack.errors import ArchitectureError, InputError, PlanError, parameter
+from shortstack.healing import heal
+from shortstack.healing.options import task_of
+from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import Compute
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Choice, Plan, choose
@@ -38,27 +41,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-QUALITY_ONLY = "quality only: a mask saves no memory here"
-Kept = Sequence[int]
+RECIPE = "best"  # how a cut is healed
+KeptLayers = Sequence[int]
 Heal = Callable[[Checkpoint, Path], Checkpoint]
 
 
 class Made(NamedTuple):
-    """A contender's model, and the bytes of its weights: of a checkpoint as it is stored, of quantised matrices as held."""
+    """A baseline's model, and the bytes of its weights: of a checkpoint as it is stored, of quantised matrices as held."""
 
     decoder: Decoder
     bytes: int
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One row to be: what makes its model, or the reason why nothing does.
+class Baseline:
+    """One row of a comparison: what makes its model, or the reason why nothing does.
 
     removed: the layers that are gone. timed: whether its speed means anything.
     """
 
     name: str
-    made: Callable[[], Made] | None = None
+    make: Callable[[], Made] | None = None
     reason: str = ""
     note: str = ""
     removed: tuple[int, ...] = ()
@@ -69,7 +72,11 @@ class Contender:
 class Calibration:
     """What choices are made on: windows for metrics and activations, and for repair where that is wanted.
 
-    search: the layers that go are searched for, instead of taken by `metric`. heal: heals a cut into a new folder.
+    search: the layers that go are searched for, instead of taken by `metric`. heal: heals a cut into a new folder, as
+    heal_as_recipe() does. healed: a checkpoint that is healed already, for a row of its own.
+
+    Raises:
+        InputError: the metric does not score single layers.
     """
 
     tokens: Tokens
@@ -77,6 +84,16 @@ class Calibration:
     metric: str = "ppl"
     search: bool = False
     heal: Heal | None = None
+    healed: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        if not self.choice.by.singles:
+            raise InputError(
+                parameter("metric"),
+                expected="one that scores single layers",
+                found=self.metric,
+                fix=f"write {parameter('metric', 'ppl')}",
+            )
 
     @property
     def choice(self) -> Choice:
@@ -84,8 +101,8 @@ class Calibration:
         return Choice(search=True) if self.search else Choice(self.metric)
 
 
-class Contest:
-    """A checkpoint, how many bytes its weights may take, and what contenders share: the loaded model, scores, norms."""
+class Setup:
+    """A checkpoint, how many bytes its weights may take, and what baselines share: the loaded model, scores, norms."""
 
     def __init__(
         self,
@@ -97,28 +114,14 @@ class Contest:
         folder: Path,
         progress: Progress = silent,
     ) -> None:
-        """base: the checkpoint's model, which is never changed. folder: for checkpoints of contenders."""
+        """base: the checkpoint's model, which is never changed. folder: for checkpoints of baselines."""
         self.checkpoint, self.budget, self.calibration = checkpoint, budget, calibration
         self.base, self.folder, self.progress = base, folder, progress
-        self.dtype, self.device = base.dtype, str(base.device)
-        self.compute = Compute(dtype=self.dtype, device=self.device)
-
-    def contenders(self, healed: Checkpoint | None = None) -> Iterator[Contender]:
-        """All of them, the unpruned model first."""
-        yield Contender("unpruned", lambda: Made(self.base, self.checkpoint.weight_bytes))
-        yield from self._pruned("pruned", lambda kept: self.checkpoint.sizes.of(kept)[1])
-        if healed:
-            yield Contender("healed", lambda: self._opened(healed), note=f"{healed.source}, as it is")
-        for scheme in SCHEMES.values():
-            yield self._quantised(scheme)
-        yield from self._pruned_in_int8()
-        yield from self._narrowed()
-        yield self._masked("2:4 by magnitude", lambda: None)
-        yield self._masked("2:4 by Wanda", lambda: self.norms)
+        self.compute = Compute(calibration.tokens.seed, str(base.device), base.dtype)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's own, which writes and reads for every contender."""
+        """The checkpoint's own, which writes and reads for every baseline."""
         return self.checkpoint.tokenizer()
 
     @functools.cached_property
@@ -127,8 +130,7 @@ class Contest:
         tokens, choice = self.calibration.tokens, self.calibration.choice
         if choice.measures or not choice.by.needs_scores:
             return tokens
-        compute = replace(self.compute, seed=tokens.seed)
-        return score(self.checkpoint, tokens, metrics=[choice.name], compute=compute, progress=self.progress)
+        return score(self.checkpoint, tokens, metrics=[choice.name], compute=self.compute, progress=self.progress)
 
     @functools.cached_property
     def norms(self) -> dict[str, Tensor]:
@@ -138,7 +140,7 @@ class Contest:
     @functools.cached_property
     def int8_savings(self) -> list[int]:
         """Stored bytes that int8 saves in each layer."""
-        return [self._saved(held) for held in quantise(self._loaded(self.checkpoint), INT8)]
+        return [self._saved(held) for held in quantise(self.load(self.checkpoint), INT8)]
 
     def _saved(self, held: Held) -> int:
         """Stored bytes that quantised matrices save; all are stored in the dtype that most bytes are in."""
@@ -147,123 +149,161 @@ class Contest:
             sizes[tensor.dtype] += tensor.size
         return held.weights * BITS[sizes.most_common(1)[0][0]] // 8 - held.bytes
 
-    def _loaded(self, checkpoint: Checkpoint) -> Decoder:
-        return Decoder.load(checkpoint, dtype=getattr(torch, self.dtype), device=self.device)
+    def load(self, checkpoint: Checkpoint) -> Decoder:
+        """The model of a checkpoint, computing as the unpruned one does."""
+        return Decoder.load(checkpoint, dtype=getattr(torch, self.compute.dtype), device=self.compute.device)
 
-    def _opened(self, checkpoint: Checkpoint) -> Made:
-        return Made(self._loaded(checkpoint), checkpoint.weight_bytes)
-
-    def _in_bits(self, checkpoint: Checkpoint, scheme: Scheme) -> Made:
-        decoder = self._loaded(checkpoint)
-        saved = sum(map(self._saved, quantise(decoder, scheme)))
+    def made(self, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Made:
+        """A checkpoint as a baseline's model: as it is, or quantised."""
+        decoder = self.load(checkpoint)
+        saved = sum(map(self._saved, quantise(decoder, scheme))) if scheme else 0
         return Made(decoder, checkpoint.weight_bytes - saved)
 
-    def _missing(self, scheme: Scheme) -> str | None:
-        return uncovered(self.base) or scheme.missing(self.device)
+    def unquantisable(self, scheme: Scheme) -> str | None:
+        """Why a scheme cannot be had for this checkpoint on this machine; None where it can."""
+        return uncovered(self.base) or scheme.missing(self.compute.device)
 
-    def _quantised(self, scheme: Scheme) -> Contender:
-        missing = self._missing(scheme)
-        if missing:
-            return Contender(scheme.name, reason=missing)
-        return Contender(scheme.name, lambda: self._in_bits(self.checkpoint, scheme), note=scheme.library)
-
-    def _pruned(self, name: str, size: Callable[[Kept], int], scheme: Scheme | None = None) -> Iterator[Contender]:
-        """The layers that go so that size(kept) fits: as they are and, where that is wanted, repaired and healed."""
-        plan = self._plan(size)
-        if plan is None:
-            yield Contender(name, reason="no exact cut fits the budget")
-            return
-        note = f"without {len(plan.removed)} layers: {show_layers(plan.removed)}"
-
-        def made(repaired: Repair | None = None, heal: Heal | None = None) -> Made:
-            place = self.folder / f"{name}-{'repaired' if repaired else 'cut'}".replace(" ", "-")
-            if heal:
-                unhealed = prune(self.checkpoint, plan, place.with_name(f"{place.name}-to-heal"), repair=repaired)
-                pruned = heal(unhealed, place.with_name(f"{place.name}-healed"))
-            else:
-                pruned = prune(self.checkpoint, plan, place, repair=repaired)
-            return self._in_bits(pruned, scheme) if scheme else self._opened(pruned)
-
-        yield Contender(name, made, note=note, removed=plan.removed)
-        found, reason = self._repair(plan)
-        if found:
-            yield Contender(f"{name}, repaired", functools.partial(made, found), note=note, removed=plan.removed)
-        elif reason:
-            yield Contender(f"{name}, repaired", reason=reason)
-        if self.calibration.heal and not scheme:
-            healing = functools.partial(made, found, self.calibration.heal)
-            yield Contender(f"{name}, healed", healing, note=note, removed=plan.removed)
-
-    def _repair(self, plan: Plan) -> tuple[Repair | None, str]:
-        """What refitting the kept layers gives, where that is wanted and helps; else the reason, which is for the table."""
-        if not self.calibration.repair:
-            return None, ""
-        try:
-            found = repair(
-                self.checkpoint,
-                frozenset(plan.removed),
-                self.calibration.repair,
-                compute=self.compute,
-                progress=self.progress,
-            )
-        except ArchitectureError as error:  # a correction has no place in such layers
-            return None, f"repair expects {error.expected}, found {error.found}"
-        return (found, "") if found.kept else (None, "no repair lowers the held-out loss")
-
-    def _plan(self, size: Callable[[Kept], int]) -> Plan | None:
-        """The exact cut nearest to the fewest chosen layers without which the others fit the budget."""
+    def plan(self, size: Callable[[KeptLayers], int]) -> Plan | None:
+        """The exact cut nearest to the fewest chosen layers without which size(kept) fits; None where none does."""
         choice = replace(self.calibration.choice, fits=lambda kept: size(kept) <= self.budget)
-        compute = replace(self.compute, seed=self.calibration.tokens.seed)
         try:
-            chosen = choose(self.checkpoint, choice, self.source, compute=compute, progress=self.progress)
+            chosen = choose(self.checkpoint, choice, self.source, compute=self.compute, progress=self.progress)
         except (ArchitectureError, PlanError):  # nothing fits that can be expressed
             return None
         return chosen.plan
 
-    def _pruned_in_int8(self) -> Iterator[Contender]:
-        name, missing = "pruned + int8", self._missing(INT8)
-        if missing:
-            yield Contender(name, reason=missing)
-            return
-
-        def size(kept: Kept) -> int:
-            return self.checkpoint.sizes.of(kept)[1] - sum(self.int8_savings[layer] for layer in kept)
-
-        if size(range(self.checkpoint.anatomy.layers)) <= self.budget:
-            yield Contender(name, reason="int8 alone fits the budget")
-        else:
-            yield from self._pruned(name, size, INT8)
-
-    def _narrowed(self) -> Iterator[Contender]:
-        names = {"narrowed by magnitude": False, "narrowed by activation": True}
+    def repair(self, plan: Plan) -> tuple[Repair | None, str]:
+        """What refitting the kept layers gives, where that is wanted and helps; else the reason, which is for the table."""
+        if not self.calibration.repair:
+            return None, ""
+        removed, tokens = frozenset(plan.removed), self.calibration.repair
         try:
-            mlps = find_mlps(self.base)
-            keep = fitting_neurons(self.checkpoint, mlps, self.budget)
-            widths = {name: self._width(mlps, keep, active) for name, active in names.items() if keep}
-        except ArchitectureError as error:  # an MLP of another form: the reason is for the table
-            yield from (Contender(name, reason=f"{error.expected}, found {error.found}") for name in names)
+            repaired = repair(self.checkpoint, removed, tokens, compute=self.compute, progress=self.progress)
+        except ArchitectureError as error:  # a correction has no place in such layers
+            return None, f"repair expects {error.expected}, found {error.found}"
+        return (repaired, "") if repaired.kept else (None, "no repair lowers the held-out loss")
+
+
+def unpruned(setup: Setup) -> Iterator[Baseline]:
+    """The checkpoint itself."""
+    yield Baseline("unpruned", lambda: Made(setup.base, setup.checkpoint.weight_bytes))
+
+
+def pruned(setup: Setup) -> Iterator[Baseline]:
+    """Fewer layers: as they are and, where that is wanted, repaired and healed."""
+    yield from _cut(setup, "pruned", lambda kept: setup.checkpoint.sizes.of(kept)[1])
+
+
+def healed(setup: Setup) -> Iterator[Baseline]:
+    """The checkpoint that is healed already."""
+    checkpoint = setup.calibration.healed
+    if checkpoint:
+        yield Baseline("healed", lambda: setup.made(checkpoint), note=f"{checkpoint.source}, as it is")
+
+
+def quantised(setup: Setup) -> Iterator[Baseline]:
+    """Fewer bits."""
+    for scheme in SCHEMES.values():
+        if missing := setup.unquantisable(scheme):
+            yield Baseline(scheme.name, reason=missing)
+        else:
+            make = functools.partial(setup.made, setup.checkpoint, scheme)
+            yield Baseline(scheme.name, make, note=scheme.library)
+
+
+def pruned_in_int8(setup: Setup) -> Iterator[Baseline]:
+    """Fewer layers in int8."""
+    name, sizes = "pruned + int8", setup.checkpoint.sizes
+
+    def size(kept: KeptLayers) -> int:
+        return sizes.of(kept)[1] - sum(setup.int8_savings[layer] for layer in kept)
+
+    if missing := setup.unquantisable(INT8):
+        yield Baseline(name, reason=missing)
+    elif size(range(setup.checkpoint.anatomy.layers)) <= setup.budget:
+        yield Baseline(name, reason="int8 alone fits the budget")
+    else:
+        yield from _cut(setup, name, size, INT8)
+
+
+def _cut(
+    setup: Setup, name: str, size: Callable[[KeptLayers], int], scheme: Scheme | None = None
+) -> Iterator[Baseline]:
+    """The checkpoint without the layers that go so that size(kept) fits; healed where it stays in its own dtype."""
+    plan = setup.plan(size)
+    if plan is None:
+        yield Baseline(name, reason="no exact cut fits the budget")
+        return
+
+    def make(repaired: Repair | None = None, healing: Heal | None = None) -> Made:
+        place = setup.folder / f"{name}-{'repaired' if repaired else 'cut'}{'-to-heal' * bool(healing)}".replace(
+            " ", "-"
+        )
+        shorter = prune(setup.checkpoint, plan, place, repair=repaired)
+        return setup.made(healing(shorter, place.with_name(f"{place.name}-done")) if healing else shorter, scheme)
+
+    row = Baseline(name, make, "", f"without {len(plan.removed)} layers: {show_layers(plan.removed)}", plan.removed)
+    yield row
+    repaired, reason = setup.repair(plan)
+    if repaired:
+        yield replace(row, name=f"{name}, repaired", make=functools.partial(make, repaired))
+    elif reason:
+        yield Baseline(f"{name}, repaired", reason=reason)
+    if setup.calibration.heal and not scheme:
+        yield replace(row, name=f"{name}, healed", make=functools.partial(make, repaired, setup.calibration.heal))
+
+
+def narrowed(setup: Setup) -> Iterator[Baseline]:
+    """Fewer neurons in each MLP: those with the smallest weights go, or those that give least."""
+    names = ("narrowed by magnitude", "narrowed by activation")
+    try:
+        mlps = find_mlps(setup.base)
+        keep = fitting_neurons(setup.checkpoint, mlps, setup.budget)
+        if not keep:
+            yield from (Baseline(name, reason="does not fit the budget without MLPs either") for name in names)
             return
-        for name in names:
-            if keep:
-                note = f"{keep:,} of {mlps[0].neurons:,} neurons in each MLP"
-                yield Contender(name, functools.partial(self._narrow, mlps, widths[name]), note=note)
-            else:
-                yield Contender(name, reason="does not fit the budget without MLPs either")
+        makers = [_narrowing(setup, mlps, keep, norms) for norms in (None, setup.norms)]
+    except ArchitectureError as error:  # an MLP of another form: the reason is for the table
+        yield from (Baseline(name, reason=f"{error.expected}, found {error.found}") for name in names)
+        return
+    note = f"{keep:,} of {mlps[0].neurons:,} neurons in each MLP"
+    for name, make in zip(names, makers, strict=True):
+        yield Baseline(name, make, note=note)
 
-    def _width(self, mlps: Sequence[Mlp], keep: int, active: bool) -> Width:
-        return chosen_width(self.checkpoint, self.base, mlps, keep, norms=self.norms if active else None)
 
-    def _narrow(self, mlps: Sequence[Mlp], width: Width) -> Made:
-        return self._opened(narrow(self.checkpoint, mlps, width, self.folder / f"narrowed-{width.weighed_by}"))
+def _narrowing(setup: Setup, mlps: Sequence[Mlp], keep: int, norms: dict[str, Tensor] | None) -> Callable[[], Made]:
+    """What writes and opens the checkpoint with `keep` neurons a layer, which are chosen at once."""
+    width = chosen_width(setup.checkpoint, setup.base, mlps, keep, norms=norms)
+    out = setup.folder / f"narrowed-{width.weighed_by}"
+    return lambda: setup.made(narrow(setup.checkpoint, mlps, width, out))
 
-    def _masked(self, name: str, norms: Callable[[], dict[str, Tensor] | None]) -> Contender:
-        def made() -> Made:
-            decoder = self._loaded(self.checkpoint)
-            mask(decoder, norms())
-            return Made(decoder, self.checkpoint.weight_bytes)
 
-        odd = uncovered(self.base) or unmaskable(self.base)
-        return Contender(name, reason=odd) if odd else Contender(name, made, note=QUALITY_ONLY, timed=False)
+def sparse(setup: Setup) -> Iterator[Baseline]:
+    """Two of four weights zero: those with the smallest magnitude, or those that matter least by Wanda."""
+    reason = uncovered(setup.base) or unmaskable(setup.base)
+
+    def make(wanda: bool) -> Made:
+        decoder = setup.load(setup.checkpoint)
+        mask(decoder, setup.norms if wanda else None)
+        return Made(decoder, setup.checkpoint.weight_bytes)
+
+    for name, wanda in (("2:4 by magnitude", False), ("2:4 by Wanda", True)):
+        if reason:
+            yield Baseline(name, reason=reason)
+        else:
+            note = "quality only: a mask saves no memory here"
+            yield Baseline(name, functools.partial(make, wanda), note=note, timed=False)
+
+
+BASELINES: tuple[Callable[[Setup], Iterator[Baseline]], ...] = (
+    unpruned,
+    pruned,
+    healed,
+    quantised,
+    pruned_in_int8,
+    narrowed,
+    sparse,
+)
 
 
 def uncovered(decoder: Decoder) -> str | None:
@@ -275,8 +315,25 @@ def uncovered(decoder: Decoder) -> str | None:
     return None
 
 
+def heal_as_recipe(data: str, *, device: str = "auto", progress: Progress = silent) -> Heal:
+    """What heals a cut on `data` as the recipe `best` does.
+
+    Raises:
+        InputError: a library that its method needs is not installed.
+    """
+    task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
+    task.method.check()
+
+    def healed(shorter: Checkpoint, out: Path) -> Checkpoint:
+        with torch.enable_grad():  # baselines are judged without
+            heal(shorter, out, task, progress=progress)
+        return Checkpoint.open(out)
+
+    return healed
+
+
 def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:
-    """How many bytes a share of `whole` is. least: what embedding, head and norms take, which every contender keeps.
+    """How many bytes a share of `whole` is. least: what embedding, head and norms take, which every baseline keeps.
 
     >>> parse_memory("50%", 1000)
     500
@@ -297,8 +354,7 @@ def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:
     if budget <= least:
         raise InputError(
             parameter("memory"),
-            expected=f"more than the {least / whole:.0%} of the bytes that "
-            f"are not in layers and stay in every contender",
+            expected=f"more than the {least / whole:.0%} of the bytes that are not in layers and stay in every baseline",
             found=memory,
             fix=f"write {parameter('memory', f'{min(99, 100 * least // whole + 10)}%')}",
         )

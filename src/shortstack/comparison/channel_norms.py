@@ -20,12 +20,12 @@ def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -
     """
     fronts = [decoder.enter(batch) for batch in batched(ids, decoder)]
     walk = decoder.through(fronts, range(len(decoder.layers)))
-    found: dict[str, Tensor] = {}
+    norms: dict[str, Tensor] = {}
     for number, layer in enumerate(decoder.layers):
-        with listening(layer, list(linear_layers(layer))) as heard:
+        with listening(layer, list(linear_layers(layer))) as inputs:
             next(walk)
-        for name, inputs in heard.items():
-            squares = sum(in_float64(each.flatten(0, -2)).square().sum(0) for each in inputs)
-            found[f"{decoder.anatomy.layer(number)}.{name}"] = torch.as_tensor(squares).sqrt()
+        for name, batches in inputs.items():
+            squares = sum(in_float64(each.flatten(0, -2)).square().sum(0) for each in batches)
+            norms[f"{decoder.anatomy.layer(number)}.{name}"] = torch.as_tensor(squares).sqrt()
         progress("measuring inputs", number + 1, len(decoder.layers))
-    return found
+    return norms

@@ -1,11 +1,11 @@
-"""compare(): is pruning worth it? The unpruned model, pruned, quantised, narrowed and masked, at equal bytes of weights."""
+"""compare(): is pruning worth it? The unpruned model, pruned, quantised, narrowed and sparse, at equal bytes of weights."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,9 @@ import torch
 
 from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint
-from shortstack.comparison.baselines import Calibration, Contender, Contest, Heal, parse_memory
+from shortstack.comparison.baselines import BASELINES, Baseline, Calibration, Setup, parse_memory
 from shortstack.data import Tokens, read_questions
-from shortstack.data.questions import asked
+from shortstack.data.questions import tokenize_questions
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
@@ -24,21 +24,18 @@ from shortstack.errors import InputError, parameter
 from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.perplexity import measure
-from shortstack.evaluation.tasks import ask
-from shortstack.healing import heal
-from shortstack.healing.options import task_of
-from shortstack.healing.recipes import read_recipe
+from shortstack.evaluation.tasks import answer_task
 from shortstack.machine.device import AUTO, Compute
+from shortstack.machine.files import plain
 from shortstack.machine.formats import number, size
-from shortstack.machine.progress import Progress, silent
-from shortstack.profiling.profiler import Paired, check_load, paired
+from shortstack.machine.progress import Progress, silent, under
+from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
 from shortstack.profiling.speed import Load, Speed, speeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-RECIPE = "best"  # how a contender heals
 Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
 
 
@@ -53,8 +50,8 @@ class Judging:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was found of one contender, or the reason why nothing was.
+class ComparisonRow:
+    """What was measured of one baseline, or the reason why nothing was.
 
     removed: the layers that are gone. ratio: its speed over the unpruned model's, from runs in turns. within: whether its
     weights fit the budget.
@@ -69,7 +66,7 @@ class Row:
     perplexity: Mapping[str, Perplexity] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     speed: Speed | None = None
-    ratio: Paired | None = None
+    ratio: SpeedRatios | None = None
     collapse: Collapse | None = None
 
     @property
@@ -80,23 +77,12 @@ class Row:
     @property
     def loss(self) -> float:
         """The mean over texts of the loss in nats per token: what rows are sorted by."""
-        losses = [found.loss for found in self.perplexity.values()]
+        losses = [measured.loss for measured in self.perplexity.values()]
         return sum(losses) / len(losses) if losses else math.inf
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "note": self.note,
-            "reason": self.reason or None,
-            "removed": list(self.removed),
-            "bytes": self.bytes,
-            "within": self.within,
-            "perplexity": {name: found.to_dict() for name, found in self.perplexity.items()},
-            "tasks": {name: dict(found) for name, found in self.tasks.items()},
-            "speed": asdict(self.speed) if self.speed else None,
-            "ratio": asdict(self.ratio) if self.ratio else None,
-            "collapse": self.collapse.to_dict() if self.collapse else None,
-        }
+        collapse = self.collapse.to_dict() if self.collapse else None
+        return {**plain(self), "reason": self.reason or None, "collapse": collapse}
 
 
 @dataclass(frozen=True)
@@ -106,7 +92,7 @@ class Comparison:
     model: str
     memory: str
     budget: int
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     calibration: Mapping[str, Any]
     dtype: str
     device: str
@@ -123,7 +109,7 @@ class Comparison:
 
     @property
     def warnings(self) -> list[str]:
-        """A line for each contender that has collapsed, with what it writes."""
+        """A line for each baseline that has collapsed, with what it writes."""
         return [f"{row.name}: {row.collapse.warning}" for row in self.rows if row.collapse and row.collapsed]
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,29 +132,28 @@ def compare(
     judging: Judging,
     *,
     memory: str = "50%",
-    healed: Checkpoint | None = None,
     compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Comparison:
-    """Judge every contender that there is for weights of at most `memory` of the unpruned ones' bytes.
+    """Judge every baseline that there is for weights of at most `memory` of the unpruned ones' bytes.
 
-    calibration: what layers, neurons and masks are chosen on. healed: a further checkpoint, as it is. Two models are in
-    memory at a time, the unpruned one and a contender; checkpoints of contenders are in a temporary folder until the end.
+    calibration: what layers, neurons and masks are chosen on. Two models are in memory at a time, the unpruned one and a
+    baseline; checkpoints of baselines are in a temporary folder until the end.
 
     Raises:
-        InputError: `memory` is no share, or less than what no contender makes smaller; the metric does not score single
-            layers; texts are longer than a model has positions for; or `healed` has another tokenizer.
+        InputError: `memory` is no share, or less than what no baseline makes smaller; texts are longer than a model has
+            positions for; or `calibration.healed` has another tokenizer.
         OutputError: the temporary folder has no room.
     """
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
-    for some in [checkpoint, *([healed] if healed else [])]:
-        _check_lengths(some, judging)
-    if healed:
-        _check_tokens(checkpoint, healed)
+    _check_lengths(checkpoint, judging)
+    if calibration.healed:
+        _check_lengths(calibration.healed, judging)
+        _check_tokens(checkpoint, calibration.healed)
     base = Decoder.open(checkpoint, replace(compute, stream=False))
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
-        contest = Contest(checkpoint, budget, calibration, base=base, folder=Path(folder), progress=progress)
-        rows = [_row(contender, contest, judging, progress) for contender in contest.contenders(healed)]
+        setup = Setup(checkpoint, budget, calibration, base=base, folder=Path(folder), progress=progress)
+        rows = [_row(baseline, setup, judging) for kind in BASELINES for baseline in kind(setup)]
     return Comparison(
         checkpoint.source,
         memory,
@@ -188,9 +173,8 @@ def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
         check_positions(checkpoint, tokens.ids.shape[1], parameter("length"), fix=shorter)
     check_load(checkpoint, judging.load)
     written, note = collapse_tokens(checkpoint.tokenizer()), ", written after eight beginnings to see what collapses"
-    check_positions(
-        checkpoint, written, "compare", fix=f"measure it with evaluate {parameter('collapse_check', False)}", note=note
-    )
+    fix = f"measure it with evaluate {parameter('collapse_check', False)}"
+    check_positions(checkpoint, written, "compare", fix=fix, note=note)
 
 
 def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
@@ -213,32 +197,29 @@ def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
 
 
 @torch.no_grad()
-def _row(contender: Contender, contest: Contest, judging: Judging, progress: Progress) -> Row:
-    if contender.made is None:
-        return Row(contender.name, contender.note, contender.reason)
-    decoder, nbytes = contender.made()
-
-    def staged(stage: str, done: int, total: int, /, *, note: str = "") -> None:
-        progress(f"{contender.name}: {stage}", done, total, note=note)
-
+def _row(baseline: Baseline, setup: Setup, judging: Judging) -> ComparisonRow:
+    if baseline.make is None:
+        return ComparisonRow(baseline.name, baseline.note, baseline.reason)
+    decoder, nbytes = baseline.make()
+    staged = under(setup.progress, f"{baseline.name}: ")
     perplexity = {name: measure(decoder, tokens, progress=staged) for name, tokens in judging.texts.items()}
-    speed, ratio = _timed(decoder, contest.base, judging, staged) if contender.timed else (None, None)
-    return Row(
-        contender.name,
-        contender.note,
+    speed, ratio = _timed(decoder, setup.base, judging, staged) if baseline.timed else (None, None)
+    return ComparisonRow(
+        baseline.name,
+        baseline.note,
         "",
-        contender.removed,
+        baseline.removed,
         nbytes,
-        contender.timed and nbytes <= contest.budget,
+        baseline.timed and nbytes <= setup.budget,
         perplexity,
-        {name: found for judge in judging.judges for name, found in judge(decoder).items()},
+        {name: result for judge in judging.judges for name, result in judge(decoder).items()},
         speed,
         ratio,
-        check_collapse(decoder.model, contest.tokenizer, progress=staged),
+        check_collapse(decoder.model, setup.tokenizer, progress=staged),
     )
 
 
-def _beside_unpruned(rows: Sequence[Row]) -> list[Row]:
+def _beside_unpruned(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """The rows, what each writes judged by what the first, the unpruned model, does."""
     base = rows[0].collapse
     return [
@@ -247,53 +228,33 @@ def _beside_unpruned(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress) -> tuple[Speed, Paired | None]:
+def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress) -> tuple[Speed, SpeedRatios | None]:
     """The decoder's speed, in turns with the unpruned model's unless it is that."""
-    if decoder is base:
-        (speed,) = speeds([base.model], judging.load, repeats=judging.repeats, progress=progress)
-        return speed, None
-    models = [decoder.model, base.model]
-    speed, unpruned = speeds(models, judging.load, repeats=judging.repeats, progress=progress)
-    return speed, paired(speed, unpruned)
+    models = [decoder.model] if decoder is base else [decoder.model, base.model]
+    speed, *unpruned = speeds(models, judging.load, repeats=judging.repeats, progress=progress)
+    return speed, speed_ratios(speed, unpruned[0]) if unpruned else None
 
 
-def multiple_choice(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> Judge:
-    """Accuracy on files of multiple choice, each line as in choices.LAYOUT, the first `limit` of each.
+def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> Judge:
+    """What judges accuracy on files of multiple choice, each line as in questions.LAYOUT, the first `limit` of each.
 
     Raises:
         DataError: a file cannot be read.
     """
-    each = {path.stem: asked(read_questions(path)[:limit], tokenizer) for path in files}
+    each = {path.stem: tokenize_questions(read_questions(path)[:limit], tokenizer) for path in files}
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
-        found = {name: answers(decoder, questions, [UNPRUNED])[UNPRUNED] for name, questions in each.items()}
+        results = {name: answers(decoder, questions, [UNPRUNED])[UNPRUNED] for name, questions in each.items()}
         return {
             name: {"metric": "acc", "value": accuracy.value, "stderr": accuracy.stderr, "n": len(accuracy.correct)}
-            for name, accuracy in found.items()
+            for name, accuracy in results.items()
         }
 
     return judge
 
 
-def healing(data: str, *, device: str = "auto", progress: Progress = silent) -> Heal:
-    """What heals a cut on `data` as the recipe `best` does.
-
-    Raises:
-        InputError: a library that its method needs is not installed.
-    """
-    task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
-    task.method.check()
-
-    def healed(pruned: Checkpoint, out: Path) -> Checkpoint:
-        with torch.enable_grad():  # contenders are judged without
-            heal(pruned, out, task, progress=progress)
-        return Checkpoint.open(out)
-
-    return healed
-
-
-def standard(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
-    """What a contender for a checkpoint's place gets on tasks of lm-evaluation-harness.
+def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
+    """What judges a baseline for that checkpoint on tasks of lm-evaluation-harness.
 
     Raises:
         InputError, DataError: as Tasks.load_for().
@@ -301,36 +262,38 @@ def standard(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
     loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
-        found = {each.name: ask(each, decoder, tokenizer, tasks) for each in loaded}
+        results = {each.name: answer_task(each, decoder, tokenizer, tasks) for each in loaded}
         return {
             name: {"metric": result.metric, "value": result.value, "stderr": result.stderr, "n": result.n}
-            for name, result in found.items()
+            for name, result in results.items()
         }
 
     return judge
 
 
-def advice(rows: Sequence[Row], budget: int) -> str:
+def advice(rows: Sequence[ComparisonRow], budget: int) -> str:
     """What rows, sorted by quality, say to someone with so many bytes: the best, the best that is pruned, the quickest.
 
-    One that has collapsed is not the best while another has not, whatever its perplexity.
+    A row that has collapsed is not the best while another has not, whatever its perplexity.
     """
     inside = [row for row in rows if row.within]
     if not inside:
         return f"Nothing here fits {size(budget)}."
     sound = [row for row in inside if not row.collapsed]
     best = (sound or inside)[0]
-    said = [f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_quality(best, rows)}."]
+    sentences = [f"Within {size(budget)}, {_marked(best)} keeps the most quality: {_quality(best, rows)}."]
     better = [row.name for row in inside[: inside.index(best)]]
     if better:
-        said.append(f"Of lower perplexity, but collapsed, so that what they write is of no use: {', '.join(better)}.")
+        sentences.append(
+            f"Of lower perplexity, but collapsed, so that what they write is of no use: {', '.join(better)}."
+        )
     shorter = next((row for row in (*sound, *inside) if row.removed or row.name == "healed"), None)
     if shorter and shorter is not best:
-        said.append(f"The best with fewer layers is {_marked(shorter)}: {_quality(shorter, rows)}.")
-    return " ".join([*said, *_quickness(best, inside, rows)])
+        sentences.append(f"The best with fewer layers is {_marked(shorter)}: {_quality(shorter, rows)}.")
+    return " ".join([*sentences, *_quickness(best, inside, rows)])
 
 
-def _quickness(best: Row, inside: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
+def _quickness(best: ComparisonRow, inside: Sequence[ComparisonRow], rows: Sequence[ComparisonRow]) -> Iterator[str]:
     """How fast the best is, and which is the quickest of those that fit, and what that costs."""
     timed = {row.name: row for row in inside if row.ratio}
     decoding = {name: row.ratio.decode.value for name, row in timed.items() if row.ratio}
@@ -338,23 +301,23 @@ def _quickness(best: Row, inside: Sequence[Row], rows: Sequence[Row]) -> Iterato
         yield f"{best.name} decodes {decoding[best.name]:.2f} times as fast as unpruned."
     quickest = max(decoding, key=decoding.__getitem__, default=best.name)
     if quickest != best.name:
-        found = timed[quickest]
-        yield f"The quickest within the budget is {_marked(found)}, {decoding[quickest]:.2f} times: {_quality(found, rows)}."
+        row = timed[quickest]
+        yield f"The quickest within the budget is {_marked(row)}, {decoding[quickest]:.2f} times: {_quality(row, rows)}."
 
 
-def _marked(row: Row) -> str:
+def _marked(row: ComparisonRow) -> str:
     return row.name + " (collapsed)" * row.collapsed
 
 
-def _quality(row: Row, rows: Sequence[Row]) -> str:
+def _quality(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
     """Perplexities and tasks, each with that of the unpruned model."""
     unpruned = next(row for row in rows if row.name == "unpruned")
     each = [
-        f"perplexity {number(found.value)} on {text} ({number(unpruned.perplexity[text].value)} unpruned)"
-        for text, found in row.perplexity.items()
+        f"perplexity {number(measured.value)} on {text} ({number(unpruned.perplexity[text].value)} unpruned)"
+        for text, measured in row.perplexity.items()
     ]
     each += [
-        f"{task} {found['value']:.3f} ({unpruned.tasks[task]['value']:.3f} unpruned)"
-        for task, found in row.tasks.items()
+        f"{task} {result['value']:.3f} ({unpruned.tasks[task]['value']:.3f} unpruned)"
+        for task, result in row.tasks.items()
     ]
     return ", ".join(each)

@@ -71,7 +71,7 @@ def find_mlps(decoder: Decoder) -> list[Mlp]:
     Raises:
         ArchitectureError: a layer has no such MLP, or several, or they are not alike.
     """
-    found = []
+    mlps: list[Mlp] = []
     for number, layer in enumerate(decoder.layers):
         with decoder.resident(number):
             fitting = [mlp for mlp in _candidates(layer) if _is_mlp(decoder, number, mlp)]
@@ -82,15 +82,15 @@ def find_mlps(decoder: Decoder) -> list[Mlp]:
                 found=f"{len(fitting)} (fused matrices and routed experts are none)",
                 fix=LEAVE_OUT,
             )
-        found += fitting
-    if len(set(found)) > 1:
+        mlps += fitting
+    if len(set(mlps)) > 1:
         raise ArchitectureError(
             decoder.anatomy.architecture,
             expected="MLPs of one width in all layers",
-            found=f"{sorted({mlp.neurons for mlp in found})} neurons",
+            found=f"{sorted({mlp.neurons for mlp in mlps})} neurons",
             fix=LEAVE_OUT,
         )
-    return found
+    return mlps
 
 
 def _candidates(layer: nn.Module) -> Iterator[Mlp]:
@@ -113,18 +113,18 @@ def _is_mlp(decoder: Decoder, number: int, mlp: Mlp) -> bool:
     entering = decoder.enter(ids).groups[0][1].hidden
     random = torch.randn(entering.shape, generator=torch.Generator().manual_seed(0)).to(entering)
 
-    def heard() -> Tensor:
+    def inputs_of_leaving() -> Tensor:
         with listening(layer, [mlp.leaving]) as inputs:
             decoder.step(ids, number, [State(random, {})])
         return inputs[mlp.leaving][0].flatten(0, -2)
 
-    before, gone = heard(), slice(0, None, 2)
+    before, gone = inputs_of_leaving(), slice(0, None, 2)
     kept = {name: layer.get_submodule(name).get_parameter("weight") for name in mlp.entering}
     whole = {name: weight.data for name, weight in kept.items()}
     for weight in kept.values():
         weight.data = weight.data.clone()
         weight.data[gone] = 0
-    after = heard()
+    after = inputs_of_leaving()
     for name, weight in kept.items():
         weight.data = whole[name]
     return torch.equal(before[:, 1::2], after[:, 1::2]) and not torch.equal(before[:, gone], after[:, gone])
@@ -132,19 +132,19 @@ def _is_mlp(decoder: Decoder, number: int, mlp: Mlp) -> bool:
 
 @torch.no_grad()
 def by_magnitude(decoder: Decoder, mlps: Sequence[Mlp]) -> list[Tensor]:
-    """Of each neuron, the norm of all its weights: its rows and its column. [layers][neurons], in float64."""
-    found = []
+    """The norm of all weights of each neuron: its rows and its column. [layers][neurons], in float64."""
+    norms = []
     for number, mlp in enumerate(mlps):
         with decoder.resident(number):
             matrices = linear_layers(decoder.layers[number])
             rows = [matrices[name].weight.double().square().sum(1) for name in mlp.entering]
             column = matrices[mlp.leaving].weight.double().square().sum(0)
-            found.append(torch.stack([*rows, column]).sum(0).sqrt().cpu())
-    return found
+            norms.append(torch.stack([*rows, column]).sum(0).sqrt().cpu())
+    return norms
 
 
 def by_activation(decoder: Decoder, mlps: Sequence[Mlp], norms: Mapping[str, Tensor]) -> list[Tensor]:
-    """Of each neuron, the norm of what it gives over the calibration tokens (after Minitron, arXiv 2407.14679, 2.2).
+    """The norm of what each neuron gives over the calibration tokens (after Minitron, arXiv 2407.14679, 2.2).
 
     norms: what input_norms() found.
     """

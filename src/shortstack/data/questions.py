@@ -41,7 +41,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TokenizedQuestion:
     """A question as tokens: its choices, and the place of the right one."""
 
     choices: tuple[Request, ...]
@@ -82,14 +82,16 @@ def questions_sha256(questions: Sequence[Question]) -> str:
     return hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
 
 
-def asked(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
+def tokenize_questions(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedQuestion]:
     """The questions as tokens.
 
     Raises:
         DataError: a choice has no token of its own, or none before it.
     """
     return [
-        Asked(tuple(request(tokenizer, question.context, choice) for choice in question.choices), question.answer)
+        TokenizedQuestion(
+            tuple(request(tokenizer, question.context, choice) for choice in question.choices), question.answer
+        )
         for question in questions
     ]
 

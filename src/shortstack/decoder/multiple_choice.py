@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shortstack.data.questions import Asked, Request
+from shortstack.data.questions import Request, TokenizedQuestion
 from shortstack.decoder.decoder import Decoder, Front, Route, by_length
 from shortstack.decoder.losses import target_losses
 from shortstack.machine.numbers import in_float64
@@ -31,7 +31,7 @@ class Accuracy:
 
 
 def answers(
-    decoder: Decoder, questions: Sequence[Asked], routes: Sequence[Route], *, progress: Progress = silent
+    decoder: Decoder, questions: Sequence[TokenizedQuestion], routes: Sequence[Route], *, progress: Progress = silent
 ) -> dict[Route, Accuracy]:
     """How many questions the model answers rightly without the layers of each route, all from one walk."""
     found = likelihoods(decoder, [each for question in questions for each in question.choices], routes, progress)

@@ -52,7 +52,7 @@ class Fluency:
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[int]]) -> Fluency:
-        """Of nothing written nothing is distinct, and all of it is repetition."""
+        """Measures of texts; where nothing was written nothing is distinct, and all is repetition."""
         grams = [_grams(text, GRAM) for text in texts]
         counts = Counter(token for text in texts for token in text)
         total = counts.total()
@@ -136,16 +136,16 @@ def check_collapse(
 
     Loops and silence are seen; varied nonsense is not.
     """
-    texts = generate(model, *_asked(tokenizer), stage="writing freely", progress=progress)
+    texts = generate(model, *_prompts(tokenizer), stage="writing freely", progress=progress)
     return Collapse(Fluency.of(texts), _sample(texts, tokenizer))
 
 
 def collapse_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of the longest beginning with what is written after it."""
-    return longest(*_asked(tokenizer))
+    return longest(*_prompts(tokenizer))
 
 
-def _asked(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[int]]:
+def _prompts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[int]]:
     """The beginnings as token ids, and how many tokens may be written after each."""
     prompts = [[*bos_ids(tokenizer), *encode(tokenizer, prompt)] for prompt in PROMPTS]
     return prompts, [NEW_TOKENS] * len(prompts)

@@ -33,7 +33,7 @@ from transformers import set_seed
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import file_digest
-from shortstack.data.questions import Asked, Request, request
+from shortstack.data.questions import Request, TokenizedQuestion, request
 from shortstack.data.tokens import bos_ids
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import likelihoods
@@ -50,9 +50,7 @@ if TYPE_CHECKING:
 
 
 VERSION = version("lm-eval")
-SEED = (
-    1234  # the harness's own for the examples in a prompt; ours is added to it, so that 0 draws what the harness draws
-)
+SEED = 1234  # the harness's own, of the examples in a prompt; ours is added to it: 0 draws what the harness draws
 GENERATED_TOGETHER = 16  # prompts, where no batch size is named
 ROOM = 256  # tokens of an answer, where a task names no other number
 PLACES = {"dataset_path", "dataset_name", "dataset_kwargs", "tag"}  # of a task's config: where its documents lie
@@ -60,7 +58,7 @@ STOCK = Path(lm_eval.tasks.__file__).parent
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedTask:
     """What the harness has under a name: one task, or a group and its tasks."""
 
     name: str
@@ -88,7 +86,7 @@ class Loaded:
         return next(iter(self.tasks.values()))
 
     def digest(self, limit: int | None) -> str:
-        """Of everything that is asked: each task's config, the documents, and those that examples are drawn from."""
+        """The digest of all that is asked: each task's config, its documents, and those that examples are drawn from."""
         return digest(
             name=self.name,
             version=self.version,
@@ -99,7 +97,7 @@ class Loaded:
         )
 
 
-def load(names: Sequence[str], *, data: Path | None = None, include: Path | None = None) -> list[Loaded]:
+def load(names: Sequence[str], *, data: Path | None = None, include: Path | None = None) -> list[LoadedTask]:
     """The named tasks with their documents. data: a folder that standard tasks read from; include: the user's task files.
 
     Raises:
@@ -118,45 +116,43 @@ def load(names: Sequence[str], *, data: Path | None = None, include: Path | None
         return [loaded for name in names for loaded in _loaded(manager, name, data)]
 
 
-def _loaded(manager: Any, name: str, data: Path | None) -> list[Loaded]:
+def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
     """The task or group; of a tag, or of a group that has no value of its own, each task."""
     try:
-        found = manager.load([name])
+        there = manager.load([name])
     except (OSError, ValueError, StopIteration, DatasetsError) as error:  # not there, not to be read, or empty
+        elsewhere = "its documents, and code that it asks the hub for, here or on the hub"
+        expected = f"files in {data}" if data and name in TASKS else elsewhere
         raise DataError(
             f"the data of {name}",
-            expected=f"files in {data}"
-            if data and name in TASKS
-            else "its documents, and code that it asks the hub for, here or on the hub",
+            expected=expected,
             found=_reason(error),
             fix=_remedy(name, data),
         ) from error
-    group = found.get("groups", {}).get(name)
+    group = there.get("groups", {}).get(name)
     if group is not None and group.has_aggregation:
-        return [Loaded(name, found["tasks"], group)]
-    return [Loaded(single, {single: task}) for single, task in found["tasks"].items()]
+        return [LoadedTask(name, there["tasks"], group)]
+    return [LoadedTask(single, {single: task}) for single, task in there["tasks"].items()]
 
 
 def _remedy(name: str, data: Path | None) -> str:
     """What helps where a task's documents cannot be had."""
+    own = f"{parameter('include')} with a task of yours"
     if data is None:
-        own = f"{parameter('include')} with a task of yours"
         return f"give {parameter('data_dir')} with the files that the page of evaluate lists, or {own}"
     if name in TASKS:
         return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
-    own = f"{parameter('include')} with a task of yours"
     return f"{parameter('data_dir')} serves the tasks of `shortstack ls tasks` alone; for another give {own}"
 
 
-def check_answers(loaded: Sequence[Loaded], checkpoint: Checkpoint, max_length: int | None = None) -> None:
+def check_answers(loaded: Sequence[LoadedTask], checkpoint: Checkpoint, max_length: int | None = None) -> None:
     """Refuse tasks whose answers alone may be as long as a prompt with its answer.
 
     Raises:
         InputError: one is such.
     """
-    generating = {
-        each.name: task for each in loaded for task in each.tasks.values() if task.OUTPUT_TYPE == "generate_until"
-    }
+    tasks = ((each.name, task) for each in loaded for task in each.tasks.values())
+    generating = {name: task for name, task in tasks if task.OUTPUT_TYPE == "generate_until"}
     if not generating:
         return
     config = checkpoint.blueprint.config
@@ -177,8 +173,8 @@ def _check_answer(name: str, settings: Mapping[str, Any], longest: int) -> None:
         )
 
 
-class Answering(Protocol):
-    """What run() asks of a model of the harness beside that: its tokenizer, and the dtype that it computes in."""
+class AnsweringModel(Protocol):
+    """What run() needs beside the methods of a model of the harness: its tokenizer, and the dtype that it computes in."""
 
     tokenizer: PreTrainedTokenizerBase
     computed_in: str
@@ -194,32 +190,30 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(cause or error).split())[:200] or type(cause or error).__name__
 
 
-def run(loaded: Loaded, model: Answering, *, limit: int | None = None, seed: int = 0, key: str = "") -> TaskResult:
-    """Ask a task's documents, the first `limit` of each of its tasks, and judge the answers."""
+def run(loaded: LoadedTask, model: AnsweringModel, *, limit: int | None = None, seed: int = 0) -> TaskResult:
+    """Have a model answer a task's documents, the first `limit` of each of its tasks, and judge the answers."""
     set_seed(SEED + seed)  # of generation that samples
     for task in loaded.tasks.values():
         task.set_fewshot_seed(seed=SEED + seed)
-    groups = (
-        {} if loaded.group is None else {group.name: group for group in (loaded.group, *loaded.group.get_all_groups())}
-    )
-    asked = {"tasks": dict(loaded.tasks), "groups": groups}
+    groups = [loaded.group, *loaded.group.get_all_groups()] if loaded.group else []
+    task_dict = {"tasks": dict(loaded.tasks), "groups": {group.name: group for group in groups}}
     with hushed():
-        found = run_harness(model, asked, limit=limit, bootstrap_iters=0, log_samples=True)
-    return _result(loaded, model, found, key)
+        answered = run_harness(model, task_dict, limit=limit, bootstrap_iters=0, log_samples=True)
+    return _result(loaded, model, answered)
 
 
-def _result(loaded: Loaded, model: Answering, found: Mapping[str, Any], key: str) -> TaskResult:
+def _result(loaded: LoadedTask, model: AnsweringModel, answered: Mapping[str, Any]) -> TaskResult:
     """What counts of the harness's results, with every document's outcome."""
-    values = {name.partition(",")[0]: name for name in reversed(found["results"][loaded.name]) if "_stderr" not in name}
-    numbers = {metric: found["results"][loaded.name][name] for metric, name in values.items() if "," in name}
-    metric = loaded.metric
-    column = values[metric]
-    samples = [(name, sample) for name in loaded.tasks for sample in _of_filter(found["samples"][name], column)]
+    results, metric = answered["results"], loaded.metric
+    columns = {name.partition(",")[0]: name for name in reversed(results[loaded.name]) if "_stderr" not in name}
+    values = {name: results[loaded.name][column] for name, column in columns.items() if "," in column}
+    column = columns[metric]
+    samples = [(name, sample) for name in loaded.tasks for sample in _by_filter(answered["samples"][name], column)]
     better = bool(loaded._first.higher_is_better()[metric])
     outcomes = [_outcome(metric, sample[metric], better) for _, sample in samples]
     return TaskResult(
         metric=metric,
-        value=float(numbers.pop(metric)),
+        value=float(values.pop(metric)),
         stderr=statistics.stdev(outcomes) / math.sqrt(len(outcomes))
         if len(outcomes) > 1 and metric not in PERPLEXITIES
         else math.nan,
@@ -232,13 +226,12 @@ def _result(loaded: Loaded, model: Answering, found: Mapping[str, Any], key: str
         higher_is_better=better,
         documents=tuple(f"{name}/{sample['doc_id']}:{sample['doc_hash'][:16]}" for name, sample in samples),
         outcomes=tuple(outcomes),
-        also={name: float(value) for name, value in numbers.items()},
-        parts={name: float(found["results"][name][column]) for name in loaded.tasks} if loaded.group else {},
-        digest=key,
+        also={name: float(value) for name, value in values.items()},
+        parts={name: float(results[name][column]) for name in loaded.tasks} if loaded.group else {},
     )
 
 
-def _of_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
+def _by_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
     """The samples of one way to read an answer, in the order of the documents; column: `metric,filter`."""
     wanted = column.partition(",")[2]
     return sorted(
@@ -255,7 +248,9 @@ def _outcome(metric: str, value: Any, better: bool) -> float:
     return float(value) if better else -float(value)
 
 
-def questions(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Asked]:
+def questions(
+    loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: int | None = None
+) -> list[TokenizedQuestion]:
     """A multiple-choice task's documents as questions, for the walk that answers them for many cuts at once.
 
     Raises:
@@ -269,14 +264,14 @@ def questions(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | N
             fix="name one, such as piqa or arc_easy",
         )
     with hushed():
-        return [asked for task in loaded.tasks.values() for asked in _questions(task, tokenizer, limit)]
+        return [each for task in loaded.tasks.values() for each in _questions(task, tokenizer, limit)]
 
 
-def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Iterator[Asked]:
+def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Iterator[TokenizedQuestion]:
     task.build_all_requests(limit=limit)
     for _, group in groupby(task.instances, key=lambda instance: instance.doc_id):
         choices = sorted(group, key=lambda instance: int(instance.idx))
-        yield Asked(tuple(request(tokenizer, *choice.args) for choice in choices), _right(task, choices))
+        yield TokenizedQuestion(tuple(request(tokenizer, *choice.args) for choice in choices), _right(task, choices))
 
 
 def _right(task: Any, choices: Sequence[Any]) -> int:
@@ -304,7 +299,7 @@ class Quiet:
         return answers
 
 
-class Model(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
+class HarnessModel(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
     """The harness's model, with likelihoods by shortstack; batch: sequences in a forward, None for a choice by tokens."""
 
     def __init__(
@@ -339,9 +334,9 @@ class Model(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """(log-likelihood, whether greedy) of each (text, context, continuation), too long ones cut on the left."""
-        asked = [self._request(context, continuation) for _, context, continuation in requests]
-        found = likelihoods(self.decoder, asked, batch=self.batch, progress=self.progress)
-        return [(each.value, each.greedy) for each in found]
+        cut = [self._request(context, continuation) for _, context, continuation in requests]
+        answers = likelihoods(self.decoder, cut, batch=self.batch, progress=self.progress)
+        return [(answer.value, answer.greedy) for answer in answers]
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         if len(continuation) > self.max_length:
@@ -371,8 +366,8 @@ def _named(value: object) -> str:
 
 def _code_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
     """The user's own Python behind tasks, as digests under `code`; nothing of the harness's own tasks."""
-    found = {file_digest(path) for task in tasks.values() for path in files_of(task)}
-    return {"code": sorted(found)} if found else {}
+    digests = {file_digest(path) for task in tasks.values() for path in files_of(task)}
+    return {"code": sorted(digests)} if digests else {}
 
 
 def _digests(documents: Any) -> str:

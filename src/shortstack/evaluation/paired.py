@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shortstack.errors import DataError, parameter
+from shortstack.machine.files import plain
+from shortstack.machine.options import check_installed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
-if TYPE_CHECKING:
     Values = NDArray[np.float64]
+
+
 DRAWS = 10_000  # of the bootstrap and of the sign flips
 COVERAGE = 0.95
 AT_CHANCE = 2.0  # a base that is not so many standard errors above chance is at chance
@@ -37,7 +39,7 @@ class Paired:
 
     difference, stderr: the mean of the differences, and its standard error sd / sqrt(n).
     interval: 95 % of the means of documents drawn again, with their pairs kept (percentile bootstrap).
-    p: two-sided, that signs of differences fall so by chance; of right and wrong answers McNemar's exact test.
+    p: two-sided, that signs of differences fall so by chance; for right and wrong answers McNemar's exact test.
     p_holm: the same, corrected for the number of tasks compared together.
     retention: 100 value / base; None where the base is not positive or an outcome is negative: no share of anything.
     retention_above_chance: 100 (value - chance) / (base - chance); None where no chance level is known, and where the
@@ -57,7 +59,7 @@ class Paired:
     base_at_chance: bool
 
     def to_dict(self) -> dict[str, Any]:
-        return vars(self) | {"interval": list(self.interval)}
+        return dict(plain(self))
 
 
 def compare_tasks(
@@ -73,23 +75,35 @@ def compare_tasks(
 
     Raises:
         DataError: the two were not measured on the same tasks and documents.
+        InputError: scipy is not installed.
     """
     if model.keys() != base.keys():
         raise _mismatch("the tasks", set(model), set(base))
-    found = {
+    if model:
+        check_scipy()
+    pairs = {
         task: compare(task, outcomes, base[task], chance=(chances or {}).get(task), seed=seed)
         for task, outcomes in model.items()
     }
-    corrected = holm({task: each.p for task, each in found.items()})
-    return {task: replace(each, p_holm=corrected[task]) for task, each in found.items()}
+    corrected = holm({task: pair.p for task, pair in pairs.items()})
+    return {task: replace(pair, p_holm=corrected[task]) for task, pair in pairs.items()}
+
+
+def check_scipy() -> None:
+    """Refuse to pair models without scipy.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    check_installed("scipy", "eval", where=parameter("against"), why="for paired statistics")
 
 
 def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None = None, seed: int = 0) -> Paired:
     """One task, documents paired by their ids; p_holm is p, as of one task alone.
 
     >>> ids = tuple("abcdefgh")
-    >>> found = compare("t", Outcomes(ids, (0, 0, 0, 0, 0, 0, 1, 1)), Outcomes(ids, (1,) * 8), chance=0.0)
-    >>> found.difference, found.p, found.retention
+    >>> pair = compare("t", Outcomes(ids, (0, 0, 0, 0, 0, 0, 1, 1)), Outcomes(ids, (1,) * 8), chance=0.0)
+    >>> pair.difference, pair.p, pair.retention
     (-0.75, 0.03125, 25.0)
 
     Raises:
@@ -99,7 +113,7 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
     differences = ours - theirs
     value, reference = float(ours.mean()), float(theirs.mean())
     binary = bool(np.isin([ours, theirs], (0, 1)).all())
-    p = mcnemar(int((differences > 0).sum()), int((differences < 0).sum())) if binary else _flipped(differences, seed)
+    p = mcnemar(int((differences > 0).sum()), int((differences < 0).sum())) if binary else sign_flips(differences, seed)
     at_chance = chance is not None and reference - chance <= AT_CHANCE * _stderr(theirs)
     retention = 100 * value / reference if reference > 0 and min(ours.min(), theirs.min()) >= 0 else None
     above = None if chance is None or at_chance else 100 * (value - chance) / (reference - chance)
@@ -123,9 +137,9 @@ def mcnemar(gained: int, lost: int) -> float:
 
     min(1, 2 P[B <= min(gained, lost)]) with B binomial of gained + lost fair coins (McNemar 1947, exact form).
     """
-    differing = gained + lost
-    ways = sum(math.comb(differing, heads) for heads in range(min(gained, lost) + 1))
-    return min(1.0, 2 * ways / (1 << differing))  # whole numbers up to here, so that no count overflows
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
@@ -133,36 +147,53 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 
     The k-th smallest of m is multiplied by m - k + 1, and none is below one before it (Holm 1979).
     """
-    found, floor = {}, 0.0
+    corrected, floor = {}, 0.0
     for place, task in enumerate(sorted(ps, key=ps.__getitem__)):
         floor = max(floor, min(1.0, (len(ps) - place) * ps[task]))
-        found[task] = floor
-    return {task: found[task] for task in ps}
+        corrected[task] = floor
+    return {task: corrected[task] for task in ps}
 
 
 def bootstrap(differences: Values, seed: int) -> tuple[float, float]:
     """The middle 95 % of the means of as many documents, drawn with replacement (Efron 1979, percentile)."""
-    rng, n = np.random.default_rng(seed), len(differences)
-    means = [differences[rng.integers(n, size=(rows, n))].mean(axis=1) for rows in _rows(n)]
-    low, high = np.quantile(np.concatenate(means), ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2))
-    return float(low), float(high)
+    from scipy import stats
+
+    means = stats.bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=DRAWS,
+        batch=_batch(differences),
+        confidence_level=COVERAGE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(means.confidence_interval.low), float(means.confidence_interval.high)
 
 
-def _flipped(differences: Values, seed: int) -> float:
+def sign_flips(differences: Values, seed: int) -> float:
     """Two-sided p: how often differences of random sign have a mean as far from 0 (Fisher's randomisation test).
 
-    Of right and wrong answers McNemar's test is this one with every choice of signs counted.
+    Every choice of signs is counted where there are no more than are drawn. McNemar's test is this one for right and wrong
+    answers, with every choice counted.
     """
-    rng, n = np.random.default_rng(seed), len(differences)
-    bound = abs(differences.sum()) * (1 - 1e-12)  # sums in another order round otherwise
-    sums = [(rng.integers(2, size=(rows, n)) * 2 - 1) @ differences for rows in _rows(n)]
-    return float((1 + (np.abs(np.concatenate(sums)) >= bound).sum()) / (1 + DRAWS))
+    from scipy import stats
+
+    flips = stats.permutation_test(
+        (differences,),
+        lambda values, axis: np.abs(values.mean(axis)),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=DRAWS,
+        batch=_batch(differences),
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return float(flips.pvalue)
 
 
-def _rows(n: int) -> list[int]:
-    """All draws of n numbers each, in parts that fit the room."""
-    most = max(1, ROOM // n)
-    return [min(most, DRAWS - start) for start in range(0, DRAWS, most)]
+def _batch(differences: Values) -> int:
+    """Draws that are held at a time."""
+    return max(1, ROOM // len(differences))
 
 
 def _stderr(values: Values) -> float:
@@ -180,16 +211,12 @@ def _paired(task: str, model: Outcomes, base: Outcomes) -> tuple[Values, Values]
 
 
 def _by_document(task: str, outcomes: Outcomes) -> dict[str, float]:
-    found = dict(zip(outcomes.documents, outcomes.values, strict=True))
-    wrong = [document for document, value in found.items() if not math.isfinite(value)]
-    if wrong or len(found) < len(outcomes.documents):
-        raise DataError(
-            task,
-            expected="one finite outcome of each document",
-            found=f"{found[wrong[0]]} of {wrong[0]}" if wrong else "a document that comes twice",
-            fix="evaluate again",
-        )
-    return found
+    values = dict(zip(outcomes.documents, outcomes.values, strict=True))
+    wrong = [document for document, value in values.items() if not math.isfinite(value)]
+    if wrong or len(values) < len(outcomes.documents):
+        found = f"{values[wrong[0]]} of {wrong[0]}" if wrong else "a document that comes twice"
+        raise DataError(task, expected="one finite outcome of each document", found=found, fix="evaluate again")
+    return values
 
 
 def _mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:

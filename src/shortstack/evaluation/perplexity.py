@@ -13,6 +13,7 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, Route
 from shortstack.decoder.losses import next_token_losses
+from shortstack.machine.files import plain
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.numbers import perplexity as value
 from shortstack.machine.progress import Progress, silent
@@ -30,14 +31,7 @@ class Perplexity:
     dtype: str
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "value": self.value,
-            "tokens": self.tokens,
-            "loss": self.loss,
-            "loss_stderr": self.loss_stderr,
-            "windows": dict(self.windows),
-            "dtype": self.dtype,
-        }
+        return dict(plain(self))
 
 
 @torch.no_grad()

@@ -33,10 +33,10 @@ CITIES = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Dubl
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked, the right answer, and how likely one is right who picks among answers of that form."""
+class ProbeQuestion:
+    """What is asked, the right answer, and the chance that one of its form picked at random is right."""
 
-    asked: str
+    prompt: str
     answer: str
     chance: float
 
@@ -79,8 +79,7 @@ class Probed:
         return Outcomes(self.documents, tuple(map(float, self.accuracy.correct)))
 
     def to_dict(self) -> dict[str, Any]:
-        found = self.accuracy
-        return {"value": found.value, "stderr": found.stderr, "n": self.n, "chance": self.chance}
+        return {"value": self.accuracy.value, "stderr": self.accuracy.stderr, "n": self.n, "chance": self.chance}
 
 
 def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
@@ -106,7 +105,7 @@ def run_probes(
     progress: Progress = silent,
 ) -> dict[str, Probed]:
     """Each probe's result: greedy answers, up to the end of their line. A prompt starts with BOS as all text does."""
-    prompts, rooms = _asked(tokenizer, items)
+    prompts, rooms = _prompts(tokenizer, items)
     written = generate(model, prompts, rooms, stage="answering probes", progress=progress)
     correct = [
         is_right(item, tokenizer.decode(tokens, skip_special_tokens=True))
@@ -117,10 +116,10 @@ def run_probes(
 
 def probe_tokens(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> int:
     """Tokens of the longest prompt with its answer."""
-    return longest(*_asked(tokenizer, items))
+    return longest(*_prompts(tokenizer, items))
 
 
-def _asked(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> tuple[list[list[int]], list[int]]:
+def _prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> tuple[list[list[int]], list[int]]:
     """The prompts as token ids, and how many tokens may be written after each."""
     prompts = [[*bos_ids(tokenizer), *encode(tokenizer, item.prompt)] for item in items]
     return prompts, [item.room(tokenizer) for item in items]
@@ -134,10 +133,10 @@ def is_right(item: Item, written: str) -> bool:
 
 def _has_keys(line: str, answer: str) -> bool:
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and found.keys() == json.loads(answer).keys()
+    return isinstance(record, dict) and record.keys() == json.loads(answer).keys()
 
 
 def _probed(name: str, items: Sequence[Item], correct: Sequence[bool]) -> Probed:
@@ -151,62 +150,62 @@ def _probed(name: str, items: Sequence[Item], correct: Sequence[bool]) -> Probed
 
 def _items(name: str, seed: int, n: int) -> list[Item]:
     rng = random.Random(f"{seed} {name}")  # of its own: a new probe does not change the others
-    found: dict[str, Item] = {}
-    while len(found) < n:
+    items: dict[str, Item] = {}
+    while len(items) < n:
         question = PROBES[name](rng)
-        if question.asked not in found:
-            found[question.asked] = _after_examples(name, question, rng)
-    return list(found.values())
+        if question.prompt not in items:
+            items[question.prompt] = _after_examples(name, question, rng)
+    return list(items.values())
 
 
-def _after_examples(name: str, question: Question, rng: random.Random) -> Item:
+def _after_examples(name: str, question: ProbeQuestion, rng: random.Random) -> Item:
     """The question after examples that are none of it."""
     shots: dict[str, str] = {}
     while len(shots) < SHOTS:
         example = PROBES[name](rng)
-        if example.asked != question.asked:
-            shots[example.asked] = f"{example.asked} {example.answer}\n\n"
-    return Item(name, "".join(shots.values()) + question.asked, question.answer, question.chance)
+        if example.prompt != question.prompt:
+            shots[example.prompt] = f"{example.prompt} {example.answer}\n\n"
+    return Item(name, "".join(shots.values()) + question.prompt, question.answer, question.chance)
 
 
-def _copying(rng: random.Random) -> Question:
+def _copying(rng: random.Random) -> ProbeQuestion:
     words = rng.sample(WORDS, rng.randint(3, 5))
-    return Question(f"Input: {' '.join(words)}\nOutput:", " ".join(words), len(WORDS) ** -len(words))
+    return ProbeQuestion(f"Input: {' '.join(words)}\nOutput:", " ".join(words), len(WORDS) ** -len(words))
 
 
-def _counting(rng: random.Random) -> Question:
+def _counting(rng: random.Random) -> ProbeQuestion:
     first = rng.randint(1, 195)
     shown = ", ".join(str(number) for number in range(first, first + 4))
-    return Question(f"Numbers: {shown}\nNext:", str(first + 4), 1 / 195)
+    return ProbeQuestion(f"Numbers: {shown}\nNext:", str(first + 4), 1 / 195)
 
 
-def _brackets(rng: random.Random) -> Question:
+def _brackets(rng: random.Random) -> ProbeQuestion:
     opened = rng.choices(tuple(CLOSING), k=rng.randint(2, 5))
     closed = " ".join(CLOSING[bracket] for bracket in reversed(opened))
-    return Question(f"Open: {' '.join(opened)}\nClose:", closed, len(CLOSING) ** -len(opened))
+    return ProbeQuestion(f"Open: {' '.join(opened)}\nClose:", closed, len(CLOSING) ** -len(opened))
 
 
-def _arithmetic(digits: int) -> Callable[[random.Random], Question]:
+def _arithmetic(digits: int) -> Callable[[random.Random], ProbeQuestion]:
     """Sums, and differences that are not negative, of numbers of so many digits."""
     least, most = 10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1
 
-    def question(rng: random.Random) -> Question:
+    def question(rng: random.Random) -> ProbeQuestion:
         a, b = rng.randint(least, most), rng.randint(least, most)
         chance = 1 / (2 * most + 1)
         if a < b or rng.random() < 0.5:
-            return Question(f"{a} + {b} =", str(a + b), chance)
-        return Question(f"{a} - {b} =", str(a - b), chance)
+            return ProbeQuestion(f"{a} + {b} =", str(a + b), chance)
+        return ProbeQuestion(f"{a} - {b} =", str(a - b), chance)
 
     return question
 
 
-def _json(rng: random.Random) -> Question:
+def _json(rng: random.Random) -> ProbeQuestion:
     record = {"name": rng.choice(NAMES), "age": rng.randint(10, 90), "city": rng.choice(CITIES)}
     text = "{name} is {age} years old and lives in {city}.".format(**record)
-    return Question(f"Text: {text}\nJSON:", json.dumps(record), 0.0)
+    return ProbeQuestion(f"Text: {text}\nJSON:", json.dumps(record), 0.0)
 
 
-PROBES: Mapping[str, Callable[[random.Random], Question]] = {
+PROBES: Mapping[str, Callable[[random.Random], ProbeQuestion]] = {
     "copying": _copying,
     "counting": _counting,
     "brackets": _brackets,

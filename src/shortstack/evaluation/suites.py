@@ -8,7 +8,7 @@ local files keeps the data.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from shortstack.errors import InputError, parameter
@@ -25,14 +25,14 @@ PERPLEXITIES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Task:
-    """A standard task.
+class StandardTask:
+    """A task whose metric and files are known; the harness knows the rest.
 
     metric: the one that counts. chance: what guessing gets on it; None where that has no meaning.
     evaluated: the split whose documents are asked. files: split -> file in a data folder, without .jsonl or .parquet;
     `{part}` is a part's name. columns: what each document has, parted by spaces.
     stock: the task's file among those the harness ships; group: that of the group its parts form.
-    about: what is asked, and where it is from.
+    about: what is asked, and where it is from. needs: splits beside `evaluated` without which it is another task.
     """
 
     name: str
@@ -44,135 +44,53 @@ class Task:
     stock: str
     about: str
     group: str | None = None
-    needs: frozenset[str] = field(default=frozenset())  # splits beside `evaluated` without which it is another task
+    needs: frozenset[str] = frozenset()
 
 
-def _choices(
-    name: str, chance: float, evaluated: str, files: Mapping[str, str], columns: str, stock: str, about: str
-) -> Task:
-    return Task(name, "acc", chance, evaluated, files, columns, stock, about)
+def _files(layout: str, splits: str) -> dict[str, str]:
+    """The file of each split.
+
+    >>> _files("piqa/{split}", "train validation")
+    {'train': 'piqa/train', 'validation': 'piqa/validation'}
+    """
+    return {split: layout.replace("{split}", split) for split in splits.split()}
 
 
-def _splits(stem: str, *splits: str) -> dict[str, str]:
-    return {split: f"{stem}{split}" for split in splits}
-
-
-TASKS: Mapping[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            "mmlu",
-            "acc",
-            0.25,
-            "test",
-            {split: f"mmlu/{split}/{{part}}" for split in ("dev", "validation", "test")},
-            "question choices answer",
-            "mmlu/default/mmlu_{part}.yaml",
-            "57 subjects, four choices by letter (arXiv 2009.03300)",
-            "mmlu/default/_mmlu.yaml",
-        ),
-        Task(
-            "cmmlu",
-            "acc",
-            0.25,
-            "test",
-            {split: f"cmmlu/jsonl/{split}/{{part}}" for split in ("dev", "test")},
-            "Question A B C D Answer",
-            "cmmlu/cmmlu_{part}.yaml",
-            "67 subjects in Chinese, four choices by letter (arXiv 2306.09212)",
-            "cmmlu/_cmmlu.yaml",
-        ),
-        _choices(
-            "piqa",
-            0.5,
-            "validation",
-            _splits("piqa/", "train", "validation"),
-            "goal sol1 sol2 label",
-            "piqa/piqa.yaml",
-            "physical common sense, two choices (arXiv 1911.11641)",
-        ),
-        _choices(
-            "openbookqa",
-            0.25,
-            "test",
-            _splits("openbookqa/", "train", "validation", "test"),
-            "question_stem choices answerKey",
-            "openbookqa/openbookqa.yaml",
-            "elementary science, four choices (arXiv 1809.02789)",
-        ),
-        _choices(
-            "winogrande",
-            0.5,
-            "validation",
-            _splits("winogrande/", "train", "validation"),
-            "sentence option1 option2 answer",
-            "winogrande/default.yaml",
-            "which of two nouns a pronoun means (arXiv 1907.10641)",
-        ),
-        _choices(
-            "hellaswag",
-            0.25,
-            "validation",
-            _splits("hellaswag/", "train", "validation"),
-            "activity_label ctx_a ctx_b endings label",
-            "hellaswag/hellaswag.yaml",
-            "which of four endings goes on (arXiv 1905.07830)",
-        ),
-        _choices(
-            "arc_easy",
-            0.25,
-            "test",
-            _splits("arc/ARC-Easy-", "train", "validation", "test"),
-            "question choices answerKey",
-            "arc/arc_easy.yaml",
-            "school science, mostly four choices (arXiv 1803.05457)",
-        ),
-        _choices(
-            "arc_challenge",
-            0.25,
-            "test",
-            _splits("arc/ARC-Challenge-", "train", "validation", "test"),
-            "question choices answerKey",
-            "arc/arc_challenge.yaml",
-            "the same, what retrieval and word counts get wrong",
-        ),
-        Task(
-            "gsm8k",
-            "exact_match",
-            0.0,
-            "test",
-            _splits("gsm8k/", "train", "test"),
-            "question answer",
-            "gsm8k/gsm8k.yaml",
-            "school arithmetic, generated after five examples (arXiv 2110.14168)",
-            needs=frozenset({"train"}),
-        ),
-        Task(
-            "wikitext",
-            "word_perplexity",
-            None,
-            "test",
-            {
-                "test": "wikitext2/test_document_level",
-                "validation": "wikitext2/validation_document_level",
-                "train": "wikitext2/train_document_level",
-            },
-            "page",
-            "wikitext/wikitext.yaml",
-            "perplexity per word of whole WikiText-2 pages (arXiv 1609.07843)",
-        ),
-        Task(
-            "lambada_openai",
-            "acc",
-            0.0,
-            "test",
-            _splits("lambada/", "test"),
-            "text",
-            "lambada/lambada_openai.yaml",
-            "the last word of a passage, as the likeliest one (arXiv 1606.06031)",
-        ),
-    )
-}
+# fmt: off
+TASKS: Mapping[str, StandardTask] = {task.name: task for task in (
+    StandardTask("mmlu", "acc", 0.25, "test", _files("mmlu/{split}/{part}", "dev validation test"),
+                 "question choices answer", "mmlu/default/mmlu_{part}.yaml",
+                 "57 subjects, four choices by letter (arXiv 2009.03300)", "mmlu/default/_mmlu.yaml"),
+    StandardTask("cmmlu", "acc", 0.25, "test", _files("cmmlu/jsonl/{split}/{part}", "dev test"),
+                 "Question A B C D Answer", "cmmlu/cmmlu_{part}.yaml",
+                 "67 subjects in Chinese, four choices by letter (arXiv 2306.09212)", "cmmlu/_cmmlu.yaml"),
+    StandardTask("piqa", "acc", 0.5, "validation", _files("piqa/{split}", "train validation"),
+                 "goal sol1 sol2 label", "piqa/piqa.yaml", "physical common sense, two choices (arXiv 1911.11641)"),
+    StandardTask("openbookqa", "acc", 0.25, "test", _files("openbookqa/{split}", "train validation test"),
+                 "question_stem choices answerKey", "openbookqa/openbookqa.yaml",
+                 "elementary science, four choices (arXiv 1809.02789)"),
+    StandardTask("winogrande", "acc", 0.5, "validation", _files("winogrande/{split}", "train validation"),
+                 "sentence option1 option2 answer", "winogrande/default.yaml",
+                 "which of two nouns a pronoun means (arXiv 1907.10641)"),
+    StandardTask("hellaswag", "acc", 0.25, "validation", _files("hellaswag/{split}", "train validation"),
+                 "activity_label ctx_a ctx_b endings label", "hellaswag/hellaswag.yaml",
+                 "which of four endings goes on (arXiv 1905.07830)"),
+    StandardTask("arc_easy", "acc", 0.25, "test", _files("arc/ARC-Easy-{split}", "train validation test"),
+                 "question choices answerKey", "arc/arc_easy.yaml",
+                 "school science, mostly four choices (arXiv 1803.05457)"),
+    StandardTask("arc_challenge", "acc", 0.25, "test", _files("arc/ARC-Challenge-{split}", "train validation test"),
+                 "question choices answerKey", "arc/arc_challenge.yaml",
+                 "the same, what retrieval and word counts get wrong"),
+    StandardTask("gsm8k", "exact_match", 0.0, "test", _files("gsm8k/{split}", "train test"), "question answer",
+                 "gsm8k/gsm8k.yaml", "school arithmetic, generated after five examples (arXiv 2110.14168)",
+                 needs=frozenset({"train"})),
+    StandardTask("wikitext", "word_perplexity", None, "test",
+                 _files("wikitext2/{split}_document_level", "test validation train"), "page", "wikitext/wikitext.yaml",
+                 "perplexity per word of whole WikiText-2 pages (arXiv 1609.07843)"),
+    StandardTask("lambada_openai", "acc", 0.0, "test", _files("lambada/{split}", "test"), "text",
+                 "lambada/lambada_openai.yaml", "the last word of a passage, as the likeliest one (arXiv 1606.06031)"),
+)}
+# fmt: on
 SUITES: Mapping[str, tuple[str, ...]] = {
     # The eight tasks of arXiv 2411.15558, section 3.2: zero-shot, acc and never acc_norm, the plain mean of the eight.
     "paper": ("mmlu", "cmmlu", "piqa", "openbookqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge"),

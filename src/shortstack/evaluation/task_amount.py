@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.data.questions import request
 from shortstack.data.tokens import encode
 from shortstack.decoder.likelihoods import passing
-from shortstack.evaluation.harness import GENERATED_TOGETHER, ROOM, SEED, Loaded, hushed
+from shortstack.evaluation.harness import GENERATED_TOGETHER, ROOM, SEED, LoadedTask, hushed
 from shortstack.evaluation.task_results import Amount
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 LOOKED_AT = 32  # documents of each task
 
 
-def amount_of(loaded: Loaded, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> Amount:
+def amount_of(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> Amount:
     """How much the documents of a task ask, as the first of them do."""
     with hushed():
-        found = [_amount(task, tokenizer, limit) for task in loaded.tasks.values()]
-    passed, scored, steps = (sum(column) for column in zip(*found, strict=True))
+        amounts = [_amount(task, tokenizer, limit) for task in loaded.tasks.values()]
+    passed, scored, steps = (sum(column) for column in zip(*amounts, strict=True))
     return Amount(passed, scored, steps, GENERATED_TOGETHER)
 
 
@@ -31,17 +31,17 @@ def _amount(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) ->
     looked_at = min(documents, LOOKED_AT)
     task.set_fewshot_seed(seed=SEED)
     task.build_all_requests(limit=looked_at)
-    of_all = documents / looked_at
+    scale = documents / looked_at
 
-    def asked(kind: str) -> list[Any]:
+    def requests_of(kind: str) -> list[Any]:
         return [instance.args for instance in task.instances if instance.request_type == kind]
 
-    passed, scored = passing([request(tokenizer, *args) for args in asked("loglikelihood")])
-    pages = sum(len(encode(tokenizer, text)) for (text,) in asked("loglikelihood_rolling"))
-    prompts = sum(len(encode(tokenizer, prompt)) for prompt, _ in asked("generate_until"))
-    rooms = sum(settings.get("max_gen_toks", ROOM) for _, settings in asked("generate_until"))
+    passed, scored = passing([request(tokenizer, *args) for args in requests_of("loglikelihood")])
+    pages = sum(len(encode(tokenizer, text)) for (text,) in requests_of("loglikelihood_rolling"))
+    prompts = sum(len(encode(tokenizer, prompt)) for prompt, _ in requests_of("generate_until"))
+    rooms = sum(settings.get("max_gen_toks", ROOM) for _, settings in requests_of("generate_until"))
     return (
-        (passed + pages + prompts) * of_all,
-        (scored + pages) * of_all,
-        rooms * of_all / GENERATED_TOGETHER,
+        (passed + pages + prompts) * scale,
+        (scored + pages) * scale,
+        rooms * scale / GENERATED_TOGETHER,
     )

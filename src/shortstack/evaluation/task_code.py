@@ -17,10 +17,10 @@ INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib"
 
 def files_of(task: Any) -> set[Path]:
     """The files of the task's class and functions, those beside them, and those of modules that they import."""
-    found: set[Path] = set()
+    files: set[Path] = set()
     for each in (type(task), *_functions(task.config)):
-        _add(_home(each), found)
-    return found | {beside for path in found for beside in path.parent.glob("*.py")}
+        _add(_home(each), files)
+    return files | {beside for path in files for beside in path.parent.glob("*.py")}
 
 
 def _functions(value: Any) -> Iterator[Any]:
@@ -37,17 +37,17 @@ def _functions(value: Any) -> Iterator[Any]:
         yield from (inside for item in value for inside in _functions(item))
 
 
-def _add(module: ModuleType | None, found: set[Path]) -> None:
+def _add(module: ModuleType | None, files: set[Path]) -> None:
     """Add a module's file, and those of the modules that it took something from, unless they are installed."""
     place = getattr(module, "__file__", None)
     if not module or not place:
         return
     path = Path(place).resolve()
-    if path in found or path.suffix != ".py" or any(path.is_relative_to(folder) for folder in INSTALLED):
+    if path in files or path.suffix != ".py" or any(path.is_relative_to(folder) for folder in INSTALLED):
         return
-    found.add(path)
+    files.add(path)
     for value in [*vars(module).values()]:
-        _add(value if isinstance(value, ModuleType) else _home(value), found)
+        _add(value if isinstance(value, ModuleType) else _home(value), files)
 
 
 def _home(value: Any) -> ModuleType | None:

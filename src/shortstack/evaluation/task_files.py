@@ -1,4 +1,4 @@
-"""Task files for standard tasks: the harness's own, included, with nothing but the source of the data swapped.
+"""StandardTask files for standard tasks: the harness's own, included, with nothing but the source of the data swapped.
 
 A folder that holds only these is read at once, where reading all that the harness ships takes seconds.
 """
@@ -14,14 +14,14 @@ import yaml
 
 from shortstack.data.sources import read_lines
 from shortstack.errors import DataError, parameter
-from shortstack.evaluation.suites import TASKS, Task
+from shortstack.evaluation.suites import TASKS, StandardTask
 
 FORMATS = {".jsonl": "json", ".parquet": "parquet"}
 SPLITS = {"training_split": "train", "validation_split": "validation", "test_split": "test", "fewshot_split": "dev"}
 
 
 def write_overlays(names: Sequence[str], data: Path | None, stock: Path, folder: Path) -> None:
-    """Task files for the named standard tasks, into `folder`.
+    """StandardTask files for the named standard tasks, into `folder`.
 
     data: the folder of their documents, None for the hub. stock: the folder of the harness's own task files.
 
@@ -29,78 +29,62 @@ def write_overlays(names: Sequence[str], data: Path | None, stock: Path, folder:
         DataError: `data` lacks a file that a task is evaluated on, or a file is not what it should be.
     """
     for name in names:
-        task = TASKS[name]
-        parts = [_part(task, path) for path in _stock_files(task, stock)]
-        members = [f"{name}_{part}" if part else name for part in parts]
-        for part, member, path in zip(parts, members, _stock_files(task, stock), strict=True):
+        task, members = TASKS[name], []
+        for path in _stock_files(task, stock):
+            part = _part(task, path)
+            members.append(f"{name}_{part}" if part else name)
             source = _source(task, part, data) if data else {}
-            _write(folder / f"{member}.yaml", {"include": str(path), "task": member, "tag": None, **source})
+            _write(folder / f"{members[-1]}.yaml", {"include": str(path), "task": members[-1], "tag": None, **source})
         if task.group:
             _write(folder / f"_{name}.yaml", {"include": str(stock / task.group), "task": members})
 
 
-def _stock_files(task: Task, stock: Path) -> list[Path]:
+def _stock_files(task: StandardTask, stock: Path) -> list[Path]:
     """The task's own file, or those of its parts; files that start with an underscore hold what others include."""
     folder, _, pattern = task.stock.rpartition("/")
     return sorted((stock / folder).glob(pattern.replace("{part}", "[!_]*")))
 
 
-def _part(task: Task, path: Path) -> str:
+def _part(task: StandardTask, path: Path) -> str:
     """The name of the part that a task file is of; empty where a task has none."""
-    before, found, after = task.stock.rpartition("/")[2].partition("{part}")
-    return path.name.removeprefix(before).removesuffix(after) if found else ""
+    before, placeholder, after = task.stock.rpartition("/")[2].partition("{part}")
+    return path.name.removeprefix(before).removesuffix(after) if placeholder else ""
 
 
-def _source(task: Task, part: str, data: Path) -> dict[str, Any]:
+def _source(task: StandardTask, part: str, data: Path) -> dict[str, Any]:
     """The fields that swap the data; a split without a file is set to null, for a task that names it would fail."""
-    files = {split: _found(data, stem.format(part=part)) for split, stem in task.files.items()}
-    present = {split: str(file) for split, file in files.items() if file}  # absolute: the harness reads from elsewhere
+    where = f"{parameter('data_dir')}, for {task.name}"
+    stems = {split: stem.format(part=part) for split, stem in task.files.items()}
+    present = {split: file for split, stem in stems.items() if (file := _file(data, stem))}
     for split in sorted({task.evaluated, *task.needs} - present.keys()):
-        stem = task.files[split].format(part=part)
         raise DataError(
-            f"{parameter('data_dir')}, for {task.name}",
-            expected=f"{stem}.jsonl or {stem}.parquet",
+            where,
+            expected=f"{stems[split]}.jsonl or {stems[split]}.parquet",
             found=f"neither in {data}",
             fix="put it there; the page of evaluate shows the layout",
         )
     for file in present.values():
-        _check_lines(Path(file))
-    _check_columns(task, Path(present[task.evaluated]))
-    kinds = {FORMATS[Path(file).suffix] for file in present.values()}
+        if file.suffix == ".jsonl":
+            list(read_lines(file))  # names a line that is no JSON; the harness says only that data are missing
+    _check_columns(task, present[task.evaluated])
+    kinds = {FORMATS[file.suffix] for file in present.values()}
     if len(kinds) > 1:
-        raise DataError(
-            f"{parameter('data_dir')}, for {task.name}",
-            expected="files of one format",
-            found="both",
-            fix="remove one of each pair",
-        )
-    absent = {
-        key: None
-        for key, split in SPLITS.items()
-        if split not in present and (key != "fewshot_split" or "dev" in task.files)
-    }
+        raise DataError(where, expected="files of one format", found="both", fix="remove one of each pair")
+    absent = [key for key, split in SPLITS.items() if split not in present]
     return {
         "dataset_path": kinds.pop(),
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": present},
-        **absent,
+        "dataset_kwargs": {"data_files": {split: str(file) for split, file in present.items()}},
+        **{key: None for key in absent if key != "fewshot_split" or "dev" in task.files},
     }
 
 
-def _check_lines(path: Path) -> None:
-    """Refuse a file with a line that is no JSON, by its number; the harness says of it only that data are missing."""
-    if path.suffix == ".jsonl":
-        for _ in read_lines(path):
-            pass
-
-
-def _check_columns(task: Task, path: Path) -> None:
+def _check_columns(task: StandardTask, path: Path) -> None:
     """Refuse a file whose first document lacks a column; the harness says so in many ways, none of them plain."""
-    columns = (
-        _parquet_columns(path)
-        if path.suffix == ".parquet"
-        else next((set(row) for _, row in read_lines(path) if isinstance(row, dict)), set())
-    )
+    if path.suffix == ".parquet":
+        columns = _parquet_columns(path)
+    else:
+        columns = next((set(row) for _, row in read_lines(path) if isinstance(row, dict)), set())
     missing = [column for column in task.columns.split() if column not in columns]
     if missing:
         raise DataError(
@@ -131,8 +115,8 @@ def _parquet_columns(path: Path) -> set[str]:
     return set(table.schema.to_arrow_schema().names)
 
 
-def _found(data: Path, stem: str) -> Path | None:
-    """The file of that name, in a format that is read; JSONL first."""
+def _file(data: Path, stem: str) -> Path | None:
+    """The absolute path of the file of that name, in a format that is read; JSONL first."""
     candidates = (data.resolve() / f"{stem}{suffix}" for suffix in FORMATS)
     return next((file for file in candidates if file.is_file()), None)
 

@@ -67,12 +67,13 @@ class TaskResult:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TaskResult:
         """The result of to_dict(), read from JSON; null is NaN."""
-        found = dict(data)
-        for name in ("value", "stderr"):
-            found[name] = math.nan if found[name] is None else found[name]
-        found["documents"] = tuple(found["documents"])
-        found["outcomes"] = tuple(math.nan if outcome is None else outcome for outcome in found["outcomes"])
-        return cls(**found)
+
+        def number(value: float | None) -> float:
+            return math.nan if value is None else value
+
+        numbers = {name: number(data[name]) for name in ("value", "stderr")}
+        outcomes = tuple(map(number, data["outcomes"]))
+        return cls(**{**data, **numbers, "documents": tuple(data["documents"]), "outcomes": outcomes})
 
 
 def digest(**parts: object) -> str:
@@ -81,7 +82,7 @@ def digest(**parts: object) -> str:
 
 
 def model_digest(checkpoint: Checkpoint) -> str:
-    """Of the weights, and the files beside them that say how to compute, tokenise and generate; never of where they are."""
+    """The digest of the weights and of the files beside them that say how to compute, tokenise and generate."""
     beside = {
         path.name: file_digest(path)
         for path in sorted(checkpoint.directory.iterdir())

@@ -12,13 +12,13 @@ from shortstack.errors import InputError, parameter
 from shortstack.evaluation.harness import SEED, Quiet, hushed
 
 if TYPE_CHECKING:
-    from shortstack.evaluation.tasks import Tasks
+    from shortstack.evaluation.options import Tasks
 
 
 VERSION = version("vllm")
 
 
-class Model(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
+class VllmModel(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
     """The harness's model on vLLM, which reads the checkpoint's files itself."""
 
     def __init__(self, checkpoint: Checkpoint, tasks: Tasks, *, dtype: str) -> None:

@@ -103,11 +103,11 @@ class CacheBytes:
 
 def parts(model: PreTrainedModel, anatomy: Anatomy) -> Parts:
     """The parameters of a model (on the meta device, for all it matters) by part."""
-    found: Counter[str] = Counter()
+    amounts: Counter[str] = Counter()
     norms = {name for name, module in model.named_modules() if _is_norm(module)}
     for name, parameter in model.named_parameters():  # what is shared comes once
-        found[_part(name, anatomy, norms)] += parameter.numel()
-    return Parts(found.total(), dict(found), anatomy.tied)
+        amounts[_part(name, anatomy, norms)] += parameter.numel()
+    return Parts(amounts.total(), dict(amounts), anatomy.tied)
 
 
 def _part(name: str, anatomy: Anatomy, norms: set[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +18,19 @@ from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.memory import forget_peak, peak_bytes
 from shortstack.machine.progress import Progress, silent
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
+from shortstack.profiling.options import Timing
 from shortstack.profiling.speed import Load, Ratio, Speed, rates, ratio, speeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-LOAD = Load(prompt=128)
+TIMING = Timing()
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What is so of a checkpoint on any machine.
+    """What is counted of a checkpoint: it does not depend on the machine.
 
     weight_bytes: of its stored tensors. dtype: of what is cached. macs and cache are None where they depend on values.
     """
@@ -58,7 +58,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Paired:
+class SpeedRatios:
     """How much faster the checkpoint is than the other under one load, from runs in turns."""
 
     batch: int
@@ -72,7 +72,7 @@ class Against:
 
     counts: Counts
     speed: tuple[Speed, ...]
-    ratios: tuple[Paired, ...]
+    ratios: tuple[SpeedRatios, ...]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Profile:
     against: Against | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        found = {
+        data = {
             **self.counts.to_dict(),
             "speed": [asdict(speed) for speed in self.speed],
             "peak_bytes": self.peak_bytes,
@@ -98,56 +98,51 @@ class Profile:
             "against": None,
         }
         if self.against:
-            other = self.against
-            found["against"] = {
-                **other.counts.to_dict(),
-                "speed": [asdict(speed) for speed in other.speed],
-                "ratios": [asdict(paired) for paired in other.ratios],
+            data["against"] = {
+                **self.against.counts.to_dict(),
+                "speed": [asdict(speed) for speed in self.against.speed],
+                "ratios": [asdict(ratios) for ratios in self.against.ratios],
             }
-        return found
+        return data
 
 
 def profile(
     checkpoint: Checkpoint,
     *,
     against: Checkpoint | None = None,
-    batch_sizes: Sequence[int] = (1, 8),
-    load: Load = LOAD,
-    repeats: int = 6,
+    timing: Timing = TIMING,
     compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Profile:
     """Parameters, bytes and multiply-accumulates of a checkpoint, and its speed at each batch size; no sizes: no speed.
 
-    load: the prompt, over which multiply-accumulates are counted too, and the new tokens; its own batch is not looked at.
     against: runs take turns with that model, which gives ratios of speed.
 
     Raises:
         InputError: prompt and new tokens, or without sizes the prompt, are more than a model has positions for.
     """
     device = pick_device(compute.device)
-    each = [checkpoint, *([against] if against else [])]
-    for model in each:
-        if batch_sizes:
-            check_load(model, load)
+    both = [checkpoint, *([against] if against else [])]
+    loads = [Load(batch, timing.prompt, timing.new_tokens) for batch in timing.batch_sizes]
+    for model in both:
+        if loads:
+            check_load(model, loads[0])
         else:
-            check_positions(
-                model, load.prompt, parameter("prompt"), fix=f"write {parameter('prompt', model.positions)}"
-            )
-    counts = [count(some, arithmetic(compute.dtype, some, device), tokens=load.prompt) for some in each]
+            shorter = f"write {parameter('prompt', model.positions)}"
+            check_positions(model, timing.prompt, parameter("prompt"), fix=shorter)
+    counts = [count(model, arithmetic(compute.dtype, model, device), tokens=timing.prompt) for model in both]
     machine = {"device": device, "threads": torch.get_num_threads()}
-    if not batch_sizes:
+    if not loads:
         return Profile(counts[0], (), None, machine, Against(counts[1], (), ()) if against else None)
-    loads = [replace(load, batch=batch) for batch in batch_sizes]
     forget_peak(device)
     models = [_loaded(checkpoint, compute)]
-    for some in loads:
-        rates(models[0], some)
+    for load in loads:
+        rates(models[0], load)
     peak = peak_bytes(device)
     models += [_loaded(against, compute)] if against else []
-    found = [speeds(models, some, repeats=repeats, progress=progress) for some in loads]
-    own, *others = (tuple(speed) for speed in zip(*found, strict=True))
-    beside = Against(counts[1], others[0], tuple(map(paired, own, others[0]))) if against else None
+    timed = [speeds(models, load, repeats=timing.repeats, progress=progress) for load in loads]
+    own, *others = (tuple(speed) for speed in zip(*timed, strict=True))
+    beside = Against(counts[1], others[0], tuple(map(speed_ratios, own, others[0]))) if against else None
     return Profile(counts[0], own, peak, machine, beside)
 
 
@@ -164,10 +159,10 @@ def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> Counts:
     )
 
 
-def paired(own: Speed, other: Speed) -> Paired:
+def speed_ratios(own: Speed, other: Speed) -> SpeedRatios:
     """The ratios of two speeds under one load, whose runs took turns."""
     prefill = ratio(own.prefill_runs, other.prefill_runs)
-    return Paired(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
+    return SpeedRatios(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
 
 
 def _loaded(checkpoint: Checkpoint, compute: Compute) -> PreTrainedModel:
@@ -180,21 +175,16 @@ def check_load(checkpoint: Checkpoint, load: Load) -> None:
     Raises:
         InputError: they are.
     """
-    needed, note = load.prompt + load.new_tokens + 1, ", the first new token included"
-    check_positions(
-        checkpoint,
-        needed,
-        f"{parameter('prompt')}, {parameter('new_tokens')}",
-        fix=f"write a smaller {parameter('prompt')}",
-        note=note,
-    )
+    needed, where = load.prompt + load.new_tokens + 1, f"{parameter('prompt')}, {parameter('new_tokens')}"
+    fix, note = f"write a smaller {parameter('prompt')}", ", the first new token included"
+    check_positions(checkpoint, needed, where, fix=fix, note=note)
 
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:
     """The greedy answer to a prompt, in the model's chat template when it has one."""
     if tokenizer.chat_template:
-        said = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)["input_ids"]
+        messages = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     else:
         ids = tokenizer(prompt)["input_ids"]
     (written,) = generate(model, [ids], [new_tokens])

@@ -78,14 +78,14 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     >>> ratio([2.0, 4.4, 6.0], [1.0, 2.0, 3.0])
     Ratio(value=2.0, low=2.0, high=2.2, confidence=0.75)
     """
-    found = sorted(a / b for a, b in zip(above, below, strict=True))
-    count = len(found)
+    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
+    count = len(ratios)
 
     def covers(place: int) -> float:
         return 1.0 - 2 * sum(math.comb(count, wins) for wins in range(place)) / float(2**count)
 
     place = max((k for k in range(1, count // 2 + 1) if covers(k) >= CONFIDENCE), default=1)
-    return Ratio(statistics.median(found), found[place - 1], found[count - place], covers(place))
+    return Ratio(statistics.median(ratios), ratios[place - 1], ratios[count - place], covers(place))
 
 
 @torch.no_grad()
@@ -104,11 +104,11 @@ def speeds(
     places = list(range(len(models)))
     for turn in range(repeats + 1):  # the first turn warms up
         for place in places[turn % len(models) :] + places[: turn % len(models)]:
-            found = rates(models[place], load)
+            run = rates(models[place], load)
             if turn:
-                runs[place].append(found)
+                runs[place].append(run)
         progress(f"timing, batch {load.batch}", turn + 1, repeats + 1)
-    return [Speed.of(load.batch, found) for found in runs]
+    return [Speed.of(load.batch, each) for each in runs]
 
 
 @torch.no_grad()

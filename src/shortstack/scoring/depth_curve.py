@@ -13,13 +13,12 @@ from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens, read_questions
-from shortstack.data.questions import Asked, asked, questions_sha256
+from shortstack.data.questions import TokenizedQuestion, questions_sha256, tokenize_questions
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import Route
 from shortstack.decoder.multiple_choice import Accuracy, answers
 from shortstack.errors import DataError, InputError, parameter
-from shortstack.evaluation import Tasks
-from shortstack.evaluation.tasks import load_harness
+from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, silent
@@ -162,7 +161,7 @@ def _removable(losses: Sequence[float], allowed: float) -> int:
 
 def _asked(
     task: str | Path | Tasks | None, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Asked], dict[str, Any] | None]:
+) -> tuple[list[TokenizedQuestion], dict[str, Any] | None]:
     """The questions as tokens, and what the result says of them."""
     if task is None:
         return [], None
@@ -175,7 +174,7 @@ def _asked(
         )
     else:
         questions = read_questions(task)
-        found, source, sha256 = asked(questions, tokenizer), str(task), questions_sha256(questions)
+        found, source, sha256 = tokenize_questions(questions, tokenizer), str(task), questions_sha256(questions)
     return found, {"source": source, "questions": len(found), "sha256": sha256}
 
 

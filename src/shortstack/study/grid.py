@@ -26,7 +26,7 @@ from shortstack.errors import InputError
 from shortstack.healing.recipes import HealPart
 from shortstack.machine import yamlfile
 from shortstack.machine.yamlfile import Part
-from shortstack.study.kinds import KINDS, EvaluateOptions, ProfileOptions
+from shortstack.study.kinds import HELP, KINDS, EvaluateOptions, ProfileOptions
 from shortstack.study.trial import ONE_SHOT, HealOptions, Pattern, RepairText, StudyCalibration, Trial
 
 
@@ -57,8 +57,8 @@ class EvaluationOptions(EvaluateOptions):
 class ComputeOptions(Part):
     """Where and in what to compute."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description=HELP["device"])
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description=HELP["dtype"])
 
 
 class Resources(Part):

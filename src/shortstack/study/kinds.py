@@ -15,12 +15,15 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText, Tokens
 from shortstack.data.tokens import encode
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.healing.options import option_defaults, task_of
 from shortstack.machine.device import Compute
+from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import Part
 from shortstack.planning import Choice, Plan
 from shortstack.planning.layer_sets import show_layers
+from shortstack.profiling import Timing
 from shortstack.scoring import Scores
 from shortstack.scoring.metrics import metric_named
 from shortstack.study.references import expanded
@@ -34,6 +37,11 @@ if TYPE_CHECKING:
     from shortstack.study.sizes import ModelSize, TextSizes
 
 REPAIR_WALKS = 4  # the whole model's, the shorter one's, and that again for each place that is refitted
+HELP = {  # of options that a study's file has in other groups
+    name: known.help
+    for component in (EvaluationText, GenerationChecks, Tasks, Timing, Compute)
+    for name, _, known in options_of(component)
+}
 PROFILE_TURNS = 8  # of profile(): one for the memory, one to warm up, six that count
 
 
@@ -292,15 +300,15 @@ class EvaluateOptions(Part):
     """What is measured of every checkpoint; seed: of the windows that are drawn."""
 
     perplexity: tuple[str, ...] = ("pydoc",)
-    length: int = Field(default=512, ge=2)
-    samples: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    length: int = Field(default=512, ge=2, description=HELP["length"])
+    samples: int | None = Field(default=None, ge=1, description=HELP["samples"])
+    seed: int = Field(default=0, ge=0, description=HELP["seed"])
     tasks: tuple[str, ...] = ()
-    limit: int | None = Field(default=None, ge=1)
-    data_dir: str | None = None
-    include: str | None = None
-    probe_items: int = Field(default=0, ge=0)
-    collapse: bool | None = None
+    limit: int | None = Field(default=None, ge=1, description=HELP["limit"])
+    data_dir: str | None = Field(default=None, description=HELP["data_dir"])
+    include: str | None = Field(default=None, description=HELP["include"])
+    probe_items: int = Field(default=0, ge=0, description=f"{HELP['probe_items']} Default: no probes.")
+    collapse: bool | None = Field(default=None, description=HELP["collapse_check"])
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -370,20 +378,20 @@ def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: there is no such task, or no such folder.
     """
-    names = ("perplexity", "length", "samples", "probe_items", "collapse")
-    tasks = None
-    if options["tasks"]:
-        folders = {"data": options["data_dir"], "include": options["include"]}
-        tasks = evaluation.Tasks(options["tasks"], options["limit"], **folders, seed=options["seed"])
-    return {**{name: options[name] for name in names}, "tasks": tasks}
+    how, items = {name: options[name] for name in ("limit", "data_dir", "include", "seed")}, options["probe_items"]
+    return {
+        "text": EvaluationText(options["perplexity"], options["length"], options["samples"]),
+        "tasks": Tasks(options["tasks"], **how) if options["tasks"] else None,
+        "generation": GenerationChecks(items > 0, items or GenerationChecks.probe_items, options["collapse"]),
+    }
 
 
 class ProfileOptions(Part):
     """What profile() measures."""
 
     batch_sizes: tuple[int, ...] = (1, 8)
-    prompt: int = Field(default=128, ge=1)
-    new_tokens: int = Field(default=32, ge=1)
+    prompt: int = Field(default=128, ge=1, description=HELP["prompt"])
+    new_tokens: int = Field(default=32, ge=1, description=HELP["new_tokens"])
 
 
 class ProfileStep(Step):
@@ -397,15 +405,10 @@ class ProfileStep(Step):
         return cls(arguments, {"shape": contents.shape}, {"checkpoint": place})
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
-        from shortstack.profiling.speed import Load
-
-        result = profiling.profile(
-            job.open("checkpoint", progress),
-            batch_sizes=self.arguments["batch_sizes"],
-            load=Load(prompt=self.arguments["prompt"], new_tokens=self.arguments["new_tokens"]),
-            compute=job.compute(self.arguments),
-            progress=progress,
-        )
+        options = self.arguments
+        timing = Timing(options["batch_sizes"], options["prompt"], options["new_tokens"])
+        checkpoint, compute = job.open("checkpoint", progress), job.compute(options)
+        result = profiling.profile(checkpoint, timing=timing, compute=compute, progress=progress)
         return job.saved("profile.json", result.to_dict())
 
     def words(self, places: Places) -> list[str]:

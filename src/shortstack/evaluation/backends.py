@@ -1,0 +1,39 @@
+"""Who answers tasks: lm-evaluation-harness with shortstack's own model, or with vLLM; both are imported when asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from shortstack.errors import InputError, parameter
+from shortstack.machine.options import check_installed
+
+OWN, VLLM = "shortstack", "vllm"
+BACKENDS = (OWN, VLLM)
+
+
+def load_harness() -> ModuleType:
+    """The module that runs lm-evaluation-harness.
+
+    Raises:
+        InputError: lm-eval is not installed.
+    """
+    check_installed("lm_eval", "eval", where=parameter("tasks"), why="for tasks")
+    return import_module("shortstack.evaluation.harness")
+
+
+def load_vllm() -> ModuleType:
+    """The module that runs vLLM.
+
+    Raises:
+        InputError: vLLM is not installed, or does not fit what is.
+    """
+    try:
+        return import_module("shortstack.evaluation.vllm")
+    except ImportError as error:
+        raise InputError(
+            parameter("backend", VLLM),
+            expected="vLLM, which brings a torch of its own",
+            found=str(error),
+            fix=f"install shortstack beside vLLM (its page says how), or leave {parameter('backend')} out",
+        ) from error

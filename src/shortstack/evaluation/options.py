@@ -1,0 +1,214 @@
+"""What evaluate() measures, as options: texts, tasks and what the model writes. This file imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.architecture.positions import check_positions
+from shortstack.data import Tokens
+from shortstack.data.sources import TEXT
+from shortstack.errors import InputError, parameter
+from shortstack.evaluation.backends import BACKENDS, OWN, VLLM, load_harness, load_vllm
+from shortstack.evaluation.suites import SUITES, TASKS, named
+from shortstack.machine.options import check_options, option
+from shortstack.machine.yamlfile import check_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.evaluation.harness import LoadedTask
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """Text that perplexity is measured on.
+
+    perplexity: sources, as a sequence or with commas; empty, or `none`, for no text. Of `pydoc` only the held-out part is
+    read. samples: windows drawn by seed; None takes all. length: tokens of a window.
+    """
+
+    perplexity: Sequence[str] | str = option(
+        "pydoc", help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read. none: no text."
+    )
+    length: int = option(512, help="Tokens per window.", minimum=2)
+    samples: int | None = option(None, help="Windows, drawn by seed. Default: all.", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not all(self.sources):
+            raise InputError(
+                parameter("perplexity"),
+                expected="a text, or several with commas",
+                found="an empty name",
+                fix="name one: pydoc",
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The name of each text.
+
+        >>> EvaluationText("pydoc, my.txt").sources, EvaluationText("none").sources
+        (('pydoc', 'my.txt'), ())
+        """
+        if self.perplexity == "none":
+            return ()
+        names = self.perplexity.split(",") if isinstance(self.perplexity, str) else self.perplexity
+        return tuple(name.strip() for name in names)
+
+    def read(self, tokenizer: PreTrainedTokenizerBase, seed: int, *, at_least: int | None = None) -> dict[str, Tokens]:
+        """The windows of each text, by its name. at_least: as for Tokens.read().
+
+        Raises:
+            DataError: a text cannot be read or is shorter than one window.
+        """
+        how: dict[str, Any] = {"samples": self.samples, "length": self.length, "seed": seed, "at_least": at_least}
+        return {source: Tokens.read(source, tokenizer, **how, held_out=True) for source in self.sources}
+
+
+@dataclass(frozen=True)
+class GenerationChecks:
+    """What is looked at of the text that a model writes.
+
+    collapse_check: None checks what shortstack cut or healed.
+    """
+
+    probes: bool = option(False, help="Small generation tasks: copying, counting, brackets, sums, JSON.")
+    probe_items: int = option(50, help="Items of each probe, drawn by seed.", minimum=2, maximum=100)
+    collapse_check: bool | None = option(
+        None, help="Look for loops and silence in what it writes. Default: where shortstack cut or healed it."
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not self.probes and self.probe_items != GenerationChecks.probe_items:
+            raise InputError(
+                parameter("probe_items"),
+                expected=parameter("probes", True),
+                found=f"no {parameter('probes')}",
+                fix=f"add {parameter('probes', True)}",
+            )
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks are asked, and how.
+
+    tasks: names of tasks or suites, as a sequence or with commas. limit: for a group, documents of each of its tasks.
+    seed: of the examples in prompts. `Tasks("piqa", limit=100)`
+    """
+
+    tasks: Sequence[str] | str | None = option(
+        None, help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness."
+    )
+    limit: int | None = option(None, help="Only the first n documents of each task.", minimum=1)
+    data_dir: str | Path | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
+    include: str | Path | None = option(None, help="A folder of your own lm-eval task files.")
+    batch_size: int | str = option(
+        "auto", help="Sequences in a forward: a number, or auto, by their tokens.", minimum=1
+    )
+    max_length: int | None = option(
+        None, help="Tokens of a prompt with its answer. Default: the model's positions.", minimum=1
+    )
+    backend: str = option(OWN, help="Who answers the tasks: shortstack itself, or vLLM.", choices=BACKENDS)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.tasks is not None:
+            named(self.tasks)
+        if isinstance(self.batch_size, str) and self.batch_size != "auto":
+            raise InputError(
+                parameter("batch_size"),
+                expected="a number or auto",
+                found=repr(self.batch_size),
+                fix=f"write {parameter('batch_size', 16)}",
+            )
+        for name, folder in (("data_dir", self.data_dir), ("include", self.include)):
+            if folder is not None and not Path(folder).is_dir():
+                fix = "name one that exists"
+                raise InputError(parameter(name), expected="a folder", found=f"none at {folder}", fix=fix)
+        if self.include is not None:
+            check_folder(Path(self.include))  # the harness passes over a file that it cannot read
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks, those of suites one by one."""
+        return named(self.tasks or ())
+
+    @property
+    def batch(self) -> int | None:
+        """Sequences in a forward; None where their tokens say it."""
+        return self.batch_size if isinstance(self.batch_size, int) else None
+
+    def check(self, device: str) -> None:
+        """Say what is missing to ask tasks on that device, before anything is read or computed.
+
+        Raises:
+            InputError: lm-eval or vLLM is not installed, or vLLM computes elsewhere.
+        """
+        load_harness()
+        if self.backend != VLLM:
+            return
+        load_vllm()
+        if device not in ("auto", "cuda"):
+            raise InputError(
+                parameter("device"),
+                expected=f"no {parameter('device')} beside {parameter('backend', VLLM)}: "
+                f"vLLM was built for one kind of device",
+                found=device,
+                fix="leave it out; CUDA_VISIBLE_DEVICES names the GPU",
+            )
+
+    def check_paired(self) -> None:
+        """Refuse one document of a task, on which no two models can be compared; a group has one of each of its tasks.
+
+        Raises:
+            InputError: it is so.
+        """
+        single = [name for name in self.names if name in TASKS and not TASKS[name].group]
+        if self.limit == 1 and single:
+            raise InputError(
+                parameter("limit"),
+                expected=f"two documents of {single[0]} or more, to compare two models on",
+                found="1",
+                fix=f"write {parameter('limit', 100)}, or leave out {parameter('against')}",
+            )
+
+    def load(self) -> list[LoadedTask]:
+        """The tasks with their documents.
+
+        Raises:
+            InputError: a name is unknown, or lm-eval is not installed.
+            DataError: the documents of one cannot be had.
+        """
+        data, include = (Path(folder) if folder else None for folder in (self.data_dir, self.include))
+        loaded: list[LoadedTask] = load_harness().load(self.names, data=data, include=include)
+        return loaded
+
+    def load_for(self, checkpoint: Checkpoint) -> list[LoadedTask]:
+        """The tasks with their documents, where that checkpoint can answer them.
+
+        Raises:
+            InputError: as load(); or prompts or answers are longer than what the model has positions for.
+            DataError: as load().
+        """
+        loaded = self.load()
+        if self.max_length:
+            check_positions(checkpoint, self.max_length, parameter("max_length"), fix="leave it out")
+        load_harness().check_answers(loaded, checkpoint, self.max_length)
+        return loaded
+
+    def only(self) -> LoadedTask:
+        """The one task that is named.
+
+        Raises:
+            InputError: there are several, or what load() raises.
+        """
+        if len(self.names) > 1:
+            found = ", ".join(self.names)
+            raise InputError(parameter("task"), expected="one task", found=found, fix="name one at a time")
+        return self.load()[0]

@@ -1,0 +1,156 @@
+"""What CONTRIBUTING says of additions: a toy metric, method and strategy, put into a copy of the package in those places
+alone, are seen on the command line, in the listings, in the tables of the pages, and in a study.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo import speaking
+
+ROOT = Path(__file__).parents[1]
+
+METRIC = '''
+def toy_order(layers: int, seed: int) -> list[float]:
+    """Even layers go first."""
+    return [float(layer % 2) for layer in range(layers)]
+
+
+METRICS: Mapping'''
+METRIC_ENTRY = """
+        Metric("toy-metric", "layers", toy_order, "the layer's number is odd", "-"),
+        Metric("random","""
+STRATEGY = '''
+def first_layers(scores: Scores | int, removal: Removal) -> Plan:
+    """The first layers that may go."""
+    layers = scores if isinstance(scores, int) else scores.layers
+    return Plan(layers, tuple(removal.allowed[: removal.amount]), "the first")
+
+
+STRATEGIES: Mapping'''
+STRATEGY_ENTRY = """
+        Strategy("toy-strategy", "scores", first_layers, "the first layers", "-"),
+        Strategy("lowest","""
+METHOD = '''
+"""A toy method: the last layer trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from shortstack.healing.partial import Partial
+from shortstack.machine.options import option
+
+
+@dataclass(frozen=True)
+class Toy(Partial):
+    """The last layer, if it is asked to."""
+
+    toy_share: float = option(0.5, help="A toy share.", above=0, below=1)
+    name: ClassVar[str] = "toy-method"
+    trains: ClassVar[str] = "toys"
+'''
+STUDY = """
+models: [model]
+metrics: [toy-metric, toy-strategy]
+calibration: {text: text.txt, samples: 2, length: 16}
+drop: 2
+heal: {name: quick, method: toy-method, toy_share: 0.25, data: lines.jsonl, epochs: 1, max_length: 32}
+evaluation: {perplexity: [text.txt], length: 16, samples: 2, collapse: false}
+"""
+
+
+def insert(path: Path, anchor: str, addition: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(anchor) == 1, f"{path.name} has {text.count(anchor)} of {anchor!r}"
+    path.write_text(text.replace(anchor, addition), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the changed package, a tiny model, and data."""
+    folder = tmp_path_factory.mktemp("additions")
+    package = folder / "src" / "shortstack"
+    shutil.copytree(ROOT / "src" / "shortstack", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    (folder / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "option_tables.py", folder / "tests")
+    metrics, strategies, methods = (
+        package / room / file
+        for room, file in (("scoring", "metrics.py"), ("planning", "strategies.py"), ("healing", "methods.py"))
+    )
+    insert(metrics, "\nMETRICS: Mapping", METRIC)
+    insert(metrics, '\n        Metric("random",', METRIC_ENTRY)
+    insert(strategies, "\nSTRATEGIES: Mapping", STRATEGY)
+    insert(strategies, '\n        Strategy("lowest",', STRATEGY_ENTRY)
+    (package / "healing" / "toy.py").write_text(METHOD.lstrip(), encoding="utf-8")
+    insert(methods, "(Partial, Lora,", "(Partial, Toy, Lora,")
+    insert(methods, "import Partial\n", "import Partial\nfrom shortstack.healing.toy import Toy\n")
+    speaking(folder / "model", num_hidden_layers=6, hidden_size=16, intermediate_size=16, num_key_value_heads=4)
+    (folder / "text.txt").write_text("the walk visits every layer once and in order " * 40, encoding="utf-8")
+    rows = [json.dumps({"text": f"the walk of {n} and one is in order"}) + "\n" for n in range(12)]
+    (folder / "lines.jsonl").write_text("".join(rows), encoding="utf-8")
+    (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
+    return folder
+
+
+def python(place: Path, *words: str) -> str:
+    """What Python says in that folder, with the changed package."""
+    told = {"PYTHONPATH": str(place / "src"), "SHORTSTACK_CACHE": str(place / "cache"), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=place, env=os.environ | told, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def shortstack(place: Path, *words: str) -> str:
+    return python(place, "-m", "shortstack", *words)
+
+
+def test_they_stand_in_the_help_and_in_the_listings(place):
+    assert "toy-metric" in shortstack(place, "score", "--help")
+    assert "toy-strategy" in shortstack(place, "plan", "--help")
+    assert {"toy-method: toys", "--toy-share"} <= {
+        word for word in ("toy-method: toys", "--toy-share") if word in shortstack(place, "heal", "--help")
+    }
+    listed = json.loads(shortstack(place, "ls", "--json"))
+    for what in ("metric", "strategy", "method"):
+        names = [row["name"] for row in listed["strategies" if what == "strategy" else f"{what}s"]]
+        assert f"toy-{what}" in names
+
+
+def test_they_stand_in_the_tables_of_the_pages(place):
+    python(place, "tests/option_tables.py")
+    heal, plan, listings = ((place / "docs" / f"{page}.md").read_text() for page in ("heal", "plan", "ls"))
+    assert "| `--toy-share` | 0.5 | A toy share. |" in heal
+    assert "toy-strategy" in plan
+    assert all(f"| `toy-{what}` |" in listings for what in ("metric", "strategy", "method"))
+
+
+def test_they_choose_layers(place):
+    by_metric = json.loads(shortstack(place, "plan", "model", "--metric", "toy-metric", "--drop", "2", "--json"))
+    assert by_metric["removed"] == [0, 2]
+    named = ("--strategy", "toy-strategy", "--metric", "reverse")
+    by_strategy = json.loads(shortstack(place, "plan", "model", *named, "--drop", "3", "--json"))
+    assert by_strategy["removed"] == [0, 1, 2]
+
+
+def test_a_study_and_a_recipe_know_them(place):
+    done = json.loads(shortstack(place, "study", "study.yaml", "-o", "runs", "--json"))
+    assert (done["done"], done["failed"]) == (2, 0), done
+    schema = python(place, "-c", "import json; from shortstack.study.grid import schema; print(json.dumps(schema()))")
+    assert "toy_share" in schema
+    (place / "mine.yaml").write_text("heal: {method: toy-method, toy_share: 2}\n", encoding="utf-8")
+    read = ("import shortstack.errors as errors", "from shortstack.healing.recipes import read_recipe")
+    refused = "try: read_recipe('mine.yaml')\nexcept errors.InputError as error: print(error)"
+    said = python(place, "-c", "\n".join((*read, refused)))
+    assert "mine.yaml, line 1: toy_share: expected a number above 0" in said
