@@ -29,6 +29,8 @@ NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write see
 
 
 class _Text(part_of("CalibrationText", CalibrationText)):  # type: ignore[misc]  # made of options
+    """A text of which windows are looked at."""
+
     def check(self) -> None:
         """Refuse numbers that are out of their range.
 
