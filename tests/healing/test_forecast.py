@@ -7,7 +7,7 @@ import pytest
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import read_examples
 from shortstack.healing import Full, HealingTask, Lora, Objective, Partial, Schedule, TrainingData, heal
-from shortstack.healing.activations import numbered
+from shortstack.healing.activations import activations_under
 from shortstack.healing.forecast import forecast
 from shortstack.healing.healer import HealingRun
 from shortstack.healing.methods import method_named
@@ -49,7 +49,7 @@ def test_what_a_teacher_says_is_counted(tmp_path):
     everything = read_examples("pydoc", pruned.tokenizer(), max_length=32)[:40]
     tokens, predicted = (sum(len(each.ids) - less for each in everything) for less in (0, 1))
     states, top, hidden = (
-        numbered("a", [count], width, kind).size
+        activations_under("a", [count], width, kind).size
         for count, width, kind in (
             (tokens, 32, dtype),
             (predicted, 16, "float32"),

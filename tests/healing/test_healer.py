@@ -19,7 +19,7 @@ from shortstack.healing.activations import Activations
 from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import padded
-from shortstack.healing.training import Place, train
+from shortstack.healing.training import Environment, train
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import ZOO, speaking, tiny
@@ -295,7 +295,7 @@ def test_one_adamw_step_is_torchs_own(tmp_path):
     )
     frozen, learner = learning(checkpoint, Partial(last=1))
     data = Data(range(3), range(1), frozen.lengths, frozen.collate)
-    history = train(learner, data, schedule, tmp_path, place=Place())
+    history = train(learner, data, schedule, tmp_path, environment=Environment())
     model, batch = copy.deepcopy(checkpoint.model(dtype=torch.float32)), padded(EXAMPLES)
     names = {
         name for name, _ in model.named_parameters() if name.startswith(("model.layers.7.", "model.norm", "lm_head"))

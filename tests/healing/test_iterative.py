@@ -115,7 +115,7 @@ def test_the_teachers_answers_are_sampled_from_it_and_kept(tmp_path, monkeypatch
         ended = teacher.model(dtype=torch.float32).generation_config.eos_token_id
         assert len(example.ids) == 14 or example.ids[-1] == ended
         assert ended not in example.ids[len(prompt) : -1]
-    monkeypatch.setattr(Answers, "_asked", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(Answers, "_written", lambda *_: pytest.fail("asked again"))
     assert answers.to(EXAMPLES) == found
 
 

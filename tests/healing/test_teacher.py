@@ -10,7 +10,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, likeliest
 from shortstack.errors import CheckpointError, InputError
 from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
-from shortstack.healing.frozen import Freezer, Live
+from shortstack.healing.frozen import Freezer, OnTheFly
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking, tiny
@@ -129,7 +129,7 @@ def test_what_is_not_kept_is_computed_alike(tmp_path):
     frozen, _ = learning(pruned, Partial(last=2), OBJECTIVE, teacher)
     freezer = Freezer(pruned, torch.float32, "cpu", OBJECTIVE, teacher)
     loaded = [Decoder.load(each, dtype=torch.float32) for each in (pruned, teacher)]
-    live = Live(freezer, EXAMPLES, Partial(last=2).first(pruned), *loaded)
+    live = OnTheFly(freezer, EXAMPLES, Partial(last=2).first(pruned), *loaded)
     kept, fresh = (each.collate([2, 0, 1]) for each in (frozen, live))
     assert kept.keys() == fresh.keys()
     for name in ("input_ids", "labels", "teacher_tokens"):

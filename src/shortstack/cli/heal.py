@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,17 +45,27 @@ class HealRun:
     resume: Annotated[
         bool | None,
         typer.Option(
-            "--resume/--no-resume", help="Go on with an unfinished run, or start it again.", show_default=False
+            "--resume/--no-resume",
+            help="Go on with an unfinished run, or start it again; without either it is refused.",
+            show_default=False,
         ),
     ] = None
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Keep on disk what frozen layers and the teacher give.")
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep on disk what frozen layers and the teacher give, or compute it for every batch.",
+        ),
     ] = True
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would train, and about how much memory and time it takes.")
     ] = False
     report_to: Annotated[
-        str | None, typer.Option(help="Comma-separated loggers: tensorboard, trackio, wandb.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Comma-separated loggers: tensorboard (its files go to OUTPUT.logs), trackio, wandb.",
+            show_default=False,
+        ),
     ] = None
     plot: Annotated[Path | None, typer.Option(help="Draw the loss curve: an .svg, .png or .pdf file.")] = None
 
@@ -87,11 +95,7 @@ def heal(
     directory: Annotated[str, typer.Argument(help="The pruned checkpoint (or any model).", show_default=False)],
     output: Out,
     options: Annotated[dict[str, Any], Values(*COMPONENTS)],
-    turning: Annotated[dict[str, Any], Values(Turns, given=True)],
-    run: HealRun,
-    compute: Annotated[Compute, Only("device")],
-    source: Source,
-    report: Report,
+    *,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -100,17 +104,22 @@ def heal(
             rich_help_panel="What is minimised",
         ),
     ] = None,
+    turning: Annotated[dict[str, Any], Values(Turns, given=True)],
+    run: HealRun,
+    compute: Annotated[Compute, Only("device")],
+    source: Source,
+    report: Report,
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 
     What is frozen is computed once and kept on disk.
     """
+    from shortstack.healing.recipes import named_by_line, with_recipe
+
     typed = functools.partial(_typed, context)
-    with _lines_named(run.recipe, typed):
+    with named_by_line(run.recipe, typed):
         values = {**options, **turning}
         if run.recipe:
-            from shortstack.healing.recipes import with_recipe
-
             values = with_recipe(values, run.recipe, typed)
         turns = Turns.of_options(values)
         task = task_of(values, compute=compute, loggers=run.loggers)
@@ -145,15 +154,6 @@ def _typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _lines_named(recipe: str | None, typed: Callable[[str], bool]) -> AbstractContextManager[None]:
-    """While it lasts, errors about what the recipe sets name its line."""
-    if not recipe:
-        return nullcontext()
-    from shortstack.healing.recipes import named_by_line
-
-    return named_by_line(recipe, typed)
-
-
 def _healed(
     checkpoint: Checkpoint, output: Path, task: HealingTask, turns: Turns | None, run: HealRun, progress: Progress
 ) -> Healing:
@@ -163,7 +163,7 @@ def _healed(
     from shortstack.healing.unfinished import Unfinished
 
     if run.resume and first_process():
-        say(Unfinished(output, "turns" if turns else "training").told())
+        say(Unfinished(output, "turns" if turns else "training").summary())
     if turns:
         return heal_in_turns(checkpoint, output, turns, task, cache=run.cache, resume=run.resume, progress=progress)
     return heal_checkpoint(checkpoint, output, task, cache=run.cache, resume=run.resume, progress=progress)
@@ -196,12 +196,12 @@ def _foretell(checkpoint: Checkpoint, task: HealingTask, turns: Turns | None, re
     """What healing would take; in turns, what the first of them would."""
     from shortstack.healing.forecast import forecast
 
-    forecasted = forecast(checkpoint, task)
+    expected = forecast(checkpoint, task)
     if turns:
-        forecasted = replace(forecasted, turns=tuple(turns.sizes(checkpoint.anatomy.layers)))
+        expected = replace(expected, turns=tuple(turns.sizes(checkpoint.anatomy.layers)))
     if report.json:
-        return console.show_json(forecasted.to_dict())
-    show_forecast(forecasted)
+        return console.show_json(expected.to_dict())
+    show_forecast(expected)
     report.say("the same command without --dry-run")
     return None
 
@@ -211,50 +211,52 @@ LOSSES = {"sft": "loss", "distill": "distance from the teacher"}
 
 def show_healing(healing: Healing) -> None:
     """What was trained, for how long, and what it did to the loss."""
-    found = healing.to_dict()
-    loss, kind = found["loss"], LOSSES[healing.objective]
+    result = healing.to_dict()
+    loss, kind = result["loss"], LOSSES[healing.objective]
     rows = [
-        ("trained parameters", f"{found['trainable_parameters']:,}"),
-        ("optimizer steps", str(found["steps"])),
+        ("trained parameters", f"{result['trainable_parameters']:,}"),
+        ("optimizer steps", str(result["steps"])),
         (
             f"training {kind}, first to last",
             f"{loss['first']:.4f} to {loss['last']:.4f}" if loss["first"] is not None else "no entry",
         ),
         (f"held-out {kind}, before to best", f"{loss['held_out_before']:.4f} to {loss['held_out']:.4f}"),
-        ("tokens per second", f"{found['tokens_per_s']:,.0f}"),
-        ("seconds", f"{found['seconds']:.0f}"),
-        ("peak memory", size(found["peak_rss_bytes"])),
+        ("tokens per second", f"{result['tokens_per_s']:,.0f}"),
+        ("seconds", f"{result['seconds']:.0f}"),
+        ("peak memory", size(result["peak_rss_bytes"])),
     ]
     console.show_table(f"healed: {healing.output}", ("", healing.method), rows)
-    if not found["best_step"]:
+    if not result["best_step"]:
         console.show("No held-out loss was lower than the one before training: the weights are as they were.")
-    elif found["best_step"] < found["steps"]:
-        console.show(f"The weights are those of step {found['best_step']}, where the held-out loss was lowest.")
-    if found["stopped"]:
-        console.show(f"Training ended at step {found['steps']}: {found['stopped']}.")
-    elif found["skipped_steps"]:
-        console.show(f"{found['skipped_steps']} steps were left out: their gradient was no number.")
+    elif result["best_step"] < result["steps"]:
+        console.show(f"The weights are those of step {result['best_step']}, where the held-out loss was lowest.")
+    if result["stopped"]:
+        console.show(f"Training ended at step {result['steps']}: {result['stopped']}.")
+    elif result["skipped_steps"]:
+        console.show(f"{result['skipped_steps']} steps were left out: their gradient was no number.")
 
 
-def show_forecast(found: Forecast) -> None:
+def show_forecast(forecast: Forecast) -> None:
     """What healing would train, and what that takes."""
     rows = [
-        ("trained parameters", f"{found.trainable_parameters:,}"),
+        ("trained parameters", f"{forecast.trainable_parameters:,}"),
         (
             "in",
-            f"{len(found.trained)} modules, from {found.trained[0]} to {found.trained[-1]}" if found.trained else "-",
+            f"{len(forecast.trained)} modules, from {forecast.trained[0]} to {forecast.trained[-1]}"
+            if forecast.trained
+            else "-",
         ),
-        ("samples, held out", f"{found.samples:,}, {found.held_out:,}"),
-        ("tokens, of them learnt", f"{found.tokens:,}, {found.learnt_tokens:,}"),
-        ("optimizer steps", f"{found.steps:,}"),
-        ("memory, about", size(found.memory_bytes)),
+        ("samples, held out", f"{forecast.samples:,}, {forecast.held_out:,}"),
+        ("tokens, of them learnt", f"{forecast.tokens:,}, {forecast.learnt_tokens:,}"),
+        ("optimizer steps", f"{forecast.steps:,}"),
+        ("memory, about", size(forecast.memory_bytes)),
         (
             "disk for what is computed once",
-            f"{size(found.cache_bytes)}, {size(found.missing_bytes)} to write",
+            f"{size(forecast.cache_bytes)}, {size(forecast.missing_bytes)} to write",
         ),
-        ("time, about", f"{found.seconds:,.0f} s"),
+        ("time, about", f"{forecast.seconds:,.0f} s"),
     ]
-    if found.turns:
-        gone = ", ".join(map(str, found.turns))
-        rows.append(("turns, each at most that", f"{len(found.turns)}; before them go {gone} layers"))
+    if forecast.turns:
+        gone = ", ".join(map(str, forecast.turns))
+        rows.append(("turns, each at most that", f"{len(forecast.turns)}; before them go {gone} layers"))
     console.show_table("dry run: nothing is trained", ("", "healing"), rows)

@@ -43,7 +43,7 @@ class Values(tuple[Any, ...]):
         return made
 
 
-class Section(NamedTuple):
+class OptionSection(NamedTuple):
     """A dataclass, and those of its fields that are options, each with its default."""
 
     component: Any
@@ -54,7 +54,7 @@ class Group(NamedTuple):
     """A parameter of a verb that stands for the options of its sections; made: what it is made by from their values."""
 
     made: Any
-    sections: list[Section]
+    sections: list[OptionSection]
 
     @property
     def fields(self) -> list[Field[Any]]:
@@ -93,13 +93,13 @@ def _group(hint: Any) -> Group | None:
     return Group(made, [_section(made, only)]) if is_dataclass(made) else None
 
 
-def _section(component: Any, only: Only | None = None, *, given: bool = False) -> Section:
+def _section(component: Any, only: Only | None = None, *, given: bool = False) -> OptionSection:
     options = [
         field
         for field in fields(component)
         if (field.name in only if only else "option" in field.metadata or "Annotated" in str(field.type))
     ]
-    return Section(component, [(field, None if given else field.default) for field in options])
+    return OptionSection(component, [(field, None if given else field.default) for field in options])
 
 
 def _options(group: Group) -> Iterator[inspect.Parameter]:

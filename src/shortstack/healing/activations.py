@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.errors import OutputError, parameter
+from shortstack.errors import parameter
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory
-from shortstack.machine.files import whole
+from shortstack.machine.files import check_disk, whole
 
 if TYPE_CHECKING:
     import numpy
@@ -67,27 +66,20 @@ def _item_size(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def numbered(key: str, lengths: Sequence[int], width: int, dtype: str) -> Activations:
+def activations_under(key: str, lengths: Sequence[int], width: int, dtype: str) -> Activations:
     """The states under `key`, whether they are kept yet or not."""
     return Activations(cache_directory("activations") / f"{key}.states", tuple(lengths), width, dtype)
 
 
-def check_room(wanted: Sequence[Activations]) -> None:
+def check_room(nbytes: int) -> None:
     """Refuse what the disk has no room for, before it is computed.
 
     Raises:
-        OutputError: the states that are not kept yet are larger than the free disk.
+        OutputError: so many bytes are not free.
     """
-    needed = sum(each.size for each in wanted if not each.kept)
-    folder = cache_directory("activations")
-    free = shutil.disk_usage(folder).free
-    if needed and free < needed + MARGIN_BYTES:
-        raise OutputError(
-            folder,
-            expected=f"{needed / 1e9:.2f} GB of free disk for what is computed once",
-            found=f"{free / 1e9:.2f} GB",
-            fix=f"free some space, set SHORTSTACK_CACHE to another disk, or add {parameter('cache', False)}",
-        )
+    if nbytes:
+        fix = f"free some space, set SHORTSTACK_CACHE to another disk, or add {parameter('cache', False)}"
+        check_disk(cache_directory("activations"), nbytes + MARGIN_BYTES, fix=fix)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What to train on, and in which order: batches of samples of alike length, so that little is padding."""
+"""Batches of samples of alike length, so that little is padding."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ GROUPED = 50  # batches, at most, whose samples are sorted by length together; a
 
 @dataclass(frozen=True)
 class Data:
-    """What to train on: any samples, their lengths in tokens, and collate(samples) -> the module's arguments.
+    """Samples of any kind to train on and held out; the lengths of the former, in tokens.
 
-    Among those is `labels` [batch, length], which holds IGNORED where a token does not count in the loss.
+    collate(samples) gives the module's arguments.
+    Among them is `labels` [batch, length], which holds IGNORED where a token does not count in the loss.
     """
 
     training: Sequence[Any]

@@ -1,4 +1,4 @@
-"""What a model learns from: which text or instructions, how many samples of what length, and how many are held out."""
+"""The data that a model learns from: its source, the length and the number of samples, and how many are held out."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class TrainingData:
 
     data: str | None = option(None, help=DATA)
     max_length: int = option(256, help="Longest sample, in tokens.", minimum=4)
-    max_samples: int | None = option(None, help="Use at most this many samples.", minimum=2)
-    held_out: int | None = option(None, help="Samples held out. Default: 5 %.", minimum=1)
-    self_generate: bool = option(False, help="Let the teacher answer the prompts, and learn from that.")
+    max_samples: int | None = option(None, help="Use at most this many samples, held-out ones included.", minimum=2)
+    held_out: int | None = option(None, help="Samples that are held out and never trained on. Default: 5 %.", minimum=1)
+    self_generate: bool = option(False, help="Learn from the teacher's own answers to the prompts.")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -1,4 +1,4 @@
-"""What healing would train, and about how much memory, disk and time it would take: measured on one layer, not guessed."""
+"""A dry run of healing: what would train, and the memory, disk and time for it, estimated from one layer that is timed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ WRITTEN_TOGETHER = 8  # texts whose next token is timed
 
 @dataclass(frozen=True)
 class Forecast:
-    """What training takes.
+    """An estimate of what training takes.
 
-    memory_bytes: at most. cache_bytes: of disk; missing_bytes: of them not there yet. seconds: about.
-    turns: in turns, how many layers go before each; then all else is of one turn on the uncut model, which is at most that.
+    memory_bytes: an upper bound. cache_bytes: disk for what is computed once; missing_bytes: the part of it to write.
+    turns: how many layers go before each turn; all else is then of one turn on the uncut model, an upper bound.
     """
 
     trainable_parameters: int
@@ -52,7 +52,7 @@ class Forecast:
 
 
 def forecast(checkpoint: Checkpoint, task: HealingTask) -> Forecast:
-    """Nothing is trained or written; the data is read, and one layer is timed.
+    """Read the data and time one layer; nothing is trained or written.
 
     Raises:
         as heal(), of what can be known before training.
@@ -74,8 +74,8 @@ def forecast(checkpoint: Checkpoint, task: HealingTask) -> Forecast:
         task.schedule.steps(len(training)),
         _memory(run, learner),
         frozen.size,
-        sum(each.size for each in frozen.kept if not each.kept),
-        _seconds(run, learner.decoder, training, walked=any(not each.kept for each in frozen.kept)),
+        frozen.missing_size,
+        _seconds(run, learner.decoder, training, walked=frozen.missing_size > 0),
     )
 
 
@@ -102,7 +102,7 @@ def _seconds(run: HealingRun, decoder: Decoder, training: Sequence[Example], *, 
 
 @torch.no_grad()
 def layer_seconds(decoder: Decoder, tokens: int = 512) -> float:
-    """Of one token through the last layer, forward."""
+    """Seconds of one token through the last layer, forward."""
     ids = torch.zeros(2, tokens // 2, dtype=torch.long, device=decoder.device)
     embedding = decoder.model.get_submodule(decoder.anatomy.embedding).weight
     hidden = torch.randn(*ids.shape, embedding.shape[1], device=decoder.device).to(embedding.dtype)
@@ -112,7 +112,7 @@ def layer_seconds(decoder: Decoder, tokens: int = 512) -> float:
 
 @torch.no_grad()
 def head_seconds(decoder: Decoder) -> float:
-    """Of one token's logits."""
+    """Seconds of the logits of one token."""
     embedding = decoder.model.get_submodule(decoder.anatomy.embedding).weight
     states = torch.randn(256, embedding.shape[1], device=decoder.device).to(embedding.dtype)
     rows = min(len(states), decoder.chunk_rows(states))
@@ -122,7 +122,7 @@ def head_seconds(decoder: Decoder) -> float:
 
 @torch.no_grad()
 def writing_seconds(decoder: Decoder) -> tuple[float, float]:
-    """Of one more token of each of WRITTEN_TOGETHER texts: outside the layers, and in the last one."""
+    """Seconds to write one more token of each of WRITTEN_TOGETHER texts: outside the layers, and in the last one."""
     ids = torch.zeros(WRITTEN_TOGETHER, 1, dtype=torch.long, device=decoder.device)
     last = len(decoder.layers) - 1
     if not decoder.bare:  # other layers would have to run, too
@@ -132,11 +132,11 @@ def writing_seconds(decoder: Decoder) -> tuple[float, float]:
 
 
 def _fastest(run: Callable[[], Any]) -> float:
-    found = []
+    seconds = []
     for _ in range(TRIALS + 1):
         started = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - started)
-    return min(found[1:])
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])

@@ -1,6 +1,6 @@
-"""What never changes while a model heals: the output of its frozen layers, and what a teacher says of each token.
+"""All that never changes while a model heals: the output of its frozen layers, and a teacher's predictions.
 
-Both come from one walk, are kept on disk packed and without padding, and are found again by what they depend on.
+Both come from one walk, and are kept on disk packed and without padding, under a digest of all that they depend on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, Route, by_length
 from shortstack.decoder.losses import likeliest
 from shortstack.errors import CheckpointError, parameter
-from shortstack.healing.activations import Activations, check_room, keeping, numbered
+from shortstack.healing.activations import Activations, activations_under, check_room, keeping
 from shortstack.healing.batches import IGNORED
 from shortstack.healing.learner import counted, padded
 from shortstack.healing.objective import Objective
@@ -35,10 +35,10 @@ Put = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class Frozen:
-    """The samples with what is known of them before training: of each, by its number.
+    """The samples, and what is computed of them before training; samples go by their numbers.
 
-    first: the layer that the states enter; there are none where it is 0. teacher: of the tokens that count, the likeliest
-    next tokens and their log probabilities; its hidden states where the objective asks for them.
+    first: the layer that the states enter; there are none where it is 0. teacher: the likeliest next tokens after each
+    token that counts, and their log probabilities; teacher_hidden: its hidden states, where the objective needs them.
     """
 
     examples: Sequence[Example]
@@ -52,17 +52,23 @@ class Frozen:
         return [len(example.ids) for example in self.examples]
 
     @property
-    def kept(self) -> tuple[Activations, ...]:
-        """What is on disk, or is to be."""
-        return tuple(each for each in (self.states, self.teacher, self.teacher_hidden) if each)
+    def files(self) -> dict[str, Activations]:
+        """The files that are on disk, or will be, by the field's name."""
+        named = {"states": self.states, "teacher": self.teacher, "teacher_hidden": self.teacher_hidden}
+        return {name: file for name, file in named.items() if file}
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(each.size for each in self.kept)
+        return sum(file.size for file in self.files.values())
+
+    @property
+    def missing_size(self) -> int:
+        """Bytes of what is not on disk yet."""
+        return sum(file.size for file in self.files.values() if not file.kept)
 
     def collate(self, samples: Sequence[int]) -> dict[str, Tensor]:
-        """What a Learner takes: padded samples by number, with what is known of them."""
+        """The arguments of a Learner for some samples, padded."""
         batch = padded([self.examples[sample] for sample in samples])
         if self.states:
             states = [self.states[sample] for sample in samples]
@@ -87,7 +93,7 @@ def _unpacked(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Freezer:
-    """How a Frozen is made: in which dtype and where, from which checkpoint, and for which objective and teacher."""
+    """Computes a Frozen, in a dtype and on a device; teacher: only where the objective learns from it."""
 
     checkpoint: Checkpoint
     dtype: torch.dtype
@@ -97,35 +103,33 @@ class Freezer:
     progress: Progress = silent
 
     def planned(self, examples: Sequence[Example], first: int) -> Frozen:
-        """What is to be kept, without computing it; only the weights are read, for their digest.
+        """Name the files without computing them; only the weights are read, for their digest.
 
         Raises:
             CheckpointError: the teacher has another vocabulary.
         """
         ids, learnt = [example.ids for example in examples], [counted(example) for example in examples]
         dtype = str(self.dtype).removeprefix("torch.")
-        found = Frozen(examples, first)
+        frozen = Frozen(examples, first)
         if first:
             key = content_key(**_identity(self.checkpoint), at=first, dtype=dtype, ids=ids)
-            found = replace(found, states=numbered(key, found.lengths, _width(self.checkpoint), dtype))
+            states = activations_under(key, frozen.lengths, _width(self.checkpoint), dtype)
+            frozen = replace(frozen, states=states)
         if self.teacher:
             _check_vocabulary(self.checkpoint, self.teacher)
-            key = content_key(**_identity(self.teacher), dtype=dtype, ids=ids, learnt=learnt, of=self._asked)
+            top = [self.top_k, self.objective.temperature]
+            key = content_key(**_identity(self.teacher), dtype=dtype, ids=ids, learnt=learnt, of=top)
             counts = [sum(each) for each in learnt]
-            found = replace(found, teacher=numbered(f"{key}-top", counts, 2 * self.top, "float32"))
+            frozen = replace(frozen, teacher=activations_under(f"{key}-top", counts, 2 * self.top_k, "float32"))
             if self.objective.hidden_weight:
-                hidden = numbered(f"{key}-hidden", counts, self._teacher_width, dtype)
-                found = replace(found, teacher_hidden=hidden)
-        return found
+                hidden = activations_under(f"{key}-hidden", counts, self._teacher_width, dtype)
+                frozen = replace(frozen, teacher_hidden=hidden)
+        return frozen
 
     @cached_property
-    def top(self) -> int:
+    def top_k(self) -> int:
         """How many of the teacher's likeliest tokens are kept: at least one of the vocabulary is among the others."""
         return min(self.objective.top_k, self.checkpoint.vocabulary - 1)
-
-    @property
-    def _asked(self) -> list[float]:
-        return [self.top, self.objective.temperature]
 
     @cached_property
     def _teacher_width(self) -> int:
@@ -153,115 +157,112 @@ class Freezer:
             OutputError: the disk has no room for it; nothing is computed.
             ArchitectureError: layers hand on more than hidden states.
         """
-        check_room(frozen.kept)
+        check_room(frozen.missing_size)
         with ExitStack() as files:
-            puts = {each.path: files.enter_context(keeping(each)) for each in frozen.kept if not each.kept}
-            walks = list(self._walks(frozen, puts))
-            for walk in walks:
-                walk.go()
+            puts = {name: files.enter_context(keeping(file)) for name, file in frozen.files.items() if not file.kept}
+            for walk in self._walks(frozen, puts):
+                walk.run()
         return frozen
 
-    def _walks(self, frozen: Frozen, puts: Mapping[Any, Put]) -> Iterator[_Walk]:
-        states, teacher, hidden = (
-            puts.get(each.path) if each else None for each in (frozen.states, frozen.teacher, frozen.teacher_hidden)
-        )
-        teaches = bool(teacher or hidden)
-        route = self._shared_route(frozen.first) if states and teaches else None
-        if states and route is None:
-            yield _Walk(self, frozen, self.checkpoint, until=frozen.first, put_states=states)
-        if self.teacher and teaches:
-            kept = [layer for layer in range(self.teacher.anatomy.layers) if layer not in (route or ())]
-            at = [*kept, self.teacher.anatomy.layers][frozen.first]
-            alone = _Walk(self, frozen, self.teacher, put_teacher=teacher, put_hidden=hidden)
-            yield alone if route is None else replace(alone, route=route, at=at, put_states=states)
+    def _walks(self, frozen: Frozen, puts: Mapping[str, Put]) -> Iterator[_Walk]:
+        teachers = {name: put for name, put in puts.items() if name != "states"}
+        states = {name: put for name, put in puts.items() if name == "states"}
+        skipped = self._skipped_in_teacher(frozen.first) if states and teachers else None
+        if states and skipped is None:
+            yield _Walk(self, frozen, self.checkpoint, states, at=frozen.first)
+        if self.teacher and teachers and skipped is None:
+            yield _Walk(self, frozen, self.teacher, teachers)
+        elif self.teacher and skipped is not None:
+            layers = self.teacher.anatomy.layers
+            kept = [layer for layer in range(layers) if layer not in skipped]
+            yield _Walk(self, frozen, self.teacher, puts, skipped, at=[*kept, layers][frozen.first])
 
-    def _shared_route(self, first: int) -> Route | None:
+    def _skipped_in_teacher(self, first: int) -> Route | None:
         """The layers to skip in the teacher to get what enters layer `first`; None where its weights before it differ."""
         ours, theirs = self.checkpoint, self.teacher
         if not (theirs and ours.record):
             return None
         try:
-            route = skipped_layers(ours, theirs)
+            skipped = skipped_layers(ours, theirs)
         except CheckpointError:  # not a cut of this teacher
             return None
-        kept = [layer for layer in range(theirs.anatomy.layers) if layer not in route]
+        kept = [layer for layer in range(theirs.anatomy.layers) if layer not in skipped]
         for name, tensor in ours.tensors.items():
             layer = ours.layer_of(name)
             if layer is not None and layer >= first:
                 continue
-            place = name if layer is None else ours.moved(name, kept[layer])
-            there = theirs.tensors.get(place.replace(ours.layers_path, theirs.layers_path, 1))
-            if there is None or there.shape != tensor.shape or there.dtype != tensor.dtype:
+            moved = name if layer is None else ours.moved(name, kept[layer])
+            other = theirs.tensors.get(moved.replace(ours.layers_path, theirs.layers_path, 1))
+            if other is None or other.shape != tensor.shape or other.dtype != tensor.dtype:
                 return None
-            if not torch.equal(*(read_weight(each).view(torch.uint8) for each in (tensor, there))):
+            if not torch.equal(*(read_weight(each).view(torch.uint8) for each in (tensor, other))):
                 return None
-        return route
+        return skipped
 
 
 @dataclass(frozen=True)
 class _Walk:
-    """All samples through a model, layer by layer, and what is put down on the way.
+    """All samples through a model, layer by layer, and what is put on disk on the way.
 
-    route, at: what enters layer `at` when these layers are skipped is put as states. until: where the walk ends.
+    skipped, at: what enters layer `at` when these layers are skipped is put as states. Without a teacher's puts the walk
+    ends there.
     """
 
     freezer: Freezer
     frozen: Frozen
     checkpoint: Checkpoint
-    route: Route = UNPRUNED
+    puts: Mapping[str, Put]
+    skipped: Route = UNPRUNED
     at: int | None = None
-    until: int | None = None
-    put_states: Put | None = None
-    put_teacher: Put | None = None
-    put_hidden: Put | None = None
 
-    def go(self) -> None:
+    def run(self) -> None:
         dtype = str(self.freezer.dtype).removeprefix("torch.")
         decoder = Decoder.open(self.checkpoint, Compute(dtype=dtype, device=self.freezer.device))
         decoder.check_bare(f"train all layers: {parameter('last', self.freezer.checkpoint.anatomy.layers)}")
-        layers = len(decoder.layers) if self.until is None else self.until
-        routes = list(dict.fromkeys([UNPRUNED, self.route]))
-        groups = by_length(self.frozen.lengths)
-        batches = [(numbers, self._ids(numbers, decoder)) for numbers in groups]
+        layers = len(decoder.layers) if self._teaches or self.at is None else self.at
+        routes = list(dict.fromkeys([UNPRUNED, self.skipped]))
+        batches = [(numbers, self._ids(numbers, decoder)) for numbers in by_length(self.frozen.lengths)]
         turns = decoder.turns(batches, tokens=max(ids.numel() for _, ids in batches), streams=len(routes))
         for number, turn in enumerate(turns):
             fronts = [decoder.enter(ids, routes) for _, ids in turn]
             for layer in decoder.through(fronts, range(layers)):
-                self._put_states(layer + 1, turn, [front.arrived[self.route] for front in fronts])
+                if layer + 1 == self.at:
+                    self._put_states(turn, [front.arrived[self.skipped] for front in fronts])
                 done, total = number * layers + layer + 1, len(turns) * layers
                 self.freezer.progress(self._stage, done, total, note=f"{self.frozen.size / 1e6:,.0f} MB to disk")
-            if self.put_teacher or self.put_hidden:
-                for (numbers, ids), front in zip(turn, fronts, strict=True):
-                    self._put_teacher(decoder, numbers, ids, front.arrived[UNPRUNED])
+            if self._teaches:
+                for (numbers, _), front in zip(turn, fronts, strict=True):
+                    self._put_teacher(decoder, numbers, front.arrived[UNPRUNED])
+
+    @property
+    def _teaches(self) -> bool:
+        return not self.puts.keys() <= {"states"}
 
     @property
     def _stage(self) -> str:
-        return "asking the teacher" if self.put_teacher or self.put_hidden else "walking the frozen layers"
+        return "asking the teacher" if self._teaches else "walking the frozen layers"
 
     def _ids(self, numbers: Sequence[int], decoder: Decoder) -> Tensor:
         return padded([self.frozen.examples[number] for number in numbers])["input_ids"].to(decoder.device)
 
-    def _put_states(self, at: int, turn: Sequence[Any], hidden: Sequence[Tensor]) -> None:
-        if self.put_states and at == (self.frozen.first if self.at is None else self.at):
-            for (numbers, _), states in zip(turn, hidden, strict=True):
-                for number, row in zip(numbers, states, strict=True):
-                    self.put_states(number, row[: self.frozen.lengths[number]])
+    def _put_states(self, turn: Sequence[Any], hidden: Sequence[Tensor]) -> None:
+        for (numbers, _), states in zip(turn, hidden, strict=True):
+            for number, row in zip(numbers, states, strict=True):
+                self.puts["states"](number, row[: self.frozen.lengths[number]])
 
-    def _put_teacher(self, decoder: Decoder, numbers: Sequence[int], ids: Tensor, hidden: Tensor) -> None:
+    def _put_teacher(self, decoder: Decoder, numbers: Sequence[int], hidden: Tensor) -> None:
         learnt = [torch.tensor(counted(self.frozen.examples[number])[1:]) for number in numbers]
         states = [row[: len(some)][some.to(row.device)] for row, some in zip(hidden, learnt, strict=True)]
-        counts = [len(some) for some in states]
-        taught = told(decoder, torch.cat(states), self.freezer.top, self.freezer.objective.temperature)
-        for number, rows, some in zip(numbers, _packed(*taught).split(counts), states, strict=True):
-            if self.put_teacher:
-                self.put_teacher(number, rows)
-            if self.put_hidden:
-                self.put_hidden(number, some)
+        top = top_tokens(decoder, torch.cat(states), self.freezer.top_k, self.freezer.objective.temperature)
+        rows = {"teacher": _packed(*top).split([len(some) for some in states]), "teacher_hidden": states}
+        for name, put in self.puts.items():
+            for number, row in zip(numbers, rows.get(name, ()), strict=False):
+                put(number, row)
 
 
 @dataclass(frozen=True)
-class Live:
-    """A Frozen that computes what it knows anew for every batch: nothing on disk, all weights in memory."""
+class OnTheFly:
+    """In place of a Frozen: all of it is computed anew for every batch, nothing is on disk, all weights are in memory."""
 
     freezer: Freezer
     examples: Sequence[Example]
@@ -283,16 +284,16 @@ class Live:
         if self.teacher:
             wanted, objective = batch["labels"][:, 1:] != IGNORED, self.freezer.objective
             states = self.teacher.finish(ids)[:, :-1][wanted.to(ids.device)]
-            tokens, log_p = told(self.teacher, states, self.freezer.top, objective.temperature)
+            tokens, log_p = top_tokens(self.teacher, states, self.freezer.top_k, objective.temperature)
             batch |= {"teacher_tokens": tokens, "teacher_log_p": log_p}
             batch |= {"teacher_hidden": states} if objective.hidden_weight else {}
         return batch
 
 
-def told(decoder: Decoder, states: Tensor, top: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """The likeliest next tokens and their log probabilities, [tokens, top], given states [tokens, width]."""
+def top_tokens(decoder: Decoder, states: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The likeliest next tokens and their log probabilities, [tokens, top_k], given states [tokens, width]."""
     parts = [
-        likeliest(decoder.token_logits(some), top, temperature) for some in states.split(decoder.chunk_rows(states))
+        likeliest(decoder.token_logits(some), top_k, temperature) for some in states.split(decoder.chunk_rows(states))
     ]
     tokens, log_p = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(log_p)

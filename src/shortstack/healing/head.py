@@ -22,8 +22,12 @@ class TrainedHead(HealingMethod):
 
     default_head: ClassVar[bool] = False
 
-    head: bool | None = option(None, help="Train the head. Default: with partial, unless it is tied to the embedding.")
-    untie_head: bool = option(False, help="Make a tied head a matrix of its own and train it; adds parameters.")
+    head: bool | None = option(
+        None, help="Train the head, or leave it frozen. Default: partial trains it, unless it is tied."
+    )
+    untie_head: bool = option(
+        False, help="Make a tied head a matrix of its own and train it; the model grows by that matrix."
+    )
 
     def trains_head(self, checkpoint: Checkpoint) -> bool:
         """Whether the head is among what trains. A tied one never is, unless it is untied.
@@ -70,7 +74,7 @@ class TrainedHead(HealingMethod):
         return round(embedding.numel() * checkpoint.weight_bytes / checkpoint.parameters)
 
     def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """What gives the head a matrix of its own, in a multimodal config at both levels."""
+        """tie_word_embeddings, in a multimodal config at both levels."""
         if not self.untie_head:
             return {}
         key, untied = checkpoint.anatomy.text_key, {"tie_word_embeddings": False}

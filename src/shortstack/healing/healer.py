@@ -14,18 +14,18 @@ import torch
 from accelerate import PartialState
 
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
-from shortstack.checkpoint.record import provenance
+from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, read_examples
 from shortstack.decoder import Decoder
 from shortstack.errors import CheckpointError, TrainingError, parameter
 from shortstack.healing.batches import Data
-from shortstack.healing.frozen import Freezer, Frozen, Live
+from shortstack.healing.frozen import Freezer, Frozen, OnTheFly
 from shortstack.healing.learner import Learner
 from shortstack.healing.task import HealingTask
 from shortstack.healing.teacher_answers import Answers
-from shortstack.healing.training import History, Place, train, training_device
+from shortstack.healing.training import Environment, History, train, training_device
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.memory import peak_rss
@@ -33,17 +33,8 @@ from shortstack.machine.progress import Progress, silent
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The tensors that changed, under their stored names and in their stored dtype, and the config fields that did."""
-
-    tensors: Mapping[str, StoredTensor]
-    parameters: int
-    config: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Healing:
-    """What healing did; the healed checkpoint is at `output`. objective: what the losses are, sft or distill."""
+    """The outcome of healing; the healed checkpoint is at `output`. objective: what the losses are, sft or distill."""
 
     output: Path
     method: str
@@ -112,18 +103,19 @@ def heal(
     with run.processes.main_process_first():
         folder = unfinished.open(record, resume=resume if run.processes.is_main_process else True)
     try:
-        trained, history = run.train(examples, folder, cache=cache)
+        learner, history = run.train(examples, folder, cache=cache)
     except TrainingError:  # the state leads nowhere
         unfinished.remove()
         raise
+    tensors = run.task.method.tensors(checkpoint, learner)
     seconds = round(time.perf_counter() - started, 3)
-    healing = {**record, "history": asdict(history)}
     if run.processes.is_main_process:
-        _write(writer, checkpoint, trained, {**provenance(checkpoint, "heal", seconds), "healing": healing}, progress)
+        healing = {**record, "history": asdict(history)}
+        run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
         unfinished.remove()
     run.processes.wait_for_everyone()
     method, loss = run.task.method.name, run.task.objective.loss
-    return Healing(writer.out, method, loss, trained.parameters, history, seconds, peak_rss())
+    return Healing(writer.out, method, loss, learner.trainable_parameters, history, seconds, peak_rss())
 
 
 @dataclass(frozen=True)
@@ -140,12 +132,12 @@ class HealingRun:
 
     @cached_property
     def processes(self) -> PartialState:
-        """Those that `accelerate launch` started, or this one."""
+        """The processes that `accelerate launch` started, or this one."""
         return PartialState(cpu=self.device == "cpu")
 
     @property
     def dtype(self) -> torch.dtype:
-        """What frozen layers compute in."""
+        """The dtype that frozen layers compute in."""
         return torch.bfloat16 if fast_bfloat16(self.device) else torch.float32
 
     @cached_property
@@ -159,7 +151,7 @@ class HealingRun:
         return self.task.method.first(self.checkpoint)
 
     def check(self) -> None:
-        """Say what cannot be before anything is read."""
+        """Refuse what cannot be, before anything is read."""
         self.task.check()
         _check_trainable(self.checkpoint)
         self.task.method.first(self.checkpoint)
@@ -176,7 +168,7 @@ class HealingRun:
         return examples
 
     def record(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """What the outcome depends on."""
+        """All that the outcome depends on, for the healed checkpoint and for a run that goes on."""
         task = self.task
         content = repr([(example.ids, example.learn) for example in examples])
         return {
@@ -189,7 +181,7 @@ class HealingRun:
             "samples": len(examples),
         }
 
-    def train(self, examples: Sequence[Example], folder: Path, *, cache: bool) -> tuple[Trained, History]:
+    def train(self, examples: Sequence[Example], folder: Path, *, cache: bool) -> tuple[Learner, History]:
         """Compute what is frozen, or find it on disk; then train."""
         task = self.task
         held_out = task.training_data.held_out_of(len(examples))
@@ -200,23 +192,34 @@ class HealingRun:
         training = range(held_out, len(examples))
         data = Data(training, range(held_out), frozen.lengths[held_out:], frozen.collate)
         logs = folder.with_suffix(".logs")
-        place = Place(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress)
-        history = train(learner, data, task.schedule, folder, place=place)
-        tensors = task.method.tensors(self.checkpoint, learner)
-        return Trained(tensors, learner.trainable_parameters, task.method.config(self.checkpoint)), history
+        environment = Environment(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress)
+        return learner, train(learner, data, task.schedule, folder, environment=environment)
+
+    def write(self, writer: CheckpointWriter, tensors: Mapping[str, StoredTensor], record: Mapping[str, Any]) -> None:
+        """The checkpoint with the tensors that changed in place of what they were, in the same shards."""
+        source = self.checkpoint
+        written = {**source.tensors, **tensors}
+        origin = {name: tensor.file.name for name, tensor in source.tensors.items()}
+        with writer:
+            writer.json("config.json", {**source.config, **self.task.method.config(source)})
+            for path in source.side_files():
+                writer.copy(path)
+            writer.tensors(layout(list(written.values()), origin), progress=self.progress)
+            kept = layer_map(source, range(source.anatomy.layers))
+            writer.commit({**record, "plan": None, "layer_map": kept})
 
     def learner(self, decoder: Decoder) -> Learner:
-        """What trains of the decoder."""
+        """The module that trains, made of the decoder."""
         task = self.task
         return Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
 
-    def _frozen(self, examples: Sequence[Example], *, cache: bool) -> tuple[Frozen | Live, Decoder]:
+    def _frozen(self, examples: Sequence[Example], *, cache: bool) -> tuple[Frozen | OnTheFly, Decoder]:
         if not cache:
             decoder = self._loaded(self.checkpoint)
             if self.first:
                 decoder.check_bare(f"train all layers: {parameter('last', self.checkpoint.anatomy.layers)}")
             teacher = self._loaded(self.freezer.teacher) if self.freezer.teacher else None
-            return Live(self.freezer, examples, self.first, decoder, teacher), decoder
+            return OnTheFly(self.freezer, examples, self.first, decoder, teacher), decoder
         with self.processes.main_process_first():
             frozen = self.freezer.fill(self.freezer.planned(examples, self.first))
         return frozen, self.decoder()
@@ -229,30 +232,6 @@ class HealingRun:
 
     def _loaded(self, checkpoint: Checkpoint) -> Decoder:
         return Decoder.load(checkpoint, dtype=self.dtype, device=self.device)
-
-
-def _write(
-    writer: CheckpointWriter,
-    checkpoint: Checkpoint,
-    trained: Trained,
-    record: Mapping[str, Any],
-    progress: Progress,
-) -> None:
-    """The checkpoint with what was trained in place of what it was before, in the same shards."""
-    tensors = [trained.tensors.get(name, tensor) for name, tensor in checkpoint.tensors.items()]
-    tensors += [tensor for name, tensor in trained.tensors.items() if name not in checkpoint.tensors]
-    origin = {name: tensor.file.name for name, tensor in checkpoint.tensors.items()}
-    layer_map = checkpoint.record.get("layer_map") or _identity(checkpoint)
-    with writer:
-        writer.json("config.json", {**checkpoint.config, **trained.config})
-        for path in checkpoint.side_files():
-            writer.copy(path)
-        writer.tensors(layout(tensors, origin), progress=progress)
-        writer.commit({**record, "plan": None, "layer_map": layer_map})
-
-
-def _identity(checkpoint: Checkpoint) -> dict[str, int]:
-    return {str(layer): layer for layer in range(checkpoint.anatomy.layers)}
 
 
 def _check_trainable(checkpoint: Checkpoint) -> None:

@@ -77,7 +77,7 @@ def _chosen(checkpoint: Checkpoint, count: int, turns: Turns, compute: Compute, 
 
 
 def _record(checkpoint: Checkpoint, turns: Turns, task: HealingTask) -> dict[str, Any]:
-    """What the outcome depends on; what each turn was asked for is kept with it."""
+    """The settings that a run must have to go on from here; those of a turn are kept with that turn."""
     return {
         "weights": checkpoint.weights_sha256,
         "turns": asdict(turns),

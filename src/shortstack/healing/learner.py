@@ -1,4 +1,4 @@
-"""What trains, as a module that takes a batch and returns its loss."""
+"""The part of a model that trains, as a module that takes a batch and returns its loss."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def counted(example: Example) -> tuple[bool, ...]:
 class Learner(nn.Module):
     """A decoder from its first layer that is not frozen; returns the loss of a batch.
 
-    Only what trains is part of this module, in float32. What lies before the first layer is freed where its output comes
-    from elsewhere.
+    Only what trains is part of this module, in float32.
     """
 
     def __init__(
@@ -57,11 +56,6 @@ class Learner(nn.Module):
     @property
     def decoder(self) -> Decoder:
         return self._decoder[0]
-
-    def free_frozen(self) -> None:
-        """Drop the weights of the layers before the first."""
-        for layer in self.decoder.layers[: self.first]:
-            layer.to_empty(device="meta")
 
     def train(self, mode: bool = True) -> Learner:
         """Dropout, where a model has any, is on in what runs at every step."""
@@ -91,8 +85,8 @@ class Learner(nn.Module):
             criterion = Distillation(teacher_tokens, teacher_log_p, self.objective.temperature)
         loss = chunked_loss(decoder, states, criterion)
         if teacher_hidden is not None:
-            there = teacher_hidden.float()
-            distance = (states.float() - there).square().sum(-1) / there.square().sum(-1)
+            theirs = teacher_hidden.float()
+            distance = (states.float() - theirs).square().sum(-1) / theirs.square().sum(-1)
             loss = loss + self.objective.hidden_weight * distance.sum()
         return {"loss": loss / num_items_in_batch}
 
@@ -111,6 +105,6 @@ class Learner(nn.Module):
 
 def whole(parameter: Tensor) -> Tensor:
     """A parameter that may be sharded over processes, as one tensor; every process has to ask."""
-    found: Any = parameter.detach()
-    alone: Tensor = found.full_tensor() if hasattr(found, "full_tensor") else found
+    weight: Any = parameter.detach()
+    alone: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
     return alone

@@ -40,7 +40,9 @@ class Lora(TrainedHead, TrainedLayers):
 
     rank: int = option(8, help="Rank of adapters.", minimum=1)
     alpha: float = option(16.0, help="Adapters count alpha / rank.", above=0)
-    dropout: float = option(0.05, help="Share of what enters an adapter that is left out.", minimum=0, below=1)
+    dropout: float = option(
+        0.05, help="Share of what enters an adapter that is left out while it trains.", minimum=0, below=1
+    )
     targets: str | None = option(None, help="Matrices that get adapters: q_proj,v_proj. Default: all of a layer.")
 
     def __post_init__(self) -> None:
@@ -173,7 +175,7 @@ def _adapted(decoder: Decoder) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def _change(layer: LoraLayer) -> Tensor:
-    """What merging the adapter adds to the layer's weight, in fp32 and laid out as it is."""
+    """The matrix that merging the adapter adds to the layer's weight, in fp32 and laid out as the weight is."""
     import torch
 
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""What every way to heal has: which part of a model trains, and what of it is written.
+"""The base of every healing method: which part of a model trains, and which tensors are written.
 
-Nothing here and in the methods' files imports torch before a method runs, so that naming one costs nothing.
+Neither this file nor those of the methods import torch before a method runs, so that naming one costs nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HealingMethod:
         return {"name": self.name, **asdict(self)}
 
     def check(self) -> None:
-        """Say what is not installed, before minutes of other work.
+        """Refuse a method whose libraries are not installed, before minutes of other work.
 
         Raises:
             InputError: a library is missing.

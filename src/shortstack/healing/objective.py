@@ -1,4 +1,4 @@
-"""What healing minimises, and whether that needs a teacher."""
+"""The loss that healing minimises: next-token cross-entropy, or the distance from a teacher."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ class Objective:
     """
 
     loss: str = option("sft", help="sft: the next token; distill: what the teacher says of it.", choices=LOSSES)
-    top_k: int = option(64, help="So many of the teacher's likeliest tokens count by themselves.", minimum=1)
-    temperature: float = option(1.0, help="Temperature of teacher and model.", above=0)
-    hidden_weight: float = option(0.0, help="Weight of the distance between last hidden states.", minimum=0)
+    top_k: int = option(
+        64, help="So many of the teacher's likeliest tokens count by themselves, all others as one.", minimum=1
+    )
+    temperature: float = option(1.0, help="Temperature of teacher and model, in distill.", above=0)
+    hidden_weight: float = option(0.0, help="Weight of the distance from the teacher's last hidden states.", minimum=0)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -15,8 +15,8 @@ from shortstack.errors import InputError, parameter
 from shortstack.healing.layer_choice import TrainedLayers
 from shortstack.healing.options import COMPONENTS, task_of
 from shortstack.machine import yamlfile
+from shortstack.planning import Choice
 from shortstack.planning.layer_sets import check_choice
-from shortstack.scoring.metrics import metric_named
 
 FOLDER = "presets"
 
@@ -72,10 +72,8 @@ def read_recipe(name: str) -> Recipe:
 
 
 def _check_plan(plan: PlanPart) -> None:
-    metric_named(plan.metric or "ppl")
-    for name in ("keep_first", "keep_last"):
-        if getattr(plan, name) < 0:
-            raise InputError(parameter(name), expected="0 or more", found=str(getattr(plan, name)), fix="leave it out")
+    """Refuse what no plan can be made of; that nothing says how much goes is no fault of a recipe."""
+    Choice(**{name: value for name, value in plan.given.items() if name != "repair"})
     if plan.drop is not None or plan.layers is not None:
         check_choice(plan.drop, plan.layers, block=plan.block)
 
@@ -122,12 +120,10 @@ def _line(recipe: str, name: str, parts: Sequence[str]) -> int | None:
 
 
 def _in_turns(recipe: Recipe) -> dict[str, Any]:
-    """The options of turns; of the plan only what those need."""
-    step = recipe.heal.given.get("step")
-    plan: dict[str, Any] = {
-        name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given
-    }
-    return {} if step is None else {"step": step, **plan}
+    """The options of turns, which are the plan's, where the recipe heals in turns."""
+    if recipe.heal.given.get("step") is None:
+        return {}
+    return {name: str(recipe.plan.given[name]) for name in ("drop", "metric") if name in recipe.plan.given}
 
 
 def _text(name: str) -> str:

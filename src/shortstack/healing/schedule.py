@@ -48,12 +48,12 @@ class Schedule:
     micro_batch_size: int | None = option(
         None, help="Samples held at once. Default: the largest divisor of the batch up to 16.", minimum=1
     )
-    warmup_steps: int = option(100, help="Warm-up steps, at most; never more than a tenth of all.", minimum=0)
-    decay: str = option("linear", help=_either(DECAYS), choices=DECAYS)
+    warmup_steps: int = option(100, help="Steps until the peak rate; never more than a tenth of all.", minimum=0)
+    decay: str = option("linear", help=f"How the rate falls: {_either(DECAYS)}", choices=DECAYS)
     weight_decay: float = option(0.0, help="Weight decay of AdamW.", minimum=0)
     max_grad_norm: float = option(1.0, help="Longer gradients are shortened to this; 0: none is.", minimum=0)
-    optimizer: str = option("adamw_torch", help=_either(OPTIMIZERS), choices=OPTIMIZERS)
-    gradient_checkpointing: bool = option(False, help="Compute layers twice, and keep less for it.")
+    optimizer: str = option("adamw_torch", help=f"{_either(OPTIMIZERS)} 8bit: by bitsandbytes.", choices=OPTIMIZERS)
+    gradient_checkpointing: bool = option(False, help="Compute layers twice, and keep less for the backward pass.")
     eval_steps: int | None = option(None, help="Steps between held-out losses. Default: an epoch.", minimum=1)
     patience: int | None = option(None, help="Stop after so many held-out losses without a lower one.", minimum=1)
     seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)

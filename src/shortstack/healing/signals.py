@@ -12,16 +12,16 @@ from torch import Tensor, nn
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 
 
-class Left(Exception):
+class TrainingLeft(Exception):
     """Raised to leave training when the state is kept."""
 
 
-class _Heard(BaseException):
+class _PassLeft(BaseException):
     """Raised by a signal while a batch passes the model, to leave it before the state is kept; no library catches it."""
 
 
 class Interruption:
-    """What becomes of signals.
+    """Lets a signal interrupt training only where the state can be kept.
 
     keep: writes the state after the last whole step. weights: those that train. alone: whether no other process waits for
     this one; if one does, all leave after the same step, which is for the caller to see to.
@@ -29,22 +29,22 @@ class Interruption:
 
     def __init__(self, keep: Callable[[], None], weights: Sequence[nn.Parameter], *, alone: bool) -> None:
         self.keep, self.weights, self.alone = keep, weights, alone
-        self.signal = 0  # the last that was heard
+        self.signal = 0  # the last that was received
         self._in_pass = False
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
+    def deferring(self) -> Iterator[None]:
         """While it lasts, signals wait until the state is kept; then they are sent again."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        listened = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        earlier = {number: signal.signal(number, self._hear) for number in listened}
+        handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        earlier = {number: signal.signal(number, self._receive) for number in handled}
         try:
-            with suppress(Left), self._hooks():
+            with suppress(TrainingLeft), self._hooks():
                 try:
                     yield
-                except _Heard:
+                except _PassLeft:
                     self.keep()
         finally:
             for number, handler in earlier.items():
@@ -57,18 +57,18 @@ class Interruption:
         """While a batch passes the model: a signal leaves it at once, since the state is that after the last whole step."""
         if self.signal and self.alone:
             self.keep()
-            raise Left
+            raise TrainingLeft
         self._in_pass = self.alone
         try:
             yield
         finally:
             self._in_pass = False
 
-    def _hear(self, number: int, _frame: object) -> None:
+    def _receive(self, number: int, _frame: object) -> None:
         self.signal = number
         if self._in_pass:
             self._in_pass = False
-            raise _Heard
+            raise _PassLeft
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:

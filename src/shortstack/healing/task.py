@@ -1,4 +1,4 @@
-"""What a healing is asked for: data, method, objective, schedule, and what it may run with. Imports no torch."""
+"""One value for all that heal() is to do: data, method, objective, schedule, teacher. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio"
 
 @dataclass(frozen=True)
 class HealingTask:
-    """What to learn from, which part trains, what is minimised, how long and how fast.
+    """The data to learn from, the method, the objective and the schedule.
 
     data: its name alone where all else of TrainingData is as usual. teacher: the unpruned model, for an objective or data
     that needs one. loggers: integrations of transformers, such as tensorboard. compute: only its device counts.
@@ -47,7 +47,7 @@ class HealingTask:
         return self.objective.teaches or self.training_data.self_generate
 
     def check(self, teacher: str | None = None) -> None:
-        """Say what is wrong whatever the model that heals. teacher: its name, where it is yet to be opened.
+        """Refuse what cannot work whatever the model that heals. teacher: its name, where it is yet to be opened.
 
         Raises:
             InputError: no data, a teacher without need, a need without one, or a library that is not installed.

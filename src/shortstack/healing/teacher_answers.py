@@ -1,5 +1,6 @@
-"""Targets that the unpruned model writes itself: it answers the prompts, and the shorter model learns from that
-(self-data distillation, arXiv 2410.09982, without the original response as context).
+"""The teacher's own answers to the prompts, for the shorter model to learn from.
+
+That is self-data distillation (arXiv 2410.09982), without the original response as context.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TEXT_SHARE = 4  # of a text, one token in so many is the prompt
 
 @dataclass(frozen=True)
 class Answers:
-    """How a teacher answers: sampled at temperature 1 with the seed, up to max_length tokens with the prompt."""
+    """The answers of a teacher: sampled at temperature 1 with the seed, up to max_length tokens with the prompt."""
 
     teacher: Checkpoint
     max_length: int
@@ -32,7 +33,7 @@ class Answers:
     dtype: torch.dtype = torch.float32
 
     def to(self, examples: Sequence[Example], *, progress: Progress = silent) -> list[Example]:
-        """The examples with what the teacher says in place of what they say; kept in the cache by content.
+        """The examples with the teacher's answers in place of their own; the answers are kept in the cache by content.
 
         An instruction or a chat is answered from its first response on, a text goes on from its first quarter. What gets an
         empty answer, or whose prompt leaves no room for one, is left out.
@@ -51,26 +52,26 @@ class Answers:
         )
         path = cache_directory("answers") / f"{key}.json"
         if not path.exists():
-            save_json(path, {"answers": self._asked(prompts, progress)})
+            save_json(path, {"answers": self._written(prompts, progress)})
         answers = json.loads(path.read_text(encoding="utf-8"))["answers"]
-        found = [_example(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
-        if not found:
+        answered = [_example(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
+        if not answered:
             raise DataError(
                 parameter("self_generate"),
                 expected="prompts that leave room for an answer, and answers",
                 found=f"none among {len(examples)} samples",
                 fix=f"raise {parameter('max_length')}",
             )
-        return found
+        return answered
 
-    def _asked(self, prompts: Sequence[tuple[int, ...]], progress: Progress) -> list[list[int]]:
+    def _written(self, prompts: Sequence[tuple[int, ...]], progress: Progress) -> list[list[int]]:
         model = self.teacher.model(dtype=self.dtype, device=self.device)
         rooms = [self.max_length - len(prompt) for prompt in prompts]
         return generate(model, prompts, rooms, seed=self.seed, stage="the unpruned model answers", progress=progress)
 
 
 def prompt_of(example: Example) -> tuple[int, ...]:
-    """What comes before the first token to learn; of a text, which counts whole, its first quarter."""
+    """The tokens before the first one to learn; the first quarter of a text, which counts whole."""
     first = example.learn.index(True)
     return example.ids[: first or max(1, len(example.ids) // TEXT_SHARE)]
 

@@ -29,7 +29,8 @@ from transformers.trainer_callback import ProgressCallback
 from shortstack.errors import InputError, TrainingError, parameter
 from shortstack.healing.batches import IGNORED, Data, Ordered
 from shortstack.healing.schedule import Schedule
-from shortstack.healing.signals import Interruption, Left
+from shortstack.healing.signals import Interruption, TrainingLeft
+from shortstack.healing.unfinished import COMPLETE, newest_state, step_of
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import sync, whole
 from shortstack.machine.progress import Progress, silent
@@ -38,12 +39,11 @@ KEEP_SECONDS = 60.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
 SKIPS = 10  # steps in a row without a finite gradient, after which training stops
 BEST = "best.safetensors"
-COMPLETE = "complete"  # in the folder of a state, the last file that is written
 
 
 @dataclass(frozen=True)
 class History:
-    """What training saw.
+    """The course of a training.
 
     losses: (step, mean loss since the last entry). held_out: (step, loss per token), step 0 before training. best: the
     step whose weights the module has in the end. skipped: steps left out, since their gradient was no number. stopped:
@@ -61,8 +61,8 @@ class History:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where training runs and what it tells.
+class Environment:
+    """Where training runs, and what it reports to.
 
     bfloat16: autocast. loggers: transformers' integrations, as tensorboard. logs: the folder that tensorboard writes to,
     unless TENSORBOARD_LOGGING_DIR names another; the state's folder goes when training ends.
@@ -75,7 +75,9 @@ class Place:
     progress: Progress = silent
 
 
-def train(module: nn.Module, data: Data, schedule: Schedule, folder: Path, *, place: Place | None = None) -> History:
+def train(
+    module: nn.Module, data: Data, schedule: Schedule, folder: Path, *, environment: Environment | None = None
+) -> History:
     """Train module's parameters that require a gradient; they end as those of the lowest held-out loss.
 
     module(**collate(samples), num_items_in_batch=n) returns {"loss": the sum over tokens that count, divided by n}, so
@@ -88,9 +90,9 @@ def train(module: nn.Module, data: Data, schedule: Schedule, folder: Path, *, pl
     """
     stage = "healing"
     while True:
-        run = _Run(module, data, schedule, folder, place or Place(), stage=stage)
-        if run.finished():
-            return run.ended()
+        run = _Run(module, data, schedule, folder, environment or Environment(), stage=stage)
+        if run.completes():
+            return run.result()
         run.keep()
         schedule = replace(schedule, micro_batch_size=_halved(schedule))
         stage = f"healing, {schedule.micro} samples at once"
@@ -107,39 +109,34 @@ def _halved(schedule: Schedule) -> int:
     return max(size for size in range(1, schedule.micro // 2 + 1) if schedule.batch_size % size == 0)
 
 
-def newest_state(folder: Path) -> Path | None:
-    """The folder of the last state that was written whole."""
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-class _Run:
-    """One run of Trainer from a start or a state, and what is watched meanwhile."""
+class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """One run of Trainer from a start or a state: says when to evaluate, save and stop, and which steps to leave out."""
 
     def __init__(
-        self, module: nn.Module, data: Data, schedule: Schedule, folder: Path, place: Place, *, stage: str
+        self, module: nn.Module, data: Data, schedule: Schedule, folder: Path, environment: Environment, *, stage: str
     ) -> None:
-        self.module, self.data, self.schedule, self.folder, self.place = module, data, schedule, folder, place
+        self.module, self.data, self.schedule, self.folder = module, data, schedule, folder
+        self.environment = environment
         self.stage = stage
         self.samples = Ordered(data, schedule.batch_size, seed=schedule.seed)
         self.state = newest_state(folder)
         self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
         self.stepping = False
-        self.skipped_now = 0  # in a row
+        self.skipped_in_a_row = 0
         self.first_step = 0  # steps that were taken before this run
         self.stopped: str | None = None
-        self.broken = False  # whether it stopped since something was no number
-        self.judging, self.began = 0.0, time.perf_counter()
+        self.broken = False  # whether it stopped because of a number that is none
+        self.evaluating, self.began = 0.0, time.perf_counter()
         self.save_due = time.monotonic() + KEEP_SECONDS
         module.accepts_loss_kwargs = True  # type: ignore[assignment]  # read by Trainer
         self.loop = _Loop(self, self._arguments())
         alone = self.loop.args.world_size == 1
         self.interruption = Interruption(self.keep, [*module.parameters()], alone=alone)
 
-    def finished(self) -> bool:
-        """Train; whether it came to its end. Not, where memory ran out and a smaller micro-batch may help."""
+    def completes(self) -> bool:
+        """Train; False where memory ran out, and a smaller micro-batch may help."""
         try:
-            with self.interruption.heard():
+            with self.interruption.deferring():
                 self.loop.train(resume_from_checkpoint=str(self.state) if self.state else None)
         except RuntimeError as error:
             if not should_reduce_batch_size(error) or not self._can_halve:
@@ -160,15 +157,15 @@ class _Run:
         self.loop._save_checkpoint(self.loop.model_wrapped, trial=None)
 
     def held_out(self) -> list[tuple[int, float]]:
-        """(step, held-out loss), as far as they are numbers; of a run not begun yet, those of its state."""
+        """(step, held-out loss) where that is a number; before the run begins, those of the state that it goes on from."""
         log = self.loop.state.log_history
         if not log and self.state:
             log = json.loads((self.state / "trainer_state.json").read_text())["log_history"]
         return [(entry["step"], entry["eval_loss"]) for entry in log if math.isfinite(entry.get("eval_loss", math.nan))]
 
-    def judged(self, loss: float) -> None:
+    def keep_if_best(self, loss: float) -> None:
         """Keep the weights if the held-out loss is the lowest; stop where it is no number, or patience is at its end."""
-        losses = [found for _, found in self.held_out()]  # this one is the last of them
+        losses = [each for _, each in self.held_out()]  # this one is the last of them
         since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
         if not math.isfinite(loss):
             self.break_off(f"a held-out loss of {loss}")
@@ -185,8 +182,8 @@ class _Run:
         """Stop, since something is no number."""
         self.stopped, self.broken = why, True
 
-    def ended(self) -> History:
-        """The module gets the best weights; what was seen on the way."""
+    def result(self) -> History:
+        """Give the module the best weights, and say how the training went."""
         state, held_out = self.loop.state, self.held_out()
         best = min(held_out, key=lambda entry: entry[1], default=(0, math.nan))[0]
         if self.broken and not best:
@@ -199,7 +196,7 @@ class _Run:
         self.loop.accelerator.wait_for_everyone()
         weights: dict[str, Any] = {**load_file(self.folder / BEST)}
         set_model_state_dict(self.loop.model_wrapped, weights, options=_whole_weights())
-        seconds = time.perf_counter() - self.began - self.judging
+        seconds = time.perf_counter() - self.began - self.evaluating
         return History(
             tuple((entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry),
             tuple(held_out),
@@ -210,6 +207,50 @@ class _Run:
             self.samples.handed[-1] / seconds,
             self.schedule.to_dict(),
         )
+
+    def on_train_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
+        self.first_step = state.global_step
+
+    def on_step_begin(self, *_args: Any, **_rest: Any) -> None:
+        self.random = torch.get_rng_state(), _cuda_random()
+
+    def on_pre_optimizer_step(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
+        self.stepping = True
+        if _finite_gradient(self.module):
+            self.skipped_in_a_row = 0
+            return
+        for weight in self.module.parameters():
+            weight.grad = None  # what has no gradient is left as it is
+        state.log_history.append({"step": state.global_step + 1, "left_out": True})
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= SKIPS:
+            self.break_off(f"{SKIPS} steps in a row without a finite gradient")
+            control.should_training_stop = True
+
+    def on_optimizer_step(self, *_args: Any, **_rest: Any) -> None:
+        self.stepping = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+        step = state.global_step
+        self.random = torch.get_rng_state(), _cuda_random()
+        passed = self.samples.tokens((step - self.first_step) * self.schedule.batch_size // args.world_size)
+        speed = passed / (time.perf_counter() - self.began - self.evaluating)
+        self.environment.progress(self.stage, step, state.max_steps, note=f"{speed * args.world_size:,.0f} tokens/s")
+        signalled = self.interruption.signal = self._signal_anywhere(args)
+        control.should_evaluate = self.schedule.evaluated(step, len(self.data.training)) or self.stopped is not None
+        control.should_save = bool(signalled) or time.monotonic() >= self.save_due
+
+    def on_save(self, *_args: Any, **_rest: Any) -> None:
+        if self.interruption.signal:
+            raise TrainingLeft
+
+    def _signal_anywhere(self, args: Any) -> int:
+        """The signal that a process got: all leave after the same step."""
+        if args.world_size == 1:
+            return self.interruption.signal
+        signal = torch.tensor(self.interruption.signal, device=args.device)
+        torch.distributed.all_reduce(signal, torch.distributed.ReduceOp.MAX)
+        return int(signal)
 
     def _arguments(self) -> TrainingArguments:
         schedule, count = self.schedule, len(self.data.training)
@@ -225,16 +266,16 @@ class _Run:
             weight_decay=schedule.weight_decay,
             max_grad_norm=schedule.max_grad_norm,
             seed=schedule.seed,
-            bf16=self.place.bfloat16,
-            use_cpu=self.place.device == "cpu",
-            eval_strategy="no",  # the watch says when, so that a state is never kept between a step and its held-out loss
-            eval_on_start=self._must_judge(),
+            bf16=self.environment.bfloat16,
+            use_cpu=self.environment.device == "cpu",
+            eval_strategy="no",  # on_step_end says when, so that a state is never kept between a step and its held-out loss
+            eval_on_start=self._must_evaluate(),
             save_strategy="no",
             logging_steps=max(1, min(10, steps // 10)),
             prediction_loss_only=True,
             remove_unused_columns=False,
-            dataloader_pin_memory=self.place.device.startswith("cuda"),
-            report_to=list(self.place.loggers),
+            dataloader_pin_memory=self.environment.device.startswith("cuda"),
+            report_to=list(self.environment.loggers),
             disable_tqdm=True,
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are several processes, never threads of one
@@ -243,27 +284,27 @@ class _Run:
 
     def _passes(self, processes: int) -> int:
         """Micro-batches of each process that make one step."""
-        found, rest = divmod(self.schedule.batch_size, self.schedule.micro * processes)
+        passes, rest = divmod(self.schedule.batch_size, self.schedule.micro * processes)
         if rest:
             raise InputError(
                 parameter("batch_size"),
                 expected=f"a multiple of {processes} processes x micro-batches of {self.schedule.micro}",
                 found=str(self.schedule.batch_size),
-                fix=f"write {parameter('batch_size', self.schedule.micro * processes * max(1, found))}",
+                fix=f"write {parameter('batch_size', self.schedule.micro * processes * max(1, passes))}",
             )
-        return found
+        return passes
 
-    def _must_judge(self) -> bool:
+    def _must_evaluate(self) -> bool:
         """Whether the held-out loss at the start, or after the step where the state was kept, is still to be taken."""
         if self.state is None:
             return True
-        step = int(self.state.name.rpartition("-")[2])
+        step = step_of(self.state)
         log = json.loads((self.state / "trainer_state.json").read_text())["log_history"]
         known = any(entry["step"] == step and "eval_loss" in entry for entry in log)
         return not known and self.schedule.evaluated(step, len(self.data.training))
 
 
-class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
+class _Loop(Trainer):  # type: ignore[misc]
     """Trainer with samples in their own order, a held-out loss per token, and states that are whole or not there."""
 
     control: Any
@@ -275,13 +316,13 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
             args=arguments,
             train_dataset=run.samples,
             data_collator=run.data.collate,
-            callbacks=[_Watch(run)],
+            callbacks=[run],
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and run.place.logs:
-                callback.logging_dir = callback.logging_dir or str(run.place.logs)
+            if isinstance(callback, TensorBoardCallback) and run.environment.logs:
+                callback.logging_dir = callback.logging_dir or str(run.environment.logs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.run.samples)
@@ -296,8 +337,8 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
         metrics = {"eval_loss": self._held_out_loss()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.run.judged(metrics["eval_loss"])
-        self.run.judging += time.perf_counter() - started
+        self.run.keep_if_best(metrics["eval_loss"])
+        self.run.evaluating += time.perf_counter() - started
         return metrics
 
     @torch.no_grad()
@@ -327,57 +368,6 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is untyped here
                     shutil.rmtree(other)
         taken = time.monotonic() - started
         self.run.save_due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
-
-
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Tells Trainer when to judge, keep and stop, and leaves out steps whose gradient is no number."""
-
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-
-    def on_train_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
-        self.run.first_step = state.global_step
-
-    def on_step_begin(self, *_args: Any, **_rest: Any) -> None:
-        self.run.random = torch.get_rng_state(), _cuda_random()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        run, self.run.stepping = self.run, True
-        if _finite_gradient(self.run.module):
-            run.skipped_now = 0
-            return
-        for weight in run.module.parameters():
-            weight.grad = None  # what has no gradient is left as it is
-        state.log_history.append({"step": state.global_step + 1, "left_out": True})
-        run.skipped_now += 1
-        if run.skipped_now >= SKIPS:
-            run.break_off(f"{SKIPS} steps in a row without a finite gradient")
-            control.should_training_stop = True
-
-    def on_optimizer_step(self, *_args: Any, **_rest: Any) -> None:
-        self.run.stepping = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
-        run, step = self.run, state.global_step
-        run.random = torch.get_rng_state(), _cuda_random()
-        passed = run.samples.tokens((step - run.first_step) * run.schedule.batch_size // args.world_size)
-        speed = passed / (time.perf_counter() - run.began - run.judging)
-        run.place.progress(run.stage, step, state.max_steps, note=f"{speed * args.world_size:,.0f} tokens/s")
-        signalled = run.interruption.signal = self._heard_anywhere(args)
-        control.should_evaluate = run.schedule.evaluated(step, len(run.data.training)) or run.stopped is not None
-        control.should_save = bool(signalled) or time.monotonic() >= run.save_due
-
-    def on_save(self, *_args: Any, **_rest: Any) -> None:
-        if self.run.interruption.signal:
-            raise Left
-
-    def _heard_anywhere(self, args: Any) -> int:
-        """The signal that a process heard: all leave after the same step."""
-        if args.world_size == 1:
-            return self.run.interruption.signal
-        heard = torch.tensor(self.run.interruption.signal, device=args.device)
-        torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
-        return int(heard)
 
 
 def _whole_weights() -> StateDictOptions:

@@ -21,7 +21,9 @@ class Turns:
     """
 
     drop: str = option(MISSING, help="In turns: how much goes in all, 25% or a count.")
-    step: int = option(MISSING, help="Prune so many layers and heal, again and again.", minimum=1)
+    step: int = option(
+        MISSING, help="Prune so many layers and heal, again and again; the model is then the unpruned one.", minimum=1
+    )
     metric: str = option("ppl", help="In turns: how layers are chosen. Default: ppl.")
     text: str = option("pydoc", help="In turns: what the metric looks at. Default: pydoc.")
     samples: int | str = option(10, help="In turns: windows of it, or all. Default: 10.")

@@ -1,4 +1,4 @@
-"""The folder of a run that is not finished: what it was asked for, so that only the same run goes on from its state."""
+"""The folder of a run that is not finished: its state, and what it was started with, so that only the same run goes on."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import InputError, OutputError, parameter
-from shortstack.healing.training import newest_state
 from shortstack.machine.files import finite, save_json
 
-ASKED = "run.json"
+SETTINGS = "run.json"
+COMPLETE = "complete"  # in the folder of a state, the last file that is written
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """`<out>.training`, or another kind: what a run has come to, and in run.json what was asked for."""
+    """`<out>.training`, or another kind: the states of a run, and in run.json its settings."""
 
     out: Path
     kind: str = "training"
@@ -27,16 +27,16 @@ class Unfinished:
     def folder(self) -> Path:
         return self.out.with_name(f"{self.out.name}.{self.kind}")
 
-    def open(self, asked: Mapping[str, Any], *, resume: bool | None) -> Path:
+    def open(self, settings: Mapping[str, Any], *, resume: bool | None) -> Path:
         """The folder, for a new run or to go on; resume: None refuses where a run is unfinished, False removes it.
 
         A run that has come to nothing yet, or was refused after it began, is in nobody's way.
 
         Raises:
-            OutputError: there is an unfinished run, and nothing was said of it.
-            InputError: it was asked for something else; the first difference is named.
+            OutputError: there is an unfinished run, and `resume` does not say what to do with it.
+            InputError: it was started with other settings; the first difference is named.
         """
-        path = self.folder / ASKED
+        path = self.folder / SETTINGS
         if resume is None and self.folder.exists() and any(each.is_dir() for each in self.folder.iterdir()):
             raise OutputError(
                 self.folder,
@@ -45,29 +45,29 @@ class Unfinished:
                 fix=f"add {parameter('resume', True)} to go on, or {parameter('resume', False)} to start again",
             )
         if path.exists() and resume:
-            self._check_same(json.loads(path.read_text(encoding="utf-8")), finite(dict(asked)))
+            self._check_same(json.loads(path.read_text(encoding="utf-8")), settings)
         else:
             self.remove()
             self.folder.mkdir(parents=True)
-            save_json(path, asked)
+            save_json(path, settings)
         return self.folder
 
-    def told(self) -> str:
-        """What going on with it means, for people."""
-        if not (self.folder / ASKED).exists():
+    def summary(self) -> str:
+        """A line for people: what there is to go on with."""
+        if not (self.folder / SETTINGS).exists():
             return f"Nothing unfinished at {self.folder}: this run starts from the beginning."
         if not any(each.is_dir() for each in self.folder.iterdir()):
             return f"The unfinished run at {self.folder} has kept no state yet: it starts from the beginning."
         state = newest_state(self.folder)
-        return f"An unfinished run lies at {self.folder}{f', at step {_step(state)}' if state else ''}."
+        return f"An unfinished run lies at {self.folder}{f', at step {step_of(state)}' if state else ''}."
 
     @property
     def _how_far(self) -> str:
         state = newest_state(self.folder)
-        return f"that has come to step {_step(state)}" if state else "that has kept no state yet"
+        return f"that has come to step {step_of(state)}" if state else "that has kept no state yet"
 
     def _check_same(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now))))
+        before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(finite(dict(now))))))
         for name in before.keys() | after.keys():
             if before.get(name) != after.get(name):
                 raise InputError(
@@ -78,11 +78,18 @@ class Unfinished:
                 )
 
     def remove(self) -> None:
-        """Nothing is unfinished any more."""
+        """Remove the folder: the run has ended, or starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _step(state: Path) -> int:
+def newest_state(folder: Path) -> Path | None:
+    """The folder of the last state that was written whole."""
+    states = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(states, key=step_of, default=None)
+
+
+def step_of(state: Path) -> int:
+    """The step after which a state was kept."""
     return int(state.name.rpartition("-")[2])
 
 
