@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shortstack.evaluation.paired import Outcomes, compare_tasks
-from shortstack.runs.records import Trial, read
+from shortstack.runs.records import TrialRecord, read
 
 HERE = Path(__file__).parent / "smollm2"
 BASE = -1
@@ -36,7 +36,7 @@ ROWS = {
 }
 
 
-def outcomes(trials: dict[int, Trial], number: int) -> Outcomes:
+def outcomes(trials: dict[int, TrialRecord], number: int) -> Outcomes:
     """What a trial answered last, of the unpruned model for BASE."""
     found = trials[0].step("evaluate_base") if number == BASE else None
     task = (found.result if found else trials[number].result("evaluate_healed", "evaluate_pruned"))["tasks"]["arc_easy"]

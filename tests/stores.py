@@ -78,6 +78,21 @@ class Store:
             "INSERT INTO trial_steps VALUES (?,?,?)", [(name, role, step) for role, step in steps.items()]
         )
 
+    def measured(
+        self,
+        known: Mapping[str, Any],
+        *,
+        seconds: Mapping[str, float] | None = None,
+        state: str = "done",
+        **results: Any,
+    ) -> None:
+        """A trial with what its steps gave, by role; all trials of a model share what is its own."""
+        times, steps = seconds or {}, {}
+        for role, result in results.items():
+            own = {"role": role, "model": known["model"]} if role.endswith("_base") else {"role": role, **known}
+            steps[role] = self.step(role.partition("_")[0], own, result, seconds=times.get(role, 1.0))
+        self.trial(known, steps, state=state)
+
     def close(self) -> None:
         self.rows.commit()
         self.rows.close()

@@ -153,7 +153,7 @@ def test_infinite_numbers_sort_above_all_and_missing_ones_last(page: Page) -> No
 
 
 def test_words_and_chips_filter_rows_blocks_and_lines(page: Page, runs: Path) -> None:
-    settings = Report.of(runs).found.results
+    settings = Report.of(runs).findings.results
     before = page.locator(".chart .series:visible").count()
     page.locator(".chips > summary").click()
     page.locator(".chip", has_text="taylor").click()

@@ -29,10 +29,10 @@ from shortstack.report.findings import Findings
 from shortstack.report.labels import factors
 from shortstack.report.latex import PACKAGES, latex_text
 from shortstack.report.markdown import markdown_text
-from shortstack.report.results import AVERAGE, Measure, results
-from shortstack.report.significance import difference, places
-from shortstack.report.summary import best_at_each, key_figures, of_depths, opening
-from shortstack.report.table import Cell, Row, Table
+from shortstack.report.results import AVERAGE, Measure
+from shortstack.report.significance import difference, mcnemar, places
+from shortstack.report.summary import best_at_each, depth_finding, key_figures, opening
+from shortstack.report.table import Cell, Table, TableRow
 from shortstack.runs.records import read
 from stores import Store, evaluation, healed, perplexity, plan, profile, settings, task
 
@@ -58,21 +58,17 @@ def made(store: Store, folder: Path) -> Report:
 
 def two_metrics(store: Store) -> None:
     """The tail and another metric at the same drop, beside the unpruned model."""
-    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
     for metric, outcomes, other, loss in (("reverse", CUT, 0.25, 3.0), ("bi", HEALED, 0.5, 2.1)):
-        steps = {
-            "evaluate_base": base,
-            "plan": store.step("plan", {"metric": metric}, plan(metric, 8)),
-            "evaluate_pruned": store.step("evaluate", {"of": metric}, evaluated(outcomes, other=other, loss=loss)),
-        }
-        store.trial(settings(metric=metric), steps)
+        cut = evaluated(outcomes, other=other, loss=loss)
+        known = settings(metric=metric)
+        store.measured(known, evaluate_base=evaluated(BASE), plan=plan(metric, 8), evaluate_pruned=cut)
 
 
 def table(report: Report, key: str) -> Table:
     return next(each for each in report.tables if each.key == key)
 
 
-def row(found: Table, label: str) -> Row:
+def row(found: Table, label: str) -> TableRow:
     return next(each for each in found.rows if each.label == label)
 
 
@@ -118,7 +114,7 @@ def test_best_second_and_marks_follow_from_paired_tests(store: Store, tmp_path: 
 
 
 def test_without_outcomes_standard_errors_decide_and_that_is_said() -> None:
-    ours, theirs = (Measure("share", v, 0.03, (name,), level=v, spread=0.03) for v, name in ((0.5, "a"), (0.6, "b")))
+    ours, theirs = (Measure("share", v, 0.03, (name,)) for v, name in ((0.5, "a"), (0.6, "b")))
     found = difference(ours, theirs)
     assert found.how == "standard errors alone"
     assert found.stderr == pytest.approx(0.03 * math.sqrt(2))
@@ -127,26 +123,41 @@ def test_without_outcomes_standard_errors_decide_and_that_is_said() -> None:
 
 def test_a_perplexity_is_compared_by_its_loss_and_less_is_better() -> None:
     ours, theirs = (
-        Measure("perplexity", math.exp(v), None, (name,), higher=False, level=v, spread=0.1)
+        Measure("perplexity", math.exp(v), None, (name,), higher=False, loss=v, loss_stderr=0.1)
         for v, name in ((2.0, "a"), (3.0, "b"))
     )
     assert difference(ours, theirs).value == pytest.approx(1.0)
     assert places([ours.better, theirs.better, -100.0]) == [1, 2, 0]
 
 
+def test_an_infinite_perplexity_is_worse_than_any_finite_one() -> None:
+    infinite = Measure("perplexity", math.inf, higher=False, loss=800.0)
+    finite = Measure("perplexity", 1e9, higher=False, loss=math.log(1e9))
+    assert places([infinite.better, finite.better]) == [0, 1]
+
+
+def test_without_scipy_the_extra_that_brings_it_is_named(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_metrics(store)
+    mcnemar.cache_clear()
+    monkeypatch.setattr("shortstack.machine.options.find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=r"shortstack\[eval\]"):
+        made(store, tmp_path)
+
+
 def test_documents_are_paired_by_name_not_by_place() -> None:
     names, values = [f"d{n}" for n in range(50)], [float(n % 3 == 0) for n in range(50)]
     shuffled = random.Random(0).sample(range(50), 50)
-    ours = Measure("share", 0.3, 0.1, ("a",), outcomes=dict(zip(names, values, strict=True)), level=0.3)
-    theirs = Measure("share", 0.3, 0.1, ("b",), outcomes={names[n]: values[n] for n in shuffled}, level=0.3)
+    ours = Measure("share", 0.3, 0.1, ("a",), outcomes=dict(zip(names, values, strict=True)))
+    theirs = Measure("share", 0.3, 0.1, ("b",), outcomes={names[n]: values[n] for n in shuffled})
     assert difference(ours, theirs).stderr == 0
 
 
 def test_seeds_of_a_setting_are_one_row_with_both_variances(store: Store, tmp_path: Path) -> None:
     for seed, outcomes in ((0, CUT), (1, HEALED)):
-        step = store.step("evaluate", {"seed": seed}, {"tasks": {"piqa": task(outcomes)}})
-        store.trial(settings(seed=seed), {"evaluate_pruned": step})
-    (found,) = results(read_closed(store, tmp_path))
+        store.measured(settings(seed=seed), evaluate_pruned={"tasks": {"piqa": task(outcomes)}})
+    (found,) = findings(store, tmp_path).results
     measure = found.measures["task:piqa"]
     documents = [statistics.variance(each) / 40 for each in (CUT, HEALED)]
     assert measure.value == pytest.approx((0.3 + 0.6) / 2)
@@ -156,16 +167,13 @@ def test_seeds_of_a_setting_are_one_row_with_both_variances(store: Store, tmp_pa
     assert measure.outcomes["d15"] == 0.5  # right in one seed, wrong in the other
 
 
-def read_closed(store: Store, folder: Path) -> Any:
-    store.close()
-    return read(folder / "runs")
+def findings(store: Store, folder: Path) -> Findings:
+    return made(store, folder).findings
 
 
 def test_an_average_is_missing_where_a_task_is(store: Store, tmp_path: Path) -> None:
-    full = store.step("evaluate", {"n": 0}, evaluated(CUT))
-    half = store.step("evaluate", {"n": 1}, {"tasks": {"piqa": task(CUT)}})
-    store.trial(settings(metric="bi"), {"evaluate_pruned": full})
-    store.trial(settings(metric="reverse"), {"evaluate_pruned": half})
+    store.measured(settings(metric="bi"), evaluate_pruned=evaluated(CUT))
+    store.measured(settings(metric="reverse"), evaluate_pruned={"tasks": {"piqa": task(CUT)}})
     found = table(made(store, tmp_path), "metrics")
     assert cell(found, "bi", "average").value == pytest.approx(0.4)
     assert cell(found, "reverse", "average").text == "–"  # noqa: RUF001
@@ -175,26 +183,22 @@ def test_an_average_is_missing_where_a_task_is(store: Store, tmp_path: Path) -> 
 def test_infinite_and_absent_numbers_are_told_apart(store: Store, tmp_path: Path) -> None:
     for drop, loss, value in (("25%", 800.0, None), ("50%", None, None), ("60%", math.nan, math.nan)):
         data = {"perplexity": {"text": {"value": value, "loss": loss, "loss_stderr": None, "tokens": 10}}}
-        step = store.step("evaluate", {"drop": drop}, data)
-        store.trial(
-            settings(drop=drop), {"plan": store.step("plan", {"d": drop}, plan("bi", 3)), "evaluate_pruned": step}
-        )
+        store.measured(settings(drop=drop), plan=plan("bi", 3), evaluate_pruned=data)
     report = made(store, tmp_path)
     assert [each.cells[0].text for each in table(report, "settings").rows] == ["∞", "NaN", "NaN"]
     assert report.html().count('data-v="inf"') == 1
 
 
 def test_healing_stands_beside_what_it_healed(store: Store, tmp_path: Path) -> None:
-    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
-    cut = store.step("evaluate", {"of": "cut"}, evaluated(CUT))
     for method, outcomes in (("partial", HEALED), ("lora", CUT)):
-        steps = {
-            "evaluate_base": base,
-            "evaluate_pruned": cut,
-            "heal": store.step("heal", {"m": method}, healed(method, 2.0), seconds=100),
-            "evaluate_healed": store.step("evaluate", {"of": method}, evaluated(outcomes)),
-        }
-        store.trial(settings(heal=stores.HEALS[method]), steps)
+        store.measured(
+            settings(heal=stores.HEALS[method]),
+            seconds={"heal": 100},
+            evaluate_base=evaluated(BASE),
+            evaluate_pruned=evaluated(CUT),
+            heal=healed(method, 2.0),
+            evaluate_healed=evaluated(outcomes),
+        )
     found = table(made(store, tmp_path), "healing")
     assert [each.label for each in found.rows] == ["unpruned", "pruned, not healed", "last 3", "lora"]
     assert cell(found, "last 3", "trained").value == 38_938_176
@@ -204,35 +208,31 @@ def test_healing_stands_beside_what_it_healed(store: Store, tmp_path: Path) -> N
 
 
 def test_noise_reaches_only_as_far_as_nothing_before_it_is_worse(store: Store, tmp_path: Path) -> None:
-    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
     for drop, layers, outcomes in (("10%", 3, BASE), ("25%", 8, CUT), ("50%", 16, BASE)):
-        cut = store.step("plan", {"drop": drop}, plan("bi", layers))
-        step = store.step("evaluate", {"of": drop}, evaluated(outcomes, other=0.5 if outcomes is BASE else 0.0))
-        store.trial(settings(drop=drop), {"evaluate_base": base, "plan": cut, "evaluate_pruned": step})
-    runs = read_closed(store, tmp_path)
-    assert "Up to 10% it is within noise" in of_depths(Findings.of(runs, results(runs)))
+        cut = evaluated(outcomes, other=0.5 if outcomes is BASE else 0.0)
+        known = settings(drop=drop)
+        store.measured(known, evaluate_base=evaluated(BASE), plan=plan("bi", layers), evaluate_pruned=cut)
+    assert "Up to 10% it is within noise" in depth_finding(findings(store, tmp_path))
 
 
 @pytest.mark.parametrize("state", ["running", "failed"])
 def test_a_trial_that_has_not_healed_shows_no_figures_of_the_cut_as_healed(
     store: Store, tmp_path: Path, state: str
 ) -> None:
-    base, cut = (store.step("evaluate", {"of": of}, evaluated(right)) for of, right in (("base", BASE), ("cut", CUT)))
-    done = store.step("evaluate", {"of": "healed"}, evaluated(HEALED))
-    shared = {"evaluate_base": base, "evaluate_pruned": cut}
-    store.trial(settings(), shared)
-    store.trial(settings(heal=stores.HEALS["partial"]), {**shared, "evaluate_healed": done})
-    store.trial(settings(heal=stores.HEALS["lora"]), shared, state=state)
-    found = results(read_closed(store, tmp_path))
+    shared = {"evaluate_base": evaluated(BASE), "evaluate_pruned": evaluated(CUT)}
+    store.measured(settings(), **shared)
+    store.measured(settings(heal=stores.HEALS["partial"]), **shared, evaluate_healed=evaluated(HEALED))
+    store.measured(settings(heal=stores.HEALS["lora"]), **shared, state=state)
+    found = findings(store, tmp_path).results
     assert [each.role for each in found] == ["evaluate_pruned", "evaluate_healed"]
     assert [each.measures["task:piqa"].value for each in found] == [0.3, 0.6]
 
 
 def test_one_shot_against_step_by_step_counts_time_and_differences(store: Store, tmp_path: Path) -> None:
     for strategy, outcomes, seconds in (("one-shot", CUT, 10.0), ("step 1", HEALED, 75.0)):
-        heal = store.step("heal", {"s": strategy}, healed("lora", 2.0), seconds=seconds)
-        step = store.step("evaluate", {"s": strategy}, evaluated(outcomes))
-        store.trial(settings(strategy=strategy, heal=stores.HEALS["lora"]), {"heal": heal, "evaluate_healed": step})
+        known = settings(strategy=strategy, heal=stores.HEALS["lora"])
+        healing = healed("lora", 2.0)
+        store.measured(known, seconds={"heal": seconds}, heal=healing, evaluate_healed=evaluated(outcomes))
     finding = table(made(store, tmp_path), "strategies").finding
     assert "better than all at once in 1 of 1 comparison, by 15.0 points" in finding
     assert "7.5 times as long" in finding
@@ -241,7 +241,7 @@ def test_one_shot_against_step_by_step_counts_time_and_differences(store: Store,
 def test_what_is_not_calibrated_stands_in_each_calibrations_comparison(store: Store, tmp_path: Path) -> None:
     texts = [{"text": "pydoc", "samples": n, "length": 128, "seed": None} for n in (1, 10)]
     for known in (settings(), *(settings(metric="bi", calibration=text) for text in texts)):
-        store.trial(known, {"evaluate_pruned": store.step("evaluate", known, evaluated(CUT))})
+        store.measured(known, evaluate_pruned=evaluated(CUT))
     found = table(made(store, tmp_path), "metrics")
     assert [[each.label for each in block.rows] for block in found.blocks] == [["reverse", "bi"]] * 2
 
@@ -255,9 +255,8 @@ def test_repair_gives_back_a_share_of_the_loss(store: Store, tmp_path: Path) -> 
         "seconds": 5.0,
         "fits": [{}] * 3,
     }
-    prune = store.step("prune", {}, {**plan("bi", 8), "repair": repair})
-    step = store.step("evaluate", {}, evaluated(CUT))
-    store.trial(settings(repair={"text": "pydoc"}), {"prune": prune, "evaluate_pruned": step})
+    pruned = {**plan("bi", 8), "repair": repair}
+    store.measured(settings(repair={"text": "pydoc"}), prune=pruned, evaluate_pruned=evaluated(CUT))
     found = table(made(store, tmp_path), "refits")
     assert [each.value for each in found.rows[0].cells] == pytest.approx(
         [math.exp(2.0), math.exp(4.0), math.exp(2.5), 0.75, 3, 5.0]
@@ -266,20 +265,19 @@ def test_repair_gives_back_a_share_of_the_loss(store: Store, tmp_path: Path) -> 
 
 
 def test_costs_count_each_step_once_and_what_sharing_saved(store: Store, tmp_path: Path) -> None:
-    base = store.step("evaluate", {"of": "base"}, evaluated(BASE), seconds=60)
+    seconds = {"evaluate_base": 60, "evaluate_pruned": 30}
     for drop in ("25%", "50%"):
-        step = store.step("evaluate", {"of": drop}, evaluated(CUT), seconds=30)
-        store.trial(settings(drop=drop), {"evaluate_base": base, "evaluate_pruned": step})
+        known = settings(drop=drop)
+        store.measured(known, seconds=seconds, evaluate_base=evaluated(BASE), evaluate_pruned=evaluated(CUT))
     found = table(made(store, tmp_path), "costs")
     shown = {column.label: each.value for column, each in zip(found.columns, found.rows[0].cells, strict=True)}
     assert (shown["steps"], shown["asked for"], shown["time"], shown["longest"], shown["saved"]) == (3, 4, 120, 60, 60)
 
 
 def test_a_collapse_is_said_beside_the_probes(store: Store, tmp_path: Path) -> None:
-    base = store.step("evaluate", {"of": "base"}, evaluation(1.0) | {"collapse": None})
+    base = evaluation(1.0) | {"collapse": None}
     for drop, quality in (("25%", 0.8), ("50%", 0.3)):
-        step = store.step("evaluate", {"of": drop}, evaluation(quality))
-        store.trial(settings(drop=drop), {"evaluate_base": base, "evaluate_pruned": step})
+        store.measured(settings(drop=drop), evaluate_base=base, evaluate_pruned=evaluation(quality))
     found = table(made(store, tmp_path), "probes")
     assert [each.cells[-1].value for each in found.rows] == [None, "not collapsed", "collapsed: different tokens"]
     assert found.rows[1].cells[0].value == pytest.approx(0.8**3)
@@ -287,12 +285,9 @@ def test_a_collapse_is_said_beside_the_probes(store: Store, tmp_path: Path) -> N
 
 
 def test_sizes_have_a_row_for_each_number_of_layers(store: Store, tmp_path: Path) -> None:
-    base, profiled = store.step("profile", {"n": 30}, profile(30)), store.step("profile", {"n": 22}, profile(22))
+    profiles = {"profile": profile(22), "profile_base": profile(30)}
     for metric in ("reverse", "bi"):
-        step = store.step("evaluate", {"m": metric}, evaluated(CUT))
-        cut = store.step("plan", {"m": metric}, plan(metric, 8))
-        known = {"plan": cut, "evaluate_pruned": step, "profile": profiled, "profile_base": base}
-        store.trial(settings(metric=metric), known)
+        store.measured(settings(metric=metric), plan=plan(metric, 8), evaluate_pruned=evaluated(CUT), **profiles)
     found = table(made(store, tmp_path), "sizes")
     assert [each.label for each in found.rows] == ["unpruned", "8"]
     less = 1 - profile(22)["weight_bytes"] / profile(30)["weight_bytes"]
@@ -300,7 +295,7 @@ def test_sizes_have_a_row_for_each_number_of_layers(store: Store, tmp_path: Path
 
 
 def test_tables_without_a_second_level_are_left_out(store: Store, tmp_path: Path) -> None:
-    store.trial(settings(), {"evaluate_pruned": store.step("evaluate", {}, evaluated(CUT))})
+    store.measured(settings(), evaluate_pruned=evaluated(CUT))
     assert {each.key for each in made(store, tmp_path).tables} == {"costs", "settings"}
 
 
@@ -319,7 +314,7 @@ def test_healings_are_called_by_their_names_where_those_tell_them_apart() -> Non
 
 
 def test_the_opening_says_what_the_grid_is(tmp_path: Path) -> None:
-    found = Report.of(stores.write(tmp_path, nasty=False, documents=20)).found
+    found = Report.of(stores.write(tmp_path, nasty=False, documents=20)).findings
     assert opening(found) == (
         "10%, 25% and 50% of the layers of demo were removed, chosen by 6 metrics, calibrated on 3 text selections; "
         "at once or by step 1, with and without repair, healed by 3 variants, on 3 data selections; "
@@ -338,7 +333,7 @@ def test_the_opening_says_what_the_grid_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("trials", [1, 300])
 def test_one_trial_and_three_hundred(tmp_path: Path, trials: int) -> None:
     report = Report.of(stores.write(tmp_path, trials=trials, documents=20, nasty=False))
-    assert sum(len(each.trials) for each in report.found.results) == trials
+    assert sum(len(each.trials) for each in report.findings.results) == trials
     assert len(re.findall(r'class="entry" id="t\d+"', report.html())) == trials
 
 
@@ -370,7 +365,7 @@ def test_what_a_killed_study_left_is_read_and_not_tidied(store: Store, tmp_path:
 
 def test_outcomes_that_are_not_of_the_documents_are_refused(store: Store, tmp_path: Path) -> None:
     short = task(CUT) | {"documents": ["d1"]}
-    store.trial(settings(), {"evaluate_pruned": store.step("evaluate", {}, {"tasks": {"piqa": short}})})
+    store.measured(settings(), evaluate_pruned={"tasks": {"piqa": short}})
     with pytest.raises(DataError, match="an outcome of each document, found 40 of 1"):
         made(store, tmp_path)
 
@@ -443,53 +438,44 @@ def test_an_axis_holds_its_values(values: list[float], log: bool) -> None:
 def test_points_lie_where_their_numbers_are(store: Store, tmp_path: Path) -> None:
     """Layers removed 3, 8 and 15 on an axis from 0 to 15: the middle point is 5/12 of the way from the first to the last."""
     for drop, removed in (("10%", 3), ("25%", 8), ("50%", 15)):
-        cut = store.step("plan", {"d": drop}, plan("reverse", removed))
-        step = store.step("evaluate", {"d": drop}, evaluated(CUT))
-        store.trial(settings(drop=drop), {"plan": cut, "evaluate_pruned": step})
-    (average, _) = figures(made(store, tmp_path).found, lambda _: "")
+        store.measured(settings(drop=drop), plan=plan("reverse", removed), evaluate_pruned=evaluated(CUT))
+    (average, _) = figures(findings(store, tmp_path), lambda _: "")
     x = [float(each) for each in re.findall(r'<circle cx="([\d.]+)"', average.svg)]
     assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(5 / 12, abs=0.001)
 
 
 def test_pairs_beyond_chance_are_counted_after_correction(store: Store, tmp_path: Path) -> None:
-    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
     for drop in ("10%", "25%", "50%"):  # 12 of 40 against 18: p of one is .031, of three .094
         for strategy, outcomes in (("one-shot", [1.0] * 18 + [0.0] * 22), ("step 1", CUT)):
-            step = store.step("evaluate", {"of": drop + strategy}, {"tasks": {"piqa": task(outcomes)}})
-            store.trial(settings(drop=drop, strategy=strategy), {"evaluate_base": base, "evaluate_pruned": step})
+            known, pruned = settings(drop=drop, strategy=strategy), {"tasks": {"piqa": task(outcomes)}}
+            store.measured(known, evaluate_base=evaluated(BASE), evaluate_pruned=pruned)
     assert "none of the differences is beyond chance" in table(made(store, tmp_path), "strategies").finding
 
 
 def test_a_block_of_metrics_is_called_by_its_calibration(store: Store, tmp_path: Path) -> None:
-    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
     read_on = [{"text": "pydoc", "samples": samples, "length": 128, "seed": None} for samples in (5, 50)]
     for metric, calibration in (
         [("bi", each) for each in read_on] + [("ppl", each) for each in read_on] + [("random", None)]
     ):
-        step = store.step("evaluate", {"of": f"{metric}{calibration}"}, evaluated(CUT))
         known = settings(metric=metric, calibration=calibration)
-        store.trial(known, {"evaluate_base": base, "evaluate_pruned": step})
+        store.measured(known, evaluate_base=evaluated(BASE), evaluate_pruned=evaluated(CUT))
     titles = [block.title for block in table(made(store, tmp_path), "metrics").blocks]
     assert len(titles) == len(set(titles)) == 2, titles
 
 
 def test_orders_that_are_not_drawn_are_counted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shortstack.report.figures.MAPS", 2)
-    base = store.step("evaluate", {"of": "base"}, evaluated(BASE))
     for samples in (1, 5, 10):
-        found = store.step("score", {"samples": samples}, stores.scores(["bi"], samples))
-        step = store.step("evaluate", {"of": samples}, evaluated(CUT))
         known = settings(metric="bi", calibration={"text": "pydoc", "samples": samples, "length": 128, "seed": None})
-        store.trial(known, {"score": found, "evaluate_base": base, "evaluate_pruned": step})
-    runs = read_closed(store, tmp_path)
-    drawn = figures(Findings.of(runs, results(runs)), lambda _: "")
+        store.measured(known, score=stores.scores(["bi"], samples), evaluate_pruned=evaluated(CUT))
+    drawn = figures(findings(store, tmp_path), lambda _: "")
     maps = [each for each in drawn if each.key.startswith("scores-")]
     assert len(maps) == 2
     assert maps[-1].caption.endswith(" 1 more are not drawn.")
 
 
 def test_every_point_says_its_numbers(tmp_path: Path) -> None:
-    found = Report.of(stores.write(tmp_path, documents=20)).found
+    found = Report.of(stores.write(tmp_path, documents=20)).findings
     drawn = figures(found, lambda _: "")
     assert {each.key.split("-")[0] for each in drawn} == {"depth", "size", "speed", "scores", "losses"}
     for figure in drawn:
@@ -508,11 +494,9 @@ def test_markdown_latex_and_csv_have_every_row(tmp_path: Path) -> None:
         parsed = list(csv.reader(io.StringIO(files[f"{each.key}.csv"])))
         assert len(parsed) == 1 + len(each.rows)
         assert {len(line) for line in parsed} == {len(parsed[0])}
-        floats = latex.split(rf"\label{{tab:{each.key}}}")[1].split(r"\label{tab:")[0].split(r"\begin{tabular}")[1:]
-        rows = [line for part in floats for line in part.splitlines() if line.endswith(r"\\")]
-        titles = [line for line in rows if line.startswith(r"\multicolumn")]
-        assert len(rows) - len(titles) - len(floats) == len(each.rows)
-        assert len([line for line in titles if ", continued" not in line]) == sum(bool(b.title) for b in each.blocks)
+        rows = latex.split(rf"\label{{tab:{each.key}}}")[1].split(r"\endfoot")[1].split(r"\end{longtable}")[0]
+        assert len(re.findall(r"\\\\$", rows, re.MULTILINE)) == len(each.rows)
+        assert rows.count(r"\multicolumn") == sum(bool(block.title) for block in each.blocks)
         section = markdown.split(f"## {each.title}\n")[1].split("\n## ")[0]
         lines = [line for line in section.splitlines() if line.startswith("|")]
         assert len(lines) == 2 + len(each.rows) + sum(bool(block.title) for block in each.blocks)

@@ -80,8 +80,8 @@ def next_step(command: str) -> None:
 
 def fail(error: ShortstackError) -> None:
     """An error as three short lines on stderr, parameters spelled as options."""
-    said = error.spelled(as_option)
-    say(f"Error: {said.where}\n  expected  {said.expected}\n  found     {said.found}\n  to fix it {said.fix}")
+    words = error.spelled(as_option)
+    say(f"Error: {words.where}\n  expected  {words.expected}\n  found     {words.found}\n  to fix it {words.fix}")
 
 
 def as_option(name: str, value: str) -> str:

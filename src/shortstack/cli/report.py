@@ -15,8 +15,7 @@ from shortstack.cli.options import Report
 from shortstack.errors import InputError
 
 if TYPE_CHECKING:
-    from shortstack.report import Report as Made
-
+    from shortstack.report import Report as StudyReport
 
 PAGE = "report.html"
 
@@ -38,26 +37,24 @@ def report(
     ] = None,
 ) -> None:
     """Show what a study found: one page with its tables and figures, or the tables alone."""
-    from shortstack.machine.files import check_new
-    from shortstack.report import Report as Made
+    from shortstack.report import Report as StudyReport
     from shortstack.report.reporter import check_page, write_csv, write_page
 
     _check_one_result(markdown, latex, said.json)
     page = output or (None if markdown or latex or csv else runs / PAGE)
-    made = Made.of(runs)
+    study = StudyReport.of(runs)
     if page:
         check_page(page)
     if csv:
-        check_new(csv)
-        write_csv(made, csv)
+        write_csv(study, csv)
     if page:
-        write_page(made, page)
+        write_page(study, page)
     if said.json:
-        return console.show_json(_summary(made, page, csv))
+        return console.show_json(_summary(study, page, csv))
     if markdown or latex:
-        sys.stdout.write(made.markdown() if markdown else made.latex())
+        sys.stdout.write(study.markdown() if markdown else study.latex())
         return None
-    for table in made.tables:
+    for table in study.tables:
         console.show(f"{table.title}: {table.finding}" if table.finding else table.title)
     said.say(f"open {page} in a browser" if page else f"look at {csv}")
     return None
@@ -73,12 +70,12 @@ def _check_one_result(*asked: bool) -> None:
         )
 
 
-def _summary(made: Made, page: Path | None, csv: Path | None) -> dict[str, Any]:
+def _summary(study: StudyReport, page: Path | None, csv: Path | None) -> dict[str, Any]:
     """The result for machines: what was written, and what the tables say."""
-    states = Counter(trial.state for trial in made.found.runs.trials)
+    states = Counter(trial.state for trial in study.findings.runs.trials)
     return {
         "output": None if page is None else str(page),
         "csv": None if csv is None else str(csv),
         "trials": {state: states[state] for state in ("done", "running", "failed", "waiting")},
-        "tables": [{"key": table.key, "title": table.title, "finding": table.finding} for table in made.tables],
+        "tables": [{"key": table.key, "title": table.title, "finding": table.finding} for table in study.tables],
     }

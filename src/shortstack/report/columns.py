@@ -1,136 +1,116 @@
-"""The columns of tables, and the cells of what stands beside the measures: layers, time, memory."""
+"""The columns of tables: what was measured, and what stands beside it (layers, time, memory)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from shortstack.planning.layer_sets import show_layers
 from shortstack.report.findings import Findings
 from shortstack.report.format import listed
-from shortstack.report.results import AVERAGE, Result
+from shortstack.report.results import AVERAGE, BASE, HEALED, Result
 from shortstack.report.table import Cell, Column
-from shortstack.runs.records import Step
+from shortstack.runs.records import StepRecord
 
-UNPRUNED = "unpruned"
-Extra = tuple[Column, Callable[[Result], Cell]]
-MAKING = ("score", "plan", "prune", "heal")
+EMPTY = Cell(None, "text")
 
 
-def all_columns(found: Findings) -> list[str]:
+def all_columns(findings: Findings) -> list[Column]:
     """The average, every task, every text."""
-    return [*_average(found), *found.measured("task"), *found.measured("perplexity")]
+    average = [AVERAGE] if AVERAGE in findings.columns else []
+    return measured_columns(findings, [*average, *findings.measured("task"), *findings.measured("perplexity")])
 
 
-def short_columns(found: Findings) -> list[str]:
+def short_columns(findings: Findings) -> list[Column]:
     """The average, or the tasks where there is none, and every text."""
-    return [*(_average(found) or found.measured("task")), *found.measured("perplexity")]
+    first = [AVERAGE] if AVERAGE in findings.columns else findings.measured("task")
+    return measured_columns(findings, [*first, *findings.measured("perplexity")])
 
 
-def _average(found: Findings) -> list[str]:
-    return [AVERAGE] if AVERAGE in found.columns else []
+def measured_columns(findings: Findings, names: list[str]) -> list[Column]:
+    """Columns of measures, by their names."""
+    return [_measured_column(findings, name) for name in names]
 
 
-def column_of(found: Findings, name: str) -> Column:
-    """The heading of something measured."""
-    kind, label = name.partition(":")[0], found.names[name]
-    measure = next(each.measures[name] for each in (*found.results, *found.bases.values()) if name in each.measures)
+def _measured_column(findings: Findings, name: str) -> Column:
+    results = (*findings.results, *findings.bases.values())
+    measure, label = next(each.measures[name] for each in results if name in each.measures), findings.names[name]
+    better = f"{'higher' if measure.higher else 'lower'} is better"
     if name == AVERAGE:
-        return Column(name, "average", "share", 1, f"plain mean of {len(found.tasks)} tasks, in percent")
-    if kind == "perplexity":
-        return Column(
-            name, label, "perplexity", -1, f"perplexity on {label}, {measure.n or 0:,} tokens; lower is better"
-        )
-    on = f" on {measure.n:,} documents" if measure.n else ""
-    unit = ", in percent" if measure.kind == "share" else ""
-    better = 1 if measure.higher else -1
-    return Column(
-        name, label, measure.kind, better, f"{label}{on}{unit}; {'higher' if better > 0 else 'lower'} is better"
-    )
+        label, title = "average", f"plain mean of {len(findings.tasks)} tasks, in percent"
+    elif measure.kind == "perplexity":
+        title = f"perplexity on {label}, {measure.n or 0:,} tokens; {better}"
+    else:
+        on = f" on {measure.n:,} documents" if measure.n else ""
+        title = f"{label}{on}{', in percent' if measure.kind == 'share' else ''}; {better}"
+    return Column(label, measure.kind, lambda result: Cell.of(result.measures.get(name)), title, name)
 
 
-# Beside what was measured
+def step_column(label: str, kind: str, value: str | Callable[[StepRecord], Any], title: str = "") -> Column:
+    """A column of rows that are about steps. value: computes the number from a step, or is its key in the step's result."""
+
+    def cell(step: StepRecord) -> Cell:
+        return step_cell(step.result.get(value) if isinstance(value, str) else value(step), kind, step)
+
+    return Column(label, kind, cell, title)
 
 
-def step_cell(value: Any, kind: str, step: Step | None) -> Cell:
-    """A cell that leads to the step it is of."""
+def _healing_column(label: str, kind: str, value: str | Callable[[StepRecord], Any], title: str) -> Column:
+    """A column of rows that are about results, with what a healed one's healing gave."""
+    column = step_column(label, kind, value, title)
+
+    def cell(result: Result) -> Cell:
+        step = result.step("heal") if result.role == HEALED else None
+        return column.cell(step) if step else EMPTY
+
+    return replace(column, cell=cell)
+
+
+def step_cell(value: Any, kind: str, step: StepRecord | None) -> Cell:
+    """A cell that leads to the step it is from."""
     return Cell(value, kind, steps=(step.key,) if step and value is not None else ())
 
 
 def _removed(result: Result) -> Cell:
-    step = result.first("plan", "prune")
     plans = {tuple(sorted(plan["removed"])) for plan in result.plans if plan.get("removed")}
-    if len(plans) > 1:
-        return step_cell(f"differs over {len(plans)} plans", "text", step)
-    return step_cell(show_layers(next(iter(plans))) if plans else None, "text", step)
+    if result.role == BASE or not plans:
+        return EMPTY
+    layers = show_layers(next(iter(plans))) if len(plans) == 1 else f"differs over {len(plans)} plans"
+    return step_cell(layers, "text", result.step("plan", "prune"))
 
 
-def _of_healing(key: str, kind: str) -> Callable[[Result], Cell]:
-    def cell(result: Result) -> Cell:
-        step = result.first("heal")
-        return step_cell(step.result.get(key) if step else None, kind, step)
-
-    return cell
+def _heal_time(result: Result) -> Cell:
+    if result.role != HEALED:
+        return EMPTY
+    return step_cell(result.seconds("heal"), "seconds", result.step("heal"))
 
 
-def _held_out(result: Result) -> Cell:
-    step = result.first("heal")
-    loss = (step.result.get("loss") or {}).get("held_out") if step else None
-    return step_cell(loss, "loss", step)
+def _make_time(result: Result) -> Cell:
+    if result.role == BASE:
+        return EMPTY
+    return step_cell(result.seconds("score", "plan", "prune", "heal"), "seconds", result.step("heal", "prune"))
 
 
-def _heal_seconds(result: Result) -> Cell:
-    return step_cell(result.seconds("heal"), "seconds", result.first("heal"))
-
-
-def make_seconds(result: Result) -> Cell:
-    """Time of all but evaluation."""
-    return step_cell(result.seconds(*MAKING), "seconds", result.first("heal", "prune"))
-
-
-def _collapse(result: Result) -> Cell:
+def _free_text(result: Result) -> Cell:
     """What a free text says of the model: nothing where it was not looked at."""
-    step = result.judged
-    found = (step.result.get("collapse") or {}) if step else {}
-    fallen = listed([str(name).replace("_", " ") for name in found.get("fallen") or ()])
-    words = (f"collapsed: {fallen}" if fallen else "collapsed") if found.get("collapsed") else "not collapsed"
-    return step_cell(words if found else None, "text", step)
+    step = result.evaluation
+    collapse = (step.result.get("collapse") or {}) if step else {}
+    signs = listed([str(name).replace("_", " ") for name in collapse.get("fallen") or ()])
+    words = (f"collapsed: {signs}" if signs else "collapsed") if collapse.get("collapsed") else "not collapsed"
+    return step_cell(words if collapse else None, "text", step)
 
 
-def extra_cells(result: Result, extras: Sequence[Extra]) -> list[Cell]:
-    """What stands beside a result's measures."""
-    return [cell(result) for _, cell in extras]
+def _held_out(step: StepRecord) -> float | None:
+    return (step.result.get("loss") or {}).get("held_out")
 
 
-def trial_numbers(result: Result) -> tuple[int, ...]:
-    """The trials that a result is of."""
-    return tuple(trial.number for trial in result.trials)
-
-
-REMOVED: Extra = (Column("removed", "layers removed", "text", title="numbered from 0 in the unpruned model"), _removed)
-TRAINABLE: Extra = (
-    Column("trainable", "trained", "parameters", title="parameters that healing trains"),
-    _of_healing("trainable_parameters", "parameters"),
+REMOVED = Column("layers removed", "text", _removed, "numbered from 0 in the unpruned model")
+TRAINABLE = _healing_column("trained", "parameters", "trainable_parameters", "parameters that healing trains")
+HELD_OUT = _healing_column(
+    "held-out loss", "loss", _held_out, "lowest loss on samples that were not trained on, nats per token"
 )
-HELD_OUT: Extra = (
-    Column("held_out", "held-out loss", "loss", -1, "lowest loss on samples that were not trained on, nats per token"),
-    _held_out,
-)
-HEAL_TIME: Extra = (Column("seconds", "time", "seconds", -1, "time that healing took"), _heal_seconds)
-HEAL_MEMORY: Extra = (
-    Column("memory", "memory", "bytes", -1, "most memory the process held while it healed"),
-    _of_healing("peak_rss_bytes", "bytes"),
-)
-MAKE_TIME: Extra = (
-    Column("seconds", "time to make", "seconds", -1, "scoring, pruning and healing; evaluation is not counted"),
-    make_seconds,
-)
-COLLAPSE: Extra = (
-    Column(
-        "collapse",
-        "free text",
-        "text",
-        title="collapsed: loops, few words or silence",
-    ),
-    _collapse,
-)
+HEAL_TIME = Column("time", "seconds", _heal_time, "time that healing took")
+HEAL_MEMORY = _healing_column("memory", "bytes", "peak_rss_bytes", "most memory the process held while it healed")
+MAKE_TIME = Column("time to make", "seconds", _make_time, "scoring, pruning and healing; evaluation is not counted")
+FREE_TEXT = Column("free text", "text", _free_text, "collapsed: loops, few words or silence")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from shortstack.machine.formats import number, size
+from shortstack.machine.formats import duration, number, size
 
 MISSING, INFINITE, NO_NUMBER, MINUS = "–", "∞", "NaN", "−"  # noqa: RUF001  the signs that typography has for them
 
 
 def shown(value: float | str | None, kind: str) -> str:
-    """A value of a kind: share (as percent), perplexity, number, loss, count, parameters, bytes, seconds, rate, ratio, text.
+    """A value of a kind: one of FORMS, or text.
 
     >>> shown(0.5268, "share"), shown(11.254, "perplexity"), shown(1_179_680_000, "parameters"), shown(None, "share")
     ('52.7', '11.25', '1.18 B', '–')
-    >>> shown(float("inf"), "perplexity"), shown(7931.4, "seconds"), shown(-0.217, "change")
-    ('∞', '2 h 12 min', '−21.7%')
+    >>> shown(float("inf"), "perplexity"), shown(7931.4, "seconds"), shown(0.034, "seconds"), shown(-0.217, "percent")
+    ('∞', '2 h 12 min', '0.03 s', '−22%')
     """  # noqa: RUF002
     if value is None:
         return MISSING
@@ -36,10 +37,10 @@ def uncertainty(value: float, stderr: float | None, kind: str) -> str:
     """
     if stderr is None or not math.isfinite(stderr) or not math.isfinite(value):
         return ""
-    said = shown(value, kind)
-    if "e" in said:
+    text = shown(value, kind)
+    if "e" in text:
         return f"{stderr:.1g}"
-    return f"{100 * stderr if kind == 'share' else stderr:,.{len(said.partition('.')[2])}f}"
+    return f"{100 * stderr if kind == 'share' else stderr:,.{len(text.partition('.')[2])}f}"
 
 
 def points(difference: float) -> str:
@@ -48,21 +49,8 @@ def points(difference: float) -> str:
     >>> points(0.0123), points(-0.004)
     ('1.2 points', '−0.4 points')
     """  # noqa: RUF002
-    said = f"{100 * difference:.1f}"
-    return f"{said.replace('-', MINUS)} point{'s' * (said not in ('1.0', '-1.0'))}"
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> [duration(s) for s in (0.034, 8.2, 75, 7931, 200_000)]
-    ['0.03 s', '8.2 s', '1 min 15 s', '2 h 12 min', '55 h 33 min']
-    """
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
+    text = f"{100 * difference:.1f}"
+    return f"{text.replace('-', MINUS)} point{'s' * (text not in ('1.0', '-1.0'))}"
 
 
 def _parameters(value: float) -> str:
@@ -77,23 +65,17 @@ def _perplexity(value: float) -> str:
     return number(value) if value >= 999.95 else f"{value:#.4g}"
 
 
-def _change(value: float) -> str:
-    return f"{100 * value:+.1f}%".replace("-", MINUS)
-
-
-FORMS = {
+FORMS: dict[str, Callable[[float], str]] = {
     "share": lambda value: f"{100 * value:.1f}",
-    "percent": lambda value: f"{100 * value:.0f}%",
+    "percent": lambda value: f"{100 * value:.0f}%".replace("-", MINUS),
     "perplexity": _perplexity,
     "number": lambda value: f"{value:,.4g}",
     "loss": lambda value: f"{value:.3f}",
     "count": lambda value: f"{value:,.0f}",
     "parameters": _parameters,
     "bytes": size,
-    "seconds": duration,
+    "seconds": lambda value: f"{value:.2f} s" if value < 1 else duration(value),
     "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
-    "ratio": lambda value: f"{value:.2f} x",
-    "change": _change,
 }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 FACTORS = ("model", "drop", "metric", "calibration", "strategy", "repair", "heal", "data")
-NONE = {
+PLAIN = {  # what the levels are called at which a setting does without
     "drop": "named layers",
     "calibration": "none",
     "strategy": "one-shot",
@@ -17,6 +17,7 @@ NONE = {
     "data": "none",
 }
 DATA = ("data", "max_samples")  # of healing's settings, those that are a factor of their own
+PATHS = ("/", "./", "../")  # what a path begins with
 NAMES = ("method", "text", "source", "data")
 
 
@@ -29,25 +30,24 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     [{'model': 'demo', 'drop': '25%', 'metric': 'bi', 'calibration': 'none', 'strategy': 'one-shot',
       'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
     """
-    shorter = tails(each for settings in all_settings for each in _texts(settings))
-    all_settings = [_replaced(settings, shorter) for settings in all_settings]
-    named = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
+    texts: dict[str, str] = {}
+    _with_texts(all_settings, lambda text: texts.setdefault(text, text))
+    all_settings = _with_texts(all_settings, short_paths(texts).__getitem__)
+    healings = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
     repairs = {json.dumps(each["repair"], sort_keys=True) for each in all_settings if each.get("repair")}
-    return [_factors(settings, named, one_repair=len(repairs) == 1) for settings in all_settings]
+    return [_factors(settings, healings, one_repair=len(repairs) == 1) for settings in all_settings]
 
 
-def _factors(settings: Mapping[str, Any], named: Mapping[str, str], *, one_repair: bool) -> dict[str, str]:
-    found = {name: value for name, value in settings.items() if name != "seed"}
-    heal = found.get("heal")
+def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_repair: bool) -> dict[str, str]:
+    levels = {name: value for name, value in settings.items() if name != "seed"}
+    heal, repair = levels.get("heal"), levels.get("repair")
     if isinstance(heal, Mapping):
-        found["heal"] = named[_kind(heal)]
-        found["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
-    if found.get("repair"):
-        found["repair"] = (
-            "repaired" if one_repair or found["repair"] is True else f"repaired on {words(found['repair'])}"
-        )
-    known = {name: words(found.pop(name, None), NONE.get(name, "none")) for name in FACTORS}
-    return known | {name: words(value, "none") for name, value in sorted(found.items())}
+        levels["heal"] = healings[_kind(heal)]
+        levels["data"] = {key: heal[key] for key in DATA if heal.get(key) is not None}
+    if repair:
+        levels["repair"] = "repaired" if one_repair or repair is True else f"repaired on {words(repair)}"
+    first = {name: words(levels.pop(name, None), PLAIN.get(name, "none")) for name in FACTORS}
+    return first | {name: words(value) for name, value in sorted(levels.items())}
 
 
 def healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -56,19 +56,17 @@ def healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     Otherwise its method, with those options that not all ways have alike.
     """
     kinds = {_kind(heal): _options(heal) for heal in heals}
-    names: dict[str, set[str]] = {}
-    for heal in heals:
-        names.setdefault(_kind(heal), set()).add(str(heal.get("name") or ""))
-    uses = Counter(name for known in names.values() for name in known)
+    names = {kind: {str(heal.get("name") or "") for heal in heals if _kind(heal) == kind} for kind in kinds}
+    uses = Counter(name for some in names.values() for name in some)
     every = {key for options in kinds.values() for key in options}
     differ = {key for key in every if len({json.dumps(options.get(key)) for options in kinds.values()}) > 1}
-    found = {}
+    labels = {}
     for kind, options in kinds.items():
         name = next(iter(names[kind]))
-        alone = len(names[kind]) == 1 and name and uses[name] == 1
         telling = {key: value for key, value in options.items() if key == "method" or key in differ}
-        found[kind] = name if alone else words(telling, "healed")
-    return found
+        alone = len(names[kind]) == 1 and name and uses[name] == 1
+        labels[kind] = name if alone else words(telling, "healed")
+    return labels
 
 
 def _options(heal: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,59 +88,51 @@ def words(value: Any, none: str = "none") -> str:
     if value is True:
         return "yes"
     if isinstance(value, Mapping):
-        return _of_mapping({key: item for key, item in value.items() if item is not None})
+        return _mapping_words({key: item for key, item in value.items() if item is not None})
     if isinstance(value, list | tuple):
         return ":".join(words(item) for item in value)
     return str(value)
 
 
-def _of_mapping(value: Mapping[str, Any]) -> str:
+def _mapping_words(value: Mapping[str, Any]) -> str:
     name = next((name for name in NAMES if name in value), None)
     windows = f" {value['samples']} x {value['length']}" if {"samples", "length"} <= value.keys() else ""
-    said = {name, *(("samples", "length") if windows else ())}
-    others = ", ".join(_named(key, item) for key, item in value.items() if key not in said)
+    spoken = {name, *(("samples", "length") if windows else ())}
+    others = ", ".join(_option_words(key, item) for key, item in value.items() if key not in spoken)
     if name is None:
         return windows.strip() + others
     return f"{value[name]}{windows}" + (f" ({others})" if others else "")
 
 
-def tails(names: Iterable[str]) -> dict[str, str]:
-    """Of each path as many of its last parts as tell it from the others; any other name as it is.
+def _option_words(key: str, value: Any) -> str:
+    name = key.replace("_", " ")
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {words(value)}"
 
-    >>> tails(["/a/b/text.txt", "/a/c/text.txt", "/a/model", "org/name"])
+
+def short_paths(names: Iterable[str]) -> dict[str, str]:
+    """Names in short: as many last parts of a path as tell it from the others; any other name as it is.
+
+    >>> short_paths(["/a/b/text.txt", "/a/c/text.txt", "/a/model", "org/name"])
     {'/a/b/text.txt': 'b/text.txt', '/a/c/text.txt': 'c/text.txt', '/a/model': 'model', 'org/name': 'org/name'}
     """
-    known = list(dict.fromkeys(names))
-    found = {}
-    for name in known:
-        parts = name.rstrip("/").split("/") if name.startswith(("/", "./", "../")) else [name]
+    shorter = dict.fromkeys(names, "")
+    for name in shorter:
+        parts = name.rstrip("/").split("/") if name.startswith(PATHS) else [name]
         ends = ("/".join(parts[-amount:]) for amount in range(1, len(parts)))
-        found[name] = next(
-            (end for end in ends if not any(_ends(other, end) for other in known if other != name)), name
-        )
-    return found
+        others = [f"/{other}".rstrip("/") for other in shorter if other != name]
+        shorter[name] = next((end for end in ends if not any(other.endswith(f"/{end}") for other in others)), name)
+    return shorter
 
 
-def _ends(name: str, end: str) -> bool:
-    return name == end or name.rstrip("/").endswith(f"/{end}")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in settings, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
-
-
-def _replaced(value: Any, shorter: Mapping[str, str]) -> Any:
-    """The same settings with other texts."""
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The same settings, every text in them changed, however deep it is."""
     if isinstance(value, Mapping):
-        return {key: _replaced(item, shorter) for key, item in value.items()}
+        return {key: _with_texts(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_replaced(item, shorter) for item in value]
-    return shorter.get(value, value) if isinstance(value, str) else value
+        return [_with_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def brief(name: str, length: int = 40) -> str:
@@ -153,23 +143,16 @@ def brief(name: str, length: int = 40) -> str:
     """
     if len(name) <= length:
         return name
-    if name.startswith(("/", "./", "../")):
+    if name.startswith(PATHS):
         return f"…{name[1 - length :]}"
     tail = (length - 1) * 2 // 5
     return f"{name[: length - 1 - tail]}…{name[-tail:]}"
 
 
-def _named(key: str, value: Any) -> str:
-    name = key.replace("_", " ")
-    if isinstance(value, bool):
-        return name if value else f"no {name}"
-    return f"{name} {words(value)}"
-
-
 def varying(all_factors: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
     """The factors with more than one level, and their levels in the order in which they come."""
     levels: dict[str, dict[str, None]] = {}
-    for found in all_factors:
-        for name, level in found.items():
+    for factors_of_trial in all_factors:
+        for name, level in factors_of_trial.items():
             levels.setdefault(name, {})[level] = None
-    return {name: list(known) for name, known in levels.items() if len(known) > 1}
+    return {name: list(some) for name, some in levels.items() if len(some) > 1}

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from shortstack.report.labels import brief
 from shortstack.report.table import ABOVE, BELOW, NEAR, Block, Cell, Table
 
-PACKAGES = ("booktabs", "graphicx", "rotating")
-UPRIGHT = 96  # characters of a row: a wider table is turned
-LINES, LINES_TURNED = 46, 28  # of a table that fits a page beside its caption
+PACKAGES = ("array", "booktabs", "fix-cm", "longtable", "pdflscape")
+LARGEST = 8  # points: the size of letters, where a row of that size fits the line
+CHARACTER = 0.68  # its width, in sizes of the letters; small ones are wider
+UPRIGHT = 64  # sizes of the letters in a row: a wider table is turned
+LONG = 40  # characters, after which the text of a column is wrapped
+WRAPPED = rf">{{\raggedright\arraybackslash}}p{{{2 * CHARACTER * LONG:.0f}\tabcolsep}}"
+# The size is that of which so many fit the line. Column separation is half of it, and the unit of wrapped columns.
+SIZE = (
+    r"\dimen0=\dimexpr\linewidth/{}\relax \ifdim\dimen0>{}pt \dimen0={}pt\fi"
+    r"\fontsize{{\dimen0}}{{1.25\dimen0}}\selectfont \tabcolsep=0.5\dimen0 \LTcapwidth=\linewidth"
+)
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -31,70 +41,49 @@ LATEX = {
 
 
 def latex(tables: Sequence[Table]) -> str:
-    r"""Every table as floats: best in bold, second best underlined.
+    r"""Every table as a longtable: best in bold, second best underlined.
 
-    Load PACKAGES, and \input{FILE}. A long table goes on in further floats; a wide one is turned,
-    and made smaller if it is wider than the page still.
+    Load PACKAGES, and \input{FILE}. A table goes on over pages; a wide one is turned, and its letters are as small as its
+    rows need to fit the page.
     """
-    return "\n\n".join(_float(table, blocks, first=not n) for table in tables for n, blocks in enumerate(_parts(table)))
+    return "\n\n".join(map(_longtable, tables))
 
 
-def _turned(table: Table) -> bool:
-    """Whether its rows are too long for an upright page."""
-    columns = [[column.label, *(_plain(row.cells[n]) for row in table.rows)] for n, column in enumerate(table.columns)]
-    widths = [max(map(len, cells)) + 2 for cells in [[row.label for row in table.rows], *columns]]
-    return sum(widths) > UPRIGHT
-
-
-def _parts(table: Table) -> list[list[Block]]:
-    """The blocks of each page; one that does not fit whole begins a page, one longer than a page goes on."""
-    room = LINES_TURNED if _turned(table) else LINES
-    parts, left = [list[Block]()], room
-    for block in table.blocks:
-        title, rows = block.title, block.rows
-        while rows:
-            if parts[-1] and len(rows) + 2 > left:
-                parts.append([])
-                left = room
-            parts[-1].append(Block(title, rows[: room - 2]))
-            left -= len(parts[-1][-1].rows) + 2
-            title, rows = f"{block.title}, continued" if block.title else "", rows[room - 2 :]
-    return parts
-
-
-def _float(table: Table, blocks: Sequence[Block], *, first: bool) -> str:
-    kind = "sidewaystable" if _turned(table) else "table"
-    said = " ".join([f"{table.title}.", table.finding, table.legend("Bold", "underlined")])
-    return "\n".join(
-        [
-            rf"\begin{{{kind}}}",
-            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-            rf"\caption{{{latex_text(said if first else f'{table.title}, continued.')}}}",
-            *([rf"\label{{tab:{table.key}}}"] if first else []),
-            r"\vspace{6pt}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            *_tabular(table, blocks),
-            "}",
-            rf"\end{{{kind}}}",
-        ]
-    )
-
-
-def _tabular(table: Table, blocks: Sequence[Block]) -> list[str]:
-    head = [table.heading, *(column.label for column in table.columns)]
+def _longtable(table: Table) -> str:
+    layout, width = _layout(table)
+    head = " & ".join(map(latex_text, table.headings)) + r" \\ \midrule"
+    caption = latex_text(" ".join([f"{table.title}.", table.finding, table.legend("Bold", "underlined")]))
     lines = [
-        rf"\begin{{tabular}}{{l{''.join('l' if column.kind == 'text' else 'r' for column in table.columns)}}}",
-        r"\toprule",
-        " & ".join(latex_text(name) for name in head) + r" \\",
+        r"\begingroup" + SIZE.format(math.ceil(width), LARGEST, LARGEST),
+        rf"\begin{{longtable}}{{{''.join(layout)}}}",
+        rf"\caption{{{caption}}}\label{{tab:{table.key}}} \\ \toprule",
+        rf"{head} \endfirsthead",
+        rf"\caption[]{{{latex_text(table.title)}, continued.}} \\ \toprule",
+        rf"{head} \endhead",
+        r"\bottomrule \endfoot",
+        r"\midrule".join(_block(block, len(layout)) for block in table.blocks),
+        r"\end{longtable}",
+        r"\endgroup",
     ]
-    for block in blocks:
-        lines.append(r"\midrule")
-        if block.title:
-            lines.append(rf"\multicolumn{{{len(head)}}}{{l}}{{\emph{{{latex_text(block.title)}}}}} \\")
-        lines += [
-            " & ".join([latex_text(row.label), *(_written(cell) for cell in row.cells)]) + r" \\" for row in block.rows
-        ]
-    return [*lines, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([r"\begin{landscape}", *lines, r"\end{landscape}"] if width > UPRIGHT else lines)
+
+
+def _layout(table: Table) -> tuple[list[str], float]:
+    """The type of each column, and how wide a row is, in sizes of its letters."""
+    layout, width = [], 0.0
+    rows = [table.headings, *([row.label, *map(_plain, row.cells)] for row in table.rows)]
+    for cells, kind in zip(zip(*rows, strict=True), ["text", *(column.kind for column in table.columns)], strict=True):
+        length = max(map(len, cells))
+        wrapped = kind == "text" and length > LONG
+        layout.append(WRAPPED if wrapped else "l" if kind == "text" else "r")
+        width += CHARACTER * (LONG if wrapped else length) + 1
+    return layout, width
+
+
+def _block(block: Block, columns: int) -> str:
+    title = rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{latex_text(brief(block.title, 90))}}}}} \\*" + "\n"
+    rows = [" & ".join([latex_text(_short(row.label)), *map(_written, row.cells)]) + " \\\\\n" for row in block.rows]
+    return "\n" + (title if block.title else "") + "".join(rows)
 
 
 def latex_text(text: str) -> str:
@@ -108,10 +97,16 @@ def latex_text(text: str) -> str:
 
 
 def _written(cell: Cell) -> str:
-    text = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}.get(cell.judgement.place, "{}").format(latex_text(cell.text))
-    error = rf" {{\scriptsize {latex_text(f'±{cell.error}')}}}" if cell.error else ""
-    return text + error + (f"$^{{{latex_text(cell.marks).replace('$', '')}}}$" if cell.marks else "")
+    form = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}.get(cell.judgement.place, "{}")
+    error = f" {latex_text(f'±{cell.error}')}" if cell.error else ""
+    marks = f"$^{{{latex_text(cell.marks).replace('$', '')}}}$" if cell.marks else ""
+    return form.format(latex_text(_short(cell.text))) + error + marks
 
 
 def _plain(cell: Cell) -> str:
     return f"{cell.text} ±{cell.error}{cell.marks}" if cell.error else cell.text
+
+
+def _short(text: str) -> str:
+    """A text without a word that is too long for a column."""
+    return " ".join(brief(word) for word in text.split())

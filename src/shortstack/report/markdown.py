@@ -7,34 +7,29 @@ import io
 import re
 from collections.abc import Sequence
 
-from shortstack.report.table import Cell, Row, Table
+from shortstack.report.table import Cell, Table, TableRow
 
 
 def markdown(title: str, opening: str, tables: Sequence[Table]) -> str:
     """A page of Markdown: best in bold, second best in italics."""
     parts = [f"# {markdown_text(title)}", markdown_text(opening)]
     for table in tables:
-        parts += [
-            f"## {table.title}",
-            markdown_text(table.finding),
-            _markdown_table(table),
-            table.legend("**bold**", "*italic*"),
-        ]
+        legend = table.legend("**bold**", "*italic*")
+        parts += [f"## {table.title}", markdown_text(table.finding), _markdown_table(table), legend]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _markdown_table(table: Table) -> str:
-    head = [table.heading, *(column.label for column in table.columns)]
     rules = ["---", *("---" if column.kind == "text" else "---:" for column in table.columns)]
-    rows = [[markdown_text(name) for name in head], rules]
+    rows = [[markdown_text(name) for name in table.headings], rules]
     for block in table.blocks:
         if block.title:
             rows.append([f"**{markdown_text(block.title)}**", *[""] * len(table.columns)])
-        rows += [[_markdown_label(row), *(_written(cell) for cell in row.cells)] for row in block.rows]
+        rows += [[_label(row), *(_written(cell) for cell in row.cells)] for row in block.rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _markdown_label(row: Row) -> str:
+def _label(row: TableRow) -> str:
     return f"*{markdown_text(row.label)}*" if row.base else markdown_text(row.label)
 
 
@@ -54,25 +49,22 @@ def _written(cell: Cell) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """A row for each row, numbers in full: the value of a column and beside it, where it has one, its standard error.
+    """The rows with their numbers in full, each beside its standard error where its column has them.
 
     Settings that the row's block is about stand in the first column; shares are from 0 to 1, times in seconds.
     """
-    errors = [any(row.cells[number].stderr is not None for row in table.rows) for number in range(len(table.columns))]
-    head = ["block", table.heading]
-    for column, spread in zip(table.columns, errors, strict=True):
-        head += [column.label, f"{column.label} s.e."] if spread else [column.label]
+    spreads = [any(row.cells[place].stderr is not None for row in table.rows) for place in range(len(table.columns))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
+    heads = [[column.label, f"{column.label} s.e."] for column in table.columns]
+    writer.writerow(["block", table.heading, *_flat(heads, spreads)])
     for block in table.blocks:
         for row in block.rows:
-            cells: list[object] = [block.title, row.label]
-            for cell, spread in zip(row.cells, errors, strict=True):
-                cells += [_plain(cell.value), _plain(cell.stderr)] if spread else [_plain(cell.value)]
-            writer.writerow(cells)
+            cells = [[cell.value, cell.stderr] for cell in row.cells]
+            writer.writerow([block.title, row.label, *_flat(cells, spreads)])
     return out.getvalue()
 
 
-def _plain(value: float | str | None) -> float | str:
-    return "" if value is None else value
+def _flat(pairs: Sequence[Sequence[object]], spreads: Sequence[bool]) -> list[object]:
+    """Both of each pair where the column has standard errors, else the first."""
+    return [each for pair, spread in zip(pairs, spreads, strict=True) for each in pair[: 1 + spread]]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shortstack.machine.files import check_new, whole
 from shortstack.report import markdown
-from shortstack.report.findings import Findings, findings
+from shortstack.report.findings import Findings
 from shortstack.report.latex import latex
 from shortstack.report.page import FIRST_LINE, render
 from shortstack.report.summary import opening
@@ -26,7 +26,7 @@ from shortstack.runs.records import read
 class Report:
     """A study's tables, to be written in any form."""
 
-    found: Findings
+    findings: Findings
     tables: Sequence[Table]
 
     @classmethod
@@ -34,21 +34,21 @@ class Report:
         """The tables of a study's folder, or of what was read from one.
 
         Raises:
-            InputError: there is no store in the folder.
+            InputError: there is no store in the folder, or scipy is not installed and it has outcomes of documents.
             DataError: it is no store of a study.
         """
-        found = findings(runs if isinstance(runs, Runs) else read(runs))
-        return cls(found, all_tables(found))
+        findings = Findings.of(runs if isinstance(runs, Runs) else read(runs))
+        return cls(findings, all_tables(findings))
 
     def html(self) -> str:
         """One page that needs no network and no other file."""
-        return render(self.found, self.tables, version=version("shortstack"))
+        return render(self.findings, self.tables, version=version("shortstack"))
 
     def markdown(self) -> str:
-        return markdown.markdown(self.found.runs.title, opening(self.found), self.tables)
+        return markdown.markdown(self.findings.runs.title, opening(self.findings), self.tables)
 
     def latex(self) -> str:
-        """The tables for a paper that loads the packages booktabs, graphicx and rotating."""
+        """The tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""
         return latex(self.tables) + "\n"
 
     def csv(self) -> dict[str, str]:
@@ -60,7 +60,7 @@ def write_report(runs: str | Path, output: str | Path) -> Path:
     """Write the page of a study; only a page that a report wrote before is replaced.
 
     Raises:
-        InputError: there is no store in the folder.
+        InputError: there is no store in the folder, or scipy is not installed and it has outcomes of documents.
         DataError: it is no store of a study.
         OutputError: the output is something else, or cannot be written.
     """
@@ -76,19 +76,20 @@ def check_page(output: Path) -> None:
         check_new(output)
 
 
-def write_page(made: Report, output: Path) -> None:
+def write_page(report: Report, output: Path) -> None:
+    """Write the page, whole or not at all; check_page says whether it may be."""
     with whole(output) as partial:
-        partial.write_text(made.html(), encoding="utf-8")
+        partial.write_text(report.html(), encoding="utf-8")
 
 
-def write_csv(made: Report, folder: Path) -> None:
+def write_csv(report: Report, folder: Path) -> None:
     """Write a CSV file for each table into a new folder.
 
     Raises:
-        OutputError: the folder exists or cannot be made.
+        OutputError: the folder exists or cannot be report.
     """
     check_new(folder)
     folder.mkdir()
-    for name, text in made.csv().items():
+    for name, text in report.csv().items():
         with whole(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")

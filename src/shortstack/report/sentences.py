@@ -1,23 +1,26 @@
-"""What tables say, in sentences; every word that could be otherwise is computed from the rows."""
+"""What tables say, in sentences; every word that could be otherwise is computed from the rows.
+
+Each function gives the sentences of one kind: none where there is nothing to say.
+"""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
-from shortstack.evaluation.paired import holm
-from shortstack.report.findings import Findings, Group
-from shortstack.report.format import MINUS, MISSING, counted, duration, listed, points, shown
-from shortstack.report.labels import NONE, brief
+from shortstack.report.findings import Findings, MatchedGroup
+from shortstack.report.format import MINUS, MISSING, counted, listed, points, shown, uncertainty
+from shortstack.report.labels import PLAIN, brief
 from shortstack.report.results import AVERAGE, Measure, Result
-from shortstack.report.significance import Difference, difference
+from shortstack.report.significance import corrected, difference
 from shortstack.runs import Runs
-from shortstack.runs.records import Step
+from shortstack.runs.records import StepRecord
 
-SURE = 0.05
+Sentences = Callable[[Findings, Sequence[MatchedGroup]], list[str]]
+AGAINST_PLAIN = {"strategy": ("Step by step", "all at once"), "repair": ("With repair", "without")}
 DOING = {
     "score": "scoring",
     "plan": "planning",
@@ -28,67 +31,126 @@ DOING = {
     "profile": "profiling",
 }
 
-
-def of_metrics(found: Findings, compared: Sequence[Group]) -> str:
-    return " ".join([*_winners(found, compared), *_kept(found, compared)])
+# What the groups of a table of one factor say
 
 
-def of_healing(found: Findings, compared: Sequence[Group]) -> str:
-    return " ".join([*_winners(found, compared), *_healed_back(found, compared), *_times(compared)])
+def winners(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
+    """Which level is best, how often, by how much, and how often that may be chance."""
+    leaders = [(group, ranked[0], ranked[1]) for group in groups if len(ranked := findings.ranked(group.results)) > 1]
+    if not leaders:
+        return []
+    unsure = sum(not difference(best, other).significant for _, (_, best), (_, other) in leaders)
+    if len(leaders) == 1:
+        group, (first, best), (second, other) = leaders[0]
+        against = f"{score_text(best)} against {score_text(other)} of {group.level(second)}"
+        return [f"{group.level(first)} is best, with {against}{', which is within noise' if unsure else ''}."]
+    wins = Counter(group.level(first) for group, (first, _), _ in leaders)
+    order = listed([f"{name} in {count}" for name, count in wins.most_common(3)])
+    by = _median_gap(findings, [best.better - other.better for _, (_, best), (_, other) in leaders])
+    some = "all" if unsure == len(leaders) else unsure or "none"
+    return [
+        f"The {headline(findings)} is best with {order} of {counted(len(leaders), 'comparison')}{by}.",
+        f"In {some} of them the second best is within noise of it.",
+    ]
 
 
-def of_strategies(found: Findings, compared: Sequence[Group]) -> str:
-    pairs = _against_plain(compared, "strategy")
-    said = [*_pairwise(found, pairs, "Step by step", "all at once"), *_slower(pairs)]
-    return " ".join(said or _winners(found, compared))
+def kept_of_unpruned(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
+    """How much of the unpruned model's score the best setting of all keeps."""
+    kept: list[tuple[float, str]] = []
+    for group in groups:
+        base, ranked = findings.score(group.base), findings.ranked(group.results)
+        if base and base.kind == "share" and base.value > 0 and ranked:
+            kept.append((ranked[0][1].value / base.value, group.title))
+    if not kept:
+        return []
+    share, title = max(kept, key=lambda pair: pair[0])
+    where = f" ({title})" if title else ""
+    return [f"At most {shown(share, 'percent')} of the unpruned model's {headline(findings)} is kept{where}."]
 
 
-def of_calibrations(found: Findings, compared: Sequence[Group]) -> str:
+def healed_back(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
+    """The share of what pruning lost that the best healing brings back."""
+    shares = []
+    for group in groups:
+        base, cut, ranked = findings.score(group.base), findings.score(group.unhealed), findings.ranked(group.results)
+        if base and cut and ranked and 0 < (lost := base.better - cut.better) < math.inf:
+            shares.append((ranked[0][1].better - cut.better) / lost)
+    if not shares:
+        return []
+    share = shown(median(shares), "percent")
+    return [f"The best healing brings back {share} of what pruning lost{_in_the_median(shares)}."]
+
+
+def healing_times(_findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
+    """The fastest and the slowest way to heal."""
+    times: dict[str, list[float]] = {}
+    for group in groups:
+        for each in group.results:
+            if seconds := each.seconds("heal"):
+                times.setdefault(group.level(each), []).append(seconds)
+    if len(times) < 2:
+        return []
+    middle = {name: median(seconds) for name, seconds in times.items()}
+    fast, slow = min(middle, key=middle.__getitem__), max(middle, key=middle.__getitem__)
+    shortest, longest = (shown(middle[name], "seconds") for name in (fast, slow))
+    return [f"{fast} is quickest ({shortest} in the median), {slow} slowest ({longest})."]
+
+
+def against_plain(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
+    """How often what a factor adds is better than its plain level, by how much, and how often beyond chance."""
+    pairs = [(findings.score(ours), findings.score(plain)) for ours, plain in _pairs(groups)]
+    changes = [difference(ours, plain) for ours, plain in pairs if ours and plain]
+    if not changes:
+        return []
+    one, other = AGAINST_PLAIN[groups[0].factor]
+    better = sum(change.value > 0 for change in changes)
+    beyond = sum(bool(change and change.significant) for change in corrected(changes))
+    by = _median_gap(findings, [change.value for change in changes], nats=True)
+    return [
+        f"{one} the {headline(findings)} is better than {other} in {better} of {counted(len(changes), 'comparison')}{by}; "
+        f"{beyond or 'none'} of the differences {'is' if beyond < 2 else 'are'} beyond chance."
+    ]
+
+
+def slower(_findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
+    """How much longer healing takes; scores are shared between settings, and their time says nothing of one."""
+    times = [(ours.seconds("heal"), plain.seconds("heal")) for ours, plain in _pairs(groups)]
+    ratios = [ours / plain for ours, plain in times if ours and plain]
+    return [f"Healing takes {median(ratios):.1f} times as long in the median."] if ratios else []
+
+
+def calibration_spans(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
     """How far each metric moves over the calibrations, and whether its layers do."""
-    spans: dict[str, list[float]] = {}
-    for group in compared:
-        values = [
-            score.better for each in group.results if (score := found.score(each)) and math.isfinite(score.better)
-        ]
+    spans: list[tuple[float, str]] = []
+    moved = 0
+    for group in groups:
+        values = [score.better for _, score in findings.ranked(group.results) if math.isfinite(score.better)]
         if len(values) > 1:
-            spans.setdefault(group.results[0].factors["metric"], []).append(max(values) - min(values))
-    moved = sum(
-        len({tuple(plan["removed"]) for each in group.results for plan in each.plans if "removed" in plan}) > 1
-        for group in compared
-    )
-    told = [f"Other calibration text changes which layers go in {moved} of {counted(len(compared), 'comparison')}."]
+            spans.append((max(values) - min(values), group.results[0].factors["metric"]))
+        plans = [plan for each in group.results for plan in each.plans if "removed" in plan]
+        moved += len({tuple(plan["removed"]) for plan in plans}) > 1
+    words = [f"Other calibration text changes which layers go in {moved} of {counted(len(groups), 'comparison')}."]
     if spans:
-        most = max(spans, key=lambda metric: max(spans[metric]))
-        middle = statistics.median(span for each in spans.values() for span in each)
-        told.append(
-            f"{column(found)} moves by {_gap(found, middle)} in the median, "
-            f"at most by {_gap(found, max(spans[most]))}, with {most}."
+        middle, (most, metric) = median(span for span, _ in spans), max(spans, key=lambda pair: pair[0])
+        words.append(
+            f"The {headline(findings)} moves by {_gap(findings, middle)} in the median, "
+            f"at most by {_gap(findings, most)}, with {metric}."
         )
-    return " ".join(told)
+    return words
 
 
-def of_data(found: Findings, compared: Sequence[Group]) -> str:
-    return " ".join(_winners(found, compared))
+# What the other tables say
 
 
-def of_repairs(found: Findings, compared: Sequence[Group]) -> str:
-    return " ".join(_pairwise(found, _against_plain(compared, "repair"), "With repair", "without"))
-
-
-def of_refits(repairs: Sequence[Mapping[str, Any]]) -> str:
+def about_refits(repairs: Sequence[Mapping[str, Any]]) -> str:
+    """In how many cuts repair helped, and how much it takes back."""
     shares = [share for repair in repairs if (share := regained(repair)) is not None]
+    kept = sum(bool(repair.get("kept", True)) for repair in repairs)
     if not shares:
         return ""
-    kept = sum(bool(repair.get("kept", True)) for repair in repairs)
-    middle = (
-        f" of {100 * statistics.median(shares):.0f}% in the median"
-        if len(shares) > 1
-        else f" of {100 * shares[0]:.0f}%"
-    )
-    return (
-        f"Repair lowered the held-out loss in {kept} of {counted(len(repairs), 'cut')}: "
-        f"it takes back a share{middle} of what the cut added."
-    )
+    lowered = f"Repair lowered the held-out loss in {kept} of {counted(len(repairs), 'cut')}"
+    middle = f"{shown(median(shares), 'percent')}{_in_the_median(shares)}"
+    return f"{lowered}: it takes back a share of {middle} of what the cut added."
 
 
 def regained(repair: Mapping[str, Any]) -> float | None:
@@ -99,229 +161,122 @@ def regained(repair: Mapping[str, Any]) -> float | None:
     return float((before - after) / (before - whole))
 
 
-def of_probes(found: Findings, columns: Sequence[str]) -> str:
+def about_probes(findings: Findings) -> str:
     """How often a shorter model writes worse than the unpruned one does, and how many have collapsed."""
     changes = [
         difference(each.measures[name], base.measures[name])
-        for each in found.results
-        if (base := found.bases.get(each.model))
-        for name in columns
+        for each in findings.results
+        if (base := findings.bases.get(each.model))
+        for name in findings.measured("probe")
         if name in each.measures and name in base.measures
     ]
-    worse = sum(sure(change) and change.value < 0 for change in changes)
-    told = f"In {worse} of {counted(len(changes), 'comparison')} a shorter model answers worse than its unpruned one"
-    steps = [step for each in found.results if (step := each.judged) and step.result.get("collapse")]
-    collapsed = sum(bool(step.result["collapse"].get("collapsed")) for step in steps)
-    some = f"{collapsed or 'None'} of {counted(len(steps), 'setting')} {'has' if collapsed < 2 else 'have'}"
-    answers = [f"{told}, beyond chance."] if changes else []
-    return " ".join([*answers, *([f"{some} collapsed in free text."] if steps else [])])
+    words = []
+    if changes:
+        worse = f"{sum(change.worse for change in changes)} of {counted(len(changes), 'comparison')}"
+        words.append(f"In {worse} a shorter model answers worse than its unpruned one, beyond chance.")
+    steps = [step for each in findings.results if (step := each.evaluation) and step.result.get("collapse")]
+    if steps:
+        collapsed = sum(bool(step.result["collapse"].get("collapsed")) for step in steps)
+        some = f"{collapsed or 'None'} of {counted(len(steps), 'setting')}"
+        words.append(f"{some} {'has' if collapsed < 2 else 'have'} collapsed in free text.")
+    return " ".join(words)
 
 
-def of_sizes(profiles: Sequence[tuple[str, str, Step]]) -> str:
-    """How much smaller and faster the shortest model is."""
-    told: list[str] = []
-    for model in dict.fromkeys(model for model, _, _ in profiles):
-        mine = [(name, step.result) for known, name, step in profiles if known == model]
-        (first, base), (name, short) = mine[0], mine[-1]
-        if len(mine) < 2 or name == first or not base.get("weight_bytes"):
+def about_sizes(profiles: Mapping[str, Mapping[str, StepRecord]]) -> str:
+    """How much smaller and faster the shortest size of each model is. profiles: by model and layers removed."""
+    words: list[str] = []
+    for model, sizes in profiles.items():
+        (_, base), (removed, short) = next(iter(sizes.items())), list(sizes.items())[-1]
+        if len(sizes) < 2 or not base.result.get("weight_bytes"):
             continue
-        less = 1 - short.get("weight_bytes", math.nan) / base["weight_bytes"]
-        faster = _speedups(base, short)
+        less = 1 - short.result.get("weight_bytes", math.nan) / base.result["weight_bytes"]
+        faster = _speedups(base.result, short.result)
         speed = f" and it writes {listed(faster)}" if faster else ""
-        told.append(
-            f"Without {counted(int(name), 'layer')} the weights of {brief(model)} are {100 * less:.0f}% smaller{speed}."
-        )
-    return " ".join(told)
+        without = f"Without {counted(int(removed), 'layer')} the weights of {brief(model)}"
+        words.append(f"{without} are {shown(less, 'percent')} smaller{speed}.")
+    return " ".join(words)
 
 
 def _speedups(base: Mapping[str, Any], short: Mapping[str, Any]) -> list[str]:
-    rates = {each["batch"]: each.get("decode_tokens_per_s") for each in base.get("speed") or ()}
+    before, after = (
+        {each["batch"]: each.get("decode_tokens_per_s") for each in result.get("speed") or ()}
+        for result in (base, short)
+    )
     return [
-        f"{each['decode_tokens_per_s'] / rates[each['batch']]:.2f} times as fast at batch {each['batch']}"
-        for each in short.get("speed") or ()
-        if rates.get(each["batch"]) and each.get("decode_tokens_per_s")
+        f"{rate / before[batch]:.2f} times as fast at batch {batch}"
+        for batch, rate in after.items()
+        if rate and before.get(batch)
     ]
 
 
-def of_costs(runs: Runs, uses: Mapping[str, int]) -> str:
-    """How long everything took, on what, and what sharing saved."""
+def about_costs(runs: Runs, uses: Mapping[str, int]) -> str:
+    """How long everything took, on what, and what sharing saved. uses: how many trials need each step."""
     done = [step for step in runs.steps.values() if step.state == "done" and step.seconds]
     if not done:
         return ""
-    total = sum(step.seconds or 0 for step in done)
-    saved = sum((step.seconds or 0) * max(0, uses.get(step.key, 0) - 1) for step in done)
-    kinds: Counter[str] = Counter()
+    kinds: dict[str, float] = {}
     for step in done:
-        kinds[step.kind] += step.seconds or 0  # type: ignore[assignment]
-    most, longest = kinds.most_common(1)[0]
+        kinds[step.kind] = kinds.get(step.kind, 0) + (step.seconds or 0)
+    total, most = sum(kinds.values()), max(kinds, key=kinds.__getitem__)
     hosts = {step.host for step in done if step.host}
     on = f" on {counted(len(hosts), 'machine')}" if hosts else ""
-    sharing = f" Sharing them between trials saved {duration(saved)}." if saved >= 0.01 * total else ""
-    steps = counted(len(done), "step")
-    return (
-        f"{steps} took {duration(total)}{on}, {100 * longest / total:.0f}% of it for {DOING.get(most, most)}.{sharing}"
-    )
+    saved = sum((step.seconds or 0) * max(0, uses.get(step.key, 0) - 1) for step in done)
+    sharing = f" Sharing them between trials saved {shown(saved, 'seconds')}." if saved >= 0.01 * total else ""
+    took = f"{counted(len(done), 'step')} took {shown(total, 'seconds')}{on}"
+    return f"{took}, {shown(kinds[most] / total, 'percent')} of it for {DOING.get(most, most)}.{sharing}"
 
 
-def of_settings(found: Findings) -> str:
-    """The best of all, and how many lie within noise of their unpruned model."""
-    scored = [(score, each) for each in found.results if (score := found.score(each)) and not math.isnan(score.better)]
+def about_settings(findings: Findings) -> str:
+    """How many settings lie within noise of their unpruned model."""
+    scored = findings.ranked(findings.results)
     if not scored:
         return "No setting was measured yet."
-    same = 0
-    for score, each in scored:
-        base = found.score(found.bases.get(each.model))
-        same += bool(base) and not (sure(change := difference(score, base)) and change.value < 0)  # type: ignore[arg-type]
-    all_of_them = counted(len(scored), "setting")
-    by = f"by {column(found, plain=True)}, each on its own"
-    if not found.bases:
+    if not findings.bases:
         return ""
+    bases = [(score, base) for each, score in scored if (base := findings.base(each))]
+    same = sum(not difference(score, base).worse for score, base in bases)
+    settings, by = counted(len(scored), "setting"), f"by {headline(findings)}, each on its own"
     if not same:
-        return f"None of {all_of_them} reaches the unpruned model ({by})."
-    some = f"All {all_of_them}" if same == len(scored) > 1 else f"{same} of {all_of_them}"
+        return f"None of {settings} reaches the unpruned model ({by})."
+    some = f"All {settings}" if same == len(scored) > 1 else f"{same} of {settings}"
     return f"{some} {'is' if same == 1 else 'are'} within noise of the unpruned model ({by})."
 
 
-# Sentences that several tables use
+# Words that several sentences use
 
 
-def _winners(found: Findings, compared: Sequence[Group]) -> list[str]:
-    """Which level is best, how often, by how much, and how often that may be chance."""
-    wins: Counter[str] = Counter()
-    leads: list[float] = []
-    unsure = 0
-    for group in compared:
-        ranked = _ranked(found, group)
-        if len(ranked) < 2:
-            continue
-        (first, best), (second, other) = ranked[0], ranked[1]
-        wins[group.named(first)] += 1
-        leads.append(best.better - other.better)
-        unsure += not sure(difference(best, other))
-    if not wins:
-        return []
-    total = sum(wins.values())
-    if total == 1:
-        group = next(each for each in compared if len(_ranked(found, each)) > 1)
-        (first, best), (second, other) = _ranked(found, group)[:2]
-        chance = ", which is within noise" if unsure else ""
-        return [
-            f"{group.named(first)} is best, with {said(best)} against {said(other)} of {group.named(second)}{chance}."
-        ]
-    order = [f"{name} in {count}" for name, count in wins.most_common(3)]
-    finite = [lead for lead in leads if math.isfinite(lead)]
-    by = f", by {_gap(found, statistics.median(finite))} in the median" if finite else ""
-    return [
-        f"{column(found)} is best with {listed(order)} of {counted(total, 'comparison')}{by}.",
-        f"In {'all' if unsure == total else unsure or 'none'} of them the second best is within noise of it.",
-    ]
+def headline(findings: Findings) -> str:
+    """The headline column as a noun."""
+    name = findings.headline
+    kind, label = name.partition(":")[0], brief(findings.names.get(name, ""))
+    return "average" if name == AVERAGE else f"perplexity on {label}" if kind == "perplexity" else f"score on {label}"
 
 
-def _kept(found: Findings, compared: Sequence[Group]) -> list[str]:
-    """How much of the unpruned model's score the best setting of all keeps."""
-    pairs = [
-        (ranked[0][1].value / base.value, group)
-        for group in compared
-        if (base := found.score(group.base))
-        and base.kind == "share"
-        and base.value > 0
-        and (ranked := _ranked(found, group))
-    ]
-    if not pairs:
-        return []
-    share, group = max(pairs, key=lambda pair: pair[0])
-    where = f" ({group.title})" if group.title else ""
-    return [f"At most {100 * share:.0f}% of the unpruned model's {column(found, plain=True)} is kept{where}."]
+def score_text(measure: Measure | None, *, error: bool = False) -> str:
+    """A score with its unit, and on request its standard error."""
+    if measure is None:
+        return MISSING
+    spread = uncertainty(measure.value, measure.stderr, measure.kind) if error else ""
+    return shown(measure.value, measure.kind) + (f" ± {spread}" if spread else "") + "%" * (measure.kind == "share")
 
 
-def _healed_back(found: Findings, compared: Sequence[Group]) -> list[str]:
-    """The share of what pruning lost that the best healing brings back."""
-    shares = []
-    for group in compared:
-        base, cut, ranked = found.score(group.base), found.score(group.unhealed), _ranked(found, group)
-        if base and cut and ranked and base.better > cut.better and math.isfinite(base.better - cut.better):
-            shares.append((ranked[0][1].better - cut.better) / (base.better - cut.better))
-    if not shares:
-        return []
-    middle = " in the median" if len(shares) > 1 else ""
-    share = f"{100 * statistics.median(shares):.0f}%".replace("-", MINUS)
-    return [f"The best healing brings back {share} of what pruning lost{middle}."]
-
-
-def _times(compared: Sequence[Group]) -> list[str]:
-    """The fastest and the slowest method."""
-    times: dict[str, list[float]] = {}
-    for group in compared:
-        for each in group.results:
-            seconds = each.seconds("heal")
-            if seconds:
-                times.setdefault(group.named(each), []).append(seconds)
-    if len(times) < 2:
-        return []
-    middle = {name: statistics.median(found) for name, found in times.items()}
-    fast, slow = min(middle, key=middle.__getitem__), max(middle, key=middle.__getitem__)
-    return [f"{fast} is quickest ({duration(middle[fast])} in the median), {slow} slowest ({duration(middle[slow])})."]
-
-
-def _against_plain(compared: Sequence[Group], factor: str) -> list[tuple[Result, Result]]:
+def _pairs(groups: Iterable[MatchedGroup]) -> list[tuple[Result, Result]]:
     """Each result of a group beside the one at which the factor is at its plain level."""
-    plain = [(group, each) for group in compared for each in group.results if group.named(each) == NONE[factor]]
+    plain = [(group, each) for group in groups for each in group.results if group.level(each) == PLAIN[group.factor]]
     return [(each, one) for group, one in plain for each in group.results if each is not one]
 
 
-def _pairwise(found: Findings, pairs: Iterable[tuple[Result, Result]], one: str, other: str) -> list[str]:
-    """How often one is better than the other, by how much, and how often beyond chance."""
-    changes = [
-        difference(ours, theirs)
-        for first, second in pairs
-        if (ours := found.score(first)) and (theirs := found.score(second))
-    ]
-    if not changes:
-        return []
-    better = sum(change.value > 0 for change in changes)
-    ps = {str(place): change.p for place, change in enumerate(changes) if change.p is not None}
-    beyond = sum(p < SURE for p in holm(ps).values())
-    values = [change.value for change in changes if math.isfinite(change.value)]
-    middle = f", by {_gap(found, statistics.median(values), compared=True)} in the median" if values else ""
-    return [
-        f"{one} the {column(found, plain=True)} is better than {other} "
-        f"in {better} of {counted(len(changes), 'comparison')}"
-        f"{middle}; {beyond or 'none'} of the differences {'is' if beyond < 2 else 'are'} beyond chance."
-    ]
+def _in_the_median(values: Sequence[float]) -> str:
+    return " in the median" if len(values) > 1 else ""
 
 
-def _slower(pairs: Iterable[tuple[Result, Result]]) -> list[str]:
-    """How much longer healing takes; scores are shared between settings, and their time says nothing of one."""
-    ratios = [ours / theirs for a, b in pairs if (ours := a.seconds("heal")) and (theirs := b.seconds("heal"))]
-    return [f"Healing takes {statistics.median(ratios):.1f} times as long in the median."] if ratios else []
+def _median_gap(findings: Findings, gaps: Iterable[float], *, nats: bool = False) -> str:
+    finite = [gap for gap in gaps if math.isfinite(gap)]
+    return f", by {_gap(findings, median(finite), nats=nats)} in the median" if finite else ""
 
 
-def _ranked(found: Findings, group: Group) -> list[tuple[Result, Measure]]:
-    """The results of a group with their score, best first."""
-    scored = [(each, score) for each in group.results if (score := found.score(each)) and not math.isnan(score.better)]
-    return sorted(scored, key=lambda pair: -pair[1].better)
-
-
-def sure(change: Difference) -> bool:
-    return change.p is not None and change.p < SURE
-
-
-def column(found: Findings, *, plain: bool = False) -> str:
-    """The headline column as the subject of a sentence, or as a noun."""
-    name = found.headline or ""
-    kind, label = name.partition(":")[0], brief(found.names.get(name, ""))
-    noun = "average" if name == AVERAGE else f"perplexity on {label}" if kind == "perplexity" else f"score on {label}"
-    return noun if plain else f"The {noun}"
-
-
-def said(measure: Measure | None) -> str:
-    if measure is None:
-        return MISSING
-    return shown(measure.value, measure.kind) + ("%" if measure.kind == "share" else "")
-
-
-def _gap(found: Findings, gap: float, *, compared: bool = False) -> str:
-    """A difference of the headline column; compared: in the units of comparing, of a perplexity nats."""
-    if (found.headline or "").startswith("perplexity:"):
-        return f"{gap:.2f} nats".replace("-", MINUS) if compared else f"{gap:.3g}".replace("-", MINUS)
+def _gap(findings: Findings, gap: float, *, nats: bool = False) -> str:
+    """A difference of the headline column; nats: of a perplexity, its loss was compared."""
+    if findings.headline.startswith("perplexity:"):
+        return (f"{gap:.2f} nats" if nats else f"{gap:.3g}").replace("-", MINUS)
     return points(gap)

@@ -5,32 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
-from shortstack.evaluation.paired import holm
-from shortstack.evaluation.paired import mcnemar as exact
+from shortstack.evaluation import paired
+from shortstack.machine.options import check_installed
 from shortstack.report.results import Measure
 
 LEVEL = 0.05
 McNEMAR, PAIRED, UNPAIRED = "McNemar's exact test", "differences on the same documents", "standard errors alone"
-mcnemar = lru_cache(maxsize=None)(exact)  # large counts take a while, and rows that share a checkpoint share them
+SAME, UNKNOWN = "the same measurement", "no standard errors"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One measure minus another, in the units that are compared (of perplexities the loss); p: two-sided, None: unknown."""
+    """One measure minus another, in the units that are compared (of perplexities the loss).
+
+    p: two-sided, None where it is unknown; how: the test that it is from.
+    """
 
     value: float
     stderr: float | None
     p: float | None
     how: str
 
+    @property
+    def significant(self) -> bool:
+        return self.p is not None and self.p < LEVEL
+
+    @property
+    def worse(self) -> bool:
+        """Whether it is below 0, beyond chance."""
+        return self.significant and self.value < 0
+
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of a number in its column: its place among the rows (1 best, 2 second, 0 neither), and what sets it apart.
+    """How a number stands in its column: its place among the rows (1 best, 2 second, 0 neither), and what sets it apart.
 
     base: its difference from the unpruned model, best: from the best row; p-values are Holm-corrected over the block.
     """
@@ -39,37 +51,20 @@ class Judgement:
     base: Difference | None = None
     best: Difference | None = None
 
-    @property
-    def below_base(self) -> bool:
-        return _significant(self.base) and self.base is not None and self.base.value < 0
-
-    @property
-    def above_base(self) -> bool:
-        return _significant(self.base) and self.base is not None and self.base.value > 0
-
-    @property
-    def near_best(self) -> bool:
-        """Not the best, and not told apart from it."""
-        return self.best is not None and self.best.p is not None and self.best.p >= LEVEL
-
-
-def _significant(difference: Difference | None) -> bool:
-    return difference is not None and difference.p is not None and difference.p < LEVEL
-
 
 def difference(ours: Measure, theirs: Measure) -> Difference:
     """How much better `ours` is: above 0 where it is better, of a perplexity too."""
     if ours.parts and len(ours.parts) == len(theirs.parts):
-        return _of_averages([difference(a, b) for a, b in zip(ours.parts, theirs.parts, strict=True)])
-    value = (ours.level - theirs.level) * (1 if ours.higher else -1)
+        return _between_averages([difference(a, b) for a, b in zip(ours.parts, theirs.parts, strict=True)])
     if ours.steps == theirs.steps:
-        return Difference(0.0, 0.0, 1.0, "the same measurement")
+        return Difference(0.0, 0.0, 1.0, SAME)
     if ours.outcomes and theirs.outcomes and ours.outcomes.keys() == theirs.outcomes.keys() and ours.n != 1:
         return _paired(ours.documents - theirs.documents)
-    if ours.spread is None or theirs.spread is None:
-        return Difference(value, None, None, "no standard errors")
-    stderr = math.hypot(ours.spread, theirs.spread)
-    return Difference(value, stderr, _normal(value, stderr), UNPAIRED)
+    (level, spread), (other, other_spread) = ours.compared, theirs.compared
+    value = (level - other) * (1 if ours.higher else -1)
+    if spread is None or other_spread is None:
+        return Difference(value, None, None, UNKNOWN)
+    return _normal(value, math.hypot(spread, other_spread), UNPAIRED)
 
 
 def _paired(differences: np.ndarray) -> Difference:
@@ -77,27 +72,39 @@ def _paired(differences: np.ndarray) -> Difference:
     stderr = float(differences.std(ddof=1) / math.sqrt(n)) if n > 1 else None
     if np.isin(differences, (-1, 0, 1)).all():
         return Difference(value, stderr, mcnemar(int((differences > 0).sum()), int((differences < 0).sum())), McNEMAR)
-    return Difference(value, stderr, _normal(value, stderr), PAIRED)
+    return _normal(value, stderr, PAIRED)
 
 
-def _of_averages(parts: Sequence[Difference]) -> Difference:
-    """Tasks are independent of each other, so that variances add up."""
+@cache  # large counts take a while, and rows that share a checkpoint share them
+def mcnemar(gained: int, lost: int) -> float:
+    """The p of McNemar's exact test.
+
+    Raises:
+        InputError: scipy is not installed.
+    """
+    check_installed("scipy", "eval", where="report", why=f"for {McNEMAR}")
+    return paired.mcnemar(gained, lost)
+
+
+def _between_averages(parts: Sequence[Difference]) -> Difference:
+    """The difference of two averages: tasks are independent of each other, so that variances add up."""
     value = sum(part.value for part in parts) / len(parts)
-    how = UNPAIRED if any(part.how == UNPAIRED for part in parts) else PAIRED
-    known = [part.stderr for part in parts if part.stderr is not None]
-    if len(known) < len(parts):
-        return Difference(value, None, None, "no standard errors")
-    stderr = math.sqrt(sum(error**2 for error in known)) / len(parts)
-    return Difference(value, stderr, _normal(value, stderr), how)
+    errors = [part.stderr for part in parts if part.stderr is not None]
+    if len(errors) < len(parts):
+        return Difference(value, None, None, UNKNOWN)
+    stderr = math.sqrt(sum(error**2 for error in errors)) / len(parts)
+    return _normal(value, stderr, UNPAIRED if any(part.how == UNPAIRED for part in parts) else PAIRED)
 
 
-def _normal(value: float, stderr: float | None) -> float | None:
-    """Two-sided p of a difference under the normal law."""
+def _normal(value: float, stderr: float | None, how: str) -> Difference:
+    """A difference with its two-sided p under the normal law."""
     if stderr is None or not math.isfinite(value):
-        return None
-    if stderr == 0:
-        return 1.0 if value == 0 else 0.0
-    return math.erfc(abs(value) / stderr / math.sqrt(2))
+        p = None
+    elif stderr == 0:
+        p = 1.0 if value == 0 else 0.0
+    else:
+        p = math.erfc(abs(value) / stderr / math.sqrt(2))
+    return Difference(value, stderr, p, how)
 
 
 def places(values: Sequence[float]) -> list[int]:
@@ -114,55 +121,31 @@ def places(values: Sequence[float]) -> list[int]:
 
 
 def judge(
-    blocks: Sequence[Sequence[Mapping[str, Measure]]],
-    bases: Sequence[Mapping[str, Measure] | None],
-    columns: Sequence[str],
-) -> list[list[dict[str, Judgement]]]:
-    """Each number against the unpruned model of its block and against the best row of its block, column by column.
-
-    The p-values of a block's comparisons with the unpruned model are corrected together, and so are those with its best.
-    """
-    return [_block(rows, base or {}, columns) for rows, base in zip(blocks, bases, strict=True)]
-
-
-def _block(
     rows: Sequence[Mapping[str, Measure]], base: Mapping[str, Measure], columns: Sequence[str]
 ) -> list[dict[str, Judgement]]:
-    found = {
-        (row, column): judgement
-        for column in columns
-        for row, judgement in _column([each.get(column) for each in rows], base.get(column)).items()
-    }
-    against_base = _corrected({place: each.base for place, each in found.items() if each.base})
-    against_best = _corrected({place: each.best for place, each in found.items() if each.best})
-    return [
-        {
-            column: Judgement(
-                found[row, column].place, against_base.get((row, column)), against_best.get((row, column))
-            )
-            for column in columns
-            if (row, column) in found
-        }
-        for row in range(len(rows))
-    ]
+    """Each number of a block against the unpruned model and against the block's best row, column by column.
+
+    The p-values of the comparisons with the unpruned model are corrected together, and so are those with the best.
+    """
+    cells: dict[tuple[int, str], Judgement] = {}
+    for column in columns:
+        measured = [row.get(column) for row in rows]
+        ranks = places([each.better if each else math.nan for each in measured])
+        best = next((each for each, place in zip(measured, ranks, strict=True) if place == 1), None)
+        for row, (each, place) in enumerate(zip(measured, ranks, strict=True)):
+            if each:
+                from_base = difference(each, base[column]) if column in base else None
+                from_best = difference(each, best) if best and place != 1 else None
+                cells[row, column] = Judgement(place, from_base, from_best)
+    from_bases = corrected([judgement.base for judgement in cells.values()])
+    from_bests = corrected([judgement.best for judgement in cells.values()])
+    judged: list[dict[str, Judgement]] = [{} for _ in rows]
+    for ((row, column), judgement), *changes in zip(cells.items(), from_bases, from_bests, strict=True):
+        judged[row][column] = Judgement(judgement.place, *changes)
+    return judged
 
 
-def _column(measured: Sequence[Measure | None], base: Measure | None) -> dict[int, Judgement]:
-    ranks = places([each.better if each else math.nan for each in measured])
-    best = next((each for each, place in zip(measured, ranks, strict=True) if place == 1), None)
-    return {
-        row: Judgement(
-            place,
-            difference(each, base) if base else None,
-            difference(each, best) if best and place != 1 else None,
-        )
-        for row, (each, place) in enumerate(zip(measured, ranks, strict=True))
-        if each
-    }
-
-
-def _corrected(known: Mapping[tuple[int, str], Difference]) -> dict[tuple[int, str], Difference]:
-    """The same differences with Holm's p-values."""
-    named = {f"{row}:{column}": (row, column) for row, column in known}
-    ps = holm({name: p for name, place in named.items() if (p := known[place].p) is not None})
-    return {place: replace(known[place], p=ps.get(name)) for name, place in named.items()}
+def corrected(changes: Sequence[Difference | None]) -> list[Difference | None]:
+    """The same differences with Holm's p-values; unknown ones stay unknown and do not count."""
+    ps = paired.holm({str(place): change.p for place, change in enumerate(changes) if change and change.p is not None})
+    return [change and replace(change, p=ps.get(str(place))) for place, change in enumerate(changes)]

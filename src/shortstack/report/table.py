@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from shortstack.report.format import shown, uncertainty
 from shortstack.report.results import Measure
-from shortstack.report.significance import Difference, Judgement
+from shortstack.report.significance import SAME, Difference, Judgement
 
 BELOW, ABOVE, NEAR = "↓", "↑", "≈"
 LEGEND = {
@@ -16,17 +17,6 @@ LEGEND = {
     ABOVE: "better than unpruned",
     NEAR: "within noise of the best",
 }
-
-
-@dataclass(frozen=True)
-class Column:
-    """kind: as numbers.shown() has it; unit: said in the heading; better: 1 where more is better, -1 less, 0 neither."""
-
-    key: str
-    label: str
-    kind: str
-    better: int = 0
-    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,10 +30,9 @@ class Cell:
     judgement: Judgement = field(default_factory=Judgement)
 
     @classmethod
-    def of(cls, measure: Measure | None, judgement: Judgement | None = None) -> Cell:
-        if measure is None:
-            return cls(None, "text")
-        return cls(measure.value, measure.kind, measure.stderr, measure.steps, judgement or Judgement())
+    def of(cls, measure: Measure | None) -> Cell:
+        """The cell of what was measured; an empty one where nothing was."""
+        return cls(measure.value, measure.kind, measure.stderr, measure.steps) if measure else cls(None, "text")
 
     @property
     def text(self) -> str:
@@ -60,28 +49,44 @@ class Cell:
 
     @property
     def marks(self) -> str:
-        judged = self.judgement
-        return BELOW * judged.below_base + ABOVE * judged.above_base + NEAR * judged.near_best
+        """How it stands, in signs: those of LEGEND."""
+        base, best = self.judgement.base, self.judgement.best
+        apart = "" if base is None or not base.significant else BELOW if base.worse else ABOVE
+        return apart + (NEAR if best and best.p is not None and not best.significant else "")
 
     @property
     def why(self) -> str:
         """How it compares, in words."""
-        parts = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
-        return "; ".join(f"{_said(found, self.kind)} {name}" for name, found in parts if found)
+        changes = [("the unpruned model", self.judgement.base), ("the best", self.judgement.best)]
+        return "; ".join(f"{_comparison(change, self.kind)} {name}" for name, change in changes if change)
 
 
-def _said(found: Difference, kind: str) -> str:
-    unit = {"share": " points", "perplexity": " nats"}.get(kind, "")
-    value = 100 * found.value if kind == "share" else found.value
-    error = found.stderr if found.stderr is None or kind != "share" else 100 * found.stderr
-    spread = "" if error is None else f" ± {error:.2g}"
-    p = "" if found.p is None else f", p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}"
-    return f"{abs(value):.3g}{spread}{unit} {'better' if value > 0 else 'worse'} ({found.how}{p}) than"
+def _comparison(change: Difference, kind: str) -> str:
+    scale, unit = {"share": (100, " points"), "perplexity": (1, " nats")}.get(kind, (1, ""))
+    spread = "" if change.stderr is None else f" ± {scale * change.stderr:.2g}"
+    p = "" if change.p is None else f", p {'< 0.001' if change.p < 0.001 else f'= {change.p:.3f}'}"
+    direction = "better" if change.value > 0 else "worse"
+    return f"{abs(scale * change.value):.3g}{spread}{unit} {direction} ({change.how}{p}) than"
 
 
 @dataclass(frozen=True)
-class Row:
-    """Cells in the order of the columns; factors: what a filter goes by; base: the unpruned model."""
+class Column:
+    """A heading, and how to make the cells below it from what the rows are about: results or steps.
+
+    kind: of its values, as format.shown() has it; title: what the heading means; measure: the column of the measures that
+    it shows, whose numbers are judged against each other.
+    """
+
+    label: str
+    kind: str
+    cell: Callable[[Any], Cell]
+    title: str = ""
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """Cells in the order of the columns; factors: what a filter goes by; base: whether others are compared with it."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -95,12 +100,12 @@ class Block:
     """Rows that are compared with each other, the unpruned model's first."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """finding: what the numbers say, in sentences computed from them."""
+    """Blocks of rows under the same columns. finding: what the numbers say, in sentences computed from them."""
 
     key: str
     title: str
@@ -110,30 +115,37 @@ class Table:
     finding: str = ""
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TableRow]:
         return [row for block in self.blocks for row in block.rows]
+
+    @property
+    def headings(self) -> list[str]:
+        return [self.heading, *(column.label for column in self.columns)]
+
+    @property
+    def judgements(self) -> list[Judgement]:
+        return [cell.judgement for row in self.rows for cell in row.cells]
 
     @property
     def ranked(self) -> bool:
         """Whether rows are compared with each other in it."""
-        return any(cell.judgement.place for row in self.rows for cell in row.cells)
+        return any(judgement.place for judgement in self.judgements)
 
     @property
     def marks(self) -> dict[str, str]:
         """The marks that occur, and what they say."""
         seen = {mark for row in self.rows for cell in row.cells for mark in cell.marks}
-        return {mark: said for mark, said in LEGEND.items() if mark in seen}
+        return {mark: meaning for mark, meaning in LEGEND.items() if mark in seen}
 
     def legend(self, best: str, second: str) -> str:
         """What the marks mean; empty where nothing is ranked. best, second: how those two are shown."""
         if not self.ranked:
             return ""
-        marks = "".join(f"; {mark} {said}" for mark, said in self.marks.items())
+        marks = "".join(f"; {mark} {meaning}" for mark, meaning in self.marks.items())
         return f"{best}: best of its block; {second}: second{marks}; ± one standard error."
 
     @property
-    def tests(self) -> list[str]:
-        """How differences were judged, for the note."""
-        judged = [cell.judgement for row in self.rows for cell in row.cells]
-        found = [each.how for one in judged for each in (one.base, one.best) if each and each.p is not None]
-        return sorted(set(found) - {"the same measurement"})
+    def tests(self) -> set[str]:
+        """How differences were judged."""
+        changes = [change for each in self.judgements for change in (each.base, each.best)]
+        return {change.how for change in changes if change and change.p is not None} - {SAME}

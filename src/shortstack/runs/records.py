@@ -11,7 +11,7 @@ from shortstack.runs.store import Folder, Store
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRecord:
     """One call of a verb: what was asked, what came out, where and how long it ran."""
 
     key: str
@@ -30,21 +30,21 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialRecord:
     """One path through the grid, and the steps it took by role; `evaluate_base` and `profile_base` are the model's own."""
 
     id: str
     number: int
     settings: Mapping[str, Any]
     state: str
-    steps: Mapping[str, Step]
+    steps: Mapping[str, StepRecord]
 
     def result(self, *roles: str) -> Mapping[str, Any]:
         """The result of the first of these roles that is done; empty where none is."""
         step = self.step(*roles)
         return step.result if step else {}
 
-    def step(self, *roles: str) -> Step | None:
+    def step(self, *roles: str) -> StepRecord | None:
         """The first of these roles' steps that is done."""
         return next(
             (self.steps[role] for role in roles if role in self.steps and self.steps[role].state == "done"), None
@@ -57,8 +57,8 @@ class Runs:
 
     name: str
     meta: Mapping[str, str]
-    trials: tuple[Trial, ...]
-    steps: Mapping[str, Step]
+    trials: tuple[TrialRecord, ...]
+    steps: Mapping[str, StepRecord]
 
     @property
     def title(self) -> str:
@@ -76,12 +76,14 @@ def read(folder: str | Path) -> Runs:
     with Store.open(place, read_only=True) as store:
         meta, rows, roles = store.noted(), store.steps(), store.trial_steps()
         trials = store.trials()
-    steps = {row["key"]: Step(**row) for row in rows}
+    steps = {row["key"]: StepRecord(**row) for row in rows}
     return Runs(
         place.root.resolve().name,
         meta,
         tuple(
-            Trial(**row, steps={role: steps[key] for role, key in roles.get(row["id"], {}).items() if key in steps})
+            TrialRecord(
+                **row, steps={role: steps[key] for role, key in roles.get(row["id"], {}).items() if key in steps}
+            )
             for row in trials
         ),
         steps,

@@ -1,1 +1,1 @@
-"""The tables of a report: a function each, and the catalogue that lists them."""
+"""The tables of a report: a function or an entry each, and the catalogue that lists them."""

@@ -1,26 +1,18 @@
-"""Every table of a report, each a pure function of what was measured; one whose factor does not vary is left out."""
+"""Every table of a report, in its order.
+
+A new table is a function that makes it and its entry here, or, if it compares the levels of a factor, a FactorTable.
+"""
 
 from __future__ import annotations
 
 from shortstack.report.findings import Findings
 from shortstack.report.table import Table
-from shortstack.report.tables.factors import calibrations, healing, healing_data, metrics, repairs, strategies
+from shortstack.report.tables.factors import FACTOR_TABLES
 from shortstack.report.tables.overviews import costs, every_setting, probes, refits, sizes
 
+CATALOGUE = (*FACTOR_TABLES, refits, probes, sizes, costs, every_setting)
 
-def all_tables(found: Findings) -> list[Table]:
-    """Every table that the runs have something for, in the order of the report."""
-    made = [
-        metrics(found),
-        healing(found),
-        strategies(found),
-        calibrations(found),
-        healing_data(found),
-        repairs(found),
-        refits(found),
-        probes(found),
-        sizes(found),
-        costs(found.runs),
-        every_setting(found),
-    ]
-    return [table for table in made if table]
+
+def all_tables(findings: Findings) -> list[Table]:
+    """Every table that the runs have something for; one whose factor does not vary is left out."""
+    return [table for make in CATALOGUE if (table := make(findings))]

@@ -3,245 +3,213 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from shortstack.report.columns import (
-    COLLAPSE,
-    UNPRUNED,
-    Extra,
-    column_of,
-    extra_cells,
-    make_seconds,
-    short_columns,
-    step_cell,
-    trial_numbers,
-)
-from shortstack.report.findings import Findings, with_seeds_said
+from shortstack.report.columns import FREE_TEXT, MAKE_TIME, measured_columns, short_columns, step_cell, step_column
+from shortstack.report.findings import Findings
 from shortstack.report.labels import brief
-from shortstack.report.results import Result
-from shortstack.report.sentences import of_costs, of_probes, of_refits, of_settings, of_sizes, regained
-from shortstack.report.significance import Judgement, judge
-from shortstack.report.table import Block, Cell, Column, Row, Table
-from shortstack.runs import Runs
-from shortstack.runs.records import Step
+from shortstack.report.results import BASE, Result
+from shortstack.report.sentences import about_costs, about_probes, about_refits, about_settings, about_sizes, regained
+from shortstack.report.table import Block, Cell, Column, Table, TableRow
+from shortstack.report.tables.rows import UNPRUNED, base_row, cells_of, judged_rows, result_row
+from shortstack.runs.records import StepRecord
 
 
-def refits(found: Findings) -> Table | None:
+def refits(findings: Findings) -> Table | None:
     """What repair did to the held-out loss of its own text, a row for each repaired checkpoint."""
-    columns = (
-        Column(
-            "unpruned", "unpruned", "perplexity", -1, "held-out perplexity of the unpruned model on the repair's text"
-        ),
-        Column("cut", "cut", "perplexity", -1, "after the cut"),
-        Column("repaired", "repaired", "perplexity", -1, "after the repair"),
-        Column("regained", "regained", "percent", 1, "share of the loss that the cut added and repair took away again"),
-        Column("weights", "weights refitted", "count"),
-        Column("seconds", "time", "seconds", -1),
-    )
-    rows: list[Row] = []
-    told = []
-    for result in found.results:
-        step = result.first("prune")
-        repair = step.result.get("repair") if step else None
-        if not step or not repair or step.key in {key for row in rows for cell in row.cells for key in cell.steps}:
-            continue
-        rows.append(
-            Row(found.name(result, {"heal", "data"}), _refit_cells(repair, step), result.factors, trial_numbers(result))
-        )
-        told.append(repair)
-    if not rows:
+    repaired: dict[str, tuple[Result, StepRecord]] = {}
+    for result in findings.results:
+        step = result.step("prune")
+        if step and step.result.get("repair"):
+            repaired.setdefault(step.key, (result, step))
+    if not repaired:
         return None
-    block = Block("", tuple(rows))
-    return Table("refits", "What repair regains", "setting", columns, (block,), of_refits(told))
+    rows = [
+        TableRow(findings.name(result, {"heal", "data"}), cells_of(step, REFIT_COLUMNS), result.factors, result.numbers)
+        for result, step in repaired.values()
+    ]
+    finding = about_refits([step.result["repair"] for _, step in repaired.values()])
+    return Table("refits", "What repair regains", "setting", REFIT_COLUMNS, (Block("", tuple(rows)),), finding)
 
 
-def _refit_cells(repair: Mapping[str, Any], step: Step) -> tuple[Cell, ...]:
-    losses = [repair.get(key) for key in ("loss_unpruned", "loss_before", "loss_after")]
-    values = [None if loss is None else math.exp(min(loss, 700)) for loss in losses]
-    return (
-        *(step_cell(value, "perplexity", step) for value in values),
-        step_cell(regained(repair), "percent", step),
-        step_cell(len(repair.get("fits") or ()) if repair.get("kept", True) else 0, "count", step),
-        step_cell(repair.get("seconds"), "seconds", step),
-    )
+def _repair_column(label: str, kind: str, value: Callable[[Mapping[str, Any]], Any], title: str = "") -> Column:
+    return step_column(label, kind, lambda step: value(step.result["repair"]), title)
 
 
-def probes(found: Findings) -> Table | None:
+def _perplexity_column(label: str, loss: str, title: str) -> Column:
+    def perplexity(repair: Mapping[str, Any]) -> float | None:
+        return None if repair.get(loss) is None else math.exp(min(repair[loss], 700))
+
+    return _repair_column(label, "perplexity", perplexity, title)
+
+
+def _fitted(repair: Mapping[str, Any]) -> int:
+    """How many weights were refitted and kept."""
+    return len(repair.get("fits") or ()) if repair.get("kept", True) else 0
+
+
+REFIT_COLUMNS = (
+    _perplexity_column("unpruned", "loss_unpruned", "held-out perplexity of the unpruned model on the repair's text"),
+    _perplexity_column("cut", "loss_before", "after the cut"),
+    _perplexity_column("repaired", "loss_after", "after the repair"),
+    _repair_column("regained", "percent", regained, "share of the loss that the cut added and repair took away again"),
+    _repair_column("weights refitted", "count", _fitted),
+    _repair_column("time", "seconds", lambda repair: repair.get("seconds")),
+)
+
+
+def probes(findings: Findings) -> Table | None:
     """What the models write: small tasks whose answers a program knows, and whether they go round in circles."""
-    columns = found.measured("probe")
-    _, free_text = COLLAPSE
-    extras = [COLLAPSE] if any(free_text(each).value for each in found.results) else []
-    if not columns and not extras:
+    columns = measured_columns(findings, findings.measured("probe"))
+    if any(FREE_TEXT.cell(each).value for each in findings.results):
+        columns.append(FREE_TEXT)
+    if not columns:
         return None
-    varying = {"model"} if "model" in found.levels else set()
-    members = {base: [each for each in found.results if each.model == base] for base in found.bases}
-    judged = judge(
-        [[each.measures for each in some] for some in members.values()],
-        [found.bases[model].measures for model in members],
-        columns,
-    )
     blocks = []
-    for (model, some), rows in zip(members.items(), judged, strict=True):
-        base = Row(UNPRUNED, _probe_cells(found.bases[model], columns, extras), {"model": model}, base=True)
-        others = [
-            Row(
-                found.name(each, varying) + with_seeds_said(each),
-                _probe_cells(each, columns, extras, row),
-                each.factors,
-                trial_numbers(each),
-            )
-            for each, row in zip(some, rows, strict=True)
-        ]
-        blocks.append(Block(brief(model) if varying else "", (base, *others)))
-    heads = (*(column_of(found, name) for name in columns), *(column for column, _ in extras))
-    return Table("probes", "Can it still write", "setting", heads, tuple(blocks), of_probes(found, columns))
+    for model, base in findings.bases.items():
+        mine = findings.by_model.get(model, [])
+        rows = judged_rows(mine, base, columns, lambda each: findings.name(each, {"model"}))
+        blocks.append(Block(_model_title(findings, model), tuple(rows)))
+    return Table("probes", "Can it still write", "setting", tuple(columns), tuple(blocks), about_probes(findings))
 
 
-def _probe_cells(
-    result: Result, columns: Sequence[str], extras: Sequence[Extra], judged: Mapping[str, Judgement] | None = None
-) -> tuple[Cell, ...]:
-    plain = [Cell.of(result.measures.get(name), (judged or {}).get(name)) for name in columns]
-    return (*plain, *extra_cells(result, extras))
+def _model_title(findings: Findings, model: str) -> str:
+    """What a model's block is called, where there are several models."""
+    return brief(model) if "model" in findings.levels else ""
 
 
-def sizes(found: Findings) -> Table | None:
+def sizes(findings: Findings) -> Table | None:
     """Parameters, bytes and speed of each size of each model; one row per number of layers removed."""
-    profiles = list(_profiles(found))
+    profiles = {model: steps for model, mine in findings.by_model.items() if (steps := _profiles(mine))}
     if not profiles:
         return None
-    batches = sorted({speed["batch"] for _, _, step in profiles for speed in step.result.get("speed") or ()})
+    every = [step for steps in profiles.values() for step in steps.values()]
+    batches = sorted({speed["batch"] for step in every for speed in step.result.get("speed") or ()})
     columns = (
-        Column("parameters", "parameters", "parameters", -1),
-        Column("weight_bytes", "weights", "bytes", -1, "bytes of all weights"),
-        Column("macs_per_token", "MACs per token", "parameters", -1, "multiply-accumulates to read one token"),
-        Column("kv_bytes_per_token", "cache per token", "bytes", -1, "bytes that the keys and values of a token take"),
-        Column("peak_bytes", "peak memory", "bytes", -1),
-        *(Column(f"prefill{n}", f"read, batch {n}", "rate", 1, "prompt tokens per second") for n in batches),
-        *(Column(f"decode{n}", f"write, batch {n}", "rate", 1, "new tokens per second") for n in batches),
+        step_column("parameters", "parameters", "parameters"),
+        step_column("weights", "bytes", "weight_bytes", "bytes of all weights"),
+        step_column("MACs per token", "parameters", "macs_per_token", "multiply-accumulates to read one token"),
+        step_column("cache per token", "bytes", "kv_bytes_per_token", "bytes that the keys and values of a token take"),
+        step_column("peak memory", "bytes", "peak_bytes"),
+        *(_speed_column(f"read, batch {n}", "prefill", n, "prompt tokens per second") for n in batches),
+        *(_speed_column(f"write, batch {n}", "decode", n, "new tokens per second") for n in batches),
     )
     blocks = []
-    for model in dict.fromkeys(model for model, _, _ in profiles):
-        rows = [_size_row(name, step, batches, model) for known, name, step in profiles if known == model]
-        blocks.append(Block(brief(model) if "model" in found.levels else "", tuple(rows)))
-    return Table("sizes", "What it saves", "layers removed", columns, tuple(blocks), of_sizes(profiles))
+    for model, steps in profiles.items():
+        rows = [
+            TableRow(size, cells_of(step, columns), {"model": model}, base=size == UNPRUNED)
+            for size, step in steps.items()
+        ]
+        blocks.append(Block(_model_title(findings, model), tuple(rows)))
+    return Table("sizes", "What it saves", "layers removed", columns, tuple(blocks), about_sizes(profiles))
 
 
-def _profiles(found: Findings) -> Iterable[tuple[str, str, Step]]:
-    """(model, layers removed, step) of each size once, the unpruned model first."""
-    for model in dict.fromkeys(each.model for each in found.results):
-        members = [each for each in found.results if each.model == model]
-        base = next((step for each in members if (step := each.first("profile_base"))), None)
-        if base:
-            yield model, UNPRUNED, base
-        by_size: dict[int, Step] = {}
-        for each in members:
-            step = each.first("profile")
-            if step and each.removed is not None:
-                by_size.setdefault(each.removed, step)
-        for removed in sorted(by_size):
-            yield model, str(removed), by_size[removed]
+def _speed_column(label: str, phase: str, batch: int, title: str) -> Column:
+    def rate(step: StepRecord) -> Any:
+        speeds = {speed["batch"]: speed for speed in step.result.get("speed") or ()}
+        return speeds.get(batch, {}).get(f"{phase}_tokens_per_s")
+
+    return step_column(label, "rate", rate, title)
 
 
-def _size_row(name: str, step: Step, batches: Sequence[int], model: str) -> Row:
-    speeds = {speed["batch"]: speed for speed in step.result.get("speed") or ()}
-    plain = [
-        step_cell(step.result.get(key), kind, step)
-        for key, kind in (
-            ("parameters", "parameters"),
-            ("weight_bytes", "bytes"),
-            ("macs_per_token", "parameters"),
-            ("kv_bytes_per_token", "bytes"),
-            ("peak_bytes", "bytes"),
-        )
-    ]
-    rates = [
-        step_cell(speeds.get(n, {}).get(f"{what}_tokens_per_s"), "rate", step)
-        for what in ("prefill", "decode")
-        for n in batches
-    ]
-    return Row(name, (*plain, *rates), {"model": model}, base=name == UNPRUNED)
+def _profiles(mine: Sequence[Result]) -> dict[str, StepRecord]:
+    """The step that profiled each size of a model, by the layers removed; the unpruned model first."""
+    base = next((step for each in mine if (step := each.step("profile_base"))), None)
+    by_size: dict[int, StepRecord] = {}
+    for each in mine:
+        step = each.step("profile")
+        if step and each.removed is not None:
+            by_size.setdefault(each.removed, step)
+    return ({UNPRUNED: base} if base else {}) | {str(removed): by_size[removed] for removed in sorted(by_size)}
 
 
-def costs(runs: Runs) -> Table | None:
+def costs(findings: Findings) -> Table | None:
     """What each kind of step took, and what sharing steps between trials saved."""
-    uses: dict[str, int] = {}
-    for trial in runs.trials:
-        for step in trial.steps.values():
-            uses[step.key] = uses.get(step.key, 0) + 1
-    kinds: dict[str, list[Step]] = {}
-    for step in runs.steps.values():
+    uses = Counter(step.key for trial in findings.runs.trials for step in trial.steps.values())
+    kinds: dict[str, list[StepRecord]] = {}
+    for step in findings.runs.steps.values():
         kinds.setdefault(step.kind, []).append(step)
     if not kinds:
         return None
+
+    def needed(steps: Sequence[StepRecord]) -> int:
+        return sum(uses[step.key] for step in steps)
+
+    def saved(steps: Sequence[StepRecord]) -> float:
+        return max(0.0, sum((step.seconds or 0) * (uses.get(step.key, 1) - 1) for step in _done(steps)))
+
     columns = (
-        Column("steps", "steps", "count", title="steps that were done"),
-        Column("uses", "asked for", "count", title="how often trials needed one"),
-        Column("failed", "failed", "count", -1),
-        Column("seconds", "time", "seconds", -1, "time that the steps took together"),
-        Column("longest", "longest", "seconds", -1, "time of the longest step"),
-        Column(
-            "saved", "saved", "seconds", 1, "time that the same steps would have taken again, had they not been shared"
+        _sum_column("steps", "count", lambda steps: len(_done(steps)), "steps that were done"),
+        _sum_column("asked for", "count", needed, "how often trials needed one"),
+        _sum_column("failed", "count", lambda steps: sum(step.state == "failed" for step in steps)),
+        _sum_column("time", "seconds", _seconds, "time that the steps took together"),
+        Column("longest", "seconds", _longest, "time of the longest step"),
+        _sum_column(
+            "saved", "seconds", saved, "time that the same steps would have taken again, had they not been shared"
         ),
-        Column("memory", "peak memory", "bytes", -1),
-    )
-    rows = [_cost_row(kind, steps, uses) for kind, steps in kinds.items()]
-    rows.sort(key=lambda row: -float(row.cells[3].value or 0))
-    return Table("costs", "What it took", "step", columns, (Block("", tuple(rows)),), of_costs(runs, uses))
-
-
-def _cost_row(kind: str, steps: Sequence[Step], uses: Mapping[str, int]) -> Row:
-    done = [step for step in steps if step.state == "done"]
-    longest = max(done, key=lambda step: step.seconds or 0, default=None)
-    memory = max((step.peak_rss_bytes or 0 for step in done), default=0)
-    total = sum(step.seconds or 0 for step in done)
-    saved = sum((step.seconds or 0) * (uses.get(step.key, 1) - 1) for step in done)
-    return Row(
-        kind,
-        (
-            Cell(len(done), "count"),
-            Cell(sum(uses.get(step.key, 0) for step in steps), "count"),
-            Cell(sum(step.state == "failed" for step in steps), "count"),
-            Cell(total, "seconds"),
-            step_cell(longest.seconds if longest else None, "seconds", longest),
-            Cell(max(0.0, saved), "seconds"),
-            Cell(memory or None, "bytes"),
+        _sum_column(
+            "peak memory",
+            "bytes",
+            lambda steps: max((step.peak_rss_bytes or 0 for step in _done(steps)), default=0) or None,
         ),
     )
+    ordered = sorted(kinds, key=lambda kind: -_seconds(kinds[kind]))
+    rows = tuple(TableRow(kind, cells_of(kinds[kind], columns)) for kind in ordered)
+    return Table("costs", "What it took", "step", columns, (Block("", rows),), about_costs(findings.runs, uses))
 
 
-def every_setting(found: Findings) -> Table | None:
+def _sum_column(
+    label: str, kind: str, value: Callable[[Sequence[StepRecord]], float | None], title: str = ""
+) -> Column:
+    """A column of rows that are about several steps."""
+    return Column(label, kind, lambda steps: Cell(value(steps), kind), title)
+
+
+def _done(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    return [step for step in steps if step.state == "done"]
+
+
+def _seconds(steps: Sequence[StepRecord]) -> float:
+    return sum(step.seconds or 0 for step in _done(steps))
+
+
+def _longest(steps: Sequence[StepRecord]) -> Cell:
+    longest = max(_done(steps), key=lambda step: step.seconds or 0, default=None)
+    return step_cell(longest and longest.seconds, "seconds", longest)
+
+
+def every_setting(findings: Findings) -> Table | None:
     """A row for each setting, to sort and filter; the unpruned models first."""
-    if not found.results:
+    if not findings.results:
         return None
-    columns = short_columns(found)
-    heads = (
-        *(column_of(found, name) for name in columns),
-        Column("count", "removed", "count", title="number of layers removed"),
-        Column("bytes", "weights", "bytes", -1),
-        Column("seconds", "time to make", "seconds", -1, "scoring, pruning and healing; evaluation is not counted"),
-        *(Column(name, name, "text") for name in found.levels),
+    columns = (
+        *short_columns(findings),
+        Column("removed", "count", _removed_count, "number of layers removed"),
+        Column("weights", "bytes", _stored_bytes),
+        MAKE_TIME,
+        *(_level_column(name) for name in findings.levels),
     )
-    rows = [_setting_row(found, each, columns, base=True) for each in found.bases.values()]
-    rows += [_setting_row(found, each, columns) for each in found.results]
-    title, block = "Every setting", Block("", tuple(rows))
-    return Table("settings", title, "setting", heads, (block,), of_settings(found))
+    bases = [base_row(base, columns) for base in findings.bases.values()]
+    rows = [result_row(findings.name(each), each, columns) for each in findings.results]
+    block = Block("", (*bases, *rows))
+    return Table("settings", "Every setting", "setting", columns, (block,), about_settings(findings))
 
 
-def _setting_row(found: Findings, result: Result, columns: Sequence[str], *, base: bool = False) -> Row:
-    sizes = [plan["bytes"] for plan in result.plans if plan.get("bytes")]
-    stored = (sizes[0]["before"] if base else sizes[0]["after"]) if sizes else None
-    cells = (
-        *(Cell.of(result.measures.get(name)) for name in columns),
-        Cell(0 if base else result.removed, "count"),
-        step_cell(stored, "bytes", result.first("plan", "prune")),
-        Cell(None, "seconds") if base else make_seconds(result),
-        *(Cell(_level(result.factors.get(name)), "text") for name in found.levels),
-    )
-    if base:
-        return Row(UNPRUNED, cells, {"model": result.model}, base=True)
-    return Row(found.name(result) + with_seeds_said(result), cells, result.factors, trial_numbers(result))
+def _removed_count(result: Result) -> Cell:
+    return Cell(0 if result.role == BASE else result.removed, "count")
 
 
-def _level(level: str | None) -> str | None:
-    return None if level in ("", "none") else level
+def _stored_bytes(result: Result) -> Cell:
+    sizes = next((plan["bytes"] for plan in result.plans if plan.get("bytes")), None)
+    stored = sizes and sizes["before" if result.role == BASE else "after"]
+    return step_cell(stored, "bytes", result.step("plan", "prune"))
+
+
+def _level_column(factor: str) -> Column:
+    def cell(result: Result) -> Cell:
+        level = result.factors.get(factor)
+        return Cell(None if level in ("", "none") else level, "text")
+
+    return Column(factor, "text", cell)
