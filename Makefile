@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 # make test-oldest: the same tests with the oldest releases of tests/oldest.txt, but for the architectures, which differ by release.
 # make test-wheel: the demo in an environment that has only the wheel.
 # make architectures: try every architecture again and write docs/architectures.md.
-.PHONY: architectures demo test test-oldest test-wheel lint test-slow benchmarks wheel clean
+# make tables: write the tables of options, metrics, strategies and methods in docs/.
+.PHONY: architectures tables demo test test-oldest test-wheel lint test-slow benchmarks wheel clean
 
 demo: $(VENV)/demo
 	rm -rf demo-out
@@ -17,6 +18,9 @@ test: $(VENV)/dev $(VENV)/demo
 
 architectures: $(VENV)/conformance
 	$(BIN)/python tests/conformance/page.py
+
+tables: $(VENV)/dev
+	$(BIN)/python tests/option_tables.py
 
 test-slow: $(VENV)/conformance $(VENV)/demo
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0

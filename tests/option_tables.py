@@ -68,9 +68,8 @@ def tables() -> Iterator[tuple[Path, str, Sequence[str], Callable[[], Rows]]]:
 
 def written(columns: Sequence[str], rows: Rows) -> str:
     """Rows as a table of Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return text.replace("| --- |", "|---|").replace("--- | ---", "---|---").replace("---|--- |", "---|---|")
+    head, *lines = (f"| {' | '.join(cells)} |\n" for cells in (columns, *rows))
+    return head + "|" + "---|" * len(columns) + "\n" + "".join(lines)
 
 
 def behind() -> dict[Path, str]:

@@ -12,11 +12,13 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.evaluation.suites import SUITES, TASKS
 from shortstack.healing import METHODS
+from shortstack.planning import STRATEGIES
 from shortstack.scoring import METRICS
 
 
 class Listing(StrEnum):
     metrics = "metrics"
+    strategies = "strategies"
     methods = "methods"
     recipes = "recipes"
     tasks = "tasks"
@@ -25,7 +27,8 @@ class Listing(StrEnum):
 @verb()
 def ls(
     what: Annotated[
-        Listing | None, typer.Argument(help="metrics, methods, recipes or tasks. Default: all.", show_default=False)
+        Listing | None,
+        typer.Argument(help="metrics, strategies, methods, recipes or tasks. Default: all.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -34,11 +37,12 @@ def ls(
 
     listings = {
         Listing.metrics: [asdict(each) for each in METRICS.values()],
+        Listing.strategies: [asdict(each) for each in STRATEGIES.values()],
         Listing.methods: [{"name": each.name, "trains": each.trains, "paper": each.paper} for each in METHODS.values()],
         Listing.recipes: [{"name": name, "title": title} for name, title in recipe_titles().items()],
         Listing.tasks: [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
     }
-    shown = ("name", "feed", "formula", "trains", "title", "paper", "suite", "metric", "chance", "about")
+    shown = ("name", "feed", "formula", "summary", "trains", "title", "paper", "suite", "metric", "chance", "about")
     wanted = {
         name.value: [{key: value for key, value in row.items() if key in shown} for row in rows]
         for name, rows in listings.items()

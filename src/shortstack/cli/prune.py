@@ -47,7 +47,9 @@ def prune(
     repair_samples: RepairSamples = REPAIR_SAMPLES,
     max_shard_size: Annotated[
         str | None,
-        typer.Option(help="Fill shards up to this, e.g. 5GB. Default: follow the source.", show_default=False),
+        typer.Option(
+            help="Fill weight files up to this, such as 5GB. Default: as the source is divided.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write the model without some layers, at the speed of cp.

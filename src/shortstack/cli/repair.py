@@ -10,7 +10,8 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import REPAIR_SAMPLES, Out, RepairSamples, Report, Source, repair_text
+from shortstack.cli.option_groups import Only
+from shortstack.cli.options import REPAIR_SAMPLES, Out, RepairSamples, Report, Source
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number
@@ -27,7 +28,7 @@ def repair_verb(
     directory: Annotated[str, typer.Argument(help="A checkpoint that shortstack pruned.", show_default=False)],
     source_model: Annotated[str, typer.Option("--source", help="The model it was cut from.", show_default=False)],
     output: Out,
-    text: CalibrationText,
+    text: Annotated[CalibrationText, Only("text", "length")],
     compute: Compute,
     source: Source,
     report: Report,
@@ -41,7 +42,7 @@ def repair_verb(
     from shortstack.pruning.pruner import fits
     from shortstack.pruning.verification import cut_of
 
-    text = repair_text(text, repair_samples)
+    text = replace(text, samples=repair_samples)
     with report.bars() as progress:
         origin = source.open(source_model, progress)
         chosen = cut_of(replace(source, revision=None).open(directory, progress), origin)

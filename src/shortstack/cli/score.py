@@ -41,7 +41,8 @@ def score(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the orders and how far they agree: an .svg, .png or .pdf file.")
+        Path | None,
+        typer.Option(help="Draw the orders and how far they agree: an .svg, .png or .pdf file (extra plot)."),
     ] = None,
 ) -> None:
     """Score every layer by one or more metrics, in one walk.

@@ -45,7 +45,7 @@ def sweep(
         typer.Option("--repair", help="Also refit the last kept layer of each depth; measure on held-out windows."),
     ] = False,
     repair_samples: RepairSamples = REPAIR_SAMPLES,
-    plot: Annotated[Path | None, typer.Option(help="Draw the curve: an .svg, .png or .pdf file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curve: an .svg, .png or .pdf file (extra plot).")] = None,
 ) -> None:
     """Measure the model cut at every depth, in one walk.
 

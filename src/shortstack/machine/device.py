@@ -20,8 +20,12 @@ class Compute:
     """
 
     seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
-    device: str = option("auto", help="Where to compute.")
-    dtype: str = option("auto", help="What to compute in.", choices=DTYPES)
+    device: str = option("auto", help="Where to compute: auto is the first there is of cuda, mps and cpu.")
+    dtype: str = option(
+        "auto",
+        help="What to compute in: auto is bf16 where checkpoint and device have it, else float32.",
+        choices=DTYPES,
+    )
     stream: bool | None = option(
         None, help="Read weights layer by layer. Default: where the model does not fit in memory."
     )

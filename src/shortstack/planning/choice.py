@@ -38,7 +38,7 @@ class Choice:
     """
 
     metric: str | None = option(None, help=f"How to choose: {', '.join(METRICS)}. Default ppl.")
-    drop: str | int | None = option(None, help="How much to remove: 25% (rounded half up) or a count.")
+    drop: str | int | None = option(None, help="How much to remove: 25% of the layers (rounded half up) or a count.")
     layers: str | Sequence[int] | None = option(None, help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).")
     block: bool = option(False, help="Remove one contiguous window.")
     step: int | None = option(None, help="Remove so many at a time, and score again.", minimum=1)
