@@ -21,9 +21,8 @@ from shortstack.machine.files import check_new, plain, save_json, whole
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import check_choice, show_layers
 from shortstack.report import write_report
-from shortstack.runs.records import Step as StoredStep
-from shortstack.runs.records import Trial as StoredTrial
-from shortstack.runs.records import read as read_runs
+from shortstack.runs import records
+from shortstack.runs.records import StepRecord, TrialRecord
 from shortstack.runs.store import Folder
 from shortstack.study.card import model_card
 from shortstack.study.progress import last_line
@@ -192,7 +191,7 @@ class _ShrinkStudy:
     def candidates(self) -> list[dict[str, Any]]:
         """The plans to choose from, with the loss of each; those that failed, with the error."""
         candidates = []
-        for trial in read_runs(self.folder).trials:
+        for trial in records.read(self.folder).trials:
             if trial.settings["heal"] is not None or trial.settings["metric"].startswith("layers "):
                 continue
             measured = next(iter(trial.result("evaluate_pruned").get("perplexity", {}).values()), None)
@@ -207,13 +206,13 @@ class _ShrinkStudy:
             )
         return candidates
 
-    def last(self) -> StoredTrial:
+    def last(self) -> TrialRecord:
         """The last trial.
 
         Raises:
             ShortstackError: a step of it failed.
         """
-        trial = read_runs(self.folder).trials[-1]
+        trial = records.read(self.folder).trials[-1]
         failed = next((step for step in trial.steps.values() if step.state == "failed"), None)
         if failed:
             raise ShortstackError(
@@ -224,11 +223,11 @@ class _ShrinkStudy:
             )
         return trial
 
-    def artefact(self, step: StoredStep) -> Path:
+    def artefact(self, step: StepRecord) -> Path:
         """What a step wrote."""
         return Folder(self.folder).artefact(step.key)
 
-    def commands(self, trial: StoredTrial) -> list[str]:
+    def commands(self, trial: TrialRecord) -> list[str]:
         """The commands that make a trial's checkpoint, one after the other, each on what the one before names."""
         names = {"score": ".", "prune": "pruned", "heal": "healed"}
         places = {str(self.artefact(step).absolute()): names.get(role, role) for role, step in trial.steps.items()}
@@ -238,7 +237,7 @@ class _ShrinkStudy:
         return [" ".join(command.splitlines()) for command in commands]
 
 
-def _finish(study: _ShrinkStudy, trial: StoredTrial, shrunk: Shrunk, *, data: str) -> None:
+def _finish(study: _ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str) -> None:
     """Card, report and results beside the weights; then the checkpoint gets its name."""
     folder = study.artefact(trial.steps.get("heal") or trial.steps["prune"])
     last = open_model(str(folder))
