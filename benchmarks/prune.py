@@ -138,12 +138,12 @@ def child_fixed(source: str, layers: str) -> None:
     from shortstack.checkpoint import Checkpoint
     from shortstack.planning import plan
     from shortstack.planning.exactness import pruned_config
-    from shortstack.pruning.pruner import heirs, kept_tensors
+    from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
 
     checkpoint = Checkpoint.open(source)
     chosen = plan(checkpoint.anatomy.layers, layers=layers).sized(checkpoint.sizes)
     pruned_config(checkpoint, chosen)
-    kept_tensors(checkpoint, chosen, heirs=heirs(checkpoint, chosen))
+    kept_tensors(checkpoint, chosen, shared_weight_owners(checkpoint, chosen))
 
 
 def child_copy(source: str, layers: str, out: str) -> None:
@@ -156,7 +156,7 @@ def child_copy(source: str, layers: str, out: str) -> None:
     checkpoint = Checkpoint.open(source)
     vars(checkpoint)["layers_path"] = "model.layers"  # else learnt from the model's structure, which needs torch
     started = time.perf_counter()
-    kept = kept_tensors(checkpoint, plan(LAYERS, layers=layers), heirs={})
+    kept = kept_tensors(checkpoint, plan(LAYERS, layers=layers), {})
     origin = {tensor.name: tensor.file.name for tensor in kept}
     size = sum(tensor.size for tensor in kept)
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=size) as writer:

@@ -38,6 +38,11 @@ def parameter(name: str, value: object = None) -> str:
     return f"{_BEGIN}{name}{_VALUE}{'' if value is None else value}{_END}"
 
 
+def one_line(error: BaseException) -> str:
+    """The message of another library's error on one line, cut where it grows long."""
+    return " ".join(str(error).split())[:200]
+
+
 def as_python(name: str, value: str) -> str:
     """As an argument of a call: lr=0.1, data='pydoc'.
 

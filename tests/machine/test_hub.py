@@ -68,5 +68,5 @@ def test_the_data_of_a_task_that_cannot_be_had_is_one_message(caplog, tmp_path, 
         Tasks("piqa").load()
     assert refused.value.where == "the data of piqa"
     assert refused.value.found.startswith("no hub within reach")
-    assert "--data-dir" in refused.value.fix
+    assert "data_dir" in refused.value.fix
     assert "Retry" not in caplog.text

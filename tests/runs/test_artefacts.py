@@ -8,7 +8,7 @@ import pytest
 from fsspec.core import url_to_fs
 
 from shortstack.errors import InputError
-from shortstack.runs.artefacts import Remote, Shared, at_hand
+from shortstack.runs.artefacts import Remote, Shared, local_copies
 from shortstack.study import run_study
 from studies import QUICK, STUDY, found, inline, write_study
 
@@ -113,7 +113,7 @@ def test_a_folder_is_put_whole_in_place_of_what_was_there(url, tmp_path):
     remote = Remote(url)
     remote.put("key", tmp_path / "old")
     remote.put("key", tmp_path / "new")
-    with at_hand({"model": "demo", "checkpoint": remote.place("key")}, tmp_path / "scratch") as places:
+    with local_copies({"model": "demo", "checkpoint": remote.place("key")}, tmp_path / "scratch") as places:
         assert places["model"] == "demo"
         assert files_of(Path(places["checkpoint"])) == {"a.txt": b"a", "deep/er/b.txt": b"b"}
     assert not (tmp_path / "scratch").exists()

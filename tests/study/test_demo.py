@@ -49,7 +49,7 @@ def test_an_output_that_somebody_makes_meanwhile_is_left_to_them(folder, monkeyp
     def make_and_pass(*_args, **_options):
         (folder / "out").mkdir()
 
-    monkeypatch.setattr("shortstack.study.demo.fits", make_and_pass)
+    monkeypatch.setattr("shortstack.study.demo.check_fits", make_and_pass)
     with pytest.raises(OutputError, match="exists"):
         run(folder / "out")
     assert (folder / "out").is_dir()

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.config_fields import Cut, cut_fields, rename_layers
-from shortstack.errors import ArchitectureError, CheckpointError, parameter
+from shortstack.errors import ArchitectureError, CheckpointError, one_line, parameter
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-TEXT_KEYS = ("text_config", "decoder", "generator", "language_config", "llm_config")
+TEXT_KEYS = ("text_config", "decoder", "generator", "language_config", "llm_config")  # of multimodal configs
 # Architectures with layers that do not each add to one stream of hidden states, so that leaving one out means nothing.
-UNSUITED = {
+UNSUPPORTED = {
     "blt": "a byte model of three stacks that feed each other",
     "gemma4_assistant": "a draft model, which reads the keys and values of another",
     "gemma4_unified_assistant": "a draft model, which reads the keys and values of another",
@@ -145,11 +145,9 @@ def meta_model(
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
     except (StrictDataclassError, *UNBUILDABLE) as error:
+        expected, found = "a config transformers accepts", f"{type(error).__name__}: {one_line(error)}"
         raise CheckpointError(
-            directory / "config.json",
-            expected="a config transformers accepts",
-            found=_first_line(error),
-            fix="correct the field",
+            directory / "config.json", expected=expected, found=found, fix="correct the field"
         ) from error
     _check_decoder_only(directory, config, raw)
     try:
@@ -160,15 +158,11 @@ def meta_model(
         raise ArchitectureError(
             directory,
             expected=f"{raw['model_type']} to be built from its config",
-            found=_first_line(error),
+            found=f"{type(error).__name__}: {one_line(error)}",
             fix="check the config, or install what it names",
         ) from error
     model.tie_weights()  # on the meta device some versions of transformers leave that undone
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
@@ -211,10 +205,9 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
         refuse(f"{config.model_type}, an encoder-decoder")
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not raw.get("auto_map"):
         refuse(f"{config.model_type}, which has no causal language model in transformers")
-    if raw["model_type"] in UNSUITED:
-        refuse(f"{raw['model_type']}, {UNSUITED[raw['model_type']]}")
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False
-    if encoder:
+    if raw["model_type"] in UNSUPPORTED:
+        refuse(f"{raw['model_type']}, {UNSUPPORTED[raw['model_type']]}")
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
         refuse(f"{config.model_type}, an encoder")
 
 
@@ -298,13 +291,13 @@ def _find_layers(model: PreTrainedModel, counts: Set[int], names: Mapping[int, s
 def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
     parent_path = layers_path.rpartition(".")[0]
     parent = model.get_submodule(parent_path)
-    found = [
+    norms = [
         name
         for name, module in parent.named_children()
         if ("norm" in type(module).__name__.lower() or name.startswith(("norm", "ln_", "final_")))
         and not name.startswith("embed")
     ]
-    return f"{parent_path}.{found[-1]}" if found else None
+    return f"{parent_path}.{norms[-1]}" if norms else None
 
 
 def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) -> str:
@@ -316,11 +309,11 @@ def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) 
     Raises:
         CheckpointError: the stored names do not show which tensors belong to which of the config's layers.
     """
-    found: dict[str, set[int]] = {}
+    numbered: dict[str, set[int]] = {}
     for match in (re.match(r"(.+?)\.(\d+)\.", stored) for stored in names):
         if match:
-            found.setdefault(match[1], set()).add(int(match[2]))
-    complete = [prefix for prefix, numbers in found.items() if numbers.issuperset(range(anatomy.layers))]
+            numbered.setdefault(match[1], set()).add(int(match[2]))
+    complete = [prefix for prefix, numbers in numbered.items() if numbers.issuperset(range(anatomy.layers))]
     path = anatomy.layers_path.split(".")
 
     def likeness(prefix: str) -> tuple[bool, int, bool, int]:
@@ -330,7 +323,7 @@ def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) 
     best = [prefix for prefix in complete if likeness(prefix) == max(map(likeness, complete))]
     if len(best) == 1:
         return best[0]
-    seen = {prefix: len(numbers) for prefix, numbers in found.items()}
+    seen = {prefix: len(numbers) for prefix, numbers in numbered.items()}
     raise CheckpointError(
         directory,
         expected=f"tensors named {anatomy.layer(0)} to {anatomy.layer(anatomy.layers - 1)}",

@@ -42,18 +42,15 @@ def trailing(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
     return {name: sum(layer >= cut.layers - value for layer in cut.kept)} if isinstance(value, int) else {}
 
 
-def indices(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """A list of layer numbers: those that stay, renumbered."""
-    if value is None:
-        return {}
-    return {name: [new for new, old in enumerate(cut.kept) if old in set(value)]}
+def indices(start: int) -> Rule:
+    """A list of layer numbers, counted from `start` (qwen4 counts from one): those that stay, renumbered."""
 
+    def rule(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
+        if value is None:
+            return {}
+        return {name: [new for new, old in enumerate(cut.kept, start) if old + start in set(value)]}
 
-def indices_from_one(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
-    """A list of layer numbers that counts from one (qwen4)."""
-    if value is None:
-        return {}
-    return {name: [new for new, old in enumerate(cut.kept, start=1) if old + 1 in set(value)]}
+    return rule
 
 
 def extra_heads(name: str, value: Any, cut: Cut) -> Mapping[str, Any]:
@@ -153,13 +150,13 @@ RULES: Mapping[str, Rule] = {
     "max_window_layers": leading,
     "num_dense_layers": leading,
     "num_kv_shared_layers": trailing,
-    "mlp_only_layers": indices,
-    "moe_layers": indices,
-    "attn_layer_indices": indices,
-    "hybrid_layer_ids": indices,
-    "ple_layer_ids": indices_from_one,
-    "cross_attention_layers": indices,
-    "global_attn_layers": indices,
+    "mlp_only_layers": indices(start=0),
+    "moe_layers": indices(start=0),
+    "attn_layer_indices": indices(start=0),
+    "hybrid_layer_ids": indices(start=0),
+    "ple_layer_ids": indices(start=1),
+    "cross_attention_layers": indices(start=0),
+    "global_attn_layers": indices(start=0),
     "num_nextn_predict_layers": extra_heads,
     "num_mtp_layers": extra_heads,
     "mtp_num_hidden_layers": extra_heads,
@@ -195,15 +192,11 @@ def cut_fields(cut: Cut) -> dict[str, Any]:
             constraint(name, cut.fields[name], cut)
     changes: dict[str, Any] = {}
     for name, value in cut.fields.items():
-        if name in RULES:
+        if name in RULES or any(word in name for word in NOT_PER_LAYER):
             continue
-        if (
-            isinstance(value, list | tuple)
-            and len(value) == cut.layers
-            and not any(word in name for word in NOT_PER_LAYER)
-        ):
+        if isinstance(value, list | tuple) and len(value) == cut.layers:
             changes[name] = [value[layer] for layer in cut.kept]
-        elif _is_by_layer(value) and not any(word in name for word in NOT_PER_LAYER):
+        elif _is_by_layer(value):
             by_layer = {int(number): entry for number, entry in value.items()}
             changes[name] = {str(new): by_layer[old] for new, old in enumerate(cut.kept) if old in by_layer}
     for name, rule in RULES.items():
@@ -217,19 +210,27 @@ def _is_by_layer(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(re.fullmatch(r"\d+", str(key)) for key in value)
 
 
+def _refusal(name: str, *, expected: str, found: str, fix: str) -> ArchitectureError:
+    return ArchitectureError(f"config.json, {name}", expected=expected, found=found, fix=fix)
+
+
+def _check_stays(needed: int, user: int, cut: Cut, *, name: str, what: str, fix: str) -> None:
+    """Refuse a cut that removes a layer which a kept one uses; what: it has that is used."""
+    if needed not in cut.kept:
+        expected = f"layer {needed} to stay, whose {what} layer {user} uses"
+        raise _refusal(name, expected=expected, found=f"layer {needed} among those to remove", fix=fix)
+
+
 def sharing_previous(name: str, value: Any, cut: Cut) -> None:
     """A "shared" layer uses what the last other layer before it selected: that one must stay with it."""
     owner = -1
     for layer, kind in enumerate(value):
-        owner = layer if kind != "shared" else owner
-        if kind == "shared" and layer in cut.kept and owner not in cut.kept:
-            group = next((end for end in range(owner + 1, cut.layers) if value[end] != "shared"), cut.layers)
-            raise ArchitectureError(
-                f"config.json, {name}",
-                expected=f"layer {owner} to stay, whose selection layer {layer} uses",
-                found=f"layer {owner} among those to remove",
-                fix=f"keep it, or remove all of {owner}-{group - 1}",
-            )
+        if kind != "shared":
+            owner = layer
+        elif layer in cut.kept:
+            end = next((end for end in range(layer, cut.layers) if value[end] != "shared"), cut.layers)
+            fix = f"keep it, or remove all of {owner}-{end - 1}"
+            _check_stays(owner, layer, cut, name=name, what="selection", fix=fix)
 
 
 def kv_sources(name: str, value: Any, cut: Cut) -> None:
@@ -240,38 +241,33 @@ def kv_sources(name: str, value: Any, cut: Cut) -> None:
     first = cut.layers - value
     for layer in (layer for layer in cut.kept if layer >= first):
         source = max((other for other in range(first) if kinds[other] == kinds[layer]), default=None)
-        if source is not None and source not in cut.kept:
-            raise ArchitectureError(
-                f"config.json, {name}",
-                expected=f"layer {source} to stay, whose keys and values layer {layer} uses",
-                found=f"layer {source} among those to remove",
-                fix=f"keep layer {source}, or remove the layers from {first} on that are {kinds[layer]}, too",
-            )
+        if source is not None:
+            fix = f"keep layer {source}, or remove the layers from {first} on that are {kinds[layer]}, too"
+            _check_stays(source, layer, cut, name=name, what="keys and values", fix=fix)
 
 
 def halving(name: str, value: Any, cut: Cut) -> None:
     """RWKV halves its hidden states every `value` layers: what is kept must have been halved as often as it will be."""
     if len(cut.kept) == 1:  # transformers initialises by layer / (layers - 1)
-        raise ArchitectureError(
-            f"config.json, {name}", expected="at least two layers of RWKV", found="one", fix="keep another"
-        )
+        raise _refusal(name, expected="at least two layers of RWKV", found="one", fix="keep another")
     if not value or value < 0:
         return
     before, after = cut.layers // value, len(cut.kept) // value
+    unscaled = f"or first set {name} to 0 in the source's config.json"
     if before != after:
-        raise ArchitectureError(
-            f"config.json, {name}",
+        raise _refusal(
+            name,
             expected=f"the final norm to stay behind {before} halvings of the hidden states",
             found=f"{after} in {len(cut.kept)} layers",
-            fix=f"keep at least {before * value} layers, or first set {name} to 0 in the source's config.json",
+            fix=f"keep at least {before * value} layers, {unscaled}",
         )
     for new, old in enumerate(cut.kept):
         if old // value != new // value:
-            raise ArchitectureError(
-                f"config.json, {name}",
+            raise _refusal(
+                name,
                 expected=f"layer {old} to stay behind {old // value} halvings of the hidden states",
                 found=f"{new // value}, as layer {new} of the shortened model",
-                fix=f"remove the tail, or first set {name} to 0 in the source's config.json",
+                fix=f"remove the tail, {unscaled}",
             )
 
 
@@ -280,8 +276,8 @@ def first_kind(name: str, value: Any, cut: Cut) -> None:
     linear = "linear_attention"
     if cut.fields.get("model_type") == "minimax" and value[0] != linear and value[cut.kept[0]] == linear:
         first = next(layer for layer in range(cut.layers) if value[layer] != linear)
-        raise ArchitectureError(
-            f"config.json, {name}",
+        raise _refusal(
+            name,
             expected="a layer of full attention to be the first: generation counts its cached tokens there",
             found=f"layer {cut.kept[0]}, of {linear}",
             fix=f"keep layer {first}",

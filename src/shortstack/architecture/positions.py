@@ -1,4 +1,4 @@
-"""How many positions a model has a table for, and the refusal of longer texts: one place, for all that reads or writes."""
+"""The size of a model's table of positions, and the refusal of texts that are longer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Placed(Protocol):
+class HasPositions(Protocol):
     """A checkpoint, or a model in memory."""
 
     @property
@@ -38,10 +38,10 @@ def learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
     return min([*tables, stated or max(tables)]) if tables else None
 
 
-def check_positions(model: Placed, tokens: int, where: str, *, fix: str, note: str = "") -> None:
-    """Refuse so many tokens, what is read and what is written after it, to a model with a table of fewer positions.
+def check_positions(model: HasPositions, tokens: int, where: str, *, fix: str, note: str = "") -> None:
+    """Refuse a text for which a model has too few positions; tokens: those it reads and those it generates after them.
 
-    note: goes on after their number.
+    note: follows their number in the message.
 
     Raises:
         InputError: there are more.

@@ -2,7 +2,7 @@
 
 Compared are names, shapes and dtypes of all parameters and buffers, module types, and every plain attribute of every module.
 An attribute that is the layer's number in every layer of the original must be the new number; any other must stay what it
-was. What a forward pass computes from other places than these is in CONSTRAINTS of fields.py, or left to `verify`.
+was. What a forward pass computes from other places than these is in CONSTRAINTS of config_fields, or left to `verify`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCALARS = (int, float, str, bool, type(None))
 # Attributes that follow the depth or the next layer without changing what a layer computes.
 HARMLESS = {
     "self_attn.num_hidden_layers",  # minimax sets decay rates by it when made; checkpoints store the rates
-    "self_attn.store_full_length_kv",  # whether later layers use its keys and values: kv_sources of fields.py sees to it
+    "self_attn.store_full_length_kv",  # whether later layers use its keys and values: kv_sources of config_fields sees to it
     "self_attn.next_skip_topk",  # whether the next layer needs what this one has selected
 }
 LAYER_NUMBER = re.compile(r"layer_?(idx|index|id)$")  # attributes that may name another layer
@@ -50,7 +50,7 @@ class _Comparison:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many layers there were, and how many there are."""
+        """The number of layers before the cut, and after it."""
         return len(list(self.before.get_submodule(self.path).children())), len(self.kept)
 
     def follows(self, old: Any, new: Any) -> bool:
@@ -64,7 +64,7 @@ class _Comparison:
         lists = isinstance(old, list | tuple) and isinstance(new, list | tuple)
         return lists and len(old) == self.counts[0] and [old[layer] for layer in self.kept] == list(new)
 
-    def refuse(self, where: str, name: str, old: Any, new: Any) -> ArchitectureError:
+    def refusal(self, where: str, name: str, old: Any, new: Any) -> ArchitectureError:
         return ArchitectureError(
             f"{self.directory}, {where}, {name}",
             expected=f"{old!r} to stay what it is",
@@ -82,17 +82,17 @@ def check_cut(
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """Build the pruned config on the meta device and compare it with the original's kept layers.
+    """Compare what the pruned config builds on the meta device with the original's kept layers.
 
     Raises:
         ArchitectureError: the pruned config does not rebuild the kept layers; names the layer, the field and the values.
     """
-    after, found = built(config, directory, trust_remote_code)
-    if found.layers != len(kept):
+    after, rebuilt = built(config, directory, trust_remote_code)
+    if rebuilt.layers != len(kept):
         raise ArchitectureError(
             directory,
             expected=f"a model of {len(kept)} layers from the pruned config",
-            found=f"{found.layers}",
+            found=f"{rebuilt.layers}",
             fix="this architecture is not supported; open an issue with its config.json",
         )
     if _counts_tokens(model) and not _counts_tokens(after):
@@ -103,12 +103,12 @@ def check_cut(
             fix="keep one of the attention layers",
         )
     comparison = _Comparison(model, after, anatomy.layers_path, kept, directory)
-    _compare_layers(comparison, found.layers_path)
-    _compare_rest(comparison, found.layers_path)
+    _compare_layers(comparison, rebuilt.layers_path)
+    _compare_rest(comparison, rebuilt.layers_path)
 
 
 def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, Anatomy]:
-    """What a config of a checkpoint in `directory` builds on the meta device.
+    """The model on the meta device, and its anatomy, that a config for the checkpoint in `directory` builds.
 
     Raises:
         ArchitectureError: it cannot be built.
@@ -152,7 +152,7 @@ def _compare_layers(comparison: _Comparison, path: str) -> None:
             elif type(was) is int and was >= 0 and LAYER_NUMBER.search(name):  # it uses what another layer left
                 was = comparison.kept.index(was) if was in comparison.kept else f"layer {was}, which goes"
             if not (_same(was, now) or comparison.sliced(was, now)):
-                raise comparison.refuse(f"layer {old}", name, was, now)
+                raise comparison.refusal(f"layer {old}", name, was, now)
 
 
 def _own_numbers(layers: Sequence[Facts]) -> dict[str, tuple[int, int]]:
@@ -160,7 +160,7 @@ def _own_numbers(layers: Sequence[Facts]) -> dict[str, tuple[int, int]]:
 
     times is 1, but for a layer with several attentions, which number theirs apart (longcat: 2 i and 2 i + 1).
     """
-    found = {}
+    numbers = {}
     for name in {name for facts in layers for name, value in facts.items() if type(value) is int}:
         values = {number: facts[name] for number, facts in enumerate(layers) if name in facts}
         several = range(1, 5) if LAYER_NUMBER.search(name) else (1,)
@@ -171,8 +171,8 @@ def _own_numbers(layers: Sequence[Facts]) -> dict[str, tuple[int, int]]:
             if all(value == times * number + plus for number, value in values.items())
         )
         if len(values) > 1 and (fit := next(fits, None)):
-            found[name] = fit
-    return found
+            numbers[name] = fit
+    return numbers
 
 
 def _compare_rest(comparison: _Comparison, path: str) -> None:
@@ -191,7 +191,7 @@ def _compare_rest(comparison: _Comparison, path: str) -> None:
             or (bool(LAYER_NUMBER.search(name)) and new == sum(layer < old for layer in comparison.kept))
         )
         if not (_same(old, new) or comparison.follows(old, new) or counted or unneeded or kinds or blocks):
-            raise comparison.refuse("outside the layers", name, old, new)
+            raise comparison.refusal("outside the layers", name, old, new)
 
 
 def _outermost_first(names: Set[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.positions import learned_positions
+from shortstack.checkpoint.file_names import RECORD, TEMPLATES, TOKENIZER, is_carried_along
 from shortstack.checkpoint.index import read_tensors
 from shortstack.checkpoint.safetensors import StoredTensor, file_digest
 from shortstack.checkpoint.sizes import Sizes
-from shortstack.checkpoint.source import commit_of, located
-from shortstack.errors import CheckpointError
+from shortstack.checkpoint.source import commit_of, locate
+from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, silent
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-RECORD = "shortstack.json"
-TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
-TOKENIZER_FILE = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
 ALIGNMENT = 64  # bytes: a cache line, and what torch itself gives a tensor it makes
 
 
@@ -62,7 +60,7 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be found, is incomplete or truncated, or holds pickled weights.
         """
-        directory = located(str(model), revision, progress, download=download)
+        directory = locate(str(model), revision, progress, download=download)
         config = anatomy.read_config(directory)
         tensors = read_tensors(directory)
         anatomy.check_depth(config, len(tensors), directory)
@@ -80,7 +78,16 @@ class Checkpoint:
     @property
     def vocabulary(self) -> int:
         """How many tokens the model has embeddings for; a tokenizer may know fewer."""
-        return int(self.blueprint.get_submodule(self.anatomy.embedding).weight.shape[0])
+        return self._embedding_shape[0]
+
+    @property
+    def width(self) -> int:
+        """How many numbers the embedding of a token has."""
+        return self._embedding_shape[1]
+
+    @property
+    def _embedding_shape(self) -> tuple[int, ...]:
+        return tuple(self.blueprint.get_submodule(self.anatomy.embedding).weight.shape)
 
     @functools.cached_property
     def positions(self) -> int | None:
@@ -97,8 +104,8 @@ class Checkpoint:
         match = re.match(rf"{re.escape(self.layers_path)}\.(\d+)\.", name)
         return int(match[1]) if match else None
 
-    def moved(self, name: str, layer: int) -> str:
-        """The name of a layer's stored tensor, had it been of another layer."""
+    def renumbered(self, name: str, layer: int) -> str:
+        """The name of a layer's stored tensor with the number of another layer."""
         rest = name.removeprefix(f"{self.layers_path}.").partition(".")[2]
         return f"{self.layers_path}.{layer}.{rest}"
 
@@ -136,7 +143,7 @@ class Checkpoint:
 
     @functools.cached_property
     def record(self) -> Mapping[str, Any]:
-        """What shortstack wrote beside the weights; empty for a checkpoint it did not write.
+        """The shortstack.json beside the weights; empty for a checkpoint that shortstack did not write.
 
         Raises:
             CheckpointError: it is not what shortstack writes.
@@ -159,12 +166,18 @@ class Checkpoint:
         return dict(record)
 
     @property
-    def made_from(self) -> str | None:
-        """The uncut model at the beginning of the records, as it was named; None where shortstack did not write it."""
-        record, found = self.record, None
+    def records(self) -> Iterator[Mapping[str, Any]]:
+        """The checkpoint's record, that of the checkpoint it was made from, and so on to the first that has one."""
+        record = self.record
         while record:
-            found, record = record["source"]["id"], record.get("origin") or {}
-        return found
+            yield record
+            record = record.get("origin") or {}
+
+    @property
+    def made_from(self) -> str | None:
+        """The name of the first model of the records, which was not cut; None where shortstack did not write this one."""
+        sources = [str(record["source"]["id"]) for record in self.records]
+        return sources[-1] if sources else None
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -180,7 +193,7 @@ class Checkpoint:
         """Refuse to load the model where the device has less memory than its weights take in `dtype`.
 
         Raises:
-            InputError: it is so.
+            InputError: the weights do not fit.
         """
         quantised = self.config.get("quantization_config")
         check_room(self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device)
@@ -210,7 +223,7 @@ class Checkpoint:
             raise CheckpointError(
                 self.directory,
                 expected="the libraries its weights need",
-                found=" ".join(str(error).split())[:200],
+                found=one_line(error),
                 fix="install what it names, or start from the unquantised model",
             ) from error
         wrong = {
@@ -237,44 +250,26 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
-        if not any(path.is_file() and TOKENIZER_FILE.search(path.name) for path in self.directory.iterdir()):
-            raise CheckpointError(
-                self.directory,
-                expected="a tokenizer (tokenizer.json)",
-                found="no file of one",
-                fix="copy the tokenizer's files beside the weights",
-            )
+        if not any(path.is_file() and TOKENIZER.search(path.name) for path in self.directory.iterdir()):
+            raise self._no_tokenizer("no file of one")
         try:
             return AutoTokenizer.from_pretrained(
                 self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                self.directory,
-                expected="a tokenizer (tokenizer.json)",
-                found=" ".join(str(error).split())[:200],
-                fix="copy the tokenizer's files beside the weights",
-            ) from error
+            raise self._no_tokenizer(one_line(error)) from error
+
+    def _no_tokenizer(self, found: str) -> CheckpointError:
+        expected, fix = "a tokenizer (tokenizer.json)", "copy the tokenizer's files beside the weights"
+        return CheckpointError(self.directory, expected=expected, found=found, fix=fix)
 
     def side_files(self) -> list[Path]:
         """Files an output must carry along: tokenizer, generation config, chat template, licence; code only when trusted."""
-        files = [path for path in sorted(self.directory.iterdir()) if path.is_file() and self._travels(path)]
-        return [*files, *sorted((self.directory / TEMPLATES).glob("*.jinja"))]
-
-    def _travels(self, path: Path) -> bool:
-        if (
-            path.name in {"config.json", RECORD, "README.md"}
-            or path.name.startswith(".")
-            or path.name.endswith(".index.json")
-        ):
-            return False
-        if path.suffix == ".py":
-            return self.trust_remote_code
-        return (
-            path.suffix in {".json", ".txt", ".jinja"}
-            or bool(TOKENIZER_FILE.search(path.name))
-            or path.name.startswith(("LICENSE", "NOTICE", "USE_POLICY"))
-        )
+        files = [path for path in sorted(self.directory.iterdir()) if path.is_file()]
+        return [
+            *(path for path in files if is_carried_along(path, code=self.trust_remote_code)),
+            *sorted((self.directory / TEMPLATES).glob("*.jinja")),
+        ]
 
 
 def _is_record(value: Any) -> bool:

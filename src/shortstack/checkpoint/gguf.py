@@ -11,23 +11,15 @@ from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 
+from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.safetensors import file_digest
-from shortstack.errors import CheckpointError, OutputError
+from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.cache import cache_directory
+from shortstack.machine.files import check_disk
 from shortstack.machine.progress import Progress, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
-UNREADABLE = (
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+UNREADABLE = (*UNBUILDABLE, struct.error, MemoryError)
 
 
 def dequantised(path: Path, *, progress: Progress = silent) -> Path:
@@ -68,21 +60,15 @@ def _check_room(path: Path, cache: Path) -> None:
         needed = 2 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
-    free = shutil.disk_usage(cache).free
-    if free < needed + (16 << 20):
-        raise OutputError(
-            cache,
-            expected=f"{needed / 1e6:,.0f} MB of free disk for {path.name}, dequantised",
-            found=f"{free / 1e6:,.0f} MB",
-            fix="free some space, or set SHORTSTACK_CACHE to a folder elsewhere",
-        )
+    elsewhere = "free some space, or set SHORTSTACK_CACHE to a folder elsewhere"
+    check_disk(cache, needed, what=f"{path.name}, dequantised", fix=elsewhere)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         path,
         expected="a GGUF file of an architecture transformers reads",
-        found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        found=f"{type(error).__name__}: {one_line(error)}",
         fix="download it again, or start from the safetensors checkpoint",
     )
 

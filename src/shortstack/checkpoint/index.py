@@ -8,12 +8,9 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+from shortstack.checkpoint.file_names import INDEX, PICKLED, SINGLE
 from shortstack.checkpoint.safetensors import StoredTensor, read_shard
 from shortstack.errors import CheckpointError
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -40,57 +37,50 @@ def read_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            index,
-            expected="JSON with a weight_map from tensors to files",
-            found=repr(error),
-            fix="download the index again",
-        ) from error
-    for name in files:
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+    weight_map = _weight_map(index)
+    shards = sorted(set(weight_map.values()))
+    for name in shards:
+        if not os.path.exists(directory / name):  # False for names no file can have, too
             raise CheckpointError(
-                index,
-                expected="plain .safetensors names inside the checkpoint's folder",
-                found=repr(name),
-                fix="do not use this checkpoint",
+                directory / name,
+                expected="a shard that the index names",
+                found="no such file",
+                fix="download the missing shard",
             )
-    missing = [name for name in files if not os.path.exists(directory / name)]  # False for names no file can have, too
-    if missing:
-        raise CheckpointError(
-            directory / missing[0],
-            expected="a shard that the index names",
-            found="no such file",
-            fix="download the missing shard",
-        )
-    stored = [tensor for name in files for tensor in read_shard(directory / name)]
+    stored = [tensor for name in shards for tensor in read_shard(directory / name)]
     tensors = {tensor.name: tensor for tensor in stored}
     if len(tensors) < len(stored):
         name = next(name for name, count in Counter(tensor.name for tensor in stored).items() if count > 1)
-        raise CheckpointError(
-            index, expected="each tensor in one shard", found=f"{name} in several", fix="download the checkpoint again"
-        )
+        raise _wrong_index(index, "each tensor in one shard", f"{name} in several")
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise CheckpointError(
-                index, expected=f"{name} in {file}", found="it is not there", fix="download the checkpoint again"
-            )
-    extra = sorted(tensors.keys() - weight_map.keys())
-    if extra:
-        raise CheckpointError(
-            index,
-            expected="every stored tensor in the index",
-            found=f"{extra[0]} only in a shard",
-            fix="download the checkpoint again",
-        )
+            raise _wrong_index(index, f"{name} in {file}", "it is not there")
+    if extra := sorted(tensors.keys() - weight_map.keys()):
+        raise _wrong_index(index, "every stored tensor in the index", f"{extra[0]} only in a shard")
     return tensors
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index has it."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        expected, fix = "JSON with a weight_map from tensors to files", "download the index again"
+        raise CheckpointError(index, expected=expected, found=repr(error), fix=fix) from error
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            expected, fix = "plain .safetensors names inside the checkpoint's folder", "do not use this checkpoint"
+            raise CheckpointError(index, expected=expected, found=repr(name), fix=fix)
+    return weight_map
+
+
+def _wrong_index(index: Path, expected: str, found: str) -> CheckpointError:
+    return CheckpointError(index, expected=expected, found=found, fix="download the checkpoint again")
+
+
 def _no_weights(directory: Path) -> CheckpointError:
-    pickles = sorted(path for pattern in PICKLES for path in directory.glob(pattern))
+    pickles = sorted(path for suffix in PICKLED for path in directory.glob(f"*{suffix}"))
     if pickles:
         return CheckpointError(
             pickles[0],
@@ -101,7 +91,7 @@ def _no_weights(directory: Path) -> CheckpointError:
         )
     return CheckpointError(
         directory,
-        expected="model.safetensors or shards with an index",
+        expected=f"{SINGLE} or shards with an index",
         found="no weights",
         fix="point at a complete checkpoint",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 from shortstack.checkpoint.checkpoint import Checkpoint
@@ -13,13 +13,13 @@ from shortstack.errors import CheckpointError, InputError, parameter
 
 
 def layer_map(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, int]:
-    """New layer number -> number in the first original, through earlier cuts of the same line; kept: layers that stay."""
+    """The number of each layer that stays (`kept`) in the model that the first cut was made from, by its new number."""
     earlier = checkpoint.record.get("layer_map") or {}
     return {str(new): earlier.get(str(old), old) for new, old in enumerate(kept)}
 
 
 def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, Any]:
-    """What every output records of where it comes from. `origin` is the record of the checkpoint it was made from."""
+    """The part of every output's record that says where it comes from; `origin` is the record of its source."""
     return {
         "format": 1,
         "verb": verb,
@@ -29,27 +29,28 @@ def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, A
             "weight_bytes": checkpoint.weight_bytes,
             "files": {path.name: path.stat().st_size for path in checkpoint.shards},
         },
-        "origin": {key: value for key, value in checkpoint.record.items() if key != "files"} or None,
+        "origin": _without_files(checkpoint.record) or None,
         "versions": versions(),
         "seconds": round(seconds, 3),
     }
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """The versions of Python and of the packages that compute."""
     named = {name: version(name) for name in ("shortstack", "torch", "transformers", "safetensors")}
     return {"python": platform.python_version(), **named}
 
 
 def changed_since(checkpoint: Checkpoint, against: Checkpoint) -> bool:
-    """Whether any step from the source to the checkpoint changed weights: its records, back to the source's own."""
-    record: Mapping[str, Any] | None = checkpoint.record
-    earlier = {key: value for key, value in against.record.items() if key != "files"} or None
-    while record and record != earlier:
-        if record["verb"] != "prune" or (record.get("repair") or {}).get("kept"):
-            return True
-        record = record.get("origin")
-    return False
+    """Whether any step from the source to the checkpoint changed weights: by its records, back to the source's own."""
+    earlier = _without_files(against.record)
+    since = takewhile(lambda record: record != earlier, checkpoint.records)
+    return any(record["verb"] != "prune" or (record.get("repair") or {}).get("kept") for record in since)
+
+
+def _without_files(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as the next one keeps it: without the digests of files that it does not have."""
+    return {key: value for key, value in record.items() if key != "files"}
 
 
 def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int]:
@@ -84,8 +85,8 @@ def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
     Raises:
         InputError: the record tells of no cut.
     """
-    kept, original = list((checkpoint.record.get("layer_map") or {}).values()), _original_layers(checkpoint.record)
-    edges = [-1, *kept, original]
+    kept = list((checkpoint.record.get("layer_map") or {}).values())
+    edges = [-1, *kept, _original_layers(checkpoint)]
     cuts = [place for place, (one, next_one) in enumerate(pairwise(edges)) if next_one != one + 1] if kept else []
     if not cuts:
         raise InputError(
@@ -98,10 +99,7 @@ def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
     return tuple(sorted(near & set(range(len(kept)))))
 
 
-def _original_layers(record: Mapping[str, Any]) -> int:
-    """How many layers the first model of the line had."""
-    plans = []
-    while record:
-        plans.append(record.get("plan"))
-        record = record.get("origin") or {}
-    return next((int(plan["layers"]) for plan in reversed(plans) if plan), 0)
+def _original_layers(checkpoint: Checkpoint) -> int:
+    """How many layers the first model of the records had."""
+    depths = [int(record["plan"]["layers"]) for record in checkpoint.records if record.get("plan")]
+    return depths[-1] if depths else 0

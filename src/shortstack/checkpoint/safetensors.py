@@ -180,10 +180,10 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any],
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise ValueError("a name that occurs twice")
-    return found
+    return mapping
 
 
 def _declared(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
@@ -219,7 +219,7 @@ def _check_cover(path: Path, tensors: Sequence[StoredTensor], data_start: int, s
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """What the manifest keeps of a file."""
+    """A file as the manifest lists it."""
 
     size: int
     sha256: str
@@ -281,12 +281,13 @@ def _blocks(piece: Piece) -> Iterator[bytes]:
         yield from _columns(piece)
         return
     with piece.path.open("rb", buffering=0) as file:
-        position = piece.start
-        while position < piece.end:
-            block = os.pread(file.fileno(), min(BLOCK_BYTES, piece.end - position), position)
+        file.seek(piece.start)
+        left = len(piece)
+        while left:
+            block = file.read(min(BLOCK_BYTES, left))
             if not block:
-                raise _broken(piece.path, f"bytes up to {piece.end}", f"the end of the file at {position}")
-            position += len(block)
+                raise _broken(piece.path, f"bytes up to {piece.end}", f"the end of the file at {piece.end - left}")
+            left -= len(block)
             yield block
 
 

@@ -1,4 +1,4 @@
-"""What each layer of a checkpoint weighs."""
+"""The size of each layer of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from shortstack.errors import DataError
 
 @dataclass(frozen=True)
 class Sizes:
-    """What each layer of a checkpoint weighs, and everything that is not a layer; in parameters and stored bytes.
+    """The parameters and stored bytes of each layer of a checkpoint, and of everything that is not a layer.
 
-    extra: multi-token prediction heads, which go with any cut.
+    extra: of the multi-token prediction heads, which go with any cut.
     """
 
     layer_parameters: tuple[int, ...]
@@ -25,39 +25,33 @@ class Sizes:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Sizes:
-        """From the sizes a scores.json keeps of its model.
+        """The sizes that a scores.json keeps of its model.
 
         Raises:
             DataError: they are missing, or not one whole number per layer.
         """
         try:
             parameters, sizes = tuple(data["layer_parameters"]), tuple(data["layer_bytes"])
+            others = data["other_parameters"], data["other_bytes"]
             extra = data.get("extra_parameters", 0), data.get("extra_bytes", 0)
-            found = cls(parameters, sizes, data["other_parameters"], data["other_bytes"], *extra)
         except (KeyError, TypeError) as error:
-            raise _not_ours(where, "score", repr(error)) from error
-        numbers = (*parameters, *sizes, found.other_parameters, found.other_bytes)
-        whole = all(type(number) is int and number > 0 for number in numbers)
-        if (
-            len(parameters) != len(sizes)
-            or not whole
-            or not all(type(number) is int and number >= 0 for number in extra)
-        ):
-            raise _not_ours(where, "score", "layer sizes that are not whole numbers, or not as many as layers")
-        return found
+            raise not_written_by("score", where, repr(error)) from error
+        whole = all(type(number) is int and number >= 0 for number in (*parameters, *sizes, *others, *extra))
+        if len(parameters) != len(sizes) or not whole or 0 in (*parameters, *sizes, *others):
+            raise not_written_by("score", where, "layer sizes that are not whole numbers, or not as many as layers")
+        return cls(parameters, sizes, *others, *extra)
 
     def of(self, kept: Sequence[int]) -> tuple[int, int]:
         """(parameters, bytes) of the model with only these layers."""
-        cut = len(kept) < len(self.layer_bytes)
-        return (
-            self.other_parameters
-            + sum(self.layer_parameters[layer] for layer in kept)
-            + (0 if cut else self.extra_parameters),
-            self.other_bytes + sum(self.layer_bytes[layer] for layer in kept) + (0 if cut else self.extra_bytes),
-        )
+        parameters = self.other_parameters + sum(self.layer_parameters[layer] for layer in kept)
+        nbytes = self.other_bytes + sum(self.layer_bytes[layer] for layer in kept)
+        if len(kept) < len(self.layer_bytes):
+            return parameters, nbytes
+        return parameters + self.extra_parameters, nbytes + self.extra_bytes
 
 
-def _not_ours(where: object, verb: str, found: str) -> DataError:
+def not_written_by(verb: str, where: object, found: str) -> DataError:
+    """The error for JSON that is not what one of shortstack's verbs writes."""
     return DataError(
         where, expected=f"the JSON that `shortstack {verb} -o` writes", found=found, fix=f"{verb} the model again"
     )

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a directory, a .gguf file made into one, a hub snapshot, or the packaged demo."""
+"""The directory of a checkpoint: a local one, one made of a .gguf file, a hub snapshot, or the packaged demo."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import os
 import re
 from pathlib import Path
 
+from shortstack.checkpoint.file_names import DOWNLOADED
 from shortstack.checkpoint.index import conversion
-from shortstack.errors import CheckpointError, InputError, parameter
+from shortstack.errors import CheckpointError, InputError, one_line, parameter
+from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-HUB_PATTERNS = (
-    *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
-    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
-)
 
 
 def commit_of(directory: Path) -> str | None:
@@ -23,8 +21,8 @@ def commit_of(directory: Path) -> str | None:
     return directory.name if directory.parent.name == "snapshots" else None
 
 
-def located(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:
-    """The directory of a checkpoint, by whatever it is named. download: whether a hub model may be fetched.
+def locate(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:
+    """Find the directory of a checkpoint by its name. download: whether a hub model may be fetched.
 
     Raises:
         CheckpointError: there is none of that name, or only pickled weights.
@@ -78,19 +76,21 @@ def _packaged_demo() -> Path | None:
 
 def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    # The HTTPError of whichever client library this huggingface_hub is built on: a failed connection raises it bare.
-    transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
-        patterns = list(HUB_PATTERNS)
+        patterns = list(DOWNLOADED)
         fetched = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download)
         snapshot = Path(fetched)
-    except (transport, LocalEntryNotFoundError, ValueError) as error:  # ValueError: a bad name, or an answer not JSON
+    except (
+        connection_error(),
+        LocalEntryNotFoundError,
+        ValueError,
+    ) as error:  # ValueError: a bad name, or an answer not JSON
         raise CheckpointError(
             name,
             expected="a directory of that name, or a model on the hub",
-            found=" ".join(str(error).split())[:160] if download else "no copy on this machine",
+            found=one_line(error) if download else "no copy on this machine",
             fix=fix,
         ) from error
     if not any(snapshot.glob("*.safetensors")):

@@ -43,10 +43,10 @@ def read_weight(tensor: StoredTensor, buffer: Tensor | None = None) -> Tensor:
         CheckpointError: it is of a type that torch does not have, or its file is truncated.
     """
     memory = torch.empty(tensor.size, dtype=torch.uint8) if buffer is None else buffer[: tensor.size]
-    found = memory.view(_dtype(tensor)).view(tensor.shape)
+    weight = memory.view(_dtype(tensor)).view(tensor.shape)
     if tensor.size:
         read_into(tensor, memory.numpy().data)
-    return found
+    return weight
 
 
 def _dtype(tensor: StoredTensor) -> torch.dtype:
@@ -61,7 +61,7 @@ def _dtype(tensor: StoredTensor) -> torch.dtype:
 
 
 def load_into(model: PreTrainedModel, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None, device: str) -> Any:
-    """Put these stored tensors in place, as dtype; transformers' report of what was missing, unexpected or did not fit."""
+    """Give a model these stored tensors, as dtype; returns transformers' report of missing, unexpected and unfit ones."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
@@ -132,13 +132,13 @@ def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dic
 
     weights: by their names in the whole model's state dict.
     """
-    found = (_as_stored(checkpoint, name, weight) for name, weight in _reverted(checkpoint, weights).items())
-    return {tensor.name: tensor for tensor in found}
+    tensors = (_as_stored(checkpoint, name, weight) for name, weight in _reverted(checkpoint, weights).items())
+    return {tensor.name: tensor for tensor in tensors}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What becomes of a weight: factor times it, and a tensor of its shape added."""
+    """A change to a weight: it is multiplied by a factor, and a tensor of its shape is added."""
 
     added: Tensor | None = None
     factor: float = 1.0
@@ -154,12 +154,12 @@ def edited_tensors(checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> dict[st
     weights = checkpoint.blueprint.state_dict()
     added = {name: edit.added for name, edit in edits.items() if edit.added is not None}
     factors = {name: torch.tensor(edit.factor).expand(weights[name].shape) for name, edit in edits.items()}
-    changes, found = _reverted(checkpoint, added), {}
+    changes, tensors = _reverted(checkpoint, added), {}
     for name, factor in _reverted(checkpoint, factors).items():  # as it divides the weights, so it does their factors
         stored = checkpoint.tensors[_as_stored(checkpoint, name, factor).name]
         edited = read_weight(stored).float() * factor + changes.get(name, 0)
-        found[stored.name] = _as_stored(checkpoint, name, edited)
-    return found
+        tensors[stored.name] = _as_stored(checkpoint, name, edited)
+    return tensors
 
 
 def _reverted(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

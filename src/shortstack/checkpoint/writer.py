@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -14,13 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shortstack.checkpoint.checkpoint import RECORD, TEMPLATES
-from shortstack.checkpoint.index import INDEX, SINGLE
+from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
-from shortstack.errors import ArchitectureError, InputError, OutputError, parameter
-from shortstack.machine.files import sync
+from shortstack.errors import InputError, OutputError, parameter
+from shortstack.machine.files import check_disk, check_new, sync
 from shortstack.machine.progress import Progress, silent
 
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 WRITERS = 2  # shards written at once: while one waits for the disk to have it, the next is copied
 
 
@@ -63,21 +64,6 @@ class _Advance:
             self.progress("writing weights", self.done, self.total)
 
 
-def check_absent(out: Path) -> None:
-    """Refuse an output that exists: what is there is never overwritten.
-
-    Raises:
-        OutputError: it does.
-    """
-    if os.path.lexists(out) or out.resolve().exists():
-        raise OutputError(
-            out,
-            expected="an output that does not exist yet",
-            found="it exists",
-            fix="name another, or move it away",
-        )
-
-
 class CheckpointWriter:
     """Fills `<out>.partial-<id>` and renames it to `out` in commit(), or leaves nothing.
 
@@ -92,41 +78,20 @@ class CheckpointWriter:
         """
         self.out = Path(out)
         self.files: dict[str, WrittenFile] = {}
-        self._check_place(source)
-        self._check_space(nbytes)
+        self._check_outside(source)
+        check_new(self.out, make_folders=True)
+        check_disk(self.out, nbytes)
         self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
         self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]
 
-    def _check_place(self, source: Path) -> None:
+    def _check_outside(self, source: Path) -> None:
         here, there = self.out.resolve(), source.resolve()
         if here == there or there in here.parents:
             raise OutputError(
                 self.out,
                 expected="an output outside the input",
                 found=f"it is in {source}",
-                fix="name another place with -o",
-            )
-        check_absent(self.out)
-        parent = self._existing_parent()
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise OutputError(
-                self.out,
-                expected="a directory that can be written",
-                found=f"{parent}, which cannot",
-                fix="name another place with -o",
-            )
-
-    def _existing_parent(self) -> Path:
-        return next(parent for parent in self.out.absolute().parents if os.path.exists(parent))
-
-    def _check_space(self, nbytes: int) -> None:
-        free = shutil.disk_usage(self._existing_parent()).free
-        if free < nbytes + (16 << 20):
-            raise OutputError(
-                self.out,
-                expected=f"{(nbytes + (16 << 20)) / 1e6:,.0f} MB of free disk",
-                found=f"{free / 1e6:,.0f} MB",
-                fix="free some space or write elsewhere",
+                fix="name another place",
             )
 
     def __enter__(self) -> CheckpointWriter:
@@ -209,34 +174,47 @@ class CheckpointWriter:
                 self.out,
                 expected="an output that does not exist yet",
                 found=error.strerror or str(error),
-                fix="name another with -o",
+                fix="name another",
             ) from error
         sync(self.out.parent)
         return self.out
 
 
+def parse_size(size: str | int) -> int:
+    """The bytes of a size like 5GB, or of a number of bytes.
+
+    Raises:
+        InputError: it is neither, or nothing.
+
+    >>> parse_size("5GB"), parse_size("1MiB"), parse_size(4096)
+    (5000000000, 1048576, 4096)
+    """
+    number, unit = re.fullmatch(r"(\d*)(.*)", str(size), re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
+    nbytes = size if isinstance(size, int) else int(number or 0) * UNITS.get(unit.upper(), 0)
+    if nbytes < 1:
+        raise InputError(
+            parameter("max_shard_size"),
+            expected="a size like 5GB or 500MB",
+            found=repr(size),
+            fix="write a whole number and a unit",
+        )
+    return nbytes
+
+
 def layout(
-    tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_bytes: int | None = None
+    tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_size: str | int | None = None
 ) -> list[list[StoredTensor]]:
     """Tensors grouped into output shards: as the source had them (`origin`: tensor -> file), or filled to a size.
 
     Raises:
-        ArchitectureError: never for a real cut; there must be a tensor to write.
+        InputError: the size is none.
     """
-    if max_shard_bytes is not None and max_shard_bytes < 1:
-        raise InputError(
-            parameter("max_shard_size"),
-            expected="a positive size",
-            found=str(max_shard_bytes),
-            fix="write a size like 5GB",
-        )
-    if not tensors:
-        raise ArchitectureError("weights", expected="at least one tensor to keep", found="none", fix="keep a layer")
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
     shards: list[list[StoredTensor]] = []
     filled, last = 0, ""
     for tensor in tensors:
         file = origin.get(tensor.name, last)
-        full = filled + tensor.size > max_shard_bytes if max_shard_bytes else file != last
+        full = filled + tensor.size > limit if limit else file != last
         if full or not shards:
             shards.append([])
             filled = 0

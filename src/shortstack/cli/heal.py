@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shortstack.checkpoint.writer import check_absent
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Only, Values
@@ -19,6 +18,7 @@ from shortstack.healing import Partial, Turns
 from shortstack.healing.methods import MethodOptions, check_known
 from shortstack.healing.options import COMPONENTS, task_of
 from shortstack.machine.device import Compute
+from shortstack.machine.files import check_new
 from shortstack.machine.formats import size
 from shortstack.machine.progress import first_process, say
 from shortstack.planning.layer_sets import show_layers
@@ -86,7 +86,7 @@ class HealRun:
                 fix="leave it, or name another -o for a new run",
             )
         if not self.dry_run:
-            check_absent(output)
+            check_new(output, make_folders=True)
 
 
 @verb()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from shortstack.checkpoint.writer import parse_size
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.options import (
@@ -26,7 +27,7 @@ from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import read_json
-from shortstack.planning import Choice, Plan, choose
+from shortstack.planning import Choice, Chosen, Plan, choose
 
 
 @verb()
@@ -56,7 +57,8 @@ def prune(
 
     Byte ranges are copied; the result loads with plain transformers.
     """
-    shard_bytes = _parse_size(max_shard_size)
+    if max_shard_size is not None:
+        parse_size(max_shard_size)
     _check(choice, plan_file)
     if not repair and repair_samples != REPAIR_SAMPLES:
         raise unused("prune without --repair", "--repair-samples", repair_samples)
@@ -65,33 +67,24 @@ def prune(
     planned = Plan.from_dict(read_json(plan_file), where=plan_file) if plan_file else None
 
     from shortstack.pruning import prune as prune_checkpoint
-    from shortstack.pruning.pruner import fits
+    from shortstack.pruning.pruner import check_fits
 
     with report.bars() as progress:
         checkpoint = source.open(model, progress)
-        fits(output, checkpoint, planned or choice.like(checkpoint.anatomy.layers))
-        chosen = planned
-        scores = None
-        if chosen is None:
-            found = choose(checkpoint, choice, text, compute=compute, progress=progress)
-            say_moved(found)
-            chosen, scores = found.plan, found.scores
+        check_fits(output, checkpoint, planned or choice.like(checkpoint.anatomy.layers))
+        if planned:
+            chosen = Chosen(planned, planned)
+        else:
+            chosen = choose(checkpoint, choice, text, compute=compute, progress=progress)
+        say_moved(chosen)
         windows = replace(text, samples=repair_samples)
-        repaired = refitted(checkpoint, chosen, windows, compute, progress) if repair else None
-        prune_checkpoint(
-            checkpoint,
-            chosen,
-            output,
-            max_shard_bytes=shard_bytes,
-            scores=scores.to_dict() if scores else None,
-            repair=repaired,
-            progress=progress,
-        )
-        chosen = chosen.sized(checkpoint.sizes)
+        repaired = refitted(checkpoint, chosen.plan, windows, compute, progress) if repair else None
+        prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_size=max_shard_size, progress=progress)
+        plan = chosen.plan.sized(checkpoint.sizes)
     if report.json:
         told = repaired.to_dict() if repaired else None
-        return console.show_json({**chosen.to_dict(), "repair": told, "output": str(output)})
-    show_plan(chosen)
+        return console.show_json({**plan.to_dict(), "repair": told, "output": str(output)})
+    show_plan(plan)
     if repaired:
         show_repair(repaired)
     report.next_step("verify", output, "--against", model, *source.words)
@@ -109,19 +102,3 @@ def _check(choice: Choice, plan_file: Path | None) -> None:
             found="options that choose layers beside it",
             fix="give one or the other",
         )
-
-
-def _parse_size(text: str | None) -> int | None:
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    if text is None:
-        return None
-    digits = text.rstrip("KMGIBkmgib")
-    unit = text[len(digits) :].upper()
-    if not digits.isdecimal() or unit not in units or not int(digits):
-        raise InputError(
-            "--max-shard-size",
-            expected="a size like 5GB or 500MB",
-            found=repr(text),
-            fix="write a whole number and a unit",
-        )
-    return int(digits) * units[unit]

@@ -39,14 +39,14 @@ def repair_verb(
     No training, no new parameters.
     """
     from shortstack.pruning import prune as prune_checkpoint
-    from shortstack.pruning.pruner import fits
+    from shortstack.pruning.pruner import check_fits
     from shortstack.pruning.verification import cut_of
 
     text = replace(text, samples=repair_samples)
     with report.bars() as progress:
         origin = source.open(source_model, progress)
         chosen = cut_of(replace(source, revision=None).open(directory, progress), origin)
-        fits(output, origin, chosen)
+        check_fits(output, origin, chosen)
         repaired = refitted(origin, chosen, text, compute, progress)
         prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
     if report.json:

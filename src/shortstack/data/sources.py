@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError, InputError, parameter
+from shortstack.errors import DataError, InputError, one_line, parameter
 from shortstack.machine.hub import hub_or_copies
 
 TEXT = "pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name."
@@ -224,9 +224,7 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
             raise DataError(
                 source,
                 expected="a dataset on the hub",
-                found=" ".join(str(error).split())[:200]
-                if reachable
-                else "no hub within reach, and no copy of it here",
+                found=one_line(error) if reachable else "no hub within reach, and no copy of it here",
                 fix="check the name, or give a local file",
             ) from error
 

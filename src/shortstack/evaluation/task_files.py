@@ -13,7 +13,7 @@ import pyarrow.parquet
 import yaml
 
 from shortstack.data.sources import read_lines
-from shortstack.errors import DataError, parameter
+from shortstack.errors import DataError, one_line, parameter
 from shortstack.evaluation.suites import TASKS, StandardTask
 
 FORMATS = {".jsonl": "json", ".parquet": "parquet"}
@@ -107,7 +107,7 @@ def _parquet_columns(path: Path) -> set[str]:
         raise DataError(
             path,
             expected="a parquet file",
-            found=" ".join(str(error).split())[:120],
+            found=one_line(error),
             fix="write it again, or as .jsonl",
         ) from error
     if not table.num_rows:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.checkpoint import RECORD
-from shortstack.checkpoint.index import INDEX
+from shortstack.checkpoint.file_names import INDEX, RECORD
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.errors import DataError
 from shortstack.machine.cache import cache_directory

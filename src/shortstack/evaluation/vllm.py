@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lm_eval.models.vllm_causallms import VLLM
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError, one_line, parameter
 from shortstack.evaluation.harness import SEED, Quiet, hushed
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class VllmModel(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
             raise InputError(
                 parameter("backend", "vllm"),
                 expected=f"an engine that starts on {checkpoint.directory}",
-                found=" ".join(str(error).split())[:200],
+                found=one_line(error),
                 fix=f"add a smaller {parameter('max_length')} where memory "
                 f"is short, or leave {parameter('backend')} out",
             ) from error

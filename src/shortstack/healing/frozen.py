@@ -113,7 +113,7 @@ class Freezer:
         frozen = Frozen(examples, first)
         if first:
             key = content_key(**_identity(self.checkpoint), at=first, dtype=dtype, ids=ids)
-            states = activations_under(key, frozen.lengths, _width(self.checkpoint), dtype)
+            states = activations_under(key, frozen.lengths, self.checkpoint.width, dtype)
             frozen = replace(frozen, states=states)
         if self.teacher:
             _check_vocabulary(self.checkpoint, self.teacher)
@@ -139,7 +139,7 @@ class Freezer:
             CheckpointError: it is not.
         """
         assert self.teacher  # noqa: S101  the caller has looked
-        ours, theirs = _width(self.checkpoint), _width(self.teacher)
+        ours, theirs = self.checkpoint.width, self.teacher.width
         if ours != theirs:
             raise CheckpointError(
                 self.teacher.directory,
@@ -191,7 +191,7 @@ class Freezer:
             layer = ours.layer_of(name)
             if layer is not None and layer >= first:
                 continue
-            moved = name if layer is None else ours.moved(name, kept[layer])
+            moved = name if layer is None else ours.renumbered(name, kept[layer])
             other = theirs.tensors.get(moved.replace(ours.layers_path, theirs.layers_path, 1))
             if other is None or other.shape != tensor.shape or other.dtype != tensor.dtype:
                 return None
@@ -301,10 +301,6 @@ def top_tokens(decoder: Decoder, states: Tensor, top_k: int, temperature: float)
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"weights": checkpoint.weights_sha256, "config": checkpoint.config}
-
-
-def _width(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight.shape[1])
 
 
 def _check_vocabulary(checkpoint: Checkpoint, teacher: Checkpoint) -> None:

@@ -10,8 +10,6 @@ from shortstack.healing.method import HealingMethod
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from shortstack.checkpoint import Checkpoint
     from shortstack.decoder import Decoder
 
@@ -70,8 +68,7 @@ class TrainedHead(HealingMethod):
         """An untied head is a second embedding."""
         if not self.untie_head:
             return 0
-        embedding: Tensor = checkpoint.blueprint.get_submodule(checkpoint.anatomy.embedding).weight
-        return round(embedding.numel() * checkpoint.weight_bytes / checkpoint.parameters)
+        return round(checkpoint.vocabulary * checkpoint.width * checkpoint.weight_bytes / checkpoint.parameters)
 
     def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """tie_word_embeddings, in a multimodal config at both levels."""

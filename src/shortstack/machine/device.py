@@ -51,7 +51,7 @@ def fast_bfloat16(device: str) -> bool:
 
 
 def pick_device(name: str = "auto") -> str:
-    """`auto` is CUDA, then MPS, then the CPU.
+    """The device of a name; `auto` is the first that there is of CUDA, MPS and the CPU.
 
     Raises:
         InputError: this machine, or this build of torch, does not have the device that is named.

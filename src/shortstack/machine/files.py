@@ -1,4 +1,4 @@
-"""Small files, written whole or not at all; JSON with null for infinities."""
+"""Small files, written whole or not at all; JSON; checks of outputs and disks before anything is written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ MARGIN_BYTES = 16 << 20  # of a disk that stay free
 
 
 def finite(value: Any) -> Any:
-    """The same data with null where JSON has no word: for infinities and what is no number.
+    """The same data with null for infinities and NaN, which JSON does not have.
 
     >>> finite({"loss": [1.5, float("inf")]})
     {'loss': [1.5, None]}
@@ -53,16 +54,24 @@ def digest(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_disk(folder: Path, nbytes: int, *, fix: str = "free some space or write elsewhere") -> None:
-    """Refuse what the disk of a folder has no room for, before it is written.
+def check_disk(place: Path, nbytes: int, *, what: str = "", fix: str = "free some space or write elsewhere") -> None:
+    """Refuse what the disk of a place has no room for, before it is written; the place itself need not exist yet.
+
+    what: is written, for the message.
 
     Raises:
         OutputError: fewer bytes are free, or so few more that nothing else could be written.
     """
-    free, needed = shutil.disk_usage(folder).free, nbytes + MARGIN_BYTES
+    free, needed = shutil.disk_usage(existing_folder(place)).free, nbytes + MARGIN_BYTES
     if free < needed:
-        expected, found = f"{needed / 1e6:,.0f} MB of free disk", f"{free / 1e6:,.0f} MB"
-        raise OutputError(folder, expected=expected, found=found, fix=fix)
+        expected = f"{needed / 1e6:,.0f} MB of free disk{' for ' if what else ''}{what}"
+        raise OutputError(place, expected=expected, found=f"{free / 1e6:,.0f} MB", fix=fix)
+
+
+def existing_folder(place: Path) -> Path:
+    """A place if it exists, else the innermost folder above it that does."""
+    absolute = place.absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if os.path.exists(folder))
 
 
 def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
@@ -93,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Another name to write a file under; the file gets its own when that is done, and is not there at all otherwise."""
+    """A temporary name to write a file under; it gets its own at the end, and is removed where writing fails."""
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         yield partial
@@ -104,27 +113,31 @@ def whole(path: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Have the system write a file, or what a folder lists, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32" and path.is_dir():  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def check_new(path: Path) -> None:
-    """Refuse a file that cannot be written, before minutes of work for it.
+def check_new(output: Path, *, make_folders: bool = False) -> None:
+    """Refuse an output that exists or cannot be written, before minutes of work for it: nothing is ever overwritten.
+
+    make_folders: whether missing folders above it will be made.
 
     Raises:
-        OutputError: it exists, or its directory does not or cannot be written.
+        OutputError: it exists, or the folder it is to be in does not or cannot be written.
     """
-    if os.path.lexists(path):
-        raise OutputError(
-            path, expected="an output that does not exist yet", found="it exists", fix="name another, or move it away"
-        )
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise OutputError(path, expected="a directory to write in", found=f"none at {parent}", fix="make it")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(
-            path, expected="a directory that can be written", found=f"{parent}, which cannot", fix="name another"
-        )
+    folder = output.absolute().parent
+    nearest = existing_folder(folder)
+    if os.path.lexists(output) or output.resolve().exists():
+        expected, found, fix = "an output that does not exist yet", "it exists", "name another, or move it away"
+    elif not make_folders and not folder.is_dir():
+        expected, found, fix = "a directory to write in", f"none at {folder}", "make it"
+    elif not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        expected, found, fix = "a directory that can be written", f"{nearest}, which cannot", "name another"
+    else:
+        return
+    raise OutputError(output, expected=expected, found=found, fix=fix)

@@ -1,4 +1,4 @@
-"""The hub, which may be out of reach: asked once, and not by every library again and again."""
+"""The Hugging Face hub, which may be out of reach: tried once here, and not by every library again and again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECONDS = 10  # to wait for any answer
 
 @contextmanager
 def hub_or_copies() -> Iterator[bool]:
-    """Whether the hub can be reached; where it cannot, libraries take only what this machine has while this lasts.
+    """Try the hub; where it cannot be reached, libraries use only copies on this machine until this ends. Gives which.
 
     By themselves they try each file again for over a minute, with a line on stderr for each time.
     """
@@ -28,14 +28,18 @@ def hub_or_copies() -> Iterator[bool]:
 
 
 def _answers() -> bool:
-    """Whether the hub says anything."""
+    """Whether the hub answers at all."""
     from huggingface_hub import constants, get_session
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # of the client library below huggingface_hub, which is httpx in some of its releases and httpx2 in others
-    transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except transport:
+    except connection_error():
         return False
     return True
+
+
+def connection_error() -> type[Exception]:
+    """The error of a failed connection to the hub: of httpx in some releases of huggingface_hub, of httpx2 in others."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__[0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from shortstack.errors import InputError, parameter
+
+if sys.platform != "win32":
+    import resource
 
 CONTROL_GROUPS = {  # a container's own limits, by the kind that /proc/self/cgroup names: v2, v1
     "": (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -17,22 +20,17 @@ CONTROL_GROUPS = {  # a container's own limits, by the kind that /proc/self/cgro
     ),
 }
 MEMBERSHIP = Path("/proc/self/cgroup")
-LIMITS = {resource.RLIMIT_AS: "vms", resource.RLIMIT_DATA: "data"}  # of a process, and what psutil calls what it holds
 
 
 def available_memory(device: str) -> int:
-    """Bytes that can still be taken: of a GPU, or of this machine and what its control group and `ulimit` allow."""
+    """Bytes that can still be taken on a GPU, or on this machine within its control group's and `ulimit`'s limits."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     import psutil
 
-    limits, held = [int(psutil.virtual_memory().available)], psutil.Process().memory_info()
-    for kind, taken in LIMITS.items():
-        allowed = resource.getrlimit(kind)[0]
-        if allowed != resource.RLIM_INFINITY and hasattr(held, taken):
-            limits.append(allowed - int(getattr(held, taken)))
+    limits = [int(psutil.virtual_memory().available), *_left_by_ulimit(psutil.Process().memory_info())]
     for limit, used in _control_groups():
         if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdecimal():
             limits.append(int(text) - int(used.read_text()) + _cached_files(used.with_name("memory.stat")))
@@ -40,7 +38,9 @@ def available_memory(device: str) -> int:
 
 
 def check_room(where: object, nbytes: int, device: str) -> None:
-    """Refuse weights of so many bytes, at the least, where there is less memory: the system would kill, or swap for hours.
+    """Refuse weights that need more than a device's free memory: the system would kill this process, or swap for hours.
+
+    nbytes: what they take at least.
 
     Raises:
         InputError: they do not fit; the message says what to do.
@@ -62,8 +62,17 @@ def _gigabytes(nbytes: int) -> str:
     return f"{nbytes / 1e9:,.2f} GB"
 
 
+def _left_by_ulimit(held: Any) -> Iterator[int]:
+    """Bytes that each limit of `ulimit` leaves this process; held: what psutil says that it has."""
+    if sys.platform != "win32":
+        for limit, kind in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
+            allowed = resource.getrlimit(limit)[0]
+            if allowed != resource.RLIM_INFINITY and hasattr(held, kind):
+                yield allowed - int(getattr(held, kind))
+
+
 def _control_groups() -> Iterator[tuple[Path, Path]]:
-    """Where this process's control group, and the outermost one that it sees, tell their limit and what they use."""
+    """The files with the limit and the use of this process's control group, and of the outermost one that it sees."""
     yield from CONTROL_GROUPS.values()
     for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
         _, kinds, place = line.split(":", 2)
@@ -76,12 +85,16 @@ def _cached_files(stat: Path) -> int:
     """Bytes of files that a control group is charged for and that the system takes back when memory is wanted."""
     if not stat.exists():
         return 0
-    found = dict(line.split() for line in stat.read_text().splitlines())
-    return sum(int(found.get(f"total_{name}", found.get(name, 0))) for name in ("inactive_file", "active_file"))
+    counts = dict(line.split() for line in stat.read_text().splitlines())
+    return sum(int(counts.get(f"total_{name}", counts.get(name, 0))) for name in ("inactive_file", "active_file"))
 
 
 def peak_rss() -> int:
     """The most memory this process has held since it began, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,4 +1,4 @@
-"""How long work reports itself: a callable that is told what is being done, how much is done, and of how much."""
+"""Progress of long work: a callable that gets the stage, how much is done, and of how much."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def say(message: str) -> None:
 
 
 def first_process() -> bool:
-    """Whether this is the process that speaks: the only one, or the first of those that train together."""
+    """Whether this process writes to the terminal: the only one, or the first of those that train together."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -23,7 +23,7 @@ class Part(BaseModel):
 
     @property
     def given(self) -> dict[str, Any]:
-        """What the file says, without what it leaves open."""
+        """The keys that the file gives, with their values: without defaults."""
         return self.model_dump(exclude_unset=True)
 
 
@@ -53,25 +53,23 @@ def _range(known: Option) -> dict[str, Any]:
 
 
 def text_of(path: str | Path) -> str:
-    """The text of a file that a user names.
+    """Read a file that a user names.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        found = (error.strerror or str(error)).lower()
+    except (OSError, UnicodeDecodeError) as error:
+        found = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
         raise InputError(path, expected="a YAML file", found=found, fix="check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(path, expected="a YAML file in UTF-8", found=str(error), fix="check the path") from error
 
 
 Read = TypeVar("Read", bound=Part)
 
 
 def parsed(text: str, model: type[Read], *, where: str) -> Read:
-    """The file's text as a model of it. where: the file's name, for messages.
+    """The text of a file, checked and read by a model of it. where: the file's name, for messages.
 
     Raises:
         InputError: it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
@@ -88,7 +86,7 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with a file that is not YAML; what its keys and tags mean is not asked.
+    """Refuse a folder with a file that is not YAML; what its keys and tags mean is not checked.
 
     Raises:
         InputError: naming the file and the line.
@@ -101,7 +99,7 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def _syntax_of(where: str) -> Iterator[None]:
-    """What the parser finds wrong, as an error that names the file and the line."""
+    """Raise what the parser finds wrong as an error that names the file and the line."""
     try:
         yield
     except yaml.MarkedYAMLError as error:
@@ -119,7 +117,7 @@ def line_of(text: str, *path: str) -> int | None:
 
 
 def line_saying(text: str, value: str) -> int | None:
-    """The line of the first value that reads so, counted from 1; None where the file says no such thing."""
+    """The line of the first value with this text, counted from 1; None where the file has none."""
     tokens = (each for each in yaml.scan(text) if isinstance(each, yaml.ScalarToken))
     return next((each.start_mark.line + 1 for each in tokens if each.value == value), None)
 
@@ -130,7 +128,7 @@ def keys(model: type[BaseModel]) -> list[str]:
 
 
 def _explained(where: str, text: str, model: type[Part], error: ValidationError) -> InputError:
-    """What is wrong: of a value that could have been of several kinds, what is said of the kind that fits it best."""
+    """The error to show. A value may be of several kinds, each with errors: those of the kind that fits it best count."""
     first = max(error.errors(), key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
     path, line = _found(text, first["loc"])
     name = ".".join(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Sizes
-from shortstack.checkpoint.sizes import _not_ours
+from shortstack.checkpoint.sizes import not_written_by
 from shortstack.errors import PlanError
 from shortstack.machine.files import save_json
 from shortstack.planning.layer_sets import check_removal
@@ -93,15 +93,15 @@ class Plan:
             layers, removed, strategy = data["layers"], tuple(data["removed"]), str(data["strategy"])
             changes = [None if data.get(key) is None else Change(**data[key]) for key in ("parameters", "bytes")]
         except (KeyError, TypeError) as error:
-            raise _not_ours(where, "plan", repr(error)) from error
+            raise not_written_by("plan", where, repr(error)) from error
         sizes = [size for change in changes if change for size in (change.before, change.after)]
         if any(type(size) is not int for size in sizes):
-            raise _not_ours(where, "plan", f"sizes {sizes}")
+            raise not_written_by("plan", where, f"sizes {sizes}")
         compared = data.get("compared")
         if not (compared is None or (isinstance(compared, dict) and {*map(type, compared.values())} <= {int, float})):
-            raise _not_ours(where, "plan", f"compared {compared!r}")
+            raise not_written_by("plan", where, f"compared {compared!r}")
         if any(type(number) is not int for number in (layers, *removed)):
-            raise _not_ours(where, "plan", f"layers {layers!r}, removed {list(removed)!r}")
+            raise not_written_by("plan", where, f"layers {layers!r}, removed {list(removed)!r}")
         check_removal(removed, layers, where=where)
         parameters, weights = changes
         return cls(layers, removed, strategy, parameters, weights, compared)

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.checkpoint import RECORD, TEMPLATES
+from shortstack.checkpoint.file_names import PICKLED, RECORD, TEMPLATES
 from shortstack.checkpoint.record import changed_since, skipped_layers
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.device import pick_device
+from shortstack.machine.files import plain
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Plan
 from shortstack.planning.layer_sets import show_layers
-from shortstack.pruning.pruner import heirs, kept_tensors
+from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
 
-STRANGE = {".safetensors", ".py", ".bin", ".pt", ".pth", ".ckpt", ".gguf"}  # weights or code that a loader might take
+LOADABLE = {".safetensors", ".py", ".gguf", *PICKLED}  # weights or code that a loader might take
 ROUNDING = 1e-5  # of the largest logit: what sums in another order may differ by in fp32
 PROBE_TOKENS = (2, 24)  # samples and length of the random tokens whose logits are compared
 
@@ -37,7 +38,7 @@ class Verification:
         return all(check["ok"] for check in self.checks.values())
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, "checks": {name: dict(check) for name, check in self.checks.items()}}
+        return {"ok": self.ok, **plain(self)}
 
 
 def verify(
@@ -76,7 +77,7 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
     strangers = sorted(
         path.name
         for path in checkpoint.directory.iterdir()
-        if (path.suffix in STRANGE or path.name.startswith("adapter_")) and path.name not in manifest
+        if (path.suffix in LOADABLE or path.name.startswith("adapter_")) and path.name not in manifest
     )
     wrong = [f"{name} was not written by shortstack" for name in strangers]
     for number, (name, written) in enumerate(manifest.items(), start=1):
@@ -102,7 +103,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[str, Any]:
-    route = skipped_layers(checkpoint, against)
+    skipped = skipped_layers(checkpoint, against)
     vocabulary, ours = against.vocabulary, checkpoint.vocabulary
     if vocabulary != ours:
         raise CheckpointError(
@@ -112,69 +113,54 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[st
             fix="name the model it was made from",
         )
     ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
-    expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, route)
+    expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
     with torch.no_grad():
-        found = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
-    difference, allowed = float((found - expected).abs().max()), 0.0
-    without = f"without layer{'s' * (len(route) > 1)} {show_layers(sorted(route))}" if route else "with the same layers"
+        logits = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
+    difference, allowed = float((logits - expected).abs().max()), 0.0
+    plural = "s" if len(skipped) > 1 else ""
+    without = f"without layer{plural} {show_layers(sorted(skipped))}" if skipped else "with the same layers"
     if changed := changed_since(checkpoint, against):
         without += "; repaired or trained since, so it differs"
     elif resized := _resized(checkpoint, against):
         allowed = ROUNDING * float(expected.abs().max())
         without += f"; up to {allowed:.0e} is rounding, since {resized} is smaller"
     return {
-        "ok": bool(torch.isfinite(found).all()) if changed else difference <= allowed,
+        "ok": bool(torch.isfinite(logits).all()) if changed else difference <= allowed,
         "detail": f"max abs difference {difference:g} {without}",
     }
 
 
 def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
     """A tensor outside the layers that a cut made smaller (one part of it for each layer): products with it round anew."""
-    return next(
-        (
-            name
-            for name, tensor in checkpoint.tensors.items()
-            if checkpoint.layer_of(name) is None
-            and name in against.tensors
-            and tensor.shape != against.tensors[name].shape
-        ),
-        None,
-    )
+    for name, tensor in checkpoint.tensors.items():
+        before = against.tensors.get(name)
+        if checkpoint.layer_of(name) is None and before and tensor.shape != before.shape:
+            return name
+    return None
 
 
 def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
-    """What was cut from `origin` to make `pruned`, where that is all that was done.
+    """The plan by which `pruned` was cut from `origin`, where nothing else was done to it.
 
     Raises:
         CheckpointError: it is no cut of that model, or was repaired or trained since; every kept tensor is compared.
     """
-    route = skipped_layers(pruned, origin) if pruned.record else frozenset()
-    if not route or changed_since(pruned, origin):
+    skipped = skipped_layers(pruned, origin) if pruned.record else frozenset()
+    if not skipped or changed_since(pruned, origin):
         raise CheckpointError(
             pruned.directory,
             expected="a cut, neither repaired nor healed since",
-            found="one that was" if route else "no record of a cut",
+            found="one that was" if skipped else "no record of a cut",
             fix="name what `shortstack prune` wrote",
         )
-    plan = Plan(origin.anatomy.layers, tuple(sorted(route)), f"the cut of {pruned.source}")
-    if stranger := _stranger(pruned, origin, plan):
-        raise CheckpointError(
-            pruned.directory,
-            expected=f"a cut of {origin.source}, with its tensors",
-            found=f"another {stranger}",
-            fix="name the model it was made from",
-        )
+    plan = Plan(origin.anatomy.layers, tuple(sorted(skipped)), f"the cut of {pruned.source}")
+    for kept in kept_tensors(origin, plan, shared_weight_owners(origin, plan)):
+        tensor = pruned.tensors.get(kept.name)
+        if tensor is None or tensor.digest() != kept.digest():
+            raise CheckpointError(
+                pruned.directory,
+                expected=f"a cut of {origin.source}, with its tensors",
+                found=f"another {kept.name}",
+                fix="name the model it was made from",
+            )
     return plan
-
-
-def _stranger(pruned: Checkpoint, origin: Checkpoint, plan: Plan) -> str | None:
-    """A tensor that the cut does not have as its source has it."""
-    kept = kept_tensors(origin, plan, heirs=heirs(origin, plan))
-    return next(
-        (
-            there.name
-            for there in kept
-            if (here := pruned.tensors.get(there.name)) is None or here.digest() != there.digest()
-        ),
-        None,
-    )

@@ -1,4 +1,4 @@
-"""Where the folders of steps lie: on a path that every machine sees, or at an fsspec URL. Nothing else knows fsspec."""
+"""The folders of steps: on a path that every machine sees, or at an fsspec URL. Nothing else knows fsspec."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Artefacts(Protocol):
     """A folder for each step, by its key."""
 
     def place(self, key: str) -> str:
-        """What a step that reads the folder is told."""
+        """The path or URL by which another step reads the folder."""
 
     def take(self, key: str, written: Path) -> None:
-        """Give what a worker wrote its place."""
+        """Move the folder that a worker has written to its place."""
 
     def has_weights(self, key: str) -> bool:
         """Whether the folder has weights."""
 
     def drop_weights(self, key: str) -> None:
-        """Remove them; the folder's small files stay."""
+        """Remove the weights; the folder's small files stay."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Shared:
         return str(self.root.absolute() / key)
 
     def take(self, key: str, written: Path) -> None:
-        """What is there already is of a run that was killed before it said so."""
+        """Move it, over what a run left there that was killed before it could report the step."""
         shutil.rmtree(self.root / key, ignore_errors=True)
         os.rename(written, self.root / key)
         written.with_name(f"{written.name}.lock").unlink(missing_ok=True)
@@ -68,7 +68,7 @@ class Remote:
         return f"{self.url.rstrip('/')}/{key}"
 
     def take(self, key: str, written: Path) -> None:
-        """The worker has put it there: nothing is here to take."""
+        """Do nothing: the worker has put it there itself."""
 
     def has_weights(self, key: str) -> bool:
         return bool(self._weights(key))
@@ -79,7 +79,7 @@ class Remote:
             files.rm_file(path)
 
     def put(self, key: str, folder: Path) -> None:
-        """Copy a folder there; what is there already is of a run that was killed before it said so."""
+        """Copy a folder there, over what a run left there that was killed before it could report the step."""
         files, place = self._files(), self._path(key)
         if files.exists(place):
             files.rm(place, recursive=True)
@@ -102,19 +102,20 @@ class Remote:
         Raises:
             InputError: it names no file system, needs a package that is not installed, or cannot be written.
         """
-        found = None if "://" in self.url else "a path"
         try:
-            if not found:
-                self._files().makedirs(self._path(), exist_ok=True)
+            self._make()
         except (ImportError, ValueError, OSError) as error:  # what fsspec says of packages, protocols and places
-            found = str(error)
-        if found:
             raise InputError(
                 parameter("artefacts"),
                 expected="a URL that fsspec can write to, such as s3://bucket/runs or file:///shared/runs",
-                found=f"{self.url}: {found}",
+                found=f"{self.url}: {error}",
                 fix="install the package of that protocol, or leave it out where all machines see the folder",
-            )
+            ) from error
+
+    def _make(self) -> None:
+        if "://" not in self.url:
+            raise ValueError("a path")
+        self._files().makedirs(self._path(), exist_ok=True)
 
     def _weights(self, key: str) -> list[str]:
         files = self._files()
@@ -125,21 +126,21 @@ class Remote:
         return url_to_fs(self.url)[0]
 
     def _path(self, *parts: str) -> str:
-        """As the file system names it."""
+        """The place as its file system names it."""
         return "/".join([url_to_fs(self.url)[1].rstrip("/"), *parts])
 
 
 @contextmanager
-def at_hand(places: Mapping[str, str], folder: Path) -> Iterator[dict[str, str]]:
-    """The places on this machine: copies in `folder` of those that are at a URL, while this lasts."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a step that was killed
-    found = dict(places)
+def local_copies(places: Mapping[str, str], folder: Path) -> Iterator[dict[str, str]]:
+    """The places on this machine, those at a URL as copies in `folder`, which are removed afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)  # a killed step may have left it
+    local = dict(places)
     try:
         for name, place in places.items():
             url, _, key = place.rpartition("/")
             if "://" in url:
                 Remote(url).fetch(key, folder / name)
-                found[name] = str(folder / name)
-        yield found
+                local[name] = str(folder / name)
+        yield local
     finally:
         shutil.rmtree(folder, ignore_errors=True)

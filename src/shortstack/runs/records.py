@@ -1,4 +1,4 @@
-"""What a study left behind, read from its store: opened read-only, so that a running study is never in the way."""
+"""A study's trials and steps, read from its store: opened read-only, so that a running study is never in the way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shortstack.runs.store import Folder, Store
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One call of a verb: what was asked, what came out, where and how long it ran."""
+    """One call of a verb: its arguments, its result, where and how long it ran."""
 
     key: str
     kind: str

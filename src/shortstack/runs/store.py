@@ -1,4 +1,4 @@
-"""The run store of a study: what each step gave, in SQLite. One process writes it; any other may read along.
+"""The run store of a study: the results of its steps, in SQLite. One process writes it; any other may read along.
 
 RUNS/study.yaml, RUNS/runs.sqlite, RUNS/artefacts/<key>/ (checkpoints and results), RUNS/logs/<key>.txt (what workers said);
 RUNS/partial/ is what workers are writing.
@@ -6,17 +6,18 @@ RUNS/partial/ is what workers are writing.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError, InputError
+from filelock import FileLock, Timeout
+
+from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.files import finite
 from shortstack.runs.artefacts import Artefacts, Remote, Shared
 
@@ -35,7 +36,7 @@ CREATE TABLE IF NOT EXISTS trial_steps(trial TEXT, role TEXT, step TEXT, PRIMARY
 
 @dataclass(frozen=True)
 class Folder:
-    """Where the parts of a run store lie. url: of the artefacts, where they are not beside it."""
+    """The places of a run store's parts. url: the place of the artefacts, where they are not beside the database."""
 
     root: Path
     url: str | None = None
@@ -67,24 +68,25 @@ class Folder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let nobody else write here meanwhile; the lock goes with the process, however it ends.
+        """Keep other processes from writing here; the lock goes with the process, however it ends.
 
         Raises:
-            InputError: somebody else does, or there is a file of that name.
+            InputError: another one writes here, or there is a file of that name.
         """
         if self.root.exists() and not self.root.is_dir():
-            raise InputError(self.root, expected="a folder for a study", found="a file", fix="name another with -o")
+            fix = f"name another {parameter('output')}"
+            raise InputError(self.root, expected="a folder for a study", found="a file", fix=fix)
         self.make()
-        with (self.root / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    self.root,
-                    expected="no other study running in this folder",
-                    found="one",
-                    fix=f"wait for it, or watch it: shortstack watch {self.root}",
-                ) from error
+        try:
+            lock = FileLock(self.root / "lock").acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                self.root,
+                expected="no other study running in this folder",
+                found="one",
+                fix=f"wait for it, or watch it: shortstack watch {self.root}",
+            ) from error
+        with lock:
             yield
 
 
@@ -129,14 +131,14 @@ class Store:
         """Refuse a store of another version.
 
         Raises:
-            DataError: it is.
+            DataError: the version is another.
         """
-        found = self.noted().get("version")
-        if found != VERSION:
+        version = self.noted().get("version")
+        if version != VERSION:
             raise DataError(
                 folder.database,
                 expected=f"a run store of version {VERSION}",
-                found=f"version {found}" if found else "none",
+                found=f"version {version}" if version else "none",
                 fix="name another folder, or use the shortstack that wrote it",
             )
 
@@ -150,31 +152,23 @@ class Store:
         return dict(self.connection.execute("SELECT key, value FROM meta").fetchall())
 
     def begin(self, key: str, row: Mapping[str, Any]) -> None:
-        """A step runs. row: kind, arguments, inputs, command."""
+        """Keep that a step runs. row: kind, arguments, inputs, command."""
+        asked = row["kind"], _json(row["arguments"]), _json(row["inputs"]), row["command"]
         with self.connection:
             self.connection.execute(
                 "INSERT OR REPLACE INTO steps(key, kind, arguments, inputs, command, state, started) VALUES(?,?,?,?,?,?,?)",
-                (
-                    key,
-                    row["kind"],
-                    _json(row["arguments"]),
-                    _json(row["inputs"]),
-                    row["command"],
-                    "running",
-                    time.time(),
-                ),
+                (key, *asked, "running", time.time()),
             )
 
-    def end(self, key: str, state: str, found: Mapping[str, Any]) -> None:
-        """A step is done or has failed. found: result or error, seconds, host, versions, peak_rss_bytes."""
+    def end(self, key: str, state: str, outcome: Mapping[str, Any]) -> None:
+        """Keep that a step is done or has failed. outcome: result or error, seconds, host, versions, peak_rss_bytes."""
+        result, versions = outcome.get("result"), outcome.get("versions", {})
         values = (
             state,
-            _json(found["result"]) if "result" in found else None,
-            found.get("error"),
-            found.get("seconds"),
-            found.get("host"),
-            _json(found.get("versions", {})),
-            found.get("peak_rss_bytes"),
+            None if result is None else _json(result),
+            *(outcome.get(name) for name in ("error", "seconds", "host")),
+            _json(versions),
+            outcome.get("peak_rss_bytes"),
             key,
         )
         with self.connection:
@@ -184,51 +178,48 @@ class Store:
             )
 
     def forget_running(self) -> None:
-        """What ran when the last process ended is unfinished, and what failed is tried again."""
+        """Remove the steps to be tried again: those that ran when the last process ended, and those that failed."""
         with self.connection:
             self.connection.execute("DELETE FROM steps WHERE state <> 'done'")
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """What each finished step gave, by its key."""
+        """The result of each finished step, by its key."""
         rows = self.connection.execute("SELECT key, result FROM steps WHERE state = 'done'")
         return {key: json.loads(result) for key, result in rows}
 
     def seconds(self) -> dict[str, list[float]]:
-        """How long the finished steps of each kind took."""
-        found: dict[str, list[float]] = {}
+        """The seconds that each finished step took, by kind."""
+        by_kind: dict[str, list[float]] = {}
         for kind, seconds in self.connection.execute("SELECT kind, seconds FROM steps WHERE state = 'done'"):
-            found.setdefault(kind, []).append(seconds)
-        return found
+            by_kind.setdefault(kind, []).append(seconds)
+        return by_kind
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """How many steps of each kind are in each state."""
-        found: dict[str, dict[str, int]] = {}
+        """The number of steps of each kind in each state."""
         rows = self.connection.execute("SELECT kind, state, count(*) FROM steps GROUP BY kind, state")
-        for kind, state, count in rows:
-            found.setdefault(kind, {})[state] = count
-        return found
+        return _nested(rows)
 
     def running(self) -> list[dict[str, Any]]:
-        """The steps that run, the oldest first."""
+        """The running steps, the oldest first."""
         rows = self.connection.execute("SELECT * FROM steps WHERE state = 'running' ORDER BY started")
         return [dict(row) for row in rows]
 
     def failures(self) -> list[dict[str, Any]]:
-        """The steps that failed, and their tracebacks."""
+        """The failed steps with their tracebacks, the oldest first."""
         rows = self.connection.execute("SELECT * FROM steps WHERE state = 'failed' ORDER BY started")
         return [dict(row) for row in rows]
 
     def steps(self) -> list[dict[str, Any]]:
-        """Every step, what is JSON in it as data.
+        """Every step, with the data of its JSON columns.
 
         Raises:
-            DataError: it is no JSON object.
+            DataError: one of them holds no JSON object.
         """
         rows = self.connection.execute("SELECT * FROM steps ORDER BY key")
         return [{**dict(row), **{name: _object(row, name) for name in JSON_COLUMNS}} for row in rows]
 
     def set_trial(self, trial: str, row: Mapping[str, Any], steps: Mapping[str, str]) -> None:
-        """A trial's number, settings and state, and its steps by role."""
+        """Keep a trial's number, settings and state, and its steps by role."""
         with self.connection:
             self.connection.execute(
                 "INSERT OR REPLACE INTO trials VALUES(?, ?, ?, ?)",
@@ -240,16 +231,21 @@ class Store:
             )
 
     def trials(self) -> list[dict[str, Any]]:
-        """The trials in order, settings as data."""
+        """The trials in order, with the data of their settings."""
         rows = self.connection.execute("SELECT * FROM trials ORDER BY number, id")
         return [{**dict(row), "settings": _object(row, "settings")} for row in rows]
 
     def trial_steps(self) -> dict[str, dict[str, str]]:
         """For each trial, the key of its step in each role."""
-        found: dict[str, dict[str, str]] = {}
-        for trial, role, step in self.connection.execute("SELECT trial, role, step FROM trial_steps"):
-            found.setdefault(trial, {})[role] = step
-        return found
+        return _nested(self.connection.execute("SELECT trial, role, step FROM trial_steps"))
+
+
+def _nested(rows: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    """Rows of three columns as values by the first column and the second."""
+    nested: dict[str, dict[str, Any]] = {}
+    for first, second, value in rows:
+        nested.setdefault(first, {})[second] = value
+    return nested
 
 
 def _json(data: Any) -> str:
@@ -260,7 +256,7 @@ def _check_there(folder: Folder) -> None:
     """Refuse a folder without a run store.
 
     Raises:
-        DataError: that it is.
+        DataError: there is none.
     """
     root, name = folder.root, folder.database.name
     if not folder.database.is_file():

@@ -27,7 +27,7 @@ from shortstack.planning import Choice, Plan, choose, plan
 from shortstack.profiling.profiler import answer
 from shortstack.profiling.speed import Load, Speed, speeds
 from shortstack.pruning import prune, verify
-from shortstack.pruning.pruner import fits
+from shortstack.pruning.pruner import check_fits
 from shortstack.repairing import repair
 
 PROMPT = "What is the capital of France, and what is the city known for?"
@@ -79,7 +79,7 @@ def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = 
     if output.exists():
         raise _exists(output)
     source = Checkpoint.open("demo", progress=progress)
-    fits(output / "pruned", source, plan(source.anatomy.layers, metric="reverse", drop=1), copies=3)
+    check_fits(output / "pruned", source, plan(source.anatomy.layers, metric="reverse", drop=1), copies=3)
     made = _make(output)
     try:
         return _run(source, output, seed, started, progress)
@@ -114,8 +114,7 @@ def _make(output: Path) -> list[Path]:
 def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: Progress) -> Demo:
     by_loss = choose(source, Choice("ppl", DROP), compute=Compute(seed=seed), progress=progress)
     chosen, tail = by_loss.plan, plan(source.anatomy.layers, metric="reverse", drop=DROP)
-    scores = by_loss.scores.to_dict() if by_loss.scores else None
-    pruned = prune(source, chosen, output / "pruned", scores=scores, progress=progress)
+    pruned = prune(source, by_loss, output / "pruned", progress=progress)
     verified = verify(pruned, against=source, progress=progress)
     if not verified.ok:
         raise VerificationError(

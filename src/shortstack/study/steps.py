@@ -6,18 +6,19 @@ for it puts that in its place. A failure is a result, too: its traceback.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import socket
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from filelock import FileLock
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import versions
@@ -26,7 +27,7 @@ from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.progress import Progress, bars
-from shortstack.runs.artefacts import Remote, at_hand
+from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.store import Folder
 from shortstack.study.references import open_model
 
@@ -167,7 +168,8 @@ def perform(wanted: Job) -> dict[str, Any]:
     job = wanted.here()
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(job.output.with_name(f"{job.output.name}.lock")), job.log.open("a", encoding="utf-8") as log:
+    lock = FileLock(job.output.with_name(f"{job.output.name}.lock"))  # a worker may outlive for a moment who started it
+    with lock, job.log.open("a", encoding="utf-8") as log:
         forget_peak_rss()  # a worker runs many steps: the peak is to be this one's
         started = time.perf_counter()
         with redirect_stdout(log), redirect_stderr(log), bars() as progress:
@@ -189,7 +191,7 @@ def perform(wanted: Job) -> dict[str, Any]:
 
 def _result(job: Job, progress: Progress) -> dict[str, Any]:
     """A step's result, its folder written."""
-    with at_hand(job.places, job.output.with_name(f"{job.key}.inputs")) as places:
+    with local_copies(job.places, job.output.with_name(f"{job.key}.inputs")) as places:
         result = job.step.run(replace(job, places=places), progress)
     if job.url:
         Remote(job.url).put(job.key, job.output)
@@ -202,11 +204,3 @@ def _taken_log(log: Path) -> dict[str, str]:
     text = log.read_text(encoding="utf-8")
     log.unlink()
     return {"log": text}
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until nobody else writes the same: a worker may outlive for a moment who started it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

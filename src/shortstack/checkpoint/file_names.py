@@ -1,0 +1,30 @@
+"""The names of a checkpoint's files: what each is called, which are downloaded, which an output takes along."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG = "config.json"
+RECORD = "shortstack.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
+TOKENIZER = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+LEGAL = ("LICENSE", "NOTICE", "USE_POLICY")
+DOWNLOADED = (
+    *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
+    *(f"{name}*" for name in LEGAL),
+)
+
+
+def is_carried_along(path: Path, *, code: bool) -> bool:
+    """Whether an output has a copy of the file: it goes with any weights of the model. code: Python files, too."""
+    if path.name in {CONFIG, RECORD, "README.md"} or path.name.startswith(".") or path.name.endswith(".index.json"):
+        return False
+    if path.suffix == ".py":
+        return code
+    return (
+        path.suffix in {".json", ".txt", ".jinja"} or bool(TOKENIZER.search(path.name)) or path.name.startswith(LEGAL)
+    )

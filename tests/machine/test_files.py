@@ -1,0 +1,33 @@
+"""What is said of outputs and disks before anything is written."""
+
+import shutil
+
+import pytest
+
+from shortstack.errors import OutputError
+from shortstack.machine.files import MARGIN_BYTES, check_disk, check_new, existing_folder
+
+
+def test_an_output_is_new_and_its_folder_can_be_written(tmp_path):
+    (tmp_path / "there").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("there", "dangling", "none/../there"):
+        with pytest.raises(OutputError, match="it exists"):
+            check_new(tmp_path / name)
+    with pytest.raises(OutputError, match="a directory to write in, found none"):
+        check_new(tmp_path / "none" / "out")
+    check_new(tmp_path / "none" / "out", make_folders=True)
+    with pytest.raises(OutputError, match="there, which cannot"):
+        check_new(tmp_path / "there" / "out", make_folders=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_disk_is_asked_where_the_output_will_be(tmp_path, monkeypatch):
+    asked, usage = [], shutil.disk_usage(tmp_path)
+    full = usage._replace(free=MARGIN_BYTES + 10)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: asked.append(place) or full)
+    check_disk(tmp_path / "new" / "out", 10)
+    with pytest.raises(OutputError, match=r"of free disk for a model\.gguf, dequantised, found .* free some"):
+        check_disk(tmp_path, 11, what="a model.gguf, dequantised")
+    assert asked == [tmp_path, tmp_path]
+    assert existing_folder(tmp_path / "new" / "out") == tmp_path
