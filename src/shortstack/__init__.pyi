@@ -43,5 +43,6 @@ from .scoring import Scores as Scores
 from .scoring import Sweep as Sweep
 from .scoring import score as score
 from .scoring import sweep as sweep
+from .study import ShrinkOptions as ShrinkOptions
 from .study import run_study as run_study
 from .study import shrink as shrink

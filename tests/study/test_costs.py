@@ -16,8 +16,7 @@ from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
 from shortstack.evaluation.probes import probes
 from shortstack.evaluation.tasks import amounts
 from shortstack.planning.layer_sets import parse_drop
-from shortstack.study import costs as costing
-from shortstack.study import read_study, run_study
+from shortstack.study import read_study, run_study, sizes
 from shortstack.study.costs import START_SECONDS, estimate
 from shortstack.study.grid import parse_study
 from studies import STUDY, found, inline, make_data, write_study
@@ -62,12 +61,12 @@ def test_disk_is_that_of_the_checkpoints(tiny):
 @pytest.fixture
 def paced(tiny, monkeypatch):
     """A layer takes 1 s a token and the head 100 s; a word that eight texts write takes 1,000 s, and 10 s in each layer."""
-    monkeypatch.setattr(costing, "layer_seconds", lambda decoder: 1.0)
-    monkeypatch.setattr(costing, "head_seconds", lambda decoder: 100.0)
-    monkeypatch.setattr(costing, "writing_seconds", lambda decoder: (1000.0, 10.0))
-    monkeypatch.setattr(costing.time, "perf_counter", lambda: 0.0)
-    monkeypatch.setattr(costing, "COPY_BYTES_PER_S", math.inf)
-    monkeypatch.setattr(costing, "DIGEST_BYTES_PER_S", math.inf)
+    monkeypatch.setattr(sizes, "layer_seconds", lambda decoder: 1.0)
+    monkeypatch.setattr(sizes, "head_seconds", lambda decoder: 100.0)
+    monkeypatch.setattr(sizes, "writing_seconds", lambda decoder: (1000.0, 10.0))
+    monkeypatch.setattr(sizes.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(sizes, "COPY_BYTES_PER_S", math.inf)
+    monkeypatch.setattr(sizes, "DIGEST_BYTES_PER_S", math.inf)
     return tiny
 
 
@@ -161,9 +160,9 @@ def test_opening_models_and_starting_a_worker_count(paced, monkeypatch):
         paces.append(size.pace)
         return replace(size, pace=replace(size.pace, opening=10_000.0))
 
-    measured = costing.Size.measured
+    measured = sizes.ModelSize.measured
     quick = estimated(ONE)
-    monkeypatch.setattr(costing.Size, "measured", classmethod(slow))
+    monkeypatch.setattr(sizes.ModelSize, "measured", classmethod(slow))
     slow_one = estimated(ONE)
     more = {kind: slow_one.seconds[kind] - quick.seconds[kind] for kind in quick.seconds}
     assert more == {"score": 10_000, "plan": 10_000, "prune": 10_000, "heal": 20_000, "evaluate": 30_000}

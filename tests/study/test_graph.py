@@ -1,13 +1,18 @@
 """Which steps trials share: those that compute the same on the same contents, and no others."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shortstack.study.graph import Contents, Graph, Step, foreseen, sources
+from shortstack.machine.files import digest
+from shortstack.study import read_study
+from shortstack.study.graph import Graph, foreseen, sources
 from shortstack.study.grid import parse_study
+from shortstack.study.steps import Contents, Step
 
+STUDIES = Path(__file__).parents[2] / "studies"
 HEAL = "heal: {name: quick, data: train.jsonl}\n"
 ROLES = ["evaluate_base", "score", "plan", "prune", "evaluate_pruned", "heal", "evaluate_healed"]
 
@@ -164,3 +169,38 @@ def test_cuts_of_one_shape_share_a_profile():
 def test_a_model_that_nobody_has_seen_still_has_steps():
     found = graph("models: [a]\nmetrics: [angular block]\n", layers=None)
     assert list(path(found)) == ["evaluate_base", "score", "plan", "prune", "evaluate_pruned"]
+
+
+EVERYTHING = """
+models: [demo, org/name@rev]
+metrics: [ppl, angular block, search, layers 3-5, random, magnitude-l1, repaired-window]
+calibration: [{length: 64}, {samples: 3, seed: 5}]
+drop: [25%, 3]
+repair: [false, true, {samples: 16, length: 32}]
+heal:
+  - {name: a, method: lora, data: a.jsonl, rank: 4, targets: "q_proj,v_proj", loss: distill, top_k: 3, hidden_weight: 1}
+  - {name: b, method: partial, near_cut: 2, untie_head: true, data: pydoc, self_generate: true, held_out: 5}
+seeds: [0, 3]
+trials:
+  - {metric: ppl, strategy: step 2, heal: a}
+  - {metric: bi, strategy: step 1, heal: none}
+evaluation: {samples: 8, seed: 4, tasks: [piqa], limit: 5, data_dir: d, probe_items: 4, profile: {batch_sizes: [2]}}
+compute: {dtype: float32}
+"""
+# Digests of every trial's id and steps, by role and key: what a study has done must be found again by a newer version.
+DIGESTS = {
+    "smoke": "dd8ce0a2804842d3b5b696e7258f6bba6b60c5636730c0497ea5794c6169e7a8",
+    "smollm2": "902c8637b47e8c2e38026f29fe21fa8d633c3983350f77629a9d622bf520505b",
+    "paper": "5fc33b6c812e9258c3f43d405a8fe15c9e74fc12121cdacc12be0c3a05a0403e",
+    "everything": "e419d3c773a9e85ea19e2d3888fb6bdb15a9a8822442303b97d42318e183e820",
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_keys_of_steps_do_not_change(name):
+    everything = name == "everything"
+    study = parse_study(EVERYTHING, where=name) if everything else read_study(STUDIES / f"{name}.yaml")
+    models = {trial.model: Contents(f"weights of {trial.model}", "shape", 30) for trial in study.trials}
+    found = Graph(study, models, {source: source for source in sources(study)})
+    steps = [(trial.id, found.steps(trial, foreseen)) for trial in study.trials]
+    assert digest([[id_, {role: step.key for role, step in each.items()}] for id_, each in steps]) == DIGESTS[name]

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from shortstack.errors import InputError, PlanError
+from shortstack.planning import Choice
 from shortstack.study import read_study
-from shortstack.study.grid import expanded, parse_study, schema
-from shortstack.study.trial import Choice
+from shortstack.study.grid import parse_study, schema
+from shortstack.study.references import expanded
+from shortstack.study.trial import parse_choice
 
 QUICK = "{name: quick, method: lora, data: pydoc, epochs: 1}"
 
@@ -96,7 +98,12 @@ def test_a_recipe_is_a_way_to_heal_and_its_options_can_be_changed():
 def test_the_trials_seed_is_that_of_healing():
     (trial,) = parse_study("models: [a]\nmetrics: [ppl]\nheal: paper-lora\nseeds: [7]\n", where="s").trials
     assert trial.heal is not None
-    assert trial.heal.arguments(trial.seed)["seed"] == 7
+    assert trial.heal_arguments["seed"] == 7
+
+
+def test_calibration_reads_all_windows_where_that_is_asked_for():
+    (found,) = trials("models: [a]\nmetrics: [bi]\ncalibration: {samples: all}\n")
+    assert found["calibration"] == {"text": "pydoc", "samples": "all", "length": 128, "seed": None}
 
 
 def test_calibration_keeps_its_own_seed_or_takes_the_trials():
@@ -108,15 +115,15 @@ def test_calibration_keeps_its_own_seed_or_takes_the_trials():
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        ("search", Choice()),
+        ("search", Choice(search=True)),
         ("ppl", Choice("ppl")),
         ("angular block", Choice("angular", block=True)),
-        ("repaired-window", Choice("repaired-window", block=True)),
+        ("repaired-window", Choice("repaired-window")),
         ("layers 3-5,8", Choice(layers="3-5,8")),
     ],
 )
 def test_words_for_a_choice_of_layers(text, choice):
-    assert Choice.parse(text) == choice
+    assert parse_choice(text) == choice
 
 
 @pytest.mark.parametrize(
@@ -138,6 +145,9 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("models: [a]\nmetrics: [pppl]\n", "line 2: metric: expected one of random.*did you mean ppl"),
         ("models: [a]\nmetrics: [ppl]\ndrop: 250%\n", "line 3: drop: expected a count, or a percentage"),
         ("models: [a]\nmetrics: [ppl]\ndrop:\n- 8\n- 120%\n", "line 5: drop: "),
+        ("models: [a]\nmetrics: [ppl]\ncalibration: {samples: 0}\n", "line 3: samples: .*windows, or all"),
+        ("models: [a]\nmetrics: [ppl]\ncalibration: {length: 3}\n", "line 3: length: expected at least 4"),
+        ("models: [a]\nmetrics: [ppl]\nrepair: {samples: 3}\n", "line 3: .*samples: .*greater than or equal to 4"),
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*strategy: step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),

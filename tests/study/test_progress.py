@@ -7,7 +7,7 @@ from shortstack.cli import app
 from shortstack.errors import DataError
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
-from shortstack.study.progress import Kind, Running, look, to_go
+from shortstack.study.progress import KindProgress, RunningStep, seconds_to_go, study_progress
 
 ROW = {"kind": "heal", "arguments": {}, "inputs": {}, "command": "shortstack heal"}
 
@@ -34,9 +34,9 @@ def runs(tmp_path):
 
 
 def test_a_look_counts_what_is_done_running_failed_and_to_come(runs):
-    found = look(runs[0])
-    assert found.kinds["heal"] == Kind(2, 1, 1, 5, 10.5)
-    assert found.kinds["score"] == Kind(1, 0, 0, 1, 1.0)
+    found = study_progress(runs[0])
+    assert found.kinds["heal"] == KindProgress(2, 1, 1, 5, 10.5)
+    assert found.kinds["score"] == KindProgress(1, 0, 0, 1, 1.0)
     assert found.trials == {"done": 1, "running": 1, "failed": 1, "waiting": 0}
     assert found.failures == ["heal key3: ValueError: no"]
     assert [each.kind for each in found.running] == ["heal"]
@@ -47,23 +47,23 @@ def test_it_sees_what_is_written_meanwhile(runs):
     root, store = runs
     store.end("key2", "done", {"result": {}, "seconds": 13.5})
     store.note(finished=1.0)
-    found = look(root)
-    assert found.kinds["heal"] == Kind(3, 0, 1, 5, 11.5)
+    found = study_progress(root)
+    assert found.kinds["heal"] == KindProgress(3, 0, 1, 5, 11.5)
     assert found.finished
 
 
 def test_the_time_to_go_is_that_of_the_steps_left_by_kind():
     """Three healings of 60 s, one of them 20 s old, and a score of 6 s, on two workers."""
-    kinds = {"heal": Kind(2, 1, 0, 5, 60.0), "score": Kind(1, 0, 0, 2, 6.0)}
-    running = [Running("heal", "", 20.0)]
-    assert to_go(kinds, running, 2) == (3 * 60 + 6 - 20) / 2
-    assert to_go({**kinds, "evaluate": Kind(0, 0, 0, 1, None)}, running, 2) is None
-    assert to_go({"heal": Kind(4, 0, 1, 5, 60.0)}, [], 1) == 0
+    kinds = {"heal": KindProgress(2, 1, 0, 5, 60.0), "score": KindProgress(1, 0, 0, 2, 6.0)}
+    running = [RunningStep("heal", "", 20.0)]
+    assert seconds_to_go(kinds, running, 2) == (3 * 60 + 6 - 20) / 2
+    assert seconds_to_go({**kinds, "evaluate": KindProgress(0, 0, 0, 1, None)}, running, 2) is None
+    assert seconds_to_go({"heal": KindProgress(4, 0, 1, 5, 60.0)}, [], 1) == 0
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path):
     with pytest.raises(DataError, match="folder of a study"):
-        look(tmp_path)
+        study_progress(tmp_path)
 
 
 def test_without_a_terminal_one_frame_is_printed(runs):
@@ -77,5 +77,5 @@ def test_without_a_terminal_one_frame_is_printed(runs):
 def test_nothing_is_written_by_watching(runs):
     root, store = runs
     before = store.connection.total_changes, sorted(path.name for path in root.iterdir())
-    look(root)
+    study_progress(root)
     assert (store.connection.total_changes, sorted(path.name for path in root.iterdir())) == before

@@ -19,7 +19,7 @@ from shortstack.errors import DataError, InputError
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
 from shortstack.study import run_study
-from shortstack.study.steps import quoted
+from shortstack.study.words import quoted
 from shortstack.study.workers import local
 from studies import QUICK, STUDY, found, inline, write_study
 
@@ -233,7 +233,8 @@ import json, os, signal, sys
 from pathlib import Path
 tests, study, runs, fatal = sys.argv[1:]
 sys.path.insert(0, tests)
-import shortstack.study.runner as running, shortstack.study.steps as steps
+import shortstack.study.runner as running
+from shortstack.study.kinds import HealStep
 from shortstack.runs.store import Store
 from studies import inline
 seen = 0
@@ -254,12 +255,10 @@ def event():
 
 for name in ("begin", "end", "set_trial"):
     setattr(Store, name, counted(getattr(Store, name)))
-for name in ("_put", "_sweep"):
-    setattr(running._Driver, name, counted(getattr(running._Driver, name)))
-plain = steps.heal
-def heal(*arguments, progress, **options):
-    return plain(*arguments, progress=lambda *a, **k: (event(), progress(*a, **k)), **options)
-steps.heal = heal
+for name in ("_put", "_remove_weights"):
+    setattr(running._StudyRun, name, counted(getattr(running._StudyRun, name)))
+plain = HealStep.run
+HealStep.run = lambda step, job, progress: plain(step, job, lambda *a, **k: (event(), progress(*a, **k)))
 sys.exit(running.run_study(Path(study), Path(runs), launcher=inline, keep="all").failed)
 """
 
@@ -268,7 +267,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path):
     """Each life gets a little further than the one before."""
     run(tmp_path, STUDY.replace("[reverse, ppl]", "[ppl]"), keep="all")
     runs = tmp_path / "killed"
-    words = [sys.executable, "-c", LIFE, str(Path(__file__).parent), str(tmp_path / "study.yaml"), str(runs)]
+    words = [sys.executable, "-c", LIFE, str(Path(__file__).parents[1]), str(tmp_path / "study.yaml"), str(runs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SHORTSTACK_CACHE": str(tmp_path / "cache2")}
     for kills in range(100):
         life = subprocess.run(

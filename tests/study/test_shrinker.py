@@ -8,9 +8,9 @@ import yaml
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, OutputError, ShortstackError
 from shortstack.pruning import verify
-from shortstack.study import shrink
+from shortstack.study import ShrinkOptions, shrink
 from shortstack.study.card import model_card
-from shortstack.study.shrinker import CANDIDATES, Looks
+from shortstack.study.shrinker import CANDIDATES
 from studies import inline, make_data
 
 pytest.importorskip("peft")
@@ -28,15 +28,15 @@ def tiny(tmp_path):
     return make_data(tmp_path)
 
 
-def options(tiny, **more):
+def shrunk(tiny, out="out", **changes):
     text = str(tiny / "text.txt")
-    looks = Looks(text=text, samples=4, length=16, perplexity=(text,))
-    usual = {"recipe": str(tiny / "recipe.yaml"), "data": str(tiny / "lines.jsonl"), "looks": looks, "launcher": inline}
-    return {**usual, **more}
+    usual = {"recipe": str(tiny / "recipe.yaml"), "data": str(tiny / "lines.jsonl"), "text": text, "perplexity": text}
+    options = ShrinkOptions(**{**usual, "samples": 4, "length": 16, **changes})
+    return shrink(str(tiny / "model"), tiny / out, options, launcher=inline)
 
 
 def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
-    made = shrink(str(tiny / "model"), tiny / "out", **options(tiny))
+    made = shrunk(tiny)
     checkpoint = Checkpoint.open(tiny / "out")
     assert checkpoint.anatomy.layers == 4
     assert verify(checkpoint).ok
@@ -56,7 +56,7 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
 
 
 def test_best_compares_plans_picks_the_lowest_loss_and_heals_that(tiny):
-    made = shrink(str(tiny / "model"), tiny / "out", **options(tiny, recipe="best", drop="2"))
+    made = shrunk(tiny, recipe="best", drop="2")
     assert [each["metric"] for each in made.candidates] == list(CANDIDATES)
     best = min(made.candidates, key=lambda each: each["loss"])
     assert made.steps["plan"]["removed"] == best["removed"]
@@ -71,25 +71,25 @@ def test_best_compares_plans_picks_the_lowest_loss_and_heals_that(tiny):
 def test_what_failed_is_said_and_a_second_call_goes_on(tiny):
     (tiny / "few.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")
     with pytest.raises(ShortstackError, match=r"heal: expected every step to end.*held out"):
-        shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=str(tiny / "few.jsonl")))
+        shrunk(tiny, data=str(tiny / "few.jsonl"))
     assert not (tiny / "out").exists()
     with pytest.raises(InputError, match=r'has \{"drop": "3"\}.*remove .*out.study'):
-        shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=str(tiny / "few.jsonl"), drop="3"))
+        shrunk(tiny, data=str(tiny / "few.jsonl"), drop="3")
     (tiny / "few.jsonl").write_text((tiny / "lines.jsonl").read_text(), encoding="utf-8")
-    made = shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=str(tiny / "few.jsonl")))
+    made = shrunk(tiny, data=str(tiny / "few.jsonl"))
     assert Checkpoint.open(tiny / "out").weights_sha256 == made.steps["heal"]["weights_sha256"]
 
 
 def test_an_output_that_exists_data_that_lacks_and_ends_that_stay_are_refused(tiny):
     with pytest.raises(OutputError):
-        shrink(str(tiny / "model"), tiny / "model", **options(tiny))
-    with pytest.raises(InputError, match="--drop: expected a count"):
-        shrink(str(tiny / "model"), tiny / "out", **options(tiny, drop="lots"))
-    with pytest.raises(InputError, match="--data"):
-        shrink(str(tiny / "model"), tiny / "out", **options(tiny, data=None))
+        shrunk(tiny, "model")
+    with pytest.raises(InputError, match="drop: expected a count"):
+        shrunk(tiny, drop="lots")
+    with pytest.raises(InputError, match="data: expected what the recipe"):
+        shrunk(tiny, data=None)
     (tiny / "recipe.yaml").write_text(RECIPE.replace("drop: 2", "drop: 2, keep_last: 1"), encoding="utf-8")
     with pytest.raises(InputError, match="keep_last"):
-        shrink(str(tiny / "model"), tiny / "out", **options(tiny))
+        shrunk(tiny)
 
 
 def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
@@ -97,11 +97,10 @@ def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
         "base": "<script>alert(1)</script>",
         "name": 'out"\nevil: true',
         "plan": {"removed": [1], "layers": 3},
-        "layers": "1",
         "heal": None,
         "data": "",
-        "columns": [],
-        "perplexities": [],
+        "models": [],
+        "texts": [],
         "candidates": [],
         "why": "",
         "commands": [],
@@ -117,5 +116,5 @@ def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
 def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch):
     monkeypatch.setattr("shortstack.machine.options.find_spec", lambda _name: None)
     with pytest.raises(InputError, match=r"shortstack\[lora\]"):
-        shrink(str(tiny / "model"), tiny / "out", recipe=str(tiny / "recipe.yaml"), data="pydoc")
+        shrunk(tiny, data="pydoc")
     assert not (tiny / "out.study").exists()

@@ -11,15 +11,15 @@ import typer
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.option_groups import Only, Values
-from shortstack.cli.options import Out, Report, Source
-from shortstack.errors import OutputError
+from shortstack.cli.option_groups import Values, Without
+from shortstack.cli.options import Out, Report, Session
+from shortstack.errors import OutputError, parameter
 from shortstack.healing import Partial, Turns
 from shortstack.healing.methods import MethodOptions, check_known
 from shortstack.healing.options import COMPONENTS, task_of
-from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import size
+from shortstack.machine.options import option
 from shortstack.machine.progress import first_process, say
 from shortstack.planning.layer_sets import show_layers
 
@@ -36,38 +36,21 @@ METHOD_OPTIONS = [each.name for each in fields(MethodOptions) if each.name != "m
 class HealRun:
     """How a run is kept, and what it tells."""
 
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A preset (`shortstack ls recipes`) or a .yaml file; typed options go before it.", show_default=False
-        ),
-    ] = None
-    resume: Annotated[
-        bool | None,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on with an unfinished run, or start it again; without either it is refused.",
-            show_default=False,
-        ),
-    ] = None
-    cache: Annotated[
-        bool,
-        typer.Option(
-            "--cache/--no-cache",
-            help="Keep on disk what frozen layers and the teacher give, or compute it for every batch.",
-        ),
-    ] = True
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would train, and about how much memory and time it takes.")
-    ] = False
-    report_to: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated loggers: tensorboard (its files go to OUTPUT.logs), trackio, wandb.",
-            show_default=False,
-        ),
-    ] = None
-    plot: Annotated[Path | None, typer.Option(help="Draw the loss curve: an .svg, .png or .pdf file.")] = None
+    recipe: str | None = option(
+        None, help="A preset (`shortstack ls recipes`) or a .yaml file; typed options go before it."
+    )
+    teacher: str | None = option(None, help="The unpruned model, for distill and --self-generate.")
+    resume: bool | None = option(
+        None, help="Go on with an unfinished run, or start it again; without either it is refused."
+    )
+    cache: bool = option(
+        True, help="Keep on disk what frozen layers and the teacher give, or compute it for every batch."
+    )
+    dry_run: bool = option(False, help="Say what would train, and about how much memory and time it takes.")
+    report_to: str | None = option(
+        None, help="Comma-separated loggers: tensorboard (its files go to OUTPUT.logs), trackio, wandb."
+    )
+    plot: Path | None = option(None, help="Draw the loss curve: an .svg, .png or .pdf file.")
 
     @property
     def loggers(self) -> list[str]:
@@ -83,7 +66,7 @@ class HealRun:
                 output,
                 expected="an unfinished run to go on with",
                 found="its output: that run has ended",
-                fix="leave it, or name another -o for a new run",
+                fix=f"leave it, or name another {parameter('output')} for a new run",
             )
         if not self.dry_run:
             check_new(output, make_folders=True)
@@ -94,21 +77,9 @@ def heal(
     context: typer.Context,
     directory: Annotated[str, typer.Argument(help="The pruned checkpoint (or any model).", show_default=False)],
     output: Out,
-    options: Annotated[dict[str, Any], Values(*COMPONENTS)],
-    *,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="The unpruned model, for distill and --self-generate.",
-            show_default=False,
-            rich_help_panel="What is minimised",
-        ),
-    ] = None,
-    turning: Annotated[dict[str, Any], Values(Turns, given=True)],
+    options: Annotated[dict[str, Any], Values(*COMPONENTS, given=Turns)],
     run: HealRun,
-    compute: Annotated[Compute, Only("device")],
-    source: Source,
-    report: Report,
+    session: Annotated[Session, Without("seed", "dtype", "stream")],
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 
@@ -118,33 +89,30 @@ def heal(
 
     typed = functools.partial(_typed, context)
     with named_by_line(run.recipe, typed):
-        values = {**options, **turning}
-        if run.recipe:
-            values = with_recipe(values, run.recipe, typed)
+        values = with_recipe(options, run.recipe, typed) if run.recipe else options
         turns = Turns.of_options(values)
-        task = task_of(values, compute=compute, loggers=run.loggers)
+        task = task_of(values, compute=session.compute, loggers=run.loggers)
         check_known(type(task.method), {name: values[name] for name in METHOD_OPTIONS if typed(name)})
-        task.check(teacher)
+        task.check(run.teacher)
         run.check(output)
-        with report.bars() as progress:
-            alone = replace(source, revision=None)  # --revision is of the model that heals
-            checkpoint = source.open(directory, progress)
-            _remark(checkpoint, run.recipe, task, turns, report)
-            task = replace(task, teacher=alone.open(teacher, progress) if teacher else None)
+        with session.report.bars() as progress:
+            checkpoint = session.source.open(directory, progress)
+            _remark(checkpoint, run.recipe, task, turns, session.report)
+            task = replace(task, teacher=session.alone.open(run.teacher, progress) if run.teacher else None)
             if run.dry_run:
-                return _foretell(checkpoint, task, turns, report)
+                return _foretell(checkpoint, task, turns, session.report)
             result = _healed(checkpoint, output, task, turns, run, progress)
     if not first_process():
         return None
     if run.plot:
         plots.loss_curve(result.history, run.plot, title=str(output))
-    if report.json:
+    if session.report.json:
         console.show_json(result.to_dict())
     else:
         show_healing(result)
         if turns:
             console.show(_gone(checkpoint, result))
-    report.next_step("evaluate", output, *alone.words)
+    session.report.next_step("evaluate", output, *session.alone.words)
     return None
 
 

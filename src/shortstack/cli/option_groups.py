@@ -39,12 +39,12 @@ class Without(tuple[str, ...]):
 class Values(tuple[Any, ...]):
     """Dataclasses of whose fields a verb gets the values by name, in one dictionary: they are made later.
 
-    given: None stands where nothing was typed, whatever the field's default.
+    given: a further one; None stands where nothing of it was typed, whatever the field's default.
     """
 
-    given: bool
+    given: Any
 
-    def __new__(cls, *components: Any, given: bool = False) -> Values:
+    def __new__(cls, *components: Any, given: Any = None) -> Values:
         made = super().__new__(cls, components)
         made.given = given
         return made
@@ -95,7 +95,8 @@ def _group(hint: Any) -> Group | None:
     made, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     values = next((note for note in notes if isinstance(note, Values)), None)
     if values is not None:
-        return Group(dict, [_section(component, given=values.given) for component in values])
+        typed = [_section(values.given, given=True)] if values.given else []
+        return Group(dict, [*map(_section, values), *typed])
     if not is_dataclass(made):
         return None
     only = next((note for note in notes if isinstance(note, Only)), None)

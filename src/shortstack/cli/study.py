@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +12,18 @@ import typer
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.options import Report
-from shortstack.cli.shrink import Keep
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.machine.formats import duration, size
 
 if TYPE_CHECKING:
     from shortstack.study.costs import Estimate
-    from shortstack.study.runner import Outcome
+    from shortstack.study.runner import StudyOutcome
+
+
+class Keep(StrEnum):
+    best = "best"
+    all = "all"
+    none = "none"
 
 
 @verb()
@@ -54,79 +60,75 @@ def study(
 
     Killed and started again, it goes on.
     """
-    from shortstack.study import grid as studies
+    from shortstack.study import grid, run_study
+    from shortstack.study import workers as launchers
 
     if file == "schema":
-        return console.show_json(studies.schema())
+        return console.show_json(grid.schema())
     if dry_run:
-        return _foretell(file, report)
+        return _estimate(file, report)
     if output is None:
-        raise InputError("--output", expected="a folder for the study", found="none", fix="add -o runs, or --dry-run")
-    from shortstack.study import run_study
-    from shortstack.study import workers as launching
-
+        fix = f"add {parameter('output', 'runs')}, or {parameter('dry_run', True)}"
+        raise InputError(parameter("output"), expected="a folder for the study", found="none", fix=fix)
     launcher = (
-        functools.partial(launching.ray, ray, workers) if ray else functools.partial(launching.local, workers or 1)
+        functools.partial(launchers.ray, ray, workers) if ray else functools.partial(launchers.local, workers or 1)
     )
     with report.bars() as progress:
-        found = run_study(file, output, launcher=launcher, artefacts=artefacts, keep=keep.value, progress=progress)
+        outcome = run_study(file, output, launcher=launcher, artefacts=artefacts, keep=keep.value, progress=progress)
     if report.json:
-        console.show_json(found.to_dict())
+        console.show_json(outcome.to_dict())
     else:
-        show_outcome(found)
+        show_outcome(outcome)
     report.next_step("report", output)
-    if found.failed:
+    if outcome.failed:
         raise typer.Exit(1)
     return None
 
 
-def _foretell(file: str, report: Report) -> None:
+def _estimate(file: str, report: Report) -> None:
     """What the study would take."""
-    from shortstack.study import read_study
-    from shortstack.study.costs import estimate
+    from shortstack.study import costs, read_study
 
-    read = read_study(file)
+    study = read_study(file)
     with report.bars():
-        found = estimate(read)
+        estimate = costs.estimate(study)
     if report.json:
-        return console.show_json(found.to_dict())
-    show_estimate(read.title or file, found)
+        return console.show_json(estimate.to_dict())
+    show_estimate(study.title or file, estimate)
     report.next_step("study", file, "-o", "runs")
     return None
 
 
-def show_estimate(title: str, found: Estimate) -> None:
+def show_estimate(title: str, estimate: Estimate) -> None:
     """A study's steps, what sharing saves, and what they would take."""
     rows = [
-        (kind, f"{found.asked[kind]:,}", f"{steps:,}", duration(found.seconds[kind]))
-        for kind, steps in found.steps.items()
+        (kind, f"{estimate.asked[kind]:,}", f"{steps:,}", duration(estimate.seconds[kind]))
+        for kind, steps in estimate.steps.items()
     ]
-    asked, steps = sum(found.asked.values()), sum(found.steps.values())
-    rows.append(("start of a worker", "", "", duration(found.start_seconds)))
-    rows.append(("all", f"{asked:,}", f"{steps:,}", duration(found.total_seconds)))
+    rows.append(("start of a worker", "", "", duration(estimate.start_seconds)))
+    asked, steps = sum(estimate.asked.values()), sum(estimate.steps.values())
+    rows.append(("all", f"{asked:,}", f"{steps:,}", duration(estimate.total_seconds)))
     heading = ("step", "of all trials", "shared, at most", "one worker, about")
-    console.show_table(f"{title}: {found.trials:,} trials; nothing is run", heading, rows)
-
-    def told(value: int | None) -> str:
-        return "unknown" if value is None else size(value)
-
-    console.show(
-        f"Disk for weights, at most: {told(found.disk_bytes)} kept, {told(found.least_disk_bytes)} with --keep none."
+    console.show_table(f"{title}: {estimate.trials:,} trials; nothing is run", heading, rows)
+    most, least, memory = (
+        "unknown" if nbytes is None else size(nbytes)
+        for nbytes in (estimate.disk_bytes, estimate.least_disk_bytes, estimate.memory_bytes)
     )
-    console.show(f"Memory of the largest step, about: {told(found.memory_bytes)}.")
-    for reason in found.unknown:
+    console.show(f"Disk for weights, at most: {most} kept, {least} with --keep none.")
+    console.show(f"Memory of the largest step, about: {memory}.")
+    for reason in estimate.unknown:
         console.show(f"Unknown: {reason}.")
 
 
-def show_outcome(found: Outcome) -> None:
+def show_outcome(outcome: StudyOutcome) -> None:
     """How a study ended, and what failed."""
     rows = [
-        ("trials done", f"{found.done:,} of {found.trials:,}"),
-        ("trials failed", f"{found.failed:,}"),
-        ("steps run now", f"{found.steps:,}"),
-        ("steps done before", f"{found.skipped:,}"),
+        ("trials done", f"{outcome.done:,} of {outcome.trials:,}"),
+        ("trials failed", f"{outcome.failed:,}"),
+        ("steps run now", f"{outcome.steps:,}"),
+        ("steps done before", f"{outcome.skipped:,}"),
     ]
-    console.show_table(str(found.folder), ("", "study"), rows)
-    for failure in found.failures:
+    console.show_table(str(outcome.output), ("", "study"), rows)
+    for failure in outcome.failures:
         console.show(f"Failed: {failure['kind']}, {failure['error'].strip().splitlines()[-1]}")
         console.show(f"  log {failure['log']}")

@@ -17,7 +17,7 @@ from shortstack.machine.formats import duration
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from shortstack.study.progress import Frame
+    from shortstack.study.progress import StudyProgress
 
 
 @verb()
@@ -31,40 +31,40 @@ def watch(
 
     Reads its run store, and changes nothing.
     """
-    from shortstack.study.progress import look
+    from shortstack.study.progress import study_progress
 
-    found = look(runs)
+    study = study_progress(runs)
     if report.json:
-        return console.show_json(found.to_dict())
+        return console.show_json(study.to_dict())
     from rich.console import Console
     from rich.live import Live
 
     if once or not sys.stdout.isatty():
-        return Console().print(frame(found))
-    with Live(frame(found), auto_refresh=False) as live:
-        while not found.finished:
+        return Console().print(frame(study))
+    with Live(frame(study), auto_refresh=False) as live:
+        while not study.finished:
             time.sleep(every)
-            found = look(runs)
-            live.update(frame(found), refresh=True)
+            study = study_progress(runs)
+            live.update(frame(study), refresh=True)
     return None
 
 
-def frame(found: Frame) -> Group:
+def frame(study: StudyProgress) -> Group:
     """One look at a running study."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=found.title or "study", title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=study.title or "study", title_justify="left", title_style="bold", header_style="bold")
     for column in ("step", "done", "running", "failed", "at most", "each", ""):
         table.add_column(column, justify="left" if column in ("step", "") else "right")
-    for name, kind in found.kinds.items():
+    for name, kind in study.kinds.items():
         bar = "█" * round(20 * kind.done / max(kind.expected, 1))
         cells = (name, kind.done, kind.running, kind.failed, kind.expected, duration(kind.seconds), bar)
         table.add_row(*(Text(str(cell)) for cell in cells))
-    states = ", ".join(f"{count} {state}" for state, count in found.trials.items() if count)
+    states = ", ".join(f"{count} {state}" for state, count in study.trials.items() if count)
     lines = [f"trials: {states or 'none'}"]
-    lines += [f"running {each.kind} for {duration(each.seconds)}" for each in found.running]
-    lines += [f"failed: {failure}" for failure in found.failures]
-    ended = "finished" if found.finished else f"to go, at most: {duration(found.eta)}"
+    lines += [f"running {each.kind} for {duration(each.seconds)}" for each in study.running]
+    lines += [f"failed: {failure}" for failure in study.failures]
+    ended = "finished" if study.finished else f"to go, at most: {duration(study.eta)}"
     return Group(table, *(Text(line) for line in [*lines, ended]))

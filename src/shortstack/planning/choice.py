@@ -72,6 +72,11 @@ class Choice:
         return STRATEGIES[self.strategy or next((name for name, wanted in given.items() if wanted), "lowest")]
 
     @property
+    def needs_text(self) -> bool:
+        """Whether the choice depends on what the model computes on a text."""
+        return self.layers is None and self.by.needs_text
+
+    @property
     def measures(self) -> bool:
         """Whether shorter models are measured, for which scores of the whole model are not enough."""
         return self.layers is None and self.how.measures

@@ -1,6 +1,6 @@
-"""A grid of trials over the whole line, resumable and shared out to workers; recipes; and shrink, one trial of it.
+"""A grid of trials over the whole line, resumable and shared out to workers; and shrink, one trial of it.
 
-What a kind of step does stands in `steps`. A recipe is a file in `presets`.
+grid (the file) -> trial -> graph (what trials share) -> kinds (what each step does) -> runner (hands steps to workers).
 """
 
 from lazy_loader import attach_stub

@@ -3,8 +3,10 @@ from . import demo as demo
 from . import grid as grid
 from . import progress as progress
 from . import runner as runner
+from . import shrink_options as shrink_options
 from . import shrinker as shrinker
 from . import workers as workers
 from .grid import read_study as read_study
 from .runner import run_study as run_study
+from .shrink_options import ShrinkOptions as ShrinkOptions
 from .shrinker import shrink as shrink

@@ -7,9 +7,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from shortstack.machine.formats import number, size
+from shortstack.planning.layer_sets import show_layers
+
 
 def model_card(facts: Mapping[str, Any]) -> str:
-    """Markdown with the metadata that hubs read. facts: what the template templates/card.md.j2 names; nothing may lack.
+    """Markdown with the metadata that hubs read. facts: what the template card.md.j2 names; nothing may lack.
 
     What comes from outside, such as a model's name, is escaped: it is never markup.
     """
@@ -21,4 +24,5 @@ def model_card(facts: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"layers": show_layers, "number": number, "size": size, "thousands": "{:,}".format}
     return environment.get_template("card.md.j2").render(facts)

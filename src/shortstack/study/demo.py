@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,12 +15,12 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import OutputError, VerificationError
+from shortstack.errors import OutputError, VerificationError, parameter
 from shortstack.evaluation import Perplexity
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing import HealingTask, Partial, Schedule, heal
 from shortstack.machine.device import Compute, pick_device
-from shortstack.machine.files import save_json
+from shortstack.machine.files import plain, save_json
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Choice, Plan, choose, plan
@@ -38,7 +37,7 @@ SCHEDULE = Schedule(epochs=2, lr=1e-3, warmup_steps=5)  # some 35 steps in all, 
 
 
 @dataclass(frozen=True)
-class Row:
+class DemoRow:
     """One model of the table."""
 
     name: str
@@ -52,10 +51,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Demo:
-    """All the demo found: the four models, and the perplexity of the paper's tail cut, which was not written."""
+    """The result of the demo: the four models, and the perplexity of the paper's tail cut, which was not written."""
 
     output: Path
-    rows: tuple[Row, ...]
+    rows: tuple[DemoRow, ...]
     chosen: Plan
     tail: Plan
     tail_perplexity: Perplexity
@@ -65,8 +64,7 @@ class Demo:
     prompt: ClassVar[str] = PROMPT
 
     def to_dict(self) -> dict[str, Any]:
-        data = asdict(self) | {"output": str(self.output), "chosen": self.chosen.to_dict(), "tail": self.tail.to_dict()}
-        return dict(json.loads(json.dumps(data, default=dict)))
+        return {**plain(self), "chosen": self.chosen.to_dict(), "tail": self.tail.to_dict()}
 
 
 def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = silent) -> Demo:
@@ -98,7 +96,7 @@ def _exists(output: Path) -> OutputError:
         output,
         expected="an output that does not exist yet",
         found="it exists",
-        fix="name another with -o, or remove it",
+        fix=f"name another {parameter('output')}, or remove it",
     )
 
 
@@ -114,7 +112,6 @@ def _make(output: Path) -> list[Path]:
 
 
 def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: Progress) -> Demo:
-    tokenizer = source.tokenizer()
     by_loss = choose(source, Choice("ppl", DROP), compute=Compute(seed=seed), progress=progress)
     chosen, tail = by_loss.plan, plan(source.anatomy.layers, metric="reverse", drop=DROP)
     pruned = prune(source, by_loss, output / "pruned", progress=progress)
@@ -126,9 +123,9 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
             found=str(verified.to_dict()["checks"]),
             fix="open an issue with this message",
         )
-    fit = Tokens.read("pydoc", tokenizer, samples=REPAIR_SAMPLES, seed=seed)
-    found = repair(source, frozenset(chosen.removed), fit, progress=progress)
-    repaired = prune(source, chosen, output / "repaired", repair=found, progress=progress)
+    tokens = Tokens.read("pydoc", source.tokenizer(), samples=REPAIR_SAMPLES, seed=seed)
+    fit = repair(source, frozenset(chosen.removed), tokens, progress=progress)
+    repaired = prune(source, chosen, output / "repaired", repair=fit, progress=progress)
     task = HealingTask("pydoc", Partial(last=3), schedule=replace(SCHEDULE, seed=seed))
     heal(repaired, output / "healed", task, progress=progress)
     healed = Checkpoint.open(output / "healed")
@@ -143,15 +140,15 @@ def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: 
 
 def _measure(
     checkpoints: Mapping[str, Checkpoint], tail: SkippedLayers, progress: Progress
-) -> tuple[tuple[Row, ...], Perplexity]:
+) -> tuple[tuple[DemoRow, ...], Perplexity]:
     source = checkpoints["unpruned"]
     tokenizer, device = source.tokenizer(), pick_device()
     tokens = Tokens.read("pydoc", tokenizer, samples=None, length=512, held_out=True)
     dtype = arithmetic("auto", source, device)
     decoders = {name: Decoder.load(checkpoint, dtype=dtype, device=device) for name, checkpoint in checkpoints.items()}
-    found = speeds([decoder.model for decoder in decoders.values()], Load(), progress=progress)
+    measured_speeds = speeds([decoder.model for decoder in decoders.values()], Load(), progress=progress)
     rows = tuple(
-        Row(
+        DemoRow(
             name,
             checkpoint.anatomy.layers,
             checkpoint.parameters,
@@ -160,6 +157,6 @@ def _measure(
             speed,
             answer(decoders[name].model, tokenizer, PROMPT),
         )
-        for (name, checkpoint), speed in zip(checkpoints.items(), found, strict=True)
+        for (name, checkpoint), speed in zip(checkpoints.items(), measured_speeds, strict=True)
     )
     return rows, measure(decoders["unpruned"], tokens, route=tail, progress=progress)

@@ -15,67 +15,53 @@ Every combination is a trial. `trials` adds more, `except` leaves some out; `eva
 from __future__ import annotations
 
 import itertools
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, field_validator
 
 from shortstack.errors import InputError
 from shortstack.healing.recipes import HealPart
 from shortstack.machine import yamlfile
 from shortstack.machine.yamlfile import Part
-from shortstack.study.trial import ONE_SHOT, Calibration, Healing, Pattern, Refit, Trial
+from shortstack.study.kinds import HELP, KINDS, EvaluateOptions, ProfileOptions
+from shortstack.study.trial import ONE_SHOT, HealOptions, Pattern, RepairText, StudyCalibration, Trial
 
 
-class Steps(Part):
-    """Percentages from one to another."""
+class PercentRange(Part):
+    """Percentages from one to another, both included where the step meets them."""
 
     start: int = Field(alias="from", gt=0, lt=100)
     to: int = Field(gt=0, lt=100)
     step: int = Field(gt=0)
 
     @property
-    def drops(self) -> list[str]:
+    def values(self) -> list[str]:
         return [f"{percent}%" for percent in range(self.start, self.to + 1, self.step)]
 
 
-class Speeds(Part):
-    """What profile() measures."""
+class EvaluationOptions(EvaluateOptions):
+    """How every checkpoint is measured; pruned: also before it heals."""
 
-    batch_sizes: tuple[int, ...] = (1, 8)
-    prompt: int = Field(default=128, ge=1)
-    new_tokens: int = Field(default=32, ge=1)
-
-
-class Judging(Part):
-    """How every checkpoint is measured. pruned: also before it heals; seed: of the windows that are drawn."""
-
-    perplexity: tuple[str, ...] = ("pydoc",)
-    length: int = Field(default=512, ge=2)
-    samples: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
-    tasks: tuple[str, ...] = ()
-    limit: int | None = Field(default=None, ge=1)
-    data_dir: str | None = None
-    include: str | None = None
-    probe_items: int = Field(default=0, ge=0)
-    collapse: bool | None = None
     pruned: bool = True
-    profile: bool | Speeds = False
+    profile: bool | ProfileOptions = False
+
+    @property
+    def profile_options(self) -> ProfileOptions | None:
+        """What profile() measures; None where it does not."""
+        return ProfileOptions() if self.profile is True else self.profile or None
 
 
-class Computing(Part):
+class ComputeOptions(Part):
     """Where and in what to compute."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description=HELP["device"])
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description=HELP["dtype"])
 
 
-class Needs(Part):
+class Resources(Part):
     """What a step of one kind takes of a machine; memory in GB."""
 
     cpus: float = Field(default=1, gt=0)
@@ -83,25 +69,32 @@ class Needs(Part):
     memory: float | None = Field(default=None, gt=0)
 
 
-if TYPE_CHECKING:  # made of heal's own options, which mypy cannot follow
-
-    class HealEntry(Part):
-        """A way to heal: a name for it, a recipe to start from, and options of heal."""
-
+if TYPE_CHECKING:
+    Kind = str
 else:
-    HealEntry = create_model("HealEntry", __base__=HealPart, name=(str | None, None), recipe=(str | None, None))
+    Kind = Literal[KINDS]
+
+
+class HealEntry(HealPart):  # type: ignore[misc]  # made of options
+    """A way to heal: a name for it, a recipe to start from, and options of heal."""
+
+    name: str | None = None
+    recipe: str | None = None
+
+
 HealValue = str | None | HealEntry
-RepairValue = bool | Refit
-Kind = Literal["score", "plan", "prune", "heal", "turns", "evaluate", "profile"]
+RepairValue = bool | RepairText
+DropValue = str | int | PercentRange | list[str | int]
+CalibrationValue = StudyCalibration | list[StudyCalibration]
 
 
-class Some(Part):
-    """Part of the settings of trials; each may be a list."""
+class TrialSettings(Part):
+    """Some of the settings of trials; each may be a list."""
 
     model: str | list[str] | None = None
     metric: str | list[str] | None = None
-    calibration: Calibration | list[Calibration] | None = None
-    drop: str | int | Steps | list[str | int] | None = None
+    calibration: CalibrationValue | None = None
+    drop: DropValue | None = None
     strategy: str | list[str] | None = None
     repair: RepairValue | list[RepairValue] | None = None
     heal: HealValue | list[HealValue] = None
@@ -109,7 +102,7 @@ class Some(Part):
 
     def axes(self) -> dict[str, Sequence[Any]]:
         """What is named here, each as a list."""
-        return {name: _listed(getattr(self, name)) for name in Some.model_fields if name in self.model_fields_set}
+        return {name: _listed(getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set}
 
 
 class Study(Part):
@@ -118,17 +111,17 @@ class Study(Part):
     title: str = ""
     models: tuple[str, ...]
     metrics: tuple[str, ...] = ()
-    calibration: Calibration | list[Calibration] = Calibration()
-    drop: str | int | Steps | list[str | int] = "25%"
+    calibration: CalibrationValue = StudyCalibration()
+    drop: DropValue = "25%"
     strategy: str | list[str] = ONE_SHOT
     repair: RepairValue | list[RepairValue] = False
     heal: HealValue | list[HealValue] = None
     seeds: tuple[int, ...] = (0,)
-    trials_: tuple[Some, ...] = Field(default=(), alias="trials")
-    except_: tuple[Some, ...] = Field(default=(), alias="except")
-    evaluation: Judging = Judging()
-    compute: Computing = Computing()
-    resources: Mapping[Kind, Needs] = Field(default_factory=dict)
+    trials_: tuple[TrialSettings, ...] = Field(default=(), alias="trials")
+    except_: tuple[TrialSettings, ...] = Field(default=(), alias="except")
+    evaluation: EvaluationOptions = EvaluationOptions()
+    compute: ComputeOptions = ComputeOptions()
+    resources: Mapping[Kind, Resources] = Field(default_factory=dict)
 
     @field_validator("models", "seeds")
     @classmethod
@@ -146,22 +139,21 @@ class Study(Part):
         """
         named = self._named_healings()
         left_out = [Pattern.of(each.axes(), named) for each in self.except_]
-        found = (Trial.of(settings, named) for settings in self._settings())
-        kept = [trial for trial in found if not any(pattern.matches(trial) for pattern in left_out)]
-        for trial in kept:
-            trial.check()
-        return tuple({trial.id: trial for trial in reversed(kept)}[id_] for id_ in dict.fromkeys(t.id for t in kept))
+        trials: dict[str, Trial] = {}
+        for settings in self._settings():
+            trial = Trial.of(settings, named)
+            if not any(pattern.matches(trial) for pattern in left_out):
+                trial.check()
+                trials.setdefault(trial.id, trial)
+        return tuple(trials.values())
 
     def _settings(self) -> Iterator[dict[str, Any]]:
         """The settings of the grid's trials, then of those added to it, which take the grid's first where they name none."""
+        between = ("calibration", "drop", "strategy", "repair", "heal")
         grid: dict[str, Sequence[Any]] = {
             "model": self.models,
             "metric": self.metrics,
-            "calibration": _listed(self.calibration),
-            "drop": _listed(self.drop),
-            "strategy": _listed(self.strategy),
-            "repair": _listed(self.repair),
-            "heal": _listed(self.heal),
+            **{name: _listed(getattr(self, name)) for name in between},
             "seed": self.seeds,
         }
         yield from _combined(grid)
@@ -172,22 +164,15 @@ class Study(Part):
                 raise InputError("trials", expected="a metric in each", found="none", fix="add metric: ppl")
             yield from _combined(axes)
 
-    def _named_healings(self) -> dict[str, Healing]:
+    def _named_healings(self) -> dict[str, HealOptions]:
         """The ways to heal that the file gives a name."""
-        places = [self.heal, *(some.heal for some in self.trials_)]
-        entries = [entry for place in places for entry in _listed(place) if isinstance(entry, HealPart)]
-        found: dict[str, Healing] = {}
-        for entry in entries:
-            healing = Healing.of(entry, {})
-            assert healing  # noqa: S101  an entry is a way to heal
-            if found.setdefault(healing.name, healing) != healing:
-                raise InputError(
-                    "heal",
-                    expected="one way to heal of each name",
-                    found=f"two named {healing.name}",
-                    fix="give each a name of its own",
-                )
-        return found
+        entries = [entry for heal in (self.heal, *(some.heal for some in self.trials_)) for entry in _listed(heal)]
+        named: dict[str, HealOptions] = {}
+        for options in (HealOptions.of(entry, {}) for entry in entries if isinstance(entry, HealPart)):
+            if options and named.setdefault(options.name, options) != options:
+                expected, two = "one way to heal of each name", f"two named {options.name}"
+                raise InputError("heal", expected=expected, found=two, fix="give each a name of its own")
+        return named
 
 
 def read_study(path: str | Path) -> Study:
@@ -207,11 +192,11 @@ def parse_study(text: str, *, where: str) -> Study:
     """
     study = yamlfile.parsed(text, Study, where=where)
     try:
-        found = study.trials
+        trials = study.trials
     except InputError as error:
         line = yamlfile.line_saying(text, error.found.strip("'"))
         raise error.in_file(f"{where}, line {line}" if line else where) from error
-    if not found:
+    if not trials:
         raise InputError(where, expected="at least one trial", found="none", fix="name metrics, or trials")
     return study
 
@@ -222,32 +207,13 @@ def schema() -> dict[str, Any]:
 
 
 def _listed(value: Any) -> list[Any]:
-    if isinstance(value, Steps):
-        return [*value.drops]
+    """A value that may be a list, or a range, as a list."""
+    if isinstance(value, PercentRange):
+        return value.values
     return value if isinstance(value, list) else [value]
 
 
 def _combined(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of one value of each axis."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
-
-
-def expanded(value: Any) -> Any:
-    """The same data with $NAME and ${NAME} in its strings replaced by the environment's.
-
-    Raises:
-        InputError: there is no such variable.
-    """
-    if isinstance(value, Mapping):
-        return {key: expanded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [expanded(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    found = os.path.expandvars(value)
-    missing = re.search(r"\$\{?([A-Za-z_]\w*)", found)
-    if missing:
-        name = missing[1]
-        found, fix = f"no {name} in the environment", f"export {name}=..."
-        raise InputError(value, expected="names that the environment has", found=found, fix=fix)
-    return found

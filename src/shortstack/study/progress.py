@@ -16,7 +16,7 @@ from shortstack.runs.store import Folder
 
 
 @dataclass(frozen=True)
-class Kind:
+class KindProgress:
     """Steps of one kind. expected: at most so many in all; seconds: of a finished one, in the mean."""
 
     done: int
@@ -27,8 +27,8 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Running:
-    """A step that runs: what the command would be, and since when."""
+class RunningStep:
+    """A step that runs: what the command would be, and for how many seconds it has run."""
 
     kind: str
     command: str
@@ -36,13 +36,16 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One look at a study. eta: seconds to go at most, by finished steps of the same kind; None where there are none."""
+class StudyProgress:
+    """How far a study is at one moment.
+
+    eta: seconds to go at most, by finished steps of the same kind; None where there are none.
+    """
 
     title: str
     trials: Mapping[str, int]
-    kinds: Mapping[str, Kind]
-    running: Sequence[Running]
+    kinds: Mapping[str, KindProgress]
+    running: Sequence[RunningStep]
     failures: Sequence[str]
     workers: int
     eta: float | None
@@ -52,7 +55,7 @@ class Frame:
         return asdict(self)
 
 
-def look(runs: str | Path) -> Frame:
+def study_progress(runs: str | Path) -> StudyProgress:
     """How far the study in a folder is.
 
     Raises:
@@ -60,43 +63,42 @@ def look(runs: str | Path) -> Frame:
     """
     now = time.time()
     with Store.open(Folder(Path(runs)), read_only=True) as store:
-        noted, counts, seconds = store.noted(), store.counts(), store.seconds()
+        notes, counts, seconds = store.noted(), store.counts(), store.seconds()
         rows, failures, trials = store.running(), store.failures(), store.trials()
     states = Counter(trial["state"] for trial in trials)
-    expected = json.loads(noted.get("expected", "{}"))
+    expected, workers = json.loads(notes.get("expected", "{}")), int(notes.get("workers", 1))
     kinds = {
-        kind: Kind(
-            counts.get(kind, {}).get("done", 0),
-            counts.get(kind, {}).get("running", 0),
-            counts.get(kind, {}).get("failed", 0),
-            max(expected.get(kind, 0), sum(counts.get(kind, {}).values())),
-            statistics.fmean(seconds[kind]) if kind in seconds else None,
-        )
+        kind: _kind_progress(counts.get(kind, {}), expected.get(kind, 0), seconds.get(kind, ()))
         for kind in sorted(expected.keys() | counts.keys())
     }
-    running = [Running(row["kind"], row["command"] or "", now - row["started"]) for row in rows]
-    workers = int(noted.get("workers", 1))
-    return Frame(
-        noted.get("title", ""),
+    running = [RunningStep(row["kind"], row["command"] or "", now - row["started"]) for row in rows]
+    return StudyProgress(
+        notes.get("title", ""),
         {state: states[state] for state in ("done", "running", "failed", "waiting")},
         kinds,
         running,
         [f"{row['kind']} {row['key'][:12]}: {last_line(row['error'])}" for row in failures],
         workers,
-        to_go(kinds, running, workers),
-        bool(noted.get("finished")),
+        seconds_to_go(kinds, running, workers),
+        bool(notes.get("finished")),
     )
 
 
+def _kind_progress(counts: Mapping[str, int], expected: int, seconds: Sequence[float]) -> KindProgress:
+    done, running, failed = (counts.get(state, 0) for state in ("done", "running", "failed"))
+    mean = statistics.fmean(seconds) if seconds else None
+    return KindProgress(done, running, failed, max(expected, done + running + failed), mean)
+
+
 def last_line(error: str | None) -> str:
-    """Of a traceback: what it comes to."""
+    """The last line of a traceback, which says what went wrong."""
     return ((error or "").strip().splitlines() or ["no message"])[-1]
 
 
-def to_go(kinds: Mapping[str, Kind], running: Sequence[Running], workers: int) -> float | None:
+def seconds_to_go(kinds: Mapping[str, KindProgress], running: Sequence[RunningStep], workers: int) -> float | None:
     """Seconds until all is done, at most: the steps left of each kind, at the mean of those that ended, shared by workers.
 
-    >>> to_go({"heal": Kind(2, 1, 0, 5, 60.0)}, [Running("heal", "", 20.0)], 2)
+    >>> seconds_to_go({"heal": KindProgress(2, 1, 0, 5, 60.0)}, [RunningStep("heal", "", 20.0)], 2)
     80.0
     """
     left = {name: kind.expected - kind.done - kind.failed for name, kind in kinds.items()}

@@ -6,42 +6,41 @@ is done when its result is committed, after its folder has got its name. Killed 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import shutil
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.safetensors import file_digest
-from shortstack.data.sources import read_documents
-from shortstack.errors import DataError, InputError, parameter
-from shortstack.machine.files import digest, finite, whole
+from shortstack.machine.files import digest, finite, plain, whole
+from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, silent
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
-from shortstack.study.graph import WRITES_WEIGHTS, Contents, Graph, Step, foreseen, sources
-from shortstack.study.grid import Study, expanded, read_study
+from shortstack.study.graph import Graph, sources
+from shortstack.study.grid import Resources, Study, read_study
+from shortstack.study.references import expanded, open_model, text_digest
 from shortstack.study.same_study import check_place, check_same
-from shortstack.study.steps import Task, command, contents, evaluation_options, open_model, perform
+from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
+from shortstack.study.words import command_line
 from shortstack.study.workers import Launch, Needs, local
 
 KEEPS = ("best", "all", "none")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StudyOutcome:
     """How a study ended. steps: those that ran now; skipped: those that were there already."""
 
-    folder: Path
+    output: Path
     trials: int
     done: int
     failed: int
@@ -50,15 +49,7 @@ class Outcome:
     failures: Sequence[Mapping[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "output": str(self.folder),
-            "trials": self.trials,
-            "done": self.done,
-            "failed": self.failed,
-            "steps": self.steps,
-            "skipped": self.skipped,
-            "failures": [dict(failure) for failure in self.failures],
-        }
+        return dict(plain(self))
 
 
 def run_study(
@@ -69,7 +60,7 @@ def run_study(
     artefacts: str | None = None,
     keep: str = "best",
     progress: Progress = silent,
-) -> Outcome:
+) -> StudyOutcome:
     """Run what is not done yet of the study in a YAML file; everything it gives lies in the folder `out`.
 
     launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). artefacts: a URL for the steps' folders, where
@@ -79,15 +70,9 @@ def run_study(
     Raises:
         InputError: the file is wrong, a model or text is not there, or `out` is of another study, or in use.
     """
-    if keep not in KEEPS:
-        raise InputError(
-            parameter("keep"),
-            expected=f"one of {', '.join(KEEPS)}",
-            found=repr(keep),
-            fix=f"write {parameter('keep', 'best')}",
-        )
+    check_choice_of("keep", keep, KEEPS)
     study, folder = read_study(path), Folder(Path(out), artefacts)
-    evaluation_options(expanded(study.evaluation.model_dump(mode="json")))  # says what is wrong before anything runs
+    study.evaluation.check()
     with folder.held(), Store.open(folder) as store:
         check_same(folder, study)
         check_place(folder, store)
@@ -99,45 +84,23 @@ def run_study(
             store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
             created = store.noted().get("created", str(time.time()))
             store.note(shortstack=version("shortstack"), created=created, finished="", artefacts=folder.url or "")
-            driver = _Driver(graph, folder, store, launch, keep, progress)
-            driver.go()
+            run = _StudyRun(graph, folder, store, launch, keep, progress)
+            run.to_the_end()
         store.note(finished=time.time())
-        return driver.outcome()
+        return run.outcome()
 
 
 def _models(study: Study, progress: Progress) -> dict[str, Contents]:
     """What each model that a trial is of is known by."""
     names = list(dict.fromkeys(trial.model for trial in study.trials))
-    found = {}
+    models = {}
     for number, name in enumerate(names, start=1):
-        found[name] = contents(open_model(expanded(name), progress=progress))
+        models[name] = Contents.of(open_model(expanded(name), progress=progress))
         progress("reading models", number, len(names))
-    return found
+    return models
 
 
-def text_digest(source: str) -> str:
-    """Digest of a text or of a folder of files; a hub dataset is known by its name.
-
-    Raises:
-        DataError: there is no such file.
-    """
-    name = str(expanded(source))
-    path = Path(name)
-    if path.is_dir():
-        return digest(
-            {str(each.relative_to(path)): file_digest(each) for each in sorted(path.rglob("*")) if each.is_file()}
-        )
-    if path.is_file():
-        return file_digest(path)
-    if name == "pydoc":
-        parts = [text for held_out in (False, True) for text in read_documents(name, held_out=held_out)]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    if name.endswith((".txt", ".json", ".jsonl")) or "/" not in name or name.startswith((".", "/", "~")):
-        raise DataError(source, expected="a file, pydoc, or a hub dataset org/name", found="none", fix="check the path")
-    return name
-
-
-class _Driver:
+class _StudyRun:
     """Hands steps over, takes their results in, and keeps the disk in bounds."""
 
     def __init__(
@@ -151,31 +114,30 @@ class _Driver:
         self.running: dict[Future[Any], Step] = {}
         self.ran = 0
         self.weights: dict[str, bool] = {}  # whether a step's folder has some
-        self.told: dict[str, Any] = {}  # what the store says of each trial, and of the steps to come
+        self.recorded: dict[str, Any] = {}  # what the store says of each trial, and of the steps to come
         self.open: list[Trial] = list(graph.study.trials)  # neither done nor failed
-        self.final: dict[str, tuple[Trial, dict[str, Step]]] = {}  # the done trials
+        self.done: dict[str, tuple[Trial, dict[str, Step]]] = {}  # the done trials
 
-    def go(self) -> None:
+    def to_the_end(self) -> None:
         """Run until nothing is left that can run."""
-        self._look()
+        self._update()
         self._hand_over()
         while self.running:
             finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
             for future in finished:
                 self._finish(self.running.pop(future), future)
-            self._look()
+            self._update()
             self._hand_over()
-            self._look()  # what was handed over runs
+            self._update()  # what was handed over runs
 
-    def outcome(self) -> Outcome:
-        steps = {step.key for _, steps in self.final.values() for step in steps.values()}
+    def outcome(self) -> StudyOutcome:
+        steps = {step.key for _, steps in self.done.values() for step in steps.values()}
         failures = [
             {"key": row["key"], "kind": row["kind"], "error": row["error"], "log": str(self.folder.log(row["key"]))}
             for row in self.store.failures()
         ]
-        trials = len(self.graph.study.trials)
-        done = len(self.final)
-        return Outcome(self.folder.root, trials, done, trials - done, self.ran, len(steps & self.before), failures)
+        trials, done = len(self.graph.study.trials), len(self.done)
+        return StudyOutcome(self.folder.root, trials, done, trials - done, self.ran, len(steps & self.before), failures)
 
     def _result(self, step: Step) -> Mapping[str, Any] | None:
         return self.results.get(step.key)
@@ -196,15 +158,14 @@ class _Driver:
             for step in steps.values():
                 if step.key in self.results or step.key in taken:
                     continue
-                gone = self._gone(step, steps)
-                first = gone or step
+                first = self._to_make_again(step, steps) or step
                 if first.key not in taken:
                     taken.add(first.key)
                     yield first
 
-    def _gone(self, step: Step, steps: Mapping[str, Step]) -> Step | None:
+    def _to_make_again(self, step: Step, steps: Mapping[str, Step]) -> Step | None:
         """The step whose weights this one reads, where they were removed before another trial was found to need them."""
-        makers = {each.key: each for each in steps.values() if each.kind in WRITES_WEIGHTS}
+        makers = {each.key: each for each in steps.values() if each.writes_weights}
         read = [makers[place] for place in step.reads.values() if place in makers]
         return next((maker for maker in read if not self._has_weights(maker.key)), None)
 
@@ -212,63 +173,59 @@ class _Driver:
         places = {name: self._place(place) for name, place in step.reads.items()}
         if step.key not in self.results:
             row = {"kind": step.kind, "arguments": step.arguments, "inputs": step.inputs}
-            self.store.begin(step.key, {**row, "command": command(step, places)})
-        task = Task(
+            self.store.begin(step.key, {**row, "command": command_line(step.words(places))})
+        job = Job(
             step.key,
-            step.kind,
-            expanded(step.arguments),
+            replace(step, arguments=expanded(step.arguments)),
             places,
-            {name: self.results[place] for name, place in step.reads.items() if name == "score"},
-            self.folder.partial(step.key),
-            self.folder.log(step.key),
-            self.graph.study.compute.device,
-            self.folder.url,
+            given={name: self.results[place] for name, place in step.reads.items() if name == "score"},
+            output=self.folder.partial(step.key),
+            log=self.folder.log(step.key),
+            device=self.graph.study.compute.device,
+            url=self.folder.url,
         )
-        self.running[self.launch.submit(perform, task, self._needs(step))] = step
+        self.running[self.launch.submit(perform, job, self._needs(step))] = step
 
     def _place(self, place: str) -> str:
         """Where an input is: a model by its name, or the folder of a step."""
         return str(expanded(place)) if place in self.graph.models else self.folder.artefacts.place(place)
 
     def _needs(self, step: Step) -> Needs:
-        needs = self.graph.study.resources.get(step.kind)  # type: ignore[call-overload]  # a kind is a word
-        if needs is None:
-            return Needs()
-        return Needs(needs.cpus, needs.gpus, int(needs.memory * 1e9) if needs.memory else None)
+        resources = self.graph.study.resources.get(step.kind, Resources())
+        return Needs(resources.cpus, resources.gpus, int(resources.memory * 1e9) if resources.memory else None)
 
     # What has run
 
     def _finish(self, step: Step, future: Future[Any]) -> None:
         """Take in what a step gave: its folder gets its name, then its result is committed."""
         lost = future.exception()
-        told = "".join(traceback.format_exception(lost)) if lost else None
-        found: dict[str, Any] = {"error": told} if lost else dict(future.result())
-        if "log" in found:
+        ended: dict[str, Any] = {"error": "".join(traceback.format_exception(lost))} if lost else dict(future.result())
+        if "log" in ended:
             with self.folder.log(step.key).open("a", encoding="utf-8") as log:
-                log.write(found.pop("log"))
-        again = self.results.get(step.key)
-        if "result" in found:
-            found["result"] = json.loads(json.dumps(finite(found["result"])))  # as a later run would read it
-            if again and again["weights_sha256"] != found["result"]["weights_sha256"]:
-                found = {"error": "made again because its weights were removed, it has other weights than before"}
-        if "result" not in found:
+                log.write(ended.pop("log"))
+        before = self.results.get(step.key)
+        if "result" in ended:
+            ended["result"] = json.loads(json.dumps(finite(ended["result"])))  # as a later run would read it
+            if before and before["weights_sha256"] != ended["result"]["weights_sha256"]:
+                ended = {"error": "made again because its weights were removed, it has other weights than before"}
+        if "result" not in ended:
             self.failed.add(step.key)
-            self.store.end(step.key, "failed", found)
+            self.store.end(step.key, "failed", ended)
             return
         self._put(step.key)
         self.ran += 1
-        if not again:
-            self.store.end(step.key, "done", found)
-            self.results[step.key] = found["result"]
+        if not before:
+            self.store.end(step.key, "done", ended)
+            self.results[step.key] = ended["result"]
 
     def _put(self, key: str) -> None:
         """Give what a worker wrote its place."""
         self.folder.artefacts.take(key, self.folder.partial(key))
         self.weights.pop(key, None)
 
-    # What the store says of trials, and what stays on disk
+    # What the store says of trials, and which weights stay on disk
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         """See which trials are done or failed, tell the store, and remove weights that nothing needs."""
         running = {step.key for step in self.running.values()}
         still = []
@@ -283,11 +240,11 @@ class _Driver:
                     place for step in steps.values() if step.key not in self.results for place in step.reads.values()
                 }
             if state == "done":
-                self.final[trial.id] = trial, steps
-            self._tell(trial, numbers[trial.id], state, steps)
+                self.done[trial.id] = trial, steps
+            self._record(trial, numbers[trial.id], state, steps)
         self.open = still
-        self._foretell()
-        self._sweep(needed)
+        self._record_expected()
+        self._remove_weights(needed)
 
     def _state(self, steps: Mapping[str, Step], running: set[str]) -> str:
         keys = {step.key for step in steps.values()}
@@ -297,23 +254,23 @@ class _Driver:
             return "done"
         return "running" if keys & running else "waiting"
 
-    def _tell(self, trial: Trial, number: int, state: str, steps: Mapping[str, Step]) -> None:
+    def _record(self, trial: Trial, number: int, state: str, steps: Mapping[str, Step]) -> None:
         keys = {role: step.key for role, step in steps.items()}
-        if self.told.get(trial.id) != (state, keys):
-            self.told[trial.id] = state, keys
+        if self.recorded.get(trial.id) != (state, keys):
+            self.recorded[trial.id] = state, keys
             self.store.set_trial(trial.id, {"number": number, "settings": trial.settings(), "state": state}, keys)
 
-    def _foretell(self) -> None:
+    def _record_expected(self) -> None:
         """How many steps of each kind there will be at most, and how many are done."""
-        expected = expected_steps(self.graph, self.results)
-        if self.told.get("expected") != expected:
-            self.told["expected"] = expected
+        expected = self.graph.expected(self._result)
+        if self.recorded.get("expected") != expected:
+            self.recorded["expected"] = expected
             self.store.note(expected=expected)
         total = sum(expected.values())
         note = ", ".join(step.kind for step in self.running.values())
         self.progress("study", min(len(self.results), total), total, note=note)
 
-    def _sweep(self, needed: set[str]) -> None:
+    def _remove_weights(self, needed: set[str]) -> None:
         """Remove the weights of checkpoints that nothing needs; their small files stay."""
         if self.keep == "all":
             return
@@ -332,27 +289,19 @@ class _Driver:
 
     def _best(self) -> set[str]:
         """The last checkpoints of the done trials with the lowest held-out loss, one for each model and drop."""
-        found: dict[tuple[str, str | None], tuple[float, str]] = {}
-        for trial, steps in self.final.values():
-            loss, key = self._loss(steps), (steps.get("heal") or steps["prune"]).key
-            best = found.get((trial.model, trial.drop))
-            if loss is not None and (best is None or loss < best[0]):
-                found[trial.model, trial.drop] = loss, key
-        return {key for _, key in found.values()}
+        best: dict[tuple[str, str | None], tuple[float, str]] = {}
+        for trial, steps in self.done.values():
+            loss, last = self._loss(steps), steps.get("heal") or steps["prune"]
+            lowest, _ = best.get((trial.model, trial.drop), (math.inf, ""))
+            if loss is not None and loss < lowest:
+                best[trial.model, trial.drop] = loss, last.key
+        return {key for _, key in best.values()}
 
     def _loss(self, steps: Mapping[str, Step]) -> float | None:
-        """Of a trial's last checkpoint: on the first text it was evaluated on, else on what healing held out."""
-        judged = self.results[(steps.get("evaluate_healed") or steps["evaluate_pruned"]).key].get("perplexity")
-        if judged:
-            return float(next(iter(judged.values()))["loss"])
-        return float(self.results[steps["heal"].key]["loss"]["held_out"]) if "heal" in steps else None
-
-
-def expected_steps(graph: Graph, results: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """How many steps of each kind a study has at most, from the results there are."""
-
-    def known(step: Step) -> Mapping[str, Any]:
-        return results.get(step.key) or foreseen(step)
-
-    steps = {step.key: step.kind for trial in graph.study.trials for step in graph.steps(trial, known).values()}
-    return dict(sorted(Counter(steps.values()).items()))
+        """The loss of a trial's last checkpoint: on the first text it was evaluated on, else on what healing held out."""
+        evaluation = self.results[(steps.get("evaluate_healed") or steps["evaluate_pruned"]).key]
+        first = next(iter((evaluation.get("perplexity") or {}).values()), None)
+        if not first and "heal" not in steps:
+            return None
+        loss: float | None = first["loss"] if first else self.results[steps["heal"].key]["loss"]["held_out"]
+        return loss

@@ -12,7 +12,9 @@ from shortstack.runs.artefacts import Remote
 from shortstack.runs.store import Folder
 from shortstack.study.grid import Study, parse_study
 
-CHANGED = "name another folder with -o; trials can be added, not changed"  # said of a study that is another
+
+class OtherStudyError(InputError):
+    """A folder is of another study."""
 
 
 def check_same(folder: Folder, study: Study) -> None:
@@ -33,9 +35,8 @@ def check_same(folder: Folder, study: Study) -> None:
     for trial in before.trials:
         if trial.id not in now:
             then = trial.settings()
-            raise _another(
-                folder, f"the trial {json.dumps(then)}", f"none; the nearest has {_nearest(then, now.values())}"
-            )
+            nearest = f"none; the nearest has {_nearest(then, now.values())}"
+            raise _another(folder, f"the trial {json.dumps(then)}", nearest)
 
 
 def _nearest(settings: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> str:
@@ -52,20 +53,15 @@ def check_place(folder: Folder, store: Store) -> None:
     """
     before = store.noted().get("artefacts", "")
     if store.results() and before != (folder.url or ""):
-        raise InputError(
-            parameter("artefacts"),
-            expected=before or f"none: those of this study lie in {folder.root}",
-            found=folder.url or "none",
-            fix=f"add {parameter('artefacts', before)}" if before else "leave it out, or name another folder with -o",
-        )
+        expected = before or f"none: those of this study lie in {folder.root}"
+        fix = f"leave it out, or name another {parameter('output')}"
+        if before:
+            fix = f"add {parameter('artefacts', before)}"
+        raise InputError(parameter("artefacts"), expected=expected, found=folder.url or "none", fix=fix)
     if folder.url:
         Remote(folder.url).check()
 
 
-def _another(folder: Folder, expected: str, found: str) -> InputError:
-    return InputError(
-        folder.root,
-        expected=f"{expected}, as in {folder.study}",
-        found=found,
-        fix=CHANGED,
-    )
+def _another(folder: Folder, expected: str, found: str) -> OtherStudyError:
+    fix = f"name another {parameter('output')}; trials can be added, not changed"
+    return OtherStudyError(folder.root, expected=f"{expected}, as in {folder.study}", found=found, fix=fix)

@@ -12,49 +12,35 @@ from typing import Any
 
 import yaml
 
+from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, ShortstackError, parameter
 from shortstack.healing.options import task_of
-from shortstack.healing.recipes import Recipe, read_recipe
-from shortstack.machine.files import check_new, save_json, whole
-from shortstack.machine.formats import number, size
+from shortstack.healing.recipes import read_recipe
+from shortstack.machine.device import AUTO, Compute
+from shortstack.machine.files import check_new, plain, save_json, whole
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import check_choice, show_layers
 from shortstack.report import write_report
-from shortstack.runs import Store
+from shortstack.runs import records
+from shortstack.runs.records import StepRecord, TrialRecord
 from shortstack.runs.store import Folder
 from shortstack.study.card import model_card
 from shortstack.study.progress import last_line
+from shortstack.study.references import open_model
 from shortstack.study.runner import run_study
-from shortstack.study.same_study import CHANGED
-from shortstack.study.steps import open_model
+from shortstack.study.same_study import OtherStudyError
+from shortstack.study.shrink_options import BEST, ShrinkOptions
+from shortstack.study.trial import ONE_SHOT
 from shortstack.study.workers import Launch, local
 
-BEST = "best"
+MAKING = ("score", "plan", "prune", "heal")  # the roles of the steps that make a checkpoint
 # What `best` chooses from: the paper's tail, two cheap metrics, the block that changes the hidden states least, a search.
 CANDIDATES = ("reverse", "bi", "ppl", "angular block", "search")
 
 
 @dataclass(frozen=True)
-class Looks:
-    """What texts are looked at: to choose layers, and to judge. seed: of everything random."""
-
-    text: str = "pydoc"
-    samples: int = 32
-    length: int = 128
-    perplexity: tuple[str, ...] = ("pydoc",)
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-
-    @property
-    def refit(self) -> dict[str, Any]:
-        """What repair looks at, as a study has it."""
-        return {"text": self.text, "length": self.length}
-
-
-@dataclass(frozen=True)
 class Shrunk:
-    """What shrinking found. steps: result by role, as a study has them; candidates: those that `best` chose from."""
+    """The result of shrink(). steps: result by role, as a study has them; candidates: those that `best` chose from."""
 
     output: Path
     why: str
@@ -62,279 +48,239 @@ class Shrunk:
     steps: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        candidates = [dict(each) for each in self.candidates]
-        return {"output": str(self.output), "why": self.why, "candidates": candidates, "steps": dict(self.steps)}
+        return dict(plain(self))
 
 
 def shrink(
     model: str,
     out: str | Path,
+    options: ShrinkOptions | None = None,
     *,
-    drop: str | None = None,
-    recipe: str = BEST,
-    data: str | None = None,
-    looks: Looks | None = None,
+    compute: Compute = AUTO,
     launcher: Callable[[], AbstractContextManager[Launch]] = local,
     progress: Progress = silent,
 ) -> Shrunk:
     """Score, plan, prune, repair, heal and evaluate as a recipe has it; the result is the new checkpoint directory `out`.
 
-    drop and data go before the recipe's. The recipe `best` chooses between several plans, each repaired, by the held-out
-    loss, and heals the best. What is done lies in `<out>.study` until the end: killed and called again, it goes on.
+    The options drop and data go before the recipe's. The recipe `best` chooses between several plans, each repaired, by the
+    held-out loss, and heals the best. What is done lies in `<out>.study` until the end: killed and called again, it goes on.
 
     Raises:
         OutputError: `out` exists.
         InputError: the recipe needs data, or is of a kind that shrink does not know; `<out>.study` is of other options.
         ShortstackError: a step failed; the message names its log.
     """
-    out, looks, read = Path(out), looks or Looks(), read_recipe(recipe)
+    out, options = Path(out), options or ShrinkOptions()
     check_new(out)
-    work = _Work(model, out.with_name(f"{out.name}.study"), looks, launcher, progress)
-    trial = _trial(read, recipe, drop, data)
-    check_choice(trial["drop"], None)
-    if trial["repair"]:
-        trial["repair"] = looks.refit
+    study = _ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute)
+    trial = _trial(options)
     candidates: list[dict[str, Any]] = []
-    why = f"the recipe {recipe} says how"
-    trials = [trial]
-    if recipe == BEST:
-        choosing = [{**trial, "metric": metric, "repair": looks.refit, "heal": "none"} for metric in CANDIDATES]
-        work.run(choosing)
-        candidates = work.candidates()
-        why, layers = _picked(candidates, looks)
-        trials = [*choosing, {**trial, "metric": f"layers {layers}", "repair": looks.refit, "drop": None}]
-    work.run(trials)
-    found = work.last()
-    made = Shrunk(out, why, candidates, found)
-    _finish(work, made, found, data=str(trial["heal"]["data"]) if isinstance(trial["heal"], dict) else "")
-    return made
+    trials, why = [trial], f"the recipe {options.recipe} says how"
+    if options.recipe == BEST:
+        choosing = [{**trial, "metric": metric, "repair": options.repair, "heal": "none"} for metric in CANDIDATES]
+        study.run(choosing, launcher, progress)
+        candidates = study.candidates()
+        why, layers = _best(candidates, options)
+        trials = [*choosing, {**trial, "metric": f"layers {layers}", "repair": options.repair, "drop": None}]
+    study.run(trials, launcher, progress)
+    last = study.last()
+    shrunk = Shrunk(out, why, candidates, {role: step.result for role, step in last.steps.items()})
+    data = trial["heal"]["data"] if isinstance(trial["heal"], dict) else ""
+    _finish(study, last, shrunk, data=str(data))
+    return shrunk
 
 
-def _trial(read: Recipe, name: str, drop: str | None, data: str | None) -> dict[str, Any]:
+def _trial(options: ShrinkOptions) -> dict[str, Any]:
     """The recipe as a trial of a study.
 
     Raises:
         InputError: the recipe asks for what a study cannot, or has no data to heal on.
+        PlanError: nobody can tell how much goes.
     """
-    plan, heal = read.plan.given, {**read.heal.given, **({"data": data} if data else {})}
-    for option in ("keep_first", "keep_last"):
-        if plan.get(option):
-            raise InputError(
-                parameter("recipe", name),
-                expected=f"no {option}",
-                found=str(plan[option]),
-                fix="name the layers in the recipe",
-            )
+    recipe = read_recipe(options.recipe)
+    plan, heal = recipe.plan.given, {**recipe.heal.given, **({"data": options.data} if options.data else {})}
+    drop = str(options.drop or plan.get("drop", "25%"))
+    check_choice(drop, None)
+    for name in ("keep_first", "keep_last"):
+        if plan.get(name):
+            where, fix = parameter("recipe", options.recipe), "name the layers in the recipe"
+            raise InputError(where, expected=f"no {name}", found=str(plan[name]), fix=fix)
     if heal and not heal.get("data"):
-        raise InputError(
-            parameter("data"),
-            expected=f"what the recipe {name} heals on",
-            found="none",
-            fix=f"add {parameter('data', 'pydoc')}",
-        )
+        expected, fix = f"what the recipe {options.recipe} heals on", f"add {parameter('data', 'pydoc')}"
+        raise InputError(parameter("data"), expected=expected, found="none", fix=fix)
     task_of(heal).method.check()
-    metric = plan.get("metric", "ppl") + (" block" if plan.get("block") else "")
-    if plan.get("search"):
-        metric = "search"
-    if plan.get("layers"):
-        metric = f"layers {plan['layers']}"
     step = heal.pop("step", None)
+    heal.pop("seed", None)  # the study has one for all steps
     return {
-        "metric": metric,
-        "drop": str(drop or plan.get("drop", "25%")),
-        "strategy": f"step {step}" if step else "one-shot",
-        "repair": bool(plan.get("repair")),
-        "heal": {"name": name, **{key: value for key, value in heal.items() if key != "seed"}} if heal else "none",
+        "metric": _metric(plan),
+        "drop": drop,
+        "strategy": f"step {step}" if step else ONE_SHOT,
+        "repair": options.repair if plan.get("repair") else False,
+        "heal": {"name": options.recipe, **heal} if heal else "none",
     }
 
 
-def _picked(candidates: Sequence[Mapping[str, Any]], looks: Looks) -> tuple[str, str]:
+def _metric(plan: Mapping[str, Any]) -> str:
+    """How a recipe's plan chooses layers, in the words of a study."""
+    if plan.get("layers"):
+        return f"layers {plan['layers']}"
+    if plan.get("search"):
+        return "search"
+    return f"{plan.get('metric', 'ppl')}{' block' if plan.get('block') else ''}"
+
+
+def _best(candidates: Sequence[Mapping[str, Any]], options: ShrinkOptions) -> tuple[str, str]:
     """Why a plan was chosen, and its layers as a study writes them.
 
     Raises:
         ShortstackError: there is none to choose from.
     """
-    judged = [each for each in candidates if each["loss"] is not None]
-    if not judged:
+    measured = [each for each in candidates if each["loss"] is not None]
+    if not measured:
         raise ShortstackError(
-            parameter("recipe", "best"),
+            parameter("recipe", BEST),
             expected="a plan that can be repaired",
             found="; ".join(f"{each['metric']}: {each['error']}" for each in candidates),
             fix="name another recipe: shortstack ls recipes",
         )
-    best = min(judged, key=lambda each: each["loss"])
-    told = (
-        f"Of {len(judged)} plans, each repaired, the one by {best['metric']} has the lowest loss on held-out "
-        f"{looks.perplexity[0]}: {best['loss']:.4f} nats per token. It "
-        f"was chosen on that text, so there its perplexity is "
-        f"a little too good."
+    best = min(measured, key=lambda each: each["loss"])
+    why = (
+        f"Of {len(measured)} plans, each repaired, the one by {best['metric']} has the lowest loss on held-out "
+        f"{options.texts[0]}: {best['loss']:.4f} nats per token. It was chosen on that text, so there its perplexity is "
+        "a little too good."
     )
-    return told, show_layers(best["removed"]).replace(" ", "")
+    return why, show_layers(best["removed"]).replace(" ", "")
 
 
 @dataclass(frozen=True)
-class _Work:
+class _ShrinkStudy:
     """The study behind it, in a folder of its own."""
 
     model: str
     folder: Path
-    looks: Looks
-    launcher: Callable[[], AbstractContextManager[Launch]]
-    progress: Progress
+    options: ShrinkOptions
+    compute: Compute
 
-    def run(self, trials: Sequence[Mapping[str, Any]]) -> None:
-        """Run what is not done yet."""
-        looks = self.looks
+    def run(
+        self,
+        trials: Sequence[Mapping[str, Any]],
+        launcher: Callable[[], AbstractContextManager[Launch]],
+        progress: Progress,
+    ) -> None:
+        """Run what is not done yet of these trials."""
+        options = self.options
         study = {
             "title": f"shrink {self.model}",
             "models": [self.model],
-            "calibration": {"text": looks.text, "samples": looks.samples, "length": looks.length},
-            "seeds": [looks.seed],
+            "calibration": {"text": options.text, "samples": options.samples, "length": options.length},
+            "seeds": [self.compute.seed],
             "trials": [{key: value for key, value in trial.items() if value is not None} for trial in trials],
-            "evaluation": {"perplexity": list(looks.perplexity)},
-            "compute": {"device": looks.device, "dtype": looks.dtype},
+            "evaluation": {"perplexity": options.texts},
+            "compute": {"device": self.compute.device, "dtype": self.compute.dtype},
         }
         self.folder.mkdir(exist_ok=True)
         path = self.folder / "asked.yaml"
         with whole(path) as partial:
             partial.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
         try:
-            run_study(path, self.folder, launcher=self.launcher, progress=self.progress)
-        except InputError as error:
-            if error.fix != CHANGED:
-                raise
-            fix = f"remove {self.folder}, which is of a run with other options, or name another output with -o"
-            raise error.fixed_by(fix) from error
-
-    def _steps(self) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, str]]]:
-        """Each trial's settings, results by role, and keys by role."""
-        with Store.open(Folder(self.folder), read_only=True) as store:
-            results, roles = store.results(), store.trial_steps()
-            return [
-                (
-                    row["settings"],
-                    {role: results[key] for role, key in roles.get(row["id"], {}).items() if key in results},
-                    roles.get(row["id"], {}),
-                )
-                for row in store.trials()
-            ]
+            run_study(path, self.folder, launcher=launcher, progress=progress)
+        except OtherStudyError as error:
+            place = f"remove {self.folder}, which is of a run with other options, or name another {parameter('output')}"
+            raise error.fixed_by(place) from error
 
     def candidates(self) -> list[dict[str, Any]]:
         """The plans to choose from, with the loss of each; those that failed, with the error."""
-        with Store.open(Folder(self.folder), read_only=True) as store:
-            errors = {row["key"]: last_line(row["error"]) for row in store.failures()}
-        found = []
-        for settings, results, keys in self._steps():
-            if settings["heal"] is not None or settings["metric"].startswith("layers "):
+        candidates = []
+        for trial in records.read(self.folder).trials:
+            if trial.settings["heal"] is not None or trial.settings["metric"].startswith("layers "):
                 continue
-            judged = results.get("evaluate_pruned", {}).get("perplexity", {})
-            first = next(iter(judged.values()), None)
-            found.append(
+            measured = next(iter(trial.result("evaluate_pruned").get("perplexity", {}).values()), None)
+            candidates.append(
                 {
-                    "metric": settings["metric"],
-                    "removed": results.get("plan", {}).get("removed"),
-                    "loss": first and first["loss"],
-                    "perplexity": first and first["value"],
-                    "error": next((errors[key] for key in keys.values() if key in errors), None),
+                    "metric": trial.settings["metric"],
+                    "removed": trial.result("plan").get("removed"),
+                    "loss": measured and measured["loss"],
+                    "perplexity": measured and measured["value"],
+                    "error": next((last_line(step.error) for step in trial.steps.values() if step.error), None),
                 }
             )
-        return found
+        return candidates
 
-    def last(self) -> dict[str, Any]:
-        """The results of the last trial, by role.
+    def last(self) -> TrialRecord:
+        """The last trial.
 
         Raises:
             ShortstackError: a step of it failed.
         """
-        _, results, keys = self._steps()[-1]
-        with Store.open(Folder(self.folder), read_only=True) as store:
-            failure = next((row for row in store.failures() if row["key"] in keys.values()), None)
-        if failure:
+        trial = records.read(self.folder).trials[-1]
+        failed = next((step for step in trial.steps.values() if step.state == "failed"), None)
+        if failed:
             raise ShortstackError(
-                f"shrink: {failure['kind']}",
+                f"shrink: {failed.kind}",
                 expected="every step to end",
-                found=last_line(failure["error"]),
-                fix=f"read {Folder(self.folder).log(failure['key'])}; called again, it goes on",
+                found=last_line(failed.error),
+                fix=f"read {Folder(self.folder).log(failed.key)}; called again, it goes on",
             )
-        return results
+        return trial
 
-    def artefact(self) -> Path:
-        """The last trial's last checkpoint."""
-        keys = self._steps()[-1][2]
-        return Folder(self.folder).artefact(keys.get("heal") or keys["prune"])
+    def artefact(self, step: StepRecord) -> Path:
+        """What a step wrote."""
+        return Folder(self.folder).artefact(step.key)
 
-    def commands(self) -> list[str]:
-        """The commands that make the last trial's checkpoint, one after the other."""
-        keys = self._steps()[-1][2]
-        with Store.open(Folder(self.folder), read_only=True) as store:
-            told = dict(store.connection.execute("SELECT key, command FROM steps").fetchall())
-        commands = [told[keys[role]] for role in ("score", "plan", "prune", "heal") if role in keys]
-        places = {str(Folder(self.folder).artefact(key).absolute()): role for role, key in keys.items()}
+    def commands(self, trial: TrialRecord) -> list[str]:
+        """The commands that make a trial's checkpoint, one after the other, each on what the one before names."""
         names = {"score": ".", "prune": "pruned", "heal": "healed"}
-        for place, role in places.items():
-            commands = [command.replace(place, names.get(role, role)) for command in commands]
+        places = {str(self.artefact(step).absolute()): names.get(role, role) for role, step in trial.steps.items()}
+        commands = [trial.steps[role].command or "" for role in MAKING if role in trial.steps]
+        for place, name in places.items():
+            commands = [command.replace(place, name) for command in commands]
         return [" ".join(command.splitlines()) for command in commands]
 
 
-def _finish(work: _Work, made: Shrunk, found: Mapping[str, Any], *, data: str) -> None:
+def _finish(study: _ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str) -> None:
     """Card, report and results beside the weights; then the checkpoint gets its name."""
-    folder = work.artefact()
+    folder = study.artefact(trial.steps.get("heal") or trial.steps["prune"])
+    last = open_model(str(folder))
+    facts = {
+        "base": study.model,
+        "name": shrunk.output.name,
+        "plan": _plan(shrunk),
+        "heal": shrunk.steps.get("heal"),
+        "data": data,
+        "models": _models(shrunk, last),
+        "texts": study.options.texts,
+        "why": shrunk.why,
+        "candidates": shrunk.candidates,
+        "commands": study.commands(trial),
+        "versions": last.record["versions"],
+    }
     with whole(folder / "README.md") as partial:
-        partial.write_text(model_card(_facts(work, made, found, data)), encoding="utf-8")
-    write_report(work.folder, folder / "report.html")
-    save_json(folder / "shrink.json", made.to_dict())
-    os.rename(folder, made.output)
-    shutil.rmtree(work.folder)
+        partial.write_text(model_card(facts), encoding="utf-8")
+    write_report(study.folder, folder / "report.html")
+    save_json(folder / "shrink.json", shrunk.to_dict())
+    os.rename(folder, shrunk.output)
+    shutil.rmtree(study.folder)
 
 
-def _facts(work: _Work, made: Shrunk, found: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """What the card says."""
-    heal = found.get("heal")
-    plan = found.get("prune") or heal["plan"]  # type: ignore[index]  # one of them is there
-    last = open_model(str(work.artefact()))
-    judged = {name: found.get(f"evaluate_{role}") for name, role in _ROLES.items()}
+def _plan(shrunk: Shrunk) -> Mapping[str, Any]:
+    plan: Mapping[str, Any] = shrunk.steps.get("prune") or shrunk.steps["heal"]["plan"]
+    return plan
+
+
+def _models(shrunk: Shrunk, last: Checkpoint) -> list[dict[str, Any]]:
+    """The models that were measured: the sizes and the perplexity of each."""
+    plan = _plan(shrunk)
     sizes = {
-        "unpruned": (plan["layers"], plan["parameters"]["before"], plan["bytes"]["before"]),
+        "base": (plan["layers"], plan["parameters"]["before"], plan["bytes"]["before"]),
         "pruned": (len(plan["kept"]), plan["parameters"]["after"], plan["bytes"]["after"]),
         "healed": (last.anatomy.layers, last.parameters, last.weight_bytes),
     }
-    columns = [
+    return [
         {
-            "name": name,
-            "layers": sizes[name][0],
-            "parameters": f"{sizes[name][1]:,}",
-            "bytes": size(sizes[name][2]),
+            "name": "unpruned" if role == "base" else role,
+            **dict(zip(("layers", "parameters", "bytes"), sizes[role], strict=True)),
+            "perplexity": shrunk.steps[f"evaluate_{role}"]["perplexity"],
         }
-        for name, measured in judged.items()
-        if measured
+        for role in sizes
+        if f"evaluate_{role}" in shrunk.steps
     ]
-    return {
-        "base": work.model,
-        "name": made.output.name,
-        "plan": plan,
-        "layers": show_layers(plan["removed"]),
-        "heal": heal,
-        "data": data,
-        "columns": columns,
-        "perplexities": [
-            {
-                "text": text,
-                "values": [number(each["perplexity"][text]["value"]) for each in judged.values() if each],
-            }
-            for text in work.looks.perplexity
-        ],
-        "why": made.why,
-        "candidates": [
-            {
-                "metric": each["metric"],
-                "layers": show_layers(each["removed"]) if each["removed"] else "none",
-                "perplexity": number(each["perplexity"]) if each["perplexity"] else f"failed: {each['error']}",
-            }
-            for each in made.candidates
-        ],
-        "commands": work.commands(),
-        "versions": last.record["versions"],
-    }
-
-
-_ROLES = {"unpruned": "base", "pruned": "pruned", "healed": "healed"}

@@ -1,61 +1,141 @@
-"""What each kind of step does: a call of the public functions, its result as JSON-able data, its folder whole or absent.
+"""A step: one call of a public verb, known by what it computes and on what. What each kind of step does stands in `kinds`.
 
-`perform` runs in a worker, on this machine or another. It writes under Task.output and nowhere else; whoever asked for
-it puts that in its place. A failure is a result, too: its traceback.
+`perform` runs a step in a worker, on this machine or another. It writes under Job.output and nowhere else; whoever asked
+for it puts that in its place. A failure is a result, too: its traceback.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
 import shutil
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from filelock import FileLock
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.record import skipped_layers, versions
-from shortstack.data import Tokens
-from shortstack.data.sources import parse_samples
-from shortstack.data.splits import HELD_OUT
-from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
-from shortstack.healing import HealingTask, Turns, heal, heal_in_turns
-from shortstack.healing.options import task_of
+from shortstack.checkpoint.record import versions
 from shortstack.machine.cache import cache_directory
 from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.progress import Progress, bars
-from shortstack.planning import Choice, Plan, choose
-from shortstack.profiling import Timing, profile
-from shortstack.pruning import prune
-from shortstack.repairing import Repair, repair
 from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.store import Folder
-from shortstack.scoring import Scores, score
-from shortstack.study import words
-from shortstack.study.graph import Contents, Step
+from shortstack.study.references import open_model
+
+if TYPE_CHECKING:
+    from shortstack.study.sizes import ModelSize, TextSizes
+    from shortstack.study.trial import Trial
+
+Places = Mapping[str, str]  # what a step reads -> its path or the model's name
 
 
 @dataclass(frozen=True)
-class Task:
+class Contents:
+    """What a checkpoint is known by: digests of its weights and shapes. layers: None where nobody knows yet."""
+
+    weights: str
+    shape: str
+    layers: int | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Contents:
+        """Reads the weights of a checkpoint."""
+        shapes = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in checkpoint.tensors.values()]
+        shape = digest({"config": checkpoint.config, "tensors": sorted(shapes)})
+        return cls(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """As the input of a step."""
+        return {"weights": self.weights, "shape": self.shape}
+
+    @property
+    def result(self) -> dict[str, str]:
+        """As part of the result of a step that writes a checkpoint."""
+        return {"weights_sha256": self.weights, "shape_sha256": self.shape}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the inputs of steps are known by: models by their contents, texts by their digests; and what steps compute in."""
+
+    models: Mapping[str, Contents]
+    texts: Mapping[str, str]
+    dtype: str
+
+    def model(self, trial: Trial) -> dict[str, str]:
+        """The trial's model, as an input."""
+        return self.models[trial.model].identity
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes; disk: of the weights it writes, in bytes. None: nobody knows."""
+
+    seconds: float | None = None
+    disk: int | None = 0
+    memory: int | None = None
+
+
+def added(values: Iterable[Any]) -> Any:
+    """The sum, or None where a part is unknown."""
+    listed = list(values)
+    return None if None in listed else sum(listed)
+
+
+@dataclass(frozen=True)
+class Step(ABC):
+    """One call of a public verb; a kind of step is a subclass.
+
+    reads: where its inputs are, a model's name or the key of a step; no part of its key.
+    """
+
+    kind: ClassVar[str]
+    # Raised by hand when what a kind computes changes, so that older results are not taken for new ones.
+    code: ClassVar[int] = 1
+    writes_weights: ClassVar[bool] = False
+
+    arguments: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    reads: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        return digest({"kind": self.kind, "code": self.code, "arguments": self.arguments, "inputs": self.inputs})
+
+    @abstractmethod
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        """Call the verb; job.output is written, the result is JSON-able data."""
+
+    @abstractmethod
+    def words(self, places: Places) -> list[str]:
+        """The words of the command that does the same; the output is left to be named."""
+
+    @abstractmethod
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        """What it would take, in a trial of that model."""
+
+
+@dataclass(frozen=True)
+class Job:
     """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by name.
 
+    The step's arguments have the values of names of the environment, so that `key` is not the step's own any more.
     url: where the output is copied to, by a worker that sees no folder of the study.
     """
 
     key: str
-    kind: str
-    arguments: Mapping[str, Any]
-    places: Mapping[str, str]
+    step: Step
+    places: Places
     given: Mapping[str, Any]
     output: Path
     log: Path
@@ -63,10 +143,10 @@ class Task:
     url: str | None = None
 
     def compute(self, arguments: Mapping[str, Any]) -> Compute:
-        """Where this step computes, in the dtype and with the seed of its arguments."""
-        return Compute(seed=arguments.get("seed", 0), device=self.device, dtype=arguments["dtype"])
+        """Where the step computes, in the dtype and with the seed of these arguments."""
+        return Compute(seed=arguments.get("seed", 0), device=self.device, dtype=arguments.get("dtype", "auto"))
 
-    def here(self) -> Task:
+    def here(self) -> Job:
         """With output and log on this machine, where the study's folder may not be seen."""
         if self.url is None:
             return self
@@ -76,57 +156,32 @@ class Task:
     def open(self, name: str, progress: Progress) -> Checkpoint:
         return open_model(self.places[name], progress=progress)
 
-
-def open_model(name: str, **options: Any) -> Checkpoint:
-    """A checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
-    model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
-    return Checkpoint.open(model, revision=revision or None, **options)
-
-
-def contents(checkpoint: Checkpoint) -> Contents:
-    """What a checkpoint is known by; reads its weights."""
-    shapes = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in checkpoint.tensors.values()]
-    shape = digest({"config": checkpoint.config, "tensors": sorted(shapes)})
-    return Contents(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers)
+    def saved(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        """The result, written into the step's folder too."""
+        self.output.mkdir(parents=True)
+        save_json(self.output / name, result)
+        return result
 
 
-def command(step: Step, places: words.Places) -> str:
-    """One line that does what a step does; the output is left to be named."""
-    return " ".join(["shortstack", *(quoted(str(word)) for word in KINDS[step.kind].words(step.arguments, places))])
-
-
-def quoted(word: str) -> str:
-    """A word for a shell; names of the environment in it stand for their values, as in a study's file.
-
-    >>> quoted("$DATA/my text.jsonl"), quoted("my text"), quoted("plain")
-    ('"$DATA/my text.jsonl"', "'my text'", 'plain')
-    """
-    if "$" not in word:
-        return shlex.quote(word)
-    return '"' + re.sub(r'[\\"`]|\$(?![A-Za-z_]|\{[A-Za-z_]\w*\})', lambda found: f"\\{found[0]}", word) + '"'
-
-
-def perform(asked: Task) -> dict[str, Any]:
-    """Run a step: `result` or `error`, and what it took; with a URL also `log`, what it said."""
-    task = asked.here()
-    task.log.parent.mkdir(parents=True, exist_ok=True)
-    task.output.parent.mkdir(parents=True, exist_ok=True)
-    alone = FileLock(
-        task.output.with_name(f"{task.output.name}.lock")
-    )  # a worker may outlive who started it for a moment
-    with alone, task.log.open("a", encoding="utf-8") as log:
+def perform(wanted: Job) -> dict[str, Any]:
+    """Run a step: `result` or `error`, and what it took; with a URL also `log`, the text of its log."""
+    job = wanted.here()
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(job.output.with_name(f"{job.output.name}.lock"))  # a worker may outlive for a moment who started it
+    with lock, job.log.open("a", encoding="utf-8") as log:
         forget_peak_rss()  # a worker runs many steps: the peak is to be this one's
         started = time.perf_counter()
         with redirect_stdout(log), redirect_stderr(log), bars() as progress:
             try:
-                shutil.rmtree(task.output, ignore_errors=True)  # of one that was killed before it was put in its place
-                found: dict[str, Any] = {"result": _done(task, progress)}
+                shutil.rmtree(job.output, ignore_errors=True)  # of one that was killed before it was put in its place
+                ended: dict[str, Any] = {"result": _result(job, progress)}
             except Exception:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
-                found = {"error": traceback.format_exc()}
+                ended = {"error": traceback.format_exc()}
         log.flush()
         return {
-            **found,
-            **(_sent(task.log) if task.url else {}),
+            **ended,
+            **(_taken_log(job.log) if job.url else {}),
             "seconds": round(time.perf_counter() - started, 3),
             "host": socket.gethostname(),
             "versions": versions(),
@@ -134,177 +189,18 @@ def perform(asked: Task) -> dict[str, Any]:
         }
 
 
-def _done(task: Task, progress: Progress) -> dict[str, Any]:
+def _result(job: Job, progress: Progress) -> dict[str, Any]:
     """A step's result, its folder written."""
-    with local_copies(task.places, task.output.with_name(f"{task.key}.inputs")) as places:
-        result = KINDS[task.kind].do(replace(task, places=places), progress)
-    if task.url:
-        Remote(task.url).put(task.key, task.output)
-        shutil.rmtree(task.output)
+    with local_copies(job.places, job.output.with_name(f"{job.key}.inputs")) as places:
+        result = job.step.run(replace(job, places=places), progress)
+    if job.url:
+        Remote(job.url).put(job.key, job.output)
+        shutil.rmtree(job.output)
     return result
 
 
-def _sent(log: Path) -> dict[str, str]:
-    """What a step said, to be kept where the study is."""
-    told = log.read_text(encoding="utf-8")
+def _taken_log(log: Path) -> dict[str, str]:
+    """The text of a log, to be kept where the study is."""
+    text = log.read_text(encoding="utf-8")
     log.unlink()
-    return {"log": told}
-
-
-def _score(task: Task, progress: Progress) -> dict[str, Any]:
-    checkpoint, arguments = task.open("model", progress), task.arguments
-    found = score(
-        checkpoint,
-        _tokens(checkpoint, arguments),
-        metrics=arguments["metrics"],
-        window=arguments["window"],
-        compute=task.compute(arguments),
-        progress=progress,
-    )
-    return _saved(task, "scores.json", found.to_dict())
-
-
-def _tokens(checkpoint: Checkpoint, looking: Mapping[str, Any]) -> Tokens | None:
-    if looking["text"] is None:
-        return None
-    return Tokens.read(
-        looking["text"],
-        checkpoint.tokenizer(),
-        samples=parse_samples(looking["samples"]),
-        length=looking["length"],
-        seed=looking["seed"],
-    )
-
-
-def _plan(task: Task, progress: Progress) -> dict[str, Any]:
-    checkpoint, arguments = task.open("model", progress), task.arguments
-    if arguments["layers"]:
-        choice = Choice(layers=arguments["layers"])
-    else:
-        names = {name: arguments[name] for name in ("metric", "drop", "block", "step")}
-        choice = Choice(**names, search=arguments["metric"] is None)
-    source: Scores | Tokens | None
-    if "score" in task.given:
-        source, seed = Scores.from_dict(task.given["score"], where="score"), 0
-    else:
-        source, seed = _tokens(checkpoint, arguments), arguments["seed"]
-    compute = Compute(seed=seed, device=task.device, dtype=arguments.get("dtype", "auto"))
-    chosen = choose(checkpoint, choice, source, compute=compute, progress=progress)
-    return _saved(task, "plan.json", chosen.plan.sized(checkpoint.sizes).to_dict())
-
-
-def _prune(task: Task, progress: Progress) -> dict[str, Any]:
-    checkpoint, removed = task.open("model", progress), tuple(task.arguments["removed"])
-    chosen = Plan(checkpoint.anatomy.layers, removed, "layers").sized(checkpoint.sizes)
-    refitting = task.arguments["repair"]
-    repaired = _repair(task, checkpoint, refitting, progress) if refitting else None
-    made = prune(checkpoint, chosen, task.output, repair=repaired, progress=progress)
-    return {**chosen.to_dict(), "repair": repaired.to_dict() if repaired else None, **_known(made)}
-
-
-def _repair(task: Task, checkpoint: Checkpoint, refitting: Mapping[str, Any], progress: Progress) -> Repair:
-    tokens = Tokens.read(
-        refitting["text"],
-        checkpoint.tokenizer(),
-        samples=refitting["samples"],
-        length=refitting["length"],
-        seed=refitting["seed"],
-        at_least=HELD_OUT,
-    )
-    removed = frozenset(task.arguments["removed"])
-    return repair(checkpoint, removed, tokens, compute=task.compute(refitting), progress=progress)
-
-
-def _known(checkpoint: Checkpoint) -> dict[str, str]:
-    """What a checkpoint that was written is known by."""
-    found = contents(checkpoint)
-    return {"weights_sha256": found.weights, "shape_sha256": found.shape}
-
-
-def _heal(task: Task, progress: Progress) -> dict[str, Any]:
-    checkpoint, wanted = task.open("checkpoint", progress), _healing(task, progress)
-    found = heal(checkpoint, task.output, wanted, resume=True, progress=progress)
-    return {**found.to_dict(), "output": f"artefacts/{task.key}", **_known(Checkpoint.open(task.output))}
-
-
-def _turns(task: Task, progress: Progress) -> dict[str, Any]:
-    checkpoint, turning = task.open("model", progress), task.arguments["turns"]
-    names = {name: turning[name] for name in ("drop", "step", "metric", "seed")}
-    if turning["text"] is not None:
-        names |= {"text": turning["text"], "samples": turning["samples"], "length": turning["length"]}
-    wanted = _healing(task, progress)
-    found = heal_in_turns(checkpoint, task.output, Turns(**names), wanted, resume=True, progress=progress)
-    healed = Checkpoint.open(task.output)
-    removed = tuple(sorted(skipped_layers(healed, checkpoint)))
-    chosen = Plan(checkpoint.anatomy.layers, removed, f"{turning['metric']}, in turns").sized(checkpoint.sizes)
-    return {
-        **found.to_dict(),
-        "output": f"artefacts/{task.key}",
-        "plan": chosen.to_dict(),
-        **_known(healed),
-    }
-
-
-def _healing(task: Task, progress: Progress) -> HealingTask:
-    """How a step heals. A run that was killed goes on from its state, which lies beside the output."""
-    teacher = task.open("teacher", progress) if "teacher" in task.places else None
-    return task_of(task.arguments, teacher=teacher, compute=Compute(device=task.device))
-
-
-def _evaluate(task: Task, progress: Progress) -> dict[str, Any]:
-    arguments = evaluation_options(task.arguments)
-    checkpoint = task.open("checkpoint", progress)
-    found = evaluate(checkpoint, **arguments, compute=task.compute(task.arguments), progress=progress)
-    return _saved(task, "evaluation.json", found.to_dict())
-
-
-def evaluation_options(judging: Mapping[str, Any]) -> dict[str, Any]:
-    """What evaluate() is given.
-
-    Raises:
-        InputError: there is no such task, or no such folder.
-    """
-    how = {name: judging[name] for name in ("limit", "data_dir", "include", "seed")}
-    items = judging["probe_items"]
-    return {
-        "text": EvaluationText(judging["perplexity"], judging["length"], judging["samples"]),
-        "tasks": Tasks(judging["tasks"], **how) if judging["tasks"] else None,
-        "generation": GenerationChecks(items > 0, items or GenerationChecks.probe_items, judging["collapse"]),
-    }
-
-
-def _profile(task: Task, progress: Progress) -> dict[str, Any]:
-    arguments = task.arguments
-    found = profile(
-        task.open("checkpoint", progress),
-        timing=Timing(arguments["batch_sizes"], arguments["prompt"], arguments["new_tokens"]),
-        compute=task.compute(arguments),
-        progress=progress,
-    )
-    return _saved(task, "profile.json", found.to_dict())
-
-
-def _saved(task: Task, name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """The result, written into the step's folder too."""
-    task.output.mkdir(parents=True)
-    save_json(task.output / name, result)
-    return result
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a kind of step is: the call that it does, and the words of the command that does the same."""
-
-    do: Callable[[Task, Progress], dict[str, Any]]
-    words: Callable[[Mapping[str, Any], words.Places], list[Any]]
-
-
-KINDS: Mapping[str, Kind] = {
-    "score": Kind(_score, words.score),
-    "plan": Kind(_plan, words.plan),
-    "prune": Kind(_prune, words.prune),
-    "heal": Kind(_heal, words.heal),
-    "turns": Kind(_turns, words.turns),
-    "evaluate": Kind(_evaluate, words.evaluate),
-    "profile": Kind(_profile, words.profile),
-}
+    return {"log": text}

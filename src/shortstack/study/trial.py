@@ -5,125 +5,102 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from shortstack.errors import InputError, PlanError
+from shortstack.data import CalibrationText
+from shortstack.errors import InputError, PlanError, parameter
 from shortstack.healing.options import option_defaults, task_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.machine.yamlfile import Part
+from shortstack.machine.yamlfile import part_of
+from shortstack.planning import Choice
 from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layers
-from shortstack.scoring.metrics import metric_named
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.data import Tokens
 
 ONE_SHOT = "one-shot"
-TURNED = ("step", "seed")  # heal's options that a study has axes for
+SEEDED = ("random", "random-authors")  # metrics that need no text, and by another seed may choose other layers
+NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
-class Calibration(Part):
-    """The text that metrics look at; seed: of the windows, the trial's own without one."""
+class _Text(part_of("CalibrationText", CalibrationText)):  # type: ignore[misc]  # made of options
+    """A text of which windows are looked at."""
 
-    text: str = "pydoc"
-    samples: int | Literal["all"] = Field(default=10, ge=1)
-    length: int = Field(default=128, ge=4)
-    seed: int | None = Field(default=None, ge=0)
-
-
-class Refit(Part):
-    """What closed-form repair looks at."""
-
-    text: str = "pydoc"
-    samples: int = Field(default=256, ge=4)
-    length: int = Field(default=128, ge=4)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How layers are chosen: by a metric, of blocks or not; by searching; or by name."""
-
-    metric: str | None = None
-    block: bool = False
-    layers: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Choice:
-        """From the words of a study.
-
-        >>> Choice.parse("angular block")
-        Choice(metric='angular', block=True, layers=None)
+    def check(self) -> None:
+        """Refuse numbers that are out of their range.
 
         Raises:
-            InputError: no such metric, or wrong layers.
+            InputError: one is.
         """
-        if text == "search":
-            return cls()
-        if text.startswith("layers "):
-            parse_layers(text.removeprefix("layers "))
-            return cls(layers=text.removeprefix("layers "))
-        name = text.removesuffix(" block")
-        return cls(name, block=name != text or not metric_named(name).singles)
+        CalibrationText(self.text, self.samples, self.length)
 
-    @property
-    def search(self) -> bool:
-        return self.metric is None and self.layers is None
 
-    @property
-    def looks_at_text(self) -> bool:
-        return self.search or (self.metric is not None and metric_named(self.metric).needs_text)
+class StudyCalibration(_Text):
+    """The text that metrics look at; seed: of the windows, the trial's own without one."""
 
-    @property
-    def scored(self) -> bool:
-        """Whether it needs the scores of the whole model."""
-        return self.metric is not None and metric_named(self.metric).needs_scores
+    seed: int | None = Field(default=None, ge=0, description="Seed of the windows; the trial's own without one.")
 
-    @property
-    def seeded(self) -> bool:
-        """Whether the same text and another seed may choose other layers."""
-        return self.search or self.metric in ("random", "random-authors")
+
+class RepairText(_Text):
+    """The text that closed-form repair looks at."""
+
+    samples: int = Field(default=256, ge=4, description="Windows to repair on, at most; one in four is held out.")
+
+
+def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
+    """How layers are chosen, from the words of a study.
+
+    >>> parse_choice("angular block").metric, parse_choice("search").search, parse_choice("layers 3-5").layers
+    ('angular', True, '3-5')
+
+    Raises:
+        InputError: no such metric, or wrong layers.
+    """
+    if text == "search":
+        return Choice(drop=drop, search=True)
+    if text.startswith("layers "):
+        return Choice(layers=text.removeprefix("layers "))
+    metric = text.removesuffix(" block")
+    return Choice(metric, drop, block=metric != text, step=step)
 
 
 @dataclass(frozen=True)
-class Healing:
+class HealOptions:
     """A way to heal: its name, and the options of heal that it sets."""
 
     name: str
     options: tuple[tuple[str, Any], ...]
 
     @classmethod
-    def of(cls, value: Any, named: Mapping[str, Healing]) -> Healing | None:
+    def of(cls, value: Any, named: Mapping[str, HealOptions]) -> HealOptions | None:
         """From what the file says: none, a name, a recipe, or options, of a recipe or by themselves."""
         if value in (None, "none"):
             return None
         if isinstance(value, str):
-            return named.get(value) or cls._from(value, value, {})
+            return named.get(value) or cls._checked(value, value, {})
         given = value.given
         name, recipe = given.pop("name", None), given.pop("recipe", None)
-        for option in TURNED:
+        for option, fix in NOT_IN_HEAL.items():
             if option in given:
-                raise InputError(
-                    f"heal: {option}", expected="it elsewhere", found=str(given[option]), fix=_AXES[option]
-                )
-        return cls._from(name or recipe or given.get("method", "partial"), recipe, given)
+                raise InputError(f"heal: {option}", expected="it elsewhere", found=str(given[option]), fix=fix)
+        return cls._checked(name or recipe or given.get("method", "partial"), recipe, given)
 
     @classmethod
-    def _from(cls, name: str, recipe: str | None, given: Mapping[str, Any]) -> Healing:
+    def _checked(cls, name: str, recipe: str | None, given: Mapping[str, Any]) -> HealOptions:
         options = {**(read_recipe(recipe).heal.given if recipe else {}), **given}
         options.pop("seed", None)  # the trial's counts
         if "step" in options:
-            raise InputError(f"heal: {name}", expected="a recipe that heals once", found="step", fix=_AXES["step"])
+            fix = NOT_IN_HEAL["step"]
+            raise InputError(f"heal: {name}", expected="a recipe that heals once", found="step", fix=fix)
         if not options.get("data"):
             raise InputError(f"heal: {name}", expected="data to learn from", found="none", fix="add data: pydoc")
         task_of(options)
         return cls(str(name), tuple(sorted(options.items())))
-
-    def arguments(self, seed: int) -> dict[str, Any]:
-        """Every option, with its default where none is set."""
-        return {**option_defaults(), **dict(self.options), "seed": seed}
-
-
-_AXES = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
 @dataclass(frozen=True)
@@ -133,55 +110,53 @@ class Trial:
     model: str
     metric: str
     drop: str | None
-    calibration: Calibration | None
+    calibration: StudyCalibration | None
     strategy: str
-    repair: Refit | None
-    heal: Healing | None
+    repair: RepairText | None
+    heal: HealOptions | None
     seed: int
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], named: Mapping[str, Healing]) -> Trial:
+    def of(cls, settings: Mapping[str, Any], named: Mapping[str, HealOptions]) -> Trial:
         """From the file's words; named: its ways to heal, by name.
 
         Raises:
             InputError: a word that is none.
         """
-        choice, repair = Choice.parse(settings["metric"]), settings["repair"]
-        check_choice(None, choice.layers) if choice.layers else check_choice(settings["drop"], None)
-        if settings["strategy"] != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", settings["strategy"]):
-            raise InputError(
-                "strategy",
-                expected=f"{ONE_SHOT}, or step and a number",
-                found=repr(settings["strategy"]),
-                fix="write strategy: step 1",
-            )
+        choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
+        calibration, repair = settings["calibration"], repair_text(settings["repair"])
+        for text in filter(None, (calibration, repair)):
+            text.check()
+        drop = None if choice.layers else str(settings["drop"])
+        check_choice(drop, choice.layers)
+        if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
+            expected, fix = f"{ONE_SHOT}, or step and a number", f"write {parameter('strategy', 'step 1')}"
+            raise InputError(parameter("strategy"), expected=expected, found=repr(strategy), fix=fix)
         return cls(
             settings["model"],
             settings["metric"],
-            None if choice.layers else str(settings["drop"]),
-            settings["calibration"] if choice.looks_at_text else None,
-            settings["strategy"],
-            Refit() if repair is True else repair or None,
-            Healing.of(settings["heal"], named),
+            drop,
+            calibration if choice.needs_text else None,
+            strategy,
+            repair,
+            HealOptions.of(settings["heal"], named),
             settings["seed"],
         )
 
     @property
     def choice(self) -> Choice:
-        return Choice.parse(self.metric)
+        return parse_choice(self.metric, drop=self.drop, step=self.step)
 
-    def amount(self, layers: int) -> int:
-        """How many of the model's layers go.
+    @property
+    def removes_window(self) -> bool:
+        """Whether one contiguous window of layers goes."""
+        return self.choice.block or not self.choice.by.singles
 
-        Raises:
-            PlanError: none or all of them.
-        """
-        if self.choice.layers:
-            return len(parse_layers(self.choice.layers))
-        try:
-            return parse_drop(self.drop or 0, layers)
-        except PlanError as error:
-            raise error.in_file(self.model) from error
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the layers are chosen by scores of the whole model, in a step of their own."""
+        choice = self.choice
+        return choice.metric is not None and choice.by.needs_scores and not choice.measures
 
     @property
     def step(self) -> int | None:
@@ -193,10 +168,36 @@ class Trial:
         """Whether it heals after each cut."""
         return self.step is not None and self.heal is not None
 
+    def amount(self, layers: int) -> int:
+        """How many of the model's layers go.
+
+        Raises:
+            PlanError: none or all of them.
+        """
+        if self.choice.layers:
+            return len(parse_layers(str(self.choice.layers)))
+        try:
+            return parse_drop(self.drop or 0, layers)
+        except PlanError as error:
+            raise error.in_file(self.model) from error
+
+    @property
+    def calibration_arguments(self) -> dict[str, Any]:
+        """The text that the choice of layers looks at, and the seed, as arguments of a step."""
+        if self.calibration is None:
+            return {"text": None, "seed": self.seed if self.metric in SEEDED else 0}
+        return {**self.calibration.model_dump(), "seed": self.choosing_seed}
+
     @property
     def choosing_seed(self) -> int:
         """The seed of the choice of layers."""
         return self.seed if self.calibration is None or self.calibration.seed is None else self.calibration.seed
+
+    @property
+    def heal_arguments(self) -> dict[str, Any]:
+        """Every option of heal but the teacher, with its default where none is set, as arguments of a step."""
+        options = dict(self.heal.options) if self.heal else {}
+        return {**option_defaults(), **options, "seed": self.seed}
 
     def settings(self) -> dict[str, Any]:
         """As JSON-able data."""
@@ -225,20 +226,31 @@ class Trial:
             return
         choice = self.choice
         wrong = None
-        if choice.search or choice.layers or choice.block:
+        if choice.search or choice.layers or self.removes_window:
             wrong = "metric", self.metric, "a metric that scores single layers"
-        elif self.heal is None and not choice.looks_at_text:
+        elif self.heal is None and not choice.needs_text:
             wrong = "metric", self.metric, "a metric that the layers removed before can change, or healing between"
         elif self.heal and self.repair:
             wrong = "repair", "true", "no repair, where healing comes in turns"
         if wrong:
-            axis, found, expected = wrong
-            raise InputError(
-                f"strategy: {self.strategy}",
-                expected=expected,
-                found=f"{axis} {found}",
-                fix=f"leave it out: except: [{{strategy: {self.strategy}, {axis}: {found}}}]",
-            )
+            axis, value, expected = wrong
+            fix = f"leave it out: except: [{{strategy: {self.strategy}, {axis}: {value}}}]"
+            raise InputError(f"strategy: {self.strategy}", expected=expected, found=f"{axis} {value}", fix=fix)
+
+
+def text_windows(arguments: Mapping[str, Any], checkpoint: Checkpoint, *, at_least: int | None = None) -> Tokens:
+    """The windows that arguments of a step ask for.
+
+    Raises:
+        DataError: as Tokens.read.
+    """
+    text = CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
+    return text.tokens(checkpoint.tokenizer(), arguments["seed"], at_least=at_least)
+
+
+def repair_text(value: bool | RepairText | None) -> RepairText | None:
+    """What repair looks at, from what the file says: true is the usual text."""
+    return RepairText() if value is True else value or None
 
 
 @dataclass(frozen=True)
@@ -248,17 +260,15 @@ class Pattern:
     values: Mapping[str, Sequence[Any]]
 
     @classmethod
-    def of(cls, values: Mapping[str, Sequence[Any]], named: Mapping[str, Healing]) -> Pattern:
+    def of(cls, values: Mapping[str, Sequence[Any]], named: Mapping[str, HealOptions]) -> Pattern:
         """From the file's words."""
-        axes = dict(values)
-        for name, change in (
-            ("drop", lambda value: str(value)),
-            ("repair", lambda value: Refit() if value is True else value or None),
-            ("heal", lambda value: Healing.of(value, named)),
-        ):
-            if name in axes:
-                axes[name] = [change(value) for value in axes[name]]
-        return cls(axes)
+        readers: dict[str, Callable[[Any], Any]] = {
+            "drop": str,
+            "repair": repair_text,
+            "heal": lambda value: HealOptions.of(value, named),
+        }
+        read = {name: [readers[name](value) for value in values[name]] for name in readers if name in values}
+        return cls({**values, **read})
 
     def matches(self, trial: Trial) -> bool:
         return all(getattr(trial, name) in values for name, values in self.values.items())

@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from shortstack.errors import InputError, parameter
+from shortstack.machine.options import check_installed
 from shortstack.machine.progress import hush_kernels
 
 RETRIES = 3  # of a task whose worker or node is lost
@@ -53,9 +54,8 @@ def local(workers: int = 1) -> Iterator[Launch]:
         InputError: no workers.
     """
     if workers < 1:
-        raise InputError(
-            parameter("workers"), expected="at least 1", found=str(workers), fix=f"write {parameter('workers', 1)}"
-        )
+        fix = f"write {parameter('workers', 1)}"
+        raise InputError(parameter("workers"), expected="at least 1", found=str(workers), fix=fix)
     lanes, processes = ThreadPoolExecutor(workers, "lane"), _Processes(_share(workers))
     try:
         yield Launch(workers, lambda function, argument, _needs: lanes.submit(processes.call, function, argument))
@@ -142,22 +142,15 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         InputError: Ray is not installed, or nothing answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    try:
-        import ray as cluster
-    except ImportError as error:
-        raise InputError(
-            parameter("ray"), expected="Ray", found="no package ray", fix="pip install 'shortstack[ray]'"
-        ) from error
+    check_installed("ray", "ray", where=parameter("ray"), why="which shares steps out to a cluster")
+    import ray as cluster
+
     try:
         _reach(address)
         cluster.init(address, include_dashboard=False, log_to_driver=False)
     except OSError as error:
-        raise InputError(
-            parameter("ray"),
-            expected=f"a Ray cluster at {address}",
-            found=str(error),
-            fix="start one: ray start --head",
-        ) from error
+        expected, fix = f"a Ray cluster at {address}", "start one: ray start --head"
+        raise InputError(parameter("ray"), expected=expected, found=str(error), fix=fix) from error
 
     def submit(function: Callable[[Any], Any], argument: Any, needs: Needs) -> Future[Any]:
         task = cluster.remote(function).options(

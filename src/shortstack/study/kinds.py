@@ -1,0 +1,435 @@
+"""The kinds of steps. A kind is one class: its inputs, its call, the command that does the same, and its cost.
+
+A new kind is a class here, its name in KINDS, and its place in a trial's path in `graph`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from shortstack import evaluation, healing, planning, profiling, pruning, repairing, scoring
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.record import skipped_layers
+from shortstack.data import CalibrationText, Tokens
+from shortstack.data.tokens import encode
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.healing.options import option_defaults, task_of
+from shortstack.machine.device import Compute
+from shortstack.machine.options import options_of
+from shortstack.machine.progress import Progress
+from shortstack.machine.yamlfile import Part
+from shortstack.planning import Choice, Plan
+from shortstack.planning.layer_sets import show_layers
+from shortstack.profiling import Timing
+from shortstack.scoring import Scores
+from shortstack.scoring.metrics import metric_named
+from shortstack.study.references import expanded
+from shortstack.study.steps import Contents, Cost, Job, Known, Places, Step, added
+from shortstack.study.trial import RepairText, Trial, text_windows
+from shortstack.study.words import changed_words, defaults_of, model_words, option_words
+
+if TYPE_CHECKING:
+    from shortstack.healing import HealingTask
+    from shortstack.repairing import Repair
+    from shortstack.study.sizes import ModelSize, TextSizes
+
+REPAIR_WALKS = 4  # the whole model's, the shorter one's, and that again for each place that is refitted
+HELP = {  # of options that a study's file has in other groups
+    name: known.help
+    for component in (EvaluationText, GenerationChecks, Tasks, Timing, Compute)
+    for name, _, known in options_of(component)
+}
+PROFILE_TURNS = 8  # of profile(): one for the memory, one to warm up, six that count
+
+
+class ScoreStep(Step):
+    """score()."""
+
+    kind = "score"
+
+    @classmethod
+    def of(cls, known: Known, trial: Trial, metrics: Sequence[str], window: int | str | None) -> ScoreStep:
+        """metrics: every one that this walk feeds. window: layers of the blocks that are scored; None: single layers."""
+        arguments = {"metrics": metrics, "window": window, **trial.calibration_arguments, "dtype": known.dtype}
+        text = {"text": known.texts[trial.calibration.text]} if trial.calibration else {}
+        return cls(arguments, {"model": known.model(trial), **text}, {"model": trial.model})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        checkpoint = job.open("model", progress)
+        scores = scoring.score(
+            checkpoint,
+            text_windows(self.arguments, checkpoint) if self.arguments["text"] else None,
+            metrics=self.arguments["metrics"],
+            window=self.arguments["window"],
+            compute=job.compute(self.arguments),
+            progress=progress,
+        )
+        return job.saved("scores.json", scores.to_dict())
+
+    def words(self, places: Places) -> list[str]:
+        metrics = option_words({"metric": self.arguments["metrics"], "window": self.arguments["window"]})
+        other = changed_words(self.arguments, defaults_of(CalibrationText, Compute))
+        return ["score", *model_words(places["model"]), *metrics, *other, "-o", "scores.json"]
+
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        """Without each layer once, for metrics of losses; a backward pass takes twice a forward one."""
+        feeds = {metric_named(name).feed for name in self.arguments["metrics"]}
+        layers, heads = 0.0, 0
+        if feeds & {"loss", "kl", "repair"}:
+            layers, heads = model.layers * (model.layers + 1) / 2, model.layers + 1
+        elif "hidden" in feeds:
+            layers = model.layers
+        if "gradient" in feeds:
+            layers, heads = layers + 3 * model.layers, heads + 3
+        walk = texts.seconds(self.arguments, model, model.passed(layers, heads)) if trial.calibration else 0.0
+        return Cost(added((model.opened(model.layers), walk)), 0, model.loaded_bytes)
+
+
+class PlanStep(Step):
+    """choose()."""
+
+    kind = "plan"
+
+    @classmethod
+    def of(cls, known: Known, trial: Trial, score: ScoreStep | None, values: str | None) -> PlanStep:
+        """values: the digest of the scores by the trial's metric, where there are some."""
+        choice = trial.choice
+        arguments: dict[str, Any] = {
+            "metric": choice.metric,
+            "block": trial.removes_window,
+            "layers": choice.layers,
+            "drop": choice.drop,
+            "step": choice.step,
+        }
+        inputs: dict[str, Any] = {"model": known.model(trial)}
+        if score:
+            return cls(arguments, inputs | {"values": values}, {"model": trial.model, "score": score.key})
+        arguments |= trial.calibration_arguments
+        if trial.calibration:
+            arguments["dtype"], inputs["text"] = known.dtype, known.texts[trial.calibration.text]
+        return cls(arguments, inputs, {"model": trial.model})
+
+    @property
+    def choice(self) -> Choice:
+        names = ("metric", "block", "layers", "drop", "step")
+        search = self.arguments["metric"] is None and self.arguments["layers"] is None
+        return Choice(**{name: self.arguments[name] for name in names}, search=search)
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        checkpoint = job.open("model", progress)
+        source: Scores | Tokens | None = None
+        if "score" in job.given:
+            source = Scores.from_dict(job.given["score"], where="score")
+        elif self.arguments["text"]:
+            source = text_windows(self.arguments, checkpoint)
+        compute = job.compute(self.arguments)
+        chosen = planning.choose(checkpoint, self.choice, source, compute=compute, progress=progress)
+        return job.saved("plan.json", chosen.plan.sized(checkpoint.sizes).to_dict())
+
+    def words(self, places: Places) -> list[str]:
+        source = [f"{places['score']}/scores.json"] if "score" in places else model_words(places["model"])
+        arguments = {**self.arguments, "search": self.choice.search}
+        options = changed_words(arguments, defaults_of(Choice, CalibrationText, Compute))
+        return ["plan", *source, *options, "-o", "plan.json"]
+
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        from shortstack.planning.measured import Budget
+
+        if not trial.choice.measures:
+            return Cost(model.pace.opening, 0, 0)
+        layers = model.layers * (model.layers + 1) / 2
+        walks = trial.amount(model.layers) / (trial.step or 1)
+        if trial.choice.search:
+            sets = Budget().generations * Budget().offspring
+            layers, walks = layers + sets * model.layers, 1
+        walk = texts.seconds(self.arguments, model, walks * model.passed(layers, layers / model.layers))
+        return Cost(added((model.opened(model.layers), walk)), 0, model.loaded_bytes)
+
+
+class PruneStep(Step):
+    """prune(), after repair() where the trial wants it."""
+
+    kind = "prune"
+    writes_weights = True
+
+    @classmethod
+    def of(cls, known: Known, trial: Trial, removed: Any) -> PruneStep:
+        arguments: dict[str, Any] = {"removed": removed, "repair": None}
+        inputs: dict[str, Any] = {"model": known.model(trial)}
+        if trial.repair:
+            arguments["repair"] = {**trial.repair.model_dump(), "seed": trial.seed, "dtype": known.dtype}
+            inputs["text"] = known.texts[trial.repair.text]
+        return cls(arguments, inputs, {"model": trial.model})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        checkpoint, removed = job.open("model", progress), tuple(self.arguments["removed"])
+        plan = Plan(checkpoint.anatomy.layers, removed, "layers").sized(checkpoint.sizes)
+        repair = self._repair(job, checkpoint, progress) if self.arguments["repair"] else None
+        pruned = pruning.prune(checkpoint, plan, job.output, repair=repair, progress=progress)
+        return {**plan.to_dict(), "repair": repair.to_dict() if repair else None, **Contents.of(pruned).result}
+
+    def _repair(self, job: Job, checkpoint: Checkpoint, progress: Progress) -> Repair:
+        from shortstack.data.splits import HELD_OUT
+
+        removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]
+        tokens = text_windows(options, checkpoint, at_least=HELD_OUT)
+        return repairing.repair(checkpoint, removed, tokens, compute=job.compute(options), progress=progress)
+
+    def words(self, places: Places) -> list[str]:
+        options: dict[str, Any] = {"layers": show_layers(self.arguments["removed"]).replace(" ", "")}
+        defaults: dict[str, Any] = {"layers": None, "repair": False, "repair_samples": RepairText().samples}
+        if self.arguments["repair"]:
+            repair = dict(self.arguments["repair"])
+            options |= {"repair": True, "repair_samples": repair.pop("samples"), **repair}
+        changed = changed_words(options, {**defaults, **defaults_of(CalibrationText, Compute)})
+        return ["prune", *model_words(places["model"]), *changed, "-o", "pruned"]
+
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        kept, repair = model.layers - trial.amount(model.layers), self.arguments["repair"]
+        writing = model.written(kept)
+        if not repair:
+            return Cost(writing, model.bytes_of(kept), 0)
+        tokens = repair["samples"] * repair["length"]
+        walks = model.opened(model.layers) + tokens * model.passed(REPAIR_WALKS * model.layers)
+        return Cost(writing + walks, model.bytes_of(kept), model.loaded_bytes)
+
+
+class _HealingStep(Step):
+    """Healing. A run that was killed goes on from its state, which lies beside the output."""
+
+    writes_weights = True
+
+    def task(self, job: Job, progress: Progress) -> HealingTask:
+        teacher = job.open("teacher", progress) if "teacher" in job.places else None
+        return task_of(self.arguments, teacher=teacher, compute=Compute(device=job.device))
+
+    def heal_words(self, place: str, places: Places, turns: Sequence[str] = ()) -> list[str]:
+        options = [*changed_words(self.arguments, option_defaults()), *option_words({"teacher": places.get("teacher")})]
+        return ["heal", *model_words(place), *options, *turns, "-o", "healed"]
+
+    def heal_cost(self, kept: int, model: ModelSize, texts: TextSizes) -> Cost:
+        """Healing so many layers: the frozen ones are walked once, a backward pass takes twice a forward one."""
+        from shortstack.healing.forecast import ACTIVATION_BYTES, STATE_BYTES
+
+        task = task_of(self.arguments)
+        trained, running = task.method.layer_counts(kept)
+        weights = 0 if isinstance(task.method, healing.Lora) else model.parameters_of(trained)
+        resident = (model.parameters_of(running) + model.checkpoint.sizes.other_parameters) * model.dtype_bytes
+        tokens = task.schedule.micro * task.training_data.max_length
+        activations = tokens * model.width * running * ACTIVATION_BYTES
+        memory = resident + weights * STATE_BYTES + activations + 2 * model.logit_bytes
+        text = texts.training(self.arguments, model)
+        each = model.passed(kept - running) + task.schedule.epochs * 3 * model.passed(running, 1)
+        seconds = text and text.seconds + text.tokens * each + model.opened(kept) + model.written(kept)
+        return Cost(seconds, model.bytes_of(kept), int(memory))
+
+
+class HealStep(_HealingStep):
+    """heal()."""
+
+    kind = "heal"
+
+    @classmethod
+    def of(cls, known: Known, trial: Trial, contents: Contents, place: str) -> HealStep:
+        arguments = trial.heal_arguments
+        inputs = {"checkpoint": contents.identity, "data": known.texts[arguments["data"]]}
+        teacher = _teacher(trial)
+        inputs |= {name: known.model(trial) for name in teacher}
+        return cls(arguments, inputs, {"checkpoint": place, **teacher})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        checkpoint, task = job.open("checkpoint", progress), self.task(job, progress)
+        healed = healing.heal(checkpoint, job.output, task, resume=True, progress=progress)
+        contents = Contents.of(Checkpoint.open(job.output))
+        return {**healed.to_dict(), "output": f"artefacts/{job.key}", **contents.result}
+
+    def words(self, places: Places) -> list[str]:
+        return self.heal_words(places["checkpoint"], places)
+
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        return self.heal_cost(model.layers - trial.amount(model.layers), model, texts)
+
+
+class TurnsStep(_HealingStep):
+    """heal_in_turns(): so many layers go and the rest heals, again and again."""
+
+    kind = "turns"
+
+    @classmethod
+    def of(cls, known: Known, trial: Trial) -> TurnsStep:
+        turns = {"metric": trial.metric, "drop": trial.drop, "step": trial.step, **trial.calibration_arguments}
+        arguments = {"turns": turns, **trial.heal_arguments}
+        inputs = {"model": known.model(trial), "data": known.texts[arguments["data"]]}
+        if trial.calibration:
+            inputs["text"] = known.texts[trial.calibration.text]
+        return cls(arguments, inputs, {"model": trial.model, **_teacher(trial)})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        checkpoint, task = job.open("model", progress), self.task(job, progress)
+        given = {name: value for name, value in self.arguments["turns"].items() if value is not None}
+        turns = healing.Turns(**given)
+        result = healing.heal_in_turns(checkpoint, job.output, turns, task, resume=True, progress=progress)
+        healed = Checkpoint.open(job.output)
+        removed = tuple(sorted(skipped_layers(healed, checkpoint)))
+        plan = Plan(checkpoint.anatomy.layers, removed, f"{turns.metric}, in turns").sized(checkpoint.sizes).to_dict()
+        contents = Contents.of(healed)
+        return {**result.to_dict(), "output": f"artefacts/{job.key}", "plan": plan, **contents.result}
+
+    def words(self, places: Places) -> list[str]:
+        turns = changed_words(self.arguments["turns"], defaults_of(Choice, CalibrationText))
+        return self.heal_words(places["model"], places, turns)
+
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        gone = trial.amount(model.layers)
+        step = trial.step or gone
+        kept = [model.layers - min(before + step, gone) for before in range(0, gone, step)]
+        turns = [self.heal_cost(layers, model, texts) for layers in kept]
+        seconds = added([*(turn.seconds for turn in turns), *(model.written(layers) for layers in kept)])
+        return Cost(seconds, turns[-1].disk, turns[0].memory)
+
+
+def _teacher(trial: Trial) -> dict[str, str]:
+    """The unpruned model as the teacher that a step reads, where the options of healing want one."""
+    return {"teacher": trial.model} if task_of(trial.heal_arguments).needs_teacher else {}
+
+
+class EvaluateOptions(Part):
+    """What is measured of every checkpoint; seed: of the windows that are drawn."""
+
+    perplexity: tuple[str, ...] = ("pydoc",)
+    length: int = Field(default=512, ge=2, description=HELP["length"])
+    samples: int | None = Field(default=None, ge=1, description=HELP["samples"])
+    seed: int = Field(default=0, ge=0, description=HELP["seed"])
+    tasks: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1, description=HELP["limit"])
+    data_dir: str | None = Field(default=None, description=HELP["data_dir"])
+    include: str | None = Field(default=None, description=HELP["include"])
+    probe_items: int = Field(default=0, ge=0, description=f"{HELP['probe_items']} Default: no probes.")
+    collapse: bool | None = Field(default=None, description=HELP["collapse_check"])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of a step."""
+        return self.model_dump(mode="json", include=set(EvaluateOptions.model_fields))
+
+    def check(self) -> None:
+        """Say what is wrong before anything runs.
+
+        Raises:
+            InputError: there is no such task, or no such folder.
+        """
+        _evaluate_arguments(expanded(self.arguments))
+
+
+class EvaluateStep(Step):
+    """evaluate()."""
+
+    kind = "evaluate"
+
+    @classmethod
+    def of(cls, known: Known, wanted: EvaluateOptions, contents: Contents, place: str) -> EvaluateStep:
+        options = wanted.arguments
+        sources = [*options["perplexity"], *(options[name] for name in ("data_dir", "include") if options[name])]
+        inputs = {"checkpoint": contents.identity, "texts": {source: known.texts[source] for source in sources}}
+        return cls({**options, "dtype": known.dtype}, inputs, {"checkpoint": place})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        checkpoint, options = job.open("checkpoint", progress), _evaluate_arguments(self.arguments)
+        result = evaluation.evaluate(checkpoint, **options, compute=job.compute(self.arguments), progress=progress)
+        return job.saved("evaluation.json", result.to_dict())
+
+    def words(self, places: Places) -> list[str]:
+        defaults = {**EvaluateOptions().arguments, "perplexity": None, "dtype": "auto"}
+        del defaults["collapse"]  # another word on the command line
+        writing = {"probes": self.arguments["probe_items"] > 0 or None, "collapse_check": self.arguments["collapse"]}
+        options = [*changed_words(self.arguments, defaults), *option_words(writing)]
+        return ["evaluate", *model_words(places["checkpoint"]), *options]
+
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
+        from shortstack.evaluation.probes import probes
+
+        options, layers = self.arguments, _layers_read(self, trial, model)
+        parts: list[float | None] = [model.opened(layers)]
+        for text in options["perplexity"]:
+            windows = {**options, "text": text}
+            parts.append(texts.seconds(windows, model, model.passed(layers, 1), held_out=True))
+        if options["tasks"]:
+            amounts = texts.tasks(options, model, lambda: _evaluate_arguments(expanded(options))["tasks"])
+            parts.append(None if amounts is None else added(model.answered(layers, amount) for amount in amounts))
+        tokenizer = model.checkpoint.tokenizer()
+        if options["probe_items"]:
+            items = probes(options["seed"], options["probe_items"])
+            prompts = [len(encode(tokenizer, item.prompt)) for item in items]
+            parts.append(model.wrote(layers, prompts, [item.room(tokenizer) for item in items]))
+        cut = layers < model.layers or model.checkpoint.record.get("verb") in {"prune", "heal"}
+        if cut if options["collapse"] is None else options["collapse"]:
+            prompts = [len(encode(tokenizer, prompt)) for prompt in PROMPTS]
+            parts.append(model.wrote(layers, prompts, [NEW_TOKENS] * len(prompts)))
+        return Cost(added(parts), 0, model.loaded_bytes)
+
+
+def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What evaluate() is given for the evaluation options of a study.
+
+    Raises:
+        InputError: there is no such task, or no such folder.
+    """
+    how, items = {name: options[name] for name in ("limit", "data_dir", "include", "seed")}, options["probe_items"]
+    return {
+        "text": EvaluationText(options["perplexity"], options["length"], options["samples"]),
+        "tasks": Tasks(options["tasks"], **how) if options["tasks"] else None,
+        "generation": GenerationChecks(items > 0, items or GenerationChecks.probe_items, options["collapse"]),
+    }
+
+
+class ProfileOptions(Part):
+    """What profile() measures."""
+
+    batch_sizes: tuple[int, ...] = (1, 8)
+    prompt: int = Field(default=128, ge=1, description=HELP["prompt"])
+    new_tokens: int = Field(default=32, ge=1, description=HELP["new_tokens"])
+
+
+class ProfileStep(Step):
+    """profile(). Known by the shapes alone: cuts of one shape are equally fast."""
+
+    kind = "profile"
+
+    @classmethod
+    def of(cls, known: Known, wanted: ProfileOptions, contents: Contents, place: str) -> ProfileStep:
+        arguments = {**wanted.model_dump(mode="json"), "dtype": known.dtype}
+        return cls(arguments, {"shape": contents.shape}, {"checkpoint": place})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        options = self.arguments
+        timing = Timing(options["batch_sizes"], options["prompt"], options["new_tokens"])
+        checkpoint, compute = job.open("checkpoint", progress), job.compute(options)
+        result = profiling.profile(checkpoint, timing=timing, compute=compute, progress=progress)
+        return job.saved("profile.json", result.to_dict())
+
+    def words(self, places: Places) -> list[str]:
+        defaults = {**ProfileOptions().model_dump(mode="json"), "dtype": "auto"}
+        defaults["batch_size"] = defaults.pop("batch_sizes")
+        options = {**self.arguments, "batch_size": self.arguments["batch_sizes"]}
+        return ["profile", *model_words(places["checkpoint"]), *changed_words(options, defaults)]
+
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        layers = _layers_read(self, trial, model)
+        prompt, new = self.arguments["prompt"], self.arguments["new_tokens"]
+        seconds = sum(
+            PROFILE_TURNS * (batch * prompt * model.passed(layers) + new * model.step(layers, batch))
+            for batch in self.arguments["batch_sizes"]
+        )
+        return Cost(model.opened(layers) + seconds, 0, model.loaded_bytes)
+
+
+def _layers_read(step: Step, trial: Trial, model: ModelSize) -> int:
+    """The layers of the checkpoint that a step measures: the model's own, or what was made of it."""
+    return model.layers if step.reads["checkpoint"] == trial.model else model.layers - trial.amount(model.layers)
+
+
+KINDS = tuple(step.kind for step in (ScoreStep, PlanStep, PruneStep, HealStep, TurnsStep, EvaluateStep, ProfileStep))

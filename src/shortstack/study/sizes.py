@@ -1,0 +1,182 @@
+"""How large and how fast a study's models are, and how much there is to read in its texts and tasks.
+
+A layer, the head and a written token of a model are timed, and texts are read as the steps would read them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.data import Tokens, read_examples
+from shortstack.decoder import Decoder
+from shortstack.decoder.batching import by_length
+from shortstack.decoder.wrapping import LOGIT_BYTES, arithmetic
+from shortstack.errors import DataError, InputError
+from shortstack.evaluation import Amount, Tasks
+from shortstack.evaluation.suites import TASKS, named
+from shortstack.evaluation.tasks import amounts
+from shortstack.healing.dataset import held_out_count
+from shortstack.healing.forecast import WRITTEN_TOGETHER, head_seconds, layer_seconds, writing_seconds
+from shortstack.healing.training import training_device
+from shortstack.study.references import expanded, text_digest
+
+COPY_BYTES_PER_S = 5e8
+DIGEST_BYTES_PER_S = 1e9
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds on this machine. opening: of a model, but for its weights' bytes; layer, head: of one token.
+
+    outside, inside: of one more token of each of several texts that are written, outside the layers and in one of them.
+    """
+
+    opening: float
+    layer: float
+    head: float
+    outside: float
+    inside: float
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A model of a study, as far as this machine knows it."""
+
+    checkpoint: Checkpoint
+    pace: Pace
+    width: int
+    dtype_bytes: int
+    logit_bytes: int
+
+    @classmethod
+    def measured(cls, checkpoint: Checkpoint, *, dtype: str, device: str) -> ModelSize:
+        """With one layer and the head loaded, and timed."""
+        started, logit_bytes = time.perf_counter(), LOGIT_BYTES[device != "cuda"]
+        device = training_device(device)
+        computed_in = arithmetic(dtype, checkpoint, device)
+        checkpoint.tokenizer()
+        decoder = Decoder.tail(checkpoint, checkpoint.anatomy.layers - 1, dtype=computed_in, device=device)
+        opening = time.perf_counter() - started
+        width = decoder.width
+        pace = Pace(opening, layer_seconds(decoder), head_seconds(decoder), *writing_seconds(decoder))
+        return cls(checkpoint, pace, width, computed_in.itemsize, logit_bytes)
+
+    @property
+    def layers(self) -> int:
+        return self.checkpoint.anatomy.layers
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Memory of the loaded model with room for logits."""
+        return self.checkpoint.parameters * self.dtype_bytes + self.logit_bytes
+
+    def bytes_of(self, layers: int) -> int:
+        """Bytes of a checkpoint with so many layers, as stored."""
+        sizes = self.checkpoint.sizes
+        return sizes.other_bytes + sum(sizes.layer_bytes) * layers // self.layers
+
+    def parameters_of(self, layers: int) -> int:
+        """Parameters of so many layers."""
+        return sum(self.checkpoint.sizes.layer_parameters) * layers // self.layers
+
+    def opened(self, layers: int) -> float:
+        """Seconds until a model of so many layers is in memory."""
+        return self.pace.opening + self.bytes_of(layers) / COPY_BYTES_PER_S
+
+    def written(self, layers: int) -> float:
+        """Seconds until a checkpoint of so many layers is on disk, checked and known by its content."""
+        size = self.bytes_of(layers)
+        return self.pace.opening + size / COPY_BYTES_PER_S + size / DIGEST_BYTES_PER_S
+
+    def passed(self, layers: float, heads: float = 0) -> float:
+        """Seconds of one token through so many layers and heads."""
+        return layers * self.pace.layer + heads * self.pace.head
+
+    def wrote(self, layers: int, prompts: Sequence[int], rooms: Sequence[int]) -> float:
+        """Seconds of writing after prompts of such lengths, with room for so many tokens each."""
+        groups = by_length([prompt + room for prompt, room in zip(prompts, rooms, strict=True)])
+        steps = sum(max(rooms[place] for place in group) * self.step(layers, len(group)) for group in groups)
+        return sum(prompts) * self.passed(layers) + steps
+
+    def step(self, layers: int, texts: int) -> float:
+        """Seconds of one more token of so many texts; of few it takes as long as of WRITTEN_TOGETHER."""
+        return max(1.0, texts / WRITTEN_TOGETHER) * (self.pace.outside + layers * self.pace.inside)
+
+    def answered(self, layers: int, amount: Amount) -> float:
+        """Seconds of a task."""
+        passed = amount.passed * self.passed(layers) + amount.scored * self.pace.head
+        return passed + amount.steps * self.step(layers, amount.together)
+
+
+class TextSize(NamedTuple):
+    """A text that was read: its tokens, and how long that took."""
+
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """How much there is to read in texts and tasks, each read once. unknown: takes in what could not be found, and why."""
+
+    unknown: dict[str, None]
+    read: dict[tuple[Any, ...], TextSize | None] = field(default_factory=dict)
+    amounts: dict[tuple[Any, ...], Sequence[Amount] | None] = field(default_factory=dict)
+
+    def seconds(
+        self, windows: Mapping[str, Any], model: ModelSize, each: float, *, held_out: bool = False
+    ) -> float | None:
+        """Seconds of reading the windows of a text, and of each of their tokens."""
+        source, samples, length = windows["text"], windows["samples"], windows["length"]
+        if isinstance(samples, int):
+            return float(samples * length * each)
+
+        def count() -> int:
+            tokenizer = model.checkpoint.tokenizer()
+            return Tokens.read(expanded(source), tokenizer, samples=None, length=length, held_out=held_out).ids.numel()
+
+        text = self._once((source, length, model.checkpoint.source), source, count)
+        return text and text.seconds + text.tokens * each
+
+    def training(self, arguments: Mapping[str, Any], model: ModelSize) -> TextSize | None:
+        """What healing sees in an epoch."""
+        source, longest, held_out = arguments["data"], arguments["max_length"], arguments["held_out"]
+
+        def count() -> int:
+            examples = read_examples(expanded(source), model.checkpoint.tokenizer(), max_length=longest)
+            examples = examples[: arguments["max_samples"]]
+            return sum(len(example.ids) for example in examples[held_out_count(len(examples), held_out) :])
+
+        return self._once((source, longest, arguments["max_samples"], held_out, model.checkpoint.source), source, count)
+
+    def tasks(self, options: Mapping[str, Any], model: ModelSize, load: Callable[[], Tasks]) -> Sequence[Amount] | None:
+        """How much the tasks of a study ask; None where their documents are not at hand."""
+        names, key = named(options["tasks"]), (options["data_dir"], model.checkpoint.source)
+        if key not in self.amounts:
+            self.amounts[key] = None
+            elsewhere = [name for name in names if name not in TASKS or not options["data_dir"]]
+            if elsewhere:
+                self.unknown[f"time of {', '.join(elsewhere)}: the documents may be on the hub"] = None
+                return None
+            try:
+                self.amounts[key] = amounts(load(), model.checkpoint.tokenizer())
+            except (InputError, DataError) as error:
+                self.unknown[f"time of {', '.join(names)}: {error.found}"] = None
+        return self.amounts[key]
+
+    def _once(self, key: tuple[Any, ...], source: str, count: Callable[[], int]) -> TextSize | None:
+        """A text, read once; None for a hub dataset, or one that is not there."""
+        if key not in self.read:
+            self.read[key] = None
+            if any(reason.startswith(f"text {source}: ") for reason in self.unknown):
+                return None
+            if text_digest(source) == source:
+                self.unknown[f"text {source}: its length is known to the hub"] = None
+            else:
+                started = time.perf_counter()
+                self.read[key] = TextSize(count(), time.perf_counter() - started)
+        return self.read[key]
