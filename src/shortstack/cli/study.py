@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from enum import StrEnum
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,16 +16,39 @@ from shortstack.cli.app import verb
 from shortstack.cli.options import Report
 from shortstack.errors import InputError, parameter
 from shortstack.machine.formats import duration, size
+from shortstack.machine.options import check_options, option
+from shortstack.study.runner import KEEPS
 
 if TYPE_CHECKING:
     from shortstack.study.costs import Estimate
     from shortstack.study.runner import StudyOutcome
+    from shortstack.study.workers import Launch
 
 
-class Keep(StrEnum):
-    best = "best"
-    all = "all"
-    none = "none"
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the study lies, where its steps run, and what stays."""
+
+    output: Path | None = option(None, help="Folder of the study; one that is there goes on.", short="-o")
+    workers: int | None = option(None, help="Steps at once. Default: 1; with --ray, the cluster's CPUs.", minimum=1)
+    ray: str | None = option(None, help="Run steps on this Ray cluster: an address, auto, or local.")
+    artefacts: str | None = option(
+        None, help="URL for what steps write, such as s3://bucket/runs, where machines share no folder."
+    )
+    keep: str = option("best", help="Weights that stay when nothing needs them any more.", choices=KEEPS)
+    dry_run: bool = option(False, help="Say which steps there are, and about what they would take.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def launcher(self) -> Callable[[], AbstractContextManager[Launch]]:
+        """What runs the steps."""
+        from shortstack.study import workers
+
+        if self.ray:
+            return functools.partial(workers.ray, self.ray, self.workers)
+        return functools.partial(workers.local, self.workers or 1)
 
 
 @verb()
@@ -31,55 +56,31 @@ def study(
     file: Annotated[
         str, typer.Argument(help="A study's YAML file; or the word schema, for its JSON schema.", show_default=False)
     ],
+    run: RunOptions,
     report: Report,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder of the study; one that is there goes on.", show_default=False),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Steps at once. Default: 1; with --ray, the cluster's CPUs.", show_default=False),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(help="Run steps on this Ray cluster: an address, auto, or local.", show_default=False),
-    ] = None,
-    artefacts: Annotated[
-        str | None,
-        typer.Option(
-            help="URL for what steps write, such as s3://bucket/runs, where machines share no folder.",
-            show_default=False,
-        ),
-    ] = None,
-    keep: Annotated[Keep, typer.Option(help="Weights that stay when nothing needs them any more.")] = Keep.best,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say which steps there are, and about what they would take.")
-    ] = False,
 ) -> None:
     """Run a grid of trials, each step once.
 
     Killed and started again, it goes on.
     """
     from shortstack.study import grid, run_study
-    from shortstack.study import workers as launchers
 
     if file == "schema":
         return console.show_json(grid.schema())
-    if dry_run:
+    if run.dry_run:
         return _estimate(file, report)
-    if output is None:
+    if run.output is None:
         fix = f"add {parameter('output', 'runs')}, or {parameter('dry_run', True)}"
         raise InputError(parameter("output"), expected="a folder for the study", found="none", fix=fix)
-    launcher = (
-        functools.partial(launchers.ray, ray, workers) if ray else functools.partial(launchers.local, workers or 1)
-    )
     with report.bars() as progress:
-        outcome = run_study(file, output, launcher=launcher, artefacts=artefacts, keep=keep.value, progress=progress)
+        outcome = run_study(
+            file, run.output, launcher=run.launcher, artefacts=run.artefacts, keep=run.keep, progress=progress
+        )
     if report.json:
         console.show_json(outcome.to_dict())
     else:
         show_outcome(outcome)
-    report.next_step("report", output)
+    report.next_step("report", run.output)
     if outcome.failed:
         raise typer.Exit(1)
     return None
