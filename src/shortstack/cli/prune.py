@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shortstack.checkpoint.writer import parse_size
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.options import (
@@ -40,6 +39,8 @@ class PruneOptions:
     def check(self, choice: Choice) -> None:
         """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
         if self.max_shard_size is not None:
+            from shortstack.checkpoint.writer import parse_size
+
             parse_size(self.max_shard_size)
         if self.plan is None:
             choice.check()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,39 +11,11 @@ from shortstack.cli.app import verb
 from shortstack.cli.options import Report
 from shortstack.errors import InputError, parameter
 from shortstack.machine.formats import duration, size
-from shortstack.machine.options import check_options, option
-from shortstack.study.runner import KEEPS
+from shortstack.study.run_options import RunOptions
 
 if TYPE_CHECKING:
     from shortstack.study.costs import Estimate
     from shortstack.study.runner import StudyOutcome
-    from shortstack.study.workers import Launch
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where the study lies, where its steps run, and what stays."""
-
-    output: Path | None = option(None, help="Folder of the study; one that is there goes on.", short="-o")
-    workers: int | None = option(None, help="Steps at once. Default: 1; with --ray, the cluster's CPUs.", minimum=1)
-    ray: str | None = option(None, help="Run steps on this Ray cluster: an address, auto, or local.")
-    artefacts: str | None = option(
-        None, help="URL for what steps write, such as s3://bucket/runs, where machines share no folder."
-    )
-    keep: str = option("best", help="Weights that stay when nothing needs them any more.", choices=KEEPS)
-    dry_run: bool = option(False, help="Say which steps there are, and about what they would take.")
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    @property
-    def launcher(self) -> Callable[[], AbstractContextManager[Launch]]:
-        """What runs the steps."""
-        from shortstack.study import workers
-
-        if self.ray:
-            return functools.partial(workers.ray, self.ray, self.workers)
-        return functools.partial(workers.local, self.workers or 1)
 
 
 @verb()

@@ -14,7 +14,6 @@ from shortstack.errors import InputError, parameter
 from shortstack.evaluation.backends import BACKENDS, OWN, VLLM, load_harness, load_vllm
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.machine.options import check_options, option
-from shortstack.machine.yamlfile import check_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,6 +131,8 @@ class Tasks:
                 fix = "name one that exists"
                 raise InputError(parameter(name), expected="a folder", found=f"none at {folder}", fix=fix)
         if self.include is not None:
+            from shortstack.machine.yamlfile import check_folder
+
             check_folder(Path(self.include))  # the harness passes over a file that it cannot read
 
     @property

@@ -2,6 +2,7 @@ from . import costs as costs
 from . import demo as demo
 from . import grid as grid
 from . import progress as progress
+from . import run_options as run_options
 from . import runner as runner
 from . import shrink_options as shrink_options
 from . import shrinker as shrinker

@@ -27,13 +27,12 @@ from shortstack.runs.store import Folder
 from shortstack.study.graph import Graph, sources
 from shortstack.study.grid import Resources, Study, read_study
 from shortstack.study.references import expanded, open_model, text_digest
+from shortstack.study.run_options import KEEPS
 from shortstack.study.same_study import check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
 from shortstack.study.words import command_line
 from shortstack.study.workers import Launch, Needs, local
-
-KEEPS = ("best", "all", "none")
 
 
 @dataclass(frozen=True)
