@@ -103,6 +103,7 @@ class PlanStep(Step):
             "layers": choice.layers,
             "drop": choice.drop,
             "step": choice.step,
+            **({"strategy": choice.strategy} if choice.strategy else {}),  # older studies have no such key
         }
         inputs: dict[str, Any] = {"model": known.model(trial)}
         if score:
@@ -116,7 +117,8 @@ class PlanStep(Step):
     def choice(self) -> Choice:
         names = ("metric", "block", "layers", "drop", "step")
         search = self.arguments["metric"] is None and self.arguments["layers"] is None
-        return Choice(**{name: self.arguments[name] for name in names}, search=search)
+        strategy = self.arguments.get("strategy")
+        return Choice(**{name: self.arguments[name] for name in names}, search=search, strategy=strategy)
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)

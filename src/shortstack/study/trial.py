@@ -16,7 +16,7 @@ from shortstack.errors import InputError, PlanError, parameter
 from shortstack.healing.options import option_defaults, task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.yamlfile import part_of
-from shortstack.planning import Choice
+from shortstack.planning import STRATEGIES, Choice
 from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layers
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class RepairText(_Text):
 
 
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
-    """How layers are chosen, from the words of a study.
+    """How layers are chosen, from the words of a study: a metric, a metric and a strategy, search, or layers by name.
 
     >>> parse_choice("angular block").metric, parse_choice("search").search, parse_choice("layers 3-5").layers
     ('angular', True, '3-5')
@@ -65,8 +65,12 @@ def parse_choice(text: str, *, drop: str | None = None, step: int | None = None)
         return Choice(drop=drop, search=True)
     if text.startswith("layers "):
         return Choice(layers=text.removeprefix("layers "))
-    metric = text.removesuffix(" block")
-    return Choice(metric, drop, block=metric != text, step=step)
+    metric, _, strategy = text.rpartition(" ")
+    if strategy == "block":
+        return Choice(metric, drop, block=True, step=step)
+    if strategy in STRATEGIES:
+        return Choice(metric or "ppl", drop, strategy=strategy, step=step)
+    return Choice(text, drop, step=step)
 
 
 @dataclass(frozen=True)
