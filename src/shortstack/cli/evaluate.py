@@ -39,14 +39,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure perplexity on held-out text, tasks, and what the model writes."""
-    if tasks.tasks is None:
-        check_unused("evaluate without --tasks", tasks)
-    if against and tasks.tasks:
-        tasks.check_paired()
-    if against and (tasks.tasks or generation.probes):
-        from shortstack.evaluation import paired
-
-        paired.check_scipy()
+    _check(tasks, generation, against)
 
     from shortstack.evaluation import compared
     from shortstack.evaluation import evaluate as evaluate_checkpoint
@@ -77,16 +70,31 @@ def evaluate(
         console.show(
             f"The unpruned model is not beside it: --against {shlex.quote(checkpoint.made_from)} measures both."
         )
-    verb = checkpoint.record.get("verb")
-    if verb == "heal":
-        session.report.say(
-            f'AutoModelForCausalLM.from_pretrained("{model}"), or any program that reads a checkpoint directory'
-        )
-    elif verb == "prune":
+    _next_step(model, checkpoint.record.get("verb"), session)
+    return None
+
+
+def _check(tasks: Tasks, generation: GenerationChecks, against: str | None) -> None:
+    """Say what is wrong with what is asked before any model is opened."""
+    if tasks.tasks is None:
+        check_unused("evaluate without --tasks", tasks)
+    if against and tasks.tasks:
+        tasks.check_paired()
+    if against and (tasks.tasks or generation.probes):
+        from shortstack.evaluation import paired
+
+        paired.check_scipy()
+
+
+def _next_step(model: str, made_by: str | None, session: Session) -> None:
+    """What to do after a model was measured, by the verb that wrote it."""
+    if made_by == "heal":
+        loads = f'AutoModelForCausalLM.from_pretrained("{model}")'
+        session.report.say(f"{loads}, or any program that reads a checkpoint directory")
+    elif made_by == "prune":
         session.report.next_step("heal", model, "--data", "pydoc", "-o", "healed", *session.source.words)
     else:
         session.report.next_step("prune", model, "--drop", "25%", "-o", "pruned", *session.source.words)
-    return None
 
 
 def _other_tokens(checkpoint: Checkpoint, origin: Checkpoint) -> str | None:

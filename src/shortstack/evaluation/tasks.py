@@ -63,7 +63,13 @@ class TaskRun:
         """
         if not self.missing:
             return
-        model = load_vllm().VllmModel(self.checkpoint, self.tasks, dtype=self.dtype.removeprefix("torch."))
+        model = load_vllm().VllmModel(
+            self.checkpoint,
+            dtype=self.dtype.removeprefix("torch."),
+            batch_size=self.tasks.batch,
+            max_length=self.tasks.max_length,
+            seed=self.tasks.seed,
+        )
         for loaded in self.missing:
             self._keep(loaded, _judged(loaded, model, self.tasks))
         del model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from lm_eval.models.vllm_causallms import VLLM
 
@@ -11,18 +10,16 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, one_line, parameter
 from shortstack.evaluation.harness import SEED, Quiet, hushed
 
-if TYPE_CHECKING:
-    from shortstack.evaluation.options import Tasks
-
-
 VERSION = version("vllm")
 
 
 class VllmModel(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
     """The harness's model on vLLM, which reads the checkpoint's files itself."""
 
-    def __init__(self, checkpoint: Checkpoint, tasks: Tasks, *, dtype: str) -> None:
-        """Start the engine.
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: str, batch_size: int | None, max_length: int | None, seed: int
+    ) -> None:
+        """Start the engine; batch_size: None leaves it to vLLM.
 
         Raises:
             InputError: vLLM does not start: it does not know the architecture, or has no room for so many tokens.
@@ -33,9 +30,9 @@ class VllmModel(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
                     pretrained=str(checkpoint.directory),
                     dtype=dtype,
                     trust_remote_code=checkpoint.trust_remote_code,
-                    batch_size=tasks.batch or "auto",
-                    max_length=tasks.max_length,
-                    seed=SEED + tasks.seed,
+                    batch_size=batch_size or "auto",
+                    max_length=max_length,
+                    seed=SEED + seed,
                 )
         except (RuntimeError, ValueError) as error:  # what vLLM raises for a model or memory it cannot use
             raise InputError(
