@@ -349,7 +349,7 @@ CUTS = {
     "a search by a metric": (("--drop", "2", "--search", "--metric", "bi"), "--metric beside it"),
     "a search for a block": (("--drop", "2", "--search", "--block"), "--block beside it"),
     "steps to named layers": (("--layers", "2", "--step", "1"), "--layers beside it"),
-    "no samples": (("--drop", "2", "--samples", "0"), "found     0"),
+    "no samples": (("--drop", "2", "--samples", "0"), "found     '0'"),
     "samples of words": (("--drop", "2", "--samples", "many"), "a number of windows, or all"),
     "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, magnitude-l1"),
     "plan beside": (("--plan", "plan.json", "--drop", "1"), "options that choose layers"),

@@ -156,3 +156,14 @@ def test_matrices_that_no_4_bit_layer_takes_are_refused(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
     with pytest.raises(InputError, match="Conv1D"):
         heal(source, tmp_path / "healed", replace(SHORT, method=QLora()))
+
+
+def test_adapters_begin_by_the_seed_so_that_the_same_inputs_give_the_same_weights(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    data, once = TrainingData("pydoc", max_length=32, max_samples=16), Schedule(epochs=1, lr=1e-2)
+    for number, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(number)  # whatever was drawn before
+        heal(checkpoint, tmp_path / str(number), HealingTask(data, Lora(), schedule=replace(once, seed=seed)))
+    first, again, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in "012")
+    assert first == again
+    assert first != other

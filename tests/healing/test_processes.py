@@ -60,4 +60,5 @@ def test_two_processes_give_the_weights_of_one(environment, tmp_path, monkeypatc
     for name, weight in expected.items():
         torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=1e-4, msg=name)
     assert alone.history.steps == 4
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["alone", "both", "cache", "source"]
+    left = {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"cache"}
+    assert left == {"alone", "both", "source"}, "no state of the training stays"

@@ -211,6 +211,7 @@ class HealingRun:
     def learner(self, decoder: Decoder) -> Learner:
         """The module that trains, made of the decoder."""
         task = self.task
+        torch.manual_seed(task.schedule.seed)  # adapters begin at random
         return Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
 
     def _frozen(self, examples: Sequence[Example], *, cache: bool) -> tuple[Frozen | OnTheFly, Decoder]:
