@@ -10,7 +10,7 @@ import typer
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Only
-from shortstack.cli.options import Report
+from shortstack.cli.options import Reporting
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number, size
 from shortstack.planning.layer_sets import show_layers
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @verb()
 def demo(
     compute: Annotated[Compute, Only("seed")],
-    report: Report,
+    report: Reporting,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="New directory for the three checkpoints and demo.json.")
     ] = Path("demo-out"),

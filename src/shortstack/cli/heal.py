@@ -12,7 +12,7 @@ import typer
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Values, Without
-from shortstack.cli.options import Out, Report, Session
+from shortstack.cli.options import Out, Reporting, Session
 from shortstack.errors import OutputError, parameter
 from shortstack.healing import Partial, Turns
 from shortstack.healing.methods import MethodOptions, check_known
@@ -147,7 +147,9 @@ def _gone(checkpoint: Checkpoint, result: Healing) -> str:
     return f"Layers {show_layers(sorted(first - kept))} went in all. The table is of the last turn."
 
 
-def _remark(checkpoint: Checkpoint, recipe: str | None, task: HealingTask, turns: Turns | None, report: Report) -> None:
+def _remark(
+    checkpoint: Checkpoint, recipe: str | None, task: HealingTask, turns: Turns | None, report: Reporting
+) -> None:
     """Say what somebody may expect of a recipe that will not be done."""
     if not recipe:
         return
@@ -160,7 +162,7 @@ def _remark(checkpoint: Checkpoint, recipe: str | None, task: HealingTask, turns
         report.warn("the head is the embedding matrix and stays frozen; --untie-head trains a head of its own")
 
 
-def _foretell(checkpoint: Checkpoint, task: HealingTask, turns: Turns | None, report: Report) -> None:
+def _foretell(checkpoint: Checkpoint, task: HealingTask, turns: Turns | None, report: Reporting) -> None:
     """What healing would take; in turns, what the first of them would."""
     from shortstack.healing.forecast import forecast
 

@@ -94,7 +94,7 @@ def unused(where: str, name: str, value: object) -> InputError:
 
 
 @dataclass(frozen=True)
-class Report:
+class Reporting:
     """How much is said, and in which form."""
 
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False
@@ -127,7 +127,7 @@ class Session:
 
     compute: Compute
     source: Source
-    report: Report
+    report: Reporting
 
     @property
     def alone(self) -> Source:

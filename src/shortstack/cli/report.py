@@ -11,11 +11,11 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import Report
+from shortstack.cli.options import Reporting
 from shortstack.errors import InputError
 
 if TYPE_CHECKING:
-    from shortstack.report import Report as StudyReport
+    from shortstack.report import Report
 
 PAGE = "report.html"
 
@@ -23,7 +23,7 @@ PAGE = "report.html"
 @verb()
 def report(
     runs: Annotated[Path, typer.Argument(help="Folder of a study, finished or not.", show_default=False)],
-    said: Report,
+    said: Reporting,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -37,12 +37,12 @@ def report(
     ] = None,
 ) -> None:
     """Show what a study found: one page with its tables and figures, or the tables alone."""
-    from shortstack.report import Report as StudyReport
+    from shortstack.report import Report
     from shortstack.report.reporter import check_page, write_csv, write_page
 
     _check_one_result(markdown, latex, said.json)
     page = output or (None if markdown or latex or csv else runs / PAGE)
-    study = StudyReport.of(runs)
+    study = Report.of(runs)
     if page:
         check_page(page)
     if csv:
@@ -70,7 +70,7 @@ def _check_one_result(*asked: bool) -> None:
         )
 
 
-def _summary(study: StudyReport, page: Path | None, csv: Path | None) -> dict[str, Any]:
+def _summary(study: Report, page: Path | None, csv: Path | None) -> dict[str, Any]:
     """The result for machines: what was written, and what the tables say."""
     states = Counter(trial.state for trial in study.findings.runs.trials)
     return {

@@ -8,7 +8,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import Report
+from shortstack.cli.options import Reporting
 from shortstack.errors import InputError, parameter
 from shortstack.machine.formats import duration, size
 from shortstack.study.run_options import RunOptions
@@ -24,7 +24,7 @@ def study(
         str, typer.Argument(help="A study's YAML file; or the word schema, for its JSON schema.", show_default=False)
     ],
     run: RunOptions,
-    report: Report,
+    report: Reporting,
 ) -> None:
     """Run a grid of trials, each step once.
 
@@ -53,7 +53,7 @@ def study(
     return None
 
 
-def _estimate(file: str, report: Report) -> None:
+def _estimate(file: str, report: Reporting) -> None:
     """What the study would take."""
     from shortstack.study import costs, read_study
 

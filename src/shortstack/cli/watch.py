@@ -11,7 +11,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import Report
+from shortstack.cli.options import Reporting
 from shortstack.machine.formats import duration
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @verb()
 def watch(
     runs: Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)],
-    report: Report,
+    report: Reporting,
     once: Annotated[bool, typer.Option("--once", help="One look, as it also is where there is no terminal.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
 ) -> None:
