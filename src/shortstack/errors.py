@@ -62,6 +62,18 @@ def as_yaml(name: str, value: str) -> str:
     return f"{name}: {value.lower() if value in ('True', 'False') else value}" if value else name
 
 
+def as_option(name: str, value: str) -> str:
+    """A parameter as an option of the command line.
+
+    >>> as_option("held_out", "5"), as_option("search", "True"), as_option("cache", "False"), as_option("drop", "")
+    ('--held-out 5', '--search', '--no-cache', '--drop')
+    """
+    option = name.replace("_", "-")
+    if value in ("True", ""):
+        return f"--{option}"
+    return f"--no-{option}" if value == "False" else f"--{option} {value}"
+
+
 class Words(NamedTuple):
     """What an error says, parameters spelled."""
 

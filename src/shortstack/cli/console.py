@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, as_option
 from shortstack.machine.files import finite
 from shortstack.machine.progress import say
 
@@ -82,15 +82,3 @@ def fail(error: ShortstackError) -> None:
     """An error as three short lines on stderr, parameters spelled as options."""
     words = error.spelled(as_option)
     say(f"Error: {words.where}\n  expected  {words.expected}\n  found     {words.found}\n  to fix it {words.fix}")
-
-
-def as_option(name: str, value: str) -> str:
-    """A parameter as an option of the command line.
-
-    >>> as_option("held_out", "5"), as_option("search", "True"), as_option("cache", "False"), as_option("drop", "")
-    ('--held-out 5', '--search', '--no-cache', '--drop')
-    """
-    option = name.replace("_", "-")
-    if value in ("True", ""):
-        return f"--{option}"
-    return f"--no-{option}" if value == "False" else f"--{option} {value}"

@@ -22,7 +22,9 @@ class RunOptions:
     """Where the study lies, where its steps run, and what stays."""
 
     output: Path | None = option(None, help="Folder of the study; one that is there goes on.", short="-o")
-    workers: int | None = option(None, help="Steps at once. Default: 1; with --ray, the cluster's CPUs.", minimum=1)
+    workers: int | None = option(
+        None, help="Steps at once. Default: 1, or as many as a Ray cluster has CPUs.", minimum=1
+    )
     ray: str | None = option(None, help="Run steps on this Ray cluster: an address, auto, or local.")
     artefacts: str | None = option(
         None, help="URL for what steps write, such as s3://bucket/runs, where machines share no folder."

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shortstack.errors import as_option
 from shortstack.machine.options import options_of
 
 
@@ -53,11 +54,9 @@ def option_words(values: Mapping[str, Any]) -> list[str]:
     """
     words: list[str] = []
     for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag if value else f'no-{flag}'}")
-        elif value is not None:
-            words += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            words += as_option(name, text).split(" ", 1)
     return words
 
 
