@@ -153,4 +153,4 @@ def test_a_study_and_a_recipe_know_them(place):
     read = ("import shortstack.errors as errors", "from shortstack.healing.recipes import read_recipe")
     refused = "try: read_recipe('mine.yaml')\nexcept errors.InputError as error: print(error)"
     said = python(place, "-c", "\n".join((*read, refused)))
-    assert "mine.yaml, line 1: toy_share: expected a number above 0" in said
+    assert "mine.yaml, line 1: toy_share: expected a number above 0 and below 1" in said

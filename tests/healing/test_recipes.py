@@ -1,5 +1,6 @@
 """Recipes: the paper's numbers, and what is said of a wrong file."""
 
+import re
 from dataclasses import fields
 
 import pytest
@@ -200,3 +201,18 @@ def test_halves_of_options_are_refused(words, said, tmp_path):
     assert isinstance(found.exception, InputError)
     assert said in str(found.exception)
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("heal", "said"),
+    [
+        ("{data: pydoc, top_k: 3}", "wrong.yaml: loss: sft: expected no top_k, temperature or hidden_weight"),
+        ("{data: pydoc, micro_batch_size: 7}", "wrong.yaml: batch_size: expected a number of samples"),
+        ("{data: pydoc, lr: -1}", "wrong.yaml, line 1: lr: expected a number above 0"),
+    ],
+)
+def test_whatever_is_wrong_in_a_recipe_names_the_recipe_and_its_keys(heal, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.yaml").write_text(f"heal: {heal}\n")
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_recipe("wrong.yaml")

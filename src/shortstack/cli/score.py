@@ -36,7 +36,8 @@ class ScoreOptions:
     )
 
     def check(self) -> None:
-        """Say what is wrong with where scores go before any model is opened."""
+        """Say what is wrong with names, and with where scores go, before any model is opened."""
+        metrics_named(self.metric)
         if self.output:
             check_new(self.output)
         if self.plot:

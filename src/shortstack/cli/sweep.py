@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Model, Session, repair_text
+from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Model, Session, repair_text, unused
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.machine.formats import number
 from shortstack.machine.options import check_options, option
 
@@ -37,6 +37,8 @@ class DepthOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if not self.repair and self.repair_samples != REPAIR_SAMPLES:
+            raise unused("sweep without --repair", "--repair-samples", self.repair_samples)
 
     @property
     def questions(self) -> Path | Tasks | None:
@@ -44,13 +46,21 @@ class DepthOptions:
         standard = self.task is not None and not self.task.endswith(".jsonl")
         for name, value in (("--limit", self.limit), ("--data-dir", self.data_dir)):
             if value is not None and not standard:
-                raise InputError(name, expected="a standard task", found=f"--task {self.task}", fix="add --task piqa")
+                raise InputError(
+                    name,
+                    expected="a standard task",
+                    found=f"--task {self.task}" if self.task else "none",
+                    fix="add --task piqa",
+                )
         if self.task is None:
             return None
 
         from shortstack.evaluation import Tasks
 
-        return Tasks(self.task, limit=self.limit, data_dir=self.data_dir) if standard else Path(self.task)
+        try:
+            return Tasks(self.task, limit=self.limit, data_dir=self.data_dir) if standard else Path(self.task)
+        except InputError as error:
+            raise (error.about(parameter("task")) if error.parameter == "tasks" else error) from error
 
 
 @verb()

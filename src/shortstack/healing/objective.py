@@ -34,7 +34,7 @@ class Objective:
                 parameter("loss", "sft"),
                 expected=f"no {parameter('top_k')}, {parameter('temperature')} or "
                 f"{parameter('hidden_weight')}: they shape distillation",
-                found=", ".join(f"{name} {value}" for name, value in shaping.items()),
+                found=", ".join(parameter(name, value) for name, value in shaping.items()),
                 fix=f"add {parameter('loss', 'distill')}",
             )
 

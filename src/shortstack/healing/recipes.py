@@ -64,9 +64,9 @@ def read_recipe(name: str) -> Recipe:
         InputError: there is none, it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
     """
     recipe = yamlfile.parsed(_text(name), _Read, where=name)
-    with named_by_line(name, parts=("plan",)):
+    with named_by_line(name, parts=("plan",), whole=True):
         _check_plan(recipe.plan)
-    with named_by_line(name):
+    with named_by_line(name, whole=True):
         task_of(recipe.heal.given)
     return recipe
 
@@ -98,19 +98,20 @@ def named_by_line(
     typed: Callable[[str], bool] = lambda _name: False,
     *,
     parts: Sequence[str] = ("heal", "plan"),
+    whole: bool = False,
 ) -> Iterator[None]:
     """While it lasts, an error about an option names the recipe's line where that option was not typed but stands there.
 
-    parts: of the recipe, where the option may stand.
+    parts: of the recipe, where the option may stand. whole: whatever is wrong is of the recipe, named without a line then.
     """
     try:
         yield
     except InputError as error:
         name = error.parameter
         line = _line(recipe, name, parts) if recipe and name and not typed(name) else None
-        if line is None:
+        if line is None and not (whole and name):
             raise
-        raise error.in_file(f"{recipe}, line {line}") from error
+        raise error.in_file(f"{recipe}, line {line}" if line else str(recipe)) from error
 
 
 def _line(recipe: str, name: str, parts: Sequence[str]) -> int | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -53,7 +53,10 @@ class Option:
             return f"at least {self.minimum:g}" + (
                 f" and at most {self.maximum:.0f}" if self.maximum is not None else ""
             )
-        return "a number" + (f" above {self.above:g}" if self.above is not None else "")
+        bounds = [
+            f"{word} {bound:g}" for word, bound in (("above", self.above), ("below", self.below)) if bound is not None
+        ]
+        return " ".join(["a number", " and ".join(bounds)]).strip()
 
     def holds(self, value: float) -> bool:
         """Whether a number is finite and within the range."""
@@ -91,7 +94,7 @@ def check_options(component: Any) -> None:
         if known.choices:
             check_choice_of(name, value, known.choices)
         elif isinstance(value, int | float) and not isinstance(value, bool) and not known.holds(value):
-            fix = "leave it out" if default is None else f"write {parameter(name, default)}"
+            fix = "leave it out" if default in (None, MISSING) else f"write {parameter(name, default)}"
             raise InputError(parameter(name), expected=known.range, found=str(value), fix=fix)
 
 

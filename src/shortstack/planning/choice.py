@@ -93,6 +93,7 @@ class Choice:
             "step": ("layers", "block"),
             "layers": ("metric", "strategy"),
             "block": ("strategy",),
+            "strategy": ("metric",) if self.strategy == "search" else ("step",) if self.strategy != "step" else (),
         }
         for name, others in alone.items():
             beside = [other for other in others if getattr(self, name) and getattr(self, other)]
@@ -103,6 +104,13 @@ class Choice:
                     found=f"{parameter(beside[0])} beside it",
                     fix="give one of them",
                 )
+        if self.strategy == "step" and self.step is None:
+            raise InputError(
+                parameter("strategy", "step"),
+                expected="how many layers go at a time",
+                found=f"no {parameter('step')}",
+                fix=f"add {parameter('step', 1)}",
+            )
         if self.fits is None:
             check_choice(self.drop, self.layers, block=self.block)
 

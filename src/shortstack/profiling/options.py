@@ -29,7 +29,7 @@ class Timing:
                 parameter("batch_size"),
                 expected="numbers above 0, with commas between",
                 found=repr(self.batch_size),
-                fix="write 1,8",
+                fix=f"write {parameter('batch_size', '1,8')}",
             )
 
     @property
