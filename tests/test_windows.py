@@ -10,10 +10,12 @@ import pytest
 from shortstack.machine import files, memory
 
 IMPORT_TWICE = """
-import importlib, pkgutil, sys
+import importlib.util, pkgutil, sys
 import shortstack
 
-OTHERS = "shortstack.__main__", "shortstack.evaluation.vllm"  # runs the program; needs vllm, which Windows has not
+OTHERS = ["shortstack.__main__", "shortstack.evaluation.vllm"]  # runs the program; needs vllm, which Windows has not
+if importlib.util.find_spec("lm_eval") is None:
+    OTHERS += ["shortstack.evaluation.harness", "shortstack.evaluation.task_amount"]
 
 def import_all():
     names = [module.name for module in pkgutil.walk_packages(shortstack.__path__, "shortstack.")]
