@@ -66,3 +66,25 @@ def test_scores_cannot_stand_for_a_model_that_is_to_be_measured_shorter():
     scores = score(checkpoint, metrics=["reverse"])
     with pytest.raises(InputError, match="a model, to measure shorter forms of it"):
         choose(checkpoint, Choice(drop=2, search=True), scores)
+
+
+@pytest.mark.parametrize(
+    ("choice", "allowed", "refused"),
+    [
+        (Choice("reverse", 2, keep_first=1), {3, 5}, {0, 5}),
+        (Choice("reverse", 2, keep_last=2), {3, 5}, {3, 6}),
+        (Choice("reverse", 2, block=True), {3, 4}, {3, 5}),
+        (Choice("reverse", fits=lambda kept: 7 not in kept), {6, 7}, {5, 6}),
+    ],
+)
+def test_a_cut_that_is_moved_keeps_what_was_asked_for(choice, allowed, refused, monkeypatch):
+    asked = []
+
+    def nowhere_else(_checkpoint, plan, *, allowed, progress):
+        asked.append(allowed)
+        return plan
+
+    monkeypatch.setattr("shortstack.planning.exactness.aligned", nowhere_else)
+    choose(Checkpoint.open(tiny("llama")), choice)
+    assert asked[0](allowed)
+    assert not asked[0](refused)
