@@ -86,7 +86,7 @@ def loss_without(decoder: Decoder, ids: Tensor, removed: Iterable[int]) -> float
 
 
 def ppl(decoder: Decoder, ids: Tensor) -> Losses:
-    return _logs(Run(decoder, ids, Wanted([METRICS["ppl"]])).go().scores()["ppl"])
+    return _logs(Run(decoder, Tokens.given(ids), Wanted([METRICS["ppl"]])).go().scores()["ppl"])
 
 
 def ppl_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
@@ -95,7 +95,7 @@ def ppl_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
 
 def windows(decoder: Decoder, ids: Tensor) -> Losses:
     wanted = Wanted([METRICS["ppl"]], window=WINDOW, singles=False)
-    return _logs(Run(decoder, ids, wanted).go().windows()["ppl"])
+    return _logs(Run(decoder, Tokens.given(ids), wanted).go().windows()["ppl"])
 
 
 def windows_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
@@ -119,12 +119,12 @@ def greedy_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
 
 def every_metric(decoder: Decoder, ids: Tensor) -> Losses:
     walked = [metric for metric in metrics_named(["all"]) if metric.needs_text]
-    return _logs(Run(decoder, ids, Wanted(walked)).go().scores()["ppl"])
+    return _logs(Run(decoder, Tokens.given(ids), Wanted(walked)).go().scores()["ppl"])
 
 
 def sweep(decoder: Decoder, ids: Tensor) -> Losses:
     depths = [frozenset(range(kept, len(decoder.layers))) for kept in range(len(decoder.layers), 0, -1)]
-    run = Run(decoder, ids, Wanted([METRICS["kl"]], singles=False, sets=depths)).go()
+    run = Run(decoder, Tokens.given(ids), Wanted([METRICS["kl"]], singles=False, sets=depths)).go()
     return [run.loss(depth) for depth in depths]
 
 

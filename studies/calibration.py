@@ -66,7 +66,7 @@ def measured(model: ss.Checkpoint, cuts: set[SkippedLayers]) -> dict[SkippedLaye
     """KL and perplexity without each set of layers, on tokens that no score saw."""
     tokens = ss.Tokens.read("pydoc", model.tokenizer(), samples=40, length=256, held_out=True)
     wanted = Wanted([METRICS["kl"]], singles=False, sets=[frozenset(), *cuts])
-    run = Run(Decoder.open(model), tokens.ids, wanted).go()
+    run = Run(Decoder.open(model), tokens, wanted).go()
     ppl = METRICS["ppl"].function
     return {found: (run.kl(found), ppl(run.loss(found))) for found in wanted.sets}
 

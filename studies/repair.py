@@ -55,7 +55,7 @@ def tail_rows(decoder: Decoder, ids: torch.Tensor, texts: Mapping[str, ss.Tokens
     depths = [frozenset(range(layers - gone, layers)) for gone in TAILS]
     wanted, before = Wanted([METRICS["kl"]], singles=False, sets=depths), {}
     for text, tokens in texts.items():
-        run = Run(decoder, tokens.ids, wanted).go()
+        run = Run(decoder, tokens, wanted).go()
         before[text] = {depth: math.exp(min(run.loss(depth), 700)) for depth in depths}
     return [
         row(

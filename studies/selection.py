@@ -43,7 +43,7 @@ def rows(decoder: Decoder, plans: Mapping[str, ss.Plan], texts: Mapping[str, ss.
     cells = {name: [name, show_layers(plan.removed)] for name, plan in plans.items()}
     whole, ppl = ["unpruned", "-"], METRICS["ppl"].function
     for tokens in texts.values():
-        run = Run(decoder, tokens.ids, Wanted([METRICS["kl"]], singles=False, sets=[*sets.values()])).go()
+        run = Run(decoder, tokens, Wanted([METRICS["kl"]], singles=False, sets=[*sets.values()])).go()
         whole += ["0", f"{ppl(run.base_loss):.4g}"]
         for name, removed in sets.items():
             cells[name] += [f"{run.kl(removed):.4g}", f"{ppl(run.loss(removed)):.4g}"]

@@ -10,7 +10,7 @@ from shortstack.planning import Choice, choose
 from shortstack.scoring import score
 from zoo import speaking, tiny
 
-TEXT, FLOAT32 = CalibrationText(samples=8, length=16), Compute(dtype="float32")
+TEXT, FLOAT32 = CalibrationText("pydoc", samples=8, length=16), Compute(dtype="float32")
 
 
 def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):

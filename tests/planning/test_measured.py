@@ -56,22 +56,24 @@ def test_a_run_walked_on_measures_what_a_new_one_does(metrics):
     """Also where layers go before, between and after those of the step before."""
     decoder = Decoder.load(Checkpoint.open(tiny("qwen3")), dtype=torch.float32)
     chosen = [METRICS[name] for name in metrics]
-    run = Run(decoder, IDS, Wanted(chosen))
+    run = Run(decoder, Tokens.given(IDS), Wanted(chosen))
     run.trail = []
     run.go()
     gone = frozenset()
     for more in ({4}, {2, 6}, {3}, {0}):
         gone |= more
         run = walk_on(run, frozenset(more)).go()
-        new = Run(decoder, IDS, Wanted(chosen, without=gone)).go()
-        assert run.base_loss == pytest.approx(new.base_loss, rel=1e-6) if run.outputs.metrics else run.base_loss is None
+        new = Run(decoder, Tokens.given(IDS), Wanted(chosen, without=gone)).go()
+        assert (
+            run.base_loss == pytest.approx(new.base_loss, rel=1e-6) if run.outputs[0].metrics else run.base_loss is None
+        )
         for name, values in new.scores().items():
             assert run.scores()[name] == pytest.approx(values, rel=1e-5, abs=1e-7), (name, gone)
 
 
 def test_what_is_known_is_not_walked_again():
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
-    first = Run(decoder, IDS, Wanted([METRICS["ppl"]]))
+    first = Run(decoder, Tokens.given(IDS), Wanted([METRICS["ppl"]]))
     first.trail = []
     walked = []
     second = walk_on(first.go(), frozenset({5}))

@@ -88,7 +88,7 @@ def test_each_window_is_what_a_fit_and_a_forward_of_its_own_give(model_type, siz
 def test_a_fit_changes_what_is_measured_and_layer_0_has_none_before_it():
     checkpoint = Checkpoint.open(tiny("llama"))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = repaired_windows(decoder, IDS, 2)
+    found = repaired_windows(decoder, Tokens.given(IDS), 2)
     plain = naive.losses(checkpoint.directory, IDS[HELD_OUT], naive.windows(2))
     assert found[0] == pytest.approx(plain[0], rel=1e-5)
     assert all(abs(after - before) > 1e-4 for after, before in zip(found[1:], plain[1:], strict=True))
@@ -100,19 +100,21 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
     decoder = Decoder.load(Checkpoint.open(tiny(model_type)), dtype=torch.float32)
     plain, repaired, found = [], [], []
     for size in range(1, 8):
-        losses = RepairWalk(decoder, frozenset(range(8 - size, 8)), IDS, silent).walk().losses()
+        losses = RepairWalk(decoder, frozenset(range(8 - size, 8)), Tokens.given(IDS), silent).walk().losses()
         plain, repaired = [*plain, losses[1]], [*repaired, losses[2]]
-        found.append(repaired_windows(decoder, IDS, size)[-1])
+        found.append(repaired_windows(decoder, Tokens.given(IDS), size)[-1])
     assert found == pytest.approx(repaired, rel=1e-6)
     assert found != pytest.approx(plain, rel=1e-5)
 
 
 def test_turns_and_batches_change_nothing(monkeypatch):
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
-    whole, seen = repaired_windows(decoder, IDS, 2), []
+    whole, seen = repaired_windows(decoder, Tokens.given(IDS), 2), []
     monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 48)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
-    turned = repaired_windows(decoder, IDS, 2, progress=lambda _stage, done, total: seen.append((done, total)))
+    turned = repaired_windows(
+        decoder, Tokens.given(IDS), 2, progress=lambda _stage, done, total: seen.append((done, total))
+    )
     assert turned == pytest.approx(whole, rel=1e-6)
     assert seen == [(done, 7 * 8) for done in range(1, 7 * 8 + 1)], "a turn for each window"
 

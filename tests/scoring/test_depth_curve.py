@@ -84,22 +84,23 @@ def test_each_depth_repaired_is_what_repair_gives_of_that_tail():
     checkpoint = Checkpoint.open(tiny("llama"))
     ids = torch.randint(3, 90, (64, 10), generator=torch.Generator().manual_seed(3))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = repaired_tails(decoder, ids, split(ids)[1])
+    judging = split(Tokens.given(ids))[1]
+    found = repaired_tails(decoder, Tokens.given(ids), judging)
     for kept in range(1, 8):
         tail = frozenset(range(kept, 8))
-        refit = RepairWalk(decoder, tail, ids, lambda *_: None).walk()
+        refit = RepairWalk(decoder, tail, Tokens.given(ids), lambda *_: None).walk()
         assert found[kept - 1][0] == pytest.approx(refit.losses()[2], rel=1e-5)
-    assert found[7][0] == pytest.approx(naive.losses(checkpoint.directory, split(ids)[1], [[]])[0], rel=1e-5)
+    assert found[7][0] == pytest.approx(naive.losses(checkpoint.directory, judging.ids, [[]])[0], rel=1e-5)
     assert found[7][1] == pytest.approx(0, abs=1e-6)
 
 
 def test_with_repair_all_is_measured_on_samples_that_were_not_fitted():
     checkpoint = Checkpoint.open(tiny("llama"))
     ids = torch.randint(3, 90, (64, 10), generator=torch.Generator().manual_seed(3))
-    rest, judging = split(ids)
+    rest, judging = split(Tokens.given(ids))
     found = sweep(checkpoint, Tokens(ids, "made", False, 0), repair=True)
     assert [depth.loss for depth in found.depths] == pytest.approx(
-        naive.losses(checkpoint.directory, judging, TAILS), rel=2e-5
+        naive.losses(checkpoint.directory, judging.ids, TAILS), rel=2e-5
     )
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     expected = [loss for loss, _ in repaired_tails(decoder, rest, judging)][::-1]

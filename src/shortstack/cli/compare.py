@@ -14,6 +14,8 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Only, Without
 from shortstack.cli.options import REPAIR_SAMPLES, Model, Session, unused
+from shortstack.data import CalibrationText
+from shortstack.data.mixture import MIX, SEVERAL
 from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, Tasks
@@ -72,8 +74,8 @@ def _times_unpruned(row: ComparisonRow, ratio: Ratio | None) -> str:
 class CalibrationOptions:
     """What baselines choose their layers, neurons and masks on."""
 
-    text: str = option("pydoc", help=f"Calibration text: {TEXT}")
-    samples: int = option(32, help="Calibration windows of 128 tokens, drawn by seed.", minimum=1)
+    text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
+    samples: int = option(32, help="Calibration windows of each text, of 128 tokens, drawn by seed.", minimum=1)
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
     repair: bool = option(False, help="Also with the kept layers refitted in closed form.")
     repair_samples: int = option(
@@ -97,13 +99,14 @@ class CalibrationOptions:
     ) -> Calibration:
         """What compare() is given."""
         from shortstack.comparison import Calibration, heal_as_recipe
-        from shortstack.data import Tokens
         from shortstack.data.splits import HELD_OUT
+        from shortstack.decoder import calibration_tokens
 
-        tokenizer, seed = checkpoint.tokenizer(), compute.seed
-        tokens, repair = Tokens.read(self.text, tokenizer, samples=self.samples, seed=seed), None
+        text, repair = CalibrationText(self.text, self.samples), None
+        tokens = calibration_tokens(checkpoint, text, compute=compute, progress=progress)
         if self.repair:
-            repair = Tokens.read(self.text, tokenizer, samples=self.repair_samples, seed=seed, at_least=HELD_OUT)
+            text = text.of_all(self.repair_samples)
+            repair = calibration_tokens(checkpoint, text, at_least=HELD_OUT, compute=compute, progress=progress)
         heal = heal_as_recipe(self.heal, device=compute.device, progress=progress) if self.heal else None
         return Calibration(tokens, repair, self.metric, self.search, heal, healed)
 

@@ -34,7 +34,7 @@ REPAIR_SAMPLES = 256
 
 
 def repair_text(text: CalibrationText, samples: int) -> CalibrationText:
-    """The text to repair on: at most so many windows, since a short text has fewer.
+    """The text to repair on: at most so many windows in all, since a short text has fewer.
 
     Raises:
         InputError: --samples was typed where --repair-samples was meant.
@@ -46,7 +46,7 @@ def repair_text(text: CalibrationText, samples: int) -> CalibrationText:
             found=f"--samples {text.samples}",
             fix=f"write --repair-samples {text.samples}",
         )
-    return replace(text, samples=samples)
+    return text.of_all(samples)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.cli import console
@@ -83,7 +83,7 @@ def prune(
         else:
             chosen = choose(checkpoint, choice, text, compute=compute, progress=progress)
         say_moved(chosen)
-        windows = replace(text, samples=asked.repair_samples)
+        windows = text.of_all(asked.repair_samples)
         repaired = refitted(checkpoint, chosen.plan, windows, compute, progress) if asked.repair else None
         size = asked.max_shard_size
         prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_size=size, progress=progress)

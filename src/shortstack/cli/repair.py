@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,7 +52,7 @@ def repair_verb(
         origin = session.source.open(asked.source, progress)
         chosen = cut_of(session.alone.open(directory, progress), origin)
         check_fits(asked.output, origin, chosen)
-        windows = replace(text, samples=asked.repair_samples)
+        windows = text.of_all(asked.repair_samples)
         repaired = refitted(origin, chosen, windows, session.compute, progress)
         prune_checkpoint(origin, chosen, asked.output, repair=repaired, progress=progress)
     if session.report.json:
@@ -67,9 +67,10 @@ def refitted(
 ) -> Repair:
     """What refitting kept layers gives for a cut."""
     from shortstack.data.splits import HELD_OUT
+    from shortstack.decoder import calibration_tokens
     from shortstack.repairing import repair
 
-    tokens = text.tokens(checkpoint.tokenizer(), compute.seed, at_least=HELD_OUT)
+    tokens = calibration_tokens(checkpoint, text, at_least=HELD_OUT, compute=compute, progress=progress)
     return repair(checkpoint, frozenset(chosen.removed), tokens, compute=compute, progress=progress)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from shortstack.scoring.scores import removal_order
 
 if TYPE_CHECKING:
     from shortstack.scoring import Scores
+
+
+BAR = 10  # characters of the longest bar
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,15 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
     """
     asked.check()
 
+    from shortstack.decoder import calibration_tokens
     from shortstack.scoring import score as score_layers
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         needs_text = any(each.needs_text for each in metrics_named(asked.metric))
-        tokens = text.tokens(checkpoint.tokenizer(), session.compute.seed) if needs_text else None
+        tokens = (
+            calibration_tokens(checkpoint, text, compute=session.compute, progress=progress) if needs_text else None
+        )
         scores = score_layers(
             checkpoint, tokens, metrics=asked.metric, window=asked.window, compute=session.compute, progress=progress
         )
@@ -95,12 +102,36 @@ def show_scores(scores: Scores) -> None:
     if scores.scores:
         columns = {metric: _ranked(values) for metric, values in scores.scores.items()}
         console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)
+    show_abilities(scores)
     if scores.window and scores.window_scores:
         starts = range(scores.layers - scores.window + 1)
         blocks = [show_layers(range(start, start + scores.window)) for start in starts]
         heading = f"blocks of {scores.window} layers"
         columns = {metric: _ranked(values) for metric, values in scores.window_scores.items()}
         console.show_columns(heading if scores.scores else f"{heading}: {title}", ("layers", blocks), columns)
+
+
+def show_abilities(scores: Scores) -> None:
+    """What each layer carries: what its removal costs on each kind of text, and which look cheap on one and are not."""
+    lost = {source: kind.lost() for source, kind in scores.kinds.items()}
+    costs = {source: values for source, values in lost.items() if values is not None}
+    if len(costs) < 2:
+        return
+    most = max(map(max, costs.values()))
+    columns = {source: [_cost(value, most) for value in values] for source, values in costs.items()}
+    title = "what each layer carries: nats per token that are lost without it, by kind of text"
+    console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)
+    first = next(iter(costs))
+    for source in list(costs)[1:]:
+        hidden = scores.hidden_carriers(first, source)
+        if hidden:
+            console.show(f"Cheap on {first} and dear on {source}: {show_layers(hidden)}.")
+
+
+def _cost(value: float, most: float) -> str:
+    """A number, and a bar for its square root: what is dear is many times what is cheap."""
+    bar = "#" * round(BAR * math.sqrt(max(value, 0) / most)) if most > 0 else ""
+    return f"{value:6.2f} {bar:<{BAR}}"
 
 
 def _ranked(values: Sequence[float]) -> list[str]:

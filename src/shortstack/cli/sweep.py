@@ -75,13 +75,16 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
         plots.check_picture(asked.plot)
 
     from shortstack.data.splits import HELD_OUT
+    from shortstack.decoder import calibration_tokens
     from shortstack.scoring import sweep as sweep_depths
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
+        at_least = HELD_OUT if asked.repair else None
+        tokens = calibration_tokens(checkpoint, text, at_least=at_least, compute=session.compute, progress=progress)
         curve = sweep_depths(
             checkpoint,
-            text.tokens(checkpoint.tokenizer(), session.compute.seed, at_least=HELD_OUT if asked.repair else None),
+            tokens,
             task=asked.questions,
             repair=asked.repair,
             compute=session.compute,

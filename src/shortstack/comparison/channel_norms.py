@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.batching import batched
+from shortstack.decoder.batching import Batches
 from shortstack.decoder.hooks import linear_layers, recorded_inputs
 from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, silent
@@ -18,7 +19,7 @@ def input_norms(decoder: Decoder, ids: Tensor, *, progress: Progress = silent) -
 
     By the names of modules in the whole model, [inputs] in float64; from one walk of the unchanged model.
     """
-    walks = [decoder.enter(batch) for batch in batched(ids, decoder.device)]
+    walks = [decoder.enter(batch) for batch in Batches.of(Tokens.given(ids), decoder.device).ids]
     walk = decoder.through(walks, range(len(decoder.layers)))
     norms: dict[str, Tensor] = {}
     for number, layer in enumerate(decoder.layers):

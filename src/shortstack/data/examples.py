@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shortstack.data.sources import prompt_and_response, read_records, record_format
-from shortstack.data.tokens import bos_ids, check_text, encode
+from shortstack.data.mixture import Weighted, Written, parse_sources
+from shortstack.data.sources import OWN, prompt_and_response, read_records, record_format
+from shortstack.data.tokens import bos_ids, check_text, encode, filled_window, own_texts
 from shortstack.errors import DataError, parameter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+ENDLESS_SAMPLES = 512  # where nothing says how many
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,51 @@ class Example:
 
 
 def read_examples(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, seed: int = 0
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = 256,
+    seed: int = 0,
+    most: int | None = None,
+    written: Written | None = None,
 ) -> list[Example]:
-    """Samples to heal on: text is cut into windows that count whole; elsewhere only responses count.
+    """Samples to heal on, shuffled: text is cut into windows that count whole; elsewhere only responses count.
 
-    Samples longer than max_length are cut at its end; one with nothing left to learn is dropped.
+    Samples longer than max_length are cut at its end; one with nothing left to learn is dropped. Of several sources each
+    gives a part of the samples by its weight, as many as the one that has least allows. most: not more than so many in all.
+    written: for `self`, gives texts that the model wrote.
 
     Raises:
         DataError: the data cannot be read, or nothing in it can be learnt from.
     """
+    sources, rng = parse_sources(source), random.Random(seed)
+    read = {each.source: _read(each.source, tokenizer, max_length, seed) for each in sources if not each.endless}
+    wanted = shares(sources, {name: len(examples) for name, examples in read.items()}, most)
+    for name, amount in wanted.items():
+        if name not in read:
+            read[name] = _made(name, amount, tokenizer, max_length, seed, written)
+    if len(sources) == 1:
+        return rng.sample(read[source], len(read[source]))[:most]
+    chosen = [example for name, amount in wanted.items() for example in rng.sample(read[name], amount)]
+    return rng.sample(chosen, len(chosen))
+
+
+def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: int | None) -> dict[str, int]:
+    """How many samples each source gives, by its weight. sizes: of those that have an end.
+
+    >>> shares([Weighted("a.txt"), Weighted("self", 0.5)], {"a.txt": 100}, most=None)
+    {'a.txt': 100, 'self': 50}
+    >>> shares([Weighted("a.txt"), Weighted("self", 0.5)], {"a.txt": 100}, most=60)
+    {'a.txt': 40, 'self': 20}
+    """
+    whole = sum(each.weight for each in sources)
+    bounds = [sizes[each.source] / each.weight for each in sources if each.source in sizes]
+    unit = min([*bounds, *([most / whole] if most else [])], default=ENDLESS_SAMPLES / whole)
+    return {each.source: max(1, round(unit * each.weight)) for each in sources}
+
+
+def _read(source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int) -> list[Example]:
+    """The samples of a source that has an end."""
     records = list(read_records(source, seed=seed))
     examples = [example for record in records for example in _examples(record, tokenizer, max_length)]
     useful = [example for example in examples if any(example.learn[1:])]
@@ -43,7 +83,33 @@ def read_examples(
             found=f"none among {len(records)} records",
             fix=f"raise {parameter('max_length')}, or check the data",
         )
-    return random.Random(seed).sample(useful, len(useful))
+    return useful
+
+
+def _made(
+    source: str,
+    amount: int,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    seed: int,
+    written: Written | None,
+) -> list[Example]:
+    """So many samples of a source that is written as it is read."""
+    bos = bos_ids(tokenizer)
+    room = max_length - len(bos)
+    if source == OWN:
+        windows = [
+            (*bos, *ids[start : start + room])
+            for ids in own_texts(written)(amount)
+            for start in range(0, len(ids), room)
+        ]
+        return [Example(window, (True,) * len(window)) for window in windows if len(window) > len(bos) + 1][:amount]
+    rng = random.Random(f"{seed} {source} to learn")  # other texts than those that calibrate
+    filled = [filled_window(source, tokenizer, room, rng) for _ in range(amount)]
+    return [
+        Example((*bos, *(token for token, _ in each)), (*(False for _ in bos), *(counts for _, counts in each)))
+        for each in filled
+    ]
 
 
 def _examples(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:
@@ -73,7 +139,7 @@ def _chat_examples(
     answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         return []
-    whole = _render(messages, tokenizer)
+    whole = render(messages, tokenizer)
     spans = [_answer_span(messages[: turn + 1], tokenizer) for turn in answers]
     if all(whole.startswith(text) for text, _ in spans):
         return [_learning(whole, [(start, len(text)) for text, start in spans], tokenizer, max_length)]
@@ -86,7 +152,7 @@ def _answer_span(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
     Raises:
         DataError: the template does not render the conversation as the prompt for its last answer and then that answer.
     """
-    prompt, text = _render(messages[:-1], tokenizer, answer=True), _render(messages, tokenizer)
+    prompt, text = render(messages[:-1], tokenizer, answer=True), render(messages, tokenizer)
     if not text.startswith(prompt):
         raise DataError(
             _place(messages),
@@ -107,7 +173,7 @@ def _learning(
     return Example(tuple(encoded["input_ids"][:max_length]), learn[:max_length])
 
 
-def _render(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, answer: bool = False) -> str:
+def render(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, answer: bool = False) -> str:
     """The conversation by the tokenizer's chat template; answer: with what opens the next answer."""
     from jinja2.exceptions import TemplateError
 

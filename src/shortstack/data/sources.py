@@ -1,7 +1,8 @@
 """Where text comes from, and the record formats of instruction and chat data.
 
 A source is `pydoc` (the standard library's language reference topics; the last 20 % is held out and never calibrates), a
-.txt file, a .jsonl or .json file, or a hub dataset `org/name` or `org/name:split`.
+.txt file, a .jsonl or .json file, or a hub dataset `org/name` or `org/name:split`. Two kinds have no end and are written as
+they are read: `self`, by the model, and those of in_context.py, by a seeded program.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 from shortstack.errors import DataError, InputError, one_line, parameter
 from shortstack.machine.hub import hub_or_copies
 
-TEXT = "pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name."
+OWN = "self"  # what the model writes itself
+TEXT = "pydoc, self (what the model writes), copying, recall, a .txt, .json or .jsonl file, or a hub dataset org/name."
 HELD_OUT_SHARE = 0.2
 PROMPT = (
     "Below is an instruction that describes a task{with_input}. "

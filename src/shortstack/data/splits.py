@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from shortstack.data.tokens import Tokens
 from shortstack.errors import DataError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 HELD_OUT = 4  # one sample in so many
 
@@ -20,18 +14,19 @@ def check_enough(tokens: Tokens, fix: str, *, at_least: int = HELD_OUT) -> None:
     Raises:
         DataError: they are too few; `fix` says how to have more.
     """
-    if len(tokens.ids) < at_least:
-        raise DataError(
-            tokens.source,
-            expected=f"at least {at_least} samples, since one in {HELD_OUT} is held out",
-            found=str(len(tokens.ids)),
-            fix=fix,
-        )
+    for kind, _ in tokens.parts:
+        if kind.samples < at_least:
+            raise DataError(
+                kind.source,
+                expected=f"at least {at_least} samples, since one in {HELD_OUT} is held out",
+                found=str(kind.samples),
+                fix=fix,
+            )
 
 
-def split(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples [samples, length] to fit on, and every fourth, held out."""
+def split(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """Samples to fit on, and every fourth of each kind, held out."""
     import torch
 
-    held_out = torch.arange(len(ids)) % HELD_OUT == HELD_OUT - 1
-    return ids[~held_out], ids[held_out]
+    held_out = torch.cat([torch.arange(kind.samples) % HELD_OUT == HELD_OUT - 1 for kind, _ in tokens.parts])
+    return tokens.rows(~held_out), tokens.rows(held_out)

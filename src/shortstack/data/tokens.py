@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from shortstack.data.sources import TEXT, parse_samples, read_documents
+from shortstack.data.in_context import IN_CONTEXT, MOST
+from shortstack.data.mixture import MIX, SEVERAL, Weighted, Written, check_sources, parse_sources
+from shortstack.data.sources import OWN, TEXT, parse_samples, read_documents
 from shortstack.errors import DataError, parameter
 from shortstack.machine.options import check_options, option
 
@@ -18,13 +21,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """So many samples of one source, and how much they count beside those of others."""
+
+    source: str
+    samples: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Tokens:
-    """Equal windows of token ids, [samples, length], and where they come from. bos: each window starts with BOS."""
+    """Equal windows of token ids, [samples, length], and where they come from. bos: each window starts with BOS.
+
+    kinds: the sources, where there are several, their samples one after the other. counted: [samples, length], which tokens
+    count when they are predicted; None: all.
+    """
 
     ids: Tensor
     source: str
     bos: bool
     seed: int
+    kinds: tuple[Kind, ...] = ()
+    counted: Tensor | None = None
+
+    @classmethod
+    def given(cls, ids: Tensor) -> Tokens:
+        """Windows [samples, length] of which nothing else is known."""
+        return cls(ids, "given", False, 0)
 
     @classmethod
     def read(
@@ -37,13 +60,15 @@ class Tokens:
         seed: int = 0,
         held_out: bool = False,
         at_least: int | None = None,
+        written: Written | None = None,
     ) -> Tokens:
         """`samples` random windows of `length` tokens (BOS included), or with None every window, in order.
 
         Windows never overlap and never cross documents. With several documents each gives one window at a random place,
         as in the paper; a document shorter than a window is passed over. BOS is added where the tokenizer itself adds it.
         held_out: of `pydoc`, read the last 20 % instead of the first 80 %. at_least: fewer than `samples` will do, where the
-        text has no more, but not fewer than this.
+        text has no more, but not fewer than this. written: for `self`, gives texts that the model wrote. Of a source of
+        in_context.py windows are filled with one text after the other, and what the text before determines counts.
 
         Raises:
             DataError: no such text, not UTF-8, a wrong line, or fewer windows than asked for.
@@ -59,11 +84,23 @@ class Tokens:
                 found=f"samples {samples}, length {length}",
                 fix="ask for more",
             )
+        if samples is None and Weighted(source).endless:
+            raise DataError(
+                source,
+                expected="a number of windows, since this text has no end",
+                found="all",
+                fix=f"write {parameter('samples', 10)}",
+            )
+        if source in IN_CONTEXT:
+            return cls._in_context(source, tokenizer, samples or 1, length, seed)
+        if source == OWN:
+            texts = _own(written, samples or 1)
+        else:
+            texts = (encode(tokenizer, text) for text in read_documents(source, seed=seed, held_out=held_out))
         sizes: list[int] = []
 
         def documents() -> Iterator[list[int]]:
-            for text in read_documents(source, seed=seed, held_out=held_out):
-                ids = encode(tokenizer, text)
+            for ids in texts:
                 sizes.append(len(ids))
                 yield ids
 
@@ -78,6 +115,54 @@ class Tokens:
                 fix=f"give more text, or a smaller {parameter('samples')} or {parameter('length')}",
             )
         return cls(torch.tensor(windows), source, bool(bos), seed)
+
+    @classmethod
+    def _in_context(
+        cls, source: str, tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: int
+    ) -> Tokens:
+        """Windows of a source of in_context.py, each filled with one text after the other."""
+        import torch
+
+        bos, rng = bos_ids(tokenizer), random.Random(f"{seed} {source}")
+        windows = [filled_window(source, tokenizer, length - len(bos), rng) for _ in range(samples)]
+        ids = torch.tensor([[*bos, *(token for token, _ in window)] for window in windows])
+        counted = torch.tensor([[*(False for _ in bos), *(counts for _, counts in window)] for window in windows])
+        return cls(ids, source, bool(bos), seed, counted=counted)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens], weights: Sequence[float], source: str) -> Tokens:
+        """Windows of several sources as one; source: what is said of all together.
+
+        Raises:
+            DataError: windows of one source are shorter than those of another.
+        """
+        import torch
+
+        ids = torch.cat([part.ids for part in parts])
+        masks = [part._counting() for part in parts]
+        counted = torch.cat(masks) if any(part.counted is not None for part in parts) else None
+        kinds = [Kind(part.source, len(part.ids), weight) for part, weight in zip(parts, weights, strict=True)]
+        return cls(ids, source, parts[0].bos, parts[0].seed, tuple(kinds), counted)
+
+    def _counting(self) -> Tensor:
+        import torch
+
+        return torch.ones_like(self.ids, dtype=torch.bool) if self.counted is None else self.counted
+
+    @property
+    def parts(self) -> tuple[tuple[Kind, slice], ...]:
+        """Each kind and its rows; one kind where there is one source."""
+        ends = list(itertools.accumulate(kind.samples for kind in self.kinds))
+        rows = [slice(end - kind.samples, end) for kind, end in zip(self.kinds, ends, strict=True)]
+        return tuple(zip(self.kinds, rows, strict=True)) or (
+            (Kind(self.source, len(self.ids)), slice(0, len(self.ids))),
+        )
+
+    def rows(self, chosen: Tensor) -> Tokens:
+        """The windows for which chosen [samples] is true; of each kind at least one must be."""
+        kinds = tuple(replace(kind, samples=int(chosen[rows].sum())) for kind, rows in self.parts)
+        counted = None if self.counted is None else self.counted[chosen]
+        return replace(self, ids=self.ids[chosen], kinds=kinds if self.kinds else (), counted=counted)
 
     @property
     def sha256(self) -> str:
@@ -94,6 +179,7 @@ class Tokens:
             "bos": self.bos,
             "seed": self.seed,
             "sha256": self.sha256,
+            **({"kinds": [asdict(kind) for kind in self.kinds]} if self.kinds else {}),
         }
 
 
@@ -101,25 +187,56 @@ class Tokens:
 class CalibrationText:
     """The text that metrics look at.
 
-    samples: windows drawn by seed, or "all" in order. length: tokens of a window, BOS included.
+    samples: windows of each source, drawn by seed, or "all" in order. length: tokens of a window, BOS included.
     """
 
-    text: str = option("pydoc", help=f"Calibration text: {TEXT}")
-    samples: int | str = option(10, help="Calibration windows: a number drawn by seed, or all in order.")
+    text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
+    samples: int | str = option(10, help="Calibration windows of each text: a number drawn by seed, or all in order.")
     length: int = option(128, help="Tokens per calibration window.", minimum=4)
 
     def __post_init__(self) -> None:
         parse_samples(self.samples)
         check_options(self)
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0, *, at_least: int | None = None) -> Tokens:
-        """The windows; at_least: as in Tokens.read.
+    def check(self) -> None:
+        """Refuse texts that cannot be read, before a model is opened; the hub is not asked.
 
         Raises:
-            DataError: as Tokens.read.
+            DataError: as check_sources.
         """
-        samples = parse_samples(self.samples)
-        return Tokens.read(self.text, tokenizer, samples=samples, length=self.length, seed=seed, at_least=at_least)
+        check_sources(self.text)
+
+    def of_all(self, samples: int) -> CalibrationText:
+        """The same text, of all its sources together about so many windows."""
+        return replace(self, samples=-(-samples // len(parse_sources(self.text))))
+
+    def tokens(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int = 0,
+        *,
+        at_least: int | None = None,
+        written: Written | None = None,
+    ) -> Tokens:
+        """The windows; at_least, written: as in Tokens.read.
+
+        Raises:
+            DataError: as Tokens.read and parse_sources.
+        """
+        samples, sources = parse_samples(self.samples), parse_sources(self.text)
+        parts = [
+            Tokens.read(
+                each.source,
+                tokenizer,
+                samples=samples,
+                length=self.length,
+                seed=seed,
+                at_least=at_least,
+                written=written,
+            )
+            for each in sources
+        ]
+        return parts[0] if len(parts) == 1 else Tokens.joined(parts, [each.weight for each in sources], self.text)
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -154,6 +271,63 @@ def check_text(text: str) -> None:
             found=f"a lone surrogate at character {error.start}",
             fix="correct or delete that record",
         ) from error
+
+
+def own_texts(written: Written | None) -> Written:
+    """What gives texts that the model wrote.
+
+    Raises:
+        DataError: there is none.
+    """
+    if written is None:
+        raise DataError(
+            OWN,
+            expected="a model that writes it",
+            found="a tokenizer alone",
+            fix="call calibration_tokens(checkpoint, CalibrationText(...)), or name other texts",
+        )
+    return written
+
+
+def _own(written: Written | None, samples: int) -> Iterator[list[int]]:
+    """Texts of the model as token ids, more and more of them: some are shorter than a window."""
+    read = 0
+    for asked in (samples + samples // 4, 2 * samples, 4 * samples):
+        texts = own_texts(written)(asked)
+        yield from map(list, texts[read:])
+        read = len(texts)
+
+
+def filled_window(
+    source: str, tokenizer: PreTrainedTokenizerBase, room: int, rng: random.Random
+) -> list[tuple[int, bool]]:
+    """`room` tokens of texts one after the other, shorter ones where they would not fit, and whether each counts.
+
+    Raises:
+        DataError: not even the shortest text fits.
+    """
+    window: list[tuple[int, bool]] = []
+    between, most = [(token, False) for token in encode(tokenizer, "\n\n")], MOST
+    while most:
+        text = list(_marked(IN_CONTEXT[source](rng, most), tokenizer))
+        if len(window) + len(text) <= room:
+            window += [*text, *between]
+        else:
+            most //= 2
+    if not window:
+        raise DataError(
+            source,
+            expected="windows that such a text fits into",
+            found=f"{room} tokens",
+            fix=f"raise {parameter('length')}, or name other texts",
+        )
+    return [*window, *text][:room]
+
+
+def _marked(passages: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, bool]]:
+    """The passages as tokens, and whether each is of one that what stands before it determines."""
+    for text, determined in passages:
+        yield from ((token, determined) for token in encode(tokenizer, text))
 
 
 def _windows(documents: Iterator[list[int]], room: int, samples: int | None, seed: int) -> list[list[int]]:

@@ -5,6 +5,9 @@ from . import hooks as hooks
 from . import layer_io as layer_io
 from . import likelihoods as likelihoods
 from . import losses as losses
+from . import own_text as own_text
 from . import quantisation as quantisation
 from . import wrapping as wrapping
 from .decoder import Decoder as Decoder
+from .own_text import OwnText as OwnText
+from .own_text import calibration_tokens as calibration_tokens

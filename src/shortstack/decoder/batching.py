@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from shortstack.data import Tokens
+from shortstack.data.tokens import Kind
 
 BATCH_TOKENS = 2048  # of a batch that passes the layers
 
@@ -30,9 +34,53 @@ def padded(
     return torch.tensor(filled, device=device)
 
 
-def batched(ids: Tensor, device: torch.device) -> list[Tensor]:
-    """Samples [samples, length] on a device, about BATCH_TOKENS tokens at a time."""
-    return list(ids.to(device).split(max(1, BATCH_TOKENS // ids.shape[1])))
+@dataclass(frozen=True)
+class Batches:
+    """Windows on a device, about BATCH_TOKENS tokens at a time; each batch is of one kind.
+
+    ids: token ids [batch, length] each. kind_of: each batch's place among `kinds`. counted: [batch, length], which tokens of
+    each batch count when they are predicted; None: all.
+    """
+
+    ids: Sequence[Tensor]
+    kinds: Sequence[Kind]
+    kind_of: Sequence[int]
+    counted: Sequence[Tensor | None]
+
+    @classmethod
+    def of(cls, tokens: Tokens, device: torch.device) -> Batches:
+        size = max(1, BATCH_TOKENS // tokens.ids.shape[1])
+        parts = [tokens.ids[rows].to(device).split(size) for _, rows in tokens.parts]
+        ids = [batch for part in parts for batch in part]
+        counted = tokens.counted
+        return cls(
+            ids,
+            [kind for kind, _ in tokens.parts],
+            [number for number, part in enumerate(parts) for _ in part],
+            [None] * len(ids) if counted is None else counted.to(device).split([len(batch) for batch in ids]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def largest(self) -> int:
+        """Tokens of the largest batch."""
+        return max(batch.numel() for batch in self.ids)
+
+    def predicted(self, kind: int) -> int:
+        """How many tokens of a kind count when they are predicted."""
+        own = [number for number, each in enumerate(self.kind_of) if each == kind]
+        return sum(_predicted(self.ids[number], self.counted[number]) for number in own)
+
+    def mean(self, values: Sequence[float]) -> float:
+        """Of a number for each kind, by the kinds' weights."""
+        total = sum(kind.weight for kind in self.kinds)
+        return sum(kind.weight * value for kind, value in zip(self.kinds, values, strict=True)) / total
+
+
+def _predicted(ids: Tensor, counted: Tensor | None) -> int:
+    return ids[:, 1:].numel() if counted is None else int(counted[:, 1:].sum())
 
 
 def by_length(lengths: Sequence[int], *, batch: int | None = None) -> list[list[int]]:

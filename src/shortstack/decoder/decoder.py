@@ -28,7 +28,6 @@ from shortstack.machine.memory import available_memory
 SkippedLayers = frozenset[int]
 UNPRUNED: SkippedLayers = frozenset()
 Batch = TypeVar("Batch")
-Observer = Callable[[int, Tensor, Tensor], None]
 STREAM_BYTES = 2 << 30  # hidden streams held at once; more batches are walked in turns
 STACK_TOKENS = 2048  # streams of fewer tokens pass a layer together
 Group = tuple[tuple[SkippedLayers, ...], State]  # sets whose streams have not parted yet, and their one stream
@@ -36,16 +35,23 @@ Group = tuple[tuple[SkippedLayers, ...], State]  # sets whose streams have not p
 
 @dataclass
 class WalkState:
-    """How far one batch of token ids [batch, length] has come: its streams in groups, and the layer they enter next."""
+    """How far one batch of token ids [batch, length] has come: its streams in groups, and the layer they enter next.
+
+    number: which of many batches it is, for who walks them.
+    """
 
     ids: Tensor
     groups: list[Group]
     layer: int = 0
+    number: int = 0
 
     @property
     def hidden(self) -> dict[SkippedLayers, Tensor]:
         """The hidden states by skipped layers, [batch, length, width]; streams that never parted are one tensor."""
         return {skipped: state.hidden for together, state in self.groups for skipped in together}
+
+
+Observer = Callable[[WalkState, int, Tensor, Tensor], None]
 
 
 def _nothing(_count: int) -> None:
@@ -101,7 +107,7 @@ class Decoder(Layered):
     ) -> Iterator[int]:
         """Take every walk through these layers: all of them through one layer, then through the next.
 
-        observe(layer, before, after) sees the stream of each walk's first set of layers, [batch, length, width].
+        observe(walk, layer, before, after) sees the stream of each walk's first set of layers, [batch, length, width].
         on_forward is told how many streams have passed a layer. Yields a layer's number when all are through.
         """
         for layer in layers:
@@ -129,7 +135,7 @@ class Decoder(Layered):
             taken = layer not in together[0]
             groups.append((together, state if taken else State(before.hidden, state.carried)))
             if observe and taken and first in together:
-                observe(layer, before.hidden, state.hidden)
+                observe(walk, layer, before.hidden, state.hidden)
         # The first set's group stays first.
         return sorted([*groups, *passing], key=lambda group: first not in group[0])
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from shortstack.decoder.batching import by_length, padded
+from shortstack.machine.memory import available_memory
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
+
+ROWS = 64  # that are written at once: a step reads all weights, however many rows it is for
 
 
 @torch.no_grad()
@@ -31,7 +34,7 @@ def generate(
     asks for are left aside: they would hide what the model itself does.
     """
     written: list[list[int]] = [[] for _ in prompts]
-    groups = _groups(prompts, max_new_tokens)
+    groups = _groups(prompts, max_new_tokens, _rows(model, longest(prompts, max_new_tokens)))
     with _seeded(seed):
         for count, numbers in enumerate(groups, start=1):
             some, limits = [prompts[number] for number in numbers], [max_new_tokens[number] for number in numbers]
@@ -47,15 +50,24 @@ def longest(prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> 
     >>> longest([[1, 2], [3]], [4, 6])
     8
     """
-    groups = _groups(prompts, max_new_tokens)
+    groups = _groups(prompts, max_new_tokens, ROWS)
     return max(max(len(prompts[n]) for n in group) + max(max_new_tokens[n] for n in group) for group in groups)
 
 
-def _groups(prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
-    """Which prompts go together: those of alike length; a group is as large as its prompts are with what is written."""
+def _groups(prompts: Sequence[Sequence[int]], limits: Sequence[int], rows: int) -> list[list[int]]:
+    """Which prompts go together: those of alike length, so many at once."""
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    groups = by_length([len(prompts[number]) + limits[number] for number in order])
+    groups = by_length([len(prompts[number]) + limits[number] for number in order], batch=rows)
     return [[order[place] for place in group] for group in groups]
+
+
+def _rows(model: PreTrainedModel, tokens: int) -> int:
+    """ROWS, or as many as half of the free memory holds keys, values and logits of, at the most an architecture keeps."""
+    config = model.config.get_text_config()
+    keys_and_values = 2 * config.num_hidden_layers * config.hidden_size * tokens * model.dtype.itemsize
+    logits = 4 * 4 * config.vocab_size  # a few copies in fp32
+    room = available_memory(str(model.device)) // 2
+    return max(1, min(ROWS, room // int(keys_and_values + logits)))
 
 
 def _batch(

@@ -19,29 +19,30 @@ PIECE_BYTES = (512 << 20, 4 << 20)  # fp32 logits of a piece, on an accelerator 
 
 
 @torch.no_grad()
-def next_token_losses(decoder: Decoder, ids: Tensor, hidden: Tensor) -> Tensor:
-    """Next-token cross-entropy in nats of each predicted token, fp32: [batch, length - 1].
+def next_token_losses(decoder: Decoder, ids: Tensor, hidden: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Next-token cross-entropy in nats of each predicted token that counts, fp32: [tokens], sample after sample.
 
-    ids: [batch, length]; hidden: [batch, length, width] as it leaves the last layer.
+    ids: [batch, length]; hidden: [batch, length, width] as it leaves the last layer; counted: as in predicting.
     """
     parts = [
         -_chosen(log_softmax, wanted)
-        for some, targets in chunks(decoder, *predicting(ids, hidden))
+        for some, targets in chunks(decoder, *predicting(ids, hidden, counted))
         for log_softmax, wanted in pieces(decoder.token_logits(some), targets)
     ]
-    return torch.cat(parts).view(ids.shape[0], -1)
+    return torch.cat(parts)
 
 
 @torch.no_grad()
 def divergences(
-    decoder: Decoder, ids: Tensor, whole: Tensor, others: Sequence[Tensor]
+    decoder: Decoder, ids: Tensor, whole: Tensor, others: Sequence[Tensor], counted: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For chunk after chunk of predicted tokens: losses and KL(whole || other) in nats, each [others, tokens], fp32.
 
     whole, others: hidden states [batch, length, width] as they leave the last layer of the model and of its shorter forms.
+    counted: as in predicting.
     """
-    states, targets = predicting(ids, whole)
-    shorter = [predicting(ids, hidden)[0] for hidden in others]
+    states, targets = predicting(ids, whole, counted)
+    shorter = [predicting(ids, hidden, counted)[0] for hidden in others]
     rows = decoder.chunk_rows(states)
     for start in range(0, len(targets), rows):
         here = slice(start, start + rows)
@@ -60,9 +61,14 @@ def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) 
     return torch.cat(losses), torch.cat(kls)
 
 
-def predicting(ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The states that predict a token, [tokens, width], and the tokens they predict."""
-    return hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+def predicting(ids: Tensor, hidden: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The states that predict a token, [tokens, width], and the tokens they predict.
+
+    counted: [batch, length], which tokens count when they are predicted; None: all.
+    """
+    if counted is None:
+        return hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    return hidden[:, :-1][counted[:, 1:]], ids[:, 1:][counted[:, 1:]]
 
 
 def chunks(decoder: Decoder, states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

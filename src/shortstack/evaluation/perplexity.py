@@ -43,7 +43,9 @@ def measure(
     losses = []
     for number, batch in enumerate(batches, start=1):
         ids = batch.to(decoder.device)
-        losses.append(in_float64(next_token_losses(decoder, ids, decoder.walk(ids, [route])[route])).cpu())
+        losses.append(
+            in_float64(next_token_losses(decoder, ids, decoder.walk(ids, [route])[route])).view(len(ids), -1).cpu()
+        )
         progress("measuring perplexity", number, len(batches))
     table = torch.cat(losses)
     mean, windows = checked(float(table.mean()), f"loss on {tokens.source}"), table.mean(dim=1)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shortstack.data.sources import check_source
+from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
+from shortstack.data.sources import OWN
 from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.options import check_options, option
 
 HELD_OUT_SHARE = 0.05
-DATA = "Text or instructions: pydoc, .txt, .jsonl or .json (text, alpaca, dolly, chat or prompt), or a hub dataset."
+DATA = (
+    "Text or instructions: pydoc, self (what the teacher writes), copying, recall, .txt, .jsonl or .json (text, alpaca, "
+    f"dolly, chat or prompt), or a hub dataset. {SEVERAL}"
+)
 
 
 def held_out_count(samples: int, held_out: int | None = None) -> int:
@@ -44,6 +48,11 @@ class TrainingData:
             )
 
     @property
+    def own(self) -> bool:
+        """Whether a teacher writes a part of it, or the answers."""
+        return self.self_generate or any(each.source == OWN for each in parse_sources(self.data or ""))
+
+    @property
     def source(self) -> str:
         """Where the samples come from.
 
@@ -60,9 +69,9 @@ class TrainingData:
 
         Raises:
             InputError: none is named.
-            DataError: there is no such file, or the name can be none of the hub's.
+            DataError: there is no such file, or the name can be none of the hub's; a weight is no number.
         """
-        check_source(self.source)
+        check_sources(self.source)
 
     def held_out_of(self, samples: int) -> int:
         """How many of the samples that were read are held out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, read_examples
-from shortstack.decoder import Decoder
+from shortstack.decoder import Decoder, OwnText
 from shortstack.errors import CheckpointError, TrainingError, parameter
 from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer, Frozen, OnTheFly
@@ -159,8 +159,18 @@ class HealingRun:
     def examples(self) -> list[Example]:
         """The samples, the held-out ones first."""
         data, seed = self.task.training_data, self.task.schedule.seed
-        examples = read_examples(data.source, self.checkpoint.tokenizer(), max_length=data.max_length, seed=seed)
-        examples = examples[: data.max_samples]
+        written = None
+        if self.task.teacher:
+            written = OwnText(self.task.teacher, replace(self.task.compute, seed=seed), self.progress).texts
+        with self.processes.main_process_first():
+            examples = read_examples(
+                data.source,
+                self.checkpoint.tokenizer(),
+                max_length=data.max_length,
+                seed=seed,
+                most=data.max_samples,
+                written=written,
+            )
         if self.task.teacher and data.self_generate:
             with self.processes.main_process_first():
                 answers = Answers(self.task.teacher, data.max_length, seed, self.device, self.dtype)

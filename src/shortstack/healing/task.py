@@ -44,7 +44,7 @@ class HealingTask:
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher is learnt from, or writes what is learnt."""
-        return self.objective.teaches or self.training_data.self_generate
+        return self.objective.teaches or self.training_data.own
 
     def check(self, teacher: str | None = None) -> None:
         """Refuse what cannot work whatever the model that heals. teacher: its name, where it is yet to be opened.
@@ -63,7 +63,7 @@ class HealingTask:
         if self.needs_teacher != (teacher is not None):
             raise InputError(
                 parameter("teacher"),
-                expected=f"a teacher for {parameter('loss', 'distill')} or "
+                expected=f"a teacher for {parameter('loss', 'distill')}, {parameter('data', 'self')} or "
                 f"{parameter('self_generate', True)}, and only there",
                 found=teacher or "none",
                 fix="leave it out" if teacher else f"add {parameter('teacher', 'MODEL')}, the unpruned model",

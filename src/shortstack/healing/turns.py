@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from shortstack.data import CalibrationText
+from shortstack.data.mixture import MIX
 from shortstack.errors import InputError, parameter
 from shortstack.machine.options import check_options, option, options_of
 from shortstack.planning.layer_sets import check_choice, check_pace, parse_drop
@@ -25,8 +26,8 @@ class Turns:
         MISSING, help="Prune so many layers and heal, again and again; the model is then the unpruned one.", minimum=1
     )
     metric: str = option("ppl", help="In turns: how layers are chosen. Default: ppl.")
-    text: str = option("pydoc", help="In turns: what the metric looks at. Default: pydoc.")
-    samples: int | str = option(10, help="In turns: windows of it, or all. Default: 10.")
+    text: str = option(MIX, help=f"In turns: what the metric looks at. Default: {MIX}.")
+    samples: int | str = option(10, help="In turns: windows of each text of it, or all. Default: 10.")
     length: int = option(128, help="In turns: tokens of a window. Default: 128.", minimum=4)
     seed: int | None = None
 

@@ -41,7 +41,7 @@ def choose(
 ) -> Chosen:
     """Choose the layers to remove from a checkpoint, and move the cut to the nearest that its architecture can express.
 
-    source: what the metric looks at, pydoc by default, or scores of this model. Layers that are named are never moved.
+    source: what the metric looks at, mix by default, or scores of this model. Layers that are named are never moved.
 
     Raises:
         PlanError: nothing, everything, or something that does not exist would be removed.
@@ -55,7 +55,7 @@ def choose(
     if choice.fits is None:
         choice.like(layers)
     if choice.measures:
-        wanted = _measured(checkpoint, choice, _tokens(checkpoint, source, compute.seed), compute, progress)
+        wanted = _measured(checkpoint, choice, _tokens(checkpoint, source, compute, progress), compute, progress)
     elif choice.layers is not None or not choice.by.needs_scores:
         wanted = _lowest(choice, layers, compute.seed)
     else:
@@ -71,7 +71,11 @@ def choose(
     return Chosen(found or wanted, wanted, scores)
 
 
-def _tokens(checkpoint: Checkpoint, source: CalibrationText | Tokens | Scores | None, seed: int) -> Tokens:
+def _tokens(
+    checkpoint: Checkpoint, source: CalibrationText | Tokens | Scores | None, compute: Compute, progress: Progress
+) -> Tokens:
+    from shortstack.decoder import calibration_tokens
+
     if isinstance(source, Tokens):
         return source
     if isinstance(source, Scores):
@@ -81,7 +85,7 @@ def _tokens(checkpoint: Checkpoint, source: CalibrationText | Tokens | Scores | 
             found="scores of the whole model",
             fix="name the model instead of the scores",
         )
-    return (source or CalibrationText()).tokens(checkpoint.tokenizer(), seed)
+    return calibration_tokens(checkpoint, source, compute=compute, progress=progress)
 
 
 def _scored(
@@ -94,7 +98,7 @@ def _scored(
     """Scores by the metric of the choice: of windows where it scores nothing else."""
     from shortstack.scoring import score
 
-    tokens = _tokens(checkpoint, source, compute.seed) if choice.by.needs_text else None
+    tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
     window = None if choice.by.singles else parse_drop(choice.drop or 0, checkpoint.anatomy.layers)
     return score(checkpoint, tokens, metrics=[choice.name], window=window, compute=compute, progress=progress)
 

@@ -6,8 +6,6 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from shortstack.data import Tokens
 from shortstack.data.splits import HELD_OUT, check_enough, split
 from shortstack.decoder import Decoder
@@ -65,7 +63,7 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
     metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
     _check_step(step, removal)
     steps, removed = -(-amount // step), UNPRUNED
-    run = Run(decoder, tokens.ids, Wanted([removal.metric]), progress=progress)
+    run = Run(decoder, tokens, Wanted([removal.metric]), progress=progress)
     for number in range(1, steps + 1):
         run.stage = f"step {number} of {steps}"
         if number < steps and _trail_fits(run):
@@ -80,7 +78,7 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
 
 def _trail_fits(run: Run) -> bool:
     streams = len(run.batches) * len(run.sets) * run.layers // 2
-    return len(run.turns) == 1 and streams * run.decoder.stream_bytes(run.batches[0].numel()) <= TRAIL_BYTES
+    return len(run.turns) == 1 and streams * run.decoder.stream_bytes(run.batches.largest) <= TRAIL_BYTES
 
 
 def search(
@@ -96,7 +94,7 @@ def search(
         DataError: fewer than four samples, so that none could be held out.
     """
     check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
-    fitting, held_out = split(tokens.ids)
+    fitting, held_out = split(tokens)
     amount, allowed = removal.amount, removal.allowed
     named, likely = _beginnings(decoder, fitting, amount, allowed, progress)
     rng, known = random.Random(removal.seed), dict[SkippedLayers, float]()
@@ -118,11 +116,11 @@ def search(
 
 
 def _beginnings(
-    decoder: Decoder, ids: Tensor, amount: int, allowed: range, progress: Progress
+    decoder: Decoder, tokens: Tokens, amount: int, allowed: range, progress: Progress
 ) -> tuple[dict[str, SkippedLayers], Sequence[int]]:
     """Named sets to begin with, and the layers that are likely to be in a good one, most likely first."""
     metrics = [METRICS[name] for name in ("ppl", "kl", "bi")]
-    run = Run(decoder, ids, Wanted(metrics, window=amount), progress=progress, stage="scoring").go()
+    run = Run(decoder, tokens, Wanted(metrics, window=amount), progress=progress, stage="scoring").go()
     scores = run.scores()
     named = {f"lowest {name}": frozenset(lowest(scores[name], allowed, amount)) for name in scores}
     named["block kl"] = frozenset(lowest_window(run.windows()["kl"], allowed, amount))
@@ -153,7 +151,7 @@ def _offspring(
 
 def _measure(
     decoder: Decoder,
-    ids: Tensor,
+    tokens: Tokens,
     sets: Iterable[SkippedLayers],
     known: dict[SkippedLayers, float],
     progress: Progress,
@@ -161,7 +159,7 @@ def _measure(
 ) -> None:
     """Add the KL divergence of each set to what is known, all from one walk."""
     wanted = Wanted([KL], singles=False, sets=[*dict.fromkeys(sets)])
-    run = Run(decoder, ids, wanted, progress=progress, stage=stage).go()
+    run = Run(decoder, tokens, wanted, progress=progress, stage=stage).go()
     for found in wanted.sets:
         known[found] = checked(run.kl(found), f"kl without layers {show_layers(sorted(found))}")
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from shortstack.data import Tokens
 from shortstack.data.splits import split
 from shortstack.decoder import Decoder
-from shortstack.decoder.batching import batched
+from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State
 from shortstack.decoder.losses import divergences
 from shortstack.errors import parameter
@@ -25,19 +26,19 @@ from shortstack.repairing.fold_points import find_fold_points
 
 @torch.no_grad()
 def repaired_tails(
-    decoder: Decoder, ids: Tensor, judging: Tensor, *, progress: Progress = silent
+    decoder: Decoder, tokens: Tokens, judging: Tokens, *, progress: Progress = silent
 ) -> list[tuple[float, float]]:
-    """Loss on `judging` [samples, length] of the first 1, 2, ... layers, and KL from the whole model, in nats per token.
+    """Loss on `judging` of the first 1, 2, ... layers, and KL from the whole model, in nats per token.
 
-    For each tail the last kept layer's fold point is refitted on three of four samples of `ids` [samples, length], and the
-    fourth chooses the ridge; all from two walks.
+    For each tail the last kept layer's fold point is refitted on three of four samples of `tokens`, and the fourth chooses
+    the ridge; all from two walks.
 
     Raises:
         ArchitectureError: as repair().
     """
     decoder.check_bare(f"leave {parameter('repair')} out")
-    parts = [batched(part, decoder.device) for part in (*split(ids), judging)]
-    batches, layers = [batch for part in parts for batch in part], len(decoder.layers)
+    parts = [Batches.of(part, decoder.device) for part in (*split(tokens), judging)]
+    batches, layers = [batch for part in parts for batch in part.ids], len(decoder.layers)
     known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
     streams = [decoder.embed(some) for some in batches]
     whole, losses = list(streams), []
@@ -55,26 +56,29 @@ def repaired_tails(
             point, inputs[known], here=streams[known], there=whole[known], fitting=fitting, where=where
         )
         short = fitted.applied(streams[judged], inputs[judged])
-        losses.append(_judged(decoder, batches[judged], whole[judged], short, where))
+        losses.append(_judged(decoder, parts[-1], whole[judged], short, where))
         progress("repairing", layers + layer + 1, 2 * layers)
     return losses
 
 
 def _judged(
-    decoder: Decoder, batches: Sequence[Tensor], whole: Sequence[Tensor], short: Sequence[Tensor], where: str
+    decoder: Decoder, batches: Batches, whole: Sequence[Tensor], short: Sequence[Tensor], where: str
 ) -> tuple[float, float]:
-    """Mean loss of the shorter model, and its KL divergence from the whole one."""
-    sums = [
-        pair
-        for ids, there, hidden in zip(batches, whole, short, strict=True)
-        for pair in divergences(decoder, ids, there, [hidden])
-    ]
-    losses, kls = (float(in_float64(torch.cat(each, dim=1)).mean()) for each in zip(*sums, strict=True))
-    return checked(losses, where), kls
+    """Mean loss of the shorter model, and its KL divergence from the whole one; of several kinds the mean by weight."""
+    sums: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batches.kinds]
+    for ids, counted, kind, there, hidden in zip(
+        batches.ids, batches.counted, batches.kind_of, whole, short, strict=True
+    ):
+        sums[kind] += divergences(decoder, ids, there, [hidden], counted)
+    loss, kl = (
+        batches.mean([float(in_float64(torch.cat([pair[each] for pair in kind], dim=1)).mean()) for kind in sums])
+        for each in (0, 1)
+    )
+    return checked(loss, where), kl
 
 
 @torch.no_grad()
-def repaired_windows(decoder: Decoder, ids: Tensor, size: int, *, progress: Progress = silent) -> list[float]:
+def repaired_windows(decoder: Decoder, tokens: Tokens, size: int, *, progress: Progress = silent) -> list[float]:
     """Loss of the model without each window of `size` layers, in nats per token, from the window that starts at layer 0 on.
 
     For each the fold point before the window is refitted to give what leaves it, on three of four samples of `ids`
@@ -84,9 +88,9 @@ def repaired_windows(decoder: Decoder, ids: Tensor, size: int, *, progress: Prog
         ArchitectureError: as repair().
     """
     decoder.check_bare("choose another metric")
-    cuts = _Windows(decoder, ids, size)
+    cuts = _Windows(decoder, tokens, size)
     starts = range(len(decoder.layers) - size + 1)
-    turns = decoder.turns(starts, tokens=sum(some.numel() for some in cuts.judging), streams=1)
+    turns = decoder.turns(starts, tokens=sum(some.numel() for some in cuts.judging.ids), streams=1)
     done, total = itertools.count(1), len(turns) * len(decoder.layers)
     return [loss for some in turns for loss in cuts.measured(some, lambda: progress("repairing", next(done), total))]
 
@@ -97,11 +101,10 @@ class _Windows:
     Held at once: size + 2 streams of all samples, and one of the held-out samples for each window that is measured.
     """
 
-    def __init__(self, decoder: Decoder, ids: Tensor, size: int) -> None:
-        """ids: [samples, length]."""
+    def __init__(self, decoder: Decoder, tokens: Tokens, size: int) -> None:
         self.decoder, self.size = decoder, size
-        fitting, self.judging = (batched(part, decoder.device) for part in split(ids))
-        self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
+        fitting, self.judging = (Batches.of(part, decoder.device) for part in split(tokens))
+        self.batches, self.fitting = [*fitting.ids, *self.judging.ids], len(fitting)
 
     def measured(self, starts: Sequence[int], tick: Callable[[], None]) -> list[float]:
         """Held-out loss without each window that starts at one of these layers; ticks once for each layer."""
@@ -123,7 +126,7 @@ class _Windows:
         """The shorter models' streams as they leave a layer, all of a batch together."""
         after = [
             self.decoder.step(ids, layer, [State(streams[number], {}) for streams in shorter.values()])
-            for number, ids in enumerate(self.judging)
+            for number, ids in enumerate(self.judging.ids)
         ]
         return {start: [states[place].hidden for states in after] for place, start in enumerate(shorter)}
 

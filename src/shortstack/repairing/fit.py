@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shortstack.decoder import Decoder
+from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State
 from shortstack.decoder.losses import next_token_losses
 from shortstack.errors import ArchitectureError
@@ -29,11 +30,15 @@ def stepped(decoder: Decoder, layer: int, streams: Sequence[Tensor], batches: Se
     ]
 
 
-def mean_loss(decoder: Decoder, batches: Sequence[Tensor], streams: Sequence[Tensor], where: str) -> float:
-    """The loss in nats per predicted token of hidden states [batch, length, width] that leave the last layer."""
-    pairs = zip(batches, streams, strict=True)
-    losses = torch.cat([next_token_losses(decoder, ids, hidden).flatten() for ids, hidden in pairs])
-    return checked(float(in_float64(losses).mean()), where)
+def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], where: str) -> float:
+    """The loss in nats per predicted token of hidden states [batch, length, width] that leave the last layer.
+
+    Of several kinds of text it is the mean by their weights.
+    """
+    losses: list[list[Tensor]] = [[] for _ in batches.kinds]
+    for ids, counted, kind, hidden in zip(batches.ids, batches.counted, batches.kind_of, streams, strict=True):
+        losses[kind].append(next_token_losses(decoder, ids, hidden, counted))
+    return checked(batches.mean([float(in_float64(torch.cat(each)).mean()) for each in losses]), where)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from shortstack.checkpoint.weights import Edit, edited_tensors
 from shortstack.data import Tokens
 from shortstack.data.splits import check_enough, split
 from shortstack.decoder import Decoder
-from shortstack.decoder.batching import batched
+from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.hooks import recorded_inputs
 from shortstack.errors import parameter
@@ -90,7 +90,7 @@ def repair(
     check_enough(tokens, f"add {parameter('repair_samples', 256)}")
     decoder = Decoder.open(checkpoint, compute)
     decoder.check_bare(f"leave {parameter('repair')} out")
-    walk = RepairWalk(decoder, removed, tokens.ids, progress).walk()
+    walk = RepairWalk(decoder, removed, tokens, progress).walk()
     unpruned, before, after = walk.losses()
     kept = after < before
     edits = walk.edits if kept else {}
@@ -109,12 +109,11 @@ def repair(
 class RepairWalk:
     """The whole model's streams, and the shortened one's, which is refitted to follow; the last batches are held out."""
 
-    def __init__(self, decoder: Decoder, removed: SkippedLayers, ids: Tensor, progress: Progress) -> None:
-        """ids: [samples, length]."""
+    def __init__(self, decoder: Decoder, removed: SkippedLayers, tokens: Tokens, progress: Progress) -> None:
         self.decoder, self.removed, self.progress = decoder, removed, progress
         self.layers = len(decoder.layers)
-        fitting, self.judging = (batched(part, decoder.device) for part in split(ids))
-        self.batches, self.fitting = [*fitting, *self.judging], len(fitting)
+        fitting, self.judging = (Batches.of(part, decoder.device) for part in split(tokens))
+        self.batches, self.fitting = [*fitting.ids, *self.judging.ids], len(fitting)
         self.whole = [decoder.embed(some) for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
         self.parted = False
@@ -159,7 +158,7 @@ class RepairWalk:
         with recorded_inputs(module, places) as targets:
             after = self._step(layer, self.whole, self.batches)
         targets[OUTPUT] = after
-        self.plain = self._step(layer, self.plain, self.judging) if self.parted else after[self.fitting :]
+        self.plain = self._step(layer, self.plain, self.judging.ids) if self.parted else after[self.fitting :]
         with ExitStack() as changed:
             for point in points if self.parted else [point for point in points if point.place == OUTPUT]:
                 with recorded_inputs(module, places) as entered, point.recorded(module) as inputs:

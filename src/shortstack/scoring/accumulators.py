@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
+from shortstack.decoder.decoder import UNPRUNED, SkippedLayers, WalkState
 from shortstack.decoder.losses import divergences, next_token_losses
 from shortstack.machine.numbers import in_float64
 from shortstack.scoring.gradients import WeightGradient
@@ -67,13 +67,13 @@ class HiddenMeans(Means):
     def means(self) -> Iterator[Mean]:
         return chain.from_iterable([*self.layers.values(), *self.blocks.values()])
 
-    def add_layer(self, layer: int, before: Tensor, after: Tensor) -> None:
-        """before, after: hidden states [batch, length, width]."""
-        _add(self.layers, layer, before, after)
+    def add_layer(self, layer: int, before: Tensor, after: Tensor, counted: Tensor | None = None) -> None:
+        """before, after: hidden states [batch, length, width]; counted: [batch, length], None for all tokens."""
+        _add(self.layers, layer, (before, after), counted)
 
-    def add_block(self, first: int, before: Tensor, after: Tensor) -> None:
-        """first: the block's first layer; before, after: as add_layer."""
-        _add(self.blocks, first, before, after)
+    def add_block(self, first: int, before: Tensor, after: Tensor, counted: Tensor | None = None) -> None:
+        """first: the block's first layer; the others: as add_layer."""
+        _add(self.blocks, first, (before, after), counted)
 
     def of_layers(self, staying: Sequence[int]) -> Values:
         """The scores of these layers; infinite for the last where a metric does not score it."""
@@ -87,10 +87,15 @@ class HiddenMeans(Means):
         return {metric.name: [metric.finish(mean.value) for mean in means] for metric, means in self.blocks.items()}
 
 
-def _add(means: Mapping[Metric, Sequence[Mean]], place: int, before: Tensor, after: Tensor) -> None:
+def _add(
+    means: Mapping[Metric, Sequence[Mean]], place: int, around: tuple[Tensor, Tensor], counted: Tensor | None
+) -> None:
     for metric, each in means.items():
-        values = metric.function(before, after)  # [batch, length, ...]
-        each[place].add(values[:, -1] if metric.last_token else values.flatten(0, 1))
+        values = metric.function(*around)  # [batch, length, ...]
+        if metric.last_token:
+            each[place].add(values[:, -1])
+        else:
+            each[place].add(values.flatten(0, 1) if counted is None else values[counted])
 
 
 class OutputMeans(Means):
@@ -111,29 +116,37 @@ class OutputMeans(Means):
         return len(self.losses) + self.compares if self.metrics else 0
 
     def add(
-        self, decoder: Decoder, ids: Tensor, hidden: Mapping[SkippedLayers, Tensor], on_head: Callable[[int], None]
+        self,
+        decoder: Decoder,
+        walk: WalkState,
+        on_head: Callable[[int], None],
+        counted: Tensor | None = None,
     ) -> None:
-        """A batch of token ids [batch, length], and what leaves the last layer; on_head: as many streams passed the head."""
+        """A batch behind the last layer; on_head: so many streams passed the head; counted: as in predicting()."""
+        ids, hidden = walk.ids, walk.hidden
         if self.compares:
             others = [hidden[skipped] for skipped in self.losses]
-            for losses, kls in divergences(decoder, ids, hidden[UNPRUNED], others):
+            for losses, kls in divergences(decoder, ids, hidden[UNPRUNED], others, counted):
                 for skipped, loss, kl in zip(self.losses, losses, kls, strict=True):
                     self.losses[skipped].add(loss)
                     self.divergences[skipped].add(kl)
             on_head(self.heads)
         elif self.metrics:
             for skipped, mean in self.losses.items():
-                mean.add(next_token_losses(decoder, ids, hidden[skipped]).flatten())
+                mean.add(next_token_losses(decoder, ids, hidden[skipped], counted))
                 on_head(1)
 
     def of_sets(self, sets: Sequence[SkippedLayers]) -> Values:
         """The scores without each of these sets."""
-        fed = {"loss": self.losses, "kl": self.divergences}
         return {
-            metric.name: [metric.finish(metric.function(fed[metric.feed][skipped].value)) for skipped in sets]
+            metric.name: [metric.finish(metric.function(self.value(metric, skipped))) for skipped in sets]
             for metric in self.metrics
             if sets
         }
+
+    def value(self, metric: Metric, skipped: SkippedLayers) -> float:
+        """The mean that a metric is fed with: the loss without the set, or the divergence, in nats per token."""
+        return float((self.losses if metric.feed == "loss" else self.divergences)[skipped].value)
 
 
 class GradientSums:

@@ -124,7 +124,7 @@ def sweep(
         check_enough(tokens, f"give more text, or a smaller {parameter('length')}", at_least=2 * HELD_OUT)
     questions, task_record = _questions(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, compute)
-    fitting, judging = split(tokens.ids) if repair else (tokens.ids[:0], tokens.ids)
+    fitting, judging = split(tokens) if repair else (tokens, tokens)
     wanted = Wanted([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
     run = Run(decoder, judging, wanted, progress=progress, stage="sweeping").kept_by(checkpoint).go()
     cuts = tails(run.layers)

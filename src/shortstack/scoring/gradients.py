@@ -25,14 +25,14 @@ class WeightGradient:
     gradient: Tensor
 
 
-def loss_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, *, of: int) -> Tensor:
+def loss_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, *, of: float, counted: Tensor | None = None) -> Tensor:
     """Gradient of this batch's part of the mean loss over `of` predicted tokens, in what leaves the last layer.
 
-    ids: [batch, length]; hidden: [batch, length, width] -> [batch, length, width].
+    ids: [batch, length]; hidden: [batch, length, width] -> [batch, length, width]. counted: as in predicting().
     """
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_(True)
-        states, targets = predicting(ids, hidden)
+        states, targets = predicting(ids, hidden, counted)
         loss = chunked_loss(decoder, states, CrossEntropy(targets)) / of
     return torch.autograd.grad(loss, hidden)[0]
 

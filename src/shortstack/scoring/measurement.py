@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.decoder.batching import batched
+from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import UNPRUNED, Group, SkippedLayers, WalkState, layer_forwards
 from shortstack.decoder.layer_io import State
 from shortstack.machine.progress import Progress, silent
@@ -57,7 +58,12 @@ class Position:
 
     def save(self) -> dict[str, Any]:
         walks = [
-            [walk.layer, walk.ids, [([sorted(each) for each in sets], state.hidden) for sets, state in walk.groups]]
+            [
+                walk.layer,
+                walk.number,
+                walk.ids,
+                [([sorted(each) for each in sets], state.hidden) for sets, state in walk.groups],
+            ]
             for walk in self.walks
         ]
         return {**vars(self), "walks": walks}
@@ -65,8 +71,8 @@ class Position:
     @classmethod
     def load(cls, saved: dict[str, Any]) -> Position:
         walks = [
-            WalkState(ids, [(tuple(map(frozenset, sets)), State(hidden, {})) for sets, hidden in groups], layer)
-            for layer, ids, groups in saved["walks"]
+            WalkState(ids, [(tuple(map(frozenset, sets)), State(hidden, {})) for sets, hidden in groups], layer, number)
+            for layer, number, ids, groups in saved["walks"]
         ]
         return cls(**{**saved, "walks": walks})
 
@@ -75,11 +81,10 @@ class Run:
     """A walk that measures. go() walks; the results are read after it."""
 
     def __init__(
-        self, decoder: Decoder, ids: Tensor, wanted: Wanted, *, progress: Progress = silent, stage: str = "scoring"
+        self, decoder: Decoder, tokens: Tokens, wanted: Wanted, *, progress: Progress = silent, stage: str = "scoring"
     ) -> None:
-        """ids: token ids [samples, length]."""
-        self.decoder, self.ids, self.wanted, self.progress, self.stage = decoder, ids, wanted, progress, stage
-        self.batches = batched(ids, decoder.device)
+        self.decoder, self.tokens, self.wanted, self.progress, self.stage = decoder, tokens, wanted, progress, stage
+        self.batches = Batches.of(tokens, decoder.device)
         self.layers, window = len(decoder.layers), wanted.window or 0
         self.staying = [layer for layer in range(self.layers) if layer not in wanted.without]
         starts = range(self.layers - window + 1 if window else 0)
@@ -91,10 +96,10 @@ class Run:
         self.sets: list[SkippedLayers] = list(
             dict.fromkeys([wanted.without, *reference, *self.singles, *self.blocks, *wanted.sets])
         )
-        self.hidden = HiddenMeans(wanted.metrics, self.layers, len(starts))
-        self.outputs = OutputMeans(wanted.metrics, self.sets)
+        self.hidden = [HiddenMeans(wanted.metrics, self.layers, len(starts)) for _ in self.batches.kinds]
+        self.outputs = [OutputMeans(wanted.metrics, self.sets) for _ in self.batches.kinds]
         self.gradients = GradientSums(wanted.metrics, self.layers)
-        self.accumulators: Sequence[Means | GradientSums] = (self.hidden, self.outputs, self.gradients)
+        self.accumulators: Sequence[Means | GradientSums] = (*self.hidden, *self.outputs, self.gradients)
         self.position = Position([[] for _ in range(self.layers)], list(self.staying))
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
         self.keeper: Keeper | None = None
@@ -108,7 +113,7 @@ class Run:
     def total(self) -> int:
         """Layer-forwards of the whole run; a head counts as many as it has parameters for."""
         back = self.needs_gradient * (BACKWARD * len(self.staying) + BACKWARD * self.head)
-        return self.forwards(self.layers) + len(self.batches) * (back + self.head * self.outputs.heads)
+        return self.forwards(self.layers) + len(self.batches) * (back + self.head * self.outputs[0].heads)
 
     def forwards(self, layers: int) -> int:
         """Layer-forwards of the walk through the first so many layers."""
@@ -122,9 +127,9 @@ class Run:
         return max(1, round(int(head) / sum(weight.numel() for weight in self.decoder.layers[0].parameters())))
 
     @functools.cached_property
-    def turns(self) -> Sequence[Sequence[Tensor]]:
-        """The batches, as many at a time as there is room for their streams."""
-        return self.decoder.turns(self.batches, tokens=self.batches[0].numel(), streams=len(self.sets))
+    def turns(self) -> Sequence[Sequence[int]]:
+        """The batches by their numbers, as many at a time as there is room for their streams."""
+        return self.decoder.turns(range(len(self.batches)), tokens=self.batches.largest, streams=len(self.sets))
 
     @property
     def seconds(self) -> float:
@@ -146,20 +151,22 @@ class Run:
     def kept_by(self, checkpoint: Checkpoint) -> Run:
         """The run, its state kept on disk from time to time; not where layers carry on more than hidden states."""
         if self.decoder.bare:
+            counted = self.tokens.counted
             self.keeper = Keeper.of(
                 checkpoint,
                 dtype=self.decoder.dtype,
                 device=self.decoder.device.type,
-                ids=[self.ids.tolist(), [len(batch) for batch in self.batches], len(self.turns[0])],
+                ids=[self.tokens.ids.tolist(), [len(batch) for batch in self.batches.ids], len(self.turns[0])],
+                kinds=[[asdict(kind) for kind in self.batches.kinds], None if counted is None else counted.tolist()],
                 metrics=[metric.name for metric in self.wanted.metrics],
                 wanted=[self.wanted.window, self.wanted.singles, [sorted(skipped) for skipped in self.sets]],
             )
         return self
 
     @torch.no_grad()
-    def _forward(self, batches: Sequence[Tensor]) -> None:
+    def _forward(self, numbers: Sequence[int]) -> None:
         at = self.position
-        at.walks = walks = at.walks or [self.decoder.enter(ids, self.sets) for ids in batches]
+        at.walks = walks = at.walks or [self._entering(number) for number in numbers]
         self._mark()
         layers = range(walks[0].layer, self.layers)
         for layer in self.decoder.through(walks, layers, observe=self._observe, on_forward=self._tick):
@@ -175,29 +182,45 @@ class Run:
         at.walks, at.turn = [], at.turn + 1
         self._keep()
 
-    def _observe(self, layer: int, before: Tensor, after: Tensor) -> None:
-        self.hidden.add_layer(layer, before, after)
+    def _entering(self, number: int) -> WalkState:
+        return replace(self.decoder.enter(self.batches.ids[number], self.sets), number=number)
+
+    def _observe(self, walk: WalkState, layer: int, before: Tensor, after: Tensor) -> None:
+        hidden, counted = self.hidden[self.batches.kind_of[walk.number]], self._predicting(walk.number)
+        hidden.add_layer(layer, before, after, counted)
         entering = self.position.entering
-        if self.needs_gradient or self.hidden.blocks:
+        if self.needs_gradient or hidden.blocks:
             entering[layer].append(before)
         first = layer + 1 - (self.wanted.window or 0)
-        if self.hidden.blocks and first >= 0:
-            self.hidden.add_block(first, entering[first][len(entering[layer]) - 1], after)
+        if hidden.blocks and first >= 0:
+            hidden.add_block(first, entering[first][len(entering[layer]) - 1], after, counted)
+
+    def _predicting(self, number: int) -> Tensor | None:
+        """Which positions of a batch predict a token that counts, [batch, length]; None: all are looked at."""
+        counted = self.batches.counted[number]
+        return None if counted is None else torch.nn.functional.pad(counted[:, 1:], (0, 1))
 
     def _head(self, walk: WalkState) -> None:
         """What leaves the last layer, to the head."""
+        kind, counted = self.batches.kind_of[walk.number], self.batches.counted[walk.number]
         if self.needs_gradient:
-            predicted = self.ids.shape[0] * (self.ids.shape[1] - 1)
             hidden = walk.hidden[self.wanted.without]
-            self.position.leaving.append(loss_gradient(self.decoder, walk.ids, hidden, of=predicted))
+            self.position.leaving.append(
+                loss_gradient(self.decoder, walk.ids, hidden, of=self._predicted(kind), counted=counted)
+            )
             self._tick(BACKWARD * self.head)
-        self.outputs.add(self.decoder, walk.ids, walk.hidden, lambda streams: self._tick(streams * self.head))
+        self.outputs[kind].add(self.decoder, walk, lambda streams: self._tick(streams * self.head), counted)
+
+    def _predicted(self, kind: int) -> float:
+        """What a kind's summed loss is divided by, so that all kinds together give the mean by their weights."""
+        kinds = self.batches.kinds
+        return self.batches.predicted(kind) * sum(each.weight for each in kinds) / kinds[kind].weight
 
     def _back(self) -> None:
         at = self.position
         back = walk_back(
             self.decoder,
-            self.batches,
+            self.batches.ids,
             at.entering,
             at.leaving,
             layers=at.going_back,
@@ -237,30 +260,70 @@ class Run:
         self.seconds_before, self.stage = state["seconds"], f"{self.stage} (continued)"
 
     def loss(self, skipped: SkippedLayers) -> float:
-        """The loss without a set of layers, in nats per predicted token."""
-        return float(self.outputs.losses[skipped].value)
+        """The loss without a set of layers, in nats per predicted token: the mean over kinds by their weights."""
+        return self.batches.mean([outputs.losses[skipped].value for outputs in self.outputs])
 
     def kl(self, skipped: SkippedLayers) -> float:
         """The KL divergence of the model without a set of layers from the whole one, in nats per predicted token."""
-        return float(self.outputs.divergences[skipped].value)
+        return self.batches.mean([outputs.divergences[skipped].value for outputs in self.outputs])
 
     @property
     def base_loss(self) -> float | None:
         """The loss without any more layers gone, where a metric needed it."""
-        return self.loss(self.wanted.without) if self.outputs.metrics else None
+        return self.loss(self.wanted.without) if self.outputs[0].metrics else None
+
+    def base_losses(self) -> dict[str, float]:
+        """The same, kind by kind."""
+        return {
+            kind.source: float(outputs.losses[self.wanted.without].value)
+            for kind, outputs in zip(self.batches.kinds, self.outputs, strict=True)
+            if outputs.metrics
+        }
 
     def scores(self) -> Values:
         """The score of each layer by each metric; infinite for a layer that has gone."""
         scores = {
             **self.gradients.of_layers(self.staying),
-            **self.hidden.of_layers(self.staying),
-            **self.outputs.of_sets(self.singles),
+            **self._combined([hidden.of_layers(self.staying) for hidden in self.hidden]),
+            **self._outputs(self.singles),
         }
         return {name: self._placed(values) for name, values in scores.items()}
 
+    def by_kind(self) -> dict[str, Values]:
+        """The scores of each kind alone, by the metrics that do not mix all kinds before they score."""
+        each = zip(self.batches.kinds, self.hidden, self.outputs, strict=True)
+        return {
+            kind.source: {
+                name: self._placed(values)
+                for name, values in {**hidden.of_layers(self.staying), **outputs.of_sets(self.singles)}.items()
+            }
+            for kind, hidden, outputs in each
+        }
+
     def windows(self) -> Values:
         """The score of each block by the metrics that score blocks."""
-        return self.hidden.of_blocks() | self.outputs.of_sets(self.blocks)
+        return self._combined([hidden.of_blocks() for hidden in self.hidden]) | self._outputs(self.blocks)
+
+    def _combined(self, kinds: Sequence[Values]) -> Values:
+        """Scores of each kind alone as one: their mean by weight."""
+        return {
+            name: [self.batches.mean(values) for values in zip(*(kind[name] for kind in kinds), strict=True)]
+            for name in kinds[0]
+        }
+
+    def _outputs(self, sets: Sequence[SkippedLayers]) -> Values:
+        """Scores by loss and divergence. Of several kinds each loss counts by what it is above the unpruned model's."""
+        if len(self.batches.kinds) == 1:
+            return self.outputs[0].of_sets(sets)
+        base = self.base_loss or 0.0
+        return {
+            metric.name: [
+                metric.finish(metric.function(self.loss(each) - base if metric.feed == "loss" else self.kl(each)))
+                for each in sets
+            ]
+            for metric in self.outputs[0].metrics
+            if sets
+        }
 
     def _placed(self, values: Sequence[float]) -> list[float]:
         place = dict(zip(self.staying, values, strict=True))
@@ -273,17 +336,19 @@ def walk_on(run: Run, more: SkippedLayers) -> Run:
     What enters the first of them, and any layer before, is what it was in `run`, for sets of other names.
     """
     wanted = Wanted(run.wanted.metrics, without=run.wanted.without | more)
-    following = Run(run.decoder, run.ids, wanted, progress=run.progress, stage=run.stage)
+    following = Run(run.decoder, run.tokens, wanted, progress=run.progress, stage=run.stage)
     if run.trail is None or run.needs_gradient:
         return following
     first = min(more)
     renamed = [[_renamed(groups, more, following) for groups in each] for each in run.trail[: first + 1]]
     following.trail = renamed[:first]
     following.position.walks = [
-        WalkState(ids, groups, first) for ids, groups in zip(run.batches, renamed[first], strict=True)
+        WalkState(ids, groups, first, number)
+        for number, (ids, groups) in enumerate(zip(run.batches.ids, renamed[first], strict=True))
     ]
-    for metric, means in run.hidden.layers.items():
-        following.hidden.layers[metric][:first] = means[:first]
+    for before, after in zip(run.hidden, following.hidden, strict=True):
+        for metric, means in before.layers.items():
+            after.layers[metric][:first] = means[:first]
     following.position.done = following.forwards(first)
     return following
 
@@ -292,7 +357,8 @@ def _renamed(groups: Sequence[Group], more: SkippedLayers, run: Run) -> list[Gro
     """The groups as those of the sets with `more` layers, as far as the run has them; its first set comes first."""
     observed, renamed = run.sets[0], []
     for sets, state in groups:
-        with_more = {each if run.outputs.compares and each == UNPRUNED else each | more: None for each in sets}
-        kept = sorted((each for each in with_more if each in run.outputs.losses), key=lambda each: each != observed)
+        outputs = run.outputs[0]
+        with_more = {each if outputs.compares and each == UNPRUNED else each | more: None for each in sets}
+        kept = sorted((each for each in with_more if each in outputs.losses), key=lambda each: each != observed)
         renamed += [(tuple(kept), state)] if kept else []
     return sorted(renamed, key=lambda group: group[0][0] != observed)

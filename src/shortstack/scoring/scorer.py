@@ -23,7 +23,7 @@ from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
-from shortstack.scoring.scores import Scores
+from shortstack.scoring.scores import Kind, Scores
 
 
 def score(
@@ -65,11 +65,11 @@ def score(
         decoder = Decoder.open(checkpoint, compute)
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
-            run = Run(decoder, tokens.ids, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
+            run = Run(decoder, tokens, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
             scores, windows = scores | run.scores(), run.windows()
         repaired = [metric for metric in fed if metric.feed == "repair"]
         if repaired and window:
-            losses = repaired_windows(decoder, tokens.ids, window, progress=progress)
+            losses = repaired_windows(decoder, tokens, window, progress=progress)
             windows |= {metric.name: [metric.finish(metric.function(loss)) for loss in losses] for metric in repaired}
     return Scores(
         layers=layers,
@@ -80,9 +80,19 @@ def score(
         model=model_record(checkpoint),
         dtype=decoder.dtype if decoder else None,
         base_loss=run.base_loss if run else None,
+        kinds=_kinds(run) if run and tokens and tokens.kinds else {},
         seconds=round(time.perf_counter() - started + (run.seconds_before if run else 0), 3),
         peak_rss_bytes=peak_rss(),
     )
+
+
+def _kinds(run: Run) -> dict[str, Kind]:
+    """What each kind of text alone says."""
+    bases, weights = run.base_losses(), {kind.source: kind.weight for kind in run.batches.kinds}
+    return {
+        source: Kind(weights[source], bases.get(source), {name: _checked(name, values[name]) for name in values})
+        for source, values in run.by_kind().items()
+    }
 
 
 def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:

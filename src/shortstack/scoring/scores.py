@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.files import plain, save_json
+
+DEAR = 3.0  # times the median: more than a layer usually costs
 
 
 def removal_order(values: Sequence[float]) -> tuple[int, ...]:
@@ -23,11 +26,28 @@ def removal_order(values: Sequence[float]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What one kind of text alone says: its weight beside others, the unpruned model's loss on it, and the scores."""
+
+    weight: float
+    base_loss: float | None
+    scores: dict[str, tuple[float, ...]]
+
+    def lost(self) -> tuple[float, ...] | None:
+        """Nats per token that the removal of each layer costs on this kind; None where no loss was measured."""
+        if "ppl" in self.scores and self.base_loss is not None:
+            return tuple(math.log(value) - self.base_loss for value in self.scores["ppl"])
+        return self.scores.get("kl")
+
+
+@dataclass(frozen=True)
 class Scores:
     """One tuple of `layers` floats per metric that scores layers, low = remove first.
 
     window, window_scores: of blocks of `window` layers, one float for each place the block may start.
     base_loss is the unpruned model's loss on the same tokens (nats per predicted token), when a metric needed it.
+    kinds: by source, where the text is of several: each alone. The scores are then over all, by their weights: the mean of
+    what bi and the like say, of KL, and for ppl the perplexity over the unpruned one, its geometric mean.
     tokens and model are the records of what was read (source, digest, sizes): plan and the report quote them.
     """
 
@@ -39,6 +59,7 @@ class Scores:
     model: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     base_loss: float | None = None
+    kinds: dict[str, Kind] = field(default_factory=dict)
     seconds: float = 0.0
     peak_rss_bytes: int = 0
 
@@ -46,6 +67,17 @@ class Scores:
     def default_metric(self) -> str:
         """What decides when no metric is named: measured loss, else the first one scored."""
         return "ppl" if "ppl" in self.scores else next(iter({**self.scores, **self.window_scores}))
+
+    def hidden_carriers(self, on: str, other: str) -> tuple[int, ...]:
+        """Layers that are among the cheaper half on one kind of text, and cost DEAR times the median on another.
+
+        Metrics on the first kind alone would call them removable.
+        """
+        cheap, dear = self.kinds[on].lost(), self.kinds[other].lost()
+        if cheap is None or dear is None:
+            return ()
+        half, usual = statistics.median(cheap), statistics.median(dear)
+        return tuple(layer for layer in range(self.layers) if cheap[layer] <= half and dear[layer] > DEAR * usual)
 
     def order(self, metric: str) -> tuple[int, ...]:
         """Layers from the first to remove to the last; ties go to the lower index."""
@@ -73,8 +105,12 @@ class Scores:
             DataError: a key is missing, or a metric does not have one number per layer, or per window.
         """
         try:
-            known = {key: data[key] for key in cls.__dataclass_fields__}
+            known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
             known |= {key: _numbers(data[key]) for key in ("scores", "window_scores")}
+            known["kinds"] = {
+                source: Kind(float(kind["weight"]), kind["base_loss"], _numbers(kind["scores"]))
+                for source, kind in data.get("kinds", {}).items()
+            }
             scores = cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _not_scores(where, "the JSON that `shortstack score -o` writes", repr(error)) from error
@@ -86,6 +122,9 @@ class Scores:
             _check_numbers(where, name, values, scores.layers)
         for name, values in scores.window_scores.items():
             _check_numbers(where, f"windows by {name}", values, scores.layers - (scores.window or 0) + 1)
+        for source, kind in scores.kinds.items():
+            for name, values in kind.scores.items():
+                _check_numbers(where, f"{name} on {source}", values, scores.layers)
         return scores
 
 

@@ -28,7 +28,7 @@ from shortstack.scoring import Scores
 from shortstack.scoring.metrics import metric_named
 from shortstack.study.references import expanded
 from shortstack.study.steps import Contents, Cost, Job, Known, Places, Step, added
-from shortstack.study.trial import RepairText, Trial, text_windows
+from shortstack.study.trial import RepairText, Trial, calibration_text
 from shortstack.study.words import changed_words, defaults_of, model_words, option_words
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ScoreStep(Step):
         checkpoint = job.open("model", progress)
         scores = scoring.score(
             checkpoint,
-            text_windows(self.arguments, checkpoint) if self.arguments["text"] else None,
+            _windows(job, checkpoint, self.arguments, progress) if self.arguments["text"] else None,
             metrics=self.arguments["metrics"],
             window=self.arguments["window"],
             compute=job.compute(self.arguments),
@@ -126,7 +126,7 @@ class PlanStep(Step):
         if "score" in job.given:
             source = Scores.from_dict(job.given["score"], where="score")
         elif self.arguments["text"]:
-            source = text_windows(self.arguments, checkpoint)
+            source = _windows(job, checkpoint, self.arguments, progress)
         compute = job.compute(self.arguments)
         chosen = planning.choose(checkpoint, self.choice, source, compute=compute, progress=progress)
         return job.saved("plan.json", chosen.plan.sized(checkpoint.sizes).to_dict())
@@ -175,10 +175,13 @@ class PruneStep(Step):
 
     def _repair(self, job: Job, checkpoint: Checkpoint, progress: Progress) -> Repair:
         from shortstack.data.splits import HELD_OUT
+        from shortstack.decoder import calibration_tokens
 
         removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]
-        tokens = text_windows(options, checkpoint, at_least=HELD_OUT)
-        return repairing.repair(checkpoint, removed, tokens, compute=job.compute(options), progress=progress)
+        text = calibration_text(options).of_all(options["samples"])
+        compute = job.compute(options)
+        tokens = calibration_tokens(checkpoint, text, at_least=HELD_OUT, compute=compute, progress=progress)
+        return repairing.repair(checkpoint, removed, tokens, compute=compute, progress=progress)
 
     def words(self, places: Places) -> list[str]:
         options: dict[str, Any] = {"layers": show_layers(self.arguments["removed"]).replace(" ", "")}
@@ -291,6 +294,14 @@ class TurnsStep(_HealingStep):
         turns = [self.heal_cost(layers, model, texts) for layers in kept]
         seconds = added([*(turn.seconds for turn in turns), *(model.written(layers) for layers in kept)])
         return Cost(seconds, turns[-1].disk, turns[0].memory)
+
+
+def _windows(job: Job, checkpoint: Checkpoint, arguments: Mapping[str, Any], progress: Progress) -> Tokens:
+    """The windows of the text that arguments of a step ask for."""
+    from shortstack.decoder import calibration_tokens
+
+    text, compute = calibration_text(arguments), job.compute(arguments)
+    return calibration_tokens(checkpoint, text, compute=compute, progress=progress)
 
 
 def _teacher(trial: Trial) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import file_digest
+from shortstack.data.mixture import MIX, Weighted, parse_sources
 from shortstack.data.sources import read_documents
 from shortstack.errors import DataError, InputError
 from shortstack.machine.files import digest
@@ -23,13 +24,19 @@ def open_model(name: str, **options: Any) -> Checkpoint:
 
 
 def text_digest(source: str) -> str:
-    """Digest of a text or of a folder of files; a hub dataset is known by its name.
+    """Digest of a text, of several, or of a folder of files; a hub dataset is known by its name.
+
+    What a model or a seeded program writes is known by its name, too: what it comes from is another input of a step.
 
     Raises:
         DataError: there is no such file.
     """
     name = str(expanded(source))
     path = Path(name)
+    if not path.exists() and (name == MIX or {",", "="} & set(name)):
+        return digest({each.source: [each.weight, text_digest(each.source)] for each in parse_sources(name)})
+    if Weighted(name).endless:
+        return digest({"made": name})
     if path.is_dir():
         return digest(
             {str(each.relative_to(path)): file_digest(each) for each in sorted(path.rglob("*")) if each.is_file()}

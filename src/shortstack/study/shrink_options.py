@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from shortstack.data.mixture import MIX, SEVERAL
 from shortstack.data.sources import TEXT
 from shortstack.machine.options import check_options, option
 
@@ -20,8 +21,8 @@ class ShrinkOptions:
         BEST, help="best, which chooses between plans; a preset of `shortstack ls recipes`; or a file."
     )
     data: str | None = option(None, help="What to heal on. Default: the recipe's, if it names data.")
-    text: str = option("pydoc", help=f"Calibration text: {TEXT}")
-    samples: int = option(32, help="Calibration windows of 128 tokens.", minimum=4)
+    text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
+    samples: int = option(32, help="Calibration windows of each text, of 128 tokens.", minimum=4)
     perplexity: str = option("pydoc", help="Comma-separated texts to measure on, first the one to choose by.")
     length: int = 128
 

@@ -20,8 +20,7 @@ from shortstack.planning import STRATEGIES, Choice
 from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layers
 
 if TYPE_CHECKING:
-    from shortstack.checkpoint import Checkpoint
-    from shortstack.data import Tokens
+    pass
 
 ONE_SHOT = "one-shot"
 SEEDED = ("random", "random-authors")  # metrics that need no text, and by another seed may choose other layers
@@ -242,14 +241,9 @@ class Trial:
             raise InputError(f"strategy: {self.strategy}", expected=expected, found=f"{axis} {value}", fix=fix)
 
 
-def text_windows(arguments: Mapping[str, Any], checkpoint: Checkpoint, *, at_least: int | None = None) -> Tokens:
-    """The windows that arguments of a step ask for.
-
-    Raises:
-        DataError: as Tokens.read.
-    """
-    text = CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
-    return text.tokens(checkpoint.tokenizer(), arguments["seed"], at_least=at_least)
+def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:
+    """The text that arguments of a step ask for."""
+    return CalibrationText(arguments["text"], arguments["samples"], arguments["length"])
 
 
 def repair_text(value: bool | RepairText | None) -> RepairText | None:

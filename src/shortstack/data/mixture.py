@@ -1,0 +1,82 @@
+"""Several sources at once, each with a weight: pydoc, or mix, or notes.txt=2,self,copying=0.3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shortstack.data.in_context import IN_CONTEXT
+from shortstack.data.sources import OWN, SOURCES, check_source
+from shortstack.errors import DataError
+
+MIX = "mix"
+MIXED = "pydoc,self,copying=0.3"  # what mix stands for; docs/findings.md has the trials behind the weight
+READ = "pydoc,copying=0.3"  # the part of it that needs no model
+SEVERAL = f"Several with commas, each with =WEIGHT behind it where it is not 1. {MIX} is {MIXED}."
+
+Written = Callable[[int], Sequence[Sequence[int]]]  # at least so many texts that a model wrote, as token ids
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A source, and how much it counts beside others."""
+
+    source: str
+    weight: float = 1.0
+
+    @property
+    def endless(self) -> bool:
+        """Whether it is written as it is read, so that it has no end."""
+        return self.source == OWN or self.source in IN_CONTEXT
+
+
+def parse_sources(text: str) -> tuple[Weighted, ...]:
+    """The sources that are named, in this order.
+
+    >>> parse_sources("notes.txt=2,self")
+    (Weighted(source='notes.txt', weight=2.0), Weighted(source='self', weight=1.0))
+    >>> [each.source for each in parse_sources("mix")]
+    ['pydoc', 'self', 'copying']
+
+    Raises:
+        DataError: a weight is no number above 0, a name is empty, or a source is named twice.
+    """
+    if text in SOURCES or Path(text).is_file():  # a file's name may have commas
+        return (Weighted(text),)
+    found = [_weighted(part.strip(), text) for part in (MIXED if text == MIX else text).split(",")]
+    names = [each.source for each in found]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise DataError(text, expected="each source once", found=f"{twice} twice", fix="give it one weight")
+    return tuple(found)
+
+
+def _weighted(part: str, text: str) -> Weighted:
+    name, _, weight = part.rpartition("=") if "=" in part else (part, "", "1")
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not name or not 0 < number < math.inf:
+        raise DataError(
+            text,
+            expected="sources with commas between them, each with =WEIGHT behind it or without",
+            found=repr(part),
+            fix="write a number above 0 behind the name, as in pydoc=2,self",
+        )
+    return Weighted(name, number)
+
+
+def check_sources(text: str) -> tuple[Weighted, ...]:
+    """The sources that are named, each of them one that can be read; the hub is not asked.
+
+    Raises:
+        DataError: as parse_sources and check_source.
+    """
+    sources = parse_sources(text)
+    for each in sources:
+        if not each.endless:
+            check_source(each.source)
+    return sources
