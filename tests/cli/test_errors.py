@@ -283,7 +283,7 @@ def test_weights_that_are_no_numbers_are_said_to_be_so(metric, stream, command, 
     tensors = load_file(folder / SINGLE)
     tensors["model.layers.3.mlp.up_proj.weight"][5, 7] = math.nan
     save_file(tensors, folder / SINGLE, {"format": "pt"})
-    few = ("--samples", "2", "--length", "8")
+    few = ("--text", "pydoc", "--samples", "2", "--length", "8")
     code, out, err = command("score", folder, "--metric", metric, *few, stream, "-o", "scores.json", "-q")
     assert (code, out) == (1, "")
     assert re.match(rf"Error: metric {metric}, layer [0-3]\n  expected  a number\n  found     NaN\n", err)

@@ -174,9 +174,9 @@ def test_a_model_that_nobody_has_seen_still_has_steps():
 EVERYTHING = """
 models: [demo, org/name@rev]
 metrics: [ppl, angular block, search, layers 3-5, random, magnitude-l1, repaired-window]
-calibration: [{length: 64}, {samples: 3, seed: 5}]
+calibration: [{text: pydoc, length: 64}, {text: pydoc, samples: 3, seed: 5}]
 drop: [25%, 3]
-repair: [false, true, {samples: 16, length: 32}]
+repair: [false, {text: pydoc}, {text: pydoc, samples: 16, length: 32}]
 heal:
   - {name: a, method: lora, data: a.jsonl, rank: 4, targets: "q_proj,v_proj", loss: distill, top_k: 3, hidden_weight: 1}
   - {name: b, method: partial, near_cut: 2, untie_head: true, data: pydoc, self_generate: true, held_out: 5}

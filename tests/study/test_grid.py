@@ -102,7 +102,7 @@ def test_the_trials_seed_is_that_of_healing():
 
 
 def test_calibration_reads_all_windows_where_that_is_asked_for():
-    (found,) = trials("models: [a]\nmetrics: [bi]\ncalibration: {samples: all}\n")
+    (found,) = trials("models: [a]\nmetrics: [bi]\ncalibration: {text: pydoc, samples: all}\n")
     assert found["calibration"] == {"text": "pydoc", "samples": "all", "length": 128, "seed": None}
 
 

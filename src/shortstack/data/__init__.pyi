@@ -1,3 +1,4 @@
+from . import examples as examples
 from . import in_context as in_context
 from . import mixture as mixture
 from . import questions as questions

@@ -50,14 +50,14 @@ class Batches:
     @classmethod
     def of(cls, tokens: Tokens, device: torch.device) -> Batches:
         size = max(1, BATCH_TOKENS // tokens.ids.shape[1])
-        parts = [tokens.ids[rows].to(device).split(size) for _, rows in tokens.parts]
+        slices = [rows for _, rows in tokens.parts]
+        parts = [tokens.ids[rows].to(device).split(size) for rows in slices]
         ids = [batch for part in parts for batch in part]
-        counted = tokens.counted
         return cls(
             ids,
             [kind for kind, _ in tokens.parts],
             [number for number, part in enumerate(parts) for _ in part],
-            [None] * len(ids) if counted is None else counted.to(device).split([len(batch) for batch in ids]),
+            [each for rows, part in zip(slices, parts, strict=True) for each in _counted(tokens, rows, part)],
         )
 
     def __len__(self) -> int:
@@ -77,6 +77,14 @@ class Batches:
         """Of a number for each kind, by the kinds' weights."""
         total = sum(kind.weight for kind in self.kinds)
         return sum(kind.weight * value for kind, value in zip(self.kinds, values, strict=True)) / total
+
+
+def _counted(tokens: Tokens, rows: slice, batches: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Of each of a kind's batches, which tokens count; None where all do."""
+    counted = None if tokens.counted is None else tokens.counted[rows]
+    if counted is None or counted.all():
+        return [None] * len(batches)
+    return list(counted.to(batches[0].device).split([len(batch) for batch in batches]))
 
 
 def _predicted(ids: Tensor, counted: Tensor | None) -> int:

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from shortstack.decoder.batching import by_length, padded
 from shortstack.machine.memory import available_memory
+from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -32,8 +34,13 @@ def generate(
 
     Greedy, or with a seed drawn at temperature 1 from the whole distribution. Penalties and cut-offs that the checkpoint
     asks for are left aside: they would hide what the model itself does.
+
+    Raises:
+        ShortstackError: logits to draw from are no numbers.
     """
     written: list[list[int]] = [[] for _ in prompts]
+    if not prompts:
+        return written
     groups = _groups(prompts, max_new_tokens, _rows(model, longest(prompts, max_new_tokens)))
     with _seeded(seed):
         for count, numbers in enumerate(groups, start=1):
@@ -78,8 +85,16 @@ def _batch(
     ids = padded(prompts, model.device, left=True)
     mask = padded([[1] * len(prompt) for prompt in prompts], model.device, left=True)
     settings = _settings(max(limits), ends, sampled=sampled)
-    written = model.generate(ids, attention_mask=mask, generation_config=settings)[:, longest:].tolist()
+    written = model.generate(
+        ids, attention_mask=mask, generation_config=settings, logits_processor=[_numbers] if sampled else None
+    )[:, longest:].tolist()
     return [_ended(tokens, ends)[:limit] for tokens, limit in zip(written, limits, strict=True)]
+
+
+def _numbers(_ids: Tensor, scores: Tensor) -> Tensor:
+    """The logits [rows, vocabulary], if they are numbers: drawing from others ends in an error that names nothing."""
+    checked(float(scores.sum()), "the logits that text is drawn from")
+    return scores
 
 
 def _settings(limit: int, ends: frozenset[int], *, sampled: bool) -> GenerationConfig:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import CalibrationText, Tokens
 from shortstack.data.examples import render
@@ -27,7 +27,7 @@ from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder.generation import ROWS, generate
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import DataError
+from shortstack.errors import DataError, parameter
 from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import save_json
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS = 96, 192, 256
 MOST_EMPTY = 4  # batches of nothing after which a model is said to write nothing
 BATCHES = (16, 48, ROWS)  # texts of the first, the second and each further batch: calibration takes few
+MARGIN = 64  # of a template, beside what opens a question
 SEED_STEP = 1 << 32  # from one batch to the next: no two seeds share a batch
 MARK = "QqQ"  # stands in a template where a user's words go
 
@@ -61,6 +62,9 @@ def calibration_tokens(
         InputError: `self` was named, and the model does not fit in memory.
     """
     text = text or CalibrationText()
+    check_positions(
+        checkpoint, text.length, parameter("length"), fix=f"write {parameter('length', checkpoint.positions)}"
+    )
     device = pick_device(compute.device)
     if text.text == MIX and must_stream(checkpoint, arithmetic(compute.dtype, checkpoint, device), device):
         warnings.warn(f"the model does not fit in memory, so it writes nothing: calibrating on {READ}", stacklevel=2)
@@ -109,25 +113,24 @@ class OwnText:
 
     def _written(self, number: int, progress: Progress) -> list[list[int]]:
         write = partial(generate, self._model, seed=self.compute.seed + number * SEED_STEP, progress=progress)
-        opening, rows = self._opening, BATCHES[min(number, len(BATCHES) - 1)]
+        opening, rows, most = self._opening, BATCHES[min(number, len(BATCHES) - 1)], self._most
         if not self._chats:
-            written = write([opening] * rows, [self._room(opening, TEXT_TOKENS)] * rows, stage="writing texts")
+            written = write([opening] * rows, [min(TEXT_TOKENS, most - 1)] * rows, stage="writing texts")
             return [text for text in written if len(text) > 1]
-        asked = write([opening] * rows, [self._room(opening, QUESTION_TOKENS)] * rows, stage="writing questions")
+        room = max(1, min(QUESTION_TOKENS, (most - len(opening)) // 2))
+        asked = write([opening] * rows, [room] * rows, stage="writing questions")
         words = [self._tokenizer.decode(question, skip_special_tokens=True).strip() for question in asked]
         prompts = [self._encoded(self._rendered(question, answer=True)) for question in words if question]
-        rooms = [self._room(prompt, ANSWER_TOKENS) for prompt in prompts]
-        open_ones = [(prompt, room) for prompt, room in zip(prompts, rooms, strict=True) if room > 1]
-        if not open_ones:
-            return []
-        prompts, rooms = ([*each] for each in zip(*open_ones, strict=True))
-        answers = write(prompts, rooms, stage="answering them")
+        prompts = [prompt for prompt in prompts if len(prompt) + 1 < most]
+        room = min(ANSWER_TOKENS, most - max(map(len, prompts), default=0))  # a batch goes on until its last has ended
+        answers = write(prompts, [room] * len(prompts), stage="answering them")
         return [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
 
-    def _room(self, prompt: Sequence[int], most: int) -> int:
-        """How many tokens may follow a prompt: so many, or those the model has positions for."""
-        positions = self.checkpoint.positions
-        return most if positions is None else max(1, min(most, positions - len(prompt)))
+    @property
+    def _most(self) -> int:
+        """Tokens of the longest text: as many as the model has positions for."""
+        whole = max(TEXT_TOKENS, QUESTION_TOKENS + ANSWER_TOKENS + len(self._opening) + MARGIN)
+        return whole if self.checkpoint.positions is None else min(whole, self.checkpoint.positions)
 
     @cached_property
     def _chats(self) -> bool:

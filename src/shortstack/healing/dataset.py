@@ -50,7 +50,7 @@ class TrainingData:
     @property
     def own(self) -> bool:
         """Whether a teacher writes a part of it, or the answers."""
-        return self.self_generate or any(each.source == OWN for each in parse_sources(self.data or ""))
+        return self.self_generate or bool(self.data and any(each.source == OWN for each in parse_sources(self.data)))
 
     @property
     def source(self) -> str:

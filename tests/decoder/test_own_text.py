@@ -1,0 +1,107 @@
+"""What a model writes itself: from its template, or from BOS; seeded, kept, and as far as it has positions."""
+
+import json
+
+import pytest
+import torch
+
+import shortstack.decoder.own_text
+from shortstack.checkpoint import Checkpoint
+from shortstack.data import CalibrationText
+from shortstack.decoder import OwnText, calibration_tokens
+from shortstack.decoder.generation import generate
+from shortstack.errors import DataError, InputError
+from shortstack.machine.device import Compute
+from zoo import speaking
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture(autouse=True)
+def few_and_short(monkeypatch):
+    monkeypatch.setattr(shortstack.decoder.own_text, "BATCHES", (3, 4))
+    for name, length in (("QUESTION_TOKENS", 12), ("ANSWER_TOKENS", 20), ("TEXT_TOKENS", 24)):
+        monkeypatch.setattr(shortstack.decoder.own_text, name, length)
+
+
+def test_a_chat_is_a_question_after_the_template_and_an_answer_after_that(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    tokenizer, model = checkpoint.tokenizer(), checkpoint.model(dtype=torch.float32)
+    opening = tokenizer("<s>user: ", add_special_tokens=False).input_ids
+    questions = generate(model, [opening] * 3, [12] * 3, seed=5)
+    texts = OwnText(checkpoint, Compute(seed=5)).texts(2)
+    assert len(texts) == 3
+    for text, question in zip(texts, questions, strict=True):
+        words = tokenizer.decode(question, skip_special_tokens=True).strip()
+        prompt = tokenizer(f"<s>user: {words}</s><s>assistant: ", add_special_tokens=False).input_ids
+        assert text[: len(prompt)] == prompt
+        assert 1 < len(text) - len(prompt) <= 20
+
+
+def test_a_base_model_writes_from_bos(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model", chat=False, bos=True))
+    expected = generate(checkpoint.model(dtype=torch.float32), [[1]] * 3, [24] * 3, seed=0)
+    assert OwnText(checkpoint).texts(3) == [text for text in expected if len(text) > 1]
+
+
+def test_texts_are_kept_and_more_of_them_begin_with_the_same(tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    first = OwnText(checkpoint).texts(3)
+    assert OwnText(checkpoint, Compute(seed=1)).texts(3) != first
+    more = OwnText(checkpoint).texts(5)
+    assert more[:3] == first
+    assert len(more) == 7
+    assert more[3:6] != first, "each batch has a seed of its own"
+    kept = sorted((tmp_path / "cache" / "own-texts").rglob("*.json"))
+    assert [path.name for path in kept] == ["00000.json", "00000.json", "00001.json"]
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
+    assert OwnText(checkpoint).texts(7) == more
+
+
+def test_the_state_after_a_kill_is_what_was_written_whole(tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shortstack.decoder.own_text, "generate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            OwnText(checkpoint).texts(3)
+    assert list((tmp_path / "cache" / "own-texts").rglob("*.json")) == []
+    assert len(OwnText(checkpoint).texts(3)) == 3
+
+
+def test_nothing_is_longer_than_the_model_has_positions(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model", "gpt2", n_positions=40))
+    texts = OwnText(checkpoint).texts(7)
+    assert texts
+    assert max(map(len, texts)) <= 40
+
+
+def test_a_model_that_writes_nothing_is_said_to(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model", chat=False))
+    kept = OwnText(checkpoint)._folder
+    for number in range(4):
+        (kept / f"{number:05}.json").write_text(json.dumps({"texts": []}))
+    with pytest.raises(DataError, match="a model that writes something"):
+        OwnText(checkpoint).texts(1)
+
+
+def test_windows_of_mix_are_of_three_kinds_and_a_streamed_model_reads_the_rest(tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    text = CalibrationText(samples=2, length=24)
+    assert [kind.source for kind in calibration_tokens(checkpoint, text).kinds] == ["pydoc", "self", "copying"]
+    monkeypatch.setattr(shortstack.decoder.own_text, "must_stream", lambda *_: True)
+    with pytest.warns(UserWarning, match="does not fit in memory"):
+        tokens = calibration_tokens(checkpoint, text)
+    assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying"]
+
+
+def test_own_text_of_a_model_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    import shortstack.machine.memory
+
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    monkeypatch.setattr(shortstack.machine.memory, "available_memory", lambda _: 1000)
+    with pytest.raises(InputError, match="room for its weights"):
+        calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=16))

@@ -1,0 +1,206 @@
+"""Losses kept apart by kind of text, and how they are put together."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import naive
+from shortstack.checkpoint import Checkpoint
+from shortstack.data import Tokens
+from shortstack.data.tokens import Kind
+from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED
+from shortstack.errors import DataError
+from shortstack.planning import Choice, choose
+from shortstack.repairing.cut_families import repaired_tails, repaired_windows
+from shortstack.scoring import METRICS, Scores, score
+from shortstack.scoring.measurement import Run, Wanted
+from zoo import tiny
+
+IDS = torch.randint(3, 90, (11, 10), generator=torch.Generator().manual_seed(4))
+COUNTED = torch.rand((11, 10), generator=torch.Generator().manual_seed(5)) < 0.6
+COUNTED[:7] = True
+KINDS = (Kind("prose", 4, 1.0), Kind("chat", 3, 2.0), Kind("copying", 4, 0.3))
+ROWS = (slice(0, 4), slice(4, 7), slice(7, 11))
+MIXED = Tokens(IDS, "mixed", False, 0, KINDS, COUNTED)
+WALKED = [name for name, metric in METRICS.items() if metric.singles and metric.needs_text]
+
+
+def mean(values):
+    return sum(kind.weight * value for kind, value in zip(KINDS, values, strict=True)) / 3.3
+
+
+@torch.no_grad()
+def losses(directory, removed, rows):
+    """Of the tokens that count, one by one."""
+    logits = naive.logits_without(directory, IDS[rows], removed)[:, :-1]
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS[rows, 1:].flatten(), reduction="none")
+    return float(each[COUNTED[rows, 1:].flatten()].mean())
+
+
+@torch.no_grad()
+def divergence(directory, removed, rows):
+    whole, other = (naive.logits_without(directory, IDS[rows], out)[:, :-1].double() for out in ([], removed))
+    each = (whole.softmax(-1) * (whole.log_softmax(-1) - other.log_softmax(-1))).sum(-1)
+    return float(each[COUNTED[rows, 1:]].mean())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_each_kind_alone_is_its_naive_form_on_the_tokens_that_count(model_type):
+    checkpoint = Checkpoint.open(tiny(model_type))
+    scores = score(checkpoint, MIXED, metrics=["ppl", "kl", "bi"])
+    states = naive.hidden_states(checkpoint.directory, IDS)
+    for kind, rows in zip(KINDS, ROWS, strict=True):
+        found = scores.kinds[kind.source]
+        expected = [losses(checkpoint.directory, [layer], rows) for layer in range(8)]
+        assert [math.log(value) for value in found.scores["ppl"]] == pytest.approx(expected, rel=1e-5)
+        assert found.base_loss == pytest.approx(losses(checkpoint.directory, [], rows), rel=1e-5)
+        kls = [divergence(checkpoint.directory, [layer], rows) for layer in range(8)]
+        assert found.scores["kl"] == pytest.approx(kls, rel=1e-4, abs=1e-6)
+        predicting = torch.nn.functional.pad(COUNTED[rows, 1:], (0, 1)) if kind.source == "copying" else None
+        for layer in range(8):
+            cosine = torch.nn.functional.cosine_similarity(states[layer][rows], states[layer + 1][rows], dim=-1)
+            cosine = cosine if predicting is None else cosine[predicting]
+            assert found.scores["bi"][layer] == pytest.approx(float((1 - cosine).mean()), rel=1e-4, abs=1e-6)
+
+
+def test_together_they_count_by_their_weights_and_by_what_is_lost():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    scores = score(checkpoint, MIXED, metrics=["ppl", "kl", "bi", "angular"], window=2)
+    directory = checkpoint.directory
+    for layer in range(8):
+        lost = [losses(directory, [layer], rows) - losses(directory, [], rows) for rows in ROWS]
+        assert math.log(scores.scores["ppl"][layer]) == pytest.approx(mean(lost), rel=1e-4, abs=1e-5)
+        kls = [divergence(directory, [layer], rows) for rows in ROWS]
+        assert scores.scores["kl"][layer] == pytest.approx(mean(kls), rel=1e-4, abs=1e-6)
+        for name in ("bi", "angular"):
+            each = [scores.kinds[kind.source].scores[name][layer] for kind in KINDS]
+            assert scores.scores[name][layer] == pytest.approx(mean(each), rel=1e-6)
+    for first in range(7):
+        lost = [losses(directory, [first, first + 1], rows) - losses(directory, [], rows) for rows in ROWS]
+        assert math.log(scores.window_scores["ppl"][first]) == pytest.approx(mean(lost), rel=1e-4, abs=1e-5)
+    assert scores.base_loss == pytest.approx(mean([losses(directory, [], rows) for rows in ROWS]), rel=1e-5)
+
+
+def test_gradients_are_of_the_mean_by_weight():
+    """taylor against autograd of the same sum."""
+    checkpoint = Checkpoint.open(tiny("llama"))
+    model = naive.load(checkpoint.directory)
+    logits = model(input_ids=IDS, use_cache=False).logits[:, :-1]
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS[:, 1:].flatten(), reduction="none").view(11, 9)
+    mean([each[rows][COUNTED[rows, 1:]].mean() for rows in ROWS]).backward()
+    expected = [
+        sum(float((weight * weight.grad).abs().sum()) for weight in layer.parameters() if weight.dim() > 1)
+        for layer in naive.stack(model)[1]
+    ]
+    assert score(checkpoint, MIXED, metrics=["taylor"]).scores["taylor"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_one_kind_all_is_as_without_kinds():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    plain = score(checkpoint, Tokens.given(IDS), metrics=WALKED)
+    alone = score(checkpoint, Tokens(IDS, "a", False, 0, (Kind("a", 11, 7.0),)), metrics=WALKED)
+    assert set(alone.scores) == set(plain.scores)
+    for name, values in alone.scores.items():
+        assert values == pytest.approx(plain.scores[name], rel=1e-9), name
+    assert set(alone.kinds) == {"a"}
+    assert plain.kinds == {}
+
+
+def test_scores_of_kinds_are_read_again_and_others_refused(tmp_path):
+    scores = score(Checkpoint.open(tiny("llama")), MIXED, metrics=["ppl", "bi"])
+    assert Scores.from_dict(scores.to_dict(), where="file") == scores
+    old = {key: value for key, value in scores.to_dict().items() if key != "kinds"}
+    assert Scores.from_dict(old, where="file").kinds == {}
+    wrong = scores.to_dict()
+    wrong["kinds"]["chat"]["scores"]["ppl"] = [1.0]
+    with pytest.raises(DataError, match="8 numbers for ppl on chat"):
+        Scores.from_dict(wrong, where="file")
+
+
+def test_layers_cheap_on_one_kind_and_dear_on_another_are_named():
+    from shortstack.scoring.scores import Kind as ScoredKind
+
+    cheap, dear = (0.1, 0.1, 0.1, 0.9, 0.9, 0.9), (0.2, 0.2, 5.0, 9.0, 0.2, 0.2)
+    kinds = {name: ScoredKind(1.0, 0.0, {"kl": values}) for name, values in (("prose", cheap), ("copying", dear))}
+    scores = Scores(6, {"kl": cheap}, kinds=kinds)
+    assert scores.hidden_carriers("prose", "copying") == (2,)
+    assert scores.hidden_carriers("copying", "prose") == ()
+
+
+@pytest.mark.parametrize(("metric", "step"), [("ppl", 1), ("kl", 2)])
+def test_layers_go_one_after_the_other_by_the_mean_of_kinds(metric, step):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    chosen = choose(checkpoint, Choice(metric, 3, step=step), MIXED).plan.removed
+    measure, removed = {"ppl": losses, "kl": divergence}[metric], []
+    while len(removed) < 3:
+        rest = [layer for layer in range(8) if layer not in removed]
+        value = {
+            layer: mean([measure(checkpoint.directory, [*removed, layer], rows) for rows in ROWS]) for layer in rest
+        }
+        removed += sorted(rest, key=value.__getitem__)[: min(step, 3 - len(removed))]
+    assert list(chosen) == sorted(removed)
+
+
+def test_a_search_finds_the_set_with_the_lowest_mean_of_kinds():
+    """On samples of which the held-out ones repeat the others, it is the best of all pairs."""
+    checkpoint, kinds = Checkpoint.open(tiny("llama")), tuple(replace(kind, samples=4) for kind in KINDS)
+    places = [start for rows in ROWS for start in [rows.start] * 4]
+    four = Tokens(IDS[places], "mixed", False, 0, kinds, COUNTED[places])
+    found = choose(checkpoint, Choice(drop=2, search=True), four).plan
+    pairs = {
+        pair: mean([divergence(checkpoint.directory, pair, slice(rows.start, rows.start + 1)) for rows in ROWS])
+        for pair in itertools.combinations(range(8), 2)
+    }
+    assert found.removed == min(pairs, key=pairs.__getitem__)
+    assert found.compared["search"] == pytest.approx(min(pairs.values()), rel=1e-4)
+
+
+def test_a_run_goes_on_from_where_it_was_killed_kind_by_kind(tmp_path, monkeypatch):
+    import shortstack.scoring.resumption as resumption
+
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path))
+    monkeypatch.setattr(resumption, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(resumption, "SHARE", math.inf)
+    checkpoint = Checkpoint.open(tiny("llama"))
+    whole = score(checkpoint, MIXED, metrics=["ppl", "bi", "kl"])
+    ticks = iter(range(10_000))
+
+    def killing(_stage, done, _total, /, *, note=""):
+        if next(ticks) == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(checkpoint, MIXED, metrics=["ppl", "bi", "kl"], progress=killing)
+    stages = []
+    again = score(
+        checkpoint, MIXED, metrics=["ppl", "bi", "kl"], progress=lambda stage, *_, note="": stages.append(stage)
+    )
+    assert any("continued" in stage for stage in stages)
+    for name, values in whole.scores.items():
+        assert again.scores[name] == pytest.approx(values), name
+    assert again.kinds["copying"].scores["ppl"] == pytest.approx(whole.kinds["copying"].scores["ppl"])
+
+
+def test_repaired_cuts_are_judged_by_the_mean_of_kinds():
+    """Of the last window, which is a tail, both give the same; of the whole model it is the plain loss."""
+    checkpoint = Checkpoint.open(tiny("llama"))
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    kinds = tuple(Kind(kind.source, 2 * kind.samples, kind.weight) for kind in KINDS)
+    places = [place for rows in ROWS for place in (*range(11)[rows], *range(11)[rows])]
+    twice = Tokens(IDS[places], "mixed", False, 0, kinds, COUNTED[places])
+    whole = repaired_tails(decoder, twice, MIXED)[-1][0]
+    assert whole == pytest.approx(mean([losses(checkpoint.directory, [], rows) for rows in ROWS]), rel=1e-5)
+    assert len(repaired_windows(decoder, twice, 2)) == 7
+
+
+def test_the_loss_of_a_set_is_the_mean_of_its_kinds():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    gone = frozenset({2, 5})
+    run = Run(decoder, MIXED, Wanted([METRICS["kl"]], singles=False, sets=[gone])).go()
+    for found, skipped in ((run.loss(gone), [2, 5]), (run.loss(UNPRUNED), [])):
+        assert found == pytest.approx(mean([losses(checkpoint.directory, skipped, rows) for rows in ROWS]), rel=1e-5)
