@@ -14,7 +14,7 @@ from shortstack.errors import DataError
 MIX = "mix"
 MIXED = "pydoc,self,copying=0.3"  # what mix stands for; docs/findings.md has the trials behind the weight
 READ = "pydoc,copying=0.3"  # the part of it that needs no model
-SEVERAL = f"Several with commas, each with =WEIGHT behind it where it is not 1. {MIX} is {MIXED}."
+SEVERAL = f"self is what the model writes. Several with commas, =WEIGHT behind those whose weight is not 1; {MIX}: {MIXED}."
 
 Written = Callable[[int], Sequence[Sequence[int]]]  # at least so many texts that a model wrote, as token ids
 

@@ -19,7 +19,7 @@ from shortstack.errors import DataError, InputError, one_line, parameter
 from shortstack.machine.hub import hub_or_copies
 
 OWN = "self"  # what the model writes itself
-TEXT = "pydoc, self (what the model writes), copying, recall, a .txt, .json or .jsonl file, or a hub dataset org/name."
+TEXT = "pydoc, copying, recall, a .txt, .json or .jsonl file, or a hub dataset org/name."
 HELD_OUT_SHARE = 0.2
 PROMPT = (
     "Below is an instruction that describes a task{with_input}. "

@@ -92,7 +92,9 @@ class Tokens:
                 fix=f"write {parameter('samples', 10)}",
             )
         if source in IN_CONTEXT:
-            return cls._in_context(source, tokenizer, samples or 1, length, seed)
+            return cls._in_context(
+                source, tokenizer, samples or 1, length, f"{seed} held out" if held_out else str(seed)
+            )
         if source == OWN:
             texts = _own(written, samples or 1)
         else:
@@ -118,7 +120,7 @@ class Tokens:
 
     @classmethod
     def _in_context(
-        cls, source: str, tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: int
+        cls, source: str, tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: str
     ) -> Tokens:
         """Windows of a source of in_context.py, each filled with one text after the other."""
         import torch
@@ -127,7 +129,7 @@ class Tokens:
         windows = [filled_window(source, tokenizer, length - len(bos), rng) for _ in range(samples)]
         ids = torch.tensor([[*bos, *(token for token, _ in window)] for window in windows])
         counted = torch.tensor([[*(False for _ in bos), *(counts for _, counts in window)] for window in windows])
-        return cls(ids, source, bool(bos), seed, counted=counted)
+        return cls(ids, source, bool(bos), int(seed.split()[0]), counted=counted)
 
     @classmethod
     def joined(cls, parts: Sequence[Tokens], weights: Sequence[float], source: str) -> Tokens:

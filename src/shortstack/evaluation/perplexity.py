@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
@@ -38,16 +39,22 @@ class Perplexity:
 def measure(
     decoder: Decoder, tokens: Tokens, *, route: SkippedLayers = UNPRUNED, progress: Progress = silent
 ) -> Perplexity:
-    """Perplexity of a loaded model run without the layers of `route`; each window's first token is not predicted."""
-    batches = tokens.ids.split(max(1, 1024 // tokens.ids.shape[1]))
-    losses = []
-    for number, batch in enumerate(batches, start=1):
+    """Perplexity of a loaded model run without the layers of `route`; each window's first token is not predicted.
+
+    Of a text of which only some tokens count it is that of these.
+    """
+    size = max(1, 1024 // tokens.ids.shape[1])
+    batches = tokens.ids.split(size)
+    counted = [None] * len(batches) if tokens.counted is None else tokens.counted.split(size)
+    losses: list[Tensor] = []  # of each window
+    for number, (batch, counts) in enumerate(zip(batches, counted, strict=True), start=1):
         ids = batch.to(decoder.device)
-        losses.append(
-            in_float64(next_token_losses(decoder, ids, decoder.walk(ids, [route])[route])).view(len(ids), -1).cpu()
-        )
+        counts = None if counts is None else counts.to(decoder.device)
+        found = next_token_losses(decoder, ids, decoder.walk(ids, [route])[route], counts)
+        predicted = [ids.shape[1] - 1] * len(ids) if counts is None else counts[:, 1:].sum(1).tolist()
+        losses += in_float64(found).cpu().split(predicted)
         progress("measuring perplexity", number, len(batches))
-    table = torch.cat(losses)
-    mean, windows = checked(float(table.mean()), f"loss on {tokens.source}"), table.mean(dim=1)
+    table, windows = torch.cat(losses), torch.stack([window.mean() for window in losses])
+    mean = checked(float(table.mean()), f"loss on {tokens.source}")
     stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else math.nan
     return Perplexity(value(mean), table.numel(), mean, stderr, tokens.record(), decoder.dtype)

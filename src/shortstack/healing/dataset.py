@@ -11,8 +11,8 @@ from shortstack.machine.options import check_options, option
 
 HELD_OUT_SHARE = 0.05
 DATA = (
-    "Text or instructions: pydoc, self (what the teacher writes), copying, recall, .txt, .jsonl or .json (text, alpaca, "
-    f"dolly, chat or prompt), or a hub dataset. {SEVERAL}"
+    "Text or instructions: pydoc, copying, recall, .txt, .jsonl or .json (text, alpaca, dolly, chat or prompt), or a hub "
+    f"dataset. {SEVERAL}"
 )
 
 
