@@ -3,7 +3,7 @@
     python studies/abilities.py C4_JSONL
 
 Layers are scored on 10 x 128 tokens of each kind: C4, the model's own chats, copying, recall. Every metric then chooses 8 of
-30 layers, once on C4 alone and once on C4, own chats and copying at 0.3; a search, and removal one at a time, do the same.
+30 layers, once on C4 alone and once on C4, own chats and copying; a search, and removal one at a time, do the same.
 What is lost is measured on windows of another seed. Nothing is repaired or healed. Writes studies/abilities.md.
 """
 
@@ -33,7 +33,7 @@ STEPS = {"ppl, 1 at a time": Choice("ppl", DROP, step=1), "search by kl": Choice
 
 def texts(c4: str) -> dict[str, str]:
     """What layers are scored and chosen on, by name."""
-    return {"C4": c4, "C4, self, copying 0.3": f"{c4},self,copying=0.3", "all": f"{c4},self,copying,recall"}
+    return {"C4": c4, "C4, self, copying": f"{c4},self,copying", "all": f"{c4},self,copying,recall"}
 
 
 def read(model: ss.Checkpoint, text: str, seed: int) -> ss.Tokens:
@@ -91,7 +91,7 @@ def main() -> None:
         f"\n## {DROP} of 30 layers, and what that costs by kind\n",
         "Chosen on the text in the heading, measured on windows of another seed; nothing is repaired or healed.",
     ]
-    for name in ("C4", "C4, self, copying 0.3"):
+    for name in ("C4", "C4, self, copying"):
         chosen = plans(model, read(model, sources[name], 0))
         page += [f"\n### Chosen on {name}\n", _row(["by", "layers", *KINDS]), f"|{'---|' * (len(KINDS) + 2)}"]
         page += costs(decoder, chosen, judged)

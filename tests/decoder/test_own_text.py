@@ -38,6 +38,26 @@ def test_a_chat_is_a_question_after_the_template_and_an_answer_after_that(tmp_pa
         assert 1 < len(text) - len(prompt) <= 20
 
 
+@pytest.mark.parametrize("doubled", [True, False])
+def test_a_chat_is_written_after_one_bos_and_kept_without(tmp_path, doubled, monkeypatch):
+    """The tokenizer puts <s> before text; the template has it, too, or has not."""
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model", bos=True))
+    tokenizer, seen = checkpoint.tokenizer(), []
+    if not doubled:
+        tokenizer.chat_template = tokenizer.chat_template.replace("<s>", "")
+    monkeypatch.setattr(Checkpoint, "tokenizer", lambda _self: tokenizer)
+
+    def recorded(model, prompts, *rest, **how):
+        seen.extend(prompts)
+        return generate(model, prompts, *rest, **how)
+
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", recorded)
+    texts = OwnText(checkpoint).texts(2)
+    prefixes = {tuple(prompt[:2]) for prompt in seen}
+    assert all(first == 1 and second != 1 for first, second in prefixes)
+    assert not any(text[0] == 1 for text in texts)
+
+
 def test_a_base_model_writes_from_bos(tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", chat=False, bos=True))
     expected = generate(checkpoint.model(dtype=torch.float32), [[1]] * 3, [24] * 3, seed=0)

@@ -12,9 +12,11 @@ from shortstack.data.sources import OWN, SOURCES, check_source
 from shortstack.errors import DataError
 
 MIX = "mix"
-MIXED = "pydoc,self,copying=0.3"  # what mix stands for; docs/findings.md has the trials behind the weight
-READ = "pydoc,copying=0.3"  # the part of it that needs no model
-SEVERAL = f"self is what the model writes. Several with commas, =WEIGHT behind those whose weight is not 1; {MIX}: {MIXED}."
+MIXED = "pydoc,self,copying"  # what mix stands for; docs/findings.md has the trials behind its weights
+READ = "pydoc,copying"  # the part of it that needs no model
+SEVERAL = (
+    f"self is what the model writes. Several with commas, =WEIGHT behind those whose weight is not 1; {MIX}: {MIXED}."
+)
 
 Written = Callable[[int], Sequence[Sequence[int]]]  # at least so many texts that a model wrote, as token ids
 

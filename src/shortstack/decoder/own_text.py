@@ -114,7 +114,7 @@ class OwnText:
     def _written(self, number: int, progress: Progress) -> list[list[int]]:
         write = partial(generate, self._model, seed=self.compute.seed + number * SEED_STEP, progress=progress)
         opening, rows, most = self._opening, BATCHES[min(number, len(BATCHES) - 1)], self._most
-        if not self._chats:
+        if not self._tokenizer.chat_template:
             written = write([opening] * rows, [min(TEXT_TOKENS, most - 1)] * rows, stage="writing texts")
             return [text for text in written if len(text) > 1]
         room = max(1, min(QUESTION_TOKENS, (most - len(opening)) // 2))
@@ -124,7 +124,8 @@ class OwnText:
         prompts = [prompt for prompt in prompts if len(prompt) + 1 < most]
         room = min(ANSWER_TOKENS, most - max(map(len, prompts), default=0))  # a batch goes on until its last has ended
         answers = write(prompts, [room] * len(prompts), stage="answering them")
-        return [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
+        whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
+        return [text[len(bos_ids(self._tokenizer)) :] for text in whole]
 
     @property
     def _most(self) -> int:
@@ -133,13 +134,9 @@ class OwnText:
         return whole if self.checkpoint.positions is None else min(whole, self.checkpoint.positions)
 
     @cached_property
-    def _chats(self) -> bool:
-        return bool(self._tokenizer.chat_template)
-
-    @cached_property
     def _opening(self) -> list[int]:
-        """What a question, or a text, is written after."""
-        if self._chats:
+        """What a question, or a text, is written after, BOS included."""
+        if self._tokenizer.chat_template:
             return self._encoded(self._rendered(MARK).partition(MARK)[0])
         first = self._tokenizer.bos_token_id
         first = self._tokenizer.eos_token_id if first is None else first
@@ -157,8 +154,9 @@ class OwnText:
         return render([{"role": "user", "content": words}], self._tokenizer, answer=answer)
 
     def _encoded(self, text: str) -> list[int]:
-        ids, bos = encode(self._tokenizer, text), self._tokenizer.bos_token_id
-        return ids[1:] if bos_ids(self._tokenizer) and ids[:1] == [bos] else ids
+        """Token ids, with one BOS where the tokenizer puts it before text, whether or not the template has it, too."""
+        ids, bos = encode(self._tokenizer, text), bos_ids(self._tokenizer)
+        return ids if bos and ids[:1] == bos else [*bos, *ids]
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
