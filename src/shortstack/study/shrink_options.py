@@ -23,7 +23,7 @@ class ShrinkOptions:
     data: str | None = option(None, help="What to heal on. Default: the recipe's, if it names data.")
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
     samples: int = option(32, help="Calibration windows of each text, of 128 tokens.", minimum=4)
-    perplexity: str = option("pydoc", help="Comma-separated texts to measure on, first the one to choose by.")
+    perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
     length: int = 128
 
     def __post_init__(self) -> None:

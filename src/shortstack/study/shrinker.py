@@ -63,7 +63,7 @@ def shrink(
     """Score, plan, prune, repair, heal and evaluate as a recipe has it; the result is the new checkpoint directory `out`.
 
     The options drop and data go before the recipe's. The recipe `best` chooses between several plans, each repaired, by the
-    held-out loss, and heals the best. What is done lies in `<out>.study` until the end: killed and called again, it goes on.
+    loss on held-out windows of the calibration text, and heals the best. What is done lies in `<out>.study` until the end: killed and called again, it goes on.
 
     Raises:
         OutputError: `out` exists.
@@ -145,9 +145,8 @@ def _best(candidates: Sequence[Mapping[str, Any]], options: ShrinkOptions) -> tu
         )
     best = min(measured, key=lambda each: each["loss"])
     why = (
-        f"Of {len(measured)} plans, each repaired, the one by {best['metric']} has the lowest loss on held-out "
-        f"{options.texts[0]}: {best['loss']:.4f} nats per token. It was chosen on that text, so there its perplexity is "
-        "a little too good."
+        f"Of {len(measured)} plans, each repaired, the one by {best['metric']} has the lowest loss on held-out windows of "
+        f"{options.text}: {best['loss']:.4f} nats per token."
     )
     return why, show_layers(best["removed"]).replace(" ", "")
 
@@ -195,11 +194,12 @@ class _ShrinkStudy:
             if trial.settings["heal"] is not None or trial.settings["metric"].startswith("layers "):
                 continue
             measured = next(iter(trial.result("evaluate_pruned").get("perplexity", {}).values()), None)
+            repaired = trial.result("prune").get("repair")
             candidates.append(
                 {
                     "metric": trial.settings["metric"],
                     "removed": trial.result("plan").get("removed"),
-                    "loss": measured and measured["loss"],
+                    "loss": measured and repaired and repaired["loss_after"],
                     "perplexity": measured and measured["value"],
                     "error": next((last_line(step.error) for step in trial.steps.values() if step.error), None),
                 }
