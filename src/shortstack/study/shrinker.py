@@ -63,7 +63,8 @@ def shrink(
     """Score, plan, prune, repair, heal and evaluate as a recipe has it; the result is the new checkpoint directory `out`.
 
     The options drop and data go before the recipe's. The recipe `best` chooses between several plans, each repaired, by the
-    loss on held-out windows of the calibration text, and heals the best. What is done lies in `<out>.study` until the end: killed and called again, it goes on.
+    loss on held-out windows of the calibration text, and heals the best. What is done lies in `<out>.study` until the end:
+    killed and called again, it goes on.
 
     Raises:
         OutputError: `out` exists.
