@@ -17,7 +17,7 @@ from shortstack.errors import InputError
 from shortstack.machine.files import check_new, read_json
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import say
-from shortstack.planning import Choice, Chosen, Plan, choose
+from shortstack.planning import STRATEGIES, Choice, Chosen, Plan, choose
 from shortstack.planning.layer_sets import show_layers
 from shortstack.scoring import Scores
 
@@ -107,4 +107,7 @@ def show_plan(chosen: Plan) -> None:
     console.show_table("plan (layers numbered from 0, ranges inclusive)", ("", chosen.strategy), rows)
     if chosen.compared:
         sets = [(name, number(value)) for name, value in chosen.compared.items()]
-        console.show_table("KL from the unpruned model on held-out tokens, nats", ("layers chosen by", "KL"), sets)
+        if STRATEGIES["search"].name in chosen.strategy:
+            console.show_table("KL from the unpruned model on held-out tokens, nats", ("layers chosen by", "KL"), sets)
+        else:
+            console.show_table("loss on held-out tokens once repaired, nats", ("layers removed", "loss"), sets)

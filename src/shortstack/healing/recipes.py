@@ -29,6 +29,7 @@ class PlanPart(yamlfile.Part):
     layers: str | None = None
     block: bool = False
     search: bool = False
+    strategy: str | None = None
     keep_first: int = 0
     keep_last: int = 0
     repair: bool = False

@@ -93,8 +93,10 @@ class Choice:
             "step": ("layers", "block"),
             "layers": ("metric", "strategy"),
             "block": ("strategy",),
-            "strategy": ("metric",) if self.strategy == "search" else ("step",) if self.strategy != "step" else (),
+            "strategy": ("step",) if self.strategy != "step" else (),
         }
+        if self.strategy and not STRATEGIES[self.strategy].by_metric:
+            alone["strategy"] = ("step", "metric")
         for name, others in alone.items():
             beside = [other for other in others if getattr(self, name) and getattr(self, other)]
             if beside:

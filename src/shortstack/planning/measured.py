@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from shortstack.data import Tokens
 from shortstack.data.splits import HELD_OUT, check_enough, split
@@ -12,12 +15,15 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.errors import PlanError, parameter
 from shortstack.machine.numbers import checked
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, show_layers
 from shortstack.planning.plans import Plan
+from shortstack.repairing.cut_families import repaired_windows
+from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
 
+FINALISTS = 2  # pairs of blocks that are repaired whole, beside the best single block
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
 KL = METRICS["kl"]
 
@@ -162,6 +168,52 @@ def _measure(
     run = Run(decoder, tokens, wanted, progress=progress, stage=stage).go()
     for found in wanted.sets:
         known[found] = checked(run.kl(found), f"kl without layers {show_layers(sorted(found))}")
+
+
+@torch.no_grad()
+def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent) -> Plan:
+    """One block of layers or two, apart, whose removal costs least once kept layers are refitted.
+
+    Every block of the sizes that it takes is measured on held-out samples with the last matrix before it refitted, as
+    repaired-window does; what two blocks cost is taken to be the sum of both. The best block and the best FINALISTS pairs
+    are then repaired whole, and the one with the lowest held-out loss is the plan. Plan.compared tells that loss of each.
+
+    Raises:
+        DataError: fewer than four samples.
+        ArchitectureError: as repair().
+    """
+    check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
+    decoder.check_bare("choose by a metric, or search")
+    amount, allowed, costs = removal.amount, removal.allowed, dict[tuple[int, int], float]()
+    halves = [(part, amount - part) for part in range(max(1, amount // 2 - 1), amount // 2 + 1) if part < amount]
+    for size in sorted({amount, *(size for pair in halves for size in pair)}):
+        for start, loss in enumerate(repaired_windows(decoder, tokens, size, progress=progress)):
+            if start in allowed and start + size <= allowed.stop:
+                costs[start, size] = checked(loss, f"loss without layers {start} to {start + size - 1}")
+    single = min((block for block in costs if block[1] == amount), key=costs.__getitem__)
+    pairs = {blocks: sum(costs[block] for block in blocks) for blocks in _apart(costs, halves)}
+    best_pairs = sorted(pairs, key=lambda blocks: (pairs[blocks], blocks))[:FINALISTS]
+    finalists = [_layers([single]), *map(_layers, best_pairs)]
+    losses = {}
+    for number, layers in enumerate(finalists, start=1):
+        told = under(progress, f"finalist {number} of {len(finalists)}: ")
+        losses[show_layers(layers)] = RepairWalk(decoder, frozenset(layers), tokens, told).walk().losses()[2]
+    best = min(finalists, key=lambda layers: losses[show_layers(layers)])
+    return replace(Plan(len(decoder.layers), best, "blocks, repaired"), compared=losses)
+
+
+def _apart(
+    costs: Mapping[tuple[int, int], float], halves: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Pairs of blocks (start, size) with at least one layer between them, the earlier one first."""
+    sizes = {frozenset(pair) for pair in halves}
+    for first, second in itertools.combinations(sorted(costs), 2):
+        if frozenset((first[1], second[1])) in sizes and first[0] + first[1] < second[0]:
+            yield first, second
+
+
+def _layers(blocks: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    return tuple(layer for start, size in blocks for layer in range(start, start + size))
 
 
 def _best(known: Mapping[SkippedLayers, float], amount: int) -> list[SkippedLayers]:

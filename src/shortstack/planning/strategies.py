@@ -27,13 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to choose layers: see the module's table for what each feed hands to `function`."""
+    """A way to choose layers: see the module's table for what each feed hands to `function`.
+
+    by_metric: whether it goes by a metric that can be named; others have a measure of their own.
+    """
 
     name: str
     feed: Literal["scores", "model"]
     function: Callable[..., Plan]
     summary: str
     paper: str
+    by_metric: bool = True
 
     @property
     def measures(self) -> bool:
@@ -103,12 +107,28 @@ def _search(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progre
     return search(decoder, tokens, removal, progress=progress)
 
 
+def _repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> Plan:
+    from shortstack.planning.measured import repaired_blocks
+
+    return repaired_blocks(decoder, tokens, removal, progress=progress)
+
+
 STRATEGIES: Mapping[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Strategy("lowest", "scores", lowest_scores, "the layers with the lowest scores", "arXiv 2411.15558, section 3"),
         Strategy("block", "scores", lowest_block, "one contiguous window", "arXiv 2403.17887"),
         Strategy("step", "model", _stepwise, "a few at a time, scored again in between", "arXiv 2402.09025"),
-        Strategy("search", "model", _search, "the set whose removal changes the output least", "arXiv 2410.14649"),
+        Strategy(
+            "search", "model", _search, "the set whose removal changes the output least", "arXiv 2410.14649", False
+        ),
+        Strategy(
+            "repaired-blocks",
+            "model",
+            _repaired_blocks,
+            "one block or two, by their loss once repaired",
+            "fit after arXiv 2505.02819",
+            False,
+        ),
     )
 }

@@ -116,8 +116,8 @@ class PlanStep(Step):
     @property
     def choice(self) -> Choice:
         names = ("metric", "block", "layers", "drop", "step")
-        search = self.arguments["metric"] is None and self.arguments["layers"] is None
         strategy = self.arguments.get("strategy")
+        search = self.arguments["metric"] is None and self.arguments["layers"] is None and strategy is None
         return Choice(**{name: self.arguments[name] for name in names}, search=search, strategy=strategy)
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:

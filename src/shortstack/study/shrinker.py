@@ -34,8 +34,9 @@ from shortstack.study.trial import ONE_SHOT
 from shortstack.study.workers import Launch, local
 
 MAKING = ("score", "plan", "prune", "heal")  # the roles of the steps that make a checkpoint
-# What `best` chooses from: the paper's tail, two cheap metrics, the block that changes the hidden states least, a search.
-CANDIDATES = ("reverse", "bi", "ppl", "angular block", "search")
+# What `best` chooses from: the paper's tail, two cheap metrics, the block that changes the hidden states least, a
+# search, and one or two blocks by what they cost once repaired.
+CANDIDATES = ("reverse", "bi", "ppl", "angular block", "search", "repaired-blocks")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def _metric(plan: Mapping[str, Any]) -> str:
         return f"layers {plan['layers']}"
     if plan.get("search"):
         return "search"
+    if plan.get("strategy"):
+        return f"{plan.get('metric', '')} {plan['strategy']}".strip()
     return f"{plan.get('metric', 'ppl')}{' block' if plan.get('block') else ''}"
 
 

@@ -68,7 +68,8 @@ def parse_choice(text: str, *, drop: str | None = None, step: int | None = None)
     if strategy == "block":
         return Choice(metric, drop, block=True, step=step)
     if strategy in STRATEGIES:
-        return Choice(metric or "ppl", drop, strategy=strategy, step=step)
+        usual = "ppl" if STRATEGIES[strategy].by_metric else None
+        return Choice(metric or usual, drop, strategy=strategy, step=step)
     return Choice(text, drop, step=step)
 
 
