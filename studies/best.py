@@ -70,8 +70,8 @@ def page(
         "# SmolLM2-135M-Instruct without 8 and without 4 of its 30 layers, by recipes/best.yaml\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
         f"{SAMPLES} samples of C4, own chats and copying; seed {SEED}. Perplexity in windows of 256 tokens; accuracy on the",
-        f"first {LIMIT} documents of each task, zero-shot; in brackets the difference from the unpruned model and its standard",
-        "error, paired.\n",
+        f"first {LIMIT} documents of each task, zero-shot; in brackets the difference from the unpruned model and its",
+        "standard error, paired.\n",
         f"| model | {' | '.join(columns)} |",
         f"|{'---|' * (len(columns) + 1)}",
         *(_row(name, each, base) for name, each in found.items()),
@@ -88,9 +88,9 @@ def page(
         timed = ", ".join(f"{name} {value:.0f}" for name, value in took.items())
         lines += [
             f"\nMinus {drop}: layers {show_layers(plan.removed)} ({plan.strategy}). Seconds, threads "
-            f"{torch.get_num_threads()}: {timed}; together {sum(took.values()):.0f}. Kept of the unpruned model's mean over {', '.join(FIRST_THREE)} "
-            f"{kept[0]:.1%}, of {TASKS[3]} {kept[1]:.1%}, of the probes' mean {kept[2]:.1%}; aims: "
-            f"{', '.join(f'{aim} %' for aim in AIMS[drop])} within 15 minutes on two cores.",
+            f"{torch.get_num_threads()}: {timed}; together {sum(took.values()):.0f}.",
+            f"Kept of the unpruned model's mean over {', '.join(FIRST_THREE)} {kept[0]:.1%}, of {TASKS[3]} {kept[1]:.1%}, of",
+            f"the probes' mean {kept[2]:.1%}; aims: {', '.join(f'{aim} %' for aim in AIMS[drop])}, in 15 minutes on two cores.",
         ]
     return "\n".join(lines) + "\n"
 
