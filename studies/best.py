@@ -89,8 +89,9 @@ def page(
         lines += [
             f"\nMinus {drop}: layers {show_layers(plan.removed)} ({plan.strategy}). Seconds, threads "
             f"{torch.get_num_threads()}: {timed}; together {sum(took.values()):.0f}.",
-            f"Kept of the unpruned model's mean over {', '.join(FIRST_THREE)} {kept[0]:.1%}, of {TASKS[3]} {kept[1]:.1%}, of",
-            f"the probes' mean {kept[2]:.1%}; aims: {', '.join(f'{aim} %' for aim in AIMS[drop])}, in 15 minutes on two cores.",
+            f"Kept of the unpruned model's mean over {', '.join(FIRST_THREE)} {kept[0]:.1%}, of {TASKS[3]} {kept[1]:.1%},",
+            f"of the probes' mean {kept[2]:.1%}; aims: {', '.join(f'{aim} %' for aim in AIMS[drop])}, in 15 minutes on two",
+            "cores.",
         ]
     return "\n".join(lines) + "\n"
 
