@@ -1,6 +1,8 @@
-"""How much of SmolLM2 comes back by recipes/best.yaml after 8 or 4 of its 30 layers are gone, and how long does that take?
+"""How much of SmolLM2 comes back by recipes/best.yaml after some of its 30 layers are gone, and how long does that take?
 
-    python studies/best.py C4_JSONL WIKI_TEXT DATA_DIR [FOLDER]
+    python studies/best.py 8,4 C4_JSONL WIKI_TEXT DATA_DIR [FOLDER]
+
+The first argument is how many layers go, one model for each number.
 
 The recipe was chosen on other data (docs/decisions.md): questions of piqa's training set and of arc_easy's validation set,
 other pages, probes of another seed. Here it runs once, with a seed that chose nothing: layers are chosen and kept ones
@@ -15,7 +17,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +31,6 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.planning import Choice, choose
 from shortstack.planning.layer_sets import show_layers
 
-DROPS = (8, 4)
 SEED, WINDOWS, REPAIR_WINDOWS, SAMPLES, LIMIT = 1, 16, 256, 1000, 500
 TASKS = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
 FIRST_THREE = TASKS[:3]
@@ -63,11 +64,11 @@ def line(source: ss.Checkpoint, c4: str, folder: Path, drop: int) -> tuple[ss.Pl
 def page(
     plans: Mapping[int, ss.Plan], seconds: Mapping[int, Mapping[str, float]], found: Mapping[str, ss.Evaluation]
 ) -> str:
-    command = " ".join(["python studies/best.py", *("/".join(Path(each).parts[-2:]) for each in sys.argv[1:4])])
+    command = " ".join(["python studies/best.py", *("/".join(Path(each).parts[-2:]) for each in sys.argv[1:5])])
     base = found["unpruned"]
     columns = [*(Path(text).name for text in base.perplexity), *TASKS, "probes' mean", "collapsed"]
     lines = [
-        "# SmolLM2-135M-Instruct without 8 and without 4 of its 30 layers, by recipes/best.yaml\n",
+        f"# SmolLM2-135M-Instruct without {' and '.join(map(str, plans))} of its 30 layers, by recipes/best.yaml\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
         f"{SAMPLES} samples of C4, own chats and copying; seed {SEED}. Perplexity in windows of 256 tokens; accuracy on the",
         f"first {LIMIT} documents of each task, zero-shot; in brackets the difference from the unpruned model and its",
@@ -115,15 +116,16 @@ def _kept(found: ss.Evaluation, base: ss.Evaluation, tasks: tuple[str, ...]) -> 
 
 
 def main() -> None:
-    c4, wiki, data, *kept = sys.argv[1:]
+    drops, c4, wiki, data, *kept = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        study(c4, wiki, data, Path(*kept or [folder]))
+        study([int(drop) for drop in drops.split(",")], c4, (wiki, data), Path(*kept or [folder]))
 
 
-def study(c4: str, wiki: str, data: str, folder: Path) -> None:
+def study(drops: Sequence[int], c4: str, judging: tuple[str, str], folder: Path) -> None:
+    wiki, data = judging
     source = ss.Checkpoint.open("demo")
     models, plans, seconds = {"unpruned": source}, {}, {}
-    for drop in DROPS:
+    for drop in drops:
         plans[drop], healed, seconds[drop] = line(source, c4, folder, drop)
         models |= {f"minus {drop}, healed": healed}
         print(drop, plans[drop].removed, plans[drop].compared, seconds[drop], flush=True)
