@@ -1,19 +1,20 @@
 """How much of SmolLM2 comes back by recipes/best.yaml after some of its 30 layers are gone, and how long does that take?
 
-    python studies/best.py 8,4 C4_JSONL WIKI_TEXT DATA_DIR [FOLDER]
+    python studies/best.py 8,4 C4_JSONL DOLLY_JSON WIKI_TEXT DATA_DIR [FOLDER]
 
-The first argument is how many layers go, one model for each number.
+The first argument is how many layers go, one model for each number. DOLLY_JSON: instructions in the Alpaca layout.
 
 The recipe was chosen on other data (docs/decisions.md): questions of piqa's training set and of arc_easy's validation set,
 other pages, probes of another seed. Here it runs once, with a seed that chose nothing: layers are chosen and kept ones
-refitted on C4, what the model writes itself, and copying; then it heals on these. It is judged on WIKI_TEXT, on the first
-documents of four tasks, read from DATA_DIR (laid out as docs/evaluate.md says), paired with the unpruned model, and on
-probes of generation. Writes studies/best.md; the checkpoints stay in FOLDER, if one is named.
+refitted on C4, what the model writes itself, and copying; then it heals on these and on Dolly. It is judged on WIKI_TEXT,
+on the first documents of four tasks, read from DATA_DIR (laid out as docs/evaluate.md says), paired with the unpruned
+model, and on probes of generation. Writes studies/best.md; the checkpoints stay in FOLDER, if one is named.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.planning import Choice, choose
 from shortstack.planning.layer_sets import show_layers
 
-SEED, WINDOWS, REPAIR_WINDOWS, SAMPLES, LIMIT = 1, 16, 256, 1000, 500
+SEED, WINDOWS, REPAIR_WINDOWS, SAMPLES, LIMIT = 1, 12, 256, 950, 500
 TASKS = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
 FIRST_THREE = TASKS[:3]
 AIMS = {
@@ -41,11 +42,23 @@ AIMS = {
 STEPS = ("write and choose", "repair and prune", "heal")
 
 
-def line(source: ss.Checkpoint, c4: str, folder: Path, drop: int) -> tuple[ss.Plan, ss.Checkpoint, dict[str, float]]:
+def chats(path: str, out: Path) -> str:
+    """Instructions as chats, which the model's own template renders."""
+    with out.open("w", encoding="utf-8") as file:
+        for row in json.loads(Path(path).read_text(encoding="utf-8")):
+            asked = "\n".join(part for part in (row["instruction"], row["input"]) if part)
+            turns = ({"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]})
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return str(out)
+
+
+def line(
+    source: ss.Checkpoint, texts: tuple[str, str], folder: Path, drop: int
+) -> tuple[ss.Plan, ss.Checkpoint, dict[str, float]]:
     """Choose, repair, prune and heal: the layers, the healed checkpoint, and the seconds of each step."""
     recipe, compute, clock = read_recipe("best"), ss.Compute(seed=SEED), [time.perf_counter()]
-    task = replace(task_of(recipe.heal.given), teacher=source)
-    learnt = replace(task.training_data, data=f"{c4},self=0.5,copying=0.5", max_samples=SAMPLES)
+    task, (c4, dolly) = replace(task_of(recipe.heal.given), teacher=source), texts
+    learnt = replace(task.training_data, data=f"{c4},{dolly},self=0.2,copying=0.5", max_samples=SAMPLES)
     text = ss.CalibrationText(f"{c4},self,copying", WINDOWS)
     given = {name: value for name, value in recipe.plan.given.items() if name not in ("repair", "drop")}
     plan = choose(source, Choice(drop=drop, **given), text, compute=compute).plan
@@ -64,14 +77,14 @@ def line(source: ss.Checkpoint, c4: str, folder: Path, drop: int) -> tuple[ss.Pl
 def page(
     plans: Mapping[int, ss.Plan], seconds: Mapping[int, Mapping[str, float]], found: Mapping[str, ss.Evaluation]
 ) -> str:
-    command = " ".join(["python studies/best.py", *("/".join(Path(each).parts[-2:]) for each in sys.argv[1:5])])
+    command = " ".join(["python studies/best.py", *("/".join(Path(each).parts[-2:]) for each in sys.argv[1:6])])
     base = found["unpruned"]
     columns = [*(Path(text).name for text in base.perplexity), *TASKS, "probes' mean", "collapsed"]
     lines = [
         f"# SmolLM2-135M-Instruct without {' and '.join(map(str, plans))} of its 30 layers, by recipes/best.yaml\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
-        f"{SAMPLES} samples of C4, own chats and copying; seed {SEED}. Perplexity in windows of 256 tokens; accuracy on the",
-        f"first {LIMIT} documents of each task, zero-shot; in brackets the difference from the unpruned model and its",
+        f"{SAMPLES} samples of C4, Dolly, own chats, copying; seed {SEED}. Perplexity in windows of 256 tokens; accuracy on",
+        f"the first {LIMIT} documents of each task, zero-shot; in brackets the difference from the unpruned model and its",
         "standard error, paired.\n",
         f"| model | {' | '.join(columns)} |",
         f"|{'---|' * (len(columns) + 1)}",
@@ -116,17 +129,19 @@ def _kept(found: ss.Evaluation, base: ss.Evaluation, tasks: tuple[str, ...]) -> 
 
 
 def main() -> None:
-    drops, c4, wiki, data, *kept = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        study([int(drop) for drop in drops.split(",")], c4, (wiki, data), Path(*kept or [folder]))
+    drops, c4, dolly, wiki, data, *kept = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(*kept or [temporary])
+        texts = c4, chats(dolly, folder / "dolly.jsonl")
+        study([int(drop) for drop in drops.split(",")], texts, (wiki, data), folder)
 
 
-def study(drops: Sequence[int], c4: str, judging: tuple[str, str], folder: Path) -> None:
+def study(drops: Sequence[int], texts: tuple[str, str], judging: tuple[str, str], folder: Path) -> None:
     wiki, data = judging
     source = ss.Checkpoint.open("demo")
     models, plans, seconds = {"unpruned": source}, {}, {}
     for drop in drops:
-        plans[drop], healed, seconds[drop] = line(source, c4, folder, drop)
+        plans[drop], healed, seconds[drop] = line(source, texts, folder, drop)
         models |= {f"minus {drop}, healed": healed}
         print(drop, plans[drop].removed, plans[drop].compared, seconds[drop], flush=True)
     text = ss.EvaluationText(["pydoc", wiki], 256, samples=40)
