@@ -4,7 +4,7 @@
 
 Every baseline of `shortstack compare` at 75 % and at 50 % of the unpruned bytes. Layers (lowest ppl), neurons and Wanda's
 masks are chosen on 32 x 128 tokens of pydoc, repair is fitted on 64 x 128, and the repaired cut is healed on HEAL_DATA as
-recipes/best.yaml says; its search for layers is left out, for three of ten minutes each. Perplexity is measured on 4 x 512
+recipes/best.yaml says; its choice of layers is left out, for some of ten minutes each. Perplexity is measured on 4 x 512
 held-out tokens of pydoc and of each TEXT, accuracy on the first 100 documents of each task; speed with one sequence, 128
 tokens of prompt and 16 new ones, in six turns with the unpruned model. Writes studies/compare.md and .json.
 """
@@ -43,7 +43,7 @@ def compared(model: ss.Checkpoint, share: str, judging: ss.Judging, data: str, p
     calibration = ss.Calibration(
         ss.Tokens.read("pydoc", tokenizer, samples=32),
         ss.Tokens.read("pydoc", tokenizer, samples=REPAIR_WINDOWS),
-        heal=heal_as_recipe(data, progress=progress),
+        heal=heal_as_recipe(data, model, progress=progress),
     )
     return ss.compare(model, calibration, judging, memory=share, progress=progress)
 

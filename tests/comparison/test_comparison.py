@@ -208,10 +208,11 @@ def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
     wanted = read_recipe("best").heal.given
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():  # as rows are judged
         patch.setattr("pydoc_data.topics.topics", {"a": "the walk visits every layer once and in order. " * 60})
-        made = heal_as_recipe("pydoc", device="cpu")(pruned, tmp_path / "healed")
+        made = heal_as_recipe("pydoc", checkpoint, device="cpu")(pruned, tmp_path / "healed")
     options = made.record["healing"]
     assert (options["method"]["name"], options["method"]["rank"]) == ("lora", wanted["rank"])
     assert options["schedule"]["lr"] == wanted["lr"]
+    assert options["teacher"] == checkpoint.weights_sha256
     assert made.anatomy.layers == 7
 
 

@@ -81,7 +81,7 @@ class CalibrationOptions:
     repair_samples: int = option(
         REPAIR_SAMPLES, help="Windows to repair on, at most; one in four is held out.", minimum=4
     )
-    search: bool = option(False, help="Search for the layers that go, as the recipe `best` does.")
+    search: bool = option(False, help="Search for the layers that go.")
     heal: str | None = option(None, help="Also heal the pruned model on this data, as the recipe `best` does.")
 
     def check(self) -> None:
@@ -107,7 +107,7 @@ class CalibrationOptions:
         if self.repair:
             text = text.of_all(self.repair_samples)
             repair = calibration_tokens(checkpoint, text, at_least=HELD_OUT, compute=compute, progress=progress)
-        heal = heal_as_recipe(self.heal, device=compute.device, progress=progress) if self.heal else None
+        heal = heal_as_recipe(self.heal, checkpoint, device=compute.device, progress=progress) if self.heal else None
         return Calibration(tokens, repair, self.metric, self.search, heal, healed)
 
 

@@ -315,13 +315,14 @@ def uncovered(decoder: Decoder) -> str | None:
     return None
 
 
-def heal_as_recipe(data: str, *, device: str = "auto", progress: Progress = silent) -> Heal:
-    """What heals a cut on `data` as the recipe `best` does.
+def heal_as_recipe(data: str, unpruned: Checkpoint, *, device: str = "auto", progress: Progress = silent) -> Heal:
+    """What heals a cut of the unpruned model on `data` as the recipe `best` does.
 
     Raises:
         InputError: a library that its method needs is not installed.
     """
     task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
+    task = replace(task, teacher=unpruned) if task.needs_teacher else task
     task.method.check()
 
     def healed(shorter: Checkpoint, out: Path) -> Checkpoint:
