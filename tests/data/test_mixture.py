@@ -5,6 +5,7 @@ import random
 import pytest
 
 from shortstack.data import CalibrationText, Tokens, read_examples
+from shortstack.data.examples import shares
 from shortstack.data.in_context import IN_CONTEXT, words
 from shortstack.data.mixture import MIX, MIXED, READ, parse_sources
 from shortstack.data.splits import check_enough, split
@@ -51,7 +52,7 @@ def test_windows_of_each_source_stand_together_with_its_weight():
     ]
     pydoc = Tokens.read("pydoc", PLAIN, samples=5, length=64, seed=3)
     assert tokens.ids[:5].equal(pydoc.ids)
-    assert {row[0] for row in tokens.ids[5:10].tolist()} <= {text[0] for text in OWN}
+    assert tokens.ids[5:10].flatten().tolist() == [token for text in OWN for token in text][: 5 * 64]
     assert tokens.counted[:10].all()
     assert tokens.record()["kinds"] == [
         {"source": "pydoc", "samples": 5, "weight": 2.0},
@@ -96,8 +97,11 @@ def test_windows_too_short_for_a_text_are_refused():
 
 
 def test_what_has_no_end_has_no_all_and_own_text_needs_a_model():
-    with pytest.raises(DataError, match="this text has no end"):
-        CalibrationText("copying", samples="all").tokens(PLAIN)
+    for text in ("copying", "mix", "pydoc,self"):
+        with pytest.raises(DataError, match="has no end"):
+            CalibrationText(text, samples="all")
+    with pytest.raises(DataError, match="has no end"):
+        Tokens.read("copying", PLAIN, samples=None)
     with pytest.raises(DataError, match="a model that writes it"):
         CalibrationText("self").tokens(PLAIN)
 
@@ -117,6 +121,7 @@ def test_one_in_four_of_each_kind_is_held_out():
 def test_a_repair_is_of_so_many_windows_in_all():
     assert CalibrationText("pydoc,self,copying").of_all(256).samples == 86
     assert CalibrationText("pydoc").of_all(256).samples == 256
+    assert CalibrationText("pydoc,self,copying").of_all(4).samples == 4, "of each kind some are held out"
 
 
 def test_each_source_gives_its_share_of_what_is_learnt(tmp_path):
@@ -124,6 +129,7 @@ def test_each_source_gives_its_share_of_what_is_learnt(tmp_path):
     whole = read_examples(str(tmp_path / "a.txt"), PLAIN, max_length=32)
     found = read_examples(f"{tmp_path / 'a.txt'}=2,self,copying=0.5", PLAIN, max_length=32, written=written)
     own = [example for example in found if set(example.ids) <= {text[0] for text in OWN}]
+    assert all(all(example.learn) for example in own)
     assert len(own) == round(len(whole) / 2)
     copied = [example for example in found if not all(example.learn)]
     assert len(copied) == round(len(whole) / 4)
@@ -136,6 +142,40 @@ def test_no_more_than_most_are_read_in_all():
     assert sum(all(example.learn) for example in found) == 30
     assert found == read_examples("copying,self=3", PLAIN, max_length=64, most=40, written=written)
     assert found != read_examples("copying,self=3", PLAIN, max_length=64, most=40, written=written, seed=1)
+
+
+@pytest.mark.parametrize("most", [3, 5, 7, 100])
+def test_shares_are_never_more_than_most(most):
+    sources = parse_sources("a,b=2,self=0.3")
+    found = shares(sources, {"a": 50, "b": 60}, most)
+    assert sum(found.values()) <= most
+    assert min(found.values()) >= 1
+    assert found["a"] <= 50
+    assert found["b"] <= 60
+    with pytest.raises(DataError, match="at least one sample of each of 3 sources"):
+        shares(sources, {"a": 50, "b": 60}, 2)
+
+
+def test_one_source_with_a_weight_or_spaces_is_that_source():
+    assert read_examples(" pydoc=3 ", PLAIN, max_length=64, most=5) == read_examples(
+        "pydoc", PLAIN, max_length=64, most=5
+    )
+
+
+def test_mix_stands_for_its_parts_beside_others_too():
+    assert [(each.source, each.weight) for each in parse_sources("mix=2,a.txt")] == [
+        ("pydoc", 2.0),
+        ("self", 2.0),
+        ("copying", 2.0),
+        ("a.txt", 1.0),
+    ]
+
+
+@pytest.mark.parametrize(("source", "length"), [("copying", 24), ("copying", 512), ("recall", 96), ("recall", 512)])
+def test_windows_of_any_length_are_full_and_something_counts_in_each(source, length):
+    tokens = Tokens.read(source, PLAIN, samples=6, length=length)
+    assert tokens.ids.shape == (6, length)
+    assert tokens.counted.any(dim=1).all()
 
 
 def test_what_is_learnt_is_not_what_calibrates():

@@ -1,5 +1,6 @@
 """What a model writes itself: from its template, or from BOS; seeded, kept, and as far as it has positions."""
 
+import hashlib
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import CalibrationText
 from shortstack.decoder import OwnText, calibration_tokens
 from shortstack.decoder.generation import generate
+from shortstack.decoder.own_text import Writer
 from shortstack.errors import DataError, InputError
 from shortstack.machine.device import Compute
 from zoo import speaking
@@ -24,11 +26,16 @@ def few_and_short(monkeypatch):
         monkeypatch.setattr(shortstack.decoder.own_text, name, length)
 
 
+def drawn(what, seed=0):
+    """The seed of a part of a batch."""
+    return int(hashlib.sha256(f"{seed} {what}".encode()).hexdigest()[:8], 16)
+
+
 def test_a_chat_is_a_question_after_the_template_and_an_answer_after_that(tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     tokenizer, model = checkpoint.tokenizer(), checkpoint.model(dtype=torch.float32)
     opening = tokenizer("<s>user: ", add_special_tokens=False).input_ids
-    questions = generate(model, [opening] * 3, [12] * 3, seed=5)
+    questions = generate(model, [opening] * 3, [12] * 3, seed=drawn("0 questions", 5))
     texts = OwnText(checkpoint, Compute(seed=5)).texts(2)
     assert len(texts) == 3
     for text, question in zip(texts, questions, strict=True):
@@ -60,7 +67,7 @@ def test_a_chat_is_written_after_one_bos_and_kept_without(tmp_path, doubled, mon
 
 def test_a_base_model_writes_from_bos(tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", chat=False, bos=True))
-    expected = generate(checkpoint.model(dtype=torch.float32), [[1]] * 3, [24] * 3, seed=0)
+    expected = generate(checkpoint.model(dtype=torch.float32), [[1]] * 3, [24] * 3, seed=drawn("0 texts"))
     assert OwnText(checkpoint).texts(3) == [text for text in expected if len(text) > 1]
 
 
@@ -71,9 +78,9 @@ def test_texts_are_kept_and_more_of_them_begin_with_the_same(tmp_path, monkeypat
     more = OwnText(checkpoint).texts(5)
     assert more[:3] == first
     assert len(more) == 7
-    assert more[3:6] != first, "each batch has a seed of its own"
-    kept = sorted((tmp_path / "cache" / "own-texts").rglob("*.json"))
-    assert [path.name for path in kept] == ["00000.json", "00000.json", "00001.json"]
+    assert not {tuple(text) for text in more[3:]} & {tuple(text) for text in first}, "each batch has draws of its own"
+    kept = [path.name for path in (tmp_path / "cache" / "own-texts").rglob("*.json")]
+    assert sorted(kept) == ["00000.json", "00000.json", "00001.json"]
     monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
     assert OwnText(checkpoint).texts(7) == more
 
@@ -99,23 +106,65 @@ def test_nothing_is_longer_than_the_model_has_positions(tmp_path):
     assert max(map(len, texts)) <= 40
 
 
-def test_a_model_that_writes_nothing_is_said_to(tmp_path):
+def test_batches_draw_differently_and_parts_of_one_too(tmp_path, monkeypatch):
+    """Seeds that differ above their 32 lower bits alone are one seed to torch's generator on a CPU."""
+    checkpoint, seeds = Checkpoint.open(speaking(tmp_path / "model")), []
+
+    def recorded(model, prompts, rooms, *, seed, **how):
+        seeds.append(seed)
+        return generate(model, prompts, rooms, seed=seed, **how)
+
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", recorded)
+    OwnText(checkpoint).texts(3 + 4 + 1)
+    assert len({seed & 0xFFFFFFFF for seed in seeds}) == len(seeds) == 6
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_model_that_writes_nothing_is_said_to(tmp_path, before):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", chat=False))
-    kept = OwnText(checkpoint)._folder
-    for number in range(4):
-        (kept / f"{number:05}.json").write_text(json.dumps({"texts": []}))
+    kept = tmp_path / "cache" / "own-texts" / Writer(checkpoint, Compute()).key
+    kept.mkdir(parents=True)
+    for number in range(6):
+        (kept / f"{number:05}.json").write_text(json.dumps({"texts": [[5, 6]] if number < before else []}))
     with pytest.raises(DataError, match="a model that writes something"):
-        OwnText(checkpoint).texts(1)
+        OwnText(checkpoint).texts(2)
 
 
 def test_windows_of_mix_are_of_three_kinds_and_a_streamed_model_reads_the_rest(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
     text = CalibrationText(samples=2, length=24)
     assert [kind.source for kind in calibration_tokens(checkpoint, text).kinds] == ["pydoc", "self", "copying"]
-    monkeypatch.setattr(shortstack.decoder.own_text, "must_stream", lambda *_: True)
-    with pytest.warns(UserWarning, match="does not fit in memory"):
-        tokens = calibration_tokens(checkpoint, text)
+    for compute, streams in ((Compute(stream=True), False), (Compute(), True)):
+        monkeypatch.setattr(shortstack.decoder.own_text, "must_stream", lambda *_, streams=streams: streams)
+        with pytest.warns(UserWarning, match="its weights are read layer by layer"):
+            tokens = calibration_tokens(checkpoint, text, compute=compute)
+        assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying"]
+
+
+def test_where_nothing_opens_a_text_mix_reads_the_rest_and_self_is_refused(tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    tokenizer = checkpoint.tokenizer()
+    tokenizer.chat_template = "no place for words"
+    monkeypatch.setattr(Checkpoint, "tokenizer", lambda _self: tokenizer)
+    with pytest.warns(UserWarning, match="a chat template with a place for a question"):
+        tokens = calibration_tokens(checkpoint, CalibrationText(samples=2, length=24))
     assert [kind.source for kind in tokens.kinds] == ["pydoc", "copying"]
+    with pytest.raises(DataError, match="a place for a question"):
+        calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=24))
+
+
+def test_windows_longer_than_a_text_are_of_several(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    tokens = calibration_tokens(checkpoint, CalibrationText("self", samples=3, length=120))
+    stream = [token for text in OwnText(checkpoint).texts(40) for token in text]
+    assert tokens.ids.flatten().tolist() == stream[:360]
+
+
+def test_a_missing_file_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
+    with pytest.raises(DataError, match=r"missing\.txt"):
+        calibration_tokens(checkpoint, CalibrationText(f"self,{tmp_path / 'missing.txt'}", samples=2, length=24))
 
 
 def test_own_text_of_a_model_that_does_not_fit_is_refused(tmp_path, monkeypatch):

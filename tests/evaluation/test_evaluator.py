@@ -56,6 +56,24 @@ def test_the_standard_error_is_over_windows(checkpoint, tmp_path):
     assert found.loss_stderr == pytest.approx(float(means.std() / math.sqrt(len(means))), rel=1e-3)
 
 
+def test_of_copying_what_was_said_before_counts_and_it_is_not_what_calibrates(checkpoint):
+    text = EvaluationText(["copying"], 96, samples=3)
+    found = evaluate(checkpoint, text=text, compute=Compute(dtype="float32")).perplexity["copying"]
+    tokens = Tokens.read("copying", checkpoint.tokenizer(), samples=3, length=96, held_out=True)
+    labels = tokens.ids.masked_fill(~tokens.counted, -100)  # what transformers' loss leaves out
+    model = checkpoint.model(dtype=torch.float32)
+    with torch.no_grad():
+        losses = [
+            model(input_ids=row[None], labels=wanted[None]).loss for row, wanted in zip(tokens.ids, labels, strict=True)
+        ]
+        whole = model(input_ids=tokens.ids, labels=labels).loss
+    assert found.loss == pytest.approx(float(whole), rel=1e-5)
+    assert found.tokens == int(tokens.counted[:, 1:].sum())
+    assert found.loss_stderr == pytest.approx(float(torch.stack(losses).std() / math.sqrt(3)), rel=1e-3)
+    calibrating = Tokens.read("copying", checkpoint.tokenizer(), samples=3, length=96)
+    assert not set(map(tuple, calibrating.ids.tolist())) & set(map(tuple, tokens.ids.tolist()))
+
+
 def test_auto_arithmetic_is_bf16_only_where_checkpoint_and_device_have_it(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))  # stored in float32
     assert arithmetic("auto", checkpoint, "cpu") is torch.float32

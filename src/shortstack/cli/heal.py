@@ -39,7 +39,7 @@ class HealRun:
     recipe: str | None = option(
         None, help="A preset (`shortstack ls recipes`) or a .yaml file; typed options go before it."
     )
-    teacher: str | None = option(None, help="The unpruned model, for distill and --self-generate.")
+    teacher: str | None = option(None, help="The unpruned model, for distill, --data self and --self-generate.")
     resume: bool | None = option(
         None, help="Go on with an unfinished run, or start it again; without either it is refused."
     )

@@ -93,6 +93,8 @@ def show_scores(scores: Scores) -> None:
     """Each layer's score by each metric and, in brackets, the place at which it would go; then those of the windows."""
     base = (
         f"; unpruned perplexity {number(METRICS['ppl'].function(scores.base_loss))}"
+        if scores.base_loss is not None and not scores.kinds
+        else "; ppl is times the unpruned perplexity"
         if scores.base_loss is not None
         else ""
     )

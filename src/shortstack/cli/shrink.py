@@ -48,11 +48,12 @@ def show_shrunk(shrunk: Shrunk) -> None:
             (
                 each["metric"],
                 show_layers(each["removed"]) if each["removed"] else "-",
-                number(each["perplexity"]) if each["perplexity"] else f"failed: {each['error']}",
+                number(each["loss"]) if each["loss"] else f"failed: {each['error']}",
+                number(each["perplexity"]) if each["perplexity"] else "-",
             )
             for each in shrunk.candidates
         ]
-        console.show_table("plans, each repaired", ("layers chosen by", "removed", "perplexity"), rows)
+        console.show_table("plans, each repaired", ("layers chosen by", "removed", "loss", "perplexity"), rows)
         console.show(shrunk.why)
     roles = {"unpruned": "evaluate_base", "pruned": "evaluate_pruned", "healed": "evaluate_healed"}
     models = {name: shrunk.steps[role]["perplexity"] for name, role in roles.items() if role in shrunk.steps}

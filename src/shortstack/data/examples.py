@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.data.mixture import Weighted, Written, parse_sources
 from shortstack.data.sources import OWN, prompt_and_response, read_records, record_format
-from shortstack.data.tokens import bos_ids, check_text, encode, filled_window, own_texts
+from shortstack.data.tokens import bos_ids, check_text, encode, filled_window, own_windows
 from shortstack.errors import DataError, parameter
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def read_examples(
         if name not in read:
             read[name] = _made(name, amount, tokenizer, max_length, seed, written)
     if len(sources) == 1:
-        return rng.sample(read[source], len(read[source]))[:most]
+        (only,) = read.values()
+        return rng.sample(only, len(only))[:most]
     chosen = [example for name, amount in wanted.items() for example in rng.sample(read[name], amount)]
     return rng.sample(chosen, len(chosen))
 
@@ -64,11 +65,24 @@ def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: int | No
     {'a.txt': 100, 'self': 50}
     >>> shares([Weighted("a.txt"), Weighted("self", 0.5)], {"a.txt": 100}, most=60)
     {'a.txt': 40, 'self': 20}
+
+    Raises:
+        DataError: most is less than one of each.
     """
+    if most is not None and most < len(sources):
+        raise DataError(
+            parameter("max_samples"),
+            expected=f"at least one sample of each of {len(sources)} sources",
+            found=str(most),
+            fix="allow more, or name fewer sources",
+        )
     whole = sum(each.weight for each in sources)
     bounds = [sizes[each.source] / each.weight for each in sources if each.source in sizes]
     unit = min([*bounds, *([most / whole] if most else [])], default=ENDLESS_SAMPLES / whole)
-    return {each.source: max(1, round(unit * each.weight)) for each in sources}
+    amounts = {each.source: max(1, round(unit * each.weight)) for each in sources}
+    while most is not None and sum(amounts.values()) > most:
+        amounts[max(amounts, key=amounts.__getitem__)] -= 1
+    return amounts
 
 
 def _read(source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int) -> list[Example]:
@@ -98,12 +112,10 @@ def _made(
     bos = bos_ids(tokenizer)
     room = max_length - len(bos)
     if source == OWN:
-        windows = [
-            (*bos, *ids[start : start + room])
-            for ids in own_texts(written)(amount)
-            for start in range(0, len(ids), room)
+        return [
+            Example((*bos, *window), (True,) * (len(bos) + len(window)))
+            for window in own_windows(written, room, amount)
         ]
-        return [Example(window, (True,) * len(window)) for window in windows if len(window) > len(bos) + 1][:amount]
     rng = random.Random(f"{seed} {source} to learn")  # other texts than those that calibrate
     filled = [filled_window(source, tokenizer, room, rng) for _ in range(amount)]
     return [
@@ -167,6 +179,13 @@ def _learning(
     text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Example:
     """The text as tokens; those that begin in one of the spans of characters count."""
+    if not tokenizer.is_fast:
+        raise DataError(
+            "messages",
+            expected="a tokenizer that says which characters a token is of (tokenizer.json)",
+            found=type(tokenizer).__name__,
+            fix="give prompt and completion records instead of messages",
+        )
     check_text(text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     learn = tuple(any(start <= begin < end for start, end in spans) for begin, _ in encoded["offset_mapping"])
@@ -180,13 +199,6 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizer
     if not tokenizer.chat_template:
         raise DataError(
             "messages", expected="a tokenizer with a chat template", found="none", fix="give alpaca, dolly or text data"
-        )
-    if not tokenizer.is_fast:
-        raise DataError(
-            "messages",
-            expected="a tokenizer that says which characters a token is of (tokenizer.json)",
-            found=type(tokenizer).__name__,
-            fix="give prompt and completion records instead of messages",
         )
     try:
         return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer, tokenize=False))

@@ -1,6 +1,6 @@
 """Texts that only what stands before explains, made by a seeded program: what a model must copy, not know.
 
-Prose hardly asks for it, so metrics on prose call the layers that do it cheap (docs/findings.md). Half of such a text is
+Prose hardly asks for it, so metrics on prose call the layers that do it cheap (docs/decisions.md). Half of such a text is
 noise; the passages that the rest determines are marked, and they alone count.
 """
 
@@ -42,7 +42,8 @@ def recall(rng: random.Random, most: int = MOST) -> Passages:
     >>> [determined for _, determined in recall(random.Random(1))][:3]
     [False, False, True]
     """
-    keys = rng.sample(words(), max(2, rng.randint(-(-most // 12), most // 4)))
+    least = -(-most // 12)
+    keys = rng.sample(words(), max(2, rng.randint(least, max(least, most // 4))))
     values = {key: str(rng.randint(100, 999)) for key in keys}
     listed = "".join(f"{key}: {value}\n" for key, value in values.items())
     asked = rng.sample(keys, len(keys) // 2)

@@ -12,7 +12,7 @@ from shortstack.data.sources import OWN, SOURCES, check_source
 from shortstack.errors import DataError
 
 MIX = "mix"
-MIXED = "pydoc,self,copying"  # what mix stands for; docs/findings.md has the trials behind its weights
+MIXED = "pydoc,self,copying"  # what mix stands for; docs/decisions.md has the trials behind its weights
 READ = "pydoc,copying"  # the part of it that needs no model
 SEVERAL = (
     f"self is what the model writes. Several with commas, =WEIGHT behind those whose weight is not 1; {MIX}: {MIXED}."
@@ -47,12 +47,19 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     """
     if text in SOURCES or Path(text).is_file():  # a file's name may have commas
         return (Weighted(text),)
-    found = [_weighted(part.strip(), text) for part in (MIXED if text == MIX else text).split(",")]
+    found = [each for part in text.split(",") for each in _expanded(_weighted(part.strip(), text))]
     names = [each.source for each in found]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         raise DataError(text, expected="each source once", found=f"{twice} twice", fix="give it one weight")
     return tuple(found)
+
+
+def _expanded(named: Weighted) -> tuple[Weighted, ...]:
+    """What `mix` stands for, its weights times its own."""
+    if named.source != MIX:
+        return (named,)
+    return tuple(Weighted(each.source, named.weight * each.weight) for each in parse_sources(MIXED))
 
 
 def _weighted(part: str, text: str) -> Weighted:

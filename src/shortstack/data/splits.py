@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from shortstack.data.tokens import HELD_OUT as HELD_OUT
 from shortstack.data.tokens import Tokens
 from shortstack.errors import DataError
-
-HELD_OUT = 4  # one sample in so many
 
 
 def check_enough(tokens: Tokens, fix: str, *, at_least: int = HELD_OUT) -> None:

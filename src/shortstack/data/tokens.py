@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+HELD_OUT = 4  # one sample in so many is held out, of each kind
+
+
 @dataclass(frozen=True)
 class Kind:
     """So many samples of one source, and how much they count beside those of others."""
@@ -67,8 +70,8 @@ class Tokens:
         Windows never overlap and never cross documents. With several documents each gives one window at a random place,
         as in the paper; a document shorter than a window is passed over. BOS is added where the tokenizer itself adds it.
         held_out: of `pydoc`, read the last 20 % instead of the first 80 %. at_least: fewer than `samples` will do, where the
-        text has no more, but not fewer than this. written: for `self`, gives texts that the model wrote. Of a source of
-        in_context.py windows are filled with one text after the other, and what the text before determines counts.
+        text has no more, but not fewer than this. written: for `self`, gives texts that the model wrote; windows are filled
+        with one after the other. So they are of a source of in_context.py, where what the text before determines counts.
 
         Raises:
             DataError: no such text, not UTF-8, a wrong line, or fewer windows than asked for.
@@ -85,24 +88,19 @@ class Tokens:
                 fix="ask for more",
             )
         if samples is None and Weighted(source).endless:
-            raise DataError(
-                source,
-                expected="a number of windows, since this text has no end",
-                found="all",
-                fix=f"write {parameter('samples', 10)}",
-            )
+            raise endless(parameter("samples", "all"), source)
         if source in IN_CONTEXT:
             return cls._in_context(
                 source, tokenizer, samples or 1, length, f"{seed} held out" if held_out else str(seed)
             )
         if source == OWN:
-            texts = _own(written, samples or 1)
-        else:
-            texts = (encode(tokenizer, text) for text in read_documents(source, seed=seed, held_out=held_out))
+            own = [[*bos, *window] for window in own_windows(written, room, samples or 1)]
+            return cls(torch.tensor(own), source, bool(bos), seed)
         sizes: list[int] = []
 
         def documents() -> Iterator[list[int]]:
-            for ids in texts:
+            for text in read_documents(source, seed=seed, held_out=held_out):
+                ids = encode(tokenizer, text)
                 sizes.append(len(ids))
                 yield ids
 
@@ -133,11 +131,7 @@ class Tokens:
 
     @classmethod
     def joined(cls, parts: Sequence[Tokens], weights: Sequence[float], source: str) -> Tokens:
-        """Windows of several sources as one; source: what is said of all together.
-
-        Raises:
-            DataError: windows of one source are shorter than those of another.
-        """
+        """Windows of several sources as one; source: what is said of all together."""
         import torch
 
         ids = torch.cat([part.ids for part in parts])
@@ -197,8 +191,10 @@ class CalibrationText:
     length: int = option(128, help="Tokens per calibration window.", minimum=4)
 
     def __post_init__(self) -> None:
-        parse_samples(self.samples)
         check_options(self)
+        sources = parse_sources(self.text)
+        if parse_samples(self.samples) is None and any(each.endless for each in sources):
+            raise endless(parameter("samples", "all"), next(each.source for each in sources if each.endless))
 
     def check(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked.
@@ -209,8 +205,8 @@ class CalibrationText:
         check_sources(self.text)
 
     def of_all(self, samples: int) -> CalibrationText:
-        """The same text, of all its sources together about so many windows."""
-        return replace(self, samples=-(-samples // len(parse_sources(self.text))))
+        """The same text, of all its sources together about so many windows, but enough of each to hold some out."""
+        return replace(self, samples=max(HELD_OUT, -(-samples // len(parse_sources(self.text)))))
 
     def tokens(
         self,
@@ -275,29 +271,29 @@ def check_text(text: str) -> None:
         ) from error
 
 
-def own_texts(written: Written | None) -> Written:
-    """What gives texts that the model wrote.
+def endless(where: str, source: str) -> DataError:
+    """That all of a text is asked for which is written as it is read."""
+    fix = f"write {parameter('samples', 10)}, or name other texts"
+    return DataError(where, expected="a number of windows", found=f"{source}, which has no end", fix=fix)
+
+
+def own_windows(written: Written | None, room: int, amount: int) -> list[list[int]]:
+    """So many windows of `room` tokens of what a model wrote: its texts one after the other, cut where a window is full.
 
     Raises:
-        DataError: there is none.
+        DataError: nothing writes.
     """
     if written is None:
         raise DataError(
             OWN,
             expected="a model that writes it",
-            found="a tokenizer alone",
-            fix="call calibration_tokens(checkpoint, CalibrationText(...)), or name other texts",
+            found="a text to be read without one",
+            fix="name other texts, or pass `written`, such as OwnText(checkpoint).texts",
         )
-    return written
-
-
-def _own(written: Written | None, samples: int) -> Iterator[list[int]]:
-    """Texts of the model as token ids, more and more of them: some are shorter than a window."""
-    read = 0
-    for asked in (samples + samples // 4, 2 * samples, 4 * samples):
-        texts = own_texts(written)(asked)
-        yield from map(list, texts[read:])
-        read = len(texts)
+    asked = 1
+    while len(stream := [token for text in written(asked) for token in text]) < amount * room:
+        asked = max(asked + 1, -(-asked * amount * room // max(1, len(stream))))
+    return [stream[start : start + room] for start in range(0, amount * room, room)]
 
 
 def filled_window(

@@ -7,13 +7,15 @@ temperature 1 from the whole distribution, by a seed, and kept in the cache as i
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,20 +29,19 @@ from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder.generation import ROWS, generate
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import DataError, parameter
+from shortstack.errors import DataError, one_line, parameter
 from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.files import save_json
+from shortstack.machine.files import digest, save_json
 from shortstack.machine.progress import Progress, silent, under
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS = 96, 192, 256
-MOST_EMPTY = 4  # batches of nothing after which a model is said to write nothing
+MOST_EMPTY = 4  # batches of nothing, one after the other, after which a model is said to write nothing
 BATCHES = (16, 48, ROWS)  # texts of the first, the second and each further batch: calibration takes few
 MARGIN = 64  # of a template, beside what opens a question
-SEED_STEP = 1 << 32  # from one batch to the next: no two seeds share a batch
 MARK = "QqQ"  # stands in a template where a user's words go
 
 
@@ -54,23 +55,22 @@ def calibration_tokens(
 ) -> Tokens:
     """The windows of a calibration text, and of what the model writes itself where that is a part of it.
 
-    A model that does not fit in memory cannot write: of `mix` it reads the rest, and a warning says so. at_least: as in
-    Tokens.read.
+    A model may not be able to write: it is streamed, or its template has no place for a question. Of `mix` the rest is read
+    then, and a warning says so. at_least: as in Tokens.read.
 
     Raises:
-        DataError: as CalibrationText.tokens(), or the model writes nothing.
+        DataError: as CalibrationText.tokens(); or `self` was named, and the model writes nothing.
         InputError: `self` was named, and the model does not fit in memory.
     """
     text = text or CalibrationText()
-    check_positions(
-        checkpoint, text.length, parameter("length"), fix=f"write {parameter('length', checkpoint.positions)}"
-    )
-    device = pick_device(compute.device)
-    if text.text == MIX and must_stream(checkpoint, arithmetic(compute.dtype, checkpoint, device), device):
-        warnings.warn(f"the model does not fit in memory, so it writes nothing: calibrating on {READ}", stacklevel=2)
+    text.check()
+    shorter = f"write {parameter('length', checkpoint.positions)}"
+    check_positions(checkpoint, text.length, parameter("length"), fix=shorter)
+    own = OwnText(checkpoint, compute, progress)
+    if text.text == MIX and (reason := own.hindered()):
+        warnings.warn(f"the model writes nothing to calibrate on, so this is {READ}: {reason}", stacklevel=2)
         text = replace(text, text=READ)
-    written = OwnText(checkpoint, compute, progress).texts
-    return text.tokens(checkpoint.tokenizer(), compute.seed, at_least=at_least, written=written)
+    return text.tokens(checkpoint.tokenizer(), compute.seed, at_least=at_least, written=own.texts)
 
 
 @dataclass(frozen=True)
@@ -81,51 +81,115 @@ class OwnText:
     compute: Compute = AUTO
     progress: Progress = silent
 
+    def hindered(self) -> str | None:
+        """Why the model cannot write, or is not asked to; None where it can."""
+        device, stream = pick_device(self.compute.device), self.compute.stream
+        dtype = arithmetic(self.compute.dtype, self.checkpoint, device)
+        if stream or (stream is None and must_stream(self.checkpoint, dtype, device)):
+            return "its weights are read layer by layer"
+        try:
+            self.texts(1)
+        except (DataError, OSError) as error:
+            return one_line(error)
+        return None
+
     def texts(self, amount: int) -> list[list[int]]:
         """At least so many texts that are not empty, without BOS at their beginning.
 
         Raises:
-            DataError: batch after batch is empty.
+            DataError: batch after batch is empty, or nothing opens a text.
             InputError: the model does not fit in memory.
         """
         written: list[list[int]] = []
-        for batch in count():
-            if len(written) >= amount or (batch == MOST_EMPTY and not written):
-                break
-            done = f"{min(len(written), amount)} of {amount} texts, "
-            written += self._batch(batch, under(self.progress, done if written else ""))
-        if not written:
+        writer, empty = Writer(self.checkpoint, self.compute), 0
+        try:
+            for batch in count():
+                if len(written) >= amount or empty == MOST_EMPTY:
+                    break
+                done = f"{min(len(written), amount)} of {amount} texts, " if written else ""
+                some = self._batch(writer, batch, under(self.progress, done))
+                written, empty = written + some, 0 if some else empty + 1
+        finally:
+            writer.forget()
+        if len(written) < amount:
             raise DataError(
                 self.checkpoint.source,
                 expected="a model that writes something to calibrate or to heal on",
-                found="texts that end where they begin",
-                fix="name other texts",
+                found=f"{len(written)} texts, and then only such as end where they begin",
+                fix="name other texts than self",
             )
         return written
 
-    def _batch(self, number: int, progress: Progress) -> list[list[int]]:
+    def _batch(self, writer: Writer, number: int, progress: Progress) -> list[list[int]]:
         """The texts of a batch, those that are empty left out; from the cache, if they were written before."""
-        path = self._folder / f"{number:05}.json"
+        path = cache_directory("own-texts", writer.key) / f"{number:05}.json"
         if not path.exists():
-            save_json(path, {"texts": self._written(number, progress)})
+            save_json(path, {"texts": writer.written(number, progress)})
         texts: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))["texts"]
         return texts
 
-    def _written(self, number: int, progress: Progress) -> list[list[int]]:
-        write = partial(generate, self._model, seed=self.compute.seed + number * SEED_STEP, progress=progress)
-        opening, rows, most = self._opening, BATCHES[min(number, len(BATCHES) - 1)], self._most
-        if not self._tokenizer.chat_template:
-            written = write([opening] * rows, [min(TEXT_TOKENS, most - 1)] * rows, stage="writing texts")
-            return [text for text in written if len(text) > 1]
+
+class Writer:
+    """A model that writes, loaded when it first does."""
+
+    def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
+        self.checkpoint, self.seed = checkpoint, compute.seed
+        self.tokenizer, self.device = checkpoint.tokenizer(), pick_device(compute.device)
+        self.dtype = arithmetic(compute.dtype, checkpoint, self.device)
+        self.model: PreTrainedModel | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """The name of what is kept. A template may tell the date, which is no part of it."""
+        settings = self.checkpoint.directory / "generation_config.json"
+        return content_key(
+            weights=self.checkpoint.weights_sha256,
+            config=self.checkpoint.config,
+            ends=settings.read_text(encoding="utf-8") if settings.exists() else None,
+            vocabulary=digest(self.tokenizer.get_vocab()),
+            template=self.tokenizer.chat_template,
+            seed=self.seed,
+            dtype=str(self.dtype),
+            device=self.device,
+            versions=[version(name) for name in ("torch", "transformers")],
+            rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
+        )
+
+    def written(self, number: int, progress: Progress) -> list[list[int]]:
+        """The texts of a batch that are not empty, without BOS."""
+        rows, most = BATCHES[min(number, len(BATCHES) - 1)], self._most
+        opening = self._opening
+        if not self.tokenizer.chat_template:
+            room = min(TEXT_TOKENS, most - 1)
+            texts = self._write([opening] * rows, room, f"{number} texts", progress)
+            return [text for text in texts if len(text) > 1]
         room = max(1, min(QUESTION_TOKENS, (most - len(opening)) // 2))
-        asked = write([opening] * rows, [room] * rows, stage="writing questions")
-        words = [self._tokenizer.decode(question, skip_special_tokens=True).strip() for question in asked]
+        asked = self._write([opening] * rows, room, f"{number} questions", progress)
+        words = [self.tokenizer.decode(question, skip_special_tokens=True).strip() for question in asked]
         prompts = [self._encoded(self._rendered(question, answer=True)) for question in words if question]
         prompts = [prompt for prompt in prompts if len(prompt) + 1 < most]
         room = min(ANSWER_TOKENS, most - max(map(len, prompts), default=0))  # a batch goes on until its last has ended
-        answers = write(prompts, [room] * len(prompts), stage="answering them")
+        answers = self._write(prompts, room, f"{number} answers", progress)
         whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
-        return [text[len(bos_ids(self._tokenizer)) :] for text in whole]
+        return [text[len(bos_ids(self.tokenizer)) :] for text in whole]
+
+    def forget(self) -> None:
+        """Give the model's memory back: what comes next asks how much there is."""
+        if self.model is None:
+            return
+        self.model = None
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _write(self, prompts: Sequence[Sequence[int]], room: int, what: str, progress: Progress) -> list[list[int]]:
+        """What follows each prompt; what: the batch and its part, which have draws of their own."""
+        if self.model is None:
+            self.model = self.checkpoint.model(dtype=self.dtype, device=self.device)
+        # Of more than 32 bits torch's generator on a CPU leaves the upper ones out.
+        seed = int(hashlib.sha256(f"{self.seed} {what}".encode()).hexdigest()[:8], 16)
+        stage = f"writing {what.partition(' ')[2]}"
+        return generate(self.model, prompts, [room] * len(prompts), seed=seed, stage=stage, progress=progress)
 
     @property
     def _most(self) -> int:
@@ -133,59 +197,33 @@ class OwnText:
         whole = max(TEXT_TOKENS, QUESTION_TOKENS + ANSWER_TOKENS + len(self._opening) + MARGIN)
         return whole if self.checkpoint.positions is None else min(whole, self.checkpoint.positions)
 
-    @cached_property
+    @property
     def _opening(self) -> list[int]:
-        """What a question, or a text, is written after, BOS included."""
-        if self._tokenizer.chat_template:
-            return self._encoded(self._rendered(MARK).partition(MARK)[0])
-        first = self._tokenizer.bos_token_id
-        first = self._tokenizer.eos_token_id if first is None else first
-        if first is None:
+        """What a question, or a text, is written after, BOS included.
+
+        Raises:
+            DataError: there is nothing to write after.
+        """
+        if self.tokenizer.chat_template:
+            before, mark, _ = self._rendered(MARK).partition(MARK)
+            first = self._encoded(before) if mark else []
+        else:
+            ends = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            first = [token for token in ends if token is not None][:1]
+        if not first:
             raise DataError(
                 self.checkpoint.source,
-                expected="a chat template, or a BOS or EOS token to write after",
-                found="a tokenizer with none of them",
+                expected="a chat template with a place for a question, or a BOS or EOS token, to write after",
+                found="neither",
                 fix="name other texts than self",
             )
-        return [first]
+        return first
 
     def _rendered(self, words: str, *, answer: bool = False) -> str:
         """A user's words in the model's template; answer: with what opens the answer."""
-        return render([{"role": "user", "content": words}], self._tokenizer, answer=answer)
+        return render([{"role": "user", "content": words}], self.tokenizer, answer=answer)
 
     def _encoded(self, text: str) -> list[int]:
         """Token ids, with one BOS where the tokenizer puts it before text, whether or not the template has it, too."""
-        ids, bos = encode(self._tokenizer, text), bos_ids(self._tokenizer)
+        ids, bos = encode(self.tokenizer, text), bos_ids(self.tokenizer)
         return ids if bos and ids[:1] == bos else [*bos, *ids]
-
-    @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.checkpoint.tokenizer()
-
-    @cached_property
-    def _dtype(self) -> torch.dtype:
-        return arithmetic(self.compute.dtype, self.checkpoint, self._device)
-
-    @cached_property
-    def _device(self) -> str:
-        return pick_device(self.compute.device)
-
-    @cached_property
-    def _model(self) -> PreTrainedModel:
-        return self.checkpoint.model(dtype=self._dtype, device=self._device)
-
-    @cached_property
-    def _folder(self) -> Path:
-        checkpoint = self.checkpoint
-        key = content_key(
-            weights=checkpoint.weights_sha256,
-            config=checkpoint.config,
-            opening=self._opening,
-            template=self._tokenizer.chat_template,
-            seed=self.compute.seed,
-            dtype=str(self._dtype),
-            device=self._device,
-            versions=[version(name) for name in ("torch", "transformers")],
-            rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
-        )
-        return cache_directory("own-texts", key)

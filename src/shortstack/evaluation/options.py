@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
 from shortstack.data import Tokens
+from shortstack.data.in_context import IN_CONTEXT
+from shortstack.data.sources import OWN as SELF
 from shortstack.data.sources import TEXT
+from shortstack.data.tokens import endless
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation.backends import BACKENDS, OWN, VLLM, load_harness, load_vllm
 from shortstack.evaluation.suites import SUITES, TASKS, named
@@ -45,6 +48,15 @@ class EvaluationText:
                 found="an empty name",
                 fix="name one: pydoc",
             )
+        if SELF in self.sources:
+            raise InputError(
+                parameter("perplexity"),
+                expected="a text that is the same for every model",
+                found=f"{SELF}, which each model writes itself",
+                fix="name another",
+            )
+        if self.samples is None and (made := next((each for each in self.sources if each in IN_CONTEXT), None)):
+            raise endless(parameter("perplexity", made), made)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -18,8 +18,9 @@ from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, read_examples
+from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
-from shortstack.errors import CheckpointError, TrainingError, parameter
+from shortstack.errors import CheckpointError, InputError, TrainingError, parameter
 from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer, Frozen, OnTheFly
 from shortstack.healing.learner import Learner
@@ -162,6 +163,17 @@ class HealingRun:
         written = None
         if self.task.teacher:
             written = OwnText(self.task.teacher, replace(self.task.compute, seed=seed), self.progress).texts
+        if (
+            data.own
+            and self.task.teacher
+            and not same_tokens(self.checkpoint.tokenizer(), self.task.teacher.tokenizer())
+        ):
+            raise InputError(
+                parameter("teacher"),
+                expected="a teacher with the same tokens, since it writes what is learnt",
+                found=f"other tokens in {self.task.teacher.source}",
+                fix="name the unpruned model, or other data",
+            )
         with self.processes.main_process_first():
             examples = read_examples(
                 data.source,

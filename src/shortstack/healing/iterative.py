@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.data import Tokens
+from shortstack.decoder import calibration_tokens
 from shortstack.errors import ArchitectureError, PlanError, parameter
 from shortstack.healing.healer import Healing, heal
 from shortstack.healing.task import HealingTask
@@ -45,6 +47,7 @@ def heal_in_turns(
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=checkpoint.weight_bytes)
     unfinished = Unfinished(writer.out, "turns")
     folder = unfinished.open(_record(checkpoint, turns, task), resume=resume)
+    tokens = _calibrating(checkpoint, turns, compute, progress)
     for number, count in enumerate(sizes, start=1):
         pruned, healed = (folder / f"{number}-{kind}" for kind in ("pruned", "healed"))
         turn = under(progress, f"turn {number} of {len(sizes)}: ")
@@ -52,7 +55,7 @@ def heal_in_turns(
             shutil.rmtree(healed, ignore_errors=True)  # killed after its end; only its result is missing
         if not healed.exists():
             if not pruned.exists():
-                prune(checkpoint, _chosen(checkpoint, count, turns, compute, turn), pruned, progress=turn)
+                prune(checkpoint, _chosen(checkpoint, count, turns, tokens, compute, turn), pruned, progress=turn)
             result = heal(Checkpoint.open(str(pruned)), healed, task, cache=cache, resume=resume, progress=turn)
         checkpoint = Checkpoint.open(str(healed))
     os.rename(healed, writer.out)
@@ -62,11 +65,20 @@ def heal_in_turns(
     return replace(result, output=writer.out)
 
 
-def _chosen(checkpoint: Checkpoint, count: int, turns: Turns, compute: Compute, progress: Progress) -> Plan:
+def _calibrating(checkpoint: Checkpoint, turns: Turns, compute: Compute, progress: Progress) -> Tokens | None:
+    """The windows of all turns, if the metric looks at any: what a model writes itself is the unpruned one's."""
+    if not Choice(turns.metric, 1).needs_text:
+        return None
+    return calibration_tokens(checkpoint, turns.calibration, compute=compute, progress=progress)
+
+
+def _chosen(
+    checkpoint: Checkpoint, count: int, turns: Turns, tokens: Tokens | None, compute: Compute, progress: Progress
+) -> Plan:
     """The layers that go next: the lowest by the metric, or the nearest cut that is exact."""
     choice = Choice(turns.metric, count)
     try:
-        return choose(checkpoint, choice, turns.calibration, compute=compute, progress=progress).plan
+        return choose(checkpoint, choice, tokens, compute=compute, progress=progress).plan
     except ArchitectureError as error:
         raise PlanError(
             parameter("step"),

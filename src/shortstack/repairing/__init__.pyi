@@ -1,4 +1,5 @@
 from . import cut_families as cut_families
 from . import fit as fit
+from . import repairer as repairer
 from .repairer import Repair as Repair
 from .repairer import repair as repair

@@ -81,8 +81,8 @@ def _judged(
 def repaired_windows(decoder: Decoder, tokens: Tokens, size: int, *, progress: Progress = silent) -> list[float]:
     """Loss of the model without each window of `size` layers, in nats per token, from the window that starts at layer 0 on.
 
-    For each the fold point before the window is refitted to give what leaves it, on three of four samples of `ids`
-    [samples, length]; the loss is that on the fourth. Nothing stands before layer 0: that window is not repaired.
+    For each the fold point before the window is refitted to give what leaves it, on three of four samples; the loss is that
+    on the fourth. Nothing stands before layer 0: that window is not repaired.
 
     Raises:
         ArchitectureError: as repair().

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import Tokens
+from shortstack.data import CalibrationText, Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.wrapping import arithmetic
@@ -112,7 +112,9 @@ def _make(output: Path) -> list[Path]:
 
 
 def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: Progress) -> Demo:
-    by_loss = choose(source, Choice("ppl", DROP), compute=Compute(seed=seed), progress=progress)
+    by_loss = choose(
+        source, Choice("ppl", DROP), CalibrationText("pydoc"), compute=Compute(seed=seed), progress=progress
+    )
     chosen, tail = by_loss.plan, plan(source.anatomy.layers, metric="reverse", drop=DROP)
     pruned = prune(source, by_loss, output / "pruned", progress=progress)
     verified = verify(pruned, against=source, progress=progress)

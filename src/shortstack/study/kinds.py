@@ -144,7 +144,7 @@ class PlanStep(Step):
             return Cost(model.pace.opening, 0, 0)
         layers = model.layers * (model.layers + 1) / 2
         walks = trial.amount(model.layers) / (trial.step or 1)
-        if trial.choice.search:
+        if not trial.choice.how.by_metric:  # as many sets for both, roughly
             sets = Budget().generations * Budget().offspring
             layers, walks = layers + sets * model.layers, 1
         walk = texts.seconds(self.arguments, model, walks * model.passed(layers, layers / model.layers))

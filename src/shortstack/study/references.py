@@ -11,8 +11,9 @@ from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import file_digest
-from shortstack.data.mixture import MIX, Weighted, parse_sources
-from shortstack.data.sources import read_documents
+from shortstack.data.in_context import IN_CONTEXT, words
+from shortstack.data.mixture import MIX, parse_sources
+from shortstack.data.sources import OWN, read_documents
 from shortstack.errors import DataError, InputError
 from shortstack.machine.files import digest
 
@@ -35,8 +36,10 @@ def text_digest(source: str) -> str:
     path = Path(name)
     if not path.exists() and (name == MIX or {",", "="} & set(name)):
         return digest({each.source: [each.weight, text_digest(each.source)] for each in parse_sources(name)})
-    if Weighted(name).endless:
+    if name == OWN:
         return digest({"made": name})
+    if name in IN_CONTEXT:
+        return digest({"made": name, "words": words()})
     if path.is_dir():
         return digest(
             {str(each.relative_to(path)): file_digest(each) for each in sorted(path.rglob("*")) if each.is_file()}

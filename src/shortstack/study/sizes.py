@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from shortstack.checkpoint import Checkpoint
@@ -16,6 +17,7 @@ from shortstack.data.mixture import parse_sources
 from shortstack.data.sources import OWN
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
+from shortstack.decoder.generation import ROWS
 from shortstack.decoder.wrapping import LOGIT_BYTES, arithmetic
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Amount, Tasks
@@ -100,7 +102,7 @@ class ModelSize:
 
     def wrote(self, layers: int, prompts: Sequence[int], rooms: Sequence[int]) -> float:
         """Seconds of writing after prompts of such lengths, with room for so many tokens each."""
-        groups = by_length([prompt + room for prompt, room in zip(prompts, rooms, strict=True)])
+        groups = by_length([prompt + room for prompt, room in zip(prompts, rooms, strict=True)], batch=ROWS)
         steps = sum(max(rooms[place] for place in group) * self.step(layers, len(group)) for group in groups)
         return sum(prompts) * self.passed(layers) + steps
 
@@ -138,8 +140,9 @@ class TextSizes:
             return float(samples * len(parse_sources(expanded(source))) * length * each)
 
         def count() -> int:
+            read = partial(Tokens.read, samples=None, length=length, held_out=held_out)
             tokenizer = model.checkpoint.tokenizer()
-            return Tokens.read(expanded(source), tokenizer, samples=None, length=length, held_out=held_out).ids.numel()
+            return sum(read(each.source, tokenizer).ids.numel() for each in parse_sources(expanded(source)))
 
         text = self._once((source, length, model.checkpoint.source), source, count)
         return text and text.seconds + text.tokens * each

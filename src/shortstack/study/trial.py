@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -18,9 +18,6 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.machine.yamlfile import part_of
 from shortstack.planning import STRATEGIES, Choice
 from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layers
-
-if TYPE_CHECKING:
-    pass
 
 ONE_SHOT = "one-shot"
 SEEDED = ("random", "random-authors")  # metrics that need no text, and by another seed may choose other layers
@@ -230,7 +227,7 @@ class Trial:
             return
         choice = self.choice
         wrong = None
-        if choice.search or choice.layers or self.removes_window:
+        if choice.search or choice.layers or self.removes_window or choice.strategy:
             wrong = "metric", self.metric, "a metric that scores single layers"
         elif self.heal is None and not choice.needs_text:
             wrong = "metric", self.metric, "a metric that the layers removed before can change, or healing between"
