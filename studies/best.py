@@ -116,7 +116,7 @@ def _row(name: str, found: ss.Evaluation, base: ss.Evaluation) -> str:
     for task in TASKS:
         difference = f" ({paired[task].difference:+.3f} ± {paired[task].stderr:.3f})" if paired else ""
         cells.append(f"{found.tasks[task].value:.3f}{difference}")
-    collapsed = found.collapse is not None and found.collapse.collapsed
+    collapsed = found.collapse is not None and bool(found.collapse.fallen)
     return f"| {name} | {' | '.join([*cells, f'{_probes(found):.3f}', 'yes' if collapsed else 'no'])} |"
 
 

@@ -192,8 +192,8 @@ def test_what_a_recipe_does_not_do_here_is_said(tmp_path):
 
 @pytest.mark.parametrize(("said", "windows"), [("all", None), ("7", 7), (7, 7)])
 def test_turns_look_at_so_many_windows_or_at_all(said, windows):
-    turns = Turns.of_options({"step": 1, "drop": "2", "samples": said, "metric": None})
-    assert turns == Turns("2", 1, samples=said)
+    turns = Turns.of_options({"step": 1, "drop": "2", "samples": said, "metric": None, "text": "pydoc"})
+    assert turns == Turns("2", 1, samples=said, text="pydoc")
     assert parse_samples(turns.calibration.samples) == windows
 
 
