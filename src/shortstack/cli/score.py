@@ -117,17 +117,18 @@ def show_abilities(scores: Scores) -> None:
     """What each layer carries: what its removal costs on each kind of text, and which look cheap on one and are not."""
     lost = {source: kind.lost() for source, kind in scores.kinds.items()}
     costs = {source: values for source, values in lost.items() if values is not None}
+    names = {source: Path(source).name for source in costs}
     if len(costs) < 2:
         return
     most = max(map(max, costs.values()))
-    columns = {source: [_cost(value, most) for value in values] for source, values in costs.items()}
+    columns = {names[source]: [_cost(value, most) for value in values] for source, values in costs.items()}
     title = "what each layer carries: nats per token that are lost without it, by kind of text"
     console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)
     first = next(iter(costs))
     for source in list(costs)[1:]:
         hidden = scores.hidden_carriers(first, source)
         if hidden:
-            console.show(f"Cheap on {first} and dear on {source}: {show_layers(hidden)}.")
+            console.show(f"Cheap on {names[first]} and dear on {names[source]}: {show_layers(hidden)}.")
 
 
 def _cost(value: float, most: float) -> str:
