@@ -18,6 +18,7 @@ from shortstack.planning import Choice, choose
 from shortstack.repairing.cut_families import repaired_tails, repaired_windows
 from shortstack.scoring import METRICS, Scores, score
 from shortstack.scoring.measurement import Run, Wanted
+from shortstack.scoring.scores import KindScores
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (11, 10), generator=torch.Generator().manual_seed(4))
@@ -122,10 +123,8 @@ def test_scores_of_kinds_are_read_again_and_others_refused(tmp_path):
 
 
 def test_layers_cheap_on_one_kind_and_dear_on_another_are_named():
-    from shortstack.scoring.scores import Kind as ScoredKind
-
     cheap, dear = (0.1, 0.1, 0.1, 0.9, 0.9, 0.9), (0.2, 0.2, 5.0, 9.0, 0.2, 0.2)
-    kinds = {name: ScoredKind(1.0, 0.0, {"kl": values}) for name, values in (("prose", cheap), ("copying", dear))}
+    kinds = {name: KindScores(1.0, 0.0, {"kl": values}) for name, values in (("prose", cheap), ("copying", dear))}
     scores = Scores(6, {"kl": cheap}, kinds=kinds)
     assert scores.hidden_carriers("prose", "copying") == (2,)
     assert scores.hidden_carriers("copying", "prose") == ()

@@ -120,7 +120,7 @@ def show_abilities(scores: Scores) -> None:
     names = {source: Path(source).name for source in costs}
     if len(costs) < 2:
         return
-    most = max(map(max, costs.values()))
+    most = max(value for values in costs.values() for value in values if math.isfinite(value))
     columns = {names[source]: [_cost(value, most) for value in values] for source, values in costs.items()}
     title = "what each layer carries: nats per token that are lost without it, by kind of text"
     console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)
@@ -133,7 +133,7 @@ def show_abilities(scores: Scores) -> None:
 
 def _cost(value: float, most: float) -> str:
     """A number, and a bar for its square root: what is dear is many times what is cheap."""
-    bar = "#" * round(BAR * math.sqrt(max(value, 0) / most)) if most > 0 else ""
+    bar = "#" * round(BAR * math.sqrt(max(min(value, most), 0) / most)) if most > 0 else ""
     return f"{value:6.2f} {bar:<{BAR}}"
 
 

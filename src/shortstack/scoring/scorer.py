@@ -23,7 +23,7 @@ from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS, Metric, metrics_named
-from shortstack.scoring.scores import Kind, Scores
+from shortstack.scoring.scores import KindScores, Scores
 
 
 def score(
@@ -86,11 +86,11 @@ def score(
     )
 
 
-def _kinds(run: Run) -> dict[str, Kind]:
+def _kinds(run: Run) -> dict[str, KindScores]:
     """What each kind of text alone says."""
     bases, weights = run.base_losses(), {kind.source: kind.weight for kind in run.batches.kinds}
     return {
-        source: Kind(weights[source], bases.get(source), {name: _checked(name, values[name]) for name in values})
+        source: KindScores(weights[source], bases.get(source), {name: _checked(name, values[name]) for name in values})
         for source, values in run.by_kind().items()
     }
 

@@ -26,7 +26,7 @@ def removal_order(values: Sequence[float]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Kind:
+class KindScores:
     """What one kind of text alone says: its weight beside others, the unpruned model's loss on it, and the scores."""
 
     weight: float
@@ -59,7 +59,7 @@ class Scores:
     model: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     base_loss: float | None = None
-    kinds: dict[str, Kind] = field(default_factory=dict)
+    kinds: dict[str, KindScores] = field(default_factory=dict)
     seconds: float = 0.0
     peak_rss_bytes: int = 0
 
@@ -108,7 +108,7 @@ class Scores:
             known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
             known |= {key: _numbers(data[key]) for key in ("scores", "window_scores")}
             known["kinds"] = {
-                source: Kind(float(kind["weight"]), kind["base_loss"], _numbers(kind["scores"]))
+                source: KindScores(float(kind["weight"]), kind["base_loss"], _numbers(kind["scores"]))
                 for source, kind in data.get("kinds", {}).items()
             }
             scores = cls(**known)

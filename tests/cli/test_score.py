@@ -1,0 +1,34 @@
+"""What score shows of several kinds of text."""
+
+import math
+
+import pytest
+
+from shortstack.cli.score import show_scores
+from shortstack.scoring import Scores
+from shortstack.scoring.scores import KindScores
+
+
+def kind(*ppl):
+    return KindScores(1.0, 0.0, {"ppl": ppl})
+
+
+def test_the_map_names_what_is_cheap_on_one_kind_and_dear_on_another(capsys):
+    cheap, dear = kind(1.1, 1.1, 1.1, 2.0), kind(1.2, 1.2, math.exp(4), 1.2)
+    scores = Scores(4, {"ppl": (1.0, 2.0, 3.0, 4.0)}, base_loss=1.0, kinds={"/data/prose.txt": cheap, "copying": dear})
+    show_scores(scores)
+    shown = capsys.readouterr().out
+    assert "Cheap on prose.txt and dear on copying: 2." in shown
+    assert "4.00 ##########" in shown
+    assert "times the unpruned" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("worst", [math.inf, math.exp(9)])
+def test_a_loss_beyond_all_numbers_has_a_full_bar(worst, capsys):
+    show_scores(Scores(2, {"ppl": (1.0, 2.0)}, base_loss=1.0, kinds={"a": kind(1.0, worst), "b": kind(1.0, math.e)}))
+    assert "##########" in capsys.readouterr().out
+
+
+def test_one_kind_has_no_map(capsys):
+    show_scores(Scores(2, {"ppl": (1.0, 2.0)}, base_loss=1.0))
+    assert "what each layer carries" not in capsys.readouterr().out
