@@ -29,11 +29,7 @@ def test_of_the_best_block_and_the_best_pairs_the_one_with_the_lowest_repaired_l
     checkpoint = Checkpoint.open(tiny("llama"))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     found = choose(checkpoint, Choice(drop=amount, strategy="repaired-blocks"), TOKENS).plan
-    cost = {
-        (start, size): loss
-        for size in {amount, *itertools.chain(*splits)}
-        for start, loss in enumerate(repaired_windows(decoder, TOKENS, size))
-    }
+    cost = repaired_windows(decoder, TOKENS, {amount, *itertools.chain(*splits)})
     pairs = []
     for sizes in {each for split in splits for each in itertools.permutations(split)}:
         for first, second in itertools.product(range(8), repeat=2):
@@ -55,7 +51,7 @@ def test_ends_that_must_stay_stay():
 
 def test_one_layer_is_the_best_single_block():
     checkpoint = Checkpoint.open(tiny("llama"))
-    losses = repaired_windows(Decoder.load(checkpoint, dtype=torch.float32), TOKENS, 1)
+    losses = list(repaired_windows(Decoder.load(checkpoint, dtype=torch.float32), TOKENS, [1]).values())
     found = choose(checkpoint, Choice(drop=1, strategy="repaired-blocks"), TOKENS).plan
     assert found.removed == (losses.index(min(losses)),)
 

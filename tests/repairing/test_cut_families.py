@@ -19,7 +19,7 @@ from shortstack.machine.device import Compute
 from shortstack.machine.progress import silent
 from shortstack.planning import Choice, plan, select
 from shortstack.repairing.cut_families import repaired_windows
-from shortstack.repairing.fit import RIDGES
+from shortstack.repairing.fit import RIDGES, token_weights
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import Scores, score
 from zoo import pass_over, tiny
@@ -88,7 +88,7 @@ def test_each_window_is_what_a_fit_and_a_forward_of_its_own_give(model_type, siz
 def test_a_fit_changes_what_is_measured_and_layer_0_has_none_before_it():
     checkpoint = Checkpoint.open(tiny("llama"))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    found = repaired_windows(decoder, Tokens.given(IDS), 2)
+    found = list(repaired_windows(decoder, Tokens.given(IDS), [2]).values())
     plain = naive.losses(checkpoint.directory, IDS[HELD_OUT], naive.windows(2))
     assert found[0] == pytest.approx(plain[0], rel=1e-5)
     assert all(abs(after - before) > 1e-4 for after, before in zip(found[1:], plain[1:], strict=True))
@@ -102,21 +102,38 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
     for size in range(1, 8):
         losses = RepairWalk(decoder, frozenset(range(8 - size, 8)), Tokens.given(IDS), silent).walk().losses()
         plain, repaired = [*plain, losses[1]], [*repaired, losses[2]]
-        found.append(repaired_windows(decoder, Tokens.given(IDS), size)[-1])
+        found.append(repaired_windows(decoder, Tokens.given(IDS), [size])[8 - size, size])
     assert found == pytest.approx(repaired, rel=1e-6)
     assert found != pytest.approx(plain, rel=1e-5)
 
 
 def test_turns_and_batches_change_nothing(monkeypatch):
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
-    whole, seen = repaired_windows(decoder, Tokens.given(IDS), 2), []
+    whole, seen = repaired_windows(decoder, Tokens.given(IDS), [3, 2]), []
     monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 48)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     turned = repaired_windows(
-        decoder, Tokens.given(IDS), 2, progress=lambda _stage, done, total: seen.append((done, total))
+        decoder, Tokens.given(IDS), [3, 2], progress=lambda _stage, done, total: seen.append((done, total))
     )
     assert turned == pytest.approx(whole, rel=1e-6)
     assert seen == [(done, 7 * 8) for done in range(1, 7 * 8 + 1)], "a turn for each window"
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_windows_of_several_sizes_are_those_of_one_size_where_tokens_weigh_alike(model_type, monkeypatch):
+    decoder = Decoder.load(Checkpoint.open(tiny(model_type)), dtype=torch.float32)
+    monkeypatch.setattr(shortstack.repairing.fit, "token_weights", lambda wanted: torch.ones(wanted[0][..., 0].numel()))
+    together = repaired_windows(decoder, Tokens.given(IDS), [5, 1, 3])
+    alone = {}
+    for size in (1, 3, 5):
+        alone |= repaired_windows(decoder, Tokens.given(IDS), [size])
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_token_counts_by_its_norm_in_the_stream_where_it_is_largest():
+    near, far = torch.ones(1, 2, 4), torch.ones(1, 2, 4)
+    far[0, 1] = 50
+    assert token_weights([near, far]).tolist() == pytest.approx([0.5, 0.01])
 
 
 def test_in_company_it_finds_what_it_finds_alone():

@@ -80,34 +80,36 @@ def test_fold_points_of_blocks_that_add_next_to_nothing_are_found_in_16_bits(mod
 
 def test_the_ridge_is_what_numpy_finds():
     torch.manual_seed(0)
-    inputs, residuals, weights = torch.randn(50, 7), torch.randn(50, 3), torch.rand(50) + 0.1
+    inputs, residuals, weights = torch.randn(50, 7), torch.randn(2, 50, 3), torch.rand(50) + 0.1
     regression = MatrixRegression()
-    regression.add(inputs[:20], residuals[:20], weights[:20])
-    regression.add(inputs[20:], residuals[20:], weights[20:])
-    x, r, w = (part.double().numpy() for part in (inputs, residuals, weights))
+    regression.add(inputs[:20], residuals[:, :20], weights[:20])
+    regression.add(inputs[20:], residuals[:, 20:], weights[20:])
+    x, w = inputs.double().numpy(), weights.double().numpy()
     penalty = 0.1 * (x * x * w[:, None]).sum() / 7
     rows = numpy.vstack([x * numpy.sqrt(w)[:, None], math.sqrt(penalty) * numpy.eye(7)])
-    wanted = numpy.vstack([r * numpy.sqrt(w)[:, None], numpy.zeros((7, 3))])
-    expected = numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T
     found = regression.solve(0.1)
-    assert found.numpy() == pytest.approx(expected, rel=1e-5, abs=1e-7)
-    errors = ((r - x @ expected.T) ** 2).sum(1) @ w / ((r**2).sum(1) @ w)
-    assert regression.error(found) == pytest.approx(errors, rel=1e-5)
+    for number, r in enumerate(residuals.double().numpy()):
+        wanted = numpy.vstack([r * numpy.sqrt(w)[:, None], numpy.zeros((7, 3))])
+        expected = numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T
+        assert found[number].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+        error = ((r - x @ expected.T) ** 2).sum(1) @ w / ((r**2).sum(1) @ w)
+        assert regression.errors(found)[number] == pytest.approx(error, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [ChannelRegression, ScaleRegression])
 def test_the_ridge_of_scales_is_what_least_squares_finds(kind):
     torch.manual_seed(0)
-    inputs, residuals, weights = torch.randn(50, 7), torch.randn(50, 7), torch.rand(50) + 0.1
+    inputs, residuals, weights = torch.randn(50, 7), torch.randn(2, 50, 7), torch.rand(50) + 0.1
     regression = kind()
-    regression.add(inputs[:20], residuals[:20], weights[:20])
-    regression.add(inputs[20:], residuals[20:], weights[20:])
-    x, r = (part.double() * weights[:, None].double().sqrt() for part in (inputs, residuals))
-    expected = scales(x, r, 0.1, "scalar" if kind is ScaleRegression else "diagonal")
+    regression.add(inputs[:20], residuals[:, :20], weights[:20])
+    regression.add(inputs[20:], residuals[:, 20:], weights[20:])
     found = regression.solve(0.1)
-    torch.testing.assert_close(found.view(-1), expected, rtol=1e-5, atol=1e-7)
-    left = float((r - x * expected).square().sum() / r.square().sum())
-    assert regression.error(found) == pytest.approx(left, rel=1e-5)
+    for number in range(2):
+        x, r = (part.double() * weights[:, None].double().sqrt() for part in (inputs, residuals[number]))
+        expected = scales(x, r, 0.1, "scalar" if kind is ScaleRegression else "diagonal")
+        torch.testing.assert_close(found[number].view(-1), expected, rtol=1e-5, atol=1e-7)
+        left = float((r - x * expected).square().sum() / r.square().sum())
+        assert regression.errors(found)[number] == pytest.approx(left, rel=1e-5)
 
 
 @torch.no_grad()

@@ -193,7 +193,7 @@ def test_repaired_cuts_are_judged_by_the_mean_of_kinds():
     twice = Tokens(IDS[places], "mixed", False, 0, kinds, COUNTED[places])
     whole = repaired_tails(decoder, twice, MIXED)[-1][0]
     assert whole == pytest.approx(mean([losses(checkpoint.directory, [], rows) for rows in ROWS]), rel=1e-5)
-    assert len(repaired_windows(decoder, twice, 2)) == 7
+    assert len(repaired_windows(decoder, twice, [2])) == 7
 
 
 def test_the_loss_of_a_set_is_the_mean_of_its_kinds():

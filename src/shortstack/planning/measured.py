@@ -18,7 +18,7 @@ from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, show_layers
 from shortstack.planning.plans import Plan
-from shortstack.repairing.cut_families import repaired_windows
+from shortstack.repairing.cut_families import Window, repaired_windows
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
@@ -184,12 +184,12 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     """
     check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
     decoder.check_bare("choose by a metric, or search")
-    amount, allowed, costs = removal.amount, removal.allowed, dict[tuple[int, int], float]()
+    amount, allowed, costs = removal.amount, removal.allowed, dict[Window, float]()
     halves = [(part, amount - part) for part in range(max(1, amount // 2 - 1), amount // 2 + 1) if part < amount]
-    for size in sorted({amount, *(size for pair in halves for size in pair)}):
-        for start, loss in enumerate(repaired_windows(decoder, tokens, size, progress=progress)):
-            if start in allowed and start + size <= allowed.stop:
-                costs[start, size] = checked(loss, f"loss without layers {start} to {start + size - 1}")
+    sizes = {amount, *(size for pair in halves for size in pair)}
+    for (start, size), loss in repaired_windows(decoder, tokens, sizes, progress=progress).items():
+        if start in allowed and start + size <= allowed.stop:
+            costs[start, size] = loss
     single = min((block for block in costs if block[1] == amount), key=costs.__getitem__)
     pairs = {blocks: sum(costs[block] for block in blocks) for blocks in _apart(costs, halves)}
     best_pairs = sorted(pairs, key=lambda blocks: (pairs[blocks], blocks))[:FINALISTS]
@@ -202,9 +202,7 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     return replace(Plan(len(decoder.layers), best, "blocks, repaired"), compared=losses)
 
 
-def _apart(
-    costs: Mapping[tuple[int, int], float], halves: Sequence[tuple[int, int]]
-) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def _apart(costs: Mapping[Window, float], halves: Sequence[tuple[int, int]]) -> Iterator[tuple[Window, Window]]:
     """Pairs of blocks (start, size) with at least one layer between them, the earlier one first."""
     sizes = {frozenset(pair) for pair in halves}
     for first, second in itertools.combinations(sorted(costs), 2):
@@ -212,7 +210,7 @@ def _apart(
             yield first, second
 
 
-def _layers(blocks: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+def _layers(blocks: Iterable[Window]) -> tuple[int, ...]:
     return tuple(layer for start, size in blocks for layer in range(start, start + size))
 
 

@@ -1,4 +1,4 @@
-"""Many cuts of one kind, each repaired before it is measured: every tail, or every window of one size.
+"""Many cuts of one kind, each repaired before it is measured: every tail, or every window of some sizes.
 
 What stands before a cut is the whole model's, whatever is cut; so one weight of each is refitted, and all share their walks.
 """
@@ -6,7 +6,7 @@ What stands before a cut is the whole model's, whatever is cut; so one weight of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from shortstack.decoder.losses import divergences
 from shortstack.errors import parameter
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import at_output, fit_correction, mean_loss, stepped
+from shortstack.repairing.fit import at_output, fit_correction, fit_corrections, mean_loss, stepped
 from shortstack.repairing.fold_points import find_fold_points
 
 
@@ -77,70 +77,106 @@ def _judged(
     return checked(loss, where), kl
 
 
+Window = tuple[int, int]  # its first layer, and how many layers it has
+
+
 @torch.no_grad()
-def repaired_windows(decoder: Decoder, tokens: Tokens, size: int, *, progress: Progress = silent) -> list[float]:
-    """Loss of the model without each window of `size` layers, in nats per token, from the window that starts at layer 0 on.
+def repaired_windows(
+    decoder: Decoder, tokens: Tokens, sizes: Iterable[int], *, progress: Progress = silent
+) -> dict[Window, float]:
+    """Loss of the model without each window of so many layers, in nats per token, by (first layer, size).
 
     For each the fold point before the window is refitted to give what leaves it, on three of four samples; the loss is that
-    on the fourth. Nothing stands before layer 0: that window is not repaired.
+    on the fourth. Windows of several sizes share one walk, and those that begin at one layer share what its fits need.
+    Nothing stands before layer 0: that window is not repaired.
 
     Raises:
         ArchitectureError: as repair().
     """
     decoder.check_bare("choose another metric")
-    cuts = _Windows(decoder, tokens, size)
-    starts = range(len(decoder.layers) - size + 1)
-    turns = decoder.turns(starts, tokens=sum(some.numel() for some in cuts.judging.ids), streams=1)
+    cuts = _Windows(decoder, tokens, sorted(set(sizes)))
+    starts = range(len(decoder.layers) - cuts.sizes[0] + 1)
+    held_out = sum(some.numel() for some in cuts.judging.ids)
+    turns = decoder.turns(starts, tokens=held_out, streams=len(cuts.sizes))
     done, total = itertools.count(1), len(turns) * len(decoder.layers)
-    return [loss for some in turns for loss in cuts.measured(some, lambda: progress("repairing", next(done), total))]
+    losses: dict[Window, float] = {}
+    for some in turns:
+        losses |= cuts.measured(some, lambda: progress("repairing", next(done), total))
+    return losses
 
 
 class _Windows:
-    """The whole model's hidden states around a window that moves up, and behind it those of the models without a window.
+    """The whole model's hidden states around windows that move up, and behind them those of the models without a window.
 
-    Held at once: size + 2 streams of all samples, and one of the held-out samples for each window that is measured.
+    Held at once: two streams of all samples more than the largest window has layers, and one of the held-out samples for
+    each window that is measured.
     """
 
-    def __init__(self, decoder: Decoder, tokens: Tokens, size: int) -> None:
-        self.decoder, self.size = decoder, size
+    def __init__(self, decoder: Decoder, tokens: Tokens, sizes: Sequence[int]) -> None:
+        self.decoder, self.sizes, self.layers = decoder, sizes, len(decoder.layers)
         fitting, self.judging = (Batches.of(part, decoder.device) for part in split(tokens))
         self.batches, self.fitting = [*fitting.ids, *self.judging.ids], len(fitting)
 
-    def measured(self, starts: Sequence[int], tick: Callable[[], None]) -> list[float]:
+    def measured(self, starts: Sequence[int], tick: Callable[[], None]) -> dict[Window, float]:
         """Held-out loss without each window that starts at one of these layers; ticks once for each layer."""
         entering = {0: [self.decoder.embed(some) for some in self.batches]}
-        shorter: dict[int, list[Tensor]] = {}  # by the window's start, [held-out batch]
-        for layer in range(len(self.decoder.layers)):
+        shorter: dict[Window, Sequence[Tensor]] = {}  # [held-out batch]
+        for layer in range(self.layers):
             with self.decoder.resident(layer):
-                if layer < starts[-1] + self.size:
+                if layer < self._end(starts[-1]):
                     entering[layer + 1] = stepped(self.decoder, layer, entering[layer], self.batches)
                 shorter = self._advanced(layer, shorter)
-            start = layer + 1 - self.size
-            if start in starts:
-                shorter[start] = self._repaired(start, entering)
-            entering.pop(start - 1, None)
+            for start in starts:
+                if self._end(start) == layer + 1:
+                    shorter |= self._repaired(start, entering)
+            entering.pop(layer - self.sizes[-1], None)
             tick()
-        return [mean_loss(self.decoder, self.judging, shorter[start], self._named(start)) for start in starts]
+        return {window: mean_loss(self.decoder, self.judging, shorter[window], _named(window)) for window in shorter}
 
-    def _advanced(self, layer: int, shorter: Mapping[int, Sequence[Tensor]]) -> dict[int, list[Tensor]]:
+    def _end(self, start: int) -> int:
+        """The layer behind the largest window that starts here."""
+        return start + max(size for size in self.sizes if start + size <= self.layers)
+
+    def _advanced(self, layer: int, shorter: Mapping[Window, Sequence[Tensor]]) -> dict[Window, Sequence[Tensor]]:
         """The shorter models' streams as they leave a layer, all of a batch together."""
         after = [
             self.decoder.step(ids, layer, [State(streams[number], {}) for streams in shorter.values()])
             for number, ids in enumerate(self.judging.ids)
         ]
-        return {start: [states[place].hidden for states in after] for place, start in enumerate(shorter)}
+        return {window: [states[place].hidden for states in after] for place, window in enumerate(shorter)}
 
-    def _repaired(self, start: int, entering: Mapping[int, Sequence[Tensor]]) -> list[Tensor]:
-        """What enters the layer behind a window, on held-out samples, once the fold point before the window is refitted."""
-        here, there, before = entering[start], entering[start + self.size], start - 1
+    def _repaired(self, start: int, entering: Mapping[int, Sequence[Tensor]]) -> dict[Window, Sequence[Tensor]]:
+        """Held-out streams without each window that starts here, as they enter the layer behind the largest of them.
+
+        The fold point before the windows is refitted for each.
+        """
+        end, behind = self._end(start), dict[Window, Sequence[Tensor]]()
+        windows = [(start, size) for size in self.sizes if start + size <= end]
+        applied = self._fitted(start, windows, entering)
+        for layer in range(start + windows[0][1], end + 1):
+            behind |= {window: applied[window] for window in windows if sum(window) == layer}
+            if layer < end:
+                with self.decoder.resident(layer):
+                    behind = self._advanced(layer, behind)
+        return behind
+
+    def _fitted(
+        self, start: int, windows: Sequence[Window], entering: Mapping[int, Sequence[Tensor]]
+    ) -> dict[Window, Sequence[Tensor]]:
+        """What enters the layer behind each window, on held-out samples, once the fold point before it is refitted."""
+        here, before = entering[start], start - 1
         if not start:
-            return list(here[self.fitting :])
+            return dict.fromkeys(windows, here[self.fitting :])
         with self.decoder.resident(before):
             point = at_output(self.decoder, before, find_fold_points(self.decoder, before), "choose another metric")
             with point.recorded(self.decoder.layers[before]) as inputs:
                 stepped(self.decoder, before, entering[before], self.batches)
-        fitted = fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=self._named(start))
-        return fitted.applied(here[self.fitting :], inputs[self.fitting :])
+        theres = {_named(window): entering[sum(window)] for window in windows}
+        found = fit_corrections(point, inputs, here=here, theres=theres, fitting=self.fitting)
+        held_out = slice(self.fitting, None)
+        return {window: found[_named(window)].applied(here[held_out], inputs[held_out]) for window in windows}
 
-    def _named(self, start: int) -> str:
-        return f"without layers {start} to {start + self.size - 1}, repaired"
+
+def _named(window: Window) -> str:
+    start, size = window
+    return f"without layers {start} to {start + size - 1}, repaired"

@@ -6,7 +6,7 @@ choose the ridge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,16 +75,41 @@ def fit_correction(
     Batches from number `fitting` on are held out. A token counts by 1 / |there|: a few with massive activations would own
     the fit otherwise. where: what an error names.
     """
+    return fit_corrections(point, inputs, here=here, theres={where: there}, fitting=fitting)[where]
+
+
+def fit_corrections(
+    point: FoldPoint,
+    inputs: Sequence[Tensor],
+    *,
+    here: Sequence[Tensor],
+    theres: Mapping[str, Sequence[Tensor]],
+    fitting: int,
+) -> dict[str, Correction]:
+    """As fit_correction() for several streams to come close to, by what an error names; they share what inputs cost.
+
+    A token counts by 1 / |there| of the stream where it is largest.
+    """
     fitted, judged = point.regression(), point.regression()
-    for number, (each, hidden, wanted) in enumerate(zip(inputs, here, there, strict=True)):
-        wanted = wanted.float()
-        weights = 1 / wanted.flatten(0, -2).norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        (fitted if number < fitting else judged).add(each, wanted - hidden.float(), weights)
+    for number, (each, hidden) in enumerate(zip(inputs, here, strict=True)):
+        wanted = [there[number].float() for there in theres.values()]
+        missing = [one - hidden.float() for one in wanted]
+        (fitted if number < fitting else judged).add(each, missing, token_weights(wanted))
     tried = {ridge: fitted.solve(ridge) for ridge in RIDGES}
-    errors = {ridge: judged.error(change) for ridge, change in tried.items()}
-    ridge = min(errors, key=errors.__getitem__)
-    error = checked(errors[ridge], where)
-    return Correction(point, ridge, error, tried[ridge].float().to(here[0].device) if error < 1 else None)
+    errors = {ridge: judged.errors(changes) for ridge, changes in tried.items()}
+    found = {}
+    for number, where in enumerate(theres):
+        ridge = min(RIDGES, key=lambda ridge: errors[ridge][number])
+        error = checked(errors[ridge][number], where)
+        change = tried[ridge][number].float().to(here[0].device) if error < 1 else None
+        found[where] = Correction(point, ridge, error, change)
+    return found
+
+
+def token_weights(wanted: Sequence[Tensor]) -> Tensor:
+    """1 / the norm of each token's hidden state, [tokens], in the stream [..., width] where it is largest."""
+    norms = torch.stack([hidden.flatten(0, -2).norm(dim=-1) for hidden in wanted]).amax(0)
+    return 1 / norms.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint], fix: str) -> FoldPoint:

@@ -69,8 +69,9 @@ def score(
             scores, windows = scores | run.scores(), run.windows()
         repaired = [metric for metric in fed if metric.feed == "repair"]
         if repaired and window:
-            losses = repaired_windows(decoder, tokens, window, progress=progress)
-            windows |= {metric.name: [metric.finish(metric.function(loss)) for loss in losses] for metric in repaired}
+            losses = repaired_windows(decoder, tokens, [window], progress=progress)
+            in_order = [losses[start, window] for start in range(len(losses))]
+            windows |= {metric.name: [metric.finish(metric.function(loss)) for loss in in_order] for metric in repaired}
     return Scores(
         layers=layers,
         scores={metric.name: _checked(metric.name, scores[metric.name]) for metric in chosen if metric.singles},
