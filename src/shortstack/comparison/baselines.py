@@ -20,9 +20,10 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import BITS
 from shortstack.comparison.channel_norms import input_norms
 from shortstack.comparison.sparsity import mask, unmaskable
-from shortstack.comparison.width import Mlp, chosen_width, find_mlps, fitting_neurons, narrow
+from shortstack.comparison.width import chosen_width, find_mlps, fitting_neurons, narrow
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
+from shortstack.decoder.mlps import Mlp
 from shortstack.decoder.quantisation import INT8, SCHEMES, Held, Scheme, quantise
 from shortstack.errors import ArchitectureError, InputError, PlanError, parameter
 from shortstack.healing import heal

@@ -23,24 +23,14 @@ from shortstack.checkpoint.record import provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
 from shortstack.decoder import Decoder
-from shortstack.decoder.hooks import linear_layers, recorded_inputs
-from shortstack.decoder.layer_io import State
+from shortstack.decoder.hooks import linear_layers
+from shortstack.decoder.mlps import Mlp, mlps_of
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.progress import Progress, silent
 
 SIZE_FIELD = re.compile(r"intermediate|ffn|inner|mlp|feed_forward")  # names of config fields that may count neurons
 MULTIPLE = 8  # of neurons: what matrix units want
-TOKENS = 4  # that a layer is tried on
 LEAVE_OUT = "leave width pruning out"
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """An MLP inside a layer, by the names of its matrices there. entering: those whose rows are neurons (gate, up)."""
-
-    entering: tuple[str, ...]
-    leaving: str
-    neurons: int
 
 
 @dataclass(frozen=True)
@@ -65,16 +55,13 @@ class Width:
 def find_mlps(decoder: Decoder) -> list[Mlp]:
     """The MLP of each layer of a decoder.
 
-    A matrix leaves one if beside it are others with as many outputs as it has inputs, and if without some of their rows
-    the same of its inputs change, and no others: so it is with gate and up, and not with queries, keys and values.
-
     Raises:
         ArchitectureError: a layer has no such MLP, or several, or they are not alike.
     """
     mlps: list[Mlp] = []
-    for number, layer in enumerate(decoder.layers):
+    for number in range(len(decoder.layers)):
         with decoder.resident(number):
-            fitting = [mlp for mlp in _candidates(layer) if _is_mlp(decoder, number, mlp)]
+            fitting = mlps_of(decoder, number)
         if len(fitting) != 1:
             raise ArchitectureError(
                 f"{decoder.anatomy.architecture}, layer {number}",
@@ -91,43 +78,6 @@ def find_mlps(decoder: Decoder) -> list[Mlp]:
             fix=LEAVE_OUT,
         )
     return mlps
-
-
-def _candidates(layer: nn.Module) -> Iterator[Mlp]:
-    matrices = linear_layers(layer)
-    for name, matrix in matrices.items():
-        parent = name.rpartition(".")[0]
-        beside = [
-            other
-            for other, module in matrices.items()
-            if other != name and other.rpartition(".")[0] == parent and module.out_features == matrix.in_features
-        ]
-        if beside:
-            yield Mlp(tuple(beside), name, matrix.in_features)
-
-
-def _is_mlp(decoder: Decoder, number: int, mlp: Mlp) -> bool:
-    """Whether rows of the entering matrices are the inputs of the leaving one, one by one, on a few random states."""
-    layer = decoder.layers[number]
-    ids = torch.arange(TOKENS, device=decoder.device)[None]
-    entering = decoder.embed(ids)
-    random = torch.randn(entering.shape, generator=torch.Generator().manual_seed(0)).to(entering)
-
-    def inputs_of_leaving() -> Tensor:
-        with recorded_inputs(layer, [mlp.leaving]) as inputs:
-            decoder.step(ids, number, [State(random, {})])
-        return inputs[mlp.leaving][0].flatten(0, -2)
-
-    before, gone = inputs_of_leaving(), slice(0, None, 2)
-    kept = {name: layer.get_submodule(name).get_parameter("weight") for name in mlp.entering}
-    whole = {name: weight.data for name, weight in kept.items()}
-    for weight in kept.values():
-        weight.data = weight.data.clone()
-        weight.data[gone] = 0
-    after = inputs_of_leaving()
-    for name, weight in kept.items():
-        weight.data = whole[name]
-    return torch.equal(before[:, 1::2], after[:, 1::2]) and not torch.equal(before[:, gone], after[:, gone])
 
 
 @torch.no_grad()

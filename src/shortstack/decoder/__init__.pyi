@@ -5,6 +5,7 @@ from . import hooks as hooks
 from . import layer_io as layer_io
 from . import likelihoods as likelihoods
 from . import losses as losses
+from . import mlps as mlps
 from . import own_text as own_text
 from . import quantisation as quantisation
 from . import wrapping as wrapping

@@ -43,12 +43,21 @@ def mean_loss(decoder: Decoder, batches: Batches, streams: Sequence[Tensor], whe
 
 @dataclass(frozen=True)
 class Correction:
-    """A change of a fold point, None where none helps; error: the held-out one after it over that before."""
+    """A change of a fold point, None where none helps; error: the held-out one after it over that before.
+
+    missing: the held-out squared error without it, weighted.
+    """
 
     point: FoldPoint
     ridge: float
     error: float
     change: Tensor | None
+    missing: float
+
+    @property
+    def left(self) -> float:
+        """The held-out squared error that is left, weighted."""
+        return min(self.error, 1.0) * self.missing
 
     def applied(self, streams: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         """Hidden states at the point's place with the change, given what it is multiplied with."""
@@ -102,7 +111,7 @@ def fit_corrections(
         ridge = min(RIDGES, key=lambda ridge: errors[ridge][number])
         error = checked(errors[ridge][number], where)
         change = tried[ridge][number].float().to(here[0].device) if error < 1 else None
-        found[where] = Correction(point, ridge, error, change)
+        found[where] = Correction(point, ridge, error, change, float(judged.residuals[number]))
     return found
 
 

@@ -29,15 +29,17 @@ from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.progress import Progress, silent
-from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped
+from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, find_fold_points
+from shortstack.repairing.merging import MergedMlp, mergeable_mlp
 
 
 @dataclass(frozen=True)
 class Fit:
     """One weight refitted: a matrix, a norm's weight (diagonal), or the matrices of all experts, by one factor (scalar).
 
-    layer: in the unpruned model. error: held-out squared error after over before, both weighted.
+    layer: in the unpruned model. error: held-out squared error after over before, both weighted. neurons: how many of the
+    layer's MLP are those of removed layers since.
     """
 
     layer: int
@@ -45,6 +47,7 @@ class Fit:
     kind: str
     ridge: float
     error: float
+    neurons: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,16 @@ def repair(
     )
 
 
+@dataclass
+class _BeforeCut:
+    """The last fold point before a cut with its inputs, and the MLP that removed layers offer their neurons to."""
+
+    layer: int
+    point: FoldPoint
+    inputs: list[Tensor]
+    merged: MergedMlp | None
+
+
 class RepairWalk:
     """The whole model's streams, and the shortened one's, which is refitted to follow; the last batches are held out."""
 
@@ -117,8 +130,7 @@ class RepairWalk:
         self.whole = [decoder.embed(some) for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
         self.parted = False
-        # The last fold point before a cut, and its inputs.
-        self.waiting: tuple[int, FoldPoint, list[Tensor]] | None = None
+        self.waiting: _BeforeCut | None = None
         self.edits: dict[str, Edit] = {}  # by the weights' names in the whole model
         self.fits: list[Fit] = []
 
@@ -142,6 +154,9 @@ class RepairWalk:
         if layer in self.removed:
             self.parted = True
             self.whole = self._step(layer, self.whole, self.batches)
+            if self.waiting and self.waiting.merged:
+                counted = [token_weights([hidden.float()]) for hidden in self.whole]
+                self.waiting.merged.offer(self.decoder.layers[layer], layer, counted)
         elif not self.parted and not cut_follows:
             self.whole = self._step(layer, self.whole, self.batches)
             self.short, self.plain = list(self.whole), self.whole[self.fitting :]
@@ -152,8 +167,10 @@ class RepairWalk:
         """A kept layer's fold points, one after the other; the one that gives its output waits where a cut follows."""
         module = self.decoder.layers[layer]
         points = find_fold_points(self.decoder, layer)
+        mergeable = None
         if cut_follows:
-            at_output(self.decoder, layer, points, f"leave {parameter('repair')} out")
+            last = at_output(self.decoder, layer, points, f"leave {parameter('repair')} out")
+            mergeable = mergeable_mlp(self.decoder, layer, last)
         places = [point.place for point in points if point.place != OUTPUT]
         with recorded_inputs(module, places) as targets:
             after = self._step(layer, self.whole, self.batches)
@@ -161,10 +178,13 @@ class RepairWalk:
         self.plain = self._step(layer, self.plain, self.judging.ids) if self.parted else after[self.fitting :]
         with ExitStack() as changed:
             for point in points if self.parted else [point for point in points if point.place == OUTPUT]:
-                with recorded_inputs(module, places) as entered, point.recorded(module) as inputs:
+                watched = [*places, *([mergeable.mlp.entering[0]] if mergeable else ())]
+                with recorded_inputs(module, watched) as entered, point.recorded(module) as inputs:
                     entered[OUTPUT] = self._step(layer, self.short, self.batches)
                 if point.place == OUTPUT and cut_follows:
-                    self.waiting = (layer, point, inputs)
+                    into = entered[mergeable.mlp.entering[0]] if mergeable else []
+                    merged = MergedMlp(module, mergeable, into, inputs, self.fitting) if mergeable else None
+                    self.waiting = _BeforeCut(layer, point, inputs, merged)
                     continue
                 fitted = self._fitted(layer, point, inputs, entered[point.place], targets[point.place])
                 if fitted.change is not None:
@@ -173,24 +193,43 @@ class RepairWalk:
         self.whole = after
 
     def _close(self) -> None:
-        """Behind a cut: refit the last fold point before it to give what the removed layers gave."""
+        """Behind a cut: refit the last fold point before it to give what the removed layers gave, merged or as it was."""
         assert self.waiting  # noqa: S101  the caller has looked
-        layer, point, inputs = self.waiting
-        self.waiting = None
-        self.short = self._fitted(layer, point, inputs, self.short, self.whole).applied(self.short, inputs)
+        waiting, self.waiting = self.waiting, None
+        own = self._correction(waiting.layer, waiting.point, waiting.inputs, self.short, self.whole)
+        if waiting.merged and len(waiting.merged.taken):
+            streams, inputs = waiting.merged.applied(self.short), waiting.merged.inputs
+            fitted = self._correction(waiting.layer, waiting.point, inputs, streams, self.whole)
+            if fitted.left < own.left:
+                error, taken = fitted.left / own.missing, len(waiting.merged.taken)
+                self._keep(waiting.layer, replace(fitted, error=error), waiting.merged.edits(fitted.change), taken)
+                self.short = fitted.applied(streams, inputs)
+                return
+        self._keep(waiting.layer, own)
+        self.short = own.applied(self.short, waiting.inputs)
 
     def _fitted(
         self, layer: int, point: FoldPoint, inputs: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
     ) -> Correction:
         """The correction that fit_correction() finds; what it does to weights is kept under their names."""
-        prefix = self.decoder.anatomy.layer(layer)
-        where = f"{prefix}.{point.name}"
-        fitted = fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=where)
-        if fitted.change is not None:
-            edits = point.edits(fitted.change.cpu())
-            self.edits |= {f"{prefix}.{name}": edit for name, edit in edits.items()}
-            self.fits.append(Fit(layer, point.name, point.kind, fitted.ridge, fitted.error))
+        fitted = self._correction(layer, point, inputs, here, there)
+        self._keep(layer, fitted)
         return fitted
+
+    def _correction(
+        self, layer: int, point: FoldPoint, inputs: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
+    ) -> Correction:
+        where = f"{self.decoder.anatomy.layer(layer)}.{point.name}"
+        return fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=where)
+
+    def _keep(self, layer: int, fitted: Correction, edits: Mapping[str, Edit] | None = None, neurons: int = 0) -> None:
+        """Keep what a correction does to the weights of a layer, by their names in the whole model."""
+        point, prefix = fitted.point, self.decoder.anatomy.layer(layer)
+        if edits is None and fitted.change is not None:
+            edits = point.edits(fitted.change.cpu())
+        if edits:
+            self.edits |= {f"{prefix}.{name}": edit for name, edit in edits.items()}
+            self.fits.append(Fit(layer, point.name, point.kind, fitted.ridge, fitted.error, neurons))
 
     def _step(self, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
         return stepped(self.decoder, layer, streams, batches)

@@ -1,0 +1,154 @@
+"""Neurons of removed layers in the place of weaker ones: the MLP before a cut keeps the strongest of its own and theirs.
+
+After CoMe (arXiv 2510.15304), which concatenates the most sensitive channels of neighbouring feed-forward blocks. The MLP
+has as many neurons as before; what all of them give together is refitted like any matrix before a cut (fit.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shortstack.checkpoint.weights import Edit
+from shortstack.decoder import Decoder
+from shortstack.decoder.hooks import recorded_inputs, recorded_outputs
+from shortstack.decoder.layer_io import State
+from shortstack.decoder.mlps import Mlp, mlps_of
+from shortstack.machine.numbers import in_float64
+from shortstack.repairing.fold_points import OUTPUT, FoldPoint, Matrix
+
+Weights = dict[str, Tensor]  # by the parameters' names in a layer, neurons along the first dimension
+
+
+@dataclass(frozen=True)
+class MergeableMlp:
+    """An MLP whose last matrix is added to the layer's output. norm: the module whose output enters it, "" for none."""
+
+    mlp: Mlp
+    norm: str
+
+    def weights(self, layer: nn.Module) -> Weights:
+        """Rows of gate and up, their biases, and columns of the last matrix, one for each neuron."""
+        there = dict(layer.named_parameters())
+        rows = [f"{name}.{kind}" for name in self.mlp.entering for kind in ("weight", "bias")]
+        last = f"{self.mlp.leaving}.weight"
+        return {name: there[name].data for name in rows if name in there} | {last: there[last].data.T}
+
+    def gains(self, layer: nn.Module) -> Tensor:
+        """What the norm multiplies each channel by, but for a factor common to all layers, [width]."""
+        if not self.norm:
+            return torch.ones(())
+        norm = copy.deepcopy(layer.get_submodule(self.norm)).float()
+        weight = norm.get_parameter("weight")
+        first, second = torch.randn(2, *weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
+        return norm(first) - norm(second)  # type: ignore[no-any-return]  # what is added to all states alike falls out
+
+
+@torch.no_grad()
+def mergeable_mlp(decoder: Decoder, number: int, point: FoldPoint) -> MergeableMlp | None:
+    """The MLP that a fold point at a layer's output ends, where it is a module of its own; None where there is none."""
+    if not isinstance(point, Matrix) or point.place != OUTPUT:
+        return None
+    mlps = [mlp for mlp in mlps_of(decoder, number) if mlp.leaving == point.name and mlp.module]
+    return MergeableMlp(mlps[0], _norm_before(decoder, number, mlps[0])) if mlps else None
+
+
+def _norm_before(decoder: Decoder, number: int, mlp: Mlp) -> str:
+    layer, ids = decoder.layers[number], torch.arange(4, device=decoder.device)[None]
+    state = State(decoder.embed(ids), {})
+    norms = [
+        name
+        for name, module in layer.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.shape == state.hidden.shape[-1:]
+    ]
+    with recorded_outputs(layer, norms) as left, recorded_inputs(layer, [mlp.entering[0]]) as entered:
+        decoder.step(ids, number, [state])
+    (entering,) = entered[mlp.entering[0]]
+    return next((name for name, (output, *_) in left.items() if torch.equal(output, entering)), "")
+
+
+class MergedMlp:
+    """The strongest neurons of the MLP before a cut and of those that the cut removes, as they are offered.
+
+    A neuron of its own stays where it is; one that is taken has the place of one that goes.
+    """
+
+    def __init__(
+        self, layer: nn.Module, found: MergeableMlp, entering: Sequence[Tensor], inputs: Sequence[Tensor], fitting: int
+    ) -> None:
+        """entering: what enters the MLP, and inputs: what its neurons give, of each batch; from `fitting` on held out."""
+        self.found, self.entering, self.fitting = found, entering, fitting
+        self.own_inputs, self.inputs = inputs, [each.clone() for each in inputs]
+        self.weights = {name: weight.clone() for name, weight in found.weights(layer).items()}
+        self.own_weights = {name: weight.clone() for name, weight in self.weights.items()}
+        self.gains = found.gains(layer)
+        self.scores: Tensor | None = None
+        self.origin = torch.full((inputs[0].shape[-1],), -1)  # the removed layer; -1 of a neuron of its own
+
+    @torch.no_grad()
+    def offer(self, layer: nn.Module, number: int, token_weights: Sequence[Tensor]) -> None:
+        """Take the neurons of a removed layer that are stronger than the weakest so far.
+
+        A neuron is as strong as what it adds to the stream: the norm over tokens of what it gives, times that of its column.
+        token_weights: of each batch, [tokens].
+        """
+        if self.scores is None:
+            self.scores = self._scores(self.inputs, self.weights, token_weights)
+        theirs, ratio = self.found.weights(layer), torch.nan_to_num(self.found.gains(layer) / self.gains, 0, 0, 0)
+        entering = [(each.float() * ratio).to(each.dtype) for each in self.entering]
+        with recorded_inputs(layer, [self.found.mlp.leaving]) as recorded:
+            for each in entering:
+                layer.get_submodule(self.found.mlp.module)(each)
+        inputs = recorded[self.found.mlp.leaving]
+        for name in self.found.mlp.entering:
+            theirs[f"{name}.weight"] = (theirs[f"{name}.weight"].float() * ratio).to(theirs[f"{name}.weight"].dtype)
+        scores = self._scores(inputs, theirs, token_weights)
+        places, chosen = exchanged(self.scores, scores)
+        self.scores[places], self.origin[places] = scores[chosen], number
+        for mine, its in zip(self.inputs, inputs, strict=True):
+            mine[..., places] = its[..., chosen]
+        for name, mine in self.weights.items():
+            mine[places] = theirs[name][chosen]
+
+    def _scores(self, inputs: Sequence[Tensor], weights: Weights, token_weights: Sequence[Tensor]) -> Tensor:
+        fitting = zip(inputs[: self.fitting], token_weights[: self.fitting], strict=True)
+        squares = sum(in_float64((x.flatten(0, -2).float().square() * w[:, None]).sum(0)) for x, w in fitting)
+        column = in_float64(weights[f"{self.found.mlp.leaving}.weight"].float().square().sum(1))
+        return (torch.as_tensor(squares) * column).sqrt().cpu()
+
+    @property
+    def taken(self) -> Tensor:
+        """Places of the neurons that were a removed layer's."""
+        return torch.where(self.origin >= 0)[0]
+
+    def applied(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """Streams that leave the layer with the merged MLP, given those that leave it with its own."""
+        last, places = f"{self.found.mlp.leaving}.weight", self.taken
+        new, old = self.weights[last][places].float(), self.own_weights[last][places].float()
+        return [
+            (hidden.float() + now[..., places].float() @ new - before[..., places].float() @ old).to(hidden.dtype)
+            for hidden, now, before in zip(streams, self.inputs, self.own_inputs, strict=True)
+        ]
+
+    def edits(self, change: Tensor | None) -> dict[str, Edit]:
+        """What merging, and a change of the last matrix [width, neurons], do to the layer's parameters."""
+        last = f"{self.found.mlp.leaving}.weight"
+        added = {name: mine.float() - self.own_weights[name].float() for name, mine in self.weights.items()}
+        added[last] = added[last].T if change is None else added[last].T + change
+        return {name: Edit(added=each.cpu()) for name, each in added.items()}
+
+
+def exchanged(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of mine go, and which of theirs come, so that the best of both are kept; mine stay where they are as good.
+
+    >>> exchanged(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([2.0, 5.0, 0.0]))
+    (tensor([1]), tensor([1]))
+    """
+    best = torch.cat([mine, theirs]).argsort(descending=True, stable=True)[: len(mine)]
+    stays = torch.zeros(len(mine), dtype=torch.bool)
+    stays[best[best < len(mine)]] = True
+    return torch.where(~stays)[0], best[best >= len(mine)] - len(mine)
