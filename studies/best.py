@@ -5,8 +5,9 @@
 The first argument is how many layers go, one model for each number. DOLLY_JSON: instructions in the Alpaca layout.
 
 The recipe was chosen on other data (docs/decisions.md): questions of piqa's training set and of arc_easy's validation set,
-other pages, probes of another seed. Here it runs once, with a seed that chose nothing: layers are chosen and kept ones
-refitted on C4, what the model writes itself, and copying; then it heals on these and on Dolly. It is judged on WIKI_TEXT,
+other pages, probes of another seed. Here it runs once, with a seed that chose nothing: layers are chosen, kept ones
+refitted, and what is left healed on C4, on Dolly's instructions as the model's template renders them, and on copying, of
+which healing has half as much. It is judged on WIKI_TEXT,
 on the first documents of four tasks, read from DATA_DIR (laid out as docs/evaluate.md says), paired with the unpruned
 model, and on probes of generation. Writes studies/best.md; the checkpoints stay in FOLDER, if one is named.
 """
@@ -32,23 +33,24 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.planning import Choice, choose
 from shortstack.planning.layer_sets import show_layers
 
-SEED, WINDOWS, REPAIR_WINDOWS, SAMPLES, LIMIT = 1, 12, 256, 950, 500
+SEED, WINDOWS, REPAIR_WINDOWS, SAMPLES, LIMIT = 2, 16, 384, 1150, 500
 TASKS = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
 FIRST_THREE = TASKS[:3]
 AIMS = {
     8: (95, 60, 60),
     4: (98, 85, 85),
 }  # per cent kept of the first three tasks' mean, of lambada, of the probes' mean
-STEPS = ("write and choose", "repair and prune", "heal")
+STEPS = ("choose", "repair and prune", "heal")
 
 
-def chats(path: str, out: Path) -> str:
-    """Instructions as chats, which the model's own template renders."""
+def rendered(path: str, model: ss.Checkpoint, out: Path) -> str:
+    """Instructions with their answers as text, by the model's own chat template."""
+    tokenizer = model.tokenizer()
     with out.open("w", encoding="utf-8") as file:
         for row in json.loads(Path(path).read_text(encoding="utf-8")):
             asked = "\n".join(part for part in (row["instruction"], row["input"]) if part)
-            turns = ({"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]})
-            file.write(json.dumps({"messages": turns}) + "\n")
+            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
+            file.write(json.dumps({"text": tokenizer.apply_chat_template(turns, tokenize=False)}) + "\n")
     return str(out)
 
 
@@ -58,8 +60,8 @@ def line(
     """Choose, repair, prune and heal: the layers, the healed checkpoint, and the seconds of each step."""
     recipe, compute, clock = read_recipe("best"), ss.Compute(seed=SEED), [time.perf_counter()]
     task, (c4, dolly) = replace(task_of(recipe.heal.given), teacher=source), texts
-    learnt = replace(task.training_data, data=f"{c4},{dolly},self=0.2,copying=0.5", max_samples=SAMPLES)
-    text = ss.CalibrationText(f"{c4},self,copying", WINDOWS)
+    learnt = replace(task.training_data, data=f"{c4},{dolly},copying=0.5", max_samples=SAMPLES)
+    text = ss.CalibrationText(f"{c4},{dolly},copying", WINDOWS)
     given = {name: value for name, value in recipe.plan.given.items() if name not in ("repair", "drop")}
     plan = choose(source, Choice(drop=drop, **given), text, compute=compute).plan
     clock.append(time.perf_counter())
@@ -83,7 +85,7 @@ def page(
     lines = [
         f"# SmolLM2-135M-Instruct without {' and '.join(map(str, plans))} of its 30 layers, by recipes/best.yaml\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
-        f"{SAMPLES} samples of C4, Dolly, own chats, copying; seed {SEED}. Perplexity in windows of 256 tokens; accuracy on",
+        f"{SAMPLES} samples of C4, Dolly, copying; seed {SEED}. Perplexity in windows of 256 tokens; accuracy on",
         f"the first {LIMIT} documents of each task, zero-shot; in brackets the difference from the unpruned model and its",
         "standard error, paired.\n",
         f"| model | {' | '.join(columns)} |",
@@ -132,7 +134,8 @@ def main() -> None:
     drops, c4, dolly, wiki, data, *kept = sys.argv[1:]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(*kept or [temporary])
-        texts = c4, chats(dolly, folder / "dolly.jsonl")
+        folder.mkdir(exist_ok=True)
+        texts = c4, rendered(dolly, ss.Checkpoint.open("demo"), folder / "dolly.jsonl")
         study([int(drop) for drop in drops.split(",")], texts, (wiki, data), folder)
 
 

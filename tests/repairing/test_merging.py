@@ -1,0 +1,176 @@
+"""Neurons of removed layers in the MLP before the cut, against a plain forward pass, sorting and least squares."""
+
+import math
+
+import architectures
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import shortstack.repairing.repairer
+from shortstack.checkpoint import Checkpoint
+from shortstack.data import Tokens
+from shortstack.decoder import Decoder
+from shortstack.machine.device import Compute
+from shortstack.planning import Plan
+from shortstack.pruning import prune
+from shortstack.repairing import repair
+from shortstack.repairing.fit import RIDGES
+from shortstack.repairing.fold_points import find_fold_points
+from shortstack.repairing.merging import exchanged, mergeable_mlp
+from zoo import make, tiny
+
+IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
+TOKENS = Tokens(IDS, "made", False, 0)
+HELD_OUT = torch.arange(64) % 4 == 3
+BEFORE, REMOVED = 2, (3, 4)
+
+
+def uneven(directory, *, seed=5, **config):
+    """A tiny llama whose norms differ from layer to layer and channel to channel, and whose biases are not 0.
+
+    Its blocks add little to the stream, so that what a removed MLP gives is near to what it gives before the cut.
+    """
+    make("llama", directory, **config)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    random = torch.Generator().manual_seed(seed)
+    for number, layer in enumerate(model.model.layers):
+        layer.post_attention_layernorm.weight.data = torch.rand(32, generator=random) + 0.5
+        layer.self_attn.o_proj.weight.data *= 0.1
+        for name, weight in layer.mlp.named_parameters():
+            scale = 0.01 * (1 + number % 4) if name == "down_proj.weight" else 0.3
+            weight.data = scale * torch.randn(weight.shape, generator=random)
+    model.save_pretrained(directory)
+    return Checkpoint.open(directory)
+
+
+@torch.no_grad()
+def whole(directory):
+    """The model, what enters the MLP of layer BEFORE's norm, and what leaves each layer, [tokens, width] each."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    inside, after = [], {}
+    norm = model.model.layers[BEFORE].post_attention_layernorm
+    hooks = [norm.register_forward_pre_hook(lambda _module, args: inside.append(args[0].flatten(0, 1)))]
+    for number, layer in enumerate(model.model.layers):
+        hooks.append(layer.register_forward_hook(lambda *each, n=number: after.update({n: each[2].flatten(0, 1)})))
+    model(input_ids=IDS, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return model, inside[0], after
+
+
+@torch.no_grad()
+def neurons(model, inside, after):
+    """For each neuron of layer BEFORE and the removed ones: what it gives [tokens], its column, and its strength."""
+    given, columns, strengths = [], [], []
+    fitted = ~HELD_OUT.repeat_interleave(IDS.shape[1])
+    for number in (BEFORE, *REMOVED):
+        layer = model.model.layers[number]
+        entering = layer.post_attention_layernorm(inside)
+        each = torch.nn.functional.silu(layer.mlp.gate_proj(entering)) * layer.mlp.up_proj(entering)
+        weights = 1 / after[max(number, REMOVED[0])].norm(dim=1)
+        given.append(each)
+        columns.append(layer.mlp.down_proj.weight)
+        strengths.append((each.square() * weights[:, None])[fitted].sum(0).sqrt() * columns[-1].norm(dim=0))
+    return torch.cat(given, dim=1), torch.cat(columns, dim=1), torch.cat(strengths)
+
+
+@torch.no_grad()
+def fitted(given, missing, there):
+    """The ridge with the least held-out error: (error left, ridge, change), by least squares in float64."""
+    root, back = there.double().norm(dim=1, keepdim=True) ** -0.5, HELD_OUT.repeat_interleave(IDS.shape[1])
+    x, r = given.double() * root, missing.double() * root
+    found = {}
+    for ridge in RIDGES:
+        penalty = math.sqrt(ridge * x[~back].square().sum() / x.shape[1]) * torch.eye(x.shape[1], dtype=torch.float64)
+        wanted = torch.cat([r[~back], torch.zeros(x.shape[1], r.shape[1], dtype=torch.float64)])
+        change = torch.linalg.lstsq(torch.cat([x[~back], penalty]), wanted).solution.T
+        found[ridge] = float((r - x @ change.T)[back].square().sum()), change
+    ridge = min(found, key=lambda ridge: found[ridge][0])
+    return (*found[ridge], ridge, float(r[back].square().sum()))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_strongest_of_all_neurons_stay_and_are_refitted_together(bias, stream, tmp_path):
+    checkpoint = uneven(tmp_path / "model", mlp_bias=bias)
+    model, inside, after = whole(checkpoint.directory)
+    given, columns, strengths = neurons(model, inside, after)
+    strongest = strengths.topk(48).indices
+    here, there = after[BEFORE], after[REMOVED[-1]]
+    taken, gone = strongest[strongest >= 48], torch.tensor(sorted(set(range(48)) - set(strongest.tolist())))
+    merged_here = here + given[:, taken] @ columns[:, taken].T - given[:, gone] @ columns[:, gone].T
+    left, change, ridge, _ = fitted(given[:, strongest], there - merged_here, there)
+    own_left, *_, missing = fitted(given[:, :48], there - here, there)
+    assert left < own_left, "else this test would be of nothing"
+    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32", stream=stream, seed=0))
+    fit = next(fit for fit in found.fits if fit.layer == BEFORE)
+    assert (fit.weight, fit.neurons, fit.ridge) == ("mlp.down_proj", len(taken), ridge)
+    assert fit.error == pytest.approx(left / missing, rel=1e-3)
+    pruned = prune(checkpoint, Plan(8, REMOVED, "chosen"), tmp_path / "pruned", repair=found)
+    mlp = AutoModelForCausalLM.from_pretrained(pruned.directory, dtype=torch.float32).eval().model.layers[BEFORE].mlp
+    entering = model.model.layers[BEFORE].post_attention_layernorm(inside)
+    bias_of = model.model.layers[BEFORE].mlp.down_proj.bias
+    expected = given[:, strongest].double() @ (columns[:, strongest] + change).T + (0 if bias_of is None else bias_of)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(entering).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_where_its_own_neurons_leave_less_they_stay(tmp_path, monkeypatch):
+    checkpoint = uneven(tmp_path / "model")
+    worse = shortstack.repairing.repairer.MergedMlp
+    monkeypatch.setattr(worse, "applied", lambda self, streams: [torch.zeros_like(each) for each in streams])
+    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32"))
+    assert [fit.neurons for fit in found.fits] == [0] * len(found.fits)
+    assert "model.layers.2.mlp.gate_proj.weight" not in found.tensors
+
+
+def test_neurons_of_two_cuts_go_into_the_layers_before_each(tmp_path):
+    found = repair(uneven(tmp_path / "model"), frozenset({3, 4, 6}), TOKENS, compute=Compute(dtype="float32"))
+    assert {fit.layer for fit in found.fits if fit.neurons} == {2, 5}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "norm"),
+    [
+        ("llama", "post_attention_layernorm"),
+        ("gemma", "post_attention_layernorm"),
+        ("qwen3", "post_attention_layernorm"),
+        ("gpt_neox", "post_attention_layernorm"),
+        ("phi", "input_layernorm"),
+        ("gpt2", None),  # its matrices are no linear layers
+        ("opt", None),  # the matrices lie in the layer itself
+        ("gemma2", None),  # a norm stands behind the MLP
+        ("phi3", None),  # gate and up are one matrix
+        ("mixtral", None),
+    ],
+)
+def test_an_mlp_is_merged_where_it_is_a_module_whose_output_is_added(model_type, norm, tmp_path):
+    decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.float32)
+    (point,) = [point for point in find_fold_points(decoder, 3) if not point.place]
+    found = mergeable_mlp(decoder, 3, point)
+    assert (found.norm if found else None) == norm
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma", "gpt_neox"])
+def test_gains_are_what_the_norm_multiplies(model_type, tmp_path):
+    decoder = Decoder.load(Checkpoint.open(architectures.make(model_type, tmp_path / "model")), dtype=torch.float32)
+    for number in (3, 4):
+        norm = decoder.layers[number].post_attention_layernorm
+        norm.weight.data = torch.rand(norm.weight.shape, generator=torch.Generator().manual_seed(number)) + 0.5
+    (point,) = [point for point in find_fold_points(decoder, 3) if not point.place]
+    found = mergeable_mlp(decoder, 3, point)
+    ratio = found.gains(decoder.layers[4]) / found.gains(decoder.layers[3])
+    multiplied = [decoder.layers[n].post_attention_layernorm.weight + (model_type == "gemma") for n in (3, 4)]
+    torch.testing.assert_close(ratio, multiplied[1] / multiplied[0], rtol=1e-4, atol=1e-5)
+
+
+def test_of_equals_its_own_stays_and_few_are_exchanged():
+    gone, come = exchanged(torch.tensor([1.0, 4.0, 2.0, 2.0]), torch.tensor([2.0, 3.0, 9.0]))
+    assert (gone.tolist(), come.tolist()) == ([0, 3], [2, 1])
+    assert all(not len(each) for each in exchanged(torch.ones(3), torch.ones(3)))
+
+
+def test_a_cut_of_the_first_layers_has_no_mlp_to_merge_into():
+    found = repair(Checkpoint.open(tiny("llama")), frozenset({0, 1}), TOKENS, compute=Compute(dtype="float32"))
+    assert not any(fit.neurons for fit in found.fits)
