@@ -81,13 +81,33 @@ def page(
 ) -> str:
     command = " ".join(["python studies/best.py", *("/".join(Path(each).parts[-2:]) for each in sys.argv[1:6])])
     base = found["unpruned"]
-    columns = [*(Path(text).name for text in base.perplexity), *TASKS, "probes' mean", "collapsed"]
     lines = [
         f"# SmolLM2-135M-Instruct without {' and '.join(map(str, plans))} of its 30 layers, by recipes/best.yaml\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
         f"{SAMPLES} samples of C4, Dolly, copying; seed {SEED}. Perplexity in windows of 256 tokens; accuracy on",
         f"the first {LIMIT} documents of each task, zero-shot; in brackets the difference from the unpruned model and its",
         "standard error, paired.\n",
+        *table(found),
+    ]
+    for drop, plan in plans.items():
+        healed, took = found[f"minus {drop}, healed"], seconds[drop]
+        held = kept(healed, base, FIRST_THREE), kept(healed, base, TASKS[3:]), probes(healed) / probes(base)
+        timed = ", ".join(f"{name} {value:.0f}" for name, value in took.items())
+        lines += [
+            f"\nMinus {drop}: layers {show_layers(plan.removed)} ({plan.strategy}). Seconds, threads "
+            f"{torch.get_num_threads()}: {timed}; together {sum(took.values()):.0f}.",
+            f"Kept of the unpruned model's mean over {', '.join(FIRST_THREE)} {held[0]:.1%}, of {TASKS[3]} {held[1]:.1%},",
+            f"of the probes' mean {held[2]:.1%}; aims: {', '.join(f'{aim} %' for aim in AIMS[drop])}, in 15 minutes on two",
+            "cores.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def table(found: Mapping[str, ss.Evaluation]) -> list[str]:
+    """Perplexity, tasks and probes of each model, the tasks paired with the unpruned one."""
+    base = found["unpruned"]
+    columns = [*(Path(text).name for text in base.perplexity), *TASKS, "probes' mean", "collapsed"]
+    return [
         f"| model | {' | '.join(columns)} |",
         f"|{'---|' * (len(columns) + 1)}",
         *(_row(name, each, base) for name, each in found.items()),
@@ -98,18 +118,6 @@ def page(
             for name in base.probes
         ),
     ]
-    for drop, plan in plans.items():
-        healed, took = found[f"minus {drop}, healed"], seconds[drop]
-        kept = _kept(healed, base, FIRST_THREE), _kept(healed, base, TASKS[3:]), _probes(healed) / _probes(base)
-        timed = ", ".join(f"{name} {value:.0f}" for name, value in took.items())
-        lines += [
-            f"\nMinus {drop}: layers {show_layers(plan.removed)} ({plan.strategy}). Seconds, threads "
-            f"{torch.get_num_threads()}: {timed}; together {sum(took.values()):.0f}.",
-            f"Kept of the unpruned model's mean over {', '.join(FIRST_THREE)} {kept[0]:.1%}, of {TASKS[3]} {kept[1]:.1%},",
-            f"of the probes' mean {kept[2]:.1%}; aims: {', '.join(f'{aim} %' for aim in AIMS[drop])}, in 15 minutes on two",
-            "cores.",
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def _row(name: str, found: ss.Evaluation, base: ss.Evaluation) -> str:
@@ -119,39 +127,44 @@ def _row(name: str, found: ss.Evaluation, base: ss.Evaluation) -> str:
         difference = f" ({paired[task].difference:+.3f} ± {paired[task].stderr:.3f})" if paired else ""
         cells.append(f"{found.tasks[task].value:.3f}{difference}")
     collapsed = found.collapse is not None and bool(found.collapse.fallen)
-    return f"| {name} | {' | '.join([*cells, f'{_probes(found):.3f}', 'yes' if collapsed else 'no'])} |"
+    return f"| {name} | {' | '.join([*cells, f'{probes(found):.3f}', 'yes' if collapsed else 'no'])} |"
 
 
-def _probes(found: ss.Evaluation) -> float:
+def probes(found: ss.Evaluation) -> float:
+    """The mean accuracy over probes."""
     return sum(each.accuracy.value for each in found.probes.values()) / len(found.probes)
 
 
-def _kept(found: ss.Evaluation, base: ss.Evaluation, tasks: tuple[str, ...]) -> float:
+def kept(found: ss.Evaluation, base: ss.Evaluation, tasks: tuple[str, ...]) -> float:
+    """The mean accuracy over tasks as a share of the unpruned model's."""
     return sum(found.tasks[task].value for task in tasks) / sum(base.tasks[task].value for task in tasks)
 
 
 def main() -> None:
-    drops, c4, dolly, wiki, data, *kept = sys.argv[1:]
+    drops, c4, dolly, wiki, data, *place = sys.argv[1:]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(*kept or [temporary])
+        folder = Path(*place or [temporary])
         folder.mkdir(exist_ok=True)
         texts = c4, rendered(dolly, ss.Checkpoint.open("demo"), folder / "dolly.jsonl")
         study([int(drop) for drop in drops.split(",")], texts, (wiki, data), folder)
 
 
 def study(drops: Sequence[int], texts: tuple[str, str], judging: tuple[str, str], folder: Path) -> None:
-    wiki, data = judging
     source = ss.Checkpoint.open("demo")
     models, plans, seconds = {"unpruned": source}, {}, {}
     for drop in drops:
         plans[drop], healed, seconds[drop] = line(source, texts, folder, drop)
         models |= {f"minus {drop}, healed": healed}
         print(drop, plans[drop].removed, plans[drop].compared, seconds[drop], flush=True)
+    found = evaluations(models, *judging)
+    Path(__file__).with_suffix(".md").write_text(page(plans, seconds, found), encoding="utf-8")
+
+
+def evaluations(models: Mapping[str, ss.Checkpoint], wiki: str, data: str) -> dict[str, ss.Evaluation]:
     text = ss.EvaluationText(["pydoc", wiki], 256, samples=40)
     checks = ss.GenerationChecks(collapse_check=True, probes=True, probe_items=50)
     asked = ss.Tasks(TASKS, limit=LIMIT, data_dir=data)
-    found = {name: ss.evaluate(model, text=text, tasks=asked, generation=checks) for name, model in models.items()}
-    Path(__file__).with_suffix(".md").write_text(page(plans, seconds, found), encoding="utf-8")
+    return {name: ss.evaluate(model, text=text, tasks=asked, generation=checks) for name, model in models.items()}
 
 
 if __name__ == "__main__":

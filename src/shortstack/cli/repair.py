@@ -87,3 +87,6 @@ def show_repair(found: Repair) -> None:
     told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
     console.show(f"{len(found.fits)} weights refitted on {on}, one window in four held out.")
     console.show(f"Of what the cut changed, the most was regained by {told}.")
+    merged = ", ".join(f"{fit.neurons} in layer {fit.layer}" for fit in found.fits if fit.neurons)
+    if merged:
+        console.show(f"Neurons of removed layers took the places of weaker ones: {merged}.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor
@@ -31,7 +31,7 @@ from shortstack.machine.files import plain
 from shortstack.machine.progress import Progress, silent
 from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, find_fold_points
-from shortstack.repairing.merging import MergedMlp, mergeable_mlp
+from shortstack.repairing.merging import MergeableMlp, MergedMlp, mergeable_mlp
 
 
 @dataclass(frozen=True)
@@ -176,21 +176,27 @@ class RepairWalk:
             after = self._step(layer, self.whole, self.batches)
         targets[OUTPUT] = after
         self.plain = self._step(layer, self.plain, self.judging.ids) if self.parted else after[self.fitting :]
+        short: list[Tensor] | None = None  # what leaves the layer, where the last fit has told it already
         with ExitStack() as changed:
             for point in points if self.parted else [point for point in points if point.place == OUTPUT]:
                 watched = [*places, *([mergeable.mlp.entering[0]] if mergeable else ())]
                 with recorded_inputs(module, watched) as entered, point.recorded(module) as inputs:
                     entered[OUTPUT] = self._step(layer, self.short, self.batches)
                 if point.place == OUTPUT and cut_follows:
-                    into = entered[mergeable.mlp.entering[0]] if mergeable else []
-                    merged = MergedMlp(module, mergeable, into, inputs, self.fitting) if mergeable else None
-                    self.waiting = _BeforeCut(layer, point, inputs, merged)
+                    merged = self._merging(module, mergeable, entered, inputs) if mergeable else None
+                    self.waiting, short = _BeforeCut(layer, point, inputs, merged), entered[OUTPUT]
                     continue
                 fitted = self._fitted(layer, point, inputs, entered[point.place], targets[point.place])
                 if fitted.change is not None:
                     changed.enter_context(point.changed(module, fitted.change))
-            self.short = self._step(layer, self.short, self.batches)
+                short = fitted.applied(entered[OUTPUT], inputs) if point.place == OUTPUT else None
+            self.short = self._step(layer, self.short, self.batches) if short is None else short
         self.whole = after
+
+    def _merging(
+        self, module: nn.Module, mergeable: MergeableMlp, entered: Mapping[str, list[Tensor]], inputs: list[Tensor]
+    ) -> MergedMlp:
+        return MergedMlp(module, mergeable, entered[mergeable.mlp.entering[0]], inputs, self.fitting)
 
     def _close(self) -> None:
         """Behind a cut: refit the last fold point before it to give what the removed layers gave, merged or as it was."""
