@@ -23,7 +23,7 @@ from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
 
-FINALISTS = 2  # pairs of blocks that are repaired whole, beside the best single block
+FINALISTS = 5  # pairs of blocks that are repaired whole, beside the best single block
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
 KL = METRICS["kl"]
 
