@@ -32,3 +32,16 @@ def test_a_loss_beyond_all_numbers_has_a_full_bar(worst, capsys):
 def test_one_kind_has_no_map(capsys):
     show_scores(Scores(2, {"ppl": (1.0, 2.0)}, base_loss=1.0))
     assert "what each layer carries" not in capsys.readouterr().out
+
+
+def test_texts_of_one_file_name_keep_their_paths(capsys):
+    kinds = {"/a/text.txt": kind(1.1, 1.1, 1.1, 2.0), "/b/text.txt": kind(1.2, 1.2, math.exp(4), 1.2)}
+    show_scores(Scores(4, {"ppl": (1.0, 2.0, 3.0, 4.0)}, base_loss=1.0, kinds=kinds))
+    shown = capsys.readouterr().out
+    assert "Cheap on /a/text.txt and dear on /b/text.txt: 2." in shown
+
+
+def test_a_map_of_nothing_but_infinities_is_shown(capsys):
+    infinite = {name: kind(math.inf, math.inf) for name in "ab"}
+    show_scores(Scores(2, {"ppl": (1.0, 2.0)}, base_loss=1.0, kinds=infinite))
+    assert "inf" in capsys.readouterr().out

@@ -89,17 +89,23 @@ def fitted(given, missing, there):
     return (*found[ridge], ridge, float(r[back].square().sum()))
 
 
+@torch.no_grad()
+def both(given, columns, strongest, after):
+    """What fitted() finds with the strongest neurons in place, and with the layer's own."""
+    here, there = after[BEFORE], after[REMOVED[-1]]
+    taken, gone = strongest[strongest >= 48], torch.tensor(sorted(set(range(48)) - set(strongest.tolist())))
+    merged = here + given[:, taken] @ columns[:, taken].T - given[:, gone] @ columns[:, gone].T
+    return fitted(given[:, strongest], there - merged, there), fitted(given[:, :48], there - here, there)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_strongest_of_all_neurons_stay_and_are_refitted_together(stream, tmp_path):
     checkpoint = uneven(tmp_path / "model", mlp_bias=True)
     model, inside, after = whole(checkpoint.directory)
     given, columns, strengths = neurons(model, inside, after)
     strongest = strengths.topk(48).indices
-    here, there = after[BEFORE], after[REMOVED[-1]]
-    taken, gone = strongest[strongest >= 48], torch.tensor(sorted(set(range(48)) - set(strongest.tolist())))
-    merged_here = here + given[:, taken] @ columns[:, taken].T - given[:, gone] @ columns[:, gone].T
-    left, change, ridge, _ = fitted(given[:, strongest], there - merged_here, there)
-    own_left, *_, missing = fitted(given[:, :48], there - here, there)
+    (left, change, ridge, _), (own_left, *_, missing) = both(given, columns, strongest, after)
+    taken = strongest[strongest >= 48]
     assert left < own_left, "else this test would be of nothing"
     found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32", stream=stream, seed=0))
     fit = next(fit for fit in found.fits if fit.layer == BEFORE)
@@ -118,11 +124,8 @@ def test_where_its_own_neurons_leave_less_they_stay(tmp_path):
     checkpoint = uneven(tmp_path / "model")
     model, inside, after = whole(checkpoint.directory)
     given, columns, strengths = neurons(model, inside, after)
-    here, there, strongest = after[BEFORE], after[REMOVED[-1]], strengths.topk(48).indices
-    taken, gone = strongest[strongest >= 48], torch.tensor(sorted(set(range(48)) - set(strongest.tolist())))
-    merged_here = here + given[:, taken] @ columns[:, taken].T - given[:, gone] @ columns[:, gone].T
-    own_left, _, ridge, missing = fitted(given[:, :48], there - here, there)
-    assert own_left < fitted(given[:, strongest], there - merged_here, there)[0], "else this test would be of nothing"
+    merged, (own_left, _, ridge, missing) = both(given, columns, strengths.topk(48).indices, after)
+    assert own_left < merged[0], "else this test would be of nothing"
     found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32"))
     fit = next(fit for fit in found.fits if fit.layer == BEFORE)
     assert (fit.neurons, fit.ridge, fit.error) == (0, ridge, pytest.approx(own_left / missing, rel=1e-3))

@@ -96,6 +96,15 @@ def test_the_ridge_is_what_numpy_finds():
         assert regression.errors(found)[number] == pytest.approx(error, rel=1e-5)
 
 
+def test_what_there_is_nothing_of_needs_no_change_and_what_is_no_number_is_not_taken_for_that():
+    regression = MatrixRegression()
+    residuals = torch.stack([torch.zeros(6, 2), torch.full((6, 2), torch.nan)])
+    regression.add(torch.randn(6, 3), residuals, torch.ones(6))
+    nothing, none = regression.errors(torch.zeros(2, 2, 3, dtype=torch.float64))
+    assert nothing == 1.0
+    assert math.isnan(none)
+
+
 @pytest.mark.parametrize("kind", [ChannelRegression, ScaleRegression])
 def test_the_ridge_of_scales_is_what_least_squares_finds(kind):
     torch.manual_seed(0)

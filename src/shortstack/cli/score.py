@@ -117,10 +117,11 @@ def show_abilities(scores: Scores) -> None:
     """What each layer carries: what its removal costs on each kind of text, and which look cheap on one and are not."""
     lost = {source: kind.lost() for source, kind in scores.kinds.items()}
     costs = {source: values for source, values in lost.items() if values is not None}
-    names = {source: Path(source).name for source in costs}
+    short = {source: Path(source).name for source in costs}
+    names = short if len(set(short.values())) == len(short) else {source: source for source in costs}
     if len(costs) < 2:
         return
-    most = max(value for values in costs.values() for value in values if math.isfinite(value))
+    most = max((value for values in costs.values() for value in values if math.isfinite(value)), default=0.0)
     columns = {names[source]: [_cost(value, most) for value in values] for source, values in costs.items()}
     title = "what each layer carries: nats per token that are lost without it, by kind of text"
     console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)

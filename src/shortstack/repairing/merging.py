@@ -98,7 +98,8 @@ class MergedMlp:
         """
         if self.scores is None:
             self.scores = self._scores(self.inputs, self.weights, token_weights)
-        theirs, ratio = self.found.weights(layer), torch.nan_to_num(self.found.gains(layer) / self.gains, 0, 0, 0)
+        theirs, gains = self.found.weights(layer), self.found.gains(layer)
+        ratio = torch.where(self.gains == 0, 0, gains / self.gains)  # what the norm has made 0 nothing brings back
         entering = [(each.float() * ratio).to(each.dtype) for each in self.entering]
         with recorded_inputs(layer, [self.found.mlp.leaving]) as recorded:
             for each in entering:

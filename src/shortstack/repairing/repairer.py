@@ -1,7 +1,8 @@
 """Closed-form repair of a cut: matrices of kept layers refitted so that the hidden states follow those of the whole model.
 
 The whole model and the shortened one go through the same walk. Where they part, the last matrix before the cut is refitted
-by ridge regression to give what leaves the removed layers (after ReplaceMe, arXiv 2505.02819). Behind the cut every fold
+by ridge regression to give what leaves the removed layers (after ReplaceMe, arXiv 2505.02819), with the strongest neurons
+of removed MLPs among those it multiplies (merging.py). Behind the cut every fold
 point is refitted to give what the whole model has at the same place. No parameter is added, and nothing is trained.
 """
 
@@ -38,8 +39,8 @@ from shortstack.repairing.merging import MergeableMlp, MergedMlp, mergeable_mlp
 class Fit:
     """One weight refitted: a matrix, a norm's weight (diagonal), or the matrices of all experts, by one factor (scalar).
 
-    layer: in the unpruned model. error: held-out squared error after over before, both weighted. neurons: how many of the
-    layer's MLP are those of removed layers since.
+    layer: in the unpruned model. error: held-out squared error after over before, both weighted. neurons: how many
+    neurons of the layer's MLP were replaced by those of removed layers.
     """
 
     layer: int

@@ -41,7 +41,7 @@ class Regression(ABC):
     def errors(self, changes: Tensor) -> list[float]:
         """sum w |r - its product with x|^2 over sum w |r|^2, of each of the residuals; 1 where there are none to explain."""
         explained = 2 * (changes * self.both).reshape(len(changes), -1).sum(1) - self._squares(changes)
-        return torch.where(self.residuals > 0, 1 - explained / self.residuals, 1.0).tolist()
+        return torch.where(self.residuals == 0, 1.0, 1 - explained / self.residuals).tolist()
 
     @abstractmethod
     def _summed(self, a: Tensor, b: Tensor) -> Tensor:
