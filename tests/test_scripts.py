@@ -87,6 +87,7 @@ def test_a_peer_that_fails_is_told_by_the_last_line_it_printed(peers, tmp_path):
 
 
 def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
     text = tmp_path / "c4.jsonl"
     words = " ".join(f"word{number % 37}" for number in range(3000))
     text.write_text("".join(json.dumps({"text": words[start:]}) + "\n" for start in range(8)), encoding="utf-8")
