@@ -66,7 +66,7 @@ def optipfair(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
     importance = analyze_layer_importance(source.model(dtype=torch.float32), windows(source, texts[:1])[:32])
     layers = sorted(sorted(importance, key=importance.__getitem__)[:DROP])
     _saved(pruned(layers), source, out / "optipfair, its choice")
-    batches = windows(source, texts)
+    batches = windows(source, texts[:2])
     started = time.perf_counter()
     distilled(pruned(layers), batches[:PILOT], 1)
     fitting = int(SECONDS / (time.perf_counter() - started) * PILOT / 3)

@@ -91,7 +91,7 @@ def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypa
     text = tmp_path / "c4.jsonl"
     words = " ".join(f"word{number % 37}" for number in range(3000))
     text.write_text("".join(json.dumps({"text": words[start:]}) + "\n" for start in range(8)), encoding="utf-8")
-    for name, small in {"WINDOWS": 4, "REPAIR_WINDOWS": 8, "SAMPLES": 8}.items():
+    for name, small in {"WINDOWS": 4, "REPAIR_WINDOWS": 8, "SAMPLES": {2: 8}}.items():
         monkeypatch.setattr(best, name, small)
     source = Checkpoint.open(speaking(tmp_path / "model"))
     asked = tmp_path / "dolly.json"
