@@ -7,10 +7,11 @@ import yaml
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, OutputError, ShortstackError
+from shortstack.planning.layer_sets import parse_layers
 from shortstack.pruning import verify
 from shortstack.study import ShrinkOptions, shrink
 from shortstack.study.card import model_card
-from shortstack.study.shrinker import CANDIDATES
+from shortstack.study.kinds import HealStep, PruneStep
 from studies import inline, make_data
 
 pytest.importorskip("peft")
@@ -52,30 +53,58 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert front["base_model"] == str(tiny / "model")
     assert "| layers | 6 | 4 | 4 |" in card
     assert "$ shortstack heal pruned" in card
-    assert "## Why these layers" not in card
+    assert "recipe.yaml says how." in card
 
 
-def test_best_compares_plans_picks_the_lowest_loss_and_heals_that(tiny):
+def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(tiny):
     made = shrunk(tiny, recipe="best", drop="2")
-    assert [each["metric"] for each in made.candidates] == list(CANDIDATES)
-    best = min(made.candidates, key=lambda each: each["loss"])
-    assert made.steps["plan"]["removed"] == best["removed"]
-    assert f"{best['loss']:.4f}" in made.why
-    assert made.steps["prune"]["repair"]["loss_after"] == best["loss"]
+    assert len(made.compared) > 1
+    best = min(made.compared, key=made.compared.__getitem__)
+    assert made.steps["plan"]["removed"] == list(parse_layers(best))
+    assert f"{made.compared[best]:.4f}" in made.why
     assert made.steps["heal"]["method"] == "lora"
-    assert "## Why these layers" in (tiny / "out" / "README.md").read_text(encoding="utf-8")
+    card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {cut} | " in card for cut in made.compared)
 
 
-def test_what_failed_is_said_and_a_second_call_goes_on(tiny):
+def test_what_is_wrong_is_said_before_anything_is_written(tiny):
     (tiny / "few.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")
-    with pytest.raises(ShortstackError, match=r"heal: expected every step to end.*held out"):
-        shrunk(tiny, data=str(tiny / "few.jsonl"))
+    (tiny / "folder").mkdir()
+    for wrong, said in (
+        ({"data": str(tiny / "few.jsonl")}, "held out"),
+        ({"data": str(tiny / "typo.jsonl")}, r"typo\.jsonl"),
+        ({"text": str(tiny / "typo.txt")}, r"typo\.txt"),
+        ({"perplexity": str(tiny / "typo.txt")}, r"typo\.txt"),
+        ({"drop": "6"}, "6"),
+        ({"out": "model/out"}, "outside the input"),
+    ):
+        with pytest.raises(ShortstackError, match=said):
+            shrunk(tiny, **wrong)
+    assert not list(tiny.glob("*.study"))
+    assert not (tiny / "model" / "out").exists()
+
+
+def test_what_failed_is_said_and_a_second_call_goes_on_with_other_options_too(tiny, monkeypatch):
+    healed = []
+    monkeypatch.setattr("shortstack.healing.heal", lambda *_args, **_options: healed.append(1) or 1 / 0)
+    with pytest.raises(ShortstackError, match=r"shrink: heal: expected every step to end, found .*division by zero"):
+        shrunk(tiny)
     assert not (tiny / "out").exists()
-    with pytest.raises(InputError, match=r'has \{"drop": "3"\}.*remove .*out.study'):
-        shrunk(tiny, data=str(tiny / "few.jsonl"), drop="3")
-    (tiny / "few.jsonl").write_text((tiny / "lines.jsonl").read_text(), encoding="utf-8")
-    made = shrunk(tiny, data=str(tiny / "few.jsonl"))
+    monkeypatch.undo()
+    ran = []
+    monkeypatch.setattr(HealStep, "run", _counted(HealStep.run, ran))
+    monkeypatch.setattr(PruneStep, "run", _counted(PruneStep.run, ran))
+    recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
+    (tiny / "recipe.yaml").write_text(recipe.replace("lr: 0.01", "lr: 0.02"), encoding="utf-8")
+    made = shrunk(tiny)
+    assert healed == [1]
+    assert ran == ["heal"]
     assert Checkpoint.open(tiny / "out").weights_sha256 == made.steps["heal"]["weights_sha256"]
+
+
+def _counted(run, ran):
+    """A step's run() that says so."""
+    return lambda step, *rest: ran.append(step.kind) or run(step, *rest)
 
 
 def test_an_output_that_exists_data_that_lacks_and_ends_that_stay_are_refused(tiny):
@@ -99,7 +128,7 @@ def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
         "data": "",
         "models": [],
         "texts": [],
-        "candidates": [],
+        "compared": {},
         "why": "",
         "commands": [],
         "versions": {"shortstack": "0"},
@@ -108,7 +137,7 @@ def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
     assert "<script>" not in card
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "<script>alert(1)</script>"
     with pytest.raises(Exception, match="'why' is undefined"):
-        model_card({key: value for key, value in facts.items() if key != "why"} | {"candidates": [1]})
+        model_card({key: value for key, value in facts.items() if key != "why"})
 
 
 def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch):

@@ -9,7 +9,6 @@ from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Model, Out, Session
 from shortstack.machine.formats import number
-from shortstack.planning.layer_sets import show_layers
 from shortstack.study import ShrinkOptions
 
 if TYPE_CHECKING:
@@ -42,19 +41,13 @@ def shrink(
 
 
 def show_shrunk(shrunk: Shrunk) -> None:
-    """The plans that were compared and why one was chosen; then every model's perplexity."""
-    if shrunk.candidates:
-        rows = [
-            (
-                each["metric"],
-                show_layers(each["removed"]) if each["removed"] else "-",
-                number(each["loss"]) if each["loss"] else f"failed: {each['error']}",
-                number(each["perplexity"]) if each["perplexity"] else "-",
-            )
-            for each in shrunk.candidates
-        ]
-        console.show_table("plans, each repaired", ("layers chosen by", "removed", "loss", "perplexity"), rows)
-        console.show(shrunk.why)
+    """The cuts that were compared and why one was chosen; then every model's perplexity."""
+    if shrunk.compared:
+        rows = [(layers, number(found)) for layers, found in sorted(shrunk.compared.items(), key=lambda each: each[1])]
+        console.show_table("cuts that were compared", ("cut", "nats per token"), rows)
+    console.show(shrunk.why)
+    if shrunk.left_out:
+        console.show(f"For want of time: {'; '.join(shrunk.left_out)}. --minutes allows more.")
     roles = {"unpruned": "evaluate_base", "pruned": "evaluate_pruned", "healed": "evaluate_healed"}
     models = {name: shrunk.steps[role]["perplexity"] for name, role in roles.items() if role in shrunk.steps}
     rows = [(text, *(number(each[text]["value"]) for each in models.values())) for text in models["unpruned"]]

@@ -58,6 +58,19 @@ def read_examples(
     return rng.sample(chosen, len(chosen))
 
 
+def expected_samples(
+    source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, most: int | None = None
+) -> int:
+    """How many samples read_examples() gives, without making those that have no end.
+
+    Raises:
+        DataError: as read_examples.
+    """
+    sources = parse_sources(source)
+    read = {each.source: _read(each.source, tokenizer, max_length, seed=0) for each in sources if not each.endless}
+    return sum(shares(sources, {name: len(examples) for name, examples in read.items()}, most).values())
+
+
 def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: int | None) -> dict[str, int]:
     """How many samples each source gives, by its weight. sizes: of those that have an end.
 

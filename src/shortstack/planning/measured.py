@@ -17,7 +17,7 @@ from shortstack.errors import PlanError, parameter
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, show_layers
-from shortstack.planning.plans import Plan
+from shortstack.planning.plans import REPAIRED_BLOCKS, Plan
 from shortstack.repairing.cut_families import Window, repaired_windows
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
@@ -199,7 +199,7 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
         told = under(progress, f"finalist {number} of {len(finalists)}: ")
         losses[show_layers(layers)] = RepairWalk(decoder, frozenset(layers), tokens, told).walk().losses()[2]
     best = min(finalists, key=lambda layers: losses[show_layers(layers)])
-    return replace(Plan(len(decoder.layers), best, "blocks, repaired"), compared=losses)
+    return replace(Plan(len(decoder.layers), best, REPAIRED_BLOCKS), compared=losses)
 
 
 def _apart(costs: Mapping[Window, float], halves: Sequence[tuple[int, int]]) -> Iterator[tuple[Window, Window]]:

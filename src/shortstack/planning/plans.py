@@ -13,6 +13,8 @@ from shortstack.errors import PlanError
 from shortstack.machine.files import save_json
 from shortstack.planning.layer_sets import check_removal
 
+REPAIRED_BLOCKS = "blocks, repaired"  # a strategy, as plans name it
+
 
 @dataclass(frozen=True)
 class Change:
@@ -27,7 +29,7 @@ class Plan:
     """The layers that go and the layers that stay, numbered from 0 in the model the plan is for.
 
     compared: of a plan that was searched for, the KL divergence from the unpruned model's output on held-out tokens, in nats
-    per token, of this plan and of others by name.
+    per token, of this plan and of others by name; where strategy is REPAIRED_BLOCKS the loss once repaired, by the layers.
     """
 
     layers: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +229,13 @@ class Store:
                 "INSERT OR REPLACE INTO trial_steps VALUES(?, ?, ?)",
                 [(trial, role, key) for role, key in steps.items()],
             )
+
+    def keep_trials(self, ids: Set[str]) -> None:
+        """Remove the trials that are not among these; what their steps gave stays, for others to use."""
+        gone = [(row["id"],) for row in self.trials() if row["id"] not in ids]
+        with self.connection:
+            self.connection.executemany("DELETE FROM trials WHERE id = ?", gone)
+            self.connection.executemany("DELETE FROM trial_steps WHERE trial = ?", gone)
 
     def trials(self) -> list[dict[str, Any]]:
         """The trials in order, with the data of their settings."""

@@ -216,7 +216,7 @@ class _HealingStep(Step):
         return ["heal", *model_words(place), *options, *turns, "-o", "healed"]
 
     def heal_cost(self, kept: int, model: ModelSize, texts: TextSizes) -> Cost:
-        """Healing so many layers: the frozen ones are walked once, a backward pass takes twice a forward one."""
+        """Healing so many layers: teacher and frozen ones are walked once, a backward pass takes twice a forward one."""
         from shortstack.healing.forecast import ACTIVATION_BYTES, STATE_BYTES
 
         task = task_of(self.arguments)
@@ -227,7 +227,8 @@ class _HealingStep(Step):
         activations = tokens * model.width * running * ACTIVATION_BYTES
         memory = resident + weights * STATE_BYTES + activations + 2 * model.logit_bytes
         text = texts.training(self.arguments, model)
-        each = model.passed(kept - running) + task.schedule.epochs * 3 * model.passed(running, 1)
+        teacher = model.passed(model.layers, 1) if task.objective.teaches else 0.0
+        each = teacher + model.passed(kept - running) + task.schedule.epochs * 3 * model.passed(running, 1)
         seconds = text and text.seconds + text.tokens * each + model.opened(kept) + model.written(kept)
         return Cost(seconds, model.bytes_of(kept), int(memory))
 

@@ -58,13 +58,15 @@ def run_study(
     launcher: Callable[[], AbstractContextManager[Launch]] = local,
     artefacts: str | None = None,
     keep: str = "best",
+    replaced: bool = False,
     progress: Progress = silent,
 ) -> StudyOutcome:
     """Run what is not done yet of the study in a YAML file; everything it gives lies in the folder `out`.
 
     launcher: functools.partial(local, 4) or functools.partial(ray, "auto"). artefacts: a URL for the steps' folders, where
     workers see no common folder. keep: which weights stay once nothing needs them: those of the lowest held-out loss for
-    each model and drop, all, or none.
+    each model and drop, all, or none. replaced: this study takes the place of another one in `out`, whose trials go;
+    finished steps that both have are not run again.
 
     Raises:
         InputError: the file is wrong, a model or text is not there, or `out` is of another study, or in use.
@@ -73,12 +75,14 @@ def run_study(
     study, folder = read_study(path), Folder(Path(out), artefacts)
     study.evaluation.check()
     with folder.held(), Store.open(folder) as store:
-        check_same(folder, study)
+        if not replaced:
+            check_same(folder, study)
         check_place(folder, store)
         graph = Graph(study, _models(study, progress), {source: text_digest(source) for source in sources(study)})
         with whole(folder.study) as partial:
             shutil.copy(path, partial)
         store.forget_running()
+        store.keep_trials({trial.id for trial in study.trials})
         with launcher() as launch:
             store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
             created = store.noted().get("created", str(time.time()))

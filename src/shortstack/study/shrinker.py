@@ -10,43 +10,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import InputError, ShortstackError, parameter
+from shortstack.errors import InputError, parameter
 from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import check_new, plain, save_json, whole
+from shortstack.machine.files import plain, save_json, whole
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import check_choice, show_layers
+from shortstack.planning.plans import REPAIRED_BLOCKS
 from shortstack.report import write_report
-from shortstack.runs import records
-from shortstack.runs.records import StepRecord, TrialRecord
-from shortstack.runs.store import Folder
+from shortstack.runs.records import TrialRecord
 from shortstack.study.card import model_card
-from shortstack.study.progress import last_line
 from shortstack.study.references import open_model
-from shortstack.study.runner import run_study
-from shortstack.study.same_study import OtherStudyError
-from shortstack.study.shrink_options import BEST, ShrinkOptions
+from shortstack.study.shrink_checks import check_shrink
+from shortstack.study.shrink_options import ShrinkOptions
+from shortstack.study.shrink_study import ShrinkStudy
 from shortstack.study.trial import ONE_SHOT
 from shortstack.study.workers import Launch, local
-
-MAKING = ("score", "plan", "prune", "heal")  # the roles of the steps that make a checkpoint
-# What `best` chooses from: the paper's tail, two cheap metrics, the block that changes the hidden states least, a
-# search, and one or two blocks by what they cost once repaired.
-CANDIDATES = ("reverse", "bi", "ppl", "angular block", "search", "repaired-blocks")
 
 
 @dataclass(frozen=True)
 class Shrunk:
-    """The result of shrink(). steps: result by role, as a study has them; candidates: those that `best` chose from."""
+    """The result of shrink(). steps: result by role, as a study has them.
+
+    compared: what the plan was chosen from, by what was found of each: `why` says what that is. left_out: what there was no
+    time for, in words.
+    """
 
     output: Path
     why: str
-    candidates: Sequence[Mapping[str, Any]]
+    compared: Mapping[str, float]
     steps: Mapping[str, Any]
+    left_out: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return dict(plain(self))
@@ -63,30 +59,25 @@ def shrink(
 ) -> Shrunk:
     """Score, plan, prune, repair, heal and evaluate as a recipe has it; the result is the new checkpoint directory `out`.
 
-    The options drop and data go before the recipe's. The recipe `best` chooses between several plans, each repaired, by the
-    loss on held-out windows of the calibration text, and heals the best. What is done lies in `<out>.study` until the end:
-    killed and called again, it goes on.
+    The options drop and data go before the recipe's. What is done lies in `<out>.study` until the end:
+    killed and called again, it goes on, with other options, too: no step that both have is done twice. All that can be
+    known to be wrong is said before anything is written.
 
     Raises:
-        OutputError: `out` exists.
-        InputError: the recipe needs data, or is of a kind that shrink does not know; `<out>.study` is of other options.
+        OutputError: `out` exists, lies in the model, or the disk has no room.
+        InputError: the recipe needs data, or is of a kind that shrink does not know.
+        DataError: data or texts cannot be read, or are too few.
         ShortstackError: a step failed; the message names its log.
     """
     out, options = Path(out), options or ShrinkOptions()
-    check_new(out)
-    study = _ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute)
     trial = _trial(options)
-    candidates: list[dict[str, Any]] = []
-    trials, why = [trial], f"the recipe {options.recipe} says how"
-    if options.recipe == BEST:
-        choosing = [{**trial, "metric": metric, "repair": options.repair, "heal": "none"} for metric in CANDIDATES]
-        study.run(choosing, launcher, progress)
-        candidates = study.candidates()
-        why, layers = _best(candidates, options)
-        trials = [*choosing, {**trial, "metric": f"layers {layers}", "repair": options.repair, "drop": None}]
-    study.run(trials, launcher, progress)
+    wanted = check_shrink(model, out, options, trial)
+    study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
+    amounts = study.amounts(wanted, progress)
+    study.run(amounts, launcher, progress)
     last = study.last()
-    shrunk = Shrunk(out, why, candidates, {role: step.result for role, step in last.steps.items()})
+    plan, steps = last.result("plan"), {role: step.result for role, step in last.steps.items()}
+    shrunk = Shrunk(out, _why(plan, options), plan.get("compared") or {}, steps, amounts.left_out(wanted))
     data = trial["heal"]["data"] if isinstance(trial["heal"], dict) else ""
     _finish(study, last, shrunk, data=str(data))
     return shrunk
@@ -117,7 +108,7 @@ def _trial(options: ShrinkOptions) -> dict[str, Any]:
         "metric": _metric(plan),
         "drop": drop,
         "strategy": f"step {step}" if step else ONE_SHOT,
-        "repair": options.repair if plan.get("repair") else False,
+        "repair": bool(plan.get("repair")),
         "heal": {"name": options.recipe, **heal} if heal else "none",
     }
 
@@ -133,115 +124,19 @@ def _metric(plan: Mapping[str, Any]) -> str:
     return f"{plan.get('metric', 'ppl')}{' block' if plan.get('block') else ''}"
 
 
-def _best(candidates: Sequence[Mapping[str, Any]], options: ShrinkOptions) -> tuple[str, str]:
-    """Why a plan was chosen, and its layers as a study writes them.
-
-    Raises:
-        ShortstackError: there is none to choose from.
-    """
-    measured = [each for each in candidates if each["loss"] is not None]
-    if not measured:
-        raise ShortstackError(
-            parameter("recipe", BEST),
-            expected="a plan that can be repaired",
-            found="; ".join(f"{each['metric']}: {each['error']}" for each in candidates),
-            fix="name another recipe: shortstack ls recipes",
-        )
-    best = min(measured, key=lambda each: each["loss"])
-    why = (
-        f"Of {len(measured)} plans, each repaired, the one by {best['metric']} has the lowest loss on held-out windows of "
-        f"{options.text}: {best['loss']:.4f} nats per token."
+def _why(plan: Mapping[str, Any], options: ShrinkOptions) -> str:
+    """Why these layers went; a recipe that heals in turns has no plan of its own."""
+    compared = plan.get("compared")
+    if not compared:
+        return f"The recipe {options.recipe} says how."
+    measure = "loss once repaired" if plan["strategy"] == REPAIRED_BLOCKS else "KL divergence from the unpruned model"
+    return (
+        f"Of {len(compared)} cuts that were compared, the one of layers {show_layers(plan['removed'])} has the lowest "
+        f"{measure} on held-out windows of {options.text}: {min(compared.values()):.4f} nats per token."
     )
-    return why, show_layers(best["removed"]).replace(" ", "")
 
 
-@dataclass(frozen=True)
-class _ShrinkStudy:
-    """The study behind it, in a folder of its own."""
-
-    model: str
-    folder: Path
-    options: ShrinkOptions
-    compute: Compute
-
-    def run(
-        self,
-        trials: Sequence[Mapping[str, Any]],
-        launcher: Callable[[], AbstractContextManager[Launch]],
-        progress: Progress,
-    ) -> None:
-        """Run what is not done yet of these trials."""
-        options = self.options
-        study = {
-            "title": f"shrink {self.model}",
-            "models": [self.model],
-            "calibration": {"text": options.text, "samples": options.samples, "length": options.length},
-            "seeds": [self.compute.seed],
-            "trials": [{key: value for key, value in trial.items() if value is not None} for trial in trials],
-            "evaluation": {"perplexity": options.texts},
-            "compute": {"device": self.compute.device, "dtype": self.compute.dtype},
-        }
-        self.folder.mkdir(exist_ok=True)
-        path = self.folder / "asked.yaml"
-        with whole(path) as partial:
-            partial.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
-        try:
-            run_study(path, self.folder, launcher=launcher, progress=progress)
-        except OtherStudyError as error:
-            place = f"remove {self.folder}, which is of a run with other options, or name another {parameter('output')}"
-            raise error.fixed_by(place) from error
-
-    def candidates(self) -> list[dict[str, Any]]:
-        """The plans to choose from, with the loss of each; those that failed, with the error."""
-        candidates = []
-        for trial in records.read(self.folder).trials:
-            if trial.settings["heal"] is not None or trial.settings["metric"].startswith("layers "):
-                continue
-            measured = next(iter(trial.result("evaluate_pruned").get("perplexity", {}).values()), None)
-            repaired = trial.result("prune").get("repair")
-            candidates.append(
-                {
-                    "metric": trial.settings["metric"],
-                    "removed": trial.result("plan").get("removed"),
-                    "loss": measured and repaired and repaired["loss_after"],
-                    "perplexity": measured and measured["value"],
-                    "error": next((last_line(step.error) for step in trial.steps.values() if step.error), None),
-                }
-            )
-        return candidates
-
-    def last(self) -> TrialRecord:
-        """The last trial.
-
-        Raises:
-            ShortstackError: a step of it failed.
-        """
-        trial = records.read(self.folder).trials[-1]
-        failed = next((step for step in trial.steps.values() if step.state == "failed"), None)
-        if failed:
-            raise ShortstackError(
-                f"shrink: {failed.kind}",
-                expected="every step to end",
-                found=last_line(failed.error),
-                fix=f"read {Folder(self.folder).log(failed.key)}; called again, it goes on",
-            )
-        return trial
-
-    def artefact(self, step: StepRecord) -> Path:
-        """What a step wrote."""
-        return Folder(self.folder).artefact(step.key)
-
-    def commands(self, trial: TrialRecord) -> list[str]:
-        """The commands that make a trial's checkpoint, one after the other, each on what the one before names."""
-        names = {"score": ".", "prune": "pruned", "heal": "healed"}
-        places = {str(self.artefact(step).absolute()): names.get(role, role) for role, step in trial.steps.items()}
-        commands = [trial.steps[role].command or "" for role in MAKING if role in trial.steps]
-        for place, name in places.items():
-            commands = [command.replace(place, name) for command in commands]
-        return [" ".join(command.splitlines()) for command in commands]
-
-
-def _finish(study: _ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str) -> None:
+def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str) -> None:
     """Card, report and results beside the weights; then the checkpoint gets its name."""
     folder = study.artefact(trial.steps.get("heal") or trial.steps["prune"])
     last = open_model(str(folder))
@@ -254,7 +149,7 @@ def _finish(study: _ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: st
         "models": _models(shrunk, last),
         "texts": study.options.texts,
         "why": shrunk.why,
-        "candidates": shrunk.candidates,
+        "compared": shrunk.compared,
         "commands": study.commands(trial),
         "versions": last.record["versions"],
     }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens, read_examples
-from shortstack.data.mixture import parse_sources
+from shortstack.data.mixture import Weighted, parse_sources
 from shortstack.data.sources import OWN
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
@@ -106,6 +106,10 @@ class ModelSize:
         steps = sum(max(rooms[place] for place in group) * self.step(layers, len(group)) for group in groups)
         return sum(prompts) * self.passed(layers) + steps
 
+    def wrote_itself(self, texts: int, length: int) -> float:
+        """Seconds in which the whole model writes so many texts of so many tokens, from nothing."""
+        return self.wrote(self.layers, [1] * texts, [length] * texts)
+
     def step(self, layers: int, texts: int) -> float:
         """Seconds of one more token of so many texts; of few it takes as long as of WRITTEN_TOGETHER."""
         return max(1.0, texts / WRITTEN_TOGETHER) * (self.pace.outside + layers * self.pace.inside)
@@ -137,7 +141,10 @@ class TextSizes:
         """Seconds of reading the windows of a text, and of each of their tokens."""
         source, samples, length = windows["text"], windows["samples"], windows["length"]
         if isinstance(samples, int):
-            return float(samples * len(parse_sources(expanded(source))) * length * each)
+            sources = parse_sources(expanded(source))
+            own = any(part.source == OWN for part in sources)
+            written = model.wrote_itself(samples, length) if own else 0.0
+            return float(samples * len(sources) * length * each) + written
 
         def count() -> int:
             read = partial(Tokens.read, samples=None, length=length, held_out=held_out)
@@ -148,12 +155,11 @@ class TextSizes:
         return text and text.seconds + text.tokens * each
 
     def training(self, arguments: Mapping[str, Any], model: ModelSize) -> TextSize | None:
-        """What healing sees in an epoch."""
+        """What healing sees in an epoch; at most that, where the model writes a part of it."""
         source, longest, held_out = arguments["data"], arguments["max_length"], arguments["held_out"]
-
-        if any(part.source == OWN for part in parse_sources(expanded(source))):
-            self.unknown[f"text {source}: its length is known when the model has written it"] = None
-            return None
+        sources = parse_sources(expanded(source))
+        if any(part.source == OWN for part in sources):
+            return self._written(sources, arguments, model)
 
         def count() -> int:
             most, tokenizer = arguments["max_samples"], model.checkpoint.tokenizer()
@@ -161,6 +167,17 @@ class TextSizes:
             return sum(len(example.ids) for example in examples[held_out_count(len(examples), held_out) :])
 
         return self._once((source, longest, arguments["max_samples"], held_out, model.checkpoint.source), source, count)
+
+    def _written(self, sources: Sequence[Weighted], arguments: Mapping[str, Any], model: ModelSize) -> TextSize | None:
+        """Of data that a model writes in part: every sample as long as it may be, and the seconds of writing."""
+        most, longest = arguments["max_samples"], arguments["max_length"]
+        if most is None:
+            names = ", ".join(part.source for part in sources)
+            self.unknown[f"text {names}: its length is known when the model has written it"] = None
+            return None
+        whole = sum(part.weight for part in sources)
+        own = next(part.weight for part in sources if part.source == OWN)
+        return TextSize(most * longest, model.wrote_itself(round(most * own / whole), longest))
 
     def tasks(self, options: Mapping[str, Any], model: ModelSize, load: Callable[[], Tasks]) -> Sequence[Amount] | None:
         """How much the tasks of a study ask; None where their documents are not at hand."""

@@ -1,0 +1,59 @@
+"""What can be known to be wrong with a shrink, said before any of its work: model, cut, output, room, data, texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.data.examples import expected_samples
+from shortstack.data.mixture import check_sources
+from shortstack.errors import DataError, parameter
+from shortstack.evaluation import EvaluationText
+from shortstack.healing.options import task_of
+from shortstack.planning.layer_sets import parse_drop
+from shortstack.study.minutes import ENDLESS, Amounts
+from shortstack.study.references import expanded, open_model
+from shortstack.study.shrink_options import ShrinkOptions
+from shortstack.study.trial import RepairText
+
+CHECKPOINTS = 2  # of the model's size at most, on disk at once: what was cut, and what was healed
+
+
+def check_shrink(model: str, out: Path, options: ShrinkOptions, trial: Mapping[str, Any]) -> Amounts:
+    """Refuse what cannot end well; returns how much there is to look at. Writes nothing. trial: the recipe, for a study.
+
+    Raises:
+        OutputError: `out` exists, lies in the model, or the disk has no room.
+        CheckpointError: there is no such model.
+        PlanError: no such number of layers can go.
+        DataError: a text is not there or too short, or too few samples are left to train on.
+    """
+    checkpoint = open_model(str(expanded(model)))
+    CheckpointWriter(out, source=checkpoint.directory, nbytes=CHECKPOINTS * checkpoint.weight_bytes)
+    if not trial["metric"].startswith("layers "):
+        parse_drop(trial["drop"], checkpoint.anatomy.layers)
+    check_sources(options.text)
+    samples = _samples(checkpoint, trial["heal"]) if isinstance(trial["heal"], Mapping) else 0
+    return Amounts(options.samples, RepairText().samples, samples, _judged(checkpoint, options))
+
+
+def _samples(checkpoint: Checkpoint, heal: Mapping[str, Any]) -> int:
+    """Read what is learnt from, and count it; ENDLESS of what has no end."""
+    data = task_of(heal).training_data
+    data.check()
+    most = data.max_samples or ENDLESS
+    try:
+        count = expected_samples(data.source, checkpoint.tokenizer(), max_length=data.max_length, most=most)
+        data.held_out_of(count)
+    except DataError as error:
+        raise error.fixed_by(f"check the data, or name other: {parameter('data', 'FILE')}") from error
+    return count
+
+
+def _judged(checkpoint: Checkpoint, options: ShrinkOptions) -> int | None:
+    """Windows of each text to measure on: as many as were asked for, or the shortest text has; None: all."""
+    text = EvaluationText(options.texts, samples=options.judged)
+    tokens = text.read(checkpoint.tokenizer(), seed=0, at_least=1)
+    return options.judged and min(len(each.ids) for each in tokens.values())
