@@ -88,3 +88,32 @@ def test_a_cut_that_is_moved_keeps_what_was_asked_for(choice, allowed, refused, 
     choose(Checkpoint.open(tiny("llama")), choice)
     assert asked[0](allowed)
     assert not asked[0](refused)
+
+
+@pytest.mark.parametrize(
+    ("goal", "said"),
+    [
+        ({"params": "lots"}, "params: expected a number and one of K, M, B, T"),
+        ({"params": "6B", "drop": "25%"}, "expected params without drop"),
+        ({"memory": "1GB", "layers": "3"}, "expected memory without layers"),
+        ({"params": "0"}, "params: expected a number"),
+    ],
+)
+def test_goals_that_cannot_be_are_refused(goal, said):
+    with pytest.raises(InputError, match=said):
+        Choice(**goal).check()
+
+
+def test_as_few_layers_go_as_leave_the_parameters_or_bytes_that_were_asked_for():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    sizes = checkpoint.sizes
+    for amount in range(1, 8):
+        parameters, nbytes = sizes.of(range(8 - amount))
+        for goal in ({"params": str(parameters)}, {"memory": str(nbytes)}):
+            assert choose(checkpoint, Choice("reverse", **goal)).plan.removed == tuple(range(8 - amount, 8))
+        one_less = choose(checkpoint, Choice("reverse", params=str(parameters + 1))).plan
+        assert len(one_less.removed) == amount
+    with pytest.raises(PlanError, match="less than the model's"):
+        choose(checkpoint, Choice("reverse", params="1T"))
+    with pytest.raises(PlanError, match="leaves what fits"):
+        choose(checkpoint, Choice("reverse", params="1"))

@@ -18,6 +18,7 @@ from shortstack.machine.files import check_new, read_json
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import say
 from shortstack.planning import STRATEGIES, Choice, Chosen, Plan, choose
+from shortstack.planning.chooser import lowest_plan
 from shortstack.planning.layer_sets import show_layers
 from shortstack.scoring import Scores
 
@@ -71,7 +72,9 @@ def _by_scores(name: str, choice: Choice, unused: tuple[object, ...], seed: int)
         )
     check_unused(name, *unused)
     scores = Scores.from_dict(read_json(Path(name)), where=name)
-    chosen = choice.plan(scores, seed).sized(Sizes.from_dict(scores.model, where=name))
+    sizes = Sizes.from_dict(scores.model, where=name)
+    choice = choice.sized(sizes)
+    chosen = lowest_plan(choice, scores, seed).sized(sizes)
     return chosen, str(scores.model.get("source", "MODEL"))
 
 

@@ -77,7 +77,8 @@ def prune(
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        check_fits(output, checkpoint, planned or choice.like(checkpoint.anatomy.layers))
+        sized = choice.sized(checkpoint.sizes)
+        check_fits(output, checkpoint, planned or sized.like(checkpoint.anatomy.layers))
         if planned:
             chosen = Chosen(planned, planned)
         else:

@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from shortstack.errors import InputError, parameter
+from shortstack.checkpoint import Sizes
+from shortstack.errors import InputError, PlanError, parameter
 from shortstack.machine.options import check_options, option
 from shortstack.planning.layer_sets import (
     Removal,
     check_choice,
     check_kept_ends,
     check_removal,
+    fewest,
     parse_drop,
+    parse_goal,
     parse_layers,
     staying_ends,
 )
@@ -27,6 +30,7 @@ from shortstack.planning.strategies import STRATEGIES, Strategy
 from shortstack.scoring import METRICS, Scores
 from shortstack.scoring.metrics import Metric, metric_named
 
+GOALS = ("params", "memory")  # in the order of Sizes.of()
 Fits = Callable[[Sequence[int]], bool]  # whether a model of these kept layers is small enough
 
 
@@ -39,6 +43,8 @@ class Choice:
 
     metric: str | None = option(None, help=f"How to choose: {', '.join(METRICS)}. Default ppl.")
     drop: str | int | None = option(None, help="How much to remove: 25% of the layers (rounded half up) or a count.")
+    params: str | None = option(None, help="In its place: as few layers go as leave so many parameters: 6B, 350M.")
+    memory: str | None = option(None, help="In its place: as few layers go as leave so many bytes of weights: 4GB.")
     layers: str | Sequence[int] | None = option(None, help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).")
     block: bool = option(False, help="Remove one contiguous window.")
     step: int | None = option(None, help="Remove so many at a time, and score again.", minimum=1)
@@ -113,8 +119,48 @@ class Choice:
                 found=f"no {parameter('step')}",
                 fix=f"add {parameter('step', 1)}",
             )
-        if self.fits is None:
+        if self.fits is None and not self._check_goals():
             check_choice(self.drop, self.layers, block=self.block)
+
+    def _check_goals(self) -> bool:
+        """Whether a number of parameters or bytes says how much goes.
+
+        Raises:
+            PlanError: it cannot be read.
+            InputError: something else says it, too.
+        """
+        said = [name for name in ("params", "memory", "drop", "layers") if getattr(self, name) is not None]
+        for name in GOALS:
+            if name not in said:
+                continue
+            parse_goal(name, getattr(self, name))
+            beside = [other for other in (*said, *(("block",) if self.block else ())) if other != name]
+            if beside:
+                raise InputError(
+                    parameter(name),
+                    expected=f"{parameter(name)} without {parameter(beside[0])}",
+                    found=f"{parameter(beside[0])} beside it",
+                    fix="give one of them",
+                )
+            return True
+        return False
+
+    def sized(self, sizes: Sizes) -> Choice:
+        """With `fits` in place of a number of parameters or bytes, which a model's sizes tell.
+
+        Raises:
+            PlanError: the whole model fits.
+        """
+        name = next((name for name in GOALS if getattr(self, name) is not None), None)
+        if name is None:
+            return self
+        place, most = GOALS.index(name), parse_goal(name, getattr(self, name))
+        whole = sizes.of(range(len(sizes.layer_bytes)))[place]
+        if whole <= most:
+            raise PlanError(
+                parameter(name), expected=f"less than the model's {whole:,}", found=f"{most:,}", fix="ask for less"
+            )
+        return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
     def removal(self, layers: int, seed: int = 0) -> Removal:
         """How many of a model's layers go, and which may.
@@ -151,6 +197,9 @@ class Choice:
 
     def like(self, layers: int) -> Plan:
         """A plan of the same size, made at once: what does not fit the model or the disk is said before it is scored."""
+        if self.fits is not None:
+            ends = range(self.keep_first, layers - self.keep_last)
+            return Plan(layers, fewest(ends[::-1], layers, self.fits), "tail")
         tail = Choice("reverse", self.drop, keep_first=self.keep_first, keep_last=self.keep_last)
         return (self if self.layers is not None else tail).plan(layers)
 
@@ -186,4 +235,6 @@ def plan(
     check_choice(drop, layers, block=block)
     if metric is None and layers is None and isinstance(source, int):
         metric = "reverse"
-    return Choice(metric, drop, layers, block, keep_first=keep_first, keep_last=keep_last).plan(source, seed)
+    return Choice(metric, drop, layers=layers, block=block, keep_first=keep_first, keep_last=keep_last).plan(
+        source, seed
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +10,7 @@ from shortstack.data.tokens import CalibrationText, Tokens
 from shortstack.errors import InputError, PlanError, parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.progress import Progress, silent
-from shortstack.planning.layer_sets import parse_drop
+from shortstack.planning.layer_sets import fewest, parse_drop
 from shortstack.planning.plans import Plan
 from shortstack.scoring.scores import Scores, removal_order
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
 
 
-from shortstack.planning.choice import Choice, Fits
+from shortstack.planning.choice import Choice
 from shortstack.planning.strategies import STRATEGIES
 
 
@@ -51,16 +50,17 @@ def choose(
     from shortstack.planning.exactness import aligned, pruned_config
 
     choice.check()
+    choice = choice.sized(checkpoint.sizes)
     layers, scores = checkpoint.anatomy.layers, None
     if choice.fits is None:
         choice.like(layers)
     if choice.measures:
         wanted = _measured(checkpoint, choice, _tokens(checkpoint, source, compute, progress), compute, progress)
     elif choice.layers is not None or not choice.by.needs_scores:
-        wanted = _lowest(choice, layers, compute.seed)
+        wanted = lowest_plan(choice, layers, compute.seed)
     else:
         scores = source if isinstance(source, Scores) else _scored(checkpoint, choice, source, compute, progress)
-        wanted = _lowest(choice, scores, compute.seed)
+        wanted = lowest_plan(choice, scores, compute.seed)
     found = (
         None
         if choice.layers is not None
@@ -103,8 +103,15 @@ def _scored(
     return score(checkpoint, tokens, metrics=[choice.name], window=window, compute=compute, progress=progress)
 
 
-def _lowest(choice: Choice, source: Scores | int, seed: int) -> Plan:
-    """The plan by the metric: of so many layers as was said, or of the fewest without which the others fit."""
+def lowest_plan(choice: Choice, source: Scores | int, seed: int = 0) -> Plan:
+    """The plan by the metric: of so many layers as was said, or of the fewest without which the others fit.
+
+    source: scores, or a number of layers; choice: one that is sized().
+
+    Raises:
+        InputError: a metric that scores no single layers, where the model is to fit.
+        PlanError: no cut fits, or no such number of layers can go.
+    """
     if choice.fits is None:
         return choice.plan(source, seed)
     if not choice.by.singles:
@@ -118,22 +125,7 @@ def _lowest(choice: Choice, source: Scores | int, seed: int) -> Plan:
     values = choice.by.function(source, seed) if isinstance(source, int) else source.scores[choice.name]
     ends = range(choice.keep_first, layers - choice.keep_last)
     order = [layer for layer in removal_order(values) if layer in ends]
-    return Plan(layers, _fewest(order, layers, choice.fits), f"lowest {choice.name}")
-
-
-def _fewest(order: Sequence[int], layers: int, fits: Fits) -> tuple[int, ...]:
-    """The fewest layers, taken in `order`, without which the others fit.
-
-    >>> _fewest([2, 0, 1], 3, lambda kept: len(kept) <= 2)
-    (2,)
-
-    Raises:
-        PlanError: even one alone does not.
-    """
-    for count in range(1, min(len(order), layers - 1) + 1):
-        if fits([layer for layer in range(layers) if layer not in order[:count]]):
-            return tuple(sorted(order[:count]))
-    raise PlanError("plan", expected="a cut that leaves what fits", found="none", fix="allow more bytes")
+    return Plan(layers, fewest(order, layers, choice.fits), f"lowest {choice.name}")
 
 
 def select(
@@ -161,7 +153,7 @@ def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: C
         return select(checkpoint, tokens, choice, compute=compute, progress=progress)
     layers = checkpoint.anatomy.layers
     heavy_first = sorted(range(layers), key=lambda layer: checkpoint.sizes.layer_bytes[layer], reverse=True)
-    for amount in range(len(_fewest(heavy_first, layers, choice.fits)), layers):
+    for amount in range(len(fewest(heavy_first, layers, choice.fits)), layers):
         sized = replace(choice, drop=amount, fits=None)
         found = select(checkpoint, tokens, sized, compute=compute, progress=progress)
         if choice.fits(found.kept):

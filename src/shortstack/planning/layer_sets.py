@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -112,6 +112,60 @@ def _read_drop(drop: str | int) -> int | Fraction:
         found=repr(text),
         fix=f"write {parameter('drop', 8)} or {parameter('drop', '25%')}",
     )
+
+
+UNITS = {
+    "params": {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12},
+    "memory": {
+        "": 1,
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+        "TIB": 2**40,
+    },
+}
+
+
+def parse_goal(name: str, text: str) -> int:
+    """How many parameters, or bytes of weights, a model may have at most.
+
+    >>> parse_goal("params", "6.5B"), parse_goal("memory", "4GB")
+    (6500000000, 4000000000)
+
+    Raises:
+        PlanError: it is no number with a unit.
+    """
+    number, unit = re.fullmatch(r"(\d{0,9}(?:\.\d{1,9})?)\s*(.*)", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
+    amount = int(Fraction(number) * UNITS[name].get(unit.upper(), 0)) if number else 0
+    if amount < 1:
+        example = {"params": "6B", "memory": "4GB"}[name]
+        raise PlanError(
+            parameter(name),
+            expected=f"a number and one of {', '.join(filter(None, UNITS[name]))}",
+            found=repr(text),
+            fix=f"write {parameter(name, example)}",
+        )
+    return amount
+
+
+def fewest(order: Sequence[int], layers: int, fits: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
+    """The fewest layers, taken in `order`, without which the others fit.
+
+    >>> fewest([2, 0, 1], 3, lambda kept: len(kept) <= 2)
+    (2,)
+
+    Raises:
+        PlanError: even one alone does not.
+    """
+    for count in range(1, min(len(order), layers - 1) + 1):
+        if fits([layer for layer in range(layers) if layer not in order[:count]]):
+            return tuple(sorted(order[:count]))
+    raise PlanError("plan", expected="a cut that leaves what fits", found="none", fix="allow more")
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -18,6 +18,8 @@ class ShrinkOptions:
     """How a model is made shorter. length: tokens of a calibration window."""
 
     drop: str | None = option(None, help="How much to remove: 25% or a count. Default: the recipe's, or 25%.")
+    params: str | None = option(None, help="In its place: as few layers go as leave so many parameters: 6B, 350M.")
+    memory: str | None = option(None, help="In its place: as few layers go as leave so many bytes of weights: 4GB.")
     recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
     data: str | None = option(None, help="What to heal on. Default: the recipe's, if it names data.")
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")

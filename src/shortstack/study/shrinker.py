@@ -17,12 +17,13 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain, save_json, whole
 from shortstack.machine.progress import Progress, silent
-from shortstack.planning.layer_sets import check_choice, show_layers
+from shortstack.planning import Choice
+from shortstack.planning.layer_sets import check_choice, fewest, show_layers
 from shortstack.planning.plans import REPAIRED_BLOCKS
 from shortstack.report import write_report
 from shortstack.runs.records import TrialRecord
 from shortstack.study.card import model_card
-from shortstack.study.references import open_model
+from shortstack.study.references import expanded, open_model
 from shortstack.study.shrink_checks import check_shrink
 from shortstack.study.shrink_options import ShrinkOptions
 from shortstack.study.shrink_study import ShrinkStudy
@@ -70,7 +71,7 @@ def shrink(
         ShortstackError: a step failed; the message names its log.
     """
     out, options = Path(out), options or ShrinkOptions()
-    trial = _trial(options)
+    trial = _trial(model, options)
     wanted = check_shrink(model, out, options, trial)
     study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
     amounts = study.amounts(wanted, progress)
@@ -83,7 +84,7 @@ def shrink(
     return shrunk
 
 
-def _trial(options: ShrinkOptions) -> dict[str, Any]:
+def _trial(model: str, options: ShrinkOptions) -> dict[str, Any]:
     """The recipe as a trial of a study.
 
     Raises:
@@ -92,8 +93,7 @@ def _trial(options: ShrinkOptions) -> dict[str, Any]:
     """
     recipe = read_recipe(options.recipe)
     plan, heal = recipe.plan.given, {**recipe.heal.given, **({"data": options.data} if options.data else {})}
-    drop = str(options.drop or plan.get("drop", "25%"))
-    check_choice(drop, None)
+    drop = _drop(model, options, plan.get("drop", "25%"))
     for name in ("keep_first", "keep_last"):
         if plan.get(name):
             where, fix = parameter("recipe", options.recipe), "name the layers in the recipe"
@@ -111,6 +111,20 @@ def _trial(options: ShrinkOptions) -> dict[str, Any]:
         "repair": bool(plan.get("repair")),
         "heal": {"name": options.recipe, **heal} if heal else "none",
     }
+
+
+def _drop(model: str, options: ShrinkOptions, usual: Any) -> str:
+    """How much goes, as a study says it: where a size was asked for, as many layers as leave it whichever go."""
+    if options.params is None and options.memory is None:
+        check_choice(options.drop or usual, None)
+        return str(options.drop or usual)
+    choice = Choice(drop=options.drop, params=options.params, memory=options.memory)
+    choice.check()
+    sizes = open_model(str(expanded(model))).sizes
+    light_first = sorted(range(len(sizes.layer_bytes)), key=sizes.layer_bytes.__getitem__)
+    fits = choice.sized(sizes).fits
+    assert fits  # noqa: S101  it is sized
+    return str(len(fewest(light_first, len(light_first), fits)))
 
 
 def _metric(plan: Mapping[str, Any]) -> str:
