@@ -81,7 +81,7 @@ def paper(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
     data = replace(task.training_data, data=texts[2], held_out=100)
     plan = ss.plan(source.anatomy.layers, metric="reverse", drop=DROP)
     started = time.perf_counter()
-    pruned = ss.prune(source, plan, out / "the paper, cut")
+    pruned = ss.prune(source, plan, out / "cut" / "the paper")  # measured once it is healed
     ss.heal(pruned, out / "the paper, healed", replace(task, data=data))
     _note(out, paper=f"layers {show_layers(plan.removed)}; healed {time.perf_counter() - started:.0f} s")
 

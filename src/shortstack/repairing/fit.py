@@ -6,6 +6,7 @@ choose the ridge.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from shortstack.decoder.losses import next_token_losses
 from shortstack.errors import ArchitectureError
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint
+from shortstack.repairing.ridge import MatrixRegression
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
 
@@ -113,6 +115,17 @@ def fit_corrections(
         change = tried[ridge][number].float().to(here[0].device) if error < 1 else None
         found[where] = Correction(point, ridge, error, change, float(judged.residuals[number]))
     return found
+
+
+@torch.no_grad()
+def fit_seconds(inputs: int, width: int, device: str | torch.device) -> float:
+    """Seconds in which a matrix [width, inputs] is fitted, once its sums are there."""
+    regression = MatrixRegression()
+    tokens = torch.randn(2, inputs, device=device), [torch.randn(2, width, device=device)], torch.ones(2, device=device)
+    regression.add(*tokens)
+    started = time.perf_counter()
+    regression.errors(regression.solve(RIDGES[-1]))  # to floats, so that a GPU has done it
+    return len(RIDGES) * (time.perf_counter() - started)
 
 
 def token_weights(wanted: Sequence[Tensor]) -> Tensor:

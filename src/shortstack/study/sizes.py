@@ -18,6 +18,7 @@ from shortstack.data.sources import OWN
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
 from shortstack.decoder.generation import ROWS
+from shortstack.decoder.hooks import linear_layers
 from shortstack.decoder.wrapping import LOGIT_BYTES, arithmetic
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Amount, Tasks
@@ -26,6 +27,7 @@ from shortstack.evaluation.tasks import amounts
 from shortstack.healing.dataset import held_out_count
 from shortstack.healing.forecast import WRITTEN_TOGETHER, head_seconds, layer_seconds, writing_seconds
 from shortstack.healing.training import training_device
+from shortstack.repairing.fit import fit_seconds
 from shortstack.study.references import expanded, text_digest
 
 COPY_BYTES_PER_S = 5e8
@@ -37,6 +39,7 @@ class Pace:
     """Seconds on this machine. opening: of a model, but for its weights' bytes; layer, head: of one token.
 
     outside, inside: of one more token of each of several texts that are written, outside the layers and in one of them.
+    fit: of one matrix that is refitted.
     """
 
     opening: float
@@ -44,6 +47,7 @@ class Pace:
     head: float
     outside: float
     inside: float
+    fit: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,10 @@ class ModelSize:
         decoder = Decoder.tail(checkpoint, checkpoint.anatomy.layers - 1, dtype=computed_in, device=device)
         opening = time.perf_counter() - started
         width = decoder.width
-        pace = Pace(opening, layer_seconds(decoder), head_seconds(decoder), *writing_seconds(decoder))
+        linear = linear_layers(decoder.layers[-1]).values()
+        widest = max((matrix.in_features for matrix in linear), default=width)
+        fit = fit_seconds(widest, width, device)
+        pace = Pace(opening, layer_seconds(decoder), head_seconds(decoder), *writing_seconds(decoder), fit)
         return cls(checkpoint, pace, width, computed_in.itemsize, logit_bytes)
 
     @property
