@@ -64,6 +64,7 @@ def paced(tiny, monkeypatch):
     monkeypatch.setattr(sizes, "layer_seconds", lambda decoder: 1.0)
     monkeypatch.setattr(sizes, "head_seconds", lambda decoder: 100.0)
     monkeypatch.setattr(sizes, "writing_seconds", lambda decoder: (1000.0, 10.0))
+    monkeypatch.setattr(sizes, "fit_seconds", lambda *widths: 10.0)
     monkeypatch.setattr(sizes.time, "perf_counter", lambda: 0.0)
     monkeypatch.setattr(sizes, "COPY_BYTES_PER_S", math.inf)
     monkeypatch.setattr(sizes, "DIGEST_BYTES_PER_S", math.inf)
@@ -71,6 +72,7 @@ def paced(tiny, monkeypatch):
 
 
 ONE = STUDY.replace("metrics: [reverse, ppl]", "metrics: [ppl]")
+TEXT = "$TINY/text.txt"
 WINDOWS = 2 * 16  # tokens of the study's text
 
 
@@ -81,7 +83,26 @@ def test_time_is_that_of_layer_forwards_and_heads(paced):
     assert foreseen.seconds["evaluate"] == WINDOWS * (6 + 100 + 2 * (4 + 100))
     examples = read_examples(str(paced / "lines.jsonl"), tokenizer(), max_length=32)[1:]  # one is held out
     tokens = sum(len(example.ids) for example in examples)
-    assert foreseen.seconds["heal"] == tokens * (3 + 3 * 3 * (1 + 100))  # three frozen layers, one that trains
+    trained = 3 * 3.7 * (1 + 100)  # three epochs of one layer and the head; three layers are frozen
+    assert foreseen.seconds["heal"] == pytest.approx(tokens * (3 + trained))
+    taught = estimated(ONE.replace("epochs: 1", "epochs: 3, loss: distill"))
+    assert taught.seconds["heal"] == pytest.approx(tokens * (3 + trained + 6 + 100))  # the teacher is the whole model
+
+
+def test_repairs_are_walks_and_fits(paced):
+    """A fit takes 10 s; a repair fits three layers of four in 5.3 walks, and six cuts are repaired to choose one."""
+    repaired = estimated(ONE.replace("drop: 2", f"drop: 2\nrepair: {{text: {TEXT}, samples: 8, length: 16}}"))
+    assert repaired.seconds["prune"] == pytest.approx(8 * 16 * 5.3 * 6 + 4.5 * 10)
+    blocks = estimated(ONE.replace("[ppl]", "[repaired-blocks]"))
+    assert blocks.seconds["plan"] == pytest.approx(WINDOWS * (6 * 5.3 + 8) * 6 + (6 * 4.5 + 2 * 6) * 10)
+
+
+def test_what_the_model_writes_is_written_and_then_walked(paced):
+    """Half of ten samples of 32 tokens are its own: five texts take as long as eight, a word of them 1,060 s."""
+    asked = ONE.replace("data: $TINY/lines.jsonl", "data: 'self,copying', max_samples: 10, max_length: 32")
+    texts = 1 * 6 * 5 + 32 * (1000 + 6 * 10)
+    healed = 10 * 32 * (3 + 3.7 * (1 + 100))
+    assert estimated(asked).seconds["heal"] == pytest.approx(texts + healed)
 
 
 def test_what_was_cut_is_asked_to_write(paced):
@@ -165,7 +186,8 @@ def test_opening_models_and_starting_a_worker_count(paced, monkeypatch):
     monkeypatch.setattr(sizes.ModelSize, "measured", classmethod(slow))
     slow_one = estimated(ONE)
     more = {kind: slow_one.seconds[kind] - quick.seconds[kind] for kind in quick.seconds}
-    assert more == {"score": 10_000, "plan": 10_000, "prune": 10_000, "heal": 20_000, "evaluate": 30_000}
+    expected = {"score": 10_000, "plan": 10_000, "prune": 10_000, "heal": 20_000, "evaluate": 30_000}
+    assert more == pytest.approx(expected)
     assert slow_one.total_seconds == sum(slow_one.seconds.values()) + START_SECONDS
     assert paces
 

@@ -32,7 +32,7 @@ def tiny(tmp_path):
 def shrunk(tiny, out="out", **changes):
     text = str(tiny / "text.txt")
     usual = {"recipe": str(tiny / "recipe.yaml"), "data": str(tiny / "lines.jsonl"), "text": text, "perplexity": text}
-    options = ShrinkOptions(**{**usual, "samples": 4, "length": 16, **changes})
+    options = ShrinkOptions(**{**usual, "samples": 4, "length": 16, "probe_items": 0, **changes})
     return shrink(str(tiny / "model"), tiny / out, options, launcher=inline)
 
 
@@ -130,6 +130,8 @@ def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
         "texts": [],
         "compared": {},
         "why": "",
+        "verdict": "",
+        "answers": {},
         "commands": [],
         "versions": {"shortstack": "0"},
     }

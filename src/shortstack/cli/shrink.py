@@ -41,7 +41,8 @@ def shrink(
 
 
 def show_shrunk(shrunk: Shrunk) -> None:
-    """The cuts that were compared and why one was chosen; then every model's perplexity."""
+    """Whether to keep it; the cuts that were compared and why one was chosen; then every model's perplexity."""
+    console.show(shrunk.verdict)
     if shrunk.compared:
         rows = [(layers, number(found)) for layers, found in sorted(shrunk.compared.items(), key=lambda each: each[1])]
         console.show_table("cuts that were compared", ("cut", "nats per token"), rows)
@@ -50,5 +51,9 @@ def show_shrunk(shrunk: Shrunk) -> None:
         console.show(f"For want of time: {'; '.join(shrunk.left_out)}. --minutes allows more.")
     roles = {"unpruned": "evaluate_base", "pruned": "evaluate_pruned", "healed": "evaluate_healed"}
     models = {name: shrunk.steps[role]["perplexity"] for name, role in roles.items() if role in shrunk.steps}
+    for prompt, said in shrunk.answers.items():
+        console.show(f"Prompt: {prompt}")
+        for name, answer in said.items():
+            console.show(f"{name}: {answer}")
     rows = [(text, *(number(each[text]["value"]) for each in models.values())) for text in models["unpruned"]]
     console.show_table(f"{shrunk.output}: perplexity", ("text", *models), rows)

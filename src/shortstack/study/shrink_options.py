@@ -26,6 +26,9 @@ class ShrinkOptions:
     samples: int = option(16, help="Calibration windows of each text, of 128 tokens.", minimum=4)
     perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
     perplexity_samples: str = option("64", help="Windows of each of them, or all.")
+    probe_items: int = option(
+        20, help="Items of each probe of writing, before and after; 0 for none.", minimum=0, maximum=100
+    )
     minutes: float = option(15.0, help="How long all of it may take; what must be cut for time is said.", above=0)
     length: int = 128
 

@@ -106,7 +106,11 @@ class ShrinkStudy:
             "calibration": {"text": options.text, "samples": amounts.windows, "length": options.length},
             "seeds": [self.compute.seed],
             "trials": [trial],
-            "evaluation": {"perplexity": options.texts, "samples": amounts.judged},
+            "evaluation": {
+                "perplexity": options.texts,
+                "samples": amounts.judged,
+                "probe_items": options.probe_items,
+            },
             "compute": {"device": self.compute.device, "dtype": self.compute.dtype},
         }
 
@@ -143,6 +147,10 @@ class ShrinkStudy:
     def artefact(self, step: StepRecord) -> Path:
         """What a step wrote."""
         return Folder(self.folder).artefact(step.key)
+
+    def made(self, trial: TrialRecord) -> Path:
+        """The trial's last checkpoint."""
+        return self.artefact(trial.steps.get("heal") or trial.steps["prune"])
 
     def commands(self, trial: TrialRecord) -> list[str]:
         """The commands that make a trial's checkpoint, one after the other, each on what the one before names."""

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,30 @@ from shortstack.study.shrink_checks import check_shrink
 from shortstack.study.shrink_options import ShrinkOptions
 from shortstack.study.shrink_study import ShrinkStudy
 from shortstack.study.trial import ONE_SHOT
+from shortstack.study.verdict import verdict
 from shortstack.study.workers import Launch, local
+
+PROMPTS = (
+    "What is the capital of France, and what is the city known for?",
+    "Write two sentences about why people keep gardens.",
+)
 
 
 @dataclass(frozen=True)
 class Shrunk:
-    """The result of shrink(). steps: result by role, as a study has them.
+    """The result of shrink(). verdict: keep it or not, and the numbers that say so.
 
-    compared: what the plan was chosen from, by what was found of each: `why` says what that is. left_out: what there was no
-    time for, in words.
+    steps: result by role, as a study has them. compared: what the plan was chosen from, by what was found of each: `why`
+    says what that is. left_out: what there was no time for, in words. answers: to each prompt, by model.
     """
 
     output: Path
+    verdict: str
     why: str
     compared: Mapping[str, float]
     steps: Mapping[str, Any]
     left_out: Sequence[str] = ()
+    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(plain(self))
@@ -78,7 +86,10 @@ def shrink(
     study.run(amounts, launcher, progress)
     last = study.last()
     plan, steps = last.result("plan"), {role: step.result for role, step in last.steps.items()}
-    shrunk = Shrunk(out, _why(plan, options), plan.get("compared") or {}, steps, amounts.left_out(wanted))
+    found = str(verdict(steps["evaluate_base"], steps["evaluate_healed" if "heal" in steps else "evaluate_pruned"]))
+    models = {"unpruned": open_model(str(expanded(model))), "shortened": open_model(str(study.made(last)))}
+    answers, compared = _answers(models, compute), plan.get("compared") or {}
+    shrunk = Shrunk(out, found, _why(plan, options), compared, steps, amounts.left_out(wanted), answers)
     data = trial["heal"]["data"] if isinstance(trial["heal"], dict) else ""
     _finish(study, last, shrunk, data=str(data))
     return shrunk
@@ -152,7 +163,7 @@ def _why(plan: Mapping[str, Any], options: ShrinkOptions) -> str:
 
 def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str) -> None:
     """Card, report and results beside the weights; then the checkpoint gets its name."""
-    folder = study.artefact(trial.steps.get("heal") or trial.steps["prune"])
+    folder = study.made(trial)
     last = open_model(str(folder))
     facts = {
         "base": study.model,
@@ -162,6 +173,8 @@ def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str
         "data": data,
         "models": _models(shrunk, last),
         "texts": study.options.texts,
+        "verdict": shrunk.verdict,
+        "answers": shrunk.answers,
         "why": shrunk.why,
         "compared": shrunk.compared,
         "commands": study.commands(trial),
@@ -173,6 +186,22 @@ def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str
     save_json(folder / "shrink.json", shrunk.to_dict())
     os.rename(folder, shrunk.output)
     shutil.rmtree(study.folder)
+
+
+def _answers(models: Mapping[str, Checkpoint], compute: Compute) -> dict[str, dict[str, str]]:
+    """What each model answers to PROMPTS, one model in memory at a time."""
+    from shortstack.decoder import Decoder
+    from shortstack.decoder.wrapping import arithmetic
+    from shortstack.machine.device import pick_device
+    from shortstack.profiling.profiler import answer
+
+    answers: dict[str, dict[str, str]] = {prompt: {} for prompt in PROMPTS}
+    device = pick_device(compute.device)
+    for name, checkpoint in models.items():
+        decoder = Decoder.load(checkpoint, dtype=arithmetic(compute.dtype, checkpoint, device), device=device)
+        for prompt, said in answers.items():
+            said[name] = answer(decoder.model, checkpoint.tokenizer(), prompt)
+    return answers
 
 
 def _plan(shrunk: Shrunk) -> Mapping[str, Any]:

@@ -1,0 +1,41 @@
+"""What fits into the minutes: never more than its share, never less than the least, and healing has the rest."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortstack.study.minutes import ENDLESS, LEAST, SHARES, Amounts, Line, fitting, planned_seconds
+
+costs = st.builds(Line, st.floats(0, 5), st.floats(0.001, 2))
+LINES = st.fixed_dictionaries(dict.fromkeys(("windows", "repair", "samples", "judged"), costs))
+WANTED = Amounts(16, 256, 5000, 64)
+
+
+@given(LINES, st.floats(10, 5000))
+def test_each_has_as_much_as_its_share_allows(lines, seconds):
+    amounts = fitting(WANTED, seconds, lines)
+    for name, share in SHARES.items():
+        amount, line = getattr(amounts, name), lines[name]
+        assert getattr(LEAST, name) <= amount <= getattr(WANTED, name)
+        if amount > getattr(LEAST, name):
+            assert line.fixed + line.each * amount <= share * seconds + 1e-6
+        if amount < getattr(WANTED, name):
+            assert line.fixed + line.each * (amount + 1) > share * seconds - 1e-6
+    if amounts.samples > LEAST.samples:
+        assert planned_seconds(amounts, lines) <= seconds + 1e-6
+    if amounts.samples < WANTED.samples:
+        assert planned_seconds(replace(amounts, samples=amounts.samples + 1), lines) > seconds - 1e-6
+
+
+def test_what_nobody_asked_for_is_left_alone_and_what_was_is_said():
+    lines = dict.fromkeys(("windows", "repair", "samples", "judged"), Line(0.0, 1.0))
+    amounts = fitting(replace(WANTED, judged=None, samples=0), 100.0, lines)
+    assert amounts == Amounts(16, 16, 0, None)
+    assert amounts.left_out(replace(WANTED, judged=None, samples=0)) == ["16 windows to repair on in place of 256"]
+    assert not Amounts(16, 256, 50, 64).left_out(Amounts(16, 256, ENDLESS, 64))
+
+
+def test_what_costs_nothing_always_fits():
+    lines = dict.fromkeys(("windows", "repair", "samples", "judged"), Line(1.0, 0.0))
+    assert fitting(WANTED, 60.0, lines) == WANTED

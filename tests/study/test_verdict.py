@@ -1,0 +1,44 @@
+"""Keep it or not, from numbers on either side of every bound."""
+
+import pytest
+
+from shortstack.study.verdict import verdict
+
+
+def found(perplexity, right=(), *, collapsed=False):
+    probes = {str(place): {"value": each, "stderr": 0.03} for place, each in enumerate(right)}
+    return {
+        "perplexity": {"a.txt": {"value": perplexity}},
+        "probes": probes,
+        "collapse": {"collapsed": collapsed, "sample": '"the the"'},
+    }
+
+
+@pytest.mark.parametrize(
+    ("last", "keep"),
+    [
+        (found(15, (0.8, 0.4)), True),
+        (found(15.1, (0.8, 0.4)), None),
+        (found(15, (0.7, 0.4)), None),
+        (found(30, (0.8, 0.4)), None),
+        (found(30.1, (0.8, 0.4)), False),
+        (found(10, (0.5, 0.1)), False),
+        (found(10, (0.8, 0.4), collapsed=True), False),
+    ],
+)
+def test_what_lies_within_the_bounds_is_kept_and_what_lies_beyond_is_not(last, keep):
+    assert verdict(found(10, (1.0, 0.4)), last).keep is keep
+
+
+def test_the_numbers_are_said_the_worst_text_first():
+    base, last = found(10, (1.0, 0.5)), found(12, (0.8, 0.4), collapsed=True)
+    base["perplexity"]["b.txt"], last["perplexity"]["b.txt"] = {"value": 10}, {"value": 14}
+    said = str(verdict(base, last))
+    assert said.startswith("Do not keep it. Perplexity on b.txt is 1.40 times")
+    assert "0.6 ± 0.02121 are right, where the unpruned model has 0.75" in said
+    assert 'collapsed: "the the"' in said
+
+
+def test_without_probes_perplexity_decides():
+    assert verdict(found(10), found(14)).keep
+    assert "writing tasks" not in str(verdict(found(10), found(14)))
