@@ -68,8 +68,11 @@ def prune(
     Byte ranges are copied; the result loads with plain transformers.
     """
     asked.check(choice)
-    if not asked.repair and (asked.plan or choice.layers is not None):
-        check_unused("--plan" if asked.plan else "--layers", text, session.compute)
+    if asked.plan or choice.layers is not None:
+        where = "--plan" if asked.plan else "--layers"
+        check_unused(where, *(() if asked.repair else (text, session.compute)))
+        if text.samples != CalibrationText().samples:
+            raise unused(where, "--samples", text.samples)
     planned, compute = asked.planned, session.compute
 
     from shortstack.pruning import prune as prune_checkpoint

@@ -232,9 +232,9 @@ def _check_hub_name(source: str) -> tuple[str, str]:
     if "/" not in name or name.startswith((".", "/", "~")):
         raise DataError(
             source,
-            expected="pydoc, a .txt, .json or .jsonl file, or a hub dataset org/name",
+            expected="pydoc, self, copying, recall, mix, a .txt, .json or .jsonl file, or a hub dataset org/name",
             found="none of these",
-            fix="check the path",
+            fix="check the name or the path",
         )
     return name, split
 

@@ -149,7 +149,7 @@ class Choice:
         """With `fits` in place of a number of parameters or bytes, which a model's sizes tell.
 
         Raises:
-            PlanError: the whole model fits.
+            PlanError: the whole model fits, or not even one layer alone.
         """
         name = next((name for name in GOALS if getattr(self, name) is not None), None)
         if name is None:
@@ -160,6 +160,11 @@ class Choice:
             raise PlanError(
                 parameter(name), expected=f"less than the model's {whole:,}", found=f"{most:,}", fix="ask for less"
             )
+        lightest = min(range(len(sizes.layer_bytes)), key=lambda layer: sizes.of([layer])[place])
+        least = sizes.of([lightest])[place]
+        if least > most:
+            expected = f"at least {least:,}, which one layer leaves"
+            raise PlanError(parameter(name), expected=expected, found=f"{most:,}", fix="ask for more")
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
     def removal(self, layers: int, seed: int = 0) -> Removal:
