@@ -54,6 +54,8 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert "| layers | 6 | 4 | 4 |" in card
     assert "$ shortstack heal pruned" in card
     assert "recipe.yaml says how." in card
+    assert [set(said) for said in made.answers] == [{"prompt", "unpruned", "shortened"}] * 2
+    assert made.verdict in card.replace("&#34;", '"').replace("&gt;", ">").replace("&#39;", "'")
 
 
 def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(tiny):
@@ -131,7 +133,7 @@ def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():
         "compared": {},
         "why": "",
         "verdict": "",
-        "answers": {},
+        "answers": [],
         "commands": [],
         "versions": {"shortstack": "0"},
     }

@@ -51,9 +51,8 @@ def show_shrunk(shrunk: Shrunk) -> None:
         console.show(f"For want of time: {'; '.join(shrunk.left_out)}. --minutes allows more.")
     roles = {"unpruned": "evaluate_base", "pruned": "evaluate_pruned", "healed": "evaluate_healed"}
     models = {name: shrunk.steps[role]["perplexity"] for name, role in roles.items() if role in shrunk.steps}
-    for prompt, said in shrunk.answers.items():
-        console.show(f"Prompt: {prompt}")
-        for name, answer in said.items():
-            console.show(f"{name}: {answer}")
+    for said in shrunk.answers:
+        for name, text in said.items():
+            console.show(f"{name}: {text}")
     rows = [(text, *(number(each[text]["value"]) for each in models.values())) for text in models["unpruned"]]
     console.show_table(f"{shrunk.output}: perplexity", ("text", *models), rows)

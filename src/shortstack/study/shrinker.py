@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Shrunk:
     """The result of shrink(). verdict: keep it or not, and the numbers that say so.
 
     steps: result by role, as a study has them. compared: what the plan was chosen from, by what was found of each: `why`
-    says what that is. left_out: what there was no time for, in words. answers: to each prompt, by model.
+    says what that is. left_out: what there was no time for, in words. answers: a prompt, and what each model says.
     """
 
     output: Path
@@ -51,7 +51,7 @@ class Shrunk:
     compared: Mapping[str, float]
     steps: Mapping[str, Any]
     left_out: Sequence[str] = ()
-    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    answers: Sequence[Mapping[str, str]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return dict(plain(self))
@@ -188,19 +188,19 @@ def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str
     shutil.rmtree(study.folder)
 
 
-def _answers(models: Mapping[str, Checkpoint], compute: Compute) -> dict[str, dict[str, str]]:
+def _answers(models: Mapping[str, Checkpoint], compute: Compute) -> list[dict[str, str]]:
     """What each model answers to PROMPTS, one model in memory at a time."""
     from shortstack.decoder import Decoder
     from shortstack.decoder.wrapping import arithmetic
     from shortstack.machine.device import pick_device
     from shortstack.profiling.profiler import answer
 
-    answers: dict[str, dict[str, str]] = {prompt: {} for prompt in PROMPTS}
+    answers = [{"prompt": prompt} for prompt in PROMPTS]
     device = pick_device(compute.device)
     for name, checkpoint in models.items():
         decoder = Decoder.load(checkpoint, dtype=arithmetic(compute.dtype, checkpoint, device), device=device)
-        for prompt, said in answers.items():
-            said[name] = answer(decoder.model, checkpoint.tokenizer(), prompt)
+        for said in answers:
+            said[name] = answer(decoder.model, checkpoint.tokenizer(), said["prompt"])
     return answers
 
 
