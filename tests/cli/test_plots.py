@@ -19,6 +19,7 @@ from shortstack.scoring import METRICS, Scores
 from shortstack.scoring.scores import agreement, kendall_tau
 
 matplotlib = pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib.text")  # a part that is there only once somebody has imported it
 
 TOKENS = {"source": "pydoc", "samples": 10, "length": 128}
 SMALL = Scores(
