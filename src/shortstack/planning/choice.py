@@ -106,12 +106,7 @@ class Choice:
         for name, others in alone.items():
             beside = [other for other in others if getattr(self, name) and getattr(self, other)]
             if beside:
-                raise InputError(
-                    parameter(name),
-                    expected=f"{parameter(name)} without {parameter(beside[0])}",
-                    found=f"{parameter(beside[0])} beside it",
-                    fix="give one of them",
-                )
+                raise _excluding(name, beside[0])
         if self.strategy == "step" and self.step is None:
             raise InputError(
                 parameter("strategy", "step"),
@@ -136,12 +131,7 @@ class Choice:
             parse_goal(name, getattr(self, name))
             beside = [other for other in (*said, *(("block",) if self.block else ())) if other != name]
             if beside:
-                raise InputError(
-                    parameter(name),
-                    expected=f"{parameter(name)} without {parameter(beside[0])}",
-                    found=f"{parameter(beside[0])} beside it",
-                    fix="give one of them",
-                )
+                raise _excluding(name, beside[0])
             return True
         return False
 
@@ -214,6 +204,16 @@ class Choice:
         window = self.how.name != "block" or max(removed) - min(removed) < len(removed)
         small = self.fits is None or self.fits([layer for layer in range(layers) if layer not in removed])
         return inside and window and small
+
+
+def _excluding(name: str, other: str) -> InputError:
+    """The error for two ways to choose that exclude each other."""
+    return InputError(
+        parameter(name),
+        expected=f"{parameter(name)} without {parameter(other)}",
+        found=f"{parameter(other)} beside it",
+        fix="give one of them",
+    )
 
 
 def plan(
