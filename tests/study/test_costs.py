@@ -97,6 +97,14 @@ def test_repairs_are_walks_and_fits(paced):
     assert blocks.seconds["plan"] == pytest.approx(WINDOWS * (6 * 5.3 + 8) * 6 + (6 * 4.5 + 2 * 6) * 10)
 
 
+def test_every_kind_of_text_has_its_windows(paced):
+    one, two = (
+        estimated(ONE.replace("calibration: {text: $TINY/text.txt", f"calibration: {{text: '{text}'"))
+        for text in ("copying", "copying,recall")
+    )
+    assert two.seconds["score"] == 2 * one.seconds["score"] > 0
+
+
 def test_what_the_model_writes_is_written_and_then_walked(paced):
     """Half of ten samples of 32 tokens are its own: five texts take as long as eight, a word of them 1,060 s."""
     asked = ONE.replace("data: $TINY/lines.jsonl", "data: 'self,copying', max_samples: 10, max_length: 32")
