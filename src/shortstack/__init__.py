@@ -2,9 +2,10 @@
 
 >>> import shortstack as ss
 >>> model = ss.Checkpoint.open("demo")  # doctest: +SKIP
->>> scores = ss.score(model, ss.Tokens.read("pydoc", model.tokenizer()))  # doctest: +SKIP
->>> pruned = ss.prune(model, ss.plan(scores, drop="25%"), "pruned")  # doctest: +SKIP
->>> ss.heal(pruned, "healed", "pydoc")  # doctest: +SKIP
+>>> chosen = ss.choose(model, ss.Choice("ppl", drop="25%"))  # doctest: +SKIP
+>>> pruned = ss.prune(model, chosen.plan, "pruned")  # doctest: +SKIP
+>>> data = ss.TrainingData("self,pydoc,copying=0.5", max_samples=200)  # doctest: +SKIP
+>>> ss.heal(pruned, "healed", ss.HealingTask(data, objective=ss.Objective("distill"), teacher=model))  # doctest: +SKIP
 >>> ss.evaluate(ss.Checkpoint.open("healed")).perplexity["pydoc"].value  # doctest: +SKIP
 
 Names are imported when first used, so `import shortstack` itself is quick.

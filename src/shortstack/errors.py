@@ -172,3 +172,7 @@ class DataError(InputError):
 
 class OutputError(InputError):
     """An output that exists, is nested in the input, or does not fit the disk."""
+
+
+class ShortstackWarning(UserWarning):
+    """What was done in another way than was asked for; the command line says it in a line of its own."""

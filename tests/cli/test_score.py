@@ -45,3 +45,12 @@ def test_a_map_of_nothing_but_infinities_is_shown(capsys):
     infinite = {name: kind(math.inf, math.inf) for name in "ab"}
     show_scores(Scores(2, {"ppl": (1.0, 2.0)}, base_loss=1.0, kinds=infinite))
     assert "inf" in capsys.readouterr().out
+
+
+def test_a_map_by_kl_does_not_say_that_it_is_of_loss(capsys):
+    by_kl = {name: KindScores(1.0, 0.0, {"kl": values}) for name, values in {"a": (0.5, 1.0), "b": (0.1, 4.0)}.items()}
+    show_scores(Scores(2, {"kl": (0.3, 2.5)}, base_loss=1.0, kinds=by_kl))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "KL divergence from the unpruned model without it" in shown
+    assert "lost" not in shown
+    assert "times the unpruned" not in shown

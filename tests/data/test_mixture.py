@@ -42,6 +42,13 @@ def test_wrong_weights_and_names_are_refused(wrong):
         parse_sources(wrong)
 
 
+def test_the_mix_and_one_of_its_own_sources_are_told_apart():
+    with pytest.raises(DataError, match="write the sources of mix, which are pydoc,self,copying, and give each"):
+        parse_sources("mix=2,pydoc")
+    with pytest.raises(DataError, match="give it one weight"):
+        parse_sources("self,self")
+
+
 def test_windows_of_each_source_stand_together_with_its_weight():
     text = CalibrationText("pydoc=2,self,copying=0.5", samples=5, length=64)
     tokens = text.tokens(PLAIN, seed=3, written=written)

@@ -6,6 +6,7 @@ import errno
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
@@ -15,7 +16,7 @@ from typer.core import TyperCommand
 
 from shortstack.cli import console
 from shortstack.cli.option_groups import grouped
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, ShortstackWarning
 from shortstack.machine.progress import hush_kernels, say
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk says that takes no more
@@ -70,7 +71,7 @@ def options(
 def main() -> None:
     """The `shortstack` command."""
     hush_kernels()
-    with _ended_by_signals():
+    with _ended_by_signals(), _warnings_in_lines():
         try:
             app()
         except ShortstackError as error:
@@ -94,6 +95,24 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _warnings_in_lines() -> Iterator[None]:
+    """What the package warns of stands in a line of its own, without the place in the code that Python adds."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, ShortstackWarning):
+            say(f"Warning: {message}")
+        else:
+            before(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:

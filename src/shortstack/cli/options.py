@@ -61,10 +61,7 @@ class Source:
     @property
     def words(self) -> list[str]:
         """The options as they were typed, for the next command on the same model."""
-        return [
-            *(["--revision", self.revision] if self.revision else []),
-            *(["--trust-remote-code"] if self.trust_remote_code else []),
-        ]
+        return typed(self)
 
     def open(self, model: str, progress: Progress) -> Checkpoint:
         from shortstack.checkpoint import Checkpoint
@@ -72,6 +69,23 @@ class Source:
         return Checkpoint.open(
             model, revision=self.revision, trust_remote_code=self.trust_remote_code, progress=progress
         )
+
+
+def typed(*groups: object) -> list[str]:
+    """The options of groups that are not at their default, as they are typed.
+
+    >>> typed(Compute(stream=True, seed=3)), typed(Source(), CalibrationText("pydoc"))
+    (['--seed', '3', '--stream'], ['--text', 'pydoc'])
+    """
+    words: list[str] = []
+    for group in groups:
+        for each in fields(group):  # type: ignore[arg-type]
+            value, name = getattr(group, each.name), each.name.replace("_", "-")
+            if value is True or value is False:
+                words += [f"--{name}" if value else f"--no-{name}"] if value != each.default else []
+            elif value != each.default:
+                words += [f"--{name}", str(value)]
+    return words
 
 
 def check_unused(where: str, *groups: object) -> None:

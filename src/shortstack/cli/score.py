@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
-from shortstack.cli.options import Model, Session
+from shortstack.cli.options import Model, Session, typed
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new
@@ -76,7 +76,9 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
     if session.report.json:
         return console.show_json(scores.to_dict())
     show_scores(scores)
-    again, drop = [] if asked.output else session.source.words, "25%" if scores.scores else scores.window
+    read = (text,) if needs_text else ()
+    again = [] if asked.output else typed(*read, session.compute, session.source)
+    drop = "25%" if scores.scores else scores.window
     session.report.next_step("plan", asked.output or model, "--metric", scores.default_metric, "--drop", drop, *again)
     return None
 
@@ -95,7 +97,7 @@ def show_scores(scores: Scores) -> None:
         f"; unpruned perplexity {number(METRICS['ppl'].function(scores.base_loss))}"
         if scores.base_loss is not None and not scores.kinds
         else "; ppl is times the unpruned perplexity"
-        if scores.base_loss is not None
+        if "ppl" in {**scores.scores, **scores.window_scores}
         else ""
     )
     tokens = scores.tokens or {}
@@ -123,7 +125,8 @@ def show_abilities(scores: Scores) -> None:
         return
     most = max((value for values in costs.values() for value in values if math.isfinite(value)), default=0.0)
     columns = {names[source]: [_cost(value, most) for value in values] for source, values in costs.items()}
-    title = "what each layer carries: nats per token that are lost without it, by kind of text"
+    measured = {kind.measure for kind in scores.kinds.values()}
+    title = f"what each layer carries: {' or '.join(sorted(measured))} without it, by kind of text"
     console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)
     first = next(iter(costs))
     for source in list(costs)[1:]:

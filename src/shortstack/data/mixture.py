@@ -51,8 +51,14 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     names = [each.source for each in found]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
-        raise DataError(text, expected="each source once", found=f"{twice} twice", fix="give it one weight")
+        raise DataError(text, expected="each source once", found=f"{twice} twice", fix=_once(text))
     return tuple(found)
+
+
+def _once(text: str) -> str:
+    """How each source is named once."""
+    mixed = any(part.partition("=")[0].strip() == MIX for part in text.split(","))
+    return f"write the sources of {MIX}, which are {MIXED}, and give each its weight" if mixed else "give it one weight"
 
 
 def _expanded(named: Weighted) -> tuple[Weighted, ...]:

@@ -63,7 +63,7 @@ def check_source(source: str) -> None:
         except OSError as error:
             raise _unreadable(Path(source), error) from error
     else:
-        _check_hub_name(source)
+        _check_hub_name(source, f"{OWN}, mix, {TEXT}")
 
 
 def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
@@ -226,13 +226,13 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
             raise DataError(source, expected=expected, found=found, fix=fix) from error
 
 
-def _check_hub_name(source: str) -> tuple[str, str]:
-    """The name of a hub dataset, and the split that was named, or none."""
+def _check_hub_name(source: str, known: str = TEXT) -> tuple[str, str]:
+    """The name of a hub dataset, and the split that was named, or none; known: what else could have been meant."""
     name, _, split = source.partition(":")
     if "/" not in name or name.startswith((".", "/", "~")):
         raise DataError(
             source,
-            expected="pydoc, self, copying, recall, mix, a .txt, .json or .jsonl file, or a hub dataset org/name",
+            expected=known.rstrip("."),
             found="none of these",
             fix="check the name or the path",
         )

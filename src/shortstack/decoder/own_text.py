@@ -29,7 +29,7 @@ from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder.generation import ROWS, generate
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import DataError, one_line, parameter
+from shortstack.errors import DataError, ShortstackWarning, one_line, parameter
 from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import digest, save_json
@@ -68,7 +68,8 @@ def calibration_tokens(
     check_positions(checkpoint, text.length, parameter("length"), fix=shorter)
     own = OwnText(checkpoint, compute, progress)
     if text.text == MIX and (reason := own.hindered()):
-        warnings.warn(f"the model writes nothing to calibrate on, so this is {READ}: {reason}", stacklevel=2)
+        said = f"{MIX} is {READ} here, without what the model writes itself: {reason}"
+        warnings.warn(said, ShortstackWarning, stacklevel=2)
         text = replace(text, text=READ)
     return text.tokens(checkpoint.tokenizer(), compute.seed, at_least=at_least, written=own.texts)
 

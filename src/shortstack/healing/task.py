@@ -60,14 +60,12 @@ class HealingTask:
         self.training_data.check()
 
     def _check_teacher(self, teacher: str | None) -> None:
-        if self.needs_teacher != (teacher is not None):
-            raise InputError(
-                parameter("teacher"),
-                expected=f"a teacher for {parameter('loss', 'distill')}, {parameter('data', 'self')} or "
-                f"{parameter('self_generate', True)}, and only there",
-                found=teacher or "none",
-                fix="leave it out" if teacher else f"add {parameter('teacher', 'MODEL')}, the unpruned model",
-            )
+        users = f"{parameter('loss', 'distill')}, {parameter('data', 'self')} and {parameter('self_generate', True)}"
+        where, fix = parameter("teacher"), f"add {parameter('teacher', 'MODEL')}"
+        if self.needs_teacher and teacher is None:
+            raise InputError(where, expected=f"the unpruned model, from which {users} learn", found="none", fix=fix)
+        if teacher is not None and not self.needs_teacher:
+            raise InputError(where, expected=f"none: {users} alone learn from it", found=teacher, fix="leave it out")
 
 
 def check_loggers(names: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ShortstackWarning
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key
 from shortstack.machine.files import sync, whole
 
@@ -104,7 +105,8 @@ class Keeper:
 
 
 def _cannot_keep(error: Exception) -> None:
-    warnings.warn(f"the walk's state is not kept, so a killed one starts again: {error}", stacklevel=3)
+    said = f"the walk's state is not kept, so a killed one starts again: {error}"
+    warnings.warn(said, ShortstackWarning, stacklevel=3)
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], names: dict[tuple[Any, ...], str]) -> Any:

@@ -33,8 +33,16 @@ class KindScores:
     base_loss: float | None
     scores: dict[str, tuple[float, ...]]
 
+    @property
+    def measure(self) -> str:
+        """What lost() is, in words."""
+        return "nats per token that are lost" if "ppl" in self.scores else "KL divergence from the unpruned model"
+
     def lost(self) -> tuple[float, ...] | None:
-        """Nats per token that the removal of each layer costs on this kind; None where no loss was measured."""
+        """Nats per token that the removal of each layer costs on this kind: of loss where that was measured, else of KL.
+
+        None where neither was.
+        """
         if "ppl" in self.scores and self.base_loss is not None:
             return tuple(math.log(value) - self.base_loss for value in self.scores["ppl"])
         return self.scores.get("kl")

@@ -1,0 +1,38 @@
+"""How options are written out again, and how warnings are said."""
+
+import subprocess
+import sys
+
+import pytest
+
+from shortstack.cli.options import Source, typed
+from shortstack.data import CalibrationText
+from shortstack.machine.device import Compute
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        (Compute(), []),
+        (Compute(seed=3, stream=True), ["--seed", "3", "--stream"]),
+        (Compute(stream=False), ["--no-stream"]),
+        (CalibrationText("pydoc", samples="all"), ["--text", "pydoc", "--samples", "all"]),
+        (Source("v1", trust_remote_code=True), ["--revision", "v1", "--trust-remote-code"]),
+    ],
+)
+def test_options_are_typed_again_as_they_were(group, words):
+    assert typed(group) == words
+
+
+def test_a_warning_of_ours_is_a_line_and_others_stay_as_python_shows_them():
+    program = (
+        "import warnings; from shortstack.cli.app import _warnings_in_lines; from shortstack.errors import *\n"
+        "with _warnings_in_lines():\n"
+        "    warnings.warn('the mix is smaller', ShortstackWarning); warnings.warn('something else')\n"
+        "warnings.warn('after', ShortstackWarning)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    ours, others, after = said.splitlines()[0], said.splitlines()[1], said.splitlines()[-1]
+    assert ours == "Warning: the mix is smaller"
+    assert others.endswith("UserWarning: something else")
+    assert after.endswith("ShortstackWarning: after")
