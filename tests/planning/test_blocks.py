@@ -11,7 +11,7 @@ from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError, PlanError
 from shortstack.machine.progress import silent
 from shortstack.planning import Choice, choose
-from shortstack.planning.measured import FINALISTS
+from shortstack.planning.layer_sets import FINALISTS
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.repairer import RepairWalk
 from zoo import tiny

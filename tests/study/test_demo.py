@@ -1,58 +1,64 @@
-"""The demo on a tiny model in the real one's place: what is left when it does not reach its end."""
+"""The demo on a tiny model in the real one's place: what it shows, and what is left when it does not reach its end."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.cli.demo import show
 from shortstack.errors import OutputError
+from shortstack.study import demo as module
 from shortstack.study.demo import run
-from zoo import speaking
+from shortstack.study.shrink_options import ShrinkOptions
+from studies import inline, make_data
 
+pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("own_cache")
+RECIPE = (
+    "plan: {metric: ppl, drop: 2}\nheal: {method: lora, rank: 2, epochs: 1, max_length: 32, batch_size: 4, lr: 0.01}\n"
+)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where "demo" names a tiny model."""
-    source, opened = speaking(tmp_path / "source"), Checkpoint.open
+    """Where "demo" names a tiny model, which loses one layer and two, and heals in seconds."""
+    tiny, opened = make_data(tmp_path), Checkpoint.open
     monkeypatch.setattr(
-        Checkpoint, "open", lambda model, **options: opened(source if model == "demo" else model, **options)
+        Checkpoint, "open", lambda model, **options: opened(tiny / "model" if model == "demo" else model, **options)
     )
+    (tiny / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    text, data = str(tiny / "text.txt"), str(tiny / "lines.jsonl")
+    quick = {"text": text, "perplexity": text, "data": data, "samples": 4, "length": 16, "probe_items": 2}
+    monkeypatch.setattr(module, "OPTIONS", ShrinkOptions(recipe=str(tiny / "recipe.yaml"), **quick))
+    monkeypatch.setattr(module, "DROPS", (1, 2))
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("stage", "error"),
-    [
-        ("scoring", KeyboardInterrupt),
-        ("writing weights", OSError),
-        ("checking digests", KeyboardInterrupt),
-        ("walking the frozen layers", SystemExit),
-    ],
-)
-def test_a_demo_that_is_stopped_leaves_nothing(stage, error, folder):
-    written = []
+def test_each_model_stands_beside_the_unpruned_one(folder, capsys):
+    made = run(folder / "deep" / "out", launcher=inline)
+    assert [(row.name, row.layers) for row in made.rows] == [("unpruned", 6), ("minus 1", 5), ("minus 2", 4)]
+    for row in made.rows[1:]:
+        checkpoint = Checkpoint.open(str(folder / "deep" / "out" / row.name.replace(" ", "-")))
+        assert (checkpoint.parameters, checkpoint.weight_bytes) == (row.parameters, row.bytes)
+        assert json.loads((checkpoint.directory / "shrink.json").read_text())["verdict"] == row.verdict
+    assert json.loads((folder / "deep" / "out" / "demo.json").read_text()) == made.to_dict()
+    show(made)
+    shown = capsys.readouterr().out
+    assert all(f"{row.name}: {row.verdict}" in shown for row in made.rows[1:])
+    assert all(f"Prompt: {prompt}" in shown for prompt in made.prompts)
 
-    def stop(now: str, _done: int, _total: int, *, note: str = "") -> None:
-        if now == stage:
-            written.extend(path.name for path in folder.glob("deep/out/*"))
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, SystemExit])
+def test_a_demo_that_is_stopped_leaves_nothing(error, folder):
+    def stop(stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
+        if stage.startswith("minus 2") and "answers" in note:
             raise error
 
     with pytest.raises(error):
-        run(folder / "deep" / "out", progress=stop)
-    assert ("pruned" in written) == (stage in {"checking digests", "walking the frozen layers"})
+        run(folder / "deep" / "out", launcher=inline, progress=stop)
     assert not (folder / "deep").exists()
-
-
-def test_an_output_that_somebody_makes_meanwhile_is_left_to_them(folder, monkeypatch):
-    def make_and_pass(*_args, **_options):
-        (folder / "out").mkdir()
-
-    monkeypatch.setattr("shortstack.study.demo.check_fits", make_and_pass)
-    with pytest.raises(OutputError, match="exists"):
-        run(folder / "out")
-    assert (folder / "out").is_dir()
 
 
 def test_an_output_that_is_there_is_left_as_it_was(folder):

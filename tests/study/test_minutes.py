@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from shortstack.study.minutes import ENDLESS, LEAST, SHARES, Amounts, Line, fitting, planned_seconds
 
 costs = st.builds(Line, st.floats(0, 5), st.floats(0.001, 2))
-LINES = st.fixed_dictionaries(dict.fromkeys(("windows", "repair", "samples", "judged"), costs))
-WANTED = Amounts(16, 256, 5000, 64)
+NAMES = ("windows", "finalists", "repair", "samples", "judged")
+LINES = st.fixed_dictionaries(dict.fromkeys(NAMES, costs))
+WANTED = Amounts(16, 5, 256, 5000, 64)
 
 
 @given(LINES, st.floats(10, 5000))
@@ -17,6 +18,9 @@ def test_each_has_as_much_as_its_share_allows(lines, seconds):
     amounts = fitting(WANTED, seconds, lines)
     for name, share in SHARES.items():
         amount, line = getattr(amounts, name), lines[name]
+        if name == "windows":
+            each = lines["finalists"]
+            line = Line(line.fixed + amounts.finalists * each.fixed, line.each + amounts.finalists * each.each)
         assert getattr(LEAST, name) <= amount <= getattr(WANTED, name)
         if amount > getattr(LEAST, name):
             assert line.fixed + line.each * amount <= share * seconds + 1e-6
@@ -29,13 +33,31 @@ def test_each_has_as_much_as_its_share_allows(lines, seconds):
 
 
 def test_what_nobody_asked_for_is_left_alone_and_what_was_is_said():
-    lines = dict.fromkeys(("windows", "repair", "samples", "judged"), Line(0.0, 1.0))
+    lines = dict.fromkeys(NAMES, Line(0.0, 1.0))
     amounts = fitting(replace(WANTED, judged=None, samples=0), 100.0, lines)
-    assert amounts == Amounts(16, 16, 0, None)
-    assert amounts.left_out(replace(WANTED, judged=None, samples=0)) == ["16 windows to repair on in place of 256"]
-    assert not Amounts(16, 256, 50, 64).left_out(Amounts(16, 256, ENDLESS, 64))
+    assert amounts == Amounts(10, 2, 16, 0, None)
+    assert amounts.left_out(replace(WANTED, judged=None, samples=0)) == [
+        "10 windows of each text to choose on in place of 16",
+        "2 pairs of blocks to repair before one is chosen in place of 5",
+        "16 windows to repair on in place of 256",
+    ]
+    assert not Amounts(16, 5, 256, 50, 64).left_out(Amounts(16, 5, 256, ENDLESS, 64))
+
+
+def test_finalists_are_as_many_as_leave_half_of_the_windows():
+    lines = {**dict.fromkeys(NAMES, Line(0.0, 0.0)), "windows": Line(0.0, 1.0), "finalists": Line(0.0, 1.0)}
+    found = {seconds: fitting(WANTED, seconds / 0.3, lines) for seconds in (96, 95, 48, 47, 24, 6)}
+    assert {seconds: (each.finalists, each.windows) for seconds, each in found.items()} == {
+        96: (5, 16),
+        95: (5, 15),
+        48: (5, 8),
+        47: (4, 9),
+        24: (2, 8),
+        6: (1, 4),
+    }
+    assert fitting(replace(WANTED, finalists=0), 1000.0, lines).finalists == 0, "the recipe has none"
 
 
 def test_what_costs_nothing_always_fits():
-    lines = dict.fromkeys(("windows", "repair", "samples", "judged"), Line(1.0, 0.0))
+    lines = dict.fromkeys(NAMES, Line(1.0, 0.0))
     assert fitting(WANTED, 60.0, lines) == WANTED

@@ -51,10 +51,11 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == str(tiny / "model")
-    assert "| layers | 6 | 4 | 4 |" in card
+    assert "| layers | 6 | 4 |" in card
     assert "$ shortstack heal pruned" in card
     assert "recipe.yaml says how." in card
-    assert [set(said) for said in made.answers] == [{"prompt", "unpruned", "shortened"}] * 2
+    assert [set(said) for said in made.beside.answers] == [{"prompt", "unpruned", "shortened"}] * 2
+    assert {name for name in made.steps if name.startswith("evaluate")} == {"evaluate_base", "evaluate_healed"}
     assert made.verdict in card.replace("&#34;", '"').replace("&gt;", ">").replace("&#39;", "'")
 
 

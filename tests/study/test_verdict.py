@@ -35,7 +35,7 @@ def test_the_numbers_are_said_the_worst_text_first():
     base["perplexity"]["b.txt"], last["perplexity"]["b.txt"] = {"value": 10}, {"value": 14}
     said = str(verdict(base, last))
     assert said.startswith("Do not keep it. Perplexity on b.txt is 1.40 times")
-    assert "0.6 ± 0.02121 are right, where the unpruned model has 0.75" in said
+    assert "60.0% ± 2.1% are right, where the unpruned model has 75.0%" in said
     assert 'collapsed: "the the"' in said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,6 +72,24 @@ def width() -> int:
 def show(message: str) -> None:
     """A line of the result, on stdout."""
     sys.stdout.write(message + "\n")
+
+
+def show_answers(said: Mapping[str, str]) -> None:
+    """A prompt, and what each model answers, without what would move the cursor or change colours."""
+    sys.stdout.write(f"\nPrompt: {printable(said['prompt'])}\n")
+    for name, answer in said.items():
+        if name != "prompt":
+            sys.stdout.write(f"{name}:\n" + "".join(f"  {line}\n" for line in printable(answer).splitlines()))
+    sys.stdout.write("\n")
+
+
+def printable(text: str) -> str:
+    """Text that a model wrote, without control characters but line ends.
+
+    >>> printable("a\\x1b[31mb\\nc")
+    'a[31mb\\nc'
+    """
+    return "".join(each for each in text if each == "\n" or not unicodedata.category(each).startswith("C"))
 
 
 def next_step(command: str) -> None:

@@ -6,7 +6,8 @@ Nothing heavy is imported here: the command line reads this file to answer `--he
 from __future__ import annotations
 
 import shlex
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -133,6 +134,16 @@ class Reporting:
         """What to do next, unless nobody wants to read it."""
         if not self.quiet and not self.json:
             console.next_step(what)
+
+
+@contextmanager
+def going_on(how: str) -> Iterator[None]:
+    """Say how a run goes on that ctrl-C or a signal ended."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        say(f"Stopped: {how}.")
+        raise
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Model, Out, Session
+from shortstack.cli.options import Model, Out, Session, going_on
 from shortstack.machine.formats import number
 from shortstack.study import ShrinkOptions
 
@@ -29,7 +29,8 @@ def shrink(
     from shortstack.study import shrink as shrink_model
     from shortstack.study import workers
 
-    with session.report.bars() as progress:
+    again = f"the same command goes on from there; what is done lies in {output}.study"
+    with session.report.bars() as progress, going_on(again):
         shrunk = shrink_model(
             model, output, options, compute=session.compute, launcher=workers.local, progress=progress
         )
@@ -41,18 +42,19 @@ def shrink(
 
 
 def show_shrunk(shrunk: Shrunk) -> None:
-    """Whether to keep it; the cuts that were compared and why one was chosen; then every model's perplexity."""
+    """Whether to keep it; every model's perplexity and answers; the cuts that were compared, and why one was chosen."""
     console.show(shrunk.verdict)
-    if shrunk.compared:
-        rows = [(layers, number(found)) for layers, found in sorted(shrunk.compared.items(), key=lambda each: each[1])]
-        console.show_table("cuts that were compared", ("cut", "nats per token"), rows)
-    console.show(shrunk.why)
+    for tried in shrunk.tried:
+        console.show(f"Tried: {tried}.")
     if shrunk.left_out:
         console.show(f"For want of time: {'; '.join(shrunk.left_out)}. --minutes allows more.")
     roles = {"unpruned": "evaluate_base", "pruned": "evaluate_pruned", "healed": "evaluate_healed"}
     models = {name: shrunk.steps[role]["perplexity"] for name, role in roles.items() if role in shrunk.steps}
-    for said in shrunk.answers:
-        for name, text in said.items():
-            console.show(f"{name}: {text}")
     rows = [(text, *(number(each[text]["value"]) for each in models.values())) for text in models["unpruned"]]
     console.show_table(f"{shrunk.output}: perplexity", ("text", *models), rows)
+    for said in shrunk.beside.answers:
+        console.show_answers(said)
+    if shrunk.compared:
+        rows = [(layers, number(found)) for layers, found in sorted(shrunk.compared.items(), key=lambda each: each[1])]
+        console.show_table("cuts that were compared", ("cut", "nats per token"), rows)
+    console.show(shrunk.why)

@@ -64,7 +64,10 @@ def frame(study: StudyProgress) -> Group:
         table.add_row(*(Text(str(cell)) for cell in cells))
     states = ", ".join(f"{count} {state}" for state, count in study.trials.items() if count)
     lines = [f"trials: {states or 'none'}"]
-    lines += [f"running {each.kind} for {duration(each.seconds)}" for each in study.running]
+    lines += [
+        f"running {each.kind} for {duration(each.seconds)}{f': {each.told}' if each.told else ''}"
+        for each in study.running
+    ]
     lines += [f"failed: {failure}" for failure in study.failures]
     ended = "finished" if study.finished else f"to go, at most: {duration(study.eta)}"
     return Group(table, *(Text(line) for line in [*lines, ended]))

@@ -7,7 +7,6 @@ had. Those with a size to choose are as large as the budget allows.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +16,13 @@ import torch
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.safetensors import BITS
 from shortstack.comparison.channel_norms import input_norms
 from shortstack.comparison.sparsity import mask, unmaskable
 from shortstack.comparison.width import chosen_width, find_mlps, fitting_neurons, narrow
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.mlps import Mlp
-from shortstack.decoder.quantisation import INT8, SCHEMES, Held, Scheme, quantise
+from shortstack.decoder.quantisation import INT8, SCHEMES, Scheme, quantise, saved_bytes, uncovered
 from shortstack.errors import ArchitectureError, InputError, PlanError, parameter
 from shortstack.healing import heal
 from shortstack.healing.options import task_of
@@ -33,7 +31,6 @@ from shortstack.machine.device import Compute
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Choice, Plan, choose
 from shortstack.planning.layer_sets import show_layers
-from shortstack.profiling.counts import fused_experts
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
 from shortstack.scoring import Scores, score
@@ -141,14 +138,7 @@ class Setup:
     @functools.cached_property
     def int8_savings(self) -> list[int]:
         """Stored bytes that int8 saves in each layer."""
-        return [self._saved(held) for held in quantise(self.load(self.checkpoint), INT8)]
-
-    def _saved(self, held: Held) -> int:
-        """Stored bytes that quantised matrices save; all are stored in the dtype that most bytes are in."""
-        sizes: Counter[str] = Counter()
-        for tensor in self.checkpoint.tensors.values():
-            sizes[tensor.dtype] += tensor.size
-        return held.weights * BITS[sizes.most_common(1)[0][0]] // 8 - held.bytes
+        return [saved_bytes(self.checkpoint, [held]) for held in quantise(self.load(self.checkpoint), INT8)]
 
     def load(self, checkpoint: Checkpoint) -> Decoder:
         """The model of a checkpoint, computing as the unpruned one does."""
@@ -157,7 +147,7 @@ class Setup:
     def made(self, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Made:
         """A checkpoint as a baseline's model: as it is, or quantised."""
         decoder = self.load(checkpoint)
-        saved = sum(map(self._saved, quantise(decoder, scheme))) if scheme else 0
+        saved = saved_bytes(self.checkpoint, quantise(decoder, scheme)) if scheme else 0
         return Made(decoder, checkpoint.weight_bytes - saved)
 
     def unquantisable(self, scheme: Scheme) -> str | None:
@@ -305,15 +295,6 @@ BASELINES: tuple[Callable[[Setup], Iterator[Baseline]], ...] = (
     narrowed,
     sparse,
 )
-
-
-def uncovered(decoder: Decoder) -> str | None:
-    """Why quantisation and masks of linear layers would leave out most of a decoder; None where they do not."""
-    if fused_experts(decoder.model):
-        return "matrices of several experts are one weight, which is not covered"
-    if any(type(module).__name__ == "Conv1D" for layer in decoder.layers for module in layer.modules()):
-        return "matrices are Conv1D modules, which are not covered"
-    return None
 
 
 def heal_as_recipe(data: str, unpruned: Checkpoint, *, device: str = "auto", progress: Progress = silent) -> Heal:

@@ -47,3 +47,9 @@ def _append(recorded: Recorded, name: str, value: Any) -> None:
 def linear_layers(layer: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers inside a decoder layer, by their names in it."""
     return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+
+
+def fused_experts(model: nn.Module) -> bool:
+    """Whether matrices of several experts are one weight, which no linear layer holds."""
+    others = (module for module in model.modules() if not isinstance(module, nn.Conv1d))
+    return any(weight.dim() == 3 for module in others for weight in module.parameters(recurse=False))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.safetensors import BITS
 from shortstack.decoder.decoder import Decoder
-from shortstack.decoder.hooks import linear_layers
+from shortstack.decoder.hooks import fused_experts, linear_layers
 from shortstack.errors import InputError
 
 
@@ -58,6 +61,24 @@ def _quantised(layer: nn.Module, scheme: Scheme) -> Held:
         scheme.convert(layer.get_submodule(parent), name)
     biases = sum(matrix.bias.nbytes for matrix in matrices.values() if matrix.bias is not None)
     return Held(weights, sum(held_bytes(layer.get_submodule(path)) for path in matrices) - biases)
+
+
+def saved_bytes(checkpoint: Checkpoint, quantised: Iterable[Held]) -> int:
+    """Bytes that quantised matrices save of a checkpoint; all are stored in the dtype that most of its bytes are in."""
+    sizes: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        sizes[tensor.dtype] += tensor.size
+    bits = BITS[sizes.most_common(1)[0][0]]
+    return sum(held.weights * bits // 8 - held.bytes for held in quantised)
+
+
+def uncovered(decoder: Decoder) -> str | None:
+    """Why quantisation and masks of linear layers would leave out most of a decoder; None where they do not."""
+    if fused_experts(decoder.model):
+        return "matrices of several experts are one weight, which is not covered"
+    if any(type(module).__name__ == "Conv1D" for layer in decoder.layers for module in layer.modules()):
+        return "matrices are Conv1D modules, which are not covered"
+    return None
 
 
 def held_bytes(module: nn.Module) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -47,11 +49,19 @@ def first_process() -> bool:
 
 @contextmanager
 def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
-    """Progress bars with ETA on stderr, one per stage; plain lines when stderr is no terminal; nothing when quiet."""
+    """Progress bars with ETA, one per stage: on stderr in a terminal, and in a notebook below the cell.
+
+    Where stderr is no terminal there are plain lines; nothing when quiet.
+
+    >>> with bars() as progress:  # doctest: +SKIP
+    ...     ss.shrink("demo", "small", progress=progress)
+    """
     if not verbose:
         _hush_libraries()
     if quiet or not first_process():
         yield silent
+    elif _in_notebook():
+        yield _Notebook()
     elif not sys.stderr.isatty():
         yield _Lines()
     else:
@@ -79,26 +89,74 @@ def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
             yield advance
 
 
-class _Lines:
-    """Progress for logs: a line at the start, middle and end of a stage, with the seconds an ETA would need."""
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this code; what it starts with `!` is not in it."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and hasattr(shell.get_ipython(), "kernel")
 
-    def __init__(self) -> None:
-        self.started: dict[str, float] = {}
-        self.shown: dict[str, int] = {}
+
+@dataclass
+class _Stage:
+    """When a stage began and was shown last, by a clock in seconds."""
+
+    begun: float
+    shown: float
+
+    def left(self, now: float, done: int, total: int) -> str:
+        """The seconds to its end at its pace, in words; nothing while that is a guess."""
+        spent = now - self.begun
+        return f", {spent / done * (total - done):.0f} s left" if spent > 1 and 0 < done < total else ""
+
+
+class _Told:
+    """Says of each stage its beginning, its end, and in between how far it is, `every` so many seconds."""
+
+    every = 30.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.stages: dict[str, _Stage] = {}
 
     def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
-        import time
-
-        now = time.monotonic()
-        start = self.started.setdefault(stage, now)
-        quarter = 4 * done // max(total, 1)
-        if quarter == self.shown.get(stage):
+        now, ended = self.clock(), done >= total
+        known = self.stages.get(stage)
+        if known and not ended and now - known.shown < self.every:
             return
-        self.shown[stage] = quarter
-        left = f", {(now - start) / done * (total - done):.0f} s left" if now - start > 1 and done < total else ""
-        say(f"{stage}: {done / max(total, 1):.0%}{left}" + (f", {note}" if note else ""))
-        if done >= total:
-            self.started.pop(stage), self.shown.pop(stage)
+        begun = self.stages.setdefault(stage, _Stage(now, now))
+        begun.shown = now
+        line = f"{stage}: {done / max(total, 1):.0%}{begun.left(now, done, total)}" + (f", {note}" if note else "")
+        self.say(stage, line)
+        if ended:
+            del self.stages[stage]
+
+    def say(self, _stage: str, line: str) -> None:
+        raise NotImplementedError
+
+
+class _Lines(_Told):
+    """Progress for logs: lines on stderr."""
+
+    def say(self, _stage: str, line: str) -> None:
+        say(line)
+
+
+class _Notebook(_Told):
+    """Progress for notebooks: one line for each stage below the cell, which changes in its place."""
+
+    every = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handles: dict[str, Any] = {}
+
+    def say(self, stage: str, line: str) -> None:
+        from IPython.display import display
+
+        shown = {"text/plain": line}
+        if stage in self.handles:
+            self.handles[stage].update(shown, raw=True)
+        else:
+            self.handles[stage] = display(shown, raw=True, display_id=True)
 
 
 def _hush_libraries() -> None:

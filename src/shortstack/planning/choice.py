@@ -15,6 +15,7 @@ from shortstack.checkpoint import Sizes
 from shortstack.errors import InputError, PlanError, parameter
 from shortstack.machine.options import check_options, option
 from shortstack.planning.layer_sets import (
+    FINALISTS,
     Removal,
     check_choice,
     check_kept_ends,
@@ -25,7 +26,7 @@ from shortstack.planning.layer_sets import (
     parse_layers,
     staying_ends,
 )
-from shortstack.planning.plans import Plan
+from shortstack.planning.plans import BLOCKS, Plan
 from shortstack.planning.strategies import STRATEGIES, Strategy
 from shortstack.scoring import METRICS, Scores
 from shortstack.scoring.metrics import Metric, metric_named
@@ -53,6 +54,9 @@ class Choice:
         None,
         help=f"Any strategy by its name: {', '.join(STRATEGIES)}. Default lowest.",
         choices=tuple(STRATEGIES),
+    )
+    finalists: int = option(
+        FINALISTS, help="Pairs of blocks that repaired-blocks repairs whole, beside the best one.", minimum=1
     )
     keep_first: int = option(0, help="Never remove the first n layers.", minimum=0)
     keep_last: int = option(0, help="Never remove the last n layers.", minimum=0)
@@ -107,6 +111,10 @@ class Choice:
             beside = [other for other in others if getattr(self, name) and getattr(self, other)]
             if beside:
                 raise _excluding(name, beside[0])
+        if self.finalists != FINALISTS and self.strategy != BLOCKS:
+            fix = f"add {parameter('strategy', BLOCKS)}, or leave it out"
+            where, expected = parameter("finalists"), parameter("strategy", BLOCKS)
+            raise InputError(where, expected=expected, found=str(self.strategy or "none"), fix=fix)
         if self.strategy == "step" and self.step is None:
             raise InputError(
                 parameter("strategy", "step"),
@@ -165,7 +173,7 @@ class Choice:
         """
         amount = parse_drop(self.drop or 0, layers)
         allowed = staying_ends(layers, amount, self.keep_first, self.keep_last)
-        return Removal(amount, allowed, self.by, self.step, seed)
+        return Removal(amount, allowed, self.by, self.step, seed, self.finalists)
 
     def plan(self, source: Scores | int, seed: int = 0) -> Plan:
         """The plan that follows from scores, or from a number of layers by a metric that needs no scores.

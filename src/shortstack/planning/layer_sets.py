@@ -10,16 +10,31 @@ from fractions import Fraction
 from shortstack.errors import PlanError, parameter
 from shortstack.scoring.metrics import Metric
 
+FINALISTS = 5  # pairs of blocks that are repaired whole, beside the best single block
+
 
 @dataclass(frozen=True)
 class Removal:
-    """How many layers go, which may, and by which metric. step: so many at a time; seed: of everything random."""
+    """How many layers go, which may, and by which metric. step: so many at a time; seed: of everything random.
+
+    finalists: pairs of blocks that are repaired whole before one is taken.
+    """
 
     amount: int
     allowed: range
     metric: Metric
     step: int | None = None
     seed: int = 0
+    finalists: int = FINALISTS
+
+
+def splits(amount: int) -> list[tuple[int, int]]:
+    """How a number of layers is shared between two blocks: as equal as can be, and one layer more uneven.
+
+    >>> splits(1), splits(4), splits(7)
+    ([], [(1, 3), (2, 2)], [(2, 5), (3, 4)])
+    """
+    return [(part, amount - part) for part in range(max(1, amount // 2 - 1), amount // 2 + 1) if part < amount]
 
 
 def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> range:

@@ -16,14 +16,13 @@ from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.errors import PlanError, parameter
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
-from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, show_layers
+from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, show_layers, splits
 from shortstack.planning.plans import REPAIRED_BLOCKS, Plan
 from shortstack.repairing.cut_families import Window, repaired_windows
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
 
-FINALISTS = 5  # pairs of blocks that are repaired whole, beside the best single block
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
 KL = METRICS["kl"]
 
@@ -175,8 +174,9 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     """One block of layers or two, apart, whose removal costs least once kept layers are refitted.
 
     Every block of the sizes that it takes is measured on held-out samples with the last matrix before it refitted, as
-    repaired-window does; what two blocks cost is taken to be the sum of both. The best block and the best FINALISTS pairs
-    are then repaired whole, and the one with the lowest held-out loss is the plan. Plan.compared tells that loss of each.
+    repaired-window does; what two blocks cost is taken to be the sum of both. The best block and the best pairs, as many
+    as there are to be finalists, are then repaired whole; the one with the lowest held-out loss is the plan. Plan.compared
+    tells that loss of each.
 
     Raises:
         DataError: fewer than four samples.
@@ -185,14 +185,14 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
     decoder.check_bare("choose by a metric, or search")
     amount, allowed, costs = removal.amount, removal.allowed, dict[Window, float]()
-    halves = [(part, amount - part) for part in range(max(1, amount // 2 - 1), amount // 2 + 1) if part < amount]
+    halves = splits(amount)
     sizes = {amount, *(size for pair in halves for size in pair)}
     for (start, size), loss in repaired_windows(decoder, tokens, sizes, progress=progress).items():
         if start in allowed and start + size <= allowed.stop:
             costs[start, size] = loss
     single = min((block for block in costs if block[1] == amount), key=costs.__getitem__)
     pairs = {blocks: sum(costs[block] for block in blocks) for blocks in _apart(costs, halves)}
-    best_pairs = sorted(pairs, key=lambda blocks: (pairs[blocks], blocks))[:FINALISTS]
+    best_pairs = sorted(pairs, key=lambda blocks: (pairs[blocks], blocks))[: removal.finalists]
     finalists = [_layers([single]), *map(_layers, best_pairs)]
     losses = {}
     for number, layers in enumerate(finalists, start=1):

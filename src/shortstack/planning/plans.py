@@ -13,7 +13,8 @@ from shortstack.errors import PlanError
 from shortstack.machine.files import save_json
 from shortstack.planning.layer_sets import check_removal
 
-REPAIRED_BLOCKS = "blocks, repaired"  # a strategy, as plans name it
+BLOCKS = "repaired-blocks"  # a strategy, by its name
+REPAIRED_BLOCKS = "blocks, repaired"  # the same, as plans say it
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shortstack.errors import PlanError, parameter
 from shortstack.planning.layer_sets import Removal, lowest, lowest_window
-from shortstack.planning.plans import Plan
+from shortstack.planning.plans import BLOCKS, Plan
 from shortstack.scoring import Scores
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ STRATEGIES: Mapping[str, Strategy] = {
             "search", "model", _search, "the set whose removal changes the output least", "arXiv 2410.14649", False
         ),
         Strategy(
-            "repaired-blocks",
+            BLOCKS,
             "model",
             _repaired_blocks,
             "one block or two, by their loss once repaired",

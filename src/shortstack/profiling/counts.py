@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.cache_utils import Cache
 
 from shortstack.architecture import Anatomy
+from shortstack.decoder.hooks import fused_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -138,12 +139,6 @@ def macs(model: PreTrainedModel, *, tokens: int) -> Macs | None:
         except VALUES_NEEDED:
             return None
     return Macs(tokens, counter.get_total_flops() // 2, None if fused_experts(model) else sum(seen))
-
-
-def fused_experts(model: nn.Module) -> bool:
-    """Whether matrices of several experts are one weight, which no linear layer holds."""
-    others = (module for module in model.modules() if not isinstance(module, nn.Conv1d))
-    return any(weight.dim() == 3 for module in others for weight in module.parameters(recurse=False))
 
 
 def _by_the_papers_rule(seen: list[int]) -> Any:

@@ -106,14 +106,10 @@ def fit_corrections(
         wanted = [there[number].float() for there in theres.values()]
         missing = [one - hidden.float() for one in wanted]
         (fitted if number < fitting else judged).add(each, missing, token_weights(wanted))
-    tried = {ridge: fitted.solve(ridge) for ridge in RIDGES}
-    errors = {ridge: judged.errors(changes) for ridge, changes in tried.items()}
     found = {}
-    for number, where in enumerate(theres):
-        ridge = min(RIDGES, key=lambda ridge: errors[ridge][number])
-        error = checked(errors[ridge][number], where)
-        change = tried[ridge][number].float().to(here[0].device) if error < 1 else None
-        found[where] = Correction(point, ridge, error, change, float(judged.residuals[number]))
+    for where, fit, missing in zip(theres, fitted.fitted(judged, RIDGES), judged.residuals.tolist(), strict=True):
+        change = fit.change.float().to(here[0].device) if checked(fit.error, where) < 1 else None
+        found[where] = Correction(point, fit.ridge, fit.error, change, missing)
     return found
 
 
@@ -124,8 +120,8 @@ def fit_seconds(inputs: int, width: int, device: str | torch.device) -> float:
     tokens = torch.randn(2, inputs, device=device), [torch.randn(2, width, device=device)], torch.ones(2, device=device)
     regression.add(*tokens)
     started = time.perf_counter()
-    regression.errors(regression.solve(RIDGES[-1]))  # to floats, so that a GPU has done it
-    return len(RIDGES) * (time.perf_counter() - started)
+    regression.fitted(regression, RIDGES)  # to floats, so that a GPU has done it
+    return time.perf_counter() - started
 
 
 def token_weights(wanted: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 from . import artefacts as artefacts
 from . import records as records
+from . import step_progress as step_progress
 from . import store as store
 from .records import Runs as Runs
 from .store import Store as Store

@@ -1,7 +1,7 @@
 """The run store of a study: the results of its steps, in SQLite. One process writes it; any other may read along.
 
-RUNS/study.yaml, RUNS/runs.sqlite, RUNS/artefacts/<key>/ (checkpoints and results), RUNS/logs/<key>.txt (what workers said);
-RUNS/partial/ is what workers are writing.
+RUNS/study.yaml, RUNS/runs.sqlite, RUNS/artefacts/<key>/ (checkpoints and results), RUNS/logs/<the first twelve digits of the
+key>.txt (what workers said); RUNS/partial/ is what workers are writing, and how far they are.
 """
 
 from __future__ import annotations
@@ -59,8 +59,11 @@ class Folder:
     def partial(self, key: str) -> Path:
         return self.root / "partial" / key
 
+    def progress(self, key: str) -> Path:
+        return self.root / "partial" / f"{key}.progress.json"
+
     def log(self, key: str) -> Path:
-        return self.root / "logs" / f"{key}.txt"
+        return self.root / "logs" / f"{key[:12]}.txt"
 
     def make(self) -> None:
         for name in ("artefacts", "partial", "logs"):

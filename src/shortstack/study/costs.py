@@ -49,14 +49,15 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(study: Study, known: Mapping[str, ModelSize] | None = None) -> Estimate:
-    """What run_study() would do, without doing it. known: models by name that are measured already."""
-    unknown: dict[str, None] = {}
+def estimate(study: Study, known: Mapping[str, ModelSize] | None = None, texts: TextSizes | None = None) -> Estimate:
+    """What run_study() would do, without doing it. known: models by name that are measured already; texts: likewise."""
+    texts = texts or TextSizes({})
+    unknown = texts.unknown
     names = dict.fromkeys(trial.model for trial in study.trials)
     sizes = {name: (known or {}).get(name) or _sized(name, study, unknown) for name in names}
     models = {name: Contents(name, name, size.layers if size else None) for name, size in sizes.items()}
     graph = Graph(study, models, {source: _digest(source, unknown) for source in sources(study)})
-    texts, asked, steps = TextSizes(unknown), Counter[str](), dict[str, tuple[Step, Trial]]()
+    asked, steps = Counter[str](), dict[str, tuple[Step, Trial]]()
     for trial in study.trials:
         for step in graph.steps(trial, foreseen).values():
             asked[step.kind] += 1

@@ -1,102 +1,103 @@
-"""The embedded example: SmolLM2-135M-Instruct loses a quarter of its layers, is repaired and heals, and is measured."""
+"""The embedded example: SmolLM2-135M-Instruct with four and with eight layers fewer, each as shrink() makes it."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from shortstack.checkpoint import Checkpoint
-from shortstack.data import CalibrationText, Tokens
-from shortstack.decoder import Decoder
-from shortstack.decoder.decoder import SkippedLayers
-from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import OutputError, VerificationError, parameter
-from shortstack.evaluation import Perplexity
-from shortstack.evaluation.perplexity import measure
-from shortstack.healing import HealingTask, Partial, Schedule, heal
-from shortstack.machine.device import Compute, pick_device
+from shortstack.errors import OutputError, parameter
+from shortstack.machine.device import Compute
 from shortstack.machine.files import plain, save_json
-from shortstack.machine.memory import peak_rss
-from shortstack.machine.progress import Progress, silent
-from shortstack.planning import Choice, Plan, choose, plan
-from shortstack.profiling.profiler import answer
-from shortstack.profiling.speed import Load, Speed, speeds
-from shortstack.pruning import prune, verify
-from shortstack.pruning.pruner import check_fits
-from shortstack.repairing import repair
+from shortstack.machine.progress import Progress, silent, under
+from shortstack.study.beside import PROMPTS
+from shortstack.study.keeping import mean
+from shortstack.study.shrink_options import ShrinkOptions
+from shortstack.study.shrinker import Shrunk, shrink
+from shortstack.study.workers import Launch, local
 
-PROMPT = "What is the capital of France, and what is the city known for?"
-DROP = "25%"
-REPAIR_SAMPLES = 64
-SCHEDULE = Schedule(epochs=2, lr=1e-3, warmup_steps=5)  # some 35 steps in all, so a rate far above the paper's 1e-5
+DROPS = (4, 8)
+OPTIONS = ShrinkOptions(minutes=2.7, probe_items=10)
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One model of the table."""
+    """One model of the table. right: the share of small writing tasks; writes: times as fast as the unpruned model."""
 
     name: str
     layers: int
     parameters: int
     bytes: int
-    perplexity: Perplexity
-    speed: Speed
-    answer: str
+    perplexity: float
+    right: float
+    right_stderr: float
+    writes: float
+    answers: tuple[str, ...]
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The result of the demo: the four models, and the perplexity of the paper's tail cut, which was not written."""
+    """The result of the demo: the unpruned model and the shorter ones, and what each answers to the prompts."""
 
     output: Path
     rows: tuple[DemoRow, ...]
-    chosen: Plan
-    tail: Plan
-    tail_perplexity: Perplexity
-    verified: bool
+    prompts: Sequence[str]
     seconds: float
-    peak_rss_bytes: int
-    prompt: ClassVar[str] = PROMPT
 
     def to_dict(self) -> dict[str, Any]:
-        return {**plain(self), "chosen": self.chosen.to_dict(), "tail": self.tail.to_dict()}
+        return dict(plain(self))
 
 
-def run(output: str | Path = "demo-out", *, seed: int = 0, progress: Progress = silent) -> Demo:
-    """Score, plan, prune, verify, repair, heal and measure; leaves pruned, repaired, healed and demo.json in `output`.
+def run(
+    output: str | Path = "demo-out",
+    *,
+    seed: int = 0,
+    launcher: Callable[[], AbstractContextManager[Launch]] = local,
+    progress: Progress = silent,
+) -> Demo:
+    """Make the model shorter by each of DROPS; leaves a checkpoint of each and demo.json in `output`, or nothing.
 
     Raises:
         OutputError: `output` exists.
         CheckpointError: the demo model is not installed and the hub cannot be reached.
+        ShortstackError: as shrink().
     """
-    started = time.perf_counter()
-    output = Path(output)
-    if output.exists():
-        raise _exists(output)
-    source = Checkpoint.open("demo", progress=progress)
-    check_fits(output / "pruned", source, plan(source.anatomy.layers, metric="reverse", drop=1), copies=3)
+    started, output = time.perf_counter(), Path(output)
     made = _make(output)
     try:
-        return _run(source, output, seed, started, progress)
+        rows: list[DemoRow] = []
+        for drop in DROPS:
+            name = f"minus {drop}"
+            options = ShrinkOptions(**{**vars(OPTIONS), "drop": str(drop)})
+            told, place = under(progress, f"{name} layers: "), output / name.replace(" ", "-")
+            shrunk = shrink("demo", place, options, compute=Compute(seed=seed), launcher=launcher, progress=told)
+            rows += [*([] if rows else [_row("unpruned", "base", shrunk)]), _row(name, "healed", shrunk)]
+        demo = Demo(output, tuple(rows), PROMPTS, round(time.perf_counter() - started, 1))
+        save_json(output / "demo.json", demo.to_dict())
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
         with suppress(OSError):  # somebody may use them by now
             for parent in made:
                 parent.rmdir()
         raise
+    return demo
 
 
-def _exists(output: Path) -> OutputError:
-    return OutputError(
-        output,
-        expected="an output that does not exist yet",
-        found="it exists",
-        fix=f"name another {parameter('output')}, or remove it",
+def _row(name: str, role: str, shrunk: Shrunk) -> DemoRow:
+    """A row from one of the models of a shrink."""
+    measured, plan, short = shrunk.steps[f"evaluate_{role}"], shrunk.steps["prune"], role != "base"
+    when, layers = ("after", len(plan["kept"])) if short else ("before", plan["layers"])
+    (perplexity,) = (each["value"] for each in measured["perplexity"].values())
+    writes = shrunk.beside.speed["decode"]["value"] if short and shrunk.beside.speed else 1.0
+    answers = tuple(said["shortened" if short else "unpruned"] for said in shrunk.beside.answers)
+    sizes = plan["parameters"][when], plan["bytes"][when]
+    return DemoRow(
+        name, layers, *sizes, perplexity, *mean(measured["probes"]), writes, answers, shrunk.verdict if short else ""
     )
 
 
@@ -107,58 +108,10 @@ def _make(output: Path) -> list[Path]:
     try:
         output.mkdir()
     except FileExistsError as error:
-        raise _exists(output) from error
+        raise OutputError(
+            output,
+            expected="an output that does not exist yet",
+            found="it exists",
+            fix=f"name another {parameter('output')}, or remove it",
+        ) from error
     return made
-
-
-def _run(source: Checkpoint, output: Path, seed: int, started: float, progress: Progress) -> Demo:
-    by_loss = choose(
-        source, Choice("ppl", DROP), CalibrationText("pydoc"), compute=Compute(seed=seed), progress=progress
-    )
-    chosen, tail = by_loss.plan, plan(source.anatomy.layers, metric="reverse", drop=DROP)
-    pruned = prune(source, by_loss, output / "pruned", progress=progress)
-    verified = verify(pruned, against=source, progress=progress)
-    if not verified.ok:
-        raise VerificationError(
-            output / "pruned",
-            expected="a checkpoint that computes what the source does without those layers",
-            found=str(verified.to_dict()["checks"]),
-            fix="open an issue with this message",
-        )
-    tokens = Tokens.read("pydoc", source.tokenizer(), samples=REPAIR_SAMPLES, seed=seed)
-    fit = repair(source, frozenset(chosen.removed), tokens, progress=progress)
-    repaired = prune(source, chosen, output / "repaired", repair=fit, progress=progress)
-    task = HealingTask("pydoc", Partial(last=3), schedule=replace(SCHEDULE, seed=seed))
-    heal(repaired, output / "healed", task, progress=progress)
-    healed = Checkpoint.open(output / "healed")
-    models = {"unpruned": source, "pruned": pruned, "repaired": repaired, "healed": healed}
-    rows, tail_perplexity = _measure(models, frozenset(tail.removed), progress)
-    result = Demo(
-        output, rows, chosen, tail, tail_perplexity, verified.ok, round(time.perf_counter() - started, 1), peak_rss()
-    )
-    save_json(output / "demo.json", result.to_dict())
-    return result
-
-
-def _measure(
-    checkpoints: Mapping[str, Checkpoint], tail: SkippedLayers, progress: Progress
-) -> tuple[tuple[DemoRow, ...], Perplexity]:
-    source = checkpoints["unpruned"]
-    tokenizer, device = source.tokenizer(), pick_device()
-    tokens = Tokens.read("pydoc", tokenizer, samples=None, length=512, held_out=True)
-    dtype = arithmetic("auto", source, device)
-    decoders = {name: Decoder.load(checkpoint, dtype=dtype, device=device) for name, checkpoint in checkpoints.items()}
-    measured_speeds = speeds([decoder.model for decoder in decoders.values()], Load(), progress=progress)
-    rows = tuple(
-        DemoRow(
-            name,
-            checkpoint.anatomy.layers,
-            checkpoint.parameters,
-            sum(path.stat().st_size for path in checkpoint.shards),
-            measure(decoders[name], tokens, progress=progress),
-            speed,
-            answer(decoders[name].model, tokenizer, PROMPT),
-        )
-        for (name, checkpoint), speed in zip(checkpoints.items(), measured_speeds, strict=True)
-    )
-    return rows, measure(decoders["unpruned"], tokens, route=tail, progress=progress)

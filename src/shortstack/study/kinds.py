@@ -5,6 +5,7 @@ A new kind is a class here, its name in KINDS, and its place in a trial's path i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from shortstack import evaluation, healing, planning, profiling, pruning, repair
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText, Tokens
+from shortstack.data.splits import HELD_OUT
 from shortstack.data.tokens import encode
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.healing.options import option_defaults, task_of
@@ -22,7 +24,8 @@ from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import Part
 from shortstack.planning import Choice, Plan
-from shortstack.planning.layer_sets import show_layers
+from shortstack.planning.layer_sets import FINALISTS, show_layers, splits
+from shortstack.planning.plans import BLOCKS
 from shortstack.profiling import Timing
 from shortstack.scoring import Scores
 from shortstack.scoring.metrics import metric_named
@@ -36,12 +39,13 @@ if TYPE_CHECKING:
     from shortstack.repairing import Repair
     from shortstack.study.sizes import ModelSize, TextSizes
 
-# Measured on SmolLM2 (AMD EPYC, bf16, 2026-11-27): a repair of 256 x 128 tokens took 88 s, 14 of them in 22 fits, and the
-# rest as long as 5.3 walks through all layers; repaired-blocks took 135 s and 41 walks.
+# Measured on SmolLM2 (AMD EPYC, bf16, 2026-11-27). A repair of 48 x 128 tokens without four layers took 12 and 17 s beside
+# its fits, where a walk through all layers takes 3.3; its fits 4.5 and 7.4 s, of .43 each. What blocks need took 84 s: 14 in
+# fits, 13 in sums for them; the formula of _blocks_cost gives 89, and of a fourth of the tokens 33, where it was 35.
 REPAIR_WALKS = 5.3
-BLOCK_WALKS = 8  # of repaired-blocks, before it repairs its finalists
-BLOCK_FITS = 2  # of each layer, likewise
-FITTED = 0.75  # of the layers, those that a repair fits
+FITTED = 0.6  # of the layers, those that a repair fits
+BLOCK_WALKS = 5  # of repaired-blocks: the whole model, and the sums
+BLOCK_FITS = 1.1  # of each layer
 HELP = {  # of options that a study's file has in other groups
     name: known.help
     for component in (EvaluationText, GenerationChecks, Tasks, Timing, Compute)
@@ -108,7 +112,8 @@ class PlanStep(Step):
             "layers": choice.layers,
             "drop": choice.drop,
             "step": choice.step,
-            **({"strategy": choice.strategy} if choice.strategy else {}),  # older studies have no such key
+            **({"strategy": choice.strategy} if choice.strategy else {}),  # older studies have no such keys
+            **({"finalists": choice.finalists} if choice.finalists != FINALISTS else {}),
         }
         inputs: dict[str, Any] = {"model": known.model(trial)}
         if score:
@@ -123,7 +128,9 @@ class PlanStep(Step):
         names = ("metric", "block", "layers", "drop", "step")
         strategy = self.arguments.get("strategy")
         search = self.arguments["metric"] is None and self.arguments["layers"] is None and strategy is None
-        return Choice(**{name: self.arguments[name] for name in names}, search=search, strategy=strategy)
+        finalists = self.arguments.get("finalists", FINALISTS)
+        given = {name: self.arguments[name] for name in names}
+        return Choice(**given, search=search, strategy=strategy, finalists=finalists)
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)
@@ -147,8 +154,8 @@ class PlanStep(Step):
 
         if not trial.choice.measures:
             return Cost(model.pace.opening, 0, 0)
-        if trial.choice.how.name == "repaired-blocks":
-            return self._blocks_cost(model, texts)
+        if trial.choice.how.name == BLOCKS:
+            return self._blocks_cost(trial.amount(model.layers), model, texts)
         layers = model.layers * (model.layers + 1) / 2
         walks = trial.amount(model.layers) / (trial.step or 1)
         if not trial.choice.how.by_metric:  # as many sets for both, roughly
@@ -157,14 +164,14 @@ class PlanStep(Step):
         walk = texts.seconds(self.arguments, model, walks * model.passed(layers, layers / model.layers))
         return Cost(added((model.opened(model.layers), walk)), 0, model.loaded_bytes)
 
-    def _blocks_cost(self, model: ModelSize, texts: TextSizes) -> Cost:
-        """All blocks in one walk, and then repairs of the best."""
-        from shortstack.planning.measured import FINALISTS
-
-        repairs = FINALISTS + 1
-        walk = texts.seconds(self.arguments, model, model.passed((repairs * REPAIR_WALKS + BLOCK_WALKS) * model.layers))
-        fits = (repairs * FITTED + BLOCK_FITS) * model.layers * model.pace.fit
-        return Cost(added((model.opened(model.layers), fits, walk)), 0, model.loaded_bytes)
+    def _blocks_cost(self, amount: int, model: ModelSize, texts: TextSizes) -> Cost:
+        """All blocks of some sizes in one walk, each from there to the top on the held-out samples; then whole repairs."""
+        layers, repairs = model.layers, self.choice.finalists + 1
+        routes = len({amount, *itertools.chain(*splits(amount))}) * layers
+        walked = (BLOCK_WALKS + repairs * REPAIR_WALKS) * layers + routes * layers / 2 / HELD_OUT
+        walk = texts.seconds(self.arguments, model, model.passed(walked, routes / HELD_OUT))
+        fits = (repairs * FITTED + BLOCK_FITS) * layers * model.pace.fit
+        return Cost(added((model.opened(layers), fits, walk)), 0, model.loaded_bytes)
 
 
 class PruneStep(Step):
@@ -190,7 +197,6 @@ class PruneStep(Step):
         return {**plan.to_dict(), "repair": repair.to_dict() if repair else None, **Contents.of(pruned).result}
 
     def _repair(self, job: Job, checkpoint: Checkpoint, progress: Progress) -> Repair:
-        from shortstack.data.splits import HELD_OUT
         from shortstack.decoder import calibration_tokens
 
         removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]

@@ -1,20 +1,22 @@
 """How much of everything fits into the minutes that somebody has: windows to choose on, to repair on, samples, judging.
 
->>> fitting(Amounts(16, 256, 4000, 64), 60.0, {"windows": Line(10, 1), "repair": Line(1, 0.1), "samples": Line(2, 0.05),
-...         "judged": Line(3, 0.01)})
-Amounts(windows=8, repair=50, samples=607, judged=64)
+>>> lines = {"windows": Line(10, 1), "finalists": Line(2, 0.5), "repair": Line(1, 0.1)}
+>>> lines |= {"samples": Line(2, 0.05), "judged": Line(3, 0.01)}
+>>> fitting(Amounts(16, 5, 256, 4000, 64), 90.0, lines)
+Amounts(windows=10, finalists=1, repair=80, samples=967, judged=64)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 ENDLESS = 100_000  # samples to heal on, where nothing says how many there are
 SHARES = {"windows": 0.3, "repair": 0.1, "judged": 0.1}  # of the time, at most; healing has the rest
 WHAT = {
     "windows": "windows of each text to choose on",
+    "finalists": "pairs of blocks to repair before one is chosen",
     "repair": "windows to repair on",
     "samples": "samples to heal on",
     "judged": "windows of each text to measure on",
@@ -25,10 +27,11 @@ WHAT = {
 class Amounts:
     """What is looked at. windows: of each text, to choose on; repair: windows; samples: to heal on; judged: of each text.
 
-    samples: 0 where nothing heals; judged: None for all that there are.
+    finalists: of repaired-blocks. samples: 0 where nothing heals; judged: None for all that there are.
     """
 
     windows: int
+    finalists: int
     repair: int
     samples: int
     judged: int | None
@@ -42,7 +45,7 @@ class Amounts:
         ]
 
 
-LEAST = Amounts(4, 16, 40, 8)
+LEAST = Amounts(4, 1, 16, 40, 8)
 
 
 class Line(NamedTuple):
@@ -58,26 +61,44 @@ class Line(NamedTuple):
     def seconds(self, amount: int) -> float:
         return self.fixed + self.each * amount
 
+    def less(self, other: Line) -> Line:
+        """Without what another takes."""
+        return Line(self.fixed - other.fixed, self.each - other.each)
+
 
 def fitting(wanted: Amounts, seconds: float, lines: Mapping[str, Line]) -> Amounts:
     """As much of what is wanted as takes so many seconds, and at least LEAST of it.
 
-    lines: what each of the amounts takes. Choosing, repairing and judging have at most their SHARES; what they leave heals.
-    All windows to measure on stay all.
+    lines: what each of the amounts takes, of choosing by windows: with no finalist, and what each of these adds. Choosing,
+    repairing and judging have at most their SHARES; what they leave heals. There are as many finalists as leave half of the
+    windows that were wanted, and at least one. All windows to measure on stay all.
     """
-    amounts = wanted
-    for name, share in SHARES.items():
-        asked, most = getattr(wanted, name), max(getattr(LEAST, name), lines[name].most(share * seconds))
+    share = SHARES["windows"] * seconds
+    half = max(LEAST.windows, wanted.windows // 2)
+    finalists = next(
+        (some for some in range(wanted.finalists, 1, -1) if _choosing(lines, some).most(share) >= half),
+        min(wanted.finalists, LEAST.finalists),
+    )
+    amounts = replace(wanted, finalists=finalists)
+    for name, part in SHARES.items():
+        line = _choosing(lines, finalists) if name == "windows" else lines[name]
+        asked, most = getattr(wanted, name), max(getattr(LEAST, name), line.most(part * seconds))
         if asked is not None and most < asked:
             amounts = replace(amounts, **{name: most})
     if wanted.samples:
-        rest = seconds - sum(lines[name].seconds(getattr(amounts, name) or 0) for name in SHARES)
+        rest = seconds - planned_seconds(replace(amounts, samples=0), lines)
         amounts = replace(amounts, samples=min(wanted.samples, max(LEAST.samples, lines["samples"].most(rest))))
     return amounts
 
 
 def planned_seconds(amounts: Amounts, lines: Mapping[str, Line]) -> float:
     """Seconds that so much takes."""
-    return sum(
-        lines[name].seconds(amount or 0) for name, amount in asdict(amounts).items() if amount or name != "samples"
-    )
+    seconds = _choosing(lines, amounts.finalists).seconds(amounts.windows) + lines["repair"].seconds(amounts.repair)
+    healing = lines["samples"].seconds(amounts.samples) if amounts.samples else 0.0
+    return seconds + healing + lines["judged"].seconds(amounts.judged or 0)
+
+
+def _choosing(lines: Mapping[str, Line], finalists: int) -> Line:
+    """What windows to choose on take with so many finalists."""
+    first, more = lines["windows"], lines["finalists"]
+    return Line(first.fixed + finalists * more.fixed, first.each + finalists * more.each)

@@ -12,34 +12,40 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.runs import Store
+from shortstack.runs.step_progress import StepProgress, read_progress
 from shortstack.runs.store import Folder
 
 
 @dataclass(frozen=True)
 class KindProgress:
-    """Steps of one kind. expected: at most so many in all; seconds: of a finished one, in the mean."""
+    """Steps of one kind. expected: at most so many in all; seconds: of a finished one, in the mean.
+
+    planned: seconds of one by what was known before any ran, where somebody reckoned that.
+    """
 
     done: int
     running: int
     failed: int
     expected: int
     seconds: float | None
+    planned: float | None = None
 
 
 @dataclass(frozen=True)
 class RunningStep:
-    """A step that runs: what the command would be, and for how many seconds it has run."""
+    """A step that runs: what the command would be, for how many seconds it has run, and what it told last."""
 
     kind: str
     command: str
     seconds: float
+    told: StepProgress | None = None
 
 
 @dataclass(frozen=True)
 class StudyProgress:
     """How far a study is at one moment.
 
-    eta: seconds to go at most, by finished steps of the same kind; None where there are none.
+    eta: seconds to go at most, by finished steps of the same kind, or by what was planned; None where there is neither.
     """
 
     title: str
@@ -62,16 +68,21 @@ def study_progress(runs: str | Path) -> StudyProgress:
         DataError: there is none.
     """
     now = time.time()
-    with Store.open(Folder(Path(runs)), read_only=True) as store:
+    folder = Folder(Path(runs))
+    with Store.open(folder, read_only=True) as store:
         notes, counts, seconds = store.noted(), store.counts(), store.seconds()
         rows, failures, trials = store.running(), store.failures(), store.trials()
     states = Counter(trial["state"] for trial in trials)
-    expected, workers = json.loads(notes.get("expected", "{}")), int(notes.get("workers", 1))
+    expected, planned = (json.loads(notes.get(name, "{}")) for name in ("expected", "planned"))
+    workers = int(notes.get("workers", 1))
     kinds = {
-        kind: _kind_progress(counts.get(kind, {}), expected.get(kind, 0), seconds.get(kind, ()))
+        kind: _kind_progress(counts.get(kind, {}), expected.get(kind, 0), seconds.get(kind, ()), planned.get(kind))
         for kind in sorted(expected.keys() | counts.keys())
     }
-    running = [RunningStep(row["kind"], row["command"] or "", now - row["started"]) for row in rows]
+    running = [
+        RunningStep(row["kind"], row["command"] or "", now - row["started"], read_progress(folder.progress(row["key"])))
+        for row in rows
+    ]
     return StudyProgress(
         notes.get("title", ""),
         {state: states[state] for state in ("done", "running", "failed", "waiting")},
@@ -84,10 +95,12 @@ def study_progress(runs: str | Path) -> StudyProgress:
     )
 
 
-def _kind_progress(counts: Mapping[str, int], expected: int, seconds: Sequence[float]) -> KindProgress:
+def _kind_progress(
+    counts: Mapping[str, int], expected: int, seconds: Sequence[float], planned: float | None
+) -> KindProgress:
     done, running, failed = (counts.get(state, 0) for state in ("done", "running", "failed"))
     mean = statistics.fmean(seconds) if seconds else None
-    return KindProgress(done, running, failed, max(expected, done + running + failed), mean)
+    return KindProgress(done, running, failed, max(expected, done + running + failed), mean, planned)
 
 
 def last_line(error: str | None) -> str:
@@ -96,14 +109,37 @@ def last_line(error: str | None) -> str:
 
 
 def seconds_to_go(kinds: Mapping[str, KindProgress], running: Sequence[RunningStep], workers: int) -> float | None:
-    """Seconds until all is done, at most: the steps left of each kind, at the mean of those that ended, shared by workers.
+    """Seconds until all is done, at most: the steps left of each kind, at what one takes, shared by workers.
+
+    A step that runs takes at least as long as its stage needs at its pace.
 
     >>> seconds_to_go({"heal": KindProgress(2, 1, 0, 5, 60.0)}, [RunningStep("heal", "", 20.0)], 2)
     80.0
     """
-    left = {name: kind.expected - kind.done - kind.failed for name, kind in kinds.items()}
-    if any(left[name] and kind.seconds is None for name, kind in kinds.items()):
+    each = _seconds_of_one(kinds)
+    left = {name: kind.expected - kind.done - kind.failed - kind.running for name, kind in kinds.items()}
+    if any(each[name] is None for name in left if left[name] or kinds[name].running):
         return None
-    total = sum(left[name] * (kind.seconds or 0.0) for name, kind in kinds.items())
-    spent = sum(min(each.seconds, kinds[each.kind].seconds or 0.0) for each in running)
-    return (total - spent) / max(1, workers)
+    total = sum(left[name] * (each[name] or 0.0) for name in kinds)
+    for step in running:
+        stage = step.told.left if step.told else 0.0
+        total += max((each[step.kind] or 0.0) - step.seconds, stage, 0.0)
+    return total / max(1, workers)
+
+
+def _seconds_of_one(kinds: Mapping[str, KindProgress]) -> dict[str, float | None]:
+    """What one step of each kind takes: what those took that ended, else what was planned, and as much longer as all were.
+
+    What is left counts as if it took what was planned: one short step that was slow does not make all the others slow.
+
+    >>> _seconds_of_one({"plan": KindProgress(1, 0, 0, 1, 30.0, 10.0), "heal": KindProgress(0, 0, 0, 1, None, 90.0)})
+    {'plan': 30.0, 'heal': 108.0}
+    """
+    planned = {name: kind.planned for name, kind in kinds.items() if kind.planned is not None}
+    late = sum(kinds[name].done * ((kinds[name].seconds or each) - each) for name, each in planned.items())
+    all_planned = sum(kinds[name].expected * each for name, each in planned.items())
+    slower = 1 + late / all_planned if all_planned else 1.0
+    return {
+        name: kind.seconds if kind.seconds is not None else kind.planned and kind.planned * slower
+        for name, kind in kinds.items()
+    }

@@ -19,10 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from shortstack.errors import ShortstackError
 from shortstack.machine.files import digest, finite, plain, whole
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, silent
 from shortstack.runs import Store
+from shortstack.runs.step_progress import PACE, read_progress
 from shortstack.runs.store import Folder
 from shortstack.study.graph import Graph, sources
 from shortstack.study.grid import Resources, Study, read_study
@@ -37,7 +39,10 @@ from shortstack.study.workers import Launch, Needs, local
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """How a study ended. steps: those that ran now; skipped: those that were there already."""
+    """How a study ended. steps: those that ran now; skipped: those that were there already.
+
+    raised: the errors of ours among the failures, themselves; those are no part of the data that to_dict() gives.
+    """
 
     output: Path
     trials: int
@@ -46,9 +51,10 @@ class StudyOutcome:
     steps: int
     skipped: int
     failures: Sequence[Mapping[str, Any]]
+    raised: Sequence[ShortstackError] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(plain(self))
+        return {name: value for name, value in plain(self).items() if name != "raised"}
 
 
 def run_study(
@@ -114,6 +120,7 @@ class _StudyRun:
         self.results: dict[str, Mapping[str, Any]] = dict(store.results())
         self.before = frozenset(self.results)
         self.failed: set[str] = set()
+        self.raised: list[ShortstackError] = []  # what steps raised
         self.running: dict[Future[Any], Step] = {}
         self.ran = 0
         self.weights: dict[str, bool] = {}  # whether a step's folder has some
@@ -126,7 +133,10 @@ class _StudyRun:
         self._update()
         self._hand_over()
         while self.running:
-            finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
+            finished, _ = wait(self.running, timeout=PACE, return_when=FIRST_COMPLETED)
+            if not finished:
+                self._tell()
+                continue
             for future in finished:
                 self._finish(self.running.pop(future), future)
             self._update()
@@ -140,7 +150,10 @@ class _StudyRun:
             for row in self.store.failures()
         ]
         trials, done = len(self.graph.study.trials), len(self.done)
-        return StudyOutcome(self.folder.root, trials, done, trials - done, self.ran, len(steps & self.before), failures)
+        skipped = len(steps & self.before)
+        return StudyOutcome(
+            self.folder.root, trials, done, trials - done, self.ran, skipped, failures, tuple(self.raised)
+        )
 
     def _result(self, step: Step) -> Mapping[str, Any] | None:
         return self.results.get(step.key)
@@ -184,6 +197,7 @@ class _StudyRun:
             given={name: self.results[place] for name, place in step.reads.items() if name == "score"},
             output=self.folder.partial(step.key),
             log=self.folder.log(step.key),
+            progress=self.folder.progress(step.key),
             device=self.graph.study.compute.device,
             url=self.folder.url,
         )
@@ -206,6 +220,7 @@ class _StudyRun:
         if "log" in ended:
             with self.folder.log(step.key).open("a", encoding="utf-8") as log:
                 log.write(ended.pop("log"))
+        self.raised += [ended.pop("raised")] if "raised" in ended else []
         before = self.results.get(step.key)
         if "result" in ended:
             ended["result"] = json.loads(json.dumps(finite(ended["result"])))  # as a later run would read it
@@ -269,8 +284,13 @@ class _StudyRun:
         if self.recorded.get("expected") != expected:
             self.recorded["expected"] = expected
             self.store.note(expected=expected)
-        total = sum(expected.values())
-        note = ", ".join(step.kind for step in self.running.values())
+        self._tell()
+
+    def _tell(self) -> None:
+        """How many steps are done of how many there are at most, and what those that run said last."""
+        total = sum(self.recorded["expected"].values())
+        said = [(step.kind, read_progress(self.folder.progress(step.key))) for step in self.running.values()]
+        note = ", ".join(f"{kind}: {told}" if told else kind for kind, told in said)
         self.progress("study", min(len(self.results), total), total, note=note)
 
     def _remove_weights(self, needed: set[str]) -> None:

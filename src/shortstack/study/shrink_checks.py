@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.data.examples import expected_samples
 from shortstack.data.mixture import check_sources
-from shortstack.errors import DataError, parameter
+from shortstack.errors import DataError, ShortstackError, parameter
 from shortstack.evaluation import EvaluationText
 from shortstack.healing.options import task_of
-from shortstack.planning.layer_sets import parse_drop
+from shortstack.machine.device import Compute
+from shortstack.planning.layer_sets import FINALISTS, parse_drop
+from shortstack.planning.plans import BLOCKS
+from shortstack.study.kinds import EvaluateOptions
 from shortstack.study.minutes import ENDLESS, Amounts
 from shortstack.study.references import expanded, open_model
 from shortstack.study.shrink_options import ShrinkOptions
 from shortstack.study.trial import RepairText
 
 CHECKPOINTS = 2  # of the model's size at most, on disk at once: what was cut, and what was healed
+
+
+@contextmanager
+def in_words_of_shrink() -> Iterator[None]:
+    """Errors of the steps name no option that shrink does not have: what the recipe says is changed there."""
+    known = {each.name for group in (ShrinkOptions, Compute) for each in fields(group)} | {"output"}
+    try:
+        yield
+    except ShortstackError as error:
+        unknown = error.parameters - known
+        if not unknown:
+            raise
+        words = ", ".join(sorted(name.replace("_", " ") for name in unknown))
+        fix = f"give other data or texts, or name a recipe of your own with another {words}: {parameter('recipe', 'FILE')}"
+        raise error.naming_none_of(unknown, fix) from error
 
 
 def check_shrink(model: str, out: Path, options: ShrinkOptions, trial: Mapping[str, Any]) -> Amounts:
@@ -36,7 +56,9 @@ def check_shrink(model: str, out: Path, options: ShrinkOptions, trial: Mapping[s
         parse_drop(trial["drop"], checkpoint.anatomy.layers)
     check_sources(options.text)
     samples = _samples(checkpoint, trial["heal"]) if isinstance(trial["heal"], Mapping) else 0
-    return Amounts(options.samples, RepairText().samples, samples, _judged(checkpoint, options))
+    EvaluateOptions.model_validate(options.asked_tasks).check()
+    finalists = FINALISTS if trial["metric"] == BLOCKS else 0
+    return Amounts(options.samples, finalists, RepairText().samples, samples, _judged(checkpoint, options))
 
 
 def _samples(checkpoint: Checkpoint, heal: Mapping[str, Any]) -> int:

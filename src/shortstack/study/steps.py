@@ -22,12 +22,14 @@ from filelock import FileLock
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import versions
+from shortstack.errors import ShortstackError
 from shortstack.machine.cache import cache_directory
 from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.progress import Progress, bars
 from shortstack.runs.artefacts import Remote, local_copies
+from shortstack.runs.step_progress import Keeper
 from shortstack.runs.store import Folder
 from shortstack.study.references import open_model
 
@@ -130,7 +132,8 @@ class Job:
     """A step with everything a worker needs. places: where each input is; given: results of earlier steps, by name.
 
     The step's arguments have the values of names of the environment, so that `key` is not the step's own any more.
-    url: where the output is copied to, by a worker that sees no folder of the study.
+    progress: the file that tells how far it is. url: where the output is copied to, by a worker that sees no folder of the
+    study.
     """
 
     key: str
@@ -139,6 +142,7 @@ class Job:
     given: Mapping[str, Any]
     output: Path
     log: Path
+    progress: Path
     device: str = "auto"
     url: str | None = None
 
@@ -150,8 +154,8 @@ class Job:
         """With output and log on this machine, where the study's folder may not be seen."""
         if self.url is None:
             return self
-        scratch = Folder(cache_directory("steps"))
-        return replace(self, output=scratch.partial(self.key), log=scratch.log(self.key))
+        scratch, key = Folder(cache_directory("steps")), self.key
+        return replace(self, output=scratch.partial(key), log=scratch.log(key), progress=scratch.progress(key))
 
     def open(self, name: str, progress: Progress) -> Checkpoint:
         return open_model(self.places[name], progress=progress)
@@ -164,7 +168,10 @@ class Job:
 
 
 def perform(wanted: Job) -> dict[str, Any]:
-    """Run a step: `result` or `error`, and what it took; with a URL also `log`, the text of its log."""
+    """Run a step: `result` or `error`, and what it took; with a URL also `log`, the text of its log.
+
+    `raised` is the error itself where it is one of ours.
+    """
     job = wanted.here()
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.output.parent.mkdir(parents=True, exist_ok=True)
@@ -175,9 +182,11 @@ def perform(wanted: Job) -> dict[str, Any]:
         with redirect_stdout(log), redirect_stderr(log), bars() as progress:
             try:
                 shutil.rmtree(job.output, ignore_errors=True)  # of one that was killed before it was put in its place
-                ended: dict[str, Any] = {"result": _result(job, progress)}
-            except Exception:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
+                ended: dict[str, Any] = {"result": _result(job, Keeper(job.progress, progress))}
+            except Exception as error:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
                 ended = {"error": traceback.format_exc()}
+                ended |= {"raised": error} if isinstance(error, ShortstackError) else {}
+        job.progress.unlink(missing_ok=True)
         log.flush()
         return {
             **ended,

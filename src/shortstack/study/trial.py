@@ -18,6 +18,7 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.machine.yamlfile import part_of
 from shortstack.planning import STRATEGIES, Choice
 from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layers
+from shortstack.planning.plans import BLOCKS
 
 ONE_SHOT = "one-shot"
 SEEDED = ("random", "random-authors")  # metrics that need no text, and by another seed may choose other layers
@@ -51,8 +52,12 @@ class RepairText(_Text):
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
     """How layers are chosen, from the words of a study: a metric, a metric and a strategy, search, or layers by name.
 
+    A number behind repaired-blocks is that of its finalists.
+
     >>> parse_choice("angular block").metric, parse_choice("search").search, parse_choice("layers 3-5").layers
     ('angular', True, '3-5')
+    >>> parse_choice("repaired-blocks 2").finalists
+    2
 
     Raises:
         InputError: no such metric, or wrong layers.
@@ -62,6 +67,8 @@ def parse_choice(text: str, *, drop: str | None = None, step: int | None = None)
     if text.startswith("layers "):
         return Choice(layers=text.removeprefix("layers "))
     metric, _, strategy = text.rpartition(" ")
+    if metric == BLOCKS and strategy.isdecimal():
+        return Choice(drop=drop, strategy=metric, step=step, finalists=int(strategy))
     if strategy == "block":
         return Choice(metric, drop, block=True, step=step)
     if strategy in STRATEGIES:

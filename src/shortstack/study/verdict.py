@@ -1,13 +1,14 @@
-"""Keep it or not: what a shortened model keeps of writing and of likelihood, said with the numbers that decide it."""
+"""Keep it or not: what a shortened model keeps of writing and likelihood, its speed, and what int8 would give instead."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shortstack.machine.formats import number
+from shortstack.machine.formats import number, size
+from shortstack.study.beside import Beside
+from shortstack.study.keeping import mean
 
 # Shares of the unpruned model's mean over the probes, and multiples of its perplexity, between which nobody but its
 # user can say. docs/shrink.md names them.
@@ -27,38 +28,52 @@ class Verdict:
         return " ".join([WORDS[self.keep], *self.reasons])
 
 
-def verdict(base: Mapping[str, Any], last: Mapping[str, Any]) -> Verdict:
+def verdict(base: Mapping[str, Any], last: Mapping[str, Any], beside: Beside | None = None) -> Verdict:
     """From the evaluations of the unpruned model and of the shortened one, as evaluate() has them as data.
 
     It is kept where it has not collapsed, has KEPT of what the unpruned model has right of the probes, and at most NEAR
-    times its perplexity on each text; and not where one of them is beyond LOST or FAR.
+    times its perplexity on each text; and not where one of them is beyond LOST or FAR. Tasks, speed and int8 are said.
     """
     text, times = max(
         ((text, each["value"] / base["perplexity"][text]["value"]) for text, each in last["perplexity"].items()),
         key=lambda each: each[1],
     )
-    good, bad, reasons = (
-        times <= NEAR,
-        times > FAR,
-        [f"Perplexity on {text} is {times:.2f} times the unpruned model's."],
-    )
-    probes = _mean(base["probes"]), _mean(last["probes"])
-    if probes[0][0]:
-        (before, _), (after, error) = probes
-        share = after / before
-        good, bad = good and share >= KEPT, bad or share < LOST
-        right = f"{number(after)} ± {number(error)} are right, where the unpruned model has {number(before)}"
-        reasons.append(f"Of small writing tasks {right}.")
+    good, bad = times <= NEAR, times > FAR
+    reasons = [f"Perplexity on {text} is {times:.2f} times the unpruned model's."]
+    for name, what in (("probes", "small writing tasks"), ("tasks", ", ".join(last.get("tasks") or ()))):
+        (before, _), (after, error) = mean(base.get(name) or {}), mean(last.get(name) or {})
+        if not before:
+            continue
+        if name == "probes":
+            good, bad = good and after / before >= KEPT, bad or after / before < LOST
+        right = f"{after:.1%} ± {error:.1%} are right, where the unpruned model has {before:.1%}"
+        reasons.append(f"Of {what} {right}.")
     if last["collapse"] and last["collapse"]["collapsed"]:
         bad = True
         reasons.append(f"What it writes has collapsed: {last['collapse']['sample']}.")
-    return Verdict(False if bad else True if good else None, tuple(reasons))
+    return Verdict(False if bad else True if good else None, (*reasons, *(_beside(beside, last) if beside else ())))
 
 
-def _mean(probes: Mapping[str, Mapping[str, float]]) -> tuple[float, float]:
-    """The mean accuracy over probes and its standard error; nothing where there are none."""
-    values: Sequence[Mapping[str, float]] = list(probes.values())
-    if not values:
-        return 0.0, 0.0
-    error = math.sqrt(sum(each["stderr"] ** 2 for each in values)) / len(values)
-    return sum(each["value"] for each in values) / len(values), error
+def _beside(beside: Beside, last: Mapping[str, Any]) -> list[str]:
+    """What is said of its speed, and of the unpruned model in int8."""
+    said = []
+    if beside.speed:
+        decode, prefill = beside.speed["decode"], beside.speed["prefill"]
+        said.append(
+            f"It writes {decode['value']:.2f} times as fast as the unpruned model ({decode['low']:.2f} to "
+            f"{decode['high']:.2f}) and reads {prefill['value']:.2f} times as fast."
+        )
+    int8 = beside.int8
+    if int8.bytes is None or not int8.perplexity:
+        return [*said, f"What the unpruned model gives in int8 is not known: {int8.reason}."]
+    texts = " and ".join(
+        f"{number(value)} on {text}, where this one has {number(last['perplexity'][text]['value'])}"
+        for text, value in int8.perplexity.items()
+    )
+    better = int8.bytes <= beside.bytes and all(
+        value <= last["perplexity"][text]["value"] for text, value in int8.perplexity.items()
+    )
+    told = (
+        f"The unpruned model in int8 takes {size(int8.bytes)}, this one {size(beside.bytes)}; its perplexity is {texts}"
+    )
+    return [*said, f"{told}: where bytes are all that counts, int8 is better." if better else f"{told}."]

@@ -1,0 +1,117 @@
+"""What a shortened model is held against once it is made: what the unpruned one says, its speed, and that model in int8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.decoder import Decoder
+from shortstack.decoder.quantisation import INT8, quantise, saved_bytes, uncovered
+from shortstack.decoder.wrapping import arithmetic
+from shortstack.evaluation import EvaluationText
+from shortstack.evaluation.perplexity import measure
+from shortstack.machine.device import Compute, pick_device
+from shortstack.machine.memory import available_memory
+from shortstack.machine.progress import Progress, silent, under
+from shortstack.profiling import Timing, profile
+from shortstack.profiling.profiler import answer
+from shortstack.study.sizes import ModelSize
+
+PROMPTS = (
+    "What is the capital of France, and what is the city known for?",
+    "Write two sentences about why people keep gardens.",
+)
+ANSWER_TOKENS = 48
+TIMING = Timing((1,), prompt=128, new_tokens=32, repeats=3)
+RUNS = 2 * (TIMING.repeats + 1) + 1  # of both models, the first of each to warm up, and one for the memory
+
+
+@dataclass(frozen=True)
+class Int8:
+    """The unpruned model with the matrices of its layers in int8: bytes of weights, and the perplexity of each text.
+
+    reason: why there is none of it.
+    """
+
+    bytes: int | None = None
+    perplexity: Mapping[str, float] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """bytes: of the shortened model's weights. answers: a prompt, and what each model says. speed: how many times as fast as
+    the unpruned model, by kind of work.
+
+    Each of speed is a ratio with the lowest and the highest of the turns; slow: why nothing was timed.
+    """
+
+    bytes: int
+    answers: Sequence[Mapping[str, str]]
+    speed: Mapping[str, Mapping[str, float]]
+    int8: Int8
+    slow: str = ""
+
+
+def beside(
+    short: Checkpoint,
+    unpruned: Checkpoint,
+    *,
+    texts: EvaluationText,
+    compute: Compute,
+    progress: Progress = silent,
+) -> Beside:
+    """Hold a shortened model against the unpruned one; at most both are in memory."""
+    answers = [{"prompt": prompt} for prompt in PROMPTS]
+    for name, checkpoint in (("unpruned", unpruned), ("shortened", short)):
+        decoder = _loaded(checkpoint, compute)
+        for number, said in enumerate(answers):
+            said[name] = answer(decoder.model, checkpoint.tokenizer(), said["prompt"], new_tokens=ANSWER_TOKENS)
+            progress(f"answers of the {name} model", number + 1, len(answers))
+        del decoder
+    speed, slow = _speed(short, unpruned, compute, progress)
+    return Beside(short.weight_bytes, answers, speed, _int8(unpruned, texts, compute, progress), slow)
+
+
+def beside_seconds(size: ModelSize, kept: int, texts: float) -> float:
+    """About how long that takes. kept: layers of the shortened model; texts: seconds of measuring a text's perplexity."""
+    both = [kept, size.layers]
+    spoken = sum(len(PROMPTS) * ANSWER_TOKENS * size.step(layers, 1) for layers in both)
+    timed = sum(TIMING.prompt * size.passed(layers) + TIMING.new_tokens * size.step(layers, 1) for layers in both)
+    return 2 * sum(map(size.opened, both)) + spoken + RUNS / 2 * timed + size.opened(size.layers) + texts
+
+
+def _loaded(checkpoint: Checkpoint, compute: Compute) -> Decoder:
+    device = pick_device(compute.device)
+    return Decoder.load(checkpoint, dtype=arithmetic(compute.dtype, checkpoint, device), device=device)
+
+
+def _speed(
+    short: Checkpoint, unpruned: Checkpoint, compute: Compute, progress: Progress
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Ratios of prefill and decode, or why there are none."""
+    device = pick_device(compute.device)
+    needed = sum(each.parameters * arithmetic(compute.dtype, each, device).itemsize for each in (short, unpruned))
+    if needed > available_memory(device):
+        return {}, "both models do not fit in memory together"
+    found = profile(short, against=unpruned, timing=TIMING, compute=compute, progress=progress)
+    assert found.against  # noqa: S101  it was asked for
+    ratios = found.against.ratios[0]
+    return {"prefill": asdict(ratios.prefill), "decode": asdict(ratios.decode)}, ""
+
+
+@torch.no_grad()
+def _int8(unpruned: Checkpoint, texts: EvaluationText, compute: Compute, progress: Progress) -> Int8:
+    """The unpruned model in int8, on the same windows as every other measurement of these texts."""
+    if unpruned.config.get("quantization_config"):
+        return Int8(reason="the model is quantised already")
+    decoder = _loaded(unpruned, compute)
+    if reason := uncovered(decoder) or INT8.missing(str(decoder.device)):
+        return Int8(reason=reason)
+    nbytes = unpruned.weight_bytes - saved_bytes(unpruned, quantise(decoder, INT8))
+    windows = texts.read(unpruned.tokenizer(), compute.seed)
+    told = under(progress, "int8: ")
+    return Int8(nbytes, {name: measure(decoder, tokens, progress=told).value for name, tokens in windows.items()})

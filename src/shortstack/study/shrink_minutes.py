@@ -1,0 +1,116 @@
+"""What fits into the minutes of a shrink on this machine: its speed is measured, and the steps say what they would take."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import yaml
+
+from shortstack.errors import InputError, parameter
+from shortstack.evaluation import EvaluationText
+from shortstack.machine.files import digest, plain, save_json
+from shortstack.study.beside import beside_seconds
+from shortstack.study.costs import START_SECONDS, Estimate, estimate
+from shortstack.study.grid import parse_study
+from shortstack.study.minutes import LEAST, Amounts, Line, fitting
+from shortstack.study.references import expanded, open_model
+from shortstack.study.shrink_study import ShrinkStudy
+from shortstack.study.sizes import ModelSize, TextSizes
+from shortstack.study.steps import added
+
+KINDS_OF = {  # the steps that look at so much
+    "windows": ("score", "plan"),
+    "repair": ("prune",),
+    "samples": ("heal", "turns"),
+    "judged": ("evaluate",),
+}
+JUDGED_TOKENS = EvaluationText.length  # of a window that is measured on
+REPORT_SECONDS = 3.0  # of the page and the card; 2 s on an AMD EPYC, 2026-11-27
+
+
+@dataclass(frozen=True)
+class Reckoned:
+    """What fits, and what it takes, in seconds. planned: one step of each kind; after: what follows the last; all: all."""
+
+    amounts: Amounts
+    planned: Mapping[str, float]
+    after: float
+    all: float
+
+
+@dataclass(frozen=True)
+class Reckoning:
+    """What a shrink of a model takes, by the speed of this machine. trials: cuts that are tried, which share the minutes."""
+
+    study: ShrinkStudy
+    drop: str
+    trials: int = 1
+
+    def reckoned(self, wanted: Amounts) -> Reckoned:
+        """What fits into the minutes; the same again where a run goes on.
+
+        Raises:
+            InputError: what is there of the data cannot be known before it is read.
+        """
+        study, started = self.study, time.monotonic()
+        path = study.folder / "amounts.json"
+        asked = digest([study.model, study.trial, *map(plain, (study.options, study.compute, wanted)), self.trials])
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if known.get("asked") == asked:
+            return Reckoned(Amounts(**known["amounts"]), known["planned"], known["after"], known["all"])
+        checkpoint, options = open_model(str(expanded(study.model))), study.options
+        size = ModelSize.measured(checkpoint, dtype=study.compute.dtype, device=study.compute.device)
+        texts = TextSizes({})
+        lines = self._lines(size, texts)
+        study_of_one = parse_study(self._asked(LEAST), where="shrink")
+        kept = size.layers - study_of_one.trials[0].amount(size.layers)
+        judging = (wanted.judged or 0) * len(options.texts) * JUDGED_TOKENS * size.passed(size.layers, 1)
+        after = beside_seconds(size, kept, judging) + REPORT_SECONDS
+        begun = time.monotonic() - started + START_SECONDS
+        fitted = fitting(wanted, (60 * options.minutes - begun - after) / self.trials, lines)
+        found = self._estimated(fitted, size, texts)
+        planned = {kind: (seconds or 0.0) / found.steps[kind] for kind, seconds in found.seconds.items()}
+        whole = begun + after + self.trials * sum(seconds or 0.0 for seconds in found.seconds.values())
+        reckoned = Reckoned(fitted, planned, after, whole)
+        study.folder.mkdir(exist_ok=True)
+        save_json(path, {"asked": asked, **plain(reckoned)})
+        return reckoned
+
+    def _lines(self, size: ModelSize, texts: TextSizes) -> dict[str, Line]:
+        """The seconds of choosing, repairing, healing and judging, from what runs of different amounts would take."""
+        few, many = LEAST, Amounts(*(2 * amount for amount in _values(LEAST)))
+        one, two = (
+            [self._estimated(replace(amounts, finalists=finalists), size, texts) for amounts in (few, many)]
+            for finalists in (1, 2)
+        )
+        lines = {name: _line(name, few, many, one) for name in KINDS_OF}
+        more = _line("windows", few, many, two).less(lines["windows"])
+        return {**lines, "windows": lines["windows"].less(more), "finalists": more}
+
+    def _estimated(self, amounts: Amounts, size: ModelSize, texts: TextSizes) -> Estimate:
+        return estimate(parse_study(self._asked(amounts), where="shrink"), {self.study.model: size}, texts)
+
+    def _asked(self, amounts: Amounts) -> str:
+        return str(yaml.safe_dump(self.study.asked(amounts, [self.drop])))
+
+
+def _values(amounts: Amounts) -> list[int]:
+    return [value or 0 for value in plain(amounts).values()]
+
+
+def _line(name: str, few: Amounts, many: Amounts, estimates: Sequence[Estimate]) -> Line:
+    """What a number of windows or samples takes, from what runs with few and with many of them would take.
+
+    Raises:
+        InputError: nobody can tell.
+    """
+    less, more = getattr(few, name), getattr(many, name)
+    low, high = (added(each.seconds.get(kind, 0.0) for kind in KINDS_OF[name]) for each in estimates)
+    if low is None or high is None:
+        where, found = parameter("data"), "data whose length nobody knows before it is read"
+        raise InputError(where, expected="data on this disk, to plan the minutes", found=found, fix="download it first")
+    each = (high - low) / (more - less)
+    return Line(low - each * less, each)

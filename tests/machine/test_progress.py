@@ -1,0 +1,64 @@
+"""Progress in logs and notebooks: how often something is said, and what."""
+
+import sys
+import types
+
+import pytest
+
+from shortstack.machine import progress as module
+from shortstack.machine.progress import bars
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module._Told.__init__, "__defaults__", (lambda: now[0],))
+    return now
+
+
+def test_a_log_has_a_line_at_the_beginning_each_half_minute_and_at_the_end(clock, capsys):
+    with bars() as told:
+        for second in range(0, 101, 5):
+            clock[0] = float(second)
+            told("healing", second, 100, note="9 tokens/s")
+    assert capsys.readouterr().err.splitlines() == [
+        "healing: 0%, 9 tokens/s",
+        "healing: 30%, 70 s left, 9 tokens/s",
+        "healing: 60%, 40 s left, 9 tokens/s",
+        "healing: 90%, 10 s left, 9 tokens/s",
+        "healing: 100%, 9 tokens/s",
+    ]
+
+
+def test_a_notebook_has_one_line_for_each_stage_that_changes_in_its_place(clock, monkeypatch, capsys):
+    shown, updated = [], []
+
+    class Handle:
+        def update(self, data, *, raw):
+            assert raw
+            updated.append(data["text/plain"])
+
+    def display(data, *, raw, display_id):
+        assert raw
+        assert display_id
+        shown.append(data["text/plain"])
+        return Handle()
+
+    kernel = types.SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: kernel))
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=display))
+    with bars() as told:
+        for second in range(5):
+            clock[0] = second / 4
+            told("healing", second, 4)
+        told("timing", 1, 1)
+    assert shown == ["healing: 0%", "timing: 100%"]
+    assert updated == ["healing: 50%", "healing: 100%"]
+    assert not capsys.readouterr().err
+
+
+def test_a_terminal_of_ipython_is_no_notebook(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: object()))
+    assert not module._in_notebook()
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
+    assert not module._in_notebook()
