@@ -23,6 +23,7 @@ from .healing import Turns as Turns
 from .healing import heal as heal
 from .healing import heal_in_turns as heal_in_turns
 from .machine import Compute as Compute
+from .machine import bars as bars
 from .planning import Choice as Choice
 from .planning import Plan as Plan
 from .planning import choose as choose

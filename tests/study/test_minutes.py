@@ -37,9 +37,9 @@ def test_what_nobody_asked_for_is_left_alone_and_what_was_is_said():
     amounts = fitting(replace(WANTED, judged=None, samples=0), 100.0, lines)
     assert amounts == Amounts(10, 2, 16, 0, None)
     assert amounts.left_out(replace(WANTED, judged=None, samples=0)) == [
-        "10 windows of each text to choose on in place of 16",
-        "2 pairs of blocks to repair before one is chosen in place of 5",
-        "16 windows to repair on in place of 256",
+        "windows of each text to choose on: 10 in place of 16",
+        "pairs of blocks to repair before one is chosen: 2 in place of 5",
+        "windows to repair on: 16 in place of 256",
     ]
     assert not Amounts(16, 5, 256, 50, 64).left_out(Amounts(16, 5, 256, ENDLESS, 64))
 

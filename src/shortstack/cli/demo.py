@@ -28,7 +28,7 @@ def demo(
 ) -> None:
     """Make a small model that comes along shorter, and measure it.
 
-    SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, each as `shrink` does it in under three minutes.
+    SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, each as `shrink` does it in three minutes.
     """
     from shortstack.study.demo import run
 

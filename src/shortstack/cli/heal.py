@@ -12,7 +12,7 @@ import typer
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Values, Without
-from shortstack.cli.options import Out, Reporting, Session
+from shortstack.cli.options import Out, Reporting, Session, going_on
 from shortstack.errors import OutputError, parameter
 from shortstack.healing import Partial, Turns
 from shortstack.healing.methods import MethodOptions, check_known
@@ -101,7 +101,8 @@ def heal(
             task = replace(task, teacher=session.alone.open(run.teacher, progress) if run.teacher else None)
             if run.dry_run:
                 return _foretell(checkpoint, task, turns, session.report)
-            result = _healed(checkpoint, output, task, turns, run, progress)
+            with going_on("with --resume the same command goes on from its last saved step"):
+                result = _healed(checkpoint, output, task, turns, run, progress)
     if not first_process():
         return None
     if run.plot:

@@ -8,7 +8,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.options import Reporting
+from shortstack.cli.options import Reporting, going_on
 from shortstack.errors import InputError, parameter
 from shortstack.machine.formats import duration, size
 from shortstack.study.run_options import RunOptions
@@ -39,7 +39,7 @@ def study(
     if run.output is None:
         fix = f"add {parameter('output', 'runs')}, or {parameter('dry_run', True)}"
         raise InputError(parameter("output"), expected="a folder for the study", found="none", fix=fix)
-    with report.bars() as progress:
+    with report.bars() as progress, going_on(f"the same command goes on from there; what is done lies in {run.output}"):
         outcome = run_study(
             file, run.output, launcher=run.launcher, artefacts=run.artefacts, keep=run.keep, progress=progress
         )

@@ -9,3 +9,4 @@ from . import options as options
 from . import progress as progress
 from . import yamlfile as yamlfile
 from .device import Compute as Compute
+from .progress import bars as bars

@@ -21,7 +21,7 @@ from shortstack.study.shrinker import Shrunk, shrink
 from shortstack.study.workers import Launch, local
 
 DROPS = (4, 8)
-OPTIONS = ShrinkOptions(minutes=2.7, probe_items=10)
+OPTIONS = ShrinkOptions(minutes=3.0, probe_items=10)
 
 
 @dataclass(frozen=True)

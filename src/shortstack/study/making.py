@@ -13,6 +13,7 @@ from typing import Any
 from shortstack.data import CalibrationText
 from shortstack.errors import ShortstackError, ShortstackWarning, parameter
 from shortstack.machine.files import save_json
+from shortstack.machine.formats import duration
 from shortstack.machine.progress import Progress
 from shortstack.runs.records import TrialRecord
 from shortstack.study.keeping import TRIALS, Share, first_amount, kept, largest, least, next_amount
@@ -95,8 +96,8 @@ class Making:
         self.whole.before("measuring the speed of this machine", 0, 1)
         reckoned, minutes = reckoning.reckoned(wanted), self.study.options.minutes
         if reckoned.all > LATE * 60 * minutes:
-            took = f"{reckoned.all / 60:.0f} minutes are needed at least, where {minutes:g} were given"
-            warnings.warn(f"{took}: the least to choose, repair, heal and measure on", ShortstackWarning, stacklevel=4)
+            took = f"{duration(reckoned.all)} is needed for the least to choose, repair, heal and measure on"
+            warnings.warn(f"{took}, where {duration(60 * minutes)} was given", ShortstackWarning, stacklevel=4)
         self.whole.expect(reckoned.all, reckoned.after)
         return reckoned
 

@@ -39,7 +39,7 @@ class Amounts:
     def left_out(self, wanted: Amounts) -> list[str]:
         """What there is less of than was wanted, in words."""
         return [
-            f"{getattr(self, each.name):,} {WHAT[each.name]} in place of {getattr(wanted, each.name) or 'all'}"
+            f"{WHAT[each.name]}: {getattr(self, each.name):,} in place of {getattr(wanted, each.name) or 'all'}"
             for each in fields(self)
             if getattr(self, each.name) != getattr(wanted, each.name) != ENDLESS
         ]

@@ -1,0 +1,141 @@
+"""What `shrink` plans to take beside what it takes, and what comes out: SmolLM2 and a model of the shape of a 0.5B one.
+
+    python benchmarks/shrink.py                                  # all, 3 hours with nothing beside
+    python benchmarks/shrink.py --model demo --drop 8 --minutes 15
+    python benchmarks/shrink.py --smoke                          # a tiny model, half a minute
+
+The larger model has the shape of Qwen2.5-0.5B (24 layers of width 896, vocabulary 151,936), random weights, and SmolLM2's
+tokenizer: its time means something, its quality does not. The cache is empty at the start of each run, so that the model
+writes its texts again. Each run is added to results/shrink_<cpu>_<date>.json, and the page beside it is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import harness
+
+MODELS = (("demo", "4"), ("demo", "8"), ("0.5B", "25%"))
+RUNS = [(model, drop, minutes) for minutes in (5, 15, 40) for model, drop in MODELS]
+AIM = 0.15  # of the planned time
+SMOKE = ("tiny", "2", 0.2)
+
+
+def shaped(folder: Path, **shape: Any) -> Path:
+    """A model with random weights and the demo's tokenizer."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    import shortstack as ss
+
+    torch.manual_seed(0)
+    tokenizer = ss.Checkpoint.open("demo").tokenizer()
+    config = Qwen2Config(**shape, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def model_at(name: str, folder: Path) -> str:
+    if name == "0.5B":
+        shape = {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
+        return str(shaped(folder / name, **shape, num_attention_heads=14, num_key_value_heads=2))
+    if name == "tiny":
+        shape = {"vocab_size": 49_152, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6}
+        return str(shaped(folder / name, **shape, num_attention_heads=4, num_key_value_heads=4))
+    import shortstack as ss
+
+    return str(ss.Checkpoint.open(name).directory)  # read from the package once, outside of what is measured
+
+
+def measured(name: str, drop: str, minutes: float, folder: Path) -> dict[str, Any]:
+    """One run, in this process but for its worker."""
+    import shortstack as ss
+
+    model, cache = model_at(name, folder), folder / "cache"
+    os.environ["SHORTSTACK_CACHE"] = str(cache)
+    items = 2 if name == "tiny" else ss.ShrinkOptions.probe_items
+    options = ss.ShrinkOptions(drop=drop, minutes=minutes, probe_items=items)
+    started = time.perf_counter()
+    with ss.bars() as progress:
+        made = ss.shrink(model, folder / "out", options, progress=progress)
+    row = {
+        "model": name,
+        "drop": drop,
+        "minutes": minutes,
+        "planned": made.planned,
+        "seconds": time.perf_counter() - started,
+        "left_out": list(made.left_out),
+        "verdict": made.verdict.replace(str(folder), ""),
+        "removed": made.steps["plan"]["removed"],
+        "right": {role: _right(made.steps[f"evaluate_{role}"]) for role in ("base", "healed")},
+        "perplexity": {
+            role: made.steps[f"evaluate_{role}"]["perplexity"]["pydoc"]["value"] for role in ("base", "healed")
+        },
+    }
+    shutil.rmtree(folder / "out")
+    shutil.rmtree(cache, ignore_errors=True)
+    return row
+
+
+def _right(evaluation: Mapping[str, Any]) -> float:
+    probes = [each["value"] for each in evaluation["probes"].values()]
+    return sum(probes) / len(probes)
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The results as Markdown."""
+    cells = []
+    for row in rows:
+        off = row["seconds"] / row["planned"] - 1
+        kept = "-" if row["model"] == "0.5B" else f"{row['right']['healed']:.3f} of {row['right']['base']:.3f}"
+        times = "-" if row["model"] == "0.5B" else f"{row['perplexity']['healed'] / row['perplexity']['base']:.2f}"
+        met = "met" if abs(off) <= AIM else "**missed**"
+        cells.append(
+            [
+                f"{row['model']} without {row['drop']}",
+                f"{row['minutes']:g}",
+                f"{row['planned']:.0f} s",
+                f"{row['seconds']:.0f} s",
+                f"{off:+.0%}, {met}",
+                kept,
+                times,
+                "; ".join(row["left_out"]) or "nothing",
+            ]
+        )
+    head = ["run", "--minutes", "planned", "took", f"off (aim {AIM:.0%})", "probes right", "perplexity", "cut for time"]
+    return [harness.table(head, cells), "Perplexity is on pydoc, in multiples of the unpruned model's."]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("demo", "0.5B"))
+    parser.add_argument("--drop", default="25%")
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, and nothing is kept")
+    asked = parser.parse_args()
+    runs = [(asked.model, asked.drop, asked.minutes)] if asked.model else [SMOKE] if asked.smoke else RUNS
+    name = f"shrink_{harness.machine_slug()}_{date.today().isoformat()}.json"
+    before = harness.RESULTS / name
+    rows = json.loads(before.read_text(encoding="utf-8"))["rows"] if before.exists() and not asked.smoke else []
+    for model, drop, minutes in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measured(model, drop, minutes, Path(folder)))
+        if asked.smoke:
+            print(*page(rows), sep="\n")
+            continue
+        known = {"machine": harness.machine(), "versions": harness.versions("torch", "transformers", "peft", "torchao")}
+        harness.save("shrink", {**known, "command": harness.command_line(), "rows": rows}, page(rows))
+
+
+if __name__ == "__main__":
+    main()
