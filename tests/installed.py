@@ -23,12 +23,11 @@ with tempfile.TemporaryDirectory() as folder:
     command = Path(sys.executable).with_name("shortstack")
     subprocess.run([command, "demo", "-o", out], check=True)
     demo = json.loads((out / "demo.json").read_text())
-    assert demo["verified"] is True
-    unpruned, pruned, repaired, healed = (row["perplexity"]["value"] for row in demo["rows"])
-    assert unpruned < healed < repaired < pruned < 100 < 1e6 < demo["tail_perplexity"]["value"]
+    base, four, eight = (row["perplexity"] for row in demo["rows"])
+    assert base < four < eight < 2.5 * base
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = AutoModelForCausalLM.from_pretrained(out / "healed", dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(out / "minus-8", dtype="auto")
     assert model.dtype == torch.bfloat16
     assert model.config.num_hidden_layers == demo["rows"][-1]["layers"] == 22
 print("the wheel is complete, and its demo runs")

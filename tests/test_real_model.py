@@ -54,11 +54,11 @@ def test_a_cut_of_the_real_model_is_exact(smollm2, layers, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_tells_the_story_it_promises(tmp_path, capsys):
+def test_the_demo_tells_the_story_it_promises(tmp_path):
     result = run(tmp_path / "demo")
-    base, pruned, repaired, healed = result.rows
-    assert [row.layers for row in result.rows] == [30, 22, 22, 22]
-    assert result.verified
-    assert base.perplexity.value < healed.perplexity.value < repaired.perplexity.value < pruned.perplexity.value < 60
-    assert result.tail_perplexity.value > 1e6
-    assert result.peak_rss_bytes < 4e9
+    base, four, eight = result.rows
+    assert [row.layers for row in result.rows] == [30, 26, 22]
+    assert base.perplexity < four.perplexity < eight.perplexity < 2.5 * base.perplexity
+    assert base.right > four.right > 0.15
+    assert eight.right > 0.1, "it can write"
+    assert 1 < four.writes < eight.writes

@@ -78,22 +78,44 @@ def test_fold_points_of_blocks_that_add_next_to_nothing_are_found_in_16_bits(mod
     assert [(point.kind, point.name, point.place) for point in find_fold_points(decoder, 3)] == FOLD_POINTS[model_type]
 
 
-def test_the_ridge_is_what_numpy_finds():
+@pytest.mark.parametrize("size", [7, 30, 80])
+def test_the_ridge_is_what_numpy_finds(size):
+    """Fifty tokens: more than inputs, so that sums are kept from the first or from the second part on, and fewer."""
     torch.manual_seed(0)
-    inputs, residuals, weights = torch.randn(50, 7), torch.randn(2, 50, 3), torch.rand(50) + 0.1
+    inputs, residuals, weights = torch.randn(50, size), torch.randn(2, 50, 3), torch.rand(50) + 0.1
     regression = MatrixRegression()
     regression.add(inputs[:20], residuals[:, :20], weights[:20])
     regression.add(inputs[20:], residuals[:, 20:], weights[20:])
     x, w = inputs.double().numpy(), weights.double().numpy()
-    penalty = 0.1 * (x * x * w[:, None]).sum() / 7
-    rows = numpy.vstack([x * numpy.sqrt(w)[:, None], math.sqrt(penalty) * numpy.eye(7)])
+    penalty = 0.1 * (x * x * w[:, None]).sum() / size
+    rows = numpy.vstack([x * numpy.sqrt(w)[:, None], math.sqrt(penalty) * numpy.eye(size)])
     found = regression.solve(0.1)
     for number, r in enumerate(residuals.double().numpy()):
-        wanted = numpy.vstack([r * numpy.sqrt(w)[:, None], numpy.zeros((7, 3))])
+        wanted = numpy.vstack([r * numpy.sqrt(w)[:, None], numpy.zeros((size, 3))])
         expected = numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T
         assert found[number].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-7)
         error = ((r - x @ expected.T) ** 2).sum(1) @ w / ((r**2).sum(1) @ w)
         assert regression.errors(found)[number] == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [10, 200])
+def test_of_wide_residuals_each_has_the_ridge_that_is_best_on_all_of_their_channels(size):
+    """Kept tokens of noise, and of what the inputs explain: a sketch of 64 of 150 channels tells them apart."""
+    torch.manual_seed(0)
+    inputs, explained = torch.randn(160, size), torch.randn(size, 150)
+    residuals = torch.stack([torch.randn(160, 150), inputs @ explained])
+    fitted, judged = MatrixRegression(), MatrixRegression()
+    fitted.add(inputs[:120], residuals[:, :120], torch.ones(120))
+    judged.add(inputs[120:], residuals[:, 120:], torch.ones(40))
+    found = fitted.fitted(judged, RIDGES)
+    for number, fit in enumerate(found):
+        changes = {ridge: fitted.solve(ridge) for ridge in RIDGES}
+        errors = {ridge: judged.errors(each)[number] for ridge, each in changes.items()}
+        best = min(errors, key=errors.__getitem__)
+        assert fit.ridge == best
+        torch.testing.assert_close(fit.change, changes[best][number])
+        assert fit.error == pytest.approx(errors[best])
+    assert found[0].ridge > found[1].ridge
 
 
 def test_what_there_is_nothing_of_needs_no_change_and_what_is_no_number_is_not_taken_for_that():

@@ -64,7 +64,7 @@ def paced(tiny, monkeypatch):
     monkeypatch.setattr(sizes, "layer_seconds", lambda decoder: 1.0)
     monkeypatch.setattr(sizes, "head_seconds", lambda decoder: 100.0)
     monkeypatch.setattr(sizes, "writing_seconds", lambda decoder: (1000.0, 10.0))
-    monkeypatch.setattr(sizes, "fit_seconds", lambda *widths: 10.0)
+    monkeypatch.setattr(sizes, "_fit_seconds", lambda *_shape: 10.0)
     monkeypatch.setattr(sizes.time, "perf_counter", lambda: 0.0)
     monkeypatch.setattr(sizes, "COPY_BYTES_PER_S", math.inf)
     monkeypatch.setattr(sizes, "DIGEST_BYTES_PER_S", math.inf)
@@ -90,17 +90,17 @@ def test_time_is_that_of_layer_forwards_and_heads(paced):
 
 
 def test_repairs_are_walks_and_fits(paced):
-    """A fit takes 10 s; a repair fits three layers of five in 5.3 walks, and six cuts are repaired to choose one.
+    """A fit takes 10 s; a repair fits seven layers of ten in 3.3 walks, and six cuts are repaired to choose one.
 
     Of 6 layers 2 go: blocks of two sizes, so twelve routes, each through three layers and a head with a fourth of the text.
     """
     repaired = estimated(ONE.replace("drop: 2", f"drop: 2\nrepair: {{text: {TEXT}, samples: 8, length: 16}}"))
-    assert repaired.seconds["prune"] == pytest.approx(8 * 16 * 5.3 * 6 + 3.6 * 10)
+    assert repaired.seconds["prune"] == pytest.approx(8 * 16 * 3.3 * 6 + 4.2 * 10)
     blocks = estimated(ONE.replace("[ppl]", "[repaired-blocks]"))
-    walks, heads = (6 * 5.3 + 5) * 6 + 12 * 3 / 4, 12 / 4
-    assert blocks.seconds["plan"] == pytest.approx(WINDOWS * (walks + 100 * heads) + (6 * 3.6 + 1.1 * 6) * 10)
+    walks, heads = (6 * 3.3 + 1) * 6 + 12 * 3 / 4, 12 / 4
+    assert blocks.seconds["plan"] == pytest.approx(WINDOWS * (walks + 100 * heads) + (6 * 4.2 + 6) * 10)
     fewer = estimated(ONE.replace("[ppl]", "[repaired-blocks 1]"))
-    assert blocks.seconds["plan"] - fewer.seconds["plan"] == pytest.approx(4 * (WINDOWS * 5.3 * 6 + 3.6 * 10))
+    assert blocks.seconds["plan"] - fewer.seconds["plan"] == pytest.approx(4 * (WINDOWS * 3.3 * 6 + 4.2 * 10))
 
 
 def test_every_kind_of_text_has_its_windows(paced):

@@ -1,16 +1,29 @@
 """shrink: the whole line into one folder that is a plain checkpoint, with its report and card; killed, it goes on."""
 
+import html
 import json
+import re
+from dataclasses import fields
 
 import pytest
 import yaml
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import InputError, OutputError, ShortstackError
+from shortstack.errors import (
+    DataError,
+    InputError,
+    OutputError,
+    ShortstackError,
+    ShortstackWarning,
+    as_option,
+    parameter,
+)
+from shortstack.machine.device import Compute
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.pruning import verify
 from shortstack.study import ShrinkOptions, shrink
 from shortstack.study.card import model_card
+from shortstack.study.keeping import Share
 from shortstack.study.kinds import HealStep, PruneStep
 from studies import inline, make_data
 
@@ -79,12 +92,88 @@ def test_what_is_wrong_is_said_before_anything_is_written(tiny):
         ({"text": str(tiny / "typo.txt")}, r"typo\.txt"),
         ({"perplexity": str(tiny / "typo.txt")}, r"typo\.txt"),
         ({"drop": "6"}, "6"),
+        ({"length": 4096}, "4096"),
+        ({"keep": "95%", "drop": "2"}, "nothing else that says how much goes"),
+        ({"keep": "lots"}, "a share between 0% and 100%"),
+        ({"keep": "0.0%"}, "a share between 0% and 100%"),
+        ({"tasks": "piqa"}, "tasks on this disk, to plan the minutes"),
         ({"out": "model/out"}, "outside the input"),
     ):
-        with pytest.raises(ShortstackError, match=said):
+        with pytest.raises(ShortstackError, match=said) as raised:
             shrunk(tiny, **wrong)
+        check_options_of_shrink(raised.value)
     assert not list(tiny.glob("*.study"))
     assert not (tiny / "model" / "out").exists()
+
+
+def check_options_of_shrink(error):
+    """An error names no option that shrink does not have."""
+    groups = (ShrinkOptions, Compute)
+    known = {f"--{each.name.replace('_', '-')}" for group in groups for each in fields(group)} | {"--output"}
+    assert set(re.findall(r"--[a-z-]+", " ".join(error.spelled(as_option)))) <= known
+
+
+def test_what_a_step_refuses_is_said_once_in_words_of_shrink(tiny, monkeypatch):
+    def refuse(*_args, **_options):
+        raise DataError(parameter("held_out"), expected="fewer", found="9", fix=f"write {parameter('held_out', 2)}")
+
+    monkeypatch.setattr("shortstack.healing.heal", refuse)
+    with pytest.raises(DataError) as raised:
+        shrunk(tiny)
+    check_options_of_shrink(raised.value)
+    said = str(raised.value)
+    assert said.startswith("held out: expected fewer, found 9.")
+    assert "a recipe of your own with another held out: recipe=FILE" in said
+    assert not re.search("[0-9a-f]{64}", said)
+
+
+def test_the_largest_cut_that_keeps_enough_is_made(tiny, monkeypatch):
+    """A model that keeps .9, .8, ... of what it had without one layer, two, ...; the first guess is four."""
+    monkeypatch.setattr("shortstack.study.making.first_amount", lambda _costs, _share: 4)
+    monkeypatch.setattr("shortstack.study.making.kept", lost_by_layers)
+    made = shrunk(tiny, keep="75%")
+    assert [(each.layers, round(each.share.value, 6)) for each in made.tried] == [(4, 0.6), (2, 0.8), (3, 0.7)]
+    assert Checkpoint.open(tiny / "out").anatomy.layers == 4
+    assert len(made.steps["plan"]["removed"]) == 2
+    with pytest.raises(ShortstackError, match=r"found without 1 layer 90\.0% ± 1\.0% of the words") as raised:
+        shrunk(tiny, "other", keep="95%")
+    check_options_of_shrink(raised.value)
+    assert not (tiny / "other").exists()
+    ran = []
+    monkeypatch.setattr(PruneStep, "run", _counted(PruneStep.run, ran))
+    shrunk(tiny, "other", keep="85%")
+    assert ran == ["prune"], "without 1 and 4 layers it was made by the first call"
+    assert Checkpoint.open(tiny / "other").anatomy.layers == 5
+
+
+def lost_by_layers(_base, last):
+    return {"words": Share(1 - 0.1 * (6 - Checkpoint.open(last["model"]).anatomy.layers), 0.01)}
+
+
+def test_a_result_says_how_fast_it_is_and_what_int8_would_give(tiny):
+    made = shrunk(tiny)
+    beside = made.beside
+    assert beside.bytes == Checkpoint.open(tiny / "out").weight_bytes
+    assert beside.speed["decode"]["low"] <= beside.speed["decode"]["value"] <= beside.speed["decode"]["high"]
+    assert f"It writes {beside.speed['decode']['value']:.2f} times as fast" in made.verdict
+    text = str(tiny / "text.txt")
+    unpruned = made.steps["evaluate_base"]["perplexity"][text]["value"]
+    if beside.int8.perplexity:  # torchao is there
+        assert beside.int8.bytes < Checkpoint.open(tiny / "model").weight_bytes
+        assert beside.int8.perplexity[text] == pytest.approx(unpruned, rel=0.05)
+        assert beside.int8.perplexity[text] != unpruned
+    assert made.planned > 0
+
+
+def test_the_report_and_the_card_begin_with_the_verdict(tiny):
+    made = shrunk(tiny)
+    page = html.unescape((tiny / "out" / "report.html").read_text(encoding="utf-8"))
+    assert f'<p class="lead">{made.verdict}' in page
+
+
+def test_minutes_that_are_too_few_are_said_before_work_begins(tiny, monkeypatch):
+    with pytest.warns(ShortstackWarning, match="is needed for the least .* where 0.6 s was given"):
+        shrunk(tiny, minutes=0.01)
 
 
 def test_what_failed_is_said_and_a_second_call_goes_on_with_other_options_too(tiny, monkeypatch):

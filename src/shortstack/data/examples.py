@@ -45,13 +45,12 @@ def read_examples(
     Raises:
         DataError: the data cannot be read, or nothing in it can be learnt from.
     """
-    sources, rng = parse_sources(source), random.Random(seed)
-    read = {each.source: _read(each.source, tokenizer, max_length, seed) for each in sources if not each.endless}
-    wanted = shares(sources, {name: len(examples) for name, examples in read.items()}, most)
+    rng = random.Random(seed)
+    read, wanted = _shared_out(source, tokenizer, max_length, seed, most)
     for name, amount in wanted.items():
         if name not in read:
             read[name] = _made(name, amount, tokenizer, max_length, seed, written)
-    if len(sources) == 1:
+    if len(wanted) == 1:
         (only,) = read.values()
         return rng.sample(only, len(only))[:most]
     chosen = [example for name, amount in wanted.items() for example in rng.sample(read[name], amount)]
@@ -66,9 +65,17 @@ def expected_samples(
     Raises:
         DataError: as read_examples.
     """
+    _, wanted = _shared_out(source, tokenizer, max_length, 0, most)
+    return sum(wanted.values())
+
+
+def _shared_out(
+    source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: int | None
+) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    """The samples of the sources that have an end, and how many each source gives."""
     sources = parse_sources(source)
-    read = {each.source: _read(each.source, tokenizer, max_length, seed=0) for each in sources if not each.endless}
-    return sum(shares(sources, {name: len(examples) for name, examples in read.items()}, most).values())
+    read = {each.source: _read(each.source, tokenizer, max_length, seed) for each in sources if not each.endless}
+    return read, shares(sources, {name: len(examples) for name, examples in read.items()}, most)
 
 
 def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: int | None) -> dict[str, int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shortstack.data.splits import HELD_OUT
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State
@@ -114,14 +115,21 @@ def fit_corrections(
 
 
 @torch.no_grad()
-def fit_seconds(inputs: int, width: int, device: str | torch.device) -> float:
-    """Seconds in which a matrix [width, inputs] is fitted, once its sums are there."""
-    regression = MatrixRegression()
-    tokens = torch.randn(2, inputs, device=device), [torch.randn(2, width, device=device)], torch.ones(2, device=device)
-    regression.add(*tokens)
+def fit_seconds(inputs: int, width: int, device: str | torch.device, *, tokens: int, residuals: int = 1) -> float:
+    """Seconds in which matrices [width, inputs] are fitted on so many tokens, a fourth of them held out.
+
+    Random ones stand for them, at most as many as there are inputs and half as many again: more only add to the sums.
+    """
+    timed = min(tokens, max(HELD_OUT, 3 * inputs // 2))
+    held_out = -(-timed // HELD_OUT)
     started = time.perf_counter()
-    regression.fitted(regression, RIDGES)  # to floats, so that a GPU has done it
-    return time.perf_counter() - started
+    fitted, judged = MatrixRegression(), MatrixRegression()
+    for regression, some in ((fitted, timed - held_out), (judged, held_out)):
+        given = torch.randn(some, inputs, device=device), torch.randn(residuals, some, width, device=device)
+        regression.add(given[0], list(given[1]), torch.ones(some, device=device))
+    summed = time.perf_counter() - started
+    fitted.fitted(judged, RIDGES)  # to floats, so that a GPU has done it
+    return time.perf_counter() - started + summed * (tokens / timed - 1)
 
 
 def token_weights(wanted: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -39,13 +39,15 @@ class Regression(ABC):
 
     def add(self, inputs: Tensor, residuals: Sequence[Tensor], weights: Tensor) -> None:
         """inputs: [..., d], each of residuals: [..., width], weights: [tokens]."""
-        x, several = inputs.flatten(0, -2).float(), [r.flatten(0, -2) for r in residuals]
+        x, several = inputs.flatten(0, -2).float(), torch.stack([r.flatten(0, -2) for r in residuals])
+        self.residuals = self.residuals + in_float64((several.square().sum(-1) * weights).sum(-1))
+        self._take(x, several, weights)
+
+    def _take(self, x: Tensor, several: Tensor, weights: Tensor) -> None:
+        """Add tokens to the sums. x: [tokens, d], several: [residual, tokens, width]."""
         scaled = x * weights[:, None]
         self.inputs = self.inputs + in_float64(self._summed(scaled, x))
         self.both = self.both + in_float64(torch.stack([self._summed(r, scaled) for r in several]))
-        self.residuals = self.residuals + in_float64(
-            torch.stack([(r.square().sum(-1) * weights).sum() for r in several])
-        )
 
     @abstractmethod
     def solve(self, ridge: float) -> Tensor:
@@ -93,22 +95,98 @@ class Regression(ABC):
         """sum w |its product with x|^2 of each change."""
 
 
+class _Rows(NamedTuple):
+    """Tokens themselves, times the square root of their weights: inputs [tokens, d], residuals [residual, tokens, width].
+
+    kernel: the inputs' products with each other, [tokens, tokens].
+    """
+
+    inputs: Tensor
+    residuals: Tensor
+    kernel: Tensor
+
+
 class MatrixRegression(Regression):
-    """A change is a matrix [width, d]."""
+    """A change is a matrix [width, d].
+
+    While there are fewer tokens than inputs, they are kept in the place of sums: the change is then a mixture of the tokens'
+    inputs, of weights (K + ridge)^-1 r, where K [tokens, tokens] is smaller than the sums (kernel ridge regression).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] | None = []
+        self._known: _Rows | None = None
+
+    @property
+    def _rows(self) -> _Rows | None:
+        """The tokens; None where sums have taken their place."""
+        if self._known is None and self._kept:
+            x, several, weights = (in_float64(torch.cat(part, -2 if place < 2 else 0)) for place, part in self._parts())
+            inputs = x * weights.sqrt()[:, None]
+            self._known = _Rows(inputs, several * weights.sqrt()[:, None], inputs @ inputs.T)
+        return self._known
+
+    def _parts(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        return enumerate(zip(*(self._kept or ()), strict=True))
+
+    def _take(self, x: Tensor, several: Tensor, weights: Tensor) -> None:
+        self._known = None
+        if self._kept is not None and len(x) + sum(len(each) for each, *_ in self._kept) < x.shape[1]:
+            self._kept.append((x, several, weights))
+            return
+        for one in self._kept or ():
+            super()._take(*one)
+        self._kept = None
+        super()._take(x, several, weights)
 
     def solve(self, ridge: float) -> Tensor:
-        size = len(self.inputs)
-        penalty = ridge * self.inputs.trace() / size * torch.eye(size, dtype=torch.float64, device=self.inputs.device)
-        factor = torch.linalg.cholesky(self.inputs + penalty)
-        return torch.cholesky_solve(self.both.flatten(0, 1).T, factor).T.view(self.both.shape)
+        rows = self._rows
+        if rows is None:
+            factor = self._factor(self.inputs, ridge, len(self.inputs))
+            changes: Tensor = torch.cholesky_solve(self.both.flatten(0, 1).T, factor).T
+            return changes.view(self.both.shape)
+        count, tokens, width = rows.residuals.shape
+        mixed = rows.residuals.transpose(0, 1).reshape(tokens, count * width)
+        weights = torch.cholesky_solve(mixed, self._factor(rows.kernel, ridge, rows.inputs.shape[1]))
+        mixtures: Tensor = weights.T @ rows.inputs
+        return mixtures.view(count, width, -1)
+
+    @staticmethod
+    def _factor(products: Tensor, ridge: float, inputs: int) -> Tensor:
+        """The Cholesky factor of products with the penalty: sums and tokens have the same trace."""
+        penalty = ridge * products.trace() / inputs
+        factor: Tensor = torch.linalg.cholesky(
+            products + penalty * torch.eye(len(products), dtype=torch.float64, device=products.device)
+        )
+        return factor
+
+    def _explained(self, changes: Tensor) -> Tensor:
+        rows = self._rows
+        if rows is None:
+            return super()._explained(changes)
+        left = rows.residuals - rows.inputs @ changes.transpose(1, 2)
+        return rows.residuals.square().sum((1, 2)) - left.square().sum((1, 2))
+
+    def _only(self, residuals: Sequence[int]) -> Self:
+        rows = self._rows
+        if rows is None:
+            return super()._only(residuals)
+        one = copy.copy(self)
+        one.residuals, one._known = self.residuals[residuals], rows._replace(residuals=rows.residuals[residuals])
+        return one
 
     def _sketched(self) -> Self:
-        width = self.both.shape[1]
+        rows = self._rows
+        width = self.both.shape[1] if rows is None else rows.residuals.shape[2]
         if width <= 2 * SKETCH:
             return self
         one, seeded = copy.copy(self), torch.Generator().manual_seed(0)
-        mixture = torch.randn(SKETCH, width, dtype=torch.float64, generator=seeded).to(self.both.device)
-        one.both = mixture @ self.both
+        mixture = torch.randn(SKETCH, width, dtype=torch.float64, generator=seeded).to(self.residuals.device)
+        if rows is None:
+            one.both = mixture @ self.both
+        else:
+            one._known = rows._replace(residuals=rows.residuals @ mixture.T)
         return one
 
     def _summed(self, a: Tensor, b: Tensor) -> Tensor:

@@ -39,13 +39,11 @@ if TYPE_CHECKING:
     from shortstack.repairing import Repair
     from shortstack.study.sizes import ModelSize, TextSizes
 
-# Measured on SmolLM2 (AMD EPYC, bf16, 2026-11-27). A repair of 48 x 128 tokens without four layers took 12 and 17 s beside
-# its fits, where a walk through all layers takes 3.3; its fits 4.5 and 7.4 s, of .43 each. What blocks need took 84 s: 14 in
-# fits, 13 in sums for them; the formula of _blocks_cost gives 89, and of a fourth of the tokens 33, where it was 35.
-REPAIR_WALKS = 5.3
-FITTED = 0.6  # of the layers, those that a repair fits
-BLOCK_WALKS = 5  # of repaired-blocks: the whole model, and the sums
-BLOCK_FITS = 1.1  # of each layer
+# Measured on SmolLM2 and on a model of the shape of Qwen2.5-0.5B (AMD EPYC, bf16, 2026-11-27), on 1,536 and 6,144 tokens:
+# beside its fits a repair takes as long as 2.6 to 3.8 walks through all layers, and its fits as .4 to .8 of the widest matrix in each
+# layer. The blocks of repaired-blocks took 14, 29 and 53 s beside their fits, by _blocks_cost 16, 45 and 63.
+REPAIR_WALKS = 3.3
+FITTED = 0.7  # of the layers
 HELP = {  # of options that a study's file has in other groups
     name: known.help
     for component in (EvaluationText, GenerationChecks, Tasks, Timing, Compute)
@@ -167,11 +165,14 @@ class PlanStep(Step):
     def _blocks_cost(self, amount: int, model: ModelSize, texts: TextSizes) -> Cost:
         """All blocks of some sizes in one walk, each from there to the top on the held-out samples; then whole repairs."""
         layers, repairs = model.layers, self.choice.finalists + 1
-        routes = len({amount, *itertools.chain(*splits(amount))}) * layers
-        walked = (BLOCK_WALKS + repairs * REPAIR_WALKS) * layers + routes * layers / 2 / HELD_OUT
-        walk = texts.seconds(self.arguments, model, model.passed(walked, routes / HELD_OUT))
-        fits = (repairs * FITTED + BLOCK_FITS) * layers * model.pace.fit
-        return Cost(added((model.opened(layers), fits, walk)), 0, model.loaded_bytes)
+        sizes = len({amount, *itertools.chain(*splits(amount))})
+        text, routes = texts.windows(self.arguments, model), sizes * layers
+        if text is None:
+            return Cost(None, 0, model.loaded_bytes)
+        walked = (1 + repairs * REPAIR_WALKS) * layers + routes * layers / 2 / HELD_OUT
+        fits = model.fitted(text.tokens, sizes) + repairs * FITTED * model.fitted(text.tokens)
+        walk = text.seconds + text.tokens * model.passed(walked, routes / HELD_OUT)
+        return Cost(model.opened(layers) + walk + layers * fits, 0, model.loaded_bytes)
 
 
 class PruneStep(Step):
@@ -220,7 +221,7 @@ class PruneStep(Step):
         if not repair:
             return Cost(writing, model.bytes_of(kept), 0)
         tokens = repair["samples"] * repair["length"]
-        fits = FITTED * model.layers * model.pace.fit
+        fits = FITTED * model.layers * model.fitted(tokens)
         walks = model.opened(model.layers) + fits + tokens * model.passed(REPAIR_WALKS * model.layers)
         return Cost(writing + walks, model.bytes_of(kept), model.loaded_bytes)
 

@@ -13,7 +13,7 @@ from shortstack.data.examples import expected_samples
 from shortstack.data.mixture import check_sources
 from shortstack.errors import DataError, ShortstackError, parameter
 from shortstack.evaluation import EvaluationText
-from shortstack.healing.options import task_of
+from shortstack.healing.options import option_defaults, task_of
 from shortstack.machine.device import Compute
 from shortstack.planning.layer_sets import FINALISTS, parse_drop
 from shortstack.planning.plans import BLOCKS
@@ -36,8 +36,9 @@ def in_words_of_shrink() -> Iterator[None]:
         unknown = error.parameters - known
         if not unknown:
             raise
-        words = ", ".join(sorted(name.replace("_", " ") for name in unknown))
-        fix = f"give other data or texts, or name a recipe of your own with another {words}: {parameter('recipe', 'FILE')}"
+        words = ", ".join(sorted(name.replace("_", " ") for name in unknown & option_defaults().keys()))
+        recipe = f", or a recipe of your own with another {words}: {parameter('recipe', 'FILE')}" if words else ""
+        fix = f"give more with {parameter('data')}, {parameter('text')} or {parameter('perplexity')}{recipe}"
         raise error.naming_none_of(unknown, fix) from error
 
 

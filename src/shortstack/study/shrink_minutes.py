@@ -57,11 +57,12 @@ class Reckoning:
         """
         study, started = self.study, time.monotonic()
         path = study.folder / "amounts.json"
-        asked = digest([study.model, study.trial, *map(plain, (study.options, study.compute, wanted)), self.trials])
+        options = replace(study.options, keep=None)  # another share is planned alike, so that what was made is used
+        asked = digest([study.model, study.trial, *map(plain, (options, study.compute, wanted)), self.trials])
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if known.get("asked") == asked:
             return Reckoned(Amounts(**known["amounts"]), known["planned"], known["after"], known["all"])
-        checkpoint, options = open_model(str(expanded(study.model))), study.options
+        checkpoint = open_model(str(expanded(study.model)))
         size = ModelSize.measured(checkpoint, dtype=study.compute.dtype, device=study.compute.device)
         texts = TextSizes({})
         lines = self._lines(size, texts)
@@ -110,7 +111,12 @@ def _line(name: str, few: Amounts, many: Amounts, estimates: Sequence[Estimate])
     less, more = getattr(few, name), getattr(many, name)
     low, high = (added(each.seconds.get(kind, 0.0) for kind in KINDS_OF[name]) for each in estimates)
     if low is None or high is None:
-        where, found = parameter("data"), "data whose length nobody knows before it is read"
-        raise InputError(where, expected="data on this disk, to plan the minutes", found=found, fix="download it first")
+        what, fix = ("tasks", parameter("data_dir", "FOLDER")) if name == "judged" else ("data", "download it first")
+        raise InputError(
+            parameter(what),
+            expected=f"{what} on this disk, to plan the minutes",
+            found=f"{what} whose length nobody knows before they are read",
+            fix=fix if what == "data" else f"name their folder: {fix}",
+        )
     each = (high - low) / (more - less)
     return Line(low - each * less, each)

@@ -5,6 +5,7 @@ A layer, the head and a written token of a model are timed, and texts are read a
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,6 @@ class Pace:
     """Seconds on this machine. opening: of a model, but for its weights' bytes; layer, head: of one token.
 
     outside, inside: of one more token of each of several texts that are written, outside the layers and in one of them.
-    fit: of one matrix that is refitted.
     """
 
     opening: float
@@ -47,18 +47,19 @@ class Pace:
     head: float
     outside: float
     inside: float
-    fit: float
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model of a study, as far as this machine knows it."""
+    """A model of a study, as far as this machine knows it. widest: inputs of the widest matrix in a layer."""
 
     checkpoint: Checkpoint
     pace: Pace
     width: int
+    widest: int
     dtype_bytes: int
     logit_bytes: int
+    device: str = "cpu"
 
     @classmethod
     def measured(cls, checkpoint: Checkpoint, *, dtype: str, device: str) -> ModelSize:
@@ -72,9 +73,8 @@ class ModelSize:
         width = decoder.width
         linear = linear_layers(decoder.layers[-1]).values()
         widest = max((matrix.in_features for matrix in linear), default=width)
-        fit = fit_seconds(widest, width, device)
-        pace = Pace(opening, layer_seconds(decoder), head_seconds(decoder), *writing_seconds(decoder), fit)
-        return cls(checkpoint, pace, width, computed_in.itemsize, logit_bytes)
+        pace = Pace(opening, layer_seconds(decoder), head_seconds(decoder), *writing_seconds(decoder))
+        return cls(checkpoint, pace, width, widest, computed_in.itemsize, logit_bytes, device)
 
     @property
     def layers(self) -> int:
@@ -106,6 +106,10 @@ class ModelSize:
     def passed(self, layers: float, heads: float = 0) -> float:
         """Seconds of one token through so many layers and heads."""
         return layers * self.pace.layer + heads * self.pace.head
+
+    def fitted(self, tokens: int, residuals: int = 1) -> float:
+        """Seconds of refitting the widest matrix on so many tokens, for several residuals at once; timed when asked for."""
+        return _fit_seconds(self.widest, self.width, self.device, tokens, residuals)
 
     def wrote(self, layers: int, prompts: Sequence[int], rooms: Sequence[int]) -> float:
         """Seconds of writing after prompts of such lengths, with room for so many tokens each."""
@@ -146,20 +150,23 @@ class TextSizes:
         self, windows: Mapping[str, Any], model: ModelSize, each: float, *, held_out: bool = False
     ) -> float | None:
         """Seconds of reading the windows of a text, and of each of their tokens."""
+        text = self.windows(windows, model, held_out=held_out)
+        return text and text.seconds + text.tokens * each
+
+    def windows(self, windows: Mapping[str, Any], model: ModelSize, *, held_out: bool = False) -> TextSize | None:
+        """The tokens in the windows of a text, and the seconds of reading them."""
         source, samples, length = windows["text"], windows["samples"], windows["length"]
         if isinstance(samples, int):
             sources = parse_sources(expanded(source))
             own = any(part.source == OWN for part in sources)
-            written = model.wrote_itself(samples, length) if own else 0.0
-            return float(samples * len(sources) * length * each) + written
+            return TextSize(samples * len(sources) * length, model.wrote_itself(samples, length) if own else 0.0)
 
         def count() -> int:
             read = partial(Tokens.read, samples=None, length=length, held_out=held_out)
             tokenizer = model.checkpoint.tokenizer()
             return sum(read(each.source, tokenizer).ids.numel() for each in parse_sources(expanded(source)))
 
-        text = self._once((source, length, model.checkpoint.source), source, count)
-        return text and text.seconds + text.tokens * each
+        return self._once((source, length, model.checkpoint.source), source, count)
 
     def training(self, arguments: Mapping[str, Any], model: ModelSize) -> TextSize | None:
         """What healing sees in an epoch; at most that, where the model writes a part of it."""
@@ -213,3 +220,8 @@ class TextSizes:
                 started = time.perf_counter()
                 self.read[key] = TextSize(count(), time.perf_counter() - started)
         return self.read[key]
+
+
+@functools.cache
+def _fit_seconds(inputs: int, width: int, device: str, tokens: int, residuals: int) -> float:
+    return fit_seconds(inputs, width, device, tokens=tokens, residuals=residuals)
