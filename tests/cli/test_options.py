@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from shortstack.cli.options import Source, typed
+from shortstack.cli.console import show_answers
+from shortstack.cli.options import Source, going_on, typed
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
 
@@ -36,3 +37,23 @@ def test_a_warning_of_ours_is_a_line_and_others_stay_as_python_shows_them():
     assert ours == "Warning: the mix is smaller"
     assert others.endswith("UserWarning: something else")
     assert after.endswith("ShortstackWarning: after")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143)])
+def test_a_run_that_is_stopped_says_how_it_goes_on(stop, capsys):
+    with pytest.raises((KeyboardInterrupt, SystemExit)), going_on("the same command goes on from there"):
+        raise stop
+    assert capsys.readouterr().err == "Stopped: the same command goes on from there.\n"
+
+
+def test_a_run_that_ends_or_fails_says_nothing_of_that(capsys):
+    with going_on("it goes on"):
+        pass
+    with pytest.raises(ValueError, match="no"), going_on("it goes on"):
+        raise ValueError("no")
+    assert not capsys.readouterr().err
+
+
+def test_what_a_model_wrote_moves_no_cursor_and_changes_no_colour(capsys):
+    show_answers({"prompt": "a\x1b[2Jb", "short": "one\r\x1b[31mtwo\nthree\x07"})
+    assert capsys.readouterr().out == "\nPrompt: a[2Jb\nshort:\n  one[31mtwo\n  three\n\n"

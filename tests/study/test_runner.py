@@ -123,6 +123,8 @@ def test_a_failure_is_recorded_and_the_other_trials_go_on(tmp_path, study_data):
     assert (outcome.trials, outcome.done, outcome.failed) == (6, 4, 2)
     assert {failure["kind"] for failure in outcome.failures} == {"heal"}
     assert all("held out" in failure["error"] and "Traceback" in failure["error"] for failure in outcome.failures)
+    assert {type(error) for error in outcome.raised} == {DataError}, "the errors themselves"
+    assert "raised" not in outcome.to_dict()
     states = {(row[0]["heal"] or {}).get("name"): row[1] for row in found(tmp_path / "runs")["trials"].values()}
     assert states == {None: "done", "quick": "done", "wrong": "failed"}
     (study_data / "wrong.jsonl").write_text(

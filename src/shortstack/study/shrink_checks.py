@@ -8,7 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.data import Tokens
 from shortstack.data.examples import expected_samples
 from shortstack.data.mixture import check_sources
 from shortstack.errors import DataError, ShortstackError, parameter
@@ -55,7 +57,10 @@ def check_shrink(model: str, out: Path, options: ShrinkOptions, trial: Mapping[s
     CheckpointWriter(out, source=checkpoint.directory, nbytes=CHECKPOINTS * checkpoint.weight_bytes)
     if not trial["metric"].startswith("layers "):
         parse_drop(trial["drop"], checkpoint.anatomy.layers)
-    check_sources(options.text)
+    check_positions(checkpoint, options.length, parameter("length"), fix="take a model of more positions")
+    for each in check_sources(options.text):
+        if not each.endless:
+            Tokens.read(each.source, checkpoint.tokenizer(), samples=options.samples, length=options.length)
     samples = _samples(checkpoint, trial["heal"]) if isinstance(trial["heal"], Mapping) else 0
     EvaluateOptions.model_validate(options.asked_tasks).check()
     finalists = FINALISTS if trial["metric"] == BLOCKS else 0
