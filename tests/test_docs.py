@@ -52,6 +52,7 @@ NAMED = {
     "order": "METRIC",
     "perplexity": "TEXT",
     "rows[].perplexity": "TEXT",
+    "int8.perplexity": "TEXT",
     "parts": "PART",
     "probes": "PROBE",
     "kinds": "KIND",

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from shortstack.study.sizes import ModelSize, TextSizes
 
 # Measured on SmolLM2 and on a model of the shape of Qwen2.5-0.5B (AMD EPYC, bf16, 2026-11-27), on 1,536 and 6,144 tokens:
-# beside its fits a repair takes as long as 2.6 to 3.8 walks through all layers, and its fits as long as .4 to .8 of the widest
-# matrix in each layer. The blocks of repaired-blocks took 14, 29 and 53 s beside fits; _blocks_cost says 16, 45 and 63.
+# beside its fits a repair takes as long as 2.6 to 3.8 walks through all layers, and its fits as long as .4 to .8 of the
+# widest matrix in each layer. The blocks of repaired-blocks took 14, 29 and 53 s beside fits; by _blocks_cost 16, 45, 63.
 REPAIR_WALKS = 3.3
 FITTED = 0.7  # of the layers
 HELP = {  # of options that a study's file has in other groups
