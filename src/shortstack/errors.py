@@ -109,6 +109,12 @@ class ShortstackError(Exception):
         said = self.spelled(as_yaml)
         return type(self)(f"{place}: {said.where}", expected=said.expected, found=said.found, fix=said.fix)
 
+    def of(self, name: str) -> Self:
+        """The same error, said of what a parameter names: a text, or a line of it."""
+        words = self._words
+        where = f"{parameter(name)}: {words.where}"
+        return type(self)(where, expected=words.expected, found=words.found, fix=words.fix)
+
     def fixed_by(self, fix: str) -> Self:
         """The same error with another way out."""
         return type(self)(self._words.where, expected=self._words.expected, found=self._words.found, fix=fix)

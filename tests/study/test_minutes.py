@@ -34,9 +34,9 @@ def test_each_has_as_much_as_its_share_allows(lines, seconds):
 
 def test_what_nobody_asked_for_is_left_alone_and_what_was_is_said():
     lines = dict.fromkeys(NAMES, Line(0.0, 1.0))
-    amounts = fitting(replace(WANTED, judged=None, samples=0), 100.0, lines)
-    assert amounts == Amounts(10, 2, 16, 0, None)
-    assert amounts.left_out(replace(WANTED, judged=None, samples=0)) == [
+    amounts = fitting(replace(WANTED, all_judged=True, samples=0), 100.0, lines)
+    assert amounts == Amounts(10, 2, 16, 0, 64, True)
+    assert amounts.left_out(replace(WANTED, all_judged=True, samples=0)) == [
         "windows of each text to choose on: 10 in place of 16",
         "pairs of blocks to repair before one is chosen: 2 in place of 5",
         "windows to repair on: 16 in place of 256",

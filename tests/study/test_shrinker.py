@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -42,11 +43,12 @@ def tiny(tmp_path):
     return make_data(tmp_path)
 
 
-def shrunk(tiny, out="out", **changes):
+def shrunk(tiny, out="out", model="model", **changes):
     text = str(tiny / "text.txt")
     usual = {"recipe": str(tiny / "recipe.yaml"), "data": str(tiny / "lines.jsonl"), "text": text, "perplexity": text}
+    compute = changes.pop("compute", Compute())
     options = ShrinkOptions(**{**usual, "samples": 4, "length": 16, "probe_items": 0, **changes})
-    return shrink(str(tiny / "model"), tiny / out, options, launcher=inline)
+    return shrink(str(tiny / model), tiny / out, options, compute=compute, launcher=inline)
 
 
 def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
@@ -96,7 +98,11 @@ def test_what_is_wrong_is_said_before_anything_is_written(tiny):
         ({"keep": "95%", "drop": "2"}, "nothing else that says how much goes"),
         ({"keep": "lots"}, "a share between 0% and 100%"),
         ({"keep": "0.0%"}, "a share between 0% and 100%"),
-        ({"tasks": "piqa"}, "tasks on this disk, to plan the minutes"),
+        ({"tasks": "piqa"}, "tasks='piqa': expected the folder of its documents, to plan the minutes"),
+        ({"tasks": "piqua"}, r"did you mean piqa\?"),
+        ({"tasks": "piqa", "keep": "95%"}, "the folder of its documents"),
+        ({"samples": 300}, "text: .*text.txt: expected 300 windows of 16 tokens, found text for 72 of them"),
+        ({"compute": Compute(device="mps")}, "device: expected one of cpu"),
         ({"out": "model/out"}, "outside the input"),
     ):
         with pytest.raises(ShortstackError, match=said) as raised:
@@ -169,6 +175,30 @@ def test_the_report_and_the_card_begin_with_the_verdict(tiny):
     made = shrunk(tiny)
     page = html.unescape((tiny / "out" / "report.html").read_text(encoding="utf-8"))
     assert f'<p class="lead">{made.verdict}' in page
+
+
+def test_texts_of_other_lengths_are_measured_on_as_many_windows_and_that_is_said(tiny):
+    long = tiny / "long.txt"
+    long.write_text((tiny / "text.txt").read_text(encoding="utf-8") * 3, encoding="utf-8")
+    texts = f"{tiny / 'text.txt'},{long}"
+    with pytest.warns(ShortstackWarning, match=r"text\.txt has 2 windows of 512 tokens: every text is measured"):
+        made = shrunk(tiny, perplexity=texts)
+    found = made.steps["evaluate_healed"]["perplexity"]
+    assert {each["windows"]["samples"] for each in found.values()} == {2}
+    whole = shrunk(tiny, "whole", perplexity=texts, perplexity_samples="all").steps["evaluate_healed"]["perplexity"]
+    assert [each["windows"]["samples"] for each in whole.values()] == [2, 6]
+
+
+def test_the_first_guess_of_another_model_is_not_taken(tiny, monkeypatch):
+    guesses = []
+    monkeypatch.setattr("shortstack.study.making.first_amount", lambda _costs, _share: guesses.append(1) or 4)
+    monkeypatch.setattr("shortstack.study.making.kept", lambda _base, _last: {"words": Share(0.5, 0.0)})
+    for model in ("model", "model", "other"):
+        if model == "other":
+            shutil.copytree(tiny / "model", tiny / "other")
+        with pytest.raises(ShortstackError, match=r"keep='99\.5%': expected a cut that keeps so much by every measure"):
+            shrunk(tiny, keep="99.5%", model=model)
+    assert len(guesses) == 2
 
 
 def test_minutes_that_are_too_few_are_said_before_work_begins(tiny, monkeypatch):

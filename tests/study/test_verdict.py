@@ -42,3 +42,18 @@ def test_the_numbers_are_said_the_worst_text_first():
 def test_without_probes_perplexity_decides():
     assert verdict(found(10), found(14)).keep
     assert "writing tasks" not in str(verdict(found(10), found(14)))
+
+
+@pytest.mark.parametrize("perplexity", [None, float("inf"), float("nan")])
+def test_a_perplexity_beyond_all_numbers_is_not_kept(perplexity):
+    assert verdict(found(10), found(perplexity)).keep is False
+
+
+def test_tasks_whose_metric_is_no_share_are_no_percentage():
+    tasks = {
+        "piqa": {"value": 0.6, "stderr": 0.02, "metric": "acc"},
+        "wikitext": {"value": 20.0, "stderr": None, "metric": "word_perplexity"},
+    }
+    said = str(verdict({**found(10), "tasks": tasks}, {**found(11), "tasks": tasks}))
+    assert "Of piqa 60.0% ± 2.0% are right, where the unpruned model has 60.0%." in said
+    assert "wikitext" not in said

@@ -114,7 +114,7 @@ def _read(source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed
         raise DataError(
             source,
             expected="samples with something to learn",
-            found=f"none among {len(records)} records",
+            found=f"none among {len(records)} records: what is left of each is one token, or a prompt alone",
             fix=f"raise {parameter('max_length')}, or check the data",
         )
     return useful

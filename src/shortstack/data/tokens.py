@@ -110,7 +110,7 @@ class Tokens:
             raise DataError(
                 source,
                 expected=f"{needed} window{'s' * (needed > 1)} of {length} tokens",
-                found=f"text for {len(windows)}: {sum(sizes):,} tokens in "
+                found=f"text for {len(windows)} of them: {sum(sizes):,} tokens in "
                 f"{len(sizes)} document{'s' * (len(sizes) != 1)}",
                 fix=f"give more text, or a smaller {parameter('samples')} or {parameter('length')}",
             )

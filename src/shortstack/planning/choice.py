@@ -156,13 +156,21 @@ class Choice:
         whole = sizes.of(range(len(sizes.layer_bytes)))[place]
         if whole <= most:
             raise PlanError(
-                parameter(name), expected=f"less than the model's {whole:,}", found=f"{most:,}", fix="ask for less"
+                parameter(name),
+                expected=f"less than the model's {whole:,}",
+                found=f"{most:,}",
+                fix=f"ask for less, such as {parameter(name, f'{whole // 1000 * 3 // 4}K')}",
             )
         lightest = min(range(len(sizes.layer_bytes)), key=lambda layer: sizes.of([layer])[place])
         least = sizes.of([lightest])[place]
         if least > most:
             expected = f"at least {least:,}, which one layer leaves"
-            raise PlanError(parameter(name), expected=expected, found=f"{most:,}", fix="ask for more")
+            raise PlanError(
+                parameter(name),
+                expected=expected,
+                found=f"{most:,}",
+                fix=f"ask for more, such as {parameter(name, f'{least // 1000 + 1}K')}",
+            )
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
     def removal(self, layers: int, seed: int = 0) -> Removal:

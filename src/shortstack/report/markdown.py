@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from shortstack.report.table import Cell, Table, TableRow
 
 
-def markdown(title: str, opening: str, tables: Sequence[Table]) -> str:
-    """A page of Markdown: best in bold, second best in italics."""
-    parts = [f"# {markdown_text(title)}", markdown_text(opening)]
+def markdown(title: str, opening: Sequence[str], tables: Sequence[Table]) -> str:
+    """A page of Markdown: best in bold, second best in italics. opening: its first paragraphs."""
+    parts = [f"# {markdown_text(title)}", *map(markdown_text, opening)]
     for table in tables:
         legend = table.legend("**bold**", "*italic*")
         parts += [f"## {table.title}", markdown_text(table.finding), _markdown_table(table), legend]

@@ -45,7 +45,8 @@ class Report:
         return render(self.findings, self.tables, version=version("shortstack"))
 
     def markdown(self) -> str:
-        return markdown.markdown(self.findings.runs.title, opening(self.findings), self.tables)
+        first = [self.findings.runs.conclusion, opening(self.findings)]
+        return markdown.markdown(self.findings.runs.title, first, self.tables)
 
     def latex(self) -> str:
         """The tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""

@@ -16,7 +16,7 @@ from shortstack.report.significance import difference
 
 
 def opening(findings: Findings) -> str:
-    """What was studied and what was measured; before that what whoever ran it concludes, where that is kept."""
+    """What was studied and what was measured."""
     if not findings.factors:
         return "The store holds no trial yet."
     levels = {name: _levels(findings, name) for name in findings.factors[0]}
@@ -41,7 +41,7 @@ def opening(findings: Findings) -> str:
     measured = [counted(len(findings.measured(kind)), kind) for kind in kinds if findings.measured(kind)]
     clauses = [", ".join(cut), ", ".join(ways), f"measured on {listed(measured)}" if measured else ""]
     text = "; ".join(clause for clause in clauses if clause)
-    return " ".join(filter(None, [findings.runs.meta.get("conclusion"), f"{text[0].upper()}{text[1:]}."]))
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def usual_settings(findings: Findings) -> str:

@@ -65,6 +65,11 @@ class Runs:
         """As the study's file has it, else the folder's name."""
         return self.meta.get("title") or self.name
 
+    @property
+    def conclusion(self) -> str:
+        """What whoever ran it concludes, where that is kept: a report says it first."""
+        return self.meta.get("conclusion", "")
+
 
 def read(folder: str | Path) -> Runs:
     """All trials and steps in RUNS, as of one moment.

@@ -108,9 +108,11 @@ def _int8(unpruned: Checkpoint, texts: EvaluationText, compute: Compute, progres
     """The unpruned model in int8, on the same windows as every other measurement of these texts."""
     if unpruned.config.get("quantization_config"):
         return Int8(reason="the model is quantised already")
+    if missing := INT8.missing(pick_device(compute.device)):
+        return Int8(reason=missing)
     decoder = _loaded(unpruned, compute)
-    if reason := uncovered(decoder) or INT8.missing(str(decoder.device)):
-        return Int8(reason=reason)
+    if uncovered_by := uncovered(decoder):
+        return Int8(reason=uncovered_by)
     nbytes = unpruned.weight_bytes - saved_bytes(unpruned, quantise(decoder, INT8))
     windows = texts.read(unpruned.tokenizer(), compute.seed)
     told = under(progress, "int8: ")

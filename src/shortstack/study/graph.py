@@ -19,7 +19,8 @@ from typing import Any
 
 from shortstack.machine.files import digest
 from shortstack.study.grid import Study
-from shortstack.study.kinds import EvaluateStep, HealStep, PlanStep, ProfileStep, PruneStep, ScoreStep, TurnsStep
+from shortstack.study.kinds import HealStep, PlanStep, PruneStep, ScoreStep, TurnsStep
+from shortstack.study.measures import EvaluateStep, ProfileStep
 from shortstack.study.steps import Contents, Known, Step
 from shortstack.study.trial import Trial
 

@@ -26,7 +26,8 @@ from shortstack.errors import InputError
 from shortstack.healing.recipes import HealPart
 from shortstack.machine import yamlfile
 from shortstack.machine.yamlfile import Part
-from shortstack.study.kinds import HELP, KINDS, EvaluateOptions, ProfileOptions
+from shortstack.study.kinds import KINDS
+from shortstack.study.measures import HELP, EvaluateOptions, ProfileOptions
 from shortstack.study.trial import ONE_SHOT, HealOptions, Pattern, RepairText, StudyCalibration, Trial
 
 

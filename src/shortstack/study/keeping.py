@@ -41,7 +41,7 @@ def kept(base: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Share]:
     }
     for name, one, other in (
         ("probes of writing", base["probes"], last["probes"]),
-        ("tasks", _counted(base["tasks"]), _counted(last["tasks"])),
+        ("tasks", shares_of(base["tasks"]), shares_of(last["tasks"])),
     ):
         (before, error), (after, other_error) = mean(one), mean(other)
         if before:
@@ -56,13 +56,17 @@ def least(shares: Mapping[str, Share]) -> tuple[str, Share]:
     return min(shares.items(), key=lambda each: each[1].value)
 
 
-def _likelihood(base: Mapping[str, float], last: Mapping[str, float]) -> Share:
+def _likelihood(base: Mapping[str, Any], last: Mapping[str, Any]) -> Share:
+    if last["loss"] is None:  # beyond all numbers
+        return Share(0.0, 0.0)
     share = math.exp(base["loss"] - last["loss"])
-    errors = [each["loss_stderr"] for each in (base, last)]
-    return Share(share, share * math.sqrt(sum(error**2 for error in errors if error == error)))
+    errors = [each["loss_stderr"] for each in (base, last)]  # none of a single window
+    known = [error for error in errors if error is not None and not math.isnan(error)]
+    return Share(share, share * math.hypot(*known))
 
 
-def _counted(tasks: Mapping[str, Any]) -> dict[str, Any]:
+def shares_of(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """The tasks whose metric is a share of documents."""
     return {name: task for name, task in tasks.items() if task["metric"] in SHARES}
 
 

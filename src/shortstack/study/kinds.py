@@ -1,4 +1,5 @@
-"""The kinds of steps. A kind is one class: its inputs, its call, the command that does the same, and its cost.
+"""The kinds of steps: those that make something here, those that measure it in `measures`. A kind is one class: its inputs,
+its call, the command that does the same, and its cost.
 
 A new kind is a class here, its name in KINDS, and its place in a trial's path in `graph`.
 """
@@ -9,27 +10,20 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from shortstack import evaluation, healing, planning, profiling, pruning, repairing, scoring
+from shortstack import healing, planning, pruning, repairing, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText, Tokens
 from shortstack.data.splits import HELD_OUT
-from shortstack.data.tokens import encode
-from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.healing.options import option_defaults, task_of
 from shortstack.machine.device import Compute
-from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress
-from shortstack.machine.yamlfile import Part
 from shortstack.planning import Choice, Plan
 from shortstack.planning.layer_sets import FINALISTS, show_layers, splits
 from shortstack.planning.plans import BLOCKS
-from shortstack.profiling import Timing
 from shortstack.scoring import Scores
 from shortstack.scoring.metrics import metric_named
-from shortstack.study.references import expanded
+from shortstack.study.measures import EvaluateStep, ProfileStep
 from shortstack.study.steps import Contents, Cost, Job, Known, Places, Step, added
 from shortstack.study.trial import RepairText, Trial, calibration_text
 from shortstack.study.words import changed_words, defaults_of, model_words, option_words
@@ -44,12 +38,6 @@ if TYPE_CHECKING:
 # widest matrix in each layer. The blocks of repaired-blocks took 14, 29 and 53 s beside fits; by _blocks_cost 16, 45, 63.
 REPAIR_WALKS = 3.3
 FITTED = 0.7  # of the layers
-HELP = {  # of options that a study's file has in other groups
-    name: known.help
-    for component in (EvaluationText, GenerationChecks, Tasks, Timing, Compute)
-    for name, _, known in options_of(component)
-}
-PROFILE_TURNS = 8  # of profile(): one for the memory, one to warm up, six that count
 
 
 class ScoreStep(Step):
@@ -334,142 +322,6 @@ def _windows(job: Job, checkpoint: Checkpoint, arguments: Mapping[str, Any], pro
 def _teacher(trial: Trial) -> dict[str, str]:
     """The unpruned model as the teacher that a step reads, where the options of healing want one."""
     return {"teacher": trial.model} if task_of(trial.heal_arguments).needs_teacher else {}
-
-
-class EvaluateOptions(Part):
-    """What is measured of every checkpoint; seed: of the windows that are drawn."""
-
-    perplexity: tuple[str, ...] = ("pydoc",)
-    length: int = Field(default=512, ge=2, description=HELP["length"])
-    samples: int | None = Field(default=None, ge=1, description=HELP["samples"])
-    seed: int = Field(default=0, ge=0, description=HELP["seed"])
-    tasks: tuple[str, ...] = ()
-    limit: int | None = Field(default=None, ge=1, description=HELP["limit"])
-    data_dir: str | None = Field(default=None, description=HELP["data_dir"])
-    include: str | None = Field(default=None, description=HELP["include"])
-    probe_items: int = Field(default=0, ge=0, description=f"{HELP['probe_items']} Default: no probes.")
-    collapse: bool | None = Field(default=None, description=HELP["collapse_check"])
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """As arguments of a step."""
-        return self.model_dump(mode="json", include=set(EvaluateOptions.model_fields))
-
-    def check(self) -> None:
-        """Say what is wrong before anything runs.
-
-        Raises:
-            InputError: there is no such task, or no such folder.
-        """
-        _evaluate_arguments(expanded(self.arguments))
-
-
-class EvaluateStep(Step):
-    """evaluate()."""
-
-    kind = "evaluate"
-
-    @classmethod
-    def of(cls, known: Known, wanted: EvaluateOptions, contents: Contents, place: str) -> EvaluateStep:
-        options = wanted.arguments
-        sources = [*options["perplexity"], *(options[name] for name in ("data_dir", "include") if options[name])]
-        inputs = {"checkpoint": contents.identity, "texts": {source: known.texts[source] for source in sources}}
-        return cls({**options, "dtype": known.dtype}, inputs, {"checkpoint": place})
-
-    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
-        checkpoint, options = job.open("checkpoint", progress), _evaluate_arguments(self.arguments)
-        result = evaluation.evaluate(checkpoint, **options, compute=job.compute(self.arguments), progress=progress)
-        return job.saved("evaluation.json", result.to_dict())
-
-    def words(self, places: Places) -> list[str]:
-        defaults = {**EvaluateOptions().arguments, "perplexity": None, "dtype": "auto"}
-        del defaults["collapse"]  # another word on the command line
-        writing = {"probes": self.arguments["probe_items"] > 0 or None, "collapse_check": self.arguments["collapse"]}
-        options = [*changed_words(self.arguments, defaults), *option_words(writing)]
-        return ["evaluate", *model_words(places["checkpoint"]), *options]
-
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
-        from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
-        from shortstack.evaluation.probes import probes
-
-        options, layers = self.arguments, _layers_read(self, trial, model)
-        parts: list[float | None] = [model.opened(layers)]
-        for text in options["perplexity"]:
-            windows = {**options, "text": text}
-            parts.append(texts.seconds(windows, model, model.passed(layers, 1), held_out=True))
-        if options["tasks"]:
-            amounts = texts.tasks(options, model, lambda: _evaluate_arguments(expanded(options))["tasks"])
-            parts.append(None if amounts is None else added(model.answered(layers, amount) for amount in amounts))
-        tokenizer = model.checkpoint.tokenizer()
-        if options["probe_items"]:
-            items = probes(options["seed"], options["probe_items"])
-            prompts = [len(encode(tokenizer, item.prompt)) for item in items]
-            parts.append(model.wrote(layers, prompts, [item.room(tokenizer) for item in items]))
-        cut = layers < model.layers or model.checkpoint.record.get("verb") in {"prune", "heal"}
-        if cut if options["collapse"] is None else options["collapse"]:
-            prompts = [len(encode(tokenizer, prompt)) for prompt in PROMPTS]
-            parts.append(model.wrote(layers, prompts, [NEW_TOKENS] * len(prompts)))
-        return Cost(added(parts), 0, model.loaded_bytes)
-
-
-def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What evaluate() is given for the evaluation options of a study.
-
-    Raises:
-        InputError: there is no such task, or no such folder.
-    """
-    how, items = {name: options[name] for name in ("limit", "data_dir", "include", "seed")}, options["probe_items"]
-    return {
-        "text": EvaluationText(options["perplexity"], options["length"], options["samples"]),
-        "tasks": Tasks(options["tasks"], **how) if options["tasks"] else None,
-        "generation": GenerationChecks(items > 0, items or GenerationChecks.probe_items, options["collapse"]),
-    }
-
-
-class ProfileOptions(Part):
-    """What profile() measures."""
-
-    batch_sizes: tuple[int, ...] = (1, 8)
-    prompt: int = Field(default=128, ge=1, description=HELP["prompt"])
-    new_tokens: int = Field(default=32, ge=1, description=HELP["new_tokens"])
-
-
-class ProfileStep(Step):
-    """profile(). Known by the shapes alone: cuts of one shape are equally fast."""
-
-    kind = "profile"
-
-    @classmethod
-    def of(cls, known: Known, wanted: ProfileOptions, contents: Contents, place: str) -> ProfileStep:
-        arguments = {**wanted.model_dump(mode="json"), "dtype": known.dtype}
-        return cls(arguments, {"shape": contents.shape}, {"checkpoint": place})
-
-    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
-        options = self.arguments
-        timing = Timing(options["batch_sizes"], options["prompt"], options["new_tokens"])
-        checkpoint, compute = job.open("checkpoint", progress), job.compute(options)
-        result = profiling.profile(checkpoint, timing=timing, compute=compute, progress=progress)
-        return job.saved("profile.json", result.to_dict())
-
-    def words(self, places: Places) -> list[str]:
-        defaults = {**ProfileOptions().model_dump(mode="json"), "dtype": "auto"}
-        defaults["batch_size"] = defaults.pop("batch_sizes")
-        options = {**self.arguments, "batch_size": self.arguments["batch_sizes"]}
-        return ["profile", *model_words(places["checkpoint"]), *changed_words(options, defaults)]
-
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
-        layers = _layers_read(self, trial, model)
-        prompt, new = self.arguments["prompt"], self.arguments["new_tokens"]
-        seconds = sum(
-            PROFILE_TURNS * (batch * prompt * model.passed(layers) + new * model.step(layers, batch))
-            for batch in self.arguments["batch_sizes"]
-        )
-        return Cost(model.opened(layers) + seconds, 0, model.loaded_bytes)
-
-
-def _layers_read(step: Step, trial: Trial, model: ModelSize) -> int:
-    """The layers of the checkpoint that a step measures: the model's own, or what was made of it."""
-    return model.layers if step.reads["checkpoint"] == trial.model else model.layers - trial.amount(model.layers)
 
 
 KINDS = tuple(step.kind for step in (ScoreStep, PlanStep, PruneStep, HealStep, TurnsStep, EvaluateStep, ProfileStep))

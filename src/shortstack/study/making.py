@@ -12,7 +12,7 @@ from typing import Any
 
 from shortstack.data import CalibrationText
 from shortstack.errors import ShortstackError, ShortstackWarning, parameter
-from shortstack.machine.files import save_json
+from shortstack.machine.files import digest, plain, save_json
 from shortstack.machine.formats import duration
 from shortstack.machine.progress import Progress
 from shortstack.runs.records import TrialRecord
@@ -66,7 +66,7 @@ class Making:
     def once(self, wanted: Amounts) -> Made:
         """The one trial of a cut that was named."""
         drop = str(self.study.trial["drop"])
-        reckoned = self._reckoned(Reckoning(self.study, drop), wanted)
+        reckoned = self._reckoned(Reckoning(self.study, drop, self.whole.begun), wanted)
         self._run(reckoned, [drop])
         return Made(self.study.trials()[-1], reckoned)
 
@@ -78,7 +78,7 @@ class Making:
         """
         most = open_model(str(expanded(self.study.model))).anatomy.layers - 1
         amounts, tried = [self._first(share)], dict[int, Tried]()
-        reckoned = self._reckoned(Reckoning(self.study, str(amounts[0]), TRIALS), wanted)
+        reckoned = self._reckoned(Reckoning(self.study, str(amounts[0]), self.whole.begun, TRIALS), wanted)
         while True:
             self._run(reckoned, [str(amount) for amount in amounts])
             for amount, trial in zip(amounts, self.study.trials(), strict=True):
@@ -89,7 +89,7 @@ class Making:
             amounts.append(following)
         best = largest({each.layers: each.share.value for each in tried.values()}, share)
         if best is None:
-            raise self._nothing_keeps(share, list(tried.values()))
+            raise self._nothing_keeps(list(tried.values()))
         return Made(self.study.trials()[amounts.index(best)], reckoned, tuple(tried.values()))
 
     def _reckoned(self, reckoning: Reckoning, wanted: Amounts) -> Reckoned:
@@ -109,13 +109,14 @@ class Making:
 
     def _first(self, share: float) -> int:
         """How many layers to try first, from the cost of each; kept beside the study."""
-        path = self.study.folder / "first.json"
-        asked = {"share": share, "text": self.study.options.text, "seed": self.study.compute.seed}
+        study = self.study
+        path = study.folder / "first.json"
+        asked = digest([study.model, share, study.options.text, study.options.length, plain(study.compute)])
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if known.get("asked") == asked:
             return int(known["layers"])
         layers = first_amount(self._costs(self.whole.before), share)
-        self.study.folder.mkdir(exist_ok=True)
+        study.folder.mkdir(exist_ok=True)
         save_json(path, {"asked": asked, "layers": layers})
         return layers
 
@@ -131,10 +132,10 @@ class Making:
         base = 0.0 if scores.kinds else scores.base_loss or 0.0  # of several kinds it is the ratio already
         return [math.log(value) - base for value in scores.scores["ppl"]]
 
-    def _nothing_keeps(self, share: float, tried: list[Tried]) -> ShortstackError:
+    def _nothing_keeps(self, tried: list[Tried]) -> ShortstackError:
         fewest = min(tried, key=lambda each: each.layers)
         return ShortstackError(
-            parameter("keep", f"{share:.0%}"),
+            parameter("keep", self.study.options.keep),
             expected="a cut that keeps so much by every measure",
             found=str(fewest),
             fix=f"ask for less, or allow more {parameter('minutes')}; what was made stays in {self.study.folder}",

@@ -9,10 +9,10 @@ Amounts(windows=10, finalists=1, repair=80, samples=967, judged=64)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-ENDLESS = 100_000  # samples to heal on, where nothing says how many there are
+ENDLESS = 100_000_000  # samples to heal on, where nothing says how many there are
 SHARES = {"windows": 0.3, "repair": 0.1, "judged": 0.1}  # of the time, at most; healing has the rest
 WHAT = {
     "windows": "windows of each text to choose on",
@@ -27,21 +27,26 @@ WHAT = {
 class Amounts:
     """What is looked at. windows: of each text, to choose on; repair: windows; samples: to heal on; judged: of each text.
 
-    finalists: of repaired-blocks. samples: 0 where nothing heals; judged: None for all that there are.
+    finalists: of repaired-blocks. samples: 0 where nothing heals. all_judged: judged is all that there is, and stays.
     """
 
     windows: int
     finalists: int
     repair: int
     samples: int
-    judged: int | None
+    judged: int
+    all_judged: bool = False
+
+    def doubled(self) -> Amounts:
+        """Twice as much of everything."""
+        return Amounts(*(2 * getattr(self, name) for name in WHAT))
 
     def left_out(self, wanted: Amounts) -> list[str]:
         """What there is less of than was wanted, in words."""
         return [
-            f"{WHAT[each.name]}: {getattr(self, each.name):,} in place of {getattr(wanted, each.name) or 'all'}"
-            for each in fields(self)
-            if getattr(self, each.name) != getattr(wanted, each.name) != ENDLESS
+            f"{what}: {getattr(self, name):,} in place of {getattr(wanted, name):,}"
+            for name, what in WHAT.items()
+            if getattr(self, name) != getattr(wanted, name) != ENDLESS
         ]
 
 
@@ -82,8 +87,8 @@ def fitting(wanted: Amounts, seconds: float, lines: Mapping[str, Line]) -> Amoun
     amounts = replace(wanted, finalists=finalists)
     for name, part in SHARES.items():
         line = _choosing(lines, finalists) if name == "windows" else lines[name]
-        asked, most = getattr(wanted, name), max(getattr(LEAST, name), line.most(part * seconds))
-        if asked is not None and most < asked:
+        most = max(getattr(LEAST, name), line.most(part * seconds))
+        if most < getattr(wanted, name) and not (name == "judged" and wanted.all_judged):
             amounts = replace(amounts, **{name: most})
     if wanted.samples:
         rest = seconds - planned_seconds(replace(amounts, samples=0), lines)
@@ -95,7 +100,7 @@ def planned_seconds(amounts: Amounts, lines: Mapping[str, Line]) -> float:
     """Seconds that so much takes."""
     seconds = _choosing(lines, amounts.finalists).seconds(amounts.windows) + lines["repair"].seconds(amounts.repair)
     healing = lines["samples"].seconds(amounts.samples) if amounts.samples else 0.0
-    return seconds + healing + lines["judged"].seconds(amounts.judged or 0)
+    return seconds + healing + lines["judged"].seconds(amounts.judged)
 
 
 def _choosing(lines: Mapping[str, Line], finalists: int) -> Line:

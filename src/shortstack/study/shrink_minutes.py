@@ -43,10 +43,14 @@ class Reckoned:
 
 @dataclass(frozen=True)
 class Reckoning:
-    """What a shrink of a model takes, by the speed of this machine. trials: cuts that are tried, which share the minutes."""
+    """What a shrink of a model takes, by the speed of this machine.
+
+    begun: when it began, by time.monotonic(). trials: cuts that are tried, which share the minutes.
+    """
 
     study: ShrinkStudy
     drop: str
+    begun: float
     trials: int = 1
 
     def reckoned(self, wanted: Amounts) -> Reckoned:
@@ -55,7 +59,7 @@ class Reckoning:
         Raises:
             InputError: what is there of the data cannot be known before it is read.
         """
-        study, started = self.study, time.monotonic()
+        study = self.study
         path = study.folder / "amounts.json"
         options = replace(study.options, keep=None)  # another share is planned alike, so that what was made is used
         asked = digest([study.model, study.trial, *map(plain, (options, study.compute, wanted)), self.trials])
@@ -66,12 +70,13 @@ class Reckoning:
         size = ModelSize.measured(checkpoint, dtype=study.compute.dtype, device=study.compute.device)
         texts = TextSizes({})
         lines = self._lines(size, texts)
-        study_of_one = parse_study(self._asked(LEAST), where="shrink")
-        kept = size.layers - study_of_one.trials[0].amount(size.layers)
-        judging = (wanted.judged or 0) * len(options.texts) * JUDGED_TOKENS * size.passed(size.layers, 1)
-        after = beside_seconds(size, kept, judging) + REPORT_SECONDS
-        begun = time.monotonic() - started + START_SECONDS
-        fitted = fitting(wanted, (60 * options.minutes - begun - after) / self.trials, lines)
+        kept = size.layers - parse_study(self._asked(LEAST), where="shrink").trials[0].amount(size.layers)
+        int8 = len(options.texts) * JUDGED_TOKENS * size.passed(size.layers, 1)  # of a window, measured once at the end
+        lines["judged"] = Line(lines["judged"].fixed, lines["judged"].each + int8 / self.trials)
+        least_after = beside_seconds(size, kept, 0.0) + REPORT_SECONDS
+        begun = time.monotonic() - self.begun + START_SECONDS
+        fitted = fitting(wanted, (60 * options.minutes - begun - least_after) / self.trials, lines)
+        after = least_after + int8 * fitted.judged
         found = self._estimated(fitted, size, texts)
         planned = {kind: (seconds or 0.0) / found.steps[kind] for kind, seconds in found.seconds.items()}
         whole = begun + after + self.trials * sum(seconds or 0.0 for seconds in found.seconds.values())
@@ -82,7 +87,7 @@ class Reckoning:
 
     def _lines(self, size: ModelSize, texts: TextSizes) -> dict[str, Line]:
         """The seconds of choosing, repairing, healing and judging, from what runs of different amounts would take."""
-        few, many = LEAST, Amounts(*(2 * amount for amount in _values(LEAST)))
+        few, many = LEAST, LEAST.doubled()
         one, two = (
             [self._estimated(replace(amounts, finalists=finalists), size, texts) for amounts in (few, many)]
             for finalists in (1, 2)
@@ -96,10 +101,6 @@ class Reckoning:
 
     def _asked(self, amounts: Amounts) -> str:
         return str(yaml.safe_dump(self.study.asked(amounts, [self.drop])))
-
-
-def _values(amounts: Amounts) -> list[int]:
-    return [value or 0 for value in plain(amounts).values()]
 
 
 def _line(name: str, few: Amounts, many: Amounts, estimates: Sequence[Estimate]) -> Line:

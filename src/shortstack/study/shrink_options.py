@@ -33,7 +33,9 @@ class ShrinkOptions:
     probe_items: int = option(
         20, help="Items of each probe of writing, before and after; 0 for none.", minimum=0, maximum=100
     )
-    tasks: str | None = option(None, help="Tasks to measure on, before and after: as `evaluate` has them.")
+    tasks: str | None = option(
+        None, help="Tasks to measure on, before and after, of those that `evaluate` reads from --data-dir."
+    )
     limit: int = option(200, help="Only the first n documents of each task.", minimum=1)
     data_dir: str | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
     minutes: float = option(15.0, help="How long all of it may take; what must be cut for time is said.", above=0)

@@ -54,7 +54,7 @@ class ShrinkStudy:
             "trials": [{**trial, "drop": drop} for drop in drops],
             "evaluation": {
                 "perplexity": options.texts,
-                "samples": amounts.judged,
+                "samples": None if amounts.all_judged else amounts.judged,
                 "probe_items": options.probe_items,
                 "pruned": False,  # what heals is measured once it has
                 "seed": self.compute.seed,
@@ -90,7 +90,7 @@ class ShrinkStudy:
                 f"shrink: {failed['kind']}",
                 expected="every step to end",
                 found=last_line(failed["error"]),
-                fix=f"read {failed['log']}; called again, it goes on",
+                fix=f"read {failed['log']}, mend what it says and call it again: it goes on from there",
             )
 
     def conclude(self, verdict: str) -> None:

@@ -83,12 +83,13 @@ def shrink(
     told = WholeProgress(progress, 60 * options.minutes)
     trial = recipe_trial(model, options)
     with in_words_of_shrink():
-        wanted = check_shrink(model, out, options, trial)
+        wanted = check_shrink(model, out, options, trial, compute)
         study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
         making = Making(study, launcher, told)
         made = making.keeping(options.share, wanted) if options.share else making.once(wanted)
+        amounts = made.reckoned.amounts
         short, unpruned = open_model(str(study.made(made.trial))), open_model(str(expanded(model)))
-        texts = EvaluationText(options.texts, samples=made.reckoned.amounts.judged)
+        texts = EvaluationText(options.texts, samples=amounts.judged if not amounts.all_judged else None)
         found = beside(short, unpruned, texts=texts, compute=compute, progress=told.behind)
     shrunk = _shrunk(out, options, made, wanted, found)
     told.behind("writing the report", 0, 1)

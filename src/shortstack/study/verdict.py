@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shortstack.machine.formats import number, size
 from shortstack.study.beside import Beside
-from shortstack.study.keeping import mean
+from shortstack.study.keeping import mean, shares_of
 
 # Shares of the unpruned model's mean over the probes, and multiples of its perplexity, between which nobody but its
 # user can say. docs/shrink.md names them.
@@ -35,23 +36,37 @@ def verdict(base: Mapping[str, Any], last: Mapping[str, Any], beside: Beside | N
     times its perplexity on each text; and not where one of them is beyond LOST or FAR. Tasks, speed and int8 are said.
     """
     text, times = max(
-        ((text, each["value"] / base["perplexity"][text]["value"]) for text, each in last["perplexity"].items()),
+        ((text, _times(each["value"], base["perplexity"][text]["value"])) for text, each in last["perplexity"].items()),
         key=lambda each: each[1],
     )
     good, bad = times <= NEAR, times > FAR
     reasons = [f"Perplexity on {text} is {times:.2f} times the unpruned model's."]
-    for name, what in (("probes", "small writing tasks"), ("tasks", ", ".join(last.get("tasks") or ()))):
-        (before, _), (after, error) = mean(base.get(name) or {}), mean(last.get(name) or {})
-        if not before:
-            continue
-        if name == "probes":
-            good, bad = good and after / before >= KEPT, bad or after / before < LOST
-        right = f"{after:.1%} ± {error:.1%} are right, where the unpruned model has {before:.1%}"
-        reasons.append(f"Of {what} {right}.")
+    before, after, error = _right(base["probes"], last["probes"])
+    if before:
+        good, bad = good and after / before >= KEPT, bad or after / before < LOST
+        reasons.append(_said("small writing tasks", before, after, error))
+    tasks = shares_of(last.get("tasks") or {})
+    if tasks:
+        reasons.append(_said(", ".join(tasks), *_right(shares_of(base["tasks"]), tasks)))
     if last["collapse"] and last["collapse"]["collapsed"]:
         bad = True
         reasons.append(f"What it writes has collapsed: {last['collapse']['sample']}.")
     return Verdict(False if bad else True if good else None, (*reasons, *(_beside(beside, last) if beside else ())))
+
+
+def _right(base: Mapping[str, Any], last: Mapping[str, Any]) -> tuple[float, float, float]:
+    """The mean accuracy of the unpruned model, and that of the shortened one with its standard error."""
+    return mean(base)[0], *mean(last)
+
+
+def _said(what: str, before: float, after: float, error: float) -> str:
+    return f"Of {what} {after:.1%} ± {error:.1%} are right, where the unpruned model has {before:.1%}."
+
+
+def _times(perplexity: float | None, unpruned: float) -> float:
+    """How many times as large a perplexity is; one beyond all numbers, which JSON has as null, is infinitely so."""
+    times = math.inf if perplexity is None else perplexity / unpruned
+    return math.inf if math.isnan(times) else times
 
 
 def _beside(beside: Beside, last: Mapping[str, Any]) -> list[str]:
@@ -67,11 +82,11 @@ def _beside(beside: Beside, last: Mapping[str, Any]) -> list[str]:
     if int8.bytes is None or not int8.perplexity:
         return [*said, f"What the unpruned model gives in int8 is not known: {int8.reason}."]
     texts = " and ".join(
-        f"{number(value)} on {text}, where this one has {number(last['perplexity'][text]['value'])}"
+        f"{number(value)} on {text}, where this one has {number(_times(last['perplexity'][text]['value'], 1.0))}"
         for text, value in int8.perplexity.items()
     )
     better = int8.bytes <= beside.bytes and all(
-        value <= last["perplexity"][text]["value"] for text, value in int8.perplexity.items()
+        value <= _times(last["perplexity"][text]["value"], 1.0) for text, value in int8.perplexity.items()
     )
     told = (
         f"The unpruned model in int8 takes {size(int8.bytes)}, this one {size(beside.bytes)}; its perplexity is {texts}"

@@ -1,0 +1,167 @@
+"""The kinds of steps that measure a checkpoint, with the options that a study's file gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from shortstack import evaluation, profiling
+from shortstack.data.tokens import encode
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.machine.device import Compute
+from shortstack.machine.options import options_of
+from shortstack.machine.progress import Progress
+from shortstack.machine.yamlfile import Part
+from shortstack.profiling import Timing
+from shortstack.study.references import expanded
+from shortstack.study.steps import Contents, Cost, Job, Known, Places, Step, added
+from shortstack.study.trial import Trial
+from shortstack.study.words import changed_words, model_words, option_words
+
+if TYPE_CHECKING:
+    from shortstack.study.sizes import ModelSize, TextSizes
+
+HELP = {  # of options that a study's file has in other groups
+    name: known.help
+    for component in (EvaluationText, GenerationChecks, Tasks, Timing, Compute)
+    for name, _, known in options_of(component)
+}
+PROFILE_TURNS = 8  # of profile(): one for the memory, one to warm up, six that count
+
+
+class EvaluateOptions(Part):
+    """What is measured of every checkpoint; seed: of the windows that are drawn."""
+
+    perplexity: tuple[str, ...] = ("pydoc",)
+    length: int = Field(default=512, ge=2, description=HELP["length"])
+    samples: int | None = Field(default=None, ge=1, description=HELP["samples"])
+    seed: int = Field(default=0, ge=0, description=HELP["seed"])
+    tasks: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1, description=HELP["limit"])
+    data_dir: str | None = Field(default=None, description=HELP["data_dir"])
+    include: str | None = Field(default=None, description=HELP["include"])
+    probe_items: int = Field(default=0, ge=0, description=f"{HELP['probe_items']} Default: no probes.")
+    collapse: bool | None = Field(default=None, description=HELP["collapse_check"])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of a step."""
+        return self.model_dump(mode="json", include=set(EvaluateOptions.model_fields))
+
+    def check(self) -> None:
+        """Say what is wrong before anything runs.
+
+        Raises:
+            InputError: there is no such task, or no such folder.
+        """
+        _evaluate_arguments(expanded(self.arguments))
+
+
+class EvaluateStep(Step):
+    """evaluate()."""
+
+    kind = "evaluate"
+
+    @classmethod
+    def of(cls, known: Known, wanted: EvaluateOptions, contents: Contents, place: str) -> EvaluateStep:
+        options = wanted.arguments
+        sources = [*options["perplexity"], *(options[name] for name in ("data_dir", "include") if options[name])]
+        inputs = {"checkpoint": contents.identity, "texts": {source: known.texts[source] for source in sources}}
+        return cls({**options, "dtype": known.dtype}, inputs, {"checkpoint": place})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        checkpoint, options = job.open("checkpoint", progress), _evaluate_arguments(self.arguments)
+        result = evaluation.evaluate(checkpoint, **options, compute=job.compute(self.arguments), progress=progress)
+        return job.saved("evaluation.json", result.to_dict())
+
+    def words(self, places: Places) -> list[str]:
+        defaults = {**EvaluateOptions().arguments, "perplexity": None, "dtype": "auto"}
+        del defaults["collapse"]  # another word on the command line
+        writing = {"probes": self.arguments["probe_items"] > 0 or None, "collapse_check": self.arguments["collapse"]}
+        options = [*changed_words(self.arguments, defaults), *option_words(writing)]
+        return ["evaluate", *model_words(places["checkpoint"]), *options]
+
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
+        from shortstack.evaluation.probes import probes
+
+        options, layers = self.arguments, _layers_read(self, trial, model)
+        parts: list[float | None] = [model.opened(layers)]
+        for text in options["perplexity"]:
+            windows = {**options, "text": text}
+            parts.append(texts.seconds(windows, model, model.passed(layers, 1), held_out=True))
+        if options["tasks"]:
+            amounts = texts.tasks(options, model, lambda: _evaluate_arguments(expanded(options))["tasks"])
+            parts.append(None if amounts is None else added(model.answered(layers, amount) for amount in amounts))
+        tokenizer = model.checkpoint.tokenizer()
+        if options["probe_items"]:
+            items = probes(options["seed"], options["probe_items"])
+            prompts = [len(encode(tokenizer, item.prompt)) for item in items]
+            parts.append(model.wrote(layers, prompts, [item.room(tokenizer) for item in items]))
+        cut = layers < model.layers or model.checkpoint.record.get("verb") in {"prune", "heal"}
+        if cut if options["collapse"] is None else options["collapse"]:
+            prompts = [len(encode(tokenizer, prompt)) for prompt in PROMPTS]
+            parts.append(model.wrote(layers, prompts, [NEW_TOKENS] * len(prompts)))
+        return Cost(added(parts), 0, model.loaded_bytes)
+
+
+def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What evaluate() is given for the evaluation options of a study.
+
+    Raises:
+        InputError: there is no such task, or no such folder.
+    """
+    how, items = {name: options[name] for name in ("limit", "data_dir", "include", "seed")}, options["probe_items"]
+    return {
+        "text": EvaluationText(options["perplexity"], options["length"], options["samples"]),
+        "tasks": Tasks(options["tasks"], **how) if options["tasks"] else None,
+        "generation": GenerationChecks(items > 0, items or GenerationChecks.probe_items, options["collapse"]),
+    }
+
+
+class ProfileOptions(Part):
+    """What profile() measures."""
+
+    batch_sizes: tuple[int, ...] = (1, 8)
+    prompt: int = Field(default=128, ge=1, description=HELP["prompt"])
+    new_tokens: int = Field(default=32, ge=1, description=HELP["new_tokens"])
+
+
+class ProfileStep(Step):
+    """profile(). Known by the shapes alone: cuts of one shape are equally fast."""
+
+    kind = "profile"
+
+    @classmethod
+    def of(cls, known: Known, wanted: ProfileOptions, contents: Contents, place: str) -> ProfileStep:
+        arguments = {**wanted.model_dump(mode="json"), "dtype": known.dtype}
+        return cls(arguments, {"shape": contents.shape}, {"checkpoint": place})
+
+    def run(self, job: Job, progress: Progress) -> dict[str, Any]:
+        options = self.arguments
+        timing = Timing(options["batch_sizes"], options["prompt"], options["new_tokens"])
+        checkpoint, compute = job.open("checkpoint", progress), job.compute(options)
+        result = profiling.profile(checkpoint, timing=timing, compute=compute, progress=progress)
+        return job.saved("profile.json", result.to_dict())
+
+    def words(self, places: Places) -> list[str]:
+        defaults = {**ProfileOptions().model_dump(mode="json"), "dtype": "auto"}
+        defaults["batch_size"] = defaults.pop("batch_sizes")
+        options = {**self.arguments, "batch_size": self.arguments["batch_sizes"]}
+        return ["profile", *model_words(places["checkpoint"]), *changed_words(options, defaults)]
+
+    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        layers = _layers_read(self, trial, model)
+        prompt, new = self.arguments["prompt"], self.arguments["new_tokens"]
+        seconds = sum(
+            PROFILE_TURNS * (batch * prompt * model.passed(layers) + new * model.step(layers, batch))
+            for batch in self.arguments["batch_sizes"]
+        )
+        return Cost(model.opened(layers) + seconds, 0, model.loaded_bytes)
+
+
+def _layers_read(step: Step, trial: Trial, model: ModelSize) -> int:
+    """The layers of the checkpoint that a step measures: the model's own, or what was made of it."""
+    return model.layers if step.reads["checkpoint"] == trial.model else model.layers - trial.amount(model.layers)
