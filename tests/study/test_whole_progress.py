@@ -46,6 +46,8 @@ def test_it_tells_the_seconds_that_all_takes_and_what_is_done(study):
         round(45 + heal + 15),
         "step 2 of 2, healing: healing 30 of 120, 500 tokens/s",
     )
+    whole.study(study.root, later=40.0)("study", 1, 2)
+    assert told[-1][2] == round(45 + heal + 15 + 40)
     clock[0] = 200.0
     whole.behind("timing", 1, 4)
     clock[0] = 205.0

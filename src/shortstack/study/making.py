@@ -67,7 +67,7 @@ class Making:
         """The one trial of a cut that was named."""
         drop = str(self.study.trial["drop"])
         reckoned = self._reckoned(Reckoning(self.study, drop, self.whole.begun), wanted)
-        self._run(reckoned, [drop])
+        self._run(reckoned, [drop], more=0)
         return Made(self.study.trials()[-1], reckoned)
 
     def keeping(self, share: float, wanted: Amounts) -> Made:
@@ -80,7 +80,7 @@ class Making:
         amounts, tried = [self._first(share)], dict[int, Tried]()
         reckoned = self._reckoned(Reckoning(self.study, str(amounts[0]), self.whole.begun, TRIALS), wanted)
         while True:
-            self._run(reckoned, [str(amount) for amount in amounts])
+            self._run(reckoned, [str(amount) for amount in amounts], more=TRIALS - len(amounts))
             for amount, trial in zip(amounts, self.study.trials(), strict=True):
                 tried[amount] = Tried(amount, *least(kept(*evaluations(trial))))
             following = next_amount({each.layers: each.share.value for each in tried.values()}, share, most=most)
@@ -101,10 +101,10 @@ class Making:
         self.whole.expect(reckoned.all, reckoned.after)
         return reckoned
 
-    def _run(self, reckoned: Reckoned, drops: list[str]) -> None:
-        """Run what is not done of the trials that are known."""
+    def _run(self, reckoned: Reckoned, drops: list[str], *, more: int) -> None:
+        """Run what is not done of the trials that are known; more: those that may follow."""
         study = self.study
-        progress = self.whole.study(study.folder)
+        progress = self.whole.study(study.folder, later=more * reckoned.trial)
         study.run(study.asked(reckoned.amounts, drops), reckoned.planned, self.launcher, progress)
 
     def _first(self, share: float) -> int:

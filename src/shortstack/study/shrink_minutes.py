@@ -33,10 +33,14 @@ REPORT_SECONDS = 3.0  # of the page and the card; 2 s on an AMD EPYC, 2026-11-27
 
 @dataclass(frozen=True)
 class Reckoned:
-    """What fits, and what it takes, in seconds. planned: one step of each kind; after: what follows the last; all: all."""
+    """What fits, and what it takes, in seconds.
+
+    planned: one step of each kind; trial: all steps of a trial; after: what follows the last step; all: everything.
+    """
 
     amounts: Amounts
     planned: Mapping[str, float]
+    trial: float
     after: float
     all: float
 
@@ -65,7 +69,8 @@ class Reckoning:
         asked = digest([study.model, study.trial, *map(plain, (options, study.compute, wanted)), self.trials])
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if known.get("asked") == asked:
-            return Reckoned(Amounts(**known["amounts"]), known["planned"], known["after"], known["all"])
+            seconds = (known[name] for name in ("trial", "after", "all"))
+            return Reckoned(Amounts(**known["amounts"]), known["planned"], *seconds)
         checkpoint = open_model(str(expanded(study.model)))
         size = ModelSize.measured(checkpoint, dtype=study.compute.dtype, device=study.compute.device)
         texts = TextSizes({})
@@ -79,8 +84,8 @@ class Reckoning:
         after = least_after + int8 * fitted.judged
         found = self._estimated(fitted, size, texts)
         planned = {kind: (seconds or 0.0) / found.steps[kind] for kind, seconds in found.seconds.items()}
-        whole = begun + after + self.trials * sum(seconds or 0.0 for seconds in found.seconds.values())
-        reckoned = Reckoned(fitted, planned, after, whole)
+        trial = sum(seconds or 0.0 for seconds in found.seconds.values())
+        reckoned = Reckoned(fitted, planned, trial, after, begun + after + self.trials * trial)
         study.folder.mkdir(exist_ok=True)
         save_json(path, {"asked": asked, **plain(reckoned)})
         return reckoned

@@ -38,13 +38,13 @@ class WholeProgress:
         """Take in what all takes, and what comes behind the study, as soon as that is known."""
         self.left, self.after = max(0.0, all_seconds - (self.clock() - self.begun)), after
 
-    def study(self, folder: Path) -> Progress:
-        """A progress for run_study(), which reads that study's own store."""
+    def study(self, folder: Path, later: float = 0.0) -> Progress:
+        """A progress for run_study(), which reads that study's own store. later: seconds of trials that may follow."""
 
         def progress(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
             study = study_progress(folder)
             if study.eta is not None:
-                self.left = study.eta + self.after
+                self.left = study.eta + later + self.after
             self._tell(_doing(study))
 
         return progress
