@@ -34,7 +34,7 @@ class ShrinkOptions:
         20, help="Items of each probe of writing, before and after; 0 for none.", minimum=0, maximum=100
     )
     tasks: str | None = option(
-        None, help="Tasks to measure on, before and after, of those that `evaluate` reads from --data-dir."
+        None, help="Tasks to measure on, before and after, of those that are read from a data folder."
     )
     limit: int = option(200, help="Only the first n documents of each task.", minimum=1)
     data_dir: str | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
