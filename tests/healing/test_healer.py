@@ -161,6 +161,12 @@ def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
     assert result.trainable_parameters > before[embedding].numel()
 
 
+def test_an_untied_head_that_is_not_to_train_is_refused():
+    """The config would say untied with no head beside it, and transformers would draw one at random."""
+    with pytest.raises(InputError, match=r"untie_head: expected a head that trains.*found head=False"):
+        Partial(untie_head=True, head=False)
+
+
 def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_path):
     source = Checkpoint.open(
         speaking(tmp_path / "source", "gemma3", text_config={**ZOO["gemma3"]["text_config"], "vocab_size": 384})

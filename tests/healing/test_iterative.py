@@ -12,7 +12,17 @@ from shortstack.cli import app
 from shortstack.data import Example
 from shortstack.data.sources import parse_samples
 from shortstack.errors import DataError, InputError, OutputError
-from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, Turns, heal, heal_in_turns
+from shortstack.healing import (
+    HealingTask,
+    Objective,
+    Partial,
+    Schedule,
+    TrainingData,
+    Turns,
+    heal,
+    heal_in_turns,
+    healer,
+)
 from shortstack.healing import iterative as turning
 from shortstack.healing.teacher_answers import Answers, prompt_of
 from shortstack.planning import plan
@@ -82,6 +92,58 @@ def test_finished_turns_are_not_repeated_and_other_requests_refused(tmp_path, mo
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"objective": Objective("distill"), "teacher": True}, r"objective\.loss sft"),
+        ({"data": TrainingData("pydoc", max_length=24, max_samples=32)}, r"data\.max_length 32"),
+        ({"data": TrainingData("copying", max_length=32, max_samples=32)}, r"data\.data pydoc|data\.sha256"),
+        ({"text": "copying"}, r"turns\.text pydoc|text\."),
+        ({"length": 24}, r"turns\.length 16|text\."),
+    ],
+    ids=str,
+)
+def test_turns_go_on_only_with_all_that_they_began_with(changed, named, tmp_path, monkeypatch):
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    calibrating = {"text": "pydoc", "samples": 4, "length": 16}
+
+    def failing(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(turning, "heal", failing)
+    with pytest.raises(KeyboardInterrupt):
+        heal_in_turns(source, tmp_path / "out", Turns("2", 1, "bi", **calibrating), SHORT)
+    own = {name: changed[name] for name in calibrating.keys() & changed.keys()}
+    rest = {name: value for name, value in changed.items() if name not in own}
+    if rest.pop("teacher", None):
+        rest["teacher"] = source
+    with pytest.raises(InputError, match=named):
+        heal_in_turns(
+            source, tmp_path / "out", Turns("2", 1, "bi", **{**calibrating, **own}), replace(SHORT, **rest), resume=True
+        )
+
+
+def test_an_edited_model_does_not_go_on(tmp_path, monkeypatch):
+    folder = speaking(tmp_path / "source")
+    monkeypatch.setattr(healer.HealingRun, "train", lambda *_args, **_options: pytest.fail("trained"))
+    with pytest.raises(pytest.fail.Exception):
+        heal(Checkpoint.open(folder), tmp_path / "out", SHORT)
+    (tmp_path / "out.training" / "checkpoint-1").mkdir()
+    for name, field, value in (
+        ("config.json", "rope_theta", 5e5),
+        ("tokenizer_config.json", "model_max_length", 7),
+    ):
+        before = (folder / name).read_text()
+        (folder / name).write_text(json.dumps({**json.loads(before), field: value}))
+        with pytest.raises(InputError, match=r"resume: expected model\.(config|beside)"):
+            heal(Checkpoint.open(folder), tmp_path / "out", SHORT, resume=True)
+        (folder / name).write_text(before)
+    other = "float32" if json.loads((tmp_path / "out.training/run.json").read_text())["dtype"] == "bfloat16" else "bf16"
+    monkeypatch.setattr(healer, "fast_bfloat16", lambda _device: other == "bf16")
+    with pytest.raises(InputError, match="resume: expected dtype"):
+        heal(Checkpoint.open(folder), tmp_path / "out", SHORT, resume=True)
+
+
 @pytest.mark.parametrize("wrong", [{"step": 0}, {"metric": "nothing"}, {"metric": "repaired-window"}])
 def test_turns_that_cannot_be_are_refused(wrong):
     with pytest.raises(InputError):
@@ -145,7 +207,7 @@ def test_a_healed_model_can_learn_from_answers(tmp_path):
     )
     record = json.loads((tmp_path / "healed" / "shortstack.json").read_text())["healing"]
     assert record["data"]["self_generate"] is True
-    assert record["teacher"] == teacher.weights_sha256
+    assert record["teacher"] == teacher.identity
     assert result.history.steps > 0
 
 

@@ -228,6 +228,52 @@ def test_a_signal_between_the_passes_of_a_step_keeps_the_state_before_it(tmp_pat
     assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
 
 
+def test_a_state_that_is_whole_is_never_written_again(tmp_path, monkeypatch):
+    """Killed in the middle of that, a run would have lost it: earlier states have gone by then."""
+    monkeypatch.setattr(training, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(training, "SHARE", 1e9)
+    written = []
+    save = training.Trainer._save_checkpoint
+    monkeypatch.setattr(
+        training.Trainer,
+        "_save_checkpoint",
+        lambda loop, *args, **options: written.append(loop.state.global_step) or save(loop, *args, **options),
+    )
+
+    class Interrupted(Line):
+        passes = 0
+
+        def forward(self, **batch):
+            self.passes += self.training
+            if self.passes == 7:  # the state after step 3 has just been kept
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().forward(**batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "left", module=Interrupted())
+    assert written == [1, 2, 3]
+    assert training.newest_state(tmp_path / "left").name == "checkpoint-3"
+    assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
+
+
+def test_earlier_states_stay_until_a_new_one_is_marked_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(training, "SHARE", 1e9)
+    marked = Path.touch
+
+    def failing(path, *args, **options):
+        if path.name == training.COMPLETE and path.parent.name == "checkpoint-4":
+            raise OSError(28, "No space left on device")
+        return marked(path, *args, **options)
+
+    monkeypatch.setattr(Path, "touch", failing)
+    with pytest.raises(OSError, match="No space"):
+        trained(tmp_path / "left")
+    assert training.newest_state(tmp_path / "left").name == "checkpoint-3"
+    monkeypatch.undo()
+    assert trained(tmp_path / "left")[0] == trained(tmp_path / "whole")[0]
+
+
 @pytest.mark.parametrize("training_passes", [True, False])
 def test_a_signal_while_a_batch_passes_the_model_does_not_wait_for_its_end(training_passes, tmp_path):
     class Interrupted(Line):

@@ -175,7 +175,7 @@ def test_models_that_do_not_belong_together_are_refused(pruned, copy, source):
 
 
 STRANGERS = (
-    *("extra.safetensors", "adapter_model.safetensors", "adapter_config.json", "pytorch_model.bin", "model.gguf"),
+    *("extra.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "model.gguf"),
     *("weights.pt", "weights.pth", "last.ckpt", "evil.py"),
 )
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.positions import learned_positions
-from shortstack.checkpoint.file_names import RECORD, TEMPLATES, TOKENIZER, is_carried_along
+from shortstack.checkpoint.file_names import NAMED_WEIGHTS, RECORD, TEMPLATES, TOKENIZER, is_carried_along
 from shortstack.checkpoint.index import read_tensors
 from shortstack.checkpoint.safetensors import StoredTensor, file_digest
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, one_line
+from shortstack.machine.files import digest
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, silent
 
@@ -62,7 +63,8 @@ class Checkpoint:
         """
         directory = locate(str(model), revision, progress, download=download)
         config = anatomy.read_config(directory)
-        tensors = read_tensors(directory)
+        tensors = read_tensors(directory, config)
+        config.pop(NAMED_WEIGHTS, None)  # what is written has a file of the usual name
         anatomy.check_depth(config, len(tensors), directory)
         return cls(directory, str(model), commit_of(directory) or revision, config, tensors, trust_remote_code)
 
@@ -181,8 +183,17 @@ class Checkpoint:
 
     @functools.cached_property
     def weights_sha256(self) -> str:
-        """Digest of all weight files, read in full: the identity caches are keyed by."""
+        """Digest of all weight files, read in full."""
         return "+".join(file_digest(path) for path in self.shards)
+
+    @functools.cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """All of a checkpoint that results depend on: digests of its weights, its config and the files beside them.
+
+        Those are the tokenizer's, chat templates, the generation config, and its own code where that is trusted.
+        """
+        beside = {str(path.relative_to(self.directory)): file_digest(path) for path in self.side_files()}
+        return {"weights": self.weights_sha256, "config": digest(self.config), "beside": digest(beside)}
 
     @property
     def shards(self) -> tuple[Path, ...]:
@@ -215,6 +226,7 @@ class Checkpoint:
                 self.directory,
                 dtype=dtype,
                 local_files_only=True,
+                use_safetensors=True,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, with the others

@@ -9,9 +9,19 @@ CONFIG = "config.json"
 RECORD = "shortstack.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT
+NAMED_WEIGHTS = "transformers_weights"  # the field of config.json that names the file of the weights
 TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates
 TOKENIZER = re.compile(r"^(tokenizer|vocab|spiece|sentencepiece|merges|bpe)\b.*|\.(model|tiktoken|vocab)$")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+LEFTOVERS = {  # of a training, or of weights in another form
+    ADAPTER,
+    "params.json",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+}
 LEGAL = ("LICENSE", "NOTICE", "USE_POLICY")
 DOWNLOADED = (
     *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
@@ -21,7 +31,9 @@ DOWNLOADED = (
 
 def is_carried_along(path: Path, *, code: bool) -> bool:
     """Whether an output has a copy of the file: it goes with any weights of the model. code: Python files, too."""
-    if path.name in {CONFIG, RECORD, "README.md"} or path.name.startswith(".") or path.name.endswith(".index.json"):
+    if path.name in {CONFIG, RECORD, "README.md", *LEFTOVERS}:
+        return False
+    if path.name.startswith(".") or path.name.endswith(".index.json"):
         return False
     if path.suffix == ".py":
         return code

@@ -15,7 +15,7 @@ from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.cache import cache_directory
-from shortstack.machine.files import check_disk
+from shortstack.machine.files import check_disk, sync, sync_tree
 from shortstack.machine.progress import Progress, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
@@ -42,7 +42,9 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     partial = place.with_name(f"{place.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         _convert(path, partial)
+        sync_tree(partial)
         os.rename(partial, place)
+        sync(place.parent)
     except OSError:
         if not place.is_dir():  # another process may have made it meanwhile: the same bytes
             raise

@@ -1,4 +1,8 @@
-"""Which tensors a checkpoint has, and in which file: by its index, or from the headers of its only file."""
+"""Which tensors a checkpoint has, and in which file: decided as transformers decides it, and refused where it is unclear.
+
+transformers' order: the file that config.json names under transformers_weights, model.safetensors, then the index. An
+adapter beside the weights is applied on top of them.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +10,73 @@ import json
 import os
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from shortstack.checkpoint.file_names import INDEX, PICKLED, SINGLE
+from shortstack.checkpoint.file_names import ADAPTER, INDEX, NAMED_WEIGHTS, PICKLED, SINGLE
 from shortstack.checkpoint.safetensors import StoredTensor, read_shard
 from shortstack.errors import CheckpointError
 
 
-def read_tensors(directory: Path) -> dict[str, StoredTensor]:
+def read_tensors(directory: Path, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """Every stored tensor by its name; headers are read, no weights.
 
     Raises:
-        CheckpointError: no safetensors weights, or an index that does not tell of what is there.
+        CheckpointError: no safetensors weights, or several answers to which they are; an index that does not tell of what
+            is there.
     """
-    index = directory / INDEX
-    if index.exists():
-        return _read_indexed(directory, index)
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise _no_weights(directory)
-    if len(files) > 1 and not (directory / SINGLE).exists():
+    if (directory / ADAPTER).exists():
+        raise CheckpointError(
+            directory / ADAPTER,
+            expected="weights alone",
+            found="an adapter beside them, which transformers would apply",
+            fix="move it away if it is merged; else merge it into its base model first (peft: merge_and_unload)",
+        )
+    first = _first_file(directory, config)
+    if first.name.endswith(".json"):
+        return _read_indexed(directory, first)
+    return {tensor.name: tensor for tensor in read_shard(first)}
+
+
+def _first_file(directory: Path, config: Mapping[str, Any]) -> Path:
+    """The file that transformers begins with: the only one that has weights, or an index."""
+    if NAMED_WEIGHTS in config:
+        return _named(directory, config[NAMED_WEIGHTS])
+    single, index = directory / SINGLE, directory / INDEX
+    if single.exists() and index.exists() and set(_weight_map(index).values()) != {SINGLE}:
         raise CheckpointError(
             directory,
-            expected=f"one {SINGLE}, or shards with {INDEX}",
-            found=f"{len(files)} safetensors files and no index",
-            fix="download the index too",
+            expected=f"{SINGLE}, or shards with {INDEX}",
+            found="both: one of them is left from an earlier save",
+            fix=f"move {INDEX} away if the weights are those of {SINGLE}, which transformers loads; else {SINGLE}",
         )
-    single = directory / SINGLE if (directory / SINGLE).exists() else files[0]
-    return {tensor.name: tensor for tensor in read_shard(single)}
+    if single.exists() or index.exists():
+        return single if single.exists() else index
+    files = [path.name for path in sorted(directory.glob("*.safetensors"))]
+    if not files:
+        raise _no_weights(directory)
+    raise CheckpointError(
+        directory,
+        expected=f"{SINGLE}, or shards with {INDEX}",
+        found=f"{files[0]} alone, which transformers does not look for"
+        if len(files) == 1
+        else f"{len(files)} safetensors files and no index",
+        fix=f"name it {SINGLE} if it is the whole model" if len(files) == 1 else "download the index too",
+    )
+
+
+def _named(directory: Path, name: Any) -> Path:
+    """The file that config.json names."""
+    inside = isinstance(name, str) and Path(name).name == name and "\\" not in name
+    if not inside or not name.endswith((".safetensors", ".safetensors.index.json")) or not (directory / name).is_file():
+        raise CheckpointError(
+            directory / "config.json",
+            expected=f"{NAMED_WEIGHTS} to be a safetensors file or an index in its folder",
+            found=repr(name),
+            fix="download the checkpoint again, or take that field out",
+        )
+    return directory / name
 
 
 def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:

@@ -18,7 +18,8 @@ from typing import Any
 from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
 from shortstack.errors import InputError, OutputError, parameter
-from shortstack.machine.files import check_disk, check_new, sync
+from shortstack.machine.files import check_disk, check_new, sync, sync_tree
+from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -73,6 +74,8 @@ class CheckpointWriter:
     def __init__(self, out: str | Path, *, source: Path, nbytes: int) -> None:
         """nbytes: what will be written, checked against the free space before anything is.
 
+        The output is locked in the context; who computes long before may hold `lock` from the start.
+
         Raises:
             OutputError: `out` exists, equals or lies inside the source, or does not fit the disk.
         """
@@ -82,6 +85,7 @@ class CheckpointWriter:
         check_new(self.out, make_folders=True)
         check_disk(self.out, nbytes)
         self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
+        self.lock = OutputLock(self.out)
         self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]
 
     def _check_outside(self, source: Path) -> None:
@@ -95,6 +99,11 @@ class CheckpointWriter:
             )
 
     def __enter__(self) -> CheckpointWriter:
+        try:
+            self.lock.__enter__()
+        except OutputError:
+            self._remove_parents()
+            raise
         try:
             self.partial.mkdir(parents=True)
         except OSError as error:
@@ -115,6 +124,10 @@ class CheckpointWriter:
     def _discard(self) -> None:
         """Remove what was written, and the parents made for it; after commit() there is neither."""
         shutil.rmtree(self.partial, ignore_errors=True)
+        self.lock.__exit__(None, None, None)
+        self._remove_parents()
+
+    def _remove_parents(self) -> None:
         with suppress(OSError):  # not empty: somebody's output is in it
             for parent in self.new_parents:
                 parent.rmdir()
@@ -154,8 +167,6 @@ class CheckpointWriter:
         path.parent.mkdir(exist_ok=True)
         with path.open("xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         self.files[name] = WrittenFile(len(content), file_digest(path))
 
     def commit(self, record: Mapping[str, Any]) -> Path:
@@ -166,7 +177,7 @@ class CheckpointWriter:
         """
         manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
         self.json(RECORD, {**record, "files": manifest})
-        sync(self.partial)
+        sync_tree(self.partial)
         try:
             os.rename(self.partial, self.out)
         except OSError as error:
@@ -176,7 +187,8 @@ class CheckpointWriter:
                 found=error.strerror or str(error),
                 fix="name another",
             ) from error
-        sync(self.out.parent)
+        for parent in (self.out.absolute().parent, *(parent.parent for parent in self.new_parents)):
+            sync(parent)
         return self.out
 
 

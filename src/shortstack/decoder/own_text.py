@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, ShortstackWarning, one_line, parameter
 from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.files import digest, save_json
+from shortstack.machine.files import save_json
 from shortstack.machine.progress import Progress, silent, under
 
 if TYPE_CHECKING:
@@ -142,17 +141,12 @@ class Writer:
     @cached_property
     def key(self) -> str:
         """The name of what is kept. A template may tell the date, which is no part of it."""
-        settings = self.checkpoint.directory / "generation_config.json"
         return content_key(
-            weights=self.checkpoint.weights_sha256,
-            config=self.checkpoint.config,
-            ends=settings.read_text(encoding="utf-8") if settings.exists() else None,
-            vocabulary=digest(self.tokenizer.get_vocab()),
-            template=self.tokenizer.chat_template,
+            "own texts",
+            model=self.checkpoint.identity,
             seed=self.seed,
             dtype=str(self.dtype),
             device=self.device,
-            versions=[version(name) for name in ("torch", "transformers")],
             rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
         )
 

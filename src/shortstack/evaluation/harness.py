@@ -82,6 +82,17 @@ class LoadedTask:
         return int(self._first.config.num_fewshot or 0)
 
     @property
+    def aggregation(self) -> Any:
+        """How a group makes one number of its tasks'; None of a single task."""
+        return self.group.to_dict() if self.group else None
+
+    @property
+    def macro(self) -> bool:
+        """Whether each task of a group counts the same, however many documents it has."""
+        listed = (self.group.aggregate_metric_list or []) if self.group else []
+        return any(each.metric == self.metric and not each.weight_by_size for each in listed)
+
+    @property
     def _first(self) -> Any:
         return next(iter(self.tasks.values()))
 
@@ -90,6 +101,7 @@ class LoadedTask:
         return digest(
             name=self.name,
             version=self.version,
+            aggregation=json.loads(json.dumps(self.aggregation, default=_named)),
             configs={name: _config(task) for name, task in self.tasks.items()},
             **_code_of(self.tasks),
             documents={name: _digests(islice(task.eval_docs, limit)) for name, task in self.tasks.items()},
@@ -208,15 +220,15 @@ def _result(loaded: LoadedTask, model: AnsweringModel, answered: Mapping[str, An
     columns = {name.partition(",")[0]: name for name in reversed(results[loaded.name]) if "_stderr" not in name}
     values = {name: results[loaded.name][column] for name, column in columns.items() if "," in column}
     column = columns[metric]
-    samples = [(name, sample) for name in loaded.tasks for sample in _by_filter(answered["samples"][name], column)]
     better = bool(loaded._first.higher_is_better()[metric])
-    outcomes = [_outcome(metric, sample[metric], better) for _, sample in samples]
+    by_task = {name: _by_filter(answered["samples"][name], column) for name in loaded.tasks}
+    samples = [(name, sample) for name, some in by_task.items() for sample in some]
+    parts = [[_outcome(metric, sample[metric], better) for sample in some] for some in by_task.values()]
+    outcomes = [outcome for part in parts for outcome in part]
     return TaskResult(
         metric=metric,
         value=float(values.pop(metric)),
-        stderr=statistics.stdev(outcomes) / math.sqrt(len(outcomes))
-        if len(outcomes) > 1 and metric not in PERPLEXITIES
-        else math.nan,
+        stderr=math.nan if metric in PERPLEXITIES else _standard_error(parts if loaded.macro else [outcomes]),
         n=len(outcomes),
         version=loaded.version,
         shots=loaded.shots,
@@ -229,6 +241,17 @@ def _result(loaded: LoadedTask, model: AnsweringModel, answered: Mapping[str, An
         also={name: float(value) for name, value in values.items()},
         parts={name: float(results[name][column]) for name in loaded.tasks} if loaded.group else {},
     )
+
+
+def _standard_error(parts: Sequence[Sequence[float]]) -> float:
+    """Of the mean of the parts' means; NaN where a part has fewer than two outcomes.
+
+    >>> round(_standard_error([[0, 1, 1, 0]]), 4), round(_standard_error([[0, 1, 1, 0], [1, 1]]), 4)
+    (0.2887, 0.1443)
+    """
+    if any(len(part) < 2 for part in parts):
+        return math.nan
+    return math.sqrt(sum(statistics.variance(part) / len(part) for part in parts)) / len(parts)
 
 
 def _by_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:

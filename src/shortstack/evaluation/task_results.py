@@ -10,14 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.file_names import INDEX, RECORD
-from shortstack.checkpoint.safetensors import file_digest
 from shortstack.errors import DataError
 from shortstack.machine.cache import cache_directory
 from shortstack.machine.files import save_json
-
-ANSWERING = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt", ".vocab"}  # suffixes beside the weights
 
 
 @dataclass(frozen=True)
@@ -78,16 +73,6 @@ class TaskResult:
 def digest(**parts: object) -> str:
     """SHA-256 of everything a result depends on, as canonical JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def model_digest(checkpoint: Checkpoint) -> str:
-    """The digest of the weights and of the files beside them that say how to compute, tokenise and generate."""
-    beside = {
-        path.name: file_digest(path)
-        for path in sorted(checkpoint.directory.iterdir())
-        if path.suffix in ANSWERING and path.name not in (RECORD, INDEX)
-    }
-    return digest(weights=checkpoint.weights_sha256, beside=beside)
 
 
 def kept(key: str) -> TaskResult | None:

@@ -7,15 +7,13 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import torch
-import transformers
-
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.evaluation.backends import VLLM, load_harness, load_vllm
 from shortstack.evaluation.options import Tasks
-from shortstack.evaluation.task_results import Amount, TaskResult, digest, keep, kept, model_digest
+from shortstack.evaluation.task_results import Amount, TaskResult, keep, kept
+from shortstack.machine.cache import content_key
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.progress import Progress, silent
 
@@ -79,15 +77,15 @@ class TaskRun:
         """For each task the digest of all that its result depends on."""
         tasks = self.tasks
         beside: dict[str, object] = {
-            "model": model_digest(self.checkpoint),
+            "model": self.checkpoint.identity,
             "dtype": self.dtype,
             "device": device,
             "options": [tasks.limit, tasks.batch, tasks.max_length, tasks.seed],
-            "versions": [version("shortstack"), load_harness().VERSION, torch.__version__, transformers.__version__],
+            "code": version("shortstack"),
         }
         if tasks.backend == VLLM:
             beside["engine"] = [VLLM, load_vllm().VERSION]
-        return {loaded.name: digest(task=loaded.digest(tasks.limit), **beside) for loaded in self.loaded}
+        return {loaded.name: content_key("task", task=loaded.digest(tasks.limit), **beside) for loaded in self.loaded}
 
     def _keep(self, loaded: LoadedTask, result: TaskResult) -> None:
         self._kept[loaded.name] = replace(result, digest=self._keys[loaded.name])

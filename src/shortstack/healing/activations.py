@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,5 +95,3 @@ def keeping(activations: Activations) -> Iterator[Callable[[int, Tensor], None]]
             file.write(states.to(getattr(torch, activations.dtype)).contiguous().cpu().view(kind).numpy().tobytes())
 
         yield put
-        file.flush()
-        os.fsync(file.fileno())

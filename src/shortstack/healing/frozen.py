@@ -113,13 +113,13 @@ class Freezer:
         dtype = str(self.dtype).removeprefix("torch.")
         frozen = Frozen(examples, first)
         if first:
-            key = content_key(**_identity(self.checkpoint), at=first, dtype=dtype, ids=ids)
+            key = content_key("states", model=self.checkpoint.identity, at=first, dtype=dtype, ids=ids)
             states = activations_under(key, frozen.lengths, self.checkpoint.width, dtype)
             frozen = replace(frozen, states=states)
         if self.teacher:
             _check_vocabulary(self.checkpoint, self.teacher)
             top = [self.top_k, self.objective.temperature]
-            key = content_key(**_identity(self.teacher), dtype=dtype, ids=ids, learnt=learnt, of=top)
+            key = content_key("teacher", model=self.teacher.identity, dtype=dtype, ids=ids, learnt=learnt, of=top)
             counts = [sum(each) for each in learnt]
             frozen = replace(frozen, teacher=activations_under(f"{key}-top", counts, 2 * self.top_k, "float32"))
             if self.objective.hidden_weight:
@@ -298,10 +298,6 @@ def top_tokens(decoder: Decoder, states: Tensor, top_k: int, temperature: float)
     ]
     tokens, log_p = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(log_p)
-
-
-def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {"weights": checkpoint.weights_sha256, "config": checkpoint.config}
 
 
 def _check_vocabulary(checkpoint: Checkpoint, teacher: Checkpoint) -> None:

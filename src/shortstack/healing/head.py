@@ -27,6 +27,16 @@ class TrainedHead(HealingMethod):
         False, help="Make a tied head a matrix of its own and train it; the model grows by that matrix."
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.untie_head and self.head is False:
+            raise InputError(
+                parameter("untie_head"),
+                expected="a head that trains, since it gets a matrix of its own",
+                found=parameter("head", False),
+                fix="leave out one of them",
+            )
+
     def trains_head(self, checkpoint: Checkpoint) -> bool:
         """Whether the head is among what trains. A tied one never is, unless it is untied.
 

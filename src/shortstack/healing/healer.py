@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from shortstack.healing.task import HealingTask
 from shortstack.healing.teacher_answers import Answers
 from shortstack.healing.training import Environment, History, train, training_device
 from shortstack.healing.unfinished import Unfinished
+from shortstack.machine.cache import library_versions
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, silent
@@ -98,22 +100,23 @@ def heal(
     run.check()
     nbytes = checkpoint.weight_bytes + run.task.method.added_bytes(checkpoint)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
-    examples = run.examples()
-    record = run.record(examples)
-    unfinished = Unfinished(writer.out)
-    with run.processes.main_process_first():
-        folder = unfinished.open(record, resume=resume if run.processes.is_main_process else True)
-    try:
-        learner, history = run.train(examples, folder, cache=cache)
-    except TrainingError:  # the state leads nowhere
-        unfinished.remove()
-        raise
-    tensors = run.task.method.tensors(checkpoint, learner)
-    seconds = round(time.perf_counter() - started, 3)
-    if run.processes.is_main_process:
-        healing = {**record, "history": asdict(history)}
-        run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
-        unfinished.remove()
+    with writer.lock if run.processes.is_main_process else nullcontext():
+        examples = run.examples()
+        record = run.record(examples)
+        unfinished = Unfinished(writer.out)
+        with run.processes.main_process_first():
+            folder = unfinished.open(record, resume=resume if run.processes.is_main_process else True)
+        try:
+            learner, history = run.train(examples, folder, cache=cache)
+        except TrainingError:  # the state leads nowhere
+            unfinished.remove()
+            raise
+        tensors = run.task.method.tensors(checkpoint, learner)
+        seconds = round(time.perf_counter() - started, 3)
+        if run.processes.is_main_process:
+            healing = {**record, "history": asdict(history)}
+            run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
+            unfinished.remove()
     run.processes.wait_for_everyone()
     method, loss = run.task.method.name, run.task.objective.loss
     return Healing(writer.out, method, loss, learner.trainable_parameters, history, seconds, peak_rss())
@@ -194,10 +197,12 @@ class HealingRun:
         task = self.task
         content = repr([(example.ids, example.learn) for example in examples])
         return {
-            "weights": self.checkpoint.weights_sha256,
+            "model": self.checkpoint.identity,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "libraries": library_versions(),
             "method": task.method.to_dict(),
             "objective": asdict(task.objective),
-            "teacher": task.teacher and task.teacher.weights_sha256,
+            "teacher": task.teacher and task.teacher.identity,
             "schedule": task.schedule.to_dict(),
             "data": {**asdict(task.training_data), "sha256": hashlib.sha256(content.encode()).hexdigest()},
             "samples": len(examples),

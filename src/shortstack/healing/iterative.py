@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.data import Tokens
 from shortstack.decoder import calibration_tokens
 from shortstack.errors import ArchitectureError, PlanError, parameter
-from shortstack.healing.healer import Healing, heal
+from shortstack.healing.healer import Healing, HealingRun, heal
 from shortstack.healing.task import HealingTask
 from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
+from shortstack.machine.files import sync
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning import Choice, Plan, choose
 from shortstack.pruning import prune
@@ -34,7 +36,8 @@ def heal_in_turns(
 ) -> Healing:
     """heal() after each cut; what is between lies in `<out>.turns` until the end.
 
-    A turn that is finished is not repeated, and with resume one that was killed goes on where it was.
+    A turn that is finished is not repeated, and with resume one that was killed goes on where it was. Of several processes
+    the first chooses and cuts, and all heal.
 
     Raises:
         PlanError: no layer is to go, or no cut of so many is exact.
@@ -42,58 +45,83 @@ def heal_in_turns(
     """
     task = HealingTask(task) if isinstance(task, str) else task
     sizes = turns.sizes(checkpoint.anatomy.layers)
-    seed = task.schedule.seed if turns.seed is None else turns.seed
-    compute = replace(task.compute, seed=seed)
+    run = HealingRun(checkpoint, task, progress)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=checkpoint.weight_bytes)
     unfinished = Unfinished(writer.out, "turns")
-    folder = unfinished.open(_record(checkpoint, turns, task), resume=resume)
-    tokens = _calibrating(checkpoint, turns, compute, progress)
-    for number, count in enumerate(sizes, start=1):
-        pruned, healed = (folder / f"{number}-{kind}" for kind in ("pruned", "healed"))
-        turn = under(progress, f"turn {number} of {len(sizes)}: ")
-        if number == len(sizes):
-            shutil.rmtree(healed, ignore_errors=True)  # killed after its end; only its result is missing
-        if not healed.exists():
-            if not pruned.exists():
-                prune(checkpoint, _chosen(checkpoint, count, turns, tokens, compute, turn), pruned, progress=turn)
-            result = heal(Checkpoint.open(str(pruned)), healed, task, cache=cache, resume=resume, progress=turn)
-        checkpoint = Checkpoint.open(str(healed))
-    os.rename(healed, writer.out)
-    for logs in folder.glob("*.logs"):
-        shutil.move(logs, writer.out.with_name(f"{writer.out.name}.logs") / logs.stem)
-    unfinished.remove()
+    first = run.processes.is_main_process
+    with writer.lock if first else nullcontext():
+        chooser = _Chooser(
+            turns, _calibrating(checkpoint, turns, task, progress) if first else None, _compute(turns, task)
+        )
+        if first:
+            unfinished.open(_record(run, chooser), resume=resume)
+        for number, count in enumerate(sizes, start=1):
+            pruned, healed = (unfinished.folder / f"{number}-{kind}" for kind in ("pruned", "healed"))
+            turn = under(progress, f"turn {number} of {len(sizes)}: ")
+            if first:
+                if number == len(sizes):
+                    shutil.rmtree(healed, ignore_errors=True)  # killed after its end; only its result is missing
+                if not healed.exists() and not pruned.exists():
+                    prune(checkpoint, chooser.chosen(checkpoint, count, turn), pruned, progress=turn)
+            run.processes.wait_for_everyone()
+            if not healed.exists():
+                result = heal(_opened(pruned, checkpoint), healed, task, cache=cache, resume=resume, progress=turn)
+            checkpoint = _opened(healed, checkpoint)
+        if first:
+            os.rename(healed, writer.out)
+            sync(writer.out.absolute().parent)
+            _keep_logs(unfinished.folder, writer.out)
+            unfinished.remove()
+    run.processes.wait_for_everyone()
     return replace(result, output=writer.out)
 
 
-def _calibrating(checkpoint: Checkpoint, turns: Turns, compute: Compute, progress: Progress) -> Tokens | None:
+def _opened(folder: Path, source: Checkpoint) -> Checkpoint:
+    """What was made of a checkpoint, whose own code is as trusted as its source's."""
+    return Checkpoint.open(folder, trust_remote_code=source.trust_remote_code)
+
+
+def _keep_logs(folder: Path, out: Path) -> None:
+    """Put what loggers wrote in each turn beside the output."""
+    for logs in folder.glob("*.logs"):
+        shutil.move(logs, out.with_name(f"{out.name}.logs") / logs.stem)
+
+
+def _compute(turns: Turns, task: HealingTask) -> Compute:
+    return replace(task.compute, seed=task.schedule.seed if turns.seed is None else turns.seed)
+
+
+def _calibrating(checkpoint: Checkpoint, turns: Turns, task: HealingTask, progress: Progress) -> Tokens | None:
     """The windows of all turns, if the metric looks at any: what a model writes itself is the unpruned one's."""
     if not Choice(turns.metric, 1).needs_text:
         return None
-    return calibration_tokens(checkpoint, turns.calibration, compute=compute, progress=progress)
+    return calibration_tokens(checkpoint, turns.calibration, compute=_compute(turns, task), progress=progress)
 
 
-def _chosen(
-    checkpoint: Checkpoint, count: int, turns: Turns, tokens: Tokens | None, compute: Compute, progress: Progress
-) -> Plan:
-    """The layers that go next: the lowest by the metric, or the nearest cut that is exact."""
-    choice = Choice(turns.metric, count)
-    try:
-        return choose(checkpoint, choice, tokens, compute=compute, progress=progress).plan
-    except ArchitectureError as error:
-        raise PlanError(
-            parameter("step"),
-            expected=f"a cut of {count} layers that {checkpoint.anatomy.architecture} can express",
-            found="none",
-            fix=f"take another {parameter('step')}",
-        ) from error
+@dataclass(frozen=True)
+class _Chooser:
+    """How the layers of each turn are chosen."""
+
+    turns: Turns
+    tokens: Tokens | None
+    compute: Compute
+
+    def chosen(self, checkpoint: Checkpoint, count: int, progress: Progress) -> Plan:
+        """The layers that go next: the lowest by the metric, or the nearest cut that is exact."""
+        choice = Choice(self.turns.metric, count)
+        try:
+            return choose(checkpoint, choice, self.tokens, compute=self.compute, progress=progress).plan
+        except ArchitectureError as error:
+            raise PlanError(
+                parameter("step"),
+                expected=f"a cut of {count} layers that {checkpoint.anatomy.architecture} can express",
+                found="none",
+                fix=f"take another {parameter('step')}",
+            ) from error
 
 
-def _record(checkpoint: Checkpoint, turns: Turns, task: HealingTask) -> dict[str, Any]:
-    """The settings that a run must have to go on from here; those of a turn are kept with that turn."""
-    return {
-        "weights": checkpoint.weights_sha256,
-        "turns": asdict(turns),
-        "data": task.training_data.data,
-        "schedule": task.schedule.to_dict(),
-        "method": task.method.to_dict(),
-    }
+def _record(run: HealingRun, chooser: _Chooser) -> dict[str, Any]:
+    """All that the outcome depends on: what one healing does, and how layers are chosen."""
+    text = chooser.tokens.record() if chooser.tokens else None
+    compute = {"seed": chooser.compute.seed, "dtype": chooser.compute.dtype}
+    return {**run.record(run.examples()), "turns": asdict(chooser.turns), "text": text, "choosing": compute}

@@ -43,8 +43,8 @@ class Answers:
         """
         prompts = [prompt for prompt in map(prompt_of, examples) if len(prompt) < self.max_length]
         key = content_key(
-            weights=self.teacher.weights_sha256,
-            config=self.teacher.config,
+            "answers",
+            model=self.teacher.identity,
             dtype=str(self.dtype),
             prompts=prompts,
             seed=self.seed,

@@ -32,7 +32,7 @@ from shortstack.healing.schedule import Schedule
 from shortstack.healing.signals import Interruption, TrainingLeft
 from shortstack.healing.unfinished import COMPLETE, newest_state, step_of
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import sync, whole
+from shortstack.machine.files import sync, sync_tree, whole
 from shortstack.machine.progress import Progress, silent
 
 KEEP_SECONDS = 60.0  # between two times that the state is written
@@ -120,6 +120,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.stage = stage
         self.samples = Ordered(data, schedule.batch_size, seed=schedule.seed)
         self.state = newest_state(folder)
+        self.kept = step_of(self.state) if self.state else None  # the step of the last state that is whole
         self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
         self.stepping = False
         self.skipped_in_a_row = 0
@@ -354,18 +355,26 @@ class _Loop(Trainer):  # type: ignore[misc]
         return total / count
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the state and mark it as whole; only then do earlier ones go. A whole one is never written again."""
+        step = self.state.global_step
+        if self.run.kept == step:
+            return
         started = time.monotonic()
+        state = self.run.folder / f"checkpoint-{step}"
+        if self.args.should_save:
+            shutil.rmtree(state, ignore_errors=True)  # of a run that was killed while it wrote it
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            state = self.run.folder / f"checkpoint-{self.state.global_step}"
             (state / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
-            for path in (*state.rglob("*"), state):
-                sync(path)
+            sync_tree(state)
             (state / COMPLETE).touch()
+            sync_tree(state)
+            sync(self.run.folder)
             for other in self.run.folder.glob("checkpoint-*"):
                 if other != state:
                     shutil.rmtree(other)
+        self.run.kept = step
         taken = time.monotonic() - started
         self.run.save_due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
 

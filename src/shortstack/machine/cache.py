@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from platformdirs import user_cache_path
+
+from shortstack.machine.files import digest, plain
+
+# The libraries that results depend on; those that are not installed take no part.
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm_eval", "bitsandbytes", "torchao")
 
 
 def cache_directory(*parts: str) -> Path:
@@ -28,6 +34,24 @@ def _root() -> Path:
 MARGIN_BYTES = 256 << 20  # of the cache's disk that stay free
 
 
-def content_key(**parts: object) -> str:
-    """The name of what is kept: a short digest of everything it depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+def content_key(kind: str, **parts: object) -> str:
+    """The name of what is kept: the digest of all that it depends on, in 64 hexadecimal digits.
+
+    Every cache and every step of a study is named by this function. kind: what is kept. parts: models, by
+    `Checkpoint.identity`, data by its content, and options. The versions of libraries are always a part.
+    """
+    return digest(
+        {"kind": kind, "libraries": library_versions(), **{name: plain(each) for name, each in parts.items()}}
+    )
+
+
+@functools.cache
+def library_versions() -> Mapping[str, str]:
+    """The versions of LIBRARIES, of those that are installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

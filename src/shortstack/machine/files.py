@@ -101,12 +101,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file under; it gets its own at the end, and is removed where writing fails."""
+def whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary name to write a file under; it gets its own at the end, and is removed where writing fails.
+
+    durable: whether the file is there after a power cut, too, once this has ended.
+    """
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         yield partial
+        if durable:
+            sync(partial)
         os.replace(partial, path)
+        if durable:
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -120,6 +127,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Have the system write a folder, and all that is in it, to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
 def check_new(output: Path, *, make_folders: bool = False) -> None:

@@ -59,7 +59,7 @@ class Keeper:
             self.last = replace(self.last, done=done, total=total, note=note, at=now)
         if time.monotonic() - self.written >= PACE:
             self.written = time.monotonic()
-            with whole(self.path) as partial:
+            with whole(self.path, durable=False) as partial:
                 partial.write_text(json.dumps(asdict(self.last)), encoding="utf-8")
 
 

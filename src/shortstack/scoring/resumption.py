@@ -27,7 +27,7 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ShortstackWarning
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key
-from shortstack.machine.files import sync, whole
+from shortstack.machine.files import whole
 
 KEEP_SECONDS = 30.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
@@ -40,8 +40,7 @@ class Keeper:
     def __init__(self, checkpoint: Checkpoint, **identity: object) -> None:
         """identity: what, beside the weights and the versions of the libraries, the walk's result depends on."""
         files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.shards]
-        versions = [version(name) for name in ("shortstack", "torch", "transformers")]
-        key = content_key(files=files, config=checkpoint.config, versions=versions, **identity)
+        key = content_key("walk", files=files, config=checkpoint.config, code=version("shortstack"), **identity)
         self.path = cache_directory("walks") / f"{key}.safetensors"
         self._due = time.monotonic() + KEEP_SECONDS
 
@@ -79,7 +78,6 @@ class Keeper:
             raise OSError(errno.ENOSPC, f"not {needed / 1e6:,.0f} MB free", str(self.path.parent))
         with whole(self.path) as partial:
             save_file(dict(tensors), partial, metadata={"state": form})
-            sync(partial)
 
     def kept(self, device: torch.device) -> Any | None:
         """The state that was kept last, tensors on the device; None without one, or with one that a power cut broke."""

@@ -108,7 +108,10 @@ def _written(role: str, step: Step, results: Results) -> Generator[tuple[str, St
     """A step that writes a checkpoint; returns what that is known by and where it is, once there is one."""
     yield role, step
     result = results(step)
-    return (Contents(result["weights_sha256"], result["shape_sha256"]), step.key) if result else None
+    if not result:
+        return None
+    weights, shape, beside = (result[f"{name}_sha256"] for name in ("weights", "shape", "beside"))
+    return Contents(weights, shape, beside=beside), step.key
 
 
 def _values(scores: Mapping[str, Any], trial: Trial) -> Any:

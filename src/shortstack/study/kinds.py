@@ -221,7 +221,7 @@ class _HealingStep(Step):
 
     def task(self, job: Job, progress: Progress) -> HealingTask:
         teacher = job.open("teacher", progress) if "teacher" in job.places else None
-        return task_of(self.arguments, teacher=teacher, compute=Compute(device=job.device))
+        return task_of(self.arguments, teacher=teacher, compute=job.compute(self.arguments))
 
     def heal_words(self, place: str, places: Places, turns: Sequence[str] = ()) -> list[str]:
         options = [*changed_words(self.arguments, option_defaults()), *option_words({"teacher": places.get("teacher")})]
@@ -281,7 +281,7 @@ class TurnsStep(_HealingStep):
     @classmethod
     def of(cls, known: Known, trial: Trial) -> TurnsStep:
         turns = {"metric": trial.metric, "drop": trial.drop, "step": trial.step, **trial.calibration_arguments}
-        arguments = {"turns": turns, **trial.heal_arguments}
+        arguments = {"turns": turns, **trial.heal_arguments, "dtype": known.dtype}
         inputs = {"model": known.model(trial), "data": known.texts[arguments["data"]]}
         if trial.calibration:
             inputs["text"] = known.texts[trial.calibration.text]

@@ -120,6 +120,7 @@ class _StudyRun:
         self.results: dict[str, Mapping[str, Any]] = dict(store.results())
         self.before = frozenset(self.results)
         self.failed: set[str] = set()
+        self.tried_again: set[str] = set()  # what failed trials need when the study is run again
         self.raised: list[ShortstackError] = []  # what steps raised
         self.running: dict[Future[Any], Step] = {}
         self.ran = 0
@@ -252,17 +253,18 @@ class _StudyRun:
         for trial in self.open:
             steps = self.graph.steps(trial, self._result)
             state = self._state(steps, running)
+            reads = {place for step in steps.values() if step.key not in self.results for place in step.reads.values()}
             if state in ("waiting", "running"):
                 still.append(trial)
-                needed |= {
-                    place for step in steps.values() if step.key not in self.results for place in step.reads.values()
-                }
+                needed |= reads
+            if state == "failed":
+                self.tried_again |= reads
             if state == "done":
                 self.done[trial.id] = trial, steps
             self._record(trial, numbers[trial.id], state, steps)
         self.open = still
         self._record_expected()
-        self._remove_weights(needed)
+        self._remove_weights(needed | self.tried_again)
 
     def _state(self, steps: Mapping[str, Step], running: set[str]) -> str:
         keys = {step.key for step in steps.values()}

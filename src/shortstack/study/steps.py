@@ -23,7 +23,7 @@ from filelock import FileLock
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import versions
 from shortstack.errors import ShortstackError
-from shortstack.machine.cache import cache_directory
+from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.device import Compute
 from shortstack.machine.files import digest, save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
@@ -42,28 +42,32 @@ Places = Mapping[str, str]  # what a step reads -> its path or the model's name
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint is known by: digests of its weights and shapes. layers: None where nobody knows yet."""
+    """What a checkpoint is known by: digests of its weights, its shapes, and the files beside them.
+
+    layers: None where nobody knows yet.
+    """
 
     weights: str
     shape: str
     layers: int | None = None
+    beside: str = ""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Contents:
         """Reads the weights of a checkpoint."""
         shapes = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in checkpoint.tensors.values()]
         shape = digest({"config": checkpoint.config, "tensors": sorted(shapes)})
-        return cls(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers)
+        return cls(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers, checkpoint.identity["beside"])
 
     @property
     def identity(self) -> dict[str, str]:
         """As the input of a step."""
-        return {"weights": self.weights, "shape": self.shape}
+        return {"weights": self.weights, "shape": self.shape, "beside": self.beside}
 
     @property
     def result(self) -> dict[str, str]:
         """As part of the result of a step that writes a checkpoint."""
-        return {"weights_sha256": self.weights, "shape_sha256": self.shape}
+        return {"weights_sha256": self.weights, "shape_sha256": self.shape, "beside_sha256": self.beside}
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Step(ABC):
 
     @cached_property
     def key(self) -> str:
-        return digest({"kind": self.kind, "code": self.code, "arguments": self.arguments, "inputs": self.inputs})
+        return content_key(self.kind, code=self.code, arguments=self.arguments, inputs=self.inputs)
 
     @abstractmethod
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:

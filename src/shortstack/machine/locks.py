@@ -1,0 +1,58 @@
+"""One process at a time makes an output."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from shortstack.errors import OutputError, parameter
+
+
+class OutputLock:
+    """Keeps other processes from making the same output; who holds it may enter it again.
+
+    The lock goes with the process, however that ends. Its file `.<output>.lock` goes with the lock, or where a process was
+    killed with the next one that makes the output.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.place = output.with_name(f".{output.name}.lock")
+        self._lock = FileLock(self.place)
+
+    def __enter__(self) -> OutputLock:
+        """Hold it.
+
+        Raises:
+            OutputError: another process holds it, or its folder cannot be written.
+        """
+        try:
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise OutputError(
+                self.output,
+                expected="an output that no other process is making",
+                found="one that makes it",
+                fix=f"wait for it, or name another {parameter('output')}",
+            ) from error
+        except OSError as error:
+            raise OutputError(
+                self.output,
+                expected="an output that can be written",
+                found=error.strerror or str(error),
+                fix=f"name another {parameter('output')}",
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock.lock_counter == 1:
+            # Removed while it is held: filelock does not take a lock on a file that has gone.
+            with suppress(PermissionError):  # Windows keeps files that are open
+                self.place.unlink(missing_ok=True)
+        self._lock.release()
