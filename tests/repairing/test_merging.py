@@ -21,7 +21,8 @@ from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (64, 24), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
-HELD_OUT = torch.arange(64) % 4 == 3
+SEEN = IDS[torch.arange(64) % 8 != 7]  # by what is fitted or chosen; the others judge
+HELD_OUT = torch.arange(len(SEEN)) % 4 == 3
 BEFORE, REMOVED = 2, (3, 4)
 
 
@@ -52,7 +53,7 @@ def whole(directory):
     hooks = [norm.register_forward_pre_hook(lambda _module, args: inside.append(args[0].flatten(0, 1)))]
     for number, layer in enumerate(model.model.layers):
         hooks.append(layer.register_forward_hook(lambda *each, n=number: after.update({n: each[2].flatten(0, 1)})))
-    model(input_ids=IDS, use_cache=False)
+    model(input_ids=SEEN, use_cache=False)
     for hook in hooks:
         hook.remove()
     return model, inside[0], after
@@ -62,7 +63,7 @@ def whole(directory):
 def neurons(model, inside, after):
     """For each neuron of layer BEFORE and the removed ones: what it gives [tokens], its column, and its strength."""
     given, columns, strengths = [], [], []
-    fitted = ~HELD_OUT.repeat_interleave(IDS.shape[1])
+    fitted = ~HELD_OUT.repeat_interleave(SEEN.shape[1])
     for number in (BEFORE, *REMOVED):
         layer = model.model.layers[number]
         entering = layer.post_attention_layernorm(inside)
@@ -77,7 +78,7 @@ def neurons(model, inside, after):
 @torch.no_grad()
 def fitted(given, missing, there):
     """The ridge with the least held-out error: (error left, ridge, change), by least squares in float64."""
-    root, back = there.double().norm(dim=1, keepdim=True) ** -0.5, HELD_OUT.repeat_interleave(IDS.shape[1])
+    root, back = there.double().norm(dim=1, keepdim=True) ** -0.5, HELD_OUT.repeat_interleave(SEEN.shape[1])
     x, r = given.double() * root, missing.double() * root
     found = {}
     for ridge in RIDGES:

@@ -76,7 +76,7 @@ def _named(directory: Path, name: Any) -> Path:
             found=repr(name),
             fix="download the checkpoint again, or take that field out",
         )
-    return directory / name
+    return directory / str(name)
 
 
 def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:

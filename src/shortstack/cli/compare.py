@@ -79,7 +79,7 @@ class CalibrationOptions:
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
     repair: bool = option(False, help="Also with the kept layers refitted in closed form.")
     repair_samples: int = option(
-        REPAIR_SAMPLES, help="Windows to repair on, at most; one in four is held out.", minimum=4
+        REPAIR_SAMPLES, help="Windows to repair on, at most; at least eight of each text.", minimum=8
     )
     search: bool = option(False, help="Search for the layers that go.")
     heal: str | None = option(None, help="Also heal the pruned model on this data, as the recipe `best` does.")
@@ -99,14 +99,14 @@ class CalibrationOptions:
     ) -> Calibration:
         """What compare() is given."""
         from shortstack.comparison import Calibration, heal_as_recipe
-        from shortstack.data.splits import HELD_OUT
+        from shortstack.data.splits import JUDGING
         from shortstack.decoder import calibration_tokens
 
         text, repair = CalibrationText(self.text, self.samples), None
         tokens = calibration_tokens(checkpoint, text, compute=compute, progress=progress)
         if self.repair:
             text = text.of_all(self.repair_samples)
-            repair = calibration_tokens(checkpoint, text, at_least=HELD_OUT, compute=compute, progress=progress)
+            repair = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
         heal = heal_as_recipe(self.heal, checkpoint, device=compute.device, progress=progress) if self.heal else None
         return Calibration(tokens, repair, self.metric, self.search, heal, healed)
 

@@ -30,7 +30,7 @@ MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct).
 
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
-REPAIRED_ON = "Windows to repair on, at most; one in four is held out."
+REPAIRED_ON = "Windows to repair on, at most; at least eight of each text."
 REPAIR_SAMPLES = 256
 
 

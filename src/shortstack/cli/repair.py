@@ -30,7 +30,7 @@ class RepairOptions:
 
     source: Annotated[str, typer.Option(help="The model it was cut from.", show_default=False)]
     output: Out
-    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=4)
+    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8)
 
 
 @verb("repair")
@@ -66,11 +66,11 @@ def refitted(
     checkpoint: Checkpoint, chosen: Plan, text: CalibrationText, compute: Compute, progress: Progress
 ) -> Repair:
     """What refitting kept layers gives for a cut."""
-    from shortstack.data.splits import HELD_OUT
+    from shortstack.data.splits import JUDGING
     from shortstack.decoder import calibration_tokens
     from shortstack.repairing import repair
 
-    tokens = calibration_tokens(checkpoint, text, at_least=HELD_OUT, compute=compute, progress=progress)
+    tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
     return repair(checkpoint, frozenset(chosen.removed), tokens, compute=compute, progress=progress)
 
 

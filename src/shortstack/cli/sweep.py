@@ -32,7 +32,7 @@ class DepthOptions:
     limit: int | None = option(None, help="Only the first n documents of --task.")
     data_dir: Path | None = option(None, help="A folder of .jsonl or .parquet files for --task.")
     repair: bool = option(False, help="Also refit the last kept layer of each depth; measure on held-out windows.")
-    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=4)
+    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8)
     plot: Path | None = option(None, help="Draw the curve: an .svg, .png or .pdf file (extra plot).")
 
     def __post_init__(self) -> None:
@@ -74,13 +74,13 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
     if asked.plot:
         plots.check_picture(asked.plot)
 
-    from shortstack.data.splits import HELD_OUT
+    from shortstack.data.splits import JUDGING
     from shortstack.decoder import calibration_tokens
     from shortstack.scoring import sweep as sweep_depths
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        at_least = HELD_OUT if asked.repair else None
+        at_least = JUDGING if asked.repair else None
         tokens = calibration_tokens(checkpoint, text, at_least=at_least, compute=session.compute, progress=progress)
         curve = sweep_depths(
             checkpoint,

@@ -1,8 +1,9 @@
-"""Samples that are held out: what is fitted or chosen on the others is judged on them."""
+"""Samples that are held out: what is fitted on the others chooses on them, or is judged on them."""
 
 from __future__ import annotations
 
 from shortstack.data.tokens import HELD_OUT as HELD_OUT
+from shortstack.data.tokens import JUDGING as JUDGING
 from shortstack.data.tokens import Tokens
 from shortstack.errors import DataError
 
@@ -17,15 +18,15 @@ def check_enough(tokens: Tokens, fix: str, *, at_least: int = HELD_OUT) -> None:
         if kind.samples < at_least:
             raise DataError(
                 kind.source,
-                expected=f"at least {at_least} samples, since one in {HELD_OUT} is held out",
+                expected=f"at least {at_least} samples, since one in {at_least} is held out",
                 found=str(kind.samples),
                 fix=fix,
             )
 
 
-def split(tokens: Tokens) -> tuple[Tokens, Tokens]:
-    """Samples to fit on, and every fourth of each kind, held out."""
+def split(tokens: Tokens, each: int = HELD_OUT) -> tuple[Tokens, Tokens]:
+    """Samples to fit on, and every fourth of each kind, held out; each: in place of four."""
     import torch
 
-    held_out = torch.cat([torch.arange(kind.samples) % HELD_OUT == HELD_OUT - 1 for kind, _ in tokens.parts])
+    held_out = torch.cat([torch.arange(kind.samples) % each == each - 1 for kind, _ in tokens.parts])
     return tokens.rows(~held_out), tokens.rows(held_out)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 HELD_OUT = 4  # one sample in so many is held out, of each kind
+JUDGING = 8  # one sample in so many judges, where what is fitted chooses on those that are held out
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class CalibrationText:
 
     def of_all(self, samples: int) -> CalibrationText:
         """The same text, of all its sources together about so many windows, but enough of each to hold some out."""
-        return replace(self, samples=max(HELD_OUT, -(-samples // len(parse_sources(self.text)))))
+        return replace(self, samples=max(JUDGING, -(-samples // len(parse_sources(self.text)))))
 
     def tokens(
         self,

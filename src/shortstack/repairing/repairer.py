@@ -21,7 +21,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import Edit, edited_tensors
 from shortstack.data import Tokens
-from shortstack.data.splits import check_enough, split
+from shortstack.data.splits import JUDGING, check_enough, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
@@ -53,9 +53,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Repair:
-    """What refitting did to the held-out loss, nats per token; tensors: the changed ones, by the source's names.
+    """What refitting did to the loss, nats per token; tensors: the changed ones, by the source's names.
 
-    kept: whether the repair lowered the loss; if not, there are no tensors, and the fits are what was tried.
+    The losses are of samples that nothing was fitted or chosen on. kept: whether the repair lowered the loss of the samples
+    that also chose the ridges; if not, there are no tensors, and the fits are what was tried.
     """
 
     fits: tuple[Fit, ...]
@@ -84,19 +85,21 @@ def repair(
 ) -> Repair:
     """Refit kept layers of the checkpoint for a cut of the layers `removed`; writes nothing.
 
-    One sample in four is held out: it chooses each ridge, and says whether the loss fell. If it did not, nothing is kept.
+    One sample in eight judges. Of the others one in four is held out: it chooses each ridge, and says whether the loss fell.
+    If it did not, nothing is kept.
 
     Raises:
         ArchitectureError: layers hand on more than hidden states, or have no matrix that a correction folds into.
-        DataError: fewer than four samples.
+        DataError: fewer than eight samples.
     """
     started = time.perf_counter()
-    check_enough(tokens, f"add {parameter('repair_samples', 256)}")
+    check_enough(tokens, f"add {parameter('repair_samples', 256)}", at_least=JUDGING)
     decoder = Decoder.open(checkpoint, compute)
     decoder.check_bare(f"leave {parameter('repair')} out")
-    walk = RepairWalk(decoder, removed, tokens, progress).walk()
+    seen, judging = split(tokens, JUDGING)
+    walk = RepairWalk(decoder, removed, seen, progress, judging).walk()
     unpruned, before, after = walk.losses()
-    kept = after < before
+    kept = walk.helps()
     edits = walk.edits if kept else {}
     return Repair(
         tuple(walk.fits),
@@ -121,13 +124,25 @@ class _BeforeCut:
 
 
 class RepairWalk:
-    """The whole model's streams, and the shortened one's, which is refitted to follow; the last batches are held out."""
+    """The whole model's streams, and the shortened one's, which is refitted to follow.
 
-    def __init__(self, decoder: Decoder, removed: SkippedLayers, tokens: Tokens, progress: Progress) -> None:
+    The first batches are fitted on, the next choose the ridges, and the last judge; without `judging` those that choose do.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        removed: SkippedLayers,
+        tokens: Tokens,
+        progress: Progress,
+        judging: Tokens | None = None,
+    ) -> None:
         self.decoder, self.removed, self.progress = decoder, removed, progress
         self.layers = len(decoder.layers)
-        fitting, self.judging = (Batches.of(part, decoder.device) for part in split(tokens))
-        self.batches, self.fitting = [*fitting.ids, *self.judging.ids], len(fitting)
+        fitting, self.choosing = (Batches.of(part, decoder.device) for part in split(tokens))
+        self.judging = Batches.of(judging, decoder.device) if judging else None
+        self.batches = [*fitting.ids, *self.choosing.ids, *(self.judging.ids if self.judging else ())]
+        self.fitting, self.seen = len(fitting), len(fitting) + len(self.choosing)
         self.whole = [decoder.embed(some) for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
         self.parted = False
@@ -145,10 +160,24 @@ class RepairWalk:
         return self
 
     def losses(self) -> tuple[float, float, float]:
-        """Held-out loss of the whole model, of the shortened one, and of that repaired."""
-        streams = self.whole[self.fitting :], self.plain, self.short[self.fitting :]
-        whole, plain, short = (mean_loss(self.decoder, self.judging, each, "held-out loss") for each in streams)
+        """The loss of the whole model, of the shortened one, and of that repaired, on what judges."""
+        whole, plain, short = (self._loss(each, judged=self.judging is not None) for each in self._held_out)
         return whole, plain, short
+
+    def helps(self) -> bool:
+        """Whether the repair lowers the loss on what chose the ridges."""
+        _, plain, short = self._held_out
+        return self._loss(short, judged=False) < self._loss(plain, judged=False)
+
+    @property
+    def _held_out(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        return self.whole[self.fitting :], self.plain, self.short[self.fitting :]
+
+    def _loss(self, streams: Sequence[Tensor], *, judged: bool) -> float:
+        count = len(self.choosing)
+        batches, some = (self.judging, streams[count:]) if judged else (self.choosing, streams[:count])
+        assert batches  # noqa: S101  the caller has looked
+        return mean_loss(self.decoder, batches, some, "held-out loss")
 
     def _pass(self, layer: int) -> None:
         cut_follows = layer + 1 in self.removed
@@ -176,7 +205,9 @@ class RepairWalk:
         with recorded_inputs(module, places) as targets:
             after = self._step(layer, self.whole, self.batches)
         targets[OUTPUT] = after
-        self.plain = self._step(layer, self.plain, self.judging.ids) if self.parted else after[self.fitting :]
+        self.plain = (
+            self._step(layer, self.plain, self.batches[self.fitting :]) if self.parted else after[self.fitting :]
+        )
         short: list[Tensor] | None = None  # what leaves the layer, where the last fit has told it already
         with ExitStack() as changed:
             for point in points if self.parted else [point for point in points if point.place == OUTPUT]:
@@ -227,6 +258,7 @@ class RepairWalk:
         self, layer: int, point: FoldPoint, inputs: Sequence[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]
     ) -> Correction:
         where = f"{self.decoder.anatomy.layer(layer)}.{point.name}"
+        inputs, here, there = (each[: self.seen] for each in (inputs, here, there))
         return fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=where)
 
     def _keep(self, layer: int, fitted: Correction, edits: Mapping[str, Edit] | None = None, neurons: int = 0) -> None:

@@ -155,7 +155,7 @@ class MatrixRegression(Regression):
     @staticmethod
     def _factor(products: Tensor, ridge: float, inputs: int) -> Tensor:
         """The Cholesky factor of products with the penalty: sums and tokens have the same trace."""
-        penalty = ridge * products.trace() / inputs
+        penalty = _positive(ridge * products.trace() / inputs)
         factor: Tensor = torch.linalg.cholesky(
             products + penalty * torch.eye(len(products), dtype=torch.float64, device=products.device)
         )
@@ -200,13 +200,18 @@ class ChannelRegression(Regression):
     """A change is one number for each channel, [width]; inputs are as wide as residuals."""
 
     def solve(self, ridge: float) -> Tensor:
-        return self.both / (self.inputs + ridge * self.inputs.mean())
+        return self.both / (self.inputs + _positive(ridge * self.inputs.mean()))
 
     def _summed(self, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(0)
 
     def _squares(self, changes: Tensor) -> Tensor:
         return (changes.square() * self.inputs).reshape(len(changes), -1).sum(1)
+
+
+def _positive(penalty: Tensor) -> Tensor:
+    """At least the smallest number there is: where all inputs are 0, the change is 0."""
+    return penalty.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 class ScaleRegression(ChannelRegression):

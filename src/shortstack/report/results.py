@@ -23,7 +23,8 @@ class Measure:
     """A number with its standard error, and the steps it comes from.
 
     kind: share (0 to 1), perplexity, or number. loss: of a perplexity, in nats per token, with its standard error.
-    outcomes: by document, where they were kept. parts: the measures that an average is the mean of.
+    outcomes: by document, where they were kept. parts: the measures that an average is the mean of. by_seed: what is compared
+    of each seed, where there are several.
     """
 
     kind: str
@@ -36,6 +37,18 @@ class Measure:
     loss_stderr: float | None = None
     outcomes: Mapping[str, float] | None = field(default=None, repr=False)
     parts: tuple[Measure, ...] = field(default=(), repr=False)
+    by_seed: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def seed_variance(self) -> float:
+        """The variance of the seeds' mean; 0 of a single seed, of which nobody knows."""
+        return float(np.var(self.by_seed, ddof=1)) / len(self.by_seed) if len(self.by_seed) > 1 else 0.0
+
+    @property
+    def document_stderr(self) -> float | None:
+        """The standard error of what is compared that the choice of documents makes, without that of seeds."""
+        _, stderr = self.compared
+        return None if stderr is None else math.sqrt(max(0.0, stderr**2 - self.seed_variance))
 
     @property
     def compared(self) -> tuple[float, float | None]:
@@ -144,12 +157,20 @@ def _averaged(result: Result, tasks: Sequence[str]) -> Result:
     parts = tuple(result.measures[name] for name in tasks if name in result.measures)
     if len(parts) < 2 or len(parts) < len(tasks):
         return result
-    errors = [part.stderr for part in parts if part.stderr is not None]
-    stderr = math.sqrt(sum(error**2 for error in errors)) / len(parts) if len(errors) == len(parts) else None
     value = sum(part.value for part in parts) / len(parts)
     steps = tuple(dict.fromkeys(step for part in parts for step in part.steps))
-    average = Measure("share", value, stderr, steps, parts=parts)
+    average = Measure("share", value, None, steps, parts=parts, by_seed=_mean_by_seed(parts))
+    errors = [part.document_stderr for part in parts if part.document_stderr is not None]
+    if len(errors) == len(parts):  # tasks are independent of each other, but a seed is the same in all of them
+        documents = sum(error**2 for error in errors) / len(parts) ** 2
+        average = replace(average, stderr=math.sqrt(documents + average.seed_variance))
     return replace(result, measures={AVERAGE: average, **result.measures})
+
+
+def _mean_by_seed(parts: Sequence[Measure]) -> tuple[float, ...]:
+    """The average of each seed; none where the parts are not of the same seeds."""
+    counts = {len(part.by_seed) for part in parts}
+    return tuple(map(float, np.mean([part.by_seed for part in parts], axis=0))) if len(counts) == 1 else ()
 
 
 def _role(factors: Mapping[str, str]) -> str:
@@ -179,6 +200,7 @@ def _seeds_mean(seeds: Sequence[Measure]) -> Measure:
         loss=float(np.mean(losses)),
         loss_stderr=_seeds_stderr([each.loss_stderr for each in seeds], losses),
         outcomes=_mean_outcomes(seeds),
+        by_seed=tuple(losses if first.kind == "perplexity" else values),
     )
 
 

@@ -54,17 +54,53 @@ class Judgement:
 
 def difference(ours: Measure, theirs: Measure) -> Difference:
     """How much better `ours` is: above 0 where it is better, of a perplexity too."""
+    if ours.steps == theirs.steps:
+        return Difference(0.0, 0.0, 1.0, SAME)
+    return _with_seeds(_on_documents(ours, theirs), ours, theirs)
+
+
+def _on_documents(ours: Measure, theirs: Measure) -> Difference:
+    """The difference, where the choice of documents alone is chance."""
     if ours.parts and len(ours.parts) == len(theirs.parts):
-        return _between_averages([difference(a, b) for a, b in zip(ours.parts, theirs.parts, strict=True)])
+        return _between_averages([_on_documents(a, b) for a, b in zip(ours.parts, theirs.parts, strict=True)])
     if ours.steps == theirs.steps:
         return Difference(0.0, 0.0, 1.0, SAME)
     if ours.outcomes and theirs.outcomes and ours.outcomes.keys() == theirs.outcomes.keys() and ours.n != 1:
         return _paired(ours.documents - theirs.documents)
-    (level, spread), (other, other_spread) = ours.compared, theirs.compared
+    (level, _), (other, _) = ours.compared, theirs.compared
     value = (level - other) * (1 if ours.higher else -1)
+    spread, other_spread = ours.document_stderr, theirs.document_stderr
     if spread is None or other_spread is None:
         return Difference(value, None, None, UNKNOWN)
     return _normal(value, math.hypot(spread, other_spread), UNPAIRED)
+
+
+def _with_seeds(found: Difference, ours: Measure, theirs: Measure) -> Difference:
+    """The difference where what a seed changes is chance, too: Welch's test, since few seeds say little of their spread.
+
+    The degrees of freedom are Satterthwaite's; documents are so many that theirs do not count.
+    """
+    several = [each for each in (ours, theirs) if len(each.by_seed) > 1]
+    if not several or found.stderr is None:
+        return found
+    variance = found.stderr**2 + sum(each.seed_variance for each in several)
+    few = sum(each.seed_variance**2 / (len(each.by_seed) - 1) for each in several)
+    if not few:
+        return found
+    p = _students_p(found.value / math.sqrt(variance), variance**2 / few)
+    return Difference(found.value, math.sqrt(variance), p, f"{found.how}, with the spread of seeds")
+
+
+def _students_p(ratio: float, freedom: float) -> float:
+    """Two-sided, under Student's law.
+
+    Raises:
+        InputError: scipy is not installed.
+    """
+    check_installed("scipy", "eval", where="report", why="for settings of several seeds")
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(ratio), freedom))
 
 
 def _paired(differences: np.ndarray) -> Difference:

@@ -14,7 +14,7 @@ from shortstack import healing, planning, pruning, repairing, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText, Tokens
-from shortstack.data.splits import HELD_OUT
+from shortstack.data.splits import HELD_OUT, JUDGING
 from shortstack.healing.options import option_defaults, task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.progress import Progress
@@ -191,7 +191,7 @@ class PruneStep(Step):
         removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]
         text = calibration_text(options).of_all(options["samples"])
         compute = job.compute(options)
-        tokens = calibration_tokens(checkpoint, text, at_least=HELD_OUT, compute=compute, progress=progress)
+        tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
         return repairing.repair(checkpoint, removed, tokens, compute=compute, progress=progress)
 
     def words(self, places: Places) -> list[str]:

@@ -46,7 +46,7 @@ class StudyCalibration(_Text):
 class RepairText(_Text):
     """The text that closed-form repair looks at."""
 
-    samples: int = Field(default=256, ge=4, description="Windows to repair on, at most; one in four is held out.")
+    samples: int = Field(default=256, ge=8, description="Windows to repair on, at most; at least eight of each text.")
 
 
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
