@@ -147,3 +147,44 @@ def test_what_a_training_left_is_not_copied(tmp_path: Path) -> None:
         "shortstack.json",
         "tokenizer_config.json",
     ]
+
+
+def change_file(name: str, content: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(content) and None
+
+
+def change_a_weight(folder: Path) -> None:
+    content = bytearray((folder / SINGLE).read_bytes())
+    content[-1] ^= 1
+    (folder / SINGLE).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_a_weight,
+        lambda folder: set_config(folder, rope_theta=5e5),
+        change_file("tokenizer.json", '{"version": "1.0", "post_processor": "puts BOS first"}'),
+        change_file("tokenizer_config.json", '{"add_bos_token": true}'),
+        change_file("generation_config.json", '{"eos_token_id": 7}'),
+        change_file("chat_template.jinja", "{{ messages[0] }}"),
+        change_file("modeling_own.py", "def forward(): ..."),
+    ],
+)
+def test_whatever_a_result_depends_on_is_in_the_identity(change: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = single(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "modeling_own.py"):
+        (folder / name).write_text("{}")
+    before = Checkpoint.open(folder, trust_remote_code=True).identity
+    assert Checkpoint.open(folder, trust_remote_code=True).identity == before
+    change(folder)
+    assert Checkpoint.open(folder, trust_remote_code=True).identity != before
+
+
+def test_what_no_result_depends_on_is_not_in_the_identity(tmp_path: Path) -> None:
+    folder = single(tmp_path / "model")
+    before = Checkpoint.open(folder).identity
+    for name in ("README.md", "modeling_own.py", "trainer_state.json"):  # code counts where it is trusted
+        (folder / name).write_text("{}")
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert Checkpoint.open(tmp_path / "elsewhere").identity == before

@@ -12,6 +12,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.planning import plan
 from shortstack.pruning import prune, verify
+from shortstack.pruning.pruner import check_fits
 from zoo import make
 
 SINGLE = "model.safetensors"
@@ -215,3 +216,17 @@ def test_a_hub_model_is_the_snapshot_of_its_revision_and_pickles_alone_are_refus
     (tmp_path / "pickled" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"python -c .*some/pickled.*pickled-safetensors"):
         Checkpoint.open("some/pickled")
+
+
+def test_files_that_describe_their_layers_are_refused(tmp_path):
+    """As torchao's: the descriptions would be lost, or be of other layers, and transformers could not read the output."""
+    folder = make("llama", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    described = {"format": "pt", "model.layers.0.mlp.up_proj.weight": '{"_type": "Int8Tensor"}'}
+    save_file(weights, folder / "model.safetensors", metadata=described)
+    checkpoint = Checkpoint.open(folder)
+    with pytest.raises(CheckpointError, match=r"1 descriptions in its header, as of model.layers.0.mlp.up_proj.weight"):
+        prune(checkpoint, plan(8, drop=2), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="torchao's form"):
+        check_fits(tmp_path / "out", checkpoint, plan(8, drop=2))
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import architectures
 import numpy
@@ -16,7 +17,7 @@ import shortstack.repairing.repairer
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.errors import ArchitectureError, DataError
+from shortstack.errors import ArchitectureError, CheckpointError, DataError
 from shortstack.machine.device import Compute
 from shortstack.planning import Plan
 from shortstack.pruning import prune, verify
@@ -346,3 +347,11 @@ def test_inputs_that_are_all_zero_need_no_change(kind, tokens):
     found = regression.solve(0.1)
     assert not found.any()
     assert regression.errors(found) == [1.0]
+
+
+def test_quantised_weights_are_refused():
+    checkpoint = replace(
+        Checkpoint.open(tiny("llama")), config={"quantization_config": {"quant_method": "bitsandbytes"}}
+    )
+    with pytest.raises(CheckpointError, match="16- or 32-bit weights to refit, found a quantised checkpoint"):
+        repair(checkpoint, frozenset({6, 7}), TOKENS)

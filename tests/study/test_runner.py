@@ -19,6 +19,8 @@ from shortstack.errors import DataError, InputError
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
 from shortstack.study import run_study
+from shortstack.study.kinds import HealStep
+from shortstack.study.measures import EvaluateStep
 from shortstack.study.words import quoted
 from shortstack.study.workers import local
 from studies import QUICK, STUDY, found, inline, write_study
@@ -160,6 +162,37 @@ def test_weights_removed_too_early_are_made_again(tmp_path):
     assert len({roles["prune"] for roles in data["roles"].values()}) == 1
     assert outcome.steps == len(data["steps"]) + 1  # the cut was written twice
     assert weights(tmp_path / "runs") == []
+
+
+def test_what_killed_workers_left_goes(tmp_path):
+    partial = tmp_path / "runs" / "partial"
+    key = "0" * 64
+    for name in (key, f"{key}.partial-12345678", f"{key}.training", f"{key}.inputs"):
+        (partial / name).mkdir(parents=True)
+        (partial / name / "file").write_text("left")
+    (partial / f"{key}.progress.json").write_text("{}")
+    folder = Folder(tmp_path / "runs")
+    folder.clear_partial()
+    assert [path.name for path in partial.iterdir()] == [f"{key}.training"], "a healing goes on from there"
+    run(tmp_path)
+    assert list(partial.iterdir()) == [], "no step of this study has that state"
+
+
+@pytest.mark.parametrize("keep", ["best", "none"])
+def test_a_failed_evaluation_does_not_cost_the_healed_weights(keep, tmp_path, monkeypatch):
+    original = EvaluateStep.run
+
+    def failing(step, job, progress):
+        if job.open("checkpoint", progress).record.get("verb") == "heal":
+            raise InputError("the disk", expected="room", found="none", fix="free some")
+        return original(step, job, progress)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(EvaluateStep, "run", failing)
+        assert run(tmp_path, keep=keep).failed
+    monkeypatch.setattr(HealStep, "run", lambda *_args: pytest.fail("healed again"))
+    outcome = run(tmp_path, keep=keep)
+    assert (outcome.done, outcome.failed) == (4, 0)
 
 
 def test_in_turns_the_paper_schedule_runs_and_says_what_went(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.errors import CheckpointError, one_line
-from shortstack.machine.cache import cache_directory
+from shortstack.machine.cache import cache_directory, make_room, mark_used
 from shortstack.machine.files import check_disk, sync, sync_tree
 from shortstack.machine.progress import Progress, silent
 
@@ -36,6 +36,7 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
         )
     place = cache_directory("gguf") / f"{file_digest(path)[:32]}-bf16-{version('transformers')}"
     if place.is_dir():
+        mark_used(place)
         return place
     _check_room(path, place.parent)
     progress("dequantising", 0, 1)
@@ -62,6 +63,7 @@ def _check_room(path: Path, cache: Path) -> None:
         needed = 2 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
+    make_room(needed)
     elsewhere = "free some space, or set SHORTSTACK_CACHE to a folder elsewhere"
     check_disk(cache, needed, what=f"{path.name}, dequantised", fix=elsewhere)
 

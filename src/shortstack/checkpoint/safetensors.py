@@ -158,6 +158,14 @@ def read_shard(path: Path) -> list[StoredTensor]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself beside its tensors; of a file that read_shard() has read."""
+    with path.open("rb") as file:
+        header, _ = _read_header(file, path.stat().st_size, path)
+    metadata = header.get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def _broken(path: Path, expected: str, found: str) -> CheckpointError:
     return CheckpointError(path, expected=expected, found=found, fix="download or save this file again")
 

@@ -119,6 +119,21 @@ def check_fit(checkpoint: Checkpoint) -> None:
             )
 
 
+def check_unquantised(checkpoint: Checkpoint, what_for: str, verb: str) -> None:
+    """Refuse quantised weights, which would be written in another form than they have.
+
+    Raises:
+        CheckpointError: the config says that they are quantised.
+    """
+    if checkpoint.config.get("quantization_config"):
+        raise CheckpointError(
+            checkpoint.directory,
+            expected=f"16- or 32-bit weights {what_for}",
+            found="a quantised checkpoint",
+            fix=f"{verb} the unquantised model, then quantise",
+        )
+
+
 def _described(name: Any) -> str:
     """A name of transformers' report: bare, or with the shape that is stored and the one there is room for."""
     if isinstance(name, str):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import threading
 import uuid
@@ -19,10 +18,10 @@ from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
 from shortstack.errors import InputError, OutputError, parameter
 from shortstack.machine.files import check_disk, check_new, sync, sync_tree
+from shortstack.machine.formats import bytes_of
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 WRITERS = 2  # shards written at once: while one waits for the disk to have it, the next is copied
 
 
@@ -201,8 +200,7 @@ def parse_size(size: str | int) -> int:
     >>> parse_size("5GB"), parse_size("1MiB"), parse_size(4096)
     (5000000000, 1048576, 4096)
     """
-    number, unit = re.fullmatch(r"(\d*)(.*)", str(size), re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
-    nbytes = size if isinstance(size, int) else int(number or 0) * UNITS.get(unit.upper(), 0)
+    nbytes = size if isinstance(size, int) else bytes_of(size) or 0
     if nbytes < 1:
         raise InputError(
             parameter("max_shard_size"),

@@ -13,11 +13,12 @@ from shortstack.cli import evaluate
 from shortstack.cli import shrink, study, watch
 from shortstack.cli import profile, compare
 from shortstack.cli import report
-from shortstack.cli import demo, ls
+from shortstack.cli import demo, ls, cache
 from shortstack.cli.app import app, main
 
 __all__ = [
     "app",
+    "cache",
     "compare",
     "demo",
     "evaluate",

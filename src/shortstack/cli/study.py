@@ -78,11 +78,12 @@ def show_estimate(title: str, estimate: Estimate) -> None:
     rows.append(("all", f"{asked:,}", f"{steps:,}", duration(estimate.total_seconds)))
     heading = ("step", "of all trials", "shared, at most", "one worker, about")
     console.show_table(f"{title}: {estimate.trials:,} trials; nothing is run", heading, rows)
-    most, least, memory = (
+    most, least, memory, cache = (
         "unknown" if nbytes is None else size(nbytes)
-        for nbytes in (estimate.disk_bytes, estimate.least_disk_bytes, estimate.memory_bytes)
+        for nbytes in (estimate.disk_bytes, estimate.least_disk_bytes, estimate.memory_bytes, estimate.cache_bytes)
     )
     console.show(f"Disk for weights, at most: {most} kept, {least} with --keep none.")
+    console.show(f"Cache, about: {cache}; `shortstack cache` shows and clears it.")
     console.show(f"Memory of the largest step, about: {memory}.")
     for reason in estimate.unknown:
         console.show(f"Unknown: {reason}.")

@@ -29,7 +29,7 @@ from shortstack.decoder.generation import ROWS, generate
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, ShortstackWarning, one_line, parameter
-from shortstack.machine.cache import cache_directory, content_key
+from shortstack.machine.cache import cache_directory, content_key, mark_used
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import save_json
 from shortstack.machine.progress import Progress, silent, under
@@ -123,6 +123,7 @@ class OwnText:
     def _batch(self, writer: Writer, number: int, progress: Progress) -> list[list[int]]:
         """The texts of a batch, those that are empty left out; from the cache, if they were written before."""
         path = cache_directory("own-texts", writer.key) / f"{number:05}.json"
+        mark_used(path.parent)
         if not path.exists():
             save_json(path, {"texts": writer.written(number, progress)})
         texts: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))["texts"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError
-from shortstack.machine.cache import cache_directory
+from shortstack.machine.cache import cache_directory, mark_used
 from shortstack.machine.files import save_json
 
 
@@ -84,6 +84,7 @@ def kept(key: str) -> TaskResult | None:
     path = _path(key)
     if not path.exists():
         return None
+    mark_used(path)
     try:
         return TaskResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:

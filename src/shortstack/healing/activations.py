@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.errors import parameter
-from shortstack.machine.cache import MARGIN_BYTES, cache_directory
+from shortstack.machine.cache import MARGIN_BYTES, cache_directory, make_room, mark_used
 from shortstack.machine.files import check_disk, whole
 
 if TYPE_CHECKING:
@@ -41,8 +41,11 @@ class Activations:
 
     @property
     def kept(self) -> bool:
-        """Whether they are on disk."""
-        return self.path.exists() and self.path.stat().st_size == self.size
+        """Whether they are on disk; if so, they are used."""
+        there = self.path.exists() and self.path.stat().st_size == self.size
+        if there:
+            mark_used(self.path)
+        return there
 
     @property
     def size(self) -> int:
@@ -71,12 +74,13 @@ def activations_under(key: str, lengths: Sequence[int], width: int, dtype: str) 
 
 
 def check_room(nbytes: int) -> None:
-    """Refuse what the disk has no room for, before it is computed.
+    """Make room in the cache, and refuse what the disk has none for, before it is computed.
 
     Raises:
         OutputError: so many bytes are not free.
     """
     if nbytes:
+        make_room(nbytes)
         fix = f"free some space, set SHORTSTACK_CACHE to another disk, or add {parameter('cache', False)}"
         check_disk(cache_directory("activations"), nbytes + MARGIN_BYTES, fix=fix)
 

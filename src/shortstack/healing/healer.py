@@ -17,11 +17,12 @@ from accelerate import PartialState
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, read_examples
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
-from shortstack.errors import CheckpointError, InputError, TrainingError, parameter
+from shortstack.errors import InputError, TrainingError, parameter
 from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer, Frozen, OnTheFly
 from shortstack.healing.learner import Learner
@@ -157,7 +158,7 @@ class HealingRun:
     def check(self) -> None:
         """Refuse what cannot be, before anything is read."""
         self.task.check()
-        _check_trainable(self.checkpoint)
+        check_unquantised(self.checkpoint, "to train", "heal")
         self.task.method.first(self.checkpoint)
 
     def examples(self) -> list[Example]:
@@ -260,13 +261,3 @@ class HealingRun:
 
     def _loaded(self, checkpoint: Checkpoint) -> Decoder:
         return Decoder.load(checkpoint, dtype=self.dtype, device=self.device)
-
-
-def _check_trainable(checkpoint: Checkpoint) -> None:
-    if checkpoint.config.get("quantization_config"):
-        raise CheckpointError(
-            checkpoint.directory,
-            expected="16- or 32-bit weights to train",
-            found="a quantised checkpoint",
-            fix="heal the unquantised model, then quantise",
-        )

@@ -15,7 +15,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Example
 from shortstack.decoder.generation import generate
 from shortstack.errors import DataError, parameter
-from shortstack.machine.cache import cache_directory, content_key
+from shortstack.machine.cache import cache_directory, content_key, mark_used
 from shortstack.machine.files import save_json
 from shortstack.machine.progress import Progress, silent
 
@@ -53,6 +53,7 @@ class Answers:
         path = cache_directory("answers") / f"{key}.json"
         if not path.exists():
             save_json(path, {"answers": self._written(prompts, progress)})
+        mark_used(path)
         answers = json.loads(path.read_text(encoding="utf-8"))["answers"]
         answered = [_example(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
         if not answered:

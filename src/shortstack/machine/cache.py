@@ -1,19 +1,41 @@
-"""Where shortstack keeps what it can compute again: $SHORTSTACK_CACHE, else the user's cache directory."""
+"""Where shortstack keeps what it can compute again: $SHORTSTACK_CACHE, else the user's cache directory.
+
+What is kept lies in a folder of its kind, a file or a folder each, named by content_key(). It may go at any time: before
+much is written, what nobody used for longest goes where the cache would grow beyond its limit.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from shortstack.errors import InputError
 from shortstack.machine.files import digest, plain
+from shortstack.machine.formats import bytes_of
 
 # The libraries that results depend on; those that are not installed take no part.
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm_eval", "bitsandbytes", "torchao")
+KINDS = {
+    "activations": "what frozen layers and a teacher give, for heal",
+    "answers": "a teacher's answers to prompts",
+    "evaluations": "results of tasks",
+    "gguf": "GGUF files as safetensors",
+    "own-texts": "texts that a model wrote itself",
+    "steps": "what workers of a study at a URL are writing",
+    "walks": "states of walks that were stopped",
+}
+MARGIN_BYTES = 256 << 20  # of the cache's disk that stay free
+LIMIT = "50GB"  # unless $SHORTSTACK_CACHE_LIMIT says otherwise
+IN_USE_SECONDS = 24 * 3600  # what was used since then may be in use, and stays
 
 
 def cache_directory(*parts: str) -> Path:
@@ -29,9 +51,6 @@ def _root() -> Path:
         return Path(root)
     earlier = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortstack"
     return earlier if earlier.is_dir() else user_cache_path("shortstack", appauthor=False)
-
-
-MARGIN_BYTES = 256 << 20  # of the cache's disk that stay free
 
 
 def content_key(kind: str, **parts: object) -> str:
@@ -55,3 +74,71 @@ def library_versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """A file or folder that is kept. used: when it was last used, in seconds since 1970."""
+
+    kind: str
+    path: Path
+    bytes: int
+    used: float
+
+    def remove(self) -> None:
+        """Remove it; another process may have done so."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def cache_entries(kinds: Collection[str] = tuple(KINDS)) -> Iterator[CacheEntry]:
+    """What is kept of some kinds; nothing else in the cache's folder is looked at."""
+    for kind in kinds:
+        folder = _root() / kind
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            with suppress(FileNotFoundError):  # another process has just removed it
+                files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+                nbytes = sum(each.stat().st_size for each in files)
+                yield CacheEntry(kind, path, nbytes, path.stat().st_mtime)
+
+
+def mark_used(path: Path) -> None:
+    """Have it be the last to go. On a disk that cannot be written it keeps the time it has."""
+    with suppress(OSError):
+        os.utime(path)
+
+
+def make_room(nbytes: int, now: float | None = None) -> list[CacheEntry]:
+    """Remove what was not used for longest until so many bytes more fit the limit; returns what went.
+
+    What was used within a day stays, since a process may be using it. What is half-written and older goes, whatever the
+    limit. now: in seconds since 1970.
+
+    Raises:
+        InputError: $SHORTSTACK_CACHE_LIMIT is no size.
+    """
+    entries = sorted(cache_entries(), key=lambda entry: entry.used)
+    over = sum(entry.bytes for entry in entries) + nbytes - cache_limit()
+    unused = (time.time() if now is None else now) - IN_USE_SECONDS
+    gone: list[CacheEntry] = []
+    for entry in (each for each in entries if each.used < unused):
+        if over > 0 or ".partial-" in entry.path.name:
+            entry.remove()
+            gone.append(entry)
+            over -= entry.bytes
+    return gone
+
+
+def cache_limit() -> int:
+    """Bytes that the cache may grow to.
+
+    Raises:
+        InputError: $SHORTSTACK_CACHE_LIMIT is no size.
+    """
+    text = os.environ.get("SHORTSTACK_CACHE_LIMIT") or LIMIT
+    nbytes = bytes_of(text)
+    if nbytes is None:
+        raise InputError("$SHORTSTACK_CACHE_LIMIT", expected="a size like 50GB", found=repr(text), fix="write one")
+    return nbytes

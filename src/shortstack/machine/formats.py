@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def size(nbytes: float) -> str:
     """Bytes for people.
@@ -42,3 +44,16 @@ def duration(seconds: float | None) -> str:
             whole, rest = divmod(round(seconds / small), large // small)
             return f"{whole} {one} {rest} {other}"
     return f"{seconds:.0f} s"
+
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def bytes_of(text: str) -> int | None:
+    """The bytes of a size like 5GB; None where it is none.
+
+    >>> bytes_of("5GB"), bytes_of("1MiB"), bytes_of("lots")
+    (5000000000, 1048576, None)
+    """
+    found = re.fullmatch(r"(\d+)([KMGT]I?B)", text.strip(), re.IGNORECASE)
+    return int(found[1]) * UNITS[found[2].upper()] if found else None

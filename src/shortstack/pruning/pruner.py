@@ -12,7 +12,7 @@ from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.file_names import CONFIG
 from shortstack.checkpoint.record import layer_map, provenance
-from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
 from shortstack.checkpoint.writer import layout
 from shortstack.errors import CheckpointError
 from shortstack.machine.progress import Progress, silent
@@ -42,11 +42,13 @@ def prune(
     Raises:
         PlanError: the plan is for a model of another depth.
         ArchitectureError: the cut cannot be expressed exactly; nothing is written.
+        CheckpointError: the headers of the source's files describe its layers.
         OutputError: `output` exists, is nested in the source, or does not fit the disk.
     """
     started = time.perf_counter()
     plan, scores = (plan.plan, plan.scores) if isinstance(plan, Chosen) else (plan, None)
     plan = plan.sized(checkpoint.sizes)
+    check_self_contained(checkpoint)
     config = pruned_config(checkpoint, plan)
     tensors = kept_tensors(checkpoint, plan, shared_weight_owners(checkpoint, plan))
     origin = {new.name: new.file.name for new in tensors}
@@ -70,6 +72,23 @@ def prune(
     return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)
 
 
+def check_self_contained(checkpoint: Checkpoint) -> None:
+    """Refuse files whose headers say by layer how to read them, as torchao's do: the output's layers have other numbers.
+
+    Raises:
+        CheckpointError: a header does.
+    """
+    for path in checkpoint.shards:
+        named = [key for key in read_metadata(path) if f"{checkpoint.layers_path}." in key]
+        if named:
+            raise CheckpointError(
+                path,
+                expected="tensors that need no description beside their own",
+                found=f"{len(named)} descriptions in its header, as of {named[0]}: torchao's form",
+                fix="prune the unquantised model, then quantise",
+            )
+
+
 def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
     """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it.
 
@@ -78,7 +97,9 @@ def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies
     Raises:
         OutputError: as CheckpointWriter does.
         PlanError: the plan is for a model of another depth.
+        CheckpointError: as check_self_contained().
     """
+    check_self_contained(checkpoint)
     sized = plan.sized(checkpoint.sizes)
     CheckpointWriter(output, source=checkpoint.directory, nbytes=copies * sized.bytes.after if sized.bytes else 0)
 

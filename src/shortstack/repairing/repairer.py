@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor
-from shortstack.checkpoint.weights import Edit, edited_tensors
+from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
 from shortstack.data import Tokens
 from shortstack.data.splits import JUDGING, check_enough, split
 from shortstack.decoder import Decoder
@@ -89,10 +89,12 @@ def repair(
     If it did not, nothing is kept.
 
     Raises:
+        CheckpointError: the weights are quantised.
         ArchitectureError: layers hand on more than hidden states, or have no matrix that a correction folds into.
         DataError: fewer than eight samples.
     """
     started = time.perf_counter()
+    check_unquantised(checkpoint, "to refit", "repair")
     check_enough(tokens, f"add {parameter('repair_samples', 256)}", at_least=JUDGING)
     decoder = Decoder.open(checkpoint, compute)
     decoder.check_bare(f"leave {parameter('repair')} out")

@@ -23,8 +23,8 @@ class Measure:
     """A number with its standard error, and the steps it comes from.
 
     kind: share (0 to 1), perplexity, or number. loss: of a perplexity, in nats per token, with its standard error.
-    outcomes: by document, where they were kept. parts: the measures that an average is the mean of. by_seed: what is compared
-    of each seed, where there are several.
+    outcomes: by document, where they were kept. parts: the measures that an average is the mean of.
+    by_seed: what is compared of each seed, where there are several.
     """
 
     kind: str

@@ -7,9 +7,10 @@ key>.txt (what workers said); RUNS/partial/ is what workers are writing, and how
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from shortstack.machine.files import finite
 from shortstack.runs.artefacts import Artefacts, Remote, Shared
 
 VERSION = "1"
+STATES = (".training", ".turns", ".logs")  # of healings that go on where they were, by the ends of their names
 WAIT = 30  # seconds for who else has the database
 JSON_COLUMNS = ("arguments", "inputs", "result", "versions")
 TABLES = """
@@ -64,6 +66,21 @@ class Folder:
 
     def log(self, key: str) -> Path:
         return self.root / "logs" / f"{key[:12]}.txt"
+
+    def clear_partial(self, keep: Collection[str] | None = None) -> None:
+        """Remove what workers that were killed left half-written, but for states of healings that go on from there.
+
+        keep: the keys of the steps whose states stay; None: all.
+        """
+        for path in (self.root / "partial").iterdir():
+            if keep is None:
+                stays = path.name.endswith((*STATES, ".lock"))
+            else:
+                stays = path.name.partition(".")[0] in keep and path.name.endswith(STATES)
+            if not stays and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif not stays:
+                path.unlink(missing_ok=True)
 
     def make(self) -> None:
         for name in ("artefacts", "partial", "logs"):

@@ -25,8 +25,8 @@ class Estimate:
 
     asked: steps of all trials, by kind; steps: at most so many are run, since trials share them.
     seconds: by kind, of one worker. start_seconds: until a worker is there. disk_bytes: weights at most, all kept;
-    least_disk_bytes: none kept. unknown: what no number could be found for, and why; numbers that depend on it are
-    None.
+    least_disk_bytes: none kept. cache_bytes: of what healing keeps to use it again.
+    unknown: what no number could be found for, and why; numbers that depend on it are None.
     """
 
     trials: int
@@ -37,6 +37,7 @@ class Estimate:
     disk_bytes: int | None
     least_disk_bytes: int | None
     memory_bytes: int | None
+    cache_bytes: int | None
     unknown: tuple[str, ...] = ()
 
     @property
@@ -66,7 +67,7 @@ def estimate(study: Study, known: Mapping[str, ModelSize] | None = None, texts: 
     written = []
     for step, trial in steps.values():
         size = sizes[trial.model]
-        cost = step.cost(trial, size, texts) if size else Cost(disk=None)
+        cost = step.cost(trial, size, texts) if size else Cost(disk=None, cache=None)
         costs[step.kind].append(cost)
         written += [cost.disk] if step.writes_weights else []
     memory = [cost.memory for each in costs.values() for cost in each]
@@ -79,6 +80,7 @@ def estimate(study: Study, known: Mapping[str, ModelSize] | None = None, texts: 
         disk_bytes=added(written),
         least_disk_bytes=None if None in written else 2 * max(filter(None, written), default=0),
         memory_bytes=None if None in memory else max(filter(None, memory), default=0),
+        cache_bytes=added(cost.cache for each in costs.values() for cost in each),
         unknown=tuple(unknown),
     )
 

@@ -244,7 +244,9 @@ class _HealingStep(Step):
             teacher + model.passed(kept - running) + task.schedule.epochs * TRAINING_PASSES * model.passed(running, 1)
         )
         seconds = text and text.seconds + text.tokens * each + model.opened(kept) + model.written(kept)
-        return Cost(seconds, model.bytes_of(kept), int(memory))
+        frozen = model.width * model.dtype_bytes if running < kept else 0
+        taught = 8 * task.objective.top_k if task.objective.teaches else 0  # a token's number and its log probability
+        return Cost(seconds, model.bytes_of(kept), int(memory), text and int(text.tokens * (frozen + taught)))
 
 
 class HealStep(_HealingStep):
@@ -308,7 +310,7 @@ class TurnsStep(_HealingStep):
         kept = [model.layers - min(before + step, gone) for before in range(0, gone, step)]
         turns = [self.heal_cost(layers, model, texts) for layers in kept]
         seconds = added([*(turn.seconds for turn in turns), *(model.written(layers) for layers in kept)])
-        return Cost(seconds, turns[-1].disk, turns[0].memory)
+        return Cost(seconds, turns[-1].disk, turns[0].memory, added(turn.cache for turn in turns))
 
 
 def _windows(job: Job, checkpoint: Checkpoint, arguments: Mapping[str, Any], progress: Progress) -> Tokens:

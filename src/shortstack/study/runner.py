@@ -88,6 +88,7 @@ def run_study(
         with whole(folder.study) as partial:
             shutil.copy(path, partial)
         store.forget_running()
+        folder.clear_partial()
         store.keep_trials({trial.id for trial in study.trials})
         with launcher() as launch:
             store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
@@ -96,6 +97,7 @@ def run_study(
             run = _StudyRun(graph, folder, store, launch, keep, progress)
             run.to_the_end()
         store.note(finished=time.time())
+        folder.clear_partial(run.failed)
         return run.outcome()
 
 

@@ -85,11 +85,12 @@ class Known:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes; disk: of the weights it writes, in bytes. None: nobody knows."""
+    """What a step takes; disk: of the weights it writes, cache: of what it keeps there, in bytes. None: nobody knows."""
 
     seconds: float | None = None
     disk: int | None = 0
     memory: int | None = None
+    cache: int | None = 0
 
 
 def added(values: Iterable[Any]) -> Any:

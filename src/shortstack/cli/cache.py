@@ -1,0 +1,67 @@
+"""cache: what is kept to be used again, and how it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from shortstack.cli import console
+from shortstack.cli.app import verb
+from shortstack.machine.cache import KINDS, CacheEntry, cache_directory, cache_entries, cache_limit
+from shortstack.machine.formats import duration, size
+from shortstack.machine.options import check_choice_of, option
+
+
+@dataclass(frozen=True)
+class Clearing:
+    """What goes."""
+
+    clear: bool = option(False, help="Remove all of it; nothing may be running that uses it.")
+    kind: str | None = option(None, help="Only of one kind, as the table names them.")
+
+
+@verb()
+def cache(
+    clearing: Clearing,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Show what is kept to be used again, or clear it.
+
+    All of it can be computed again. What was not used for longest goes by itself where $SHORTSTACK_CACHE_LIMIT is reached.
+    """
+    if clearing.kind is not None:
+        check_choice_of("kind", clearing.kind, KINDS)
+    kinds = [clearing.kind] if clearing.kind else list(KINDS)
+    entries = list(cache_entries(kinds))
+    limit = cache_limit()
+    if clearing.clear:
+        for entry in entries:
+            entry.remove()
+    if as_json:
+        rows = [{"kind": each.kind, "bytes": each.bytes, "used": each.used} for each in entries]
+        return console.show_json(
+            {"directory": str(cache_directory()), "limit_bytes": limit, "cleared": clearing.clear, "entries": rows}
+        )
+    show_entries(kinds, entries, cleared=clearing.clear)
+    console.show(
+        f"It may grow to {size(limit)}; $SHORTSTACK_CACHE_LIMIT sets another limit, $SHORTSTACK_CACHE another place."
+    )
+    if entries and not clearing.clear:
+        console.next_step("shortstack cache --clear")
+    return None
+
+
+def show_entries(kinds: Sequence[str], entries: Sequence[CacheEntry], *, cleared: bool) -> None:
+    """How much there is of each kind."""
+    rows = []
+    for kind in kinds:
+        own = [entry for entry in entries if entry.kind == kind]
+        last = f"{duration(time.time() - max(entry.used for entry in own))} ago" if own else "-"
+        rows.append((kind, KINDS[kind], str(len(own)), size(sum(entry.bytes for entry in own)), last))
+    rows.append(("all", "", str(len(entries)), size(sum(entry.bytes for entry in entries)), ""))
+    title = f"{cache_directory()}: {'cleared' if cleared else 'kept'}"
+    console.show_table(title, ("kind", "what", "entries", "size", "last used"), rows)
