@@ -8,7 +8,8 @@ ShortstackError                 exit code 1: it failed
     +-- ArchitectureError       an architecture, or a cut of it, that cannot be expressed exactly
     +-- PlanError               a plan that names layers the model does not have, all of them, or none
     +-- DataError               text or training data that cannot be used
-    +-- OutputError             an output that exists, is nested in the input, or does not fit the disk
+    +-- OutputError             an output that exists, is nested in the input, or cannot be written
+        +-- DiskFullError       the disk has no room for what is to be written
 
 Every error says where, what was expected, what was found and what to do. It names parameters by `parameter`, and whoever
 shows it spells them: Python as drop='25%', the command line as --drop 25%, a recipe as drop: 25%.
@@ -192,7 +193,11 @@ class DataError(InputError):
 
 
 class OutputError(InputError):
-    """An output that exists, is nested in the input, or does not fit the disk."""
+    """An output that exists, is nested in the input, or cannot be written."""
+
+
+class DiskFullError(OutputError):
+    """The disk has no room for what is to be written: what else is begun would fail, too."""
 
 
 class ShortstackWarning(UserWarning):

@@ -606,8 +606,8 @@ def test_options_that_change_nothing_are_refused(command, model):
         said = command.refused("evaluate", model, *option.split())
         assert f"no {option.split()[0]}: it changes nothing here" in said
     assert "--probes" in command.refused("evaluate", model, "--probe-items", "10")
-    assert "no --repair-samples" in command.prune_refused(model, "--layers", "3", "--repair-samples", "4")
-    assert "no --repair-samples" in command.refused("compare", model, "--repair-samples", "4")
+    assert "no --repair-samples" in command.prune_refused(model, "--layers", "3", "--repair-samples", "9")
+    assert "no --repair-samples" in command.refused("compare", model, "--repair-samples", "9")
     assert "--metric" in command.prune_refused(model, "--layers", "3", "--metric", "bi")
     assert "no --revision" in command.refused("verify", model, "--revision", "main")
 
@@ -651,7 +651,7 @@ TEXTS = {
     "none": (None, "none of these"),
     "org/none": (None, "org/none"),
     "empty.txt": (b"", "an empty file"),
-    "blank.txt": (b" \n\t\n", "an empty file"),
+    "blank.txt": (b" \n\t\n", "nothing but white space"),
     "latin.txt": ("caf\xe9 a".encode("latin-1"), "byte 0xe9 at position 3"),
     "short.txt": (b"a b c", "text for 0"),
     "few.txt": (b"a " * 300, "text for 2"),

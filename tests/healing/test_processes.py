@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.healing import Full, HealingTask, Schedule, TrainingData, heal
+from shortstack.healing import Full, HealingTask, Schedule, TrainingData, Turns, heal, heal_in_turns
 from zoo import speaking
 
 RUN = """
@@ -62,3 +62,43 @@ def test_two_processes_give_the_weights_of_one(environment, tmp_path, monkeypatc
     assert alone.history.steps == 4
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"cache"}
     assert left == {"alone", "both", "source"}, "no state of the training stays"
+
+
+def test_two_processes_prune_and_heal_in_turns(tmp_path, monkeypatch):
+    """One of them chooses and cuts: the other would find its output there already."""
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: False)
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    schedule = Schedule(**OPTIONS)
+    data = TrainingData("pydoc", max_length=32, max_samples=24, held_out=8)
+    heal_in_turns(source, tmp_path / "alone", Turns("2", 1, "reverse"), HealingTask(data, Full(), schedule=schedule))
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    asked = ["--data", "pydoc", "--method", "full", "--max-length", "32", "--max-samples", "24", "--held-out", "8"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    turns = ["--drop", "2", "--step", "1", "--metric", "reverse"]
+    found = subprocess.run(
+        [
+            *launch,
+            "heal",
+            str(source.directory),
+            "-o",
+            str(tmp_path / "both"),
+            "--json",
+            "-q",
+            *asked,
+            *options,
+            *turns,
+        ],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("both", "alone"))
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "both.", "alone."))]

@@ -285,15 +285,34 @@ class Checkpoint:
 
 
 def _is_record(value: Any) -> bool:
-    """A verb, the manifest, and for a cut the original number of each layer."""
-    if not isinstance(value, dict) or not isinstance(value.get("verb"), str):
+    """The manifest, and what each step from the first model on tells of itself."""
+    if not isinstance(value, dict) or not _is_manifest(value.get("files")):
         return False
-    files, layer_map = value.get("files"), value.get("layer_map") or {}
+    steps = []
+    while value:
+        if not isinstance(value, dict) or not _is_step(value):
+            return False
+        steps.append(value)
+        value = value.get("origin")
+    return bool(steps)
+
+
+def _is_manifest(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(file, dict) and type(file.get("size")) is int and isinstance(file.get("sha256"), str)
+        for file in files.values()
+    )
+
+
+def _is_step(record: Mapping[str, Any]) -> bool:
+    """A verb, the source's name, and for a cut the original number of each layer and how many there were."""
+    source, layer_map, plan, repair = (record.get(name) or {} for name in ("source", "layer_map", "plan", "repair"))
     return (
-        isinstance(files, dict)
-        and all(isinstance(file, dict) and {"size", "sha256"} <= file.keys() for file in files.values())
-        and isinstance(layer_map, dict)
-        and all(type(number) is int for number in layer_map.values())
+        isinstance(record.get("verb"), str)
+        and all(isinstance(each, dict) for each in (source, layer_map, plan, repair))
+        and isinstance(source.get("id"), str)
+        and all(type(number) is int and number >= 0 for number in layer_map.values())
+        and (not plan or type(plan.get("layers")) is int)
     )
 
 

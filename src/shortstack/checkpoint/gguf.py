@@ -72,7 +72,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         path,
         expected="a GGUF file of an architecture transformers reads",
-        found=f"{type(error).__name__}: {one_line(error)}",
+        found=f"one that is truncated, damaged or unknown ({type(error).__name__}: {one_line(error)})",
         fix="download it again, or start from the safetensors checkpoint",
     )
 

@@ -17,8 +17,9 @@ DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def commit_of(directory: Path) -> str | None:
-    """The commit of a hub snapshot, which its directory is named by."""
-    return directory.name if directory.parent.name == "snapshots" else None
+    """The commit of a hub snapshot, which its directory in the hub's cache is named by."""
+    cached = directory.parent.name == "snapshots" and directory.parent.parent.name.startswith("models--")
+    return directory.name if cached and re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
 
 
 def locate(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:

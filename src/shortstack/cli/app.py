@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import sys
 import traceback
@@ -17,9 +18,9 @@ from typer.core import TyperCommand
 from shortstack.cli import console
 from shortstack.cli.option_groups import grouped
 from shortstack.errors import ShortstackError, ShortstackWarning
+from shortstack.machine.files import FULL, disk_full
 from shortstack.machine.progress import hush_kernels, say
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk says that takes no more
 app = typer.Typer(
     name="shortstack",
     no_args_is_help=True,
@@ -71,6 +72,9 @@ def options(
 def main() -> None:
     """The `shortstack` command."""
     hush_kernels()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # for a terminal that has no signs but ASCII's
     with _ended_by_signals(), _warnings_in_lines():
         try:
             app()
@@ -81,7 +85,7 @@ def main() -> None:
             sys.exit(error.exit_code)
         except OSError as error:
             console.fail(_of_the_system(error))
-            sys.exit(1 if error.errno in FULL else 2)
+            sys.exit(1 if error.errno in (*FULL, errno.EIO) else 2)
 
 
 @contextmanager
@@ -121,9 +125,11 @@ def _terminated(number: int, _frame: object) -> NoReturn:
 
 
 def _of_the_system(error: OSError) -> ShortstackError:
+    if full := disk_full(error):
+        return full
     expected, fix = "a file that can be used", "check its permissions"
-    if error.errno in FULL:
-        expected, fix = "room to write", "free some space"
+    if error.errno == errno.EIO:
+        expected, fix = "a disk that works", "check it (the system's log may say more), and run the command again"
     return ShortstackError(
         error.filename or "the disk", expected=expected, found=error.strerror or repr(error), fix=fix
     )

@@ -51,14 +51,16 @@ def plan_verb(
             found = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
         say_moved(found)
         chosen = found.plan.sized(checkpoint.sizes)
-    if output:
+    if session.report.json:
+        console.show_json(chosen.to_dict())
+    else:
+        show_plan(chosen)
+    if output:  # shown before: a full disk does not cost the result
         chosen.save(output)
     if session.report.json:
-        return console.show_json(chosen.to_dict())
-    show_plan(chosen)
+        return
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
     session.report.next_step("prune", model, *how, *session.source.words, "-o", "pruned")
-    return None
 
 
 def _by_scores(name: str, choice: Choice, unused: tuple[object, ...], seed: int) -> tuple[Plan, str]:

@@ -69,18 +69,20 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
         scores = score_layers(
             checkpoint, tokens, metrics=asked.metric, window=asked.window, compute=session.compute, progress=progress
         )
-    if asked.output:
+    if session.report.json:
+        console.show_json(scores.to_dict())
+    else:
+        show_scores(scores)
+    if asked.output:  # shown before: a full disk does not cost the result
         scores.save(asked.output)
     if asked.plot:
         plots.score_map(scores, asked.plot, drop="25%")
     if session.report.json:
-        return console.show_json(scores.to_dict())
-    show_scores(scores)
+        return
     read = (text,) if needs_text else ()
     again = [] if asked.output else typed(*read, session.compute, session.source)
     drop = "25%" if scores.scores else scores.window
     session.report.next_step("plan", asked.output or model, "--metric", scores.default_metric, "--drop", drop, *again)
-    return None
 
 
 def _check_orders(metric: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -235,13 +236,19 @@ def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress
     return speed, speed_ratios(speed, unpruned[0]) if unpruned else None
 
 
+def _named(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names, those that share one by their paths."""
+    stems = Counter(path.stem for path in files)
+    return {path.stem if stems[path.stem] == 1 else str(path): path for path in files}
+
+
 def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> Judge:
     """What judges accuracy on files of multiple choice, each line as in questions.LAYOUT, the first `limit` of each.
 
     Raises:
         DataError: a file cannot be read.
     """
-    each = {path.stem: tokenize_questions(read_questions(path)[:limit], tokenizer) for path in files}
+    each = {name: tokenize_questions(read_questions(path)[:limit], tokenizer) for name, path in _named(files).items()}
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
         results = {name: answers(decoder, questions, [UNPRUNED])[UNPRUNED] for name, questions in each.items()}

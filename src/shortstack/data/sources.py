@@ -124,7 +124,12 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise _unreadable(path, error) from error
     if not text.strip():
-        raise DataError(path, expected="text", found="an empty file", fix="give a file with text")
+        raise DataError(
+            path,
+            expected="text",
+            found="nothing but white space" if text else "an empty file",
+            fix="give a file with text",
+        )
     return text
 
 

@@ -53,8 +53,9 @@ def heal_in_turns(
         chooser = _Chooser(
             turns, _calibrating(checkpoint, turns, task, progress) if first else None, _compute(turns, task)
         )
+        record = _record(run, chooser)  # by all: processes wait for each other where they read data
         if first:
-            unfinished.open(_record(run, chooser), resume=resume)
+            unfinished.open(record, resume=resume)
         for number, count in enumerate(sizes, start=1):
             pruned, healed = (unfinished.folder / f"{number}-{kind}" for kind in ("pruned", "healed"))
             turn = under(progress, f"turn {number} of {len(sizes)}: ")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +17,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError, OutputError
+from shortstack.errors import DataError, DiskFullError, OutputError
+from shortstack.machine.formats import size
 
 MARGIN_BYTES = 16 << 20  # of a disk that stay free
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk says that has no more room
 
 
 def finite(value: Any) -> Any:
@@ -60,12 +64,20 @@ def check_disk(place: Path, nbytes: int, *, what: str = "", fix: str = "free som
     what: is written, for the message.
 
     Raises:
-        OutputError: fewer bytes are free, or so few more that nothing else could be written.
+        DiskFullError: fewer bytes are free, or so few more that nothing else could be written.
     """
     free, needed = shutil.disk_usage(existing_folder(place)).free, nbytes + MARGIN_BYTES
     if free < needed:
-        expected = f"{needed / 1e6:,.0f} MB of free disk{' for ' if what else ''}{what}"
-        raise OutputError(place, expected=expected, found=f"{free / 1e6:,.0f} MB", fix=fix)
+        expected = f"{size(needed)} of free disk{' for ' if what else ''}{what}"
+        raise DiskFullError(place, expected=expected, found=size(free), fix=fix)
+
+
+def disk_full(error: OSError) -> DiskFullError | None:
+    """What the system says of a disk without room as an error of ours; None where it says something else."""
+    if error.errno not in FULL:
+        return None
+    found, fix = error.strerror or "none", "free some space, or write elsewhere"
+    return DiskFullError(error.filename or "the disk", expected="room to write", found=found, fix=fix)
 
 
 def existing_folder(place: Path) -> Path:
@@ -114,6 +126,9 @@ def whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
         os.replace(partial, path)
         if durable:
             sync(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file it has no room for
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -149,8 +164,17 @@ def check_new(output: Path, *, make_folders: bool = False) -> None:
         expected, found, fix = "an output that does not exist yet", "it exists", "name another, or move it away"
     elif not make_folders and not folder.is_dir():
         expected, found, fix = "a directory to write in", f"none at {folder}", "make it"
-    elif not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    elif not _writable(nearest):
         expected, found, fix = "a directory that can be written", f"{nearest}, which cannot", "name another"
     else:
         return
     raise OutputError(output, expected=expected, found=found, fix=fix)
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder: tried, since what permissions say does not hold for /proc, nor on all disks."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return disk_full(error) is not None  # that is another fault, which is said as such

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ CONTROL_GROUPS = {  # a container's own limits, by the kind that /proc/self/cgro
     ),
 }
 MEMBERSHIP = Path("/proc/self/cgroup")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def available_memory(device: str) -> int:
@@ -100,9 +103,10 @@ def peak_rss() -> int:
 
 
 def forget_peak_rss() -> None:
-    """From here on peak_rss() counts anew, where the system can forget: on Linux."""
-    if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    """From here on peak_rss() counts anew, where the system can forget: on Linux, where /proc can be written."""
+    if sys.platform == "linux" and os.access(CLEAR_REFS, os.W_OK):
+        with suppress(PermissionError):  # some sandboxes say that it can be written, and refuse it then
+            CLEAR_REFS.write_text("5", encoding="utf-8")
 
 
 def forget_peak(device: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Sizes
-from shortstack.checkpoint.sizes import not_written_by
+from shortstack.checkpoint.sizes import check_not_other, not_written_by
 from shortstack.errors import PlanError
 from shortstack.machine.files import save_json
 from shortstack.planning.layer_sets import check_removal
@@ -92,6 +92,7 @@ class Plan:
             DataError: a key is missing or of the wrong type.
             PlanError: the layers named cannot be removed.
         """
+        check_not_other(data, where, plan=True)
         try:
             layers, removed, strategy = data["layers"], tuple(data["removed"]), str(data["strategy"])
             changes = [None if data.get(key) is None else Change(**data[key]) for key in ("parameters", "bytes")]

@@ -62,12 +62,13 @@ def verify(
             found="no such file",
             fix="verify an output of shortstack",
         )
+    device = pick_device(device)
     checks = {"files": _files(checkpoint, progress)}
     if not checks["files"]["ok"]:  # what somebody changed is not loaded
         return Verification(checks)
     checks["tensors"] = _tensors(checkpoint)
     if against is not None and checks["tensors"]["ok"]:
-        checks["logits"] = _logits(checkpoint, against, pick_device(device))
+        checks["logits"] = _logits(checkpoint, against, device)
     return Verification(checks)
 
 
@@ -83,7 +84,7 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
     for number, (name, written) in enumerate(manifest.items(), start=1):
         folder = TEMPLATES if name.startswith(f"{TEMPLATES}/") else "."
         path = checkpoint.directory / folder / Path(name).name  # a name in a record never leaves the checkpoint
-        if not path.exists():
+        if not path.is_file():
             wrong.append(f"{name} is missing")
         elif path.stat().st_size != written["size"]:
             wrong.append(f"{name} has {path.stat().st_size} bytes, not {written['size']}")

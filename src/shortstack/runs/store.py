@@ -7,11 +7,13 @@ key>.txt (what workers said); RUNS/partial/ is what workers are writing, and how
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,9 +95,12 @@ class Folder:
         Raises:
             InputError: another one writes here, or there is a file of that name.
         """
+        fix = f"name another {parameter('output')}"
         if self.root.exists() and not self.root.is_dir():
-            fix = f"name another {parameter('output')}"
             raise InputError(self.root, expected="a folder for a study", found="a file", fix=fix)
+        for folder in (self.root.resolve(), *self.root.resolve().parents):
+            if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
+                raise InputError(self.root, expected="a folder outside a model's", found=f"it is in {folder}", fix=fix)
         self.make()
         try:
             lock = FileLock(self.root / "lock").acquire(timeout=0)
@@ -126,9 +131,12 @@ class Store:
         """
         if read_only:
             _check_there(folder)
-        path, mode = folder.database.absolute(), "ro" if read_only else "rwc"
+        mode = "ro" if read_only else "rwc"
         try:
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=WAIT)) as connection:
+            with (
+                _readable(folder.database.absolute(), read_only=read_only) as path,
+                closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=WAIT)) as connection,
+            ):
                 connection.row_factory = sqlite3.Row
                 store = cls(connection)
                 if read_only:
@@ -139,6 +147,8 @@ class Store:
                     store.note(version=store.noted().get("version", VERSION))
                 store.check_version(folder)
                 yield store
+                if not read_only:
+                    store.settle()
         except sqlite3.DatabaseError as error:
             raise DataError(
                 folder.database,
@@ -146,6 +156,12 @@ class Store:
                 found=str(error),
                 fix="name another folder, or free the disk and run the study again",
             ) from error
+
+    def settle(self) -> None:
+        """Leave one file, which may be read where nothing can be written; not while somebody reads along."""
+        self.connection.execute("PRAGMA busy_timeout=0")
+        with suppress(sqlite3.OperationalError):  # somebody does
+            self.connection.execute("PRAGMA journal_mode=DELETE")
 
     def check_version(self, folder: Folder) -> None:
         """Refuse a store of another version.
@@ -273,6 +289,19 @@ def _nested(rows: Iterable[Any]) -> dict[str, dict[str, Any]]:
     for first, second, value in rows:
         nested.setdefault(first, {})[second] = value
     return nested
+
+
+@contextmanager
+def _readable(database: Path, *, read_only: bool) -> Iterator[Path]:
+    """The database; where its folder cannot be written, which SQLite wants for a log beside it, a copy of both."""
+    log = database.with_name(f"{database.name}-wal")
+    if not read_only or os.access(database.parent, os.W_OK) or not log.exists():
+        yield database
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (database, log):
+            shutil.copy(path, folder)
+        yield Path(folder) / database.name
 
 
 def _json(data: Any) -> str:

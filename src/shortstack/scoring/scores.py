@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shortstack.checkpoint.sizes import check_not_other
 from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.files import plain, save_json
 
@@ -112,6 +113,7 @@ class Scores:
         Raises:
             DataError: a key is missing, or a metric does not have one number per layer, or per window.
         """
+        check_not_other(data, where, plan=False)
         try:
             known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
             known |= {key: _numbers(data[key]) for key in ("scores", "window_scores")}

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import ShortstackError
+from shortstack.errors import DiskFullError, ShortstackError
 from shortstack.machine.files import digest, finite, plain, whole
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, silent
@@ -76,6 +76,7 @@ def run_study(
 
     Raises:
         InputError: the file is wrong, a model or text is not there, or `out` is of another study, or in use.
+        DiskFullError: the disk has no room; the same call goes on.
     """
     check_choice_of("keep", keep, KEEPS)
     study, folder = read_study(path), Folder(Path(out), artefacts)
@@ -132,7 +133,11 @@ class _StudyRun:
         self.done: dict[str, tuple[Trial, dict[str, Step]]] = {}  # the done trials
 
     def to_the_end(self) -> None:
-        """Run until nothing is left that can run."""
+        """Run until nothing is left that can run.
+
+        Raises:
+            DiskFullError: a step had no room; what runs beside it has ended, and nothing else is begun.
+        """
         self._update()
         self._hand_over()
         while self.running:
@@ -143,8 +148,11 @@ class _StudyRun:
             for future in finished:
                 self._finish(self.running.pop(future), future)
             self._update()
-            self._hand_over()
+            if not self.full:
+                self._hand_over()
             self._update()  # what was handed over runs
+        if self.full:
+            raise self.full
 
     def outcome(self) -> StudyOutcome:
         steps = {step.key for _, steps in self.done.values() for step in steps.values()}
@@ -157,6 +165,11 @@ class _StudyRun:
         return StudyOutcome(
             self.folder.root, trials, done, trials - done, self.ran, skipped, failures, tuple(self.raised)
         )
+
+    @property
+    def full(self) -> DiskFullError | None:
+        """The error of a disk without room, if a step met one."""
+        return next((error for error in self.raised if isinstance(error, DiskFullError)), None)
 
     def _result(self, step: Step) -> Mapping[str, Any] | None:
         return self.results.get(step.key)
@@ -223,7 +236,8 @@ class _StudyRun:
         if "log" in ended:
             with self.folder.log(step.key).open("a", encoding="utf-8") as log:
                 log.write(ended.pop("log"))
-        self.raised += [ended.pop("raised")] if "raised" in ended else []
+        if "raised" in ended:
+            self.raised.append(ended.pop("raised"))
         before = self.results.get(step.key)
         if "result" in ended:
             ended["result"] = json.loads(json.dumps(finite(ended["result"])))  # as a later run would read it
@@ -315,20 +329,26 @@ class _StudyRun:
         return self.weights[key]
 
     def _best(self) -> set[str]:
-        """The last checkpoints of the done trials with the lowest held-out loss, one for each model and drop."""
-        best: dict[tuple[str, str | None], tuple[float, str]] = {}
+        """The last checkpoints of the done trials with the lowest loss, one for each model, drop and kind of loss."""
+        best: dict[tuple[str, str | None, str], tuple[float, str]] = {}
         for trial, steps in self.done.values():
-            loss, last = self._loss(steps), steps.get("heal") or steps["prune"]
-            lowest, _ = best.get((trial.model, trial.drop), (math.inf, ""))
+            kind, loss = self._loss(steps)
+            last = steps.get("heal") or steps["prune"]
+            lowest, _ = best.get((trial.model, trial.drop, kind), (math.inf, ""))
             if loss is not None and loss < lowest:
-                best[trial.model, trial.drop] = loss, last.key
+                best[trial.model, trial.drop, kind] = loss, last.key
         return {key for _, key in best.values()}
 
-    def _loss(self, steps: Mapping[str, Step]) -> float | None:
-        """The loss of a trial's last checkpoint: on the first text it was evaluated on, else on what healing held out."""
+    def _loss(self, steps: Mapping[str, Step]) -> tuple[str, float | None]:
+        """A trial's loss, and what it is: on the first text it was evaluated on, else on what healing held out.
+
+        The latter goes by the objective's name: a distance from a teacher is no number beside a cross-entropy.
+        """
         evaluation = self.results[(steps.get("evaluate_healed") or steps["evaluate_pruned"]).key]
         first = next(iter((evaluation.get("perplexity") or {}).values()), None)
-        if not first and "heal" not in steps:
-            return None
-        loss: float | None = first["loss"] if first else self.results[steps["heal"].key]["loss"]["held_out"]
-        return loss
+        if first:
+            return "perplexity", first["loss"]
+        if "heal" not in steps:
+            return "none", None
+        healed = self.results[steps["heal"].key]
+        return str(healed["objective"]), healed["loss"]["held_out"]

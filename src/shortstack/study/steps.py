@@ -25,7 +25,7 @@ from shortstack.checkpoint.record import versions
 from shortstack.errors import ShortstackError
 from shortstack.machine.cache import cache_directory, content_key
 from shortstack.machine.device import Compute
-from shortstack.machine.files import digest, save_json
+from shortstack.machine.files import digest, disk_full, save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.progress import Progress, bars
 from shortstack.runs.artefacts import Remote, local_copies
@@ -190,7 +190,8 @@ def perform(wanted: Job) -> dict[str, Any]:
                 ended: dict[str, Any] = {"result": _result(job, Keeper(job.progress, progress))}
             except Exception as error:  # noqa: BLE001  recorded, shown, and it fails the trials that need this step
                 ended = {"error": traceback.format_exc()}
-                ended |= {"raised": error} if isinstance(error, ShortstackError) else {}
+                raised = disk_full(error) if isinstance(error, OSError) else error
+                ended |= {"raised": raised} if isinstance(raised, ShortstackError) else {}
         job.progress.unlink(missing_ok=True)
         log.flush()
         return {
