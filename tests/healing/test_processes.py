@@ -69,12 +69,16 @@ def test_two_processes_prune_and_heal_in_turns(tmp_path, monkeypatch):
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: False)
     source = Checkpoint.open(speaking(tmp_path / "source"))
-    schedule = Schedule(**OPTIONS)
+    plain = {
+        **OPTIONS,
+        "optimizer": "sgd",
+    }  # AdamW's first steps have the size of none but the rate: rounding would grow
+    schedule = Schedule(**plain)
     data = TrainingData("pydoc", max_length=32, max_samples=24, held_out=8)
     heal_in_turns(source, tmp_path / "alone", Turns("2", 1, "reverse"), HealingTask(data, Full(), schedule=schedule))
     script = tmp_path / "run.py"
     script.write_text(RUN)
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in plain.items()]
     asked = ["--data", "pydoc", "--method", "full", "--max-length", "32", "--max-samples", "24", "--held-out", "8"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     turns = ["--drop", "2", "--step", "1", "--metric", "reverse"]

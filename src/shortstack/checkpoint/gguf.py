@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import struct
-import uuid
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.cache import cache_directory, make_room, mark_used
-from shortstack.machine.files import check_disk, sync, sync_tree
+from shortstack.machine.files import check_disk, partial_of, sync, sync_tree
 from shortstack.machine.progress import Progress, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
@@ -40,7 +39,7 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
         return place
     _check_room(path, place.parent)
     progress("dequantising", 0, 1)
-    partial = place.with_name(f"{place.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial = partial_of(place)
     try:
         _convert(path, partial)
         sync_tree(partial)

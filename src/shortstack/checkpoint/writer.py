@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import threading
-import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import Any
 from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
 from shortstack.errors import InputError, OutputError, parameter
-from shortstack.machine.files import check_disk, check_new, sync, sync_tree
+from shortstack.machine.files import check_disk, check_new, partial_of, sync, sync_tree
 from shortstack.machine.formats import bytes_of
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
@@ -83,7 +82,7 @@ class CheckpointWriter:
         self._check_outside(source)
         check_new(self.out, make_folders=True)
         check_disk(self.out, nbytes)
-        self.partial = self.out.with_name(f"{self.out.name}.partial-{uuid.uuid4().hex[:8]}")
+        self.partial = partial_of(self.out)
         self.lock = OutputLock(self.out)
         self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]
 

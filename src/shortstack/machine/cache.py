@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from shortstack.errors import InputError
-from shortstack.machine.files import digest, plain
+from shortstack.machine.files import digest, plain, remove
 from shortstack.machine.formats import bytes_of
 
 # The libraries that results depend on; those that are not installed take no part.
@@ -87,10 +86,7 @@ class CacheEntry:
 
     def remove(self) -> None:
         """Remove it; another process may have done so."""
-        if self.path.is_dir():
-            shutil.rmtree(self.path, ignore_errors=True)
-        else:
-            self.path.unlink(missing_ok=True)
+        remove(self.path)
 
 
 def cache_entries(kinds: Collection[str] = tuple(KINDS)) -> Iterator[CacheEntry]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import socket
 import sys
 import tempfile
 import uuid
@@ -16,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from shortstack.errors import DataError, DiskFullError, OutputError
 from shortstack.machine.formats import size
@@ -112,13 +117,38 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def partial_of(path: Path) -> Path:
+    """A temporary name for what is to be `path`, which says who writes it; what killed processes left goes.
+
+    >>> partial_of(Path("out")).name  # doctest: +SKIP
+    'out.partial-3fa1-4711-9c0b6e2d'
+    """
+    ours = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+    for other in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
+        found = PARTIAL.search(other.name)
+        if found and found["host"] == ours and not psutil.pid_exists(int(found["process"])):
+            remove(other)
+    return path.with_name(f"{path.name}.partial-{ours}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+PARTIAL = re.compile(r"\.partial-(?P<host>[0-9a-f]{4})-(?P<process>\d+)-[0-9a-f]{8}$")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary name to write a file under; it gets its own at the end, and is removed where writing fails.
 
     durable: whether the file is there after a power cut, too, once this has ended.
     """
-    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial = partial_of(path)
     try:
         yield partial
         if durable:

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from shortstack.errors import DataError, InputError, parameter
-from shortstack.machine.files import finite
+from shortstack.machine.files import finite, remove
 from shortstack.runs.artefacts import Artefacts, Remote, Shared
 
 VERSION = "1"
@@ -79,10 +79,8 @@ class Folder:
                 stays = path.name.endswith((*STATES, ".lock"))
             else:
                 stays = path.name.partition(".")[0] in keep and path.name.endswith(STATES)
-            if not stays and path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif not stays:
-                path.unlink(missing_ok=True)
+            if not stays:
+                remove(path)
 
     def make(self) -> None:
         for name in ("artefacts", "partial", "logs"):

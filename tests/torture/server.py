@@ -1,0 +1,125 @@
+"""Runs commands in forks of a process that has imported everything, under strace where a fault is asked for.
+
+A line of JSON on stdin asks, a line on stdout answers; a run takes as long as the verb itself, without the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+CALLS = "openat,write,pwrite64,copy_file_range,fsync,rename,renameat,renameat2,mkdir,unlink,unlinkat"
+
+
+def preload() -> None:
+    """Import what the verbs import, so that the calls that strace counts are the verb's own."""
+    import shortstack as ss
+    import shortstack.cli
+    import shortstack.decoder.own_text
+    import shortstack.healing.healer
+    import shortstack.report.reporter
+    import shortstack.study.runner
+
+    for name in ("score", "prune", "heal", "verify", "evaluate", "run_study"):
+        getattr(ss, name)
+
+
+def study(path: str, out: str) -> None:
+    """A study in this process: workers of their own would import everything again."""
+    from shortstack.study import run_study
+    from studies import inline
+
+    outcome = run_study(path, out, launcher=inline)
+    raise SystemExit(1 if outcome.failed else 0)
+
+
+def call(words: list[str]) -> int:
+    """The exit code of a command; 70 where it ends in what is no error of ours."""
+    from shortstack.cli import main
+
+    sys.argv = ["shortstack", *words]
+    try:
+        if words[0] == "study":
+            from shortstack.cli import console
+            from shortstack.errors import ShortstackError
+
+            try:
+                study(*words[1:])
+            except ShortstackError as error:
+                console.fail(error)
+                return error.exit_code
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    return 0
+
+
+def child(asked: dict[str, Any], gate: int) -> None:
+    """In the fork: wait until strace holds it, then run."""
+    said = os.open(asked["said"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.chdir(asked["folder"])
+    os.environ |= asked["environment"]
+    for name, (soft, hard) in asked.get("limits", {}).items():
+        import resource
+
+        resource.setrlimit(getattr(resource, name), (soft, hard))
+    os.read(gate, 1)
+    code = call(asked["words"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(asked: dict[str, Any]) -> int:
+    """The exit code, or minus the signal that ended it."""
+    gate, opened = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(opened)
+        try:
+            child(asked, gate)
+        finally:
+            os._exit(71)
+    os.close(gate)
+    tracer = None
+    if asked.get("trace"):
+        inject = ["-e", f"inject={asked['inject']}"] if asked.get("inject") else []
+        tracer = subprocess.Popen(
+            ["strace", "-f", "-y", "-s", "0", "-p", str(pid), "-o", asked["trace"], "-e", f"trace={CALLS}", *inject],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert tracer.stderr
+        while "attached" not in (line := tracer.stderr.readline()):
+            assert line, "strace could not attach"
+    os.write(opened, b"x")
+    os.close(opened)
+    _, status = os.waitpid(pid, 0)
+    if tracer:
+        tracer.wait()
+    return os.waitstatus_to_exitcode(status)
+
+
+def main() -> None:
+    here = Path(__file__).parent
+    sys.path[:0] = [str(here.parent), str(here.parent / "conformance")]
+    preload()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        print(run(json.loads(line)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
