@@ -17,6 +17,7 @@ from typing import Any
 
 from zoo import speaking
 
+EPOCHS = ["--epochs", "2"]
 TEXT = ["--text", "pydoc", "--samples", "4", "--length", "32"]
 STUDY = """models: [m]
 metrics: [bi, reverse]
@@ -45,13 +46,25 @@ VERBS = {
         ("prune", "m", "--metric", "reverse", "--drop", "2", "--max-shard-size", "100KB", "-o", "out"), "out"
     ),
     "repair": Verb(
-        ("prune", "m", "--layers", "3-4", "--repair", "--repair-samples", "8", "--text", "pydoc", "--length", "32")
-        + ("-o", "new/out"),
+        ("prune", "m", "--layers", "3-4", "--repair", "--repair-samples", "8", *TEXT[:2], *TEXT[-2:], "-o", "new/out"),
         "new/out",
     ),
     "heal": Verb(
-        ("heal", "m", "--data", "pydoc", "--max-length", "32", "--max-samples", "24", "--last", "1", "--epochs", "2")
-        + ("-o", "out"),
+        (
+            "heal",
+            "m",
+            "--data",
+            "pydoc",
+            "--max-length",
+            "32",
+            "--max-samples",
+            "24",
+            "--last",
+            "1",
+            *EPOCHS,
+            "-o",
+            "out",
+        ),
         "out",
         again=("--resume",),
     ),
@@ -131,9 +144,9 @@ def points(trace: Path, place: Path, *, first_thread: bool = False) -> list[tupl
     for match in lines:
         pid, call = match["pid"], match["call"]
         counts[pid, call] += 1
-        if f"{place}/" in match["rest"] and "O_RDONLY" not in match["rest"]:
-            if not first_thread or pid == main or call not in own:
-                found.setdefault((call, counts[pid, call]), pid)
+        writes = f"{place}/" in match["rest"] and "O_RDONLY" not in match["rest"]
+        if writes and (not first_thread or pid == main or call not in own):
+            found.setdefault((call, counts[pid, call]), pid)
     return list(found)
 
 

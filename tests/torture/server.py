@@ -56,7 +56,7 @@ def call(words: list[str]) -> int:
         main()
     except SystemExit as ended:
         return int(ended.code or 0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  that is what 70 says
         traceback.print_exc()
         return 70
     return 0

@@ -265,11 +265,15 @@ class Checkpoint:
         if not any(path.is_file() and TOKENIZER.search(path.name) for path in self.directory.iterdir()):
             raise self._no_tokenizer("no file of one")
         try:
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            tokenizer("a text")  # what is wrong with its settings shows here at the latest
+        except Exception as error:
+            if type(error) is not Exception and not isinstance(error, anatomy.UNBUILDABLE):
+                raise  # tokenizers, which is not Python, raises nothing more special than Exception
             raise self._no_tokenizer(one_line(error)) from error
+        return tokenizer
 
     def _no_tokenizer(self, found: str) -> CheckpointError:
         expected, fix = "a tokenizer (tokenizer.json)", "copy the tokenizer's files beside the weights"

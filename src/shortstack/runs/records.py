@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from shortstack.errors import DataError
 from shortstack.runs.store import Folder, Store
 
 
@@ -81,15 +82,33 @@ def read(folder: str | Path) -> Runs:
     with Store.open(place, read_only=True) as store:
         meta, rows, roles = store.noted(), store.steps(), store.trial_steps()
         trials = store.trials()
-    steps = {row["key"]: StepRecord(**row) for row in rows}
-    return Runs(
-        place.root.resolve().name,
-        meta,
-        tuple(
-            TrialRecord(
-                **row, steps={role: steps[key] for role, key in roles.get(row["id"], {}).items() if key in steps}
-            )
-            for row in trials
-        ),
-        steps,
-    )
+    steps = {row["key"]: _checked(StepRecord, row, place) for row in rows}
+    own = {
+        row["id"]: {role: steps[key] for role, key in roles.get(row["id"], {}).items() if key in steps}
+        for row in trials
+    }
+    records = (_checked(TrialRecord, {**row, "steps": own[row["id"]]}, place) for row in trials)
+    return Runs(place.root.resolve().name, meta, tuple(records), steps)
+
+
+Record = TypeVar("Record", StepRecord, TrialRecord)
+
+
+def _checked(kind: type[Record], row: Mapping[str, Any], place: Folder) -> Record:
+    """The record of a row.
+
+    Raises:
+        DataError: a column holds what the record cannot.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            place.database,
+            expected="rows that a study writes",
+            found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            fix="run the study again in another folder",
+        ) from error

@@ -135,7 +135,7 @@ class Store:
                 _readable(folder.database.absolute(), read_only=read_only) as path,
                 closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=WAIT)) as connection,
             ):
-                connection.row_factory = sqlite3.Row
+                connection.row_factory, connection.text_factory = sqlite3.Row, _text
                 store = cls(connection)
                 if read_only:
                     connection.execute("BEGIN")
@@ -147,7 +147,9 @@ class Store:
                 yield store
                 if not read_only:
                     store.settle()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if isinstance(error, UnicodeDecodeError) and not read_only:
+                raise  # of a study's own work; names of a damaged store's columns are all that could be meant here
             raise DataError(
                 folder.database,
                 expected="a run store that `shortstack study` wrote, on a disk that can be used",
@@ -300,6 +302,18 @@ def _readable(database: Path, *, read_only: bool) -> Iterator[Path]:
         for path in (database, log):
             shutil.copy(path, folder)
         yield Path(folder) / database.name
+
+
+def _text(stored: bytes) -> str:
+    """What a column holds.
+
+    Raises:
+        sqlite3.DatabaseError: it is no text that a study wrote.
+    """
+    try:
+        return stored.decode()
+    except UnicodeDecodeError as error:
+        raise sqlite3.DatabaseError(f"text that is not UTF-8: {error}") from error
 
 
 def _json(data: Any) -> str:
