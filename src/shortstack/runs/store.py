@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from shortstack.errors import DataError, InputError, parameter
-from shortstack.machine.files import finite, remove
+from shortstack.machine.files import digest, finite, remove
 from shortstack.runs.artefacts import Artefacts, Remote, Shared
 
 VERSION = "1"
 STATES = (".training", ".turns", ".logs")  # of healings that go on where they were, by the ends of their names
 WAIT = 30  # seconds for who else has the database
+STEP_SEALED, TRIAL_SEALED = ("kind", "arguments", "inputs", "result"), ("number", "settings")
+STEPS = (  # columns by name, so that SQLite itself refuses a store that lacks one
+    "SELECT key, kind, arguments, inputs, state, result, error, started, seconds, host, command, versions, peak_rss_bytes "
+    "FROM steps "
+)
+TRIALS = "SELECT id, number, settings, state FROM trials "
 JSON_COLUMNS = ("arguments", "inputs", "result", "versions")
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT);
@@ -35,6 +41,7 @@ CREATE TABLE IF NOT EXISTS steps(
   result TEXT, error TEXT, started REAL, seconds REAL, host TEXT, command TEXT, versions TEXT, peak_rss_bytes INTEGER);
 CREATE TABLE IF NOT EXISTS trials(id TEXT PRIMARY KEY, number INTEGER, settings TEXT, state TEXT);
 CREATE TABLE IF NOT EXISTS trial_steps(trial TEXT, role TEXT, step TEXT, PRIMARY KEY(trial, role));
+CREATE TABLE IF NOT EXISTS seals(row TEXT PRIMARY KEY, sha256 TEXT);
 """
 
 
@@ -212,6 +219,8 @@ class Store:
                 "UPDATE steps SET state=?, result=?, error=?, seconds=?, host=?, versions=?, peak_rss_bytes=? WHERE key=?",
                 values,
             )
+            row = self.connection.execute(STEPS + "WHERE key = ?", (key,)).fetchone()
+            self.connection.execute("INSERT OR REPLACE INTO seals VALUES(?, ?)", (key, _seal(row, STEP_SEALED)))
 
     def forget_running(self) -> None:
         """Remove the steps to be tried again: those that ran when the last process ended, and those that failed."""
@@ -220,8 +229,8 @@ class Store:
 
     def results(self) -> dict[str, dict[str, Any]]:
         """The result of each finished step, by its key."""
-        rows = self.connection.execute("SELECT key, result FROM steps WHERE state = 'done'")
-        return {key: json.loads(result) for key, result in rows}
+        rows = self.connection.execute(STEPS + "WHERE state = 'done'")
+        return {row["key"]: _object(row, "result") for row in self._unbroken(rows, "key", STEP_SEALED)}
 
     def seconds(self) -> dict[str, list[float]]:
         """The seconds that each finished step took, by kind."""
@@ -237,22 +246,40 @@ class Store:
 
     def running(self) -> list[dict[str, Any]]:
         """The running steps, the oldest first."""
-        rows = self.connection.execute("SELECT * FROM steps WHERE state = 'running' ORDER BY started")
+        rows = self.connection.execute(STEPS + "WHERE state = 'running' ORDER BY started")
         return [dict(row) for row in rows]
 
     def failures(self) -> list[dict[str, Any]]:
         """The failed steps with their tracebacks, the oldest first."""
-        rows = self.connection.execute("SELECT * FROM steps WHERE state = 'failed' ORDER BY started")
+        rows = self.connection.execute(STEPS + "WHERE state = 'failed' ORDER BY started")
         return [dict(row) for row in rows]
 
     def steps(self) -> list[dict[str, Any]]:
         """Every step, with the data of its JSON columns.
 
         Raises:
-            DataError: one of them holds no JSON object.
+            DataError: one of them holds no JSON object, or a step is not as it was kept.
         """
-        rows = self.connection.execute("SELECT * FROM steps ORDER BY key")
+        rows = self._unbroken(self.connection.execute(STEPS + "ORDER BY key"), "key", STEP_SEALED)
         return [{**dict(row), **{name: _object(row, name) for name in JSON_COLUMNS}} for row in rows]
+
+    def _unbroken(self, rows: Iterable[sqlite3.Row], name: str, columns: Sequence[str]) -> Iterator[sqlite3.Row]:
+        """The rows, each found as it was kept; name: of the column that they are known by.
+
+        Raises:
+            DataError: one has changed since, as on a disk that fails.
+        """
+        known = self.connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'seals'").fetchone()[0]
+        seals = dict(self.connection.execute("SELECT row, sha256 FROM seals").fetchall()) if known else {}
+        for row in rows:
+            if seals.get(row[name], seal := _seal(row, columns)) != seal:
+                raise DataError(
+                    f"runs.sqlite, {row[name]}",
+                    expected="the row as it was kept",
+                    found="another: the file has changed since",
+                    fix="restore it, or run the study again in another folder",
+                )
+            yield row
 
     def set_trial(self, trial: str, row: Mapping[str, Any], steps: Mapping[str, str]) -> None:
         """Keep a trial's number, settings and state, and its steps by role."""
@@ -265,6 +292,8 @@ class Store:
                 "INSERT OR REPLACE INTO trial_steps VALUES(?, ?, ?)",
                 [(trial, role, key) for role, key in steps.items()],
             )
+            kept = self.connection.execute(TRIALS + "WHERE id = ?", (trial,)).fetchone()
+            self.connection.execute("INSERT OR REPLACE INTO seals VALUES(?, ?)", (trial, _seal(kept, TRIAL_SEALED)))
 
     def keep_trials(self, ids: Set[str]) -> None:
         """Remove the trials that are not among these; what their steps gave stays, for others to use."""
@@ -275,7 +304,8 @@ class Store:
 
     def trials(self) -> list[dict[str, Any]]:
         """The trials in order, with the data of their settings."""
-        rows = self.connection.execute("SELECT * FROM trials ORDER BY number, id")
+        found = self.connection.execute(TRIALS + "ORDER BY number, id")
+        rows = self._unbroken(found, "id", TRIAL_SEALED)
         return [{**dict(row), "settings": _object(row, "settings")} for row in rows]
 
     def trial_steps(self) -> dict[str, dict[str, str]]:
@@ -302,6 +332,11 @@ def _readable(database: Path, *, read_only: bool) -> Iterator[Path]:
         for path in (database, log):
             shutil.copy(path, folder)
         yield Path(folder) / database.name
+
+
+def _seal(row: sqlite3.Row, columns: Sequence[str]) -> str:
+    """The digest of what a row's columns hold."""
+    return digest([None if row[name] is None else str(row[name]) for name in columns])
 
 
 def _text(stored: bytes) -> str:
