@@ -24,7 +24,9 @@ def preload() -> None:
     import shortstack.healing.healer
     import shortstack.report.reporter
     import shortstack.study.runner
+    from shortstack.healing import training
 
+    training.KEEP_SECONDS, training.SHARE = 0.0, 1e9  # a state after every step, so that faults meet it
     for name in ("score", "prune", "heal", "verify", "evaluate", "run_study"):
         getattr(ss, name)
 

@@ -11,15 +11,19 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from shortstack.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000  # the limit the reference implementation sets
 BLOCK_BYTES = 1 << 20  # read, hashed and written at once while still in the processor's cache
@@ -156,6 +160,24 @@ def read_shard(path: Path) -> list[StoredTensor]:
     tensors.sort(key=lambda tensor: (tensor.data.start, tensor.size))  # type: ignore[union-attr]  # empty ones first
     _check_cover(path, tensors, data_start, size)
     return tensors
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Tensors in memory as a file of their own, by the reference implementation.
+
+    Raises:
+        OSError: the disk has no room or fails, which that implementation says in a class of its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata or {}))
+    except SafetensorError as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        if not said:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1])), str(path)) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

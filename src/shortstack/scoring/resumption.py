@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.safetensors import save_tensors
 from shortstack.errors import ShortstackWarning
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key
 from shortstack.machine.files import whole
@@ -64,7 +64,7 @@ class Keeper:
         form = json.dumps(_packed(state(), tensors, {}))
         try:
             self._write(tensors, form)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             _cannot_keep(error)
             self._due = math.inf
             return
@@ -77,7 +77,7 @@ class Keeper:
         if shutil.disk_usage(self.path.parent).free < needed:
             raise OSError(errno.ENOSPC, f"not {needed / 1e6:,.0f} MB free", str(self.path.parent))
         with whole(self.path) as partial:
-            save_file(dict(tensors), partial, metadata={"state": form})
+            save_tensors(tensors, partial, {"state": form})
 
     def kept(self, device: torch.device) -> Any | None:
         """The state that was kept last, tensors on the device; None without one, or with one that a power cut broke."""
