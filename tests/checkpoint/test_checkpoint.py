@@ -211,8 +211,10 @@ def test_a_killed_prune_leaves_no_output_and_can_be_run_again(moment, tmp_path, 
 
     assert in_child(killed) == -signal.SIGKILL
     assert not out.exists()
-    assert [path.name.startswith("out.partial-") for path in tmp_path.iterdir()] == [True]
+    left = sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
+    assert left == [".out.lock", "out.partial"]
     assert verify(prune(opened, plan(8, drop=2), out)).checks["files"]["ok"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "what was left has gone"
     assert hashes(opened.directory) == before
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.source import commit_of
 from shortstack.checkpoint.weights import read_weight
 from shortstack.errors import CheckpointError
 from shortstack.planning import plan
@@ -188,3 +189,38 @@ def test_what_no_result_depends_on_is_not_in_the_identity(tmp_path: Path) -> Non
         (folder / name).write_text("{}")
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert Checkpoint.open(tmp_path / "elsewhere").identity == before
+
+
+def test_a_commit_is_that_of_the_hubs_own_cache(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--org--name" / "snapshots" / commit
+    assert commit_of(cached) == commit
+    assert commit_of(tmp_path / "snapshots" / commit) is None, "a folder of the user's"
+    assert commit_of(tmp_path / "models--org--name" / "snapshots" / "mine") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": {}},
+        {"source": "m"},
+        {"layer_map": {"0": "one"}},
+        {"layer_map": {"0": -1}},
+        {"plan": {"removed": [1]}},
+        {"plan": [1]},
+        {"repair": "kept"},
+        {"files": {"config.json": {"size": "7", "sha256": "x"}}},
+        {"files": {"config.json": {"size": 7}}},
+        {"origin": {"verb": 7}},
+        {"origin": {"verb": "prune", "source": {"id": "m"}, "origin": [1]}},
+    ],
+    ids=str,
+)
+def test_a_record_that_somebody_edited_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(single(tmp_path / "model"))
+    prune(checkpoint, plan(8, drop=1), tmp_path / "cut")
+    record = tmp_path / "cut" / "shortstack.json"
+    assert Checkpoint.open(tmp_path / "cut").record
+    record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    with pytest.raises(CheckpointError, match="the record shortstack writes"):
+        _ = Checkpoint.open(tmp_path / "cut").record

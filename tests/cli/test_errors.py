@@ -683,3 +683,60 @@ def test_lines_end_at_newlines_only(command, worded, tmp_path):
 
 def test_a_model_without_tokenizer_is_not_scored_on_text(command, model):
     assert "tokenizer.json" in command.prune_refused(model, "--drop", "1", "--metric", "bi")
+
+
+# What is said of files that are something else, and of places that cannot be written
+
+
+def test_a_plan_and_scores_are_told_apart(command, worded, tmp_path):
+    (tmp_path / "t.txt").write_text("a b c d e f g h " * 200)
+    asked = ("--metric", "bi", "--text", "t.txt", "--samples", "2", "--length", "16")
+    assert command("score", worded, *asked, "-o", "scores.json", "-q")[0] == 0
+    assert command("plan", "scores.json", "--metric", "bi", "--drop", "1", "-o", "plan.json", "-q")[0] == 0
+    assert "shortstack plan scores.json -o plan.json" in command.prune_refused(worded, "--plan", "scores.json")
+    assert "found     a plan" in command.refused("plan", "plan.json", "--metric", "bi", "--drop", "1")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_place_that_only_looks_as_if_it_could_be_written_is_refused_before_work(command, worded):
+    for words in (("prune", worded, *PLAIN), ("score", worded, "--metric", "bi", "--text", "pydoc")):
+        suffix = ".json" if words[0] == "score" else ""
+        said = command.refused(*words, "-o", f"/proc/out{suffix}")
+        assert "found     /proc, which cannot" in said
+
+
+def test_scores_are_shown_before_a_disk_that_is_full_is_met(command, worded, tmp_path, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device", str(tmp_path / "s.json"))
+
+    (tmp_path / "t.txt").write_text("a b c d e f g h " * 200)
+    monkeypatch.setattr(Scores, "save", full)
+    asked = ("--metric", "bi", "--text", "t.txt", "--samples", "2", "--length", "16")
+    code, out, err = command("score", worded, *asked, "-o", "s.json", "-q")
+    assert code == 1
+    assert "order of removal" in out
+    assert "room to write" in err
+
+
+@pytest.mark.skipif(pick_device() != "cpu", reason="there is a GPU")
+def test_verify_asks_for_its_device_even_where_nothing_is_computed(command, model):
+    assert command("prune", model, *PLAIN, "-o", "out", "-q")[0] == 0
+    assert "--device" in command.refused("verify", "out", "--device", "cuda")
+
+
+def test_a_terminal_without_signs_gets_a_table(tmp_path):
+    words = ("sweep", speaking(tmp_path / "m"), "--text", "pydoc", "--samples", "2", "--length", "16", "-q")
+    ran = subprocess.run(
+        [sys.executable, "-m", "shortstack", *words],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.isascii()
+
+
+def test_a_study_in_a_models_folder_is_refused(command, model, tmp_path):
+    (tmp_path / "study.yaml").write_text("models: [model]\nmetrics: [reverse]\n")
+    assert "a folder outside a model's" in command.refused("study", "study.yaml", "-o", "model/runs")
+    assert not (model / "runs").exists()

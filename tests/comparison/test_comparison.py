@@ -14,7 +14,7 @@ from shortstack.cli import main
 from shortstack.cli.compare import show_comparison
 from shortstack.comparison import Calibration, Comparison, Judging, compare, heal_as_recipe, judge_questions
 from shortstack.comparison.baselines import parse_memory
-from shortstack.comparison.comparison import ComparisonRow, advice
+from shortstack.comparison.comparison import ComparisonRow, _named, advice
 from shortstack.data import Tokens, read_questions
 from shortstack.data.questions import tokenize_questions
 from shortstack.decoder import Decoder
@@ -379,3 +379,8 @@ def test_what_has_collapsed_is_not_advised_while_another_has_not():
     assert "The best with fewer layers is pruned (collapsed)" in said
     assert "The quickest within the budget is pruned (collapsed), 3.00 times: perplexity 12.18 on pydoc" in said
     assert advice([unpruned, cut], 10**6).startswith("Within 1.0 MB, pruned (collapsed) keeps the most quality")
+
+
+def test_task_files_of_one_name_are_both_judged(tmp_path):
+    files = [tmp_path / "a" / "x.jsonl", tmp_path / "b" / "x.jsonl", tmp_path / "y.jsonl"]
+    assert list(_named(files)) == [str(files[0]), str(files[1]), "y"]

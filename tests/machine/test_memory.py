@@ -175,3 +175,17 @@ def test_streams_have_room_for_a_quarter_of_the_memory(monkeypatch):
         turns = decoder.turns(list("abcdefgh"), tokens=8, streams=4)
         assert [len(turn) for turn in turns][:1] == [together]
         assert [each for turn in turns for each in turn] == list("abcdefgh")
+
+
+def test_a_peak_that_cannot_be_forgotten_is_no_fault(monkeypatch, tmp_path):
+    """Sandboxes have a /proc that cannot be written; a study's steps begin by forgetting the peak."""
+
+    class Refusing:
+        def write_text(self, *_args, **_options):
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none")
+    memory.forget_peak_rss()
+    monkeypatch.setattr(memory, "CLEAR_REFS", Refusing())
+    monkeypatch.setattr("os.access", lambda *_: True)
+    memory.forget_peak_rss()

@@ -15,11 +15,11 @@ import typer
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
-from shortstack.errors import DataError, InputError
+from shortstack.errors import DataError, DiskFullError, InputError
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
 from shortstack.study import run_study
-from shortstack.study.kinds import HealStep
+from shortstack.study.kinds import HealStep, PruneStep
 from shortstack.study.measures import EvaluateStep
 from shortstack.study.words import quoted
 from shortstack.study.workers import local
@@ -195,6 +195,41 @@ def test_a_failed_evaluation_does_not_cost_the_healed_weights(keep, tmp_path, mo
     assert (outcome.done, outcome.failed) == (4, 0)
 
 
+def test_a_full_disk_ends_the_study_once_and_the_same_call_goes_on(tmp_path, monkeypatch):
+    original, tried = PruneStep.run, []
+
+    def full(step, job, progress):
+        tried.append(step.key)
+        raise OSError(28, "No space left on device", str(job.output))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(PruneStep, "run", full)
+        with pytest.raises(DiskFullError, match="room to write, found No space left"):
+            run(tmp_path)
+    assert len(tried) == 1, "what else is begun would fail, too"
+    assert original is PruneStep.run
+    assert run(tmp_path).done == 4
+
+
+def test_losses_of_two_objectives_are_not_ranked_together(tmp_path):
+    """KL from a teacher is far below any cross-entropy: the other's weights would go."""
+    taught = QUICK.replace("name: quick", "name: taught, loss: distill")
+    text = STUDY.replace("heal: [none, ", f"heal: [{taught}, ")
+    text = text.replace("perplexity: [$TINY/text.txt]", "perplexity: [], probe_items: 2")
+    outcome = run(tmp_path, text=text)
+    assert (outcome.done, outcome.failed) == (4, 0)
+    with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
+        kept = {step["key"]: step for step in store.steps()}
+    assert sorted(kept[key]["result"]["objective"] for key in weights(tmp_path / "runs")) == ["distill", "sft"]
+
+
+def test_a_finished_store_is_one_file(tmp_path):
+    run(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "runs").glob("runs.sqlite*")) == ["runs.sqlite"]
+    found(tmp_path / "runs")
+    assert sorted(path.name for path in (tmp_path / "runs").glob("runs.sqlite*")) == ["runs.sqlite"]
+
+
 def test_in_turns_the_paper_schedule_runs_and_says_what_went(tmp_path):
     text = STUDY.replace("strategy", "") + "trials:\n- {metric: reverse, strategy: step 1, heal: quick}\n"
     outcome = run(tmp_path, text, keep="all")
@@ -269,7 +304,7 @@ from pathlib import Path
 tests, study, runs, fatal = sys.argv[1:]
 sys.path.insert(0, tests)
 import shortstack.study.runner as running
-from shortstack.study.kinds import HealStep
+from shortstack.study.kinds import HealStep, PruneStep
 from shortstack.runs.store import Store
 from studies import inline
 seen = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -27,6 +28,20 @@ heal: {data: pydoc, last: 1, epochs: 1, max_length: 32, max_samples: 16}
 evaluation: {perplexity: [pydoc], samples: 4, length: 32, collapse: false}
 """
 VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s"}  # of results: they differ from run to run
+
+
+@functools.cache
+def why_not_traced() -> str:
+    """Why strace cannot hold another process here; "" where it can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    with subprocess.Popen(["sleep", "30"]) as sleeper:
+        tried = subprocess.Popen(["strace", "-p", str(sleeper.pid)], stderr=subprocess.PIPE, text=True)
+        assert tried.stderr
+        said = tried.stderr.readline()
+        sleeper.kill()
+        tried.wait()
+    return "" if "attached" in said else f"strace may not attach: {said}"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import VERBS, Server, check_after, digest_of, points, prepared, results_of, spread
+from faults import VERBS, Server, check_after, digest_of, points, prepared, results_of, spread, why_not_traced
 
 POINTS = int(os.environ.get("TORTURE_POINTS", "3"))
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+pytestmark = pytest.mark.skipif(bool(why_not_traced()), reason=why_not_traced())
 
 
 @pytest.fixture(scope="module")

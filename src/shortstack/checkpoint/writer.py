@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -72,7 +72,7 @@ class CheckpointWriter:
     def __init__(self, out: str | Path, *, source: Path, nbytes: int) -> None:
         """nbytes: what will be written, checked against the free space before anything is.
 
-        The output is locked in the context; who computes long before may hold `lock` from the start.
+        The output is locked in the context; who computes long before that holds it by held().
 
         Raises:
             OutputError: `out` exists, equals or lies inside the source, or does not fit the disk.
@@ -95,6 +95,19 @@ class CheckpointWriter:
                 found=f"it is in {source}",
                 fix="name another place",
             )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from making the output while what is to be written is computed.
+
+        Raises:
+            OutputError: another one makes it.
+        """
+        try:
+            with self.lock:
+                yield
+        finally:
+            self._remove_parents()
 
     def __enter__(self) -> CheckpointWriter:
         try:

@@ -101,7 +101,7 @@ def heal(
     run.check()
     nbytes = checkpoint.weight_bytes + run.task.method.added_bytes(checkpoint)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
-    with writer.lock if run.processes.is_main_process else nullcontext():
+    with writer.held() if run.processes.is_main_process else nullcontext():
         examples = run.examples()
         record = run.record(examples)
         unfinished = Unfinished(writer.out)

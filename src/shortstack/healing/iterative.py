@@ -49,7 +49,7 @@ def heal_in_turns(
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=checkpoint.weight_bytes)
     unfinished = Unfinished(writer.out, "turns")
     first = run.processes.is_main_process
-    with writer.lock if first else nullcontext():
+    with writer.held() if first else nullcontext():
         chooser = _Chooser(
             turns, _calibrating(checkpoint, turns, task, progress) if first else None, _compute(turns, task)
         )

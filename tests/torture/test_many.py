@@ -1,0 +1,85 @@
+"""A study of very many cheap trials, some of which fail, killed again and again: store, report and counts are exact."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortstack.errors import InputError
+from shortstack.report import Report
+from shortstack.runs import Store
+from shortstack.runs.store import Folder
+from shortstack.study import run_study
+from shortstack.study.kinds import PlanStep
+from shortstack.study.runner import _StudyRun
+from studies import inline
+from zoo import speaking
+
+TRIALS = int(os.environ.get("TORTURE_TRIALS", "40"))
+KILLS = max(3, TRIALS // 50)
+STUDY = """
+title: many
+models: [{model}]
+metrics: [random]
+drop: 2
+seeds: [{seeds}]
+evaluation: {{perplexity: [{text}], length: 16, samples: 2, collapse: false}}
+"""
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing that catches errors hears it."""
+
+
+def test_counts_are_exact_whatever_fails_and_however_often_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
+    rng = random.Random(0)
+    speaking(tmp_path / "m", num_hidden_layers=6, hidden_size=16, intermediate_size=16, num_key_value_heads=4)
+    (tmp_path / "text.txt").write_text("the walk visits every layer once and in order " * 40)
+    known = {"model": tmp_path / "m", "seeds": ", ".join(map(str, range(TRIALS))), "text": tmp_path / "text.txt"}
+    (tmp_path / "study.yaml").write_text(STUDY.format(**known))
+    failing = set(rng.sample(range(TRIALS), TRIALS // 5))
+    original, finish = PlanStep.run, _StudyRun._finish
+    left = {"kills": KILLS, "steps": rng.randint(1, 2 * TRIALS // KILLS)}
+
+    def planned(step: PlanStep, job: Any, progress: Any) -> Any:
+        if step.arguments["seed"] in failing:
+            raise InputError("a trial", expected="luck", found="none", fix="another seed")
+        return original(step, job, progress)
+
+    def killed(run: _StudyRun, *step: Any) -> None:
+        left["steps"] -= 1
+        if left["kills"] and left["steps"] < 0:
+            left["kills"] -= 1
+            left["steps"] = rng.randint(1, 2 * TRIALS // KILLS)
+            raise Killed
+        finish(run, *step)
+
+    monkeypatch.setattr(PlanStep, "run", planned)
+    monkeypatch.setattr(_StudyRun, "_finish", killed)
+    runs = tmp_path / "runs"
+    for _ in range(KILLS):
+        with pytest.raises(Killed):
+            run_study(tmp_path / "study.yaml", runs, launcher=inline)
+    outcome = run_study(tmp_path / "study.yaml", runs, launcher=inline)
+    assert (outcome.trials, outcome.done, outcome.failed) == (TRIALS, TRIALS - len(failing), len(failing))
+    with Store.open(Folder(runs), read_only=True) as store:
+        states = {trial["settings"]["seed"]: trial["state"] for trial in store.trials()}
+        assert store.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        done = {key for key, kind in store.connection.execute("SELECT key, kind FROM steps WHERE state = 'done'")}
+    assert states == {seed: "failed" if seed in failing else "done" for seed in range(TRIALS)}
+    assert len(outcome.failures) == len(failing)
+    assert {path.name for path in (runs / "artefacts").iterdir()} == done
+    assert not list((runs / "partial").iterdir())
+    trials = Report.of(runs).findings.runs.trials
+    assert sum(trial.state == "failed" for trial in trials) == len(failing)
+    monkeypatch.setattr(PlanStep, "run", original)
+    again = run_study(tmp_path / "study.yaml", runs, launcher=inline)
+    assert (again.done, again.failed) == (TRIALS, 0), "what failed is tried again, and nothing else"
+    assert again.steps <= 4 * len(failing)
