@@ -532,7 +532,7 @@ def test_what_is_missing_is_said(checkpoint, data, tmp_path, monkeypatch):
         measured(checkpoint, "piqa")  # the hub, which tests do not reach
     for text, found in (
         ('{"goal": "a", "label": 0}', "no sol1, sol2"),
-        ("", "an empty file"),
+        ("", "nothing but white space"),
         ("[", "line 1"),
         (GOOD + "\n{", "line 2"),
     ):

@@ -147,7 +147,7 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("models: [a]\nmetrics: [ppl]\ndrop:\n- 8\n- 120%\n", "line 5: drop: "),
         ("models: [a]\nmetrics: [ppl]\ncalibration: {samples: 0}\n", "line 3: samples: .*windows, or all"),
         ("models: [a]\nmetrics: [ppl]\ncalibration: {length: 3}\n", "line 3: length: expected at least 4"),
-        ("models: [a]\nmetrics: [ppl]\nrepair: {samples: 3}\n", "line 3: .*samples: .*greater than or equal to 4"),
+        ("models: [a]\nmetrics: [ppl]\nrepair: {samples: 7}\n", "line 3: .*samples: .*greater than or equal to 8"),
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*strategy: step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),

@@ -157,7 +157,8 @@ def whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             sync(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file it has no room for
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which file it has no room for
         raise
     finally:
         partial.unlink(missing_ok=True)
