@@ -128,7 +128,9 @@ def test_one_in_four_of_each_kind_is_held_out():
 def test_a_repair_is_of_so_many_windows_in_all():
     assert CalibrationText("pydoc,self,copying").of_all(256).samples == 86
     assert CalibrationText("pydoc").of_all(256).samples == 256
-    assert CalibrationText("pydoc,self,copying").of_all(4).samples == 8, "of each kind some are held out, and some judge"
+    assert CalibrationText("pydoc,self,copying").of_all(4).samples == 8, (
+        "of each kind some are held out, and some judge"
+    )
 
 
 def test_each_source_gives_its_share_of_what_is_learnt(tmp_path):

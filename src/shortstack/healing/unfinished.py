@@ -68,7 +68,7 @@ class Unfinished:
 
     def _check_same(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(finite(dict(now))))))
-        for name in before.keys() | after.keys():
+        for name in sorted(before.keys() | after.keys(), key=_unclear):
             if before.get(name) != after.get(name):
                 raise InputError(
                     parameter("resume"),
@@ -91,6 +91,11 @@ def newest_state(folder: Path) -> Path | None:
 def step_of(state: Path) -> int:
     """The step after which a state was kept."""
     return int(state.name.rpartition("-")[2])
+
+
+def _unclear(name: str) -> tuple[bool, str]:
+    """What was asked for is named before digests of what that came to."""
+    return name.endswith(("sha256", ".weights", ".config", ".beside")), name
 
 
 def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
