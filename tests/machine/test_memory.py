@@ -180,12 +180,17 @@ def test_streams_have_room_for_a_quarter_of_the_memory(monkeypatch):
 def test_a_peak_that_cannot_be_forgotten_is_no_fault(monkeypatch, tmp_path):
     """Sandboxes have a /proc that cannot be written; a study's steps begin by forgetting the peak."""
 
+    asked = []
+
     class Refusing:
-        def write_text(self, *_args, **_options):
+        def write_text(self, *args, **_options):
+            asked.append(args)
             raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none")
     memory.forget_peak_rss()
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(memory, "CLEAR_REFS", Refusing())
     monkeypatch.setattr("os.access", lambda *_: True)
     memory.forget_peak_rss()
+    assert asked == ([("5",)] if sys.platform == "linux" else [])

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from faults import VERBS, Server, check_after, digest_of, points, prepared, resu
 POINTS = int(os.environ.get("TORTURE_POINTS", "2"))
 ERRORS = ("ENOSPC", "EIO", "EROFS")
 pytestmark = pytest.mark.skipif(bool(why_not_traced()), reason=why_not_traced())
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("said")) as one:
-        yield one
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,6 @@ from faults import VERBS, Server, check_after, digest_of, points, prepared, resu
 
 POINTS = int(os.environ.get("TORTURE_POINTS", "3"))
 pytestmark = pytest.mark.skipif(bool(why_not_traced()), reason=why_not_traced())
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("said")) as one:
-        yield one
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -13,7 +13,7 @@ from pathlib import Path
 from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.errors import CheckpointError, one_line
-from shortstack.machine.cache import cache_directory, make_room, mark_used
+from shortstack.machine.cache import cache_directory, content_key, make_room, mark_used
 from shortstack.machine.files import check_disk, partial_of, sync, sync_tree
 from shortstack.machine.progress import Progress, silent
 
@@ -33,7 +33,8 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
         raise CheckpointError(
             path, expected="a GGUF file, which starts with 'GGUF'", found=repr(magic), fix="download it again"
         )
-    place = cache_directory("gguf") / f"{file_digest(path)[:32]}-bf16-{version('transformers')}"
+    key = content_key("gguf", file=file_digest(path), reader=version("gguf"), dtype="bfloat16")
+    place = cache_directory("gguf") / key
     if place.is_dir():
         mark_used(place)
         return place
