@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from shortstack.errors import InputError
+from shortstack.errors import OutputError
 from shortstack.runs.store import Folder
 
 HOLD = """
@@ -22,7 +22,7 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
     folder = Folder(tmp_path / "runs")
     with subprocess.Popen([sys.executable, "-c", HOLD, str(folder.root)], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="no other study running in this folder"), folder.held():
+        with pytest.raises(OutputError, match=r"no other process is making.*watch it"), folder.held():
             pass
         process.kill()
     with folder.held():

@@ -15,7 +15,7 @@ import typer
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
-from shortstack.errors import DataError, DiskFullError, InputError
+from shortstack.errors import DataError, DiskFullError, InputError, OutputError
 from shortstack.runs import Store
 from shortstack.runs.store import Folder
 from shortstack.study import run_study
@@ -278,7 +278,7 @@ def test_words_of_commands_are_read_by_a_shell_as_by_a_study(word, monkeypatch):
 
 
 def test_two_studies_do_not_write_in_one_folder(tmp_path):
-    with Folder(tmp_path / "runs").held(), pytest.raises(InputError, match="no other study"):
+    with Folder(tmp_path / "runs").held(), pytest.raises(OutputError, match="no other process"):
         run(tmp_path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import struct
 from contextlib import redirect_stderr
@@ -12,9 +11,9 @@ from pathlib import Path
 
 from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.safetensors import file_digest
-from shortstack.errors import CheckpointError, one_line
+from shortstack.errors import CheckpointError, OutputError, one_line
 from shortstack.machine.cache import cache_directory, content_key, make_room, mark_used
-from shortstack.machine.files import check_disk, partial_of, sync, sync_tree
+from shortstack.machine.files import check_disk, partial_of, rename_new, sync_tree
 from shortstack.machine.progress import Progress, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
@@ -44,9 +43,8 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     try:
         _convert(path, partial)
         sync_tree(partial)
-        os.rename(partial, place)
-        sync(place.parent)
-    except OSError:
+        rename_new(partial, place)
+    except OutputError:
         if not place.is_dir():  # another process may have made it meanwhile: the same bytes
             raise
     finally:

@@ -16,7 +16,7 @@ from typing import Any
 from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
 from shortstack.errors import InputError, OutputError, parameter
-from shortstack.machine.files import check_disk, check_new, partial_of, sync, sync_tree
+from shortstack.machine.files import check_disk, check_new, partial_of, rename_new, sync, sync_tree
 from shortstack.machine.formats import bytes_of
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
@@ -189,17 +189,9 @@ class CheckpointWriter:
         manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
         self.json(RECORD, {**record, "files": manifest})
         sync_tree(self.partial)
-        try:
-            os.rename(self.partial, self.out)
-        except OSError as error:
-            raise OutputError(
-                self.out,
-                expected="an output that does not exist yet",
-                found=error.strerror or str(error),
-                fix="name another",
-            ) from error
-        for parent in (self.out.absolute().parent, *(parent.parent for parent in self.new_parents)):
-            sync(parent)
+        rename_new(self.partial, self.out)
+        for parent in self.new_parents:
+            sync(parent.parent)
         return self.out
 
 

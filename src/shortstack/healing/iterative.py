@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from shortstack.healing.task import HealingTask
 from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
-from shortstack.machine.files import sync
+from shortstack.machine.files import rename_new
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning import Choice, Plan, choose
 from shortstack.pruning import prune
@@ -69,8 +68,7 @@ def heal_in_turns(
                 result = heal(_opened(pruned, checkpoint), healed, task, cache=cache, resume=resume, progress=turn)
             checkpoint = _opened(healed, checkpoint)
         if first:
-            os.rename(healed, writer.out)
-            sync(writer.out.absolute().parent)
+            rename_new(healed, writer.out)
             _keep_logs(unfinished.folder, writer.out)
             unfinished.remove()
     run.processes.wait_for_everyone()

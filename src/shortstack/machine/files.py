@@ -164,6 +164,21 @@ def whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def rename_new(made: Path, output: Path) -> None:
+    """Give what is on the disk its name, which it has after a power cut, too, once this has ended.
+
+    Raises:
+        OutputError: there is an output of that name by now, or the disk fails.
+    """
+    try:
+        os.rename(made, output)
+    except OSError as error:
+        found, expected = error.strerror or str(error), "an output that does not exist yet"
+        raise OutputError(output, expected=expected, found=found, fix="name another") from error
+    for folder in {made.absolute().parent, output.absolute().parent}:
+        sync(folder)
+
+
 def sync(path: Path) -> None:
     """Have the system write a file, or what a folder lists, to the disk."""
     if sys.platform == "win32" and path.is_dir():  # Windows cannot open a folder

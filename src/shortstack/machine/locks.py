@@ -14,13 +14,15 @@ from shortstack.errors import OutputError, parameter
 class OutputLock:
     """Keeps other processes from making the same output; who holds it may enter it again.
 
-    The lock goes with the process, however that ends. Its file `.<output>.lock` goes with the lock, or where a process was
-    killed with the next one that makes the output.
+    The lock goes with the process, however that ends. Its file, `.<output>.lock` beside the output if no other place is
+    named, goes with the lock, or where a process was killed with the next one that makes the output. meanwhile: what
+    whoever is refused can do.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, place: Path | None = None, *, meanwhile: str = "wait for it") -> None:
         self.output = output
-        self.place = output.with_name(f".{output.name}.lock")
+        self.place = place or output.with_name(f".{output.name}.lock")
+        self.meanwhile = f"{meanwhile}, or name another {parameter('output')}"
         self._lock = FileLock(self.place)
 
     def __enter__(self) -> OutputLock:
@@ -37,7 +39,7 @@ class OutputLock:
                 self.output,
                 expected="an output that no other process is making",
                 found="one that makes it",
-                fix=f"wait for it, or name another {parameter('output')}",
+                fix=self.meanwhile,
             ) from error
         except OSError as error:
             raise OutputError(

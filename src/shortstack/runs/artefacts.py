@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 from fsspec.core import url_to_fs
 
 from shortstack.errors import InputError, parameter
-from shortstack.machine.files import sync
+from shortstack.machine.files import rename_new
 
 WEIGHTS = "*.safetensors"
 
@@ -46,9 +45,8 @@ class Shared:
     def take(self, key: str, written: Path) -> None:
         """Move it, over what a run left there that was killed before it could report the step."""
         shutil.rmtree(self.root / key, ignore_errors=True)
-        os.rename(written, self.root / key)
+        rename_new(written, self.root / key)
         written.with_name(f"{written.name}.lock").unlink(missing_ok=True)
-        sync(self.root)
 
     def has_weights(self, key: str) -> bool:
         return any((self.root / key).glob(WEIGHTS))

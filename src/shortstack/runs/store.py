@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.files import digest, finite, remove
+from shortstack.machine.locks import OutputLock
 from shortstack.runs.artefacts import Artefacts, Remote, Shared
 
 VERSION = "1"
@@ -98,7 +97,8 @@ class Folder:
         """Keep other processes from writing here; the lock goes with the process, however it ends.
 
         Raises:
-            InputError: another one writes here, or there is a file of that name.
+            InputError: there is a file of that name, or it is in a checkpoint's folder.
+            OutputError: another one writes here, or the folder cannot be written.
         """
         fix = f"name another {parameter('output')}"
         if self.root.exists() and not self.root.is_dir():
@@ -106,17 +106,9 @@ class Folder:
         for folder in (self.root.resolve(), *self.root.resolve().parents):
             if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
                 raise InputError(self.root, expected="a folder outside a model's", found=f"it is in {folder}", fix=fix)
-        self.make()
-        try:
-            lock = FileLock(self.root / "lock").acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                self.root,
-                expected="no other study running in this folder",
-                found="one",
-                fix=f"wait for it, or watch it: shortstack watch {self.root}",
-            ) from error
-        with lock:
+        watching = f"wait for it, watch it (shortstack watch {self.root})"
+        with OutputLock(self.root, self.root / "lock", meanwhile=watching):
+            self.make()
             yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +12,8 @@ from typing import Any
 from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain, save_json, whole
+from shortstack.machine.files import plain, rename_new, save_json, whole
+from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import show_layers
 from shortstack.planning.plans import REPAIRED_BLOCKS
@@ -74,7 +74,7 @@ def shrink(
     known to be wrong is said before anything is written.
 
     Raises:
-        OutputError: `out` exists, lies in the model, or the disk has no room.
+        OutputError: `out` exists, lies in the model, another process makes it, or the disk has no room.
         InputError: the recipe needs data, or is of a kind that shrink does not know.
         DataError: data or texts cannot be read, or are too few.
         ShortstackError: a step failed; the message names its log. No cut keeps the share that was asked for.
@@ -82,15 +82,21 @@ def shrink(
     out, options = Path(out), options or ShrinkOptions()
     told = WholeProgress(progress, 60 * options.minutes)
     trial = recipe_trial(model, options)
+    study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
     with in_words_of_shrink():
         wanted = check_shrink(model, out, options, trial, compute)
-        study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
-        making = Making(study, launcher, told)
-        made = making.keeping(options.share, wanted) if options.share else making.once(wanted)
-        amounts = made.reckoned.amounts
-        short, unpruned = open_model(str(study.made(made.trial))), open_model(str(expanded(model)))
-        texts = EvaluationText(options.texts, samples=amounts.judged if not amounts.all_judged else None)
-        found = beside(short, unpruned, texts=texts, compute=compute, progress=told.behind)
+        with OutputLock(out, meanwhile=f"wait for it, watch it (shortstack watch {study.folder})"):
+            return _held(out, study, Making(study, launcher, told), wanted)
+
+
+def _held(out: Path, study: ShrinkStudy, making: Making, wanted: Amounts) -> Shrunk:
+    """The making, by the one process that holds the output."""
+    options, told = study.options, making.whole
+    made = making.keeping(options.share, wanted) if options.share else making.once(wanted)
+    amounts, trial = made.reckoned.amounts, study.trial
+    short, unpruned = open_model(str(study.made(made.trial))), open_model(str(expanded(study.model)))
+    texts = EvaluationText(options.texts, samples=amounts.judged if not amounts.all_judged else None)
+    found = beside(short, unpruned, texts=texts, compute=study.compute, progress=told.behind)
     shrunk = _shrunk(out, options, made, wanted, found)
     told.behind("writing the report", 0, 1)
     _finish(study, made.trial, shrunk, data=str(trial["heal"]["data"] if isinstance(trial["heal"], dict) else ""))
@@ -150,7 +156,7 @@ def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str
     study.conclude(shrunk.verdict)
     write_report(study.folder, folder / "report.html")
     save_json(folder / "shrink.json", shrunk.to_dict())
-    os.rename(folder, shrunk.output)
+    rename_new(folder, shrunk.output)
     shutil.rmtree(study.folder)
 
 
