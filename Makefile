@@ -34,7 +34,7 @@ test-oldest:
 
 torture: $(VENV)/dev $(VENV)/demo
 	@command -v strace > /dev/null || { echo "strace is not installed"; exit 1; }
-	TORTURE_POINTS=100 TORTURE_MUTATIONS=1000 TORTURE_ROUNDS=50 TORTURE_TRIALS=1000 $(BIN)/python -m pytest tests/torture -s -o faulthandler_timeout=0
+	TORTURE_POINTS=100 TORTURE_MUTATIONS=1000 TORTURE_ROUNDS=50 TORTURE_TRIALS=1000 $(BIN)/python -m pytest tests/torture -n auto -o faulthandler_timeout=0
 
 benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/start.py

@@ -32,6 +32,7 @@ from typing import NamedTuple, Self
 Spelling = Callable[[str, str], str]
 _BEGIN, _VALUE, _END = "\ue000", "\ue001", "\ue002"  # private characters: no file, name or option contains them
 _PARAMETER = re.compile(f"{_BEGIN}(.*?){_VALUE}(.*?){_END}", re.DOTALL)
+_WAYS = re.compile(r",? or |, ")  # between the ways out that a fix names
 
 
 def parameter(name: str, value: object = None) -> str:
@@ -124,6 +125,15 @@ class ShortstackError(Exception):
     def parameters(self) -> frozenset[str]:
         """Every parameter that its words name."""
         return frozenset(found[1] for words in self._words for found in _PARAMETER.finditer(words))
+
+    def ways_out(self, without: Collection[str]) -> str:
+        """What can be done, but for the ways that name these parameters; "" where all of them do."""
+        ways = [
+            way
+            for way in _WAYS.split(self._words.fix)
+            if not {found[1] for found in _PARAMETER.finditer(way)} & {*without}
+        ]
+        return ", or ".join(ways)
 
     def naming_none_of(self, names: Collection[str], fix: str) -> Self:
         """The same error for who does not have these parameters: as plain words, and with another way out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from documents import data_folder
 from zoo import speaking
 
 EPOCHS = ["--epochs", "2"]
@@ -27,7 +29,12 @@ drop: [2]
 heal: {data: pydoc, last: 1, epochs: 1, max_length: 32, max_samples: 16}
 evaluation: {perplexity: [pydoc], samples: 4, length: 32, collapse: false}
 """
+RECIPE = """title: small
+plan: {metric: reverse, drop: 2}
+heal: {method: partial, last: 1, epochs: 1, max_length: 32, max_samples: 16}
+"""
 VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s"}  # of results: they differ from run to run
+TOLD = ("README.md", "report.html", "shrink.json")  # beside a shortened model; they say how long it took
 
 
 @functools.cache
@@ -46,10 +53,13 @@ def why_not_traced() -> str:
 
 @dataclass(frozen=True)
 class Verb:
-    """A command that writes. output: what it makes; again: words to add where it goes on; first: what must be there."""
+    """A command that writes. again: words to add where it goes on; first: what must be there.
+
+    output: what it makes; "" where its result is what it says, in JSON.
+    """
 
     words: tuple[str, ...]
-    output: str
+    output: str = ""
     again: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
 
@@ -83,9 +93,35 @@ VERBS = {
         "out",
         again=("--resume",),
     ),
-    "study": Verb(("study", "study.yaml", "runs"), "runs"),
-    "report": Verb(("report", "runs", "-o", "out.html"), "out.html", first=("study", "study.yaml", "runs")),
+    "study": Verb(("study", "study.yaml", "-o", "runs"), "runs"),
+    "report": Verb(("report", "runs", "-o", "out.html"), "out.html", first=("study", "study.yaml", "-o", "runs")),
+    "shrink": Verb(
+        (
+            *(
+                "shrink",
+                "m",
+                "--recipe",
+                "recipe.yaml",
+                "--data",
+                "lines.jsonl",
+                "--text",
+                "text.txt",
+                "--samples",
+                "4",
+            ),
+            *("--perplexity", "text.txt", "--perplexity-samples", "1", "--probe-items", "0", "-o", "out"),
+        ),
+        "out",
+    ),
+    "evaluate": Verb(
+        (
+            *("evaluate", "m", "--perplexity", "none", "--tasks", "piqa,winogrande", "--data-dir", "data"),
+            *("--limit", "4", "--no-collapse-check", "--json"),
+        )
+    ),
 }
+if importlib.util.find_spec("lm_eval") is None:  # as with the oldest releases
+    del VERBS["evaluate"]
 
 
 @dataclass
@@ -93,6 +129,7 @@ class Server:
     """server.py, and where it says what."""
 
     folder: Path
+    cache: Path | None = None  # in the folder of the command, if not named
     process: subprocess.Popen[str] = field(init=False)
 
     def __enter__(self) -> Server:
@@ -117,7 +154,7 @@ class Server:
         """A command in a folder. trace: strace's log; inject: what it injects; limits: of resources."""
         said = self.folder / "said.txt"
         asked = {"words": list(words), "folder": str(place), "said": str(said), **faults}
-        asked["environment"] = {"SHORTSTACK_CACHE": str(place / "cache")}
+        asked["environment"] = {"SHORTSTACK_CACHE": str(self.cache or place / "cache")}
         assert self.process.stdin
         assert self.process.stdout
         print(json.dumps(asked), file=self.process.stdin, flush=True)
@@ -139,7 +176,12 @@ class Ran:
 def prepared(server: Server, verb: Verb, place: Path) -> Path:
     """A folder in which the verb can run."""
     speaking(place / "m")
+    data_folder(place / "data")
+    rows = [{"text": f"the walk of {number} and one is in order"} for number in range(24)]
+    (place / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "text.txt").write_text("the walk visits every layer once and in order " * 120)
     (place / "study.yaml").write_text(STUDY)
+    (place / "recipe.yaml").write_text(RECIPE)
     if verb.first:
         ran = server.run(place, verb.first)
         assert ran.code == 0, ran.said
@@ -166,6 +208,17 @@ def points(trace: Path, place: Path, *, first_thread: bool = False) -> list[tupl
 
 
 CALL = re.compile(r"(?P<pid>\d+) +(?P<call>\w+)\((?P<rest>.*)")
+
+
+def empty(place: Path) -> None:
+    """Remove all that is in a folder, which may be a disk of its own."""
+    for path in place.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def few(verb: Verb, points: int) -> int:
+    """How many points to try: a few of shrink, whose steps are a study's, and which takes seconds."""
+    return max(1, points // 4) if verb.words[0] == "shrink" and points < 100 else points
 
 
 def spread(found: Sequence[Any], count: int) -> list[Any]:
@@ -203,27 +256,30 @@ def _lasting(value: Any) -> Any:
 RESULTS = ("*.safetensors", "config.json", "scores.json", "evaluation.json")
 
 
-def results_of(place: Path, verb: Verb) -> dict[str, str]:
-    """The digests of what the verb gives: of a study its artefacts, by their keys."""
+def results_of(place: Path, verb: Verb, said: str) -> dict[str, Any]:
+    """What the verb gives: digests, of a study those of its artefacts by their keys, or what it said."""
+    if not verb.output:
+        found, _ = json.JSONDecoder().raw_decode(said[said.index("{") :])
+        return {"said": _lasting(found)}
     if verb.output == "runs":
         files = [path for pattern in RESULTS for path in (place / "runs" / "artefacts").glob(f"*/{pattern}")]
         return {str(path.relative_to(place)): _digest(path) for path in sorted(files)}
     if verb.output.endswith(".html"):
         text = (place / verb.output).read_text()
         return {verb.output: re.sub(r"\d{4}-\d\d-\d\d[T ][\d:]+", "", text)}
-    return {
-        name: each for name, each in digest_of(place, [verb.output]).items() if not name.endswith("shortstack.json")
-    }
+    found = digest_of(place, [verb.output])
+    return {name: "there" if name.endswith(("shortstack.json", *TOLD)) else each for name, each in found.items()}
 
 
-Digests = Mapping[str, str]
+PREPARED = {"m", "cache", "data", "lines.jsonl", "text.txt", "study.yaml", "recipe.yaml"}
+Digests = Mapping[str, Any]
 
 
 def check_after(server: Server, place: Path, verb: Verb, source: Digests, expected: Digests) -> str:
     """What is wrong after a fault, in words; "" where nothing is half-written and a second run ends as a whole one."""
     if digest_of(place, ["m"]) != source:
         return "the source has changed"
-    out = place / verb.output
+    out = place / (verb.output or "none")
     if out.is_dir() and (out / "config.json").exists():
         ran = server.run(place, ["verify", verb.output])
         if ran.code:
@@ -232,15 +288,11 @@ def check_after(server: Server, place: Path, verb: Verb, source: Digests, expect
     elif out.suffix == ".json" and out.exists():
         json.loads(out.read_text())
         out.unlink()
-    again = (
-        verb.words if verb.output.endswith((".json", ".html")) or verb.output == "runs" else (*verb.words, *verb.again)
-    )
-    ran = server.run(place, again)
+    ran = server.run(place, (*verb.words, *verb.again))
     if ran.code:
         return f"a second run fails: {ran.said[-2000:]}"
-    if results_of(place, verb) != expected:
+    if results_of(place, verb, ran.said) != expected:
         return "a second run gives something else"
-    known = {"m", "cache", "study.yaml", verb.output.split("/")[0], "runs" if verb.first else "m"}
-    left = sorted({path.name for path in place.iterdir()} - known)
+    left = sorted({path.name for path in place.iterdir()} - PREPARED - {verb.output.split("/")[0], *verb.first[-1:]})
     left += [str(path) for path in place.rglob("*.partial-*") if "cache" not in path.parts]
     return f"left behind: {left}" if left else ""

@@ -5,11 +5,14 @@ A line of JSON on stdin asks, a line on stdout answers; a run takes as long as t
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ CALLS = "openat,write,pwrite64,copy_file_range,fsync,rename,renameat,renameat2,m
 
 
 def preload() -> None:
-    """Import what the verbs import, so that the calls that strace counts are the verb's own."""
+    """Import what the verbs import, so that the calls that strace counts are the verb's own.
+
+    The steps of studies run in this process: workers of their own would import everything again.
+    """
     import shortstack as ss
     import shortstack.cli
     import shortstack.decoder.own_text
@@ -25,19 +31,17 @@ def preload() -> None:
     import shortstack.report.reporter
     import shortstack.study.runner
     from shortstack.healing import training
+    from shortstack.study import beside, workers
+    from studies import inline
 
+    for name in ("shortstack.evaluation.harness", "lm_eval"):
+        with suppress(ImportError):  # the oldest releases come without
+            importlib.import_module(name)
+    workers.local = lambda _workers=1: inline()
+    beside.TIMING = replace(beside.TIMING, prompt=8, new_tokens=2, repeats=2)
     training.KEEP_SECONDS, training.SHARE = 0.0, 1e9  # a state after every step, so that faults meet it
     for name in ("score", "prune", "heal", "verify", "evaluate", "run_study"):
         getattr(ss, name)
-
-
-def study(path: str, out: str) -> None:
-    """A study in this process: workers of their own would import everything again."""
-    from shortstack.study import run_study
-    from studies import inline
-
-    outcome = run_study(path, out, launcher=inline)
-    raise SystemExit(1 if outcome.failed else 0)
 
 
 def call(words: list[str]) -> int:
@@ -46,15 +50,6 @@ def call(words: list[str]) -> int:
 
     sys.argv = ["shortstack", *words]
     try:
-        if words[0] == "study":
-            from shortstack.cli import console
-            from shortstack.errors import ShortstackError
-
-            try:
-                study(*words[1:])
-            except ShortstackError as error:
-                console.fail(error)
-                return error.exit_code
         main()
     except SystemExit as ended:
         return int(ended.code or 0)
@@ -67,7 +62,7 @@ def call(words: list[str]) -> int:
 def child(asked: dict[str, Any], gate: int) -> None:
     """In the fork: wait until strace holds it, then run."""
     said = os.open(asked["said"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(said, 1)
+    os.dup2(os.open(asked["stdout"], os.O_WRONLY) if asked.get("stdout") else said, 1)
     os.dup2(said, 2)
     os.chdir(asked["folder"])
     os.environ |= asked["environment"]
@@ -96,8 +91,10 @@ def run(asked: dict[str, Any]) -> int:
     tracer = None
     if asked.get("trace"):
         inject = ["-e", f"inject={asked['inject']}"] if asked.get("inject") else []
+        shown = ["-xx", "-s", str(2**28)] if asked.get("all") else ["-s", "0"]
+        traced = ["-e", f"trace={asked.get('calls', CALLS)}"]
         tracer = subprocess.Popen(
-            ["strace", "-f", "-y", "-s", "0", "-p", str(pid), "-o", asked["trace"], "-e", f"trace={CALLS}", *inject],
+            ["strace", "-f", "-y", *shown, "-p", str(pid), "-o", asked["trace"], *traced, *inject],
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -8,23 +8,29 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from mutations import of_bytes, of_json
+from tiny_gguf import write_gguf
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.gguf import dequantised
 from shortstack.checkpoint.record import changed_since, near_cuts, skipped_layers
 from shortstack.checkpoint.weights import check_fit
 from shortstack.data import CalibrationText
 from shortstack.errors import ShortstackError
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.files import read_json
+from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.planning import Plan, plan
 from shortstack.pruning import prune, verify
 from shortstack.report import Report
@@ -35,6 +41,7 @@ from studies import inline
 from zoo import speaking
 
 COUNT = int(os.environ.get("TORTURE_MUTATIONS", "40"))
+SLACK = 32_000_000  # bytes: what the allocator keeps
 Mutation = Callable[[bytes, random.Random], bytes]
 STUDY = "models: [m]\nmetrics: [reverse]\ndrop: [2]\nevaluation: {perplexity: [pydoc], samples: 4, length: 32}\n"
 RECIPE = "title: one\nplan: {metric: bi, drop: 25%}\nheal: {method: lora, epochs: 1, rank: 4, max_length: 32}\n"
@@ -92,8 +99,33 @@ TARGETS = {
     "scores": Target("scores.json", of_json, scored),
     "recipe": Target("recipe.yaml", of_bytes, lambda place: read_recipe(str(place / "recipe.yaml"))),
     "study": Target("study.yaml", of_bytes, lambda place: read_study(place / "study.yaml")),
+    "GGUF": Target("model.gguf", of_bytes, lambda place: Checkpoint.open(dequantised(place / "model.gguf")).sizes),
     "run store": Target("runs/runs.sqlite", of_bytes, lambda place: Report.of(place / "runs").html()),
 }
+
+
+def grown_by(read: Callable[[], object]) -> int:
+    """The bytes by which this process grew at its largest while it read."""
+    forget_peak_rss()
+    before = psutil.Process().memory_info().rss
+    read()
+    return max(0, peak_rss() - before)
+
+
+@contextmanager
+def ended_within(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError where that is not so."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"no end after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +143,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chosen.sized(checkpoint.sizes).save(place / "plan.json")
     tokens = CalibrationText("pydoc", 4, 32).tokens(checkpoint.tokenizer())
     score(checkpoint, tokens, metrics="bi,ppl").save(place / "scores.json")
+    write_gguf(place / "model.gguf")
     (place / "recipe.yaml").write_text(RECIPE)
     (place / "study.yaml").write_text(STUDY.replace("[m]", f"[{place / 'm'}]"))
     run_study(place / "study.yaml", place / "runs", launcher=inline)
@@ -118,24 +151,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_reads_a_changed_file_never_ends_in_a_traceback(name: str, whole: Path, tmp_path: Path) -> None:
+def test_what_reads_a_changed_file_never_ends_in_a_traceback(
+    name: str, whole: Path, tmp_path: Path, counted: Callable[[str], None]
+) -> None:
     target, ends = TARGETS[name], Counter[str]()
     place = shutil.copytree(whole, tmp_path / "place")
     content = (whole / target.file).read_bytes()
     target.read(place)
+    usual = grown_by(lambda: target.read(place))
     for seed in range(COUNT):
         rng = random.Random(f"{name} {seed}")
         (place / target.file).write_bytes(target.mutation(content, rng))
         try:
-            target.read(place)
+            with ended_within(60):
+                grown = grown_by(lambda: target.read(place))
             ends["read"] += 1
+            assert grown <= 2 * usual + SLACK, f"{name}, change {seed}: {grown:,} bytes of memory in place of {usual:,}"
         except ShortstackError:
             ends["refused"] += 1
         except (Exception, SystemExit) as error:  # noqa: BLE001  what this test is about
             pytest.fail(f"{name}, change {seed}: {type(error).__name__}: {error}")
         for left in place.rglob("*-journal"):
             left.unlink()
-    print(f"{name}: {dict(ends)}")
+    counted(f"changed files, {name}: {dict(ends)}")
     assert ends["refused"], "no change was seen"
 
 

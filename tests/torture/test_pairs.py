@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faults import VERBS, Ran, Server, prepared, results_of
+from faults import PREPARED, VERBS, Ran, Server, prepared, results_of
 
 ROUNDS = int(os.environ.get("TORTURE_ROUNDS", "2"))
 TOLD = ("no other process is making", "it exists", "does not exist yet")
@@ -27,12 +27,15 @@ def both(servers: tuple[Server, Server], place: Path, words: tuple[str, ...], ot
         return [run.result() for run in runs]
 
 
-@pytest.mark.parametrize("name", ["prune", "heal", "study"])
-def test_of_two_that_make_one_output_one_is_told(name: str, servers: tuple[Server, Server], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["prune", "heal", "study", "shrink"])
+def test_of_two_that_make_one_output_one_is_told(
+    name: str, servers: tuple[Server, Server], tmp_path: Path, counted: Callable[[str], None]
+) -> None:
     verb, place = VERBS[name], tmp_path / "place"
     fresh = shutil.copytree(prepared(servers[0], verb, place), tmp_path / "fresh")
-    assert servers[0].run(place, verb.words).code == 0
-    expected, told = results_of(place, verb), 0
+    alone = servers[0].run(place, verb.words)
+    assert alone.code == 0, alone.said
+    expected, told = results_of(place, verb, alone.said), 0
     for _ in range(ROUNDS):
         shutil.rmtree(place)
         shutil.copytree(fresh, place)
@@ -44,10 +47,10 @@ def test_of_two_that_make_one_output_one_is_told(name: str, servers: tuple[Serve
             assert any(words in each.said for each in ran if each.code for words in TOLD), ran
         else:
             assert name == "study", "one after the other: the second found all done"
-        assert results_of(place, verb) == expected
-        left = {path.name for path in place.iterdir()} - {"m", "cache", "study.yaml", verb.output}
+        assert results_of(place, verb, "") == expected
+        left = {path.name for path in place.iterdir()} - PREPARED - {verb.output}
         assert not left
-    print(f"{name}: {told} of {ROUNDS} told")
+    counted(f"two at once, {name}: {ROUNDS} rounds, {told} told")
 
 
 def test_two_that_share_a_cache_give_what_one_gives(servers: tuple[Server, Server], tmp_path: Path) -> None:

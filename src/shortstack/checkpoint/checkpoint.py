@@ -192,8 +192,12 @@ class Checkpoint:
 
         Those are the tokenizer's, chat templates, the generation config, and its own code where that is trusted.
         """
-        beside = {str(path.relative_to(self.directory)): file_digest(path) for path in self.side_files()}
-        return {"weights": self.weights_sha256, "config": digest(self.config), "beside": digest(beside)}
+        return {"weights": self.weights_sha256, "config": digest(self.config), "beside": self.beside}
+
+    @property
+    def beside(self) -> str:
+        """The digest of the files beside weights and config: tokenizer, templates, generation config, code."""
+        return digest({str(path.relative_to(self.directory)): file_digest(path) for path in self.side_files()})
 
     @property
     def shards(self) -> tuple[Path, ...]:

@@ -175,8 +175,17 @@ def rename_new(made: Path, output: Path) -> None:
     except OSError as error:
         found, expected = error.strerror or str(error), "an output that does not exist yet"
         raise OutputError(output, expected=expected, found=found, fix="name another") from error
-    for folder in {made.absolute().parent, output.absolute().parent}:
-        sync(folder)
+    sync(output.absolute().parent)  # first, so that it never has neither name
+    if made.absolute().parent != output.absolute().parent:
+        sync(made.absolute().parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, whose names last."""
+    if not folder.is_dir():
+        make_folder(folder.absolute().parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.absolute().parent)
 
 
 def sync(path: Path) -> None:

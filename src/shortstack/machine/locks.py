@@ -9,6 +9,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from shortstack.errors import OutputError, parameter
+from shortstack.machine.files import make_folder
 
 
 class OutputLock:
@@ -32,7 +33,7 @@ class OutputLock:
             OutputError: another process holds it, or its folder cannot be written.
         """
         try:
-            self.place.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.place.parent)
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise OutputError(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError, InputError, parameter
-from shortstack.machine.files import digest, finite, remove
+from shortstack.machine.files import digest, finite, make_folder, remove
 from shortstack.machine.locks import OutputLock
 from shortstack.runs.artefacts import Artefacts, Remote, Shared
 
@@ -90,7 +90,7 @@ class Folder:
 
     def make(self) -> None:
         for name in ("artefacts", "partial", "logs"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+            make_folder(self.root / name)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -15,7 +15,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -26,12 +25,11 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import save_tensors
 from shortstack.errors import ShortstackWarning
-from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key
+from shortstack.machine.cache import MARGIN_BYTES, cache_directory, content_key, make_room
 from shortstack.machine.files import whole
 
 KEEP_SECONDS = 30.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
-FORGOTTEN_SECONDS = 30 * 24 * 3600  # a walk that nobody went on with
 
 
 class Keeper:
@@ -40,7 +38,8 @@ class Keeper:
     def __init__(self, checkpoint: Checkpoint, **identity: object) -> None:
         """identity: what, beside the weights and the versions of the libraries, the walk's result depends on."""
         files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.shards]
-        key = content_key("walk", files=files, config=checkpoint.config, code=version("shortstack"), **identity)
+        known = {"files": files, "config": checkpoint.config, "beside": checkpoint.beside}
+        key = content_key("walk", **known, code=version("shortstack"), **identity)
         self.path = cache_directory("walks") / f"{key}.safetensors"
         self._due = time.monotonic() + KEEP_SECONDS
 
@@ -72,8 +71,9 @@ class Keeper:
         self._due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
 
     def _write(self, tensors: Mapping[str, Tensor], form: str) -> None:
-        self._forget_old()
-        needed = sum(tensor.nbytes for tensor in tensors.values()) + MARGIN_BYTES
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        make_room(nbytes)
+        needed = nbytes + MARGIN_BYTES
         if shutil.disk_usage(self.path.parent).free < needed:
             raise OSError(errno.ENOSPC, f"not {needed / 1e6:,.0f} MB free", str(self.path.parent))
         with whole(self.path) as partial:
@@ -94,12 +94,6 @@ class Keeper:
     def forget(self) -> None:
         """Remove the state: the walk is done."""
         self.path.unlink(missing_ok=True)
-
-    def _forget_old(self) -> None:
-        for path in self.path.parent.iterdir():
-            with suppress(FileNotFoundError):  # another walk has just ended
-                if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
-                    path.unlink()
 
 
 def _cannot_keep(error: Exception) -> None:

@@ -52,7 +52,7 @@ def in_words_of_shrink() -> Iterator[None]:
         words = ", ".join(sorted(name.replace("_", " ") for name in unknown & option_defaults().keys()))
         recipe = f", or a recipe of your own with another {words}: {parameter('recipe', 'FILE')}" if words else ""
         fix = f"give more with {parameter('data')}, {parameter('text')} or {parameter('perplexity')}{recipe}"
-        raise error.naming_none_of(unknown, fix) from error
+        raise error.naming_none_of(unknown, error.ways_out(unknown) or fix) from error
 
 
 def check_shrink(model: str, out: Path, options: ShrinkOptions, trial: Mapping[str, Any], compute: Compute) -> Amounts:

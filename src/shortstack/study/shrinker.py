@@ -12,7 +12,7 @@ from typing import Any
 from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain, rename_new, save_json, whole
+from shortstack.machine.files import plain, remove, rename_new, save_json, whole
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import show_layers
@@ -31,6 +31,8 @@ from shortstack.study.shrink_trial import recipe_trial
 from shortstack.study.verdict import verdict
 from shortstack.study.whole_progress import WholeProgress
 from shortstack.study.workers import Launch, local
+
+SUMMARY = "shrink.json"
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,18 @@ def shrink(
     told = WholeProgress(progress, 60 * options.minutes)
     trial = recipe_trial(model, options)
     study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
+    _clear_finished(out, study.folder)
     with in_words_of_shrink():
         wanted = check_shrink(model, out, options, trial, compute)
         with OutputLock(out, meanwhile=f"wait for it, watch it (shortstack watch {study.folder})"):
             return _held(out, study, Making(study, launcher, told), wanted)
+
+
+def _clear_finished(out: Path, study: Path) -> None:
+    """Remove the study of an output that stands: who made it was killed before it could."""
+    if study.is_dir() and (out / SUMMARY).is_file():
+        with OutputLock(out):
+            remove(study)
 
 
 def _held(out: Path, study: ShrinkStudy, making: Making, wanted: Amounts) -> Shrunk:
@@ -155,7 +165,7 @@ def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str
         partial.write_text(model_card(facts), encoding="utf-8")
     study.conclude(shrunk.verdict)
     write_report(study.folder, folder / "report.html")
-    save_json(folder / "shrink.json", shrunk.to_dict())
+    save_json(folder / SUMMARY, shrunk.to_dict())
     rename_new(folder, shrunk.output)
     shutil.rmtree(study.folder)
 

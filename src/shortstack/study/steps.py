@@ -57,7 +57,7 @@ class Contents:
         """Reads the weights of a checkpoint."""
         shapes = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in checkpoint.tensors.values()]
         shape = digest({"config": checkpoint.config, "tensors": sorted(shapes)})
-        return cls(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers, checkpoint.identity["beside"])
+        return cls(checkpoint.weights_sha256, shape, checkpoint.anatomy.layers, checkpoint.beside)
 
     @property
     def identity(self) -> dict[str, str]:
