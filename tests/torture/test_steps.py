@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from shortstack.study.workers import Launch
 from studies import found, inline
 from zoo import speaking
 
-EXAMPLES = max(3, int(os.environ.get("TORTURE_TRIALS", "40")) // 10)
+EXAMPLES = max(3, int(os.environ.get("TORTURE_TRIALS", "40")) // 8)
 STUDY = """
 models: [{model}]
 metrics: [reverse, random]
@@ -40,6 +40,12 @@ seeds: [0, 1]
 drop: [1, 2]
 evaluation: {{perplexity: [{text}], length: 16, samples: 2, collapse: false}}
 """
+CALLS = (  # by which the driver takes a result in
+    "shortstack.runs.artefacts.shutil.rmtree",
+    "shortstack.runs.artefacts.rename_new",
+    "shortstack.runs.store.Store.end",
+    "shortstack.study.runner._StudyRun._update",
+)
 
 
 class Killed(BaseException):
@@ -119,22 +125,11 @@ class Steps(RuleBasedStateMachine):
             future.set_exception(BrokenProcessPool("it died"))
 
     @precondition(lambda self: self.run and any(future.done() for future in self.waiting))
-    @rule()
-    def end(self) -> None:
-        self.take_in()
-
-    @precondition(lambda self: self.run and any(future.done() for future in self.waiting))
-    @rule(place=st.sampled_from(["shutil.rmtree", "artefacts.rename_new", "store.end", "after"]))
-    def kill_while_it_ends(self, place: str) -> None:
-        """The driver dies between two of the calls by which it takes a result in."""
-        targets = {
-            "shutil.rmtree": "shortstack.runs.artefacts.shutil.rmtree",
-            "artefacts.rename_new": "shortstack.runs.artefacts.rename_new",
-            "store.end": "shortstack.runs.store.Store.end",
-            "after": "shortstack.study.runner._StudyRun._update",
-        }
+    @rule(dies=st.sampled_from(("", *CALLS)))
+    def end(self, dies: str) -> None:
+        """The driver takes a result in, or dies at one of the calls by which it does."""
         died = False
-        with mock.patch(targets[place], side_effect=Killed):
+        with mock.patch(dies, side_effect=Killed) if dies else nullcontext():
             try:
                 self.take_in()
             except Killed:
