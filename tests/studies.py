@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.runs import Store
-from shortstack.runs.store import Folder
+from shortstack.runs.folder import Folder
 from shortstack.study.workers import Launch
 from zoo import speaking
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from shortstack.errors import OutputError
+from shortstack.machine import files
 from shortstack.machine.files import MARGIN_BYTES, check_disk, check_new, existing_folder
 
 
@@ -20,6 +21,22 @@ def test_an_output_is_new_and_its_folder_can_be_written(tmp_path):
     with pytest.raises(OutputError, match="there, which cannot"):
         check_new(tmp_path / "there" / "out", make_folders=True)
     assert not (tmp_path / "none").exists()
+
+
+def test_folders_and_names_are_synced_once_they_are_made(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    files.make_folder(tmp_path / "a" / "b")
+    assert synced == [tmp_path, tmp_path / "a"]
+    files.make_folder(tmp_path / "a" / "b")
+    assert len(synced) == 2
+    (tmp_path / "a" / "b" / "made").write_text("whole")
+    files.rename_new(tmp_path / "a" / "b" / "made", tmp_path / "out")
+    assert synced[2:] == [tmp_path, tmp_path / "a" / "b"], "the new name first: it never has neither"
+    assert (tmp_path / "out").read_text() == "whole"
+    (tmp_path / "taken" / "full").mkdir(parents=True)
+    with pytest.raises(OutputError, match="does not exist yet"):
+        files.rename_new(tmp_path / "a" / "b", tmp_path / "taken")
 
 
 def test_a_disk_is_asked_where_the_output_will_be(tmp_path, monkeypatch):

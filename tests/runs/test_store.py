@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from shortstack.errors import OutputError
-from shortstack.runs.store import Folder
+from shortstack.runs.folder import Folder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from shortstack.runs.store import Folder
+from shortstack.runs.folder import Folder
 with Folder(Path(sys.argv[1])).held():
     print("held", flush=True)
     time.sleep(600)

@@ -1,5 +1,6 @@
 """A walk that was stopped goes on where it was, and ends as if it had not been."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,17 @@ def test_another_run_does_not_take_it(tmp_path):
     assert len(kept()) == 1
 
 
+def test_a_walk_of_a_checkpoint_with_other_files_beside_it_does_not_take_it(tmp_path):
+    folder = shutil.copytree(Checkpoint.open(tiny("llama")).directory, tmp_path / "model")
+    with pytest.raises(Stopped):
+        score(Checkpoint.open(folder), TOKENS, metrics=["ppl"], progress=stopping(0.8))
+    (folder / "modeling_own.py").write_text("def forward(): ...")
+    seen = []
+    trusted = Checkpoint.open(folder, trust_remote_code=True)
+    score(trusted, TOKENS, metrics=["ppl"], progress=lambda stage, *_: seen.append(stage))
+    assert set(seen) == {"scoring"}
+
+
 @pytest.mark.parametrize("broken", [b"", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
 def test_a_state_that_a_power_cut_broke_is_as_good_as_none(broken):
     checkpoint = Checkpoint.open(tiny("llama"))
@@ -165,6 +177,20 @@ def test_on_a_full_disk_the_walk_says_so_and_goes_on_without(monkeypatch):
     assert len(said) == 1, "once, not after every layer"
     assert found.scores == whole.scores
     assert not kept()
+
+
+def test_what_nobody_used_goes_where_the_state_needs_its_room(monkeypatch):
+    old, walk = cache_directory("answers") / "old.json", cache_directory("walks") / "another.safetensors"
+    for path in (old, walk):
+        path.write_text("{}")
+        os.utime(path, (0, 0))
+    score(Checkpoint.open(tiny("llama")), TOKENS)
+    assert old.exists()
+    assert walk.exists()
+    monkeypatch.setenv("SHORTSTACK_CACHE_LIMIT", "1KB")
+    score(Checkpoint.open(tiny("llama")), TOKENS)
+    assert not old.exists()
+    assert not walk.exists()
 
 
 def test_without_a_cache_that_can_be_written_scoring_says_so_and_goes_on(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from shortstack.cli import app
 from shortstack.errors import DataError
 from shortstack.runs import Store
-from shortstack.runs.store import Folder
+from shortstack.runs.folder import Folder
 from shortstack.study.progress import KindProgress, RunningStep, seconds_to_go, study_progress
 
 ROW = {"kind": "heal", "arguments": {}, "inputs": {}, "command": "shortstack heal"}

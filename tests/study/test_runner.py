@@ -17,7 +17,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import DataError, DiskFullError, InputError, OutputError
 from shortstack.runs import Store
-from shortstack.runs.store import Folder
+from shortstack.runs.folder import Folder
 from shortstack.study import run_study
 from shortstack.study.kinds import HealStep, PruneStep
 from shortstack.study.measures import EvaluateStep

@@ -12,6 +12,7 @@ import yaml
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import (
     DataError,
+    DiskFullError,
     InputError,
     OutputError,
     ShortstackError,
@@ -20,6 +21,7 @@ from shortstack.errors import (
     parameter,
 )
 from shortstack.machine.device import Compute
+from shortstack.machine.locks import OutputLock
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.pruning import verify
 from shortstack.study import ShrinkOptions, shrink
@@ -131,6 +133,33 @@ def test_what_a_step_refuses_is_said_once_in_words_of_shrink(tiny, monkeypatch):
     assert said.startswith("held out: expected fewer, found 9.")
     assert "a recipe of your own with another held out: recipe=FILE" in said
     assert not re.search("[0-9a-f]{64}", said)
+
+
+def test_ways_out_that_shrink_has_stay(tiny, monkeypatch):
+    def refuse(*_args, **_options):
+        fix = f"free some space, take another disk, or add {parameter('no_cache', True)}"
+        raise DiskFullError("the cache", expected="100 MB", found="1 MB", fix=fix)
+
+    monkeypatch.setattr("shortstack.healing.heal", refuse)
+    with pytest.raises(DiskFullError, match=r"free some space, or take another disk$") as raised:
+        shrunk(tiny)
+    check_options_of_shrink(raised.value)
+
+
+def test_one_process_makes_an_output_and_what_it_left_behind_goes(tiny):
+    with OutputLock(tiny / "out"), pytest.raises(OutputError, match=r"no other process is making it.*shortstack watch"):
+        shrunk(tiny)
+    assert not (tiny / "out.study").exists()
+    shrunk(tiny)
+    (tiny / "out.study").mkdir()  # as of a process killed once its output had its name
+    with pytest.raises(OutputError, match="it exists"):
+        shrunk(tiny)
+    assert not (tiny / "out.study").exists()
+    (tiny / "other.study").mkdir()
+    (tiny / "other").mkdir()
+    with pytest.raises(OutputError, match="it exists"):
+        shrunk(tiny, out="other")
+    assert (tiny / "other.study").exists(), "what is there is no output of shrink"
 
 
 def test_the_largest_cut_that_keeps_enough_is_made(tiny, monkeypatch):

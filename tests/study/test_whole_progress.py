@@ -3,8 +3,8 @@
 import pytest
 
 from shortstack.runs import Store
+from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import Keeper
-from shortstack.runs.store import Folder
 from shortstack.study.progress import KindProgress, RunningStep, StepProgress, seconds_to_go
 from shortstack.study.whole_progress import WholeProgress
 

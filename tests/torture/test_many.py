@@ -12,7 +12,7 @@ import pytest
 from shortstack.errors import InputError
 from shortstack.report import Report
 from shortstack.runs import Store
-from shortstack.runs.store import Folder
+from shortstack.runs.folder import Folder
 from shortstack.study import run_study
 from shortstack.study.kinds import PlanStep
 from shortstack.study.runner import _StudyRun

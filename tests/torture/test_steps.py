@@ -22,7 +22,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.machine.progress import silent
 from shortstack.pruning import verify
 from shortstack.runs import Store
-from shortstack.runs.store import Folder
+from shortstack.runs.folder import Folder
 from shortstack.study import run_study
 from shortstack.study.graph import Graph, sources
 from shortstack.study.grid import read_study

@@ -1,4 +1,5 @@
 from . import artefacts as artefacts
+from . import folder as folder
 from . import records as records
 from . import step_progress as step_progress
 from . import store as store

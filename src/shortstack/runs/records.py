@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shortstack.errors import DataError
-from shortstack.runs.store import Folder, Store
+from shortstack.runs.folder import Folder
+from shortstack.runs.store import Store
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,17 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError, InputError, parameter
-from shortstack.machine.files import digest, finite, make_folder, remove
-from shortstack.machine.locks import OutputLock
-from shortstack.runs.artefacts import Artefacts, Remote, Shared
+from shortstack.errors import DataError
+from shortstack.machine.files import digest, finite
+from shortstack.runs.folder import Folder
 
 VERSION = "1"
-STATES = (".training", ".turns", ".logs")  # of healings that go on where they were, by the ends of their names
 WAIT = 30  # seconds for who else has the database
 STEP_SEALED, TRIAL_SEALED = ("kind", "arguments", "inputs", "result"), ("number", "settings")
 STEPS = (  # columns by name, so that SQLite itself refuses a store that lacks one
@@ -42,74 +40,6 @@ CREATE TABLE IF NOT EXISTS trials(id TEXT PRIMARY KEY, number INTEGER, settings 
 CREATE TABLE IF NOT EXISTS trial_steps(trial TEXT, role TEXT, step TEXT, PRIMARY KEY(trial, role));
 CREATE TABLE IF NOT EXISTS seals(row TEXT PRIMARY KEY, sha256 TEXT);
 """
-
-
-@dataclass(frozen=True)
-class Folder:
-    """The places of a run store's parts. url: the place of the artefacts, where they are not beside the database."""
-
-    root: Path
-    url: str | None = None
-
-    @property
-    def database(self) -> Path:
-        return self.root / "runs.sqlite"
-
-    @property
-    def study(self) -> Path:
-        return self.root / "study.yaml"
-
-    @property
-    def artefacts(self) -> Artefacts:
-        return Remote(self.url) if self.url else Shared(self.root / "artefacts")
-
-    def artefact(self, key: str) -> Path:
-        return self.root / "artefacts" / key
-
-    def partial(self, key: str) -> Path:
-        return self.root / "partial" / key
-
-    def progress(self, key: str) -> Path:
-        return self.root / "partial" / f"{key}.progress.json"
-
-    def log(self, key: str) -> Path:
-        return self.root / "logs" / f"{key[:12]}.txt"
-
-    def clear_partial(self, keep: Collection[str] | None = None) -> None:
-        """Remove what workers that were killed left half-written, but for states of healings that go on from there.
-
-        keep: the keys of the steps whose states stay; None: all.
-        """
-        for path in (self.root / "partial").iterdir():
-            if keep is None:
-                stays = path.name.endswith((*STATES, ".lock"))
-            else:
-                stays = path.name.partition(".")[0] in keep and path.name.endswith(STATES)
-            if not stays:
-                remove(path)
-
-    def make(self) -> None:
-        for name in ("artefacts", "partial", "logs"):
-            make_folder(self.root / name)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from writing here; the lock goes with the process, however it ends.
-
-        Raises:
-            InputError: there is a file of that name, or it is in a checkpoint's folder.
-            OutputError: another one writes here, or the folder cannot be written.
-        """
-        fix = f"name another {parameter('output')}"
-        if self.root.exists() and not self.root.is_dir():
-            raise InputError(self.root, expected="a folder for a study", found="a file", fix=fix)
-        for folder in (self.root.resolve(), *self.root.resolve().parents):
-            if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
-                raise InputError(self.root, expected="a folder outside a model's", found=f"it is in {folder}", fix=fix)
-        watching = f"wait for it, watch it (shortstack watch {self.root})"
-        with OutputLock(self.root, self.root / "lock", meanwhile=watching):
-            self.make()
-            yield
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.runs import Store
+from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import StepProgress, read_progress
-from shortstack.runs.store import Folder
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from shortstack.machine.files import digest, finite, plain, whole
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, silent
 from shortstack.runs import Store
+from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
-from shortstack.runs.store import Folder
 from shortstack.study.graph import Graph, sources
 from shortstack.study.grid import Resources, Study, read_study
 from shortstack.study.references import expanded, open_model, text_digest
 from shortstack.study.run_options import KEEPS
-from shortstack.study.same_study import check_place, check_same
+from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
 from shortstack.study.words import command_line
@@ -81,6 +81,7 @@ def run_study(
     check_choice_of("keep", keep, KEEPS)
     study, folder = read_study(path), Folder(Path(out), artefacts)
     study.evaluation.check()
+    check_outside(folder)
     with folder.held(), Store.open(folder) as store:
         if not replaced:
             check_same(folder, study)

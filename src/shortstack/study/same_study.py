@@ -1,4 +1,4 @@
-"""May a study go on in a folder? It is of the same study, or of part of its trials, and its artefacts lie where they lay."""
+"""May a study run in a folder? It is no model's, it is of the same study, and its artefacts lie where they lay."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from shortstack.checkpoint.file_names import CONFIG
 from shortstack.errors import InputError, parameter
 from shortstack.runs import Store
 from shortstack.runs.artefacts import Remote
-from shortstack.runs.store import Folder
+from shortstack.runs.folder import Folder
 from shortstack.study.grid import Study, parse_study
 
 
@@ -43,6 +44,19 @@ def _nearest(settings: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -
     """Where the settings that differ least from a trial's differ."""
     changes = ({name: each[name] for name in settings if each[name] != settings[name]} for each in others)
     return json.dumps(min(changes, key=len))
+
+
+def check_outside(folder: Folder) -> None:
+    """Refuse to run a study in a checkpoint's folder.
+
+    Raises:
+        InputError: it is in one.
+    """
+    place = folder.root.resolve()
+    for above in (place, *place.parents):
+        if (above / CONFIG).exists() and any(above.glob("*.safetensors")):
+            fix = f"name another {parameter('output')}"
+            raise InputError(folder.root, expected="a folder outside a model's", found=f"it is in {above}", fix=fix)
 
 
 def check_place(folder: Folder, store: Store) -> None:

@@ -16,8 +16,8 @@ from shortstack.machine.files import whole
 from shortstack.machine.progress import Progress
 from shortstack.planning.plans import BLOCKS
 from shortstack.runs import Store, records
+from shortstack.runs.folder import Folder
 from shortstack.runs.records import StepRecord, TrialRecord
-from shortstack.runs.store import Folder
 from shortstack.study.minutes import Amounts
 from shortstack.study.progress import last_line
 from shortstack.study.runner import run_study

@@ -29,8 +29,8 @@ from shortstack.machine.files import digest, disk_full, save_json
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.machine.progress import Progress, bars
 from shortstack.runs.artefacts import Remote, local_copies
+from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import Keeper
-from shortstack.runs.store import Folder
 from shortstack.study.references import open_model
 
 if TYPE_CHECKING:

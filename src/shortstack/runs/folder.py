@@ -1,0 +1,80 @@
+"""The folder of a study: where its parts lie, what killed workers left there, and the lock of who writes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shortstack.errors import InputError, parameter
+from shortstack.machine.files import make_folder, remove
+from shortstack.machine.locks import OutputLock
+from shortstack.runs.artefacts import Artefacts, Remote, Shared
+
+STATES = (".training", ".turns", ".logs")  # of healings that go on where they were, by the ends of their names
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The places of a run store's parts. url: the place of the artefacts, where they are not beside the database."""
+
+    root: Path
+    url: str | None = None
+
+    @property
+    def database(self) -> Path:
+        return self.root / "runs.sqlite"
+
+    @property
+    def study(self) -> Path:
+        return self.root / "study.yaml"
+
+    @property
+    def artefacts(self) -> Artefacts:
+        return Remote(self.url) if self.url else Shared(self.root / "artefacts")
+
+    def artefact(self, key: str) -> Path:
+        return self.root / "artefacts" / key
+
+    def partial(self, key: str) -> Path:
+        return self.root / "partial" / key
+
+    def progress(self, key: str) -> Path:
+        return self.root / "partial" / f"{key}.progress.json"
+
+    def log(self, key: str) -> Path:
+        return self.root / "logs" / f"{key[:12]}.txt"
+
+    def clear_partial(self, keep: Collection[str] | None = None) -> None:
+        """Remove what workers that were killed left half-written, but for states of healings that go on from there.
+
+        keep: the keys of the steps whose states stay; None: all.
+        """
+        for path in (self.root / "partial").iterdir():
+            if keep is None:
+                stays = path.name.endswith((*STATES, ".lock"))
+            else:
+                stays = path.name.partition(".")[0] in keep and path.name.endswith(STATES)
+            if not stays:
+                remove(path)
+
+    def make(self) -> None:
+        for name in ("artefacts", "partial", "logs"):
+            make_folder(self.root / name)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing here; the lock goes with the process, however it ends.
+
+        Raises:
+            InputError: there is a file of that name.
+            OutputError: another one writes here, or the folder cannot be written.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            fix = f"name another {parameter('output')}"
+            raise InputError(self.root, expected="a folder for a study", found="a file", fix=fix)
+        watching = f"wait for it, watch it (shortstack watch {self.root})"
+        with OutputLock(self.root, self.root / "lock", meanwhile=watching):
+            self.make()
+            yield
