@@ -26,7 +26,7 @@ from faults import (
     why_not_traced,
 )
 
-POINTS = int(os.environ.get("TORTURE_POINTS", "2"))
+POINTS = max(2, int(os.environ.get("TORTURE_POINTS", "2")) // 4)
 ERRORS = ("ENOSPC", "EIO", "EROFS")
 pytestmark = pytest.mark.skipif(bool(why_not_traced()), reason=why_not_traced())
 

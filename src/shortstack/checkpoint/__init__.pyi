@@ -1,4 +1,5 @@
 from . import checkpoint as checkpoint
+from . import disk_errors as disk_errors
 from . import file_names as file_names
 from . import index as index
 from . import record as record

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shortstack.architecture.anatomy import UNBUILDABLE
+from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.safetensors import file_digest
 from shortstack.errors import CheckpointError, OutputError, one_line
 from shortstack.machine.cache import cache_directory, content_key, make_room, mark_used
@@ -91,5 +92,6 @@ def _convert(path: Path, out: Path) -> None:
     model.hf_quantizer = None
     vars(model.config).pop("quantization_config", None)
     model.config._name_or_path = ""
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with disk_errors(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -166,18 +166,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     """Tensors in memory as a file of their own, by the reference implementation.
 
     Raises:
-        OSError: the disk has no room or fails, which that implementation says in a class of its own.
+        OSError: the disk has no room or fails.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
+    with disk_errors(path):
         save_file(dict(tensors), path, metadata=dict(metadata or {}))
-    except SafetensorError as error:
-        said = re.search(r"\(os error (\d+)\)", str(error))
-        if not said:
-            raise
-        raise OSError(int(said[1]), os.strerror(int(said[1])), str(path)) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -6,15 +6,12 @@ is no number, halves what it holds at once when memory runs out, and ends with t
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
+from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.safetensors import save_tensors
 from shortstack.errors import InputError, TrainingError, parameter
 from shortstack.healing.batches import IGNORED, Data, Ordered
@@ -36,7 +34,7 @@ from shortstack.healing.schedule import Schedule
 from shortstack.healing.signals import Interruption, TrainingLeft
 from shortstack.healing.unfinished import COMPLETE, newest_state, step_of
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import FULL, sync, sync_tree, whole
+from shortstack.machine.files import sync, sync_tree, whole
 from shortstack.machine.progress import Progress, silent
 
 KEEP_SECONDS = 60.0  # between two times that the state is written
@@ -367,7 +365,7 @@ class _Loop(Trainer):  # type: ignore[misc]
         state = self.run.folder / f"checkpoint-{step}"
         if self.args.should_save:
             shutil.rmtree(state, ignore_errors=True)  # of a run that was killed while it wrote it
-        with _said_of_the_disk(state):
+        with disk_errors(state):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -382,19 +380,6 @@ class _Loop(Trainer):  # type: ignore[misc]
         self.run.kept = step
         taken = time.monotonic() - started
         self.run.save_due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
-
-
-@contextmanager
-def _said_of_the_disk(place: Path) -> Iterator[None]:
-    """While it lasts, what torch says of a disk without room, or that fails, is an OSError as of anything else."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not re.search("inline_container|iostream|PytorchStreamWriter", str(error)):
-            raise
-        known = (number for number in (*FULL, errno.EROFS, errno.EACCES) if os.strerror(number) in str(error))
-        number = next(known, errno.EIO)
-        raise OSError(number, os.strerror(number), str(place)) from error
 
 
 def _whole_weights() -> StateDictOptions:
