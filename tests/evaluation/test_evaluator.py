@@ -45,6 +45,24 @@ def test_perplexity_is_exp_of_the_mean_loss_transformers_computes(checkpoint, tm
     assert losses.isfinite().all()
 
 
+def test_texts_are_measured_on_weights_read_layer_by_layer(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("the walk visits every layer once " * 400)
+    text = EvaluationText([str(tmp_path / "a.txt"), "copying"], 24, samples=90)
+    whole = evaluate(checkpoint, text=text)
+    monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 1000)
+    monkeypatch.setattr(Checkpoint, "model", lambda *_args, **_options: pytest.fail("it was loaded whole"))
+    told = []
+    streamed = evaluate(checkpoint, text=text, progress=lambda _stage, done, total: told.append(done / total))
+    assert streamed == whole
+    assert told == [done / 8 for done in range(1, 9)] * 2, "a layer after the other, of each text"
+
+
+def test_what_writes_needs_the_whole_model_in_memory(checkpoint, monkeypatch):
+    monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
+    with pytest.raises(InputError, match=r"room for its weights.*evaluate on texts and multiple choice"):
+        evaluate(checkpoint, text=EvaluationText(()), generation=GenerationChecks(collapse_check=True))
+
+
 def test_the_standard_error_is_over_windows(checkpoint, tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"layer {number} of many; " for number in range(300)))
     source = str(tmp_path / "a.txt")

@@ -156,6 +156,23 @@ def test_pages_longer_than_the_window_have_the_harness_s_perplexity(checkpoint, 
     assert found.outcomes == pytest.approx([total / words for total, words in nats], rel=1e-5)
 
 
+def test_tasks_are_answered_by_weights_read_layer_by_layer(checkpoint, data, monkeypatch):
+    whole = measured(checkpoint, "piqa", "lambada_openai", "wikitext", data_dir=data)
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(checkpoint.directory.parent / "another cache"))
+    monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 1000)
+    monkeypatch.setattr(Checkpoint, "model", lambda *_args, **_options: pytest.fail("it was loaded whole"))
+    streamed = measured(checkpoint, "piqa", "lambada_openai", "wikitext", data_dir=data)
+    for name, task in whole.tasks.items():
+        assert streamed.tasks[name].value == pytest.approx(task.value, rel=1e-6)
+        assert streamed.tasks[name].outcomes == pytest.approx(task.outcomes, rel=1e-5)
+
+
+def test_a_task_that_asks_to_write_needs_the_whole_model_in_memory(checkpoint, data, monkeypatch):
+    monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
+    with pytest.raises(InputError, match="room for its weights"):
+        measured(checkpoint, "gsm8k", data_dir=data)
+
+
 def test_generation_is_the_harness_s_own(checkpoint, data, monkeypatch):
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM.max_gen_toks", property(lambda _self: 12))
     found = measured(checkpoint, "gsm8k", data_dir=data, batch_size=2).tasks["gsm8k"]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from learning import EXAMPLES, learning
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
-from shortstack.errors import ArchitectureError, InputError, OutputError, TrainingError
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError, TrainingError
 from shortstack.healing import Full, HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.healing.activations import Activations
 from shortstack.healing.batches import Data
@@ -291,6 +291,19 @@ def test_an_existing_output_is_refused_before_anything_is_computed(tmp_path, mon
     monkeypatch.setattr(Checkpoint, "model", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(OutputError, match="exists"):
         heal(source, tmp_path / "out", "pydoc")
+
+
+def test_a_broken_record_or_a_limit_that_is_none_is_said_before_training(tmp_path, monkeypatch):
+    folder = speaking(tmp_path / "model")
+    monkeypatch.setattr("shortstack.healing.healer.HealingRun.examples", lambda _run: pytest.fail("data were read"))
+    with monkeypatch.context() as context:
+        context.setenv("SHORTSTACK_CACHE_LIMIT", "-5GB")
+        with pytest.raises(InputError, match="a size like 50GB, found '-5GB'"):
+            heal(Checkpoint.open(folder), tmp_path / "out", "pydoc")
+    (folder / "shortstack.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="the record shortstack writes"):
+        heal(Checkpoint.open(folder), tmp_path / "out", "pydoc")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_one_adamw_step_is_torchs_own(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from shortstack.errors import InputError, as_option
-from shortstack.machine.options import changed_options, check_options, option
+from shortstack.machine.options import changed_options, check_choice_of, check_options, option
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ def test_a_value_out_of_its_range_is_refused_with_the_way_out(values, said):
     words = refused.value.spelled(as_option)
     assert said in f"{words.where}: expected {words.expected}, found {words.found}. To fix it: {words.fix}."
     assert refused.value.parameter == next(iter(values))
+
+
+def test_the_beginning_of_a_name_is_nearer_than_a_shorter_one():
+    with pytest.raises(InputError, match=r"did you mean adamw_torch\?"):
+        check_choice_of("optimizer", "adamw", ("adamw_torch", "adamw_8bit"))
 
 
 def test_what_is_changed_is_known():

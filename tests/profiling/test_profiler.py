@@ -13,6 +13,7 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.profile import show_profile
 from shortstack.errors import InputError
+from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.profiling import Timing, profile
 from shortstack.profiling.speed import Load, rates, ratio, speeds
@@ -134,6 +135,18 @@ def test_without_batch_sizes_no_weight_is_read(monkeypatch):
     found = profile(checkpoint, timing=Timing((), prompt=64)).to_dict()
     assert (found["speed"], found["peak_bytes"]) == ([], None)
     assert found["parameters"] == checkpoint.parameters
+
+
+def test_what_does_not_fit_in_memory_is_counted_and_not_timed(monkeypatch, capsys):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    monkeypatch.setattr("shortstack.profiling.profiler.available_memory", lambda _device: checkpoint.weight_bytes)
+    monkeypatch.setattr(Checkpoint, "model", lambda *_args, **_options: pytest.fail("it was loaded"))
+    found = profile(checkpoint, against=checkpoint, compute=Compute(device="cpu"))
+    assert found.counts == profile(checkpoint, timing=Timing(())).counts
+    assert (found.speed, found.peak_bytes, found.against.speed) == ((), None, ())
+    show_profile(found)
+    assert re.search(r"Not timed: the weights of both take .*B, and .*B are free on cpu\.", capsys.readouterr().out)
+    assert found.to_dict()["untimed"] == found.untimed
 
 
 def test_more_tokens_than_positions_are_refused(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,10 +88,16 @@ def healed(source: Checkpoint, out: Path) -> Checkpoint:
     return Checkpoint.open(out)
 
 
-def failed(folder: Path, source: Checkpoint | None = None) -> tuple[str, str]:
+@pytest.fixture(params=[False, True], ids=["whole", "streamed"])
+def stream(request):
+    """Whether weights are read layer by layer."""
+    return request.param
+
+
+def failed(folder: Path, source: Checkpoint | None = None, **how: bool) -> tuple[str, str]:
     """The one check that fails, and what it says; a file that cannot even be opened is an error."""
     try:
-        result = verify(Checkpoint.open(folder), against=source)
+        result = verify(Checkpoint.open(folder), against=source, **how)
     except CheckpointError as error:
         return "open", str(error)
     wrong = [(name, check["detail"]) for name, check in result.checks.items() if not check["ok"]]
@@ -99,12 +106,27 @@ def failed(folder: Path, source: Checkpoint | None = None) -> tuple[str, str]:
     return wrong[0]
 
 
-def test_what_was_written_is_verified(source, pruned):
-    result = verify(Checkpoint.open(pruned), against=source)
+def test_what_was_written_is_verified(source, pruned, stream):
+    result = verify(Checkpoint.open(pruned), against=source, stream=stream)
     assert result.ok
     assert list(result.checks) == ["files", "tensors", "logits"]
     assert result.to_dict()["ok"] is True
     assert "max abs difference 0 without layers 1, 4" in result.checks["logits"]["detail"]
+    assert ("hidden states are equal after each of 6 layers" in result.checks["logits"]["detail"]) == stream
+
+
+def test_a_streamed_verification_says_where_hidden_states_part(copy, source):
+    changed(copy, "model.layers.3.mlp.up_proj.weight", spoiled)
+    assert "hidden states first differ after layer 3" in failed(copy, source, stream=True)[1]
+
+
+def test_models_that_do_not_fit_in_memory_are_streamed(pruned, source, monkeypatch):
+    def whole(*_args, **_options):
+        pytest.fail("it was loaded whole")
+
+    monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 1000)
+    monkeypatch.setattr(Checkpoint, "model", whole)
+    assert verify(Checkpoint.open(pruned), against=source).ok
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -134,14 +156,14 @@ def test_a_file_that_is_gone_or_of_another_size_is_found(name, how, copy):
         assert ("is missing" if how == "deleted" else f"bytes, not {len(content)}") in said
 
 
-def test_a_changed_weight_with_a_forged_manifest_gives_other_logits(copy, source):
+def test_a_changed_weight_with_a_forged_manifest_gives_other_logits(copy, source, stream):
     tensors = load_file(copy / SINGLE)
     tensors["model.layers.3.mlp.up_proj.weight"][5, 7] += 0.5
     save_file(tensors, copy / SINGLE, {"format": "pt"})
     assert failed(copy)[0] == "files"
     forge(copy)
     assert verify(Checkpoint.open(copy)).ok  # nothing but the source can tell
-    check, said = failed(copy, source)
+    check, said = failed(copy, source, stream=stream)
     assert check == "logits"
     assert "max abs difference 0 " not in said
 
@@ -149,20 +171,20 @@ def test_a_changed_weight_with_a_forged_manifest_gives_other_logits(copy, source
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"num_hidden_layers": 5}, "unexpected_keys"),
-        ({"num_hidden_layers": 7}, "missing_keys"),
-        ({"vocab_size": 97}, "2 mismatched_keys"),
+        ({"num_hidden_layers": 5}, "unexpected_keys|9 without a place in the model"),
+        ({"num_hidden_layers": 7}, "missing_keys|9 missing"),
+        ({"vocab_size": 97}, "2 mismatched_keys|2 of another shape"),
         ({"hidden_act": "zork"}, "zork"),
         ({"model_type": "bert"}, "an encoder"),
     ],
 )
-def test_a_config_that_does_not_fit_with_a_forged_manifest_is_found(change, found, copy, source):
+def test_a_config_that_does_not_fit_with_a_forged_manifest_is_found(change, found, copy, source, stream):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | change))
     forge(copy)
-    check, said = failed(copy, source)
+    check, said = failed(copy, source, stream=stream)
     assert check == "tensors"
-    assert found in said
+    assert re.search(found, said)
 
 
 def test_models_that_do_not_belong_together_are_refused(pruned, copy, source):
@@ -200,9 +222,9 @@ def test_a_model_of_another_vocabulary_is_refused(pruned, tmp_path):
         verify(Checkpoint.open(pruned), against=other)
 
 
-def test_another_model_of_the_same_shape_gives_other_logits(pruned, tmp_path):
+def test_another_model_of_the_same_shape_gives_other_logits(pruned, tmp_path, stream):
     other = Checkpoint.open(make("llama", tmp_path / "other", seed=1))
-    assert failed(pruned, other)[0] == "logits"
+    assert failed(pruned, other, stream=stream)[0] == "logits"
 
 
 def test_a_cut_verified_against_itself_is_refused_since_nothing_would_be_checked(pruned):
@@ -211,51 +233,54 @@ def test_a_cut_verified_against_itself_is_refused_since_nothing_would_be_checked
         verify(checkpoint, against=checkpoint)
 
 
-def test_where_a_cut_makes_a_matrix_smaller_rounding_is_no_difference(narrowed, tmp_path):
+def test_where_a_cut_makes_a_matrix_smaller_rounding_is_no_difference(narrowed, tmp_path, stream):
     source, out = narrowed
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
-    result = verify(changed(copy, "model.norm.weight", rounded), against=source)
+    result = verify(changed(copy, "model.norm.weight", rounded), against=source, stream=stream)
     said = result.checks["logits"]["detail"]
     assert result.ok, said
     assert "max abs difference 0 " not in said
     assert "is rounding, since model.embed_tokens_per_layer.weight is smaller" in said
 
 
-def test_where_a_cut_makes_a_matrix_smaller_a_changed_layer_is_found_all_the_same(narrowed, tmp_path):
+def test_where_a_cut_makes_a_matrix_smaller_a_changed_layer_is_found_all_the_same(narrowed, tmp_path, stream):
     source, out = narrowed
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
     changed(copy, "model.layers.3.mlp.up_proj.weight", spoiled)
-    assert failed(copy, source)[0] == "logits"
+    assert failed(copy, source, stream=stream)[0] == "logits"
 
 
-def test_where_no_matrix_became_smaller_even_rounding_is_a_difference(copy, source):
+def test_where_no_matrix_became_smaller_even_rounding_is_a_difference(copy, source, stream):
     changed(copy, "model.norm.weight", rounded)
-    assert failed(copy, source)[0] == "logits"
+    assert failed(copy, source, stream=stream)[0] == "logits"
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_healed(tmp_path):
+def test_a_cut_of_a_healed_cut_differs_from_the_original_and_equals_what_was_healed(tmp_path, stream):
     original = Checkpoint.open(speaking(tmp_path / "original"))
     first = prune(original, plan(8, layers="2"), tmp_path / "first")
     trained = healed(first, tmp_path / "trained")
     second = prune(trained, plan(7, layers="3"), tmp_path / "second")
     for source in (original, first):
-        result = verify(second, against=source)
+        result = verify(second, against=source, stream=stream)
         assert result.ok
         assert "trained since, so it differs" in result.checks["logits"]["detail"]
         assert "max abs difference 0 " not in result.checks["logits"]["detail"]
-    result = verify(second, against=trained)
+    result = verify(second, against=trained, stream=stream)
     assert result.ok
     assert "max abs difference 0 without layer 3" in result.checks["logits"]["detail"]
     changed(second.directory, "model.layers.0.mlp.up_proj.weight", spoiled)
-    assert failed(second.directory, trained)[0] == "logits"
+    assert failed(second.directory, trained, stream=stream)[0] == "logits"
 
 
-def test_a_cut_of_an_untrained_cut_must_equal_the_original(source, pruned, tmp_path):
+def test_a_cut_of_an_untrained_cut_must_equal_the_original(source, pruned, tmp_path, stream):
     second = prune(Checkpoint.open(pruned), plan(6, layers="3"), tmp_path / "second")
-    assert "max abs difference 0 without layers 1, 4-5" in verify(second, against=source).checks["logits"]["detail"]
+    assert (
+        "max abs difference 0 without layers 1, 4-5"
+        in verify(second, against=source, stream=stream).checks["logits"]["detail"]
+    )
     changed(second.directory, "model.layers.0.mlp.up_proj.weight", spoiled)
-    assert failed(second.directory, source)[0] == "logits"
+    assert failed(second.directory, source, stream=stream)[0] == "logits"
 
 
 @pytest.mark.parametrize("name", ["model.layers.3.mlp.up_proj.weight", "model.embed_tokens.weight"])

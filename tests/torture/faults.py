@@ -169,8 +169,8 @@ class Ran:
 
     @property
     def errors(self) -> list[str]:
-        """The messages that it ended with."""
-        return [line for line in self.said.splitlines() if line.startswith("Error: ")]
+        """The messages that it ended with; they may stand behind half of a line that could not be written."""
+        return re.findall(r"(?<![A-Za-z])Error: .*", self.said)
 
 
 def prepared(server: Server, verb: Verb, place: Path) -> Path:
@@ -201,12 +201,20 @@ def points(trace: Path, place: Path, *, first_thread: bool = False) -> list[tupl
     for match in lines:
         pid, call = match["pid"], match["call"]
         counts[pid, call] += 1
-        writes = f"{place}/" in match["rest"] and "O_RDONLY" not in match["rest"]
+        writes = _is_below(place, call, match["rest"]) and "O_RDONLY" not in match["rest"]
         if writes and (not first_thread or pid == main or call not in own):
             found.setdefault((call, counts[pid, call]), pid)
     return list(found)
 
 
+def _is_below(place: Path, call: str, rest: str) -> bool:
+    """Whether a call is on something in the folder, which commands run in: descriptors are said with their paths."""
+    names = NAMED.findall(rest) if call in NAMING else ()
+    return f"{place}/" in rest or any(not name.startswith("/") for name in names)
+
+
+NAMING = {"rename", "renameat", "renameat2", "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir"}
+NAMED = re.compile(r'"([^"]*)"')
 CALL = re.compile(r"(?P<pid>\d+) +(?P<call>\w+)\((?P<rest>.*)")
 
 

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import yaml
+
 NASTY: tuple[Any, ...] = (
     *(None, True, -1, 0, 2**63, 2**200, 1e308, float("inf"), float("nan"), "", "../../x", "a\nb", "\ud800", [], {}),
     *([[]], {"": None}, "x" * 10_000, -(2**63), 0.5, "<script>", "{{ 7 * 7 }}"),
@@ -58,6 +60,37 @@ def of_json(data: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.randint(1, 3)):
         tree = _changed(tree, rng)
     return json.dumps(tree).encode("utf-8", "surrogatepass")
+
+
+def of_yaml(data: bytes, rng: random.Random) -> bytes:
+    """A value of a YAML file, as of_json(); now and then the bytes themselves."""
+    if rng.random() < 0.3:
+        return of_bytes(data, rng)
+    return of_json(json.dumps(yaml.safe_load(data)).encode(), rng)  # JSON is YAML
+
+
+def of_header(data: bytes, rng: random.Random) -> bytes:
+    """Of a safetensors file: bytes, or its header, with offsets that overlap, are swapped, or lead behind the end."""
+    if rng.random() < 0.4:
+        return of_bytes(data, rng)
+    size = int.from_bytes(data[:8], "little")
+    header, rest = json.loads(data[8 : 8 + size]), data[8 + size :]
+    tensors = [name for name in header if name != "__metadata__"]
+    first, second = rng.sample(tensors, 2)
+    kind = rng.randrange(5)
+    if kind == 0:
+        offsets = [header[name]["data_offsets"] for name in (second, first)]
+        header[first]["data_offsets"], header[second]["data_offsets"] = offsets
+    elif kind == 1:
+        header[first]["data_offsets"][rng.randrange(2)] += rng.choice((-8, -1, 1, 8, len(rest), 2**62))
+    elif kind == 2:
+        header[first]["shape"] = rng.choice(([], [0], [2**31, 2**31], [-1], ["2"], header[second]["shape"]))
+    elif kind == 3:
+        header[first]["dtype"] = rng.choice(("F64", "Q4", "", None, "BF16", "I64"))
+    else:
+        header |= {"pad": "x" * rng.choice((1, 10_000, 5_000_000))}
+    new = json.dumps(_changed(header, rng) if rng.random() < 0.3 else header).encode("utf-8", "surrogatepass")
+    return len(new).to_bytes(8, "little") + new + rest
 
 
 def _changed(tree: Any, rng: random.Random) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-CALLS = "openat,write,pwrite64,copy_file_range,fsync,rename,renameat,renameat2,mkdir,unlink,unlinkat"
+CALLS = "openat,write,pwrite64,copy_file_range,fsync,fdatasync,rename,renameat,renameat2,mkdir,unlink,unlinkat"
 
 
 def preload() -> None:
@@ -91,7 +91,7 @@ def run(asked: dict[str, Any]) -> int:
     tracer = None
     if asked.get("trace"):
         inject = ["-e", f"inject={asked['inject']}"] if asked.get("inject") else []
-        shown = ["-xx", "-s", str(2**28)] if asked.get("all") else ["-s", "0"]
+        shown = ["-xx", "-s", str(2**28)] if asked.get("all") else ["-s", "256"]
         traced = ["-e", f"trace={asked.get('calls', CALLS)}"]
         tracer = subprocess.Popen(
             ["strace", "-f", "-y", *shown, "-p", str(pid), "-o", asked["trace"], *traced, *inject],

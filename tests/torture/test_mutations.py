@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,17 +20,18 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from mutations import of_bytes, of_json
+from mutations import of_bytes, of_header, of_json, of_yaml
 from tiny_gguf import write_gguf
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.gguf import dequantised
 from shortstack.checkpoint.record import changed_since, near_cuts, skipped_layers
 from shortstack.checkpoint.weights import check_fit
+from shortstack.cli import main
 from shortstack.data import CalibrationText
 from shortstack.errors import ShortstackError
 from shortstack.healing.recipes import read_recipe
-from shortstack.machine.files import read_json
+from shortstack.machine.files import read_json, remove
 from shortstack.machine.memory import forget_peak_rss, peak_rss
 from shortstack.planning import Plan, plan
 from shortstack.pruning import prune, verify
@@ -41,6 +43,8 @@ from studies import inline
 from zoo import speaking
 
 COUNT = int(os.environ.get("TORTURE_MUTATIONS", "40"))
+SMALL = ("--text", "pydoc", "--samples", "2", "--length", "16")
+SHORT = ("--max-samples", "24", "--max-length", "16", "--epochs", "1")
 SLACK = 32_000_000  # bytes: what the allocator keeps
 Mutation = Callable[[bytes, random.Random], bytes]
 STUDY = "models: [m]\nmetrics: [reverse]\ndrop: [2]\nevaluation: {perplexity: [pydoc], samples: 4, length: 32}\n"
@@ -89,7 +93,7 @@ def scored(place: Path) -> None:
 
 
 TARGETS = {
-    "safetensors": Target("m/model-00001-of-00004.safetensors", of_bytes, opened),
+    "safetensors": Target("m/model-00001-of-00004.safetensors", of_header, opened),
     "index": Target("m/model.safetensors.index.json", of_json, opened),
     "config": Target("m/config.json", of_json, opened),
     "tokenizer": Target("m/tokenizer.json", of_json, tokenised),
@@ -97,8 +101,8 @@ TARGETS = {
     "record": Target("cut/shortstack.json", of_json, recorded),
     "plan": Target("plan.json", of_json, planned),
     "scores": Target("scores.json", of_json, scored),
-    "recipe": Target("recipe.yaml", of_bytes, lambda place: read_recipe(str(place / "recipe.yaml"))),
-    "study": Target("study.yaml", of_bytes, lambda place: read_study(place / "study.yaml")),
+    "recipe": Target("recipe.yaml", of_yaml, lambda place: read_recipe(str(place / "recipe.yaml"))),
+    "study": Target("study.yaml", of_yaml, lambda place: read_study(place / "study.yaml")),
     "GGUF": Target("model.gguf", of_bytes, lambda place: Checkpoint.open(dequantised(place / "model.gguf")).sizes),
     "run store": Target("runs/runs.sqlite", of_bytes, lambda place: Report.of(place / "runs").html()),
 }
@@ -177,13 +181,63 @@ def test_what_reads_a_changed_file_never_ends_in_a_traceback(
     assert ends["refused"], "no change was seen"
 
 
-@pytest.mark.parametrize("part", ["weights", "config.json", "tokenizer.json"])
+BY_VERBS = {
+    "m/config.json": (of_json, ("prune", "m", "--metric", "reverse", "--drop", "2", "-o", "out")),
+    "m/model.safetensors.index.json": (of_json, ("prune", "m", "--layers", "3", "-o", "out")),
+    "m/model-00001-of-00004.safetensors": (of_header, ("score", "m", "--metric", "bi", *SMALL)),
+    "m/tokenizer.json": (of_json, ("evaluate", "m", "--perplexity", "pydoc", "--samples", "2", "--length", "16")),
+    "m/tokenizer_config.json": (of_json, ("score", "m", "--metric", "bi", *SMALL)),
+    "cut/shortstack.json": (of_json, ("heal", "cut", "--data", "pydoc", "--last", "1", *SHORT, "-o", "out")),
+    "plan.json": (of_json, ("prune", "m", "--plan", "plan.json", "-o", "out")),
+    "scores.json": (of_json, ("plan", "m", "--scores", "scores.json", "--metric", "bi", "--drop", "2", "-o", "out")),
+    "recipe.yaml": (of_yaml, ("heal", "cut", "--recipe", "recipe.yaml", "--data", "pydoc", *SHORT, "-o", "out")),
+    "study.yaml": (of_yaml, ("study", "study.yaml", "--dry-run")),
+    "model.gguf": (of_bytes, ("profile", "model.gguf", "--no-speed")),
+    "runs/runs.sqlite": (of_bytes, ("report", "runs", "-o", "out")),
+}
+
+
+@pytest.mark.parametrize("file", BY_VERBS)
+def test_verbs_end_in_words_whatever_a_file_holds(
+    file: str,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    counted: Callable[[str], None],
+) -> None:
+    mutation, words = BY_VERBS[file]
+    place = shutil.copytree(whole, tmp_path / "place")
+    content, ends = (place / file).read_bytes(), Counter[int]()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["shortstack", *words, "-q"])
+    for seed in range(max(3, COUNT // 20)):
+        (place / file).write_bytes(mutation(content, random.Random(f"{file} {seed}")))
+        with ended_within(60), pytest.raises(SystemExit) as ended:
+            main()
+        said, code = capsys.readouterr().err, int(ended.value.code or 0)
+        ends[code] += 1
+        assert code in (0, 1, 2), f"{file}, change {seed}: {said}"
+        assert ("Error: " in said) == (code != 0), f"{file}, change {seed}: {said}"
+        for path in place.glob("out*"):
+            assert code == 0, f"{file}, change {seed}: {path.name} stays, {said}"
+            remove(path)
+    counted(f"changed files, by verbs, {file}: {dict(ends)}")
+
+
+@pytest.mark.parametrize("part", ["weights", "others"])
 def test_verify_sees_every_flip(part: str, whole: Path, tmp_path: Path) -> None:
     place = shutil.copytree(whole / "cut", tmp_path / "cut")
-    file = next(place.glob("model-*.safetensors")) if part == "weights" else place / part
-    content = file.read_bytes()
+    written = [
+        path for path in place.iterdir() if path.name != "shortstack.json"
+    ]  # which has the digests of all others
+    files = sorted(path for path in written if (path.suffix == ".safetensors") == (part == "weights"))
+    assert len(files) > 1
     for seed in range(COUNT):
         rng = random.Random(seed)
+        file = rng.choice(files)
+        content = file.read_bytes()
         changed = bytearray(content)
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
         file.write_bytes(changed)
@@ -191,7 +245,8 @@ def test_verify_sees_every_flip(part: str, whole: Path, tmp_path: Path) -> None:
             seen = not verify(Checkpoint.open(place)).ok
         except ShortstackError:
             seen = True
-        assert seen, f"{part}, flip {seed}"
+        assert seen, f"{file.name}, flip {seed}"
+        file.write_bytes(content)
 
 
 def test_the_store_of_these_tests_is_whole(whole: Path) -> None:

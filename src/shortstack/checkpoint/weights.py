@@ -80,10 +80,11 @@ def load_into(model: PreTrainedModel, weights: Mapping[str, Tensor], *, dtype: t
     return report
 
 
-def check_fit(checkpoint: Checkpoint) -> None:
+def check_fit(checkpoint: Checkpoint, *, extra_heads: bool = True) -> None:
     """Refuse a checkpoint whose tensors are not the weights its config describes; only headers are read.
 
-    Quantised weights have forms of their own, which are not checked.
+    extra_heads: layers past the last (MTP heads), which go with a cut, may be there. Quantised weights have forms of their
+    own, which are not checked.
 
     Raises:
         CheckpointError: a weight has no stored tensor, or one of another shape; or a tensor has no place in the model.
@@ -94,7 +95,7 @@ def check_fit(checkpoint: Checkpoint) -> None:
     blank = {
         name: torch.empty(tensor.shape, dtype=_dtype(tensor), device="meta")
         for name, tensor in checkpoint.tensors.items()
-        if not checkpoint.is_extra_head(name)  # it goes with the cut
+        if not (extra_heads and checkpoint.is_extra_head(name))
     }
     report = load_into(model, blank, dtype=None, device="meta")
     model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)

@@ -69,6 +69,8 @@ def show_profile(result: Profile) -> None:
     console.show_table("profile", ("", *(counts.model for counts in models)), rows)
     if result.speed:
         _show_speeds(result)
+    if result.untimed:
+        console.show(f"Not timed: {result.untimed}.")
 
 
 def _counted(counts: Counts) -> dict[str, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @verb()
 def verify(
     directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
-    session: Annotated[Session, Without("seed", "device", "dtype", "stream")],
+    session: Annotated[Session, Without("seed", "device", "dtype")],
     against: Annotated[
         str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
     ] = None,
@@ -37,7 +37,9 @@ def verify(
     with session.report.bars() as progress:
         checkpoint = session.alone.open(directory, progress)  # --revision is of the model it is against
         origin = session.source.open(against, progress) if against else None
-        result = verify_checkpoint(checkpoint, against=origin, device=device, progress=progress)
+        result = verify_checkpoint(
+            checkpoint, against=origin, device=device, stream=session.compute.stream, progress=progress
+        )
     if session.report.json:
         console.show_json(result.to_dict())
     else:

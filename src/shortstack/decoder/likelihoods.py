@@ -23,7 +23,7 @@ from torch import Tensor
 
 from shortstack.data.questions import Request, TokenizedQuestion
 from shortstack.decoder.batching import by_length, padded
-from shortstack.decoder.decoder import Decoder, SkippedLayers
+from shortstack.decoder.decoder import UNPRUNED, Decoder, SkippedLayers
 from shortstack.decoder.losses import chunks, pieces
 from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, silent
@@ -67,14 +67,21 @@ class Accuracy:
 def likelihoods(
     decoder: Decoder, requests: Sequence[Request], *, batch: int | None = None, progress: Progress = silent
 ) -> list[Likelihood]:
-    """Each request's likelihood; batch: so many sequences in a forward, None for as many as BATCH_TOKENS has room for."""
-    alone, shared = parted(requests) if shares_contexts(decoder) else (list(range(len(requests))), [])
+    """Each request's likelihood; batch: so many sequences in a forward, None for as many as BATCH_TOKENS has room for.
+
+    Where weights are streamed all requests pass layer after layer, and no context is shared.
+    """
     scored: dict[int, Likelihood] = {}
 
     def score(places: Sequence[int], states: Tensor) -> None:
         scored.update(zip(places, _likelihoods(decoder, [requests[place] for place in places], states), strict=True))
         progress("answering", len(scored), len(requests))
 
+    if decoder.weights:
+        for places, left in _walked(decoder, requests, [UNPRUNED], batch=batch):
+            score(places, left[UNPRUNED])
+        return [scored[place] for place in range(len(requests))]
+    alone, shared = parted(requests) if shares_contexts(decoder) else (list(range(len(requests))), [])
     for group in by_length([len(requests[place].ids) for place in alone], batch=batch):
         places = [alone[index] for index in group]
         score(places, _whole(decoder, [requests[place] for place in places]))
@@ -95,22 +102,30 @@ def answers(
 ) -> dict[SkippedLayers, Accuracy]:
     """How many questions the model answers rightly without each set of layers, all from one walk."""
     requests = [choice for question in questions for choice in question.choices]
-    batches = by_length([len(request.ids) for request in requests])
-    values = {skipped: [0.0] * len(requests) for skipped in sets}
-    largest, done = max(len(batch) * len(requests[batch[-1]].ids) for batch in batches), 0
+    values, done = {skipped: [0.0] * len(requests) for skipped in sets}, 0
+    for places, states in _walked(decoder, requests, sets):
+        here = [requests[place] for place in places]
+        for skipped, each in states.items():
+            for place, found in zip(places, _likelihoods(decoder, here, each, greedy=False), strict=True):
+                values[skipped][place] = found.value
+        done += len(places)
+        progress("answering", done, len(requests))
+    return {skipped: _accuracy(questions, values[skipped]) for skipped in sets}
+
+
+def _walked(
+    decoder: Decoder, requests: Sequence[Request], sets: Sequence[SkippedLayers], *, batch: int | None = None
+) -> Iterator[tuple[list[int], dict[SkippedLayers, Tensor]]]:
+    """Requests' places, and by skipped layers the states that predict their endings; many batches pass a layer together."""
+    batches = by_length([len(request.ids) for request in requests], batch=batch)
+    largest = max(len(places) * len(requests[places[-1]].ids) for places in batches)
     for turn in decoder.turns(batches, tokens=largest, streams=len(sets)):
-        walks = [decoder.enter(_rows(decoder, [requests[place] for place in batch]), sets) for batch in turn]
+        walks = [decoder.enter(_rows(decoder, [requests[place] for place in places]), sets) for places in turn]
         for _ in decoder.through(walks, range(len(decoder.layers))):
             pass
-        for batch, walk in zip(turn, walks, strict=True):
-            here = [requests[place] for place in batch]
-            for skipped, hidden in walk.hidden.items():
-                scored = _likelihoods(decoder, here, _predicting(here, hidden), greedy=False)
-                for place, each in zip(batch, scored, strict=True):
-                    values[skipped][place] = each.value
-            done += len(batch)
-            progress("answering", done, len(requests))
-    return {skipped: _accuracy(questions, values[skipped]) for skipped in sets}
+        for places, walk in zip(turn, walks, strict=True):
+            here = [requests[place] for place in places]
+            yield places, {skipped: _predicting(here, hidden) for skipped, hidden in walk.hidden.items()}
 
 
 def _accuracy(questions: Sequence[TokenizedQuestion], values: Sequence[float]) -> Accuracy:

@@ -120,15 +120,18 @@ def evaluate(
         collapse = checkpoint.record.get("verb") in {"prune", "heal"}
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=text.length if texts else 0)
     beside_tasks = bool(texts or items or collapse)
-    if beside_tasks or (tasks and tasks.backend != VLLM):  # before weights are read for their digest
-        device = pick_device(compute.device)
-        checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device)
+    if items or collapse:  # before weights are read for their digest
+        _check_room(checkpoint, compute)
     run = TaskRun(checkpoint, tasks, compute) if tasks else None
     if run and run.tasks.backend == VLLM:
         run.answer_with_vllm()  # first: it wants most of the device's memory
     if not beside_tasks and run and not run.missing:
         return Evaluation(checkpoint.source, {}, tasks=run.results)
-    decoder = Decoder.open(checkpoint, replace(compute, stream=False))  # batch after batch, every layer
+    writes = bool(items or collapse or (run and any(task.generates for task in run.missing)))
+    if writes:
+        _check_room(checkpoint, compute)
+    # What is only read passes the layers one by one, so that these may be streamed; what writes needs them all at once.
+    decoder = Decoder.open(checkpoint, replace(compute, stream=False) if writes else compute)
     if run:
         run.answer(decoder, tokenizer, progress)
     return Evaluation(
@@ -138,6 +141,12 @@ def evaluate(
         check_collapse(decoder.model, tokenizer, progress=progress) if collapse else None,
         run.results if run else {},
     )
+
+
+def _check_room(checkpoint: Checkpoint, compute: Compute) -> None:
+    """Refuse a model that is to write and does not fit in memory."""
+    device = pick_device(compute.device)
+    checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device)
 
 
 def _check_lengths(

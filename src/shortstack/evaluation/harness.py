@@ -93,6 +93,11 @@ class LoadedTask:
         return any(each.metric == self.metric and not each.weight_by_size for each in listed)
 
     @property
+    def generates(self) -> bool:
+        """Whether the model writes answers, in place of finding one of several likeliest."""
+        return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
+
+    @property
     def _first(self) -> Any:
         return next(iter(self.tasks.values()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,18 +43,29 @@ def measure(
 
     Of a text of which only some tokens count it is that of these.
     """
-    size = max(1, 1024 // tokens.ids.shape[1])
-    batches = tokens.ids.split(size)
-    counted = [None] * len(batches) if tokens.counted is None else tokens.counted.split(size)
-    losses: list[Tensor] = []  # of each window
-    for number, (batch, counts) in enumerate(zip(batches, counted, strict=True), start=1):
-        ids = batch.to(decoder.device)
-        counts = None if counts is None else counts.to(decoder.device)
-        found = next_token_losses(decoder, ids, decoder.walk(ids, [route])[route], counts)
-        predicted = [ids.shape[1] - 1] * len(ids) if counts is None else counts[:, 1:].sum(1).tolist()
-        losses += in_float64(found).cpu().split(predicted)
-        progress("measuring perplexity", number, len(batches))
+    losses = list(_losses(decoder, tokens, route, progress))
     table, windows = torch.cat(losses), torch.stack([window.mean() for window in losses])
     mean = checked(float(table.mean()), f"loss on {tokens.source}")
     stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else math.nan
     return Perplexity(value(mean), table.numel(), mean, stderr, tokens.record(), decoder.dtype)
+
+
+def _losses(decoder: Decoder, tokens: Tokens, route: SkippedLayers, progress: Progress) -> Iterator[Tensor]:
+    """The losses of each window's tokens that count; where weights are streamed, many batches pass each layer together."""
+    size = max(1, 1024 // tokens.ids.shape[1])
+    ids = [batch.to(decoder.device) for batch in tokens.ids.split(size)]
+    counted = [None] * len(ids) if tokens.counted is None else tokens.counted.to(decoder.device).split(size)
+    batches = list(zip(ids, counted, strict=True))
+    together = (
+        decoder.turns(batches, tokens=ids[0].numel(), streams=1) if decoder.weights else [[each] for each in batches]
+    )
+    done, depth = 0, len(decoder.layers)
+    for turn in together:
+        walks = [decoder.enter(batch, [route]) for batch, _ in turn]
+        for layer in decoder.through(walks, range(depth)):
+            progress("measuring perplexity", done * depth + (layer + 1) * len(turn), len(batches) * depth)
+        done += len(turn)
+        for walk, (batch, counts) in zip(walks, turn, strict=True):
+            found = next_token_losses(decoder, batch, walk.hidden[route], counts)
+            predicted = [batch.shape[1] - 1] * len(batch) if counts is None else counts[:, 1:].sum(1).tolist()
+            yield from in_float64(found).cpu().split(predicted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from shortstack.checkpoint import Checkpoint
@@ -81,7 +80,6 @@ class TaskRun:
             "dtype": self.dtype,
             "device": device,
             "options": [tasks.limit, tasks.batch, tasks.max_length, tasks.seed],
-            "code": version("shortstack"),
         }
         if tasks.backend == VLLM:
             beside["engine"] = [VLLM, load_vllm().VERSION]

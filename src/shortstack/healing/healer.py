@@ -30,7 +30,7 @@ from shortstack.healing.task import HealingTask
 from shortstack.healing.teacher_answers import Answers
 from shortstack.healing.training import Environment, History, train, training_device
 from shortstack.healing.unfinished import Unfinished
-from shortstack.machine.cache import library_versions
+from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, silent
@@ -158,6 +158,8 @@ class HealingRun:
     def check(self) -> None:
         """Refuse what cannot be, before anything is read."""
         self.task.check()
+        cache_limit()
+        _ = self.checkpoint.record  # goes into the result's; what is wrong with it is said now
         check_unquantised(self.checkpoint, "to train", "heal")
         self.task.method.first(self.checkpoint)
 

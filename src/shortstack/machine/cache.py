@@ -56,11 +56,11 @@ def content_key(kind: str, **parts: object) -> str:
     """The name of what is kept: the digest of all that it depends on, in 64 hexadecimal digits.
 
     Every cache and every step of a study is named by this function. kind: what is kept. parts: models, by
-    `Checkpoint.identity`, data by its content, and options. The versions of libraries are always a part.
+    `Checkpoint.identity`, data by its content, and options. The versions of libraries are always a part, and so is
+    shortstack's own, unless `code` stands for it.
     """
-    return digest(
-        {"kind": kind, "libraries": library_versions(), **{name: plain(each) for name, each in parts.items()}}
-    )
+    known = {"kind": kind, "libraries": library_versions(), "code": version("shortstack")}
+    return digest({**known, **{name: plain(each) for name, each in parts.items()}})
 
 
 @functools.cache

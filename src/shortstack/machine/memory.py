@@ -57,7 +57,7 @@ def check_room(where: object, nbytes: int, device: str) -> None:
         expected=f"room for its weights on {device}: {_gigabytes(nbytes)}",
         found=f"{_gigabytes(free)} free",
         fix=f"free memory, or try {elsewhere}{parameter('dtype', 'bfloat16')} if this is float32, or a larger machine; "
-        "score, sweep, plan and prune read such a model layer by layer",
+        "score, sweep, plan, prune, verify, and evaluate on texts and multiple choice read such a model layer by layer",
     )
 
 

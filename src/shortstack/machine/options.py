@@ -106,7 +106,8 @@ def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one
     """
     if value in choices:
         return
-    near = difflib.get_close_matches(str(value), list(choices), 1)
+    begun = [choice for choice in choices if str(value) and str(choice).startswith(str(value))]
+    near = begun or difflib.get_close_matches(str(value), list(choices), 1)
     if near:
         fix = f"did you mean {near[0]}?"
     raise InputError(parameter(name), expected=f"one of {', '.join(choices)}", found=repr(value), fix=fix)

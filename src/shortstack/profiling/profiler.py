@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from shortstack.decoder.generation import generate
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.memory import forget_peak, peak_bytes
+from shortstack.machine.formats import size
+from shortstack.machine.memory import available_memory, forget_peak, peak_bytes
 from shortstack.machine.progress import Progress, silent
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
 from shortstack.profiling.options import Timing
@@ -80,7 +82,7 @@ class Profile:
     """Counts, and what was measured on this machine.
 
     peak_bytes: the most memory held until the checkpoint alone had run at each batch size: of the device where that is
-    CUDA, else of the whole process.
+    CUDA, else of the whole process. untimed: why no speed was measured that was asked for, in words; "" where it was.
     """
 
     counts: Counts
@@ -88,12 +90,14 @@ class Profile:
     peak_bytes: int | None
     machine: dict[str, Any]
     against: Against | None = None
+    untimed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         data = {
             **self.counts.to_dict(),
             "speed": [asdict(speed) for speed in self.speed],
             "peak_bytes": self.peak_bytes,
+            "untimed": self.untimed,
             **self.machine,
             "against": None,
         }
@@ -116,7 +120,8 @@ def profile(
 ) -> Profile:
     """Parameters, bytes and multiply-accumulates of a checkpoint, and its speed at each batch size; no sizes: no speed.
 
-    against: runs take turns with that model, which gives ratios of speed.
+    against: runs take turns with that model, which gives ratios of speed. What does not fit in memory is
+    counted, and not timed.
 
     Raises:
         InputError: prompt and new tokens, or without sizes the prompt, are more than a model has positions for.
@@ -132,8 +137,9 @@ def profile(
             check_positions(model, timing.prompt, parameter("prompt"), fix=shorter)
     counts = [count(model, arithmetic(compute.dtype, model, device), tokens=timing.prompt) for model in both]
     machine = {"device": device, "threads": torch.get_num_threads()}
-    if not loads:
-        return Profile(counts[0], (), None, machine, Against(counts[1], (), ()) if against else None)
+    untimed = _too_large(both, compute, device) if loads else ""
+    if not loads or untimed:
+        return Profile(counts[0], (), None, machine, Against(counts[1], (), ()) if against else None, untimed)
     forget_peak(device)
     models = [_loaded(checkpoint, compute)]
     for load in loads:
@@ -163,6 +169,16 @@ def speed_ratios(own: Speed, other: Speed) -> SpeedRatios:
     """The ratios of two speeds under one load, whose runs took turns."""
     prefill = ratio(own.prefill_runs, other.prefill_runs)
     return SpeedRatios(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
+
+
+def _too_large(models: Sequence[Checkpoint], compute: Compute, device: str) -> str:
+    """Why models cannot be in memory together, in words; "" where they can."""
+    needed = sum(model.parameters * arithmetic(compute.dtype, model, device).itemsize for model in models)
+    free = available_memory(device)
+    if needed <= free:
+        return ""
+    weights = "the weights of both take" if len(models) > 1 else "its weights take"
+    return f"{weights} {size(needed)}, and {size(free)} are free on {device}"
 
 
 def _loaded(checkpoint: Checkpoint, compute: Compute) -> PreTrainedModel:

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.file_names import PICKLED, RECORD, TEMPLATES
 from shortstack.checkpoint.record import changed_since, skipped_layers
 from shortstack.checkpoint.safetensors import file_digest
+from shortstack.checkpoint.weights import check_fit
 from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
+from shortstack.decoder.streaming import must_stream
+from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import plain
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning import Plan
 from shortstack.planning.layer_sets import show_layers
 from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
@@ -42,7 +47,12 @@ class Verification:
 
 
 def verify(
-    checkpoint: Checkpoint, *, against: Checkpoint | None = None, device: str = "cpu", progress: Progress = silent
+    checkpoint: Checkpoint,
+    *,
+    against: Checkpoint | None = None,
+    device: str = "cpu",
+    stream: bool | None = None,
+    progress: Progress = silent,
 ) -> Verification:
     """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
 
@@ -51,6 +61,10 @@ def verify(
     Logits are compared in float32 on seeded random tokens; they must be equal, difference 0. Where a tensor outside the
     layers became smaller (Gemma 3n's per-layer embeddings), products with it round anew and 1e-5 of the largest logit is
     allowed; where a step since the source repaired or trained weights, the difference is only reported.
+
+    stream: read weights layer by layer, which takes the memory of two layers beside embedding and head; None: where one of
+    the models does not fit. Then both are walked in the dtype they compute in, and hidden states are compared after every
+    kept layer, too.
 
     Raises:
         CheckpointError: there is no record to verify against, or the two models do not belong together.
@@ -66,9 +80,12 @@ def verify(
     checks = {"files": _files(checkpoint, progress)}
     if not checks["files"]["ok"]:  # what somebody changed is not loaded
         return Verification(checks)
-    checks["tensors"] = _tensors(checkpoint)
+    models = [checkpoint, *([against] if against else [])]
+    if stream is None:
+        stream = any(must_stream(each, torch.float32, device) for each in models)
+    checks["tensors"] = _tensors(checkpoint, stream=stream)
     if against is not None and checks["tensors"]["ok"]:
-        checks["logits"] = _logits(checkpoint, against, device)
+        checks["logits"] = _logits(checkpoint, against, device, under(progress, "comparing: ") if stream else None)
     return Verification(checks)
 
 
@@ -94,41 +111,71 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
     return {"ok": not wrong, "detail": "; ".join(wrong) or f"{len(manifest)} files as written"}
 
 
-def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """transformers loads it with nothing missing, unexpected or of another shape (Checkpoint.model raises otherwise)."""
+def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
+    """transformers loads it with nothing missing, unexpected or of another shape (Checkpoint.model raises otherwise).
+
+    stream: it is seen from headers that it would.
+    """
     try:
-        checkpoint.model(dtype=torch.float32, strict=True)
+        check_fit(checkpoint, extra_heads=False) if stream else checkpoint.model(dtype=torch.float32, strict=True)
     except (ArchitectureError, CheckpointError) as error:
         return {"ok": False, "detail": error.found}
     return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}
 
 
-def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str) -> dict[str, Any]:
+def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: Progress | None) -> dict[str, Any]:
+    """streamed: who is told how far that is, where weights are read layer by layer."""
     skipped = skipped_layers(checkpoint, against)
-    vocabulary, ours = against.vocabulary, checkpoint.vocabulary
-    if vocabulary != ours:
+    vocabulary = against.vocabulary
+    if vocabulary != checkpoint.vocabulary:
         raise CheckpointError(
             checkpoint.directory,
             expected=f"the vocabulary of {against.source}, {vocabulary} tokens",
-            found=f"{ours}",
+            found=f"{checkpoint.vocabulary}",
             fix="name the model it was made from",
         )
     ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
-    expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
-    with torch.no_grad():
-        logits = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
+    resized, parted = _resized(checkpoint, against), None
+    if streamed:
+        dtype = torch.float32 if resized else arithmetic("auto", against, device)
+        states, expected = _walked(against, ids, skipped, dtype=dtype, device=device, progress=streamed)
+        ours, logits = _walked(checkpoint, ids, UNPRUNED, dtype=dtype, device=device, progress=streamed)
+        parted = next((layer for layer, each in enumerate(ours) if not torch.equal(each, states[layer])), None)
+    else:
+        expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
+        with torch.no_grad():
+            logits = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
     difference, allowed = float((logits - expected).abs().max()), 0.0
     plural = "s" if len(skipped) > 1 else ""
     without = f"without layer{plural} {show_layers(sorted(skipped))}" if skipped else "with the same layers"
+    if streamed and parted is None:
+        without += f"; hidden states are equal after each of {checkpoint.anatomy.layers} layers"
     if changed := changed_since(checkpoint, against):
         without += "; repaired or trained since, so it differs"
-    elif resized := _resized(checkpoint, against):
+    elif parted is not None and not resized:
+        without += f"; hidden states first differ after layer {parted}"
+    elif resized:
         allowed = ROUNDING * float(expected.abs().max())
         without += f"; up to {allowed:.0e} is rounding, since {resized} is smaller"
     return {
         "ok": bool(torch.isfinite(logits).all()) if changed else difference <= allowed,
         "detail": f"max abs difference {difference:g} {without}",
     }
+
+
+@torch.no_grad()
+def _walked(
+    checkpoint: Checkpoint, ids: Tensor, skipped: SkippedLayers, *, dtype: torch.dtype, device: str, progress: Progress
+) -> tuple[list[Tensor], Tensor]:
+    """What leaves each layer that is not skipped, and the logits; of the weights one layer is in memory, and the next."""
+    decoder, states = Decoder.load(checkpoint, dtype=dtype, device=device, stream=True), list[Tensor]()
+    needed = [layer for layer, form in enumerate(decoder.forms()) if layer not in skipped or form.fills]
+    walk = decoder.enter(ids, [skipped])
+    for layer in decoder.through([walk], needed):
+        if layer not in skipped:
+            states.append(walk.hidden[skipped])
+        progress(checkpoint.directory.name, layer + 1, len(decoder.layers))
+    return states, decoder.logits(ids, walk.hidden[skipped])
 
 
 def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:

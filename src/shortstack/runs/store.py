@@ -58,12 +58,8 @@ class Store:
         """
         if read_only:
             _check_there(folder)
-        mode = "ro" if read_only else "rwc"
         try:
-            with (
-                _readable(folder.database.absolute(), read_only=read_only) as path,
-                closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=WAIT)) as connection,
-            ):
+            with _connected(folder.database.absolute(), read_only=read_only) as connection:
                 connection.row_factory, connection.text_factory = sqlite3.Row, _text
                 store = cls(connection)
                 if read_only:
@@ -244,16 +240,30 @@ def _nested(rows: Iterable[Any]) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _readable(database: Path, *, read_only: bool) -> Iterator[Path]:
-    """The database; where its folder cannot be written, which SQLite wants for a log beside it, a copy of both."""
-    log = database.with_name(f"{database.name}-wal")
-    if not read_only or os.access(database.parent, os.W_OK) or not log.exists():
-        yield database
+def _connected(database: Path, *, read_only: bool) -> Iterator[sqlite3.Connection]:
+    """The database, to write; or to look, which leaves no file beside it and needs no room on its disk.
+
+    SQLite makes files of its own beside a database whose log it reads. Where nobody has it open, a copy of both is read.
+    """
+    if not read_only:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=rwc", uri=True, timeout=WAIT)) as connection:
+            yield connection
         return
+    beside = [path for path in _logs(database) if path.exists()]
+    opened = os.access(database.parent, os.W_OK) and database.with_name(f"{database.name}-shm").exists()
     with tempfile.TemporaryDirectory() as folder:
-        for path in (database, log):
-            shutil.copy(path, folder)
-        yield Path(folder) / database.name
+        if beside and not opened:
+            for path in (database, *beside):
+                shutil.copy(path, folder)
+            database = Path(folder) / database.name
+        mode = "mode=ro" if beside else "mode=ro&immutable=1"
+        with closing(sqlite3.connect(f"{database.as_uri()}?{mode}", uri=True, timeout=WAIT)) as connection:
+            yield connection
+
+
+def _logs(database: Path) -> Iterator[Path]:
+    """Where SQLite keeps what is not in the database yet, or is to be taken back."""
+    return (database.with_name(f"{database.name}-{kind}") for kind in ("wal", "journal"))
 
 
 def _seal(row: sqlite3.Row, columns: Sequence[str]) -> str:

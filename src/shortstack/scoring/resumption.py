@@ -15,7 +15,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ class Keeper:
         """identity: what, beside the weights and the versions of the libraries, the walk's result depends on."""
         files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.shards]
         known = {"files": files, "config": checkpoint.config, "beside": checkpoint.beside}
-        key = content_key("walk", **known, code=version("shortstack"), **identity)
+        key = content_key("walk", **known, **identity)
         self.path = cache_directory("walks") / f"{key}.safetensors"
         self._due = time.monotonic() + KEEP_SECONDS
 

@@ -78,7 +78,7 @@ def estimate(study: Study, known: Mapping[str, ModelSize] | None = None, texts: 
         {kind: added(cost.seconds for cost in costs[kind]) for kind in sorted(costs)},
         START_SECONDS,
         disk_bytes=added(written),
-        least_disk_bytes=None if None in written else 2 * max(filter(None, written), default=0),
+        least_disk_bytes=None if None in written else sum(sorted(filter(None, written))[-2:]),
         memory_bytes=None if None in memory else max(filter(None, memory), default=0),
         cache_bytes=added(cost.cache for each in costs.values() for cost in each),
         unknown=tuple(unknown),
