@@ -40,12 +40,6 @@ class Graph:
         """The steps of a trial whose keys are known, by role. Without a step that lacks a result, they are all of them."""
         return dict(self._path(trial, results))
 
-    def expected(self, results: Results) -> dict[str, int]:
-        """How many steps of each kind there are at most, from the results there are."""
-        paths = (self.steps(trial, lambda step: results(step) or foreseen(step)) for trial in self.study.trials)
-        kinds = {step.key: step.kind for steps in paths for step in steps.values()}
-        return dict(sorted(Counter(kinds.values()).items()))
-
     @cached_property
     def known(self) -> Known:
         return Known(self.models, self.texts, self.study.compute.dtype)
@@ -137,3 +131,39 @@ def foreseen(step: Step) -> Mapping[str, Any]:
     unknown = {metric: [step.key, metric] for metric in step.arguments.get("metrics", ())}
     contents = Contents(step.key, step.key)
     return {"scores": unknown, "window_scores": unknown, "removed": [step.key], **contents.result}
+
+
+class Paths:
+    """The steps of each trial as far as they are known; found again only where one of them has got a result since."""
+
+    def __init__(self, graph: Graph, results: Results) -> None:
+        self._graph, self._results = graph, results
+        self._known: dict[str, dict[str, Step]] = {}
+        self._foreseen: dict[str, dict[str, str]] = {}  # by trial, the kinds of its steps by their keys
+        self._passing: dict[str, set[str]] = defaultdict(set)  # by the key of a step, the trials that have it
+
+    def steps(self, trial: Trial) -> dict[str, Step]:
+        """Graph.steps() of the trial, with the results there are."""
+        if trial.id not in self._known:
+            self._known[trial.id] = self._noted(trial, self._graph.steps(trial, self._results))
+        return self._known[trial.id]
+
+    def expected(self) -> dict[str, int]:
+        """How many steps of each kind there are at most, from the results there are."""
+        for trial in self._graph.study.trials:
+            if trial.id not in self._foreseen:
+                steps = self._graph.steps(trial, lambda step: self._results(step) or foreseen(step))
+                self._foreseen[trial.id] = {step.key: step.kind for step in self._noted(trial, steps).values()}
+        kinds = {key: kind for steps in self._foreseen.values() for key, kind in steps.items()}
+        return dict(sorted(Counter(kinds.values()).items()))
+
+    def arrived(self, key: str) -> None:
+        """A step has a result: further steps of its trials can be known."""
+        for trial in self._passing.pop(key, ()):
+            self._known.pop(trial, None)
+            self._foreseen.pop(trial, None)
+
+    def _noted(self, trial: Trial, steps: dict[str, Step]) -> dict[str, Step]:
+        for step in steps.values():
+            self._passing[step.key].add(trial.id)
+        return steps

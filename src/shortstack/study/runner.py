@@ -26,7 +26,7 @@ from shortstack.machine.progress import Progress, silent
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
-from shortstack.study.graph import Graph, sources
+from shortstack.study.graph import Graph, Paths, sources
 from shortstack.study.grid import Resources, Study, read_study
 from shortstack.study.references import expanded, open_model, text_digest
 from shortstack.study.run_options import KEEPS
@@ -130,6 +130,7 @@ class _StudyRun:
         self.ran = 0
         self.weights: dict[str, bool] = {}  # whether a step's folder has some
         self.recorded: dict[str, Any] = {}  # what the store says of each trial, and of the steps to come
+        self.paths = Paths(graph, self._result)
         self.open: list[Trial] = list(graph.study.trials)  # neither done nor failed
         self.done: dict[str, tuple[Trial, dict[str, Step]]] = {}  # the done trials
 
@@ -187,7 +188,7 @@ class _StudyRun:
     def _ready(self) -> Iterator[Step]:
         taken = {step.key for step in self.running.values()} | self.failed
         for trial in self.open:
-            steps = self.graph.steps(trial, self._result)
+            steps = self.paths.steps(trial)
             for step in steps.values():
                 if step.key in self.results or step.key in taken:
                     continue
@@ -253,6 +254,7 @@ class _StudyRun:
         if not before:
             self.store.end(step.key, "done", ended)
             self.results[step.key] = ended["result"]
+            self.paths.arrived(step.key)
 
     def _put(self, key: str) -> None:
         """Give what a worker wrote its place."""
@@ -268,7 +270,7 @@ class _StudyRun:
         numbers = {trial.id: number for number, trial in enumerate(self.graph.study.trials)}
         needed: set[str] = set()
         for trial in self.open:
-            steps = self.graph.steps(trial, self._result)
+            steps = self.paths.steps(trial)
             state = self._state(steps, running)
             reads = {place for step in steps.values() if step.key not in self.results for place in step.reads.values()}
             if state in ("waiting", "running"):
@@ -299,7 +301,7 @@ class _StudyRun:
 
     def _record_expected(self) -> None:
         """How many steps of each kind there will be at most, and how many are done."""
-        expected = self.graph.expected(self._result)
+        expected = self.paths.expected()
         if self.recorded.get("expected") != expected:
             self.recorded["expected"] = expected
             self.store.note(expected=expected)
