@@ -35,4 +35,4 @@ def test_a_kill_at_any_call_leaves_what_is_whole(
             wrong.append(f"{call} {number}: {found}")
     counted(f"SIGKILL, {name}: {killed} of {len(calls)} killed")
     assert not wrong, "\n".join(wrong)
-    assert killed >= len(calls) // 2, "the faults hit nothing"
+    assert killed >= len(calls) // 3, "the faults hit nothing"

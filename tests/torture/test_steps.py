@@ -32,7 +32,7 @@ from shortstack.study.workers import Launch
 from studies import found, inline
 from zoo import speaking
 
-EXAMPLES = max(3, int(os.environ.get("TORTURE_TRIALS", "40")) // 8)
+EXAMPLES = max(5, int(os.environ.get("TORTURE_TRIALS", "40")) // 20)
 STUDY = """
 models: [{model}]
 metrics: [reverse, random]

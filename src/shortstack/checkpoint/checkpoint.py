@@ -155,6 +155,7 @@ class Checkpoint:
             return {}
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
+            json.dumps(record, ensure_ascii=False).encode()  # it goes into the records of what is made from this
             found = "" if _is_record(record) else "another form"
         except (ValueError, RecursionError) as error:
             record, found = {}, str(error)
@@ -273,9 +274,11 @@ class Checkpoint:
                 self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
             tokenizer("a text")  # what is wrong with its settings shows here at the latest
-        except Exception as error:
-            if type(error) is not Exception and not isinstance(error, anatomy.UNBUILDABLE):
-                raise  # tokenizers, which is not Python, raises nothing more special than Exception
+        except BaseException as error:
+            # tokenizers, which is not Python, raises nothing more special than Exception, or where it panics, BaseException.
+            bare = type(error) is Exception or type(error).__name__ == "PanicException"
+            if not bare and not isinstance(error, anatomy.UNBUILDABLE):
+                raise
             raise self._no_tokenizer(one_line(error)) from error
         return tokenizer
 
@@ -314,7 +317,8 @@ def _is_manifest(files: Any) -> bool:
 
 def _is_step(record: Mapping[str, Any]) -> bool:
     """A verb, the source's name, and for a cut the original number of each layer and how many there were."""
-    source, layer_map, plan, repair = (record.get(name) or {} for name in ("source", "layer_map", "plan", "repair"))
+    parts = (record.get(name) for name in ("source", "layer_map", "plan", "repair"))
+    source, layer_map, plan, repair = ({} if part is None else part for part in parts)
     return (
         isinstance(record.get("verb"), str)
         and all(isinstance(each, dict) for each in (source, layer_map, plan, repair))

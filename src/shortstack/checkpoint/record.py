@@ -59,7 +59,7 @@ def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int
     Raises:
         CheckpointError: the record's layers are not those of this source.
     """
-    kept = list(checkpoint.record.get("layer_map", {}).values())
+    kept = list((checkpoint.record.get("layer_map") or {}).values())
     earlier = list((against.record.get("layer_map") or {str(i): i for i in range(against.anatomy.layers)}).values())
     if len(kept) != checkpoint.anatomy.layers or not set(kept) <= set(earlier):
         raise CheckpointError(
