@@ -24,10 +24,10 @@ from shortstack import cli
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint import safetensors as shards
 from shortstack.checkpoint.safetensors import StoredTensor
-from shortstack.errors import OutputError
+from shortstack.errors import CheckpointError, OutputError
 from shortstack.planning import plan
 from shortstack.pruning import prune, verify
-from zoo import make, tiny
+from zoo import make, speaking, tiny
 
 SINGLE, INDEX, RECORD = "model.safetensors", "model.safetensors.index.json", "shortstack.json"
 SIDE = {
@@ -395,3 +395,24 @@ def test_gpt2_as_the_hub_names_its_tensors(tmp_path):
         bare, full = (AutoModelForCausalLM.from_pretrained(out.directory)(ids).logits for out in outs)
     assert torch.equal(bare, full)
     assert verify(outs[0], against=Checkpoint.open(model)).ok
+
+
+def test_a_tokenizer_that_panics_is_said_and_who_presses_ctrl_c_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library behind fast tokenizers raises a BaseException of its own where it panics."""
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    panic = type("PanicException", (BaseException,), {})
+
+    def raising(error: BaseException) -> Callable[..., None]:
+        def from_pretrained(*_args: object, **_options: object) -> None:
+            raise error
+
+        return from_pretrained
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", raising(panic("range end index 9")))
+    with pytest.raises(CheckpointError, match=r"a tokenizer .*range end index 9"):
+        checkpoint.tokenizer()
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.tokenizer()

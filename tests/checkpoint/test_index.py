@@ -206,6 +206,8 @@ def test_a_commit_is_that_of_the_hubs_own_cache(tmp_path: Path) -> None:
         {"source": "m"},
         {"layer_map": {"0": "one"}},
         {"layer_map": {"0": -1}},
+        {"layer_map": ""},
+        {"source": {"id": "\ud800"}},
         {"plan": {"removed": [1]}},
         {"plan": [1]},
         {"repair": "kept"},
