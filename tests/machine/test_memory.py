@@ -15,7 +15,7 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder, streaming
 from shortstack.decoder import decoder as walk
 from shortstack.errors import InputError
-from shortstack.evaluation import EvaluationText, Tasks, evaluate
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.machine import memory
 from shortstack.machine.device import Compute
 from shortstack.scoring import score
@@ -139,7 +139,13 @@ def test_evaluate_says_that_there_is_no_room_before_it_reads_weights_for_their_d
     monkeypatch.setattr("shortstack.checkpoint.checkpoint.file_digest", lambda path: read.append(path) or "digest")
     monkeypatch.setattr(memory, "available_memory", lambda _device: checkpoint.parameters * 4 - 1)
     with pytest.raises(InputError, match="room for its weights on cpu"):
-        evaluate(checkpoint, text=EvaluationText(()), tasks=tasks, compute=Compute(dtype="float32", device="cpu"))
+        evaluate(
+            checkpoint,
+            text=EvaluationText(()),
+            tasks=tasks,
+            generation=GenerationChecks(collapse_check=True),
+            compute=Compute(dtype="float32", device="cpu"),
+        )
     assert not read
     monkeypatch.undo()
     monkeypatch.setattr("shortstack.checkpoint.checkpoint.file_digest", lambda path: read.append(path) or "digest")

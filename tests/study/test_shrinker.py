@@ -141,13 +141,13 @@ def test_ways_out_that_shrink_has_stay(tiny, monkeypatch):
         raise DiskFullError("the cache", expected="100 MB", found="1 MB", fix=fix)
 
     monkeypatch.setattr("shortstack.healing.heal", refuse)
-    with pytest.raises(DiskFullError, match=r"free some space, or take another disk$") as raised:
+    with pytest.raises(DiskFullError, match=r"free some space, or take another disk\.$") as raised:
         shrunk(tiny)
     check_options_of_shrink(raised.value)
 
 
 def test_one_process_makes_an_output_and_what_it_left_behind_goes(tiny):
-    with OutputLock(tiny / "out"), pytest.raises(OutputError, match=r"no other process is making it.*shortstack watch"):
+    with OutputLock(tiny / "out"), pytest.raises(OutputError, match=r"no other process is making.*shortstack watch"):
         shrunk(tiny)
     assert not (tiny / "out.study").exists()
     shrunk(tiny)

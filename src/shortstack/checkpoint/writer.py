@@ -112,7 +112,7 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         try:
             self.lock.__enter__()
-        except OutputError:
+        except BaseException:  # a signal, too, may come between a folder and its lock
             self._remove_parents()
             raise
         try:

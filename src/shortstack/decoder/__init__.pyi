@@ -8,6 +8,7 @@ from . import losses as losses
 from . import mlps as mlps
 from . import own_text as own_text
 from . import quantisation as quantisation
+from . import streaming as streaming
 from . import wrapping as wrapping
 from .decoder import Decoder as Decoder
 from .own_text import OwnText as OwnText
