@@ -174,7 +174,7 @@ def _walked(
     for layer in decoder.through([walk], needed):
         if layer not in skipped:
             states.append(walk.hidden[skipped])
-        progress(checkpoint.directory.name, layer + 1, len(decoder.layers))
+        progress(str(checkpoint.source), layer + 1, len(decoder.layers))
     return states, decoder.logits(ids, walk.hidden[skipped])
 
 
