@@ -138,13 +138,12 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
     resized, parted = _resized(checkpoint, against), None
     if streamed:
         dtype = torch.float32 if resized else arithmetic("auto", against, device)
-        states, expected = _walked(against, ids, skipped, dtype=dtype, device=device, progress=streamed)
+        theirs, expected = _walked(against, ids, skipped, dtype=dtype, device=device, progress=streamed)
         ours, logits = _walked(checkpoint, ids, UNPRUNED, dtype=dtype, device=device, progress=streamed)
-        parted = next((layer for layer, each in enumerate(ours) if not torch.equal(each, states[layer])), None)
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        parted = next((layer for layer, (mine, its) in pairs if not torch.equal(mine, its)), None)
     else:
-        expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
-        with torch.no_grad():
-            logits = checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
+        expected, logits = _computed(checkpoint, against, ids, skipped, device)
     difference, allowed = float((logits - expected).abs().max()), 0.0
     plural = "s" if len(skipped) > 1 else ""
     without = f"without layer{plural} {show_layers(sorted(skipped))}" if skipped else "with the same layers"
@@ -161,6 +160,15 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
         "ok": bool(torch.isfinite(logits).all()) if changed else difference <= allowed,
         "detail": f"max abs difference {difference:g} {without}",
     }
+
+
+@torch.no_grad()
+def _computed(
+    checkpoint: Checkpoint, against: Checkpoint, ids: Tensor, skipped: SkippedLayers, device: str
+) -> tuple[Tensor, Tensor]:
+    """The source's logits without the skipped layers, and the checkpoint's by transformers alone, in float32."""
+    expected = Decoder.load(against, dtype=torch.float32, device=device).skipping(ids, skipped)
+    return expected, checkpoint.model(dtype=torch.float32, device=device)(input_ids=ids, use_cache=False).logits
 
 
 @torch.no_grad()
