@@ -37,6 +37,8 @@ def test_folders_and_names_are_synced_once_they_are_made(tmp_path, monkeypatch):
     (tmp_path / "taken" / "full").mkdir(parents=True)
     with pytest.raises(OutputError, match="does not exist yet"):
         files.rename_new(tmp_path / "a" / "b", tmp_path / "taken")
+    with pytest.raises(FileNotFoundError):  # what the system says of anything else stays what it is
+        files.rename_new(tmp_path / "gone", tmp_path / "new")
 
 
 def test_a_disk_is_asked_where_the_output_will_be(tmp_path, monkeypatch):

@@ -127,9 +127,10 @@ def evaluate(
         run.answer_with_vllm()  # first: it wants most of the device's memory
     if not beside_tasks and run and not run.missing:
         return Evaluation(checkpoint.source, {}, tasks=run.results)
-    writes = bool(items or collapse or (run and any(task.generates for task in run.missing)))
-    if writes:
+    generates = bool(run and any(task.generates for task in run.missing))
+    if generates:
         _check_room(checkpoint, compute)
+    writes = bool(items or collapse or generates)
     # What is only read passes the layers one by one, so that these may be streamed; what writes needs them all at once.
     decoder = Decoder.open(checkpoint, replace(compute, stream=False) if writes else compute)
     if run:

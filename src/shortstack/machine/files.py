@@ -164,15 +164,21 @@ def whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)  # of a rename: there is something of that name
+
+
 def rename_new(made: Path, output: Path) -> None:
     """Give what is on the disk its name, which it has after a power cut, too, once this has ended.
 
     Raises:
-        OutputError: there is an output of that name by now, or the disk fails.
+        OutputError: there is an output of that name by now.
+        OSError: the disk has no room or fails.
     """
     try:
         os.rename(made, output)
     except OSError as error:
+        if error.errno not in TAKEN:
+            raise
         found, expected = error.strerror or str(error), "an output that does not exist yet"
         raise OutputError(output, expected=expected, found=found, fix="name another") from error
     sync(output.absolute().parent)  # first, so that it never has neither name
