@@ -67,6 +67,7 @@ def heal_in_turns(
             if not healed.exists():
                 result = heal(_opened(pruned, checkpoint), healed, task, cache=cache, resume=resume, progress=turn)
             checkpoint = _opened(healed, checkpoint)
+        run.processes.wait_for_everyone()  # all have opened what is renamed now
         if first:
             rename_new(healed, writer.out)
             _keep_logs(unfinished.folder, writer.out)
