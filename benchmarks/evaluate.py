@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,16 +106,31 @@ def together(cpu: dict[str, Clocks]) -> dict[str, Clocks]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, required=True)
+    options = bench.parser(__doc__, rounds=1)
+    options.add_argument("--data", type=Path, help="a folder of task data; not for --smoke, which makes its own")
     options.add_argument("--limit", type=int, default=50)
-    options.add_argument("--rounds", type=int, default=1)
     chosen = options.parse_args()
+    if not chosen.smoke and not chosen.data:
+        options.error("--data is needed")
+    with tempfile.TemporaryDirectory() as folder:
+        run(chosen, Path(folder))
+
+
+def made_data(folder: Path) -> Path:
+    """The tests' documents."""
+    sys.path.insert(0, str(bench.TESTS))
+    from documents import data_folder
+
+    return data_folder(folder)
+
+
+def run(chosen: argparse.Namespace, folder: Path) -> None:
     disable_progress_bar()
     torch.set_num_threads(1)
-    checkpoint = Checkpoint.open("demo")
+    checkpoint = Checkpoint.open(bench.tiny(folder / "tiny") if chosen.smoke else "demo")
     decoder, tokenizer = Decoder.load(checkpoint, dtype=torch.float32), checkpoint.tokenizer()
-    tasks = load_harness().load(["piqa", "arc_easy", "hellaswag"], data=chosen.data)
+    documents = made_data(folder / "data") if chosen.smoke else chosen.data
+    tasks = load_harness().load(["piqa", "arc_easy", "hellaswag"], data=documents)
     models = {
         "bare": HFLM(pretrained=decoder.model, tokenizer=tokenizer, batch_size=BATCH),
         "16": load_harness().HarnessModel(decoder, tokenizer, batch=BATCH),
@@ -149,7 +165,7 @@ def main() -> None:
         f"Eight depths; aim {SWEEP_AIM:g} x. Outcomes at every depth are the same.",
         table(heading, rows(together(many[0]), together(many[1]), SWEEP_AIM)),
     ]
-    bench.save("evaluate", data, sections)
+    bench.save("evaluate", data, sections, smoke=chosen.smoke)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What both benchmarks share: a child process measured from outside, medians and spread, and the results files."""
+"""What benchmarks share: their options, a child process measured from outside, medians and spread, the results files."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -21,7 +22,24 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+TESTS = Path(__file__).parents[1] / "tests"  # has tiny models
 POLL_SECONDS = 0.02
+
+
+def parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
+    """The options of every benchmark. rounds: how often contenders take turns."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=rounds)
+    options.add_argument("--smoke", action="store_true", help="tiny sizes, one round: it runs, and nothing is kept")
+    return options
+
+
+def tiny(folder: Path) -> str:
+    """A Llama of ten layers of width 16 with a tokenizer of 384 entries, as the tests use."""
+    sys.path.insert(0, str(TESTS))
+    from zoo import speaking
+
+    return str(speaking(folder, max_position_embeddings=2048, num_hidden_layers=10))
 
 
 @dataclass(frozen=True)
@@ -157,8 +175,8 @@ def verdict(met: bool) -> str:
     return "met" if met else "**missed**"
 
 
-def save(name: str, data: Mapping[str, Any], sections: Sequence[str]) -> Path:
-    """Write results/<name>_<cpu>_<date>.json and .md; prints the latter."""
+def save(name: str, data: Mapping[str, Any], sections: Sequence[str], *, smoke: bool = False) -> None:
+    """Write results/<name>_<cpu>_<date>.json and .md, smoke: neither; print the latter."""
     where, today = machine_slug(), date.today().isoformat()
     head = [
         f"# {name}: {today}",
@@ -166,13 +184,14 @@ def save(name: str, data: Mapping[str, Any], sections: Sequence[str]) -> Path:
         f"Command: `{data['command']}`",
     ]
     text = "\n\n".join([*head, *sections]) + "\n"
+    print(text)
+    if smoke:
+        return
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}_{where}_{today}.md"
     path.write_text(text, encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    print(text)
     print(f"written: {path.name} and .json", file=sys.stderr)
-    return path
 
 
 def machine_slug() -> str:

@@ -15,7 +15,6 @@ the scripts write their last. The loss in the tables is of the weights on disk, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -29,15 +28,18 @@ import harness
 from harness import median, ratios, spread, table, verdict
 
 MAIN = Path(__file__).resolve()
-MODEL, LAYERS = "demo", "4-5,12-14,16-17,25"
+LAYERS = "4-5,12-14,16-17,25"  # of SmolLM2
 LAST, RANK, ALPHA = 3, 8, 16
+SMOKE = {"samples": 16, "held_out": 4, "max_length": 32, "batch": 8, "epochs": 1}
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders share. data: a file of samples, or pydoc."""
+    """What all contenders share. data: a file of samples, or pydoc; layers: what was cut from the model."""
 
+    model: str
+    layers: str
     data: str
     pruned: str
     samples: int
@@ -84,8 +86,8 @@ def child_prune(setting: Setting, out: str) -> None:
     from shortstack.planning import plan
     from shortstack.pruning import prune
 
-    checkpoint = Checkpoint.open(MODEL)
-    prune(checkpoint, plan(checkpoint.anatomy.layers, layers=LAYERS), out)
+    checkpoint = Checkpoint.open(setting.model)
+    prune(checkpoint, plan(checkpoint.anatomy.layers, layers=setting.layers), out)
 
 
 def child_heal(setting: Setting, out: str) -> None:
@@ -352,8 +354,9 @@ def told(contest: Contest) -> list[str]:
         "cores busy with others, at most", "held-out loss",
     )  # fmt: skip
     what = (
-        f"SmolLM2-135M without layers {LAYERS}. Samples of {Path(setting.data).name}: {judged['samples']} to train on, of "
-        f"{judged['tokens']:,} tokens, {judged['learnt']:,} of which count in the loss; {setting.held_out} held out. "
+        f"{setting.model} without layers {setting.layers}. Samples of {Path(setting.data).name}: {judged['samples']} to "
+        f"train on, of {judged['tokens']:,} tokens, {judged['learnt']:,} of which count in the loss; {setting.held_out} "
+        "held out. "
         f"Held-out loss before training: {judged['losses'][0]:.3f}."
     )
     rows = [row(name, runs) for name, runs in contest.runs.items()]
@@ -365,7 +368,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         CHILDREN[sys.argv[2]](Setting(**json.loads(sys.argv[3])), *sys.argv[4:])
         return
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = harness.parser(__doc__, rounds=2)
     options.add_argument("--data", default="pydoc", help="instructions (.json, .jsonl), or text")
     options.add_argument("--samples", type=int, default=320)
     options.add_argument("--held-out", type=int, default=32)
@@ -374,20 +377,22 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=2)
     options.add_argument("--lr", type=float, default=1e-3)
     options.add_argument("--second-lr", type=float, default=5e-4)
-    options.add_argument("--rounds", type=int, default=2)
     chosen = vars(options.parse_args())
-    rounds, second_lr = chosen.pop("rounds"), chosen.pop("second_lr")
+    rounds, second_lr, smoke = chosen.pop("rounds"), chosen.pop("second_lr"), chosen.pop("smoke")
+    if smoke:
+        rounds, chosen = 1, {**chosen, **SMOKE}
     data: dict[str, Any] = {
         "machine": harness.machine(),
         "versions": harness.versions("shortstack", "torch", "transformers", "accelerate", "peft"),
         "command": harness.command_line(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        contest = Contest(Setting(pruned="", **chosen), second_lr, Path(folder))
+        model, layers = (harness.tiny(Path(folder) / "tiny"), "4-5") if smoke else ("demo", LAYERS)
+        contest = Contest(Setting(model, layers, pruned="", **chosen), second_lr, Path(folder))
         contest.run(rounds)
     data |= {"setting": {**chosen, "data": Path(chosen["data"]).name}, "before": contest.judged, "runs": contest.runs}
     data["ratios"] = {aim.name: aim.ratio(contest.runs) for aim in AIMS}
-    harness.save("heal", data, [__doc__.strip(), *told(contest)])
+    harness.save("heal", data, [__doc__.strip(), *told(contest)], smoke=smoke)
 
 
 if __name__ == "__main__":

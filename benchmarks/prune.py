@@ -1,15 +1,16 @@
 """How long `shortstack prune` takes, and how much memory, beside `cp` of the same bytes and beside mergekit.
 
-All sides run as processes of their own, in turn, several rounds, on one synthetic checkpoint (Llama-shaped, bf16, 6.3 GB)
-that is read into the page cache before every run. All sides are durable: the time ends when every written file is fsynced
-(prune does it itself; for the others it is done here, on the clock). Every output is deleted as soon as it is measured.
-In a virtual machine the first touch of a page can cost several times the copy into it, so before each run as much memory
-as the output needs is touched and let go. CPU seconds are given too: on a shared machine they wander less than wall time.
+All sides run as processes of their own, in turn, several rounds, on synthetic checkpoints (Llama-shaped, bf16, 6 and
+15 GB) that are read before every run, so that the page cache holds what it can of them. All sides are durable: the time
+ends when every written file is fsynced (prune does it itself; for the others it is done here, on the clock). Every output
+is deleted as soon as it is measured. In a virtual machine the first touch of a page can cost several times the copy into
+it, so before each run as much memory as the output needs is touched and let go. CPU seconds are given too: on a shared
+machine they wander less than wall time.
 
     cp           `cp -r` of an output that prune made: the kept bytes, and nothing else
     prune        the whole command line program
     copy         the byte-copying part of prune alone, in a process without torch
-    fixed        prune without the copy: imports, headers, the self-check on the meta device
+    fixed        prune without the copy: imports, headers, the self-check on the meta device; prune copies meanwhile
     import       a process that imports torch and transformers and ends
     mergekit     mergekit-yaml, passthrough, its defaults
     mergekit-1GB the same, told to write shards of the same size
@@ -26,58 +27,73 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import harness
 from harness import Ran, measured, median, ratios, spread, table, verdict
 
-LAYERS, WIDTH, INNER, VOCABULARY = 32, 2560, 8704, 32000
-CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": WIDTH,
-    "intermediate_size": INNER,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 20,
-    "num_key_value_heads": 20,
-    "head_dim": 128,
-    "vocab_size": VOCABULARY,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "bfloat16",
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama in bf16. cuts: by name, the layers that go. aim: of prune's wall time over cp's."""
+
+    layers: int
+    width: int
+    inner: int
+    vocabulary: int
+    cuts: Mapping[str, str]
+    aim: float
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every tensor, in layer order."""
+        yield "model.embed_tokens.weight", (self.vocabulary, self.width)
+        for layer in range(self.layers):
+            prefix = f"model.layers.{layer}"
+            yield f"{prefix}.input_layernorm.weight", (self.width,)
+            for name in "qkvo":
+                yield f"{prefix}.self_attn.{name}_proj.weight", (self.width, self.width)
+            yield f"{prefix}.post_attention_layernorm.weight", (self.width,)
+            yield f"{prefix}.mlp.gate_proj.weight", (self.inner, self.width)
+            yield f"{prefix}.mlp.up_proj.weight", (self.inner, self.width)
+            yield f"{prefix}.mlp.down_proj.weight", (self.width, self.inner)
+        yield "model.norm.weight", (self.width,)
+        yield "lm_head.weight", (self.vocabulary, self.width)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.width,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.width // min(self.width, 128),
+            "head_dim": min(self.width, 128),
+            "vocab_size": self.vocabulary,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "torch_dtype": "bfloat16",
+        }
+
+
+SCATTERED = "3,7,11,15,19,23,27,30"
+SIZES = {
+    "6GB": Size(32, 2560, 8704, 32000, {"tail": "24-31", "scattered": SCATTERED}, aim=1.25),
+    "15GB": Size(32, 4096, 12800, 32000, {"scattered": SCATTERED}, aim=1.1),
 }
-CUTS = {"tail": "24-31", "scattered": "3,7,11,15,19,23,27,30"}
+SMOKE = Size(4, 64, 128, 256, {"tail": "3"}, aim=1.25)
 SHARD_BYTES = 1 << 30
-WALL_AIM, RSS_AIM = 1.25, 200 * 10**6
+COPY_RSS_AIM = 200 * 10**6
 COSTS = ("fixed", "import")  # they write nothing
 MAIN = Path(__file__).resolve()
 
 
 # --- the checkpoint -----------------------------------------------------------------------------------------------------
-
-
-def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a Llama of that size, in layer order."""
-    yield "model.embed_tokens.weight", (VOCABULARY, WIDTH)
-    for layer in range(LAYERS):
-        prefix = f"model.layers.{layer}"
-        yield f"{prefix}.input_layernorm.weight", (WIDTH,)
-        for name in "qkvo":
-            yield f"{prefix}.self_attn.{name}_proj.weight", (WIDTH, WIDTH)
-        yield f"{prefix}.post_attention_layernorm.weight", (WIDTH,)
-        yield f"{prefix}.mlp.gate_proj.weight", (INNER, WIDTH)
-        yield f"{prefix}.mlp.up_proj.weight", (INNER, WIDTH)
-        yield f"{prefix}.mlp.down_proj.weight", (WIDTH, INNER)
-    yield "model.norm.weight", (WIDTH,)
-    yield "lm_head.weight", (VOCABULARY, WIDTH)
 
 
 def nbytes(shape: Sequence[int]) -> int:
@@ -87,10 +103,10 @@ def nbytes(shape: Sequence[int]) -> int:
     return size
 
 
-def make_checkpoint(directory: Path) -> int:
+def make_checkpoint(directory: Path, size: Size) -> int:
     """Write it, shards of about 1 GB filled from one random block; returns the bytes of its tensors."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
-    for name, shape in shapes():
+    for name, shape in size.shapes():
         if sum(map(nbytes, shards[-1].values())) + nbytes(shape) > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = shape
@@ -103,7 +119,7 @@ def make_checkpoint(directory: Path) -> int:
     total = sum(nbytes(shape) for shard in shards for shape in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "config.json").write_text(json.dumps(size.config))
     return total
 
 
@@ -148,15 +164,16 @@ def child_fixed(source: str, layers: str) -> None:
 
 def child_copy(source: str, layers: str, out: str) -> None:
     """The copy alone: headers read, then CheckpointWriter's shards, digests, manifest and rename. Prints its seconds."""
+    from shortstack.architecture.layer_names import LayerNames
     from shortstack.checkpoint import Checkpoint, CheckpointWriter
     from shortstack.checkpoint.writer import layout
     from shortstack.planning import plan
     from shortstack.pruning.pruner import kept_tensors
 
     checkpoint = Checkpoint.open(source)
-    vars(checkpoint)["layers_path"] = "model.layers"  # else learnt from the model's structure, which needs torch
     started = time.perf_counter()
-    kept = kept_tensors(checkpoint, plan(LAYERS, layers=layers), {})
+    names = LayerNames.seen(checkpoint.tensors, checkpoint.config)
+    kept = kept_tensors(checkpoint, plan(checkpoint.depth, layers=layers), {}, names=names)
     origin = {tensor.name: tensor.file.name for tensor in kept}
     size = sum(tensor.size for tensor in kept)
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=size) as writer:
@@ -187,11 +204,12 @@ CHILDREN: dict[str, Callable[..., None]] = {
 class Contest:
     """One cut of one checkpoint by every contender, round after round."""
 
-    def __init__(self, source: Path, layers: str, work: Path, mergekit: Path | None) -> None:
+    def __init__(self, size: Size, source: Path, layers: str, work: Path, mergekit: Path | None) -> None:
         from shortstack.planning import plan
 
+        self.size = size
         self.source, self.layers, self.work, self.mergekit = source, layers, work, mergekit
-        self.kept = plan(LAYERS, layers=layers).kept
+        self.kept = plan(size.layers, layers=layers).kept
         self.reference, self.out, self.recipe = work / "reference", work / "out", work / "mergekit.yml"
         self.runs: dict[str, list[dict[str, Any]]] = {}
         self.copying = {name for name in self.commands() if name not in COSTS}
@@ -354,24 +372,22 @@ def report(name: str, contest: Contest) -> tuple[str, dict[str, Any]]:
     if "mergekit" in contest.runs:
         numbers["mergekit_over_prune"] = median(ratios(contest.seconds("mergekit"), contest.seconds("prune")))
     text = [
-        f"## {name}: layers {contest.layers} of {LAYERS} removed, {len(kept)} kept",
+        f"## {name}: layers {contest.layers} of {contest.size.layers} removed, {len(kept)} kept",
         table(heading, rows),
-        table(("aim", "found", ""), aims(numbers)),
+        table(("aim", "found", ""), aims(numbers, contest.size.aim)),
         f"Fixed cost inside prune (imports, headers, self-check): {numbers['fixed_seconds']:.2f} s.",
     ]
     return "\n\n".join(text), {"layers": contest.layers, "runs": contest.runs, **numbers}
 
 
-def aims(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The two aims, each for the whole program and for the copy alone."""
+def aims(numbers: dict[str, Any], aim: float) -> list[tuple[str, str, str]]:
+    """Time of the whole program and of the copy alone; memory of the copy."""
     rows = [
-        (f"{label}: wall <= {WALL_AIM} x cp", f"{numbers[key]:.2f}", verdict(numbers[key] <= WALL_AIM))
+        (f"{label}: wall <= {aim} x cp", f"{numbers[key]:.2f}", verdict(numbers[key] <= aim))
         for label, key in (("whole program", "wall_over_cp"), ("copy alone", "copy_over_cp"))
     ]
-    return rows + [
-        (f"{label}: peak RSS <= 200 MB", f"{numbers[key] / 1e6:.0f} MB", verdict(numbers[key] <= RSS_AIM))
-        for label, key in (("whole program", "prune_peak_rss"), ("copy alone", "copy_peak_rss"))
-    ]
+    found = numbers["copy_peak_rss"]
+    return [*rows, ("copy alone: peak RSS <= 200 MB", f"{found / 1e6:.0f} MB", verdict(found <= COPY_RSS_AIM))]
 
 
 def mergekit_versions(mergekit: Path | None) -> dict[str, str]:
@@ -383,32 +399,41 @@ def mergekit_versions(mergekit: Path | None) -> dict[str, str]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = harness.parser(__doc__, rounds=5)
     options.add_argument("--work-dir", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--cut", choices=[*CUTS, "both"], default="both")
+    options.add_argument("--size", choices=[*SIZES, "all"], default="all")
     options.add_argument("--mergekit", type=Path, help="the mergekit-yaml of a virtual environment of its own")
     chosen = options.parse_args()
-    if shutil.disk_usage(chosen.work_dir).free < 25 * 10**9:
-        sys.exit(f"{chosen.work_dir} has less than 25 GB free")
-    with tempfile.TemporaryDirectory(prefix="prune-benchmark-", dir=chosen.work_dir) as folder:
-        work, sections = Path(folder), []
-        size = make_checkpoint(work / "source")
-        data: dict[str, Any] = {
-            "machine": harness.machine() | {"filesystem": filesystem(work)},
-            "versions": harness.versions("shortstack", "torch", "transformers", "safetensors")
-            | mergekit_versions(chosen.mergekit),
-            "command": harness.command_line(),
-            "checkpoint_bytes": size,
-        }
-        for name in CUTS if chosen.cut == "both" else [chosen.cut]:
-            print(f"{name}:", file=sys.stderr)
-            contest = Contest(work / "source", CUTS[name], work, chosen.mergekit)
-            contest.run(chosen.rounds)
-            section, data[name] = report(name, contest)
-            sections.append(section)
-    checkpoint = f"Checkpoint: {size / 1e9:.2f} GB of bf16 in shards of 1 GB, {LAYERS} layers, in the page cache."
-    harness.save("prune", data, [__doc__.split("\n\n", 1)[1].strip(), checkpoint, *sections])
+    sizes = SIZES if chosen.size == "all" else {chosen.size: SIZES[chosen.size]}
+    if chosen.smoke:
+        sizes = {"tiny": SMOKE}
+    elif shutil.disk_usage(chosen.work_dir).free < 45 * 10**9:
+        sys.exit(f"{chosen.work_dir} has less than 45 GB free")
+    data: dict[str, Any] = {
+        "machine": harness.machine() | {"filesystem": filesystem(chosen.work_dir)},
+        "versions": harness.versions("shortstack", "torch", "transformers", "safetensors")
+        | mergekit_versions(chosen.mergekit),
+        "command": harness.command_line(),
+    }
+    sections = []
+    for name, size in sizes.items():
+        with tempfile.TemporaryDirectory(prefix="prune-benchmark-", dir=chosen.work_dir) as folder:
+            found, data[name] = contests(name, size, Path(folder), chosen)
+            sections += found
+    harness.save("prune", data, [__doc__.split("\n\n", 1)[1].strip(), *sections], smoke=chosen.smoke)
+
+
+def contests(name: str, size: Size, work: Path, chosen: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """The sections and the numbers of all cuts of one size."""
+    nbytes = make_checkpoint(work / "source", size)
+    sections, data = [f"# {name}\n\n{nbytes / 1e9:.2f} GB of bf16 in shards of 1 GB, {size.layers} layers."], {}
+    for cut, layers in size.cuts.items():
+        print(f"{name}, {cut}:", file=sys.stderr)
+        contest = Contest(size, work / "source", layers, work, chosen.mergekit)
+        contest.run(1 if chosen.smoke else chosen.rounds)
+        section, data[cut] = report(cut, contest)
+        sections.append(section)
+    return sections, {"checkpoint_bytes": nbytes, **data}
 
 
 def filesystem(path: Path) -> str:

@@ -13,12 +13,13 @@ Contenders, in turn, several rounds, in one process; every one of them loads the
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -180,12 +181,17 @@ def sections(seconds: Clocks, cpu: Clocks, loading: list[float], found: dict[str
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5)
-    chosen = options.parse_args()
+    chosen = harness.parser(__doc__, rounds=5).parse_args()
     disable_progress_bar()
-    checkpoint = Checkpoint.open("demo")
-    tokens = Tokens.read("pydoc", checkpoint.tokenizer(), samples=10, length=128)
+    with tempfile.TemporaryDirectory() as folder:
+        run(chosen.rounds, smoke=Path(folder) if chosen.smoke else None)
+
+
+def run(rounds: int, *, smoke: Path | None) -> None:
+    """smoke: where a tiny model is made, to see that it runs."""
+    checkpoint = Checkpoint.open(harness.tiny(smoke) if smoke else "demo")
+    samples, length, rounds = (4, 32, 1) if smoke else (10, 128, rounds)
+    tokens = Tokens.read("pydoc", checkpoint.tokenizer(), samples=samples, length=length)
     data: dict[str, Any] = {
         "machine": harness.machine() | {"torch threads": torch.get_num_threads()},
         "versions": harness.versions("shortstack", "torch", "transformers"),
@@ -195,11 +201,11 @@ def main() -> None:
     }
     with torch.no_grad():
         full_loss(load(checkpoint), tokens.ids)  # kernels are chosen and memory is mapped before any clock runs
-    loading = loading_seconds(checkpoint, chosen.rounds)
-    seconds, cpu, losses = contest(checkpoint, tokens, chosen.rounds)
+    loading = loading_seconds(checkpoint, rounds)
+    seconds, cpu, losses = contest(checkpoint, tokens, rounds)
     found = summary(seconds, losses)
     data |= {"seconds": seconds, "cpu_seconds": cpu, "loading_seconds": loading, "losses": losses, **found}
-    harness.save("score", data, [__doc__.strip(), *sections(seconds, cpu, loading, found)])
+    harness.save("score", data, [__doc__.strip(), *sections(seconds, cpu, loading, found)], smoke=bool(smoke))
 
 
 if __name__ == "__main__":

@@ -130,11 +130,10 @@ def main() -> None:
     for model, drop, minutes in runs:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measured(model, drop, minutes, Path(folder)))
-        if asked.smoke:
-            print(*page(rows), sep="\n")
-            continue
         known = {"machine": harness.machine(), "versions": harness.versions("torch", "transformers", "peft", "torchao")}
-        harness.save("shrink", {**known, "command": harness.command_line(), "rows": rows}, page(rows))
+        harness.save(
+            "shrink", {**known, "command": harness.command_line(), "rows": rows}, page(rows), smoke=asked.smoke
+        )
 
 
 if __name__ == "__main__":

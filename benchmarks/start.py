@@ -5,7 +5,6 @@ python benchmarks/start.py --rounds 10
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import harness
@@ -20,13 +19,12 @@ CONTENDERS = {
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=10)
-    chosen = options.parse_args()
+    chosen = harness.parser(__doc__, rounds=10).parse_args()
+    rounds = 1 if chosen.smoke else chosen.rounds
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for command in CONTENDERS.values():
         harness.measured(command)  # the first run compiles bytecode
-    for turn in range(chosen.rounds):
+    for turn in range(rounds):
         for name in rotated(list(CONTENDERS), turn):
             seconds[name].append(harness.measured(CONTENDERS[name]).seconds)
     data = {
@@ -39,7 +37,9 @@ def main() -> None:
         (name, spread(found), "" if name.startswith("python") else verdict(median(found) < AIM))
         for name, found in seconds.items()
     ]
-    harness.save("start", data, [table(("command", "wall, s: median (range)", f"under {AIM} s"), rows)])
+    harness.save(
+        "start", data, [table(("command", "wall, s: median (range)", f"under {AIM} s"), rows)], smoke=chosen.smoke
+    )
 
 
 if __name__ == "__main__":

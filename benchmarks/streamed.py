@@ -6,7 +6,6 @@ once from start to end. Before either, this machine's page cache lets go of the 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -31,7 +30,7 @@ import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 config = LlamaConfig(
-    num_hidden_layers=int(sys.argv[2]), hidden_size=2048, intermediate_size=5632, num_attention_heads=16,
+    num_hidden_layers=int(sys.argv[2]), hidden_size=int(sys.argv[3]), intermediate_size=5632, num_attention_heads=16,
     num_key_value_heads=4, vocab_size=8192, max_position_embeddings=512, tie_word_embeddings=True, dtype="bfloat16",
 )
 torch.set_default_dtype(torch.bfloat16)
@@ -44,10 +43,12 @@ import torch
 from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.scoring.scorer import score
 from shortstack.data.tokens import Tokens
+from shortstack.machine.device import Compute
 checkpoint = Checkpoint.open(sys.argv[1])
 ids = torch.randint(0, 8192, (2, 64), generator=torch.Generator().manual_seed(0))
 started = time.perf_counter()
-score(checkpoint, Tokens(ids, "random", False, 0), metrics=["bi"], dtype="bfloat16", device="cpu", stream=True)
+tokens, compute = Tokens(ids, "random", False, 0), Compute(dtype="bfloat16", device="cpu", stream=True)
+score(checkpoint, tokens, metrics=["bi"], compute=compute)
 print(time.perf_counter() - started)
 """
 
@@ -64,10 +65,10 @@ def forget(files: Sequence[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def held(layers: int, rounds: int) -> dict[str, Any]:
+def held(layers: int, rounds: int, width: int) -> dict[str, Any]:
     """Size of the weights, and of every round: seconds of reading and of scoring, and the most memory scoring held."""
     with tempfile.TemporaryDirectory() as folder:
-        python(MAKE, folder, layers)
+        python(MAKE, folder, layers, width)
         files = sorted(Path(folder).glob("*.safetensors"))
         reading, scoring, rss = [], [], []
         for _ in range(rounds):
@@ -97,10 +98,9 @@ def row(layers: int, found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=3)
-    chosen = options.parse_args()
-    found = {layers: held(layers, chosen.rounds) for layers in LAYERS}
+    chosen = harness.parser(__doc__, rounds=3).parse_args()
+    layers, rounds, width = ((2,), 1, 64) if chosen.smoke else (LAYERS, chosen.rounds, 2048)
+    found = {each: held(each, rounds, width) for each in layers}
     heading = (
         "layers", "weights, MB", "peak RSS, MB", "over weights", "one sequential read, s", "score, s", "score over read"
     )  # fmt: skip
@@ -111,7 +111,7 @@ def main() -> None:
         "found": found,
     }
     rows = [row(layers, each) for layers, each in found.items()]
-    harness.save("streamed", data, [__doc__.strip(), table(heading, rows)])
+    harness.save("streamed", data, [__doc__.strip(), table(heading, rows)], smoke=chosen.smoke)
 
 
 if __name__ == "__main__":

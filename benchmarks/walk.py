@@ -12,7 +12,6 @@ as much as eight layers, and random weights of a Llama of 32 layers with a vocab
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import tempfile
@@ -157,6 +156,12 @@ CONTESTS = (
 )
 
 
+def models_in(folder: Path, *, smoke: bool) -> dict[str, Checkpoint]:
+    if smoke:
+        return {"tiny": Checkpoint.open(harness.tiny(folder))}
+    return {"SmolLM2-135M": Checkpoint.open("demo"), "32 layers, vocabulary 2048": small_vocabulary(folder)}
+
+
 def small_vocabulary(folder: Path) -> Checkpoint:
     torch.manual_seed(0)
     LlamaForCausalLM(SMALL_VOCABULARY).to(torch.bfloat16).save_pretrained(folder)
@@ -196,8 +201,7 @@ def row(contest: Contest, found: dict[str, Any], model: int) -> tuple[str, ...]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=3)
+    options = harness.parser(__doc__, rounds=3)
     options.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     chosen = options.parse_args()
     disable_progress_bar()
@@ -209,16 +213,17 @@ def main() -> None:
     heading = ("contest", "ours, s: median (range)", "other, s", "ratio", "aim", "losses apart by")
     sections = [__doc__.strip()]
     with tempfile.TemporaryDirectory() as folder:
-        models = {"SmolLM2-135M": Checkpoint.open("demo"), "32 layers, vocabulary 2048": small_vocabulary(Path(folder))}
-        ids = Tokens.read("pydoc", models["SmolLM2-135M"].tokenizer(), samples=SAMPLES, length=LENGTH).ids
+        models, rounds = models_in(Path(folder), smoke=chosen.smoke), 1 if chosen.smoke else chosen.rounds
+        first = next(iter(models.values()))
+        ids = Tokens.read("pydoc", first.tokenizer(), samples=SAMPLES, length=LENGTH).ids
         for number, (name, checkpoint) in enumerate(models.items()):
             decoder = Decoder.open(checkpoint, Compute(dtype=chosen.dtype, device="cpu"))
             some = ids % SMALL_VOCABULARY.vocab_size if number else ids
             ppl(decoder, some[:2]), ppl_by_skipping(decoder, some[:2])  # kernels are chosen before any clock runs
-            data[name] = {contest.name: held(contest, decoder, some, chosen.rounds) for contest in CONTESTS}
+            data[name] = {contest.name: held(contest, decoder, some, rounds) for contest in CONTESTS}
             rows = [row(contest, data[name][contest.name], number) for contest in CONTESTS]
             sections += [f"## {name}, {chosen.dtype}", table(heading, rows)]
-    harness.save(f"walk_{chosen.dtype}", data, sections)
+    harness.save(f"walk_{chosen.dtype}", data, sections, smoke=chosen.smoke)
 
 
 if __name__ == "__main__":

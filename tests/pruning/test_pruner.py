@@ -1,18 +1,20 @@
-"""What prune refuses before a byte is written, beyond what the errors' own tests cover."""
+"""What prune refuses and leaves nothing of, beyond what the errors' own tests cover; and what it copies before it knows."""
 
 import json
 import math
+import subprocess
+import sys
 
 import architectures
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.planning import plan
 from shortstack.pruning import prune, verify
-from shortstack.pruning.pruner import check_fits
+from shortstack.pruning.pruner import check_fits, kept_tensors
 from zoo import make
 
 SINGLE = "model.safetensors"
@@ -44,7 +46,7 @@ def test_declared_extra_heads_go_with_the_cut(tmp_path):
     edit(directory, num_hidden_layers=7, num_nextn_predict_layers=1)
     pruned = prune(Checkpoint.open(directory), plan(7, layers="2"), tmp_path / "out")
     assert pruned.config["num_nextn_predict_layers"] == 0
-    assert {pruned.layer_of(name) for name in pruned.tensors} == {None, 0, 1, 2, 3, 4, 5}
+    assert {pruned.layer_names.layer_of(name) for name in pruned.tensors} == {None, 0, 1, 2, 3, 4, 5}
 
 
 def test_extra_heads_named_mtp_go_with_any_cut_and_a_plan_says_so(tmp_path):
@@ -230,3 +232,56 @@ def test_files_that_describe_their_layers_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="torchao's form"):
         check_fits(tmp_path / "out", checkpoint, plan(8, drop=2))
     assert not (tmp_path / "out").exists()
+
+
+BEGUN = """
+import sys
+from shortstack.checkpoint.writer import CheckpointWriter
+begin = CheckpointWriter.begin
+def told(self, shards, **options):
+    print("torch" in sys.modules, len(shards), file=sys.stderr)
+    return begin(self, shards, **options)
+CheckpointWriter.begin = told
+sys.argv[0] = "shortstack"
+from shortstack.cli import main
+main()
+"""
+
+
+def test_bytes_move_before_the_cut_is_checked_and_before_torch_is_imported(tmp_path):
+    source, out = make("llama", tmp_path / "source"), tmp_path / "out"
+    asked = ["prune", str(source), "--layers", "2,5", "-o", str(out), "-q"]
+    told = subprocess.run([sys.executable, "-c", BEGUN, *asked], capture_output=True, text=True, check=True).stderr
+    assert [line for line in told.splitlines() if line.startswith(("True", "False"))] == ["False 1"]
+    assert verify(Checkpoint.open(out), against=Checkpoint.open(source)).ok
+
+
+def test_what_was_copied_for_another_cut_than_the_checked_one_is_written_anew(tmp_path, monkeypatch):
+    """Names alone may mislead: here every layer seems to be the one after it."""
+    source = Checkpoint.open(make("llama", tmp_path / "source"))
+    cut, begun = plan(source.depth, layers="1"), []
+    other = kept_tensors(source, plan(source.depth, layers="2"), {})
+    monkeypatch.setattr("shortstack.pruning.pruner._Cut.seen", lambda _cut: [other])
+    begin = CheckpointWriter.begin
+    monkeypatch.setattr(
+        CheckpointWriter, "begin", lambda self, shards, **rest: (begun.append(shards), begin(self, shards, **rest))
+    )
+    pruned = prune(source, cut, tmp_path / "out")
+    assert begun == [[other], [kept_tensors(source, cut, {})]]
+    assert verify(pruned, against=source).ok
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_a_cut_that_is_refused_while_it_is_copied_leaves_nothing(tmp_path, monkeypatch):
+    source = Checkpoint.open(make("llama", tmp_path / "source"))
+    found: list[list[str]] = []
+
+    def refused(*_any: object) -> None:
+        found.append(sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()))
+        raise ArchitectureError("here", expected="it", found="not it", fix="nothing")
+
+    monkeypatch.setattr("shortstack.pruning.pruner.pruned_config", refused)
+    with pytest.raises(ArchitectureError):
+        prune(source, plan(source.depth, layers="1"), tmp_path / "new" / "out")
+    assert found == [["new", "source"]], "it was being written"
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

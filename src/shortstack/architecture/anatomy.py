@@ -7,8 +7,7 @@ config counts.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,6 @@ UNBUILDABLE = (
     ValueError,
 )
 # In the names of layers that are not the text's.
-OTHER_TOWER = re.compile(r"visi|image|audio|speech")
 # Fields that count decoder layers, by the names transformers gives them.
 COUNTS = (
     "num_hidden_layers",
@@ -298,38 +296,6 @@ def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
         and not name.startswith("embed")
     ]
     return f"{parent_path}.{norms[-1]}" if norms else None
-
-
-def stored_layers_path(anatomy: Anatomy, names: Iterable[str], directory: Path) -> str:
-    """The prefix under which a checkpoint's files store the layers: of those numbered 0 to N-1, the one most like its path.
-
-    Files may lack the model's own prefix (gpt2: h.0), order it otherwise (gemma3: language_model.model.layers.0), or have
-    names of their own (exaone: transformer.h.0).
-
-    Raises:
-        CheckpointError: the stored names do not show which tensors belong to which of the config's layers.
-    """
-    numbered: dict[str, set[int]] = {}
-    for match in (re.match(r"(.+?)\.(\d+)\.", stored) for stored in names):
-        if match:
-            numbered.setdefault(match[1], set()).add(int(match[2]))
-    complete = [prefix for prefix, numbers in numbered.items() if numbers.issuperset(range(anatomy.layers))]
-    path = anatomy.layers_path.split(".")
-
-    def likeness(prefix: str) -> tuple[bool, int, bool, int]:
-        words = prefix.split(".")
-        return words[-1] == path[-1], len(set(path) & set(words)), not OTHER_TOWER.search(prefix), -len(words)
-
-    best = [prefix for prefix in complete if likeness(prefix) == max(map(likeness, complete))]
-    if len(best) == 1:
-        return best[0]
-    seen = {prefix: len(numbers) for prefix, numbers in numbered.items()}
-    raise CheckpointError(
-        directory,
-        expected=f"tensors named {anatomy.layer(0)} to {anatomy.layer(anatomy.layers - 1)}",
-        found=f"numbered prefixes {seen}" if seen else "no tensor with a layer number",
-        fix="check that the weights belong to this config; a form that fuses layers must be converted first",
-    )
 
 
 def shortened(

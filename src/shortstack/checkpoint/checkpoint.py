@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
+from shortstack.architecture.layer_names import LayerNames
 from shortstack.architecture.positions import learned_positions
 from shortstack.checkpoint.file_names import NAMED_WEIGHTS, RECORD, TEMPLATES, TOKENIZER, is_carried_along
 from shortstack.checkpoint.index import read_tensors
@@ -97,23 +97,15 @@ class Checkpoint:
         return learned_positions(self.blueprint, self.anatomy)
 
     @functools.cached_property
-    def layers_path(self) -> str:
-        """The prefix of layer tensors in the files."""
-        return anatomy.stored_layers_path(self.anatomy, self.tensors, self.directory)
+    def layer_names(self) -> LayerNames:
+        """How the files name the tensors of layers."""
+        return LayerNames.stored(self.anatomy, self.tensors, self.directory)
 
-    def layer_of(self, name: str) -> int | None:
-        """The layer a stored tensor belongs to; None outside the layers. Layers past the last are extra heads (MTP)."""
-        match = re.match(rf"{re.escape(self.layers_path)}\.(\d+)\.", name)
-        return int(match[1]) if match else None
-
-    def renumbered(self, name: str, layer: int) -> str:
-        """The name of a layer's stored tensor with the number of another layer."""
-        rest = name.removeprefix(f"{self.layers_path}.").partition(".")[2]
-        return f"{self.layers_path}.{layer}.{rest}"
-
-    def is_extra_head(self, name: str) -> bool:
-        """Whether a stored tensor is of a multi-token prediction head: past the last layer, or named `mtp...`."""
-        return (self.layer_of(name) or 0) >= self.anatomy.layers or bool(re.search(r"(^|\.)mtp\w*\.", name))
+    @functools.cached_property
+    def depth(self) -> int:
+        """How many layers the model has: by the tensors' names where they show it, so that nothing is imported for it."""
+        seen = LayerNames.seen(self.tensors, self.config)
+        return seen.layers if seen else self.anatomy.layers
 
     @functools.cached_property
     def sizes(self) -> Sizes:
@@ -126,8 +118,8 @@ class Checkpoint:
                     parameters[slot] += tensor.parameters // layers
                     sizes[slot] += tensor.size // layers
                 continue
-            layer = self.layer_of(tensor.name)
-            slot = layers + 1 if self.is_extra_head(tensor.name) else layers if layer is None else layer
+            layer = self.layer_names.layer_of(tensor.name)
+            slot = layers + 1 if self.layer_names.is_extra_head(tensor.name) else layers if layer is None else layer
             parameters[slot] += tensor.parameters
             sizes[slot] += tensor.size
         (*by_layer, other, extra), (*bytes_by_layer, other_bytes, extra_bytes) = parameters, sizes

@@ -11,8 +11,9 @@ import hashlib
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000  # the limit the reference implementation sets
 BLOCK_BYTES = 1 << 20  # read, hashed and written at once while still in the processor's cache
 KERNEL_BLOCK_BYTES = 32 << 20  # copied by one system call
+PENDING = 2  # parts that are written and not yet in the digest
 BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -250,20 +252,50 @@ class WrittenFile:
 
 
 def write_shard(path: Path, tensors: Sequence[StoredTensor], on_bytes: Callable[[int], None]) -> WrittenFile:
-    """Write one durable shard from byte ranges; its digest is computed by a second thread from the same ranges.
+    """Write one durable shard from byte ranges, its digest computed on the way.
 
     Tensors keep their order but for alignment: wider dtypes come first, as the reference implementation lays them out.
     """
     ordered = sorted(tensors, key=lambda tensor: -BITS[tensor.dtype])
-    header = _header(ordered)
-    pieces = [header, *_merged(tensor.data for tensor in ordered)]
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        digest = pool.submit(_digest, pieces)
-        with path.open("xb", buffering=0) as file:
-            for piece in pieces:
-                _write(piece, file.fileno(), on_bytes)
-            os.fsync(file.fileno())
+    with ThreadPoolExecutor(max_workers=1) as pool, path.open("xb", buffering=0) as file:
+        digest = _RunningDigest(pool)
+        for piece in (_header(ordered), *_merged(tensor.data for tensor in ordered)):
+            for part in _parts(piece):
+                digest.add(part)
+                _write(part, file.fileno(), on_bytes)
+        os.fsync(file.fileno())
         return WrittenFile(path.stat().st_size, digest.result())
+
+
+class _RunningDigest:
+    """sha256 of pieces, by a thread that is never more than PENDING behind: what it reads is still in the page cache."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.pool, self.sha = pool, hashlib.sha256()
+        self.pending: deque[Future[None]] = deque()
+
+    def add(self, piece: Piece) -> None:
+        self.pending.append(self.pool.submit(self._update, piece))
+        while len(self.pending) > PENDING:
+            self.pending.popleft().result()
+
+    def result(self) -> str:
+        while self.pending:
+            self.pending.popleft().result()
+        return self.sha.hexdigest()
+
+    def _update(self, piece: Piece) -> None:
+        for block in _blocks(piece):
+            self.sha.update(block)
+
+
+def _parts(piece: Piece) -> Iterator[Piece]:
+    """What one system call copies at a time, or bytes that were read to be picked from."""
+    if isinstance(piece, Span):
+        for start in range(piece.start, piece.end, KERNEL_BLOCK_BYTES):
+            yield Span(piece.path, start, min(start + KERNEL_BLOCK_BYTES, piece.end))
+    else:
+        yield from _blocks(piece)
 
 
 def _header(tensors: Sequence[StoredTensor]) -> bytes:

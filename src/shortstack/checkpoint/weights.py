@@ -95,7 +95,7 @@ def check_fit(checkpoint: Checkpoint, *, extra_heads: bool = True) -> None:
     blank = {
         name: torch.empty(tensor.shape, dtype=_dtype(tensor), device="meta")
         for name, tensor in checkpoint.tensors.items()
-        if not (extra_heads and checkpoint.is_extra_head(name))
+        if not (extra_heads and checkpoint.layer_names.is_extra_head(name))
     }
     report = load_into(model, blank, dtype=None, device="meta")
     model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)

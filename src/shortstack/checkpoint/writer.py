@@ -28,34 +28,46 @@ class _Stopped(Exception):
     """Raised inside a writer whose work nobody wants any more."""
 
 
-class _Advance:
-    """Counts the bytes that several writers have written; stops them all when one of them failed."""
+class _Writing:
+    """Shards that several threads write into a folder."""
 
-    def __init__(self, total: int, progress: Progress) -> None:
-        self.total, self.progress, self.done = total, progress, 0
+    def __init__(self, folder: Path, shards: Sequence[Sequence[StoredTensor]], progress: Progress) -> None:
+        width = len(shards)
+        self.shards, self.progress, self.done = shards, progress, 0
+        self.names = [
+            SINGLE if width == 1 else f"model-{n:05d}-of-{width:05d}.safetensors" for n in range(1, width + 1)
+        ]
+        self.paths = [folder / name for name in self.names]
+        self.total = sum(tensor.size for shard in shards for tensor in shard)
         self.lock, self.stop = threading.Lock(), threading.Event()
         self.idle, self.running = threading.Condition(), 0
+        self.pool = ThreadPoolExecutor(WRITERS)
+        self.futures = [self.pool.submit(self._write, *each) for each in zip(self.paths, shards, strict=True)]
 
-    def write(self, path: Path, shard: Sequence[StoredTensor]) -> WrittenFile:
-        """write_shard, unless the work was stopped meanwhile."""
+    def result(self) -> dict[str, WrittenFile]:
+        """The files by name, when all are written."""
+        return {name: future.result() for name, future in zip(self.names, self.futures, strict=True)}
+
+    def halt(self) -> None:
+        """Stop every thread at its next block and wait until none runs: a signal may have hidden one from the pool."""
+        with self.idle:
+            self.stop.set()
+            self.idle.wait_for(lambda: not self.running)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _write(self, path: Path, shard: Sequence[StoredTensor]) -> WrittenFile:
         with self.idle:
             if self.stop.is_set():
                 raise _Stopped
             self.running += 1
         try:
-            return write_shard(path, shard, self)
+            return write_shard(path, shard, self._advance)
         finally:
             with self.idle:
                 self.running -= 1
                 self.idle.notify_all()
 
-    def halt(self) -> None:
-        """Stop every writer at its next block and wait until none runs: a signal may have hidden one from its pool."""
-        with self.idle:
-            self.stop.set()
-            self.idle.wait_for(lambda: not self.running)
-
-    def __call__(self, count: int) -> None:
+    def _advance(self, count: int) -> None:
         if self.stop.is_set():
             raise _Stopped
         with self.lock:
@@ -84,6 +96,7 @@ class CheckpointWriter:
         check_disk(self.out, nbytes)
         self.partial = partial_of(self.out)
         self.lock = OutputLock(self.out)
+        self.writing: _Writing | None = None
         self.new_parents = [parent for parent in self.out.absolute().parents if not os.path.exists(parent)]
 
     def _check_outside(self, source: Path) -> None:
@@ -134,6 +147,8 @@ class CheckpointWriter:
 
     def _discard(self) -> None:
         """Remove what was written, and the parents made for it; after commit() there is neither."""
+        if self.writing:
+            self.writing.halt()
         shutil.rmtree(self.partial, ignore_errors=True)
         self.lock.__exit__(None, None, None)
         self._remove_parents()
@@ -143,26 +158,30 @@ class CheckpointWriter:
             for parent in self.new_parents:
                 parent.rmdir()
 
+    def begin(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
+        """Write these weights meanwhile; tensors() then waits for them, or where others were meant, writes those."""
+        self.writing = _Writing(self.partial, shards, progress)
+
     def tensors(self, shards: Sequence[Sequence[StoredTensor]], *, progress: Progress = silent) -> None:
         """Write the weights, one file per entry of `shards`, and the index when there is more than one."""
-        width = len(shards)
-        names = [SINGLE if width == 1 else f"model-{n:05d}-of-{width:05d}.safetensors" for n in range(1, width + 1)]
-        total = sum(tensor.size for shard in shards for tensor in shard)
-        advance = _Advance(total, progress)
-        with ThreadPoolExecutor(WRITERS) as pool:
-            try:
-                writing = [
-                    pool.submit(advance.write, self.partial / name, shard)
-                    for name, shard in zip(names, shards, strict=True)
-                ]
-                self.files |= {name: future.result() for name, future in zip(names, writing, strict=True)}
-            except BaseException:
-                advance.halt()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        if self.writing is None or self.writing.shards != shards:
+            self._drop()
+            self.begin(shards, progress=progress)
+        assert self.writing  # noqa: S101  just begun
+        self.files |= self.writing.result()
+        weight_map = {
+            tensor.name: file for file, shard in zip(self.writing.names, shards, strict=True) for tensor in shard
+        }
         if len(shards) > 1:
+            total = self.writing.total
             self.json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+    def _drop(self) -> None:
+        """Stop writing weights, and remove what is written of them."""
+        if self.writing:
+            self.writing.halt()
+            for path in self.writing.paths:
+                path.unlink(missing_ok=True)
 
     def json(self, name: str, data: Mapping[str, Any]) -> None:
         """Write a JSON file."""

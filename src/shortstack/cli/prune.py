@@ -80,13 +80,15 @@ def prune(
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        sized = choice.sized(checkpoint.sizes)
-        check_fits(output, checkpoint, planned or sized.like(checkpoint.anatomy.layers))
+        if choice.layers is not None:
+            planned = choice.plan(checkpoint.depth)
         if planned:
             chosen = Chosen(planned, planned)
-        else:
+        if asked.repair or not planned:  # prune() itself refuses in time what takes none to compute
+            check_fits(output, checkpoint, planned or choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers))
+        if not planned:
             chosen = choose(checkpoint, choice, text, compute=compute, progress=progress)
-        say_moved(chosen)
+            say_moved(chosen)
         windows = text.of_all(asked.repair_samples)
         repaired = refitted(checkpoint, chosen.plan, windows, compute, progress) if asked.repair else None
         size = asked.max_shard_size

@@ -209,7 +209,7 @@ def _stored(checkpoint: Checkpoint, number: int, mlp: Mlp) -> dict[str, tuple[St
     Raises:
         ArchitectureError: its matrices are stored under other names.
     """
-    places = {f"{checkpoint.layers_path}.{number}.{name}": axis for name, axis in _weights(mlp)}
+    places = {f"{checkpoint.layer_names.path}.{number}.{name}": axis for name, axis in _weights(mlp)}
     missing = [name for name in places if name.endswith(".weight") and name not in checkpoint.tensors]
     if missing:
         raise ArchitectureError(

@@ -109,8 +109,8 @@ class LayerWeights:
             if id(weight) in shared
         }
         for name in self._checkpoint.tensors:
-            layer = self._checkpoint.layer_of(name)
-            if layer is not None and name.removeprefix(f"{self._checkpoint.layers_path}.") in staying:
+            layer = self._checkpoint.layer_names.layer_of(name)
+            if layer is not None and name.removeprefix(f"{self._checkpoint.layer_names.path}.") in staying:
                 layer = None
             if layer is None or layer < len(self._layers):
                 names.setdefault(layer, []).append(name)

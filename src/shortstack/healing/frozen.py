@@ -189,11 +189,11 @@ class Freezer:
             return None
         kept = [layer for layer in range(theirs.anatomy.layers) if layer not in skipped]
         for name, tensor in ours.tensors.items():
-            layer = ours.layer_of(name)
+            layer = ours.layer_names.layer_of(name)
             if layer is not None and layer >= first:
                 continue
-            moved = name if layer is None else ours.renumbered(name, kept[layer])
-            other = theirs.tensors.get(moved.replace(ours.layers_path, theirs.layers_path, 1))
+            moved = name if layer is None else ours.layer_names.renumbered(name, kept[layer])
+            other = theirs.tensors.get(moved.replace(ours.layer_names.path, theirs.layer_names.path, 1))
             if other is None or other.shape != tensor.shape or other.dtype != tensor.dtype:
                 return None
             if not torch.equal(*(read_weight(each).view(torch.uint8) for each in (tensor, other))):

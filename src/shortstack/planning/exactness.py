@@ -11,7 +11,6 @@ from shortstack.architecture.anatomy import shortened
 from shortstack.architecture.config_fields import EXTRA_HEADS
 from shortstack.architecture.selfcheck import check_cut
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.weights import check_fit
 from shortstack.errors import ArchitectureError, CheckpointError, PlanError, parameter
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.layer_sets import show_layers
@@ -30,7 +29,9 @@ def cut_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
 
 
 def _config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    config = shortened(checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, plan.kept, checkpoint.layers_path)
+    config = shortened(
+        checkpoint.config, checkpoint.blueprint, checkpoint.anatomy, plan.kept, checkpoint.layer_names.path
+    )
     if not checkpoint.trust_remote_code:
         config.pop("auto_map", None)  # the code it names is not copied; the architecture is transformers' own
     return config
@@ -126,11 +127,13 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         CheckpointError: the files are not this config's.
         ArchitectureError: the cut cannot be expressed exactly; the message names the nearest that can.
     """
+    from shortstack.checkpoint.weights import check_fit  # imports torch: the bytes of a cut move meanwhile
+
     if plan.layers != checkpoint.anatomy.layers:
         raise PlanError(
             checkpoint.source,
-            expected=f"a plan for {checkpoint.anatomy.layers} layers",
-            found=f"a plan for {plan.layers}",
+            expected=f"a plan for the model's {checkpoint.anatomy.layers} layers",
+            found=f"a plan for {plan.layers} layers",
             fix="make the plan from this model",
         )
     _check_layers(checkpoint)
@@ -144,7 +147,7 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
 def _check_layers(checkpoint: Checkpoint) -> None:
     """Refuse layers past the last that the config does not name as extra heads."""
     layers = checkpoint.anatomy.layers
-    extra = max((layer or 0 for layer in map(checkpoint.layer_of, checkpoint.tensors)), default=0)
+    extra = max((layer or 0 for layer in map(checkpoint.layer_names.layer_of, checkpoint.tensors)), default=0)
     text = checkpoint.config.get(checkpoint.anatomy.text_key or "", checkpoint.config)
     if extra >= layers and not any(text.get(name) for name in EXTRA_HEADS):
         raise CheckpointError(

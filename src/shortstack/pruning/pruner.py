@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
+from shortstack.architecture.layer_names import LayerNames, numbered_paths
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.file_names import CONFIG
 from shortstack.checkpoint.record import layer_map, provenance
@@ -34,7 +35,8 @@ def prune(
 ) -> Checkpoint:
     """Write `checkpoint` without plan.removed to the new directory `output`, and open it.
 
-    The pruned config is first built on the meta device and compared with the kept layers. plan: also what choose() gives,
+    The pruned config is built on the meta device and compared with the kept layers while bytes are copied already; the
+    output appears where both have ended. plan: also what choose() gives,
     whose scores shortstack.json then keeps as the reason for the plan. repair: what repair() gives for this cut; its tensors
     are written in place of the source's. Shards follow the source's, or are filled to max_shard_size,
     in bytes or like 5GB.
@@ -47,29 +49,61 @@ def prune(
     """
     started = time.perf_counter()
     plan, scores = (plan.plan, plan.scores) if isinstance(plan, Chosen) else (plan, None)
-    plan = plan.sized(checkpoint.sizes)
     check_self_contained(checkpoint)
-    config = pruned_config(checkpoint, plan)
-    tensors = kept_tensors(checkpoint, plan, shared_weight_owners(checkpoint, plan))
-    origin = {new.name: new.file.name for new in tensors}
-    changed = {new_name(checkpoint, plan, name): new for name, new in (repair.tensors if repair else {}).items()}
-    tensors = [replace(changed.get(old.name, old), name=old.name) for old in tensors]
-    with CheckpointWriter(output, source=checkpoint.directory, nbytes=sum(tensor.size for tensor in tensors)) as writer:
+    cut = _Cut(checkpoint, plan, repair.tensors if repair else {}, max_shard_size)
+    early = cut.seen()
+    config = None if early else pruned_config(checkpoint, plan)
+    nbytes = sum(tensor.size for shard in early or cut.shards() for tensor in shard)
+    with CheckpointWriter(output, source=checkpoint.directory, nbytes=nbytes) as writer:
+        if early:  # bytes go to the hidden folder while libraries are imported and the cut is checked
+            writer.begin(early, progress=progress)
+        config, sized = config or pruned_config(checkpoint, plan), plan.sized(checkpoint.sizes)
+        writer.tensors(cut.shards(), progress=progress)
         writer.json(CONFIG, config)
         for path in checkpoint.side_files():
             writer.copy(path)
-        writer.tensors(layout(tensors, origin, max_shard_size), progress=progress)
         record = provenance(checkpoint, "prune", time.perf_counter() - started)
         writer.commit(
             {
                 **record,
-                "plan": plan.to_dict(),
+                "plan": sized.to_dict(),
                 "layer_map": layer_map(checkpoint, plan.kept),
                 "scores": scores.to_dict() if scores else None,
                 "repair": repair.to_dict() if repair else None,
             }
         )
     return Checkpoint.open(writer.out, trust_remote_code=checkpoint.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What a plan leaves of a checkpoint, and how that is divided into files.
+
+    changed: tensors that repair made, by the source's names.
+    """
+
+    checkpoint: Checkpoint
+    plan: Plan
+    changed: Mapping[str, StoredTensor]
+    max_shard_size: str | int | None
+
+    def shards(self) -> list[list[StoredTensor]]:
+        """The tensors of each file of the pruned model."""
+        owners = shared_weight_owners(self.checkpoint, self.plan)
+        return self._divided(kept_tensors(self.checkpoint, self.plan, owners), self.checkpoint.layer_names)
+
+    def seen(self) -> list[list[StoredTensor]] | None:
+        """The same as far as tensors' names show it, which takes no time; None where they show no layers."""
+        names = LayerNames.seen(self.checkpoint.tensors, self.checkpoint.config)
+        if not names or names.layers != self.plan.layers:
+            return None
+        return self._divided(kept_tensors(self.checkpoint, self.plan, {}, names=names), names)
+
+    def _divided(self, tensors: Sequence[StoredTensor], names: LayerNames) -> list[list[StoredTensor]]:
+        origin = {tensor.name: tensor.file.name for tensor in tensors}
+        changed = {_renamed(name, names, self.plan): tensor for name, tensor in self.changed.items()}
+        written = [replace(changed.get(tensor.name, tensor), name=tensor.name) for tensor in tensors]
+        return layout(written, origin, self.max_shard_size)
 
 
 def check_self_contained(checkpoint: Checkpoint) -> None:
@@ -79,7 +113,9 @@ def check_self_contained(checkpoint: Checkpoint) -> None:
         CheckpointError: a header does.
     """
     for path in checkpoint.shards:
-        named = [key for key in read_metadata(path) if f"{checkpoint.layers_path}." in key]
+        named = [
+            key for key in read_metadata(path) if numbered_paths([key]).keys() & numbered_paths(checkpoint.tensors)
+        ]
         if named:
             raise CheckpointError(
                 path,
@@ -104,23 +140,25 @@ def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies
     CheckpointWriter(output, source=checkpoint.directory, nbytes=copies * sized.bytes.after if sized.bytes else 0)
 
 
-def kept_tensors(checkpoint: Checkpoint, plan: Plan, owners: Mapping[str, str]) -> list[StoredTensor]:
+def kept_tensors(
+    checkpoint: Checkpoint, plan: Plan, owners: Mapping[str, str], *, names: LayerNames | None = None
+) -> list[StoredTensor]:
     """The tensors of the pruned model under their new names, still where the source has them, in the source's order.
 
-    owners: what shared_weight_owners() gives for this plan. Layers past the last (multi-token prediction heads) go: they
-    were trained on top of the full stack.
+    owners: what shared_weight_owners() gives for this plan. names: how layers are named, where that is known without the
+    model's structure. Layers past the last (multi-token prediction heads) go: they were trained on top of the full stack.
     """
-    kept = []
+    names, kept, stay = names or checkpoint.layer_names, [], set(plan.kept)
     for tensor in checkpoint.tensors.values():
         name = owners.get(tensor.name, tensor.name)
-        layer = checkpoint.layer_of(name)
-        if checkpoint.is_extra_head(name):
+        layer = names.layer_of(name)
+        if names.is_extra_head(name):
             continue
         if layer is None:
             axis = next((axis for block, axis in DEPTH_BLOCKS.items() if f".{block}." in f".{name}"), None)
             kept.append(tensor if axis is None else tensor.blocks(axis, plan.kept, plan.layers))
-        elif layer in plan.kept:
-            kept.append(replace(tensor, name=new_name(checkpoint, plan, name)))
+        elif layer in stay:
+            kept.append(replace(tensor, name=_renamed(name, names, plan)))
     if len({tensor.name for tensor in kept}) != len(kept):
         raise CheckpointError(
             checkpoint.directory,
@@ -131,11 +169,10 @@ def kept_tensors(checkpoint: Checkpoint, plan: Plan, owners: Mapping[str, str]) 
     return kept
 
 
-def new_name(checkpoint: Checkpoint, plan: Plan, name: str) -> str:
-    """The name in the pruned model of a tensor of a kept layer."""
-    layer = checkpoint.layer_of(name)
-    assert layer in plan.kept  # noqa: S101  the caller has looked
-    return checkpoint.renumbered(name, plan.kept.index(layer))
+def _renamed(name: str, names: LayerNames, plan: Plan) -> str:
+    """The name in the pruned model of a tensor that stays."""
+    layer = names.layer_of(name)
+    return name if layer is None else names.renumbered(name, plan.kept.index(layer))
 
 
 def shared_weight_owners(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
@@ -144,11 +181,11 @@ def shared_weight_owners(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
     names: dict[int, list[str]] = {}
     for layer, module in enumerate(model.get_submodule(path).children()):
         for name, weight in module.named_parameters(remove_duplicate=False):
-            names.setdefault(id(weight), []).append(f"{checkpoint.layers_path}.{layer}.{name}")
+            names.setdefault(id(weight), []).append(f"{checkpoint.layer_names.path}.{layer}.{name}")
     owners = {}
     for shared in (group for group in names.values() if len(group) > 1):
         stored = [name for name in shared if name in checkpoint.tensors]
-        staying = [name for name in shared if checkpoint.layer_of(name) in plan.kept]
+        staying = [name for name in shared if checkpoint.layer_names.layer_of(name) in plan.kept]
         if stored and staying and not set(stored) & set(staying):
             owners[stored[0]] = staying[0]
     return owners

@@ -190,7 +190,7 @@ def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
     """A tensor outside the layers that a cut made smaller (one part of it for each layer): products with it round anew."""
     for name, tensor in checkpoint.tensors.items():
         before = against.tensors.get(name)
-        if checkpoint.layer_of(name) is None and before and tensor.shape != before.shape:
+        if checkpoint.layer_names.layer_of(name) is None and before and tensor.shape != before.shape:
             return name
     return None
 

@@ -142,7 +142,7 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
     layers = checkpoint.anatomy.layers
     sums = {metric.name: [0.0] * layers for metric in metrics}
     for done, (name, tensor) in enumerate(checkpoint.tensors.items() if metrics else (), start=1):
-        layer = checkpoint.layer_of(name)
+        layer = checkpoint.layer_names.layer_of(name)
         wanted = [metric for metric in metrics if metric.sees(name, len(tensor.shape))]
         if layer is None or layer >= layers or not wanted:
             continue
