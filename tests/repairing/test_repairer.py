@@ -297,6 +297,21 @@ def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream
     assert record["loss_after"] == found.loss_after
 
 
+def test_what_is_changed_may_lie_in_files_until_it_is_written(tmp_path):
+    checkpoint, cut = Checkpoint.open(architectures.make("llama", tmp_path / "model")), frozenset({2, 5})
+    tokens, scratch = Tokens(own_words(checkpoint), "own", False, 0), tmp_path / "scratch"
+    scratch.mkdir()
+    held = repair(checkpoint, cut, tokens)
+    laid = repair(checkpoint, cut, tokens, scratch=scratch)
+    assert held.kept
+    assert {name: each.digest() for name, each in laid.tensors.items()} == {
+        name: each.digest() for name, each in held.tensors.items()
+    }
+    files = {each.file for each in laid.tensors.values()}
+    assert files == set(scratch.iterdir())
+    assert len(files) == len(laid.tensors)
+
+
 def test_a_repair_that_helps_nobody_is_not_kept(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     worse = iter([torch.full((8, 23), loss) for loss in (1.0, 2.0, 1.5, 2.5, 2.4)])  # judged, then by what chose

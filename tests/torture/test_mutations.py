@@ -169,6 +169,8 @@ def test_what_reads_a_changed_file_never_ends_in_a_traceback(
         try:
             with ended_within(60):
                 grown = grown_by(lambda: target.read(place))
+                if grown > 2 * usual + SLACK:  # another class of tokenizer may have been imported, which is done once
+                    grown = grown_by(lambda: target.read(place))
             ends["read"] += 1
             assert grown <= 2 * usual + SLACK, f"{name}, change {seed}: {grown:,} bytes of memory in place of {usual:,}"
         except ShortstackError:

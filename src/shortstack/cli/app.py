@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import sys
 import traceback
@@ -77,15 +78,29 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # for a terminal that has no signs but ASCII's
     with _ended_by_signals(), _warnings_in_lines():
         try:
-            app()
+            _run()
         except ShortstackError as error:
             if {"-v", "--verbose"} & {*sys.argv}:
                 traceback.print_exc()
             console.fail(error)
             sys.exit(error.exit_code)
+        except BrokenPipeError:  # whoever read has read enough
+            sys.exit(1)
         except OSError as error:
             console.fail(_of_the_system(error))
             sys.exit(1 if error.errno in (*FULL, errno.EIO) else 2)
+
+
+def _run() -> None:
+    """The verb that was typed, and what it printed written to the end."""
+    try:
+        app()
+    finally:
+        try:
+            sys.stdout.flush()  # what has no room is said here: when the interpreter ends there is no one to say it
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that it is not tried again
+            raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from shortstack.cli.plan import say_moved, show_plan
 from shortstack.cli.repair import refitted, show_repair
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.machine.files import read_json
+from shortstack.machine.files import read_json, scratch_beside
 from shortstack.machine.options import option
 from shortstack.planning import Choice, Chosen, Plan, choose
 
@@ -85,14 +86,16 @@ def prune(
         if planned:
             chosen = Chosen(planned, planned)
         if asked.repair or not planned:  # prune() itself refuses in time what takes none to compute
-            check_fits(output, checkpoint, planned or choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers))
+            like = planned or choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers)
+            check_fits(output, checkpoint, like, copies=2 if asked.repair else 1)
         if not planned:
             chosen = choose(checkpoint, choice, text, compute=compute, progress=progress)
             say_moved(chosen)
-        windows = text.of_all(asked.repair_samples)
-        repaired = refitted(checkpoint, chosen.plan, windows, compute, progress) if asked.repair else None
-        size = asked.max_shard_size
-        prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_size=size, progress=progress)
+        windows, size, repaired = text.of_all(asked.repair_samples), asked.max_shard_size, None
+        with scratch_beside(output) if asked.repair else nullcontext() as scratch:
+            if scratch:
+                repaired = refitted(checkpoint, chosen.plan, windows, compute, scratch, progress)
+            prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_size=size, progress=progress)
         plan = chosen.plan.sized(checkpoint.sizes)
     if session.report.json:
         told = repaired.to_dict() if repaired else None

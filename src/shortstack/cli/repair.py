@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from shortstack.cli.option_groups import Only
 from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Out, Session
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
+from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import number
 from shortstack.machine.options import option
 
@@ -51,10 +53,11 @@ def repair_verb(
     with session.report.bars() as progress:
         origin = session.source.open(asked.source, progress)
         chosen = cut_of(session.alone.open(directory, progress), origin)
-        check_fits(asked.output, origin, chosen)
+        check_fits(asked.output, origin, chosen, copies=2)
         windows = text.of_all(asked.repair_samples)
-        repaired = refitted(origin, chosen, windows, session.compute, progress)
-        prune_checkpoint(origin, chosen, asked.output, repair=repaired, progress=progress)
+        with scratch_beside(asked.output) as scratch:
+            repaired = refitted(origin, chosen, windows, session.compute, scratch, progress)
+            prune_checkpoint(origin, chosen, asked.output, repair=repaired, progress=progress)
     if session.report.json:
         return console.show_json({**repaired.to_dict(), "output": str(asked.output)})
     show_repair(repaired)
@@ -63,15 +66,15 @@ def repair_verb(
 
 
 def refitted(
-    checkpoint: Checkpoint, chosen: Plan, text: CalibrationText, compute: Compute, progress: Progress
+    checkpoint: Checkpoint, chosen: Plan, text: CalibrationText, compute: Compute, scratch: Path, progress: Progress
 ) -> Repair:
-    """What refitting kept layers gives for a cut."""
+    """What refitting kept layers gives for a cut; its tensors lie in the folder `scratch`."""
     from shortstack.data.splits import JUDGING
     from shortstack.decoder import calibration_tokens
     from shortstack.repairing import repair
 
     tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
-    return repair(checkpoint, frozenset(chosen.removed), tokens, compute=compute, progress=progress)
+    return repair(checkpoint, frozenset(chosen.removed), tokens, compute=compute, scratch=scratch, progress=progress)
 
 
 def show_repair(found: Repair) -> None:

@@ -82,7 +82,7 @@ def show_estimate(title: str, estimate: Estimate) -> None:
         "unknown" if nbytes is None else size(nbytes)
         for nbytes in (estimate.disk_bytes, estimate.least_disk_bytes, estimate.memory_bytes, estimate.cache_bytes)
     )
-    console.show(f"Disk for weights, at most: {most} kept, {least} with --keep none.")
+    console.show(f"Weights take at most {most} of disk if all are kept, and {least} at a time with --keep none.")
     console.show(f"Cache, about: {cache}; `shortstack cache` shows and clears it.")
     console.show(f"Memory of the largest step, about: {memory}.")
     for reason in estimate.unknown:

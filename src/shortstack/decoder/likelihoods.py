@@ -26,7 +26,7 @@ from shortstack.decoder.batching import by_length, padded
 from shortstack.decoder.decoder import UNPRUNED, Decoder, SkippedLayers
 from shortstack.decoder.losses import chunks, pieces
 from shortstack.machine.numbers import in_float64
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, paced, silent
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -72,6 +72,7 @@ def likelihoods(
     Where weights are streamed all requests pass layer after layer, and no context is shared.
     """
     scored: dict[int, Likelihood] = {}
+    progress = paced(progress, sum(len(request.ids) for request in requests))
 
     def score(places: Sequence[int], states: Tensor) -> None:
         scored.update(zip(places, _likelihoods(decoder, [requests[place] for place in places], states), strict=True))
@@ -103,6 +104,7 @@ def answers(
     """How many questions the model answers rightly without each set of layers, all from one walk."""
     requests = [choice for question in questions for choice in question.choices]
     values, done = {skipped: [0.0] * len(requests) for skipped in sets}, 0
+    progress = paced(progress, sum(len(request.ids) for request in requests))
     for places, states in _walked(decoder, requests, sets):
         here = [requests[place] for place in places]
         for skipped, each in states.items():

@@ -17,7 +17,7 @@ from shortstack.decoder.losses import next_token_losses
 from shortstack.machine.files import plain
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.numbers import perplexity as value
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, paced, silent
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def measure(
 
     Of a text of which only some tokens count it is that of these.
     """
-    losses = list(_losses(decoder, tokens, route, progress))
+    losses = list(_losses(decoder, tokens, route, paced(progress, tokens.ids.numel())))
     table, windows = torch.cat(losses), torch.stack([window.mean() for window in losses])
     mean = checked(float(table.mean()), f"loss on {tokens.source}")
     stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else math.nan

@@ -29,7 +29,7 @@ from shortstack.healing.learner import counted, padded
 from shortstack.healing.objective import Objective
 from shortstack.machine.cache import content_key
 from shortstack.machine.device import Compute
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, paced, silent
 
 Put = Callable[[int, Tensor], None]
 
@@ -223,6 +223,7 @@ class _Walk:
         layers = len(decoder.layers) if self._teaches or self.at is None else self.at
         sets = list(dict.fromkeys([UNPRUNED, self.skipped]))
         batches = [(numbers, self._ids(numbers, decoder)) for numbers in by_length(self.frozen.lengths)]
+        progress = paced(self.freezer.progress, sum(self.frozen.lengths))
         turns = decoder.turns(batches, tokens=max(ids.numel() for _, ids in batches), streams=len(sets))
         for number, turn in enumerate(turns):
             walks = [decoder.enter(ids, sets) for _, ids in turn]
@@ -230,7 +231,7 @@ class _Walk:
                 if layer + 1 == self.at:
                     self._put_states(turn, [walk.hidden[self.skipped] for walk in walks])
                 done, total = number * layers + layer + 1, len(turns) * layers
-                self.freezer.progress(self._stage, done, total, note=f"{self.frozen.size / 1e6:,.0f} MB to disk")
+                progress(self._stage, done, total, note=f"{self.frozen.size / 1e6:,.0f} MB to disk")
             if self._teaches:
                 for (numbers, _), walk in zip(turn, walks, strict=True):
                     self._put_teacher(decoder, numbers, walk.hidden[UNPRUNED])

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,25 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A folder beside an output for what waits to be written there; it goes at the end, with parents made for it.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    folder = partial_of(path)
+    made = [parent for parent in path.absolute().parents if not os.path.exists(parent)]
+    try:
+        make_folder(folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not empty: the output is in it
+            for parent in made:
+                parent.rmdir()
 
 
 @contextmanager

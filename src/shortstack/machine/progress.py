@@ -37,6 +37,27 @@ def under(progress: Progress, prefix: str) -> Progress:
     return told
 
 
+def paced(
+    progress: Progress, tokens: int, *, share: float = 0.0, clock: Callable[[], float] = time.monotonic
+) -> Progress:
+    """The same progress with a speed beside it: `tokens` are read until the end, a share of them before now.
+
+    >>> seconds = iter((0.0, 2.0))
+    >>> told = paced(lambda *said, note="": print(*said, note), 1000, clock=lambda: next(seconds))
+    >>> told("scoring", 1, 2)
+    scoring 1 2 250 tokens/s
+    """
+    begun = clock()
+
+    def told(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        spent = clock() - begun
+        read = tokens * (done / max(total, 1) - share)
+        speed = f"{read / spent:,.0f} tokens/s" if spent > 0 and read > 0 else ""
+        progress(stage, done, total, note=", ".join(filter(None, (note, speed))))
+
+    return told
+
+
 def say(message: str) -> None:
     """A line on stderr."""
     sys.stderr.write(message + "\n")

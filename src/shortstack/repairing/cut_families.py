@@ -19,7 +19,7 @@ from shortstack.decoder.layer_io import State
 from shortstack.decoder.losses import divergences
 from shortstack.errors import parameter
 from shortstack.machine.numbers import checked, in_float64
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, paced, silent
 from shortstack.repairing.fit import at_output, fit_correction, fit_corrections, mean_loss, stepped
 from shortstack.repairing.fold_points import find_fold_points
 
@@ -40,6 +40,7 @@ def repaired_tails(
     parts = [Batches.of(part, decoder.device) for part in (*split(tokens), judging)]
     batches, layers = [batch for part in parts for batch in part.ids], len(decoder.layers)
     known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
+    progress = paced(progress, sum(some.numel() for some in batches))
     streams = [decoder.embed(some) for some in batches]
     whole, losses = list(streams), []
     for layer in range(layers):
@@ -99,6 +100,7 @@ def repaired_windows(
     held_out = sum(some.numel() for some in cuts.judging.ids)
     turns = decoder.turns(starts, tokens=held_out, streams=len(cuts.sizes))
     done, total = itertools.count(1), len(turns) * len(decoder.layers)
+    progress = paced(progress, tokens.ids.numel())
     losses: dict[Window, float] = {}
     for some in turns:
         losses |= cuts.measured(some, lambda: progress("repairing", next(done), total))

@@ -7,7 +7,7 @@ has as many neurons as before; what all of them give together is refitted like a
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,12 +135,13 @@ class MergedMlp:
             for hidden, now, before in zip(streams, self.inputs, self.own_inputs, strict=True)
         ]
 
-    def edits(self, change: Tensor | None) -> dict[str, Edit]:
-        """What merging, and a change of the last matrix [width, neurons], do to the layer's parameters."""
-        last = f"{self.found.mlp.leaving}.weight"
-        added = {name: mine.float() - self.own_weights[name].float() for name, mine in self.weights.items()}
-        added[last] = added[last].T if change is None else added[last].T + change
-        return {name: Edit(added=each.cpu()) for name, each in added.items()}
+    def edits(self, change: Tensor | None) -> Iterator[tuple[str, Edit]]:
+        """What merging, and a change of the last matrix [width, neurons], do to the layer's parameters, one by one."""
+        for name, mine in self.weights.items():
+            added = mine.float() - self.own_weights[name].float()
+            if name == f"{self.found.mlp.leaving}.weight":
+                added = added.T if change is None else added.T + change
+            yield name, Edit(added=added.cpu())
 
 
 def exchanged(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,17 +8,20 @@ point is refitted to give what the whole model has at the same place. No paramet
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.disk_errors import disk_errors
+from shortstack.checkpoint.safetensors import Span, StoredTensor
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
 from shortstack.data import Tokens
 from shortstack.data.splits import JUDGING, check_enough, split
@@ -29,7 +32,7 @@ from shortstack.decoder.hooks import recorded_inputs
 from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, paced, silent
 from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, find_fold_points
 from shortstack.repairing.merging import MergeableMlp, MergedMlp, mergeable_mlp
@@ -81,12 +84,14 @@ def repair(
     tokens: Tokens,
     *,
     compute: Compute = AUTO,
+    scratch: Path | None = None,
     progress: Progress = silent,
 ) -> Repair:
-    """Refit kept layers of the checkpoint for a cut of the layers `removed`; writes nothing.
+    """Refit kept layers of the checkpoint for a cut of the layers `removed`.
 
     One sample in eight judges. Of the others one in four is held out: it chooses each ridge, and says whether the loss fell.
-    If it did not, nothing is kept.
+    If it did not, nothing is kept. scratch: an empty folder that the changed tensors lie in until they are written
+    elsewhere; None: they stay in memory, which takes as much as the layers behind the cut.
 
     Raises:
         CheckpointError: the weights are quantised.
@@ -99,20 +104,42 @@ def repair(
     decoder = Decoder.open(checkpoint, compute)
     decoder.check_bare(f"leave {parameter('repair')} out")
     seen, judging = split(tokens, JUDGING)
-    walk = RepairWalk(decoder, removed, seen, progress, judging).walk()
+    changed = ChangedTensors(checkpoint, scratch)
+    walk = RepairWalk(decoder, removed, seen, progress, judging, changed=changed).walk()
     unpruned, before, after = walk.losses()
     kept = walk.helps()
-    edits = walk.edits if kept else {}
     return Repair(
         tuple(walk.fits),
         unpruned,
         before,
         after if kept else before,
         kept,
-        edited_tensors(checkpoint, edits),
+        changed.tensors if kept else {},
         tokens.record(),
         round(time.perf_counter() - started, 3),
     )
+
+
+class ChangedTensors:
+    """The stored tensors that a repair changed, in their own dtype; as files of a folder where there is one."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path | None) -> None:
+        self.checkpoint, self.folder = checkpoint, folder
+        self.tensors: dict[str, StoredTensor] = {}
+        self.numbers = itertools.count()
+
+    def edit(self, weight: str, edit: Edit) -> None:
+        """Change a weight of the whole model's state dict."""
+        for name, tensor in edited_tensors(self.checkpoint, {weight: edit}).items():
+            self.tensors[name] = self._laid_down(tensor) if self.folder else tensor
+
+    def _laid_down(self, tensor: StoredTensor) -> StoredTensor:
+        assert self.folder  # noqa: S101  the caller has looked
+        assert isinstance(tensor.data, bytes)  # noqa: S101  just made
+        path = self.folder / str(next(self.numbers))
+        with disk_errors(path):
+            path.write_bytes(tensor.data)
+        return replace(tensor, data=Span(path, 0, tensor.size))
 
 
 @dataclass
@@ -138,18 +165,21 @@ class RepairWalk:
         tokens: Tokens,
         progress: Progress,
         judging: Tokens | None = None,
+        *,
+        changed: ChangedTensors | None = None,
     ) -> None:
-        self.decoder, self.removed, self.progress = decoder, removed, progress
+        self.decoder, self.removed = decoder, removed
         self.layers = len(decoder.layers)
         fitting, self.choosing = (Batches.of(part, decoder.device) for part in split(tokens))
         self.judging = Batches.of(judging, decoder.device) if judging else None
         self.batches = [*fitting.ids, *self.choosing.ids, *(self.judging.ids if self.judging else ())]
+        self.progress = paced(progress, sum(some.numel() for some in self.batches))
         self.fitting, self.seen = len(fitting), len(fitting) + len(self.choosing)
         self.whole = [decoder.embed(some) for some in self.batches]
         self.short, self.plain = list(self.whole), self.whole[self.fitting :]
         self.parted = False
         self.waiting: _BeforeCut | None = None
-        self.edits: dict[str, Edit] = {}  # by the weights' names in the whole model
+        self.changed = changed  # None where only losses are wanted
         self.fits: list[Fit] = []
 
     def walk(self) -> RepairWalk:
@@ -263,14 +293,19 @@ class RepairWalk:
         inputs, here, there = (each[: self.seen] for each in (inputs, here, there))
         return fit_correction(point, inputs, here=here, there=there, fitting=self.fitting, where=where)
 
-    def _keep(self, layer: int, fitted: Correction, edits: Mapping[str, Edit] | None = None, neurons: int = 0) -> None:
-        """Keep what a correction does to the weights of a layer, by their names in the whole model."""
+    def _keep(
+        self, layer: int, fitted: Correction, edits: Iterable[tuple[str, Edit]] | None = None, neurons: int = 0
+    ) -> None:
+        """Keep what a correction does to the weights of a layer. edits: by their names in it; None: the correction's own."""
         point, prefix = fitted.point, self.decoder.anatomy.layer(layer)
-        if edits is None and fitted.change is not None:
-            edits = point.edits(fitted.change.cpu())
-        if edits:
-            self.edits |= {f"{prefix}.{name}": edit for name, edit in edits.items()}
-            self.fits.append(Fit(layer, point.name, point.kind, fitted.ridge, fitted.error, neurons))
+        if edits is None:
+            if fitted.change is None:
+                return
+            edits = point.edits(fitted.change.cpu()).items()
+        if self.changed:
+            for name, edit in edits:
+                self.changed.edit(f"{prefix}.{name}", edit)
+        self.fits.append(Fit(layer, point.name, point.kind, fitted.ridge, fitted.error, neurons))
 
     def _step(self, layer: int, streams: Sequence[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
         return stepped(self.decoder, layer, streams, batches)

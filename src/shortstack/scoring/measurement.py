@@ -17,7 +17,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import UNPRUNED, Group, SkippedLayers, WalkState, layer_forwards
 from shortstack.decoder.layer_io import State
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, paced, silent
 from shortstack.scoring.accumulators import GradientSums, HiddenMeans, Means, OutputMeans, Values
 from shortstack.scoring.gradients import loss_gradient, walk_back
 from shortstack.scoring.metrics import Metric
@@ -103,6 +103,7 @@ class Run:
         self.position = Position([[] for _ in range(self.layers)], list(self.staying))
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
         self.keeper: Keeper | None = None
+        self.told = progress
         self.started, self.seconds_before = time.perf_counter(), 0.0
 
     @property
@@ -140,6 +141,7 @@ class Run:
         """Walk, turn by turn, and back; from where a run like this one was killed, if its state was kept."""
         if self.keeper and (state := self.keeper.kept(self.decoder.device)):
             self._restore(state)
+        self.told = paced(self.progress, self.tokens.ids.numel(), share=self.position.done / self.total)
         for turn in self.turns[self.position.turn :]:
             self._forward(turn)
         if self.needs_gradient:
@@ -236,7 +238,7 @@ class Run:
     def _tick(self, forwards: int = 1) -> None:
         """Say how far the run is."""
         self.position.done += forwards
-        self.progress(self.stage, self.position.done, self.total)
+        self.told(self.stage, self.position.done, self.total)
 
     def _mark(self) -> None:
         """Note the groups that enter the next layer, where a run without more layers is to begin there."""

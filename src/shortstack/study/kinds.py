@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack import healing, planning, pruning, repairing, scoring
@@ -17,6 +18,7 @@ from shortstack.data import CalibrationText, Tokens
 from shortstack.data.splits import HELD_OUT, JUDGING
 from shortstack.healing.options import option_defaults, task_of
 from shortstack.machine.device import Compute
+from shortstack.machine.files import scratch_beside
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
 from shortstack.planning.layer_sets import FINALISTS, show_layers, splits
@@ -181,18 +183,19 @@ class PruneStep(Step):
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint, removed = job.open("model", progress), tuple(self.arguments["removed"])
         plan = Plan(checkpoint.anatomy.layers, removed, "layers").sized(checkpoint.sizes)
-        repair = self._repair(job, checkpoint, progress) if self.arguments["repair"] else None
-        pruned = pruning.prune(checkpoint, plan, job.output, repair=repair, progress=progress)
+        with scratch_beside(job.output) as scratch:
+            repair = self._repair(job, checkpoint, scratch, progress) if self.arguments["repair"] else None
+            pruned = pruning.prune(checkpoint, plan, job.output, repair=repair, progress=progress)
         return {**plan.to_dict(), "repair": repair.to_dict() if repair else None, **Contents.of(pruned).result}
 
-    def _repair(self, job: Job, checkpoint: Checkpoint, progress: Progress) -> Repair:
+    def _repair(self, job: Job, checkpoint: Checkpoint, scratch: Path, progress: Progress) -> Repair:
         from shortstack.decoder import calibration_tokens
 
         removed, options = frozenset(self.arguments["removed"]), self.arguments["repair"]
         text = calibration_text(options).of_all(options["samples"])
         compute = job.compute(options)
         tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
-        return repairing.repair(checkpoint, removed, tokens, compute=compute, progress=progress)
+        return repairing.repair(checkpoint, removed, tokens, compute=compute, scratch=scratch, progress=progress)
 
     def words(self, places: Places) -> list[str]:
         options: dict[str, Any] = {"layers": show_layers(self.arguments["removed"]).replace(" ", "")}
