@@ -52,7 +52,7 @@ def test_texts_are_measured_on_weights_read_layer_by_layer(checkpoint, tmp_path,
     monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 1000)
     monkeypatch.setattr(Checkpoint, "model", lambda *_args, **_options: pytest.fail("it was loaded whole"))
     told = []
-    streamed = evaluate(checkpoint, text=text, progress=lambda _stage, done, total: told.append(done / total))
+    streamed = evaluate(checkpoint, text=text, progress=lambda _stage, done, total, **_: told.append(done / total))
     assert streamed == whole
     assert told == [done / 8 for done in range(1, 9)] * 2, "a layer after the other, of each text"
 

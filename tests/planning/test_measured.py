@@ -78,7 +78,7 @@ def test_what_is_known_is_not_walked_again():
     walked = []
     second = walk_on(first.go(), frozenset({5}))
     known = second.position.done
-    second.progress = lambda _stage, done, total: walked.append((done, total))
+    second.progress = lambda _stage, done, total, **_: walked.append((done, total))
     second.go()
     forwards = walked[-1][0] - known - second.head * len(second.sets)
     assert forwards == sum([6, 7]), "the five that parted before layer 5 and the whole pass 6; at 7 one more has parted"

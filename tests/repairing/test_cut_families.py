@@ -113,7 +113,7 @@ def test_turns_and_batches_change_nothing(monkeypatch):
     monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 48)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     turned = repaired_windows(
-        decoder, Tokens.given(IDS), [3, 2], progress=lambda _stage, done, total: seen.append((done, total))
+        decoder, Tokens.given(IDS), [3, 2], progress=lambda _stage, done, total, **_: seen.append((done, total))
     )
     assert turned == pytest.approx(whole, rel=1e-6)
     assert seen == [(done, 7 * 8) for done in range(1, 7 * 8 + 1)], "a turn for each window"

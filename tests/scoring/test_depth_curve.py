@@ -13,6 +13,7 @@ from shortstack.data.splits import split
 from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError
 from shortstack.machine.device import Compute
+from shortstack.machine.progress import silent
 from shortstack.repairing.cut_families import repaired_tails
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import sweep
@@ -49,7 +50,7 @@ def test_it_costs_each_layer_once_and_a_head_for_each_depth(monkeypatch):
         return model
 
     monkeypatch.setattr(Checkpoint, "model", counted)
-    sweep(Checkpoint.open(tiny("llama")), TOKENS, progress=lambda _stage, done, total: seen.append((done, total)))
+    sweep(Checkpoint.open(tiny("llama")), TOKENS, progress=lambda _stage, done, total, **_: seen.append((done, total)))
     head = (seen[-1][1] - 8) / (8 + 1)
     assert head == int(head), "eight layers, a head for each depth and one for the reference"
     assert seen[-1][0] == seen[-1][1]
@@ -90,7 +91,7 @@ def test_each_depth_repaired_is_what_repair_gives_of_that_tail_without_merging(m
     found = repaired_tails(decoder, Tokens.given(ids), judging)
     for kept in range(1, 8):
         tail = frozenset(range(kept, 8))
-        refit = RepairWalk(decoder, tail, Tokens.given(ids), lambda *_: None).walk()
+        refit = RepairWalk(decoder, tail, Tokens.given(ids), silent).walk()
         assert found[kept - 1][0] == pytest.approx(refit.losses()[2], rel=1e-5)
     assert found[7][0] == pytest.approx(naive.losses(checkpoint.directory, judging.ids, [[]])[0], rel=1e-5)
     assert found[7][1] == pytest.approx(0, abs=1e-6)

@@ -44,7 +44,7 @@ def kept() -> list[Path]:
 def stopping(share: float):
     """A progress that stops the walk when that share of it is done."""
 
-    def progress(stage: str, done: int, total: int) -> None:
+    def progress(stage: str, done: int, total: int, **_: object) -> None:
         if stage.startswith(("scoring", "sweeping")) and done > share * total:
             raise Stopped
 
@@ -71,7 +71,7 @@ def test_a_stopped_score_goes_on_and_finds_the_same(share, turns, metrics, monke
         score(checkpoint, TOKENS, metrics=metrics, window=3, progress=stopping(share))
     (state,) = kept()
     seen = []
-    again = score(checkpoint, TOKENS, metrics=metrics, window=3, progress=lambda *each: seen.append(each))
+    again = score(checkpoint, TOKENS, metrics=metrics, window=3, progress=lambda *each, **_: seen.append(each))
     walked = [(done, total) for stage, done, total in seen if stage == "scoring (continued)"]
     assert walked[0][0] > max(share - 0.35, 0.02) * walked[0][1], "what was done is not done again"
     assert walked[-1][0] == walked[-1][1]
@@ -95,7 +95,7 @@ def test_a_stopped_sweep_goes_on():
     with pytest.raises(Stopped):
         sweep(checkpoint, TOKENS, progress=stopping(0.6))
     seen = []
-    assert replace(sweep(checkpoint, TOKENS, progress=lambda *each: seen.append(each)), seconds=0) == replace(
+    assert replace(sweep(checkpoint, TOKENS, progress=lambda *each, **_: seen.append(each)), seconds=0) == replace(
         whole, seconds=0
     )
     assert seen[0][0] == "sweeping (continued)"
@@ -110,7 +110,7 @@ from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.scoring.scorer import score
 from shortstack.data.tokens import Tokens
 shortstack.scoring.resumption.KEEP_SECONDS, shortstack.scoring.resumption.SHARE = 0, float("inf")
-def progress(stage, done, total):
+def progress(stage, done, total, **_):
     if stage == "scoring" and done > total / 2:
         os.kill(os.getpid(), signal.SIGKILL)
 ids = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -123,7 +123,7 @@ def test_a_killed_process_leaves_what_another_goes_on_with():
     ended = subprocess.run([sys.executable, "-c", KILLED, str(directory)], capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     checkpoint, seen = Checkpoint.open(directory), []
-    found = score(checkpoint, TOKENS, metrics=["ppl", "taylor"], progress=lambda *each: seen.append(each))
+    found = score(checkpoint, TOKENS, metrics=["ppl", "taylor"], progress=lambda *each, **_: seen.append(each))
     assert {stage for stage, _, _ in seen} == {"scoring (continued)"}
     assert not kept()
     assert without_time(found) == without_time(score(checkpoint, TOKENS, metrics=["ppl", "taylor"]))
@@ -142,7 +142,7 @@ def test_another_run_does_not_take_it(tmp_path):
         (copied, TOKENS, {"metrics": ["ppl"]}),
     ):
         seen = []
-        score(other, tokens, **options, progress=lambda stage, *_, seen=seen: seen.append(stage))
+        score(other, tokens, **options, progress=lambda stage, *_, seen=seen, **_more: seen.append(stage))
         assert set(seen) == {"scoring"}
     assert len(kept()) == 1
 
@@ -154,7 +154,7 @@ def test_a_walk_of_a_checkpoint_with_other_files_beside_it_does_not_take_it(tmp_
     (folder / "modeling_own.py").write_text("def forward(): ...")
     seen = []
     trusted = Checkpoint.open(folder, trust_remote_code=True)
-    score(trusted, TOKENS, metrics=["ppl"], progress=lambda stage, *_: seen.append(stage))
+    score(trusted, TOKENS, metrics=["ppl"], progress=lambda stage, *_, **_more: seen.append(stage))
     assert set(seen) == {"scoring"}
 
 
@@ -213,7 +213,7 @@ def test_a_walk_divided_otherwise_does_not_take_it(monkeypatch):
         score(checkpoint, TOKENS, progress=stopping(0.8))
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", one_batch)
     seen = []
-    found = score(checkpoint, TOKENS, progress=lambda stage, *_: seen.append(stage))
+    found = score(checkpoint, TOKENS, progress=lambda stage, *_, **_more: seen.append(stage))
     assert set(seen) == {"scoring"}
     assert found.scores["ppl"] == pytest.approx(whole.scores["ppl"], rel=1e-5)
 

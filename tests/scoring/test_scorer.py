@@ -115,7 +115,7 @@ def test_progress_ends_at_its_total_and_never_goes_back():
         Checkpoint.open(tiny("llama")),
         TOKENS,
         metrics=["ppl"],
-        progress=lambda _stage, done, total: seen.append((done, total)),
+        progress=lambda _stage, done, total, **_: seen.append((done, total)),
     )
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)

@@ -65,9 +65,8 @@ def calls(trace: Path) -> Iterator[Call]:
             if resumed := RESUMED.match(said):
                 said = begun.pop(process, "") + resumed[1]
             if match := ENDED.match(said):
-                yield Call(
-                    match["name"], match["arguments"].split(", "), int(match["result"]), _text(match["path"] or "")
-                )
+                arguments = [argument.strip() for argument in match["arguments"].split(", ")]  # a space before <unfinished
+                yield Call(match["name"], arguments, int(match["result"]), _text(match["path"] or ""))
 
 
 RESUMED = re.compile(r"<\.\.\. \w+ resumed>(.*)")
