@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000  # the limit the reference implementation sets
 BLOCK_BYTES = 1 << 20  # read, hashed and written at once while still in the processor's cache
 KERNEL_BLOCK_BYTES = 32 << 20  # copied by one system call
-PENDING = 2  # parts that are written and not yet in the digest
+PENDING = 16  # parts that are written and not yet in the digest: what the page cache surely still has
 BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),

@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, Protocol
 
 
@@ -184,10 +188,41 @@ def _hush_libraries() -> None:
     """transformers' own bars and advice would interleave with ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hush_kernels()
-    from transformers.utils import logging
+    if (logging := sys.modules.get(TRANSFORMERS_LOGGING)) is not None:
+        _hush(logging)
+    elif not any(isinstance(finder, _WhenImported) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WhenImported(TRANSFORMERS_LOGGING, _hush))
 
+
+TRANSFORMERS_LOGGING = "transformers.utils.logging"
+
+
+def _hush(logging: Any) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+class _WhenImported(MetaPathFinder):
+    """Does something to a module when it is imported: to import transformers for it would take a second of every verb."""
+
+    def __init__(self, name: str, then: Callable[[Any], None]) -> None:
+        self.name, self.then = name, then
+
+    def find_spec(self, fullname: str, _path: object, _target: object = None) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        assert spec  # noqa: S101  it is being imported
+        assert spec.loader  # noqa: S101
+        run = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            self.then(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def hush_kernels() -> None:
