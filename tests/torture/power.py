@@ -65,7 +65,9 @@ def calls(trace: Path) -> Iterator[Call]:
             if resumed := RESUMED.match(said):
                 said = begun.pop(process, "") + resumed[1]
             if match := ENDED.match(said):
-                arguments = [argument.strip() for argument in match["arguments"].split(", ")]  # a space before <unfinished
+                arguments = [
+                    argument.strip() for argument in match["arguments"].split(", ")
+                ]  # a space before <unfinished
                 yield Call(match["name"], arguments, int(match["result"]), _text(match["path"] or ""))
 
 

@@ -176,6 +176,18 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         save_file(dict(tensors), path, metadata=dict(metadata or {}))
 
 
+def laid_down(tensor: StoredTensor, path: Path) -> StoredTensor:
+    """A tensor in memory as one whose bytes are a file of their own, until it is written elsewhere.
+
+    Raises:
+        OSError: the disk has no room or fails.
+    """
+    assert isinstance(tensor.data, bytes)  # noqa: S101  others are in a file already
+    with disk_errors(path):
+        path.write_bytes(tensor.data)
+    return replace(tensor, data=Span(path, 0, tensor.size))
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """What a safetensors file says of itself beside its tensors; of a file that read_shard() has read."""
     with path.open("rb") as file:

@@ -173,7 +173,10 @@ def edited_tensors(checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> dict[st
     changes, tensors = _reverted(checkpoint, added), {}
     for name, factor in _reverted(checkpoint, factors).items():  # as it divides the weights, so it does their factors
         stored = checkpoint.tensors[_as_stored(checkpoint, name, factor).name]
-        edited = read_weight(stored).float() * factor + changes.get(name, 0)
+        edited = read_weight(stored).float()
+        edited *= factor
+        if name in changes:
+            edited += changes[name]
         tensors[stored.name] = _as_stored(checkpoint, name, edited)
     return tensors
 

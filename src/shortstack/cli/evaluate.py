@@ -12,6 +12,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Model, Session, check_unused
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
@@ -37,9 +38,18 @@ def evaluate(
         str | None,
         typer.Option(help="The model it was made from: measured too, and compared document by document."),
     ] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Measure perplexity on held-out text, tasks, and what the model writes."""
     _check(tasks, generation, against)
+    if dry_run:
+        return foresee(
+            "evaluate",
+            model,
+            session,
+            lambda needing: needing.evaluate(text, tasks, generation, session.compute.seed),
+            beside=against,
+        )
 
     from shortstack.evaluation import compared
     from shortstack.evaluation import evaluate as evaluate_checkpoint

@@ -11,6 +11,7 @@ import typer
 from shortstack.checkpoint import Sizes
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import MODEL, Session, check_unused
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
@@ -30,6 +31,7 @@ def plan_verb(
     text: CalibrationText,
     session: Session,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan to this JSON file.")] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Choose the layers to remove, from scores or a model.
 
@@ -38,6 +40,15 @@ def plan_verb(
     if output:
         check_new(output)
     choice.check()
+    if dry_run:
+        if _is_scores(model_or_scores):
+            raise InputError(
+                "--dry-run",
+                expected="a model that would be scored or measured",
+                found=f"the scores in {model_or_scores}",
+                fix="leave it out: a plan from scores takes no time",
+            )
+        return foresee("plan", model_or_scores, session, lambda needing: needing.plan(choice, text))
     if _is_scores(model_or_scores):
         chosen, model = _by_scores(
             model_or_scores, choice, (text, session.compute, session.source), session.compute.seed
@@ -58,9 +69,10 @@ def plan_verb(
     if output:  # shown before: a full disk does not cost the result
         chosen.save(output)
     if session.report.json:
-        return
+        return None
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
     session.report.next_step("prune", model, *how, *session.source.words, "-o", "pruned")
+    return None
 
 
 def _by_scores(name: str, choice: Choice, unused: tuple[object, ...], seed: int) -> tuple[Plan, str]:

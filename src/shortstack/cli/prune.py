@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import (
     REPAIR_SAMPLES,
     REPAIRED_ON,
@@ -62,7 +63,13 @@ class PruneOptions:
 
 @verb()
 def prune(
-    model: Model, output: Out, choice: Choice, asked: PruneOptions, text: CalibrationText, session: Session
+    model: Model,
+    output: Out,
+    choice: Choice,
+    asked: PruneOptions,
+    text: CalibrationText,
+    session: Session,
+    dry_run: DryRun = False,
 ) -> None:
     """Write the model without some layers, at the speed of cp.
 
@@ -75,6 +82,11 @@ def prune(
         if text.samples != CalibrationText().samples:
             raise unused(where, "--samples", text.samples)
     planned, compute = asked.planned, session.compute
+    if dry_run:
+        samples = asked.repair_samples if asked.repair else None
+        return foresee(
+            "prune", model, session, lambda needing: needing.prune(choice, planned, text, samples), output=output
+        )
 
     from shortstack.pruning import prune as prune_checkpoint
     from shortstack.pruning.pruner import check_fits

@@ -11,6 +11,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun, needing, show_needs
 from shortstack.cli.option_groups import Only
 from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Out, Session
 from shortstack.data import CalibrationText
@@ -18,6 +19,7 @@ from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import number
 from shortstack.machine.options import option
+from shortstack.planning import Choice
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -41,6 +43,7 @@ def repair_verb(
     asked: Annotated[RepairOptions, Only("source", "output", "repair_samples")],
     text: Annotated[CalibrationText, Only("text", "length")],
     session: Session,
+    dry_run: DryRun = False,
 ) -> None:
     """Refit the kept layers of a cut in closed form.
 
@@ -53,6 +56,9 @@ def repair_verb(
     with session.report.bars() as progress:
         origin = session.source.open(asked.source, progress)
         chosen = cut_of(session.alone.open(directory, progress), origin)
+        if dry_run:
+            needs = needing(origin, session.compute).prune(Choice(), chosen, text, asked.repair_samples)
+            return show_needs("repair", needs, session.report, output=asked.output)
         check_fits(asked.output, origin, chosen, copies=2)
         windows = text.of_all(asked.repair_samples)
         with scratch_beside(asked.output) as scratch:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import Model, Session, typed
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
@@ -50,12 +51,15 @@ class ScoreOptions:
 
 
 @verb()
-def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Session) -> None:
+def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Session, dry_run: DryRun = False) -> None:
     """Score every layer by one or more metrics, in one walk.
 
     Low = remove first.
     """
     asked.check()
+    if dry_run:
+        names = [each.name for each in metrics_named(asked.metric)]
+        return foresee("score", model, session, lambda needing: needing.score(names, text))
 
     from shortstack.decoder import calibration_tokens
     from shortstack.scoring import score as score_layers
@@ -78,11 +82,12 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
     if asked.plot:
         plots.score_map(scores, asked.plot, drop="25%")
     if session.report.json:
-        return
+        return None
     read = (text,) if needs_text else ()
     again = [] if asked.output else typed(*read, session.compute, session.source)
     drop = "25%" if scores.scores else scores.window
     session.report.next_step("plan", asked.output or model, "--metric", scores.default_metric, "--drop", drop, *again)
+    return None
 
 
 def _check_orders(metric: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Model, Session, repair_text, unused
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, parameter
@@ -64,7 +65,7 @@ class DepthOptions:
 
 
 @verb()
-def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Session) -> None:
+def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Session, dry_run: DryRun = False) -> None:
     """Measure the model cut at every depth, in one walk.
 
     A cut takes the last layers.
@@ -73,6 +74,8 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
         text = repair_text(text, asked.repair_samples)
     if asked.plot:
         plots.check_picture(asked.plot)
+    if dry_run:
+        return foresee("sweep", model, session, lambda needing: needing.sweep(text, repair=asked.repair))
 
     from shortstack.data.splits import JUDGING
     from shortstack.decoder import calibration_tokens

@@ -9,6 +9,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun, needing, show_needs
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Session, check_unused
 
@@ -24,6 +25,7 @@ def verify(
         str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    dry_run: DryRun = False,
 ) -> None:
     """Check that a checkpoint is whole and computes what it should.
 
@@ -37,6 +39,9 @@ def verify(
     with session.report.bars() as progress:
         checkpoint = session.alone.open(directory, progress)  # --revision is of the model it is against
         origin = session.source.open(against, progress) if against else None
+        if dry_run:
+            needs = needing(checkpoint, replace(session.compute, device=device)).verify(origin)
+            return show_needs("verify", needs, session.report)
         result = verify_checkpoint(
             checkpoint, against=origin, device=device, stream=session.compute.stream, progress=progress
         )
@@ -49,6 +54,7 @@ def verify(
     healed, trust = checkpoint.record["verb"] == "heal", session.alone.words
     then = ("evaluate", directory) if healed else ("heal", directory, "--data", "pydoc", "-o", "healed")
     session.report.next_step(*then, *trust)
+    return None
 
 
 def show_verification(directory: str, found: Verification) -> None:

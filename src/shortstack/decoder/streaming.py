@@ -18,7 +18,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.checkpoint import ALIGNMENT
 from shortstack.checkpoint.weights import load_into, read_weight
 from shortstack.errors import CheckpointError, parameter
-from shortstack.machine.memory import available_memory
+from shortstack.machine.memory import available_memory, check_room
 
 SPARE = 0.8  # of the memory there is; the rest is for activations
 Weights = Mapping[str, Tensor]
@@ -61,11 +61,20 @@ class LayerWeights:
         self._here: int | None = None
         self._tied = False
         largest = max(self._room(layer) for layer in self._stored if layer is not None)
+        self._check_room(largest)
         # Two pieces of memory for the whole walk: fresh ones for each layer would leave holes that take as much again.
         self._free, self._taken = (torch.empty(largest, dtype=torch.uint8) for _ in range(2))
         self._load({name: read_weight(checkpoint.tensors[name]) for name in self._stored[None]})
         self._move_buffers()
         self._check_loaded(None)
+
+    def _check_room(self, largest: int) -> None:
+        """largest: bytes of the largest layer, as stored. Two are held in memory; what surrounds them, where it computes."""
+        tensors, device = self._checkpoint.tensors, self._device
+        around = sum(tensors[name].parameters for name in self._stored[None]) * self._dtype.itemsize
+        needed = {"cpu": around + 2 * largest} if device == "cpu" else {device: around + largest, "cpu": 2 * largest}
+        for place, nbytes in needed.items():
+            check_room(self._checkpoint.directory, nbytes, place, layers=True)
 
     @contextmanager
     def resident(self, layer: int) -> Iterator[None]:

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint.record import layer_map, provenance
-from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.checkpoint.safetensors import StoredTensor, laid_down
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, read_examples
@@ -32,6 +32,7 @@ from shortstack.healing.training import Environment, History, train, training_de
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.device import fast_bfloat16
+from shortstack.machine.files import scratch_beside
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, silent
 
@@ -112,12 +113,13 @@ def heal(
         except TrainingError:  # the state leads nowhere
             unfinished.remove()
             raise
-        tensors = run.task.method.tensors(checkpoint, learner)
-        seconds = round(time.perf_counter() - started, 3)
-        if run.processes.is_main_process:
-            healing = {**record, "history": asdict(history)}
-            run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
-            unfinished.remove()
+        with scratch_beside(writer.out) if run.processes.is_main_process else nullcontext() as scratch:
+            tensors = run.changed(learner, scratch)
+            seconds = round(time.perf_counter() - started, 3)
+            if scratch:
+                healing = {**record, "history": asdict(history)}
+                run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
+                unfinished.remove()
     run.processes.wait_for_everyone()
     method, loss = run.task.method.name, run.task.objective.loss
     return Healing(writer.out, method, loss, learner.trainable_parameters, history, seconds, peak_rss())
@@ -224,6 +226,12 @@ class HealingRun:
         logs = folder.with_suffix(".logs")
         environment = Environment(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress)
         return learner, train(learner, data, task.schedule, folder, environment=environment)
+
+    def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
+        """What training changed, laid down in a folder; None: of a process that only helps to gather it."""
+        found = self.task.method.tensors(self.checkpoint, learner)
+        kept = [laid_down(tensor, scratch / str(number)) for number, tensor in enumerate(found) if scratch]
+        return {tensor.name: tensor for tensor in kept}
 
     def write(self, writer: CheckpointWriter, tensors: Mapping[str, StoredTensor], record: Mapping[str, Any]) -> None:
         """The checkpoint with the tensors that changed in place of what they were, in the same shards."""

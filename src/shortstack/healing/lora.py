@@ -105,14 +105,15 @@ class Lora(TrainedHead, TrainedLayers):
             )
         yield from (name for name, kind in there.items() if wanted is None or kind in wanted)
 
-    def tensors(self, checkpoint: Checkpoint, learner: Learner) -> dict[str, StoredTensor]:
+    def tensors(self, checkpoint: Checkpoint, learner: Learner) -> Iterator[StoredTensor]:
         """The stored weights with the adapters added in fp32, and the head where it trained."""
         from shortstack.checkpoint.weights import Edit, edited_tensors, stored_tensors
 
-        edits = {f"{name}.weight": Edit(_change(layer).cpu()) for name, layer in _adapted(learner.decoder)}
+        for name, layer in _adapted(learner.decoder):
+            yield from edited_tensors(checkpoint, {f"{name}.weight": Edit(_change(layer).cpu())}).values()
         head = f"{learner.decoder.anatomy.head}.weight"
         trained = {name: weight for name, weight in learner.trained_tensors().items() if name == head}
-        return edited_tensors(checkpoint, edits) | stored_tensors(checkpoint, trained)
+        yield from stored_tensors(checkpoint, trained).values()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Neither this file nor those of the methods import torch before a method runs, so
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -67,11 +67,12 @@ class HealingMethod:
         """The modules that train, by their names in the model, which is changed where the method needs that."""
         raise NotImplementedError
 
-    def tensors(self, checkpoint: Checkpoint, learner: Learner) -> dict[str, StoredTensor]:
-        """The tensors that changed, as the checkpoint stores them."""
+    def tensors(self, checkpoint: Checkpoint, learner: Learner) -> Iterator[StoredTensor]:
+        """The tensors that changed, as the checkpoint stores them; a few are in memory at a time."""
         from shortstack.checkpoint.weights import stored_tensors
 
-        return stored_tensors(checkpoint, learner.trained_tensors())
+        for name, weight in learner.trained_tensors().items():
+            yield from stored_tensors(checkpoint, {name: weight}).values()
 
     def added_bytes(self, _checkpoint: Checkpoint) -> int:
         """Bytes that the healed checkpoint has more than the one that heals."""

@@ -40,10 +40,10 @@ def available_memory(device: str) -> int:
     return max(0, min(limits))
 
 
-def check_room(where: object, nbytes: int, device: str) -> None:
+def check_room(where: object, nbytes: int, device: str, *, layers: bool = False) -> None:
     """Refuse weights that need more than a device's free memory: the system would kill this process, or swap for hours.
 
-    nbytes: what they take at least.
+    nbytes: what they take at least. layers: they are read layer by layer already.
 
     Raises:
         InputError: they do not fit; the message says what to do.
@@ -51,13 +51,15 @@ def check_room(where: object, nbytes: int, device: str) -> None:
     free = available_memory(device)
     if nbytes <= free:
         return
+    what = "embedding, head and two layers of it" if layers else "its weights"
     elsewhere = f"{parameter('device', 'cpu')}, " if device.startswith("cuda") else ""
+    fix = f"free memory, or try {elsewhere}{parameter('dtype', 'bfloat16')} if this is float32, or a larger machine"
+    others = "score, sweep, plan, prune, repair, verify, and evaluate on texts and multiple choice"
     raise InputError(
         where,
-        expected=f"room for its weights on {device}: {_gigabytes(nbytes)}",
+        expected=f"room for {what} on {device}: {_gigabytes(nbytes)}",
         found=f"{_gigabytes(free)} free",
-        fix=f"free memory, or try {elsewhere}{parameter('dtype', 'bfloat16')} if this is float32, or a larger machine; "
-        "score, sweep, plan, prune, verify, and evaluate on texts and multiple choice read such a model layer by layer",
+        fix=fix if layers else f"{fix}; {others} read such a model layer by layer",
     )
 
 

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.disk_errors import disk_errors
-from shortstack.checkpoint.safetensors import Span, StoredTensor
+from shortstack.checkpoint.safetensors import StoredTensor, laid_down
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
 from shortstack.data import Tokens
 from shortstack.data.splits import JUDGING, check_enough, split
@@ -131,15 +130,7 @@ class ChangedTensors:
     def edit(self, weight: str, edit: Edit) -> None:
         """Change a weight of the whole model's state dict."""
         for name, tensor in edited_tensors(self.checkpoint, {weight: edit}).items():
-            self.tensors[name] = self._laid_down(tensor) if self.folder else tensor
-
-    def _laid_down(self, tensor: StoredTensor) -> StoredTensor:
-        assert self.folder  # noqa: S101  the caller has looked
-        assert isinstance(tensor.data, bytes)  # noqa: S101  just made
-        path = self.folder / str(next(self.numbers))
-        with disk_errors(path):
-            path.write_bytes(tensor.data)
-        return replace(tensor, data=Span(path, 0, tensor.size))
+            self.tensors[name] = laid_down(tensor, self.folder / str(next(self.numbers))) if self.folder else tensor
 
 
 @dataclass

@@ -82,7 +82,7 @@ class ScoreStep(Step):
         if "gradient" in feeds:
             layers, heads = layers + 3 * model.layers, heads + 3
         walk = texts.seconds(self.arguments, model, model.passed(layers, heads)) if trial.calibration else 0.0
-        return Cost(added((model.opened(model.layers), walk)), 0, model.loaded_bytes)
+        return model.walk(walk, model.layers, passes=2 if "gradient" in feeds else 1)
 
 
 class PlanStep(Step):
@@ -150,7 +150,7 @@ class PlanStep(Step):
             sets = Budget().generations * Budget().offspring
             layers, walks = layers + sets * model.layers, 1
         walk = texts.seconds(self.arguments, model, walks * model.passed(layers, layers / model.layers))
-        return Cost(added((model.opened(model.layers), walk)), 0, model.loaded_bytes)
+        return model.walk(walk, model.layers, passes=walks)
 
     def _blocks_cost(self, amount: int, model: ModelSize, texts: TextSizes) -> Cost:
         """All blocks of some sizes in one walk, each from there to the top on the held-out samples; then whole repairs."""
@@ -162,7 +162,7 @@ class PlanStep(Step):
         walked = (1 + repairs * REPAIR_WALKS) * layers + routes * layers / 2 / HELD_OUT
         fits = model.fitted(text.tokens, sizes) + repairs * FITTED * model.fitted(text.tokens)
         walk = text.seconds + text.tokens * model.passed(walked, routes / HELD_OUT)
-        return Cost(model.opened(layers) + walk + layers * fits, 0, model.loaded_bytes)
+        return model.walk(walk + layers * fits, layers, passes=2 + repairs)
 
 
 class PruneStep(Step):
@@ -208,13 +208,13 @@ class PruneStep(Step):
 
     def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
         kept, repair = model.layers - trial.amount(model.layers), self.arguments["repair"]
-        writing = model.written(kept)
+        writing, size = model.written(kept), model.bytes_of(kept)
         if not repair:
-            return Cost(writing, model.bytes_of(kept), 0)
+            return Cost(writing, size, 0, read=size)
         tokens = repair["samples"] * repair["length"]
         fits = FITTED * model.layers * model.fitted(tokens)
-        walks = model.opened(model.layers) + fits + tokens * model.passed(REPAIR_WALKS * model.layers)
-        return Cost(writing + walks, model.bytes_of(kept), model.loaded_bytes)
+        walk = model.walk(fits + tokens * model.passed(REPAIR_WALKS * model.layers), model.layers)
+        return Cost(added((writing, walk.seconds)), size, walk.memory, read=walk.read + size)
 
 
 class _HealingStep(Step):

@@ -88,7 +88,7 @@ class EvaluateStep(Step):
         from shortstack.evaluation.probes import probes
 
         options, layers = self.arguments, _layers_read(self, trial, model)
-        parts: list[float | None] = [model.opened(layers)]
+        parts: list[float | None] = []
         for text in options["perplexity"]:
             windows = {**options, "text": text}
             parts.append(texts.seconds(windows, model, model.passed(layers, 1), held_out=True))
@@ -104,7 +104,8 @@ class EvaluateStep(Step):
         if cut if options["collapse"] is None else options["collapse"]:
             prompts = [len(encode(tokenizer, prompt)) for prompt in PROMPTS]
             parts.append(model.wrote(layers, prompts, [NEW_TOKENS] * len(prompts)))
-        return Cost(added(parts), 0, model.loaded_bytes)
+        walks = len(options["perplexity"]) + len(options["tasks"])
+        return model.walk(added(parts), layers, passes=walks)
 
 
 def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class ProfileStep(Step):
             PROFILE_TURNS * (batch * prompt * model.passed(layers) + new * model.step(layers, batch))
             for batch in self.arguments["batch_sizes"]
         )
-        return Cost(model.opened(layers) + seconds, 0, model.loaded_bytes)
+        return model.walk(seconds, layers)
 
 
 def _layers_read(step: Step, trial: Trial, model: ModelSize) -> int:

@@ -6,10 +6,12 @@ A layer, the head and a written token of a model are timed, and texts are read a
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from shortstack.checkpoint import Checkpoint
@@ -20,6 +22,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
 from shortstack.decoder.generation import ROWS
 from shortstack.decoder.hooks import linear_layers
+from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import LOGIT_BYTES, arithmetic
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Amount, Tasks
@@ -30,9 +33,11 @@ from shortstack.healing.forecast import WRITTEN_TOGETHER, head_seconds, layer_se
 from shortstack.healing.training import training_device
 from shortstack.repairing.fit import fit_seconds
 from shortstack.study.references import expanded, text_digest
+from shortstack.study.steps import Cost
 
 COPY_BYTES_PER_S = 5e8
 DIGEST_BYTES_PER_S = 1e9
+READ_SAMPLE = 256 << 20  # bytes of a checkpoint that are read to see how fast that is
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model of a study, as far as this machine knows it. widest: inputs of the widest matrix in a layer."""
+    """A model of a study, as far as this machine knows it. widest: inputs of the widest matrix in a layer.
+
+    streamed: its weights are read layer by layer, once for each pass.
+    """
 
     checkpoint: Checkpoint
     pace: Pace
@@ -60,13 +68,15 @@ class ModelSize:
     dtype_bytes: int
     logit_bytes: int
     device: str = "cpu"
+    streamed: bool = False
 
     @classmethod
-    def measured(cls, checkpoint: Checkpoint, *, dtype: str, device: str) -> ModelSize:
-        """With one layer and the head loaded, and timed."""
+    def measured(cls, checkpoint: Checkpoint, *, dtype: str, device: str, stream: bool | None = None) -> ModelSize:
+        """With one layer and the head loaded, and timed. stream: None is where the model does not fit in memory."""
         started, logit_bytes = time.perf_counter(), LOGIT_BYTES[device != "cuda"]
         device = training_device(device)
         computed_in = arithmetic(dtype, checkpoint, device)
+        streamed = must_stream(checkpoint, computed_in, device) if stream is None else stream
         checkpoint.tokenizer()
         decoder = Decoder.tail(checkpoint, checkpoint.anatomy.layers - 1, dtype=computed_in, device=device)
         opening = time.perf_counter() - started
@@ -74,7 +84,7 @@ class ModelSize:
         linear = linear_layers(decoder.layers[-1]).values()
         widest = max((matrix.in_features for matrix in linear), default=width)
         pace = Pace(opening, layer_seconds(decoder), head_seconds(decoder), *writing_seconds(decoder))
-        return cls(checkpoint, pace, width, widest, computed_in.itemsize, logit_bytes, device)
+        return cls(checkpoint, pace, width, widest, computed_in.itemsize, logit_bytes, device, streamed)
 
     @property
     def layers(self) -> int:
@@ -82,8 +92,15 @@ class ModelSize:
 
     @property
     def loaded_bytes(self) -> int:
-        """Memory of the loaded model with room for logits."""
-        return self.checkpoint.parameters * self.dtype_bytes + self.logit_bytes
+        """Memory of what is held of the model, with room for logits."""
+        sizes = self.checkpoint.sizes
+        if not self.streamed:
+            loaded, stored = self.checkpoint.parameters * self.dtype_bytes, self.checkpoint.weight_bytes
+            return (
+                loaded + (stored if loaded != stored else 0) + self.logit_bytes
+            )  # files are mapped while they are converted
+        layer = max(sizes.layer_parameters) * self.dtype_bytes + 2 * max(sizes.layer_bytes)  # one computes, one comes
+        return sizes.other_parameters * self.dtype_bytes + layer + self.logit_bytes
 
     def bytes_of(self, layers: int) -> int:
         """Bytes of a checkpoint with so many layers, as stored."""
@@ -95,8 +112,15 @@ class ModelSize:
         return sum(self.checkpoint.sizes.layer_parameters) * layers // self.layers
 
     def opened(self, layers: int) -> float:
-        """Seconds until a model of so many layers is in memory."""
-        return self.pace.opening + self.bytes_of(layers) / COPY_BYTES_PER_S
+        """Seconds until a model of so many layers is in memory, or where it is streamed can be walked."""
+        return self.pace.opening + (0.0 if self.streamed else self.bytes_of(layers) / COPY_BYTES_PER_S)
+
+    def walk(self, seconds: float | None, layers: int, *, passes: float = 1.0) -> Cost:
+        """The cost of opening so many layers and of passes over them that take so many seconds where they are in memory."""
+        read = int(self.bytes_of(layers) * (passes if self.streamed else 1))
+        waiting = passes * self.bytes_of(layers) / _read_speed(self.checkpoint.shards[0]) if self.streamed else 0.0
+        known = None if seconds is None else self.opened(layers) + max(seconds, waiting)
+        return Cost(known, 0, self.loaded_bytes, read=read)
 
     def written(self, layers: int) -> float:
         """Seconds until a checkpoint of so many layers is on disk, checked and known by its content."""
@@ -220,6 +244,19 @@ class TextSizes:
                 started = time.perf_counter()
                 self.read[key] = TextSize(count(), time.perf_counter() - started)
         return self.read[key]
+
+
+@functools.cache
+def _read_speed(path: Path) -> float:
+    """Bytes a second from the disk: what the page cache has of the file is let go before, where the system can."""
+    buffer, read = bytearray(1 << 20), 0
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, READ_SAMPLE, os.POSIX_FADV_DONTNEED)
+        started = time.perf_counter()
+        while read < READ_SAMPLE and (count := file.readinto(buffer)):
+            read += count
+    return read / max(time.perf_counter() - started, 1e-9)
 
 
 @functools.cache

@@ -85,12 +85,16 @@ class Known:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes; disk: of the weights it writes, cache: of what it keeps there, in bytes. None: nobody knows."""
+    """What a step takes; None: nobody knows.
+
+    In bytes, disk: of the weights it writes, cache: of what it keeps there, read: of weights, in all passes over them.
+    """
 
     seconds: float | None = None
     disk: int | None = 0
     memory: int | None = None
     cache: int | None = 0
+    read: int = 0
 
 
 def added(values: Iterable[Any]) -> Any:

@@ -1,0 +1,192 @@
+"""What a verb would take on this machine, when it is called alone: `--dry-run`.
+
+The same estimates as a study's, of the step that does the same; nothing is computed or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.data import CalibrationText
+from shortstack.data.splits import HELD_OUT
+from shortstack.decoder.streaming import must_stream
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.machine.device import Compute, pick_device
+from shortstack.planning import Choice, Plan
+from shortstack.pruning.verification import PROBE_TOKENS
+from shortstack.study.kinds import PlanStep, PruneStep, ScoreStep
+from shortstack.study.measures import EvaluateOptions, EvaluateStep
+from shortstack.study.sizes import COPY_BYTES_PER_S, DIGEST_BYTES_PER_S, ModelSize, TextSizes
+from shortstack.study.steps import Cost, added
+
+
+@dataclass(frozen=True)
+class Needs:
+    """About what a verb takes.
+
+    seconds: from the start of the program, None where that cannot be known. memory_bytes: held at most, libraries included;
+    read_bytes, written_bytes: of weights. streamed: layers are read one by one. unknown: what was not counted, and why.
+    """
+
+    seconds: float | None
+    memory_bytes: int
+    read_bytes: int
+    written_bytes: int
+    streamed: bool
+    unknown: tuple[str, ...] = ()
+
+    def then(self, other: Needs) -> Needs:
+        """Of both, one after the other in one process; `other` begins where its libraries are in memory."""
+        return Needs(
+            added([self.seconds, other.seconds]),
+            max(self.memory_bytes, other.memory_bytes),
+            self.read_bytes + other.read_bytes,
+            self.written_bytes + other.written_bytes,
+            self.streamed or other.streamed,
+            (*self.unknown, *other.unknown),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Begun(NamedTuple):
+    """A process whose libraries are imported and whose model is open: seconds until then, and the memory it holds."""
+
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """What costs ask of a trial, of a verb that is no part of one."""
+
+    model: str
+    choice: Choice
+    layers: int = 0
+    calibration: bool = True
+
+    @property
+    def step(self) -> int | None:
+        return self.choice.step
+
+    def amount(self, _layers: int) -> int:
+        return self.layers
+
+
+class Needing:
+    """The needs of verbs on one checkpoint, measured once."""
+
+    def __init__(self, checkpoint: Checkpoint, compute: Compute, begun: Begun) -> None:
+        self.checkpoint, self.compute, self.begun, self.texts = checkpoint, compute, begun, TextSizes({})
+        self.libraries = psutil.Process().memory_info().rss  # with what this file imports, as a verb that walks has
+
+    @cached_property
+    def model(self) -> ModelSize:
+        compute = self.compute
+        return ModelSize.measured(self.checkpoint, dtype=compute.dtype, device=compute.device, stream=compute.stream)
+
+    def score(self, metrics: Sequence[str], text: CalibrationText) -> Needs:
+        step = ScoreStep({"metrics": metrics, **asdict(text)}, {}, {})
+        return self._of(step.cost(self._alone(Choice()), self.model, self.texts))
+
+    def plan(self, choice: Choice, text: CalibrationText) -> Needs:
+        return self._of(self._planned(choice, text))
+
+    def sweep(self, text: CalibrationText, *, repair: bool = False) -> Needs:
+        """All depths in one walk, a head behind each layer; with repair a second walk and a fit for each."""
+        model, layers = self.model, self.model.layers
+        windows = self.texts.windows(asdict(text), model)
+        if windows is None:
+            return self._of(model.walk(None, layers))
+        judged = windows.tokens / (HELD_OUT if repair else 1)
+        seconds = windows.seconds + judged * model.passed(layers, layers + 1)
+        if repair:
+            seconds += windows.tokens * model.passed(2 * layers) + layers * model.fitted(windows.tokens)
+        return self._of(model.walk(seconds, layers, passes=1 + 2 * repair))
+
+    def prune(self, choice: Choice, plan: Plan | None, text: CalibrationText, repair_samples: int | None) -> Needs:
+        """plan: what is cut, where that is known. repair_samples: windows to repair on; None: no repair."""
+        chosen = Cost(0.0, 0, 0) if plan or choice.layers is not None else self._planned(choice, text)
+        cut = plan or choice.sized(self.checkpoint.sizes).like(self.model.layers)
+        windows = None if repair_samples is None else {**asdict(text), "samples": repair_samples}
+        step = PruneStep({"removed": cut.removed, "repair": windows}, {}, {})
+        kept = cut.sized(self.checkpoint.sizes).bytes
+        if windows is None and not chosen.memory and kept:  # bytes move while libraries are imported
+            seconds = max(self.begun.seconds, kept.after / COPY_BYTES_PER_S)
+            return Needs(seconds, self.begun.memory, kept.after, kept.after, streamed=False)
+        made = step.cost(self._alone(choice, len(cut.removed)), self.model, self.texts)
+        return self._of(chosen, made)
+
+    def verify(self, against: Checkpoint | None) -> Needs:
+        """Digests of all files; then a few tokens through both models."""
+        size, tokens = self.checkpoint.weight_bytes, PROBE_TOKENS[0] * PROBE_TOKENS[1]
+        digests = Cost(size / DIGEST_BYTES_PER_S, 0, 0, read=size)
+        if against is None:
+            return self._of(digests, streamed=False)
+        models = list(self._compared(against))
+        costs = [model.walk(tokens * model.passed(model.layers, 1), model.layers) for model in models]
+        return self._of(digests, *costs, streamed=models[0].streamed)
+
+    def _compared(self, against: Checkpoint) -> Iterator[ModelSize]:
+        """Both models as verify() computes with them: in fp32 where they fit, and as stored where they are streamed."""
+        stream, device = self.compute.stream, pick_device(self.compute.device)
+        if stream is None:
+            stream = any(must_stream(each, torch.float32, device) for each in (self.checkpoint, against))
+        for each in (against, self.checkpoint):
+            dtype = "auto" if stream else "float32"
+            yield ModelSize.measured(each, dtype=dtype, device=device, stream=stream)
+
+    def evaluate(self, text: EvaluationText, tasks: Tasks, generation: GenerationChecks, seed: int) -> Needs:
+        options = EvaluateOptions(
+            perplexity=text.sources,
+            length=text.length,
+            samples=text.samples,
+            seed=seed,
+            tasks=tasks.names if tasks.tasks else (),
+            limit=tasks.limit,
+            data_dir=str(tasks.data_dir) if tasks.data_dir else None,
+            include=str(tasks.include) if tasks.include else None,
+            probe_items=generation.probe_items if generation.probes else 0,
+            collapse=generation.collapse_check,
+        )
+        alone = self._alone(Choice())
+        step = EvaluateStep(options.arguments, {}, {"checkpoint": alone.model})
+        return self._of(step.cost(alone, self.model, self.texts))
+
+    def _alone(self, choice: Choice, layers: int = 0) -> Any:
+        return _Alone(self.checkpoint.source, choice, layers)
+
+    def _planned(self, choice: Choice, text: CalibrationText) -> Cost:
+        """Scores of the whole model, or shorter ones measured."""
+        choice = choice.sized(self.checkpoint.sizes)
+        amount = len(choice.like(self.model.layers).removed)
+        if not choice.measures:
+            if not choice.by.needs_scores:
+                return Cost(0.0, 0, 0)
+            return ScoreStep({"metrics": [choice.name], **asdict(text)}, {}, {}).cost(
+                self._alone(choice), self.model, self.texts
+            )
+        names = ("metric", "block", "layers", "step", "strategy", "finalists")
+        arguments = {name: getattr(choice, name) for name in names} | {"drop": amount}
+        return PlanStep({**arguments, **asdict(text)}, {}, {}).cost(self._alone(choice, amount), self.model, self.texts)
+
+    def _of(self, *costs: Cost, streamed: bool | None = None) -> Needs:
+        """The needs of what is done one after the other."""
+        memory = max((cost.memory or 0 for cost in costs), default=0)
+        streamed = self.model.streamed if streamed is None else streamed
+        return Needs(
+            added([self.begun.seconds, *(cost.seconds for cost in costs)]),
+            self.libraries + memory if memory else self.begun.memory,
+            sum(cost.read for cost in costs),
+            sum(cost.disk or 0 for cost in costs),
+            streamed,
+            tuple(self.texts.unknown),
+        )

@@ -1,0 +1,127 @@
+"""What --dry-run says of a verb, beside what the verb then does; nothing is written by it."""
+
+import json
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.cli import main
+from shortstack.data import CalibrationText
+from shortstack.machine.device import Compute
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from shortstack.study.needs import Begun, Needing
+from zoo import speaking
+
+SMALL = ("--text", "pydoc", "--samples", "2", "--length", "16")
+REPAIRED = ("--text", "pydoc", "--repair-samples", "8", "--length", "16")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, own_cache) -> Path:
+    source = Checkpoint.open(speaking(tmp_path / "m"))
+    prune(source, plan(8, layers="3-4"), tmp_path / "cut")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def said(capsys, monkeypatch, *words: str):
+    monkeypatch.setattr(sys, "argv", ["shortstack", *words])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    return capsys.readouterr()
+
+
+VERBS = {
+    "score": ("score", "m", "--metric", "bi,ppl", *SMALL, "-o", "scores.json"),
+    "scores of gradients": ("score", "m", "--metric", "taylor", *SMALL),
+    "plan": ("plan", "m", "--drop", "2", *SMALL, "-o", "plan.json"),
+    "a search": ("plan", "m", "--drop", "2", "--search", "--text", "pydoc", "--samples", "4", "--length", "16"),
+    "repaired blocks": (
+        "plan",
+        "m",
+        "--drop",
+        "2",
+        "--strategy",
+        "repaired-blocks",
+        "--samples",
+        "4",
+        "--length",
+        "16",
+    ),
+    "sweep": ("sweep", "m", *SMALL),
+    "a repaired sweep": ("sweep", "m", "--repair", *REPAIRED),
+    "prune": ("prune", "m", "--layers", "3-4", "-o", "out"),
+    "prune by a metric": ("prune", "m", "--drop", "2", *SMALL, "-o", "out"),
+    "prune and repair": ("prune", "m", "--layers", "3-4", "--repair", *REPAIRED, "-o", "new/out"),
+    "repair": ("repair", "cut", "--source", "m", *REPAIRED, "-o", "out"),
+    "verify": ("verify", "cut"),
+    "verify against": ("verify", "cut", "--against", "m"),
+    "evaluate": ("evaluate", "cut", "--perplexity", "pydoc", "--samples", "2", "--length", "16"),
+    "evaluate both": ("evaluate", "cut", "--against", "m", "--samples", "2", "--length", "16", "--probes"),
+}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_that_is_asked_what_it_needs_does_nothing(name, place, capsys, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if "cache" not in path.parts}
+    needs = json.loads(said(capsys, monkeypatch, *VERBS[name], "--dry-run", "--json").out)
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*") if "cache" not in path.parts} == before
+    assert needs["seconds"] > 0
+    assert needs["unknown"] == []
+    assert needs["streamed"] is False
+    assert needs["memory_bytes"] >= 100e6, "torch alone takes that"
+    shown = said(capsys, monkeypatch, *VERBS[name], "--dry-run")
+    assert "nothing is computed or written" in shown.out
+    assert "Next: the same command without --dry-run" in shown.err
+
+
+def test_bytes_are_those_that_are_then_read_and_written(place, capsys, monkeypatch):
+    source, cut = Checkpoint.open(place / "m"), Checkpoint.open(place / "cut")
+    pruned = json.loads(said(capsys, monkeypatch, *VERBS["prune"], "--dry-run", "--json").out)
+    assert (pruned["read_bytes"], pruned["written_bytes"]) == (cut.weight_bytes, cut.weight_bytes)
+    repaired = json.loads(said(capsys, monkeypatch, *VERBS["prune and repair"], "--dry-run", "--json").out)
+    assert repaired["read_bytes"] == source.weight_bytes + cut.weight_bytes
+    assert repaired["written_bytes"] == cut.weight_bytes
+    verified = json.loads(said(capsys, monkeypatch, *VERBS["verify against"], "--dry-run", "--json").out)
+    assert verified["read_bytes"] == 2 * cut.weight_bytes + source.weight_bytes
+    assert verified["written_bytes"] == 0
+
+
+def test_a_streamed_walk_holds_two_layers_and_reads_all_of_them(place):
+    checkpoint, text = Checkpoint.open(place / "m"), CalibrationText("pydoc", 2, 16)
+    held = [
+        Needing(checkpoint, Compute(stream=stream, dtype="float32"), Begun(1.0, 0)).score(["taylor"], text)
+        for stream in (False, True)
+    ]
+    assert [needs.streamed for needs in held] == [False, True]
+    assert [needs.read_bytes for needs in held] == [checkpoint.weight_bytes, 2 * checkpoint.weight_bytes]
+    sizes = checkpoint.sizes
+    spared = sum(sizes.layer_bytes) - 3 * max(
+        sizes.layer_bytes
+    )  # of eight layers in fp32 two are held, and one computes
+    assert held[0].memory_bytes - held[1].memory_bytes == pytest.approx(spared, abs=20e6), "rss moves by itself"
+    assert held[1].memory_bytes < psutil.virtual_memory().total
+
+
+REFUSED = {
+    "a layer that is none": (("prune", "m", "--layers", "3,9", "-o", "out"), "expected  layers from 0 to 7"),
+    "scores": (("plan", "scores.json", "--drop", "2", "-o", "plan.json"), "a plan from scores takes no time"),
+    "an output that exists": (("score", "m", "-o", "scores.json"), "scores.json"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_in_a_dry_run_too(name, place, capfd, monkeypatch):
+    words, found = REFUSED[name]
+    (place / "scores.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["shortstack", *words, "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert found in capfd.readouterr().err
