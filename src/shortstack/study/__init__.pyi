@@ -1,6 +1,7 @@
 from . import costs as costs
 from . import demo as demo
 from . import grid as grid
+from . import needs as needs
 from . import progress as progress
 from . import run_options as run_options
 from . import runner as runner

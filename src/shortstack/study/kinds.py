@@ -26,7 +26,8 @@ from shortstack.planning.plans import BLOCKS
 from shortstack.scoring import Scores
 from shortstack.scoring.metrics import metric_named
 from shortstack.study.measures import EvaluateStep, ProfileStep
-from shortstack.study.steps import Contents, Cost, Job, Known, Places, Step, added
+from shortstack.study.step_cost import Cost, added
+from shortstack.study.steps import Contents, Job, Known, Places, Step
 from shortstack.study.trial import RepairText, Trial, calibration_text
 from shortstack.study.words import changed_words, defaults_of, model_words, option_words
 

@@ -16,7 +16,8 @@ from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import Part
 from shortstack.profiling import Timing
 from shortstack.study.references import expanded
-from shortstack.study.steps import Contents, Cost, Job, Known, Places, Step, added
+from shortstack.study.step_cost import Cost, added
+from shortstack.study.steps import Contents, Job, Known, Places, Step
 from shortstack.study.trial import Trial
 from shortstack.study.words import changed_words, model_words, option_words
 

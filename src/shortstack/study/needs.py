@@ -24,7 +24,7 @@ from shortstack.pruning.verification import PROBE_TOKENS
 from shortstack.study.kinds import PlanStep, PruneStep, ScoreStep
 from shortstack.study.measures import EvaluateOptions, EvaluateStep
 from shortstack.study.sizes import COPY_BYTES_PER_S, DIGEST_BYTES_PER_S, ModelSize, TextSizes
-from shortstack.study.steps import Cost, added
+from shortstack.study.step_cost import Cost, added
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from shortstack.study.minutes import LEAST, Amounts, Line, fitting
 from shortstack.study.references import expanded, open_model
 from shortstack.study.shrink_study import ShrinkStudy
 from shortstack.study.sizes import ModelSize, TextSizes
-from shortstack.study.steps import added
+from shortstack.study.step_cost import added
 
 KINDS_OF = {  # the steps that look at so much
     "windows": ("score", "plan"),

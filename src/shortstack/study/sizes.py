@@ -33,7 +33,7 @@ from shortstack.healing.forecast import WRITTEN_TOGETHER, head_seconds, layer_se
 from shortstack.healing.training import training_device
 from shortstack.repairing.fit import fit_seconds
 from shortstack.study.references import expanded, text_digest
-from shortstack.study.steps import Cost
+from shortstack.study.step_cost import Cost
 
 COPY_BYTES_PER_S = 5e8
 DIGEST_BYTES_PER_S = 1e9

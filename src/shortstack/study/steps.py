@@ -11,7 +11,7 @@ import socket
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,6 +32,7 @@ from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import Keeper
 from shortstack.study.references import open_model
+from shortstack.study.step_cost import Cost
 
 if TYPE_CHECKING:
     from shortstack.study.sizes import ModelSize, TextSizes
@@ -81,26 +82,6 @@ class Known:
     def model(self, trial: Trial) -> dict[str, str]:
         """The trial's model, as an input."""
         return self.models[trial.model].identity
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a step takes; None: nobody knows.
-
-    In bytes, disk: of the weights it writes, cache: of what it keeps there, read: of weights, in all passes over them.
-    """
-
-    seconds: float | None = None
-    disk: int | None = 0
-    memory: int | None = None
-    cache: int | None = 0
-    read: int = 0
-
-
-def added(values: Iterable[Any]) -> Any:
-    """The sum, or None where a part is unknown."""
-    listed = list(values)
-    return None if None in listed else sum(listed)
 
 
 @dataclass(frozen=True)
