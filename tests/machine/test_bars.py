@@ -1,5 +1,6 @@
 """Progress in logs and notebooks: how often something is said, and what."""
 
+import subprocess
 import sys
 import types
 
@@ -62,3 +63,22 @@ def test_a_terminal_of_ipython_is_no_notebook(monkeypatch):
     assert not module._in_notebook()
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
     assert not module._in_notebook()
+
+
+HUSHED = """
+import sys
+from shortstack.machine.progress import bars
+for _ in range(2):
+    with bars():
+        pass
+print("transformers" in sys.modules)
+from transformers import AutoConfig
+from transformers.utils import logging
+print(logging.is_progress_bar_enabled(), logging.get_verbosity() == logging.ERROR)
+print(any(type(finder).__name__ == "_WhenImported" for finder in sys.meta_path))
+"""
+
+
+def test_libraries_are_hushed_when_they_are_imported_and_not_imported_for_it():
+    ran = subprocess.run([sys.executable, "-c", HUSHED], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False", "False", "True", "False"]
