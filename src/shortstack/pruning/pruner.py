@@ -36,10 +36,11 @@ def prune(
     """Write `checkpoint` without plan.removed to the new directory `output`, and open it.
 
     The pruned config is built on the meta device and compared with the kept layers while bytes are copied already; the
-    output appears where both have ended. plan: also what choose() gives,
-    whose scores shortstack.json then keeps as the reason for the plan. repair: what repair() gives for this cut; its tensors
-    are written in place of the source's. Shards follow the source's, or are filled to max_shard_size,
-    in bytes or like 5GB.
+    output appears when both have ended.
+
+    plan: also what choose() gives, whose scores shortstack.json then keeps as the reason for the plan. repair: what repair()
+    gives for this cut; its tensors are written in place of the source's. Shards follow the source's, or are filled to
+    max_shard_size, in bytes or like 5GB.
 
     Raises:
         PlanError: the plan is for a model of another depth.

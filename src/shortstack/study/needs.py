@@ -115,7 +115,7 @@ class Needing:
     def prune(self, choice: Choice, plan: Plan | None, text: CalibrationText, repair_samples: int | None) -> Needs:
         """plan: what is cut, where that is known. repair_samples: windows to repair on; None: no repair."""
         chosen = Cost(0.0, 0, 0) if plan or choice.layers is not None else self._planned(choice, text)
-        cut = plan or choice.sized(self.checkpoint.sizes).like(self.model.layers)
+        cut = plan or choice.sized(self.checkpoint.sizes).like(self.checkpoint.anatomy.layers)
         windows = None if repair_samples is None else {**asdict(text), "samples": repair_samples}
         step = PruneStep({"removed": cut.removed, "repair": windows}, {}, {})
         kept = cut.sized(self.checkpoint.sizes).bytes
@@ -167,7 +167,7 @@ class Needing:
     def _planned(self, choice: Choice, text: CalibrationText) -> Cost:
         """Scores of the whole model, or shorter ones measured."""
         choice = choice.sized(self.checkpoint.sizes)
-        amount = len(choice.like(self.model.layers).removed)
+        amount = len(choice.like(self.checkpoint.anatomy.layers).removed)
         if not choice.measures:
             if not choice.by.needs_scores:
                 return Cost(0.0, 0, 0)
