@@ -112,7 +112,8 @@ def test_a_streamed_walk_holds_two_layers_and_reads_all_of_them(place):
 REFUSED = {
     "a layer that is none": (("prune", "m", "--layers", "3,9", "-o", "out"), "expected  layers from 0 to 7"),
     "scores": (("plan", "scores.json", "--drop", "2", "-o", "plan.json"), "a plan from scores takes no time"),
-    "an output that exists": (("score", "m", "-o", "scores.json"), "scores.json"),
+    "a file that exists": (("score", "m", "-o", "scores.json"), "scores.json"),
+    "a folder that exists": (("prune", "m", "--layers", "3", "-o", "cut"), "exists"),
 }
 
 

@@ -742,21 +742,25 @@ def test_a_study_in_a_models_folder_is_refused(command, model, tmp_path):
     assert not (model / "runs").exists()
 
 
+def listed(stdout: object, unbuffered: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """`ls metrics`, in a process of its own that prints to `stdout`."""
+    return subprocess.run(
+        [sys.executable, "-m", "shortstack", "ls", "metrics", *more],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_a_full_stdout_is_said_once_and_ends_in_1(more, unbuffered):
     """Python holds back what it prints to a file, and says nothing where that fails when it ends."""
-    command = [sys.executable, "-m", "shortstack", "ls", "metrics", *more]
     with open("/dev/full", "w") as full:
-        ran = subprocess.run(
-            command,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )
+        ran = listed(full, unbuffered, *more)
     assert ran.returncode == 1
     assert ran.stderr.count("No space left on device") == 1
     assert "Traceback" not in ran.stderr
@@ -765,16 +769,8 @@ def test_a_full_stdout_is_said_once_and_ends_in_1(more, unbuffered):
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_who_stops_reading_hears_no_more(unbuffered):
-    command = [sys.executable, "-m", "shortstack", "ls", "metrics"]
     reading, writing = os.pipe()
     os.close(reading)
-    ran = subprocess.run(
-        command,
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-    )
+    ran = listed(writing, unbuffered)
     os.close(writing)
     assert (ran.returncode, ran.stderr) == (1, "")

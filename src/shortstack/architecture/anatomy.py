@@ -45,7 +45,6 @@ UNBUILDABLE = (
     TypeError,
     ValueError,
 )
-# In the names of layers that are not the text's.
 # Fields that count decoder layers, by the names transformers gives them.
 COUNTS = (
     "num_hidden_layers",

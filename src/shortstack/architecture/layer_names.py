@@ -12,7 +12,7 @@ from shortstack.architecture.anatomy import Anatomy
 from shortstack.errors import CheckpointError
 
 EXTRA_HEAD = re.compile(r"(^|\.)mtp\w*\.")
-OTHER_TOWER = re.compile(r"visi|image|audio|speech")
+OTHER_TOWER = re.compile(r"visi|image|audio|speech")  # in the names of layers that are not the text's
 
 
 @dataclass(frozen=True)

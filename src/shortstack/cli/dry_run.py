@@ -58,10 +58,16 @@ def needing(checkpoint: Checkpoint, compute: Compute, *, first: bool = True) -> 
 
 
 def show_needs(verb: str, needs: Needs, report: Reporting, *, output: Path | None = None) -> None:
-    """The needs beside what there is. output: where something would be written."""
-    from shortstack.machine.files import existing_folder
+    """The needs beside what there is. output: where something would be written.
+
+    Raises:
+        OutputError: it exists.
+    """
+    from shortstack.machine.files import check_new, existing_folder
     from shortstack.machine.memory import available_memory
 
+    if output:
+        check_new(output, make_folders=True)
     if report.json:
         return console.show_json(needs.to_dict())
     rows = [
@@ -74,7 +80,7 @@ def show_needs(verb: str, needs: Needs, report: Reporting, *, output: Path | Non
         rows.append(("weights written", f"{size(needs.written_bytes)}, of {size(free)} free"))
     console.show_table("dry run: nothing is computed or written", ("", f"{verb}, about"), rows)
     if needs.streamed:
-        console.show("The model does not fit in memory, or is not to: its layers are read one by one.")
+        console.show("Layers are read one by one.")
     for reason in needs.unknown:
         console.show(f"Unknown: {reason}.")
     report.say("the same command without --dry-run")

@@ -71,9 +71,9 @@ def prune(
     session: Session,
     dry_run: DryRun = False,
 ) -> None:
-    """Write the model without some layers, at the speed of cp.
+    """Write the model without some layers, by copying bytes.
 
-    Byte ranges are copied; the result loads with plain transformers.
+    No tensor is loaded; the result loads with plain transformers.
     """
     asked.check(choice)
     if asked.plan or choice.layers is not None:
