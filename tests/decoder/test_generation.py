@@ -1,22 +1,27 @@
 """Batched generation against one prompt at a time, a whole forward pass for each token, and its distribution."""
 
+from functools import partial
+
 import pytest
 import torch
+from transformers import BartConfig, BartForCausalLM
 
+import shortstack.decoder.generation
 from shortstack.checkpoint import Checkpoint
-from shortstack.decoder.generation import generate
-from zoo import tiny
+from shortstack.decoder.generation import _write, generate, longest
+from shortstack.decoder.rows import can_leave
+from zoo import make, tiny
 
 PROMPTS = [(5, 9, 30), (7,), tuple(range(20, 34)), (40, 41, 42, 43, 44)]
 ROOMS = [6, 9, 3, 9]
 
 
-def greedy(model, prompt, room):
+def greedy(model, prompt, room, ends=(2,)):
     """Without a cache, a batch or padding."""
     ids = list(prompt)
     while len(ids) < len(prompt) + room:
         ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        if ids[-1] == 2:
+        if ids[-1] in ends:
             break
     return ids[len(prompt) :]
 
@@ -28,6 +33,75 @@ def test_a_batch_writes_what_each_prompt_alone_gets(model_type):
     model.generation_config.eos_token_id = 2
     expected = [greedy(model, prompt, room) for prompt, room in zip(PROMPTS, ROOMS, strict=True)]
     assert generate(model, PROMPTS, ROOMS) == expected
+
+
+BURST_HERE = 3
+MANY = [tuple(range(3 + number, 5 + number + number % 7)) for number in range(24)]
+LIMITS = [1 + (7 * number) % 11 for number in range(24)]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
+@torch.no_grad()
+def test_rows_that_leave_and_enter_write_what_each_prompt_alone_gets(model_type, few_rows):
+    model = Checkpoint.open(tiny(model_type)).model(dtype=torch.float32)
+    model.generation_config.eos_token_id = 2
+    expected = [greedy(model, prompt, room) for prompt, room in zip(MANY, LIMITS, strict=True)]
+    model.generation_config.eos_token_id = [2, expected[-1][0]]
+    expected = [greedy(model, prompt, room, (2, expected[-1][0])) for prompt, room in zip(MANY, LIMITS, strict=True)]
+    assert min(map(len, expected)) < 3 and max(map(len, expected)) > 6
+    assert generate(model, MANY, LIMITS) == expected
+    assert can_leave(model, MANY[0], partial(_write, model, sampled=False))
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    monkeypatch.setattr(shortstack.decoder.generation, "ROWS", 8)
+    monkeypatch.setattr(shortstack.decoder.generation, "BURST", BURST_HERE)
+
+
+@torch.no_grad()
+def test_rows_that_have_ended_are_not_read_on(few_rows):
+    """Rows times tokens that pass the model: in batches to their end, each row of a batch until its longest."""
+    model = Checkpoint.open(tiny("llama")).model(dtype=torch.float32)
+    limits, passed = [2] * 21 + [30] * 3, []
+    model.model.layers[0].register_forward_pre_hook(lambda _layer, args: passed.append(args[0].shape[:2]))
+    written = generate(model, MANY, limits)
+    assert [len(tokens) for tokens in written] == limits
+    steps = sum(rows for rows, tokens in passed if tokens == 1)
+    assert steps < 24 * (2 + BURST_HERE) + 3 * 30
+    assert max(rows for rows, _ in passed) == 8, "as many as there is room for"
+
+
+@torch.no_grad()
+def test_no_row_needs_a_position_beyond_what_is_said(few_rows, tmp_path):
+    """Learned positions: one too many would be an error."""
+    most = longest(MANY, LIMITS)
+    model = Checkpoint.open(make("gpt2", tmp_path / "model", n_positions=most)).model(dtype=torch.float32)
+    assert [len(tokens) for tokens in generate(model, MANY, LIMITS)] == LIMITS
+
+
+@torch.no_grad()
+def test_a_window_that_slides_keeps_rows_to_the_end():
+    model = Checkpoint.open(tiny("gemma2")).model(dtype=torch.float32)
+    assert not can_leave(model, MANY[0], partial(_write, model, sampled=False))
+
+
+@torch.no_grad()
+def test_positions_that_count_padding_keep_rows_to_the_end():
+    sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 96}
+    model = BartForCausalLM(BartConfig(**sizes, eos_token_id=2)).eval()
+    assert not can_leave(model, MANY[0], partial(_write, model, sampled=False))
+
+
+@torch.no_grad()
+def test_progress_is_told_within_a_batch_and_ends_at_its_end(few_rows):
+    for model_type in ("llama", "gemma2"):
+        model, told = Checkpoint.open(tiny(model_type)).model(dtype=torch.float32), []
+        generate(model, MANY, LIMITS, progress=lambda stage, done, total, note="", told=told: told.append((done, total)))
+        assert {total for _, total in told} == {sum(LIMITS)}
+        assert [done for done, _ in told] == sorted(done for done, _ in told)
+        assert told[-1][0] == sum(LIMITS)
+        assert len(told) > 6
 
 
 @torch.no_grad()
@@ -71,4 +145,5 @@ def test_the_head_gets_the_last_positions_in_one_piece():
     hook = model.lm_head.register_forward_hook(lambda _head, args, _out: seen.append(args[0].is_contiguous()))
     generate(model, [[3, 4, 5], [6, 7, 8]], [2, 2])
     hook.remove()
-    assert seen == [True, True]
+    assert seen
+    assert all(seen)

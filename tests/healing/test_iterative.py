@@ -7,10 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import shortstack.healing.teacher_answers
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.data import Example
 from shortstack.data.sources import parse_samples
+from shortstack.decoder.generation import generate
 from shortstack.errors import DataError, InputError, OutputError
 from shortstack.healing import (
     HealingTask,
@@ -177,8 +179,28 @@ def test_the_teachers_answers_are_sampled_from_it_and_kept(tmp_path, monkeypatch
         ended = teacher.model(dtype=torch.float32).generation_config.eos_token_id
         assert len(example.ids) == 14 or example.ids[-1] == ended
         assert ended not in example.ids[len(prompt) : -1]
-    monkeypatch.setattr(Answers, "_written", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(shortstack.healing.teacher_answers, "generate", lambda *_, **__: pytest.fail("asked again"))
     assert answers.to(EXAMPLES) == found
+
+
+def test_answers_are_kept_as_they_are_written(tmp_path, monkeypatch):
+    """The third part is lost; the first two are not asked for again."""
+    teacher, module, asked = Checkpoint.open(speaking(tmp_path / "source")), shortstack.healing.teacher_answers, []
+    monkeypatch.setattr(module, "KEPT", 4)
+
+    def killed(model, prompts, *rest, **how):
+        asked.append(len(prompts))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return generate(model, prompts, *rest, **how)
+
+    monkeypatch.setattr(module, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Answers(teacher, 14).to(EXAMPLES * 4)
+    found = Answers(teacher, 14).to(EXAMPLES * 4)
+    assert asked == [4, 4, 4, 4]
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "another"))
+    assert Answers(teacher, 14).to(EXAMPLES * 4) == found
 
 
 def test_answers_in_a_batch_are_likely_ones_of_each_prompt_alone(tmp_path):

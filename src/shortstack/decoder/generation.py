@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from shortstack.decoder.batching import by_length, padded
+from shortstack.decoder.rows import Rows, Write, cache_name, can_leave, side_by_side
 from shortstack.machine.memory import available_memory
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 ROWS = 64  # that are written at once: a step reads all weights, however many rows it is for
+FREE = 4  # others enter, and are read together, when one place in so many is free
+BURST = 16  # tokens between two looks at which rows have ended
+DRAWN = (ROWS, FREE, BURST)  # what is drawn by a seed depends on
 
 
 @torch.no_grad()
@@ -38,17 +44,40 @@ def generate(
     Raises:
         ShortstackError: logits to draw from are no numbers.
     """
-    written: list[list[int]] = [[] for _ in prompts]
-    if not prompts:
-        return written
-    groups = _groups(prompts, max_new_tokens, _rows(model, longest(prompts, max_new_tokens)))
-    with _seeded(seed):
-        for count, numbers in enumerate(groups, start=1):
-            some, limits = [prompts[number] for number in numbers], [max_new_tokens[number] for number in numbers]
-            for number, tokens in zip(numbers, _batch(model, some, limits, sampled=seed is not None), strict=True):
-                written[number] = tokens
-            progress(stage, count, len(groups))
-    return written
+    work = Work(prompts, max_new_tokens, _ends(model), partial(progress, stage))
+    if not work.waiting:
+        return work.written
+    write = partial(_write, model, sampled=seed is not None)
+    most = _rows(model, longest(prompts, max_new_tokens))
+    with _seeded(seed), _head_in_one_piece(model):
+        if len(work.waiting) > 1 and can_leave(model, prompts[work.waiting[0]], partial(_write, model, sampled=False)):
+            _in_and_out(model, work, most, write)
+        else:
+            _batch_by_batch(model, work, most, write)
+    return work.written
+
+
+def _in_and_out(model: PreTrainedModel, work: Work, most: int, write: Write) -> None:
+    """So many rows at once: those that have ended leave, and the next ones enter."""
+    rows, room = None, longest(work.prompts, work.limits)
+    while rows or work.waiting:
+        if work.waiting and (not rows or (most - len(rows)) * FREE >= most):
+            new = Rows.of(work.next(most - len(rows or ())), work.prompts, model)
+            new.leave(work.add(new.go_on(1, write)))
+            rows = rows.joined(new) if rows else new
+        if rows:
+            tokens = min(BURST, work.left(rows.numbers), room - rows.longest)
+            rows.leave(work.add(rows.go_on(tokens, write)))
+
+
+def _batch_by_batch(model: PreTrainedModel, work: Work, most: int, write: Write) -> None:
+    """So many rows at once, each batch to its end."""
+    while work.waiting:
+        numbers = work.next(most)
+        ids, mask = side_by_side([work.prompts[number] for number in numbers], model)
+        watched = partial(write, watch=lambda tokens, numbers=numbers: work.tell(dict.fromkeys(numbers, tokens)))
+        written = watched(ids, mask, work.left(numbers), None)[:, ids.shape[1] :].tolist()
+        work.add(dict(zip(numbers, written, strict=True)))
 
 
 def longest(prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> int:
@@ -57,15 +86,57 @@ def longest(prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> 
     >>> longest([[1, 2], [3]], [4, 6])
     8
     """
-    groups = _groups(prompts, max_new_tokens, ROWS)
+    order = by_total(prompts, max_new_tokens)
+    groups = [order[first : first + ROWS] for first in range(0, len(order), ROWS)]
     return max(max(len(prompts[n]) for n in group) + max(max_new_tokens[n] for n in group) for group in groups)
 
 
-def _groups(prompts: Sequence[Sequence[int]], limits: Sequence[int], rows: int) -> list[list[int]]:
-    """Which prompts go together: those of alike length, so many at once."""
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    groups = by_length([len(prompts[number]) + limits[number] for number in order], batch=rows)
-    return [[order[place] for place in group] for group in groups]
+@dataclass
+class Work:
+    """What is to be written, what has been, and what waits for its turn."""
+
+    prompts: Sequence[Sequence[int]]
+    limits: Sequence[int]
+    ends: frozenset[int]
+    progress: Callable[..., None]
+
+    def __post_init__(self) -> None:
+        self.written: list[list[int]] = [[] for _ in self.prompts]
+        self.waiting = [number for number in by_total(self.prompts, self.limits) if self.limits[number] > 0]
+        self.begun = time.monotonic()
+
+    def next(self, most: int) -> list[int]:
+        """The next ones, at most so many; they wait no longer."""
+        numbers, self.waiting = self.waiting[:most], self.waiting[most:]
+        return numbers
+
+    def add(self, tokens: Mapping[int, Sequence[int]]) -> list[int]:
+        """Take what was written after these; those that have ended."""
+        for number, some in tokens.items():
+            self.written[number] += _ended(some, self.ends)[: self.limits[number] - len(self.written[number])]
+        self.tell({})
+        return [number for number in tokens if self._done(number)]
+
+    def left(self, numbers: Sequence[int]) -> int:
+        """Tokens that the one of these with the most to write may still write."""
+        return max(self.limits[number] - len(self.written[number]) for number in numbers)
+
+    def tell(self, ahead: Mapping[int, int]) -> None:
+        """How far it is, where after these so many tokens more were written; what has ended counts as written to its limit."""
+        written = sum(map(len, self.written)) + sum(min(tokens, self.limits[n]) for n, tokens in ahead.items())
+        unused = sum(self.limits[n] - len(self.written[n]) for n in range(len(self.prompts)) if self._done(n))
+        spent = time.monotonic() - self.begun
+        note = f"{written / spent:,.0f} tokens/s" if spent > 0 else ""
+        self.progress(written + unused, sum(self.limits), note=note)
+
+    def _done(self, number: int) -> bool:
+        written = self.written[number]
+        return len(written) == self.limits[number] or (bool(written) and written[-1] in self.ends)
+
+
+def by_total(prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[int]:
+    """The prompts' numbers, those first that come to fewer tokens with what may be written after them."""
+    return sorted(range(len(prompts)), key=lambda number: (len(prompts[number]) + limits[number], len(prompts[number])))
 
 
 def _rows(model: PreTrainedModel, tokens: int) -> int:
@@ -74,22 +145,40 @@ def _rows(model: PreTrainedModel, tokens: int) -> int:
     keys_and_values = 2 * config.num_hidden_layers * config.hidden_size * tokens * model.dtype.itemsize
     logits = 4 * 4 * config.vocab_size  # a few copies in fp32
     room = available_memory(str(model.device)) // 2
-    return max(1, min(ROWS, room // int(keys_and_values + logits)))
+    fits = min(ROWS, room // int(keys_and_values + logits))
+    return 1 << max(0, fits.bit_length() - 1)  # so that batches are parts of those of ROWS, which longest() looks at
 
 
-def _batch(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], limits: Sequence[int], *, sampled: bool
-) -> list[list[int]]:
-    """One batch, padded on the left so that all go on from the same place."""
-    longest, ends = max(map(len, prompts)), _ends(model)
-    ids = padded(prompts, model.device, left=True)
-    mask = padded([[1] * len(prompt) for prompt in prompts], model.device, left=True)
-    settings = _settings(max(limits), ends, sampled=sampled)
-    with _head_in_one_piece(model):
-        written = model.generate(
-            ids, attention_mask=mask, generation_config=settings, logits_processor=[_numbers] if sampled else None
-        )[:, longest:].tolist()
-    return [_ended(tokens, ends)[:limit] for tokens, limit in zip(written, limits, strict=True)]
+def _write(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    tokens: int,
+    cache: DynamicCache | None,
+    *,
+    sampled: bool,
+    watch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """ids [rows, tokens] and up to so many more after each, padding after an end token; the cache is filled as they are read.
+
+    cache: None has the model make its own. watch: called with the number of tokens written, after each.
+    """
+    before, ended = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    def watched(so_far: Tensor, _scores: Tensor) -> Tensor:
+        if watch is not None:
+            watch(so_far.shape[1] - before)
+        return ended
+
+    written: Tensor = model.generate(
+        ids,
+        attention_mask=mask,
+        generation_config=_settings(tokens, _ends(model), sampled=sampled),
+        logits_processor=[_numbers] if sampled else None,
+        stopping_criteria=[watched],
+        **({} if cache is None else {cache_name(): cache}),
+    )
+    return written
 
 
 @contextmanager

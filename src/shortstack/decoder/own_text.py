@@ -25,7 +25,7 @@ from shortstack.data import CalibrationText, Tokens
 from shortstack.data.examples import render
 from shortstack.data.mixture import MIX, READ
 from shortstack.data.tokens import bos_ids, encode
-from shortstack.decoder.generation import ROWS, generate
+from shortstack.decoder.generation import DRAWN, ROWS, generate
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, ShortstackWarning, one_line, parameter
@@ -148,6 +148,7 @@ class Writer:
             seed=self.seed,
             dtype=str(self.dtype),
             device=self.device,
+            rows=DRAWN,
             rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
         )
 
@@ -164,7 +165,7 @@ class Writer:
         words = [self.tokenizer.decode(question, skip_special_tokens=True).strip() for question in asked]
         prompts = [self._encoded(self._rendered(question, answer=True)) for question in words if question]
         prompts = [prompt for prompt in prompts if len(prompt) + 1 < most]
-        room = min(ANSWER_TOKENS, most - max(map(len, prompts), default=0))  # a batch goes on until its last has ended
+        room = min(ANSWER_TOKENS, most - max(map(len, prompts), default=0))  # a batch may go on until its last has ended
         answers = self._write(prompts, room, f"{number} answers", progress)
         whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
         return [text[len(bos_ids(self.tokenizer)) :] for text in whole]

@@ -8,17 +8,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Example
-from shortstack.decoder.generation import generate
+from shortstack.decoder.generation import DRAWN, generate
 from shortstack.errors import DataError, parameter
 from shortstack.machine.cache import cache_directory, content_key, mark_used
 from shortstack.machine.files import save_json
 from shortstack.machine.progress import Progress, silent
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KEPT = 256  # answers that are kept together: what a process that is killed may lose
 TEXT_SHARE = 4  # of a text, one token in so many is the prompt
 
 
@@ -49,12 +55,9 @@ class Answers:
             prompts=prompts,
             seed=self.seed,
             length=self.max_length,
+            rows=[DRAWN, KEPT],
         )
-        path = cache_directory("answers") / f"{key}.json"
-        if not path.exists():
-            save_json(path, {"answers": self._written(prompts, progress)})
-        mark_used(path)
-        answers = json.loads(path.read_text(encoding="utf-8"))["answers"]
+        answers = self._answers(cache_directory("answers", key), prompts, progress)
         answered = [_example(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
         if not answered:
             raise DataError(
@@ -65,10 +68,20 @@ class Answers:
             )
         return answered
 
-    def _written(self, prompts: Sequence[tuple[int, ...]], progress: Progress) -> list[list[int]]:
-        model = self.teacher.model(dtype=self.dtype, device=self.device)
-        rooms = [self.max_length - len(prompt) for prompt in prompts]
-        return generate(model, prompts, rooms, seed=self.seed, stage="the unpruned model answers", progress=progress)
+    def _answers(self, kept: Path, prompts: Sequence[tuple[int, ...]], progress: Progress) -> list[list[int]]:
+        """The answer to each prompt, empty ones included: KEPT of them at a time, each part in the cache as it is written."""
+        mark_used(kept)
+        answers: list[list[int]] = []
+        model: PreTrainedModel | None = None
+        for first in range(0, len(prompts), KEPT):
+            path, some = kept / f"{first:07}.json", prompts[first : first + KEPT]
+            if not path.exists():
+                model = model or self.teacher.model(dtype=self.dtype, device=self.device)
+                rooms, seed = [self.max_length - len(prompt) for prompt in some], self.seed + first
+                stage = "the unpruned model answers" + (f" {first} to {first + len(some)}" if len(prompts) > KEPT else "")
+                save_json(path, {"answers": generate(model, some, rooms, seed=seed, stage=stage, progress=progress)})
+            answers += json.loads(path.read_text(encoding="utf-8"))["answers"]
+        return answers
 
 
 def prompt_of(example: Example) -> tuple[int, ...]:
