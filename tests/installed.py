@@ -21,7 +21,7 @@ assert metadata("shortstack")["License-Expression"] == "Apache-2.0"
 with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "demo-out"
     command = Path(sys.executable).with_name("shortstack")
-    subprocess.run([command, "demo", "-o", out], check=True)
+    subprocess.run([command, "demo", "--minutes", "1", "-o", out], check=True)
     demo = json.loads((out / "demo.json").read_text())
     base, four, eight = (row["perplexity"] for row in demo["rows"])
     assert base < four < eight < 2.5 * base

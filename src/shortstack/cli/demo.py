@@ -25,15 +25,16 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="New directory for two checkpoints and demo.json.")
     ] = Path("demo-out"),
+    minutes: Annotated[float, typer.Option(help="How long each of the two may take.", min=0.5)] = 3.0,
 ) -> None:
     """Make a small model that comes along shorter, and measure it.
 
-    SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, each as `shrink` does it in three minutes.
+    SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, each as `shrink` does it in so many minutes.
     """
     from shortstack.study.demo import run
 
     with report.bars() as progress:
-        result = run(output, seed=compute.seed, progress=progress)
+        result = run(output, minutes=minutes, seed=compute.seed, progress=progress)
     if report.json:
         return console.show_json(result.to_dict())
     show(result)

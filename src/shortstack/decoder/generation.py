@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from shortstack.decoder.rows import Rows, Write, cache_name, can_leave, side_by_side
+from shortstack.decoder.rows import Rows, Write, can_leave, side_by_side
 from shortstack.machine.memory import available_memory
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 ROWS = 64  # that are written at once: a step reads all weights, however many rows it is for
 FREE = 4  # others enter, and are read together, when one place in so many is free
@@ -53,7 +53,7 @@ def generate(
         if len(work.waiting) > 1 and can_leave(model, prompts[work.waiting[0]], partial(_write, model, sampled=False)):
             _in_and_out(model, work, most, write)
         else:
-            _batch_by_batch(model, work, most, write)
+            _batch_by_batch(model, work, most, sampled=seed is not None)
     return work.written
 
 
@@ -70,14 +70,18 @@ def _in_and_out(model: PreTrainedModel, work: Work, most: int, write: Write) -> 
             rows.leave(work.add(rows.go_on(tokens, write)))
 
 
-def _batch_by_batch(model: PreTrainedModel, work: Work, most: int, write: Write) -> None:
+def _batch_by_batch(model: PreTrainedModel, work: Work, most: int, *, sampled: bool) -> None:
     """So many rows at once, each batch to its end."""
     while work.waiting:
         numbers = work.next(most)
         ids, mask = side_by_side([work.prompts[number] for number in numbers], model)
-        watched = partial(write, watch=lambda tokens, numbers=numbers: work.tell(dict.fromkeys(numbers, tokens)))
-        written = watched(ids, mask, work.left(numbers), None)[:, ids.shape[1] :].tolist()
-        work.add(dict(zip(numbers, written, strict=True)))
+        told = partial(_tell, work, numbers)
+        written, _ = _write(model, ids, mask, work.left(numbers), None, sampled=sampled, watch=told)
+        work.add(dict(zip(numbers, written[:, ids.shape[1] :].tolist(), strict=True)))
+
+
+def _tell(work: Work, numbers: Sequence[int], tokens: int) -> None:
+    work.tell(dict.fromkeys(numbers, tokens))
 
 
 def longest(prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> int:
@@ -122,7 +126,7 @@ class Work:
         return max(self.limits[number] - len(self.written[number]) for number in numbers)
 
     def tell(self, ahead: Mapping[int, int]) -> None:
-        """How far it is, where after these so many tokens more were written; what has ended counts as written to its limit."""
+        """How far it is; what has ended counts as written to its limit. ahead: tokens written and not yet added."""
         written = sum(map(len, self.written)) + sum(min(tokens, self.limits[n]) for n, tokens in ahead.items())
         unused = sum(self.limits[n] - len(self.written[n]) for n in range(len(self.prompts)) if self._done(n))
         spent = time.monotonic() - self.begun
@@ -154,14 +158,14 @@ def _write(
     ids: Tensor,
     mask: Tensor,
     tokens: int,
-    cache: DynamicCache | None,
+    cache: Any,
     *,
     sampled: bool,
     watch: Callable[[int], None] | None = None,
-) -> Tensor:
-    """ids [rows, tokens] and up to so many more after each, padding after an end token; the cache is filled as they are read.
+) -> tuple[Tensor, Any]:
+    """ids [rows, tokens] and up to so many more after each, padding after an end token; and the model's cache.
 
-    cache: None has the model make its own. watch: called with the number of tokens written, after each.
+    cache: of all tokens but the last; None where nothing has been read yet. watch: called with the number of tokens written.
     """
     before, ended = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
@@ -170,15 +174,24 @@ def _write(
             watch(so_far.shape[1] - before)
         return ended
 
-    written: Tensor = model.generate(
+    name = cache_name()
+    written = model.generate(
         ids,
         attention_mask=mask,
         generation_config=_settings(tokens, _ends(model), sampled=sampled),
         logits_processor=[_numbers] if sampled else None,
         stopping_criteria=[watched],
-        **({} if cache is None else {cache_name(): cache}),
+        return_dict_in_generate=True,
+        **({} if cache is None else {name: cache}),
     )
-    return written
+    return written.sequences, getattr(written, name)
+
+
+def cache_name() -> str:
+    """What generate() calls the cache, in its arguments and its result: it was renamed."""
+    from transformers.generation import GenerateDecoderOnlyOutput
+
+    return "cache" if hasattr(GenerateDecoderOnlyOutput, "cache") else "past_key_values"
 
 
 @contextmanager

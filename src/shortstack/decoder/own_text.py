@@ -165,7 +165,9 @@ class Writer:
         words = [self.tokenizer.decode(question, skip_special_tokens=True).strip() for question in asked]
         prompts = [self._encoded(self._rendered(question, answer=True)) for question in words if question]
         prompts = [prompt for prompt in prompts if len(prompt) + 1 < most]
-        room = min(ANSWER_TOKENS, most - max(map(len, prompts), default=0))  # a batch may go on until its last has ended
+        room = min(
+            ANSWER_TOKENS, most - max(map(len, prompts), default=0)
+        )  # a batch may go on until its last has ended
         answers = self._write(prompts, room, f"{number} answers", progress)
         whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
         return [text[len(bos_ids(self.tokenizer)) :] for text in whole]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,26 +15,27 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
 ROUNDING = 1e-4  # of a key in fp32, as a share of it; that of another place differs by more
-Write = Callable[[Tensor, Tensor, int, "DynamicCache | None"], Tensor]  # ids, mask, tokens to write, cache -> ids
+Write = Callable[[Tensor, Tensor, int, Any], tuple[Tensor, Any]]  # ids, mask, tokens to write, cache -> ids, cache
 
 
 @dataclass
 class Rows:
     """Rows that go on from the same place, padded on the left.
 
-    numbers: which rows they are. ids, mask: [rows, tokens]. cache: keys and values of all tokens but the last, once one is written.
+    numbers: which rows they are. ids, mask: [rows, tokens]. cache: keys and values of all tokens but the last; None where
+    nothing has been read.
     """
 
     numbers: list[int]
     ids: Tensor
     mask: Tensor
-    cache: DynamicCache
+    cache: DynamicCache | None = None
 
     @classmethod
     def of(cls, numbers: Sequence[int], prompts: Sequence[Sequence[int]], model: PreTrainedModel) -> Rows:
         """A row for each of these prompts; nothing has been read or written yet."""
         ids, mask = side_by_side([prompts[number] for number in numbers], model)
-        return cls(list(numbers), ids, mask, empty_cache(model))
+        return cls(list(numbers), ids, mask)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -48,7 +48,7 @@ class Rows:
     def go_on(self, tokens: int, write: Write) -> dict[int, list[int]]:
         """Write up to so many tokens after each row; what was written, padding after an end token included."""
         before = self.ids.shape[1]
-        self.ids = write(self.ids, self.mask, tokens, self.cache)
+        self.ids, self.cache = write(self.ids, self.mask, tokens, self.cache)
         self.mask = torch.nn.functional.pad(self.mask, (0, self.ids.shape[1] - before), value=1)
         return dict(zip(self.numbers, self.ids[:, before:].tolist(), strict=True))
 
@@ -89,20 +89,6 @@ def side_by_side(prompts: Sequence[Sequence[int]], model: PreTrainedModel) -> tu
     return padded(prompts, model.device, left=True), padded(mask, model.device, left=True)
 
 
-def empty_cache(model: PreTrainedModel) -> DynamicCache:
-    """A cache as generate() would make it."""
-    from transformers import DynamicCache
-
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
-
-
-def cache_name() -> str:
-    """What generate() calls the cache that it is given: it was renamed."""
-    from transformers.generation import GenerateDecoderOnlyOutput
-
-    return "cache" if hasattr(GenerateDecoderOnlyOutput, "cache") else "past_key_values"
-
-
 def can_leave(model: PreTrainedModel, prompt: Sequence[int], write: Write) -> bool:
     """Whether keys and values of each token are all that the model keeps of it, so that rows can leave and enter.
 
@@ -110,38 +96,40 @@ def can_leave(model: PreTrainedModel, prompt: Sequence[int], write: Write) -> bo
     their token stood, padding counted: such models write a batch to its end. Tried on a prompt (greedily): read in two parts
     behind padding, its last token must get the keys that it has otherwise.
     """
-    taken = inspect.signature(model.forward).parameters
-    if not {cache_name(), "past_key_values"} & set(taken) or not _plain(empty_cache(model)):
-        return False
     ids, mask = side_by_side([prompt if len(prompt) > 1 else [*prompt, *prompt]], model)
-    write(ids, mask, 1, whole := empty_cache(model))
-    if not _plain(whole) or whole.get_seq_length() != ids.shape[1]:
+    tokens = ids.shape[1]
+    _, whole = write(ids, mask, 2, None)
+    if not _plain(whole) or whole.get_seq_length() not in (tokens, tokens + 1):  # the first may be an end token
         return False
     ids, mask = (torch.nn.functional.pad(each, (1, 0)) for each in (ids, mask))
-    parts = empty_cache(model)
-    for end in (ids.shape[1] - 1, ids.shape[1]):
-        write(ids[:, :end], mask[:, :end], 1, parts)
-    return _alike(whole, parts)
+    parts = None
+    for end in (tokens, tokens + 1):
+        _, parts = write(ids[:, :end], mask[:, :end], 1, parts)
+    return all(_alike(a.keys[:, :, tokens - 1], b.keys[:, :, tokens]) for a, b in _owning(whole, parts))
 
 
-def _alike(cache: DynamicCache, other: DynamicCache) -> bool:
-    """Whether the last token of both has the same keys in each layer."""
-    pairs = [(a.keys[:, :, -1].float(), b.keys[:, :, -1].float(), a.keys.dtype) for a, b in _owning(cache, other)]
-    return all((a - b).norm() <= max(ROUNDING, 4 * torch.finfo(dtype).eps) * a.norm() for a, b, dtype in pairs)
+def _alike(keys: Tensor, other: Tensor) -> bool:
+    """Whether keys differ by no more than rounding."""
+    rounding = max(ROUNDING, 4 * torch.finfo(keys.dtype).eps)
+    return bool((keys.float() - other.float()).norm() <= rounding * keys.float().norm())
 
 
-def _plain(cache: DynamicCache) -> bool:
+def _plain(cache: Any) -> bool:
+    """Whether a cache holds keys and values of all tokens, layer by layer, and nothing else."""
+    from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def _each(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> None:
+def _each(cache: DynamicCache | None, change: Callable[[Tensor], Tensor]) -> None:
     """Change the keys and values [rows, heads, tokens, size] of each layer."""
     for layer, _ in _owning(cache, cache):
         layer.keys, layer.values = change(layer.keys), change(layer.values)
 
 
-def _owning(cache: DynamicCache, other: DynamicCache) -> list[tuple[Any, Any]]:
+def _owning(cache: DynamicCache | None, other: DynamicCache | None) -> list[tuple[Any, Any]]:
     """The layers of both, side by side, that have keys of their own: some take those of another layer."""
+    if cache is None or other is None:
+        return []
     return [pair for pair in zip(cache.layers, other.layers, strict=True) if pair[0].is_initialized]

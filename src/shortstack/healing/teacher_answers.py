@@ -69,7 +69,7 @@ class Answers:
         return answered
 
     def _answers(self, kept: Path, prompts: Sequence[tuple[int, ...]], progress: Progress) -> list[list[int]]:
-        """The answer to each prompt, empty ones included: KEPT of them at a time, each part in the cache as it is written."""
+        """The answer to each prompt, empty ones included; in the cache KEPT at a time, as they are written."""
         mark_used(kept)
         answers: list[list[int]] = []
         model: PreTrainedModel | None = None
@@ -78,7 +78,9 @@ class Answers:
             if not path.exists():
                 model = model or self.teacher.model(dtype=self.dtype, device=self.device)
                 rooms, seed = [self.max_length - len(prompt) for prompt in some], self.seed + first
-                stage = "the unpruned model answers" + (f" {first} to {first + len(some)}" if len(prompts) > KEPT else "")
+                stage = "the unpruned model answers" + (
+                    f" {first} to {first + len(some)}" if len(prompts) > KEPT else ""
+                )
                 save_json(path, {"answers": generate(model, some, rooms, seed=seed, stage=stage, progress=progress)})
             answers += json.loads(path.read_text(encoding="utf-8"))["answers"]
         return answers

@@ -21,7 +21,8 @@ from shortstack.study.shrinker import Shrunk, shrink
 from shortstack.study.workers import Launch, local
 
 DROPS = (4, 8)
-OPTIONS = ShrinkOptions(minutes=3.0, probe_items=10)
+MINUTES = 3.0  # of each
+OPTIONS = ShrinkOptions(probe_items=10)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Demo:
 def run(
     output: str | Path = "demo-out",
     *,
+    minutes: float = MINUTES,
     seed: int = 0,
     launcher: Callable[[], AbstractContextManager[Launch]] = local,
     progress: Progress = silent,
@@ -73,7 +75,7 @@ def run(
         rows: list[DemoRow] = []
         for drop in DROPS:
             name = f"minus {drop}"
-            options = ShrinkOptions(**{**vars(OPTIONS), "drop": str(drop)})
+            options = ShrinkOptions(**{**vars(OPTIONS), "drop": str(drop), "minutes": minutes})
             told, place = under(progress, f"{name} layers: "), output / name.replace(" ", "-")
             shrunk = shrink("demo", place, options, compute=Compute(seed=seed), launcher=launcher, progress=told)
             rows += [*([] if rows else [_row("unpruned", "base", shrunk)]), _row(name, "healed", shrunk)]
