@@ -12,6 +12,7 @@ from shortstack.cli import main
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
 from shortstack.planning import plan
+from shortstack.profiling import Timing
 from shortstack.pruning import prune
 from shortstack.study.needs import Begun, Needing
 from zoo import speaking
@@ -63,6 +64,9 @@ VERBS = {
     "verify": ("verify", "cut"),
     "verify against": ("verify", "cut", "--against", "m"),
     "evaluate": ("evaluate", "cut", "--perplexity", "pydoc", "--samples", "2", "--length", "16"),
+    "profile": ("profile", "m", "--prompt", "8", "--new-tokens", "4", "--repeats", "1"),
+    "profile against": ("profile", "cut", "--against", "m", "--prompt", "8", "--new-tokens", "4", "--repeats", "1"),
+    "compare": ("compare", "m", *SMALL[:4], "--perplexity", "pydoc", "--limit", "4", "--prompt", "8", "--repeats", "1"),
     "evaluate both": ("evaluate", "cut", "--against", "m", "--samples", "2", "--length", "16", "--probes"),
 }
 
@@ -79,6 +83,54 @@ def test_a_verb_that_is_asked_what_it_needs_does_nothing(name, place, capsys, mo
     shown = said(capsys, monkeypatch, *VERBS[name], "--dry-run")
     assert "nothing is computed or written" in shown.out
     assert "Next: the same command without --dry-run" in shown.err
+
+
+def test_counting_alone_takes_no_more_than_opening(place, capsys, monkeypatch):
+    needs = json.loads(said(capsys, monkeypatch, "profile", "m", "--no-speed", "--dry-run", "--json").out)
+    assert (needs["read_bytes"], needs["written_bytes"]) == (0, 0)
+
+
+def test_two_models_that_are_timed_are_in_memory_together(place):
+    source, cut = Checkpoint.open(place / "m"), Checkpoint.open(place / "cut")
+    needing = Needing(cut, Compute(dtype="float32"), Begun(1.0, 0))
+    timing = Timing("2", prompt=8, new_tokens=4, repeats=1)
+    alone, both = needing.profile(timing, None), needing.profile(timing, source)
+    assert both.read_bytes == source.weight_bytes + cut.weight_bytes
+    assert both.memory_bytes - alone.memory_bytes >= source.weight_bytes
+    assert both.seconds > alone.seconds
+
+
+SHRINK = (
+    "shrink",
+    "m",
+    "--drop",
+    "2",
+    "--data",
+    "lines.jsonl",
+    "--text",
+    "pydoc",
+    "--perplexity",
+    "pydoc",
+    "-o",
+    "out",
+)
+
+
+@pytest.mark.parametrize("words", [SHRINK, (*SHRINK[:2], "--keep", "90%", *SHRINK[4:])])
+def test_what_a_shrink_would_take_is_said_by_step(words, place, capsys, monkeypatch):
+    rows = [f'{{"text": "the walk of {n} and one is in order"}}\n' for n in range(40)]
+    (place / "lines.jsonl").write_text("".join(rows), encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if "cache" not in path.parts}
+    foreseen = json.loads(said(capsys, monkeypatch, *words, "--dry-run", "--json").out)
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*") if "cache" not in path.parts} == before
+    trials = 3 if "--keep" in words else 1
+    assert foreseen["trials"] == trials
+    assert foreseen["disk_bytes"] == 2 * trials * Checkpoint.open(place / "m").weight_bytes
+    assert {"plan", "prune", "heal", "evaluate"} <= set(foreseen["seconds"])
+    assert foreseen["all_seconds"] >= sum(foreseen["seconds"].values()) + foreseen["after"]
+    shown = said(capsys, monkeypatch, *words, "--dry-run")
+    assert "of 15 min 0 s" in shown.out
+    assert ("as if a quarter of the layers went" in shown.out) is (trials > 1)
 
 
 def test_bytes_are_those_that_are_then_read_and_written(place, capsys, monkeypatch):

@@ -12,6 +12,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.option_groups import Only, Without
 from shortstack.cli.options import REPAIR_SAMPLES, Model, Session, unused
 from shortstack.data import CalibrationText
@@ -138,11 +139,16 @@ def compare(
     timing: Annotated[Timing, Only("prompt", "new_tokens", "repeats")],
     session: Annotated[Session, Without("stream")],
     asked: ComparedOptions,
+    dry_run: DryRun = False,
 ) -> None:
     """Compare pruned, quantised and narrowed models at equal bytes of weights."""
     chosen.check()
     if not texts.sources:
         raise InputError("--perplexity", expected="a text to sort rows by", found="none", fix="name one: pydoc")
+    if dry_run:
+        judged, limited = replace(texts, samples=asked.limit), replace(tasks, limit=asked.limit)
+        calibration = CalibrationText(chosen.text, chosen.samples)
+        return foresee("compare", model, session, lambda needing: needing.compare(judged, limited, timing, calibration))
 
     from shortstack.comparison import Judging, judge_questions, judge_tasks
     from shortstack.comparison import compare as compare_models

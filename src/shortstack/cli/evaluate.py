@@ -47,7 +47,7 @@ def evaluate(
             "evaluate",
             model,
             session,
-            lambda needing: needing.evaluate(text, tasks, generation, session.compute.seed),
+            lambda needing: needing.evaluate(text, tasks, generation),
             beside=against,
         )
 

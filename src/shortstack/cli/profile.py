@@ -11,12 +11,15 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Model, Session, check_unused
 from shortstack.machine.formats import number, size
+from shortstack.machine.progress import Progress, silent
 from shortstack.profiling import Timing
 
 if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
     from shortstack.profiling import Profile
     from shortstack.profiling.profiler import Counts
     from shortstack.profiling.speed import Ratio
@@ -31,11 +34,14 @@ def profile(
         str | None, typer.Option(help="Another model: runs take turns, for ratios of speed.", show_default=False)
     ] = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Count only; no weight is loaded.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Count parameters, bytes and multiply-accumulates; measure prefill and decode speed and peak memory."""
     if no_speed:
         check_unused("profile --no-speed", replace(timing, prompt=Timing.prompt))
         timing = replace(timing, batch_size=())
+    if dry_run:
+        return foresee("profile", directory, session, lambda needing: needing.profile(timing, _open(against, session)))
 
     from shortstack.profiling import profile as profile_checkpoint
 
@@ -43,7 +49,7 @@ def profile(
         checkpoint = session.source.open(directory, progress)
         result = profile_checkpoint(
             checkpoint,
-            against=session.alone.open(against, progress) if against else None,
+            against=_open(against, session, progress),
             timing=timing,
             compute=session.compute,
             progress=progress,
@@ -56,6 +62,10 @@ def profile(
     else:
         session.report.next_step("prune", directory, "--drop", "25%", "-o", "pruned", *session.source.words)
     return None
+
+
+def _open(model: str | None, session: Session, progress: Progress = silent) -> Checkpoint | None:
+    return session.alone.open(model, progress) if model else None
 
 
 def show_profile(result: Profile) -> None:

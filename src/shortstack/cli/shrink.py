@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Model, Out, Session, going_on
-from shortstack.machine.formats import number
+from shortstack.machine.formats import duration, number, size
 from shortstack.study import ShrinkOptions
 
 if TYPE_CHECKING:
+    from shortstack.study.shrink_dry_run import Foreseen
     from shortstack.study.shrinker import Shrunk
 
 
@@ -21,11 +24,15 @@ def shrink(
     output: Out,
     options: ShrinkOptions,
     session: Annotated[Session, Without("stream", "revision", "trust_remote_code")],
+    dry_run: DryRun = False,
 ) -> None:
     """Make a model shorter, from its name to a healed checkpoint.
 
     Score, plan, repair, heal and evaluate as a recipe has it; report and model card lie beside the weights.
     """
+    if dry_run:
+        return _foresee(model, output, options, session)
+
     from shortstack.study import shrink as shrink_model
     from shortstack.study import workers
 
@@ -39,6 +46,36 @@ def shrink(
     show_shrunk(shrunk)
     session.report.next_step("evaluate", output)
     return None
+
+
+def _foresee(model: str, output: Path, options: ShrinkOptions, session: Session) -> None:
+    from shortstack.study.shrink_dry_run import foresee_shrink
+
+    with session.report.bars():
+        foreseen = foresee_shrink(model, output, options, compute=session.compute)
+    if session.report.json:
+        return console.show_json(foreseen.to_dict())
+    show_foreseen(foreseen)
+    session.report.say("the same command without --dry-run")
+    return None
+
+
+def show_foreseen(foreseen: Foreseen) -> None:
+    """What each kind of step takes, and all; what there is no time for."""
+    from shortstack.study.whole_progress import KINDS
+
+    rows = [(said, duration(foreseen.seconds[kind])) for kind, said in KINDS.items() if kind in foreseen.seconds]
+    rows += [
+        ("answers, speed, int8, report", duration(foreseen.after)),
+        ("all", f"{duration(foreseen.all_seconds)}, of {duration(60 * foreseen.minutes)}"),
+        ("memory of a step", "unknown" if foreseen.memory_bytes is None else size(foreseen.memory_bytes)),
+        ("disk, until the end", size(foreseen.disk_bytes)),
+    ]
+    console.show_table("dry run: nothing is computed or written", ("", "about"), rows)
+    if foreseen.trials > 1:
+        console.show(f"Of {foreseen.trials} trials, the most there are, as if a quarter of the layers went.")
+    if foreseen.left_out:
+        console.show(f"For want of time: {'; '.join(foreseen.left_out)}. --minutes allows more.")
 
 
 def show_shrunk(shrunk: Shrunk) -> None:

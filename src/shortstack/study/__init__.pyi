@@ -5,6 +5,7 @@ from . import needs as needs
 from . import progress as progress
 from . import run_options as run_options
 from . import runner as runner
+from . import shrink_dry_run as shrink_dry_run
 from . import shrink_options as shrink_options
 from . import shrinker as shrinker
 from . import workers as workers

@@ -20,11 +20,16 @@ from shortstack.decoder.streaming import must_stream
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.device import Compute, pick_device
 from shortstack.planning import Choice, Plan
+from shortstack.profiling import Timing
+from shortstack.profiling.speed import Load
 from shortstack.pruning.verification import PROBE_TOKENS
 from shortstack.study.kinds import PlanStep, PruneStep, ScoreStep
 from shortstack.study.measures import EvaluateOptions, EvaluateStep
 from shortstack.study.sizes import COPY_BYTES_PER_S, DIGEST_BYTES_PER_S, ModelSize, TextSizes
 from shortstack.study.step_cost import Cost, added
+
+COMPARED, TIMED = 9, 7  # models that compare() judges, and times, where all its baselines can be had
+COMPARED_DROP = "50%"
 
 
 @dataclass(frozen=True)
@@ -144,12 +149,39 @@ class Needing:
             dtype = "auto" if stream else "float32"
             yield ModelSize.measured(each, dtype=dtype, device=device, stream=stream)
 
-    def evaluate(self, text: EvaluationText, tasks: Tasks, generation: GenerationChecks, seed: int) -> Needs:
+    def evaluate(self, text: EvaluationText, tasks: Tasks, generation: GenerationChecks) -> Needs:
+        return self._of(self._evaluated(text, tasks, generation))
+
+    def profile(self, timing: Timing, against: Checkpoint | None) -> Needs:
+        """Of both models, which are in memory together and take turns."""
+        if not timing.batch_sizes:
+            return Needs(self.begun.seconds, self.begun.memory, 0, 0, streamed=False)
+        compute, models = self.compute, [self.model]
+        if against:
+            models.append(ModelSize.measured(against, dtype=compute.dtype, device=compute.device, stream=False))
+        loads = [Load(size, timing.prompt, timing.new_tokens) for size in timing.batch_sizes]
+        costs = [
+            model.walk(sum(_turns(model, load, timing.repeats) for load in loads), model.layers) for model in models
+        ]
+        memory = sum(cost.memory or 0 for cost in costs)
+        return self._of(*costs, Cost(0.0, 0, memory), streamed=False)
+
+    def compare(self, text: EvaluationText, tasks: Tasks, timing: Timing, calibration: CalibrationText) -> Needs:
+        """As if each of COMPARED models were the unpruned one, and TIMED of them took turns with it."""
+        model = self.model
+        judged = self._evaluated(text, tasks, GenerationChecks(collapse_check=True))
+        turns = _turns(model, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
+        chosen = self._planned(Choice(drop=COMPARED_DROP), calibration)
+        seconds = None if judged.seconds is None else COMPARED * judged.seconds + 2 * TIMED * turns
+        memory = model.loaded_bytes + (judged.memory or 0)
+        return self._of(chosen, Cost(seconds, 0, memory, read=COMPARED * model.bytes_of(model.layers)))
+
+    def _evaluated(self, text: EvaluationText, tasks: Tasks, generation: GenerationChecks) -> Cost:
         options = EvaluateOptions(
             perplexity=text.sources,
             length=text.length,
             samples=text.samples,
-            seed=seed,
+            seed=self.compute.seed,
             tasks=tasks.names if tasks.tasks else (),
             limit=tasks.limit,
             data_dir=str(tasks.data_dir) if tasks.data_dir else None,
@@ -158,8 +190,7 @@ class Needing:
             collapse=generation.collapse_check,
         )
         alone = self._alone(Choice())
-        step = EvaluateStep(options.arguments, {}, {"checkpoint": alone.model})
-        return self._of(step.cost(alone, self.model, self.texts))
+        return EvaluateStep(options.arguments, {}, {"checkpoint": alone.model}).cost(alone, self.model, self.texts)
 
     def _alone(self, choice: Choice, layers: int = 0) -> Any:
         return _Alone(self.checkpoint.source, choice, layers)
@@ -190,3 +221,9 @@ class Needing:
             streamed,
             tuple(self.texts.unknown),
         )
+
+
+def _turns(model: ModelSize, load: Load, repeats: int) -> float:
+    """Seconds in which a model runs once to warm up, and then so many times."""
+    prompts, rooms = [load.prompt] * load.batch, [1 + load.new_tokens] * load.batch
+    return (1 + repeats) * model.wrote(model.layers, prompts, rooms)

@@ -71,6 +71,18 @@ class Reckoning:
         if known.get("asked") == asked:
             seconds = (known[name] for name in ("trial", "after", "all"))
             return Reckoned(Amounts(**known["amounts"]), known["planned"], *seconds)
+        reckoned, _ = self.measured(wanted)
+        study.folder.mkdir(exist_ok=True)
+        save_json(path, {"asked": asked, **plain(reckoned)})
+        return reckoned
+
+    def measured(self, wanted: Amounts) -> tuple[Reckoned, Estimate]:
+        """What fits into the minutes, by the speed of this machine as it is now; and what its study would take.
+
+        Raises:
+            InputError: what is there of the data cannot be known before it is read.
+        """
+        study, options = self.study, self.study.options
         checkpoint = open_model(str(expanded(study.model)))
         size = ModelSize.measured(checkpoint, dtype=study.compute.dtype, device=study.compute.device)
         texts = TextSizes({})
@@ -85,10 +97,7 @@ class Reckoning:
         found = self._estimated(fitted, size, texts)
         planned = {kind: (seconds or 0.0) / found.steps[kind] for kind, seconds in found.seconds.items()}
         trial = sum(seconds or 0.0 for seconds in found.seconds.values())
-        reckoned = Reckoned(fitted, planned, trial, after, begun + after + self.trials * trial)
-        study.folder.mkdir(exist_ok=True)
-        save_json(path, {"asked": asked, **plain(reckoned)})
-        return reckoned
+        return Reckoned(fitted, planned, trial, after, begun + after + self.trials * trial), found
 
     def _lines(self, size: ModelSize, texts: TextSizes) -> dict[str, Line]:
         """The seconds of choosing, repairing, healing and judging, from what runs of different amounts would take."""
