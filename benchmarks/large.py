@@ -2,16 +2,20 @@
 
     python benchmarks/large.py                  # half an hour, 65 GB of disk; needs root, to set a limit by a control group
     python benchmarks/large.py --size 0.5B      # the shape of Qwen2.5-0.5B, which fits
+    python benchmarks/large.py --size 135M      # SmolLM2's
+    python benchmarks/large.py --size 70B       # Llama-3.1-70B's: what --dry-run says, no more; weights are holes in files
     python benchmarks/large.py --smoke
 
 Each verb is a process of its own in that group; the page cache lets go of the checkpoint before. bytes read: from the disk
 (getrusage). work: floating-point operations as torch counts them (matrix products and attention; of a backward pass, too),
-over the time and over what this machine does in one large product of the same dtype, measured before.
+over the time and over what this machine does in one large product of the same dtype, measured before. foreseen: what the
+same command with --dry-run said before it, in the same group.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shlex
@@ -34,12 +38,16 @@ BLOCK = 1 << 23  # numbers that are drawn; all matrices are parts of them
 
 @dataclass(frozen=True)
 class Shape:
-    """A model in bf16. limit: bytes of memory for each verb; last: layers that heal trains."""
+    """A model in bf16. limit: bytes of memory for each verb; last: layers that heal trains.
+
+    holes: weights are on no disk.
+    """
 
     config: dict[str, Any]
     drop: int
     limit: int
     last: int
+    holes: bool = False
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every tensor, in layer order."""
@@ -61,6 +69,17 @@ class Shape:
         yield "model.norm.weight", (width,)
         if not config["tie_word_embeddings"]:
             yield "lm_head.weight", (vocabulary, width)
+
+    def files(self) -> Iterator[dict[str, tuple[int, ...]]]:
+        """The tensors of each file, of about 2 GB."""
+        some, filled = dict[str, tuple[int, ...]](), 0
+        for name, size in self.tensors():
+            some[name], filled = size, filled + 2 * math.prod(size)
+            if filled > 2 * GB:
+                yield some
+                some, filled = {}, 0
+        if some:
+            yield some
 
 
 def llama(*, layers: int, width: int, inner: int, heads: int, keys: int, vocabulary: int, tied: bool) -> dict[str, Any]:
@@ -92,35 +111,66 @@ SIZES = {
     "0.5B": Shape(
         llama(layers=24, width=896, inner=4864, heads=14, keys=2, vocabulary=151936, tied=True), 6, 6 * GB, last=3
     ),
+    "135M": Shape(
+        llama(layers=30, width=576, inner=1536, heads=9, keys=3, vocabulary=49152, tied=True), 8, 6 * GB, last=3
+    ),
+    "70B": Shape(
+        llama(layers=80, width=8192, inner=28672, heads=64, keys=8, vocabulary=128256, tied=False),
+        20,
+        16 * GB,
+        last=1,
+        holes=True,
+    ),
 }
 SMOKE = Shape(llama(layers=8, width=64, inner=128, heads=4, keys=2, vocabulary=49152, tied=False), 2, 6 * GB, last=2)
 
 
 def child_make(shape: Shape, out: str) -> None:
-    """Matrices from one block of normal numbers, each from another place; norms of ones; the demo's tokenizer."""
+    """Matrices from one block of normal numbers, each from another place; norms of ones; the demo's tokenizer.
+
+    Of a model with holes only the first file has weights, which is read to see how fast the disk is.
+    """
     import torch
     from safetensors.torch import save_file
 
     import shortstack as ss
 
     drawn = (torch.randn(2 * BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
-    folder, weight_map, shard, filled = Path(out), {}, dict[str, Any](), 0
+    folder, weight_map = Path(out), dict[str, str]()
     folder.mkdir()
-    entries = list(shape.tensors())
-    for place, (name, size) in enumerate(entries):
-        count = torch.Size(size).numel()
-        start = place * 7919 % BLOCK
-        rows = [drawn[start : start + min(BLOCK, count - done)] for done in range(0, count, BLOCK)]
-        shard[name] = (torch.cat(rows) if len(size) > 1 else torch.ones(count, dtype=torch.bfloat16)).view(size)
-        filled += 2 * count
-        if filled > 2 * GB or place + 1 == len(entries):
-            file = f"model-{len(set(weight_map.values())):05d}.safetensors"
-            weight_map |= dict.fromkeys(shard, file)
-            save_file(shard, folder / file, metadata={"format": "pt"})
-            shard, filled = {}, 0
+    for number, some in enumerate(shape.files()):
+        file = f"model-{number:05d}.safetensors"
+        weight_map |= dict.fromkeys(some, file)
+        if shape.holes and number:
+            save_holes(some, folder / file)
+        else:
+            tensors = {
+                name: matrix(drawn, size, place) for place, (name, size) in enumerate(some.items(), 100 * number)
+            }
+            save_file(tensors, folder / file, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(shape.config))
     ss.Checkpoint.open("demo").tokenizer().save_pretrained(folder)
+
+
+def matrix(drawn: Any, size: tuple[int, ...], place: int) -> Any:
+    """A tensor of that size, of the numbers from some place on."""
+    import torch
+
+    count, start = torch.Size(size).numel(), place * 7919 % BLOCK
+    rows = [drawn[start : start + min(BLOCK, count - done)] for done in range(0, count, BLOCK)]
+    return (torch.cat(rows) if len(size) > 1 else torch.ones(count, dtype=torch.bfloat16)).view(size)
+
+
+def save_holes(some: dict[str, tuple[int, ...]], path: Path) -> None:
+    """A safetensors file whose weights read as zeros and take no room."""
+    header, end = dict[str, Any](), 0
+    for name, size in some.items():
+        begin, end = end, end + 2 * math.prod(size)
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}
+    told = json.dumps(header).encode()
+    path.write_bytes(len(told).to_bytes(8, "little") + told)
+    os.truncate(path, 8 + len(told) + end)
 
 
 def child_peak(_shape: Shape) -> None:
@@ -195,19 +245,48 @@ class Line:
         return harness.measured(command, {"HF_HUB_OFFLINE": "1", "SHORTSTACK_CACHE": str(self.work / "cache")})
 
     def run(self, label: str, *words: object) -> None:
+        """Ask what a verb would take, then do it; of a model with holes only ask."""
         forget(self.work)
+        asked = (*words, "--dry-run", "--json", "-q")
+        skipped = "scores.json" in str(words[1]) or (self.name == "tiny" and not label.startswith(("score", "heal")))
+        foreseen = None if skipped else told(self.child("verb", *asked, limited=True).output)
+        if self.shape.holes:
+            self.rows.append({"verb": label, "foreseen": foreseen, "words": list(map(str, words))})
+            return
         ran = self.child("verb", *words, "-q", limited=True)
-        told = json.loads(ran.output.strip().splitlines()[-1])
         row = {
             "verb": label,
             "seconds": ran.seconds,
             "peak_rss": ran.peak_rss,
             "limit": self.limited,
-            **told,
+            **json.loads(ran.output.strip().splitlines()[-1]),
+            "foreseen": foreseen,
             "words": list(map(str, words)),
         }
         print(f"  {label:12} {ran.seconds:7.1f} s {ran.peak_rss / GB:6.2f} GB", file=sys.stderr)
-        self.rows.append({**row, "words": list(map(str, words))})
+        self.rows.append(row)
+
+    def ask(self) -> None:
+        """What verbs with their own settings would take."""
+        model = self.work / "model"
+        self.child("make", model)
+        self.run("score bi+ppl", "score", model, "--metric", "bi,ppl", "--text", "pydoc")
+        self.run("sweep", "sweep", model, "--text", "pydoc")
+        self.run("plan", "plan", model, "--drop", self.shape.drop, "--metric", "bi", "--text", "pydoc")
+        self.run("prune", "prune", model, "--layers", "60-79", "-o", self.work / "cut")
+        self.run(
+            "prune --repair",
+            "prune",
+            model,
+            "--layers",
+            "60-79",
+            "--repair",
+            "--text",
+            "pydoc",
+            "-o",
+            self.work / "cut",
+        )
+        self.run("evaluate", "evaluate", model, "--perplexity", "pydoc", "--no-collapse-check")
 
     def whole(self) -> None:
         """Score to heal."""
@@ -261,14 +340,35 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def told(output: str) -> dict[str, Any]:
+    """The object that a verb printed, before the line of its work."""
+    text = output[output.index("\n{\n") if "\n{\n" in output else output.index("{") :]
+    found: dict[str, Any] = json.JSONDecoder().raw_decode(text.lstrip())[0]
+    return found
+
+
+def asked_row(found: dict[str, Any]) -> tuple[str, ...]:
+    needs = found["foreseen"]
+    read, written = (f"{needs[name] / GB:.0f}" for name in ("read_bytes", "written_bytes"))
+    return found["verb"], minutes(needs["seconds"]), f"{needs['memory_bytes'] / GB:.1f}", read, written
+
+
+def minutes(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds / 60:,.0f}"
+
+
 def row(found: dict[str, Any], peak: float) -> tuple[str, ...]:
-    rate = found["flop"] / found["seconds"]
+    rate, foreseen = found["flop"] / found["seconds"], found["foreseen"] or {}
+    seconds, memory, read = (foreseen.get(name) for name in ("seconds", "memory_bytes", "read_bytes"))
     return (
         found["verb"],
-        f"{found['seconds']:,.0f}",
+        f"{found['seconds']:,.1f}",
+        "" if seconds is None else f"{seconds:,.1f}",
         f"{found['peak_rss'] / GB:.2f}",
+        "" if memory is None else f"{memory / GB:.2f}",
         f"{found['limit'] / GB:g}",
         f"{found['read'] / GB:.1f}",
+        "" if read is None else f"{read / GB:.1f}",
         f"{found['flop'] / 1e12:.2f}",
         f"{rate / peak:.0%}" if found["flop"] else "",
     )
@@ -289,7 +389,7 @@ def main() -> None:
     ):
         line = Line(name, shape, Path(folder), group)
         peak = json.loads(line.child("peak").output.splitlines()[-1])
-        line.whole()
+        (line.ask if shape.holes else line.whole)()
     data: dict[str, Any] = {
         "machine": harness.machine() | {"limit of memory": "a control group" if group else "none"},
         "versions": harness.versions("shortstack", "torch", "transformers"),
@@ -297,15 +397,19 @@ def main() -> None:
         "peak": peak,
         "rows": line.rows,
     }
-    heading = ("verb", "wall, s", "peak RSS, GB", "allowed, GB", "read, GB", "work, TFLOP", "of this machine's bf16")
-    rows = [row(found, peak["bfloat16"]) for found in line.rows]
+    heading: tuple[str, ...] = ("verb", "wall, s", "foreseen, s", "peak RSS, GB", "foreseen, GB", "allowed, GB", "read, GB",
+        "foreseen, GB", "work, TFLOP", "of this machine's bf16")  # fmt: skip
+    rows = [row(found, peak["bfloat16"]) for found in line.rows if not shape.holes]
+    if shape.holes:
+        heading = ("verb, foreseen", "minutes", "memory, GB", "read, GB", "written, GB")
+        rows = list(map(asked_row, line.rows))
     commands = "\n".join(f"    shortstack {shlex.join(map(short, found['words']))}" for found in line.rows)
-    sections = [__doc__.strip(), f"## {name}", table(heading, rows), f"This machine: {told(peak)}.", commands]
+    sections = [__doc__.strip(), f"## {name}", table(heading, rows), f"This machine: {rates(peak)}.", commands]
     harness.save(f"large_{name}", data, sections, smoke=chosen.smoke)
     return None
 
 
-def told(peak: dict[str, float]) -> str:
+def rates(peak: dict[str, float]) -> str:
     return ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in peak.items())
 
 

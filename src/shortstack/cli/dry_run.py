@@ -46,15 +46,20 @@ def needing(checkpoint: Checkpoint, compute: Compute, *, first: bool = True) -> 
 
     first: this process's time until here counts.
     """
-    import psutil
-
     _ = checkpoint.blueprint
-    process = psutil.Process()
-    seconds, memory = time.time() - process.create_time() if first else 0.0, process.memory_info().rss
+    seconds, memory = process_so_far()
 
     from shortstack.study.needs import Begun, Needing
 
-    return Needing(checkpoint, compute, Begun(seconds, memory))
+    return Needing(checkpoint, compute, Begun(seconds if first else 0.0, memory))
+
+
+def process_so_far() -> tuple[float, int]:
+    """Seconds since this process began, and the bytes of memory that it holds."""
+    import psutil
+
+    process = psutil.Process()
+    return time.time() - process.create_time(), process.memory_info().rss
 
 
 def show_needs(verb: str, needs: Needs, report: Reporting, *, output: Path | None = None) -> None:

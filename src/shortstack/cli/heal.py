@@ -11,6 +11,7 @@ import typer
 
 from shortstack.cli import console, plots
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import process_so_far
 from shortstack.cli.option_groups import Values, Without
 from shortstack.cli.options import Out, Reporting, Session, going_on
 from shortstack.errors import OutputError, parameter
@@ -167,7 +168,10 @@ def _foretell(checkpoint: Checkpoint, task: HealingTask, turns: Turns | None, re
     """What healing would take; in turns, what the first of them would."""
     from shortstack.healing.forecast import forecast
 
+    _, memory = process_so_far()
     expected = forecast(checkpoint, task)
+    seconds, _ = process_so_far()  # healing begins as its forecast does: libraries, data and model are read
+    expected = replace(expected, seconds=expected.seconds + seconds, memory_bytes=expected.memory_bytes + memory)
     if turns:
         expected = replace(expected, turns=tuple(turns.sizes(checkpoint.anatomy.layers)))
     if report.json:
