@@ -86,6 +86,28 @@ def test_every_row_is_there_and_the_best_is_first(compared):
     assert json.loads(json.dumps(found.to_dict()))["rows"][0]["name"] == found.rows[0].name
 
 
+def test_a_model_that_is_read_layer_by_layer_is_judged_alike(compared, place, capsys):
+    """By perplexity and questions; what needs weights that can be changed says so, and nothing is timed."""
+    checkpoint, judging, found = compared
+    some, compute = tokens(checkpoint, place), Compute(dtype="float32", device="cpu", stream=True)
+    calibration = Calibration(some, some, healed=Checkpoint.open(place / "healed"))
+    streamed = compare(checkpoint, calibration, judging, memory="60%", compute=compute)
+    whole, one_by_one = rows(found), rows(streamed)
+    changed = {"int8", "nf4", "pruned + int8", "2:4 by magnitude", "2:4 by Wanda"}
+    assert {one_by_one[name].reason for name in changed} == {"its weights are read layer by layer"}
+    judged = {name for name, row in one_by_one.items() if not row.reason}
+    assert judged == {name for name, row in whole.items() if not row.reason} - changed
+    assert len(judged) >= 5
+    for name in sorted(judged):
+        row = one_by_one[name]
+        assert (row.bytes, row.within, row.removed) == (whole[name].bytes, whole[name].within, whole[name].removed)
+        assert row.perplexity["a"].loss == pytest.approx(whole[name].perplexity["a"].loss, abs=1e-6)
+        assert row.tasks == whole[name].tasks
+        assert (row.speed, row.ratio, row.collapse) == (None, None, None)
+    show_comparison(streamed)
+    assert "Not timed, and not asked to write" in capsys.readouterr().out
+
+
 def test_the_unpruned_row_is_the_model_itself(compared):
     checkpoint, judging, found = compared
     row = rows(found)["unpruned"]

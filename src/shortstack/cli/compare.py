@@ -13,7 +13,7 @@ import typer
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
-from shortstack.cli.option_groups import Only, Without
+from shortstack.cli.option_groups import Only
 from shortstack.cli.options import REPAIR_SAMPLES, Model, Session, unused
 from shortstack.data import CalibrationText
 from shortstack.data.mixture import MIX, SEVERAL
@@ -41,7 +41,10 @@ def show_comparison(result: Comparison) -> None:
     rows = [row for row in result.rows if not row.reason]
     title = f"{result.model} in {result.memory} of its bytes, {size(result.budget)}; by perplexity, best first"
     console.show_columns(title, ("", [row.name for row in rows]), _compared(rows))
-    console.show("decode and prefill: times the unpruned model's speed, from runs in turns.")
+    if any(row.speed for row in rows):
+        console.show("decode and prefill: times the unpruned model's speed, from runs in turns.")
+    else:
+        console.show("Not timed, and not asked to write: layers are read one by one.")
     notes = [(row.name, row.note or row.reason) for row in result.rows if row.note or row.reason]
     console.show_table("what they are", ("", ""), notes)
     for warning in result.warnings:
@@ -56,7 +59,7 @@ def _compared(rows: Sequence[ComparisonRow]) -> dict[str, list[str]]:
         "fits": ["yes" if row.within else "no" for row in rows],
         **{text: [number(row.perplexity[text].value) for row in rows] for text in rows[0].perplexity},
         **{task: [_of_task(row.tasks[task]) for row in rows] for task in rows[0].tasks},
-        "collapsed": ["yes" if row.collapsed else "no" for row in rows],
+        "collapsed": ["-" if row.collapse is None else "yes" if row.collapsed else "no" for row in rows],
         "decode": [_times_unpruned(row, row.ratio.decode if row.ratio else None) for row in rows],
         "prefill": [_times_unpruned(row, row.ratio.prefill if row.ratio else None) for row in rows],
     }
@@ -137,7 +140,7 @@ def compare(
     texts: Annotated[EvaluationText, Only("perplexity", "length")],
     tasks: Annotated[Tasks, Only("tasks", "data_dir", "include")],
     timing: Annotated[Timing, Only("prompt", "new_tokens", "repeats")],
-    session: Annotated[Session, Without("stream")],
+    session: Session,
     asked: ComparedOptions,
     dry_run: DryRun = False,
 ) -> None:

@@ -110,12 +110,18 @@ class Setup:
         *,
         base: Decoder,
         folder: Path,
+        stream: bool | None = None,
         progress: Progress = silent,
     ) -> None:
-        """base: the checkpoint's model, which is never changed. folder: for checkpoints of baselines."""
+        """base: the checkpoint's model, which is never changed. folder: for their checkpoints. stream: as in Compute."""
         self.checkpoint, self.budget, self.calibration = checkpoint, budget, calibration
         self.base, self.folder, self.progress = base, folder, progress
-        self.compute = Compute(calibration.tokens.seed, str(base.device), base.dtype)
+        self.compute = Compute(calibration.tokens.seed, str(base.device), base.dtype, stream)
+
+    @property
+    def changes(self) -> str | None:
+        """Why loaded weights cannot be changed; None where they can."""
+        return "its weights are read layer by layer" if self.base.weights else None
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -141,18 +147,19 @@ class Setup:
         return [saved_bytes(self.checkpoint, [held]) for held in quantise(self.load(self.checkpoint), INT8)]
 
     def load(self, checkpoint: Checkpoint) -> Decoder:
-        """The model of a checkpoint, computing as the unpruned one does."""
+        """The model of a checkpoint in memory, computing as the unpruned one does."""
         return Decoder.load(checkpoint, dtype=getattr(torch, self.compute.dtype), device=self.compute.device)
 
     def made(self, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Made:
         """A checkpoint as a baseline's model: as it is, or quantised."""
+        if scheme is None:
+            return Made(Decoder.open(checkpoint, self.compute), checkpoint.weight_bytes)
         decoder = self.load(checkpoint)
-        saved = saved_bytes(self.checkpoint, quantise(decoder, scheme)) if scheme else 0
-        return Made(decoder, checkpoint.weight_bytes - saved)
+        return Made(decoder, checkpoint.weight_bytes - saved_bytes(self.checkpoint, quantise(decoder, scheme)))
 
     def unquantisable(self, scheme: Scheme) -> str | None:
         """Why a scheme cannot be had for this checkpoint on this machine; None where it can."""
-        return uncovered(self.base) or scheme.missing(self.compute.device)
+        return self.changes or uncovered(self.base) or scheme.missing(self.compute.device)
 
     def plan(self, size: Callable[[KeptLayers], int]) -> Plan | None:
         """The exact cut nearest to the fewest chosen layers without which size(kept) fits; None where none does."""
@@ -271,7 +278,7 @@ def _narrowing(setup: Setup, mlps: Sequence[Mlp], keep: int, norms: dict[str, Te
 
 def sparse(setup: Setup) -> Iterator[Baseline]:
     """Two of four weights zero: those with the smallest magnitude, or those that matter least by Wanda."""
-    reason = uncovered(setup.base) or unmaskable(setup.base)
+    reason = setup.changes or uncovered(setup.base) or unmaskable(setup.base)
 
     def make(wanda: bool) -> Made:
         decoder = setup.load(setup.checkpoint)

@@ -139,7 +139,8 @@ def compare(
     """Judge every baseline that there is for weights of at most `memory` of the unpruned ones' bytes.
 
     calibration: what layers, neurons and masks are chosen on. Two models are in memory at a time, the unpruned one and a
-    baseline; checkpoints of baselines are in a temporary folder until the end.
+    baseline; checkpoints of baselines are in a temporary folder until the end. A model that does not fit is read layer by
+    layer: it gets no speed and writes nothing, and there is none in fewer bits or with masks.
 
     Raises:
         InputError: `memory` is no share, or less than what no baseline makes smaller; texts are longer than a model has
@@ -151,9 +152,11 @@ def compare(
     if calibration.healed:
         _check_lengths(calibration.healed, judging)
         _check_tokens(checkpoint, calibration.healed)
-    base = Decoder.open(checkpoint, replace(compute, stream=False))
+    base = Decoder.open(checkpoint, compute)
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
-        setup = Setup(checkpoint, budget, calibration, base=base, folder=Path(folder), progress=progress)
+        setup = Setup(
+            checkpoint, budget, calibration, base=base, folder=Path(folder), stream=compute.stream, progress=progress
+        )
         rows = [_row(baseline, setup, judging) for kind in BASELINES for baseline in kind(setup)]
     return Comparison(
         checkpoint.source,
@@ -204,7 +207,8 @@ def _row(baseline: Baseline, setup: Setup, judging: Judging) -> ComparisonRow:
     decoder, nbytes = baseline.make()
     staged = under(setup.progress, f"{baseline.name}: ")
     perplexity = {name: measure(decoder, tokens, progress=staged) for name, tokens in judging.texts.items()}
-    speed, ratio = _timed(decoder, setup.base, judging, staged) if baseline.timed else (None, None)
+    loaded = not decoder.weights and not setup.base.weights
+    speed, ratio = _timed(decoder, setup.base, judging, staged) if baseline.timed and loaded else (None, None)
     return ComparisonRow(
         baseline.name,
         baseline.note,
@@ -216,7 +220,7 @@ def _row(baseline: Baseline, setup: Setup, judging: Judging) -> ComparisonRow:
         {name: result for judge in judging.judges for name, result in judge(decoder).items()},
         speed,
         ratio,
-        check_collapse(decoder.model, setup.tokenizer, progress=staged),
+        check_collapse(decoder.model, setup.tokenizer, progress=staged) if loaded else None,
     )
 
 
