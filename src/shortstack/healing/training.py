@@ -101,8 +101,20 @@ def train(
 
 
 def training_device(name: str = "auto") -> str:
-    """pick_device(), or where several processes train together this one's own GPU."""
+    """pick_device(), or where several processes train together this one's own GPU.
+
+    Raises:
+        InputError: there is no such device, or it is a GPU behind the first: Trainer takes that, or a process's own.
+    """
     device = pick_device(name)
+    if device.partition(":")[2].strip("0"):
+        number = device.partition(":")[2]
+        raise InputError(
+            parameter("device"),
+            expected="the first GPU that this process sees, to train on",
+            found=device,
+            fix=f"set CUDA_VISIBLE_DEVICES={number} and write {parameter('device', 'cuda')}",
+        )
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and "WORLD_SIZE" in os.environ else device
 
 

@@ -58,14 +58,19 @@ def pick_device(name: str = "auto") -> str:
     """
     import torch
 
+    kind, _, number = name.partition(":")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return next(device for device in ("cuda", "mps", "cpu") if present[device])
-    if not present.get(name.partition(":")[0]):
+    if not present.get(kind):
         raise InputError(
             parameter("device"),
             expected=f"one of {', '.join(device for device, there in present.items() if there)}",
             found=name,
             fix="leave it out, or install a torch that is built for it",
         )
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if number and not (number.isdecimal() and int(number) < count):
+        numbered = f"{kind}:0" if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
+        raise InputError(parameter("device"), expected=numbered, found=name, fix=f"write {parameter('device', kind)}")
     return name

@@ -59,7 +59,7 @@ class ComputeOptions(Part):
     """Where and in what to compute."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description=HELP["device"])
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description=HELP["dtype"])
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description=HELP["dtype"])
 
 
 class Resources(Part):

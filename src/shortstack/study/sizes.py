@@ -30,7 +30,7 @@ from shortstack.evaluation.suites import TASKS, named
 from shortstack.evaluation.tasks import amounts
 from shortstack.healing.dataset import held_out_count
 from shortstack.healing.forecast import WRITTEN_TOGETHER, head_seconds, layer_seconds, writing_seconds
-from shortstack.healing.training import training_device
+from shortstack.machine.device import pick_device
 from shortstack.repairing.fit import fit_seconds
 from shortstack.study.references import expanded, text_digest
 from shortstack.study.step_cost import Cost
@@ -73,8 +73,8 @@ class ModelSize:
     @classmethod
     def measured(cls, checkpoint: Checkpoint, *, dtype: str, device: str, stream: bool | None = None) -> ModelSize:
         """With one layer and the head loaded, and timed. stream: None is where the model does not fit in memory."""
-        started, logit_bytes = time.perf_counter(), LOGIT_BYTES[device != "cuda"]
-        device = training_device(device)
+        started, logit_bytes = time.perf_counter(), LOGIT_BYTES[not device.startswith("cuda")]
+        device = pick_device(device)
         computed_in = arithmetic(dtype, checkpoint, device)
         streamed = must_stream(checkpoint, computed_in, device) if stream is None else stream
         checkpoint.tokenizer()
