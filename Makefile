@@ -44,6 +44,7 @@ benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/streamed.py --rounds 3
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/heal.py
+	$(BIN)/python benchmarks/write.py
 	$(BIN)/python benchmarks/large.py
 
 lint: $(VENV)/dev

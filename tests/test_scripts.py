@@ -20,7 +20,7 @@ from zoo import speaking
 
 STUDIES = Path(__file__).parent.parent / "studies"
 BENCHES = STUDIES.parent / "benchmarks"
-BENCHMARKS = ("start", "prune", "score", "walk", "streamed", "parity", "heal", "evaluate", "large")
+BENCHMARKS = ("start", "prune", "score", "walk", "streamed", "parity", "heal", "evaluate", "large", "write")
 
 
 def script(name):
