@@ -10,6 +10,7 @@ import shutil
 import signal
 import stat
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from transformers import AutoModelForCausalLM
 from shortstack import cli
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.checkpoint import safetensors as shards
+from shortstack.checkpoint import weights as fitting
 from shortstack.checkpoint.safetensors import StoredTensor
+from shortstack.cli import console
 from shortstack.errors import CheckpointError, OutputError
 from shortstack.planning import plan
 from shortstack.pruning import prune, verify
+from shortstack.scoring import scorer
 from zoo import make, speaking, tiny
 
 SINGLE, INDEX, RECORD = "model.safetensors", "model.safetensors.index.json", "shortstack.json"
@@ -231,6 +235,51 @@ def test_a_terminated_prune_leaves_nothing(moment, tmp_path, opened):
 
     assert in_child(terminated) == 143
     assert not list(tmp_path.iterdir())
+
+
+class Held:
+    """Something that a weak reference can be of."""
+
+
+def lost(number: signal.Signals) -> None:
+    """Send this process a signal where Python ignores what its handler raises."""
+    held = Held()
+    reference = weakref.ref(held, lambda _: [os.kill(os.getpid(), number), sum(range(10_000))])
+    del held
+    assert reference() is None
+
+
+LOSING = {  # a verb, and what it calls on its way
+    "prune": (fitting, "check_fit", ("--metric", "reverse", "--drop", "2", "-o", "out")),
+    "score": (scorer, "Run", ("--metric", "bi", "--text", "pydoc", "--samples", "2", "--length", "16")),
+    "ls": (console, "show_table", ()),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("verb", LOSING)
+def test_a_signal_that_python_loses_ends_the_verb_all_the_same(verb, number, tmp_path, tmp_path_factory, monkeypatch):
+    """Before an output gets its name, where progress is told next, or when the verb has ended."""
+    monkeypatch.chdir(tmp_path)
+    module, name, words = LOSING[verb]
+    source = speaking(tmp_path_factory.mktemp("losing") / "model")
+    real = getattr(module, name)
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        lost(number)
+        return real(*arguments, **options)
+
+    def told() -> None:
+        setattr(module, name, called)
+        sys.argv = ["shortstack", verb, *([str(source)] if words else []), *words]
+        sys.stdout = sys.stderr = (tmp_path / "said").open("w", encoding="utf-8")
+        cli.main()
+
+    assert in_child(told) == (143 if number == signal.SIGTERM else 130)
+    assert [path.name for path in tmp_path.iterdir()] == ["said"]
+    said = (tmp_path / "said").read_text(encoding="utf-8")
+    assert "Next:" not in said
+    assert "Exception ignored" not in said
 
 
 def test_killed_after_the_rename_the_output_is_complete(tmp_path, opened):

@@ -21,6 +21,7 @@ from shortstack.cli.option_groups import grouped
 from shortstack.errors import ShortstackError, ShortstackWarning
 from shortstack.machine.files import FULL, disk_full
 from shortstack.machine.progress import hush_kernels, say
+from shortstack.machine.stopping import forget_signals, heard, last_heard
 
 app = typer.Typer(
     name="shortstack",
@@ -94,7 +95,8 @@ def main() -> None:
 def _run() -> None:
     """The verb that was typed, and what it printed written to the end."""
     try:
-        app()
+        code, number = _exit_code(), last_heard()
+        sys.exit(128 + number if number and not code else code)  # it may have ended well although it was told to stop
     finally:
         try:
             sys.stdout.flush()  # what has no room is said here: when the interpreter ends there is no one to say it
@@ -103,15 +105,27 @@ def _run() -> None:
             raise
 
 
+def _exit_code() -> int | str | None:
+    """Run the verb; the code it ends with."""
+    try:
+        app()
+    except SystemExit as ended:
+        return ended.code
+    return None
+
+
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the program as ctrl-C does; whoever called main() has its own handlers back afterwards."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # ignored under nohup
-    before = {number: signal.signal(number, _terminated) for number in heard}
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
+    obeyed = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # ignored under nohup
+    before, hook = {number: signal.signal(number, _stopped) for number in obeyed}, sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, KeyboardInterrupt | SystemExit) else hook(lost)
     try:
         yield
     finally:
+        forget_signals()
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -134,9 +148,11 @@ def _warnings_in_lines() -> Iterator[None]:
         warnings.showwarning = before
 
 
-def _terminated(number: int, _frame: object) -> NoReturn:
-    say(f"stopped by {signal.Signals(number).name}")
-    raise SystemExit(128 + number)  # leaves through the context managers, so that no half-written output stays
+def _stopped(number: int, _frame: object) -> NoReturn:
+    error = heard(number)
+    if number != signal.SIGINT:
+        say(f"stopped by {signal.Signals(number).name}")
+    raise error  # leaves through the context managers, so that no half-written output stays
 
 
 def _of_the_system(error: OSError) -> ShortstackError:

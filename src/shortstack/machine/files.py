@@ -24,6 +24,7 @@ import psutil
 
 from shortstack.errors import DataError, DiskFullError, OutputError
 from shortstack.machine.formats import size
+from shortstack.machine.stopping import check_stopped
 
 MARGIN_BYTES = 16 << 20  # of a disk that stay free
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk says that has no more room
@@ -193,6 +194,7 @@ def rename_new(made: Path, output: Path) -> None:
         OutputError: there is an output of that name by now.
         OSError: the disk has no room or fails.
     """
+    check_stopped()
     try:
         os.rename(made, output)
     except OSError as error:

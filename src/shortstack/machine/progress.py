@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Protocol
 
+from shortstack.machine.stopping import check_stopped
+
 
 class Progress(Protocol):
     """`progress("scoring", 12, 465)`; called with done == total when a stage ends. The command line draws a bar.
@@ -83,6 +85,18 @@ def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
     """
     if not verbose:
         _hush_libraries()
+    with _shown(quiet=quiet) as shown:
+
+        def told(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+            check_stopped()
+            shown(stage, done, total, note=note)
+
+        yield told
+
+
+@contextmanager
+def _shown(*, quiet: bool) -> Iterator[Progress]:
+    """What draws or prints it."""
     if quiet or not first_process():
         yield silent
     elif _in_notebook():
