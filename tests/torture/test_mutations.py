@@ -68,7 +68,7 @@ def opened(place: Path) -> None:
 
 
 def tokenised(place: Path) -> None:
-    CalibrationText("pydoc", 2, 16).tokens(Checkpoint.open(place / "m").tokenizer())
+    CalibrationText(str(place / "text.txt"), 2, 16).tokens(Checkpoint.open(place / "m").tokenizer())
 
 
 def recorded(place: Path) -> None:
@@ -148,6 +148,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = CalibrationText("pydoc", 4, 32).tokens(checkpoint.tokenizer())
     score(checkpoint, tokens, metrics="bi,ppl").save(place / "scores.json")
     write_gguf(place / "model.gguf")
+    (place / "text.txt").write_text("the walk visits every layer once and in order " * 40)  # little beside what is measured
     (place / "recipe.yaml").write_text(RECIPE)
     (place / "study.yaml").write_text(STUDY.replace("[m]", f"[{place / 'm'}]"))
     run_study(place / "study.yaml", place / "runs", launcher=inline)
