@@ -8,6 +8,7 @@ from . import runner as runner
 from . import shrink_dry_run as shrink_dry_run
 from . import shrink_options as shrink_options
 from . import shrinker as shrinker
+from . import whole_progress as whole_progress
 from . import workers as workers
 from .grid import read_study as read_study
 from .runner import run_study as run_study
