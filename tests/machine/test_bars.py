@@ -1,13 +1,16 @@
 """Progress in logs and notebooks: how often something is said, and what."""
 
+import os
 import subprocess
 import sys
 import types
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from shortstack.machine import progress as module
-from shortstack.machine.progress import bars
+from shortstack.machine.progress import bars, say
 
 
 @pytest.fixture
@@ -82,3 +85,28 @@ print(any(type(finder).__name__ == "_WhenImported" for finder in sys.meta_path))
 def test_libraries_are_hushed_when_they_are_imported_and_not_imported_for_it():
     ran = subprocess.run([sys.executable, "-c", HUSHED], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["False", "False", "True", "False"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_work_goes_on_where_what_is_said_has_no_room(monkeypatch):
+    with suppress(OSError), Path("/dev/full").open("w", buffering=1) as full:  # it cannot be closed without an error
+        monkeypatch.setattr(sys, "stderr", full)
+        with bars() as progress:
+            progress("copying", 1, 2)
+            progress("copying", 2, 2)
+            progress("checking", 1, 1)
+            seen = True
+        monkeypatch.undo()
+    assert seen
+
+
+def test_a_reader_that_has_gone_ends_the_program(monkeypatch):
+    read, written = os.pipe()
+    os.close(read)
+    with os.fdopen(written, "w", buffering=1) as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        with pytest.raises(BrokenPipeError):
+            say("who reads this?")
+        monkeypatch.undo()
+        with suppress(OSError):
+            gone.close()

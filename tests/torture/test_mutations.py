@@ -148,7 +148,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = CalibrationText("pydoc", 4, 32).tokens(checkpoint.tokenizer())
     score(checkpoint, tokens, metrics="bi,ppl").save(place / "scores.json")
     write_gguf(place / "model.gguf")
-    (place / "text.txt").write_text("the walk visits every layer once and in order " * 40)  # little beside what is measured
+    (place / "text.txt").write_text(
+        "the walk visits every layer once and in order " * 40
+    )  # little beside what is measured
     (place / "recipe.yaml").write_text(RECIPE)
     (place / "study.yaml").write_text(STUDY.replace("[m]", f"[{place / 'm'}]"))
     run_study(place / "study.yaml", place / "runs", launcher=inline)

@@ -34,10 +34,15 @@ def foresee(
     output: Path | None = None,
 ) -> None:
     """Open the model, ask for a verb's needs and show them. beside: a model that the same is done with after it."""
+
+    def asked(checkpoint: Checkpoint, *, first: bool) -> Needs:
+        about = needing(checkpoint, session.compute, first=first)
+        return about.whole() if about.quantised and not output else ask(about)
+
     with session.report.bars() as progress:
-        needs = ask(needing(session.source.open(model, progress), session.compute))
+        needs = asked(session.source.open(model, progress), first=True)
         if beside:
-            needs = needs.then(ask(needing(session.alone.open(beside, progress), session.compute, first=False)))
+            needs = needs.then(asked(session.alone.open(beside, progress), first=False))
     show_needs(verb, needs, session.report, output=output)
 
 

@@ -65,8 +65,13 @@ def paced(
 
 
 def say(message: str) -> None:
-    """A line on stderr."""
-    sys.stderr.write(message + "\n")
+    """A line on stderr. Where that is a file on a full disk the line is lost, and the work goes on."""
+    try:
+        sys.stderr.write(message + "\n")
+    except BrokenPipeError:  # whoever read has read enough
+        raise
+    except OSError:
+        return
 
 
 def first_process() -> bool:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # widest matrix in each layer. The blocks of repaired-blocks took 14, 29 and 53 s beside fits; by _blocks_cost 16, 45, 63.
 REPAIR_WALKS = 3.3
 FITTED = 0.7  # of the layers
+REPAIRED_STREAMS = 3  # the whole model's, the shortened one's, and that as it was
 
 
 class ScoreStep(Step):
@@ -82,8 +83,13 @@ class ScoreStep(Step):
             layers = model.layers
         if "gradient" in feeds:
             layers, heads = layers + 3 * model.layers, heads + 3
-        walk = texts.seconds(self.arguments, model, model.passed(layers, heads)) if trial.calibration else 0.0
-        return model.walk(walk, model.layers, passes=2 if "gradient" in feeds else 1)
+        passes = 2 if "gradient" in feeds else 1
+        if not trial.calibration:
+            return model.walk(0.0, model.layers, passes=passes)
+        text = texts.windows(self.arguments, model)
+        walk = text and text.seconds + text.tokens * model.passed(layers, heads)
+        hidden = model.hidden(text.tokens if text else 0, model.layers + 1 if heads else 1)
+        return model.walk(walk, model.layers, passes=passes, hidden=hidden)
 
 
 class PlanStep(Step):
@@ -150,8 +156,10 @@ class PlanStep(Step):
         if not trial.choice.how.by_metric:  # as many sets for both, roughly
             sets = Budget().generations * Budget().offspring
             layers, walks = layers + sets * model.layers, 1
-        walk = texts.seconds(self.arguments, model, walks * model.passed(layers, layers / model.layers))
-        return model.walk(walk, model.layers, passes=walks)
+        text = texts.windows(self.arguments, model)
+        walk = text and text.seconds + text.tokens * walks * model.passed(layers, layers / model.layers)
+        hidden = model.hidden(text.tokens if text else 0, model.layers + 1)
+        return model.walk(walk, model.layers, passes=walks, hidden=hidden)
 
     def _blocks_cost(self, amount: int, model: ModelSize, texts: TextSizes) -> Cost:
         """All blocks of some sizes in one walk, each from there to the top on the held-out samples; then whole repairs."""
@@ -215,7 +223,8 @@ class PruneStep(Step):
         tokens = repair["samples"] * repair["length"]
         fits = FITTED * model.layers * model.fitted(tokens)
         walk = model.walk(fits + tokens * model.passed(REPAIR_WALKS * model.layers), model.layers)
-        return Cost(added((writing, walk.seconds)), size, walk.memory, read=walk.read + size)
+        memory = (walk.memory or 0) + model.hidden(tokens, REPAIRED_STREAMS)
+        return Cost(added((writing, walk.seconds)), size, memory, read=walk.read + size)
 
 
 class _HealingStep(Step):

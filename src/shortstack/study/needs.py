@@ -6,7 +6,7 @@ The same estimates as a study's, of the step that does the same; nothing is comp
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -93,6 +93,16 @@ class Needing:
         self.checkpoint, self.compute, self.begun, self.texts = checkpoint, compute, begun, TextSizes({})
         self.libraries = psutil.Process().memory_info().rss  # with what this file imports, as a verb that walks has
 
+    @property
+    def quantised(self) -> bool:
+        """Whether its weights are, so that no layer of it can be read alone and timed."""
+        return bool(self.checkpoint.config.get("quantization_config"))
+
+    def whole(self) -> Needs:
+        """Of a verb that loads a quantised model: what can be known."""
+        size, unknown = self.checkpoint.weight_bytes, "how fast quantised weights compute"
+        return Needs(None, self.libraries + size, size, 0, streamed=False, unknown=(unknown,))
+
     @cached_property
     def model(self) -> ModelSize:
         compute = self.compute
@@ -115,7 +125,8 @@ class Needing:
         seconds = windows.seconds + judged * model.passed(layers, layers + 1)
         if repair:
             seconds += windows.tokens * model.passed(2 * layers) + layers * model.fitted(windows.tokens)
-        return self._of(model.walk(seconds, layers, passes=1 + 2 * repair))
+        hidden = model.hidden(windows.tokens, 1 + 3 * repair)
+        return self._of(model.walk(seconds, layers, passes=1 + 2 * repair, hidden=hidden))
 
     def prune(self, choice: Choice, plan: Plan | None, text: CalibrationText, repair_samples: int | None) -> Needs:
         """plan: what is cut, where that is known. repair_samples: windows to repair on; None: no repair."""
@@ -136,6 +147,9 @@ class Needing:
         digests = Cost(size / DIGEST_BYTES_PER_S, 0, 0, read=size)
         if against is None:
             return self._of(digests, streamed=False)
+        if self.quantised:
+            whole = self.whole()
+            return replace(whole, memory_bytes=whole.memory_bytes + size, read_bytes=2 * size + against.weight_bytes)
         models = list(self._compared(against))
         costs = [model.walk(tokens * model.passed(model.layers, 1), model.layers) for model in models]
         return self._of(digests, *costs, streamed=models[0].streamed)

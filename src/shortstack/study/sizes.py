@@ -20,6 +20,7 @@ from shortstack.data.mixture import Weighted, parse_sources
 from shortstack.data.sources import OWN
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
+from shortstack.decoder.decoder import STREAM_BYTES
 from shortstack.decoder.generation import ROWS
 from shortstack.decoder.hooks import linear_layers
 from shortstack.decoder.streaming import must_stream
@@ -115,12 +116,20 @@ class ModelSize:
         """Seconds until a model of so many layers is in memory, or where it is streamed can be walked."""
         return self.pace.opening + (0.0 if self.streamed else self.bytes_of(layers) / COPY_BYTES_PER_S)
 
-    def walk(self, seconds: float | None, layers: int, *, passes: float = 1.0) -> Cost:
-        """The cost of opening so many layers and of passes over them that take so many seconds where they are in memory."""
+    def walk(self, seconds: float | None, layers: int, *, passes: float = 1.0, hidden: int = 0) -> Cost:
+        """The cost of opening so many layers and of passes over them that take so many seconds where they are in memory.
+
+        hidden: bytes of the hidden states that pass a layer together; more than STREAM_BYTES pass in turns.
+        """
+        passes *= max(1, -(-hidden // STREAM_BYTES))
         read = int(self.bytes_of(layers) * (passes if self.streamed else 1))
         waiting = passes * self.bytes_of(layers) / _read_speed(self.checkpoint.shards[0]) if self.streamed else 0.0
         known = None if seconds is None else self.opened(layers) + max(seconds, waiting)
-        return Cost(known, 0, self.loaded_bytes, read=read)
+        return Cost(known, 0, self.loaded_bytes + min(hidden, STREAM_BYTES), read=read)
+
+    def hidden(self, tokens: int, streams: int) -> int:
+        """Bytes of the hidden states of so many tokens in so many streams."""
+        return tokens * streams * self.width * self.dtype_bytes
 
     def written(self, layers: int) -> float:
         """Seconds until a checkpoint of so many layers is on disk, checked and known by its content."""
