@@ -8,7 +8,7 @@ from transformers import BartConfig, BartForCausalLM
 
 import shortstack.decoder.generation
 from shortstack.checkpoint import Checkpoint
-from shortstack.decoder.generation import _write, generate, longest
+from shortstack.decoder.generation import Work, _write, generate, longest
 from shortstack.decoder.rows import can_leave
 from zoo import make, tiny
 
@@ -57,6 +57,7 @@ def test_rows_that_leave_and_enter_write_what_each_prompt_alone_gets(model_type,
 @pytest.fixture
 def few_rows(monkeypatch):
     monkeypatch.setattr(shortstack.decoder.generation, "ROWS", 8)
+    monkeypatch.setattr(shortstack.decoder.generation, "BATCH_TOKENS", 24)
     monkeypatch.setattr(shortstack.decoder.generation, "BURST", BURST_HERE)
 
 
@@ -71,6 +72,14 @@ def test_rows_that_have_ended_are_not_read_on(few_rows):
     steps = sum(rows for rows, tokens in passed if tokens == 1)
     assert steps < 24 * (2 + BURST_HERE) + 3 * 30
     assert max(rows for rows, _ in passed) == 8, "as many as there is room for"
+
+
+def test_prompts_are_read_so_many_tokens_at_a_time():
+    """Padding counts, and a prompt that is longer is read alone."""
+    work = Work([(1,) * length for length in (9, 2, 3, 3, 20)], [4] * 5, frozenset(), lambda *_, **__: None)
+    taken = [[len(work.prompts[number]) for number in work.next(8, tokens=9)] for _ in range(3)]
+    assert taken == [[2, 3, 3], [9], [20]]
+    assert work.waiting == []
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from shortstack.decoder.batching import BATCH_TOKENS
 from shortstack.decoder.rows import Rows, Write, can_leave, side_by_side
 from shortstack.machine.memory import available_memory
 from shortstack.machine.numbers import checked
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 ROWS = 64  # that are written at once: a step reads all weights, however many rows it is for
-FREE = 4  # others enter, and are read together, when one place in so many is free
+FREE = 4  # others enter when one place in so many is free
 BURST = 16  # tokens between two looks at which rows have ended
-DRAWN = (ROWS, FREE, BURST)  # what is drawn by a seed depends on
+DRAWN = (ROWS, FREE, BURST, BATCH_TOKENS)  # what is drawn by a seed depends on
 
 
 @torch.no_grad()
@@ -61,8 +62,9 @@ def _in_and_out(model: PreTrainedModel, work: Work, most: int, write: Write) -> 
     """So many rows at once: those that have ended leave, and the next ones enter."""
     rows, room = None, longest(work.prompts, work.limits)
     while rows or work.waiting:
-        if work.waiting and (not rows or (most - len(rows)) * FREE >= most):
-            new = Rows.of(work.next(most - len(rows or ())), work.prompts, model)
+        entering = not rows or (most - len(rows)) * FREE >= most
+        while entering and work.waiting and len(rows or ()) < most:
+            new = Rows.of(work.next(most - len(rows or ()), tokens=BATCH_TOKENS), work.prompts, model)
             new.leave(work.add(new.go_on(1, write)))
             rows = rows.joined(new) if rows else new
         if rows:
@@ -109,9 +111,15 @@ class Work:
         self.waiting = [number for number in by_total(self.prompts, self.limits) if self.limits[number] > 0]
         self.begun = time.monotonic()
 
-    def next(self, most: int) -> list[int]:
-        """The next ones, at most so many; they wait no longer."""
-        numbers, self.waiting = self.waiting[:most], self.waiting[most:]
+    def next(self, most: int, *, tokens: int | None = None) -> list[int]:
+        """The next ones, at most so many, whose prompts come to so many tokens with padding; they wait no longer."""
+        longest, count = 0, 0
+        for number in self.waiting[:most]:
+            longest = max(longest, len(self.prompts[number]))
+            if count and tokens and (count + 1) * longest > tokens:
+                break
+            count += 1
+        numbers, self.waiting = self.waiting[:count], self.waiting[count:]
         return numbers
 
     def add(self, tokens: Mapping[int, Sequence[int]]) -> list[int]:

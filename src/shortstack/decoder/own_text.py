@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS = 96, 192, 256
 MOST_EMPTY = 4  # batches of nothing, one after the other, after which a model is said to write nothing
-BATCHES = (16, 48, ROWS)  # texts of the first, the second and each further batch: calibration takes few
+BATCHES = (8, 24, ROWS)  # texts of the first, the second and each further batch: calibration takes few
 MARGIN = 64  # of a template, beside what opens a question
 MARK = "QqQ"  # stands in a template where a user's words go
 
