@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 # make test-oldest: the tests with the oldest releases of tests/oldest.txt, but for what does not depend on releases (pages, scripts,
 #   most injected faults) and the architectures, which differ by release.
-# make test-wheel: the demo in an environment that has only the wheel.
+# make test-wheel: the demo's model shortened in an environment that has only the wheel.
 # make torture: verbs killed and disks failing at every call, files changed at random, two processes at once; needs strace.
 # make architectures: try every architecture again and write docs/architectures.md.
 # make tables: write the tables of options, metrics, strategies and methods in docs/.

@@ -1,4 +1,4 @@
-"""Run by `make test-wheel` in an environment that has the wheel and nothing of this folder: files, types, the demo."""
+"""Run by `make test-wheel` in an environment that has the wheel and nothing of this folder: files, types, a shrink."""
 
 import json
 import subprocess
@@ -19,15 +19,16 @@ assert "shortstack/py.typed" in installed
 assert any(path.endswith("licenses/LICENSE") for path in installed)
 assert metadata("shortstack")["License-Expression"] == "Apache-2.0"
 with tempfile.TemporaryDirectory() as folder:
-    out = Path(folder) / "demo-out"
+    out = Path(folder) / "short"
     command = Path(sys.executable).with_name("shortstack")
-    subprocess.run([command, "demo", "--minutes", "1", "-o", out], check=True)
-    demo = json.loads((out / "demo.json").read_text())
-    base, four, eight = (row["perplexity"] for row in demo["rows"])
-    assert base < four < eight < 2.5 * base
+    subprocess.run([command, "demo", "--help"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([command, "shrink", "demo", "--drop", "8", "--minutes", "1", "-o", out], check=True)  # half of the demo
+    steps = json.loads((out / "shrink.json").read_text())["steps"]
+    before, after = (steps[f"evaluate_{role}"]["perplexity"]["pydoc"]["value"] for role in ("base", "healed"))
+    assert before < after < 2.5 * before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = AutoModelForCausalLM.from_pretrained(out / "minus-8", dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert model.dtype == torch.bfloat16
-    assert model.config.num_hidden_layers == demo["rows"][-1]["layers"] == 22
-print("the wheel is complete, and its demo runs")
+    assert model.config.num_hidden_layers == 22
+print("the wheel is complete, and it shrinks the demo's model")

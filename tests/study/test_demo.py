@@ -50,6 +50,19 @@ def test_each_model_stands_beside_the_unpruned_one(folder, capsys):
     assert all(f"Prompt: {prompt}" in shown for prompt in made.prompts)
 
 
+def test_each_model_has_so_many_minutes(folder, monkeypatch):
+    asked = []
+
+    def recorded(_model, out, options, **_how):
+        asked.append((out.name, options.drop, options.minutes))
+        raise OutputError(out, expected="", found="", fix="")
+
+    monkeypatch.setattr(module, "shrink", recorded)
+    with pytest.raises(OutputError):
+        run(folder / "out", minutes=7.0)
+    assert asked == [("minus-1", "1", 7.0)]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, SystemExit])
 def test_a_demo_that_is_stopped_leaves_nothing(error, folder):
     def stop(stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
