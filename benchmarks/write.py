@@ -25,6 +25,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import generation
 from shortstack.decoder.own_text import ANSWER_TOKENS, QUESTION_TOKENS, Writer
 from shortstack.machine.device import AUTO
+from shortstack.machine.progress import silent
 
 TEXTS = 192
 WAYS = ("in and out", "batch by batch")
@@ -35,7 +36,7 @@ def written(writer: Writer, way: str, prompts: Sequence[Sequence[int]], room: in
     leaving = generation.can_leave if way == WAYS[0] else lambda *_: False
     with mock.patch.object(generation, "can_leave", leaving):
         started = time.perf_counter()
-        texts = writer._write(prompts, room, "0 texts", generation.silent)
+        texts = writer._write(prompts, room, "0 texts", silent)
     return texts, time.perf_counter() - started
 
 

@@ -1,6 +1,7 @@
 """What --dry-run says of a verb, beside what the verb then does; nothing is written by it."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.profiling import Timing
 from shortstack.pruning import prune
+from shortstack.study import sizes
 from shortstack.study.needs import Begun, Needing
 from zoo import speaking
 
@@ -83,6 +85,43 @@ def test_a_verb_that_is_asked_what_it_needs_does_nothing(name, place, capsys, mo
     shown = said(capsys, monkeypatch, *VERBS[name], "--dry-run")
     assert "nothing is computed or written" in shown.out
     assert "Next: the same command without --dry-run" in shown.err
+
+
+@pytest.mark.parametrize("words", [("evaluate", "q", *SMALL), ("profile", "q"), ("verify", "q", "--against", "q")])
+def test_of_quantised_weights_what_can_be_known_is_said(words, place, capsys, monkeypatch):
+    """No layer of them can be read alone and timed; what copies them is counted as ever."""
+    shutil.copytree(place / "m", place / "q")
+    config = json.loads((place / "q" / "config.json").read_text())
+    (place / "q" / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    words = tuple({"--text": "--perplexity"}.get(word, word) for word in words)
+    needs = json.loads(said(capsys, monkeypatch, *words, "--dry-run", "--json").out)
+    size = Checkpoint.open(place / "q").weight_bytes
+    assert needs["seconds"] is None
+    assert needs["unknown"] == ["how fast quantised weights compute"]
+    assert needs["read_bytes"] == (3 if words[0] == "verify" else 1) * size
+    assert "unknown" in said(capsys, monkeypatch, *words, "--dry-run").out
+
+
+def test_what_compare_does_not_count_is_said(place, capsys, monkeypatch):
+    words = (*VERBS["compare"], "--repair", "--heal", "pydoc", "--memory", "75%", "--metric", "bi", "--dry-run")
+    needs = json.loads(said(capsys, monkeypatch, *words, "--json").out)
+    assert needs["unknown"] == ["what a repair takes", "what healing takes"]
+    monkeypatch.setattr(sys, "argv", ["shortstack", *VERBS["compare"], "--memory", "1%", "--dry-run"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "memory" in capsys.readouterr().err
+
+
+def test_a_repaired_sweep_holds_its_streams_and_takes_no_turns(place, monkeypatch):
+    checkpoint, text = Checkpoint.open(place / "m"), CalibrationText("pydoc", 64, 16)
+    needing = Needing(checkpoint, Compute(dtype="float32", stream=True), Begun(1.0, 0))
+    monkeypatch.setattr(sizes, "STREAM_BYTES", 1000)
+    plain, repaired = needing.sweep(text), needing.sweep(text, repair=True)
+    width = checkpoint.config["hidden_size"]
+    turns = -(-64 * 16 * width * 4 // 1000)
+    assert plain.read_bytes == turns * checkpoint.weight_bytes
+    assert repaired.read_bytes == 3 * checkpoint.weight_bytes
+    assert repaired.memory_bytes - plain.memory_bytes == 2 * 64 * 16 * width * 4 - 1000
 
 
 def test_counting_alone_takes_no_more_than_opening(place, capsys, monkeypatch):

@@ -23,6 +23,8 @@ from shortstack.machine.files import FULL, disk_full
 from shortstack.machine.progress import hush_kernels, say
 from shortstack.machine.stopping import forget_signals, heard, last_heard
 
+STOPS = (KeyboardInterrupt, SystemExit)  # what a signal raises; where Python loses it, it is raised again
+
 app = typer.Typer(
     name="shortstack",
     no_args_is_help=True,
@@ -120,7 +122,7 @@ def _ended_by_signals() -> Iterator[None]:
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
     obeyed = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # ignored under nohup
     before, hook = {number: signal.signal(number, _stopped) for number in obeyed}, sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, KeyboardInterrupt | SystemExit) else hook(lost)
+    sys.unraisablehook = lambda lost: None if last_heard() and isinstance(lost.exc_value, STOPS) else hook(lost)
     try:
         yield
     finally:

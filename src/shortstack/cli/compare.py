@@ -23,6 +23,7 @@ from shortstack.evaluation import EvaluationText, Tasks
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number, size
 from shortstack.machine.options import option
+from shortstack.planning import Choice
 from shortstack.planning.layer_sets import show_layers
 from shortstack.profiling import Timing
 from shortstack.scoring import METRICS
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from shortstack.comparison.comparison import ComparisonRow
     from shortstack.machine.progress import Progress
     from shortstack.profiling.speed import Ratio
+    from shortstack.study.needs import Needing, Needs
 
 
 def show_comparison(result: Comparison) -> None:
@@ -98,6 +100,21 @@ class CalibrationOptions:
                 "--search", expected="--search without --metric", found="--metric beside it", fix="give one of them"
             )
 
+    def choice(self, checkpoint: Checkpoint, memory: str) -> Choice:
+        """How the layers of the pruned model are chosen: as few go as leave such a share of the bytes."""
+        from shortstack.comparison.baselines import parse_memory
+
+        sizes = checkpoint.sizes
+        budget = parse_memory(memory, checkpoint.weight_bytes, least=sizes.other_bytes)
+        metric = Choice.metric if self.search else self.metric
+        return Choice(metric, search=self.search, fits=lambda kept: sizes.of(kept)[1] <= budget)
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """What a dry run leaves out of what was asked for."""
+        asked = {"a repair": self.repair, "healing": self.heal is not None}
+        return tuple(f"what {what} takes" for what, is_asked in asked.items() if is_asked)
+
     def calibration(
         self, checkpoint: Checkpoint, healed: Checkpoint | None, compute: Compute, progress: Progress
     ) -> Calibration:
@@ -150,8 +167,14 @@ def compare(
         raise InputError("--perplexity", expected="a text to sort rows by", found="none", fix="name one: pydoc")
     if dry_run:
         judged, limited = replace(texts, samples=asked.limit), replace(tasks, limit=asked.limit)
-        calibration = CalibrationText(chosen.text, chosen.samples)
-        return foresee("compare", model, session, lambda needing: needing.compare(judged, limited, timing, calibration))
+        text = CalibrationText(chosen.text, chosen.samples)
+
+        def needs(needing: Needing) -> Needs:
+            choice = chosen.choice(needing.checkpoint, asked.memory)
+            found = needing.compare(judged, limited, timing, choice, text)
+            return replace(found, unknown=(*found.unknown, *chosen.uncounted))
+
+        return foresee("compare", model, session, needs)
 
     from shortstack.comparison import Judging, judge_questions, judge_tasks
     from shortstack.comparison import compare as compare_models

@@ -37,7 +37,8 @@ def foresee(
 
     def asked(checkpoint: Checkpoint, *, first: bool) -> Needs:
         about = needing(checkpoint, session.compute, first=first)
-        return about.whole() if about.quantised and not output else ask(about)
+        writes = output is not None  # which copies quantised weights as it does others
+        return about.loaded() if about.quantised and not writes else ask(about)
 
     with session.report.bars() as progress:
         needs = asked(session.source.open(model, progress), first=True)

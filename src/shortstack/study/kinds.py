@@ -222,9 +222,9 @@ class PruneStep(Step):
             return Cost(writing, size, 0, read=size)
         tokens = repair["samples"] * repair["length"]
         fits = FITTED * model.layers * model.fitted(tokens)
-        walk = model.walk(fits + tokens * model.passed(REPAIR_WALKS * model.layers), model.layers)
-        memory = (walk.memory or 0) + model.hidden(tokens, REPAIRED_STREAMS)
-        return Cost(added((writing, walk.seconds)), size, memory, read=walk.read + size)
+        held = model.hidden(tokens, REPAIRED_STREAMS)
+        walk = model.walk(fits + tokens * model.passed(REPAIR_WALKS * model.layers), model.layers, held=held)
+        return Cost(added((writing, walk.seconds)), size, walk.memory, read=walk.read + size)
 
 
 class _HealingStep(Step):

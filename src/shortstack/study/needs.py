@@ -29,7 +29,6 @@ from shortstack.study.sizes import COPY_BYTES_PER_S, DIGEST_BYTES_PER_S, ModelSi
 from shortstack.study.step_cost import Cost, added
 
 COMPARED, TIMED = 9, 7  # models that compare() judges, and times, where all its baselines can be had
-COMPARED_DROP = "50%"
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Needing:
         """Whether its weights are, so that no layer of it can be read alone and timed."""
         return bool(self.checkpoint.config.get("quantization_config"))
 
-    def whole(self) -> Needs:
+    def loaded(self) -> Needs:
         """Of a verb that loads a quantised model: what can be known."""
         size, unknown = self.checkpoint.weight_bytes, "how fast quantised weights compute"
         return Needs(None, self.libraries + size, size, 0, streamed=False, unknown=(unknown,))
@@ -125,8 +124,10 @@ class Needing:
         seconds = windows.seconds + judged * model.passed(layers, layers + 1)
         if repair:
             seconds += windows.tokens * model.passed(2 * layers) + layers * model.fitted(windows.tokens)
-        hidden = model.hidden(windows.tokens, 1 + 3 * repair)
-        return self._of(model.walk(seconds, layers, passes=1 + 2 * repair, hidden=hidden))
+        hidden = model.hidden(windows.tokens, 1)
+        if repair:
+            return self._of(model.walk(seconds, layers, passes=3, held=2 * hidden))
+        return self._of(model.walk(seconds, layers, hidden=hidden))
 
     def prune(self, choice: Choice, plan: Plan | None, text: CalibrationText, repair_samples: int | None) -> Needs:
         """plan: what is cut, where that is known. repair_samples: windows to repair on; None: no repair."""
@@ -148,8 +149,8 @@ class Needing:
         if against is None:
             return self._of(digests, streamed=False)
         if self.quantised:
-            whole = self.whole()
-            return replace(whole, memory_bytes=whole.memory_bytes + size, read_bytes=2 * size + against.weight_bytes)
+            alone = self.loaded()
+            return replace(alone, memory_bytes=alone.memory_bytes + size, read_bytes=2 * size + against.weight_bytes)
         models = list(self._compared(against))
         costs = [model.walk(tokens * model.passed(model.layers, 1), model.layers) for model in models]
         return self._of(digests, *costs, streamed=models[0].streamed)
@@ -180,12 +181,17 @@ class Needing:
         memory = sum(cost.memory or 0 for cost in costs)
         return self._of(*costs, Cost(0.0, 0, memory), streamed=False)
 
-    def compare(self, text: EvaluationText, tasks: Tasks, timing: Timing, calibration: CalibrationText) -> Needs:
-        """As if each of COMPARED models were the unpruned one, and TIMED of them took turns with it."""
+    def compare(
+        self, text: EvaluationText, tasks: Tasks, timing: Timing, choice: Choice, calibration: CalibrationText
+    ) -> Needs:
+        """As if each of COMPARED models were the unpruned one, and TIMED of them took turns with it.
+
+        choice: how the layers of the pruned one are chosen, and how many.
+        """
         model = self.model
         judged = self._evaluated(text, tasks, GenerationChecks(collapse_check=True))
         turns = _turns(model, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)
-        chosen = self._planned(Choice(drop=COMPARED_DROP), calibration)
+        chosen = self._planned(choice, calibration)
         seconds = None if judged.seconds is None else COMPARED * judged.seconds + 2 * TIMED * turns
         memory = model.loaded_bytes + (judged.memory or 0)
         return self._of(chosen, Cost(seconds, 0, memory, read=COMPARED * model.bytes_of(model.layers)))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.study.keeping import TRIALS
@@ -26,7 +28,7 @@ class Foreseen:
     """What a shrink would take.
 
     seconds: of the steps of each kind, of all trials; all_seconds: of everything; minutes: what was given. memory_bytes: of
-    one step at most, libraries left aside; disk_bytes: of weights until the end. left_out: what there would be no time for.
+    one step at most, libraries included; disk_bytes: of weights until the end. left_out: what there would be no time for.
     """
 
     seconds: Mapping[str, float]
@@ -51,6 +53,7 @@ def foresee_shrink(
         ShortstackError: as shrink(), before it begins.
     """
     out, options, begun = Path(out), options or ShrinkOptions(), time.monotonic()
+    libraries = psutil.Process().memory_info().rss
     trial = recipe_trial(model, options)
     study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
     trials, drop = (TRIALS, TYPICAL) if options.share else (1, str(trial["drop"]))
@@ -62,7 +65,7 @@ def foresee_shrink(
         reckoned.after,
         reckoned.all,
         options.minutes,
-        estimate.memory_bytes,
+        None if estimate.memory_bytes is None else libraries + estimate.memory_bytes,
         CHECKPOINTS * open_model(str(expanded(model))).weight_bytes * trials,
         reckoned.amounts.left_out(wanted),
         trials,

@@ -74,8 +74,8 @@ class ModelSize:
     @classmethod
     def measured(cls, checkpoint: Checkpoint, *, dtype: str, device: str, stream: bool | None = None) -> ModelSize:
         """With one layer and the head loaded, and timed. stream: None is where the model does not fit in memory."""
-        started, logit_bytes = time.perf_counter(), LOGIT_BYTES[not device.startswith("cuda")]
-        device = pick_device(device)
+        started, device = time.perf_counter(), pick_device(device)
+        logit_bytes = LOGIT_BYTES[device == "cpu"]
         computed_in = arithmetic(dtype, checkpoint, device)
         streamed = must_stream(checkpoint, computed_in, device) if stream is None else stream
         checkpoint.tokenizer()
@@ -116,16 +116,17 @@ class ModelSize:
         """Seconds until a model of so many layers is in memory, or where it is streamed can be walked."""
         return self.pace.opening + (0.0 if self.streamed else self.bytes_of(layers) / COPY_BYTES_PER_S)
 
-    def walk(self, seconds: float | None, layers: int, *, passes: float = 1.0, hidden: int = 0) -> Cost:
+    def walk(self, seconds: float | None, layers: int, *, passes: float = 1.0, hidden: int = 0, held: int = 0) -> Cost:
         """The cost of opening so many layers and of passes over them that take so many seconds where they are in memory.
 
-        hidden: bytes of the hidden states that pass a layer together; more than STREAM_BYTES pass in turns.
+        In bytes of hidden states, hidden: those that pass a layer together, of which more than STREAM_BYTES pass in turns;
+        held: those that stay until the end.
         """
         passes *= max(1, -(-hidden // STREAM_BYTES))
         read = int(self.bytes_of(layers) * (passes if self.streamed else 1))
         waiting = passes * self.bytes_of(layers) / _read_speed(self.checkpoint.shards[0]) if self.streamed else 0.0
         known = None if seconds is None else self.opened(layers) + max(seconds, waiting)
-        return Cost(known, 0, self.loaded_bytes + min(hidden, STREAM_BYTES), read=read)
+        return Cost(known, 0, self.loaded_bytes + min(hidden, STREAM_BYTES) + held, read=read)
 
     def hidden(self, tokens: int, streams: int) -> int:
         """Bytes of the hidden states of so many tokens in so many streams."""
