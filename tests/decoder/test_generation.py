@@ -84,10 +84,12 @@ def test_prompts_are_read_so_many_tokens_at_a_time():
 
 @torch.no_grad()
 def test_no_row_needs_a_position_beyond_what_is_said(few_rows, tmp_path):
-    """Learned positions: one too many would be an error."""
-    most = longest(MANY, LIMITS)
+    """Learned positions: one too many would be an error. A burst of three tokens would go on beyond the fifth."""
+    prompts, limits = [(5, 9), (7, 3), (8, 4)], [5, 5, 4]
+    most = longest(prompts, limits)
     model = Checkpoint.open(make("gpt2", tmp_path / "model", n_positions=most)).model(dtype=torch.float32)
-    assert [len(tokens) for tokens in generate(model, MANY, LIMITS)] == LIMITS
+    assert can_leave(model, prompts[0], partial(_write, model, sampled=False))
+    assert [len(tokens) for tokens in generate(model, prompts, limits)] == limits
 
 
 @torch.no_grad()
