@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -121,7 +122,18 @@ def test_a_repaired_sweep_holds_its_streams_and_takes_no_turns(place, monkeypatc
     turns = -(-64 * 16 * width * 4 // 1000)
     assert plain.read_bytes == turns * checkpoint.weight_bytes
     assert repaired.read_bytes == 3 * checkpoint.weight_bytes
-    assert repaired.memory_bytes - plain.memory_bytes == 2 * 64 * 16 * width * 4 - 1000
+    sums = needing.model.fit_bytes(64 * 16)
+    assert repaired.memory_bytes - plain.memory_bytes == 2 * 64 * 16 * width * 4 + sums - 1000
+
+
+def test_a_matrix_that_is_too_wide_to_be_fitted_now_is_timed_by_a_smaller_one(place, monkeypatch):
+    """A fit on as many tokens as inputs takes the third power of all; of inputs squared as many numbers are held."""
+    model = replace(Needing(Checkpoint.open(place / "m"), Compute(), Begun(1.0, 0)).model, widest=40_000, width=10_000)
+    asked = []
+    monkeypatch.setattr(sizes, "_fit_seconds", lambda *sizes: asked.append(sizes) or 0.5)
+    assert model.fitted(20_000) == 0.5 * (40_000 / 4096) ** 3
+    assert asked == [(4096, 1024, "cpu", 2048, 1)]
+    assert model.fit_bytes(80_000) == 8 * (40_000 * (2 * 40_000 + 20_000) + 10_000 * 60_000)
 
 
 def test_counting_alone_takes_no_more_than_opening(place, capsys, monkeypatch):
@@ -157,6 +169,7 @@ SHRINK = (
 
 @pytest.mark.parametrize("words", [SHRINK, (*SHRINK[:2], "--keep", "90%", *SHRINK[4:])])
 def test_what_a_shrink_would_take_is_said_by_step(words, place, capsys, monkeypatch):
+    pytest.importorskip("peft")  # the recipe heals by adapters
     rows = [f'{{"text": "the walk of {n} and one is in order"}}\n' for n in range(40)]
     (place / "lines.jsonl").write_text("".join(rows), encoding="utf-8")
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if "cache" not in path.parts}

@@ -222,7 +222,7 @@ class PruneStep(Step):
             return Cost(writing, size, 0, read=size)
         tokens = repair["samples"] * repair["length"]
         fits = FITTED * model.layers * model.fitted(tokens)
-        held = model.hidden(tokens, REPAIRED_STREAMS)
+        held = model.hidden(tokens, REPAIRED_STREAMS) + model.fit_bytes(tokens)
         walk = model.walk(fits + tokens * model.passed(REPAIR_WALKS * model.layers), model.layers, held=held)
         return Cost(added((writing, walk.seconds)), size, walk.memory, read=walk.read + size)
 

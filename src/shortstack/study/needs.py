@@ -126,7 +126,7 @@ class Needing:
             seconds += windows.tokens * model.passed(2 * layers) + layers * model.fitted(windows.tokens)
         hidden = model.hidden(windows.tokens, 1)
         if repair:
-            return self._of(model.walk(seconds, layers, passes=3, held=2 * hidden))
+            return self._of(model.walk(seconds, layers, passes=3, held=2 * hidden + model.fit_bytes(windows.tokens)))
         return self._of(model.walk(seconds, layers, hidden=hidden))
 
     def prune(self, choice: Choice, plan: Plan | None, text: CalibrationText, repair_samples: int | None) -> Needs:

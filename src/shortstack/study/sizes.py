@@ -18,6 +18,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens, read_examples
 from shortstack.data.mixture import Weighted, parse_sources
 from shortstack.data.sources import OWN
+from shortstack.data.splits import HELD_OUT
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
 from shortstack.decoder.decoder import STREAM_BYTES
@@ -38,6 +39,7 @@ from shortstack.study.step_cost import Cost
 
 COPY_BYTES_PER_S = 5e8
 DIGEST_BYTES_PER_S = 1e9
+LARGEST_FIT = 4096  # inputs of a matrix whose fit is timed as it is
 READ_SAMPLE = 256 << 20  # bytes of a checkpoint that are read to see how fast that is
 
 
@@ -143,7 +145,17 @@ class ModelSize:
 
     def fitted(self, tokens: int, residuals: int = 1) -> float:
         """Seconds of refitting the widest matrix on so many tokens, for several residuals at once; timed when asked for."""
-        return _fit_seconds(self.widest, self.width, self.device, tokens, residuals)
+        scale = max(
+            1.0, self.widest / LARGEST_FIT
+        )  # sums and solutions grow with the third power of all sizes together
+        inputs, width, some = (max(1, round(size / scale)) for size in (self.widest, self.width, tokens))
+        return scale**3 * _fit_seconds(inputs, width, self.device, some, residuals)
+
+    def fit_bytes(self, tokens: int) -> int:
+        """Bytes of the sums, in float64, for refitting the widest matrix on so many tokens, and of what solves them."""
+        judging = min(self.widest, tokens // HELD_OUT)
+        fitting = min(self.widest, tokens - tokens // HELD_OUT)
+        return 8 * (self.widest * (2 * fitting + judging) + self.width * (fitting + judging))
 
     def wrote(self, layers: int, prompts: Sequence[int], rooms: Sequence[int]) -> float:
         """Seconds of writing after prompts of such lengths, with room for so many tokens each."""
