@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+import naive
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
@@ -41,6 +42,24 @@ def test_of_the_best_block_and_the_best_pairs_the_one_with_the_lowest_repaired_l
     losses = {cut: RepairWalk(decoder, frozenset(cut), TOKENS, silent).walk().losses()[2] for cut in finalists}
     assert found.removed == min(losses, key=losses.__getitem__)
     assert sorted(found.compared.values()) == pytest.approx(sorted(losses.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("amount", [1, 3, 4])
+def test_without_finalists_the_lowest_that_is_measured_goes(amount):
+    """Two blocks are taken to cost what each does beyond the whole model's loss."""
+    checkpoint = Checkpoint.open(tiny("llama"))
+    decoder = Decoder.load(checkpoint, dtype=torch.float32)
+    found = choose(checkpoint, Choice(drop=amount, strategy="repaired-blocks", finalists=0), TOKENS).plan
+    cost = repaired_windows(decoder, TOKENS, range(1, amount + 1))
+    whole = naive.losses(checkpoint.directory, IDS[3::4], [[]])[0]
+    single = min((loss, layers(block)) for block, loss in cost.items() if block[1] == amount)
+    pairs = []
+    for one, other in itertools.combinations(cost, 2):
+        if one[1] + other[1] == amount and abs(one[1] - other[1]) <= 2 and one[0] + one[1] < other[0]:
+            pairs.append((cost[one] + cost[other] - whole, layers(one, other)))
+    lowest = sorted([single, *sorted(pairs)[:1]])
+    assert found.removed == lowest[0][1]
+    assert sorted(found.compared.values()) == pytest.approx([loss for loss, _ in lowest], rel=1e-5)
 
 
 def test_ends_that_must_stay_stay():

@@ -56,7 +56,9 @@ class Choice:
         choices=tuple(STRATEGIES),
     )
     finalists: int = option(
-        FINALISTS, help="Pairs of blocks that repaired-blocks repairs whole, beside the best one.", minimum=1
+        FINALISTS,
+        help="Pairs of blocks that repaired-blocks repairs whole, beside the best one; 0: it repairs none.",
+        minimum=0,
     )
     keep_first: int = option(0, help="Never remove the first n layers.", minimum=0)
     keep_last: int = option(0, help="Never remove the last n layers.", minimum=0)

@@ -18,7 +18,7 @@ from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, show_layers, splits
 from shortstack.planning.plans import REPAIRED_BLOCKS, Plan
-from shortstack.repairing.cut_families import Window, repaired_windows
+from shortstack.repairing.cut_families import WHOLE, Window, repaired_windows
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
@@ -176,7 +176,8 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     Every block of the sizes that it takes is measured on held-out samples with the last matrix before it refitted, as
     repaired-window does; what two blocks cost is taken to be the sum of both. The best block and the best pairs, as many
     as there are to be finalists, are then repaired whole; the one with the lowest held-out loss is the plan. Plan.compared
-    tells that loss of each.
+    tells that loss of each. Without finalists it is the lower of the best block's loss and of the sum that the best pair is
+    taken to have.
 
     Raises:
         DataError: fewer than four samples.
@@ -184,22 +185,40 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     """
     check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
     decoder.check_bare("choose by a metric, or search")
-    amount, allowed, costs = removal.amount, removal.allowed, dict[Window, float]()
+    candidates = _candidates(decoder, tokens, removal, progress)
+    losses = {}
+    for number, (layers, loss) in enumerate(candidates.items(), start=1):
+        told = under(progress, f"finalist {number} of {len(candidates)}: ")
+        losses[layers] = _repaired_loss(decoder, tokens, layers, told) if removal.finalists else loss
+    best = min(losses, key=losses.__getitem__)
+    compared = {show_layers(layers): loss for layers, loss in losses.items()}
+    return replace(Plan(len(decoder.layers), best, REPAIRED_BLOCKS), compared=compared)
+
+
+def _candidates(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> dict[tuple[int, ...], float]:
+    """The best block and the best pairs, by their layers: held-out loss with the last matrix before each block refitted."""
+    amount, allowed = removal.amount, removal.allowed
     halves = splits(amount)
-    sizes = {amount, *(size for pair in halves for size in pair)}
-    for (start, size), loss in repaired_windows(decoder, tokens, sizes, progress=progress).items():
-        if start in allowed and start + size <= allowed.stop:
-            costs[start, size] = loss
+    sizes = {0, amount, *(size for pair in halves for size in pair)}
+    losses = repaired_windows(decoder, tokens, sizes, progress=progress)
+    whole = losses.pop(WHOLE)
+    costs = {
+        (start, size): loss - whole
+        for (start, size), loss in losses.items()
+        if start in allowed and start + size <= allowed.stop
+    }
     single = min((block for block in costs if block[1] == amount), key=costs.__getitem__)
     pairs = {blocks: sum(costs[block] for block in blocks) for blocks in _apart(costs, halves)}
-    best_pairs = sorted(pairs, key=lambda blocks: (pairs[blocks], blocks))[: removal.finalists]
-    finalists = [_layers([single]), *map(_layers, best_pairs)]
-    losses = {}
-    for number, layers in enumerate(finalists, start=1):
-        told = under(progress, f"finalist {number} of {len(finalists)}: ")
-        losses[show_layers(layers)] = RepairWalk(decoder, frozenset(layers), tokens, told).walk().losses()[2]
-    best = min(finalists, key=lambda layers: losses[show_layers(layers)])
-    return replace(Plan(len(decoder.layers), best, REPAIRED_BLOCKS), compared=losses)
+    best_pairs = sorted(pairs, key=lambda blocks: (pairs[blocks], blocks))[: max(1, removal.finalists)]
+    return {
+        _layers([single]): whole + costs[single],
+        **{_layers(blocks): whole + pairs[blocks] for blocks in best_pairs},
+    }
+
+
+def _repaired_loss(decoder: Decoder, tokens: Tokens, layers: tuple[int, ...], progress: Progress) -> float:
+    """Held-out loss without these layers, all that is kept refitted."""
+    return RepairWalk(decoder, frozenset(layers), tokens, progress).walk().losses()[2]
 
 
 def _apart(costs: Mapping[Window, float], halves: Sequence[tuple[int, int]]) -> Iterator[tuple[Window, Window]]:

@@ -79,6 +79,7 @@ def _judged(
 
 
 Window = tuple[int, int]  # its first layer, and how many layers it has
+WHOLE: Window = (0, 0)  # the one without which nothing is missing
 
 
 @torch.no_grad()
@@ -89,13 +90,14 @@ def repaired_windows(
 
     For each the fold point before the window is refitted to give what leaves it, on three of four samples; the loss is that
     on the fourth. Windows of several sizes share one walk, and those that begin at one layer share what its fits need.
-    Nothing stands before layer 0: that window is not repaired.
+    Nothing stands before layer 0: that window is not repaired. A size of 0 asks for the loss of the whole model, as WHOLE.
 
     Raises:
         ArchitectureError: as repair().
     """
     decoder.check_bare("choose another metric")
-    cuts = _Windows(decoder, tokens, sorted(set(sizes)))
+    wanted = set(sizes)
+    cuts = _Windows(decoder, tokens, sorted(wanted - {0}), whole=0 in wanted)
     starts = range(len(decoder.layers) - cuts.sizes[0] + 1)
     held_out = sum(some.numel() for some in cuts.judging.ids)
     turns = decoder.turns(starts, tokens=held_out, streams=len(cuts.sizes))
@@ -114,8 +116,8 @@ class _Windows:
     each window that is measured.
     """
 
-    def __init__(self, decoder: Decoder, tokens: Tokens, sizes: Sequence[int]) -> None:
-        self.decoder, self.sizes, self.layers = decoder, sizes, len(decoder.layers)
+    def __init__(self, decoder: Decoder, tokens: Tokens, sizes: Sequence[int], *, whole: bool) -> None:
+        self.decoder, self.sizes, self.layers, self.whole = decoder, sizes, len(decoder.layers), whole
         fitting, self.judging = (Batches.of(part, decoder.device) for part in split(tokens))
         self.batches, self.fitting = [*fitting.ids, *self.judging.ids], len(fitting)
 
@@ -133,6 +135,8 @@ class _Windows:
                     shorter |= self._repaired(start, entering)
             entering.pop(layer - self.sizes[-1], None)
             tick()
+        if self.whole and self.layers in entering:  # which it is in the last turn
+            shorter = {**shorter, WHOLE: entering[self.layers][self.fitting :]}
         return {window: mean_loss(self.decoder, self.judging, shorter[window], _named(window)) for window in shorter}
 
     def _end(self, start: int) -> int:
@@ -181,4 +185,4 @@ class _Windows:
 
 def _named(window: Window) -> str:
     start, size = window
-    return f"without layers {start} to {start + size - 1}, repaired"
+    return "the whole model" if window == WHOLE else f"without layers {start} to {start + size - 1}, repaired"

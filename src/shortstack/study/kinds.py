@@ -21,7 +21,7 @@ from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
-from shortstack.planning.layer_sets import FINALISTS, show_layers, splits
+from shortstack.planning.layer_sets import FINALISTS, repairs_of, show_layers, splits
 from shortstack.planning.plans import BLOCKS
 from shortstack.scoring import Scores
 from shortstack.scoring.metrics import metric_named
@@ -163,7 +163,7 @@ class PlanStep(Step):
 
     def _blocks_cost(self, amount: int, model: ModelSize, texts: TextSizes) -> Cost:
         """All blocks of some sizes in one walk, each from there to the top on the held-out samples; then whole repairs."""
-        layers, repairs = model.layers, self.choice.finalists + 1
+        layers, repairs = model.layers, repairs_of(self.choice.finalists)
         sizes = len({amount, *itertools.chain(*splits(amount))})
         text, routes = texts.windows(self.arguments, model), sizes * layers
         if text is None:

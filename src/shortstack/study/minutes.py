@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from shortstack.planning.layer_sets import repairs_of
+
 ENDLESS = 100_000_000  # samples to heal on, where nothing says how many there are
 SHARES = {"windows": 0.3, "repair": 0.1, "judged": 0.1}  # of the time, at most; healing has the rest
 WHAT = {
@@ -50,7 +52,7 @@ class Amounts:
         ]
 
 
-LEAST = Amounts(4, 1, 16, 40, 8)
+LEAST = Amounts(4, 0, 16, 40, 8)
 
 
 class Line(NamedTuple):
@@ -74,15 +76,15 @@ class Line(NamedTuple):
 def fitting(wanted: Amounts, seconds: float, lines: Mapping[str, Line]) -> Amounts:
     """As much of what is wanted as takes so many seconds, and at least LEAST of it.
 
-    lines: what each of the amounts takes, of choosing by windows: with no finalist, and what each of these adds. Choosing,
+    lines: what each of the amounts takes, choosing by windows with no finalist, and what each whole repair adds. Choosing,
     repairing and judging have at most their SHARES; what they leave heals. There are as many finalists as leave half of the
-    windows that were wanted, and at least one. All windows to measure on stay all.
+    windows that were wanted. All windows to measure on stay all.
     """
     share = SHARES["windows"] * seconds
     half = max(LEAST.windows, wanted.windows // 2)
     finalists = next(
-        (some for some in range(wanted.finalists, 1, -1) if _choosing(lines, some).most(share) >= half),
-        min(wanted.finalists, LEAST.finalists),
+        (some for some in range(wanted.finalists, 0, -1) if _choosing(lines, some).most(share) >= half),
+        LEAST.finalists,
     )
     amounts = replace(wanted, finalists=finalists)
     for name, part in SHARES.items():
@@ -105,5 +107,5 @@ def planned_seconds(amounts: Amounts, lines: Mapping[str, Line]) -> float:
 
 def _choosing(lines: Mapping[str, Line], finalists: int) -> Line:
     """What windows to choose on take with so many finalists."""
-    first, more = lines["windows"], lines["finalists"]
-    return Line(first.fixed + finalists * more.fixed, first.each + finalists * more.each)
+    first, more, repairs = lines["windows"], lines["finalists"], repairs_of(finalists)
+    return Line(first.fixed + repairs * more.fixed, first.each + repairs * more.each)

@@ -102,13 +102,13 @@ class Reckoning:
     def _lines(self, size: ModelSize, texts: TextSizes) -> dict[str, Line]:
         """The seconds of choosing, repairing, healing and judging, from what runs of different amounts would take."""
         few, many = LEAST, LEAST.doubled()
-        one, two = (
+        none, one, two = (
             [self._estimated(replace(amounts, finalists=finalists), size, texts) for amounts in (few, many)]
-            for finalists in (1, 2)
+            for finalists in (0, 1, 2)
         )
-        lines = {name: _line(name, few, many, one) for name in KINDS_OF}
-        more = _line("windows", few, many, two).less(lines["windows"])
-        return {**lines, "windows": lines["windows"].less(more), "finalists": more}
+        lines = {name: _line(name, few, many, none) for name in KINDS_OF}
+        more = _line("windows", few, many, two).less(_line("windows", few, many, one))
+        return {**lines, "finalists": more}
 
     def _estimated(self, amounts: Amounts, size: ModelSize, texts: TextSizes) -> Estimate:
         return estimate(parse_study(self._asked(amounts), where="shrink"), {self.study.model: size}, texts)
