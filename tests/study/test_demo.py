@@ -50,23 +50,23 @@ def test_each_model_stands_beside_the_unpruned_one(folder, capsys):
     assert all(f"Prompt: {prompt}" in shown for prompt in made.prompts)
 
 
-def test_each_model_has_so_many_minutes(folder, monkeypatch):
-    asked = []
-
-    def recorded(_model, out, options, **_how):
-        asked.append((out.name, options.drop, options.minutes))
-        raise OutputError(out, expected="", found="", fix="")
-
-    monkeypatch.setattr(module, "shrink", recorded)
-    with pytest.raises(OutputError):
-        run(folder / "out", minutes=7.0)
-    assert asked == [("minus-1", "1", 7.0)]
+def test_both_cuts_share_the_minutes_and_what_does_not_depend_on_them(folder, monkeypatch):
+    told, made = [], module.shrink_each
+    monkeypatch.setattr(module, "shrink_each", lambda *of, **how: told.append(of[2].minutes) or made(*of, **how))
+    run(folder / "out", minutes=7.0, launcher=inline)
+    steps = [
+        json.loads((folder / "out" / name / "shrink.json").read_text())["steps"] for name in ("minus-1", "minus-2")
+    ]
+    assert told == [7.0]
+    assert steps[0]["evaluate_base"] == steps[1]["evaluate_base"]
+    assert [len(each["prune"]["removed"]) for each in steps] == [1, 2]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["demo.json", "minus-1", "minus-2"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, SystemExit])
 def test_a_demo_that_is_stopped_leaves_nothing(error, folder):
-    def stop(stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
-        if stage.startswith("minus 2") and "answers" in note:
+    def stop(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
+        if "the shortened model: answers" in note:
             raise error
 
     with pytest.raises(error):

@@ -25,11 +25,11 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="New directory for two checkpoints and demo.json.")
     ] = Path("demo-out"),
-    minutes: Annotated[float, typer.Option(help="How long each of the two may take.", min=0.5)] = 3.0,
+    minutes: Annotated[float, typer.Option(help="How long all of it may take.", min=0.5)] = 6.0,
 ) -> None:
     """Make a small model that comes along shorter, and measure it.
 
-    SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, each as `shrink` does it in so many minutes.
+    SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, as `shrink` does it; the minutes are for both.
     """
     from shortstack.study.demo import run
 

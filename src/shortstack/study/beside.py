@@ -1,4 +1,4 @@
-"""What a shortened model is held against once it is made: what the unpruned one says, its speed, and that model in int8."""
+"""What shortened models are held against once they are made: what the unpruned one says, its speed, and that in int8."""
 
 from __future__ import annotations
 
@@ -56,31 +56,45 @@ class Beside:
 
 
 def beside(
-    short: Checkpoint,
+    shorts: Sequence[Checkpoint],
     unpruned: Checkpoint,
     *,
     texts: EvaluationText,
     compute: Compute,
     progress: Progress = silent,
-) -> Beside:
-    """Hold a shortened model against the unpruned one; at most both are in memory."""
-    answers = [{"prompt": prompt} for prompt in PROMPTS]
-    for name, checkpoint in (("unpruned", unpruned), ("shortened", short)):
-        decoder = _loaded(checkpoint, compute)
-        for number, said in enumerate(answers):
-            said[name] = answer(decoder.model, checkpoint.tokenizer(), said["prompt"], new_tokens=ANSWER_TOKENS)
-            progress(f"answers of the {name} model", number + 1, len(answers))
-        del decoder
-    speed, slow = _speed(short, unpruned, compute, progress)
-    return Beside(short.weight_bytes, answers, speed, _int8(unpruned, texts, compute, progress), slow)
+) -> list[Beside]:
+    """Hold shortened models against the unpruned one; at most two are in memory."""
+    said = _answers(unpruned, compute, under(progress, "the unpruned model: "))
+    told = [_answers(short, compute, under(progress, "the shortened model: ")) for short in shorts]
+    int8 = _int8(unpruned, texts, compute, progress)
+    found = []
+    for short, its in zip(shorts, told, strict=True):
+        answers = [
+            {"prompt": prompt, "unpruned": before, "shortened": after}
+            for prompt, before, after in zip(PROMPTS, said, its, strict=True)
+        ]
+        speed, slow = _speed(short, unpruned, compute, progress)
+        found.append(Beside(short.weight_bytes, answers, speed, int8, slow))
+    return found
 
 
-def beside_seconds(size: ModelSize, kept: int, texts: float) -> float:
-    """About how long that takes. kept: layers of the shortened model; texts: seconds of measuring a text's perplexity."""
-    both = [kept, size.layers]
-    spoken = sum(len(PROMPTS) * ANSWER_TOKENS * size.step(layers, 1) for layers in both)
-    timed = sum(TIMING.prompt * size.passed(layers) + TIMING.new_tokens * size.step(layers, 1) for layers in both)
-    return 2 * sum(map(size.opened, both)) + spoken + RUNS / 2 * timed + size.opened(size.layers) + texts
+def beside_seconds(size: ModelSize, kept: Sequence[int], texts: float) -> float:
+    """About how long that takes. kept: layers of each shortened model; texts: seconds of measuring a text's perplexity."""
+    every, pairs = [size.layers, *kept], [layers for short in kept for layers in (short, size.layers)]
+    spoken = sum(len(PROMPTS) * ANSWER_TOKENS * size.step(layers, 1) for layers in every)
+    timed = sum(TIMING.prompt * size.passed(layers) + TIMING.new_tokens * size.step(layers, 1) for layers in pairs)
+    opened = sum(map(size.opened, [*every, *pairs, size.layers]))
+    return opened + spoken + RUNS / 2 * timed + texts
+
+
+def _answers(checkpoint: Checkpoint, compute: Compute, progress: Progress) -> list[str]:
+    """What a model says to each of PROMPTS."""
+    decoder = _loaded(checkpoint, compute)
+    answers = []
+    for number, prompt in enumerate(PROMPTS, start=1):
+        answers.append(answer(decoder.model, checkpoint.tokenizer(), prompt, new_tokens=ANSWER_TOKENS))
+        progress("answers", number, len(PROMPTS))
+    return answers
 
 
 def _loaded(checkpoint: Checkpoint, compute: Compute) -> Decoder:

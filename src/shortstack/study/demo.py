@@ -1,4 +1,4 @@
-"""The embedded example: SmolLM2-135M-Instruct with four and with eight layers fewer, each as shrink() makes it."""
+"""The embedded example: SmolLM2-135M-Instruct with four and with eight layers fewer, as shrink() makes them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shortstack.errors import OutputError, parameter
 from shortstack.machine.device import Compute
 from shortstack.machine.files import plain, save_json
-from shortstack.machine.progress import Progress, silent, under
+from shortstack.machine.progress import Progress, silent
 from shortstack.study.beside import PROMPTS
 from shortstack.study.keeping import mean
 from shortstack.study.shrink_options import ShrinkOptions
-from shortstack.study.shrinker import Shrunk, shrink
+from shortstack.study.shrinker import Shrunk, shrink_each
 from shortstack.study.workers import Launch, local
 
 DROPS = (4, 8)
-MINUTES = 3.0  # of each
+MINUTES = 6.0  # of both
 OPTIONS = ShrinkOptions(probe_items=10)
 
 
@@ -70,21 +70,18 @@ def run(
         ShortstackError: as shrink().
     """
     started, output = time.perf_counter(), Path(output)
-    made = _make(output)
+    parents = _make(output)
     try:
-        rows: list[DemoRow] = []
-        for drop in DROPS:
-            name = f"minus {drop}"
-            options = ShrinkOptions(**{**vars(OPTIONS), "drop": str(drop), "minutes": minutes})
-            told, place = under(progress, f"{name} layers: "), output / name.replace(" ", "-")
-            shrunk = shrink("demo", place, options, compute=Compute(seed=seed), launcher=launcher, progress=told)
-            rows += [*([] if rows else [_row("unpruned", "base", shrunk)]), _row(name, "healed", shrunk)]
+        outs, options = {str(drop): output / f"minus-{drop}" for drop in DROPS}, replace(OPTIONS, minutes=minutes)
+        made = shrink_each("demo", outs, options, compute=Compute(seed=seed), launcher=launcher, progress=progress)
+        named = zip(DROPS, made, strict=True)
+        rows = [_row("unpruned", "base", made[0]), *(_row(f"minus {drop}", "healed", each) for drop, each in named)]
         demo = Demo(output, tuple(rows), PROMPTS, round(time.perf_counter() - started, 1))
         save_json(output / "demo.json", demo.to_dict())
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
         with suppress(OSError):  # somebody may use them by now
-            for parent in made:
+            for parent in parents:
                 parent.rmdir()
         raise
     return demo

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -63,12 +63,11 @@ class Making:
     launcher: Callable[[], AbstractContextManager[Launch]]
     whole: WholeProgress
 
-    def once(self, wanted: Amounts) -> Made:
-        """The one trial of a cut that was named."""
-        drop = str(self.study.trial["drop"])
-        reckoned = self._reckoned(Reckoning(self.study, drop, self.whole.begun), wanted)
-        self._run(reckoned, [drop], more=0)
-        return Made(self.study.trials()[-1], reckoned)
+    def named(self, drops: Sequence[str], wanted: Amounts) -> list[Made]:
+        """A trial of each cut that was named, from one study."""
+        reckoned = self._reckoned(Reckoning(self.study, drops, self.whole.begun), wanted)
+        self._run(reckoned, drops, more=0)
+        return [Made(trial, reckoned) for trial in self.study.trials()]
 
     def keeping(self, share: float, wanted: Amounts) -> Made:
         """The largest of at most TRIALS cuts that keeps a share of every measure.
@@ -78,7 +77,7 @@ class Making:
         """
         most = open_model(str(expanded(self.study.model))).anatomy.layers - 1
         amounts, tried = [self._first(share)], dict[int, Tried]()
-        reckoned = self._reckoned(Reckoning(self.study, str(amounts[0]), self.whole.begun, TRIALS), wanted)
+        reckoned = self._reckoned(Reckoning(self.study, [str(amounts[0])], self.whole.begun, TRIALS), wanted)
         while True:
             self._run(reckoned, [str(amount) for amount in amounts], more=TRIALS - len(amounts))
             for amount, trial in zip(amounts, self.study.trials(), strict=True):
@@ -101,7 +100,7 @@ class Making:
         self.whole.expect(reckoned.all, reckoned.after)
         return reckoned
 
-    def _run(self, reckoned: Reckoned, drops: list[str], *, more: int) -> None:
+    def _run(self, reckoned: Reckoned, drops: Sequence[str], *, more: int) -> None:
         """Run what is not done of the trials that are known; more: those that may follow."""
         study = self.study
         progress = self.whole.study(study.folder, later=more * reckoned.trial)

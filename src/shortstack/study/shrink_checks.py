@@ -55,8 +55,12 @@ def in_words_of_shrink() -> Iterator[None]:
         raise error.naming_none_of(unknown, error.ways_out(unknown) or fix) from error
 
 
-def check_shrink(model: str, out: Path, options: ShrinkOptions, trial: Mapping[str, Any], compute: Compute) -> Amounts:
-    """Refuse what cannot end well; returns how much there is to look at. Writes nothing. trial: the recipe, for a study.
+def check_shrink(
+    model: str, outs: Mapping[str, Path], options: ShrinkOptions, trial: Mapping[str, Any], compute: Compute
+) -> Amounts:
+    """Refuse what cannot end well; returns how much there is to look at. Writes nothing.
+
+    outs: the outputs, by how much goes. trial: the recipe, for a study.
 
     Raises:
         OutputError: `out` exists, lies in the model, or the disk has no room.
@@ -66,11 +70,13 @@ def check_shrink(model: str, out: Path, options: ShrinkOptions, trial: Mapping[s
         DataError: a text is not there or too short, or too few samples are left to train on.
     """
     checkpoint, by_name = open_model(str(expanded(model))), trial["metric"].startswith("layers ")
-    nbytes = CHECKPOINTS * checkpoint.weight_bytes * (TRIALS if options.share else 1)
-    CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
+    nbytes = CHECKPOINTS * checkpoint.weight_bytes * (TRIALS if options.share else len(outs))
+    for out in outs.values():
+        CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
     pick_device(compute.device)
     if not by_name:
-        parse_drop(trial["drop"], checkpoint.anatomy.layers)
+        for drop in outs:
+            parse_drop(drop, checkpoint.anatomy.layers)
     elif options.share:
         where, expected = parameter("keep", options.keep), "a recipe that says how layers are chosen"
         raise InputError(where, expected=expected, found=trial["metric"], fix=f"leave {parameter('keep')} out")

@@ -58,8 +58,8 @@ def foresee_shrink(
     study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
     trials, drop = (TRIALS, TYPICAL) if options.share else (1, str(trial["drop"]))
     with in_words_of_shrink():
-        wanted = check_shrink(model, out, options, trial, compute)
-        reckoned, estimate = Reckoning(study, drop, begun, trials).measured(wanted)
+        wanted = check_shrink(model, {str(trial["drop"]): out}, options, trial, compute)
+        reckoned, estimate = Reckoning(study, [drop], begun, trials).measured(wanted)
     return Foreseen(
         {kind: trials * (seconds or 0.0) for kind, seconds in estimate.seconds.items()},
         reckoned.after,

@@ -35,7 +35,8 @@ REPORT_SECONDS = 3.0  # of the page and the card; 2 s on an AMD EPYC, 2026-11-27
 class Reckoned:
     """What fits, and what it takes, in seconds.
 
-    planned: one step of each kind; trial: all steps of a trial; after: what follows the last step; all: everything.
+    planned: one step of each kind; trial: all steps of the cuts that are tried together; after: what follows the last step;
+    all: everything.
     """
 
     amounts: Amounts
@@ -49,11 +50,12 @@ class Reckoned:
 class Reckoning:
     """What a shrink of a model takes, by the speed of this machine.
 
-    begun: when it began, by time.monotonic(). trials: cuts that are tried, which share the minutes.
+    drops: the cuts that are made together, as a study says them. begun: when it began, by time.monotonic(). trials: how many
+    times as much is tried, one after the other; they share the minutes.
     """
 
     study: ShrinkStudy
-    drop: str
+    drops: Sequence[str]
     begun: float
     trials: int = 1
 
@@ -66,7 +68,9 @@ class Reckoning:
         study = self.study
         path = study.folder / "amounts.json"
         options = replace(study.options, keep=None)  # another share is planned alike, so that what was made is used
-        asked = digest([study.model, study.trial, *map(plain, (options, study.compute, wanted)), self.trials])
+        asked = digest(
+            [study.model, study.trial, *map(plain, (options, study.compute, wanted)), [*self.drops], self.trials]
+        )
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if known.get("asked") == asked:
             seconds = (known[name] for name in ("trial", "after", "all"))
@@ -87,10 +91,11 @@ class Reckoning:
         size = ModelSize.measured(checkpoint, dtype=study.compute.dtype, device=study.compute.device)
         texts = TextSizes({})
         lines = self._lines(size, texts)
-        kept = size.layers - parse_study(self._asked(LEAST), where="shrink").trials[0].amount(size.layers)
+        trials = parse_study(self._asked(LEAST), where="shrink").trials
+        kept = [size.layers - trial.amount(size.layers) for trial in trials]
         int8 = len(options.texts) * JUDGED_TOKENS * size.passed(size.layers, 1)  # of a window, measured once at the end
         lines["judged"] = Line(lines["judged"].fixed, lines["judged"].each + int8 / self.trials)
-        least_after = beside_seconds(size, kept, 0.0) + REPORT_SECONDS
+        least_after = beside_seconds(size, kept, 0.0) + REPORT_SECONDS * len(kept)
         begun = time.monotonic() - self.begun + START_SECONDS
         fitted = fitting(wanted, (60 * options.minutes - begun - least_after) / self.trials, lines)
         after = least_after + int8 * fitted.judged
@@ -114,7 +119,7 @@ class Reckoning:
         return estimate(parse_study(self._asked(amounts), where="shrink"), {self.study.model: size}, texts)
 
     def _asked(self, amounts: Amounts) -> str:
-        return str(yaml.safe_dump(self.study.asked(amounts, [self.drop])))
+        return str(yaml.safe_dump(self.study.asked(amounts, self.drops)))
 
 
 def _line(name: str, few: Amounts, many: Amounts, estimates: Sequence[Estimate]) -> Line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,41 @@ def shrink(
         DataError: data or texts cannot be read, or are too few.
         ShortstackError: a step failed; the message names its log. No cut keeps the share that was asked for.
     """
-    out, options = Path(out), options or ShrinkOptions()
+    trial = recipe_trial(model, options or ShrinkOptions())
+    outs = {str(trial["drop"]): Path(out)}
+    return shrink_each(model, outs, options, compute=compute, launcher=launcher, progress=progress)[0]
+
+
+def shrink_each(
+    model: str,
+    outs: Mapping[str, Path],
+    options: ShrinkOptions | None = None,
+    *,
+    compute: Compute = AUTO,
+    launcher: Callable[[], AbstractContextManager[Launch]] = local,
+    progress: Progress = silent,
+) -> list[Shrunk]:
+    """Several cuts of one model, which share the minutes and a study: what does not depend on the cut is done once.
+
+    outs: the new directory of each, by how much goes, as options.drop says it.
+
+    Raises:
+        ShortstackError: as shrink().
+    """
+    options = options or ShrinkOptions()
+    first = next(iter(outs.values()))
     told = WholeProgress(progress, 60 * options.minutes)
     trial = recipe_trial(model, options)
-    study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
-    _clear_finished(out, study.folder)
+    study = ShrinkStudy(model, first.with_name(f"{first.name}.study"), options, compute, trial)
+    for out in outs.values():
+        _clear_finished(out, study.folder)
     with in_words_of_shrink():
-        wanted = check_shrink(model, out, options, trial, compute)
-        with OutputLock(out, meanwhile=f"wait for it, watch it (shortstack watch {study.folder})"):
-            return _held(out, study, Making(study, launcher, told), wanted)
+        wanted = check_shrink(model, outs, options, trial, compute)
+        with ExitStack() as locks:
+            for out in outs.values():
+                waiting = f"wait for it, watch it (shortstack watch {study.folder})"
+                locks.enter_context(OutputLock(out, meanwhile=waiting))
+            return _held(outs, study, Making(study, launcher, told), wanted)
 
 
 def _clear_finished(out: Path, study: Path) -> None:
@@ -99,22 +125,28 @@ def _clear_finished(out: Path, study: Path) -> None:
             remove(study)
 
 
-def _held(out: Path, study: ShrinkStudy, making: Making, wanted: Amounts) -> Shrunk:
-    """The making, by the one process that holds the output."""
+def _held(outs: Mapping[str, Path], study: ShrinkStudy, making: Making, wanted: Amounts) -> list[Shrunk]:
+    """The making, by the one process that holds the outputs."""
     options, told = study.options, making.whole
-    made = making.keeping(options.share, wanted) if options.share else making.once(wanted)
-    amounts, trial = made.reckoned.amounts, study.trial
-    short, unpruned = open_model(str(study.made(made.trial))), open_model(str(expanded(study.model)))
+    made = [making.keeping(options.share, wanted)] if options.share else making.named(list(outs), wanted)
+    shorts, unpruned = (
+        [open_model(str(study.made(each.trial))) for each in made],
+        open_model(str(expanded(study.model))),
+    )
+    amounts, healing = made[0].reckoned.amounts, study.trial["heal"]
     texts = EvaluationText(options.texts, samples=amounts.judged if not amounts.all_judged else None)
-    found = beside(short, unpruned, texts=texts, compute=study.compute, progress=told.behind)
-    shrunk = _shrunk(out, options, made, wanted, found)
+    found = beside(shorts, unpruned, texts=texts, compute=study.compute, progress=told.behind)
+    together = zip(outs.values(), made, found, strict=True)
+    shrunk = [_shrunk(out, options, each, held, wanted) for out, each, held in together]
     told.behind("writing the report", 0, 1)
-    _finish(study, made.trial, shrunk, data=str(trial["heal"]["data"] if isinstance(trial["heal"], dict) else ""))
+    for each, one in zip(made, shrunk, strict=True):
+        _finish(study, each.trial, one, data=str(healing["data"] if isinstance(healing, dict) else ""))
+    shutil.rmtree(study.folder)
     told.end()
     return shrunk
 
 
-def _shrunk(out: Path, options: ShrinkOptions, made: Made, wanted: Amounts, found: Beside) -> Shrunk:
+def _shrunk(out: Path, options: ShrinkOptions, made: Made, found: Beside, wanted: Amounts) -> Shrunk:
     """What is said of the trial that was taken."""
     trial, plan = made.trial, made.trial.result("plan")
     return Shrunk(
@@ -167,7 +199,6 @@ def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str
     write_report(study.folder, folder / "report.html")
     save_json(folder / SUMMARY, shrunk.to_dict())
     rename_new(folder, shrunk.output)
-    shutil.rmtree(study.folder)
 
 
 def _plan(shrunk: Shrunk) -> Mapping[str, Any]:
