@@ -18,7 +18,7 @@ from shortstack.checkpoint.index import read_tensors
 from shortstack.checkpoint.safetensors import StoredTensor, file_digest
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
-from shortstack.errors import CheckpointError, one_line
+from shortstack.errors import CheckpointError, InputError, one_line, parameter
 from shortstack.machine.files import digest
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, silent
@@ -206,35 +206,27 @@ class Checkpoint:
         quantised = self.config.get("quantization_config")
         check_room(self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device)
 
-    def model(self, *, dtype: torch.dtype, device: str = "cpu", strict: bool = False) -> PreTrainedModel:
+    def model(
+        self,
+        *,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        device_map: str | Mapping[str, str | int] | None = None,
+        strict: bool = False,
+    ) -> PreTrainedModel:
         """The loaded model, in evaluation mode. strict: tensors the model has no place for are an error too.
+
+        device_map: in place of a device, as accelerate takes it: which modules go where, or how that is found.
 
         Raises:
             CheckpointError: transformers found tensors missing, of another shape, or (strict) unexpected.
             ArchitectureError: the config describes no decoder-only language model that can be built.
             InputError: the device has less memory than the weights take.
         """
-        from transformers import AutoModelForCausalLM
-
         _ = self.blueprint  # says what is wrong with the config, which from_pretrained says in many ways
-        self.check_room(dtype, device)
-        try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                self.directory,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=self.trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, with the others
-            )
-        except ImportError as error:
-            raise CheckpointError(
-                self.directory,
-                expected="the libraries its weights need",
-                found=one_line(error),
-                fix="install what it names, or start from the unquantised model",
-            ) from error
+        if device_map is None:
+            self.check_room(dtype, device)
+        model, report = self._loaded(dtype, device_map)
         wrong = {
             kind: sorted(map(str, report[kind]))
             for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if strict else []))
@@ -247,9 +239,46 @@ class Checkpoint:
                 found="; ".join(f"{len(names)} {kind}: {names[:3]}" for kind, names in wrong.items()),
                 fix="download or save the checkpoint again",
             )
+        if device_map is not None:
+            return model.eval()
         if device == "cpu":
             _align(model)
         return model.eval().to(device)
+
+    def _loaded(
+        self, dtype: torch.dtype, device_map: str | Mapping[str, str | int] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The model as transformers loads it, and its report of what did not fit."""
+        from transformers import AutoModelForCausalLM
+
+        try:
+            loaded: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+                self.directory,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the report names them with the others
+                device_map=device_map,
+            )
+        except ImportError as error:
+            raise CheckpointError(
+                self.directory,
+                expected="the libraries its weights need",
+                found=one_line(error),
+                fix="install what it names, or start from the unquantised model",
+            ) from error
+        except ValueError as error:
+            if "offload_folder" not in str(error):
+                raise
+            raise InputError(
+                parameter("device_map", device_map),
+                expected="room in the memory of all devices: weights that are joined as they are read cannot lie on disk",
+                found="less",
+                fix="leave it out: a model that does not fit is read layer by layer",
+            ) from error
+        return loaded
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer.

@@ -13,7 +13,7 @@ import typer
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
-from shortstack.cli.option_groups import Only
+from shortstack.cli.option_groups import Only, Without
 from shortstack.cli.options import REPAIR_SAMPLES, Model, Session, unused
 from shortstack.data import CalibrationText
 from shortstack.data.mixture import MIX, SEVERAL
@@ -157,7 +157,7 @@ def compare(
     texts: Annotated[EvaluationText, Only("perplexity", "length")],
     tasks: Annotated[Tasks, Only("tasks", "data_dir", "include")],
     timing: Annotated[Timing, Only("prompt", "new_tokens", "repeats")],
-    session: Session,
+    session: Annotated[Session, Without("device_map")],
     asked: ComparedOptions,
     dry_run: DryRun = False,
 ) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.options import Reporting, Session
+from shortstack.errors import InputError, parameter
 from shortstack.machine.formats import duration, size
 
 if TYPE_CHECKING:
@@ -51,7 +52,13 @@ def needing(checkpoint: Checkpoint, compute: Compute, *, first: bool = True) -> 
     """Who says what verbs need on a checkpoint, once the libraries that open it are in memory.
 
     first: this process's time until here counts.
+
+    Raises:
+        InputError: layers are to be shared out, of which nothing is timed.
     """
+    if compute.device_map:
+        where, fix = parameter("device_map", compute.device_map), f"leave it out, or name a {parameter('device')}"
+        raise InputError(where, expected="one device, to time it", found="layers that are shared out", fix=fix)
     _ = checkpoint.blueprint
     seconds, memory = process_so_far()
 

@@ -80,7 +80,7 @@ def heal(
     output: Out,
     options: Annotated[dict[str, Any], Values(*COMPONENTS, given=Turns)],
     run: HealRun,
-    session: Annotated[Session, Without("seed", "dtype", "stream")],
+    session: Annotated[Session, Without("seed", "dtype", "stream", "device_map")],
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 

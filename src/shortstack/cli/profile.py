@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def profile(
     directory: Model,
     timing: Timing,
-    session: Annotated[Session, Without("seed", "stream")],
+    session: Annotated[Session, Without("seed", "stream", "device_map")],
     against: Annotated[
         str | None, typer.Option(help="Another model: runs take turns, for ratios of speed.", show_default=False)
     ] = None,

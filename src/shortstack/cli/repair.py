@@ -12,7 +12,7 @@ import typer
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, needing, show_needs
-from shortstack.cli.option_groups import Only
+from shortstack.cli.option_groups import Only, Without
 from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Out, Session
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
@@ -42,7 +42,7 @@ def repair_verb(
     directory: Annotated[str, typer.Argument(help="A checkpoint that shortstack pruned.", show_default=False)],
     asked: Annotated[RepairOptions, Only("source", "output", "repair_samples")],
     text: Annotated[CalibrationText, Only("text", "length")],
-    session: Session,
+    session: Annotated[Session, Without("device_map")],
     dry_run: DryRun = False,
 ) -> None:
     """Refit the kept layers of a cut in closed form.

@@ -23,7 +23,7 @@ def shrink(
     model: Model,
     output: Out,
     options: ShrinkOptions,
-    session: Annotated[Session, Without("stream", "revision", "trust_remote_code")],
+    session: Annotated[Session, Without("stream", "revision", "trust_remote_code", "device_map")],
     dry_run: DryRun = False,
 ) -> None:
     """Make a model shorter, from its name to a healed checkpoint.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @verb()
 def verify(
     directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
-    session: Annotated[Session, Without("seed", "device", "dtype")],
+    session: Annotated[Session, Without("seed", "device", "dtype", "device_map")],
     against: Annotated[
         str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
     ] = None,

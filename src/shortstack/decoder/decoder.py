@@ -178,7 +178,7 @@ class Decoder(Layered):
             for state in states if index == layer else ():
                 entering = state.copy()
                 given, named = entered_by(entering, args, kwargs)
-                after.append(form.read(forward(*given, **named), entering))
+                after.append(form.read(forward(*given, **named), entering).on(self.device))
                 on_forward()
             raise _Arrived
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Slot = int | str  # of a layer's inputs: a position after the hidden states, or a keyword
@@ -30,6 +31,10 @@ class State:
             self.hidden,
             {slot: copy(value) if isinstance(value, MutableMapping) else value for slot, value in self.carried.items()},
         )
+
+    def on(self, device: torch.device) -> State:
+        """The same state with its hidden states there, where those of other layers are, too."""
+        return self if self.hidden.device == device else State(self.hidden.to(device), self.carried)
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,8 @@ class OwnText:
     def hindered(self) -> str | None:
         """Why the model cannot write, or is not asked to; None where it can."""
         device, stream = pick_device(self.compute.device), self.compute.stream
-        dtype = arithmetic(self.compute.dtype, self.checkpoint, device)
-        if stream or (stream is None and must_stream(self.checkpoint, dtype, device)):
+        dtype, shared_out = arithmetic(self.compute.dtype, self.checkpoint, device), self.compute.device_map
+        if stream or (stream is None and not shared_out and must_stream(self.checkpoint, dtype, device)):
             return "its weights are read layer by layer"
         try:
             self.texts(1)
@@ -134,7 +134,7 @@ class Writer:
     """A model that writes, loaded when it first does."""
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
-        self.checkpoint, self.seed = checkpoint, compute.seed
+        self.checkpoint, self.seed, self.device_map = checkpoint, compute.seed, compute.device_map
         self.tokenizer, self.device = checkpoint.tokenizer(), pick_device(compute.device)
         self.dtype = arithmetic(compute.dtype, checkpoint, self.device)
         self.model: PreTrainedModel | None = None
@@ -184,7 +184,7 @@ class Writer:
     def _write(self, prompts: Sequence[Sequence[int]], room: int, what: str, progress: Progress) -> list[list[int]]:
         """What follows each prompt; what: the batch and its part, which have draws of their own."""
         if self.model is None:
-            self.model = self.checkpoint.model(dtype=self.dtype, device=self.device)
+            self.model = self.checkpoint.model(dtype=self.dtype, device=self.device, device_map=self.device_map)
         # Of more than 32 bits torch's generator on a CPU leaves the upper ones out.
         seed = int(hashlib.sha256(f"{self.seed} {what}".encode()).hexdigest()[:8], 16)
         stage = f"writing {what.partition(' ')[2]}"

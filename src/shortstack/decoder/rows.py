@@ -62,7 +62,7 @@ class Rows:
         self.ids, self.mask = self.ids[kept], self.mask[kept]
         blank = int(self.mask.argmax(1).min()) if stay else 0
         self.ids, self.mask = self.ids[:, blank:], self.mask[:, blank:]
-        _each(self.cache, lambda states: states[kept][..., blank:, :])
+        _each(self.cache, lambda states: states[kept.to(states.device)][..., blank:, :])
 
     def joined(self, others: Rows) -> Rows:
         """These and others together; the shorter are padded on the left until all are equally long."""

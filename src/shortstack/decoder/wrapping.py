@@ -41,10 +41,22 @@ class Layered:
         self._gap: int | None = None
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: str = "cpu", stream: bool = False) -> Self:
-        """The checkpoint's model, its weights frozen; stream: with each layer's weights there only while it is walked."""
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        device_map: str | Mapping[str, str | int] | None = None,
+        stream: bool = False,
+    ) -> Self:
+        """The checkpoint's model, its weights frozen.
+
+        device_map: shared out by accelerate. stream: with each layer's weights there only while it is walked.
+        """
         if not stream:
-            return cls(checkpoint.model(dtype=dtype, device=device).requires_grad_(False), checkpoint.anatomy)
+            model = checkpoint.model(dtype=dtype, device=device, device_map=device_map)
+            return cls(model.requires_grad_(False), checkpoint.anatomy)
         weights = LayerWeights(checkpoint, dtype=dtype, device=device)
         return cls(weights.model, checkpoint.anatomy, weights)
 
@@ -53,6 +65,8 @@ class Layered:
         """load() with what a user may leave open: dtype as arithmetic(), device as pick_device()."""
         device = pick_device(compute.device)
         dtype = arithmetic(compute.dtype, checkpoint, device)
+        if compute.device_map:
+            return cls.load(checkpoint, dtype=dtype, device_map=compute.device_map)
         stream = must_stream(checkpoint, dtype, device) if compute.stream is None else compute.stream
         return cls.load(checkpoint, dtype=dtype, device=device, stream=stream)
 
@@ -88,7 +102,23 @@ class Layered:
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.device
+        """Where hidden states are between layers: where the embedding computes."""
+        hook = getattr(self.model.get_submodule(self.anatomy.embedding), "_hf_hook", None)
+        return torch.device(hook.execution_device) if hook and self.embedding.is_meta else self.embedding.device
+
+    def check_in_one_place(self, what_for: str) -> None:
+        """Refuse a model that accelerate has shared out, whose weights come and go.
+
+        Raises:
+            InputError: it is one.
+        """
+        if any(hasattr(layer, "_hf_hook") for layer in self.layers):
+            raise InputError(
+                parameter("device_map"),
+                expected=f"weights in one place, {what_for}",
+                found="layers that are shared out",
+                fix="leave it out: a model that does not fit is read layer by layer",
+            )
 
     def finish(self, ids: Tensor, start: tuple[int, Tensor] | None = None, **inputs: Any) -> Tensor:
         """What leaves the last layer, [batch, length, width], in one forward of the model: for training, and with a cache.
@@ -107,7 +137,7 @@ class Layered:
 
         def take(index: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            left.append(forms[index].read(output, State(hidden_of(args, kwargs), {})).hidden)
+            left.append(forms[index].read(output, State(hidden_of(args, kwargs), {})).hidden.to(self.device))
             return output
 
         with self._wrapped({**dict.fromkeys(range(at), give), last: take}):

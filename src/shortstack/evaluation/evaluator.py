@@ -145,7 +145,9 @@ def evaluate(
 
 
 def _check_room(checkpoint: Checkpoint, compute: Compute) -> None:
-    """Refuse a model that is to write and does not fit in memory."""
+    """Refuse a model that is to write and does not fit in memory, or is not shared out to more of it."""
+    if compute.device_map:
+        return
     device = pick_device(compute.device)
     checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device)
 

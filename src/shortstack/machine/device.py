@@ -9,6 +9,7 @@ from shortstack.machine.options import check_choice_of, check_options, option
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MAPS = ("auto", "balanced", "sequential")
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Compute:
 
     device: auto is the first that there is of CUDA, MPS and the CPU; cuda:1 names the second GPU. dtype: auto is bf16 where
     checkpoint and device both have it, else float32. stream: None is only where the model does not fit in memory.
+    device_map: one of accelerate's ways to share a model out to all GPUs, memory and disk.
     """
 
     seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
@@ -30,9 +32,17 @@ class Compute:
         None, help="Read weights layer by layer. Default: where the model does not fit in memory."
     )
 
+    device_map: str | None = option(
+        None, help="Share the layers out to all GPUs, memory and disk, as accelerate does: auto.", choices=MAPS
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
         check_choice_of("device", self.device.partition(":")[0], DEVICES)
+        beside = "device" if self.device != "auto" else "stream" if self.stream else None
+        if self.device_map and beside:
+            where, found = parameter("device_map", self.device_map), f"{parameter(beside)} beside it"
+            raise InputError(where, expected="accelerate to say where layers are", found=found, fix="give one")
 
 
 AUTO = Compute()

@@ -193,6 +193,7 @@ def find_fold_points(decoder: Decoder, number: int) -> list[FoldPoint]:
     recorded. Matrices are tried first, then the weights of norms, then those of experts, until one adds to the layer's
     output. Where several of a kind add at one place, the last is taken.
     """
+    decoder.check_in_one_place("to be refitted")
     points: dict[str, FoldPoint] = {}
     trial = _Trial(decoder, number)
     for kind in (Matrix, Diagonal, Scalar):

@@ -89,6 +89,8 @@ class Run:
         self.staying = [layer for layer in range(self.layers) if layer not in wanted.without]
         starts = range(self.layers - window + 1 if window else 0)
         feeds = {metric.feed for metric in wanted.metrics}
+        if "gradient" in feeds:
+            decoder.check_in_one_place("for their gradients")
         measures_loss = bool(feeds & {"loss", "kl"})
         self.singles = [wanted.without | {layer} for layer in self.staying if measures_loss and wanted.singles]
         self.blocks = [frozenset(range(start, start + window)) for start in starts if measures_loss]
