@@ -1,6 +1,6 @@
 """The whole line on a checkpoint that is larger than the memory it is given: Llama-3.1-8B's config, random weights, 6 GB.
 
-    python benchmarks/large.py                  # half an hour, 65 GB of disk; needs root, to set a limit by a control group
+    python benchmarks/large.py                  # 25 minutes, 50 GB of disk; needs root, to set a limit by a control group
     python benchmarks/large.py --size 0.5B      # the shape of Qwen2.5-0.5B, which fits
     python benchmarks/large.py --size 135M      # SmolLM2's
     python benchmarks/large.py --size 70B       # Llama-3.1-70B's: what --dry-run says, no more; weights are holes in files
@@ -9,7 +9,9 @@
 Each verb is a process of its own in that group; the page cache lets go of the checkpoint before. bytes read: from the disk
 (getrusage). work: floating-point operations as torch counts them (matrix products and attention; of a backward pass, too),
 over the time and over what this machine does in one large product of the same dtype, measured before. foreseen: what the
-same command with --dry-run said before it, in the same group.
+same command with --dry-run said before it, in the same group. own: of the peak, what is no page of a file. A loader of
+transformers maps the checkpoint, whose pages count in the peak though the system takes them back where memory is short;
+what is foreseen leaves them out, and counts those of libraries.
 """
 
 from __future__ import annotations
@@ -258,6 +260,7 @@ class Line:
             "verb": label,
             "seconds": ran.seconds,
             "peak_rss": ran.peak_rss,
+            "peak_anonymous": ran.peak_anonymous,
             "limit": self.limited,
             **json.loads(ran.output.strip().splitlines()[-1]),
             "foreseen": foreseen,
@@ -365,6 +368,7 @@ def row(found: dict[str, Any], peak: float) -> tuple[str, ...]:
         f"{found['seconds']:,.1f}",
         "" if seconds is None else f"{seconds:,.1f}",
         f"{found['peak_rss'] / GB:.2f}",
+        f"{found['peak_anonymous'] / GB:.2f}",
         "" if memory is None else f"{memory / GB:.2f}",
         f"{found['limit'] / GB:g}",
         f"{found['read'] / GB:.1f}",
@@ -397,7 +401,7 @@ def main() -> None:
         "peak": peak,
         "rows": line.rows,
     }
-    heading: tuple[str, ...] = ("verb", "wall, s", "foreseen, s", "peak RSS, GB", "foreseen, GB", "allowed, GB", "read, GB",
+    heading: tuple[str, ...] = ("verb", "wall, s", "foreseen, s", "peak RSS, GB", "own, GB", "foreseen, GB", "allowed, GB", "read, GB",
         "foreseen, GB", "work, TFLOP", "of this machine's bf16")  # fmt: skip
     rows = [row(found, peak["bfloat16"]) for found in line.rows if not shape.holes]
     if shape.holes:

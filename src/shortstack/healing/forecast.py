@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.writer import COPY_BYTES_PER_S
 from shortstack.data import Example
 from shortstack.decoder import Decoder
 from shortstack.decoder.layer_io import State
@@ -94,13 +95,13 @@ def _memory(run: HealingRun, learner: Learner) -> int:
 
 
 def _seconds(run: HealingRun, decoder: Decoder, training: Sequence[Example], *, walked: bool) -> float:
-    """Time of the frozen walk, if there is one, and of all epochs."""
+    """Time of the frozen walk, if there is one, of all epochs, and until the weights are on disk."""
     layer, head = layer_seconds(decoder), head_seconds(decoder)
     tokens, learnt = sum(len(each.ids) for each in training), sum(sum(counted(each)) for each in training)
     teacher = run.freezer.teacher
     walk = tokens * layer * (run.first + (teacher.anatomy.layers if teacher else 0))
     epoch = TRAINING_PASSES * (tokens * layer * (len(decoder.layers) - run.first) + learnt * head)
-    return walk * walked + epoch * run.task.schedule.epochs
+    return walk * walked + epoch * run.task.schedule.epochs + run.checkpoint.weight_bytes / COPY_BYTES_PER_S
 
 
 @torch.no_grad()

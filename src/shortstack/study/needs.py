@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.writer import COPY_BYTES_PER_S
 from shortstack.data import CalibrationText
 from shortstack.data.splits import HELD_OUT
 from shortstack.decoder.streaming import must_stream
@@ -25,7 +26,7 @@ from shortstack.profiling.speed import Load
 from shortstack.pruning.verification import PROBE_TOKENS
 from shortstack.study.kinds import PlanStep, PruneStep, ScoreStep
 from shortstack.study.measures import EvaluateOptions, EvaluateStep
-from shortstack.study.sizes import COPY_BYTES_PER_S, DIGEST_BYTES_PER_S, ModelSize, TextSizes
+from shortstack.study.sizes import DIGEST_BYTES_PER_S, ModelSize, TextSizes
 from shortstack.study.step_cost import Cost, added
 
 COMPARED, TIMED = 9, 7  # models that compare() judges, and times, where all its baselines can be had

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.writer import COPY_BYTES_PER_S
 from shortstack.data import Tokens, read_examples
 from shortstack.data.mixture import Weighted, parse_sources
 from shortstack.data.sources import OWN
@@ -37,7 +38,6 @@ from shortstack.repairing.fit import fit_seconds
 from shortstack.study.references import expanded, text_digest
 from shortstack.study.step_cost import Cost
 
-COPY_BYTES_PER_S = 5e8
 DIGEST_BYTES_PER_S = 1e9
 LARGEST_FIT = 4096  # inputs of a matrix whose fit is timed as it is
 READ_SAMPLE = 256 << 20  # bytes of a checkpoint that are read to see how fast that is
