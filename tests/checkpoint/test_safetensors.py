@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from shortstack.checkpoint.safetensors import Span, StoredTensor, file_digest, read_shard, write_shard
+from shortstack.checkpoint.pieces import Span, file_digest
+from shortstack.checkpoint.safetensors import StoredTensor, read_shard, write_shard
 from shortstack.errors import CheckpointError
 
 TENSORS = {
@@ -218,8 +219,8 @@ def test_what_is_written_is_byte_equal_and_its_digest_is_the_files(how, tmp_path
     kept = [tensor for tensor in read_shard(written(tmp_path, VALID)) if tensor.name != "b.wide"]
     kept.append(StoredTensor("in.memory", "F32", (2,), tensor_bytes(torch.tensor([1.5, -2.0]))))
     COPIES[how](monkeypatch)
-    monkeypatch.setattr("shortstack.checkpoint.safetensors.BLOCK_BYTES", 4)
-    monkeypatch.setattr("shortstack.checkpoint.safetensors.KERNEL_BLOCK_BYTES", 16)
+    monkeypatch.setattr("shortstack.checkpoint.pieces.BLOCK_BYTES", 4)
+    monkeypatch.setattr("shortstack.checkpoint.pieces.KERNEL_BLOCK_BYTES", 16)
     told: list[int] = []
     result = write_shard(tmp_path / "out.safetensors", kept, told.append)
 

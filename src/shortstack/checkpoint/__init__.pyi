@@ -2,6 +2,7 @@ from . import checkpoint as checkpoint
 from . import disk_errors as disk_errors
 from . import file_names as file_names
 from . import index as index
+from . import pieces as pieces
 from . import record as record
 from . import safetensors as safetensors
 from . import sizes as sizes

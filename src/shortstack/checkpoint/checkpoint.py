@@ -15,7 +15,8 @@ from shortstack.architecture.layer_names import LayerNames
 from shortstack.architecture.positions import learned_positions
 from shortstack.checkpoint.file_names import NAMED_WEIGHTS, RECORD, TEMPLATES, TOKENIZER, is_carried_along
 from shortstack.checkpoint.index import read_tensors
-from shortstack.checkpoint.safetensors import StoredTensor, file_digest
+from shortstack.checkpoint.pieces import file_digest
+from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, InputError, one_line, parameter

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.disk_errors import disk_errors
-from shortstack.checkpoint.safetensors import file_digest
+from shortstack.checkpoint.pieces import file_digest
 from shortstack.errors import CheckpointError, OutputError, one_line
 from shortstack.machine.cache import cache_directory, content_key, make_room, mark_used
 from shortstack.machine.files import check_disk, partial_of, rename_new, sync_tree

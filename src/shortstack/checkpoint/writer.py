@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
-from shortstack.checkpoint.safetensors import StoredTensor, WrittenFile, file_digest, write_shard
+from shortstack.checkpoint.pieces import WrittenFile, file_digest
+from shortstack.checkpoint.safetensors import StoredTensor, write_shard
 from shortstack.errors import InputError, OutputError, parameter
 from shortstack.machine.files import check_disk, check_new, partial_of, rename_new, sync, sync_tree
 from shortstack.machine.formats import bytes_of

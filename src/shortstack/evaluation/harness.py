@@ -32,7 +32,7 @@ from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.safetensors import file_digest
+from shortstack.checkpoint.pieces import file_digest
 from shortstack.data.questions import Request, TokenizedQuestion, request
 from shortstack.data.tokens import bos_ids
 from shortstack.decoder import Decoder

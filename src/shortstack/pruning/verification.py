@@ -12,8 +12,8 @@ from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.file_names import PICKLED, RECORD, TEMPLATES
+from shortstack.checkpoint.pieces import file_digest
 from shortstack.checkpoint.record import changed_since, skipped_layers
-from shortstack.checkpoint.safetensors import file_digest
 from shortstack.checkpoint.weights import check_fit
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.safetensors import file_digest
+from shortstack.checkpoint.pieces import file_digest
 from shortstack.data.in_context import IN_CONTEXT, words
 from shortstack.data.mixture import MIX, parse_sources
 from shortstack.data.sources import OWN, read_documents

@@ -167,7 +167,9 @@ def _why(plan: Mapping[str, Any], options: ShrinkOptions) -> str:
     compared = plan.get("compared")
     if not compared:
         return f"The recipe {options.recipe} says how."
-    measure = "loss with layers refitted" if plan["strategy"] == REPAIRED_BLOCKS else "KL divergence from the unpruned model"
+    measure = (
+        "loss with layers refitted" if plan["strategy"] == REPAIRED_BLOCKS else "KL divergence from the unpruned model"
+    )
     return (
         f"Of {len(compared)} cuts that were compared, the one of layers {show_layers(plan['removed'])} has the lowest "
         f"{measure} on held-out windows of {options.text}: {min(compared.values()):.4f} nats per token."
