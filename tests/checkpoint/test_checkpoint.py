@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from shortstack import cli
-from shortstack.checkpoint import Checkpoint, CheckpointWriter
-from shortstack.checkpoint import safetensors as shards
+from shortstack.checkpoint import Checkpoint, CheckpointWriter, pieces
 from shortstack.checkpoint import weights as fitting
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.cli import console
@@ -185,7 +184,7 @@ def strike(call: str, number: int, what: signal.Signals) -> None:
         return real(*arguments)
 
     setattr(os, call, hooked)
-    shards.BLOCK_BYTES = shards.KERNEL_BLOCK_BYTES = 1000
+    pieces.BLOCK_BYTES = pieces.KERNEL_BLOCK_BYTES = 1000
 
 
 COPY = "copy_file_range" if hasattr(os, "copy_file_range") else "write"
