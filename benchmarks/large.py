@@ -401,8 +401,10 @@ def main() -> None:
         "peak": peak,
         "rows": line.rows,
     }
-    heading: tuple[str, ...] = ("verb", "wall, s", "foreseen, s", "peak RSS, GB", "own, GB", "foreseen, GB", "allowed, GB", "read, GB",
-        "foreseen, GB", "work, TFLOP", "of this machine's bf16")  # fmt: skip
+    heading: tuple[str, ...] = (
+        *("verb", "wall, s", "foreseen, s", "peak RSS, GB", "own, GB", "foreseen, GB", "allowed, GB", "read, GB"),
+        *("foreseen, GB", "work, TFLOP", "of this machine's bf16"),
+    )
     rows = [row(found, peak["bfloat16"]) for found in line.rows if not shape.holes]
     if shape.holes:
         heading = ("verb, foreseen", "minutes", "memory, GB", "read, GB", "written, GB")
