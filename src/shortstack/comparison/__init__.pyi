@@ -1,3 +1,4 @@
+from . import baselines as baselines
 from . import comparison as comparison
 from .baselines import Calibration as Calibration
 from .baselines import heal_as_recipe as heal_as_recipe

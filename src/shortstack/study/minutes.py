@@ -3,7 +3,7 @@
 >>> lines = {"windows": Line(10, 1), "finalists": Line(2, 0.5), "repair": Line(1, 0.1)}
 >>> lines |= {"samples": Line(2, 0.05), "judged": Line(3, 0.01)}
 >>> fitting(Amounts(16, 5, 256, 4000, 64), 90.0, lines)
-Amounts(windows=10, finalists=1, repair=80, samples=967, judged=64, all_judged=False)
+Amounts(windows=16, finalists=0, repair=80, samples=987, judged=64, all_judged=False)
 """
 
 from __future__ import annotations
