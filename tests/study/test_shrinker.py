@@ -28,6 +28,7 @@ from shortstack.study import ShrinkOptions, shrink
 from shortstack.study.card import model_card
 from shortstack.study.keeping import Share
 from shortstack.study.kinds import HealStep, PruneStep
+from shortstack.study.shrinker import shrink_each
 from studies import inline, make_data
 
 pytest.importorskip("peft")
@@ -268,6 +269,8 @@ def test_an_output_that_exists_data_that_lacks_and_ends_that_stay_are_refused(ti
     (tiny / "recipe.yaml").write_text(RECIPE.replace("drop: 2", "drop: 2, keep_last: 1"), encoding="utf-8")
     with pytest.raises(InputError, match="keep_last"):
         shrunk(tiny)
+    with pytest.raises(InputError, match="keep='50%': expected no share"):
+        shrink_each("demo", {"1": tiny / "one", "2": tiny / "two"}, ShrinkOptions(keep="50%"))
 
 
 def test_a_card_escapes_what_comes_from_outside_and_lacks_nothing():

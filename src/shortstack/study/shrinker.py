@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError, parameter
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain, remove, rename_new, save_json, whole
@@ -81,9 +82,10 @@ def shrink(
         DataError: data or texts cannot be read, or are too few.
         ShortstackError: a step failed; the message names its log. No cut keeps the share that was asked for.
     """
-    trial = recipe_trial(model, options or ShrinkOptions())
-    outs = {str(trial["drop"]): Path(out)}
-    return shrink_each(model, outs, options, compute=compute, launcher=launcher, progress=progress)[0]
+    options = options or ShrinkOptions()
+    trial = recipe_trial(model, options)
+    study = _study(model, Path(out), options, compute, trial)
+    return _shrink({str(trial["drop"]): Path(out)}, study, launcher, progress)[0]
 
 
 def shrink_each(
@@ -100,17 +102,34 @@ def shrink_each(
     outs: the new directory of each, by how much goes, as options.drop says it.
 
     Raises:
+        InputError: a share to keep is asked for: it decides how much goes.
         ShortstackError: as shrink().
     """
     options = options or ShrinkOptions()
-    first = next(iter(outs.values()))
-    told = WholeProgress(progress, 60 * options.minutes)
-    trial = recipe_trial(model, options)
-    study = ShrinkStudy(model, first.with_name(f"{first.name}.study"), options, compute, trial)
+    if options.share:
+        where, expected = parameter("keep", options.keep), "no share to keep where it is said how much goes"
+        raise InputError(where, expected=expected, found=", ".join(outs), fix=f"leave {parameter('keep')} out")
+    study = _study(model, next(iter(outs.values())), options, compute, recipe_trial(model, options))
+    return _shrink(outs, study, launcher, progress)
+
+
+def _study(model: str, first: Path, options: ShrinkOptions, compute: Compute, trial: Mapping[str, Any]) -> ShrinkStudy:
+    """The study, which lies beside the first output."""
+    return ShrinkStudy(model, first.with_name(f"{first.name}.study"), options, compute, trial)
+
+
+def _shrink(
+    outs: Mapping[str, Path],
+    study: ShrinkStudy,
+    launcher: Callable[[], AbstractContextManager[Launch]],
+    progress: Progress,
+) -> list[Shrunk]:
+    """Check, lock, and make each output."""
+    told = WholeProgress(progress, 60 * study.options.minutes)
     for out in outs.values():
         _clear_finished(out, study.folder)
     with in_words_of_shrink():
-        wanted = check_shrink(model, outs, options, trial, compute)
+        wanted = check_shrink(study.model, outs, study.options, study.trial, study.compute)
         with ExitStack() as locks:
             for out in outs.values():
                 waiting = f"wait for it, watch it (shortstack watch {study.folder})"
