@@ -170,6 +170,15 @@ def pieces_digest(pieces: Sequence[Piece]) -> str:
     return digest.hexdigest()
 
 
+def same_bytes(one: Span, other: Span, *, padding: int = 1) -> bool:
+    """Whether two ranges hold the same bytes; one may have fewer than `padding` bytes more, at its end."""
+    both = min(len(one), len(other))
+    if abs(len(one) - len(other)) >= padding:
+        return False
+    spans = (Span(span.path, span.start, span.start + both) for span in (one, other))
+    return all(a == b for a, b in zip(*map(_blocks, spans), strict=True))
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     return pieces_digest([Span(path, 0, path.stat().st_size)])

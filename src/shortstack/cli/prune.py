@@ -56,6 +56,15 @@ class PruneOptions:
         if not self.repair and self.repair_samples != REPAIR_SAMPLES:
             raise unused("prune without --repair", "--repair-samples", self.repair_samples)
 
+    def check_for_gguf(self, dry_run: bool) -> None:
+        """Refuse what is not done with the bytes of a .gguf file."""
+        if self.repair:
+            where, expected, fix = "--repair", "a cut alone where GGUF is written", "write a directory: it is dequantised"
+            raise InputError(where, expected=expected, found="refitted weights, which are no bytes of the source", fix=fix)
+        if dry_run:
+            expected, fix = "a directory as the output", "leave it out: the copy takes what cp takes"
+            raise InputError("--dry-run", expected=expected, found="a .gguf file", fix=fix)
+
     @property
     def planned(self) -> Plan | None:
         return Plan.from_dict(read_json(self.plan), where=self.plan) if self.plan else None
@@ -73,7 +82,8 @@ def prune(
 ) -> None:
     """Write the model without some layers, by copying bytes.
 
-    No tensor is loaded; the result loads with plain transformers.
+    No tensor is loaded; the result loads with plain transformers. A .gguf model becomes a .gguf file where the output is
+    named so, its quantised layers as they are.
     """
     asked.check(choice)
     if asked.plan or choice.layers is not None:
@@ -82,6 +92,11 @@ def prune(
         if text.samples != CalibrationText().samples:
             raise unused(where, "--samples", text.samples)
     planned, compute = asked.planned, session.compute
+    if output.suffix == ".gguf":
+        asked.check_for_gguf(dry_run)
+        from shortstack.cli.prune_file import prune_file
+
+        return prune_file(model, output, choice, planned, text, session, asked.max_shard_size)
     if dry_run:
         samples = asked.repair_samples if asked.repair else None
         return foresee(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,7 @@ from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, needing, show_needs
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Session, check_unused
+from shortstack.errors import InputError
 
 if TYPE_CHECKING:
     from shortstack.pruning import Verification
@@ -31,6 +34,8 @@ def verify(
 
     Digests, tensors and, with --against, that the logits equal the source's without those layers.
     """
+    if directory.endswith(".gguf") and os.path.isfile(directory):
+        return _verify_file(Path(directory), against, session, dry_run=dry_run)
     if not against:
         check_unused("verify without --against", replace(session.source, trust_remote_code=False))
 
@@ -55,6 +60,27 @@ def verify(
     then = ("evaluate", directory) if healed else ("heal", directory, "--data", "pydoc", "-o", "healed")
     session.report.next_step(*then, *trust)
     return None
+
+
+def _verify_file(file: Path, against: str | None, session: Session, *, dry_run: bool) -> None:
+    """The same of a .gguf file, whose bytes are compared."""
+    from shortstack.checkpoint.source import gguf_of
+    from shortstack.pruning.gguf_verification import verify_gguf
+
+    source = gguf_of(against) if against else None
+    if against and source is None:
+        raise InputError("--against", expected="a .gguf file", found=against, fix="name the file that it was made from")
+    if dry_run:
+        raise InputError("--dry-run", expected="a directory", found=str(file), fix="leave it out: both files are read once")
+    with session.report.bars() as progress:
+        result = verify_gguf(file, against=source, progress=progress)
+    if session.report.json:
+        console.show_json(result.to_dict())
+    else:
+        show_verification(str(file), result)
+    if not result.ok:
+        raise typer.Exit(1)
+    session.report.next_step("profile", file)
 
 
 def show_verification(directory: str, found: Verification) -> None:

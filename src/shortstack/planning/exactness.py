@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from shortstack.architecture.anatomy import shortened
@@ -62,9 +62,7 @@ def aligned(
     a set of layers to remove must satisfy. Sets that the config's fields rule out cost nothing; of the others the nearest
     TRIES of each kind are built.
     """
-    for candidates in _exchanged(plan), _windows(plan):
-        fitting = (cut for cut in sorted(candidates, key=functools.partial(_distance, plan)) if allowed(cut))
-        plans = (_moved(plan, cut) for cut in fitting)
+    for plans in _near(plan, allowed):
         expressible = ((found, config) for found in plans if (config := _expressed(checkpoint, found)))
         for tries, (found, config) in enumerate(itertools.islice(expressible, TRIES), start=1):
             try:
@@ -74,6 +72,20 @@ def aligned(
             else:
                 return found
     return None
+
+
+def nearest(
+    plan: Plan, exact: Callable[[Plan], bool], *, allowed: Callable[[Set[int]], bool] = lambda _removed: True
+) -> Plan | None:
+    """The nearest cut that a rule finds exact, as aligned() orders them; None when none is."""
+    return next((found for plans in _near(plan, allowed) for found in plans if exact(found)), None)
+
+
+def _near(plan: Plan, allowed: Callable[[Set[int]], bool]) -> Iterator[Iterator[Plan]]:
+    """Cuts with at most one layer exchanged, then windows; of either the nearest first."""
+    for candidates in _exchanged(plan), _windows(plan):
+        cuts = sorted(candidates, key=functools.partial(_distance, plan))
+        yield (_moved(plan, cut) for cut in cuts if allowed(cut))
 
 
 def _moved(plan: Plan, cut: frozenset[int]) -> Plan:

@@ -1,0 +1,163 @@
+"""The metadata of a GGUF model as a question of depth: how it must read without some layers, or why it cannot; pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shortstack.architecture.gguf_rules import (
+    DENSE_FIRST,
+    INTERVALS,
+    NOT_BY_LAYER,
+    PER_LAYER,
+    RULES,
+    UNRULED,
+    Fields,
+)
+from shortstack.checkpoint.gguf_file import ARRAY, FLOAT32, UINT32, Entry, GgufFile
+from shortstack.errors import ArchitectureError, CheckpointError, parameter
+from shortstack.planning import Plan
+from shortstack.planning.exactness import nearest
+from shortstack.planning.layer_sets import show_layers
+
+DEPTH = "block_count"
+EXTRA = "nextn_predict_layers"  # blocks behind the last layer that predict further tokens
+
+
+@dataclass(frozen=True)
+class GgufDepth:
+    """The layers of a GGUF model. where: its file, in errors."""
+
+    architecture: str
+    entries: Mapping[str, Entry]
+    where: Path
+
+    @classmethod
+    def of(cls, model: GgufFile) -> GgufDepth:
+        """Raises:
+        CheckpointError: the metadata does not say how many layers there are, or a layer has no tensors.
+        ArchitectureError: nobody knows what depends on depth.
+        """
+        found = cls(model.architecture, model.entries, model.parts[0])
+        found.check_known()
+        found.check_whole(model)
+        return found
+
+    @cached_property
+    def fields(self) -> Fields:
+        """Values of the architecture, by their names without it."""
+        prefix = f"{self.architecture}."
+        return {
+            name.removeprefix(prefix): entry.value for name, entry in self.entries.items() if name.startswith(prefix)
+        }
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers; blocks behind them that predict further tokens are none."""
+        return int(self.fields[DEPTH]) - int(self.fields.get(EXTRA, 0))
+
+    def without(self, kept: Sequence[int]) -> dict[str, Entry]:
+        """All metadata of the model of these layers alone, in the source's order.
+
+        Raises:
+            ArchitectureError: a kept layer would become of another kind; the message names the nearest cut that is exact.
+        """
+        changed = self._changed(kept)
+        if changed is None:
+            raise self._refused(kept)
+        return {**self.entries, **{f"{self.architecture}.{name}": entry for name, entry in changed.items()}}
+
+    def is_exact(self, plan: Plan) -> bool:
+        return self._changed(plan.kept) is not None
+
+    def check_known(self) -> None:
+        """Refuse a file of which it is not known what depends on a layer's number.
+
+        Raises:
+            CheckpointError: it does not say how many layers there are.
+            ArchitectureError: as said.
+        """
+        fields, fix = self.fields, "write a directory in place of a .gguf: that cut is of dequantised weights, and checked"
+        if self.architecture not in RULES:
+            known = ", ".join(sorted(RULES))
+            raise ArchitectureError(self.where, expected=f"one of {known}", found=self.architecture, fix=fix)
+        depth = fields.get(DEPTH)
+        if type(depth) is not int or self.layers < 1:
+            expected = f"{self.architecture}.{DEPTH} as a number of layers"
+            raise CheckpointError(self.where, expected=expected, found=str(depth), fix="download it again")
+        unruled = [name for name in UNRULED if fields.get(name)]
+        arrays = [name for name in fields if self._is_array(name) and len(fields[name]) == depth]
+        strange = [*unruled, *(name for name in arrays if name not in PER_LAYER | NOT_BY_LAYER)]
+        if strange:
+            expected = f"metadata of which it is known how it depends on the {depth} layers"
+            raise ArchitectureError(self.where, expected=expected, found=f"{self.architecture}.{strange[0]}", fix=fix)
+
+    def check_whole(self, model: GgufFile) -> None:
+        """Refuse a file that lacks a layer's tensors.
+
+        Raises:
+            CheckpointError: it does.
+        """
+        missing = sorted(set(range(self.layers)) - {tensor.block for tensor in model.tensors})
+        if missing:
+            expected, found = f"tensors of layers 0 to {self.layers - 1}", f"none of layer {missing[0]}"
+            raise CheckpointError(self.where, expected=expected, found=found, fix="download all of it again")
+
+    def _is_array(self, name: str) -> bool:
+        return self.entries[f"{self.architecture}.{name}"].kind == ARRAY
+
+    def _kinds(self, fields: Fields, depth: int) -> list[tuple[Any, ...]]:
+        """What each layer's number decides of it."""
+        return [tuple(rule(layer, depth, fields) for rule in RULES[self.architecture]) for layer in range(depth)]
+
+    def _changed(self, kept: Sequence[int]) -> dict[str, Entry] | None:
+        """What reads otherwise in the shorter model; None where a layer would be of another kind whatever it reads."""
+        before = self._kinds(self.fields, self.layers)
+        sliced = self._sliced(kept)
+        fields = {**self.fields, **{name: entry.value for name, entry in sliced.items()}}
+        wanted = [before[layer] for layer in kept]
+        for period in self._periods(fields, len(kept)):
+            if self._kinds({**fields, **period}, len(kept)) == wanted:
+                return {**sliced, **{name: self._number(name, value) for name, value in period.items()}}
+        return None
+
+    def _sliced(self, kept: Sequence[int]) -> dict[str, Entry]:
+        """How many layers there are, and arrays by layer, of those that are kept."""
+        fields, found = self.fields, {DEPTH: self._number(DEPTH, len(kept))}
+        for name in sorted(PER_LAYER & fields.keys()):
+            entry = self.entries[f"{self.architecture}.{name}"]
+            if entry.of is not None and len(entry.value) >= self.layers:
+                found[name] = Entry.array([entry.value[layer] for layer in kept], entry.of)
+        if DENSE_FIRST in fields:
+            found[DENSE_FIRST] = self._number(DENSE_FIRST, sum(layer < fields[DENSE_FIRST] for layer in kept))
+        if EXTRA in fields:
+            found[EXTRA] = self._number(EXTRA, 0)
+        if self.architecture == "minicpm" and "residual_scale" not in fields:  # by depth, where none is written
+            found["residual_scale"] = Entry.number(1.4 / math.sqrt(self.layers), FLOAT32)
+        return found
+
+    def _number(self, name: str, value: int) -> Entry:
+        """A number of the kind that the file has under that name."""
+        return Entry.number(value, self.entries[f"{self.architecture}.{name}"].kind or UINT32)
+
+    def _periods(self, fields: Fields, depth: int) -> Iterator[dict[str, int]]:
+        """Ways to set the intervals: as they are first, then all others of one of them."""
+        yield {}
+        for name in INTERVALS:
+            if isinstance(fields.get(name), int):
+                yield from ({name: period} for period in range(1, depth + 2))
+
+    def _refused(self, kept: Sequence[int]) -> ArchitectureError:
+        removed = tuple(layer for layer in range(self.layers) if layer not in kept)
+        found = nearest(Plan(self.layers, removed, "layers"), self.is_exact)
+        layers = show_layers(found.removed).replace(" ", "") if found else ""
+        return ArchitectureError(
+            self.where,
+            expected=f"kept layers that llama.cpp takes for what they are: of {self.architecture} it tells that by number",
+            found=f"others, without layers {show_layers(removed)}",
+            fix=f"cut whole periods{'; the nearest exact cut: ' + parameter('layers', layers) if found else ''}",
+        )

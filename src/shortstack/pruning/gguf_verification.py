@@ -1,0 +1,92 @@
+"""verify() for GGUF: is a file whole, and byte for byte what it should be of the model it was made from?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint.gguf_file import Entry, GgufFile, GgufTensor, read_gguf
+from shortstack.checkpoint.pieces import same_bytes
+from shortstack.errors import ArchitectureError, CheckpointError
+from shortstack.machine.progress import Progress, silent
+from shortstack.planning import Plan
+from shortstack.pruning.gguf_depth import GgufDepth
+from shortstack.pruning.gguf_pruner import KEPT, OURS, SPLIT, kept_tensors, pruned_metadata
+from shortstack.pruning.verification import Verification
+
+
+def verify_gguf(
+    file: str | Path, *, against: str | Path | None = None, progress: Progress = silent
+) -> Verification:
+    """Whether a .gguf file that shortstack wrote is whole; with `against`, whether its bytes are that model's.
+
+    Without `against`: every layer has its tensors. With it: metadata reads as the cut wants it, no tensor lacks or is
+    too many, and the bytes of each are those of the kept layer it comes from.
+
+    Raises:
+        CheckpointError: shortstack did not write the file, or not from this model.
+    """
+    model = read_gguf(Path(file))
+    kept = model.entries.get(KEPT)
+    if kept is None:
+        expected, fix = f"{KEPT} in its metadata, as shortstack writes it", "verify an output of shortstack"
+        raise CheckpointError(file, expected=expected, found="none", fix=fix)
+    checks = {"tensors": _whole(model)}
+    if against is not None and checks["tensors"]["ok"]:
+        source = read_gguf(Path(against))
+        plan = _plan(model, source)
+        checks["metadata"] = _metadata(model, source, plan)
+        checks["bytes"] = _bytes(model, kept_tensors(source, plan), progress)
+    return Verification(checks)
+
+
+def _plan(model: GgufFile, source: GgufFile) -> Plan:
+    """The plan that the file says it was made by, for the source.
+
+    Raises:
+        CheckpointError: it was made from a model of another depth.
+    """
+    kept, layers = model.entries[KEPT].value, model.entries.get(f"{OURS}source_layers")
+    depth = GgufDepth(source.architecture, source.entries, source.parts[0])
+    depth.check_known()
+    if layers is None or layers.value != depth.layers or not {*kept} < {*range(depth.layers)}:
+        expected = f"a file made from a model of {depth.layers} layers"
+        found = f"one made from {layers.value if layers else 'an unknown number'}"
+        raise CheckpointError(model.parts[0], expected=expected, found=found, fix="name the model it was made from")
+    return Plan(depth.layers, tuple(layer for layer in range(depth.layers) if layer not in kept), "layers")
+
+
+def _whole(model: GgufFile) -> dict[str, Any]:
+    try:
+        GgufDepth.of(model)
+    except (CheckpointError, ArchitectureError) as error:
+        return {"ok": False, "detail": f"expected {error.expected}, found {error.found}"}
+    return {"ok": True, "detail": f"{len(model.tensors)} tensors, some of every layer"}
+
+
+def _metadata(model: GgufFile, source: GgufFile, plan: Plan) -> dict[str, Any]:
+    wanted = pruned_metadata(GgufDepth(source.architecture, source.entries, source.parts[0]), plan)
+    found = {name: each for name, each in model.entries.items() if not name.startswith((SPLIT, OURS))}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if not _same(name, wanted, found))
+    return {"ok": not wrong, "detail": f"{wrong[0]} reads otherwise" if wrong else f"{len(found)} entries as they should"}
+
+
+def _same(name: str, one: Mapping[str, Entry], other: Mapping[str, Entry]) -> bool:
+    return name in one and name in other and (one[name].kind, one[name].raw) == (other[name].kind, other[name].raw)
+
+
+def _bytes(model: GgufFile, wanted: Sequence[GgufTensor], progress: Progress) -> dict[str, Any]:
+    found, alignment = {tensor.name: tensor for tensor in model.tensors}, model.alignment
+    stray = sorted({tensor.name for tensor in wanted} ^ found.keys())
+    if stray:
+        return {"ok": False, "detail": f"{stray[0]} is {'unexpected' if stray[0] in found else 'missing'}"}
+    total, done = sum(len(tensor.data) for tensor in wanted), 0
+    for tensor in wanted:
+        other = found[tensor.name]
+        alike = (tensor.shape, tensor.kind) == (other.shape, other.kind)
+        if not alike or not same_bytes(tensor.data, other.data, padding=alignment):
+            return {"ok": False, "detail": f"{tensor.name} is another than the source's"}
+        done += len(tensor.data)
+        progress("comparing bytes", done, total)
+    return {"ok": True, "detail": f"{total:,} bytes of {len(wanted)} tensors equal the source's"}

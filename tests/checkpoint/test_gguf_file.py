@@ -1,0 +1,151 @@
+"""GGUF files as bytes, beside gguf-py's own reader and writer."""
+
+import re
+import struct
+from contextlib import suppress
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shortstack.checkpoint.gguf_file import BOOL, FLOAT32, INT32, STRING, UINT32, Entry, read_gguf, write_gguf
+from shortstack.errors import CheckpointError
+
+RNG = np.random.default_rng(0)
+
+
+def made(path, *, alignment=None, **tensors):
+    """A file by gguf-py's writer."""
+    writer = gguf.GGUFWriter(path, "llama")
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    writer.add_block_count(2)
+    writer.add_array("llama.attention.head_count_kv", [1, 2])
+    writer.add_float32("llama.rope.freq_base", 10000.0)
+    writer.add_bool("tokenizer.ggml.add_bos_token", True)
+    writer.add_string("general.name", "ein Modell, größer als nötig")
+    writer.add_token_list(["a", "b", "Ġc", "\u2581d"])
+    for name, values in (tensors or {"token_embd.weight": RNG.normal(size=(4, 8)).astype("float32")}).items():
+        writer.add_tensor(name.replace("__", "."), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def weights():
+    return {
+        "token_embd__weight": RNG.normal(size=(5, 8)).astype("float32"),
+        "blk__0__attn_norm__weight": RNG.normal(size=3).astype("float32"),
+        "blk__0__ffn_up__weight": RNG.normal(size=(3, 7)).astype("float16"),
+    }
+
+
+def seen(path):
+    """What gguf-py reads of a file."""
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    tensors = {tensor.name: (int(tensor.tensor_type), tensor.data.tobytes()) for tensor in reader.tensors}
+    return fields, tensors
+
+
+@pytest.mark.parametrize("alignment", [None, 64, 8])
+def test_what_is_read_is_what_gguf_py_reads(alignment, tmp_path):
+    path = made(tmp_path / "a.gguf", alignment=alignment, **weights())
+    found, (fields, tensors) = read_gguf(path), seen(path)
+    assert {name: entry.value for name, entry in found.entries.items()} == fields
+    assert found.architecture == "llama"
+    for tensor in found.tensors:
+        kind, data = tensors[tensor.name]
+        assert tensor.kind == kind
+        assert path.read_bytes()[tensor.data.start : tensor.data.end].startswith(data)
+        assert len(tensor.data) - len(data) < (alignment or 32)
+
+
+@pytest.mark.parametrize("alignment", [None, 64])
+def test_what_is_written_again_is_the_same_to_gguf_py(alignment, tmp_path):
+    path = made(tmp_path / "a.gguf", alignment=alignment, **weights())
+    found = read_gguf(path)
+    write_gguf(tmp_path / "b.gguf", found.entries, found.tensors, like=found)
+    assert seen(tmp_path / "b.gguf") == seen(path)
+    write_gguf(tmp_path / "c.gguf", found.entries, found.tensors[::-1], like=found)
+    assert seen(tmp_path / "c.gguf")[1] == seen(path)[1]
+
+
+VALUES = st.one_of(
+    st.tuples(st.just(UINT32), st.integers(0, 2**32 - 1)),
+    st.tuples(st.just(INT32), st.integers(-(2**31), 2**31 - 1)),
+    st.tuples(st.just(FLOAT32), st.floats(width=32, allow_nan=False)),
+    st.tuples(st.just(BOOL), st.booleans()),
+    st.tuples(st.just(STRING), st.text(st.characters(codec="utf-8"))),
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(VALUES, min_size=1, max_size=6))
+def test_values_of_every_kind_come_back(values):
+    for kind, value in values:
+        entry = Entry.text(value) if kind == STRING else Entry.number(value, kind)
+        assert entry.value == value
+        assert Entry.array([value, value], kind).value == [value, value]
+
+
+def test_a_model_in_parts_is_one_and_a_missing_part_is_named(tmp_path):
+    found = read_gguf(made(tmp_path / "a.gguf", **weights()))
+    for number, tensors in enumerate((found.tensors[:1], found.tensors[1:]), start=1):
+        entries = found.entries if number == 1 else {}
+        write_gguf(tmp_path / f"m-{number:05d}-of-00002.gguf", entries, tensors, like=found)
+    for number in (1, 2):
+        whole = read_gguf(tmp_path / f"m-{number:05d}-of-00002.gguf")
+        assert [tensor.name for tensor in whole.tensors] == [tensor.name for tensor in found.tensors]
+        assert whole.architecture == "llama"
+    (tmp_path / "m-00002-of-00002.gguf").unlink()
+    with pytest.raises(CheckpointError, match=re.escape("m-00002-of-00002.gguf")):
+        read_gguf(tmp_path / "m-00001-of-00002.gguf")
+
+
+def test_every_cut_of_the_header_is_a_truncated_file(tmp_path):
+    path = made(tmp_path / "a.gguf", **weights())
+    data, first = path.read_bytes(), min(tensor.data.start for tensor in read_gguf(path).tensors)
+    for end in range(first + 1):
+        path.write_bytes(data[:end])
+        with pytest.raises(CheckpointError):
+            read_gguf(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
+def test_changed_bytes_are_read_or_refused_in_words(changes, tmp_path_factory):
+    path = made(tmp_path_factory.mktemp("gguf") / "a.gguf", **weights())
+    content = bytearray(path.read_bytes())
+    header = min(tensor.data.start for tensor in read_gguf(path).tensors)
+    for place, value in changes:
+        content[place % header] = value
+    path.write_bytes(content)
+    with suppress(CheckpointError):
+        found = read_gguf(path)
+        assert all(tensor.data.end <= len(content) for tensor in found.tensors)
+        assert len({name: entry.value for name, entry in found.entries.items()}) == len(found.entries)
+        assert found.architecture
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"GGML" + bytes(40), "starts with 'GGUF'"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "version"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "whole"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**63) + b"name", "whole"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 77), "kind"),
+        (b"", "readable"),
+    ],
+)
+def test_what_is_no_such_file_is_said(content, expected, tmp_path):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=expected):
+        read_gguf(path)

@@ -1,0 +1,261 @@
+"""prune of GGUF files: llama.cpp itself computes what it should of them; what cannot be exact is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import gguf
+import pytest
+import torch
+
+from gguf_models import MAKERS, probabilities
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, read_gguf, write_gguf
+from shortstack.checkpoint.source import gguf_of
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError, PlanError
+from shortstack.planning import Plan
+from shortstack.planning.layer_sets import parse_layers
+from shortstack.pruning import prune
+from shortstack.pruning.gguf_depth import GgufDepth
+from shortstack.pruning.gguf_pruner import kept_tensors, prune_gguf
+from shortstack.pruning.gguf_verification import verify_gguf
+
+# Cuts at the tail, in the middle and scattered, of periods where there are any.
+CUTS = {
+    **{name: ["6-7", "2-4", "1,3,6"] for name in ("llama", "qwen2", "qwen3", "qwen3moe", "phi3", "lfm2", "openelm")},
+    "smollm3": ["4-7", "0-3", "0-1,3,5"],
+    "deepseek": ["6-7", "1-4", "0,2,5"],
+    "gemma2": ["6-7", "2-5", "1-2,5-6"],
+    "gemma3": ["6-11", "2-7", "0,2,5-7,10"],
+}
+
+
+def plan(layers, removed):
+    return Plan(layers, parse_layers(removed), "layers")
+
+
+def fields(path):
+    found = gguf.GGUFReader(path).fields
+    return {name: field.contents() for name, field in found.items() if not name.startswith("GGUF.")}
+
+
+@pytest.mark.parametrize(("name", "removed"), [(name, cut) for name, cuts in CUTS.items() for cut in cuts])
+def test_llama_cpp_computes_the_same_as_where_the_layers_add_nothing(name, removed, tmp_path):
+    pytest.importorskip("xllamacpp")
+    silent = parse_layers(removed)
+    whole = MAKERS[name](tmp_path / "whole.gguf", silent=silent)
+    layers = GgufDepth.of(read_gguf(whole)).layers
+    prune_gguf(whole, Plan(layers, silent, "layers"), tmp_path / "small.gguf")
+    expected, found = probabilities(whole), probabilities(tmp_path / "small.gguf")
+    assert len(found) == len(expected) == 3
+    for one, other in zip(expected, found, strict=True):
+        assert other == pytest.approx(one, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "removed"), [("gemma2", "3"), ("smollm3", "1"), ("deepseek", "0")])
+def test_the_runtime_would_compute_something_else_of_what_is_refused_or_not_set(name, removed, tmp_path):
+    """What the rules are for: with the block count alone, llama.cpp takes layers for what they are not."""
+    pytest.importorskip("xllamacpp")
+    silent = parse_layers(removed)
+    whole = MAKERS[name](tmp_path / "whole.gguf", silent=silent)
+    model = read_gguf(whole)
+    kept = kept_tensors(model, Plan(8, silent, "layers"))
+    entries = {**model.entries, f"{name}.block_count": Entry.number(7, UINT32)}
+    write_gguf(tmp_path / "wrong.gguf", entries, kept, like=model)
+    if name == "deepseek":  # does not even load: a layer that should be dense has experts
+        with pytest.raises(RuntimeError):
+            probabilities(tmp_path / "wrong.gguf")
+    else:
+        wrong = probabilities(tmp_path / "wrong.gguf")
+        assert wrong[0] != pytest.approx(probabilities(whole)[0], abs=1e-2)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_kept_layers_are_the_bytes_of_the_source_under_new_numbers(name, tmp_path):
+    whole = MAKERS[name](tmp_path / "whole.gguf")
+    removed = CUTS[name][1]
+    layers = GgufDepth.of(read_gguf(whole)).layers
+    cut = plan(layers, removed)
+    prune_gguf(whole, cut, tmp_path / "small.gguf")
+    before, after = (
+        {each.name: each for each in gguf.GGUFReader(path).tensors} for path in (whole, tmp_path / "small.gguf")
+    )
+    for place, layer in enumerate(cut.kept):
+        for tensor in before.values():
+            if tensor.name.startswith(f"blk.{layer}."):
+                other = after.pop(tensor.name.replace(f"blk.{layer}.", f"blk.{place}.", 1))
+                assert (other.data.tobytes(), other.tensor_type) == (tensor.data.tobytes(), tensor.tensor_type)
+    assert {*after} == {tensor for tensor in before if not tensor.startswith("blk.")}
+    assert all(after[each].data.tobytes() == before[each].data.tobytes() for each in after)
+    assert verify_gguf(tmp_path / "small.gguf", against=whole).ok
+    said = fields(tmp_path / "small.gguf")
+    assert said[f"{name}.block_count"] == len(cut.kept)
+    assert (said["shortstack.kept_layers"], said["shortstack.source"]) == (list(cut.kept), "whole.gguf")
+
+
+def test_values_by_layer_follow_their_layers_and_others_stay(tmp_path):
+    whole = MAKERS["openelm"](tmp_path / "whole.gguf", **{"rope.dimension_sections": [1, 2, 3, 4, 5, 6, 7, 8]})
+    prune_gguf(whole, plan(8, "1,3,6"), tmp_path / "small.gguf")
+    before, after = fields(whole), fields(tmp_path / "small.gguf")
+    for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+        assert after[f"openelm.{name}"] == [before[f"openelm.{name}"][layer] for layer in (0, 2, 4, 5, 7)]
+    changed = {name for name in before if before[name] != after.get(name)}
+    assert changed == {f"openelm.{name}" for name in (
+        "attention.head_count", "attention.head_count_kv", "feed_forward_length", "block_count"
+    )}
+
+
+def test_dense_layers_are_counted_again_and_prediction_heads_go(tmp_path):
+    whole = MAKERS["deepseek"](tmp_path / "whole.gguf", nextn_predict_layers=1)
+    assert GgufDepth.of(read_gguf(whole)).layers == 7
+    prune_gguf(whole, plan(7, "0,2,5"), tmp_path / "small.gguf")
+    said = fields(tmp_path / "small.gguf")
+    assert [said[f"deepseek.{name}"] for name in ("leading_dense_block_count", "nextn_predict_layers")] == [1, 0]
+    assert {tensor.block for tensor in read_gguf(tmp_path / "small.gguf").tensors} == {None, 0, 1, 2, 3}
+
+
+def test_an_interval_becomes_another_where_that_is_exact(tmp_path):
+    entries = {
+        "general.architecture": Entry.text("qwen3next"),
+        "qwen3next.block_count": Entry.number(12, UINT32),
+        "qwen3next.full_attention_interval": Entry.number(4, UINT32),
+    }
+    depth = GgufDepth("qwen3next", entries, tmp_path / "a.gguf")
+    one_of_three_less = depth.without([layer for layer in range(12) if layer % 4 != 1])
+    assert one_of_three_less["qwen3next.full_attention_interval"].value == 3
+    assert one_of_three_less["qwen3next.block_count"].value == 9
+    assert depth.without(range(8))["qwen3next.full_attention_interval"].value == 4
+    with pytest.raises(ArchitectureError, match=re.escape("nearest exact cut: layers='6-8,10'")):
+        depth.without([0, 1, 2, 3, 4, 5, 9, 10])  # 6-8 and 11 go
+
+
+def test_what_is_not_exact_is_refused_with_the_nearest_that_is(tmp_path):
+    whole = MAKERS["gemma2"](tmp_path / "whole.gguf")
+    with pytest.raises(ArchitectureError, match="nearest exact cut: layers='3-4'") as refused:
+        prune_gguf(whole, plan(8, "3,6"), tmp_path / "small.gguf")
+    assert "gemma2" in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "expected"),
+    [
+        ("nonesuch", {}, "one of .*llama"),
+        ("llama", {"attention.shared_kv_layers": 3}, "shared_kv_layers"),
+        ("llama", {"of_each_layer": [1] * 8}, "of_each_layer"),
+    ],
+)
+def test_what_nobody_knows_is_refused(architecture, more, expected, tmp_path):
+    whole = MAKERS["llama"](tmp_path / "whole.gguf", architecture=architecture, **more)
+    with pytest.raises(ArchitectureError, match=expected):
+        prune_gguf(whole, plan(8, "3"), tmp_path / "small.gguf")
+    assert not (tmp_path / "small.gguf").exists()
+
+
+def test_files_that_lack_layers_and_plans_of_other_depths_are_refused(tmp_path):
+    whole = MAKERS["llama"](tmp_path / "whole.gguf")
+    model = read_gguf(whole)
+    lacking = [tensor for tensor in model.tensors if tensor.block != 5]
+    write_gguf(tmp_path / "lacking.gguf", model.entries, lacking, like=model)
+    with pytest.raises(CheckpointError, match="none of layer 5"):
+        prune_gguf(tmp_path / "lacking.gguf", plan(8, "3"), tmp_path / "small.gguf")
+    with pytest.raises(PlanError, match="8 layers"):
+        prune_gguf(whole, plan(9, "3"), tmp_path / "small.gguf")
+    with pytest.raises(OutputError, match="model itself"):
+        prune_gguf(whole, plan(8, "3"), whole)
+    with pytest.raises(InputError, match=re.escape("small.gguf")):
+        prune_gguf(whole, plan(8, "3"), tmp_path / "small-00001-of-00002.gguf")
+    (tmp_path / "small.gguf").touch()
+    with pytest.raises(OutputError, match="exists"):
+        prune_gguf(whole, plan(8, "3"), tmp_path / "small.gguf")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.gguf", "lacking.gguf", "small.gguf"}
+
+
+def test_parts_are_written_and_read_and_llama_cpp_takes_them(tmp_path):
+    whole = MAKERS["llama"](tmp_path / "whole.gguf", silent=[2, 3])
+    first = prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf", max_shard_size=200_000)
+    parts = sorted(path.name for path in tmp_path.glob("small*"))
+    assert first.name == parts[0]
+    assert len(parts) > 2
+    assert verify_gguf(first, against=whole).ok
+    whole_again = prune_gguf(first, plan(6, "5"), tmp_path / "smaller.gguf")
+    assert GgufDepth.of(read_gguf(whole_again)).layers == 5
+    assert not [name for name in fields(whole_again) if name.startswith("split.")]
+    (tmp_path / parts[1]).unlink()
+    with pytest.raises(CheckpointError, match=parts[1]):
+        prune_gguf(first, plan(6, "5"), tmp_path / "other.gguf")
+
+
+def test_llama_cpp_loads_parts(tmp_path):
+    pytest.importorskip("xllamacpp")
+    whole = MAKERS["llama"](tmp_path / "whole.gguf", silent=[2, 3])
+    first = prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf", max_shard_size=200_000)
+    for one, other in zip(probabilities(whole), probabilities(first), strict=True):
+        assert other == pytest.approx(one, abs=1e-4)
+
+
+def test_a_part_that_is_taken_meanwhile_leaves_none(tmp_path, monkeypatch):
+    whole, renamed = MAKERS["llama"](tmp_path / "whole.gguf"), os.rename
+
+    def taking(made, output):
+        renamed(made, output)
+        first.touch()  # by somebody else
+
+    first = prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf", max_shard_size=200_000)
+    for part in tmp_path.glob("small*"):
+        part.unlink()
+    monkeypatch.setattr("os.rename", taking)
+    with pytest.raises(OutputError, match="exists"):
+        prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf", max_shard_size=200_000)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.gguf", first.name}
+
+
+def test_what_is_changed_afterwards_is_seen(tmp_path):
+    whole = MAKERS["llama"](tmp_path / "whole.gguf")
+    prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf")
+    with pytest.raises(CheckpointError, match="as shortstack writes it"):
+        verify_gguf(whole)
+    content = bytearray((tmp_path / "small.gguf").read_bytes())
+    content[-100] ^= 1
+    (tmp_path / "small.gguf").write_bytes(content)
+    found = verify_gguf(tmp_path / "small.gguf", against=whole)
+    assert (found.ok, found.checks["bytes"]["ok"], found.checks["metadata"]["ok"]) == (False, False, True)
+    model = read_gguf(tmp_path / "small.gguf")
+    changed = {**model.entries, "llama.rope.freq_base": Entry.number(7, INT32)}
+    write_gguf(tmp_path / "other.gguf", changed, model.tensors, like=model)
+    assert "llama.rope.freq_base" in verify_gguf(tmp_path / "other.gguf", against=whole).checks["metadata"]["detail"]
+    write_gguf(tmp_path / "fewer.gguf", model.entries, model.tensors[:-1], like=model)
+    assert not verify_gguf(tmp_path / "fewer.gguf", against=whole).ok
+
+
+def test_types_that_nobody_here_knows_are_copied(tmp_path):
+    whole = MAKERS["llama"](tmp_path / "whole.gguf")
+    content = whole.read_bytes()
+    name = b"blk.5.ffn_up.weight"
+    place = content.index(name) + len(name) + 4 + 16  # behind its dimensions
+    assert content[place : place + 4] == bytes(4)
+    whole.write_bytes(content[:place] + (999).to_bytes(4, "little") + content[place + 4 :])
+    prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf")
+    kinds = {tensor.name: tensor.kind for tensor in read_gguf(tmp_path / "small.gguf").tensors}
+    assert kinds["blk.3.ffn_up.weight"] == 999
+    assert verify_gguf(tmp_path / "small.gguf", against=whole).ok
+
+
+def test_the_real_model_s_quantised_layers_compute_what_the_pruned_checkpoint_does(tmp_path):
+    """Q4_1 weights times activations that llama.cpp rounds to 8 bits, beside the same weights in float32."""
+    pytest.importorskip("xllamacpp")
+    source, cut = gguf_of("demo"), plan(30, "12-18,25")
+    prune_gguf(source, cut, tmp_path / "small.gguf")
+    prune_gguf(source, plan(30, "12-19"), tmp_path / "other.gguf")
+    pruned = prune(Checkpoint.open("demo"), cut, tmp_path / "small")
+    prompt = pruned.tokenizer()("The capital of France is Paris. The capital of Spain is").input_ids
+    logits = pruned.model(dtype=torch.float32)(torch.tensor([prompt])).logits[0, -1]
+    expected = torch.log_softmax(logits, dim=-1)
+
+    def difference(file):
+        (found,) = probabilities(file, prompt, tokens=1)
+        return sum(abs(expected[token].item() - value) for token, value in found.items()) / len(found)
+
+    assert difference(tmp_path / "small.gguf") < 0.2 < 5 * 0.2 < difference(tmp_path / "other.gguf")
+    assert verify_gguf(tmp_path / "small.gguf", against=source).ok
