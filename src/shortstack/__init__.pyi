@@ -34,7 +34,9 @@ from .profiling import Timing as Timing
 from .profiling import profile as profile
 from .pruning import Verification as Verification
 from .pruning import prune as prune
+from .pruning import prune_gguf as prune_gguf
 from .pruning import verify as verify
+from .pruning import verify_gguf as verify_gguf
 from .repairing import Repair as Repair
 from .repairing import repair as repair
 from .report import Report as Report

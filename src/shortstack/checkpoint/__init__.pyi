@@ -1,11 +1,13 @@
 from . import checkpoint as checkpoint
 from . import disk_errors as disk_errors
 from . import file_names as file_names
+from . import gguf_file as gguf_file
 from . import index as index
 from . import pieces as pieces
 from . import record as record
 from . import safetensors as safetensors
 from . import sizes as sizes
+from . import source as source
 from . import weights as weights
 from . import writer as writer
 from .checkpoint import Checkpoint as Checkpoint

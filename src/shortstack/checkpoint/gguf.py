@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import struct
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 
 from shortstack.architecture.anatomy import UNBUILDABLE
 from shortstack.checkpoint.disk_errors import disk_errors
+from shortstack.checkpoint.gguf_file import GgufFile, read_gguf, write_gguf
 from shortstack.checkpoint.pieces import file_digest
 from shortstack.errors import CheckpointError, OutputError, one_line
 from shortstack.machine.cache import cache_directory, content_key, make_room, mark_used
@@ -27,22 +30,20 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     Raises:
         CheckpointError: the file is not GGUF, or of an architecture transformers cannot read from GGUF.
     """
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise CheckpointError(
-            path, expected="a GGUF file, which starts with 'GGUF'", found=repr(magic), fix="download it again"
-        )
-    key = content_key("gguf", file=file_digest(path), reader=version("gguf"), dtype="bfloat16")
+    model = read_gguf(path)
+    digests = [file_digest(part) for part in model.parts]
+    whole = digests[0] if len(digests) == 1 else digests
+    key = content_key("gguf", file=whole, reader=version("gguf"), dtype="bfloat16")
     place = cache_directory("gguf") / key
     if place.is_dir():
         mark_used(place)
         return place
-    _check_room(path, place.parent)
+    _check_room(model, place.parent)
     progress("dequantising", 0, 1)
     partial = partial_of(place)
     try:
-        _convert(path, partial)
+        with _in_one_file(model, partial) as file:
+            _convert(file, partial)
         sync_tree(partial)
         rename_new(partial, place)
     except OutputError:
@@ -54,17 +55,28 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     return place
 
 
-def _check_room(path: Path, cache: Path) -> None:
-    """Refuse to dequantise what the cache's disk cannot hold, at two bytes a weight."""
-    from gguf import GGUFReader
-
-    try:
-        needed = 2 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+def _check_room(model: GgufFile, cache: Path) -> None:
+    """Refuse to dequantise what the cache's disk cannot hold, at two bytes a weight; parts are put together there, too."""
+    needed = 2 * sum(math.prod(tensor.shape) for tensor in model.tensors)
+    if len(model.parts) > 1:
+        needed += sum(len(tensor.data) for tensor in model.tensors)
     make_room(needed)
     elsewhere = "free some space, or set SHORTSTACK_CACHE to a folder elsewhere"
-    check_disk(cache, needed, what=f"{path.name}, dequantised", fix=elsewhere)
+    check_disk(cache, needed, what=f"{model.parts[0].name}, dequantised", fix=elsewhere)
+
+
+@contextmanager
+def _in_one_file(model: GgufFile, partial: Path) -> Iterator[Path]:
+    """The file to read: transformers reads none in parts, which are put together beside the output meanwhile."""
+    if len(model.parts) == 1:
+        yield model.parts[0]
+        return
+    whole = partial.with_name(f"{partial.name}.gguf")
+    try:
+        write_gguf(whole, model.entries, model.tensors, like=model)
+        yield whole
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

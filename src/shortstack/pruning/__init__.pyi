@@ -1,5 +1,10 @@
+from . import gguf_depth as gguf_depth
+from . import gguf_pruner as gguf_pruner
+from . import gguf_verification as gguf_verification
 from . import pruner as pruner
 from . import verification as verification
+from .gguf_pruner import prune_gguf as prune_gguf
+from .gguf_verification import verify_gguf as verify_gguf
 from .pruner import prune as prune
 from .verification import Verification as Verification
 from .verification import verify as verify
