@@ -30,8 +30,8 @@ import shortstack as ss
 from shortstack.decoder import calibration_tokens
 from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
+from shortstack.machine.formats import show_layers
 from shortstack.planning import Choice, choose
-from shortstack.planning.layer_sets import show_layers
 
 SEED, WINDOWS, REPAIR_WINDOWS, LIMIT = 3, 16, 256, 500
 SAMPLES = {8: 2100, 4: 1700}  # by how many layers go: as many as take 15 minutes with all before them

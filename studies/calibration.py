@@ -25,7 +25,7 @@ import shortstack as ss
 from shortstack.cli.plots import score_map
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import SkippedLayers
-from shortstack.planning.layer_sets import show_layers
+from shortstack.machine.formats import show_layers
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.scores import kendall_tau

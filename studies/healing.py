@@ -35,7 +35,7 @@ from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.likelihoods import answers
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing import DoRA
-from shortstack.planning.layer_sets import show_layers
+from shortstack.machine.formats import show_layers
 
 KEPT = Path(__file__).with_suffix(".json")
 DOCUMENTS = 200

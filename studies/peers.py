@@ -37,7 +37,7 @@ import best
 import shortstack as ss
 from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
-from shortstack.planning.layer_sets import show_layers
+from shortstack.machine.formats import show_layers
 
 DROP, LENGTH, BATCH, SECONDS, PILOT = 8, 128, 4, 800, 16
 PEERS = {"optipfair": "optipfair", "paper": "shortstack", "mergekit": "mergekit", "modelopt": "nvidia-modelopt"}

@@ -24,7 +24,7 @@ import shortstack as ss
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.evaluation.perplexity import measure
-from shortstack.planning.layer_sets import show_layers
+from shortstack.machine.formats import show_layers
 from shortstack.repairing.cut_families import repaired_tails
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted

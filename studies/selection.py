@@ -18,8 +18,8 @@ import transformers
 
 import shortstack as ss
 from shortstack.decoder import Decoder
+from shortstack.machine.formats import show_layers
 from shortstack.planning import Choice
-from shortstack.planning.layer_sets import show_layers
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted
 

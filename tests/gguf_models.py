@@ -9,7 +9,13 @@ VOCABULARY, WIDTH, HEADS, KV_HEADS, INNER = 260, 64, 4, 2, 96
 HEAD = WIDTH // HEADS
 PROMPT = [7, 30, 2, 111, 95, 3, 64, 8, 8, 201, 17, 54, 33, 5, 180, 29, 77, 12, 90, 41]
 SLIDING = 4  # tokens; fewer than the prompt has
-SILENT = ("attn_output", "ffn_down", "ffn_down_exps", "ffn_down_shexp", "shortconv.out_proj")  # zero: a layer adds nothing
+SILENT = (
+    "attn_output",
+    "ffn_down",
+    "ffn_down_exps",
+    "ffn_down_shexp",
+    "shortconv.out_proj",
+)  # zero: a layer adds nothing
 
 
 class Maker:

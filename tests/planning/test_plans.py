@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from shortstack.checkpoint import Sizes
 from shortstack.errors import DataError, InputError, PlanError
+from shortstack.machine.formats import show_layers
 from shortstack.planning import Plan, plan
-from shortstack.planning.layer_sets import parse_drop, parse_layers, show_layers
+from shortstack.planning.layer_sets import parse_drop, parse_layers
 from shortstack.scoring import Scores
 
 

@@ -101,9 +101,10 @@ def test_values_by_layer_follow_their_layers_and_others_stay(tmp_path):
     for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
         assert after[f"openelm.{name}"] == [before[f"openelm.{name}"][layer] for layer in (0, 2, 4, 5, 7)]
     changed = {name for name in before if before[name] != after.get(name)}
-    assert changed == {f"openelm.{name}" for name in (
-        "attention.head_count", "attention.head_count_kv", "feed_forward_length", "block_count"
-    )}
+    assert changed == {
+        f"openelm.{name}"
+        for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "block_count")
+    }
 
 
 def test_dense_layers_are_counted_again_and_prediction_heads_go(tmp_path):

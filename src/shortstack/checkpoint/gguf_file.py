@@ -270,7 +270,9 @@ class _Part:
         shape = tuple(self.cursor.number(UINT64) for _ in range(dimensions))
         return name, shape, self.cursor.number(UINT32), self.cursor.number(UINT64)
 
-    def _placed(self, declared: Sequence[tuple[str, tuple[int, ...], int, int]], alignment: int) -> tuple[GgufTensor, ...]:
+    def _placed(
+        self, declared: Sequence[tuple[str, tuple[int, ...], int, int]], alignment: int
+    ) -> tuple[GgufTensor, ...]:
         """Each reaches to the start of the next, the last to the end of the file."""
         first, end = aligned(self.cursor.at, alignment), len(self.data)
         starts = sorted({start for *_, start in declared})
@@ -309,7 +311,9 @@ def _pieces(entries: Mapping[str, Entry], tensors: Sequence[GgufTensor], like: G
     yield whole + bytes(aligned(len(whole), alignment) - len(whole))
     for tensor in tensors:
         yield tensor.data
-        if missing := aligned(len(tensor.data), alignment) - len(tensor.data):  # the last of a file may not be filled up
+        if missing := aligned(len(tensor.data), alignment) - len(
+            tensor.data
+        ):  # the last of a file may not be filled up
             yield bytes(missing)
 
 

@@ -21,10 +21,9 @@ from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, Tasks
 from shortstack.machine.device import Compute
-from shortstack.machine.formats import number, size
+from shortstack.machine.formats import number, show_layers, size
 from shortstack.machine.options import option
 from shortstack.planning import Choice
-from shortstack.planning.layer_sets import show_layers
 from shortstack.profiling import Timing
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metric_named

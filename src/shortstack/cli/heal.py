@@ -19,10 +19,9 @@ from shortstack.healing import Partial, Turns
 from shortstack.healing.methods import MethodOptions, check_known
 from shortstack.healing.options import COMPONENTS, task_of
 from shortstack.machine.files import check_new
-from shortstack.machine.formats import size
+from shortstack.machine.formats import show_layers, size
 from shortstack.machine.options import option
 from shortstack.machine.progress import first_process, say
-from shortstack.planning.layer_sets import show_layers
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint

@@ -16,11 +16,10 @@ from shortstack.cli.options import MODEL, Session, check_unused
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new, read_json
-from shortstack.machine.formats import number, size
+from shortstack.machine.formats import number, show_layers, size
 from shortstack.machine.progress import say
 from shortstack.planning import STRATEGIES, Choice, Chosen, Plan, choose
 from shortstack.planning.chooser import lowest_plan
-from shortstack.planning.layer_sets import show_layers
 from shortstack.scoring import Scores
 
 

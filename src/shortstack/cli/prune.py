@@ -59,8 +59,14 @@ class PruneOptions:
     def check_for_gguf(self, dry_run: bool) -> None:
         """Refuse what is not done with the bytes of a .gguf file."""
         if self.repair:
-            where, expected, fix = "--repair", "a cut alone where GGUF is written", "write a directory: it is dequantised"
-            raise InputError(where, expected=expected, found="refitted weights, which are no bytes of the source", fix=fix)
+            where, expected, fix = (
+                "--repair",
+                "a cut alone where GGUF is written",
+                "write a directory: it is dequantised",
+            )
+            raise InputError(
+                where, expected=expected, found="refitted weights, which are no bytes of the source", fix=fix
+            )
         if dry_run:
             expected, fix = "a directory as the output", "leave it out: the copy takes what cp takes"
             raise InputError("--dry-run", expected=expected, found="a .gguf file", fix=fix)

@@ -12,10 +12,10 @@ from shortstack.cli.options import Session
 from shortstack.cli.plan import say_moved, show_plan
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, PlanError, parameter
+from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Chosen, Plan, choose
 from shortstack.planning.exactness import nearest
-from shortstack.planning.layer_sets import show_layers
 from shortstack.pruning.gguf_depth import GgufDepth
 from shortstack.pruning.gguf_pruner import check_gguf_output, prune_gguf
 
@@ -29,7 +29,9 @@ def source_file(model: str) -> Path:
     source = gguf_of(model)
     if source is None:
         fix = "name a directory; GGUF is cut from GGUF"
-        raise InputError(parameter("output"), expected="a directory, as the model is one", found="a .gguf file", fix=fix)
+        raise InputError(
+            parameter("output"), expected="a directory, as the model is one", found="a .gguf file", fix=fix
+        )
     return source
 
 

@@ -15,9 +15,8 @@ from shortstack.cli.options import Model, Session, typed
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new
-from shortstack.machine.formats import number
+from shortstack.machine.formats import number, show_layers
 from shortstack.machine.options import option
-from shortstack.planning.layer_sets import show_layers
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metrics_named
 from shortstack.scoring.scores import removal_order

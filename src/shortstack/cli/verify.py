@@ -71,7 +71,9 @@ def _verify_file(file: Path, against: str | None, session: Session, *, dry_run: 
     if against and source is None:
         raise InputError("--against", expected="a .gguf file", found=against, fix="name the file that it was made from")
     if dry_run:
-        raise InputError("--dry-run", expected="a directory", found=str(file), fix="leave it out: both files are read once")
+        raise InputError(
+            "--dry-run", expected="a directory", found=str(file), fix="leave it out: both files are read once"
+        )
     with session.report.bars() as progress:
         result = verify_gguf(file, against=source, progress=progress)
     if session.report.json:

@@ -28,9 +28,9 @@ from shortstack.healing import heal
 from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import Compute
+from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Choice, Plan, choose
-from shortstack.planning.layer_sets import show_layers
 from shortstack.pruning import prune
 from shortstack.repairing import Repair, repair
 from shortstack.scoring import Scores, score

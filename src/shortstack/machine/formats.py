@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 def size(nbytes: float) -> str:
@@ -57,3 +58,18 @@ def bytes_of(text: str) -> int | None:
     """
     found = re.fullmatch(r"(\d+)([KMGT]I?B)", text.strip(), re.IGNORECASE)
     return int(found[1]) * UNITS[found[2].upper()] if found else None
+
+
+def show_layers(layers: Sequence[int]) -> str:
+    """Numbers of layers for people, neighbours as inclusive ranges.
+
+    >>> show_layers([3, 22, 23, 24])
+    '3, 22-24'
+    """
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

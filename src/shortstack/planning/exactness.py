@@ -12,8 +12,8 @@ from shortstack.architecture.config_fields import EXTRA_HEADS
 from shortstack.architecture.selfcheck import check_cut
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, CheckpointError, PlanError, parameter
+from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent
-from shortstack.planning.layer_sets import show_layers
 from shortstack.planning.plans import Plan
 
 TRIES = 40  # each builds a model on the meta device

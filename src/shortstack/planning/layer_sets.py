@@ -267,18 +267,3 @@ def check_kept_ends(removed: Sequence[int], layers: int, keep_first: int, keep_l
             found=f"layer {bad[0]}",
             fix="name other layers",
         )
-
-
-def show_layers(layers: Sequence[int]) -> str:
-    """The inverse of parse_layers, for people.
-
-    >>> show_layers([3, 22, 23, 24])
-    '3, 22-24'
-    """
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

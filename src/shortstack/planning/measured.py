@@ -14,9 +14,10 @@ from shortstack.data.splits import HELD_OUT, check_enough, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.errors import PlanError, parameter
+from shortstack.machine.formats import show_layers
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
-from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, show_layers, splits
+from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, splits
 from shortstack.planning.plans import REPAIRED_BLOCKS, Plan
 from shortstack.repairing.cut_families import WHOLE, Window, repaired_windows
 from shortstack.repairing.repairer import RepairWalk

@@ -20,9 +20,9 @@ from shortstack.architecture.gguf_rules import (
 )
 from shortstack.checkpoint.gguf_file import ARRAY, FLOAT32, UINT32, Entry, GgufFile
 from shortstack.errors import ArchitectureError, CheckpointError, parameter
+from shortstack.machine.formats import show_layers
 from shortstack.planning import Plan
 from shortstack.planning.exactness import nearest
-from shortstack.planning.layer_sets import show_layers
 
 DEPTH = "block_count"
 EXTRA = "nextn_predict_layers"  # blocks behind the last layer that predict further tokens
@@ -81,7 +81,10 @@ class GgufDepth:
             CheckpointError: it does not say how many layers there are.
             ArchitectureError: as said.
         """
-        fields, fix = self.fields, "write a directory in place of a .gguf: that cut is of dequantised weights, and checked"
+        fields, fix = (
+            self.fields,
+            "write a directory in place of a .gguf: that cut is of dequantised weights, and checked",
+        )
         if self.architecture not in RULES:
             known = ", ".join(sorted(RULES))
             raise ArchitectureError(self.where, expected=f"one of {known}", found=self.architecture, fix=fix)

@@ -16,9 +16,7 @@ from shortstack.pruning.gguf_pruner import KEPT, OURS, SPLIT, kept_tensors, prun
 from shortstack.pruning.verification import Verification
 
 
-def verify_gguf(
-    file: str | Path, *, against: str | Path | None = None, progress: Progress = silent
-) -> Verification:
+def verify_gguf(file: str | Path, *, against: str | Path | None = None, progress: Progress = silent) -> Verification:
     """Whether a .gguf file that shortstack wrote is whole; with `against`, whether its bytes are that model's.
 
     Without `against`: every layer has its tensors. With it: metadata reads as the cut wants it, no tensor lacks or is
@@ -69,7 +67,10 @@ def _metadata(model: GgufFile, source: GgufFile, plan: Plan) -> dict[str, Any]:
     wanted = pruned_metadata(GgufDepth(source.architecture, source.entries, source.parts[0]), plan)
     found = {name: each for name, each in model.entries.items() if not name.startswith((SPLIT, OURS))}
     wrong = sorted(name for name in wanted.keys() | found.keys() if not _same(name, wanted, found))
-    return {"ok": not wrong, "detail": f"{wrong[0]} reads otherwise" if wrong else f"{len(found)} entries as they should"}
+    return {
+        "ok": not wrong,
+        "detail": f"{wrong[0]} reads otherwise" if wrong else f"{len(found)} entries as they should",
+    }
 
 
 def _same(name: str, one: Mapping[str, Entry], other: Mapping[str, Entry]) -> bool:

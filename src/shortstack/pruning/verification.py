@@ -22,9 +22,9 @@ from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import plain
+from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning import Plan
-from shortstack.planning.layer_sets import show_layers
 from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
 
 LOADABLE = {".safetensors", ".py", ".gguf", *PICKLED}  # weights or code that a loader might take

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from shortstack.planning.layer_sets import show_layers
+from shortstack.machine.formats import show_layers
 from shortstack.report.findings import Findings
 from shortstack.report.format import listed
 from shortstack.report.results import AVERAGE, BASE, HEALED, Result

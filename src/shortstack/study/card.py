@@ -7,8 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from shortstack.machine.formats import number, size
-from shortstack.planning.layer_sets import show_layers
+from shortstack.machine.formats import number, show_layers, size
 
 
 def model_card(facts: Mapping[str, Any]) -> str:

@@ -19,9 +19,10 @@ from shortstack.data.splits import HELD_OUT, JUDGING
 from shortstack.healing.options import option_defaults, task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
+from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
-from shortstack.planning.layer_sets import FINALISTS, repairs_of, show_layers, splits
+from shortstack.planning.layer_sets import FINALISTS, repairs_of, splits
 from shortstack.planning.plans import BLOCKS
 from shortstack.scoring import Scores
 from shortstack.scoring.metrics import metric_named

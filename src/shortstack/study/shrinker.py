@@ -14,9 +14,9 @@ from shortstack.errors import InputError, parameter
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain, remove, rename_new, save_json, whole
+from shortstack.machine.formats import show_layers
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
-from shortstack.planning.layer_sets import show_layers
 from shortstack.planning.plans import REPAIRED_BLOCKS
 from shortstack.report import write_report
 from shortstack.runs.records import TrialRecord
