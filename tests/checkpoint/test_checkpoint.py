@@ -24,6 +24,8 @@ from transformers import AutoModelForCausalLM
 from shortstack import cli
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, pieces
 from shortstack.checkpoint import weights as fitting
+from shortstack.checkpoint.card import CARD
+from shortstack.checkpoint.record import provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.cli import console
 from shortstack.errors import CheckpointError, OutputError
@@ -69,7 +71,9 @@ def opened(source):
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+    """Of all files but the card, which names the folder."""
+    files = (path for path in folder.iterdir() if path.is_file() and path.name != CARD)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -157,7 +161,7 @@ def test_while_one_process_writes_an_output_another_is_refused(tmp_path, opened)
     with CheckpointWriter(tmp_path / "out", source=opened.directory, nbytes=3) as writer:
         writer.json("who.json", {"is": "parent"})
         assert exit_code(start(other)) == 2
-        writer.commit({})
+        writer.commit(provenance(opened, "prune", 0))
     assert json.loads((tmp_path / "out" / "who.json").read_text()) == {"is": "parent"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -169,7 +173,7 @@ def test_what_appeared_meanwhile_is_not_replaced(tmp_path, opened):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "who.json").write_text("theirs")
         with pytest.raises(OutputError):
-            writer.commit({})
+            writer.commit(provenance(opened, "prune", 0))
     assert (tmp_path / "out" / "who.json").read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -380,7 +384,8 @@ def test_shards_are_filled_to_a_size(limit, pruned, opened, tmp_path):
 def test_side_files_are_byte_identical_and_code_travels_only_when_trusted(pruned, source, tmp_path):
     trusted = prune(Checkpoint.open(source, trust_remote_code=True), plan(8, drop=2), tmp_path / "out")
     for folder, code in ((pruned.directory, set()), (trusted.directory, {"run.py"})):
-        beside = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
+        own = {path for path in folder.iterdir() if path.name != CARD}  # which is written anew
+        beside = {path.name: path.read_bytes() for path in own if path.suffix != ".safetensors"}
         assert {name: beside[name] for name in SIDE} == SIDE
         assert beside.keys() - SIDE.keys() == {"config.json", INDEX, RECORD} | code
 

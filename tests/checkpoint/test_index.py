@@ -142,6 +142,7 @@ def test_what_a_training_left_is_not_copied(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(folder)
     prune(checkpoint, plan(checkpoint.anatomy.layers, drop=1), tmp_path / "cut")
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         SINGLE,

@@ -1,3 +1,4 @@
+from . import card as card
 from . import checkpoint as checkpoint
 from . import disk_errors as disk_errors
 from . import file_names as file_names

@@ -1,10 +1,11 @@
-"""The names of a checkpoint's files: what each is called, which are downloaded, which an output takes along."""
+"""The names of the demo model and of a checkpoint's files: which are downloaded, and which an output takes along."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONFIG = "config.json"
 RECORD = "shortstack.json"
 SINGLE = "model.safetensors"

@@ -11,7 +11,10 @@ from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 
+import yaml
+
 from shortstack.architecture.anatomy import UNBUILDABLE
+from shortstack.checkpoint.card import CARD, LICENCE
 from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf, write_gguf
 from shortstack.checkpoint.pieces import file_digest
@@ -33,7 +36,7 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     model = read_gguf(path)
     digests = [file_digest(part) for part in model.parts]
     whole = digests[0] if len(digests) == 1 else digests
-    key = content_key("gguf", file=whole, reader=version("gguf"), dtype="bfloat16")
+    key = content_key("gguf", file=whole, reader=version("gguf"), dtype="bfloat16", card=1)
     place = cache_directory("gguf") / key
     if place.is_dir():
         mark_used(place)
@@ -44,6 +47,7 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     try:
         with _in_one_file(model, partial) as file:
             _convert(file, partial)
+        (partial / CARD).write_text(_card(model), encoding="utf-8")
         sync_tree(partial)
         rename_new(partial, place)
     except OutputError:
@@ -77,6 +81,13 @@ def _in_one_file(model: GgufFile, partial: Path) -> Iterator[Path]:
         yield whole
     finally:
         whole.unlink(missing_ok=True)
+
+
+def _card(model: GgufFile) -> str:
+    """The licence as a card has it, where the file says one."""
+    names = {name: f"general.{name.replace('_', '.')}" for name in LICENCE}
+    said = {name: model.entries[key].value for name, key in names.items() if key in model.entries}
+    return f"---\n{yaml.safe_dump(said)}---\n"
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

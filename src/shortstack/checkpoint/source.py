@@ -7,13 +7,11 @@ import os
 import re
 from pathlib import Path
 
-from shortstack.checkpoint.file_names import DOWNLOADED
+from shortstack.checkpoint.file_names import DEMO_HUB_ID, DOWNLOADED
 from shortstack.checkpoint.index import conversion
 from shortstack.errors import CheckpointError, InputError, one_line, parameter
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress
-
-DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def commit_of(directory: Path) -> str | None:

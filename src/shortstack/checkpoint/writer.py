@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from shortstack.checkpoint.card import CARD, Told, licence_of, model_card
 from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.pieces import WrittenFile, file_digest
 from shortstack.checkpoint.safetensors import StoredTensor, write_shard
@@ -91,7 +92,7 @@ class CheckpointWriter:
         Raises:
             OutputError: `out` exists, equals or lies inside the source, or does not fit the disk.
         """
-        self.out = Path(out)
+        self.out, self.source = Path(out), source
         self.files: dict[str, WrittenFile] = {}
         self._check_outside(source)
         check_new(self.out, make_folders=True)
@@ -202,13 +203,15 @@ class CheckpointWriter:
         self.files[name] = WrittenFile(len(content), file_digest(path))
 
     def commit(self, record: Mapping[str, Any]) -> Path:
-        """Write shortstack.json with every file's size and sha256, last; then rename the directory into place.
+        """Write shortstack.json with every file's size and sha256, and the model card; then rename the directory into place.
 
         Raises:
             OutputError: another process made `out` meanwhile.
         """
         manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
         self.json(RECORD, {**record, "files": manifest})
+        card = model_card(self.out.name, record, Told(licence=licence_of(self.source)))
+        (self.partial / CARD).write_text(card, encoding="utf-8")  # not in the manifest: its words are its owner's
         sync_tree(self.partial)
         rename_new(self.partial, self.out)
         for parent in self.new_parents:

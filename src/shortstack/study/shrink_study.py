@@ -1,4 +1,4 @@
-"""The study behind shrink(), in a folder of its own: what it asks for, what its trials gave, and commands for the same."""
+"""The study behind shrink(), in a folder of its own: what it asks for, and what its trials gave."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from shortstack.study.runner import run_study
 from shortstack.study.shrink_options import ShrinkOptions
 from shortstack.study.workers import Launch
 
-MAKING = ("score", "plan", "prune", "heal")  # the roles of the steps that make a checkpoint
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,3 @@ class ShrinkStudy:
     def made(self, trial: TrialRecord) -> Path:
         """The trial's last checkpoint."""
         return self.artefact(trial.steps.get("heal") or trial.steps["prune"])
-
-    def commands(self, trial: TrialRecord) -> list[str]:
-        """The commands that make a trial's checkpoint, one after the other, each on what the one before names."""
-        names = {"score": ".", "prune": "pruned", "heal": "healed"}
-        places = {str(self.artefact(step).absolute()): names.get(role, role) for role, step in trial.steps.items()}
-        commands = [trial.steps[role].command or "" for role in MAKING if role in trial.steps]
-        for place, name in places.items():
-            commands = [command.replace(place, name) for command in commands]
-        return [" ".join(command.splitlines()) for command in commands]

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.card import CARD, Measured, Told, licence_of, model_card
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain, remove, rename_new, save_json, whole
-from shortstack.machine.formats import show_layers
+from shortstack.machine.formats import show_layers, size
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.plans import REPAIRED_BLOCKS
 from shortstack.report import write_report
 from shortstack.runs.records import TrialRecord
 from shortstack.study.beside import Beside, beside
-from shortstack.study.card import model_card
 from shortstack.study.making import Made, Making, Tried, evaluations
 from shortstack.study.minutes import Amounts
 from shortstack.study.references import expanded, open_model
@@ -152,14 +152,14 @@ def _held(outs: Mapping[str, Path], study: ShrinkStudy, making: Making, wanted: 
         [open_model(str(study.made(each.trial))) for each in made],
         open_model(str(expanded(study.model))),
     )
-    amounts, healing = made[0].reckoned.amounts, study.trial["heal"]
+    amounts = made[0].reckoned.amounts
     texts = EvaluationText(options.texts, samples=amounts.judged if not amounts.all_judged else None)
     found = beside(shorts, unpruned, texts=texts, compute=study.compute, progress=told.behind)
     together = zip(outs.values(), made, found, strict=True)
     shrunk = [_shrunk(out, options, each, held, wanted) for out, each, held in together]
     told.behind("writing the report", 0, 1)
     for each, one in zip(made, shrunk, strict=True):
-        _finish(study, each.trial, one, data=str(healing["data"] if isinstance(healing, dict) else ""))
+        _finish(study, each.trial, one)
     shutil.rmtree(study.folder)
     told.end()
     return shrunk
@@ -195,27 +195,21 @@ def _why(plan: Mapping[str, Any], options: ShrinkOptions) -> str:
     )
 
 
-def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk, *, data: str) -> None:
+def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk) -> None:
     """Card, report and results beside the weights; then the checkpoint gets its name."""
     folder = study.made(trial)
     last = open_model(str(folder))
-    facts = {
-        "base": study.model,
-        "name": shrunk.output.name,
-        "plan": _plan(shrunk),
-        "heal": shrunk.steps.get("heal"),
-        "data": data,
-        "models": _models(shrunk, last),
-        "texts": study.options.texts,
-        "verdict": shrunk.verdict,
-        "answers": shrunk.beside.answers,
-        "why": shrunk.why,
-        "compared": shrunk.compared,
-        "commands": study.commands(trial),
-        "versions": last.record["versions"],
-    }
-    with whole(folder / "README.md") as partial:
-        partial.write_text(model_card(facts), encoding="utf-8")
+    told = Told(
+        verdict=shrunk.verdict,
+        facts=_sizes(shrunk, last),
+        measured=_measured(shrunk),
+        answers=shrunk.beside.answers,
+        why=shrunk.why,
+        compared=shrunk.compared,
+        licence=licence_of(folder),
+    )
+    with whole(folder / CARD) as partial:
+        partial.write_text(model_card(shrunk.output.name, last.record, told), encoding="utf-8")
     study.conclude(shrunk.verdict)
     write_report(study.folder, folder / "report.html")
     save_json(folder / SUMMARY, shrunk.to_dict())
@@ -227,20 +221,22 @@ def _plan(shrunk: Shrunk) -> Mapping[str, Any]:
     return plan
 
 
-def _models(shrunk: Shrunk, last: Checkpoint) -> list[dict[str, Any]]:
-    """The models that were measured: the sizes and the perplexity of each."""
+def _measured(shrunk: Shrunk) -> list[Measured]:
+    """The models that were measured, the unpruned one first."""
+    names = {"base": "unpruned", "pruned": "pruned", "healed": "healed"}
+    found = ((name, shrunk.steps.get(f"evaluate_{role}")) for role, name in names.items())
+    return [Measured(name, each) for name, each in found if each]
+
+
+def _sizes(shrunk: Shrunk, last: Checkpoint) -> dict[str, dict[str, str]]:
+    """Layers, parameters and bytes of each model."""
     plan = _plan(shrunk)
-    sizes = {
-        "base": (plan["layers"], plan["parameters"]["before"], plan["bytes"]["before"]),
-        "pruned": (len(plan["kept"]), plan["parameters"]["after"], plan["bytes"]["after"]),
-        "healed": (last.anatomy.layers, last.parameters, last.weight_bytes),
+    parameters, nbytes, after = plan["parameters"], plan["bytes"], len(plan["kept"])
+    layers = {"unpruned": plan["layers"], "pruned": after, "healed": last.anatomy.layers}
+    counts = {"unpruned": parameters["before"], "pruned": parameters["after"], "healed": last.parameters}
+    sizes = {"unpruned": nbytes["before"], "pruned": nbytes["after"], "healed": last.weight_bytes}
+    return {
+        "layers": {name: str(each) for name, each in layers.items()},
+        "parameters": {name: f"{each:,}" for name, each in counts.items()},
+        "bytes of weights": {name: size(each) for name, each in sizes.items()},
     }
-    return [
-        {
-            "name": "unpruned" if role == "base" else role,
-            **dict(zip(("layers", "parameters", "bytes"), sizes[role], strict=True)),
-            "perplexity": shrunk.steps[f"evaluate_{role}"]["perplexity"],
-        }
-        for role in sizes
-        if f"evaluate_{role}" in shrunk.steps
-    ]

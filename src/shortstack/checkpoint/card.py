@@ -1,0 +1,227 @@
+"""The model card of what shortstack writes: README.md, from the record, filled into a template of the package."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shortstack.checkpoint.file_names import DEMO_HUB_ID
+from shortstack.errors import as_option
+from shortstack.machine.formats import number, show_layers, size
+
+CARD = "README.md"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LICENCE = ("license", "license_name", "license_link")
+MOST_BYTES = 1 << 20  # of a card that is read for its metadata
+TAGS = ("layer-pruning", "layer-pruned", "depth-pruning", "shortstack")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What evaluate found of a model. name: in the table's head; found: the JSON of an Evaluation."""
+
+    name: str
+    found: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a card tells beside the record.
+
+    verdict: whether to keep it. facts: sizes and the like, by what they are and by model. answers: of the models to prompts.
+    why: these layers went; compared: cuts that were compared, by their loss.
+    """
+
+    verdict: str = ""
+    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    measured: Sequence[Measured] = ()
+    answers: Sequence[Mapping[str, str]] = ()
+    why: str = ""
+    compared: Mapping[str, float] = field(default_factory=dict)
+    licence: Mapping[str, str] = field(default_factory=dict)
+
+
+def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -> str:
+    """Markdown with the metadata that hubs read. record: what shortstack.json says.
+
+    What comes from outside, such as a model's name, is escaped: it is never markup. No path of this machine is told.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("shortstack.checkpoint", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"layers": show_layers, "number": number, "size": size, "thousands": "{:,}".format}
+    told, steps = told or Told(), _steps(record)
+    facts = {
+        "metadata": card_metadata(record, told.licence),
+        "name": name,
+        "base": base_model(record) or "a model of one's own",
+        "made": [_sentence(step) for step in steps],
+        "kept": _kept(record),
+        "commands": [_command(step, name if step is steps[-1] else None) for step in steps],
+        "version": record["versions"]["shortstack"],
+        "rows": _rows(told.measured),
+        "told": told,
+    }
+    return environment.get_template("card.md.j2").render(facts)
+
+
+def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
+    """The head of a card, in YAML, as huggingface_hub writes it."""
+    from huggingface_hub import ModelCardData
+
+    mixtures = [step["healing"]["data"]["data"] for step in _steps(record) if step.get("healing")]
+    sets = sorted({part for each in mixtures for part in _sources(each) if HUB_ID.fullmatch(part)})
+    data = ModelCardData(
+        base_model=base_model(record),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+        datasets=sets or None,
+        base_model_relation="finetune",
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
+    )
+    return f"{data.to_yaml()}\n"
+
+
+def base_model(record: Mapping[str, Any]) -> str | None:
+    """The hub's name of the model that was cut; None where that is a folder of somebody's own.
+
+    >>> base_model({"source": {"id": "demo"}}), base_model({"source": {"id": "/data/llama"}})
+    ('HuggingFaceTB/SmolLM2-135M-Instruct', None)
+    """
+    first = str(_steps(record)[0]["source"]["id"])
+    if first == "demo":
+        return DEMO_HUB_ID
+    return first if HUB_ID.fullmatch(first) and not Path(first).exists() else None
+
+
+def licence_of(directory: Path) -> dict[str, str]:
+    """What the card beside a checkpoint says of its licence; nothing where there is no card, or none that says it."""
+    card = directory / CARD
+    if not card.is_file() or card.stat().st_size > MOST_BYTES:
+        return {}
+    head = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        said = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:  # a card that hubs could not read, either: it says nothing
+        return {}
+    known = said if isinstance(said, dict) else {}
+    return {name: known[name] for name in LICENCE if isinstance(known.get(name), str)}
+
+
+def _steps(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of all that was done to the first model, in that order."""
+    steps = [record]
+    while steps[-1].get("origin"):
+        steps.append(steps[-1]["origin"])
+    return steps[::-1]
+
+
+def _sentence(step: Mapping[str, Any]) -> str:
+    """One step, for people."""
+    plan, healing = step.get("plan"), step.get("healing")
+    if plan and not healing:
+        refitted = "; kept layers were refitted in closed form" if (step.get("repair") or {}).get("kept") else ""
+        gone = f"{len(plan['removed'])} of {plan['layers']} layers were removed (numbered from 0: "
+        return f"{gone}{show_layers(plan['removed'])}){refitted}."
+    if healing:
+        taught = "the output of the unpruned model" if healing["objective"]["loss"] == "distill" else "the text"
+        data = ", ".join(_sources(healing["data"]["data"]))
+        how = f"by {healing['method']['name']} on {healing['samples']:,} samples of {data}"
+        return f"What is left was trained {how}, to give {taught}."
+    if step["verb"] == "repair":
+        return "Kept layers were refitted in closed form, so that the cut costs less."
+    return f"It went through shortstack {step['verb']}."
+
+
+def _kept(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Runs of layers that stayed together: their numbers now, and in the first model."""
+    pairs = [(int(new), old) for new, old in (record.get("layer_map") or {}).items()]
+    runs: list[list[tuple[int, int]]] = []
+    for pair in pairs:
+        if runs and pair[1] == runs[-1][-1][1] + 1:
+            runs[-1].append(pair)
+        else:
+            runs.append([pair])
+    return [(show_layers([new for new, _ in run]), show_layers([old for _, old in run])) for run in runs]
+
+
+def _command(step: Mapping[str, Any], name: str | None) -> str:
+    """The command that does a step; models by what they are, since folders have other names elsewhere."""
+    named = {"prune": "pruned", "repair": "repaired", "heal": "healed"}
+    origin = step.get("origin")
+    model = named.get(origin["verb"], "model") if origin else base_model(step) or "MODEL"
+    words = ["shortstack", step["verb"], model]
+    healing, plan = step.get("healing"), step.get("plan")
+    if plan and not healing:
+        words += ["--layers", show_layers(plan["removed"]).replace(" ", "")]
+        words += ["--repair"] if (step.get("repair") or {}).get("kept") else []
+    if healing:
+        method, data = dict(healing["method"]), dict(healing["data"])
+        options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
+        options["data"] = ",".join(_sources(data["data"], weighted=True))
+        words += [*_options(options), *(["--teacher", "MODEL"] if healing["teacher"] else [])]
+    return shlex.join([*words, "-o", name or named.get(step["verb"], "model")])
+
+
+def _options(values: Mapping[str, Any]) -> list[str]:
+    """Values that are set, as options."""
+    given = {
+        name: value for name, value in values.items() if value is not None and value is not False and name != "sha256"
+    }
+    listed = {name: ",".join(map(str, each)) if isinstance(each, list) else str(each) for name, each in given.items()}
+    return [word for name, value in listed.items() for word in as_option(name, value).split(" ", 1)]
+
+
+def _sources(data: str, *, weighted: bool = False) -> list[str]:
+    """The sources of a mixture; a file by its name alone.
+
+    >>> _sources("self,/home/me/chats.jsonl=0.5,org/set"), _sources("self=2", weighted=True)
+    (['self', 'chats.jsonl', 'org/set'], ['self=2'])
+    """
+    named = []
+    for part in data.split(","):
+        source, _, weight = part.partition("=")
+        is_file = source.startswith((".", "~", "/", "\\")) or source.count("/") > 1 or "." in Path(source).suffix
+        shown = re.split(r"[/\\]", source)[-1] if is_file else source
+        named.append(f"{shown}={weight}" if weight and weighted else shown)
+    return named
+
+
+def _rows(measured: Sequence[Measured]) -> list[tuple[str, list[str]]]:
+    """What was measured of all models: its name, and a cell for each model."""
+    cells: dict[str, dict[str, str]] = {}
+    for model in measured:
+        for name, cell in _cells(model.found):
+            cells.setdefault(name, {})[model.name] = cell
+    return [(name, [found.get(model.name, "") for model in measured]) for name, found in cells.items()]
+
+
+def _cells(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of an evaluation: perplexities, tasks and probes with their standard errors and how many items they had."""
+    cells = [(f"perplexity on {text}", number(each["value"])) for text, each in (found.get("perplexity") or {}).items()]
+    tasks = found.get("tasks") or {}
+    for name, each in tasks.items() if isinstance(tasks, Mapping) else [(task["task"], task) for task in tasks]:
+        cells.append((f"{name}, {each.get('metric', 'score')}", _with_error(each)))
+    return cells + [(f"writing: {name}", _with_error(each)) for name, each in (found.get("probes") or {}).items()]
+
+
+def _with_error(each: Mapping[str, Any]) -> str:
+    value, stderr = each["value"], each.get("stderr")
+    error = "" if stderr is None else f" ± {stderr:.3f}"
+    return f"{value:.3f}{error} (n = {each['n']})"

@@ -1,0 +1,117 @@
+"""The model card: what it tells of where a model comes from, and that its commands make the same model."""
+
+import json
+import shlex
+import sys
+
+import pytest
+import yaml
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.card import Measured, Told, licence_of, model_card
+from shortstack.cli import main
+from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
+from shortstack.planning import plan
+from shortstack.pruning import prune, verify
+from zoo import speaking
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+CARD = "---\nlicense: other\nlicense_name: mine\ntags: [a]\n---\n# About\n"
+VERSIONS = {"shortstack": "0"}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A model with a card of its own, cut and healed."""
+    source = Checkpoint.open(speaking(tmp_path / "MODEL"))
+    (source.directory / "README.md").write_text(CARD, encoding="utf-8")
+    pruned = prune(source, plan(8, layers="3-4"), tmp_path / "pruned")
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"text": f"line {n} " * 9}) + "\n" for n in range(40)))
+    data = TrainingData(f"pydoc,{tmp_path / 'chats.jsonl'}=0.5", max_length=32, max_samples=16)
+    task = HealingTask(data, method=Partial(last=1), schedule=Schedule(epochs=1, batch_size=4, lr=0.01))
+    heal(pruned, tmp_path / "out", task)
+    return tmp_path
+
+
+def head(card):
+    return yaml.safe_load(card.split("---")[1])
+
+
+def test_every_output_has_one_with_the_licence_of_the_source_and_no_path(made):
+    for name in ("pruned", "out"):
+        card = (made / name / "README.md").read_text(encoding="utf-8")
+        front = head(card)
+        assert (front["license"], front["license_name"]) == ("other", "mine")
+        assert "layer-pruned" in front["tags"]
+        assert "base_model" not in front
+        assert str(made) not in card
+        assert verify(Checkpoint.open(made / name)).ok
+    assert "2 of 8 layers were removed (numbered from 0: 3-4)." in card
+    assert "| 0-2 | 0-2 |" in card
+    assert "| 3-5 | 5-7 |" in card
+    assert "by partial on 16 samples of pydoc, chats.jsonl, to give the text." in card
+
+
+def test_its_commands_make_the_same_weights(made, monkeypatch):
+    wanted = Checkpoint.open(made / "out").weights_sha256
+    card = (made / "out" / "README.md").read_text(encoding="utf-8")
+    again = made / "again"
+    again.mkdir()
+    (again / "MODEL").symlink_to(made / "MODEL")
+    (again / "chats.jsonl").symlink_to(made / "chats.jsonl")
+    monkeypatch.chdir(again)
+    commands = [shlex.split(line[2:]) for line in card.splitlines() if line.startswith("$ ")]
+    assert [words[:2] for words in commands] == [["shortstack", "prune"], ["shortstack", "heal"]]
+    for words in commands:
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+    assert Checkpoint.open(again / "out").weights_sha256 == wanted
+
+
+def record(source, **more):
+    return {"verb": "prune", "source": {"id": source}, "versions": VERSIONS, **more}
+
+
+@pytest.mark.parametrize(
+    ("source", "base"),
+    [("org/name", "org/name"), ("demo", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("/data/org/name", None), ("<b>/x", None)],
+)
+def test_the_base_model_is_one_of_the_hub_or_left_out(source, base):
+    healed = record("somewhere/else/healed", verb="heal", origin=record(source))
+    for each in (record(source), healed):
+        card = model_card('out"\nevil: true', each)
+        assert head(card).get("base_model") == base
+        assert "evil" not in head(card)
+        assert "<b>" not in card
+
+
+def test_results_stand_with_their_errors_and_counts():
+    found = {
+        "perplexity": {"pydoc": {"value": 21.0912}},
+        "tasks": {"piqa": {"metric": "acc", "value": 0.61, "stderr": 0.022, "n": 500}},
+        "probes": {"copying": {"value": 0.5, "stderr": 0.1, "n": 24}},
+    }
+    told = Told(measured=[Measured("unpruned", {**found, "probes": {}}), Measured("healed", found)])
+    card = model_card("out", record("demo"), told)
+    assert "| perplexity on pydoc | 21.09 | 21.09 |" in card
+    assert "| piqa, acc | 0.610 ± 0.022 (n = 500) | 0.610 ± 0.022 (n = 500) |" in card
+    assert "| writing: copying |  | 0.500 ± 0.100 (n = 24) |" in card
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (CARD, {"license": "other", "license_name": "mine"}),
+        ("# no metadata", {}),
+        ("---\n: [\n---\n", {}),
+        ("---\n- a\n---\n", {}),
+        ("---\nlicense: [mit]\n---\n", {}),
+        (b"\xff\xfe---".decode("latin-1"), {}),
+    ],
+)
+def test_a_licence_is_what_the_card_says_or_nothing(card, licence, tmp_path):
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert licence_of(tmp_path) == licence
+    assert licence_of(tmp_path / "nowhere") == {}
