@@ -76,7 +76,12 @@ def record(source, **more):
 
 @pytest.mark.parametrize(
     ("source", "base"),
-    [("org/name", "org/name"), ("demo", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("/data/org/name", None), ("<b>/x", None)],
+    [
+        ("org/name", "org/name"),
+        ("demo", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("/data/org/name", None),
+        ("<b>/x", None),
+    ],
 )
 def test_the_base_model_is_one_of_the_hub_or_left_out(source, base):
     healed = record("somewhere/else/healed", verb="heal", origin=record(source))

@@ -1,6 +1,8 @@
 """Progress in logs and notebooks: how often something is said, and what."""
 
+import io
 import os
+import re
 import subprocess
 import sys
 import types
@@ -32,6 +34,24 @@ def test_a_log_has_a_line_at_the_beginning_each_half_minute_and_at_the_end(clock
         "healing: 90%, 10 s left, 9 tokens/s",
         "healing: 100%, 9 tokens/s",
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_the_time_left_though_the_total_changes(monkeypatch):
+    """As that of a whole shrink does each time it is told."""
+    now, shown = [0.0], Terminal()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", "120")
+    with bars() as told:
+        for second in (1, 2, 40, 41):
+            now[0] = float(second)
+            told("shrink", second, 100 + second % 3, note="step 1 of 9")
+    assert re.findall(r"ETA (\S+)", shown.getvalue())[-1] == "0:01:00"
 
 
 def test_a_notebook_has_one_line_for_each_stage_that_changes_in_its_place(clock, monkeypatch, capsys):

@@ -27,6 +27,7 @@ from shortstack.pruning import verify
 from shortstack.study import ShrinkOptions, shrink
 from shortstack.study.keeping import Share
 from shortstack.study.kinds import HealStep, PruneStep
+from shortstack.study.making import Making
 from shortstack.study.shrinker import shrink_each
 from studies import inline, make_data
 
@@ -59,7 +60,9 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert checkpoint.anatomy.layers == 4
     assert verify(checkpoint).ok
     assert checkpoint.weights_sha256 == made.steps["heal"]["weights_sha256"]
-    assert (tiny / "out" / "report.html").read_text(encoding="utf-8").startswith("<!")
+    page = html.unescape((tiny / "out" / "report.html").read_text(encoding="utf-8"))
+    assert page.startswith("<!")
+    assert all(text in page for said in made.beside.answers for text in said.values())
     assert (
         json.loads((tiny / "out" / "shrink.json").read_text())["steps"]["plan"]["removed"]
         == made.steps["plan"]["removed"]
@@ -219,15 +222,23 @@ def test_texts_of_other_lengths_are_measured_on_as_many_windows_and_that_is_said
 
 
 def test_the_first_guess_of_another_model_is_not_taken(tiny, monkeypatch):
-    guesses = []
-    monkeypatch.setattr("shortstack.study.making.first_amount", lambda _costs, _share: guesses.append(1) or 4)
+    scored, costs = [], Making._costs
+    monkeypatch.setattr(Making, "_costs", lambda self, progress: scored.append(1) or costs(self, progress))
+    monkeypatch.setattr("shortstack.study.making.first_amount", lambda _costs, _share: 4)
     monkeypatch.setattr("shortstack.study.making.kept", lambda _base, _last: {"words": Share(0.5, 0.0)})
-    for model in ("model", "model", "other"):
+    for model, keep in (("model", "99.5%"), ("model", "99%"), ("other", "99%")):
         if model == "other":
             shutil.copytree(tiny / "model", tiny / "other")
-        with pytest.raises(ShortstackError, match=r"keep='99\.5%': expected a cut that keeps so much by every measure"):
-            shrunk(tiny, keep="99.5%", model=model)
-    assert len(guesses) == 2
+        with pytest.raises(ShortstackError, match=f"keep='{keep}': expected a cut that keeps so much by every measure"):
+            shrunk(tiny, keep=keep, model=model)
+    assert len(scored) == 2, "another share needs no other scores, another model does"
+
+
+@pytest.mark.parametrize("nameless", [".", "/", ""])
+def test_an_output_without_a_name_is_refused(nameless, tiny, monkeypatch):
+    monkeypatch.chdir(tiny)
+    with pytest.raises(OutputError, match="it exists"):
+        shrink(str(tiny / "model"), nameless, ShrinkOptions(recipe=str(tiny / "recipe.yaml"), data="pydoc"))
 
 
 def test_minutes_that_are_too_few_are_said_before_work_begins(tiny, monkeypatch):

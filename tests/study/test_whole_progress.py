@@ -5,7 +5,7 @@ import pytest
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import Keeper
-from shortstack.study.progress import KindProgress, RunningStep, StepProgress, seconds_to_go
+from shortstack.study.progress import KindProgress, RunningStep, StepProgress, seconds_to_go, study_progress
 from shortstack.study.whole_progress import WholeProgress
 
 ROW = {"arguments": {}, "inputs": {}, "command": ""}
@@ -35,9 +35,14 @@ def test_it_tells_the_seconds_that_all_takes_and_what_is_done(study):
     clock[0] = 55.0
     whole.expect(160.0, after=15.0)
     whole.before("writing", 3, 4, note="9 MB")
-    assert told[-1] == ("shrink", 5, 160, "writing, 9 MB")
+    assert told[-1] == ("shrink", 5, 160, "writing 3 of 4, 9 MB")
+    clock[0] = 25.0 + 50.0
+    whole.before("writing", 4, 4)
+    assert told[-1] == ("shrink", 25, 160, "writing 4 of 4"), "what is left becomes less while nothing new is known"
     Keeper(study.progress("heal"), lambda *_, note="": None)("healing", 30, 120, note="500 tokens/s")
     clock[0] = 95.0
+    with Store.open(study) as store:
+        store.note(after=15.0)
     whole.study(study.root)("study", 1, 2)
     heal = 100 * (1 + 10 / 120) - 10  # planned, later as all are, and 10 s of it have passed
     assert told[-1] == (
@@ -46,7 +51,10 @@ def test_it_tells_the_seconds_that_all_takes_and_what_is_done(study):
         round(45 + heal + 15),
         "step 2 of 2, healing: healing 30 of 120, 500 tokens/s",
     )
-    whole.study(study.root, later=40.0)("study", 1, 2)
+    with Store.open(study) as store:
+        store.note(after=55.0)
+    whole.study(study.root)("study", 1, 2)
+    assert study_progress(study.root).eta == pytest.approx(heal + 55), "who watches it hears the same"
     assert told[-1][2] == round(45 + heal + 15 + 40)
     clock[0] = 200.0
     whole.behind("timing", 1, 4)

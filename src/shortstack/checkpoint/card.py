@@ -75,7 +75,8 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
         "rows": _rows(told.measured),
         "told": told,
     }
-    return environment.get_template("card.md.j2").render(facts)
+    text = environment.get_template("card.md.j2").render(facts)
+    return text.replace("&#39;", "'").replace("&#34;", '"')  # which mean nothing in Markdown outside of tags
 
 
 def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:

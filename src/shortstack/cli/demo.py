@@ -10,7 +10,7 @@ import typer
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.option_groups import Only
-from shortstack.cli.options import Reporting
+from shortstack.cli.options import Reporting, going_on
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number, size
 
@@ -33,7 +33,7 @@ def demo(
     """
     from shortstack.study.demo import run
 
-    with report.bars() as progress:
+    with report.bars() as progress, going_on("the same command begins anew; only texts that were written are kept"):
         result = run(output, minutes=minutes, seed=compute.seed, progress=progress)
     if report.json:
         return console.show_json(result.to_dict())
@@ -61,5 +61,7 @@ def show(demo: Demo) -> None:
     for row in demo.rows:
         if row.verdict:
             console.show(f"{row.name}: {row.verdict}")
+    if demo.left_out:
+        console.show(f"For want of time: {'; '.join(demo.left_out)}. --minutes allows more.")
     places = " and ".join(f"{demo.output}/{row.name.replace(' ', '-')}" for row in demo.rows if row.verdict)
     console.show(f"\n{places} open with AutoModelForCausalLM.from_pretrained. {demo.seconds:.0f} s.")

@@ -142,7 +142,7 @@ def going_on(how: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        say(f"Stopped: {how}.")
+        say(f"To go on: {how}.")
         raise
 
 

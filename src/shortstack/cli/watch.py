@@ -60,7 +60,8 @@ def frame(study: StudyProgress) -> Group:
         table.add_column(column, justify="left" if column in ("step", "") else "right")
     for name, kind in study.kinds.items():
         bar = "█" * round(20 * kind.done / max(kind.expected, 1))
-        cells = (name, kind.done, kind.running, kind.failed, kind.expected, duration(kind.seconds), bar)
+        each = f"{duration(kind.planned)}, planned" if kind.seconds is None and kind.planned else duration(kind.seconds)
+        cells = (name, kind.done, kind.running, kind.failed, kind.expected, each, bar)
         table.add_row(*(Text(str(cell)) for cell in cells))
     states = ", ".join(f"{count} {state}" for state, count in study.trials.items() if count)
     lines = [f"trials: {states or 'none'}"]

@@ -83,8 +83,8 @@ class TrainingData:
         if samples <= held_out:
             raise DataError(
                 self.source,
-                expected=f"more than the {held_out} samples that are held out",
-                found=str(samples),
+                expected="a sample to train on beside those that are held out to judge by",
+                found=f"{samples} sample{'s' * (samples != 1)}, of which {held_out} would be held out",
                 fix=f"give more data, or a smaller {parameter('held_out')}",
             )
         return held_out

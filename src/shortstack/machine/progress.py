@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -110,7 +111,7 @@ def _shown(*, quiet: bool) -> Iterator[Progress]:
         yield _Lines()
     else:
         from rich.console import Console
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
         columns = (
@@ -118,17 +119,20 @@ def _shown(*, quiet: bool) -> Iterator[Progress]:
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TextColumn("ETA {task.fields[eta]}"),  # rich's own forgets its pace whenever a total changes
             TextColumn("{task.fields[note]}"),
         )
         with Bars(*columns, console=Console(stderr=True)) as live:
-            tasks: dict[str, Any] = {}
+            tasks: dict[str, tuple[Any, float]] = {}
 
             def advance(stage: str, done: int, total: int, /, *, note: str = "") -> None:
-                if stage not in tasks or live.tasks[tasks[stage]].finished:
-                    tasks[stage] = live.add_task(stage, total=total, note=note)
-                live.update(tasks[stage], completed=done, total=total, note=note)
+                now = time.monotonic()
+                if stage not in tasks or live.tasks[tasks[stage][0]].finished:
+                    tasks[stage] = live.add_task(stage, total=total, note=note, eta="-:--:--"), now
+                task, begun = tasks[stage]
+                left = seconds_left(now - begun, done, total)
+                eta = "-:--:--" if left is None else str(timedelta(seconds=round(left)))
+                live.update(task, completed=done, total=total, note=note, eta=eta)
 
             yield advance
 
@@ -137,6 +141,17 @@ def _in_notebook() -> bool:
     """Whether a Jupyter kernel runs this code; what it starts with `!` is not in it."""
     shell = sys.modules.get("IPython")
     return shell is not None and hasattr(shell.get_ipython(), "kernel")
+
+
+def seconds_left(spent: float, done: int, total: int) -> float | None:
+    """Seconds until a stage ends at its pace; None while that is a guess.
+
+    >>> seconds_left(30.0, 1, 4), seconds_left(0.5, 1, 4)
+    (90.0, None)
+    """
+    if done >= total:
+        return 0.0
+    return spent / done * (total - done) if spent > 1 and done > 0 else None
 
 
 @dataclass
@@ -148,8 +163,8 @@ class _Stage:
 
     def left(self, now: float, done: int, total: int) -> str:
         """The seconds to its end at its pace, in words; nothing while that is a guess."""
-        spent = now - self.begun
-        return f", {spent / done * (total - done):.0f} s left" if spent > 1 and 0 < done < total else ""
+        left = seconds_left(now - self.begun, done, total)
+        return f", {left:.0f} s left" if left else ""
 
 
 class _Told:

@@ -161,7 +161,7 @@ class Choice:
                 parameter(name),
                 expected=f"less than the model's {whole:,}",
                 found=f"{most:,}",
-                fix=f"ask for less, such as {parameter(name, f'{whole // 1000 * 3 // 4}K')}",
+                fix=f"ask for less, such as {parameter(name, _rounded(whole * 3 // 4))}",
             )
         lightest = min(range(len(sizes.layer_bytes)), key=lambda layer: sizes.of([layer])[place])
         least = sizes.of([lightest])[place]
@@ -171,7 +171,7 @@ class Choice:
                 parameter(name),
                 expected=expected,
                 found=f"{most:,}",
-                fix=f"ask for more, such as {parameter(name, f'{least // 1000 + 1}K')}",
+                fix=f"ask for more, such as {parameter(name, _rounded(least, up=True))}",
             )
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
@@ -222,6 +222,20 @@ class Choice:
         window = self.how.name != "block" or max(removed) - min(removed) < len(removed)
         small = self.fits is None or self.fits([layer for layer in range(layers) if layer not in removed])
         return inside and window and small
+
+
+def _rounded(amount: int, *, up: bool = False) -> str:
+    """Two digits and a unit, below an amount or above it.
+
+    >>> _rounded(100_886_256), _rounded(3_600_000, up=True), _rounded(70)
+    ('100M', '3600K', '70')
+    """
+    step = max(1, 10 ** (len(str(amount)) - 2))
+    rounded = -(-amount // step) * step if up else amount // step * step
+    for unit, size in (("M", 10**6), ("K", 10**3)):
+        if rounded >= size and rounded % size == 0:
+            return f"{rounded // size}{unit}"
+    return str(rounded)
 
 
 def _excluding(name: str, other: str) -> InputError:

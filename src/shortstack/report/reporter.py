@@ -45,7 +45,9 @@ class Report:
         return render(self.findings, self.tables, version=version("shortstack"))
 
     def markdown(self) -> str:
-        first = [self.findings.runs.conclusion, opening(self.findings)]
+        runs = self.findings.runs
+        said = [" / ".join(f"{name}: {text}" for name, text in each.items()) for each in runs.answers]
+        first = [runs.conclusion, *said, opening(self.findings)]
         return markdown.markdown(self.findings.runs.title, first, self.tables)
 
     def latex(self) -> str:

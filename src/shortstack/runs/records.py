@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from shortstack.errors import DataError
 from shortstack.runs.folder import Folder
@@ -55,12 +55,16 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Runs:
-    """Everything in a store: trials in the order of the grid, steps by key."""
+    """Everything in a store: trials in the order of the grid, steps by key.
+
+    answers: prompts and what each model said, where whoever ran it kept some: a report shows them below the conclusion.
+    """
 
     name: str
     meta: Mapping[str, str]
     trials: tuple[TrialRecord, ...]
     steps: Mapping[str, StepRecord]
+    answers: tuple[Mapping[str, str], ...] = ()
 
     @property
     def title(self) -> str:
@@ -89,22 +93,31 @@ def read(folder: str | Path) -> Runs:
         for row in trials
     }
     records = (_checked(TrialRecord, {**row, "steps": own[row["id"]]}, place) for row in trials)
-    return Runs(place.root.resolve().name, meta, tuple(records), steps)
+    return Runs(place.root.resolve().name, meta, tuple(records), steps, _answers(meta.get("answers", "[]"), place))
 
 
-Record = TypeVar("Record", StepRecord, TrialRecord)
-
-
-def _checked(kind: type[Record], row: Mapping[str, Any], place: Folder) -> Record:
-    """The record of a row.
+def _answers(noted: str, place: Folder) -> tuple[Mapping[str, str], ...]:
+    """Prompts and what each model said, from JSON.
 
     Raises:
-        DataError: a column holds what the record cannot.
+        DataError: it is something else.
+    """
+    from pydantic import Json
+
+    found: tuple[Mapping[str, str], ...] = _checked(Json[tuple[dict[str, str], ...]], noted, place)
+    return found
+
+
+def _checked(kind: Any, stored: Any, place: Folder) -> Any:
+    """What is stored, as a record or another type.
+
+    Raises:
+        DataError: it is something else.
     """
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(row)
+        return TypeAdapter(kind).validate_python(stored)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(

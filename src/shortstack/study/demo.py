@@ -43,12 +43,16 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class Demo:
-    """The result of the demo: the unpruned model and the shorter ones, and what each answers to the prompts."""
+    """The result of the demo: the unpruned model and the shorter ones, and what each answers to the prompts.
+
+    left_out: what there was no time for.
+    """
 
     output: Path
     rows: tuple[DemoRow, ...]
     prompts: Sequence[str]
     seconds: float
+    left_out: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return dict(plain(self))
@@ -76,7 +80,8 @@ def run(
         made = shrink_each("demo", outs, options, compute=Compute(seed=seed), launcher=launcher, progress=progress)
         named = zip(DROPS, made, strict=True)
         rows = [_row("unpruned", "base", made[0]), *(_row(f"minus {drop}", "healed", each) for drop, each in named)]
-        demo = Demo(output, tuple(rows), PROMPTS, round(time.perf_counter() - started, 1))
+        seconds, left_out = round(time.perf_counter() - started, 1), made[0].left_out
+        demo = Demo(output, tuple(rows), PROMPTS, seconds, left_out)
         save_json(output / "demo.json", demo.to_dict())
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)

@@ -43,12 +43,22 @@ def kept(base: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Share]:
         ("probes of writing", base["probes"], last["probes"]),
         ("tasks", shares_of(base["tasks"]), shares_of(last["tasks"])),
     ):
-        (before, error), (after, other_error) = mean(one), mean(other)
-        if before:
-            value = after / before
-            relative = [(error / before) ** 2, (other_error / after) ** 2 if after else 0.0]
-            shares[name] = Share(value, value * math.sqrt(sum(relative)) if after else other_error / before)
+        before, after = Share(*mean(one)), Share(*mean(other))
+        if before.value:
+            shares[name] = ratio(before, after)
     return shares
+
+
+def ratio(before: Share, after: Share) -> Share:
+    """Which share of the one the other is; their errors count as independent.
+
+    >>> str(ratio(Share(0.5, 0.0), Share(0.4, 0.05)))
+    '80.0% ± 10.0%'
+    """
+    value = after.value / before.value
+    if not after.value:
+        return Share(0.0, after.stderr / before.value)
+    return Share(value, value * math.hypot(before.stderr / before.value, after.stderr / after.value))
 
 
 def least(shares: Mapping[str, Share]) -> tuple[str, Share]:

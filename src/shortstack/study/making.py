@@ -19,7 +19,7 @@ from shortstack.runs.records import TrialRecord
 from shortstack.study.keeping import TRIALS, Share, first_amount, kept, largest, least, next_amount
 from shortstack.study.minutes import LEAST, Amounts
 from shortstack.study.references import expanded, open_model
-from shortstack.study.shrink_minutes import Reckoned, Reckoning
+from shortstack.study.shrink_minutes import TYPICAL, Reckoned, Reckoning
 from shortstack.study.shrink_study import ShrinkStudy
 from shortstack.study.whole_progress import WholeProgress
 from shortstack.study.workers import Launch
@@ -76,8 +76,8 @@ class Making:
             ShortstackError: none of them does.
         """
         most = open_model(str(expanded(self.study.model))).anatomy.layers - 1
+        reckoned = self._reckoned(Reckoning(self.study, [TYPICAL], self.whole.begun, TRIALS), wanted)
         amounts, tried = [self._first(share)], dict[int, Tried]()
-        reckoned = self._reckoned(Reckoning(self.study, [str(amounts[0])], self.whole.begun, TRIALS), wanted)
         while True:
             self._run(reckoned, [str(amount) for amount in amounts], more=TRIALS - len(amounts))
             for amount, trial in zip(amounts, self.study.trials(), strict=True):
@@ -94,30 +94,29 @@ class Making:
     def _reckoned(self, reckoning: Reckoning, wanted: Amounts) -> Reckoned:
         self.whole.before("measuring the speed of this machine", 0, 1)
         reckoned, minutes = reckoning.reckoned(wanted), self.study.options.minutes
-        if reckoned.all > LATE * 60 * minutes:
+        if reckoned.all > LATE * 60 * minutes and not self.study.begun:  # what is done takes no time again
             took = f"{duration(reckoned.all)} is needed for the least to choose, repair, heal and measure on"
             warnings.warn(f"{took}, where {duration(60 * minutes)} was given", ShortstackWarning, stacklevel=4)
         self.whole.expect(reckoned.all, reckoned.after)
+        self.study.note(reckoned.planned, after=self.whole.left)
         return reckoned
 
     def _run(self, reckoned: Reckoned, drops: Sequence[str], *, more: int) -> None:
         """Run what is not done of the trials that are known; more: those that may follow."""
         study = self.study
-        progress = self.whole.study(study.folder, later=more * reckoned.trial)
-        study.run(study.asked(reckoned.amounts, drops), reckoned.planned, self.launcher, progress)
+        study.note(reckoned.planned, after=more * reckoned.trial + reckoned.after)
+        study.run(study.asked(reckoned.amounts, drops), self.launcher, self.whole.study(study.folder))
 
     def _first(self, share: float) -> int:
         """How many layers to try first, from the cost of each; kept beside the study."""
         study = self.study
-        path = study.folder / "first.json"
-        asked = digest([study.model, share, study.options.text, study.options.length, plain(study.compute)])
+        path = study.folder / "costs.json"
+        asked = digest([study.model, study.options.text, study.options.length, plain(study.compute)])
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if known.get("asked") == asked:
-            return int(known["layers"])
-        layers = first_amount(self._costs(self.whole.before), share)
-        study.folder.mkdir(exist_ok=True)
-        save_json(path, {"asked": asked, "layers": layers})
-        return layers
+        if known.get("asked") != asked:
+            known = {"asked": asked, "costs": self._costs(self.whole.before)}
+            save_json(path, known)
+        return first_amount(known["costs"], share)
 
     def _costs(self, progress: Progress) -> list[float]:
         """Nats per token that each layer alone costs on the calibration text."""

@@ -45,7 +45,8 @@ class RunningStep:
 class StudyProgress:
     """How far a study is at one moment.
 
-    eta: seconds to go at most, by finished steps of the same kind, or by what was planned; None where there is neither.
+    eta: seconds to go at most, by finished steps of the same kind, or by what was planned, and until all is done of which
+    the study is a part; None where there is neither.
     """
 
     title: str
@@ -74,7 +75,7 @@ def study_progress(runs: str | Path) -> StudyProgress:
         rows, failures, trials = store.running(), store.failures(), store.trials()
     states = Counter(trial["state"] for trial in trials)
     expected, planned = (json.loads(notes.get(name, "{}")) for name in ("expected", "planned"))
-    workers = int(notes.get("workers", 1))
+    workers, after = int(notes.get("workers", 1)), float(json.loads(notes.get("after", "0")))
     kinds = {
         kind: _kind_progress(counts.get(kind, {}), expected.get(kind, 0), seconds.get(kind, ()), planned.get(kind))
         for kind in sorted(expected.keys() | counts.keys())
@@ -83,6 +84,7 @@ def study_progress(runs: str | Path) -> StudyProgress:
         RunningStep(row["kind"], row["command"] or "", now - row["started"], read_progress(folder.progress(row["key"])))
         for row in rows
     ]
+    to_go = seconds_to_go(kinds, running, workers)
     return StudyProgress(
         notes.get("title", ""),
         {state: states[state] for state in ("done", "running", "failed", "waiting")},
@@ -90,7 +92,7 @@ def study_progress(runs: str | Path) -> StudyProgress:
         running,
         [f"{row['kind']} {row['key'][:12]}: {last_line(row['error'])}" for row in failures],
         workers,
-        seconds_to_go(kinds, running, workers),
+        None if to_go is None else to_go + after,
         bool(notes.get("finished")),
     )
 

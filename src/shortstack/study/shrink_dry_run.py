@@ -15,12 +15,10 @@ from shortstack.machine.files import plain
 from shortstack.study.keeping import TRIALS
 from shortstack.study.references import expanded, open_model
 from shortstack.study.shrink_checks import CHECKPOINTS, check_shrink, in_words_of_shrink
-from shortstack.study.shrink_minutes import Reckoning
+from shortstack.study.shrink_minutes import TYPICAL, Reckoning
 from shortstack.study.shrink_options import ShrinkOptions
 from shortstack.study.shrink_study import ShrinkStudy
 from shortstack.study.shrink_trial import recipe_trial
-
-TYPICAL = "25%"  # where only trials will show how much can go
 
 
 @dataclass(frozen=True)

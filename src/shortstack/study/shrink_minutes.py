@@ -27,6 +27,7 @@ KINDS_OF = {  # the steps that look at so much
     "samples": ("heal", "turns"),
     "judged": ("evaluate",),
 }
+TYPICAL = "25%"  # of the layers go, where only trials will show how much can
 JUDGED_TOKENS = EvaluationText.length  # of a window that is measured on
 REPORT_SECONDS = 3.0  # of the page and the card; 2 s on an AMD EPYC, 2026-11-27
 
@@ -96,7 +97,7 @@ class Reckoning:
         int8 = len(options.texts) * JUDGED_TOKENS * size.passed(size.layers, 1)  # of a window, measured once at the end
         lines["judged"] = Line(lines["judged"].fixed, lines["judged"].each + int8 / self.trials)
         least_after = beside_seconds(size, kept, 0.0) + REPORT_SECONDS * len(kept)
-        begun = time.monotonic() - self.begun + START_SECONDS
+        begun = time.monotonic() - self.begun + START_SECONDS + (self._scoring(size, texts) if options.share else 0.0)
         fitted = fitting(wanted, (60 * options.minutes - begun - least_after) / self.trials, lines)
         after = least_after + int8 * fitted.judged
         found = self._estimated(fitted, size, texts)
@@ -114,6 +115,13 @@ class Reckoning:
         lines = {name: _line(name, few, many, none) for name in KINDS_OF}
         more = _line("windows", few, many, two).less(_line("windows", few, many, one))
         return {**lines, "finalists": more}
+
+    def _scoring(self, size: ModelSize, texts: TextSizes) -> float:
+        """Seconds of the cost of each layer alone, from which the first cut is guessed that might keep a share."""
+        asked = self.study.asked(LEAST, self.drops)
+        plain_cuts = [{**trial, "metric": "ppl", "repair": False, "heal": "none"} for trial in asked["trials"]]
+        study = parse_study(str(yaml.safe_dump({**asked, "trials": plain_cuts})), where="shrink")
+        return estimate(study, {self.study.model: size}, texts).seconds.get("score") or 0.0
 
     def _estimated(self, amounts: Amounts, size: ModelSize, texts: TextSizes) -> Estimate:
         return estimate(parse_study(self._asked(amounts), where="shrink"), {self.study.model: size}, texts)

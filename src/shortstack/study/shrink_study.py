@@ -25,7 +25,6 @@ from shortstack.study.shrink_options import ShrinkOptions
 from shortstack.study.workers import Launch
 
 
-
 @dataclass(frozen=True)
 class ShrinkStudy:
     """The study behind shrink(). trial: the recipe; its trials differ in how many layers go, as `drops` say."""
@@ -65,21 +64,18 @@ class ShrinkStudy:
     def run(
         self,
         asked: Mapping[str, Any],
-        planned: Mapping[str, float],
         launcher: Callable[[], AbstractContextManager[Launch]],
         progress: Progress,
     ) -> None:
-        """Run what is not done yet of the trials. planned: seconds of one step of each kind, for who watches.
+        """Run what is not done yet of the trials.
 
         Raises:
             ShortstackError: a step failed; what it raised, where that says what to do.
         """
         self.folder.mkdir(exist_ok=True)
-        path, folder = self.folder / "asked.yaml", Folder(self.folder)
+        path = self.folder / "asked.yaml"
         with whole(path) as partial:
             partial.write_text(yaml.safe_dump(dict(asked), sort_keys=False), encoding="utf-8")
-        with folder.held(), Store.open(folder) as store:
-            store.note(planned=planned)
         outcome = run_study(path, self.folder, launcher=launcher, keep="all", replaced=True, progress=progress)
         if outcome.raised:
             raise outcome.raised[0]
@@ -92,10 +88,22 @@ class ShrinkStudy:
                 fix=f"read {failed['log']}, mend what it says and call it again: it goes on from there",
             )
 
-    def conclude(self, verdict: str) -> None:
+    @property
+    def begun(self) -> bool:
+        """Whether some of its steps have run."""
+        return Folder(self.folder).database.exists()
+
+    def note(self, planned: Mapping[str, float], *, after: float) -> None:
+        """Keep for who watches the seconds of one step of each kind, and those behind the steps that are known."""
+        self.folder.mkdir(exist_ok=True)
+        folder = Folder(self.folder)
+        with folder.held(), Store.open(folder) as store:
+            store.note(title=f"shrink {self.model}", planned=planned, after=after)
+
+    def conclude(self, verdict: str, answers: Sequence[Mapping[str, str]]) -> None:
         """Keep what the report says first."""
         with Store.open(Folder(self.folder)) as store:
-            store.note(conclusion=verdict)
+            store.note(conclusion=verdict, answers=list(answers))
 
     def trials(self) -> list[TrialRecord]:
         """The trials that were run, in order."""

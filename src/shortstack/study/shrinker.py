@@ -14,7 +14,7 @@ from shortstack.checkpoint.card import CARD, Measured, Told, licence_of, model_c
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.files import plain, remove, rename_new, save_json, whole
+from shortstack.machine.files import check_new, plain, remove, rename_new, save_json, whole
 from shortstack.machine.formats import show_layers, size
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
@@ -114,7 +114,13 @@ def shrink_each(
 
 
 def _study(model: str, first: Path, options: ShrinkOptions, compute: Compute, trial: Mapping[str, Any]) -> ShrinkStudy:
-    """The study, which lies beside the first output."""
+    """The study, which lies beside the first output.
+
+    Raises:
+        OutputError: that has no name, as the folder where we are.
+    """
+    if not first.name:
+        check_new(first)
     return ShrinkStudy(model, first.with_name(f"{first.name}.study"), options, compute, trial)
 
 
@@ -210,7 +216,7 @@ def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk) -> None:
     )
     with whole(folder / CARD) as partial:
         partial.write_text(model_card(shrunk.output.name, last.record, told), encoding="utf-8")
-    study.conclude(shrunk.verdict)
+    study.conclude(shrunk.verdict, shrunk.beside.answers)
     write_report(study.folder, folder / "report.html")
     save_json(folder / SUMMARY, shrunk.to_dict())
     rename_new(folder, shrunk.output)

@@ -9,7 +9,7 @@ from typing import Any
 
 from shortstack.machine.formats import number, size
 from shortstack.study.beside import Beside
-from shortstack.study.keeping import mean, shares_of
+from shortstack.study.keeping import Share, mean, ratio, shares_of
 
 # Shares of the unpruned model's mean over the probes, and multiples of its perplexity, between which nobody but its
 # user can say. docs/shrink.md names them.
@@ -41,26 +41,24 @@ def verdict(base: Mapping[str, Any], last: Mapping[str, Any], beside: Beside | N
     )
     good, bad = times <= NEAR, times > FAR
     reasons = [f"Perplexity on {text} is {times:.2f} times the unpruned model's."]
-    before, after, error = _right(base["probes"], last["probes"])
-    if before:
-        good, bad = good and after / before >= KEPT, bad or after / before < LOST
-        reasons.append(_said("small writing tasks", before, after, error))
+    before, after = Share(*mean(base["probes"])), Share(*mean(last["probes"]))
+    if before.value:
+        kept = ratio(before, after)
+        good, bad = good and kept.value >= KEPT, bad or kept.value < LOST
+        reasons.append(_said("small writing tasks", before, after))
     tasks = shares_of(last.get("tasks") or {})
     if tasks:
-        reasons.append(_said(", ".join(tasks), *_right(shares_of(base["tasks"]), tasks)))
+        reasons.append(_said(", ".join(tasks), Share(*mean(shares_of(base["tasks"]))), Share(*mean(tasks))))
     if last["collapse"] and last["collapse"]["collapsed"]:
         bad = True
         reasons.append(f"What it writes has collapsed: {last['collapse']['sample']}.")
     return Verdict(False if bad else True if good else None, (*reasons, *(_beside(beside, last) if beside else ())))
 
 
-def _right(base: Mapping[str, Any], last: Mapping[str, Any]) -> tuple[float, float, float]:
-    """The mean accuracy of the unpruned model, and that of the shortened one with its standard error."""
-    return mean(base)[0], *mean(last)
-
-
-def _said(what: str, before: float, after: float, error: float) -> str:
-    return f"Of {what} {after:.1%} ± {error:.1%} are right, where the unpruned model has {before:.1%}."
+def _said(what: str, before: Share, after: Share) -> str:
+    """How much is right of something, with standard errors, and which share of the unpruned model's that is."""
+    kept = f": {ratio(before, after)} of it is kept" if before.value else ""
+    return f"Of {what} {after} are right, where the unpruned model has {before}{kept}."
 
 
 def _times(perplexity: float | None, unpruned: float) -> float:

@@ -27,32 +27,38 @@ class WholeProgress:
     """
 
     def __init__(self, told: Progress, reckoned: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.told, self.clock, self.begun, self.left = told, clock, clock(), reckoned
-        self.after, self.ended = 0.0, 0.0  # and when the study ended
+        self.told, self.clock, self.begun = told, clock, clock()
+        self.end_at, self.after, self.behind_it = self.begun + reckoned, 0.0, False
+
+    @property
+    def left(self) -> float:
+        """Seconds until all is done."""
+        return max(0.0, self.end_at - self.clock())
 
     def before(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
         """The progress of what comes before the study."""
-        self._tell(f"{stage}{f', {note}' if note else ''}")
+        far = f" {done:,} of {total:,}" if total > 1 else ""
+        self._tell(f"{stage}{far}{f', {note}' if note else ''}")
 
     def expect(self, all_seconds: float, after: float) -> None:
         """Take in what all takes, and what comes behind the study, as soon as that is known."""
-        self.left, self.after = max(0.0, all_seconds - (self.clock() - self.begun)), after
+        self.end_at, self.after = self.begun + all_seconds, after
 
-    def study(self, folder: Path, later: float = 0.0) -> Progress:
-        """A progress for run_study(), which reads that study's own store. later: seconds of trials that may follow."""
+    def study(self, folder: Path) -> Progress:
+        """A progress for run_study(), which reads that study's own store."""
 
         def progress(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
             study = study_progress(folder)
             if study.eta is not None:
-                self.left = study.eta + later + self.after
+                self.end_at = self.clock() + study.eta
             self._tell(_doing(study))
 
         return progress
 
     def behind(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
         """The progress of what comes behind the study."""
-        self.ended = self.ended or self.clock()
-        self.left = max(0.0, self.after - (self.clock() - self.ended))
+        if not self.behind_it:
+            self.behind_it, self.end_at = True, self.clock() + self.after
         self._tell(f"{stage} {done:,} of {total:,}")
 
     def end(self) -> None:
