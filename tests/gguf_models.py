@@ -263,16 +263,36 @@ MAKERS = {
 }
 
 
-def probabilities(path, prompt=tuple(PROMPT), tokens=3):
-    """ln p of the 20 likeliest tokens at each step of a greedy continuation, by llama.cpp: one dict a step."""
+def serving(path):
+    """llama.cpp in this process, with a file loaded."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.warmup = 128, 1, False
     params.cpuparams.n_threads = 1
-    server = xllamacpp.Server(params)
-    asked = {"prompt": list(prompt), "n_predict": tokens, "n_probs": 20, "temperature": 0, "ignore_eos": True}
-    answer = server.handle_completions(asked)
-    steps = answer["choices"][0]["logprobs"]["content"]
-    return [{each["id"]: each["logprob"] for each in step["top_logprobs"]} for step in steps]
+    return xllamacpp.Server(params)
+
+
+def steps(server, prompt, tokens, likeliest):
+    """ln p of the likeliest tokens at each step of a greedy continuation."""
+    asked = {
+        "prompt": list(prompt),
+        "n_predict": tokens,
+        "n_probs": likeliest,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    found = server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
+    return [{each["id"]: each["logprob"] for each in step["top_logprobs"]} for step in found]
+
+
+def probabilities(path, prompt=tuple(PROMPT), tokens=3):
+    """ln p of the 20 likeliest tokens at each step of a greedy continuation, by llama.cpp: one dict a step."""
+    return steps(serving(path), prompt, tokens, 20)
+
+
+def token_losses(path, ids, *, vocabulary):
+    """-ln p of each token after the first, by llama.cpp."""
+    server = serving(path)
+    return [-steps(server, ids[:end], 1, vocabulary)[0][ids[end]] for end in range(1, len(ids))]

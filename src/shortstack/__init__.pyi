@@ -11,6 +11,10 @@ from .evaluation import GenerationChecks as GenerationChecks
 from .evaluation import Tasks as Tasks
 from .evaluation import compared as compared
 from .evaluation import evaluate as evaluate
+from .exporting import Pushed as Pushed
+from .exporting import export_gguf as export_gguf
+from .exporting import modelfile as modelfile
+from .exporting import push_to_hub as push_to_hub
 from .healing import Full as Full
 from .healing import Healing as Healing
 from .healing import HealingTask as HealingTask
@@ -32,9 +36,11 @@ from .planning import select as select
 from .profiling import Profile as Profile
 from .profiling import Timing as Timing
 from .profiling import profile as profile
+from .pruning import PruneCallback as PruneCallback
 from .pruning import Verification as Verification
 from .pruning import prune as prune
 from .pruning import prune_gguf as prune_gguf
+from .pruning import prune_layers as prune_layers
 from .pruning import verify as verify
 from .pruning import verify_gguf as verify_gguf
 from .repairing import Repair as Repair

@@ -17,9 +17,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import ShortstackError
+from shortstack.errors import ArchitectureError, ShortstackError
 from shortstack.planning import plan
-from shortstack.pruning import prune, verify
+from shortstack.pruning import prune, prune_layers, verify
 
 CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6), "all but one": (0, 1, 2, 3, 4, 6, 7)}
 EXACT = "exact"
@@ -114,9 +114,27 @@ def cut_outcome(name: str, source: Checkpoint, model: PreTrainedModel, cut: str,
     close = torch.allclose(found, expected, rtol=0, atol=1e-5) if narrower else torch.equal(found, expected)
     assert close, f"{cut}: logits differ by {float((found - expected).abs().max()):g}"
     assert generates_like(shorter, without, cached=name not in BROKEN_CACHE), f"{cut}: generation differs"
+    if cut == "scattered":
+        in_memory(model, removed, found)
     verified = verify(pruned, against=source)
     assert verified.ok, f"{cut}: {verified.to_dict()}"
     return EXACT
+
+
+def in_memory(model: PreTrainedModel, removed: tuple[int, ...], expected: torch.Tensor) -> None:
+    """The loaded model without these layers gives the logits of the pruned checkpoint; what lies by depth is refused."""
+    refused = ""
+    try:
+        shorter = prune_layers(copy.deepcopy(model), plan(8, layers=removed))
+    except ArchitectureError as error:
+        refused = error.fix
+    if refused:
+        # parts of other models that are loaded alone (emu3's, mllama's text), or weights by layer outside of the layers
+        known = ("choose a causal language model", "prune the checkpoint on disk")
+        assert refused in known, f"in memory: {refused}"
+        return
+    with torch.no_grad():
+        assert torch.equal(shorter(input_ids=IDS, use_cache=False).logits, expected), "in memory: logits differ"
 
 
 def generates_like(shorter: PreTrainedModel, without: PreTrainedModel, *, cached: bool) -> bool:

@@ -55,5 +55,8 @@ def test_tasks_whose_metric_is_no_share_are_no_percentage():
         "wikitext": {"value": 20.0, "stderr": None, "metric": "word_perplexity"},
     }
     said = str(verdict({**found(10), "tasks": tasks}, {**found(11), "tasks": tasks}))
-    assert "Of piqa 60.0% ± 2.0% are right, where the unpruned model has 60.0% ± 2.0%: 100.0% ± 4.7% of it is kept." in said
+    assert (
+        "Of piqa 60.0% ± 2.0% are right, where the unpruned model has 60.0% ± 2.0%: 100.0% ± 4.7% of it is kept."
+        in said
+    )
     assert "wikitext" not in said

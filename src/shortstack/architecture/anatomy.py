@@ -135,7 +135,7 @@ def meta_model(
     import torch
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     raw = read_config(directory)
     _check_known(directory, raw, trust_remote_code)
@@ -150,7 +150,7 @@ def meta_model(
     try:
         with init_empty_weights(include_buffers=False) if dtype else torch.device("meta"):
             typed = {"dtype": dtype} if dtype else {}
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **typed)
+            model = auto_class(raw["model_type"]).from_config(config, trust_remote_code=trust_remote_code, **typed)
     except UNBUILDABLE as error:
         raise ArchitectureError(
             directory,
@@ -160,6 +160,25 @@ def meta_model(
         ) from error
     model.tie_weights()  # on the meta device some versions of transformers leave that undone
     return model
+
+
+def auto_class(model_type: str) -> Any:
+    """The class of transformers that loads a type: that of causal language models, or of those that see images, too.
+
+    Some of the latter are causal language models to transformers as well (gemma3); then both are the same.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    sees = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return (
+        AutoModelForImageTextToText
+        if sees and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        else AutoModelForCausalLM
+    )
 
 
 def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
@@ -187,6 +206,7 @@ def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: boo
 def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[str, Any]) -> None:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
@@ -200,7 +220,8 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
 
     if config.is_encoder_decoder:
         refuse(f"{config.model_type}, an encoder-decoder")
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not raw.get("auto_map"):
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()
+    if config.model_type not in known and not raw.get("auto_map"):
         refuse(f"{config.model_type}, which has no causal language model in transformers")
     if raw["model_type"] in UNSUPPORTED:
         refuse(f"{raw['model_type']}, {UNSUPPORTED[raw['model_type']]}")

@@ -231,9 +231,15 @@ def _facts(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, child in module.named_modules():
         dot = "." if path else ""
         yield f"{path}{dot}type", type(child).__name__
-        for name, value in vars(child).items():
-            if not name.startswith("_") and name not in NOT_STRUCTURE and _is_plain(value):
-                yield f"{path}{dot}{name}", value
+        for name, value in plain_attributes(child):
+            yield f"{path}{dot}{name}", value
+
+
+def plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """A module's own attributes that are numbers, texts, or lists of them."""
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name not in NOT_STRUCTURE and _is_plain(value):
+            yield name, value
 
 
 def _is_plain(value: Any) -> bool:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -170,13 +171,13 @@ def _command(step: Mapping[str, Any], name: str | None) -> str:
     words = ["shortstack", step["verb"], model]
     healing, plan = step.get("healing"), step.get("plan")
     if plan and not healing:
-        words += ["--layers", show_layers(plan["removed"]).replace(" ", "")]
-        words += ["--repair"] if (step.get("repair") or {}).get("kept") else []
+        layers = show_layers(plan["removed"]).replace(" ", "")
+        words += _options({"layers": layers, "repair": bool((step.get("repair") or {}).get("kept"))})
     if healing:
         method, data = dict(healing["method"]), dict(healing["data"])
         options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
         options["data"] = ",".join(_sources(data["data"], weighted=True))
-        words += [*_options(options), *(["--teacher", "MODEL"] if healing["teacher"] else [])]
+        words += _options({**options, "teacher": base_model(step) or "MODEL" if healing["teacher"] else None})
     return shlex.join([*words, "-o", name or named.get(step["verb"], "model")])
 
 
@@ -202,6 +203,16 @@ def _sources(data: str, *, weighted: bool = False) -> list[str]:
         shown = re.split(r"[/\\]", source)[-1] if is_file else source
         named.append(f"{shown}={weight}" if weight and weighted else shown)
     return named
+
+
+def results_section(measured: Sequence[Measured]) -> str:
+    """A section with what was measured of models, to stand behind a card; nothing where nothing was."""
+    if not measured:
+        return ""
+    names = [escape(model.name, quote=False) for model in measured]
+    lines = ["", "## Results", "", f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    lines += [f"| {escape(name, quote=False)} | {' | '.join(cells)} |" for name, cells in _rows(measured)]
+    return "\n".join([*lines, ""])
 
 
 def _rows(measured: Sequence[Measured]) -> list[tuple[str, list[str]]]:

@@ -250,10 +250,8 @@ class Checkpoint:
         self, dtype: torch.dtype, device_map: str | Mapping[str, str | int] | None
     ) -> tuple[Any, dict[str, Any]]:
         """The model as transformers loads it, and its report of what did not fit."""
-        from transformers import AutoModelForCausalLM
-
         try:
-            loaded: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            loaded: tuple[Any, dict[str, Any]] = anatomy.auto_class(self.config["model_type"]).from_pretrained(
                 self.directory,
                 dtype=dtype,
                 local_files_only=True,

@@ -86,7 +86,7 @@ def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
         InputError: the record tells of no cut.
     """
     kept = list((checkpoint.record.get("layer_map") or {}).values())
-    edges = [-1, *kept, _original_layers(checkpoint)]
+    edges = [-1, *kept, original_depth(checkpoint)]
     cuts = [place for place, (one, next_one) in enumerate(pairwise(edges)) if next_one != one + 1] if kept else []
     if not cuts:
         raise InputError(
@@ -99,7 +99,7 @@ def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
     return tuple(sorted(near & set(range(len(kept)))))
 
 
-def _original_layers(checkpoint: Checkpoint) -> int:
+def original_depth(checkpoint: Checkpoint) -> int:
     """How many layers the first model of the records had."""
     depths = [int(record["plan"]["layers"]) for record in checkpoint.records if record.get("plan")]
     return depths[-1] if depths else 0

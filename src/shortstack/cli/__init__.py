@@ -12,7 +12,7 @@ from shortstack.cli import heal
 from shortstack.cli import evaluate
 from shortstack.cli import shrink, study, watch
 from shortstack.cli import profile, compare
-from shortstack.cli import report
+from shortstack.cli import report, export
 from shortstack.cli import demo, ls, cache
 from shortstack.cli.app import app, main
 
@@ -22,6 +22,7 @@ __all__ = [
     "compare",
     "demo",
     "evaluate",
+    "export",
     "heal",
     "ls",
     "main",

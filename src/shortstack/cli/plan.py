@@ -15,7 +15,7 @@ from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import MODEL, Session, check_unused
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.machine.files import check_new, read_json
+from shortstack.machine.files import check_new, read_json, whole
 from shortstack.machine.formats import number, show_layers, size
 from shortstack.machine.progress import say
 from shortstack.planning import STRATEGIES, Choice, Chosen, Plan, choose
@@ -30,14 +30,17 @@ def plan_verb(
     text: CalibrationText,
     session: Session,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan to this JSON file.")] = None,
+    mergekit: Annotated[
+        Path | None, typer.Option("--mergekit", help="Write it as slices of mergekit to this YAML file, too.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Choose the layers to remove, from scores or a model.
 
     A model is scored first when the metric needs it.
     """
-    if output:
-        check_new(output)
+    for file in filter(None, (output, mergekit)):
+        check_new(file)
     choice.check()
     if dry_run:
         if _is_scores(model_or_scores):
@@ -67,6 +70,11 @@ def plan_verb(
         show_plan(chosen)
     if output:  # shown before: a full disk does not cost the result
         chosen.save(output)
+    if mergekit:
+        from shortstack.planning.mergekit import to_mergekit
+
+        with whole(mergekit) as partial:
+            partial.write_text(to_mergekit(chosen, model), encoding="utf-8")
     if session.report.json:
         return None
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
@@ -26,12 +28,19 @@ from shortstack.machine.files import read_json, scratch_beside
 from shortstack.machine.options import option
 from shortstack.planning import Choice, Chosen, Plan, choose
 
+if TYPE_CHECKING:
+    from shortstack.study.needs import Needing, Needs
+
+Planned = Callable[[int], Plan | None]  # the plan for a model of so many layers, where there is one
+
 
 @dataclass(frozen=True)
 class PruneOptions:
     """A plan that is made already, what is refitted, and how the weights are divided."""
 
-    plan: Path | None = option(None, help="A plan.json; instead of the options that choose layers.")
+    plan: Path | None = option(
+        None, help="A plan.json, or slices of mergekit (.yaml); instead of the options that choose layers."
+    )
     repair: bool = option(False, help="Refit kept layers in closed form, so that the cut costs less.")
     repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8)
     max_shard_size: str | None = option(
@@ -71,9 +80,18 @@ class PruneOptions:
             expected, fix = "a directory as the output", "leave it out: the copy takes what cp takes"
             raise InputError("--dry-run", expected=expected, found="a .gguf file", fix=fix)
 
-    @property
-    def planned(self) -> Plan | None:
-        return Plan.from_dict(read_json(self.plan), where=self.plan) if self.plan else None
+    def read(self) -> Planned:
+        """The plan that is made already, for a model whose number of layers only slices need to be told."""
+        if self.plan is None:
+            return lambda _layers: None
+        path = self.plan
+        if path.suffix in (".yaml", ".yml"):
+            from shortstack.planning.mergekit import plan_of_kept, read_mergekit
+
+            kept = read_mergekit(path)
+            return lambda layers: plan_of_kept(kept, layers, where=path)
+        read = Plan.from_dict(read_json(path), where=path)
+        return lambda _layers: read
 
 
 @verb()
@@ -97,23 +115,26 @@ def prune(
         check_unused(where, *(() if asked.repair else (text, session.compute)))
         if text.samples != CalibrationText().samples:
             raise unused(where, "--samples", text.samples)
-    planned, compute = asked.planned, session.compute
+    of_depth, compute = asked.read(), session.compute
     if output.suffix == ".gguf":
         asked.check_for_gguf(dry_run)
         from shortstack.cli.prune_file import prune_file
 
-        return prune_file(model, output, choice, planned, text, session, asked.max_shard_size)
+        return prune_file(model, output, choice, of_depth, text, session, asked.max_shard_size)
     if dry_run:
         samples = asked.repair_samples if asked.repair else None
-        return foresee(
-            "prune", model, session, lambda needing: needing.prune(choice, planned, text, samples), output=output
-        )
+
+        def ask(needing: Needing) -> Needs:
+            return needing.prune(choice, of_depth(needing.checkpoint.depth), text, samples)
+
+        return foresee("prune", model, session, ask, output=output)
 
     from shortstack.pruning import prune as prune_checkpoint
     from shortstack.pruning.pruner import check_fits
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
+        planned = of_depth(checkpoint.depth)
         if choice.layers is not None:
             planned = choice.plan(checkpoint.depth)
         if planned:

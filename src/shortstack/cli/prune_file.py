@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def prune_file(
     model: str,
     output: Path,
     choice: Choice,
-    planned: Plan | None,
+    of_depth: Callable[[int], Plan | None],
     text: CalibrationText,
     session: Session,
     max_shard_size: str | None,
@@ -49,7 +50,7 @@ def prune_file(
     with session.report.bars() as progress:
         file = read_gguf(source)
         depth = GgufDepth.of(file)
-        choice = choice.sized(file.sizes(depth.layers))
+        choice, planned = choice.sized(file.sizes(depth.layers)), of_depth(depth.layers)
         if choice.layers is not None:
             planned = choice.plan(depth.layers)
         check_gguf_output(file, planned or choice.like(depth.layers), output)

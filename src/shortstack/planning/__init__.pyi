@@ -3,6 +3,7 @@ from . import chooser as chooser
 from . import exactness as exactness
 from . import layer_sets as layer_sets
 from . import measured as measured
+from . import mergekit as mergekit
 from . import plans as plans
 from . import strategies as strategies
 from .choice import Choice as Choice

@@ -1,10 +1,14 @@
 from . import gguf_depth as gguf_depth
 from . import gguf_pruner as gguf_pruner
 from . import gguf_verification as gguf_verification
+from . import gradual as gradual
+from . import in_memory as in_memory
 from . import pruner as pruner
 from . import verification as verification
 from .gguf_pruner import prune_gguf as prune_gguf
 from .gguf_verification import verify_gguf as verify_gguf
+from .gradual import PruneCallback as PruneCallback
+from .in_memory import prune_layers as prune_layers
 from .pruner import prune as prune
 from .verification import Verification as Verification
 from .verification import verify as verify

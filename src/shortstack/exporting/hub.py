@@ -1,0 +1,195 @@
+"""push_to_hub(): a checkpoint in a repository of the hub, with its card; what lies there is downloaded and verified."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.card import CARD, HUB_ID, Measured, Told, licence_of, model_card, results_section
+from shortstack.checkpoint.file_names import RECORD
+from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line, parameter
+from shortstack.machine.files import check_disk
+from shortstack.machine.hub import connection_error
+from shortstack.machine.progress import Progress, silent
+from shortstack.pruning import verify
+
+EMPTY = {".gitattributes"}  # what a new repository has
+STEPS = ("checking", "making the repository", "uploading", "downloading", "verifying")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where a checkpoint is now. pull_request: the page of the pull request, where that was asked for."""
+
+    repository: str
+    url: str
+    commit: str
+    pull_request: str | None
+    files: tuple[str, ...]
+
+
+def push_to_hub(
+    checkpoint: Checkpoint,
+    repository: str,
+    *,
+    private: bool = False,
+    pull_request: bool = False,
+    licence: str | None = None,
+    results: Sequence[Measured] = (),
+    endpoint: str | None = None,
+    progress: Progress = silent,
+) -> Pushed:
+    """Upload a checkpoint that shortstack wrote as one commit, then download and verify it; returns where it is.
+
+    Nothing but the files of its manifest, the record and the card goes there. A repository that has files already is only
+    given a pull request. Called again after a failure it goes on: what the hub has of a file's content is not sent again.
+
+    licence: the hub's name of one, where the source's is not known. results: what evaluate found, for the card.
+
+    Raises:
+        InputError: no name of a repository; nobody knows the licence.
+        OutputError: the repository has files, and no pull request is asked for.
+        CheckpointError: the checkpoint is not as it was written, or not what was downloaded again.
+        ShortstackError: the hub cannot be reached, or refuses.
+    """
+    _check_name(repository)
+    progress(STEPS[0], 0, len(STEPS))
+    _check_whole(checkpoint)
+    card = card_for(checkpoint, repository, licence=licence, results=results)
+    files = {name: checkpoint.directory / name for name in (*checkpoint.record["files"], RECORD)}
+    check_disk(Path(tempfile.gettempdir()), checkpoint.weight_bytes, what="the download that is verified")
+    with _said(repository):
+        return _pushed(repository, files, card, (private, pull_request), endpoint, progress)
+
+
+def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results: Sequence[Measured]) -> str:
+    """The card beside the checkpoint, or a new one where there is none; with a licence, results, and the name it will have.
+
+    Raises:
+        InputError: nobody knows the licence.
+    """
+    from huggingface_hub import ModelCard
+
+    path = checkpoint.directory / CARD
+    known = {"license": licence} if licence else licence_of(checkpoint.directory)
+    if not known:
+        fix = f"say it: {parameter('license', 'apache-2.0')}, or other, with its terms in the card"
+        raise InputError(
+            parameter("license"), expected="the licence of the source", found="none that is known", fix=fix
+        )
+    text = (
+        path.read_text(encoding="utf-8") if path.is_file() else model_card(name, checkpoint.record, Told(licence=known))
+    )
+    text = text.replace(f'from_pretrained("{checkpoint.directory.resolve().name}")', f'from_pretrained("{name}")')
+    card = ModelCard(text, ignore_metadata_errors=False)
+    for field, value in known.items():
+        setattr(card.data, field, value)
+    return f"{card}{results_section(results)}"
+
+
+def _pushed(
+    repository: str,
+    files: Mapping[str, Path],
+    card: str,
+    how: tuple[bool, bool],
+    endpoint: str | None,
+    progress: Progress,
+) -> Pushed:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    private, pull_request = how
+    api = HfApi(endpoint=endpoint)
+    progress(STEPS[1], 1, len(STEPS))
+    if not pull_request:
+        api.create_repo(repository, private=private, exist_ok=True)
+        _check_empty(api, repository, files)
+    progress(STEPS[2], 2, len(STEPS))
+    additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
+    additions.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode()))
+    message = f"Shortened by shortstack: {len(files)} files"
+    made = api.create_commit(repository, additions, commit_message=message, create_pr=pull_request)
+    progress(STEPS[3], 3, len(STEPS))
+    _verify_download(api, repository, made.oid, made.pr_revision, files, progress)
+    progress(STEPS[4], len(STEPS), len(STEPS))
+    url = str(made.pr_url or f"{api.endpoint}/{repository}")
+    return Pushed(repository, url, made.oid, made.pr_url, (*files, CARD))
+
+
+def _check_empty(api: Any, repository: str, files: Mapping[str, Path]) -> None:
+    """Refuse a repository that has files of somebody, but for those of a push that was broken off.
+
+    Raises:
+        OutputError: it has.
+    """
+    there = set(api.list_repo_files(repository)) - EMPTY
+    if there:
+        raise OutputError(
+            repository,
+            expected="a repository that does not exist yet, or is empty",
+            found=f"one with {len(there)} files, {min(there)} among them",
+            fix=f"name another, or offer it as a pull request: {parameter('pull_request', True)}",
+        )
+
+
+def _verify_download(
+    api: Any, repository: str, commit: str, reference: str | None, files: Mapping[str, Path], progress: Progress
+) -> None:
+    """Download what was uploaded, and see that it is whole.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        here = api.snapshot_download(
+            repository, revision=reference or commit, local_dir=folder, allow_patterns=[*files, CARD]
+        )
+        found = verify(Checkpoint.open(here), stream=True, progress=progress)
+    wrong = [check["detail"] for check in found.checks.values() if not check["ok"]]
+    if wrong:
+        fix = "push it again, under another name"
+        raise CheckpointError(repository, expected="what was uploaded", found=wrong[0], fix=fix)
+
+
+def _check_name(repository: str) -> None:
+    if not HUB_ID.fullmatch(repository):
+        fix = f"name an account and a model: {parameter('push_to_hub', 'org/name')}"
+        raise InputError(parameter("push_to_hub"), expected="an id like org/name", found=repository, fix=fix)
+
+
+def _check_whole(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is not as it was written."""
+    found = verify(checkpoint, stream=True)
+    if not found.ok:
+        wrong = next(check["detail"] for check in found.checks.values() if not check["ok"])
+        fix = "make it again, or undo the change"
+        raise CheckpointError(checkpoint.directory, expected="a checkpoint as it was written", found=wrong, fix=fix)
+
+
+@contextmanager
+def _said(repository: str) -> Iterator[None]:
+    """What the hub refuses, and that it cannot be reached, in words.
+
+    Raises:
+        ShortstackError: either.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    again = "call it again: what was uploaded of a file is not sent twice"
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        fix = "log in with a token that may write: hf auth login" if status in (401, 403) else again
+        found = f"{status}: {one_line(error)}"
+        raise ShortstackError(repository, expected="the hub to accept it", found=found, fix=fix) from error
+    except LocalTokenNotFoundError as error:
+        fix = "log in with a token that may write: hf auth login"
+        raise ShortstackError(repository, expected="a token for the hub", found="none", fix=fix) from error
+    except (connection_error(), OfflineModeIsEnabled) as error:
+        found = one_line(error) or type(error).__name__
+        raise ShortstackError(repository, expected="the hub to answer", found=found, fix=again) from error

@@ -1,0 +1,117 @@
+"""Plans as mergekit's passthrough slices, and slices of one model as plans. Its ranges end before their last number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shortstack.errors import DataError, PlanError
+from shortstack.planning.plans import Plan
+
+METHOD = "passthrough"
+FIX = "write slices of one model with ascending layer_range, merged by passthrough"
+
+
+def to_mergekit(plan: Plan, model: str, *, dtype: str = "bfloat16") -> str:
+    """The YAML that makes mergekit copy the layers that a plan keeps.
+
+    >>> print(to_mergekit(Plan(8, (3, 4), "layers"), "org/name"), end="")
+    slices:
+    - sources:
+      - model: org/name
+        layer_range: [0, 3]
+    - sources:
+      - model: org/name
+        layer_range: [5, 8]
+    merge_method: passthrough
+    dtype: bfloat16
+    """
+    slices = "".join(
+        f"- sources:\n  - model: {_scalar(model)}\n    layer_range: [{start}, {end}]\n"
+        for start, end in _runs(plan.kept)
+    )
+    return f"slices:\n{slices}merge_method: {METHOD}\ndtype: {dtype}\n"
+
+
+def read_mergekit(path: str | Path) -> tuple[int, ...]:
+    """The layers that slices of one model keep, ascending.
+
+    Raises:
+        DataError: it is no such YAML: several models, repeated or exchanged layers, another method.
+    """
+    try:
+        read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(path, expected="YAML of mergekit", found=str(error).splitlines()[0], fix=FIX) from error
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise DataError(path, expected="a file that can be read", found=found, fix="check the path") from error
+    ranges = _ranges(read, path)
+    crossing = next((pair for pair in pairwise(ranges) if pair[1][0] < pair[0][1]), None)
+    if crossing:
+        found = f"{list(crossing[0])} before {list(crossing[1])}"
+        raise DataError(path, expected="each layer once, in their order", found=found, fix=FIX)
+    return tuple(layer for start, end in ranges for layer in range(start, end))
+
+
+def plan_of_kept(kept: Sequence[int], layers: int, *, where: object) -> Plan:
+    """The plan that keeps these of a model's layers.
+
+    Raises:
+        PlanError: they are not all in the model, or are all of it.
+    """
+    if max(kept) >= layers or len(kept) == layers:
+        expected, found = f"some of the model's {layers} layers", f"layers up to {max(kept)}, {len(kept)} in all"
+        raise PlanError(where, expected=expected, found=found, fix="name the model that the slices are of")
+    return Plan(layers, tuple(layer for layer in range(layers) if layer not in set(kept)), "slices of mergekit")
+
+
+def _ranges(read: Any, path: object) -> list[tuple[int, int]]:
+    """The layer_range of each slice."""
+    if not isinstance(read, Mapping) or not isinstance(read.get("slices"), list) or not read["slices"]:
+        raise DataError(path, expected="slices, as mergekit has them", found=str(read)[:80], fix=FIX)
+    if read.get("merge_method", METHOD) != METHOD:
+        found = f"merge_method {read['merge_method']}"
+        raise DataError(path, expected=f"merge_method {METHOD}", found=found, fix=FIX)
+    sources = [_source(each, path) for each in read["slices"]]
+    models = sorted({model for model, _ in sources})
+    if len(models) > 1:
+        raise DataError(path, expected="slices of one model", found=", ".join(models), fix=FIX)
+    return [span for _, span in sources]
+
+
+def _source(part: Any, path: object) -> tuple[str, tuple[int, int]]:
+    """The model of a slice, and its range."""
+    sources = part.get("sources") if isinstance(part, Mapping) else None
+    one = sources[0] if isinstance(sources, list) and len(sources) == 1 else None
+    source: Mapping[str, Any] = one if isinstance(one, Mapping) else {}
+    span: Any = source.get("layer_range")
+    whole = isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
+    if not whole or not 0 <= span[0] < span[1]:
+        expected = "a slice with one source and a layer_range like [0, 12]"
+        raise DataError(path, expected=expected, found=str(part)[:80], fix=FIX)
+    return str(source.get("model", "")), (span[0], span[1])
+
+
+def _runs(layers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending layers as ranges that end before their last number.
+
+    >>> _runs([0, 1, 4])
+    [(0, 2), (4, 5)]
+    """
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([layer, layer + 1])
+    return [(start, end) for start, end in runs]
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML has it on one line."""
+    return str(yaml.safe_dump(text, width=10**6)).removesuffix("\n").removesuffix("\n...")

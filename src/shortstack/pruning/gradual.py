@@ -1,0 +1,85 @@
+"""PruneCallback: layers leave a model in steps while a Trainer of transformers, or one that is built on it, trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from shortstack.errors import InputError, PlanError
+from shortstack.planning import Chosen, Plan
+from shortstack.pruning.in_memory import prune_layers
+
+
+class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
+    """Removes the layers of a plan in equal parts, one before each of some steps of training.
+
+    >>> PruneCallback(plan(32, layers="20-27"), at=[0, 100, 200, 300])  # two layers at a time  # doctest: +SKIP
+
+    at: the numbers of the steps, counted from 0. order: the layers in the order they leave, by the numbers of the whole
+    model; the last of them leave first where none is given. The optimizer forgets what it knew of removed weights. Several
+    processes (DDP, FSDP, DeepSpeed) are refused.
+    """
+
+    def __init__(self, plan: Plan | Chosen, at: Sequence[int], *, order: Sequence[int] | None = None) -> None:
+        """Raises:
+        PlanError: the order has other layers than the plan, or there are more steps than layers.
+        """
+        plan = plan.plan if isinstance(plan, Chosen) else plan
+        leaving = list(plan.removed[::-1] if order is None else order)
+        if sorted(leaving) != sorted(plan.removed):
+            expected, found = f"the plan's layers {list(plan.removed)}", f"{leaving}"
+            raise PlanError("order", expected=expected, found=found, fix="name each once")
+        if not 0 < len(set(at)) <= len(leaving):
+            expected, found = f"1 to {len(leaving)} steps at which layers leave", f"{list(at)}"
+            raise PlanError("at", expected=expected, found=found, fix="name fewer steps, or more layers")
+        self.left = list(range(plan.layers))
+        self.parts = dict(zip(sorted(set(at)), _parts(leaving, len(set(at))), strict=True))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> TrainerControl:
+        for step in [step for step in self.parts if step <= state.global_step]:
+            _check_whole(args)
+            self._remove(self.parts.pop(step), others["model"], others.get("optimizer"))
+        return control
+
+    def _remove(self, layers: Sequence[int], model: nn.Module, optimizer: Optimizer | None) -> None:
+        removed = tuple(sorted(self.left.index(layer) for layer in layers))
+        prune_layers(model, Plan(len(self.left), removed, "gradual"))
+        self.left = [layer for layer in self.left if layer not in layers]
+        if optimizer is not None:
+            forget(optimizer, model)
+
+
+def forget(optimizer: Optimizer, model: nn.Module) -> None:
+    """Take from an optimizer the parameters that a model no longer has, and what it remembers of them."""
+    staying = {id(parameter) for parameter in model.parameters()}
+    for group in optimizer.param_groups:
+        gone = [parameter for parameter in group["params"] if id(parameter) not in staying]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) in staying]
+        for parameter in gone:
+            parameter.grad = None
+            optimizer.state.pop(parameter, None)
+
+
+def _parts(layers: Sequence[int], count: int) -> list[list[int]]:
+    """The layers in so many parts, the first of them one larger where that does not go even.
+
+    >>> _parts([7, 6, 5, 4, 3], 2)
+    [[7, 6, 5], [4, 3]]
+    """
+    size, more = divmod(len(layers), count)
+    ends = [size * part + min(part, more) for part in range(count + 1)]
+    return [list(layers[start:end]) for start, end in pairwise(ends)]
+
+
+def _check_whole(args: TrainingArguments) -> None:
+    """Refuse several processes, which have agreed on the parameters that they share."""
+    if args.world_size > 1:
+        found, fix = f"{args.world_size}", "train in one process, or prune first and then train in many"
+        raise InputError("the trainer", expected="one process", found=found, fix=fix)

@@ -1,0 +1,159 @@
+"""prune_layers(): a model in memory without some of its layers; those that stay are the very modules that were there."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shortstack.architecture.anatomy import Anatomy, dissect, meta_model, shortened
+from shortstack.architecture.config_fields import DEPTH_BLOCKS
+from shortstack.architecture.selfcheck import built, check_cut, plain_attributes
+from shortstack.errors import ArchitectureError, InputError, PlanError
+from shortstack.planning import Chosen, Plan
+
+IN_MEMORY = Path("the model")  # in errors, where others have a directory
+
+
+def prune_layers(model: nn.Module, plan: Plan | Chosen) -> nn.Module:
+    """Remove plan.removed from a loaded causal language model of transformers, in place; returns the same object.
+
+    Quantised layers (bitsandbytes), adapters of PEFT and accelerate's hooks stay on the layers that stay. The config, the
+    numbers by which layers find their keys and values in the cache, and what else depends on depth become those of the
+    shorter model: they are taken from one that the shortened config builds without weights, which is compared with the
+    original first, as prune() does. Nothing is changed where that fails.
+
+    >>> prune_layers(model, plan(32, layers="20-27"))  # doctest: +SKIP
+
+    Raises:
+        InputError: it is no causal language model of transformers, or adapters name layers by their numbers.
+        PlanError: the plan is for a model of another depth.
+        ArchitectureError: the cut cannot be expressed exactly, or needs tensors outside the layers to be cut.
+    """
+    plan = plan.plan if isinstance(plan, Chosen) else plan
+    live = _bare(model)
+    raw = json.loads(live.config.to_json_string(use_diff=False))
+    before, anatomy = _blueprint(raw)
+    _check(live, before, anatomy, plan)
+    config = shortened(raw, before, anatomy, plan.kept, anatomy.layers_path)
+    check_cut(config, before, anatomy, plan.kept, IN_MEMORY)
+    after, rebuilt = built(config, IN_MEMORY, trust_remote_code=False)
+    _follow(live, before, after, (anatomy.layers_path, rebuilt.layers_path), plan.kept)
+    _keep(live, anatomy.layers_path, plan.kept)
+    _tell_configs(live.config, raw, config, anatomy.text_key)
+    _renumber_devices(model, live, anatomy.layers_path, plan.kept)
+    vars(live).pop("_cache", None)  # a static cache of generate(), which has a place for each layer
+    return model
+
+
+def _bare(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers, inside of PEFT's where it is."""
+    wrapped: Any = model
+    bare = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(bare, PreTrainedModel):
+        expected, fix = (
+            "a causal language model of transformers",
+            "give what AutoModelForCausalLM.from_pretrained returns",
+        )
+        raise InputError("the model", expected=expected, found=type(model).__name__, fix=fix)
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        numbered = [
+            field
+            for field in ("layers_to_transform", "rank_pattern", "alpha_pattern", "layer_replication")
+            if getattr(adapter, field, None)
+        ]
+        if numbered:
+            expected, found = "an adapter of all layers alike", f"{name}, whose {numbered[0]} names some by number"
+            raise InputError("the model", expected=expected, found=found, fix="merge_and_unload() it first")
+    return bare
+
+
+def _blueprint(raw: Mapping[str, Any]) -> tuple[PreTrainedModel, Anatomy]:
+    """What the config builds without weights, and its anatomy."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+        model = meta_model(Path(folder))
+    return model, dissect(model, raw, IN_MEMORY)
+
+
+def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy, plan: Plan) -> None:
+    """Refuse what is not the model that its config describes, or another depth, before anything is changed."""
+    if type(live).__name__ != type(before).__name__:
+        expected = f"{type(before).__name__}, with its language model head"
+        fix = "give what AutoModelForCausalLM.from_pretrained returns"
+        raise InputError("the model", expected=expected, found=type(live).__name__, fix=fix)
+    if plan.layers != anatomy.layers:
+        expected, found = f"a plan for the model's {anatomy.layers} layers", f"a plan for {plan.layers} layers"
+        raise PlanError("the model", expected=expected, found=found, fix="make the plan from this model")
+    if len(live.get_submodule(anatomy.layers_path)) != anatomy.layers:
+        found = f"{len(live.get_submodule(anatomy.layers_path))} layers"
+        expected, fix = f"{anatomy.layers} layers, as its config says", "load it again"
+        raise InputError("the model", expected=expected, found=found, fix=fix)
+    by_depth = [
+        name for name, _ in live.named_parameters() if any(f".{block}." in f".{name}" for block in DEPTH_BLOCKS)
+    ]
+    if by_depth:
+        raise ArchitectureError(
+            IN_MEMORY,
+            expected="layers that have all that is theirs",
+            found=f"{by_depth[0]}, which has a part for each of them",
+            fix="prune the checkpoint on disk",
+        )
+
+
+def _keep(live: PreTrainedModel, path: str, kept: Sequence[int]) -> None:
+    """Leave the kept layers in a list of the same type."""
+    parent, _, name = path.rpartition(".")
+    layers = live.get_submodule(path)
+    setattr(live.get_submodule(parent), name, type(layers)([layers[layer] for layer in kept]))
+
+
+def _follow(
+    live: PreTrainedModel, before: PreTrainedModel, after: PreTrainedModel, paths: tuple[str, str], kept: Sequence[int]
+) -> None:
+    """Give modules the attributes that differ between the two blueprints: numbers of layers, counts, kinds by layer."""
+    old_path, new_path = paths
+    for new, old in enumerate(kept):
+        layer = f"{old_path}.{old}"
+        built_layer = after.get_submodule(f"{new_path}.{new}")
+        _copy_changed(live.get_submodule(layer), before.get_submodule(layer), built_layer)
+    _copy_changed(live, before, after, without=f"{old_path}.")
+
+
+def _copy_changed(live: nn.Module, before: nn.Module, after: nn.Module, *, without: str | None = None) -> None:
+    was, becomes = dict(before.named_modules()), dict(after.named_modules())
+    for name, module in live.named_modules():
+        if name in was and name in becomes and not (without and name.startswith(without)):
+            known = dict(plain_attributes(was[name]))
+            for key, value in plain_attributes(becomes[name]):
+                if key in known and known[key] != value:
+                    setattr(module, key, value)
+
+
+def _tell_configs(live: PretrainedConfig, raw: Mapping[str, Any], config: Mapping[str, Any], key: str | None) -> None:
+    """Set what changed in the config that the modules share, and in that of the text inside of it."""
+    if key:
+        _tell_configs(getattr(live, key), raw.get(key) or {}, config[key], None)
+    for name, value in config.items():
+        if name != key and (name not in raw or raw[name] != value):
+            setattr(live, name, value)
+
+
+def _renumber_devices(model: nn.Module, live: PreTrainedModel, path: str, kept: Sequence[int]) -> None:
+    """Where accelerate put what, by the new numbers."""
+    numbered = re.compile(rf"^((?:.*\.)?{re.escape(path)}\.)(\d+)(?=\.|$)")
+    for owner in {id(each): each for each in (model, live)}.values():
+        places = vars(owner).get("hf_device_map")
+        if places:
+            found = ((name, place, numbered.match(name)) for name, place in places.items())
+            vars(owner)["hf_device_map"] = {
+                numbered.sub(lambda at: f"{at[1]}{kept.index(int(at[2]))}", name): place
+                for name, place, at in found
+                if not at or int(at[2]) in kept
+            }

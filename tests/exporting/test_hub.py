@@ -1,0 +1,126 @@
+"""A push to the hub, against one on this machine: what goes there, what is refused, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from huggingface_hub import constants
+
+import hub_stub
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.card import Measured
+from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError
+from shortstack.exporting import push_to_hub
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from zoo import speaking
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+FOUND = {"model": "/data/out", "perplexity": {"pydoc": {"value": 21.0}}, "tasks": [], "probes": {}}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_anything")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with hub_stub.running() as hub:
+        yield hub
+
+
+@pytest.fixture
+def pruned(tmp_path):
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    (source.directory / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    return prune(source, plan(8, layers="3-4"), tmp_path / "small")
+
+
+def push(pruned, hub, repository="me/small", **how):
+    return push_to_hub(pruned, repository, endpoint=hub.url, **how)
+
+
+def test_what_was_written_lies_there_with_its_card(pruned, hub):
+    (pruned.directory / "notes.txt").write_text("mine alone")
+    pushed = push(pruned, hub, private=True, results=[Measured("small", FOUND)])
+    repository = hub.repositories["me/small"]
+    assert repository.private
+    assert (
+        set(pushed.files)
+        == set(repository.files) - {".gitattributes"}
+        == {*pruned.record["files"], "shortstack.json", "README.md"}
+    )
+    for name in pruned.record["files"]:
+        assert repository.files[name] == (pruned.directory / name).read_bytes()
+    card = repository.files["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
+    assert 'from_pretrained("me/small")' in card
+    assert "| perplexity on pydoc | 21 |" in card
+    assert pushed.commit == repository.head
+    assert (pushed.url, pushed.pull_request) == (f"{hub.url}/me/small", None)
+
+
+def test_an_unknown_licence_is_asked_for(pruned, hub):
+    (pruned.directory / "README.md").write_text("# Mine\n\nwords of my own\n", encoding="utf-8")
+    with pytest.raises(InputError, match="license: expected the licence of the source"):
+        push(pruned, hub)
+    assert not hub.calls
+    push(pruned, hub, licence="apache-2.0")
+    card = hub.repositories["me/small"].files["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1]) == {"license": "apache-2.0"}
+    assert "words of my own" in card
+
+
+def test_files_of_others_are_not_overwritten_but_by_a_pull_request(pruned, hub):
+    hub.repositories["me/small"] = hub_stub.Repository(files={"model.safetensors": b"theirs"})
+    with pytest.raises(OutputError, match=r"one with 1 files, model.safetensors among them"):
+        push(pruned, hub)
+    assert hub.repositories["me/small"].files == {"model.safetensors": b"theirs"}
+    pushed = push(pruned, hub, pull_request=True)
+    assert pushed.pull_request == pushed.url
+    assert "/discussions/" in pushed.url
+
+
+def test_it_goes_on_where_it_was_broken_off(pruned, hub):
+    hub.fail["/api/models/me/small/commit"] = [503] * 20
+    with pytest.raises(ShortstackError, match="not sent twice"):
+        push(pruned, hub)
+    sent = len(hub.said("PUT", "/upload/"))
+    assert sent == 1
+    hub.fail.clear()
+    push(pruned, hub)
+    assert len(hub.said("PUT", "/upload/")) == sent
+
+
+def test_a_download_that_differs_is_told(pruned, hub):
+    hub.spoil = "config.json"
+    with pytest.raises((CheckpointError, ShortstackError), match=r"config.json|sha256|other"):
+        push(pruned, hub)
+
+
+@pytest.mark.parametrize(("status", "fix"), [(401, "token that may write"), (403, "token that may write")])
+def test_what_the_hub_refuses_is_told(status, fix, pruned, hub):
+    hub.fail["/api/repos/create"] = [status]
+    with pytest.raises(ShortstackError, match=fix):
+        push(pruned, hub)
+
+
+def test_a_hub_that_does_not_answer_is_told(pruned):
+    with pytest.raises(ShortstackError, match="the hub to answer"):
+        push_to_hub(pruned, "me/small", endpoint="http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("name", ["small", "a/b/c", "../x", "me/"])
+def test_what_is_no_name_of_a_repository_is_refused(name, pruned, hub):
+    with pytest.raises(InputError, match="org/name"):
+        push(pruned, hub, repository=name)
+    assert not hub.calls
+
+
+def test_what_was_changed_since_is_not_pushed(pruned, hub):
+    config = json.loads((pruned.directory / "config.json").read_text())
+    (pruned.directory / "config.json").write_text(json.dumps({**config, "torch_dtype": "float16"}))
+    with pytest.raises(CheckpointError, match=r"config.json has"):
+        push(Checkpoint.open(pruned.directory), hub)
+    assert not hub.calls

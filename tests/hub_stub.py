@@ -1,0 +1,178 @@
+"""A hub on this machine: repositories in memory, and of its API what a push and a download ask."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+API = re.compile(
+    r"^/api/models/(?P<id>[^/]+/[^/]+)(?:/(?P<what>preupload|commit|tree|paths-info|revision|xet-write-token)(?:/(?P<rest>.*))?)?$"
+)
+LFS = re.compile(r"^/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch$")
+FILE = re.compile(r"^/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
+
+
+def blob_id(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+class Repository:
+    def __init__(self, *, private=False, files=None):
+        self.private, self.files, self.large, self.commits = private, dict(files or {}), set(), []
+
+    @property
+    def head(self):
+        return self.commits[-1] if self.commits else "0" * 40
+
+
+class Hub:
+    """repositories: by id. fail: paths (their beginning) that are answered with an error, each as often as it is named.
+
+    calls: of the API, by method and path. spoil: a name of a file that comes down with other bytes than it went up with.
+    """
+
+    def __init__(self):
+        self.repositories, self.objects, self.fail, self.calls, self.spoil = {}, {}, {}, [], None
+        self.url = ""
+
+    def said(self, method, path):
+        return [call for call in self.calls if call[0] == method and path in call[1]]
+
+
+@contextmanager
+def running():
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, data=b"", status=200, **headers):
+        content = data if isinstance(data, bytes) else json.dumps(data).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.send_header("Content-Length", str(headers.pop("size", len(content))))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def refuse(self, status, code):
+        self.answer({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
+
+    def handle_all(self):
+        path = unquote(urlsplit(self.path).path)
+        self.hub.calls.append((self.command, path))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        for start, statuses in self.hub.fail.items():
+            if path.startswith(start) and statuses:
+                return self.refuse(statuses.pop(0), "Refused")
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
+        if path.startswith("/upload/"):
+            self.hub.objects[path.removeprefix("/upload/")] = body
+            return self.answer()
+        for pattern, action in ((LFS, self.batch), (FILE, self.file), (API, self.api)):
+            found = pattern.match(path)
+            if found:
+                repository = self.hub.repositories.get(found["id"])
+                if repository is None:
+                    return self.refuse(404, "RepoNotFound")
+                return action(
+                    repository, body, **{name: value for name, value in found.groupdict().items() if name != "id"}
+                )
+        return self.refuse(404, "EntryNotFound")
+
+    do_GET = do_POST = do_PUT = do_HEAD = handle_all  # noqa: N815
+
+    def create(self, asked):
+        name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        if name in self.hub.repositories:
+            return self.answer({"error": "exists", "url": f"{self.hub.url}/{name}"}, 409)
+        hidden = bool(asked.get("private")) or asked.get("visibility") == "private"
+        self.hub.repositories[name] = Repository(private=hidden, files={".gitattributes": b""})
+        return self.answer({"url": f"{self.hub.url}/{name}", "id": name, "name": name})
+
+    def api(self, repository, body, what, rest):
+        if what == "preupload":
+            asked = json.loads(body)["files"]
+            large = [{"path": each["path"], "uploadMode": self.mode(each), "shouldIgnore": False} for each in asked]
+            return self.answer({"files": large})
+        if what == "commit":
+            return self.commit(repository, body)
+        if what in ("tree", "paths-info"):
+            return self.answer([self.entry(repository, name) for name in repository.files])
+        siblings = [{"rfilename": name} for name in repository.files]
+        found = {"id": "x/y", "sha": repository.head, "siblings": siblings, "private": repository.private, "tags": []}
+        return self.answer(found)
+
+    @staticmethod
+    def mode(file):
+        return "lfs" if file["path"].endswith(".safetensors") else "regular"
+
+    def entry(self, repository, name):
+        content = repository.files[name]
+        found = {"type": "file", "path": name, "size": len(content), "oid": blob_id(content)}
+        if name in repository.large:
+            found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return found
+
+    def batch(self, _repository, body):
+        asked = json.loads(body)["objects"]
+        found = []
+        for each in asked:
+            known = each["oid"] in self.hub.objects
+            actions = (
+                {} if known else {"actions": {"upload": {"href": f"{self.hub.url}/upload/{each['oid']}", "header": {}}}}
+            )
+            found.append({**each, **actions})
+        return self.answer({"transfer": "basic", "objects": found})
+
+    def commit(self, repository, body):
+        lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+        proposed = "create_pr=1" in self.path
+        files = {}
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+                repository.large.add(value["path"])
+        oid = hashlib.sha1(body, usedforsecurity=False).hexdigest()
+        repository.commits.append(oid)
+        repository.files.update(files)
+        found = {"commitOid": oid, "commitUrl": f"{self.hub.url}/x/y/commit/{oid}", "success": True}
+        if proposed:
+            found["pullRequestUrl"] = f"{self.hub.url}/x/y/discussions/1"
+        return self.answer(found)
+
+    def file(self, repository, _body, revision, name):
+        if name not in repository.files:
+            return self.refuse(404, "EntryNotFound")
+        content = repository.files[name]
+        if name == self.hub.spoil:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        large = {"X_Linked_Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Linked_Size": len(content)}
+        headers = large if name in repository.large else {}
+        return self.answer(content, ETag=f'"{blob_id(content)}"', X_Repo_Commit=repository.head, **headers)

@@ -1,0 +1,73 @@
+"""PruneCallback: layers leave while a model trains, and the optimizer forgets them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from shortstack.errors import PlanError
+from shortstack.planning import plan
+from shortstack.pruning import PruneCallback
+from zoo import tiny
+
+DATA = [{"input_ids": torch.arange(3, 15) + row, "labels": torch.arange(3, 15) + row} for row in range(12)]
+
+
+class Seen(TrainerCallback):
+    """How many layers there are in each step, and whether they all have gradients and no others are stepped."""
+
+    def __init__(self):
+        self.layers, self.known = [], []
+
+    def on_pre_optimizer_step(self, args, state, control, **others):
+        model, optimizer = others["model"], others["optimizer"]
+        self.layers.append(len(model.model.layers))
+        stepped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        assert sorted(stepped) == sorted(id(parameter) for parameter in model.parameters())
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+    def on_step_end(self, args, state, control, **others):
+        self.known.append(len(others["optimizer"].state))
+
+
+def trained(callback, folder):
+    model = AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
+    seen = Seen()
+    arguments = TrainingArguments(
+        str(folder), max_steps=6, per_device_train_batch_size=2, report_to=[], save_strategy="no", use_cpu=True, seed=0
+    )
+    Trainer(model, arguments, train_dataset=DATA, callbacks=[callback, seen]).train()
+    return model, seen
+
+
+def test_layers_leave_at_their_steps_and_the_rest_goes_on_training(tmp_path):
+    cut = plan(8, layers="1,4-6")
+    model, seen = trained(PruneCallback(cut, at=[1, 3]), tmp_path)
+    assert seen.layers == [8, 6, 6, 4, 4, 4]
+    assert seen.known[0] > seen.known[1] > seen.known[-1]
+    assert seen.known[-1] == sum(1 for _ in model.parameters())
+    source = AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
+    for new, old in enumerate(cut.kept):
+        ours, theirs = (each.model.layers[at].mlp.up_proj.weight for each, at in ((model, new), (source, old)))
+        assert torch.allclose(ours, theirs, atol=1e-3), "a layer that stays is the one it was, a little trained"
+        assert not torch.equal(ours, theirs)
+    assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1, 2, 3]
+
+
+def test_the_order_of_leaving_can_be_named(tmp_path):
+    cut = plan(8, layers="1,4-6")
+    callback = PruneCallback(cut, at=[0, 2, 5], order=[5, 1, 6, 4])
+    assert callback.parts == {0: [5, 1], 2: [6], 5: [4]}
+    _, seen = trained(callback, tmp_path)
+    assert seen.layers == [6, 6, 5, 5, 5, 4]
+    assert callback.left == [0, 2, 3, 7]
+
+
+@pytest.mark.parametrize(
+    ("at", "order", "expected"),
+    [([0, 1, 2], None, "1 to 2 steps"), ([], None, "1 to 2 steps"), ([0], [1, 3], "the plan's layers")],
+)
+def test_what_does_not_fit_the_plan_is_refused(at, order, expected):
+    with pytest.raises(PlanError, match=expected):
+        PruneCallback(plan(8, layers="1,4"), at, order=order)

@@ -1,0 +1,134 @@
+"""prune_layers: what a loaded model computes without layers is what the pruned checkpoint computes, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import ArchitectureError, InputError, PlanError
+from shortstack.planning import Chosen, plan
+from shortstack.pruning import prune, prune_layers
+from zoo import ZOO, make, tiny
+
+IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+GREEDY = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+SOME = plan(8, layers="1,4,6")
+
+
+def loaded(folder, **how):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how).eval()
+
+
+@torch.no_grad()
+def computes(model):
+    """Logits, and what it writes with its cache."""
+    return model(input_ids=IDS, use_cache=False).logits, model.generate(IDS, **GREEDY)
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(computes(one), computes(other), strict=True))
+
+
+@pytest.mark.parametrize("model_type", ZOO)
+def test_it_computes_what_the_pruned_checkpoint_does(model_type, tmp_path):
+    checkpoint = Checkpoint.open(tiny(model_type))
+    cut = SOME if model_type not in ("qwen2", "gemma3") else plan(8, layers="6-7")
+    model = loaded(checkpoint.directory)
+    before = computes(model)
+    assert prune_layers(model, cut) is model
+    pruned = loaded(prune(checkpoint, cut, tmp_path / "out").directory)
+    assert same(model, pruned)
+    assert not torch.equal(before[0], computes(model)[0])
+    text = model.config.get_text_config(decoder=True)
+    assert text.num_hidden_layers == len(cut.kept)
+    model.save_pretrained(tmp_path / "saved")
+    assert same(loaded(tmp_path / "saved"), pruned), "it is saved as what it is"
+
+
+def test_twice_is_once(tmp_path):
+    twice, once = loaded(tiny("gemma2")), loaded(tiny("gemma2"))
+    prune_layers(prune_layers(twice, plan(8, layers="1,4")), plan(6, layers="4"))
+    prune_layers(once, Chosen(plan(8, layers="1,4,6"), SOME))
+    assert same(twice, once)
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing():
+    model = loaded(tiny("llama"))
+    before = computes(model)
+    with pytest.raises(PlanError, match="8 layers"):
+        prune_layers(model, plan(9, layers="3"))
+    with pytest.raises(InputError, match="causal language model of transformers, found Linear"):
+        prune_layers(torch.nn.Linear(2, 2), SOME)
+    with pytest.raises(InputError, match="LlamaForCausalLM, with its language model head"):
+        prune_layers(model.model, SOME)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tiny("llama"))
+    with pytest.raises(InputError, match="LlamaForSequenceClassification"):
+        prune_layers(classifier, SOME)
+    assert all(torch.equal(a, b) for a, b in zip(before, computes(model), strict=True))
+
+
+def test_a_cut_that_the_config_cannot_express_is_refused():
+    model = loaded(tiny("qwen2"))
+    before = computes(model)
+    refused = plan(8, layers="0")
+    try:
+        prune_layers(model, refused)
+    except ArchitectureError:
+        assert all(torch.equal(a, b) for a, b in zip(before, computes(model), strict=True))
+        assert model.config.num_hidden_layers == 8
+    else:
+        assert model.config.num_hidden_layers == 7
+
+
+def test_adapters_stay_on_the_layers_that_stay(tmp_path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(loaded(tiny("llama")), config).eval()
+    expected = copy.deepcopy(adapted)
+    for layer in sorted(SOME.removed, reverse=True):
+        del expected.base_model.model.model.layers[layer]
+    expected.base_model.model.config.num_hidden_layers = 5
+    for number, layer in enumerate(expected.base_model.model.model.layers):
+        layer.self_attn.layer_idx = number
+    prune_layers(adapted, SOME)
+    assert same(adapted, expected)
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = prune_layers(loaded(tiny("llama")), SOME)
+    assert same(peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval(), expected)
+
+
+def test_adapters_that_name_layers_are_refused():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[2, 5])
+    adapted = peft.get_peft_model(loaded(tiny("llama")), config)
+    with pytest.raises(InputError, match="layers_to_transform names some by number"):
+        prune_layers(adapted, SOME)
+
+
+def test_layers_in_four_bits_stay_what_they_are(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    folder = make("llama", tmp_path / "source", hidden_size=64, intermediate_size=64)
+    four = BitsAndBytesConfig(load_in_4bit=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=four, dtype=torch.float32).eval()
+    cut = prune(Checkpoint.open(folder), SOME, tmp_path / "cut").directory
+    expected = AutoModelForCausalLM.from_pretrained(cut, quantization_config=four, dtype=torch.float32).eval()
+    assert same(prune_layers(model, SOME), expected)
+
+
+def test_layers_whose_weights_lie_on_disk_are_still_found_there(tmp_path):
+    from accelerate import disk_offload
+
+    model = loaded(tiny("llama"))
+    disk_offload(model, str(tmp_path / "weights"))
+    model.hf_device_map = {"model.embed_tokens": "disk", **{f"model.layers.{layer}": layer for layer in range(8)}}
+    prune_layers(model, SOME)
+    assert same(model, prune_layers(loaded(tiny("llama")), SOME))
+    assert model.hf_device_map == {
+        "model.embed_tokens": "disk",
+        **{f"model.layers.{new}": old for new, old in enumerate(SOME.kept)},
+    }

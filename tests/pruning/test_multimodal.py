@@ -1,0 +1,106 @@
+"""Models that see images: the language part is cut, what sees is copied, and the logits of a picture are the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, Gemma3Config, LlavaConfig, Qwen2_5_VLConfig
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.planning import plan
+from shortstack.pruning import prune, prune_layers, verify
+from zoo import IDS as SPECIAL
+from zoo import SMALL, pass_over
+
+EIGHT = {**SMALL, "vocab_size": 128}
+SEEN = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 8}
+IMAGE = 120  # the token that stands for a piece of an image
+SOME = plan(8, layers="1,4,6")
+
+
+def llava():
+    vision = {"model_type": "clip_vision_model", **SEEN, "image_size": 16, "patch_size": 8, "projection_dim": 16}
+    text = {"model_type": "llama", **EIGHT}
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, vision_feature_layer=-2)
+    return config, {"pixel_values": torch.randn(1, 3, 16, 16)}, 4
+
+
+def gemma3():
+    text = {**EIGHT, "head_dim": 8, "sliding_window": 6, "sliding_window_pattern": 3, "max_position_embeddings": 64}
+    vision = {**SEEN, "image_size": 16, "patch_size": 8}
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=IMAGE,
+        boi_token_index=121,
+        eoi_token_index=122,
+    )
+    return config, {"pixel_values": torch.randn(1, 3, 16, 16), "token_type_ids": None}, 4
+
+
+def qwen25_vl():
+    vision = {
+        "depth": 8,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 32,
+        "fullatt_block_indexes": [3, 7],
+    }
+    text = {**EIGHT, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, image_token_id=IMAGE, vision_start_token_id=121, vision_end_token_id=122
+    )
+    grid = torch.tensor([[1, 4, 4]])
+    return config, {"pixel_values": torch.randn(16, 3 * 2 * 8 * 8), "image_grid_thw": grid}, 4
+
+
+def asked(seen, count):
+    """Tokens with an image among them, and what is seen."""
+    ids = torch.randint(3, 90, (1, 14), generator=torch.Generator().manual_seed(1))
+    ids[0, 3 : 3 + count] = IMAGE
+    if "token_type_ids" in seen:
+        seen = {**seen, "token_type_ids": (ids == IMAGE).long()}
+    return {"input_ids": ids, **seen}
+
+
+@pytest.mark.parametrize("kind", [llava, gemma3, qwen25_vl])
+def test_the_language_part_is_cut_and_what_sees_is_copied(kind, tmp_path):
+    torch.manual_seed(0)
+    config, seen, count = kind()
+    config.pad_token_id = SPECIAL["pad_token_id"]
+    whole = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    whole.save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "preprocessor_config.json").write_text('{"size": 16}')
+    checkpoint = Checkpoint.open(tmp_path / "source")
+    cut = SOME if kind is not gemma3 else plan(8, layers="6-7")
+    pruned = prune(checkpoint, cut, tmp_path / "small")
+    assert (pruned.directory / "preprocessor_config.json").read_text() == '{"size": 16}'
+    assert verify(pruned, against=checkpoint).ok
+    loaded, report = AutoModelForImageTextToText.from_pretrained(
+        pruned.directory, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    question = asked(seen, count)
+    with torch.no_grad():
+        before = whole(**question).logits
+        found = loaded.eval()(**question).logits
+        blind = loaded(**{**question, "pixel_values": 2 * question["pixel_values"]}).logits
+        in_memory = prune_layers(
+            AutoModelForImageTextToText.from_pretrained(checkpoint.directory, dtype=torch.float32).eval(), cut
+        )
+        assert torch.equal(in_memory(**question).logits, found)
+        pass_over(whole, checkpoint.anatomy.layers_path, cut.removed)
+        expected = whole(**question).logits
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(found, before, atol=1e-3)
+    assert not torch.allclose(found, blind, atol=1e-3), "the image is seen"
