@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import sys
 from pathlib import Path
@@ -66,6 +67,8 @@ def test_by_the_command_line_with_a_modelfile(pruned, tmp_path, monkeypatch, cap
         main()
     assert not ended.value.code
     made = json.loads(capsys.readouterr().out)
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8").partition("## JSON")[2]
+    assert {key.partition(".")[0] for key in re.findall(r"`([a-z_.]+)`(?=[,| ])", page)} == made.keys()
     assert made["gguf"].startswith("small.gguf")
     told = Path(made["modelfile"]).read_text()
     assert "<|im_start|>user" in told

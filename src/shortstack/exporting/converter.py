@@ -44,8 +44,9 @@ def export_gguf(
         ArchitectureError: the converter does not know the architecture, or fails otherwise; its words are told.
         CheckpointError: what it wrote has other layers than the checkpoint.
     """
-    output, command = Path(output), _command(converter)
+    output = Path(output)
     check_kind(kind, output)
+    command = _command(converter)
     check_new(output, make_folders=True)
     check_disk(output, round(2 * checkpoint.parameters * BYTES.get(kind, 2.0)))  # it is copied once
     with scratch_beside(output) as scratch, OutputLock(output):
