@@ -166,6 +166,7 @@ def child_copy(source: str, layers: str, out: str) -> None:
     """The copy alone: headers read, then CheckpointWriter's shards, digests, manifest and rename. Prints its seconds."""
     from shortstack.architecture.layer_names import LayerNames
     from shortstack.checkpoint import Checkpoint, CheckpointWriter
+    from shortstack.checkpoint.record import provenance
     from shortstack.checkpoint.writer import layout
     from shortstack.planning import plan
     from shortstack.pruning.pruner import kept_tensors
@@ -178,7 +179,7 @@ def child_copy(source: str, layers: str, out: str) -> None:
     size = sum(tensor.size for tensor in kept)
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=size) as writer:
         writer.tensors(layout(kept, origin))
-        writer.commit({})
+        writer.commit(provenance(checkpoint, "prune", 0.0))
     if "torch" in sys.modules:
         raise RuntimeError("the copy imported torch, so its memory is not the copy's alone")
     print(json.dumps({"seconds": time.perf_counter() - started}))

@@ -313,13 +313,18 @@ def rename_layers(value: Any, prefix: str, new_index: Mapping[int, int]) -> Any:
     return value
 
 
+# What quantisers write for several names at once: regular expressions (compressed-tensors' re:, GPTQModel's +: and -:) and
+# globs (Quark). One with a number in it may mean a layer, and would mean another in the shorter model.
+PATTERN = re.compile(r"^(re|[+-]):|[*?\\^$\[\](){}|+]")
+NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])")
+
+
 def _renamed(name: str, prefix: str, new_index: Mapping[int, int]) -> str | None:
-    last = prefix.rpartition(".")[2]
-    if name.startswith("re:") and re.search(rf"{re.escape(last)}\W*\d", name):
+    if PATTERN.search(name) and NUMBER.search(name):
         raise ArchitectureError(
             "config.json, quantization_config",
             expected="layers named one by one",
-            found=f"the regular expression {name!r}",
+            found=f"the pattern {name!r}",
             fix="replace it by the names it stands for",
         )
     head, _, tail = name.partition(f"{prefix}.")

@@ -53,10 +53,10 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
 
     What comes from outside, such as a model's name, is escaped: it is never markup. No path of this machine is told.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("shortstack.checkpoint", "."),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,6 +10,7 @@ CONFIG = "config.json"
 RECORD = "shortstack.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+QUANTISER = "quantize_config.json"  # a second place of GPTQ's settings, which may name modules
 ADAPTER = "adapter_config.json"  # of PEFT
 NAMED_WEIGHTS = "transformers_weights"  # the field of config.json that names the file of the weights
 TEMPLATES = "additional_chat_templates"  # where transformers keeps a tokenizer's further, named templates

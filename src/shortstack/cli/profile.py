@@ -13,14 +13,14 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Model, Session, check_unused
+from shortstack.cli.options import Model, Session, check_unused, unused
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress, silent
 from shortstack.profiling import Timing
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.profiling import Profile
+    from shortstack.profiling import Drafting, Profile
     from shortstack.profiling.profiler import Counts
     from shortstack.profiling.speed import Ratio
 
@@ -33,6 +33,10 @@ def profile(
     against: Annotated[
         str | None, typer.Option(help="Another model: runs take turns, for ratios of speed.", show_default=False)
     ] = None,
+    draft_for: Annotated[
+        str | None, typer.Option(help="Its original: measure it as the draft of that.", show_default=False)
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option(help="Tokens that a draft proposes at a time.", min=1)] = 4,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Count only; no weight is loaded.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -40,6 +44,8 @@ def profile(
     if no_speed:
         check_unused("profile --no-speed", replace(timing, prompt=Timing.prompt))
         timing = replace(timing, batch_size=())
+    if draft_for is None and draft_tokens != 4:
+        raise unused("profile without --draft-for", "--draft-tokens", draft_tokens)
     if dry_run:
         return foresee("profile", directory, session, lambda needing: needing.profile(timing, _open(against, session)))
 
@@ -54,9 +60,12 @@ def profile(
             compute=session.compute,
             progress=progress,
         )
+        drafted = _drafted(checkpoint, draft_for, draft_tokens, session, progress)
     if session.report.json:
-        return console.show_json(result.to_dict())
+        return console.show_json({**result.to_dict(), "draft": drafted.to_dict() if drafted else None})
     show_profile(result)
+    if drafted:
+        show_draft(drafted)
     if checkpoint.record:
         session.report.next_step("evaluate", directory, *session.source.words)
     else:
@@ -66,6 +75,33 @@ def profile(
 
 def _open(model: str | None, session: Session, progress: Progress = silent) -> Checkpoint | None:
     return session.alone.open(model, progress) if model else None
+
+
+def _drafted(
+    checkpoint: Checkpoint, original: str | None, draft_tokens: int, session: Session, progress: Progress
+) -> Drafting | None:
+    from shortstack.profiling import draft
+
+    whole = _open(original, session, progress)
+    if whole is None:
+        return None
+    return draft(checkpoint, whole, draft_tokens=draft_tokens, compute=session.compute, progress=progress)
+
+
+def show_draft(drafted: Drafting) -> None:
+    """What the model brings as a draft, and whether that pays here."""
+    speed = drafted.speedup
+    verdict = "it pays here" if drafted.pays else "it does not pay here"
+    ratio = f"{speed.value:.2f} times as fast ({speed.low:.2f} to {speed.high:.2f})"
+    taken = f"{drafted.accepted:.1%} of what it proposes is taken"
+    console.show(
+        f"As a draft for {drafted.original}, {drafted.draft_tokens} tokens at a time: {drafted.tokens_per_pass:.2f} tokens "
+        f"for each pass over that, {taken}, {ratio}: {verdict}."
+    )
+    console.show(
+        f"Greedy, {drafted.new_tokens} tokens after each of {drafted.prompts} prompts, one at a time; the text is the "
+        f"original's own in {drafted.equal} of {drafted.prompts}."
+    )
 
 
 def show_profile(result: Profile) -> None:

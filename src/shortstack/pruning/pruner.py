@@ -6,16 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from shortstack.architecture.config_fields import DEPTH_BLOCKS
+from shortstack.architecture.config_fields import DEPTH_BLOCKS, rename_layers
 from shortstack.architecture.layer_names import LayerNames, numbered_paths
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
-from shortstack.checkpoint.file_names import CONFIG
+from shortstack.checkpoint.file_names import CONFIG, QUANTISER
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
 from shortstack.checkpoint.writer import layout
 from shortstack.errors import CheckpointError
+from shortstack.machine.files import read_json
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning import Chosen, Plan
 from shortstack.planning.exactness import pruned_config
@@ -62,7 +63,10 @@ def prune(
         writer.tensors(cut.shards(), progress=progress)
         writer.json(CONFIG, config)
         for path in checkpoint.side_files():
-            writer.copy(path)
+            if path.name == QUANTISER:
+                writer.json(QUANTISER, _renumbered(checkpoint, plan, read_json(path)))
+            else:
+                writer.copy(path)
         record = provenance(checkpoint, "prune", time.perf_counter() - started)
         writer.commit(
             {
@@ -168,6 +172,14 @@ def kept_tensors(
             fix="report this checkpoint",
         )
     return kept
+
+
+def _renumbered(checkpoint: Checkpoint, plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
+    """A quantiser's settings with the modules that they name under their new numbers."""
+    new_index = {old: new for new, old in enumerate(plan.kept)}
+    for prefix in {checkpoint.anatomy.layers_path, checkpoint.layer_names.path}:
+        settings = rename_layers(settings, prefix, new_index)
+    return settings
 
 
 def _renamed(name: str, names: LayerNames, plan: Plan) -> str:
