@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from gguf_models import MAKERS, probabilities
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, pieces
 from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, read_gguf, write_gguf
 from shortstack.checkpoint.source import gguf_of
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError, PlanError
@@ -260,3 +261,40 @@ def test_the_real_model_s_quantised_layers_compute_what_the_pruned_checkpoint_do
 
     assert difference(tmp_path / "small.gguf") < 0.2 < 5 * 0.2 < difference(tmp_path / "other.gguf")
     assert verify_gguf(tmp_path / "small.gguf", against=source).ok
+
+
+FAULTS = [("copy_file_range", 1), ("copy_file_range", 4), ("fsync", 1), ("fsync", 3), ("rename", 1)]
+
+
+@pytest.mark.parametrize("size", [None, 200_000])
+@pytest.mark.parametrize(
+    ("call", "number"), [("copy_file_range", 1), ("copy_file_range", 4), ("fsync", 1), ("fsync", 3), ("rename", 1)]
+)
+def test_a_disk_that_fails_leaves_nothing(call, number, size, tmp_path, monkeypatch):
+    whole, real, calls = MAKERS["llama"](tmp_path / "whole.gguf"), getattr(os, call), []
+    monkeypatch.setattr(pieces, "KERNEL_BLOCK_BYTES", 50_000)
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) >= number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(OSError, match="No space left"):
+        prune_gguf(whole, plan(8, "2-3"), tmp_path / "new" / "small.gguf", max_shard_size=size)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_who_is_stopped_leaves_nothing(ending, tmp_path):
+    whole = MAKERS["llama"](tmp_path / "whole.gguf")
+
+    def stop(_stage, done, total, /, *, note=""):
+        if done > total // 2:
+            raise ending
+
+    with pytest.raises(ending):
+        prune_gguf(whole, plan(8, "2-3"), tmp_path / "new" / "small.gguf", progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]

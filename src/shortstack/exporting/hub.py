@@ -107,7 +107,7 @@ def _pushed(
     progress(STEPS[1], 1, len(STEPS))
     if not pull_request:
         api.create_repo(repository, private=private, exist_ok=True)
-        _check_empty(api, repository, files)
+        _check_empty(api, repository)
     progress(STEPS[2], 2, len(STEPS))
     additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
     additions.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode()))
@@ -120,8 +120,8 @@ def _pushed(
     return Pushed(repository, url, made.oid, made.pr_url, (*files, CARD))
 
 
-def _check_empty(api: Any, repository: str, files: Mapping[str, Path]) -> None:
-    """Refuse a repository that has files of somebody, but for those of a push that was broken off.
+def _check_empty(api: Any, repository: str) -> None:
+    """Refuse a repository that has files; a push that was broken off leaves none, since all go there in one commit.
 
     Raises:
         OutputError: it has.
