@@ -87,7 +87,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
 def test_a_quantisation_that_names_layers_by_pattern_is_refused(tmp_path):
     directory = make("llama", tmp_path / "source")
     edit(directory, quantization_config={"quant_method": "x", "ignore": [r"re:.*layers\.3\.mlp.*"]})
-    refused(directory, tmp_path, ArchitectureError, "regular expression")
+    refused(directory, tmp_path, ArchitectureError, "the pattern")
 
 
 def test_what_depends_on_depth_is_refused_with_the_values_and_the_nearest_exact_cut(tmp_path):
