@@ -69,7 +69,7 @@ def test_by_the_command_line_with_a_modelfile(pruned, tmp_path, monkeypatch, cap
     made = json.loads(capsys.readouterr().out)
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8").partition("## JSON")[2]
     assert {key.partition(".")[0] for key in re.findall(r"`([a-z_.]+)`(?=[,| ])", page)} == made.keys()
-    assert made["gguf"].startswith("small.gguf")
+    assert made["gguf"] == "small.gguf"
     told = Path(made["modelfile"]).read_text()
     assert "<|im_start|>user" in told
     assert 'SYSTEM """You are a helpful AI assistant named SmolLM' in told

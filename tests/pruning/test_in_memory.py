@@ -71,17 +71,17 @@ def test_what_cannot_be_is_refused_and_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(before, computes(model), strict=True))
 
 
-def test_a_cut_that_the_config_cannot_express_is_refused():
+def test_a_cut_that_the_check_refuses_changes_nothing(monkeypatch):
+    def refusing(*_, **__):
+        raise ArchitectureError("layer 3", expected="one thing", found="another", fix="choose other layers")
+
     model = loaded(tiny("qwen2"))
-    before = computes(model)
-    refused = plan(8, layers="0")
-    try:
-        prune_layers(model, refused)
-    except ArchitectureError:
-        assert all(torch.equal(a, b) for a, b in zip(before, computes(model), strict=True))
-        assert model.config.num_hidden_layers == 8
-    else:
-        assert model.config.num_hidden_layers == 7
+    before, config = computes(model), model.config.to_dict()
+    monkeypatch.setattr("shortstack.pruning.in_memory.check_cut", refusing)
+    with pytest.raises(ArchitectureError, match="found another"):
+        prune_layers(model, SOME)
+    assert all(torch.equal(a, b) for a, b in zip(before, computes(model), strict=True))
+    assert model.config.to_dict() == config
 
 
 def test_adapters_stay_on_the_layers_that_stay(tmp_path):

@@ -68,7 +68,7 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
     facts = {
         "metadata": card_metadata(record, told.licence),
         "name": name,
-        "base": base_model(record) or "a model of one's own",
+        "base": base_model(record) or "a local model",
         "made": [_sentence(step) for step in steps],
         "kept": _kept(record),
         "commands": [_command(step, name if step is steps[-1] else None) for step in steps],

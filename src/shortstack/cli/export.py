@@ -13,7 +13,6 @@ from shortstack.cli.app import verb
 from shortstack.cli.options import Reporting
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new, read_json, whole
-from shortstack.machine.formats import size
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:
@@ -100,12 +99,12 @@ def _gguf(checkpoint: Checkpoint, asked: ExportOptions, file: Path, progress: Pr
     told = modelfile(checkpoint, file) if asked.ollama else None
     export_gguf(checkpoint, file, kind=asked.gguf_type, converter=asked.converter, progress=progress)
     if told is None:
-        return {"gguf": f"{file}, {size(file.stat().st_size)}"}
+        return {"gguf": str(file)}
     place = file.with_name(MODELFILE)
     check_new(place)
     with whole(place) as partial:
         partial.write_text(told, encoding="utf-8")
-    return {"gguf": f"{file}, {size(file.stat().st_size)}", "modelfile": str(place)}
+    return {"gguf": str(file), "modelfile": str(place)}
 
 
 def _pushed(checkpoint: Checkpoint, asked: ExportOptions, repository: str, progress: Progress) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from shortstack.decoder import Decoder
 from shortstack.errors import InputError, parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.progress import Progress, silent
+from shortstack.profiling.profiler import prompt_ids
 from shortstack.profiling.speed import Ratio, ratio
 
 if TYPE_CHECKING:
@@ -150,19 +151,8 @@ def _counted(model: PreTrainedModel) -> Iterator[list[None]]:
 def _prompts(tokenizer: PreTrainedTokenizerBase, device: Any) -> list[Tensor]:
     """Questions, in the chat template where there is one, and prose that is gone on with."""
     windows = Tokens.read("pydoc", tokenizer, samples=TEXTS, length=TEXT_TOKENS, held_out=True).ids
-    return [
-        *(_asked(tokenizer, question).to(device) for question in QUESTIONS),
-        *(row[None].to(device) for row in windows),
-    ]
-
-
-def _asked(tokenizer: PreTrainedTokenizerBase, question: str) -> Tensor:
-    text = question
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": question}]
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    ids: Tensor = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).input_ids
-    return ids
+    questions = [torch.tensor([prompt_ids(tokenizer, question)]) for question in QUESTIONS]
+    return [prompt.to(device) for prompt in (*questions, *windows.split(1))]
 
 
 def _check(shorter: Checkpoint, original: Checkpoint, draft_tokens: int) -> None:

@@ -198,10 +198,14 @@ def check_load(checkpoint: Checkpoint, load: Load) -> None:
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:
     """The greedy answer to a prompt, in the model's chat template when it has one."""
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    else:
-        ids = tokenizer(prompt)["input_ids"]
+    ids = prompt_ids(tokenizer, prompt)
     (written,) = generate(model, [ids], [new_tokens])
     return str(tokenizer.decode(written, skip_special_tokens=True)).strip()
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The tokens of a prompt, in the model's chat template when it has one."""
+    if not tokenizer.chat_template:
+        return list(tokenizer(prompt)["input_ids"])
+    messages = [{"role": "user", "content": prompt}]
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])

@@ -18,7 +18,7 @@ from shortstack.architecture.gguf_rules import (
     UNRULED,
     Fields,
 )
-from shortstack.checkpoint.gguf_file import ARRAY, FLOAT32, UINT32, Entry, GgufFile
+from shortstack.checkpoint.gguf_file import ARRAY, FLOAT32, Entry, GgufFile
 from shortstack.errors import ArchitectureError, CheckpointError, parameter
 from shortstack.machine.formats import show_layers
 from shortstack.planning import Plan
@@ -145,7 +145,7 @@ class GgufDepth:
 
     def _number(self, name: str, value: int) -> Entry:
         """A number of the kind that the file has under that name."""
-        return Entry.number(value, self.entries[f"{self.architecture}.{name}"].kind or UINT32)
+        return Entry.number(value, self.entries[f"{self.architecture}.{name}"].kind)
 
     def _periods(self, fields: Fields, depth: int) -> Iterator[dict[str, int]]:
         """Ways to set the intervals: as they are first, then all others of one of them."""
