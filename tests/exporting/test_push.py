@@ -77,7 +77,7 @@ def test_files_of_others_are_not_overwritten_but_by_a_pull_request(pruned, hub):
     with pytest.raises(OutputError, match=r"one with 1 files, model.safetensors among them"):
         push(pruned, hub)
     assert hub.repositories["me/small"].files == {"model.safetensors": b"theirs"}
-    pushed = push(pruned, hub, pull_request=True)
+    pushed = push(pruned, hub, pr=True)
     assert pushed.pull_request == pushed.url
     assert "/discussions/" in pushed.url
 

@@ -35,7 +35,7 @@ class ExportOptions:
     ollama: bool = option(False, help="Write a Modelfile beside the .gguf file.")
     push_to_hub: str | None = option(None, help="Upload it to this repository of the hub, as org/name.")
     private: bool = option(False, help="Make a repository that others cannot see.")
-    pull_request: bool = option(False, help="Offer it to a repository that has files, as a pull request.")
+    pr: bool = option(False, help="Offer it to a repository that has files, as a pull request.")
     license: str | None = option(None, help="Its licence, where the source's is not known: apache-2.0, ...")
     results: str | None = option(None, help="Comma-separated outputs of evaluate --json, for the card.")
 
@@ -54,7 +54,7 @@ class ExportOptions:
             ("--ollama", "--gguf", self.gguf),
             ("--converter", "--gguf", self.gguf),
             ("--private", "--push-to-hub", self.push_to_hub),
-            ("--pull-request", "--push-to-hub", self.push_to_hub),
+            ("--pr", "--push-to-hub", self.push_to_hub),
             ("--license", "--push-to-hub", self.push_to_hub),
             ("--results", "--push-to-hub", self.push_to_hub),
         ):
@@ -114,7 +114,7 @@ def _pushed(checkpoint: Checkpoint, asked: ExportOptions, repository: str, progr
         checkpoint,
         repository,
         private=asked.private,
-        pull_request=asked.pull_request,
+        pr=asked.pr,
         licence=asked.license,
         results=_results(asked.results),
         progress=progress,

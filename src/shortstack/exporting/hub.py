@@ -38,7 +38,7 @@ def push_to_hub(
     repository: str,
     *,
     private: bool = False,
-    pull_request: bool = False,
+    pr: bool = False,
     licence: str | None = None,
     results: Sequence[Measured] = (),
     endpoint: str | None = None,
@@ -49,7 +49,8 @@ def push_to_hub(
     Nothing but the files of its manifest, the record and the card goes there. A repository that has files already is only
     given a pull request. Called again after a failure it goes on: what the hub has of a file's content is not sent again.
 
-    licence: the hub's name of one, where the source's is not known. results: what evaluate found, for the card.
+    pr: offer it as a pull request. licence: the hub's name of one, where the source's is not known. results: what evaluate
+    found, for the card.
 
     Raises:
         InputError: no name of a repository; nobody knows the licence.
@@ -64,7 +65,7 @@ def push_to_hub(
     files = {name: checkpoint.directory / name for name in (*checkpoint.record["files"], RECORD)}
     check_disk(Path(tempfile.gettempdir()), checkpoint.weight_bytes, what="the download that is verified")
     with _said(repository):
-        return _pushed(repository, files, card, (private, pull_request), endpoint, progress)
+        return _pushed(repository, files, card, (private, pr), endpoint, progress)
 
 
 def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results: Sequence[Measured]) -> str:
@@ -102,17 +103,17 @@ def _pushed(
 ) -> Pushed:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    private, pull_request = how
+    private, pr = how
     api = HfApi(endpoint=endpoint)
     progress(STEPS[1], 1, len(STEPS))
-    if not pull_request:
+    if not pr:
         api.create_repo(repository, private=private, exist_ok=True)
         _check_empty(api, repository)
     progress(STEPS[2], 2, len(STEPS))
     additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
     additions.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode()))
     message = f"Shortened by shortstack: {len(files)} files"
-    made = api.create_commit(repository, additions, commit_message=message, create_pr=pull_request)
+    made = api.create_commit(repository, additions, commit_message=message, create_pr=pr)
     progress(STEPS[3], 3, len(STEPS))
     _verify_download(api, repository, made.oid, made.pr_revision, files, progress)
     progress(STEPS[4], len(STEPS), len(STEPS))
@@ -132,7 +133,7 @@ def _check_empty(api: Any, repository: str) -> None:
             repository,
             expected="a repository that does not exist yet, or is empty",
             found=f"one with {len(there)} files, {min(there)} among them",
-            fix=f"name another, or offer it as a pull request: {parameter('pull_request', True)}",
+            fix=f"name another, or offer it as a pull request: {parameter('pr', True)}",
         )
 
 
