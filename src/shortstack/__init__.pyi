@@ -5,6 +5,7 @@ from .comparison import Judging as Judging
 from .comparison import compare as compare
 from .data import CalibrationText as CalibrationText
 from .data import Tokens as Tokens
+from .data import source_of as source_of
 from .evaluation import Evaluation as Evaluation
 from .evaluation import EvaluationText as EvaluationText
 from .evaluation import GenerationChecks as GenerationChecks

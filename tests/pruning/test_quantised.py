@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from shortstack.checkpoint import Checkpoint
@@ -109,3 +110,62 @@ def test_weights_of_bitsandbytes_are_cut_as_they_are_and_load(how, tmp_path):
         expected = prune_layers(copy.deepcopy(model), SOME)(IDS).logits
         assert torch.equal(loaded(IDS).logits, expected)
         assert not torch.equal(whole, expected)
+
+
+# What quantisers store in place of a matrix [rows, columns], by the end of its name.
+PAYLOADS = {
+    "gptq": lambda rows, columns: {
+        "qweight": whole_numbers(columns // 8, rows),
+        "qzeros": whole_numbers(columns // 8, rows // 8),
+        "scales": torch.rand(columns // 8, rows).half(),
+        "g_idx": torch.arange(columns, dtype=torch.int32) // 8,
+    },
+    "awq": lambda rows, columns: {
+        "qweight": whole_numbers(columns, rows // 8),
+        "qzeros": whole_numbers(columns // 8, rows // 8),
+        "scales": torch.rand(columns // 8, rows).half(),
+    },
+    "compressed-tensors": lambda rows, columns: {
+        "weight_packed": whole_numbers(rows, columns // 8),
+        "weight_scale": torch.rand(rows, columns // 8).bfloat16(),
+        "weight_shape": torch.tensor([rows, columns]),
+    },
+    "fp8": lambda rows, columns: {
+        "weight": torch.randn(rows, columns).to(torch.float8_e4m3fn),
+        "weight_scale_inv": torch.rand(-(-rows // 128), -(-columns // 128)),
+    },
+    "mxfp4": lambda rows, columns: {
+        "weight_blocks": whole_numbers(rows, columns // 32, 16).to(torch.uint8),
+        "weight_scales": torch.randint(100, 140, (rows, columns // 32), dtype=torch.uint8),
+    },
+}
+
+
+def whole_numbers(*shape):
+    return torch.randint(0, 2**31 - 1, shape, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("kind", PAYLOADS)
+def test_payloads_are_copied_byte_for_byte_under_their_new_numbers(kind, source, tmp_path):
+    """Of matrices in layers; embedding, norms and head stay as they are, as quantisers leave them."""
+    stored = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if ".layers." in name and tensor.dim() == 2:
+            payload = PAYLOADS[kind](*tensor.shape)
+            stored |= {f"{name.removesuffix('weight')}{end}": each for end, each in payload.items()}
+        else:
+            stored[name] = tensor
+    save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
+    pruned = prune(with_settings(source, {"quant_method": kind}), SOME, tmp_path / "out")
+    places = {layer: place for place, layer in enumerate(SOME.kept)}
+    wanted = {}
+    for name, tensor in stored.items():
+        layer = int(name.split(".")[2]) if ".layers." in name else None
+        if layer is None or layer in places:
+            new = name if layer is None else name.replace(f".{layer}.", f".{places[layer]}.", 1)
+            wanted[new] = tensor
+    found = load_file(pruned.directory / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name

@@ -4,6 +4,7 @@ from . import disk_errors as disk_errors
 from . import file_names as file_names
 from . import gguf_file as gguf_file
 from . import index as index
+from . import loaded as loaded
 from . import pieces as pieces
 from . import record as record
 from . import safetensors as safetensors
@@ -12,5 +13,6 @@ from . import source as source
 from . import weights as weights
 from . import writer as writer
 from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import Model as Model
 from .sizes import Sizes as Sizes
 from .writer import CheckpointWriter as CheckpointWriter

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
@@ -15,6 +15,7 @@ from shortstack.architecture.layer_names import LayerNames
 from shortstack.architecture.positions import learned_positions
 from shortstack.checkpoint.file_names import NAMED_WEIGHTS, RECORD, TEMPLATES, TOKENIZER, is_carried_along
 from shortstack.checkpoint.index import read_tensors
+from shortstack.checkpoint.loaded import saved
 from shortstack.checkpoint.pieces import file_digest
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.sizes import Sizes
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 ALIGNMENT = 64  # bytes: a cache line, and what torch itself gives a tensor it makes
+Model: TypeAlias = "str | Path | Checkpoint | PreTrainedModel"  # what functions take for one: see Checkpoint.of()
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,23 @@ class Checkpoint:
         config.pop(NAMED_WEIGHTS, None)  # what is written has a file of the usual name
         anatomy.check_depth(config, len(tensors), directory)
         return cls(directory, str(model), commit_of(directory) or revision, config, tensors, trust_remote_code)
+
+    @classmethod
+    def of(cls, model: Model) -> Checkpoint:
+        """A model however it is given: a Checkpoint, what open() takes, or a loaded model of transformers.
+
+        The last is saved into the cache, once for each content, with the tokenizer of the place that it was loaded from.
+
+        Raises:
+            CheckpointError: as open().
+            InputError: a loaded model has adapters, or weights that are quantised or not in memory.
+        """
+        if isinstance(model, Checkpoint):
+            return model
+        if isinstance(model, str | Path):
+            return cls.open(model)
+        opened = cls.open(saved(model))
+        return replace(opened, source=str(model.name_or_path) or opened.source)
 
     @functools.cached_property
     def blueprint(self) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shortstack.architecture.positions import check_positions
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.comparison.baselines import BASELINES, Baseline, Calibration, Setup, parse_memory
 from shortstack.data import Tokens, read_questions
 from shortstack.data.questions import tokenize_questions
@@ -128,7 +128,7 @@ class Comparison:
 
 
 def compare(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     calibration: Calibration,
     judging: Judging,
     *,
@@ -147,6 +147,7 @@ def compare(
             positions for; or `calibration.healed` has another tokenizer.
         OutputError: the temporary folder has no room.
     """
+    checkpoint = Checkpoint.of(checkpoint)
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
     _check_lengths(checkpoint, judging)
     if calibration.healed:

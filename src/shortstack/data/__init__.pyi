@@ -1,4 +1,5 @@
 from . import examples as examples
+from . import given as given
 from . import in_context as in_context
 from . import mixture as mixture
 from . import questions as questions
@@ -7,6 +8,8 @@ from . import splits as splits
 from . import tokens as tokens
 from .examples import Example as Example
 from .examples import read_examples as read_examples
+from .given import Rows as Rows
+from .given import source_of as source_of
 from .questions import Question as Question
 from .questions import read_questions as read_questions
 from .tokens import CalibrationText as CalibrationText

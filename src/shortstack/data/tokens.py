@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from shortstack.data.given import Rows, source_of
 from shortstack.data.in_context import IN_CONTEXT, MOST
 from shortstack.data.mixture import MIX, SEVERAL, Weighted, Written, check_sources, parse_sources
 from shortstack.data.sources import OWN, TEXT, parse_samples, read_documents
@@ -56,7 +57,7 @@ class Tokens:
     @classmethod
     def read(
         cls,
-        source: str,
+        source: str | Rows,
         tokenizer: PreTrainedTokenizerBase,
         *,
         samples: int | None = 10,
@@ -79,7 +80,7 @@ class Tokens:
         """
         import torch
 
-        bos = bos_ids(tokenizer)
+        source, bos = source_of(source), bos_ids(tokenizer)
         room = length - len(bos)
         if room < 2 or (samples is not None and samples < 1):
             raise DataError(
@@ -184,7 +185,8 @@ class Tokens:
 class CalibrationText:
     """The text that metrics look at.
 
-    samples: windows of each source, drawn by seed, or "all" in order. length: tokens of a window, BOS included.
+    text: sources by name, as source_of() gives them of rows in memory. samples: windows of each source, drawn by seed, or
+    "all" in order. length: tokens of a window, BOS included.
     """
 
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")

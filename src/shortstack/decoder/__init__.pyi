@@ -13,3 +13,4 @@ from . import wrapping as wrapping
 from .decoder import Decoder as Decoder
 from .own_text import OwnText as OwnText
 from .own_text import calibration_tokens as calibration_tokens
+from .own_text import tokens_of as tokens_of

@@ -21,7 +21,7 @@ import torch
 
 from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import CalibrationText, Tokens
+from shortstack.data import CalibrationText, Rows, Tokens, source_of
 from shortstack.data.examples import render
 from shortstack.data.mixture import MIX, READ
 from shortstack.data.tokens import bos_ids, encode
@@ -71,6 +71,24 @@ def calibration_tokens(
         warnings.warn(said, ShortstackWarning, stacklevel=2)
         text = replace(text, text=READ)
     return text.tokens(checkpoint.tokenizer(), compute.seed, at_least=at_least, written=own.texts)
+
+
+def tokens_of(
+    checkpoint: Checkpoint,
+    given: Tokens | CalibrationText | Rows | None,
+    *,
+    compute: Compute = AUTO,
+    progress: Progress = silent,
+) -> Tokens:
+    """Windows as they are given, or those of a calibration text, of sources by name, or of rows in memory.
+
+    Raises:
+        DataError, InputError: as calibration_tokens() and source_of().
+    """
+    if isinstance(given, Tokens):
+        return given
+    text = given if given is None or isinstance(given, CalibrationText) else CalibrationText(source_of(given))
+    return calibration_tokens(checkpoint, text, compute=compute, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
+from shortstack.data import Rows
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError, parameter
@@ -88,9 +89,9 @@ class Evaluation:
 
 
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     *,
-    text: EvaluationText = TEXT,
+    text: EvaluationText | Rows = TEXT,
     tasks: Tasks | None = None,
     generation: GenerationChecks = GENERATION,
     compute: Compute = AUTO,
@@ -98,6 +99,7 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity on each text, the tasks, the generation probes, and whether what the model writes has collapsed.
 
+    text: also sources by name, or rows in memory: texts, chats or records, as a list or a datasets.Dataset.
     Windows of text and items of probes are drawn by the seed of `compute`. A task's result is kept in the cache under the
     digest of all that it depends on.
 
@@ -108,6 +110,7 @@ def evaluate(
         DataError: a text cannot be read or is shorter than one window, or a task's documents cannot be had.
         InputError: nothing to measure, an unknown task, a library that is not installed, or no memory for the model.
     """
+    checkpoint, text = Checkpoint.of(checkpoint), EvaluationText.of(text)
     if tasks:
         tasks.check(compute.device)
     elif not (text.sources or generation.probes or generation.collapse_check):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
-from shortstack.data import Tokens
+from shortstack.data import Rows, Tokens, source_of
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.sources import OWN as SELF
 from shortstack.data.sources import TEXT
@@ -57,6 +57,13 @@ class EvaluationText:
             )
         if self.samples is None and (made := next((each for each in self.sources if each in IN_CONTEXT), None)):
             raise endless(parameter("perplexity", made), made)
+
+    @classmethod
+    def of(cls, text: EvaluationText | Rows) -> EvaluationText:
+        """The text as it is, or of sources by name, or of rows in memory."""
+        if isinstance(text, EvaluationText):
+            return text
+        return cls(text if isinstance(text, str) else [source_of(text)])
 
     @property
     def sources(self) -> tuple[str, ...]:

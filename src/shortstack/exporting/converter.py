@@ -10,7 +10,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, GgufFile, read_gguf, write_gguf
 from shortstack.checkpoint.record import original_depth
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, one_line, parameter
@@ -26,7 +26,7 @@ LAST_LINES = 3  # of what a converter that failed has said
 
 
 def export_gguf(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     output: str | Path,
     *,
     kind: str = "bf16",
@@ -44,6 +44,7 @@ def export_gguf(
         ArchitectureError: the converter does not know the architecture, or fails otherwise; its words are told.
         CheckpointError: what it wrote has other layers than the checkpoint.
     """
+    checkpoint = Checkpoint.of(checkpoint)
     output = Path(output)
     check_kind(kind, output)
     command = _command(converter)

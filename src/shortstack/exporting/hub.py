@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.card import CARD, HUB_ID, Measured, Told, licence_of, model_card, results_section
 from shortstack.checkpoint.file_names import RECORD
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line, parameter
@@ -34,7 +34,7 @@ class Pushed:
 
 
 def push_to_hub(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     repository: str,
     *,
     private: bool = False,
@@ -58,6 +58,7 @@ def push_to_hub(
         CheckpointError: the checkpoint is not as it was written, or not what was downloaded again.
         ShortstackError: the hub cannot be reached, or refuses.
     """
+    checkpoint = Checkpoint.of(checkpoint)
     _check_name(repository)
     progress(STEPS[0], 0, len(STEPS))
     _check_whole(checkpoint)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.errors import InputError
 from shortstack.exporting.chat_template import Turns
 
 QUOTES = '"""'
 
 
-def modelfile(checkpoint: Checkpoint, gguf: str | Path) -> str:
+def modelfile(checkpoint: Model, gguf: str | Path) -> str:
     """The Modelfile of a checkpoint that lies in a .gguf file beside it.
 
     The chat template becomes one of Go's, which Ollama fills in: tried first on conversations, it gives what the tokenizer's
@@ -22,6 +22,7 @@ def modelfile(checkpoint: Checkpoint, gguf: str | Path) -> str:
     Raises:
         InputError: the turns of the chat template depend on each other.
     """
+    checkpoint = Checkpoint.of(checkpoint)
     tokenizer = checkpoint.tokenizer()
     lines = [f"FROM ./{Path(gguf).name}"]
     if not tokenizer.chat_template:

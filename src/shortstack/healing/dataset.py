@@ -25,8 +25,8 @@ def held_out_count(samples: int, held_out: int | None = None) -> int:
 class TrainingData:
     """What the model learns from.
 
-    max_samples counts the held-out ones, too. self_generate: the teacher's own answers are learnt instead of those in the
-    data.
+    data: sources by name, as source_of() gives them of rows in memory. max_samples counts the held-out ones, too.
+    self_generate: the teacher's own answers are learnt instead of those in the data.
     """
 
     data: str | None = option(None, help=DATA)

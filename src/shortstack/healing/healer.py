@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, laid_down
 from shortstack.checkpoint.weights import check_unquantised
 from shortstack.checkpoint.writer import layout
-from shortstack.data import Example, read_examples
+from shortstack.data import Example, Rows, read_examples
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
 from shortstack.errors import InputError, TrainingError, parameter
@@ -75,9 +75,9 @@ class Healing:
 
 
 def heal(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     out: str | Path,
-    task: HealingTask | str,
+    task: HealingTask | Rows,
     *,
     cache: bool = True,
     resume: bool | None = None,
@@ -97,8 +97,9 @@ def heal(
         OutputError: `out` exists, is nested in the input, does not fit the disk, or has an unfinished run beside it.
         TrainingError: losses or gradients were no numbers; nothing is written.
     """
+    checkpoint = Checkpoint.of(checkpoint)
     started = time.perf_counter()
-    run = HealingRun(checkpoint, HealingTask(task) if isinstance(task, str) else task, progress)
+    run = HealingRun(checkpoint, task if isinstance(task, HealingTask) else HealingTask(task), progress)
     run.check()
     nbytes = checkpoint.weight_bytes + run.task.method.added_bytes(checkpoint)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint import Checkpoint, CheckpointWriter
-from shortstack.data import Tokens
+from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
+from shortstack.data import Rows, Tokens
 from shortstack.decoder import calibration_tokens
 from shortstack.errors import ArchitectureError, PlanError, parameter
 from shortstack.healing.healer import Healing, HealingRun, heal
@@ -24,10 +24,10 @@ from shortstack.pruning import prune
 
 
 def heal_in_turns(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     out: str | Path,
     turns: Turns,
-    task: HealingTask | str,
+    task: HealingTask | Rows,
     *,
     cache: bool = True,
     resume: bool | None = None,
@@ -42,7 +42,8 @@ def heal_in_turns(
         PlanError: no layer is to go, or no cut of so many is exact.
         OutputError, InputError: as heal().
     """
-    task = HealingTask(task) if isinstance(task, str) else task
+    checkpoint = Checkpoint.of(checkpoint)
+    task = task if isinstance(task, HealingTask) else HealingTask(task)
     sizes = turns.sizes(checkpoint.anatomy.layers)
     run = HealingRun(checkpoint, task, progress)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=checkpoint.weight_bytes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from shortstack.data import Rows, source_of
 from shortstack.errors import InputError, parameter
 from shortstack.healing.dataset import TrainingData
 from shortstack.healing.method import HealingMethod
@@ -25,11 +26,12 @@ LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio"
 class HealingTask:
     """The data to learn from, the method, the objective and the schedule.
 
-    data: its name alone where all else of TrainingData is as usual. teacher: the unpruned model, for an objective or data
-    that needs one. loggers: integrations of transformers, such as tensorboard. compute: only its device counts.
+    data: its name alone, or rows in memory, where all else of TrainingData is as usual. teacher: the unpruned model, for an
+    objective or data that needs one. loggers: integrations of transformers, such as tensorboard. compute: only its device
+    counts.
     """
 
-    data: TrainingData | str
+    data: TrainingData | Rows
     method: HealingMethod = field(default_factory=Partial)
     objective: Objective = field(default_factory=Objective)
     schedule: Schedule = field(default_factory=Schedule)
@@ -37,9 +39,13 @@ class HealingTask:
     loggers: Sequence[str] = ()
     compute: Compute = AUTO
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, TrainingData):
+            object.__setattr__(self, "data", source_of(self.data))  # rows may be read only once
+
     @property
     def training_data(self) -> TrainingData:
-        return TrainingData(self.data) if isinstance(self.data, str) else self.data
+        return self.data if isinstance(self.data, TrainingData) else TrainingData(source_of(self.data))
 
     @property
     def needs_teacher(self) -> bool:

@@ -26,8 +26,10 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm_ev
 KINDS = {
     "activations": "what frozen layers and a teacher give, for heal",
     "answers": "a teacher's answers to prompts",
+    "data": "data that was given in memory",
     "evaluations": "results of tasks",
     "gguf": "GGUF files as safetensors",
+    "models": "models that were given in memory",
     "own-texts": "texts that a model wrote itself",
     "steps": "what workers of a study at a URL are writing",
     "walks": "states of walks that were stopped",

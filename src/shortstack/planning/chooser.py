@@ -6,20 +6,21 @@ import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from shortstack.data import Rows
 from shortstack.data.tokens import CalibrationText, Tokens
 from shortstack.errors import InputError, PlanError, parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.progress import Progress, silent
+from shortstack.planning.choice import Choice
 from shortstack.planning.layer_sets import fewest, parse_drop
 from shortstack.planning.plans import Plan
+from shortstack.planning.strategies import STRATEGIES
 from shortstack.scoring.scores import Scores, removal_order
 
 if TYPE_CHECKING:
-    from shortstack.checkpoint import Checkpoint
+    from shortstack.checkpoint import Checkpoint, Model
 
-
-from shortstack.planning.choice import Choice
-from shortstack.planning.strategies import STRATEGIES
+Source = Tokens | CalibrationText | Rows  # what is looked at: see tokens_of()
 
 
 class Chosen(NamedTuple):
@@ -31,25 +32,28 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     choice: Choice,
-    source: CalibrationText | Tokens | Scores | None = None,
+    source: Source | Scores | None = None,
     *,
     compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Chosen:
     """Choose the layers to remove from a checkpoint, and move the cut to the nearest that its architecture can express.
 
-    source: what the metric looks at, mix by default, or scores of this model. Layers that are named are never moved.
+    source: what the metric looks at, mix by default: windows, a text, sources by name or rows in memory; or scores of this
+    model. Layers that are named are never moved.
 
     Raises:
         PlanError: nothing, everything, or something that does not exist would be removed.
         ArchitectureError: no cut near the wanted one can be expressed exactly.
         InputError, DataError: as score() and select().
     """
+    from shortstack.checkpoint import Checkpoint
     from shortstack.planning.exactness import aligned, pruned_config
 
     choice.check()
+    checkpoint = Checkpoint.of(checkpoint)
     choice = choice.sized(checkpoint.sizes)
     layers, scores = checkpoint.anatomy.layers, None
     if choice.fits is None:
@@ -71,13 +75,9 @@ def choose(
     return Chosen(found or wanted, wanted, scores)
 
 
-def _tokens(
-    checkpoint: Checkpoint, source: CalibrationText | Tokens | Scores | None, compute: Compute, progress: Progress
-) -> Tokens:
-    from shortstack.decoder import calibration_tokens
+def _tokens(checkpoint: Checkpoint, source: Source | Scores | None, compute: Compute, progress: Progress) -> Tokens:
+    from shortstack.decoder import tokens_of
 
-    if isinstance(source, Tokens):
-        return source
     if isinstance(source, Scores):
         raise InputError(
             str(source.model.get("source", "scores")),
@@ -85,13 +85,13 @@ def _tokens(
             found="scores of the whole model",
             fix="name the model instead of the scores",
         )
-    return calibration_tokens(checkpoint, source, compute=compute, progress=progress)
+    return tokens_of(checkpoint, source, compute=compute, progress=progress)
 
 
 def _scored(
     checkpoint: Checkpoint,
     choice: Choice,
-    source: CalibrationText | Tokens | None,
+    source: Source | None,
     compute: Compute,
     progress: Progress,
 ) -> Scores:
@@ -129,7 +129,7 @@ def lowest_plan(choice: Choice, source: Scores | int, seed: int = 0) -> Plan:
 
 
 def select(
-    checkpoint: Checkpoint, tokens: Tokens, choice: Choice, *, compute: Compute = AUTO, progress: Progress = silent
+    checkpoint: Model, tokens: Source, choice: Choice, *, compute: Compute = AUTO, progress: Progress = silent
 ) -> Plan:
     """Choose layers by measuring shorter models: a few at a time by a metric, or without `choice.step` by searching.
 
@@ -140,8 +140,11 @@ def select(
             that scores no single layers.
         DataError: too few samples to hold some out.
     """
-    from shortstack.decoder import Decoder
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.decoder import Decoder, tokens_of
 
+    checkpoint = Checkpoint.of(checkpoint)
+    tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     removal = choice.removal(checkpoint.anatomy.layers, compute.seed)
     strategy = choice.how if choice.how.measures else STRATEGIES["search"]
     return strategy.function(Decoder.open(checkpoint, compute), tokens, removal, progress)

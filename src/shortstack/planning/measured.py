@@ -66,6 +66,14 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
     Raises:
         PlanError: so many at a time are more than go; a metric that no shorter model changes, or that scores no layers.
     """
+    *_, removed = removals(decoder, tokens, removal, progress=progress)
+    return Plan(len(decoder.layers), tuple(sorted(removed)), f"{removal.metric.name}, {removal.step or 1} at a time")
+
+
+def removals(
+    decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent
+) -> Iterator[SkippedLayers]:
+    """What is removed after each step of stepwise()."""
     metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
     _check_step(step, removal)
     steps, removed = -(-amount // step), UNPRUNED
@@ -77,9 +85,9 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
         values = [checked(value, f"{metric}, layer {layer}") for layer, value in enumerate(run.go().scores()[metric])]
         rest = [layer for layer in removal.allowed if layer not in removed]
         removed |= frozenset(lowest(values, rest, min(step, amount - len(removed))))
+        yield removed
         if number < steps:
             run = walk_on(run, removed - run.wanted.without)
-    return Plan(len(decoder.layers), tuple(sorted(removed)), f"{metric}, {step} at a time")
 
 
 def _trail_fits(run: Run) -> bool:
@@ -167,7 +175,7 @@ def _measure(
     wanted = Wanted([KL], singles=False, sets=[*dict.fromkeys(sets)])
     run = Run(decoder, tokens, wanted, progress=progress, stage=stage).go()
     for found in wanted.sets:
-        known[found] = checked(run.kl(found), f"kl without layers {show_layers(sorted(found))}")
+        known[found] = checked(run.distance(found), f"kl without layers {show_layers(sorted(found))}")
 
 
 @torch.no_grad()

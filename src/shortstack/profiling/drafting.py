@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import InputError, parameter
@@ -62,8 +62,8 @@ class Drafting:
 
 
 def draft(
-    shorter: Checkpoint,
-    original: Checkpoint,
+    shorter: Model,
+    original: Model,
     *,
     draft_tokens: int = 4,
     new_tokens: int = 64,
@@ -75,6 +75,8 @@ def draft(
     Raises:
         InputError: the two have other vocabularies, or the device has no room for both.
     """
+    shorter = Checkpoint.of(shorter)
+    original = Checkpoint.of(original)
     _check(shorter, original, draft_tokens)
     tokenizer = original.tokenizer()
     models = [Decoder.open(each, compute).model for each in (original, shorter)]

@@ -10,7 +10,7 @@ import torch
 
 from shortstack.architecture.anatomy import meta_model
 from shortstack.architecture.positions import check_positions
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.decoder import Decoder
 from shortstack.decoder.generation import generate
 from shortstack.decoder.wrapping import arithmetic
@@ -111,9 +111,9 @@ class Profile:
 
 
 def profile(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     *,
-    against: Checkpoint | None = None,
+    against: Model | None = None,
     timing: Timing = TIMING,
     compute: Compute = AUTO,
     progress: Progress = silent,
@@ -126,6 +126,8 @@ def profile(
     Raises:
         InputError: prompt and new tokens, or without sizes the prompt, are more than a model has positions for.
     """
+    checkpoint = Checkpoint.of(checkpoint)
+    against = Checkpoint.of(against) if against is not None else None
     device = pick_device(compute.device)
     both = [checkpoint, *([against] if against else [])]
     loads = [Load(batch, timing.prompt, timing.new_tokens) for batch in timing.batch_sizes]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.config_fields import DEPTH_BLOCKS, rename_layers
 from shortstack.architecture.layer_names import LayerNames, numbered_paths
-from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.file_names import CONFIG, QUANTISER
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def prune(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     plan: Plan | Chosen,
     output: str | Path,
     *,
@@ -49,6 +49,7 @@ def prune(
         CheckpointError: the headers of the source's files describe its layers.
         OutputError: `output` exists, is nested in the source, or does not fit the disk.
     """
+    checkpoint = Checkpoint.of(checkpoint)
     started = time.perf_counter()
     plan, scores = (plan.plan, plan.scores) if isinstance(plan, Chosen) else (plan, None)
     check_self_contained(checkpoint)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.file_names import PICKLED, RECORD, TEMPLATES
 from shortstack.checkpoint.pieces import file_digest
 from shortstack.checkpoint.record import changed_since, skipped_layers
@@ -47,9 +47,9 @@ class Verification:
 
 
 def verify(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     *,
-    against: Checkpoint | None = None,
+    against: Model | None = None,
     device: str = "cpu",
     stream: bool | None = None,
     progress: Progress = silent,
@@ -69,6 +69,8 @@ def verify(
     Raises:
         CheckpointError: there is no record to verify against, or the two models do not belong together.
     """
+    checkpoint = Checkpoint.of(checkpoint)
+    against = Checkpoint.of(against) if against is not None else None
     if not checkpoint.record:
         raise CheckpointError(
             checkpoint.directory / RECORD,

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.safetensors import StoredTensor, laid_down
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
-from shortstack.data import Tokens
+from shortstack.data import CalibrationText, Rows, Tokens
 from shortstack.data.splits import JUDGING, check_enough, split
-from shortstack.decoder import Decoder
+from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.hooks import recorded_inputs
@@ -78,9 +78,9 @@ class Repair:
 
 @torch.no_grad()
 def repair(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     removed: SkippedLayers,
-    tokens: Tokens,
+    tokens: Tokens | CalibrationText | Rows,
     *,
     compute: Compute = AUTO,
     scratch: Path | None = None,
@@ -97,8 +97,9 @@ def repair(
         ArchitectureError: layers hand on more than hidden states, or have no matrix that a correction folds into.
         DataError: fewer than eight samples.
     """
-    started = time.perf_counter()
+    started, checkpoint = time.perf_counter(), Checkpoint.of(checkpoint)
     check_unquantised(checkpoint, "to refit", "repair")
+    tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     check_enough(tokens, f"add {parameter('repair_samples', 256)}", at_least=JUDGING)
     decoder = Decoder.open(checkpoint, compute)
     decoder.check_bare(f"leave {parameter('repair')} out")

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint import Checkpoint
-from shortstack.data import Tokens, read_questions
+from shortstack.checkpoint import Checkpoint, Model
+from shortstack.data import CalibrationText, Rows, Tokens, read_questions
 from shortstack.data.questions import TokenizedQuestion, questions_sha256, tokenize_questions
 from shortstack.data.splits import HELD_OUT, check_enough, split
-from shortstack.decoder import Decoder
+from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.likelihoods import answers
 from shortstack.errors import InputError, parameter
@@ -101,8 +101,8 @@ class Sweep:
 
 
 def sweep(
-    checkpoint: Checkpoint,
-    tokens: Tokens,
+    checkpoint: Model,
+    tokens: Tokens | CalibrationText | Rows,
     *,
     task: str | Path | Tasks | None = None,
     repair: bool = False,
@@ -119,6 +119,8 @@ def sweep(
     Raises:
         DataError: the task cannot be read, or its documents cannot be had; too few samples to repair on.
     """
+    checkpoint = Checkpoint.of(checkpoint)
+    tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     started = time.perf_counter()
     if repair:
         check_enough(tokens, f"give more text, or a smaller {parameter('length')}", at_least=2 * HELD_OUT)
@@ -172,7 +174,7 @@ def _questions(
 def _depth(run: Run, tail: SkippedLayers) -> Depth:
     kept = run.layers - len(tail)
     loss = checked(run.loss(tail), f"loss of {kept} layers")
-    return Depth(kept, loss, perplexity(loss), run.kl(tail))
+    return Depth(kept, loss, perplexity(loss), run.distance(tail))
 
 
 def tails(layers: int) -> list[SkippedLayers]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.weights import read_weight
-from shortstack.data import Tokens
+from shortstack.data import CalibrationText, Rows, Tokens
 from shortstack.data.splits import check_enough
-from shortstack.decoder import Decoder
+from shortstack.decoder import Decoder, tokens_of
 from shortstack.errors import CheckpointError, InputError, parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
@@ -27,8 +27,8 @@ from shortstack.scoring.scores import KindScores, Scores
 
 
 def score(
-    checkpoint: Checkpoint,
-    tokens: Tokens | None = None,
+    checkpoint: Model,
+    tokens: Tokens | CalibrationText | Rows | None = None,
     *,
     metrics: Sequence[str] | str = ("ppl",),
     window: int | None = None,
@@ -37,8 +37,8 @@ def score(
 ) -> Scores:
     """Score every layer by every metric; low = remove first.
 
-    tokens: needed by metrics that look at activations or loss. window: also score the removal of every block of so many
-    layers, by the metrics that can. Sums are in float64.
+    tokens: needed by metrics that look at activations or loss: windows, a text, sources by name or rows in memory.
+    window: also score the removal of every block of so many layers, by the metrics that can. Sums are in float64.
 
     Raises:
         InputError: an unknown metric, one that needs tokens without any, a window no metric can score, or none for one that
@@ -47,7 +47,8 @@ def score(
         ArchitectureError: layers that a metric cannot see into, or cannot repair.
         ShortstackError: a score is not a number.
     """
-    started = time.perf_counter()
+    started, checkpoint = time.perf_counter(), Checkpoint.of(checkpoint)
+    tokens = None if tokens is None else tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     chosen = metrics_named(metrics)
     if not chosen:
         raise InputError(parameter("metric"), expected="at least one metric", found="none", fix="name one, or all")

@@ -25,7 +25,7 @@ from shortstack.planning import Choice, Plan
 from shortstack.planning.layer_sets import FINALISTS, repairs_of, splits
 from shortstack.planning.plans import BLOCKS
 from shortstack.scoring import Scores
-from shortstack.scoring.metrics import metric_named
+from shortstack.scoring.metrics import COMPARING, metric_named
 from shortstack.study.measures import EvaluateStep, ProfileStep
 from shortstack.study.step_cost import Cost, added
 from shortstack.study.steps import Contents, Job, Known, Places, Step
@@ -78,7 +78,7 @@ class ScoreStep(Step):
         """Without each layer once, for metrics of losses; a backward pass takes twice a forward one."""
         feeds = {metric_named(name).feed for name in self.arguments["metrics"]}
         layers, heads = 0.0, 0
-        if feeds & {"loss", "kl", "repair"}:
+        if feeds & {"loss", "repair", *COMPARING}:
             layers, heads = model.layers * (model.layers + 1) / 2, model.layers + 1
         elif "hidden" in feeds:
             layers = model.layers

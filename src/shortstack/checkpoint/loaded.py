@@ -1,0 +1,80 @@
+"""A loaded model of transformers as a checkpoint: saved into the cache, once for each content."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.errors import InputError, OutputError
+from shortstack.machine.cache import cache_directory, content_key, make_room, mark_used
+from shortstack.machine.files import check_disk, partial_of, rename_new, sync_tree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def saved(model: Any) -> Path:
+    """The directory that holds a loaded model as it is now, with the tokenizer of the place that it was loaded from.
+
+    Raises:
+        InputError: it is no model of transformers, or its weights are quantised or not in memory.
+        DiskFullError: the cache has no room for it.
+    """
+    _check(model)
+    key = content_key("models", weights=_digest(model), config=model.config.to_dict(), source=str(model.name_or_path))
+    place = cache_directory("models") / key
+    if place.is_dir():
+        mark_used(place)
+        return place
+    nbytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    make_room(nbytes)
+    check_disk(place.parent, nbytes, what="a model that was given in memory")
+    partial = partial_of(place)
+    try:
+        model.save_pretrained(partial)
+        _save_tokenizer(str(model.name_or_path), partial)
+        sync_tree(partial)
+        rename_new(partial, place)
+    except OutputError:
+        if not place.is_dir():  # another process may have made it meanwhile: the same bytes
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def _check(model: Any) -> None:
+    expected, fix = "a directory, a hub id, a Checkpoint or a loaded model of transformers", "give one of them"
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
+        raise InputError("the model", expected=expected, found=type(model).__name__, fix=fix)
+    away = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    if quantised or hasattr(model, "peft_config") or away:
+        found = "quantised weights" if quantised else f"{away} elsewhere" if away else "adapters"
+        fix = "name its directory; merge_and_unload() adapters first"
+        raise InputError("the model", expected="plain weights in memory", found=found, fix=fix)
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """sha256 of all weights and buffers that are saved, by name."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        sha.update(memoryview(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+def _save_tokenizer(source: str, folder: Path) -> None:
+    """The tokenizer of the place that a model was loaded from, where there is one; else what needs it says that it lacks."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True) if source else None
+    except (OSError, ValueError):
+        tokenizer = None
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,65 @@
+"""Data that is given in memory, as a source by name: kept in the cache as the lines that it would have in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shortstack.errors import DataError
+from shortstack.machine.cache import cache_directory, mark_used
+from shortstack.machine.files import whole
+
+Rows = Iterable[Any]  # texts, chats as lists of messages, or records, as a list or a datasets.Dataset
+
+
+def source_of(source: str | Rows) -> str:
+    """A source by its name: itself, or the file that rows given in memory are kept in.
+
+    >>> source_of("pydoc")
+    'pydoc'
+
+    Raises:
+        DataError: a row is neither text nor a chat nor a record of what JSON can hold, or there is none.
+    """
+    if isinstance(source, str):
+        return source
+    lines = [_line(row, number) for number, row in enumerate(source)]
+    if not lines:
+        raise DataError("the data", expected="texts, chats or records", found="none", fix="give some")
+    content = "".join(f"{line}\n" for line in lines)
+    path = cache_directory("data") / f"{hashlib.sha256(content.encode()).hexdigest()}.jsonl"
+    if path.is_file():
+        mark_used(path)
+    else:
+        with whole(path) as partial:
+            partial.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def _line(row: Any, number: int) -> str:
+    """A row as a line of a file."""
+    record = _record(row)
+    try:
+        if record is not None:
+            return json.dumps(record, ensure_ascii=False)
+        found, fix = f"{row!r}"[:80], "give rows of one of these kinds"
+    except TypeError as error:  # an image, a date
+        found, fix = str(error), "leave that column out"
+    expected = "a text, a chat (a list of messages with role and content), or a record"
+    raise DataError(f"the data, row {number}", expected=expected, found=found, fix=fix)
+
+
+def _record(row: Any) -> Mapping[str, Any] | None:
+    """A row in one of the formats that files have; None where it is in none of them."""
+    if isinstance(row, str):
+        return {"text": row}
+    if isinstance(row, Mapping):
+        return dict(row)
+    chat = isinstance(row, list) and row and all(map(_is_turn, row))
+    return {"messages": [dict(turn) for turn in row]} if chat else None
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and {"role", "content"} <= turn.keys()

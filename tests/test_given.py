@@ -1,0 +1,129 @@
+"""Models and data however they are given: by name, as folders, or in memory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+import shortstack as ss
+from shortstack.data import source_of
+from shortstack.errors import DataError, InputError
+from zoo import speaking
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+TEXTS = [f"line {number} of a text that is long enough for a window or two" for number in range(40)]
+CHATS = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in TEXTS]
+FP32 = ss.Compute(dtype="float32")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return speaking(tmp_path / "model")
+
+
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("form", [str, ss.Checkpoint.open, loaded])
+def test_functions_take_a_model_in_every_form(form, folder, tmp_path):
+    model, checkpoint = form(folder), ss.Checkpoint.open(folder)
+    tokens = ss.Tokens.read("pydoc", checkpoint.tokenizer(), samples=8, length=16)
+    assert ss.score(model, tokens, compute=FP32).scores == ss.score(checkpoint, tokens, compute=FP32).scores
+    assert ss.sweep(model, tokens, compute=FP32).depths == ss.sweep(checkpoint, tokens, compute=FP32).depths
+    plan = ss.choose(model, ss.Choice("reverse", drop=2)).plan
+    pruned = ss.prune(model, plan, tmp_path / "cut")
+    assert ss.verify(pruned.directory, against=model).ok
+    untimed = ss.Timing(batch_size=())
+    assert ss.profile(model, timing=untimed).counts == ss.profile(checkpoint, timing=untimed).counts
+    text, quiet = ss.EvaluationText("pydoc", length=64, samples=2), ss.GenerationChecks(collapse_check=False)
+    found, expected = (
+        ss.evaluate(each, text=text, generation=quiet, compute=FP32).perplexity["pydoc"].value
+        for each in (model, checkpoint)
+    )
+    assert found == expected
+
+
+def test_a_loaded_model_is_what_it_is_now(folder):
+    model = loaded(folder)
+    before = ss.Checkpoint.of(model)
+    assert ss.Checkpoint.of(model).directory == before.directory
+    assert before.tokenizer().get_vocab() == ss.Checkpoint.open(folder).tokenizer().get_vocab()
+    assert before.source == str(folder)
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight.add_(0.5)
+    after = ss.Checkpoint.of(model)
+    assert after.directory != before.directory
+    again = after.model(dtype=torch.float32)
+    assert torch.equal(again.model.layers[3].mlp.up_proj.weight, model.model.layers[3].mlp.up_proj.weight)
+
+
+def test_what_is_no_plain_model_is_refused(folder):
+    with pytest.raises(InputError, match="found Linear"):
+        ss.Checkpoint.of(torch.nn.Linear(2, 2))
+    with torch.device("meta"):
+        away = AutoModelForCausalLM.from_config(loaded(folder).config)
+    with pytest.raises(InputError, match="elsewhere"):
+        ss.Checkpoint.of(away)
+
+
+def test_a_model_with_adapters_is_refused_until_they_are_merged(folder):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(loaded(folder), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(InputError, match="found adapters"):
+        ss.Checkpoint.of(adapted)
+    assert ss.Checkpoint.of(adapted.merge_and_unload()).anatomy.layers == 8
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+@pytest.mark.parametrize("dataset", [False, True])
+def test_rows_in_memory_are_a_file_of_the_same_lines(kind, dataset, folder, tmp_path):
+    lines = [{kind: row} for row in {"text": TEXTS, "messages": CHATS}[kind]]
+    rows = Dataset.from_list(lines) if dataset else [line[kind] for line in lines]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer = ss.Checkpoint.open(folder).tokenizer()
+    one, other = (ss.Tokens.read(source, tokenizer, samples=4, length=16) for source in (rows, str(file)))
+    assert torch.equal(one.ids, other.ids)
+    assert source_of(rows) == source_of(iter(rows)) == ss.EvaluationText.of(rows).sources[0]
+
+
+def test_functions_look_at_rows_as_at_a_file_of_them(folder, tmp_path):
+    file, texts = tmp_path / "rows.jsonl", TEXTS * 20
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    of_rows, of_file = (ss.score(str(folder), source, compute=FP32) for source in (texts, str(file)))
+    assert of_rows.scores == of_file.scores
+    assert of_rows.tokens["samples"] == 10
+    choice = ss.Choice("ppl", drop=2)
+    assert ss.choose(str(folder), choice, texts, compute=FP32).plan.removed == tuple(sorted(of_file.order("ppl")[:2]))
+    repaired, expected = (
+        ss.repair(str(folder), frozenset({3}), ss.CalibrationText(source, 16, 16), compute=FP32).fits
+        for source in (source_of(texts), str(file))
+    )
+    assert repaired == expected
+
+
+def test_a_model_heals_on_rows(folder, tmp_path):
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
+
+    def healed(data, name):
+        task = ss.HealingTask(data, ss.Partial(last=1), schedule=ss.Schedule(epochs=1, batch_size=8))
+        return ss.heal(str(folder), tmp_path / name, task).history
+
+    of_rows, of_file = healed((chat for chat in CHATS), "rows"), healed(str(file), "file")
+    assert of_rows.steps > 0
+    assert of_rows.held_out == of_file.held_out
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [([], "none"), ([3], "3"), ([[{"role": "user"}]], "role"), ([["a", "b"]], "a"), ([{"image": b""}], "bytes")],
+)
+def test_rows_of_other_kinds_are_refused(rows, found):
+    with pytest.raises(DataError, match=f"found .*{found}"):
+        source_of(rows)
