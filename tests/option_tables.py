@@ -32,7 +32,7 @@ def options(verb: str) -> Rows:
     return [
         (", ".join(f"`{name}`" for name in (*each.opts, *each.secondary_opts)), _default(each), _cell(each.help))
         for each in verbs()[verb].params
-        if each.param_type_name == "option"
+        if each.param_type_name == "option" and each.name != "help_all"
     ]
 
 

@@ -11,6 +11,17 @@
 Names are imported when first used, so `import shortstack` itself is quick.
 """
 
+from typing import Any
+
 from lazy_loader import attach_stub
 
-__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
+_lazily, __dir__, __all__ = attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    """A name that is first used; the version is that of what is installed."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("shortstack")
+    return _lazily(name)

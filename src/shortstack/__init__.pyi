@@ -1,3 +1,4 @@
+from . import errors as errors
 from .checkpoint import Checkpoint as Checkpoint
 from .comparison import Calibration as Calibration
 from .comparison import Comparison as Comparison
@@ -58,3 +59,5 @@ from .scoring import sweep as sweep
 from .study import ShrinkOptions as ShrinkOptions
 from .study import run_study as run_study
 from .study import shrink as shrink
+
+__version__: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,8 +45,8 @@ class Checkpoint:
     directory: Path
     source: str
     revision: str | None
-    config: Mapping[str, Any]
-    tensors: Mapping[str, StoredTensor]
+    config: Mapping[str, Any] = field(repr=False)
+    tensors: Mapping[str, StoredTensor] = field(repr=False)
     trust_remote_code: bool = False
 
     @classmethod

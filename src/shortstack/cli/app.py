@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
 import io
 import os
 import signal
@@ -14,9 +16,10 @@ from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from shortstack.cli import console
+from shortstack.cli.help import HELP, spelled
 from shortstack.cli.option_groups import grouped
 from shortstack.errors import ShortstackError, ShortstackWarning
 from shortstack.machine.files import FULL, disk_full
@@ -25,8 +28,66 @@ from shortstack.machine.stopping import forget_signals, heard, last_heard
 
 STOPS = (KeyboardInterrupt, SystemExit)  # what a signal raises; where Python loses it, it is raised again
 
+ALL = "shortstack.help.all"  # of a context: all options are shown
+
+
+class Sectioned(TyperCommand):
+    """A verb whose --help gives examples and common options, whose --help-all lists all under the headings of their groups,
+    and which hears what other tools call its options.
+    """
+
+    @property
+    def common(self) -> tuple[str, ...]:
+        """The options that --help shows; (): all."""
+        return HELP[self.name or ""].options
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {name for each in self.params for name in (*each.opts, *each.secondary_opts)}
+        rest: list[str] = super().parse_args(ctx, spelled(args, known))
+        return rest
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        super().format_help_text(ctx, formatter)
+        _write_examples(formatter, self.name or "")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        every, left_out = ctx.meta.get(ALL, not self.common), 0
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            told = parameter.get_help_record(ctx)
+            option = parameter.param_type_name == "option"
+            if not told:
+                continue
+            if not every and option and parameter.opts[0][2:] not in (*self.common, "help", "help-all"):
+                left_out += 1
+                continue
+            kind = getattr(parameter, "rich_help_panel", None) if every else None
+            sections.setdefault(kind or ("Options" if option else "Arguments"), []).append(told)
+        for heading, rows in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+        if left_out:
+            formatter.write_paragraph()
+            formatter.write_text(f"{left_out} more: shortstack {self.name} --help-all")
+
+
+class Exampled(TyperGroup):
+    """The program, whose --help gives examples, too."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        super().format_help_text(ctx, formatter)
+        _write_examples(formatter, "")
+
+
+def _write_examples(formatter: Any, verb: str) -> None:
+    with formatter.section("Examples"):
+        for example in HELP[verb].examples:
+            formatter.write_text(f"shortstack {example}")
+
+
 app = typer.Typer(
     name="shortstack",
+    cls=Exampled,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -44,24 +105,40 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-class Sectioned(TyperCommand):
-    """A verb whose --help lists options under the heading of their group."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            told = parameter.get_help_record(ctx)
-            if told:
-                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
-                sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(told)
-        for heading, rows in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl(rows)
-
-
 def verb(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A function as a verb of the program; parameters that are groups of options become those options."""
-    return lambda function: app.command(name, cls=Sectioned)(grouped(function))
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        some = bool(HELP[name or function.__name__].options)
+        return app.command(name, cls=Sectioned)(_with_all(grouped(function), hidden=not some))
+
+    return register
+
+
+def _with_all(function: Callable[..., None], *, hidden: bool) -> Callable[..., None]:
+    """The verb with --help-all, which is hidden where --help shows all."""
+    said = typer.Option(
+        "--help-all", help="Show all options and exit.", is_eager=True, callback=_show_all, hidden=hidden
+    )
+    shown = inspect.Parameter(
+        "help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, said]
+    )
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*, help_all: bool = False, **options: Any) -> None:
+        function(**options)
+
+    call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), shown])  # type: ignore[attr-defined]
+    call.__annotations__ = {**function.__annotations__, "help_all": shown.annotation}
+    return call
+
+
+def _show_all(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        context.meta[ALL] = True
+        typer.echo(context.get_help())
+        raise typer.Exit
 
 
 @app.callback()

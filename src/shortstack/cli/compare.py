@@ -14,13 +14,14 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.option_groups import Only, Without
-from shortstack.cli.options import REPAIR_SAMPLES, Model, Session, unused
+from shortstack.cli.options import REPAIR_SAMPLES, Model, Saved, Session, unused
 from shortstack.data import CalibrationText
 from shortstack.data.mixture import MIX, SEVERAL
 from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, Tasks
 from shortstack.machine.device import Compute
+from shortstack.machine.files import check_new
 from shortstack.machine.formats import number, show_layers, size
 from shortstack.machine.options import option
 from shortstack.planning import Choice
@@ -158,12 +159,15 @@ def compare(
     timing: Annotated[Timing, Only("prompt", "new_tokens", "repeats")],
     session: Annotated[Session, Without("device_map")],
     asked: ComparedOptions,
+    output: Saved = None,
     dry_run: DryRun = False,
 ) -> None:
     """Compare pruned, quantised and narrowed models at equal bytes of weights."""
     chosen.check()
     if not texts.sources:
         raise InputError("--perplexity", expected="a text to sort rows by", found="none", fix="name one: pydoc")
+    if output:
+        check_new(output)
     if dry_run:
         judged, limited = replace(texts, samples=asked.limit), replace(tasks, limit=asked.limit)
         text = CalibrationText(chosen.text, chosen.samples)
@@ -200,9 +204,7 @@ def compare(
         )
     for warning in result.warnings:
         session.report.warn(warning)
-    if session.report.json:
-        return console.show_json(result.to_dict())
-    show_comparison(result)
+    session.report.result(result.to_dict(), lambda: show_comparison(result), output)
     layers = show_layers(result.cut).replace(" ", "")
     which = ("--layers", layers) if layers else ("--drop", "25%")
     session.report.next_step("prune", model, *which, "-o", "pruned", *session.source.words)

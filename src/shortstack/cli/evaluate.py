@@ -14,9 +14,10 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Model, Session, check_unused
+from shortstack.cli.options import Model, Saved, Session, check_unused
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.suites import PERPLEXITIES
+from shortstack.machine.files import check_new
 from shortstack.machine.formats import number
 
 if TYPE_CHECKING:
@@ -38,10 +39,13 @@ def evaluate(
         str | None,
         typer.Option(help="The model it was made from: measured too, and compared document by document."),
     ] = None,
+    output: Saved = None,
     dry_run: DryRun = False,
 ) -> None:
     """Measure perplexity on held-out text, tasks, and what the model writes."""
     _check(tasks, generation, against)
+    if output:
+        check_new(output)
     if dry_run:
         return foresee(
             "evaluate",
@@ -73,14 +77,15 @@ def evaluate(
             base = measured(origin, replace(generation, collapse_check=result.collapse is not None))
             result = compared(result, base, seed=session.compute.seed)
     session.report.warn(result.collapse.warning if result.collapse else None)
-    if session.report.json:
-        return console.show_json(result.to_dict())
-    show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
-    if checkpoint.made_from and not against:
-        console.show(
-            f"The unpruned model is not beside it: --against {shlex.quote(checkpoint.made_from)} measures both."
-        )
-    _next_step(model, checkpoint.record.get("verb"), session)
+
+    def show() -> None:
+        show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
+        if checkpoint.made_from and not against:
+            beside = f"--against {shlex.quote(checkpoint.made_from)} measures both"
+            console.show(f"The unpruned model is not beside it: {beside}.")
+
+    session.report.result(result.to_dict(), show, output)
+    _next_step(model, checkpoint, session)
     return None
 
 
@@ -96,13 +101,14 @@ def _check(tasks: Tasks, generation: GenerationChecks, against: str | None) -> N
         paired.check_scipy()
 
 
-def _next_step(model: str, made_by: str | None, session: Session) -> None:
+def _next_step(model: str, checkpoint: Checkpoint, session: Session) -> None:
     """What to do after a model was measured, by the verb that wrote it."""
+    made_by = checkpoint.record.get("verb")
     if made_by == "heal":
         loads = f'AutoModelForCausalLM.from_pretrained("{model}")'
         session.report.say(f"{loads}, or any program that reads a checkpoint directory")
     elif made_by == "prune":
-        session.report.next_step("heal", model, "--data", "pydoc", "-o", "healed", *session.source.words)
+        session.report.next_heal(model, checkpoint.made_from, *session.source.words)
     else:
         session.report.next_step("prune", model, "--drop", "25%", "-o", "pruned", *session.source.words)
 

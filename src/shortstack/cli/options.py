@@ -6,11 +6,11 @@ Nothing heavy is imported here: the command line reads this file to answer `--he
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from shortstack.cli import console
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
+from shortstack.machine.files import finite, save_json
 from shortstack.machine.progress import bars, say
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct).
 
 Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
 Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
+Saved = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write the result to this JSON file, too.", show_default=False)
+]
 REPAIRED_ON = "Windows to repair on, at most; at least eight of each text."
 REPAIR_SAMPLES = 256
 
@@ -118,12 +122,26 @@ class Reporting:
         bool, typer.Option("--verbose", "-v", help="Also what the libraries say, and where an error comes from.")
     ] = False
 
+    def result(self, data: Mapping[str, Any], show: Callable[[], None], output: Path | None = None) -> None:
+        """The result: as JSON, or as `show` shows it; then in a file, so that a full disk does not cost it."""
+        if self.json:
+            console.show_json(data)
+        else:
+            show()
+        if output:
+            save_json(output, finite(data))
+
     def bars(self) -> AbstractContextManager[Progress]:
         return bars(quiet=self.quiet, verbose=self.verbose)
 
     def next_step(self, *words: object) -> None:
         """What to type next: the words of a shortstack command."""
         self.say(shlex.join(["shortstack", *map(str, words)]))
+
+    def next_heal(self, model: object, teacher: str | None, *words: str) -> None:
+        """How a model heals best: with the recipe, and its unpruned model as the teacher."""
+        taught = ("--recipe", "best", "--data", "YOUR.txt", "--teacher", teacher or "UNPRUNED")
+        self.next_step("heal", model, *taught, "-o", "healed", *words)
 
     def warn(self, message: str | None) -> None:
         """What nobody should miss: on stderr, whatever else is asked for."""

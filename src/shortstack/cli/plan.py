@@ -16,7 +16,7 @@ from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import MODEL, Session, check_unused
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, parameter
-from shortstack.machine.files import check_new, read_json, whole
+from shortstack.machine.files import check_new, whole
 from shortstack.machine.formats import number, show_layers, size
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import say
@@ -120,7 +120,7 @@ def _by_scores(name: str, choice: Choice, unused: tuple[object, ...], seed: int)
             fix="name the model instead of the scores",
         )
     check_unused(name, *unused)
-    scores = Scores.from_dict(read_json(Path(name)), where=name)
+    scores = Scores.load(name)
     sizes = Sizes.from_dict(scores.model, where=name)
     choice = choice.sized(sizes)
     chosen = lowest_plan(choice, scores, seed).sized(sizes)

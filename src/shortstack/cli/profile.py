@@ -13,7 +13,8 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Model, Session, check_unused, unused
+from shortstack.cli.options import Model, Saved, Session, check_unused, unused
+from shortstack.machine.files import check_new
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress, silent
 from shortstack.profiling import Timing
@@ -38,6 +39,7 @@ def profile(
     ] = None,
     draft_tokens: Annotated[int, typer.Option(help="Tokens that a draft proposes at a time.", min=1)] = 4,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Count only; no weight is loaded.")] = False,
+    output: Saved = None,
     dry_run: DryRun = False,
 ) -> None:
     """Count parameters, bytes and multiply-accumulates; measure prefill and decode speed and peak memory."""
@@ -46,6 +48,8 @@ def profile(
         timing = replace(timing, batch_size=())
     if draft_for is None and draft_tokens != 4:
         raise unused("profile without --draft-for", "--draft-tokens", draft_tokens)
+    if output:
+        check_new(output)
     if dry_run:
         return foresee("profile", directory, session, lambda needing: needing.profile(timing, _open(against, session)))
 
@@ -61,11 +65,13 @@ def profile(
             progress=progress,
         )
         drafted = _drafted(checkpoint, draft_for, draft_tokens, session, progress)
-    if session.report.json:
-        return console.show_json({**result.to_dict(), "draft": drafted.to_dict() if drafted else None})
-    show_profile(result)
-    if drafted:
-        show_draft(drafted)
+
+    def show() -> None:
+        show_profile(result)
+        if drafted:
+            show_draft(drafted)
+
+    session.report.result({**result.to_dict(), "draft": drafted.to_dict() if drafted else None}, show, output)
     if checkpoint.record:
         session.report.next_step("evaluate", directory, *session.source.words)
     else:

@@ -24,7 +24,7 @@ from shortstack.cli.plan import say_moved, show_plan
 from shortstack.cli.repair import refitted, show_repair
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
-from shortstack.machine.files import read_json, scratch_beside
+from shortstack.machine.files import scratch_beside
 from shortstack.machine.options import option
 from shortstack.planning import Choice, Chosen, Plan, choose
 
@@ -90,7 +90,7 @@ class PruneOptions:
 
             kept = read_mergekit(path)
             return lambda layers: plan_of_kept(kept, layers, where=path)
-        read = Plan.from_dict(read_json(path), where=path)
+        read = Plan.load(path)
         return lambda _layers: read
 
 

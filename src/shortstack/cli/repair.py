@@ -63,11 +63,11 @@ def repair_verb(
         windows = text.of_all(asked.repair_samples)
         with scratch_beside(asked.output) as scratch:
             repaired = refitted(origin, chosen, windows, session.compute, scratch, progress)
-            prune_checkpoint(origin, chosen, asked.output, repair=repaired, progress=progress)
+            pruned = prune_checkpoint(origin, chosen, asked.output, repair=repaired, progress=progress)
     if session.report.json:
         return console.show_json({**repaired.to_dict(), "output": str(asked.output)})
     show_repair(repaired)
-    session.report.next_step("heal", asked.output, "--data", "pydoc", "-o", "healed", *session.alone.words)
+    session.report.next_heal(asked.output, pruned.made_from, *session.alone.words)
     return None
 
 

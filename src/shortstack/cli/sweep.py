@@ -12,6 +12,7 @@ from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Model, Session, repair_text, unused
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, parameter
+from shortstack.machine.files import check_new
 from shortstack.machine.formats import number
 from shortstack.machine.options import check_options, option
 
@@ -34,6 +35,7 @@ class DepthOptions:
     data_dir: Path | None = option(None, help="A folder of .jsonl or .parquet files for --task.")
     repair: bool = option(False, help="Also refit the last kept layer of each depth; measure on held-out windows.")
     repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8)
+    output: Path | None = option(None, help="Write the curve to this JSON file, too.", short="-o")
     plot: Path | None = option(None, help="Draw the curve: an .svg, .png or .pdf file (extra plot).")
 
     def __post_init__(self) -> None:
@@ -72,6 +74,8 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
     """
     if asked.repair:
         text = repair_text(text, asked.repair_samples)
+    if asked.output:
+        check_new(asked.output)
     if asked.plot:
         plots.check_picture(asked.plot)
     if dry_run:
@@ -98,9 +102,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
     if asked.plot:
         depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in curve.depths]
         plots.depth_curve(depths, asked.plot, title=f"{model}, cut at every depth", knee=curve.knee)
-    if session.report.json:
-        return console.show_json(curve.to_dict())
-    show_sweep(model, curve)
+    session.report.result(curve.to_dict(), lambda: show_sweep(model, curve), asked.output)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)
         session.report.next_step("prune", model, *how, "-o", "pruned", *session.source.words)

@@ -13,8 +13,9 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, needing, show_needs
 from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Session, check_unused
+from shortstack.cli.options import Saved, Session, check_unused
 from shortstack.errors import InputError
+from shortstack.machine.files import check_new
 
 if TYPE_CHECKING:
     from shortstack.pruning import Verification
@@ -28,14 +29,17 @@ def verify(
         str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    output: Saved = None,
     dry_run: DryRun = False,
 ) -> None:
     """Check that a checkpoint is whole and computes what it should.
 
     Digests, tensors and, with --against, that the logits equal the source's without those layers.
     """
+    if output:
+        check_new(output)
     if directory.endswith(".gguf") and os.path.isfile(directory):
-        return _verify_file(Path(directory), against, session, dry_run=dry_run)
+        return _verify_file(Path(directory), against, session, output, dry_run=dry_run)
     if not against:
         check_unused("verify without --against", replace(session.source, trust_remote_code=False))
 
@@ -50,19 +54,18 @@ def verify(
         result = verify_checkpoint(
             checkpoint, against=origin, device=device, stream=session.compute.stream, progress=progress
         )
-    if session.report.json:
-        console.show_json(result.to_dict())
-    else:
-        show_verification(directory, result)
+    session.report.result(result.to_dict(), lambda: show_verification(directory, result), output)
     if not result.ok:
         raise typer.Exit(1)
     healed, trust = checkpoint.record["verb"] == "heal", session.alone.words
-    then = ("evaluate", directory) if healed else ("heal", directory, "--data", "pydoc", "-o", "healed")
-    session.report.next_step(*then, *trust)
+    if healed:
+        session.report.next_step("evaluate", directory, *trust)
+    else:
+        session.report.next_heal(directory, checkpoint.made_from, *trust)
     return None
 
 
-def _verify_file(file: Path, against: str | None, session: Session, *, dry_run: bool) -> None:
+def _verify_file(file: Path, against: str | None, session: Session, output: Path | None, *, dry_run: bool) -> None:
     """The same of a .gguf file, whose bytes are compared."""
     from shortstack.checkpoint.source import gguf_of
     from shortstack.pruning.gguf_verification import verify_gguf
@@ -76,10 +79,7 @@ def _verify_file(file: Path, against: str | None, session: Session, *, dry_run: 
         )
     with session.report.bars() as progress:
         result = verify_gguf(file, against=source, progress=progress)
-    if session.report.json:
-        console.show_json(result.to_dict())
-    else:
-        show_verification(str(file), result)
+    session.report.result(result.to_dict(), lambda: show_verification(str(file), result), output)
     if not result.ok:
         raise typer.Exit(1)
     session.report.next_step("profile", file)

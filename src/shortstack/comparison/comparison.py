@@ -30,6 +30,7 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress, silent, under
+from shortstack.machine.tables import Table, Tabled
 from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
 from shortstack.profiling.speed import Load, Speed, speeds
 
@@ -86,8 +87,8 @@ class ComparisonRow:
         return {**plain(self), "reason": self.reason or None, "collapse": collapse}
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Tabled):
     """Rows by quality, best first, those that could not be had last; and what they say, in words."""
 
     model: str
@@ -98,6 +99,30 @@ class Comparison:
     dtype: str
     device: str
     threads: int
+
+    def table(self) -> Table:
+        """A row for each baseline, best first; why there is none, where there is none."""
+        texts = list(next(row for row in self.rows if not row.reason).perplexity)
+        columns = (
+            "baseline",
+            "bytes",
+            "fits",
+            *(f"perplexity, {text}" for text in texts),
+            "decode, times as fast",
+            "note",
+        )
+        rows = [
+            (
+                row.name,
+                row.bytes,
+                row.within,
+                *(row.perplexity[text].value if text in row.perplexity else None for text in texts),
+                row.ratio.decode.value if row.ratio else None,
+                row.reason or row.note,
+            )
+            for row in self.rows
+        ]
+        return Table(f"{self.model} in {self.memory} of its bytes: {self.advice}", columns, rows)
 
     @property
     def advice(self) -> str:

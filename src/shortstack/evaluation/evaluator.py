@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from shortstack.evaluation.task_results import TaskResult
 from shortstack.evaluation.tasks import TaskRun
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.tables import Table, Tabled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 TEXT, GENERATION = EvaluationText(), GenerationChecks()
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabled):
     """What was measured of one checkpoint.
 
     base: of the model it was made from. against, probes_against: the tasks and the probes of both, paired.
@@ -47,6 +48,24 @@ class Evaluation:
     base: Evaluation | None = None
     against: Mapping[str, Paired] = field(default_factory=dict)
     probes_against: Mapping[str, Paired] = field(default_factory=dict)
+
+    def table(self) -> Table:
+        """A row for each text, task and probe, with its standard error, beside what the base has; of a text the loss."""
+        columns = ("measured", "name", "unit", "value", "stderr", "n", "base")
+        title = ", ".join(f"{each.value:.4g} perplexity on {name}" for name, each in self.perplexity.items())
+        return Table(f"{self.model}: {title or 'no text'}; tasks: {len(self.tasks)}", columns, list(self._rows()))
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        base = self.base
+        for name, text in self.perplexity.items():
+            beside = base.perplexity[name].loss if base else None
+            yield "text", name, "loss, nats per token", text.loss, text.loss_stderr, text.tokens, beside
+        for name, task in self.tasks.items():
+            yield "task", name, task.metric, task.value, task.stderr, task.n, base.tasks[name].value if base else None
+        for name, probe in self.probes.items():
+            right = probe.accuracy
+            beside = base.probes[name].accuracy.value if base else None
+            yield "probe", name, "share right", right.value, right.stderr, probe.n, beside
 
     @property
     def average(self) -> float | None:

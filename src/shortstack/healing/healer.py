@@ -35,10 +35,11 @@ from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.tables import Table, Tabled
 
 
-@dataclass(frozen=True)
-class Healing:
+@dataclass(frozen=True, repr=False)
+class Healing(Tabled):
     """The outcome of healing; the healed checkpoint is at `output`. objective: what the losses are, sft or distill."""
 
     output: Path
@@ -48,6 +49,16 @@ class Healing:
     history: History
     seconds: float
     peak_rss_bytes: int
+
+    def table(self) -> Table:
+        """A row for each loss of the course, in nats per token."""
+        history = self.history
+        known = [("training", *each) for each in history.losses] + [("held out", *each) for each in history.held_out]
+        lowest = min(loss for _, loss in history.held_out)
+        title = (
+            f"{self.output} by {self.method}: held-out loss {history.held_out[0][1]:.4f} to {lowest:.4f} nats per token"
+        )
+        return Table(title, ("loss of", "step", "nats per token"), sorted(known, key=lambda each: each[1]))
 
     def to_dict(self) -> dict[str, Any]:
         losses, held_out = self.history.losses, self.history.held_out

@@ -9,6 +9,7 @@ from . import numbers as numbers
 from . import options as options
 from . import progress as progress
 from . import stopping as stopping
+from . import tables as tables
 from . import yamlfile as yamlfile
 from .device import Compute as Compute
 from .progress import bars as bars

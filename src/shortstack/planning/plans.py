@@ -10,7 +10,9 @@ from typing import Any
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.sizes import check_not_other, not_written_by
 from shortstack.errors import PlanError
-from shortstack.machine.files import save_json
+from shortstack.machine.files import read_json, save_json
+from shortstack.machine.formats import show_layers
+from shortstack.machine.tables import Table, Tabled
 from shortstack.planning.layer_sets import check_removal
 
 BLOCKS = "repaired-blocks"  # a strategy, by its name
@@ -26,8 +28,8 @@ class Change:
     after: int
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Tabled):
     """The layers that go and the layers that stay, numbered from 0 in the model the plan is for.
 
     compared: of a plan that was searched for, the KL divergence from the unpruned model's output on held-out tokens, in nats
@@ -44,6 +46,23 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_removal(self.removed, self.layers, where="plan")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """What save() wrote.
+
+        Raises:
+            DataError: the file cannot be read, or holds something else.
+            PlanError: it names layers that do not exist, or all.
+        """
+        return cls.from_dict(read_json(Path(path)), where=path)
+
+    def table(self) -> Table:
+        """A row for each layer, and whether it stays, and under which number."""
+        places = {layer: place for place, layer in enumerate(self.kept)}
+        title = f"{self.layers} layers without {show_layers(self.removed)}, by {self.strategy}"
+        rows = [(layer, layer in places, places.get(layer)) for layer in range(self.layers)]
+        return Table(title, ("layer", "stays", "new number"), rows)
 
     @property
     def kept(self) -> tuple[int, ...]:

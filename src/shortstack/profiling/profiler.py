@@ -19,6 +19,7 @@ from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.formats import size
 from shortstack.machine.memory import available_memory, forget_peak, peak_bytes
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.tables import Table, Tabled
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
 from shortstack.profiling.options import Timing
 from shortstack.profiling.speed import Load, Ratio, Speed, rates, ratio, speeds
@@ -77,8 +78,8 @@ class Against:
     ratios: tuple[SpeedRatios, ...]
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, repr=False)
+class Profile(Tabled):
     """Counts, and what was measured on this machine.
 
     peak_bytes: the most memory held until the checkpoint alone had run at each batch size: of the device where that is
@@ -91,6 +92,19 @@ class Profile:
     machine: dict[str, Any]
     against: Against | None = None
     untimed: str = ""
+
+    def table(self) -> Table:
+        """What is counted, then the median speeds in tokens per second, beside those of the other model."""
+        models = [self.counts, *([self.against.counts] if self.against else [])]
+        speeds = [self.speed, *([self.against.speed] if self.against else [])]
+        told = [each.to_dict() for each in models]
+        counted = ("parameters", "weight_bytes", "macs_per_token", "kv_bytes_per_token")
+        rows = [(name, *(each[name] for each in told)) for name in counted]
+        for each in zip(*speeds, strict=True):
+            rows.append((f"prefill, tokens/s, batch {each[0].batch}", *(speed.prefill_tokens_per_s for speed in each)))
+            rows.append((f"decode, tokens/s, batch {each[0].batch}", *(speed.decode_tokens_per_s for speed in each)))
+        title = f"{self.counts.model}: {self.counts.parameters.total:,} parameters"
+        return Table(title, ("counted", *(each.model for each in models)), rows)
 
     def to_dict(self) -> dict[str, Any]:
         data = {

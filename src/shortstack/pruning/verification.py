@@ -24,6 +24,7 @@ from shortstack.machine.device import pick_device
 from shortstack.machine.files import plain
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent, under
+from shortstack.machine.tables import Table, Tabled
 from shortstack.planning import Plan
 from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
 
@@ -32,11 +33,16 @@ ROUNDING = 1e-5  # of the largest logit: what sums in another order may differ b
 PROBE_TOKENS = (2, 24)  # samples and length of the random tokens whose logits are compared
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Tabled):
     """What was checked, and how each check ended: `checks[name] = {"ok": bool, "detail": str}`."""
 
     checks: Mapping[str, Mapping[str, Any]]
+
+    def table(self) -> Table:
+        """A row for each check, and how it ended."""
+        rows = [(name, check["ok"], check["detail"]) for name, check in self.checks.items()]
+        return Table("all is as it should be" if self.ok else "a check failed", ("check", "ok", "detail"), rows)
 
     @property
     def ok(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.tables import Table, Tabled
 from shortstack.repairing.cut_families import repaired_tails
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS
@@ -51,8 +52,8 @@ class Depth:
     repaired_kl: float | None = None
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Tabled):
     """Every depth, the whole model first. max_loss: up to which layers can go, in nats per token."""
 
     depths: tuple[Depth, ...]
@@ -61,6 +62,14 @@ class Sweep:
     task: dict[str, Any] | None = None
     dtype: str = "float32"
     seconds: float = 0.0
+
+    def table(self) -> Table:
+        """A row for each depth, the whole model first; losses and KL in nats per token."""
+        names = [each.name for each in fields(Depth) if getattr(self.depths[0], each.name) is not None]
+        title = (
+            f"{len(self.depths)} depths; {self.removable} layers can go with a loss of {self.max_loss:.3f} nats at most"
+        )
+        return Table(title, names, [[getattr(depth, name) for name in names] for depth in self.depths])
 
     @property
     def knee(self) -> int | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from shortstack.checkpoint.sizes import check_not_other
 from shortstack.errors import DataError, InputError, parameter
-from shortstack.machine.files import plain, save_json
+from shortstack.machine.files import plain, read_json, save_json
+from shortstack.machine.tables import Table, Tabled
 
 DEAR = 3.0  # times the median: more than a layer usually costs
 
@@ -49,8 +50,8 @@ class KindScores:
         return self.scores.get("kl")
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Tabled):
     """One tuple of `layers` floats per metric that scores layers, low = remove first.
 
     window, window_scores: of blocks of `window` layers, one float for each place the block may start.
@@ -71,6 +72,25 @@ class Scores:
     kinds: dict[str, KindScores] = field(default_factory=dict)
     seconds: float = 0.0
     peak_rss_bytes: int = 0
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """What save() wrote.
+
+        Raises:
+            DataError: the file cannot be read, or holds something else.
+        """
+        return cls.from_dict(read_json(Path(path)), where=path)
+
+    def table(self) -> Table:
+        """A row for each layer, a column for each metric; of blocks alone, a row for each place where one may start."""
+        found, first = (self.scores, "layer") if self.scores else (self.window_scores, f"first of {self.window} layers")
+        of = self.tokens or {}
+        on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
+        title = f"{self.layers} layers by {', '.join(found)}{on}; low = remove first"
+        return Table(
+            title, (first, *found), [(place, *row) for place, row in enumerate(zip(*found.values(), strict=True))]
+        )
 
     @property
     def default_metric(self) -> str:

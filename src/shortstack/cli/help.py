@@ -1,0 +1,186 @@
+"""What --help shows of a verb: how it is typed, and the options that most people need; --help-all shows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shown:
+    """examples: what is typed after `shortstack`. options: those that --help shows, without their dashes; (): all."""
+
+    examples: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
+HELP: Mapping[str, Shown] = {
+    "": Shown(
+        (
+            "shrink org/model --drop 25% --data notes.txt -o small",
+            "score org/model --metric all -o scores.json",
+            "demo",
+        )
+    ),
+    "score": Shown(
+        (
+            "score org/model --metric all -o scores.json",
+            "score org/model --metric kl --text notes.txt --samples 64",
+            "score org/model --metric bi,ppl --plot orders.svg",
+        ),
+        ("metric", "window", "output", "plot", "text", "samples", "device", "dry-run"),
+    ),
+    "sweep": Shown(
+        (
+            "sweep org/model --plot curve.svg",
+            "sweep org/model --task piqa --limit 200",
+            "sweep org/model --repair --text notes.txt",
+        ),
+        ("text", "samples", "task", "limit", "repair", "output", "plot", "device", "dry-run"),
+    ),
+    "plan": Shown(
+        (
+            "plan scores.json --metric ppl --drop 25% -o plan.json",
+            "plan org/model --strategy repaired-blocks --params 6B -o plan.json",
+            "plan org/model --for draft -o draft.json",
+        ),
+        (
+            "metric",
+            "drop",
+            "params",
+            "memory",
+            "layers",
+            "block",
+            "strategy",
+            "for",
+            "text",
+            "device",
+            "output",
+            "dry-run",
+        ),
+    ),
+    "repair": Shown(
+        (
+            "repair pruned --source org/model -o repaired",
+            "repair pruned --source org/model --text notes.txt -o repaired",
+            "repair pruned --source org/model --dry-run -o repaired",
+        ),
+        ("source", "output", "repair-samples", "text", "length", "device", "dry-run"),
+    ),
+    "prune": Shown(
+        (
+            "prune org/model --strategy repaired-blocks --drop 8 --repair -o out",
+            "prune org/model --layers 22-29 -o pruned",
+            "prune model.gguf --drop 25% -o small.gguf",
+        ),
+        (
+            *("output", "drop", "params", "memory", "layers", "plan", "metric", "strategy", "repair"),
+            *("text", "device", "dry-run"),
+        ),
+    ),
+    "verify": Shown(
+        ("verify pruned", "verify pruned --against org/model", "verify small.gguf --against model.gguf"),
+    ),
+    "heal": Shown(
+        (
+            "heal pruned --recipe best --data my.txt --teacher org/model -o out",
+            "heal pruned --data chats.jsonl --method lora --lr 2e-4 -o out",
+            "heal pruned --data my.txt --dry-run -o out",
+        ),
+        (
+            *("output", "recipe", "data", "teacher", "method", "last", "rank", "loss", "epochs", "lr", "batch-size"),
+            *("max-length", "max-samples", "resume", "plot", "device", "dry-run"),
+        ),
+    ),
+    "evaluate": Shown(
+        (
+            "evaluate small --against org/model --probes",
+            "evaluate small --tasks piqa,winogrande --data-dir data --limit 200",
+            "evaluate small --perplexity notes.txt -o found.json",
+        ),
+        ("perplexity", "tasks", "limit", "data-dir", "probes", "against", "output", "device", "dry-run"),
+    ),
+    "shrink": Shown(
+        (
+            "shrink org/model --drop 25% --data notes.txt -o small",
+            "shrink org/model --memory 4GB --minutes 60 -o small",
+            "shrink org/model --keep 95% --dry-run -o small",
+        ),
+        (
+            *("output", "drop", "params", "memory", "keep", "data", "recipe", "tasks", "limit", "data-dir", "minutes"),
+            *("device", "dry-run"),
+        ),
+    ),
+    "study": Shown(
+        ("study trials.yaml -o runs", "study trials.yaml --workers 4 -o runs", "study trials.yaml --dry-run -o runs")
+    ),
+    "watch": Shown(("watch runs", "watch runs --every 60", "watch runs --once --json")),
+    "profile": Shown(
+        (
+            "profile small --against org/model",
+            "profile small --no-speed",
+            "profile small --no-speed --draft-for org/model",
+        ),
+        ("batch-size", "prompt", "new-tokens", "against", "draft-for", "no-speed", "output", "device", "dry-run"),
+    ),
+    "compare": Shown(
+        (
+            "compare org/model --memory 50%",
+            "compare org/model --tasks piqa --data-dir data --limit 100",
+            "compare org/model --healed small --memory 75%",
+        ),
+        ("memory", "healed", "repair", "perplexity", "tasks", "limit", "data-dir", "output", "device", "dry-run"),
+    ),
+    "report": Shown(("report runs", "report runs --markdown report.md", "report runs --csv found.csv")),
+    "export": Shown(
+        (
+            "export small --gguf small.gguf",
+            "export small --gguf small.gguf --ollama",
+            "export small --push-to-hub org/small --results found.json",
+        )
+    ),
+    "demo": Shown(("demo", "demo --minutes 15", "demo -o tried --json")),
+    "ls": Shown(("ls metrics", "ls recipes", "ls strategies --json")),
+    "cache": Shown(("cache", "cache --clear", "cache --clear --kind models")),
+}
+
+# What other tools call an option, where a verb has ours: transformers, peft, lm-eval, llama.cpp.
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "--learning-rate": ("--lr",),
+    "--num-train-epochs": ("--epochs",),
+    "--per-device-train-batch-size": ("--batch-size",),
+    "--train-batch-size": ("--batch-size",),
+    "--lora-r": ("--rank",),
+    "--lora-rank": ("--rank",),
+    "--lora-alpha": ("--alpha",),
+    "--lora-dropout": ("--dropout",),
+    "--target-modules": ("--targets",),
+    "--lr-scheduler-type": ("--decay",),
+    "--optim": ("--optimizer",),
+    "--max-seq-length": ("--max-length",),
+    "--bf16": ("--dtype", "bfloat16"),
+    "--fp16": ("--dtype", "float16"),
+    "--torch-dtype": ("--dtype",),
+    "--task": ("--tasks",),
+    "--output-dir": ("--output",),
+    "--output-path": ("--output",),
+    "--num-samples": ("--samples",),
+}
+
+
+def spelled(words: list[str], known: set[str]) -> list[str]:
+    """The words that were typed, with what other tools call an option in place of ours, where the verb has no such name.
+
+    >>> spelled(["--lora-r=8", "--learning-rate", "1e-4", "--bf16"], {"--rank", "--lr", "--dtype"})
+    ['--rank=8', '--lr', '1e-4', '--dtype', 'bfloat16']
+    """
+    found = list[str]()
+    for word in words:
+        name, equals, value = word.partition("=")
+        ours = ALIASES.get(name, ())
+        if name in known or not ours or ours[0] not in known:
+            found.append(word)
+        else:
+            first, *rest = ours
+            found += [f"{first}{equals}{value}", *rest]
+    return found

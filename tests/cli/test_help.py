@@ -1,0 +1,82 @@
+"""--help and --help-all, and what other tools call our options."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from shortstack.cli import app
+from shortstack.cli.help import ALIASES, HELP, spelled
+
+VERBS = typer.main.get_command(app).commands
+WIDTH = {"COLUMNS": "80"}
+
+
+def said(*words):
+    done = CliRunner().invoke(app, [*words], env=WIDTH)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def names(command):
+    return {name for each in command.params for name in (*each.opts, *each.secondary_opts) if name.startswith("--")}
+
+
+def test_every_verb_has_examples_and_no_other_has():
+    assert set(HELP) == {"", *VERBS}
+    assert all(len(shown.examples) == 3 for shown in HELP.values())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_the_common_options_and_help_all_shows_all(verb):
+    shown, known = HELP[verb], names(VERBS[verb])
+    some, every = said(verb, "--help"), said(verb, "--help-all")
+    heads = {text: set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE)) for text in (some, every)}
+    assert {f"--{name}" for name in shown.options} <= known
+    if shown.options:
+        assert heads[some] == {*(f"--{name}" for name in shown.options), "--help", "--help-all"}
+        assert f"{len(heads[every]) - len(heads[some])} more: shortstack {verb} --help-all" in some
+    hidden = {"--no-" + name[2:] for name in known} | {"--help"} | (set() if shown.options else {"--help-all"})
+    assert heads[every] - {"--help"} == {name for name in known if name not in hidden}
+
+
+@pytest.mark.parametrize("verb", HELP)
+def test_examples_are_read_and_stand_in_one_line(verb):
+    told = said(*([verb] if verb else []), "--help")
+    for example in HELP[verb].examples:
+        assert f"  shortstack {example}\n" in told
+        name, *words = shlex.split(example)
+        with VERBS[name].make_context(name, words) as context:  # raises for an unknown option, or one that lacks
+            assert context.params
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_is_that_option_and_is_no_option_of_its_own(alias):
+    ours, *rest = ALIASES[alias]
+    verbs = [name for name, command in VERBS.items() if ours in names(command)]
+    assert verbs
+    for name in verbs:
+        known = names(VERBS[name])
+        if alias not in known:
+            value = [] if rest else ["7"]
+            assert spelled([alias, *value], known) == [ours, *rest, *value]
+            if not rest:
+                assert spelled([f"{alias}=7"], known) == [f"{ours}=7"]
+    assert spelled([alias, "7"], set()) == [alias, "7"]
+
+
+def test_aliases_reach_the_verb():
+    words = ["pruned", "-o", "out", "--data", "pydoc", "--learning-rate", "0.5", "--lora-r=3", "--optim", "sgd"]
+    with VERBS["heal"].make_context("heal", words) as context:
+        assert (context.params["lr"], context.params["rank"], context.params["optimizer"]) == (0.5, 3, "sgd")
+
+
+def test_a_near_miss_names_the_right_option():
+    done = CliRunner().invoke(app, ["heal", "pruned", "-o", "out", "--learnin-rate", "1"], env=WIDTH)
+    assert done.exit_code == 2
+    done = CliRunner().invoke(app, ["heal", "pruned", "-o", "out", "--epoch", "1"], env=WIDTH)
+    assert "--epochs" in done.output + done.stderr

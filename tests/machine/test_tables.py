@@ -1,0 +1,126 @@
+"""Results as a prompt, a notebook and pandas show them."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import shortstack as ss
+from shortstack.machine.tables import Table
+from zoo import tiny
+
+TOKENS = ss.Tokens.given(torch.randint(3, 90, (4, 12), generator=torch.Generator().manual_seed(1)))
+FP32 = ss.Compute(dtype="float32")
+
+
+class Cells(HTMLParser):
+    """The rows of a table of HTML."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.inside = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def test_cells_are_escaped_and_numbers_are_as_people_read_them():
+    table = Table("<b>", ("name", "value"), [("<script>", 1234.5), ("&", 7), ("none", None), ("yes", True)])
+    assert "<script>" not in table.html()
+    assert "<caption>&lt;b&gt;</caption>" in table.html()
+    assert Cells(table.html()).rows == [
+        ["name", "value"],
+        ["<script>", "1,234"],
+        ["&", "7"],
+        ["none", ""],
+        ["yes", "yes"],
+    ]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    checkpoint = ss.Checkpoint.open(tiny("llama"))
+    scores = ss.score(checkpoint, TOKENS, metrics=["bi", "ppl"], compute=FP32)
+    plan = ss.plan(scores, metric="ppl", drop=2)
+    pruned = ss.prune(checkpoint, plan, tmp_path_factory.mktemp("cut") / "out")
+    return {
+        "Scores": scores,
+        "Plan": plan,
+        "Sweep": ss.sweep(checkpoint, TOKENS, compute=FP32),
+        "Verification": ss.verify(pruned),
+        "Profile": ss.profile(pruned, against=checkpoint, timing=ss.Timing("1", prompt=4, new_tokens=2, repeats=1)),
+    }
+
+
+def test_a_result_is_one_short_line_and_a_table(results):
+    for name, result in results.items():
+        assert re.fullmatch(rf"<{name}: .{{5,200}}>", repr(result))
+        head, *rows = Cells(result._repr_html_()).rows
+        frame = result.to_pandas()
+        assert list(frame.columns) == head
+        assert len(frame) == len(rows)
+
+
+def test_the_values_of_a_table_are_those_of_the_result(results):
+    scores, plan, sweep = results["Scores"], results["Plan"], results["Sweep"]
+    frame = scores.to_pandas()
+    assert tuple(frame["ppl"]) == scores.scores["ppl"]
+    assert tuple(frame["bi"]) == scores.scores["bi"]
+    stays = plan.to_pandas()
+    assert tuple(stays[stays["stays"]]["layer"]) == plan.kept
+    assert list(stays[stays["stays"]]["new number"]) == list(range(6))
+    assert list(sweep.to_pandas()["loss"]) == [depth.loss for depth in sweep.depths]
+    profile = results["Profile"].to_pandas().set_index("counted")
+    assert list(profile.loc["parameters"]) == [
+        results["Profile"].counts.parameters.total,
+        results["Profile"].against.counts.parameters.total,
+    ]
+    decode = profile.loc["decode, tokens/s, batch 1"]
+    assert decode.iloc[0] == results["Profile"].speed[0].decode_tokens_per_s
+
+
+def test_an_evaluation_is_a_row_for_each_text(tmp_path):
+    from zoo import speaking
+
+    folder = speaking(tmp_path / "model")
+    text, quiet = ss.EvaluationText("pydoc", length=32, samples=2), ss.GenerationChecks(probes=True, probe_items=2)
+    found = ss.evaluate(folder, text=text, generation=quiet, compute=FP32)
+    frame = found.to_pandas().set_index("name")
+    assert frame.loc["pydoc", "value"] == found.perplexity["pydoc"].loss
+    assert frame.loc["pydoc", "n"] == found.perplexity["pydoc"].tokens
+    assert set(frame.index) == {"pydoc", *found.probes}
+    assert re.fullmatch(r"<Evaluation: .{5,200}>", repr(found))
+
+
+def test_a_checkpoint_is_a_short_line():
+    assert len(repr(ss.Checkpoint.open(tiny("llama")))) < 400
+
+
+def test_scores_and_plans_are_loaded_as_they_were_saved(results, tmp_path):
+    results["Scores"].save(tmp_path / "scores.json")
+    results["Plan"].save(tmp_path / "plan.json")
+    assert ss.Scores.load(tmp_path / "scores.json").scores == results["Scores"].scores
+    assert ss.Plan.load(tmp_path / "plan.json") == results["Plan"]
+    with pytest.raises(ss.errors.DataError, match=r"plan\.json"):
+        ss.Scores.load(tmp_path / "plan.json")
+
+
+def test_the_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    assert ss.__version__ == version("shortstack")
