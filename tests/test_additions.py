@@ -120,7 +120,7 @@ def test_they_stand_in_the_help_and_in_the_listings(place):
     assert "toy-metric" in shortstack(place, "score", "--help")
     assert "toy-strategy" in shortstack(place, "plan", "--help")
     assert {"toy-method: toys", "--toy-share"} <= {
-        word for word in ("toy-method: toys", "--toy-share") if word in shortstack(place, "heal", "--help")
+        word for word in ("toy-method: toys", "--toy-share") if word in shortstack(place, "heal", "--help-all")
     }
     listed = json.loads(shortstack(place, "ls", "--json"))
     for what in ("metric", "strategy", "method"):

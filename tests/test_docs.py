@@ -34,6 +34,7 @@ import shortstack as ss
 import stores
 from documents import data_folder
 from shortstack import cli
+from shortstack.cli.help import ALIASES
 from studies import inline
 from zoo import speaking
 
@@ -281,10 +282,10 @@ def test_the_tables_of_what_there_is_to_name_are_as_the_code_has_it() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_a_page_mentions_no_option_that_does_not_exist(page: Path) -> None:
-    text = re.sub(r"`(pip|accelerate) [^`]*`", "", page.read_text(encoding="utf-8"))
+    text = re.sub(r"`(pip|accelerate|vllm|llama-server) [^`]*`", "", page.read_text(encoding="utf-8"))
     known = {name for command in VERBS.values() for option in command.params for name in option.opts}
     known |= {name for command in VERBS.values() for option in command.params for name in option.secondary_opts}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known | {"--help"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known | {"--help", *ALIASES}
 
 
 def keys(value: Any, path: str = "") -> set[str]:

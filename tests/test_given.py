@@ -93,7 +93,7 @@ def test_rows_in_memory_are_a_file_of_the_same_lines(kind, dataset, folder, tmp_
 
 
 def test_functions_look_at_rows_as_at_a_file_of_them(folder, tmp_path):
-    file, texts = tmp_path / "rows.jsonl", TEXTS * 20
+    file, texts = tmp_path / "rows.jsonl", [" ".join(TEXTS[at : at + 10]) for at in range(30)]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     of_rows, of_file = (ss.score(str(folder), source, compute=FP32) for source in (texts, str(file)))
     assert of_rows.scores == of_file.scores

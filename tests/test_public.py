@@ -109,9 +109,9 @@ def without_torch(arguments: list[str], folder: Path = Path()) -> subprocess.Com
 
 
 def test_help_lists_options_under_the_heading_of_their_group():
-    shown = CliRunner().invoke(app, ["heal", "--help"]).stdout
+    shown = CliRunner().invoke(app, ["heal", "--help-all"]).stdout
     headings = [line.removesuffix(":") for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
     learnt = "What the model learns from"
-    assert headings[:4] == ["Arguments", "Options", learnt, "Which part trains, and how"]
+    assert headings[:5] == ["Examples", "Arguments", "Options", learnt, "Which part trains, and how"]
     assert shown.index(f"{learnt}:") < shown.index("--max-samples") < shown.index("Which part trains")
     assert shown.count("--max-samples ") == 1

@@ -23,7 +23,12 @@ def saved(model: Any) -> Path:
         DiskFullError: the cache has no room for it.
     """
     _check(model)
-    key = content_key("models", weights=_digest(model), config=model.config.to_dict(), source=str(model.name_or_path))
+    written = {
+        "dtype": str(model.dtype),
+        "architectures": [type(model).__name__],
+    }  # by save_pretrained, to the config, too
+    config, source = {**model.config.to_dict(), **written}, str(model.name_or_path)
+    key = content_key("models", weights=_digest(model), config=config, source=source)
     place = cache_directory("models") / key
     if place.is_dir():
         mark_used(place)

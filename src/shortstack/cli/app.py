@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from shortstack.cli import console
-from shortstack.cli.help import HELP, spelled
+from shortstack.cli.help import HELP, check_near, spelled
 from shortstack.cli.option_groups import grouped
 from shortstack.errors import ShortstackError, ShortstackWarning
 from shortstack.machine.files import FULL, disk_full
@@ -43,7 +43,9 @@ class Sectioned(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {name for each in self.params for name in (*each.opts, *each.secondary_opts)}
-        rest: list[str] = super().parse_args(ctx, spelled(args, known))
+        words = spelled(args, known)
+        check_near(words, known)
+        rest: list[str] = super().parse_args(ctx, words)
         return rest
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
@@ -58,7 +60,8 @@ class Sectioned(TyperCommand):
             option = parameter.param_type_name == "option"
             if not told:
                 continue
-            if not every and option and parameter.opts[0][2:] not in (*self.common, "help", "help-all"):
+            names = {name.lstrip("-") for name in parameter.opts}
+            if not every and option and not names & {*self.common, "help", "help-all"}:
                 left_out += 1
                 continue
             kind = getattr(parameter, "rich_help_panel", None) if every else None
@@ -82,7 +85,7 @@ class Exampled(TyperGroup):
 def _write_examples(formatter: Any, verb: str) -> None:
     with formatter.section("Examples"):
         for example in HELP[verb].examples:
-            formatter.write_text(f"shortstack {example}")
+            formatter.write(f"{'':{formatter.current_indent}}shortstack {example}\n")  # in one line, however long
 
 
 app = typer.Typer(

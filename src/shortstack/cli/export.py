@@ -37,7 +37,7 @@ class ExportOptions:
     private: bool = option(False, help="Make a repository that others cannot see.")
     pr: bool = option(False, help="Offer it to a repository that has files, as a pull request.")
     license: str | None = option(None, help="Its licence, where the source's is not known: apache-2.0, ...")
-    results: str | None = option(None, help="Comma-separated outputs of evaluate --json, for the card.")
+    results: str | None = option(None, help="Comma-separated files of evaluate -o, for the card.")
 
     def check(self) -> None:
         """Say what is wrong before the checkpoint is opened.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from shortstack.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,23 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "--output-path": ("--output",),
     "--num-samples": ("--samples",),
 }
+
+
+def check_near(words: list[str], known: set[str]) -> None:
+    """Refuse what is nearer to another tool's name of an option than to any of ours, naming ours.
+
+    Raises:
+        InputError: a word is.
+    """
+    theirs = {alias: ours[0] for alias, ours in ALIASES.items() if ours[0] in known}
+    for word in words:
+        name = word.partition("=")[0]
+        if not name.startswith("--") or name in known or name in ("--", "--help"):
+            continue
+        near = difflib.get_close_matches(name, [*known, *theirs], 1, 0.8)
+        if near and near[0] in theirs:
+            fix = f"write {theirs[near[0]]}, or {near[0]}"
+            raise InputError(name, expected="an option of this verb", found="none of that name", fix=fix)
 
 
 def spelled(words: list[str], known: set[str]) -> list[str]:

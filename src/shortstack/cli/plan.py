@@ -159,7 +159,10 @@ def show_plan(chosen: Plan) -> None:
     console.show_table("plan (layers numbered from 0, ranges inclusive)", ("", chosen.strategy), rows)
     if chosen.compared:
         sets = [(name, number(value)) for name, value in chosen.compared.items()]
-        title, *heading = next(said for name, said in COMPARED.items() if name in chosen.strategy)
+        title, *heading = next(
+            (said for name, said in COMPARED.items() if name in chosen.strategy),
+            ("what was compared", "cut", "value"),
+        )
         console.show_table(title, heading, sets)
     if chosen.compared and DRAFT in chosen.strategy:
         best = max(chosen.compared.values())

@@ -23,7 +23,7 @@ from shortstack.cli.options import (
 from shortstack.cli.plan import say_moved, show_plan
 from shortstack.cli.repair import refitted, show_repair
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError
+from shortstack.errors import InputError, parameter
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.options import option
 from shortstack.planning import Choice, Chosen, Plan, choose
@@ -116,6 +116,10 @@ def prune(
         if text.samples != CalibrationText().samples:
             raise unused(where, "--samples", text.samples)
     of_depth, compute = asked.read(), session.compute
+    if asked.repair and compute.device_map:
+        where, expected = parameter("device_map", compute.device_map), "weights in one place, to be refitted"
+        fix = "leave it out: a model that does not fit is read layer by layer"
+        raise InputError(where, expected=expected, found=f"{parameter('repair', True)} beside it", fix=fix)
     if output.suffix == ".gguf":
         asked.check_for_gguf(dry_run)
         from shortstack.cli.prune_file import prune_file

@@ -102,7 +102,7 @@ class Comparison(Tabled):
 
     def table(self) -> Table:
         """A row for each baseline, best first; why there is none, where there is none."""
-        texts = list(next(row for row in self.rows if not row.reason).perplexity)
+        texts = list(dict.fromkeys(text for row in self.rows for text in row.perplexity))
         columns = (
             "baseline",
             "bytes",

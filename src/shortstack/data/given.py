@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError
 from shortstack.machine.cache import cache_directory, mark_used
 from shortstack.machine.files import whole
 
-Rows = Iterable[Any]  # texts, chats as lists of messages, or records, as a list or a datasets.Dataset
+Rows = Iterable[Any] | Path  # texts, chats as lists of messages, or records, as a list or a datasets.Dataset; or a file
 
 
 def source_of(source: str | Rows) -> str:
@@ -23,8 +24,8 @@ def source_of(source: str | Rows) -> str:
     Raises:
         DataError: a row is neither text nor a chat nor a record of what JSON can hold, or there is none.
     """
-    if isinstance(source, str):
-        return source
+    if isinstance(source, str | Path):
+        return str(source)
     lines = [_line(row, number) for number, row in enumerate(source)]
     if not lines:
         raise DataError("the data", expected="texts, chats or records", found="none", fix="give some")

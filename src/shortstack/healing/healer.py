@@ -54,10 +54,9 @@ class Healing(Tabled):
         """A row for each loss of the course, in nats per token."""
         history = self.history
         known = [("training", *each) for each in history.losses] + [("held out", *each) for each in history.held_out]
-        lowest = min(loss for _, loss in history.held_out)
-        title = (
-            f"{self.output} by {self.method}: held-out loss {history.held_out[0][1]:.4f} to {lowest:.4f} nats per token"
-        )
+        held_out = [loss for _, loss in history.held_out]
+        course = f": held-out loss {held_out[0]:.4f} to {min(held_out):.4f} nats per token" if held_out else ""
+        title = f"{self.output} by {self.method}{course}"
         return Table(title, ("loss of", "step", "nats per token"), sorted(known, key=lambda each: each[1]))
 
     def to_dict(self) -> dict[str, Any]:

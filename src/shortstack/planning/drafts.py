@@ -51,7 +51,7 @@ def draft(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progr
 
     The layers go without which what is left is right most often, a twelfth of all at a time, as in stepwise(). Every fourth
     sample is held out and judges each such cut of `removal.least` layers at least: a token that it draws is taken with the
-    chance 1 - total variation distance (arXiv 2211.17192, lemma 3.3), and costs the weights that it reads. Plan.compared
+    chance 1 - total variation distance (arXiv 2211.17192, lemma 3.3), and costs the weights of layers and head. Plan.compared
     tells the speed-up that is expected of each number of layers.
 
     Raises:
@@ -59,8 +59,8 @@ def draft(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progr
     """
     check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
     fitting, held_out = split(tokens)
-    least, pace = removal.least or removal.amount, max(1, len(decoder.layers) // STEPS)
-    by_tv = replace(removal, metric=TV, step=min(pace, removal.amount))
+    least = removal.least or removal.amount
+    by_tv = replace(removal, metric=TV, step=min(pace(len(decoder.layers)), removal.amount))
     cuts = [cut for cut in removals(decoder, fitting, by_tv, progress=progress) if len(cut) >= least]
     wanted = Wanted([TV], singles=False, sets=cuts)
     judged = Run(decoder, held_out, wanted, progress=progress, stage="held out").go()
@@ -70,13 +70,22 @@ def draft(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progr
     return replace(plan, compared={f"{len(cut)} layers": each.speedup for cut, each in found.items()})
 
 
+def pace(layers: int) -> int:
+    """How many layers go at a time.
+
+    >>> pace(8), pace(30), pace(80)
+    (1, 2, 6)
+    """
+    return max(1, layers // STEPS)
+
+
 def taken(judged: Run, cut: SkippedLayers) -> float:
     """The chance that a token which the model draws without these layers is taken."""
     return min(CERTAIN, 1 - judged.distance(cut, TV.feed))
 
 
 def cost(decoder: Decoder, removed: SkippedLayers) -> float:
-    """Of a token of the shorter model, in tokens of the whole one: by the weights that each reads, the head among them."""
+    """Of a token of the shorter model, in tokens of the whole one: by all weights of layers and head, all experts among them."""
     each = [sum(weight.numel() for weight in layer.parameters()) for layer in decoder.layers]
     left = sum(weights for layer, weights in enumerate(each) if layer not in removed)
     return (left + decoder.embedding.numel()) / (sum(each) + decoder.embedding.numel())

@@ -20,6 +20,7 @@ from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, splits
 from shortstack.planning.plans import REPAIRED_BLOCKS, Plan
 from shortstack.repairing.cut_families import WHOLE, Window, repaired_windows
+from shortstack.repairing.fold_points import check_refittable
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted, walk_on
@@ -193,7 +194,7 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
         ArchitectureError: as repair().
     """
     check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
-    decoder.check_bare("choose by a metric, or search")
+    check_refittable(decoder, "choose by a metric, or search")
     candidates = _candidates(decoder, tokens, removal, progress)
     losses = {}
     for number, (layers, loss) in enumerate(candidates.items(), start=1):

@@ -21,7 +21,7 @@ from shortstack.errors import parameter
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, paced, silent
 from shortstack.repairing.fit import at_output, fit_correction, fit_corrections, mean_loss, stepped
-from shortstack.repairing.fold_points import find_fold_points
+from shortstack.repairing.fold_points import check_refittable, find_fold_points
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def repaired_tails(
     Raises:
         ArchitectureError: as repair().
     """
-    decoder.check_bare(f"leave {parameter('repair')} out")
+    check_refittable(decoder, f"leave {parameter('repair')} out")
     parts = [Batches.of(part, decoder.device) for part in (*split(tokens), judging)]
     batches, layers = [batch for part in parts for batch in part.ids], len(decoder.layers)
     known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
@@ -66,7 +66,7 @@ def _judged(
     decoder: Decoder, batches: Batches, whole: Sequence[Tensor], short: Sequence[Tensor], where: str
 ) -> tuple[float, float]:
     """Mean loss of the shorter model, and its KL divergence from the whole one; of several kinds the mean by weight."""
-    sums: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batches.kinds]
+    sums: list[list[tuple[Tensor, ...]]] = [[] for _ in batches.kinds]
     for ids, counted, kind, there, hidden in zip(
         batches.ids, batches.counted, batches.kind_of, whole, short, strict=True
     ):
@@ -95,7 +95,7 @@ def repaired_windows(
     Raises:
         ArchitectureError: as repair().
     """
-    decoder.check_bare("choose another metric")
+    check_refittable(decoder, "choose another metric")
     wanted = set(sizes)
     cuts = _Windows(decoder, tokens, sorted(wanted - {0}), whole=0 in wanted)
     starts = range(len(decoder.layers) - cuts.sizes[0] + 1)

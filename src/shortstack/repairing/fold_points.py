@@ -185,6 +185,17 @@ class Scalar(FoldPoint):
                 holder = holder.rpartition(".")[0]
 
 
+def check_refittable(decoder: Decoder, fix: str) -> None:
+    """Refuse a model whose layers cannot be refitted, before it is walked. fix: what to do in place of it.
+
+    Raises:
+        InputError: its weights are not in one place.
+        ArchitectureError: layers hand on more than hidden states.
+    """
+    decoder.check_in_one_place("to be refitted")
+    decoder.check_bare(fix)
+
+
 @torch.no_grad()
 def find_fold_points(decoder: Decoder, number: int) -> list[FoldPoint]:
     """The fold points of a layer whose weights are in memory, in the order they are called, at most one for each place.
@@ -193,7 +204,6 @@ def find_fold_points(decoder: Decoder, number: int) -> list[FoldPoint]:
     recorded. Matrices are tried first, then the weights of norms, then those of experts, until one adds to the layer's
     output. Where several of a kind add at one place, the last is taken.
     """
-    decoder.check_in_one_place("to be refitted")
     points: dict[str, FoldPoint] = {}
     trial = _Trial(decoder, number)
     for kind in (Matrix, Diagonal, Scalar):

@@ -33,7 +33,7 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.progress import Progress, paced, silent
 from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
-from shortstack.repairing.fold_points import OUTPUT, FoldPoint, find_fold_points
+from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable, find_fold_points
 from shortstack.repairing.merging import MergeableMlp, MergedMlp, mergeable_mlp
 
 
@@ -102,7 +102,7 @@ def repair(
     tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     check_enough(tokens, f"add {parameter('repair_samples', 256)}", at_least=JUDGING)
     decoder = Decoder.open(checkpoint, compute)
-    decoder.check_bare(f"leave {parameter('repair')} out")
+    check_refittable(decoder, f"leave {parameter('repair')} out")
     seen, judging = split(tokens, JUDGING)
     changed = ChangedTensors(checkpoint, scratch)
     walk = RepairWalk(decoder, removed, seen, progress, judging, changed=changed).walk()

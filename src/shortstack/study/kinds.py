@@ -23,7 +23,7 @@ from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
 from shortstack.planning.layer_sets import FINALISTS, repairs_of, splits
-from shortstack.planning.plans import BLOCKS
+from shortstack.planning.plans import BLOCKS, DRAFT
 from shortstack.scoring import Scores
 from shortstack.scoring.metrics import COMPARING, metric_named
 from shortstack.study.measures import EvaluateStep, ProfileStep
@@ -146,6 +146,7 @@ class PlanStep(Step):
         return ["plan", *source, *options, "-o", "plan.json"]
 
     def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+        from shortstack.planning.drafts import pace
         from shortstack.planning.measured import Budget
 
         if not trial.choice.measures:
@@ -154,7 +155,9 @@ class PlanStep(Step):
             return self._blocks_cost(trial.amount(model.layers), model, texts)
         layers = model.layers * (model.layers + 1) / 2
         walks = trial.amount(model.layers) / (trial.step or 1)
-        if not trial.choice.how.by_metric:  # as many sets for both, roughly
+        if trial.choice.how.name == DRAFT:
+            walks = trial.amount(model.layers) / pace(model.layers)
+        elif not trial.choice.how.by_metric:
             sets = Budget().generations * Budget().offspring
             layers, walks = layers + sets * model.layers, 1
         text = texts.windows(self.arguments, model)
