@@ -51,8 +51,8 @@ def draft(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progr
 
     The layers go without which what is left is right most often, a twelfth of all at a time, as in stepwise(). Every fourth
     sample is held out and judges each such cut of `removal.least` layers at least: a token that it draws is taken with the
-    chance 1 - total variation distance (arXiv 2211.17192, lemma 3.3), and costs the weights of layers and head. Plan.compared
-    tells the speed-up that is expected of each number of layers.
+    chance 1 - total variation distance (arXiv 2211.17192, lemma 3.3), and costs the weights of layers and head.
+    Plan.compared tells the speed-up that is expected of each number of layers.
 
     Raises:
         DataError: fewer than four samples, so that none could be held out.
@@ -85,7 +85,7 @@ def taken(judged: Run, cut: SkippedLayers) -> float:
 
 
 def cost(decoder: Decoder, removed: SkippedLayers) -> float:
-    """Of a token of the shorter model, in tokens of the whole one: by all weights of layers and head, all experts among them."""
+    """Of a token of the shorter model, in tokens of the whole one: by all weights of layers, all experts, and head."""
     each = [sum(weight.numel() for weight in layer.parameters()) for layer in decoder.layers]
     left = sum(weights for layer, weights in enumerate(each) if layer not in removed)
     return (left + decoder.embedding.numel()) / (sum(each) + decoder.embedding.numel())
