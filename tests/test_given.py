@@ -65,8 +65,9 @@ def test_a_loaded_model_is_what_it_is_now(folder):
 def test_what_is_no_plain_model_is_refused(folder):
     with pytest.raises(InputError, match="found Linear"):
         ss.Checkpoint.of(torch.nn.Linear(2, 2))
+    config = loaded(folder).config
     with torch.device("meta"):
-        away = AutoModelForCausalLM.from_config(loaded(folder).config)
+        away = AutoModelForCausalLM.from_config(config)
     with pytest.raises(InputError, match="elsewhere"):
         ss.Checkpoint.of(away)
 

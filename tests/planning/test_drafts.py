@@ -72,7 +72,7 @@ def test_the_plan_is_the_cut_that_brings_most(checkpoint, accepted, cost, drop, 
     assert found.compared == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize(("accepted", "cost"), itertools.product((0.1, 0.5, 0.9), (0.05, 0.4, 0.9)))
+@pytest.mark.parametrize(("accepted", "cost"), [*itertools.product((0.1, 0.5, 0.9), (0.05, 0.4, 0.9))])
 def test_the_expected_speed_is_that_of_drawn_runs(accepted, cost):
     best = expected(accepted, cost)
     generator = torch.Generator().manual_seed(0)

@@ -134,7 +134,7 @@ HELP: Mapping[str, Shown] = {
         ),
         ("memory", "healed", "repair", "perplexity", "tasks", "limit", "data-dir", "output", "device", "dry-run"),
     ),
-    "report": Shown(("report runs", "report runs --markdown report.md", "report runs --csv found.csv")),
+    "report": Shown(("report runs", "report runs -o page.html", "report runs --latex")),
     "export": Shown(
         (
             "export small --gguf small.gguf",
