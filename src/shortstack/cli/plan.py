@@ -28,7 +28,7 @@ from shortstack.scoring import Scores
 COMPARED = {
     "search": ("KL from the unpruned model on held-out tokens, nats", "layers chosen by", "KL"),
     REPAIRED_BLOCKS: ("loss on held-out tokens once repaired, nats", "layers removed", "loss"),
-    DRAFT: ("what each number of removed layers is expected to bring as a draft", "removed", "times as fast"),
+    DRAFT: ("expected with it as the draft", "removed", "times as fast"),
 }  # by the strategy: title and heading of what was compared
 
 

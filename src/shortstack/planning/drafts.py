@@ -37,7 +37,7 @@ def expected(accepted: float, cost: float) -> Expected:
     pass over several tokens is taken to cost what one does.
 
     >>> expected(accepted=0.8, cost=0.1)
-    Expected(speedup=2.445..., tokens=5)
+    Expected(speedup=2.46964, tokens=6)
     """
     found = (
         Expected((1 - accepted ** (tokens + 1)) / ((1 - accepted) * (tokens * cost + 1)), tokens)
@@ -66,7 +66,8 @@ def draft(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progr
     judged = Run(decoder, held_out, wanted, progress=progress, stage="held out").go()
     found = {cut: expected(taken(judged, cut), cost(decoder, cut)) for cut in cuts}
     best = max(found, key=lambda cut: found[cut].speedup)
-    plan = Plan(len(decoder.layers), tuple(sorted(best)), f"{DRAFT}, {found[best].tokens} tokens at a time")
+    ahead = found[best].tokens
+    plan = Plan(len(decoder.layers), tuple(sorted(best)), f"{DRAFT}, {ahead} token{'s' * (ahead != 1)} at a time")
     return replace(plan, compared={f"{len(cut)} layers": each.speedup for cut, each in found.items()})
 
 
