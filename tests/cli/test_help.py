@@ -81,3 +81,18 @@ def test_a_near_miss_names_the_right_option():
         CliRunner().invoke(app, ["heal", "pruned", "-o", "out", "--learnin-rate=1"], catch_exceptions=False)
     done = CliRunner().invoke(app, ["heal", "pruned", "-o", "out", "--epoch", "1"], env=WIDTH)
     assert "--epochs" in done.output + done.stderr
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("64", 64), ("1k", 1000), ("2.5K", 2500), ("1M", 1_000_000)])
+def test_counts_are_heard_as_people_write_them(typed, meant, tmp_path):
+    """The number reaches the option: two samples are too few to hold so many out."""
+    words = ["heal", "demo", "-o", str(tmp_path / "out"), "--data", "pydoc", "--max-samples", typed]
+    with pytest.raises(InputError, match=f"fewer than the {meant} samples"):
+        CliRunner().invoke(app, [*words, "--held-out", "2000000"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("typed", ["some", "1.5", "-3", "1kk"])
+def test_what_is_no_count_is_refused(typed, tmp_path):
+    words = ["heal", "demo", "-o", str(tmp_path / "out"), "--data", "pydoc", f"--max-samples={typed}"]
+    with pytest.raises(InputError, match="such as 64 or 1k"):
+        CliRunner().invoke(app, words, catch_exceptions=False)

@@ -81,11 +81,13 @@ class CalibrationOptions:
     """What baselines choose their layers, neurons and masks on."""
 
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
-    samples: int = option(32, help="Calibration windows of each text, of 128 tokens, drawn by seed.", minimum=1)
+    samples: int = option(
+        32, help="Calibration windows of each text, of 128 tokens, drawn by seed.", minimum=1, counted=True
+    )
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
     repair: bool = option(False, help="Also with the kept layers refitted in closed form.")
     repair_samples: int = option(
-        REPAIR_SAMPLES, help="Windows to repair on, at most; at least eight of each text.", minimum=8
+        REPAIR_SAMPLES, help="Windows to repair on, at most; at least eight of each text.", minimum=8, counted=True
     )
     search: bool = option(False, help="Search for the layers that go.")
     heal: str | None = option(None, help="Also heal the pruned model on this data, as the recipe `best` does.")

@@ -19,6 +19,8 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 import typer
 
+from shortstack.errors import InputError, parameter
+from shortstack.machine.formats import count_of
 from shortstack.machine.options import Option
 
 
@@ -137,7 +139,7 @@ def _options(group: Group) -> Iterator[inspect.Parameter]:
         hints = get_type_hints(section.component, include_extras=True)
         for field, default in section.options:
             hint = hints[field.name]
-            kind, said = get_args(hint) if get_origin(hint) is Annotated else (_typed(hint), _said(field, hint))
+            kind, said = get_args(hint) if get_origin(hint) is Annotated else (_typed(hint, field), _said(field, hint))
             said = copy(said)  # groups share some
             said.rich_help_panel = heading
             if default is not _default(field):
@@ -153,8 +155,8 @@ def _said(field: Field[Any], hint: Any) -> Any:
     name = f"--{field.name.replace('_', '-')}"
     flags = [name] if bool not in _kinds(hint) or field.default is False else [f"{name}/--no-{name[2:]}"]
     flags += [known.short] if known.short else []
-    metavar = f"<{'|'.join(known.choices)}>" if 0 < len(known.choices) < 5 else None
-    whole = int in _kinds(hint) and str not in _kinds(hint)
+    metavar = f"<{'|'.join(known.choices)}>" if 0 < len(known.choices) < 5 else "<count>" if known.counted else None
+    whole = int in _kinds(hint) and str not in _kinds(hint) and not known.counted
     return typer.Option(
         *flags,
         help=known.help,
@@ -178,14 +180,26 @@ def _kinds(hint: Any) -> set[type]:
     return {hint} - {type(None)}
 
 
-def _typed(hint: Any) -> Any:
-    """The one type that the command line reads: a path, a word or a number."""
-    kinds = _kinds(hint)
+def _typed(hint: Any, field: Field[Any]) -> Any:
+    """The one type that the command line reads: a path, a word or a number; a count is read as a word."""
+    kinds = {str} if field.metadata["option"].counted else _kinds(hint)
     kind = next((each for each in (bool, Path, str, float, int) if each in kinds), str)
     return kind | None if type(None) in (get_args(hint) or ()) else kind
 
 
 def _read(value: Any, field: Field[Any]) -> Any:
-    """The value that was typed; digits are a number where the field may be one."""
-    digits = isinstance(value, str) and value.isdecimal() and "option" in field.metadata
-    return int(value) if digits and "int" in str(field.type).replace("|", " ").split() else value
+    """The value that was typed; digits are a number where the field may be one, and so is 1k where it counts.
+
+    Raises:
+        InputError: a count is none.
+    """
+    kinds = str(field.type).replace("|", " ").split()
+    if not isinstance(value, str) or "option" not in field.metadata or "int" not in kinds:
+        return value
+    if not field.metadata["option"].counted:
+        return int(value) if value.isdecimal() else value
+    found = count_of(value)
+    if found is None and "str" not in kinds:
+        where, fix = parameter(field.name, value), f"write {parameter(field.name, 64)}"
+        raise InputError(where, expected="a number, such as 64 or 1k", found=repr(value), fix=fix)
+    return value if found is None else found

@@ -42,7 +42,7 @@ class PruneOptions:
         None, help="A plan.json, or slices of mergekit (.yaml); instead of the options that choose layers."
     )
     repair: bool = option(False, help="Refit kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8)
+    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8, counted=True)
     max_shard_size: str | None = option(
         None, help="Fill weight files up to this, such as 5GB. Default: as the source is divided."
     )

@@ -34,7 +34,7 @@ class RepairOptions:
 
     source: Annotated[str, typer.Option(help="The model it was cut from.", show_default=False)]
     output: Out
-    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8)
+    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8, counted=True)
 
 
 @verb("repair")

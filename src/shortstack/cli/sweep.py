@@ -31,10 +31,10 @@ class DepthOptions:
     task: str | None = option(
         None, help="Multiple choice, answered at every depth: a .jsonl file, or a standard task such as piqa."
     )
-    limit: int | None = option(None, help="Only the first n documents of --task.")
+    limit: int | None = option(None, help="Only the first n documents of --task.", counted=True)
     data_dir: Path | None = option(None, help="A folder of .jsonl or .parquet files for --task.")
     repair: bool = option(False, help="Also refit the last kept layer of each depth; measure on held-out windows.")
-    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8)
+    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8, counted=True)
     output: Path | None = option(None, help="Write the curve to this JSON file, too.", short="-o")
     plot: Path | None = option(None, help="Draw the curve: an .svg, .png or .pdf file (extra plot).")
 

@@ -37,7 +37,7 @@ class EvaluationText:
         "pydoc", help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read. none: no text."
     )
     length: int = option(512, help="Tokens per window.", minimum=2)
-    samples: int | None = option(None, help="Windows, drawn by seed. Default: all.", minimum=1)
+    samples: int | None = option(None, help="Windows, drawn by seed. Default: all.", minimum=1, counted=True)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -122,7 +122,7 @@ class Tasks:
     tasks: Sequence[str] | str | None = option(
         None, help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness."
     )
-    limit: int | None = option(None, help="Only the first n documents of each task.", minimum=1)
+    limit: int | None = option(None, help="Only the first n documents of each task.", minimum=1, counted=True)
     data_dir: str | Path | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
     include: str | Path | None = option(None, help="A folder of your own lm-eval task files.")
     batch_size: int | str = option(

@@ -31,7 +31,9 @@ class TrainingData:
 
     data: str | None = option(None, help=DATA)
     max_length: int = option(256, help="Longest sample, in tokens.", minimum=4)
-    max_samples: int | None = option(None, help="Use at most this many samples, held-out ones included.", minimum=2)
+    max_samples: int | None = option(
+        None, help="Use at most this many samples, held-out ones included.", minimum=2, counted=True
+    )
     held_out: int | None = option(None, help="Samples that are held out and never trained on. Default: 5 %.", minimum=1)
     self_generate: bool = option(False, help="Learn from the teacher's own answers to the prompts.")
 

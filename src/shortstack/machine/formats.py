@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 
 def size(nbytes: float) -> str:
@@ -58,6 +59,19 @@ def bytes_of(text: str) -> int | None:
     """
     found = re.fullmatch(r"(\d+)([KMGT]I?B)", text.strip(), re.IGNORECASE)
     return int(found[1]) * UNITS[found[2].upper()] if found else None
+
+
+def count_of(text: str) -> int | None:
+    """The count that is meant by 64, 1k or 2.5M; None where it is none.
+
+    >>> count_of("64"), count_of("1k"), count_of("2.5M"), count_of("1.5"), count_of("all")
+    (64, 1000, 2500000, None, None)
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([kKmM]?)", text.strip())
+    if not found:
+        return None
+    count = Fraction(found[1]) * {"": 1, "k": 10**3, "m": 10**6}[found[2].lower()]
+    return int(count) if count.denominator == 1 else None
 
 
 def show_layers(layers: Sequence[int]) -> str:

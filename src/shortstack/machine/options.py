@@ -29,7 +29,7 @@ from shortstack.errors import InputError, parameter
 class Option:
     """What is known of a field beside its type and default. above, below: bounds that the value itself does not reach.
 
-    short: another spelling on the command line, such as -o.
+    short: another spelling on the command line, such as -o. counted: large numbers may be typed as 1k or 2.5M.
     """
 
     help: str
@@ -39,6 +39,7 @@ class Option:
     below: float | None = None
     choices: tuple[str, ...] = ()
     short: str = ""
+    counted: bool = False
 
     @property
     def range(self) -> str:
