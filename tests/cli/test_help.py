@@ -80,7 +80,7 @@ def test_a_near_miss_names_the_right_option():
     with pytest.raises(InputError, match="write --lr, or --learning-rate"):
         CliRunner().invoke(app, ["heal", "pruned", "-o", "out", "--learnin-rate=1"], catch_exceptions=False)
     done = CliRunner().invoke(app, ["heal", "pruned", "-o", "out", "--epoch", "1"], env=WIDTH)
-    assert "--epochs" in done.output + done.stderr
+    assert "--epochs" in done.output
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("64", 64), ("1k", 1000), ("2.5K", 2500), ("1M", 1_000_000)])

@@ -75,9 +75,9 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(verb, include_extras=True)
     groups = {name: found for name, hint in hints.items() if (found := _group(hint))}
     parameters = []
-    for parameter in inspect.signature(verb).parameters.values():
-        group = groups.get(parameter.name)
-        each = [*_options(group)] if group else [parameter.replace(annotation=hints[parameter.name])]
+    for given in inspect.signature(verb).parameters.values():
+        group = groups.get(given.name)
+        each = [*_options(group)] if group else [given.replace(annotation=hints[given.name])]
         parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in each]
 
     @functools.wraps(verb)
@@ -89,7 +89,7 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
         verb(**made, **options)
 
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
     return call
 
 
