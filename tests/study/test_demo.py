@@ -10,7 +10,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.cli.demo import show
 from shortstack.errors import OutputError
 from shortstack.study import demo as module
-from shortstack.study.demo import run
+from shortstack.study.demo import foresee, run
 from shortstack.study.shrink_options import ShrinkOptions
 from studies import inline, make_data
 
@@ -80,3 +80,15 @@ def test_an_output_that_is_there_is_left_as_it_was(folder):
     with pytest.raises(OutputError, match="exists"):
         run(folder / "out")
     assert [path.name for path in (folder / "out").iterdir()] == ["mine"]
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(folder):
+    foreseen = foresee(folder / "out", minutes=7.0)
+    weights = Checkpoint.open("demo").weight_bytes
+    assert foreseen.minutes == 7.0
+    assert foreseen.all_seconds > foreseen.after > 0
+    assert foreseen.disk_bytes == 2 * 2 * weights, "what was cut and what was healed, of both cuts"
+    assert not list(folder.glob("out*"))
+    (folder / "out").mkdir()
+    with pytest.raises(OutputError, match="exists"):
+        foresee(folder / "out")

@@ -9,8 +9,10 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun
 from shortstack.cli.option_groups import Only
 from shortstack.cli.options import Reporting, going_on
+from shortstack.cli.shrink import report_foreseen
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number, size
 
@@ -26,13 +28,18 @@ def demo(
         Path, typer.Option("--output", "-o", help="New directory for two checkpoints and demo.json.")
     ] = Path("demo-out"),
     minutes: Annotated[float, typer.Option(help="How long all of it may take.", min=0.5)] = 6.0,
+    dry_run: DryRun = False,
 ) -> None:
     """Make a small model that comes along shorter, and measure it.
 
     SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, as `shrink` does it; the minutes are for both.
     """
-    from shortstack.study.demo import run
+    from shortstack.study.demo import foresee, run
 
+    if dry_run:
+        with report.bars():
+            foreseen = foresee(output, minutes=minutes, seed=compute.seed)
+        return report_foreseen(foreseen, report)
     with report.bars() as progress, going_on("the same command begins anew; only texts that were written are kept"):
         result = run(output, minutes=minutes, seed=compute.seed, progress=progress)
     if report.json:

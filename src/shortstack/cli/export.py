@@ -10,9 +10,11 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import DryRun
 from shortstack.cli.options import Reporting
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new, read_json, whole
+from shortstack.machine.formats import size
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def export(
     directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
     asked: ExportOptions,
     report: Reporting,
+    dry_run: DryRun = False,
 ) -> None:
     """Take a checkpoint to where models run: llama.cpp, Ollama, the hub."""
     asked.check()
@@ -80,6 +83,8 @@ def export(
     made: dict[str, Any] = {}
     with report.bars() as progress:
         checkpoint = Checkpoint.open(directory, progress=progress)
+        if dry_run:
+            return _foresee(checkpoint, asked, report)
         if asked.gguf:
             made |= _gguf(checkpoint, asked, asked.gguf, progress)
         if asked.push_to_hub:
@@ -90,6 +95,24 @@ def export(
         console.show(f"{what}: {where if isinstance(where, str) else where['url']}")
     report.say(_next(asked))
     return None
+
+
+def _foresee(checkpoint: Checkpoint, asked: ExportOptions, report: Reporting) -> None:
+    """What would be written and uploaded; the same is refused as when it is done."""
+    from shortstack.exporting.converter import check_export
+    from shortstack.exporting.hub import prepared
+
+    written = uploaded = 0
+    if asked.gguf:
+        written = check_export(checkpoint, asked.gguf, kind=asked.gguf_type, converter=asked.converter)
+    if asked.push_to_hub:
+        files, card = prepared(checkpoint, asked.push_to_hub, licence=asked.license, results=_results(asked.results))
+        uploaded = sum(path.stat().st_size for path in files.values()) + len(card.encode())
+    rows = [("written, about", size(written)), ("uploaded, and downloaded to be verified", size(uploaded))]
+    title = "dry run: nothing is written, and the hub is not asked"
+    data = {"written_bytes": written, "uploaded_bytes": uploaded}
+    report.result(data, lambda: console.show_table(title, ("", "bytes"), rows))
+    report.say("the same command without --dry-run")
 
 
 def _gguf(checkpoint: Checkpoint, asked: ExportOptions, file: Path, progress: Progress) -> dict[str, str]:

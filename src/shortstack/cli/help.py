@@ -142,7 +142,7 @@ HELP: Mapping[str, Shown] = {
             "export small --push-to-hub org/small --results found.json",
         )
     ),
-    "demo": Shown(("demo", "demo --minutes 15", "demo -o tried --json")),
+    "demo": Shown(("demo", "demo --minutes 15", "demo --dry-run")),
     "ls": Shown(("ls metrics", "ls recipes", "ls strategies --json")),
     "cache": Shown(("cache", "cache --clear", "cache --clear --kind models")),
 }

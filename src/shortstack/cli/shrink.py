@@ -9,7 +9,7 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun
 from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Model, Out, Session, going_on
+from shortstack.cli.options import Model, Out, Reporting, Session, going_on
 from shortstack.machine.formats import duration, number, size
 from shortstack.study import ShrinkOptions
 
@@ -53,11 +53,13 @@ def _foresee(model: str, output: Path, options: ShrinkOptions, session: Session)
 
     with session.report.bars():
         foreseen = foresee_shrink(model, output, options, compute=session.compute)
-    if session.report.json:
-        return console.show_json(foreseen.to_dict())
-    show_foreseen(foreseen)
-    session.report.say("the same command without --dry-run")
-    return None
+    report_foreseen(foreseen, session.report)
+
+
+def report_foreseen(foreseen: Foreseen, report: Reporting) -> None:
+    """What was foreseen, and what comes next."""
+    report.result(foreseen.to_dict(), lambda: show_foreseen(foreseen))
+    report.say("the same command without --dry-run")
 
 
 def show_foreseen(foreseen: Foreseen) -> None:

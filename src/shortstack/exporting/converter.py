@@ -44,12 +44,9 @@ def export_gguf(
         ArchitectureError: the converter does not know the architecture, or fails otherwise; its words are told.
         CheckpointError: what it wrote has other layers than the checkpoint.
     """
-    checkpoint = Checkpoint.of(checkpoint)
-    output = Path(output)
-    check_kind(kind, output)
+    checkpoint, output = Checkpoint.of(checkpoint), Path(output)
+    check_export(checkpoint, output, kind=kind, converter=converter)
     command = _command(converter)
-    check_new(output, make_folders=True)
-    check_disk(output, round(2 * checkpoint.parameters * BYTES.get(kind, 2.0)))  # it is copied once
     with scratch_beside(output) as scratch, OutputLock(output):
         progress("converting", 0, 2)
         written = scratch / "converted.gguf"
@@ -65,6 +62,22 @@ def export_gguf(
         rename_new(scratch / output.name, output)
         progress("converting", 2, 2)
     return output
+
+
+def check_export(
+    checkpoint: Checkpoint, output: Path, *, kind: str = "bf16", converter: str | Path | None = None
+) -> int:
+    """Refuse what export_gguf() refuses before it begins; returns about how many bytes the file will have.
+
+    Raises:
+        InputError, OutputError: as export_gguf().
+    """
+    check_kind(kind, output)
+    _command(converter)
+    check_new(output, make_folders=True)
+    nbytes = round(checkpoint.parameters * BYTES.get(kind, 2.0))
+    check_disk(output, 2 * nbytes)  # it is copied once
+    return nbytes
 
 
 def check_kind(kind: str, output: Path) -> None:

@@ -59,14 +59,25 @@ def push_to_hub(
         ShortstackError: the hub cannot be reached, or refuses.
     """
     checkpoint = Checkpoint.of(checkpoint)
-    _check_name(repository)
     progress(STEPS[0], 0, len(STEPS))
-    _check_whole(checkpoint)
-    card = card_for(checkpoint, repository, licence=licence, results=results)
-    files = {name: checkpoint.directory / name for name in (*checkpoint.record["files"], RECORD)}
-    check_disk(Path(tempfile.gettempdir()), checkpoint.weight_bytes, what="the download that is verified")
+    files, card = prepared(checkpoint, repository, licence=licence, results=results)
     with _said(repository):
         return _pushed(repository, files, card, (private, pr), endpoint, progress)
+
+
+def prepared(
+    checkpoint: Checkpoint, repository: str, *, licence: str | None = None, results: Sequence[Measured] = ()
+) -> tuple[dict[str, Path], str]:
+    """The files that are uploaded, by their names there, and the card; the hub is not asked.
+
+    Raises:
+        InputError, OutputError, CheckpointError: as push_to_hub(), before it asks the hub.
+    """
+    _check_name(repository)
+    _check_whole(checkpoint)
+    card = card_for(checkpoint, repository, licence=licence, results=results)
+    check_disk(Path(tempfile.gettempdir()), checkpoint.weight_bytes, what="the download that is verified")
+    return {name: checkpoint.directory / name for name in (*checkpoint.record["files"], RECORD)}, card
 
 
 def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results: Sequence[Measured]) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 
 from shortstack.errors import OutputError, parameter
 from shortstack.machine.device import Compute
-from shortstack.machine.files import plain, save_json
+from shortstack.machine.files import check_new, plain, save_json
 from shortstack.machine.progress import Progress, silent
 from shortstack.study.beside import PROMPTS
 from shortstack.study.keeping import mean
+from shortstack.study.shrink_dry_run import Foreseen, foresee_each
 from shortstack.study.shrink_options import ShrinkOptions
 from shortstack.study.shrinker import Shrunk, shrink_each
 from shortstack.study.workers import Launch, local
@@ -58,6 +59,22 @@ class Demo:
         return dict(plain(self))
 
 
+def foresee(output: str | Path = "demo-out", *, minutes: float = MINUTES, seed: int = 0) -> Foreseen:
+    """What run() would take; nothing is written.
+
+    Raises:
+        ShortstackError: as run(), before it begins.
+    """
+    output = Path(output)
+    check_new(output, make_folders=True)
+    return foresee_each("demo", _outs(output), replace(OPTIONS, minutes=minutes), compute=Compute(seed=seed))
+
+
+def _outs(folder: Path) -> dict[str, Path]:
+    """Where each cut goes, by how much goes."""
+    return {str(drop): folder / f"minus-{drop}" for drop in DROPS}
+
+
 def run(
     output: str | Path = "demo-out",
     *,
@@ -76,7 +93,7 @@ def run(
     started, output = time.perf_counter(), Path(output)
     parents = _make(output)
     try:
-        outs, options = {str(drop): output / f"minus-{drop}" for drop in DROPS}, replace(OPTIONS, minutes=minutes)
+        outs, options = _outs(output), replace(OPTIONS, minutes=minutes)
         made = shrink_each("demo", outs, options, compute=Compute(seed=seed), launcher=launcher, progress=progress)
         named = zip(DROPS, made, strict=True)
         rows = [_row("unpruned", "base", made[0]), *(_row(f"minus {drop}", "healed", each) for drop, each in named)]

@@ -50,21 +50,26 @@ def foresee_shrink(
     Raises:
         ShortstackError: as shrink(), before it begins.
     """
-    out, options, begun = Path(out), options or ShrinkOptions(), time.monotonic()
-    libraries = psutil.Process().memory_info().rss
-    trial = recipe_trial(model, options)
-    study = ShrinkStudy(model, out.with_name(f"{out.name}.study"), options, compute, trial)
-    trials, drop = (TRIALS, TYPICAL) if options.share else (1, str(trial["drop"]))
+    options = options or ShrinkOptions()
+    return foresee_each(model, {str(recipe_trial(model, options)["drop"]): Path(out)}, options, compute=compute)
+
+
+def foresee_each(model: str, outs: Mapping[str, Path], options: ShrinkOptions, *, compute: Compute = AUTO) -> Foreseen:
+    """The same of shrink_each(); outs: the new directory of each cut, by how much goes."""
+    begun, libraries = time.monotonic(), psutil.Process().memory_info().rss
+    trial, first = recipe_trial(model, options), next(iter(outs.values()))
+    study = ShrinkStudy(model, first.with_name(f"{first.name}.study"), options, compute, trial)
+    trials, drops = (TRIALS, [TYPICAL]) if options.share else (1, [*outs])
     with in_words_of_shrink():
-        wanted = check_shrink(model, {str(trial["drop"]): out}, options, trial, compute)
-        reckoned, estimate = Reckoning(study, [drop], begun, trials).measured(wanted)
+        wanted = check_shrink(model, outs, options, trial, compute)
+        reckoned, estimate = Reckoning(study, drops, begun, trials).measured(wanted)
     return Foreseen(
         {kind: trials * (seconds or 0.0) for kind, seconds in estimate.seconds.items()},
         reckoned.after,
         reckoned.all,
         options.minutes,
         None if estimate.memory_bytes is None else libraries + estimate.memory_bytes,
-        CHECKPOINTS * open_model(str(expanded(model))).weight_bytes * trials,
+        CHECKPOINTS * open_model(str(expanded(model))).weight_bytes * trials * len(outs),
         reckoned.amounts.left_out(wanted),
         trials,
     )
