@@ -241,7 +241,9 @@ def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--limit 0", "'--limit'"),
+        ("--limit 0", "--limit\n  expected  at least 1"),
+        ("--samples 0", "--samples\n  expected  at least 1"),
+        ("--repair --repair-samples 7", "--repair-samples\n  expected  at least 8"),
         ("--search --metric bi", "--search\n  expected  --search without"),
     ],
 )

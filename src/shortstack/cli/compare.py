@@ -142,10 +142,9 @@ class ComparedOptions:
         list[Path] | None,
         typer.Option(help="Multiple choice, a .jsonl file as for sweep; may be repeated.", show_default=False),
     ] = None
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Windows of each text and questions of each file or task.", show_default=False),
-    ] = None
+    limit: int | None = option(
+        None, help="Windows of each text and questions of each file or task.", minimum=1, counted=True
+    )
     memory: Annotated[str, typer.Option(help="Share of the unpruned weights' bytes that there is room for.")] = "50%"
     healed: Annotated[
         str | None, typer.Option(help="A healed checkpoint, for a row of its own.", show_default=False)

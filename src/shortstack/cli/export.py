@@ -99,12 +99,14 @@ def export(
 
 def _foresee(checkpoint: Checkpoint, asked: ExportOptions, report: Reporting) -> None:
     """What would be written and uploaded; the same is refused as when it is done."""
+    from shortstack.exporting import modelfile
     from shortstack.exporting.converter import check_export
     from shortstack.exporting.hub import prepared
 
     written = uploaded = 0
     if asked.gguf:
         written = check_export(checkpoint, asked.gguf, kind=asked.gguf_type, converter=asked.converter)
+        written += len(modelfile(checkpoint, asked.gguf).encode()) if asked.ollama else 0
     if asked.push_to_hub:
         files, card = prepared(checkpoint, asked.push_to_hub, licence=asked.license, results=_results(asked.results))
         uploaded = sum(path.stat().st_size for path in files.values()) + len(card.encode())

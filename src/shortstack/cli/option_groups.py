@@ -21,7 +21,7 @@ import typer
 
 from shortstack.errors import InputError, parameter
 from shortstack.machine.formats import count_of
-from shortstack.machine.options import Option
+from shortstack.machine.options import Option, within
 
 
 class Only(tuple[str, ...]):
@@ -191,7 +191,7 @@ def _read(value: Any, field: Field[Any]) -> Any:
     """The value that was typed; digits are a number where the field may be one, and so is 1k where it counts.
 
     Raises:
-        InputError: a count is none.
+        InputError: a count is none, or out of its range.
     """
     kinds = str(field.type).replace("|", " ").split()
     if not isinstance(value, str) or "option" not in field.metadata or "int" not in kinds:
@@ -202,4 +202,6 @@ def _read(value: Any, field: Field[Any]) -> Any:
     if found is None and "str" not in kinds:
         where, fix = parameter(field.name, value), f"write {parameter(field.name, 64)}"
         raise InputError(where, expected="a number, such as 64 or 1k", found=repr(value), fix=fix)
-    return value if found is None else found
+    if found is None:
+        return value
+    return within(field.name, found, field.metadata["option"], field.default)

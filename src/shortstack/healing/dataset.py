@@ -34,7 +34,9 @@ class TrainingData:
     max_samples: int | None = option(
         None, help="Use at most this many samples, held-out ones included.", minimum=2, counted=True
     )
-    held_out: int | None = option(None, help="Samples that are held out and never trained on. Default: 5 %.", minimum=1)
+    held_out: int | None = option(
+        None, help="Samples that are held out and never trained on. Default: 5 %.", minimum=1, counted=True
+    )
     self_generate: bool = option(False, help="Learn from the teacher's own answers to the prompts.")
 
     def __post_init__(self) -> None:

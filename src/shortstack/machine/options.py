@@ -94,9 +94,20 @@ def check_options(component: Any) -> None:
             continue
         if known.choices:
             check_choice_of(name, value, known.choices)
-        elif isinstance(value, int | float) and not isinstance(value, bool) and not known.holds(value):
-            fix = "leave it out" if default in (None, MISSING) else f"write {parameter(name, default)}"
-            raise InputError(parameter(name), expected=known.range, found=str(value), fix=fix)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            within(name, value, known, default)
+
+
+def within(name: str, value: float, known: Option, default: Any = None) -> float:
+    """The number, if it is within the option's range.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not known.holds(value):
+        fix = "leave it out" if default in (None, MISSING) else f"write {parameter(name, default)}"
+        raise InputError(parameter(name), expected=known.range, found=str(value), fix=fix)
+    return value
 
 
 def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one of these") -> None:
