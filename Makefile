@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # make torture: verbs killed and disks failing at every call, files changed at random, two processes at once; needs strace.
 # make architectures: try every architecture again and write docs/architectures.md.
 # make tables: write the tables of options, metrics, strategies and methods in docs/.
-.PHONY: architectures tables demo test test-oldest test-wheel lint test-slow torture benchmarks wheel clean
+.PHONY: architectures notebook tables demo test test-oldest test-wheel lint test-slow torture benchmarks wheel clean
 
 demo: $(VENV)/demo
 	rm -rf demo-out
@@ -23,6 +23,9 @@ architectures: $(VENV)/conformance
 
 tables: $(VENV)/dev
 	$(BIN)/python tests/option_tables.py
+
+notebook: $(VENV)/demo
+	$(BIN)/python tests/notebook.py
 
 test-slow: $(VENV)/conformance $(VENV)/demo
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
