@@ -14,7 +14,7 @@ TOUR = json.loads(notebook.NOTEBOOK.read_text(encoding="utf-8"))
 
 
 def test_every_cell_runs(tmp_path, monkeypatch):
-    tiny, opened = speaking(tmp_path / "model", num_hidden_layers=30, max_position_embeddings=2048), Checkpoint.open
+    tiny, opened = speaking(tmp_path / "model", num_hidden_layers=10, max_position_embeddings=2048), Checkpoint.open
     monkeypatch.setattr(
         Checkpoint, "open", lambda model, **options: opened(tiny if model == "demo" else model, **options)
     )

@@ -53,7 +53,8 @@ class Evaluation(Tabled):
         """A row for each text, task and probe, with its standard error, beside what the base has; of a text the loss."""
         columns = ("measured", "name", "unit", "value", "stderr", "n", "base")
         title = ", ".join(f"{each.value:.4g} perplexity on {name}" for name, each in self.perplexity.items())
-        return Table(f"{self.model}: {title or 'no text'}; tasks: {len(self.tasks)}", columns, list(self._rows()))
+        counted = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
+        return Table(f"{self.model}: {title or 'no text'}; {counted}", columns, list(self._rows()))
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         base = self.base
