@@ -30,6 +30,7 @@ from shortstack.report.labels import factors
 from shortstack.report.latex import PACKAGES, latex_text
 from shortstack.report.markdown import markdown_text
 from shortstack.report.results import AVERAGE, Measure
+from shortstack.report.sentences import about_settings
 from shortstack.report.significance import difference, mcnemar, places
 from shortstack.report.summary import best_at_each, depth_finding, key_figures, opening
 from shortstack.report.table import Cell, Table, TableRow
@@ -212,7 +213,31 @@ def test_noise_reaches_only_as_far_as_nothing_before_it_is_worse(store: Store, t
         cut = evaluated(outcomes, other=0.5 if outcomes is BASE else 0.0)
         known = settings(drop=drop)
         store.measured(known, evaluate_base=evaluated(BASE), plan=plan("bi", layers), evaluate_pruned=cut)
-    assert "Up to 10% it is within noise" in depth_finding(findings(store, tmp_path))
+    assert "Up to 10% it is not worse" in depth_finding(findings(store, tmp_path))
+
+
+BETTER = [1.0] * 40  # 10 gained, none lost
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        ([CUT, CUT], "None of 2 settings reaches the unpruned model (by average, each on its own)."),
+        ([BASE, BASE], "All 2 settings cannot be told apart from the unpruned model (by average, each on its own)."),
+        (
+            [CUT, BASE, BETTER],
+            "1 of 3 settings cannot be told apart from the unpruned model, 1 of 3 settings is better than the unpruned "
+            "model (by average, each on its own).",
+        ),
+    ],
+)
+def test_settings_that_are_not_worse_are_better_or_cannot_be_told_apart(
+    outcomes: list[list[float]], said: str, store: Store, tmp_path: Path
+) -> None:
+    for drop, some in zip(("10%", "25%", "50%"), outcomes, strict=False):
+        cut = evaluated(some, other={30: 0.5, 12: 0.0, 40: 1.0}[round(sum(some))])
+        store.measured(settings(drop=drop), evaluate_base=evaluated(BASE), evaluate_pruned=cut)
+    assert about_settings(findings(store, tmp_path)) == said
 
 
 @pytest.mark.parametrize("state", ["running", "failed"])

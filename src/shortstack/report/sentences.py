@@ -227,19 +227,23 @@ def about_costs(runs: Runs, uses: Mapping[str, int]) -> str:
 
 
 def about_settings(findings: Findings) -> str:
-    """How many settings lie within noise of their unpruned model."""
+    """How many settings cannot be told apart from their unpruned model, and how many are better."""
     scored = findings.ranked(findings.results)
     if not scored:
         return "No setting was measured yet."
     if not findings.bases:
         return ""
-    bases = [(score, base) for each, score in scored if (base := findings.base(each))]
-    same = sum(not difference(score, base).worse for score, base in bases)
+    found = [difference(score, base) for each, score in scored if (base := findings.base(each))]
+    better, same = sum(each.better for each in found), sum(not each.significant for each in found)
     settings, by = counted(len(scored), "setting"), f"by {headline(findings)}, each on its own"
-    if not same:
+    if not same and not better:
         return f"None of {settings} reaches the unpruned model ({by})."
     some = f"All {settings}" if same == len(scored) > 1 else f"{same} of {settings}"
-    return f"{some} {'is' if same == 1 else 'are'} within noise of the unpruned model ({by})."
+    told = [f"{some} cannot be told apart from the unpruned model"] if same else []
+    told += (
+        [f"{better} of {settings} {'is' if better == 1 else 'are'} better than the unpruned model"] if better else []
+    )
+    return f"{', '.join(told)} ({by})."
 
 
 # Words that several sentences use

@@ -35,6 +35,11 @@ class Difference:
         return self.p is not None and self.p < LEVEL
 
     @property
+    def better(self) -> bool:
+        """Whether it is above 0, beyond chance."""
+        return self.significant and self.value > 0
+
+    @property
     def worse(self) -> bool:
         """Whether it is below 0, beyond chance."""
         return self.significant and self.value < 0

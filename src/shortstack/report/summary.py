@@ -139,7 +139,7 @@ def _best_figure(findings: Findings, amount: str, best: Result) -> tuple[str, st
 
 
 def depth_finding(findings: Findings) -> str:
-    """The best setting of each amount removed, and up to where it is within noise of the unpruned model."""
+    """The best setting of each amount removed, and up to where it is not worse than the unpruned model."""
     words, near, worse = [], [], False
     for amount, each in _spread(best_at_each(findings), 6):
         ours, base = findings.score(each), findings.base(each)
@@ -149,5 +149,5 @@ def depth_finding(findings: Findings) -> str:
             near += [] if worse else [_amount(amount)]
     if len(words) < 2:
         return ""
-    within = f" Up to {near[-1]} it is within noise of the unpruned model." if near else ""
+    within = f" Up to {near[-1]} it is not worse than the unpruned model, beyond chance." if near else ""
     return f"The {headline(findings)} of the best setting is {listed(words)}.{within}"
