@@ -112,6 +112,40 @@ def test_weights_of_bitsandbytes_are_cut_as_they_are_and_load(how, tmp_path):
         assert not torch.equal(whole, expected)
 
 
+def test_weights_of_compressed_tensors_are_cut_as_they_are_and_load(tmp_path):
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import apply_quantization_config
+    from compressed_tensors.quantization.quant_config import QuantizationConfig
+
+    folder = make("llama", tmp_path / "whole", hidden_size=64, intermediate_size=64)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    plain = ["lm_head", "model.layers.2.mlp.down_proj", "model.layers.4.mlp", "model.layers.5.mlp.up_proj"]
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+    settings = QuantizationConfig(
+        config_groups={"group_0": {"targets": ["Linear"], "weights": weights}}, ignore=plain, format="pack-quantized"
+    )
+    apply_quantization_config(model, settings)
+    for module in model.modules():
+        if hasattr(module, "weight_scale"):
+            module.weight_scale.data = module.weight.detach().abs().amax(1, keepdim=True) / 127
+    compressor = ModelCompressor.from_pretrained_model(model, "pack-quantized")
+    compressor.compress_model(model)
+    model.save_pretrained(tmp_path / "quantised")
+    compressor.update_config(str(tmp_path / "quantised"))
+    source = Checkpoint.open(tmp_path / "quantised")
+    pruned = prune(source, SOME, tmp_path / "out")
+    ignored = json.loads((pruned.directory / "config.json").read_text())["quantization_config"]["ignore"]
+    assert {"model.layers.1.mlp.down_proj", "model.layers.3.mlp.up_proj", "lm_head"} <= set(ignored)
+    assert not any(".4." in name or ".5." in name for name in ignored)
+    assert verify(pruned, against=source).ok
+    whole, short = (each.model(dtype=torch.float32) for each in (source, pruned))
+    with torch.no_grad():
+        before = whole(IDS).logits
+        assert torch.equal(short(IDS).logits, prune_layers(whole, SOME)(IDS).logits)
+        assert not torch.equal(short(IDS).logits, before)
+
+
 # What quantisers store in place of a matrix [rows, columns], by the end of its name.
 PAYLOADS = {
     "gptq": lambda rows, columns: {

@@ -269,6 +269,8 @@ class Checkpoint:
         self, dtype: torch.dtype, device_map: str | Mapping[str, str | int] | None
     ) -> tuple[Any, dict[str, Any]]:
         """The model as transformers loads it, and its report of what did not fit."""
+        from shortstack.checkpoint.weights import how_to_load
+
         try:
             loaded: tuple[Any, dict[str, Any]] = anatomy.auto_class(self.config["model_type"]).from_pretrained(
                 self.directory,
@@ -279,6 +281,7 @@ class Checkpoint:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # the report names them with the others
                 device_map=device_map,
+                **how_to_load(self.config),
             )
         except ImportError as error:
             raise CheckpointError(
