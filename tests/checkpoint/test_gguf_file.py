@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gguf_models import MAKERS
 from shortstack.checkpoint.gguf_file import BOOL, FLOAT32, INT32, STRING, UINT32, Entry, read_gguf, write_gguf
 from shortstack.errors import CheckpointError
 
@@ -141,11 +142,21 @@ def test_changed_bytes_are_read_or_refused_in_words(changes, tmp_path_factory):
         (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "whole"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**63) + b"name", "whole"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 77), "kind"),
-        (b"", "readable"),
+        (b"", "an empty file"),
     ],
 )
 def test_what_is_no_such_file_is_said(content, expected, tmp_path):
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=expected):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize(("left", "said"), [(1, "a file that ends after"), (0.5, "one that ends after")])
+def test_a_download_that_was_broken_off_is_told(left, said, tmp_path):
+    """Within the last tensor, of which less is there than its shape and type take, and before its beginning."""
+    whole = MAKERS["llama"](tmp_path / "whole.gguf").read_bytes()
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(whole[: int(len(whole) * left) - 40])
+    with pytest.raises(CheckpointError, match=said):
         read_gguf(path)

@@ -170,9 +170,11 @@ def part_names(name: str, count: int) -> list[str]:
 
 def _read_part(path: Path) -> GgufFile:
     try:
+        if not path.stat().st_size:
+            raise _broken(path, "a GGUF file", "an empty file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             return _Part(path, mapped).read()
-    except (OSError, ValueError) as error:  # mmap refuses an empty file by a ValueError
+    except (OSError, ValueError) as error:
         raise _broken(path, "a readable GGUF file", str(error)) from error
 
 
@@ -277,13 +279,31 @@ class _Part:
         first, end = aligned(self.cursor.at, alignment), len(self.data)
         starts = sorted({start for *_, start in declared})
         following = dict(zip(starts, [*starts[1:], end - first], strict=True))
-        beyond = starts and starts[-1] >= end - first
-        if beyond or len(starts) != len(declared) or any(start % alignment for start in starts):
+        if starts and starts[-1] >= end - first:
+            raise _Truncated
+        if len(starts) != len(declared) or any(start % alignment for start in starts):
             raise _broken(self.path, f"tensors at places of their own, {alignment} bytes aligned", "others")
+        for name, shape, kind, start in declared:
+            needed, there = stored_bytes(shape, kind), following[start] - start
+            if needed is not None and there < needed:
+                found = f"room for {there:,}, in a file that ends after {end:,} bytes"
+                raise _broken(self.path, f"the {needed:,} bytes of {name!r}", found)
         return tuple(
             GgufTensor(name, shape, kind, Span(self.path, first + start, first + following[start]))
             for name, shape, kind, start in declared
         )
+
+
+def stored_bytes(shape: Sequence[int], kind: int) -> int | None:
+    """The bytes of a tensor of that shape and type; None for a type that gguf-py does not know.
+
+    >>> stored_bytes((64, 2), 0), stored_bytes((64, 2), 2), stored_bytes((64, 2), 999)
+    (512, 72, None)
+    """
+    from gguf.constants import GGML_QUANT_SIZES
+
+    block, nbytes = GGML_QUANT_SIZES.get(kind, (0, 0))  # type: ignore[call-overload]  # its keys are numbers
+    return math.prod(shape) // block * nbytes if block else None
 
 
 def write_gguf(

@@ -68,13 +68,16 @@ class ExportOptions:
 
 @verb()
 def export(
-    directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
+    directory: Annotated[str, typer.Argument(help="A checkpoint directory that shortstack wrote.", show_default=False)],
     asked: ExportOptions,
     report: Reporting,
     dry_run: DryRun = False,
 ) -> None:
     """Take a checkpoint to where models run: llama.cpp, Ollama, the hub."""
     asked.check()
+    if directory.endswith(".gguf"):
+        fix = f"use it as it is: llama-server -m {directory}"
+        raise InputError(directory, expected="a checkpoint directory", found="a .gguf file already", fix=fix)
     if asked.ollama and asked.gguf:
         check_new(asked.gguf.with_name(MODELFILE), make_folders=True)
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from shortstack.checkpoint import Sizes
+from shortstack.checkpoint.file_names import DEMO_HUB_ID
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
@@ -87,7 +88,8 @@ def plan_verb(
         from shortstack.planning.mergekit import to_mergekit
 
         with whole(mergekit) as partial:
-            partial.write_text(to_mergekit(chosen, model), encoding="utf-8")
+            named = DEMO_HUB_ID if model == "demo" else model
+            partial.write_text(to_mergekit(chosen, named), encoding="utf-8")
     if session.report.json:
         return None
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
@@ -15,7 +17,6 @@ from shortstack.cli.options import (
     REPAIR_SAMPLES,
     REPAIRED_ON,
     Model,
-    Out,
     Session,
     check_unused,
     unused,
@@ -97,7 +98,15 @@ class PruneOptions:
 @verb()
 def prune(
     model: Model,
-    output: Out,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="New directory, or of a .gguf model a .gguf file; never overwritten.",
+            show_default=False,
+        ),
+    ],
     choice: Choice,
     asked: PruneOptions,
     text: CalibrationText,

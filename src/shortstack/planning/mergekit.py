@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from shortstack.errors import DataError, PlanError
+from shortstack.errors import DataError, PlanError, one_line
 from shortstack.planning.plans import Plan
 
 METHOD = "passthrough"
@@ -46,7 +46,7 @@ def read_mergekit(path: str | Path) -> tuple[int, ...]:
     try:
         read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(path, expected="YAML of mergekit", found=str(error).splitlines()[0], fix=FIX) from error
+        raise DataError(path, expected="YAML of mergekit", found=one_line(error), fix=FIX) from error
     except OSError as error:
         found = error.strerror or str(error)
         raise DataError(path, expected="a file that can be read", found=found, fix="check the path") from error
@@ -73,7 +73,7 @@ def plan_of_kept(kept: Sequence[int], layers: int, *, where: object) -> Plan:
 def _ranges(read: Any, path: object) -> list[tuple[int, int]]:
     """The layer_range of each slice."""
     if not isinstance(read, Mapping) or not isinstance(read.get("slices"), list) or not read["slices"]:
-        raise DataError(path, expected="slices, as mergekit has them", found=str(read)[:80], fix=FIX)
+        raise DataError(path, expected="slices, as mergekit has them", found=str(read or "nothing")[:80], fix=FIX)
     if read.get("merge_method", METHOD) != METHOD:
         found = f"merge_method {read['merge_method']}"
         raise DataError(path, expected=f"merge_method {METHOD}", found=found, fix=FIX)
