@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,7 +83,7 @@ def _verify_file(file: Path, against: str | None, session: Session, output: Path
     session.report.result(result.to_dict(), lambda: show_verification(str(file), result), output)
     if not result.ok:
         raise typer.Exit(1)
-    session.report.next_step("profile", file)
+    session.report.say(f"llama-server -m {shlex.quote(str(file))}")
 
 
 def show_verification(directory: str, found: Verification) -> None:
