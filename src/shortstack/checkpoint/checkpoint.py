@@ -17,6 +17,7 @@ from shortstack.checkpoint.file_names import NAMED_WEIGHTS, RECORD, TEMPLATES, T
 from shortstack.checkpoint.index import read_tensors
 from shortstack.checkpoint.loaded import saved
 from shortstack.checkpoint.pieces import file_digest
+from shortstack.checkpoint.quantised import how_to_load
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
@@ -269,8 +270,6 @@ class Checkpoint:
         self, dtype: torch.dtype, device_map: str | Mapping[str, str | int] | None
     ) -> tuple[Any, dict[str, Any]]:
         """The model as transformers loads it, and its report of what did not fit."""
-        from shortstack.checkpoint.weights import how_to_load
-
         try:
             loaded: tuple[Any, dict[str, Any]] = anatomy.auto_class(self.config["model_type"]).from_pretrained(
                 self.directory,

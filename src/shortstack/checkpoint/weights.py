@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -59,19 +58,6 @@ def _dtype(tensor: StoredTensor) -> torch.dtype:
             fix="start from the unquantised model",
         )
     return DTYPES[tensor.dtype]
-
-
-def how_to_load(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers is told of quantised weights beside their config.
-
-    Those of compressed-tensors are dequantised as they are read: computing with them packed needs kernels of a GPU.
-    """
-    if (config.get("quantization_config") or {}).get("quant_method") != "compressed-tensors":
-        return {}
-    from transformers import CompressedTensorsConfig
-
-    warnings.filterwarnings("ignore", "You passed `quantization_config`")  # its other settings stay the checkpoint's
-    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
 
 
 def load_into(model: PreTrainedModel, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None, device: str) -> Any:
