@@ -10,6 +10,7 @@ from shortstack.decoder.generation import generate
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.planning import Choice, choose
+from shortstack.repairing import repair
 from shortstack.scoring import score
 from zoo import tiny
 
@@ -76,6 +77,7 @@ def test_what_needs_weights_in_one_place_is_refused(shared_out):
     for refused in (
         lambda: score(checkpoint, TOKENS, metrics=["taylor"], compute=shared_out),
         lambda: choose(checkpoint, Choice(drop=2, strategy="repaired-blocks"), TOKENS, compute=shared_out),
+        lambda: repair(checkpoint, frozenset({3}), TOKENS, compute=shared_out),
     ):
         with pytest.raises(InputError, match="one place") as error:
             refused()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -271,17 +272,19 @@ class Checkpoint:
     ) -> tuple[Any, dict[str, Any]]:
         """The model as transformers loads it, and its report of what did not fit."""
         try:
-            loaded: tuple[Any, dict[str, Any]] = anatomy.auto_class(self.config["model_type"]).from_pretrained(
-                self.directory,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=self.trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # the report names them with the others
-                device_map=device_map,
-                **how_to_load(self.config),
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "You passed `quantization_config`")  # how_to_load() did
+                loaded: tuple[Any, dict[str, Any]] = anatomy.auto_class(self.config["model_type"]).from_pretrained(
+                    self.directory,
+                    dtype=dtype,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=self.trust_remote_code,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # the report names them with the others
+                    device_map=device_map,
+                    **how_to_load(self.config),
+                )
         except ImportError as error:
             raise CheckpointError(
                 self.directory,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -18,9 +17,9 @@ from shortstack.checkpoint.card import CARD, LICENCE
 from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf, write_gguf
 from shortstack.checkpoint.pieces import file_digest
-from shortstack.errors import CheckpointError, OutputError, one_line
-from shortstack.machine.cache import cache_directory, content_key, make_room, mark_used
-from shortstack.machine.files import check_disk, partial_of, rename_new, sync_tree
+from shortstack.errors import CheckpointError, one_line
+from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
+from shortstack.machine.files import check_disk
 from shortstack.machine.progress import Progress, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
@@ -43,18 +42,10 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
         return place
     _check_room(model, place.parent)
     progress("dequantising", 0, 1)
-    partial = partial_of(place)
-    try:
+    with kept_folder(place) as partial:
         with _in_one_file(model, partial) as file:
             _convert(file, partial)
         (partial / CARD).write_text(_card(model), encoding="utf-8")
-        sync_tree(partial)
-        rename_new(partial, place)
-    except OutputError:
-        if not place.is_dir():  # another process may have made it meanwhile: the same bytes
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     progress("dequantising", 1, 1)
     return place
 

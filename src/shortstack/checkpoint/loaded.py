@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.errors import InputError, OutputError
-from shortstack.machine.cache import cache_directory, content_key, make_room, mark_used
-from shortstack.machine.files import check_disk, partial_of, rename_new, sync_tree
+from shortstack.errors import InputError
+from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
+from shortstack.machine.files import check_disk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,17 +35,9 @@ def saved(model: Any) -> Path:
     nbytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     make_room(nbytes)
     check_disk(place.parent, nbytes, what="a model that was given in memory")
-    partial = partial_of(place)
-    try:
+    with kept_folder(place) as partial:
         model.save_pretrained(partial)
-        _save_tokenizer(str(model.name_or_path), partial)
-        sync_tree(partial)
-        rename_new(partial, place)
-    except OutputError:
-        if not place.is_dir():  # another process may have made it meanwhile: the same bytes
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _save_tokenizer(source, partial)
     return place
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,5 +15,4 @@ def how_to_load(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     from transformers import CompressedTensorsConfig
 
-    warnings.filterwarnings("ignore", "You passed `quantization_config`")  # its other settings stay the checkpoint's
     return {"quantization_config": CompressedTensorsConfig(dequantize=True)}

@@ -25,6 +25,7 @@ from shortstack.cli.plan import say_moved, show_plan
 from shortstack.cli.repair import refitted, show_repair
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, parameter
+from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.options import option
 from shortstack.planning import Choice, Chosen, Plan, choose
@@ -48,7 +49,7 @@ class PruneOptions:
         None, help="Fill weight files up to this, such as 5GB. Default: as the source is divided."
     )
 
-    def check(self, choice: Choice) -> None:
+    def check(self, choice: Choice, compute: Compute) -> None:
         """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
         if self.max_shard_size is not None:
             from shortstack.checkpoint.writer import parse_size
@@ -65,6 +66,10 @@ class PruneOptions:
             )
         if not self.repair and self.repair_samples != REPAIR_SAMPLES:
             raise unused("prune without --repair", "--repair-samples", self.repair_samples)
+        if self.repair and compute.device_map:
+            where, expected = parameter("device_map", compute.device_map), "weights in one place, to be refitted"
+            fix = "leave it out: a model that does not fit is read layer by layer"
+            raise InputError(where, expected=expected, found=f"{parameter('repair', True)} beside it", fix=fix)
 
     def check_for_gguf(self, dry_run: bool) -> None:
         """Refuse what is not done with the bytes of a .gguf file."""
@@ -118,17 +123,13 @@ def prune(
     No tensor is loaded; the result loads with plain transformers. A .gguf model becomes a .gguf file where the output is
     named so, its quantised layers as they are.
     """
-    asked.check(choice)
+    asked.check(choice, session.compute)
     if asked.plan or choice.layers is not None:
         where = "--plan" if asked.plan else "--layers"
         check_unused(where, *(() if asked.repair else (text, session.compute)))
         if text.samples != CalibrationText().samples:
             raise unused(where, "--samples", text.samples)
     of_depth, compute = asked.read(), session.compute
-    if asked.repair and compute.device_map:
-        where, expected = parameter("device_map", compute.device_map), "weights in one place, to be refitted"
-        fix = "leave it out: a model that does not fit is read layer by layer"
-        raise InputError(where, expected=expected, found=f"{parameter('repair', True)} beside it", fix=fix)
     if output.suffix == ".gguf":
         asked.check_for_gguf(dry_run)
         from shortstack.cli.prune_file import prune_file

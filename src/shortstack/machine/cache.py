@@ -10,15 +10,15 @@ import functools
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from shortstack.errors import InputError
-from shortstack.machine.files import digest, plain, remove
+from shortstack.errors import InputError, OutputError
+from shortstack.machine.files import digest, partial_of, plain, remove, rename_new, sync_tree
 from shortstack.machine.formats import bytes_of
 
 # The libraries that results depend on; those that are not installed take no part.
@@ -106,6 +106,21 @@ def mark_used(path: Path) -> None:
     """Have it be the last to go. On a disk that cannot be written it keeps the time it has."""
     with suppress(OSError):
         os.utime(path)
+
+
+@contextmanager
+def kept_folder(place: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name once it is whole on the disk; other processes may make the same meanwhile."""
+    partial = partial_of(place)
+    try:
+        yield partial
+        sync_tree(partial)
+        rename_new(partial, place)
+    except OutputError:
+        if not place.is_dir():  # another process may have made it meanwhile: the same bytes
+            raise
+    finally:
+        remove(partial)
 
 
 def make_room(nbytes: int, now: float | None = None) -> list[CacheEntry]:
