@@ -1,8 +1,9 @@
 """How long `shortstack prune` takes, and how much memory, beside `cp` of the same bytes and beside mergekit.
 
 All sides run as processes of their own, in turn, several rounds, on synthetic checkpoints (Llama-shaped, bf16, 6 and
-15 GB) that are read before every run, so that the page cache holds what it can of them. All sides are durable: the time
-ends when every written file is fsynced (prune does it itself; for the others it is done here, on the clock). Every output
+15 GB). They are read before every run, so that the page cache holds what it can of them; or with --cold it is emptied (as
+root), so that all is read from the disk: the fair way where memory does not hold source and output. All sides are durable:
+the time ends when every written file is fsynced (prune does it itself; for the others it is done here, on the clock). Every output
 is deleted as soon as it is measured. In a virtual machine the first touch of a page can cost several times the copy into
 it, so before each run as much memory as the output needs is touched and let go. CPU seconds are given too: on a shared
 machine they wander less than wall time.
@@ -205,11 +206,12 @@ CHILDREN: dict[str, Callable[..., None]] = {
 class Contest:
     """One cut of one checkpoint by every contender, round after round."""
 
-    def __init__(self, size: Size, source: Path, layers: str, work: Path, mergekit: Path | None) -> None:
+    def __init__(self, size: Size, source: Path, layers: str, work: Path, chosen: argparse.Namespace) -> None:
         from shortstack.planning import plan
 
         self.size = size
-        self.source, self.layers, self.work, self.mergekit = source, layers, work, mergekit
+        self.source, self.layers, self.work = source, layers, work
+        self.mergekit, self.cold = chosen.mergekit, chosen.cold
         self.kept = plan(size.layers, layers=layers).kept
         self.reference, self.out, self.recipe = work / "reference", work / "out", work / "mergekit.yml"
         self.runs: dict[str, list[dict[str, Any]]] = {}
@@ -256,9 +258,13 @@ class Contest:
         shutil.rmtree(self.reference)
 
     def timed(self, name: str, command: list[str]) -> dict[str, Any]:
-        """One run from a warm page cache and an idle disk to durable bytes."""
-        warm = warm_up(self.reference if name == "cp" else self.source) if name in self.copying else None
+        """One run from a warm or an empty page cache and an idle disk to durable bytes."""
+        warm = None
         os.sync()
+        if self.cold:
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+        elif name in self.copying:
+            warm = warm_up(self.reference if name == "cp" else self.source)
         if name in self.copying:
             measured([sys.executable, str(MAIN), "--child", "touch", str(stored_bytes(self.reference))])
         started = time.perf_counter()
@@ -403,6 +409,7 @@ def main() -> None:
     options = harness.parser(__doc__, rounds=5)
     options.add_argument("--work-dir", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     options.add_argument("--size", choices=[*SIZES, "all"], default="all")
+    options.add_argument("--cold", action="store_true", help="from an empty page cache; needs root")
     options.add_argument("--mergekit", type=Path, help="the mergekit-yaml of a virtual environment of its own")
     chosen = options.parse_args()
     sizes = SIZES if chosen.size == "all" else {chosen.size: SIZES[chosen.size]}
@@ -427,10 +434,12 @@ def main() -> None:
 def contests(name: str, size: Size, work: Path, chosen: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """The sections and the numbers of all cuts of one size."""
     nbytes = make_checkpoint(work / "source", size)
-    sections, data = [f"# {name}\n\n{nbytes / 1e9:.2f} GB of bf16 in shards of 1 GB, {size.layers} layers."], {}
+    cache = "empty" if chosen.cold else "warm"
+    said = f"{nbytes / 1e9:.2f} GB of bf16 in shards of 1 GB, {size.layers} layers; page cache {cache} at the start."
+    sections, data = [f"# {name}\n\n{said}"], {}
     for cut, layers in size.cuts.items():
         print(f"{name}, {cut}:", file=sys.stderr)
-        contest = Contest(size, work / "source", layers, work, chosen.mergekit)
+        contest = Contest(size, work / "source", layers, work, chosen)
         contest.run(1 if chosen.smoke else chosen.rounds)
         section, data[cut] = report(cut, contest)
         sections.append(section)

@@ -49,6 +49,20 @@ def test_a_plan_is_applied_and_parts_are_written(place, capsys, monkeypatch):
     assert sum(path.stat().st_size for path in place.glob("small*")) < whole
 
 
+def test_a_dry_run_counts_what_stays_and_dequantises_nothing(place, capsys, monkeypatch):
+    file = read_gguf(place / "whole.gguf")
+    kept = sum(len(tensor.data) for tensor in file.tensors if tensor.block not in (2, 3))
+    foreseen = ("prune", "whole.gguf", "-o", "small.gguf", "--dry-run", "--json")
+    named = json.loads(said(capsys, monkeypatch, *foreseen, "--layers", "2-3").out)
+    assert (named["read_bytes"], named["written_bytes"], named["unknown"]) == (kept, kept, [])
+    assert named["seconds"] > 0
+    chosen = json.loads(said(capsys, monkeypatch, *foreseen, "--drop", "2").out)
+    assert (chosen["written_bytes"], chosen["seconds"]) == (kept, None)
+    assert "plan --dry-run" in chosen["unknown"][0]
+    assert sorted(path.name for path in place.glob("*.gguf")) == ["whole.gguf"]
+    assert not (place / "cache" / "gguf").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -56,7 +70,7 @@ def test_a_plan_is_applied_and_parts_are_written(place, capsys, monkeypatch):
         (("prune", "whole.gguf", "--layers", "2", "--repair", "-o", "small.gguf"), "write a directory"),
         (("prune", "whole.gguf", "--layers", "2", "-o", "whole.gguf"), "the model itself"),
         (("prune", "whole.gguf", "--layers", "2", "-o", "a-00001-of-00002.gguf"), "--max-shard-size"),
-        (("prune", "whole.gguf", "--layers", "2", "-o", "small.gguf", "--dry-run"), "--dry-run"),
+        (("prune", "whole.gguf", "--layers", "9", "-o", "small.gguf", "--dry-run"), "whole.gguf|layers"),
         (("prune", "whole.gguf", "--memory", "900GB", "-o", "small.gguf"), "--memory"),
         (("prune", ".", "--layers", "2", "-o", "small.gguf"), "GGUF is cut from GGUF"),
         (("prune", "cut.gguf", "--layers", "2", "-o", "small.gguf"), "ends after 3,000 bytes"),

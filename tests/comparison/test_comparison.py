@@ -90,7 +90,7 @@ def test_a_model_that_is_read_layer_by_layer_is_judged_alike(compared, place, ca
     """By perplexity and questions; what needs weights that can be changed says so, and nothing is timed."""
     checkpoint, judging, found = compared
     some, compute = tokens(checkpoint, place), Compute(dtype="float32", device="cpu", stream=True)
-    calibration = Calibration(some, some, healed=Checkpoint.open(place / "healed"))
+    calibration = Calibration(some, some, healed=str(place / "healed"))  # a name is opened
     streamed = compare(checkpoint, calibration, judging, memory="60%", compute=compute)
     whole, one_by_one = rows(found), rows(streamed)
     changed = {"int8", "nf4", "pruned + int8", "2:4 by magnitude", "2:4 by Wanda"}

@@ -161,6 +161,26 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(tmp_path, capsys)
     assert "held-out distance from the teacher" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_teacher_may_be_named_or_loaded(tmp_path):
+    source = speaking(tmp_path / "source")
+    pruned = prune(Checkpoint.open(source), plan(8, layers="3-4"), tmp_path / "pruned")
+    data, objective = TrainingData("pydoc", max_length=32, max_samples=16), Objective("distill")
+    loaded = Checkpoint.open(source).model(dtype=torch.float32)
+    given = {"opened": Checkpoint.open(source), "named": str(source), "loaded": loaded}
+    opened, named, saved = (
+        [
+            loss
+            for _, loss in heal(
+                pruned, tmp_path / name, HealingTask(data, objective=objective, teacher=each)
+            ).history.held_out
+        ]
+        for name, each in given.items()
+    )
+    assert opened == named
+    assert opened == pytest.approx(saved, rel=1e-6)
+    assert opened[0] > 0
+
+
 @pytest.mark.parametrize(
     ("objective", "teacher", "complaint"),
     [(Objective("distill"), False, "add teacher=MODEL"), (Objective(), True, "leave it out")],

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortstack.errors import DataError, PlanError
+from shortstack.errors import DataError, InputError, PlanError
 from shortstack.planning import Plan
 from shortstack.planning.mergekit import plan_of_kept, read_mergekit, to_mergekit
 
@@ -61,9 +61,7 @@ def test_what_is_no_cut_of_one_model_is_refused(content, found, tmp_path):
 
 def test_what_is_no_yaml_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "b.yaml").write_text("a: [")
-    for name in ("a.yaml", "b.yaml"):
-        with pytest.raises(DataError, match="YAML"):
+    (tmp_path / "b.yaml").write_text("slices:\n- sources: [\nmerge_method: passthrough\n")
+    for name, found in (("a.yaml", "a YAML file"), ("b.yaml", "b.yaml, line 4"), ("nowhere.yaml", "no such file")):
+        with pytest.raises(InputError, match=found):
             read_mergekit(tmp_path / name)
-    with pytest.raises(DataError, match="can be read"):
-        read_mergekit(tmp_path / "nowhere.yaml")

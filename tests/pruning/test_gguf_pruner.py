@@ -143,7 +143,8 @@ def test_what_is_not_exact_is_refused_with_the_nearest_that_is(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "more", "expected"),
     [
-        ("nonesuch", {}, "one of .*llama"),
+        ("nonesuch", {}, "such as llama"),
+        ("qwen3vlx", {}, "such as qwen3vl.*made of, and convert that"),
         ("llama", {"attention.shared_kv_layers": 3}, "shared_kv_layers"),
         ("llama", {"of_each_layer": [1] * 8}, "of_each_layer"),
     ],

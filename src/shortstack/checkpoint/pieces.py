@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from shortstack.errors import CheckpointError
 
 BLOCK_BYTES = 1 << 20  # read, hashed and written at once while still in the processor's cache
-KERNEL_BLOCK_BYTES = 32 << 20  # copied by one system call
+KERNEL_BLOCK_BYTES = 32 << 20  # copied by one system call, or read at once for a digest
 PENDING = 16  # parts that are written and not yet in the digest: what the page cache surely still has
 # What copy_file_range answers where the two files lie on different or older filesystems: the bytes then go through us.
 CANNOT_COPY_IN_KERNEL = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
@@ -64,7 +65,7 @@ class WrittenFile:
 def write_pieces(path: Path, pieces: Iterable[Piece], on_bytes: Callable[[int], None]) -> WrittenFile:
     """Write one new, durable file of pieces, one after the other, its digest computed on the way."""
     with ThreadPoolExecutor(max_workers=1) as pool, path.open("xb", buffering=0) as file:
-        digest = _RunningDigest(pool)
+        digest = _RunningDigest(pool, bytearray(KERNEL_BLOCK_BYTES))
         for piece in _merged(pieces):
             for part in _parts(piece):
                 digest.add(part)
@@ -76,12 +77,12 @@ def write_pieces(path: Path, pieces: Iterable[Piece], on_bytes: Callable[[int], 
 class _RunningDigest:
     """sha256 of pieces, by a thread that is never more than PENDING behind: what it reads is still in the page cache."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self.pool, self.sha = pool, hashlib.sha256()
+    def __init__(self, pool: ThreadPoolExecutor, buffer: bytearray) -> None:
+        self.pool, self.buffer, self.sha = pool, buffer, hashlib.sha256()
         self.pending: deque[Future[None]] = deque()
 
     def add(self, piece: Piece) -> None:
-        self.pending.append(self.pool.submit(self._update, piece))
+        self.pending.append(self.pool.submit(_digest, piece, self.sha, self.buffer))
         while len(self.pending) > PENDING:
             self.pending.popleft().result()
 
@@ -90,9 +91,25 @@ class _RunningDigest:
             self.pending.popleft().result()
         return self.sha.hexdigest()
 
-    def _update(self, piece: Piece) -> None:
+
+def _digest(piece: Piece, sha: Any, buffer: bytearray) -> None:
+    """Take a piece into a digest. A span is read into the buffer, as much at once as that holds.
+
+    Between two reads a thread waits for Python's lock, 5 ms where another thread imports meanwhile; so blocks are long.
+    """
+    if not isinstance(piece, Span):
         for block in _blocks(piece):
-            self.sha.update(block)
+            sha.update(block)
+        return
+    with piece.path.open("rb", buffering=0) as file:
+        file.seek(piece.start)
+        left = len(piece)
+        while left:
+            count = file.readinto(memoryview(buffer)[:left])
+            if not count:
+                raise _ended(piece, left)
+            sha.update(memoryview(buffer)[:count])
+            left -= count
 
 
 def _parts(piece: Piece) -> Iterator[Piece]:
@@ -133,14 +150,18 @@ def _blocks(piece: Piece) -> Iterator[bytes]:
         while left:
             block = file.read(min(BLOCK_BYTES, left))
             if not block:
-                raise CheckpointError(
-                    piece.path,
-                    expected=f"bytes up to {piece.end}",
-                    found=f"the end of the file at {piece.end - left}",
-                    fix="download or save this file again",
-                )
+                raise _ended(piece, left)
             left -= len(block)
             yield block
+
+
+def _ended(span: Span, left: int) -> CheckpointError:
+    return CheckpointError(
+        span.path,
+        expected=f"bytes up to {span.end}",
+        found=f"the end of the file at {span.end - left}",
+        fix="download or save this file again",
+    )
 
 
 def _columns(piece: Columns) -> Iterator[bytes]:
@@ -163,11 +184,10 @@ def _columns(piece: Columns) -> Iterator[bytes]:
 
 def pieces_digest(pieces: Sequence[Piece]) -> str:
     """sha256 of pieces, one after the other, in hexadecimal."""
-    digest = hashlib.sha256()
+    sha, buffer = hashlib.sha256(), bytearray(min(KERNEL_BLOCK_BYTES, max(map(len, pieces), default=0)))
     for piece in pieces:
-        for block in _blocks(piece):
-            digest.update(block)
-    return digest.hexdigest()
+        _digest(piece, sha, buffer)
+    return sha.hexdigest()
 
 
 def same_bytes(one: Span, other: Span, *, padding: int = 1) -> bool:

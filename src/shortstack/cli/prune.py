@@ -71,7 +71,7 @@ class PruneOptions:
             fix = "leave it out: a model that does not fit is read layer by layer"
             raise InputError(where, expected=expected, found=f"{parameter('repair', True)} beside it", fix=fix)
 
-    def check_for_gguf(self, dry_run: bool) -> None:
+    def check_for_gguf(self) -> None:
         """Refuse what is not done with the bytes of a .gguf file."""
         if self.repair:
             where, expected, fix = (
@@ -82,9 +82,6 @@ class PruneOptions:
             raise InputError(
                 where, expected=expected, found="refitted weights, which are no bytes of the source", fix=fix
             )
-        if dry_run:
-            expected, fix = "a directory as the output", "leave it out: the copy takes what cp takes"
-            raise InputError("--dry-run", expected=expected, found="a .gguf file", fix=fix)
 
     def read(self) -> Planned:
         """The plan that is made already, for a model whose number of layers only slices need to be told."""
@@ -131,10 +128,13 @@ def prune(
             raise unused(where, "--samples", text.samples)
     of_depth, compute = asked.read(), session.compute
     if output.suffix == ".gguf":
-        asked.check_for_gguf(dry_run)
-        from shortstack.cli.prune_file import prune_file
+        asked.check_for_gguf()
+        from shortstack.cli.prune_file import FileCut, foresee_file, prune_file
 
-        return prune_file(model, output, choice, of_depth, text, session, asked.max_shard_size)
+        cut = FileCut.of(model, output, choice, of_depth)
+        if dry_run:
+            return foresee_file(cut, session.report)
+        return prune_file(cut, text, session, asked.max_shard_size)
     if dry_run:
         samples = asked.repair_samples if asked.repair else None
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shortstack.checkpoint.gguf_file import read_gguf
+from shortstack.checkpoint.gguf_file import GgufFile, read_gguf
 from shortstack.checkpoint.source import gguf_of
+from shortstack.checkpoint.writer import COPY_BYTES_PER_S
 from shortstack.cli import console
-from shortstack.cli.options import Session
+from shortstack.cli.dry_run import process_so_far, show_needs
+from shortstack.cli.options import Reporting, Session
 from shortstack.cli.plan import say_moved, show_plan
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, PlanError, parameter
@@ -18,7 +20,7 @@ from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Chosen, Plan, choose
 from shortstack.planning.exactness import nearest
 from shortstack.pruning.gguf_depth import GgufDepth
-from shortstack.pruning.gguf_pruner import check_gguf_output, prune_gguf
+from shortstack.pruning.gguf_pruner import check_depth, check_gguf_output, kept_tensors, prune_gguf
 
 
 def source_file(model: str) -> Path:
@@ -39,52 +41,88 @@ def source_file(model: str) -> Path:
     return source
 
 
-def prune_file(
-    model: str,
-    output: Path,
-    choice: Choice,
-    of_depth: Callable[[int], Plan | None],
-    text: CalibrationText,
-    session: Session,
-    max_shard_size: str | None,
-) -> None:
-    """Choose, cut, and show what came out."""
-    source = source_file(model)
-    with session.report.bars() as progress:
-        file = read_gguf(source)
+@dataclass(frozen=True)
+class FileCut:
+    """A .gguf model, where its cut goes, and which layers go: planned, or to be chosen."""
+
+    model: str
+    file: GgufFile
+    depth: GgufDepth
+    output: Path
+    choice: Choice
+    planned: Plan | None
+
+    @classmethod
+    def of(cls, model: str, output: Path, choice: Choice, of_depth: Callable[[int], Plan | None]) -> FileCut:
+        """Read the file's metadata, and refuse an output that cannot be.
+
+        Raises:
+            InputError: the model is no .gguf file.
+            OutputError: the output exists, or does not fit the disk.
+        """
+        file = read_gguf(source_file(model))
         depth = GgufDepth.of(file)
         choice, planned = choice.sized(file.sizes(depth.layers)), of_depth(depth.layers)
         if choice.layers is not None:
             planned = choice.plan(depth.layers)
+        if planned:
+            check_depth(planned, depth)
         check_gguf_output(file, planned or choice.like(depth.layers), output)
-        chosen = Chosen(planned, planned) if planned else _chosen(model, depth, choice, text, session, progress)
+        return cls(model, file, depth, output, choice, planned)
+
+    def chosen(self, text: CalibrationText, session: Session, progress: Progress) -> Chosen:
+        """The layers that go; where they are yet to be chosen, by the dequantised weights.
+
+        Chosen layers are moved where the file cannot say what a directory can.
+
+        Raises:
+            PlanError: no cut near the wanted one is exact in GGUF.
+        """
+        if self.planned:
+            return Chosen(self.planned, self.planned)
+        checkpoint = session.source.open(self.model, progress)
+        found = choose(checkpoint, self.choice, text, compute=session.compute, progress=progress)
+        layers = self.depth.layers
+        plan = nearest(found.plan, self.depth.is_exact, allowed=lambda removed: self.choice.allows(layers, removed))
+        if plan is None:
+            raise PlanError(
+                self.model,
+                expected="a cut near the wanted one that is exact in GGUF",
+                found=f"none near layers {show_layers(found.plan.removed)}",
+                fix=f"name layers of whole periods: {parameter('layers', '8-11')}",
+            )
+        return found._replace(plan=plan)
+
+
+def prune_file(cut: FileCut, text: CalibrationText, session: Session, max_shard_size: str | None) -> None:
+    """Choose, cut, and show what came out."""
+    with session.report.bars() as progress:
+        chosen = cut.chosen(text, session, progress)
         say_moved(chosen)
-        plan = replace(chosen.plan, parameters=None, bytes=None)
-        written = prune_gguf(source, plan, output, max_shard_size=max_shard_size, progress=progress)
-        plan = plan.sized(file.sizes(depth.layers))
+        plan, source = replace(chosen.plan, parameters=None, bytes=None), source_file(cut.model)
+        written = prune_gguf(source, plan, cut.output, max_shard_size=max_shard_size, progress=progress)
+        plan = plan.sized(cut.file.sizes(cut.depth.layers))
     if session.report.json:
         return console.show_json({**plan.to_dict(), "repair": None, "output": str(written)})
     show_plan(plan)
-    session.report.next_step("verify", written, "--against", model)
+    session.report.next_step("verify", written, "--against", cut.model)
     return None
 
 
-def _chosen(
-    model: str, depth: GgufDepth, choice: Choice, text: CalibrationText, session: Session, progress: Progress
-) -> Chosen:
-    """The layers that go, by the dequantised weights; moved where the file cannot say what the directory can.
+def foresee_file(cut: FileCut, report: Reporting) -> None:
+    """Say about what it takes; nothing but the file's metadata is read.
 
     Raises:
-        PlanError: no cut near the wanted one is exact in GGUF.
+        ArchitectureError: the named layers are no exact cut.
     """
-    checkpoint = session.source.open(model, progress)
-    found = choose(checkpoint, choice, text, compute=session.compute, progress=progress)
-    plan = nearest(found.plan, depth.is_exact, allowed=lambda removed: choice.allows(depth.layers, removed))
-    if plan is None:
-        raise PlanError(
-            model,
-            expected="a cut near the wanted one that is exact in GGUF",
-            found=f"none near layers {show_layers(found.plan.removed)}",
-            fix=f"name layers of whole periods: {parameter('layers', '8-11')}",
-        )
-    return found._replace(plan=plan)
+    from shortstack.study.needs import Needs
+
+    plan, unknown = cut.planned or cut.choice.like(cut.depth.layers), tuple[str, ...]()
+    if cut.planned:
+        cut.depth.without(plan.kept)
+    else:
+        unknown = ("how long the choice takes; plan --dry-run says it, of the dequantised weights",)
+    nbytes = sum(len(tensor.data) for tensor in kept_tensors(cut.file, plan))
+    seconds, memory = process_so_far()
+    copied = seconds + nbytes / COPY_BYTES_PER_S if cut.planned else None
+    show_needs("prune", Needs(copied, memory, nbytes, nbytes, streamed=False, unknown=unknown), report)

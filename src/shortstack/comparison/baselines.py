@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.comparison.channel_norms import input_norms
 from shortstack.comparison.sparsity import mask, unmaskable
 from shortstack.comparison.width import chosen_width, find_mlps, fitting_neurons, narrow
@@ -71,7 +71,7 @@ class Calibration:
     """What choices are made on: windows for metrics and activations, and for repair where that is wanted.
 
     search: the layers that go are searched for, instead of taken by `metric`. heal: heals a cut into a new folder, as
-    heal_as_recipe() does. healed: a checkpoint that is healed already, for a row of its own.
+    heal_as_recipe() does. healed: a model that is healed already, for a row of its own.
 
     Raises:
         InputError: the metric does not score single layers.
@@ -82,7 +82,7 @@ class Calibration:
     metric: str = "ppl"
     search: bool = False
     heal: Heal | None = None
-    healed: Checkpoint | None = None
+    healed: Model | None = None
 
     def __post_init__(self) -> None:
         if not self.choice.by.singles:
@@ -92,6 +92,15 @@ class Calibration:
                 found=self.metric,
                 fix=f"write {parameter('metric', 'ppl')}",
             )
+
+    @functools.cached_property
+    def healed_checkpoint(self) -> Checkpoint | None:
+        """What is healed already, opened.
+
+        Raises:
+            CheckpointError, InputError: as Checkpoint.of().
+        """
+        return None if self.healed is None else Checkpoint.of(self.healed)
 
     @property
     def choice(self) -> Choice:
@@ -194,7 +203,7 @@ def pruned(setup: Setup) -> Iterator[Baseline]:
 
 def healed(setup: Setup) -> Iterator[Baseline]:
     """The checkpoint that is healed already."""
-    checkpoint = setup.calibration.healed
+    checkpoint = setup.calibration.healed_checkpoint
     if checkpoint:
         yield Baseline("healed", lambda: setup.made(checkpoint), note=f"{checkpoint.source}, as it is")
 

@@ -175,9 +175,9 @@ def compare(
     checkpoint = Checkpoint.of(checkpoint)
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
     _check_lengths(checkpoint, judging)
-    if calibration.healed:
-        _check_lengths(calibration.healed, judging)
-        _check_tokens(checkpoint, calibration.healed)
+    if healed := calibration.healed_checkpoint:
+        _check_lengths(healed, judging)
+        _check_tokens(checkpoint, healed)
     base = Decoder.open(checkpoint, compute)
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
         setup = Setup(

@@ -160,7 +160,7 @@ class HealingRun:
 
     @cached_property
     def freezer(self) -> Freezer:
-        teacher = self.task.teacher if self.task.objective.teaches else None
+        teacher = self.task.unpruned if self.task.objective.teaches else None
         return Freezer(self.checkpoint, self.dtype, self.device, self.task.objective, teacher, self.progress)
 
     @cached_property
@@ -179,18 +179,14 @@ class HealingRun:
     def examples(self) -> list[Example]:
         """The samples, the held-out ones first."""
         data, seed = self.task.training_data, self.task.schedule.seed
-        written = None
-        if self.task.teacher:
-            written = OwnText(self.task.teacher, replace(self.task.compute, seed=seed), self.progress).texts
-        if (
-            data.own
-            and self.task.teacher
-            and not same_tokens(self.checkpoint.tokenizer(), self.task.teacher.tokenizer())
-        ):
+        teacher, written = self.task.unpruned, None
+        if teacher:
+            written = OwnText(teacher, replace(self.task.compute, seed=seed), self.progress).texts
+        if data.own and teacher and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer()):
             raise InputError(
                 parameter("teacher"),
                 expected="a teacher with the same tokens, since it writes what is learnt",
-                found=f"other tokens in {self.task.teacher.source}",
+                found=f"other tokens in {teacher.source}",
                 fix="name the unpruned model, or other data",
             )
         with self.processes.main_process_first():
@@ -202,9 +198,9 @@ class HealingRun:
                 most=data.max_samples,
                 written=written,
             )
-        if self.task.teacher and data.self_generate:
+        if teacher and data.self_generate:
             with self.processes.main_process_first():
-                answers = Answers(self.task.teacher, data.max_length, seed, self.device, self.dtype)
+                answers = Answers(teacher, data.max_length, seed, self.device, self.dtype)
                 examples = answers.to(examples, progress=self.progress)
         return examples
 
@@ -218,7 +214,7 @@ class HealingRun:
             "libraries": library_versions(),
             "method": task.method.to_dict(),
             "objective": asdict(task.objective),
-            "teacher": task.teacher and task.teacher.identity,
+            "teacher": task.unpruned and task.unpruned.identity,
             "schedule": task.schedule.to_dict(),
             "data": {**asdict(task.training_data), "sha256": hashlib.sha256(content.encode()).hexdigest()},
             "samples": len(examples),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from shortstack.healing.schedule import Schedule
 from shortstack.machine.device import AUTO, Compute
 
 if TYPE_CHECKING:
-    from shortstack.checkpoint import Checkpoint
+    from shortstack.checkpoint import Checkpoint, Model
 
 LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
 
@@ -27,15 +28,15 @@ class HealingTask:
     """The data to learn from, the method, the objective and the schedule.
 
     data: its name alone, or rows in memory, where all else of TrainingData is as usual. teacher: the unpruned model, for an
-    objective or data that needs one. loggers: integrations of transformers, such as tensorboard. compute: only its device
-    counts.
+    objective or data that needs one; its name, or loaded. loggers: integrations of transformers, such as tensorboard.
+    compute: only its device counts.
     """
 
     data: TrainingData | Rows
     method: HealingMethod = field(default_factory=Partial)
     objective: Objective = field(default_factory=Objective)
     schedule: Schedule = field(default_factory=Schedule)
-    teacher: Checkpoint | None = None
+    teacher: Model | None = None
     loggers: Sequence[str] = ()
     compute: Compute = AUTO
 
@@ -46,6 +47,17 @@ class HealingTask:
     @property
     def training_data(self) -> TrainingData:
         return self.data if isinstance(self.data, TrainingData) else TrainingData(source_of(self.data))
+
+    @cached_property
+    def unpruned(self) -> Checkpoint | None:
+        """The teacher, opened.
+
+        Raises:
+            CheckpointError, InputError: as Checkpoint.of().
+        """
+        from shortstack.checkpoint import Checkpoint
+
+        return None if self.teacher is None else Checkpoint.of(self.teacher)
 
     @property
     def needs_teacher(self) -> bool:
@@ -59,7 +71,7 @@ class HealingTask:
             InputError: no data, a teacher without need, a need without one, or a library that is not installed.
             DataError: the data is not there.
         """
-        self._check_teacher(self.teacher.source if self.teacher else teacher)
+        self._check_teacher(self.unpruned.source if self.unpruned else teacher)
         self.method.check()
         self.schedule.check()
         check_loggers(self.loggers)

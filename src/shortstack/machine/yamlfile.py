@@ -74,7 +74,7 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
     Raises:
         InputError: it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
     """
-    with _syntax_of(where):
+    with syntax_of(where):
         data = yaml.safe_load(text)
     if not isinstance(data, dict):
         known, found = ", ".join(keys(model)), "nothing" if data is None else f"a {type(data).__name__}"
@@ -93,12 +93,12 @@ def check_folder(folder: Path) -> None:
     """
     for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
         text = text_of(path)
-        with _syntax_of(str(path)):
+        with syntax_of(str(path)):
             yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 @contextmanager
-def _syntax_of(where: str) -> Iterator[None]:
+def syntax_of(where: str) -> Iterator[None]:
     """Raise what the parser finds wrong as an error that names the file and the line."""
     try:
         yield

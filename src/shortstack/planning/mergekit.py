@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from shortstack.errors import DataError, PlanError, one_line
+from shortstack.errors import DataError, PlanError
+from shortstack.machine.yamlfile import syntax_of, text_of
 from shortstack.planning.plans import Plan
 
 METHOD = "passthrough"
@@ -41,15 +42,12 @@ def read_mergekit(path: str | Path) -> tuple[int, ...]:
     """The layers that slices of one model keep, ascending.
 
     Raises:
-        DataError: it is no such YAML: several models, repeated or exchanged layers, another method.
+        InputError: it cannot be read, or is not YAML; with its line.
+        DataError: it is other YAML: several models, repeated or exchanged layers, another method.
     """
-    try:
-        read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(path, expected="YAML of mergekit", found=one_line(error), fix=FIX) from error
-    except OSError as error:
-        found = error.strerror or str(error)
-        raise DataError(path, expected="a file that can be read", found=found, fix="check the path") from error
+    text = text_of(path)
+    with syntax_of(str(path)):
+        read = yaml.safe_load(text)
     ranges = _ranges(read, path)
     crossing = next((pair for pair in pairwise(ranges) if pair[1][0] < pair[0][1]), None)
     if crossing:

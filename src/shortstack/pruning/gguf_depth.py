@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from shortstack.planning.exactness import nearest
 
 DEPTH = "block_count"
 EXTRA = "nextn_predict_layers"  # blocks behind the last layer that predict further tokens
+CHECKED = "where transformers reads the file, that cut is of dequantised weights, and checked"
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,9 @@ class GgufDepth:
             CheckpointError: it does not say how many layers there are.
             ArchitectureError: as said.
         """
-        fields, fix = (
-            self.fields,
-            "write a directory in place of a .gguf: that cut is of dequantised weights, and checked",
-        )
         if self.architecture not in RULES:
-            known = ", ".join(sorted(RULES))
-            raise ArchitectureError(self.where, expected=f"one of {known}", found=self.architecture, fix=fix)
+            raise self._unknown()
+        fields, fix = self.fields, f"write a directory: {CHECKED}"
         depth = fields.get(DEPTH)
         if type(depth) is not int or self.layers < 1:
             expected = f"{self.architecture}.{DEPTH} as a number of layers"
@@ -98,6 +96,16 @@ class GgufDepth:
         if strange:
             expected = f"metadata of which it is known how it depends on the {depth} layers"
             raise ArchitectureError(self.where, expected=expected, found=f"{self.architecture}.{strange[0]}", fix=fix)
+
+    def _unknown(self) -> ArchitectureError:
+        near = difflib.get_close_matches(self.architecture, RULES, 3)
+        known = ", ".join(near) if near else f"llama, qwen3 or one of {len(RULES) - 2} others"
+        return ArchitectureError(
+            self.where,
+            expected=f"an architecture of which it is known what depends on a layer's number, such as {known}",
+            found=self.architecture,
+            fix=f"cut the checkpoint that the file was made of, and convert that; or write a directory: {CHECKED}",
+        )
 
     def check_whole(self, model: GgufFile) -> None:
         """Refuse a file that lacks a layer's tensors.
