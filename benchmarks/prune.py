@@ -1,12 +1,12 @@
 """How long `shortstack prune` takes, and how much memory, beside `cp` of the same bytes and beside mergekit.
 
 All sides run as processes of their own, in turn, several rounds, on synthetic checkpoints (Llama-shaped, bf16, 6 and
-15 GB). They are read before every run, so that the page cache holds what it can of them; or with --cold it is emptied (as
-root), so that all is read from the disk: the fair way where memory does not hold source and output. All sides are
-durable: the time ends when every written file is fsynced (prune does it itself; for the others it is done here, on the
-clock). Every output is deleted as soon as it is measured. In a virtual machine the first touch of a page can cost several times the copy into
-it, so before each run as much memory as the output needs is touched and let go. CPU seconds are given too: on a shared
-machine they wander less than wall time.
+15 GB). They are read before every run, so that the page cache holds what it can of them; or with --cold it is emptied
+(as root), so that all is read from the disk: the fair way where memory does not hold source and output. All sides are
+durable: the time ends when every written file is fsynced (prune does it itself; for the others it is done here, on
+the clock). Every output is deleted as soon as it is measured. In a virtual machine the first touch of a page can cost
+several times the copy into it, so before each run as much memory as the output needs is touched and let go. CPU
+seconds are given too: on a shared machine they wander less than wall time.
 
     cp           `cp -r` of an output that prune made: the kept bytes, and nothing else
     prune        the whole command line program
