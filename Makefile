@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 # make test-wheel: the demo's model shortened in an environment that has only the wheel.
 # make torture: verbs killed and disks failing at every call, files changed at random, two processes at once; needs strace.
 # make architectures: try every architecture again and write docs/architectures.md.
+# make docs: the pages as a site, in site/.
 # make tables: write the tables of options, metrics, strategies and methods in docs/.
-.PHONY: architectures notebook tables demo test test-oldest test-wheel lint test-slow torture benchmarks wheel clean
+.PHONY: architectures docs notebook tables demo test test-oldest test-wheel lint test-slow torture benchmarks wheel clean
 
 demo: $(VENV)/demo
 	rm -rf demo-out
@@ -23,6 +24,9 @@ architectures: $(VENV)/conformance
 
 tables: $(VENV)/dev
 	$(BIN)/python tests/option_tables.py
+
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --quiet --strict
 
 notebook: $(VENV)/demo
 	$(BIN)/python tests/notebook.py
@@ -71,7 +75,7 @@ test-wheel: wheel
 	cd $(VENV)-wheel && bin/python ../tests/installed.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-wheel build dist demo-out
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-wheel build dist demo-out site
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "shortstack needs Python 3.11 to 3.13; name one: make demo PYTHON=python3.12")'
@@ -87,6 +91,10 @@ $(VENV)/demo: $(VENV)/installed
 
 $(VENV)/conformance: $(VENV)/dev
 	$(BIN)/python -m pip install -q -e '.[conformance]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install -q -e '.[docs]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/installed

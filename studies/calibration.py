@@ -19,16 +19,19 @@ from statistics import mean
 
 import torch
 import transformers
-from matplotlib.figure import Figure
 
 import shortstack as ss
-from shortstack.cli.plots import score_map
+from shortstack.charts import Picture
+from shortstack.charts.chart import Chart, Line, Point, axis
+from shortstack.charts.colours import COLOURED
+from shortstack.charts.drawing import HEIGHT
+from shortstack.charts.picture import Panel
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.machine.formats import show_layers
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted
-from shortstack.scoring.scores import kendall_tau
+from shortstack.scoring.orders import kendall_tau
 
 COUNTS = (1, 5, 10, 30, 50)
 SEEDS = (0, 1, 2)
@@ -101,16 +104,16 @@ def tables(found: Found, held_out: Mapping[SkippedLayers, tuple[float, float]]) 
 
 def picture(found: Found, path: Path) -> None:
     """Agreement of seeds against the number of samples, a line for each metric."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    for metric, marker in zip(NAMES, "osD^v<>pP", strict=False):
-        axes.plot(COUNTS, [tau for tau, _ in repeated(found, metric).values()], marker=marker, label=metric)
-    axes.set(xscale="log", xlabel="calibration samples of 128 tokens", ylabel="Kendall's tau between seeds")
-    axes.set_xticks(COUNTS, map(str, COUNTS))
-    axes.minorticks_off()
-    axes.legend(fontsize=8, loc="lower right")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    lines = []
+    for place, metric in enumerate(NAMES):
+        points = [Point(count, tau, f"{metric}, {count}: {tau:.2f}") for count, (tau, _) in repeated(found, metric).items()]
+        lines.append(Line(metric, points, place if place < COLOURED else None))
+    taus = axis("Kendall's tau between seeds", [point.y for line in lines for point in line.points], "{:g}".format)
+    samples = axis("calibration samples of 128 tokens", COUNTS, "{:g}".format, log=True)
+    legend = [(line.colour, line.name) for line in lines]
+    svg = Chart("agreement of seeds", samples, taus, lines).svg()
+    path.unlink(missing_ok=True)
+    Picture("Agreement of seeds by the number of samples", [Panel("", svg, HEIGHT, legend)]).save(path)
 
 
 def main() -> None:
@@ -135,7 +138,7 @@ def main() -> None:
     picture(found, out.with_suffix(".svg"))
     orders = out.with_name("calibration-orders.svg")
     orders.unlink(missing_ok=True)
-    score_map(found[10][0], orders, drop=DROP)
+    found[10][0].plot(DROP).save(orders)
 
 
 if __name__ == "__main__":

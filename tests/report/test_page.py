@@ -60,8 +60,8 @@ def page(browser: Browser, file: str) -> Iterator[Page]:
 
 
 @contextmanager
-def opened(browser: Browser, file: str, *, width: int, **options: Any) -> Iterator[Page]:
-    """A page that must stay silent and at home."""
+def opened(browser: Browser, file: str, *, width: int, folded: bool = False, **options: Any) -> Iterator[Page]:
+    """A page that must stay silent and at home. folded: tables stay as they are at first."""
     said: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": 844}, **options)
     page = context.new_page()
@@ -71,6 +71,8 @@ def opened(browser: Browser, file: str, *, width: int, **options: Any) -> Iterat
     page.on("request", lambda request: said.append(request.url) if outside(request.url) else None)
     page.on("dialog", lambda dialog: said.append(dialog.message))
     page.goto(file)
+    if not folded:
+        page.evaluate("document.querySelectorAll('details.table').forEach(each => each.open = true)")
     yield page
     context.close()
     assert said == []
@@ -274,6 +276,37 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(page: Page) -> None:
     levels = page.evaluate("[...document.querySelectorAll('main h1, main h2, main h3')].map(h => h.tagName)")
     assert set(levels) == {"H2"}
     assert page.locator("main").count() == page.locator("h1").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_rule_of_axe_is_broken(browser: Browser, file: str, width: int, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    with opened(browser, file, width=width, color_scheme=scheme) as page:
+        found = Axe().run(page)
+    assert found.response["passes"]
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_page_of_a_large_study_is_not_long_and_loses_nothing(browser: Browser, tmp_path: Path) -> None:
+    real = shutil.copytree(Path(__file__).parents[2] / "studies" / "smollm2", tmp_path / "smollm2")
+    assert len(read(real).trials) == 75
+    with opened(browser, write_report(real, real / "report.html").as_uri(), width=1400, folded=True) as page:
+        assert page.evaluate("document.documentElement.scrollHeight") <= 6000
+        rows = page.locator("#table-settings tr.row")
+        page.locator("#settings details.table > summary").click()
+        assert rows.nth(20).is_hidden()
+        page.locator("#settings .fold").click()
+        assert rows.nth(20).is_visible()
+        assert page.evaluate("[...document.querySelectorAll('tr.base')].filter(r => r.offsetParent).length") > 0
+
+
+def test_a_filter_looks_at_folded_rows_too(page: Page) -> None:
+    row = page.locator("#table-settings tr.row").last
+    assert row.is_hidden()
+    page.locator("#find").fill((row.locator("th").text_content() or "").replace("…", " "))
+    assert row.is_visible()
 
 
 def test_it_prints_every_row(page: Page, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Metrics against closed forms and naive re-computation from the papers' formulas."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from shortstack.errors import DataError, InputError
 from shortstack.machine.numbers import perplexity
 from shortstack.scoring import METRICS, Scores
 from shortstack.scoring.metrics import (
+    MetricName,
     angular_distance,
     block_influence,
     cosine_parts,
@@ -136,3 +138,7 @@ def test_an_unknown_metric_is_answered_with_the_known_ones():
     with pytest.raises(InputError, match="random, reverse, magnitude-l1"):
         metric_named("banana")
     assert all(metric.formula and metric.paper for metric in METRICS.values())
+
+
+def test_the_names_that_editors_offer_are_the_metrics():
+    assert set(get_args(MetricName)) == set(METRICS)

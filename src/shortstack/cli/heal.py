@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shortstack.cli import console, plots
+from shortstack.charts.picture import check_picture
+from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import process_so_far
 from shortstack.cli.option_groups import Values, Without
@@ -50,7 +51,7 @@ class HealRun:
     report_to: str | None = option(
         None, help="Comma-separated loggers: tensorboard (its files go to OUTPUT.logs), trackio, wandb."
     )
-    plot: Path | None = option(None, help="Draw the loss curve: an .svg, .png or .pdf file.")
+    plot: Path | None = option(None, help="Draw the loss curve: an .svg file.")
 
     @property
     def loggers(self) -> list[str]:
@@ -60,7 +61,7 @@ class HealRun:
     def check(self, output: Path) -> None:
         """Say what is wrong with where results go, before anything heavy is imported."""
         if self.plot:
-            plots.check_picture(self.plot)
+            check_picture(self.plot)
         if self.resume and output.is_dir():
             raise OutputError(
                 output,
@@ -106,7 +107,7 @@ def heal(
     if not first_process():
         return None
     if run.plot:
-        plots.loss_curve(result.history, run.plot, title=str(output))
+        result.plot().save(run.plot)
     if session.report.json:
         console.show_json(result.to_dict())
     else:

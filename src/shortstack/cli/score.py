@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortstack.cli import console, plots
+from shortstack.charts.picture import check_picture
+from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import Model, Session, typed
@@ -19,7 +20,7 @@ from shortstack.machine.formats import number, show_layers
 from shortstack.machine.options import option
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metrics_named
-from shortstack.scoring.scores import removal_order
+from shortstack.scoring.orders import removal_order
 
 if TYPE_CHECKING:
     from shortstack.scoring import Scores
@@ -35,9 +36,7 @@ class ScoreOptions:
     metric: str = option("ppl", help=f"Comma-separated: {', '.join(METRICS)}, or all.")
     window: int | None = option(None, help="Also score every block of so many layers.", minimum=1)
     output: Path | None = option(None, help="Write the scores to this JSON file.", short="-o")
-    plot: Path | None = option(
-        None, help="Draw the orders and how far they agree: an .svg, .png or .pdf file (extra plot)."
-    )
+    plot: Path | None = option(None, help="Draw orders, values and how far they agree: an .svg file.")
 
     def check(self) -> None:
         """Say what is wrong with names, and with where scores go, before any model is opened."""
@@ -45,7 +44,7 @@ class ScoreOptions:
         if self.output:
             check_new(self.output)
         if self.plot:
-            plots.check_picture(self.plot)
+            check_picture(self.plot)
             _check_orders(self.metric)
 
 
@@ -79,7 +78,7 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
     if asked.output:  # shown before: a full disk does not cost the result
         scores.save(asked.output)
     if asked.plot:
-        plots.score_map(scores, asked.plot, drop="25%")
+        scores.plot().save(asked.plot)
     if session.report.json:
         return None
     read = (text,) if needs_text else ()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortstack.cli import console, plots
+from shortstack.charts.picture import check_picture
+from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Model, Session, repair_text, unused
@@ -36,7 +37,7 @@ class DepthOptions:
     repair: bool = option(False, help="Also refit the last kept layer of each depth; measure on held-out windows.")
     repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8, counted=True)
     output: Path | None = option(None, help="Write the curve to this JSON file, too.", short="-o")
-    plot: Path | None = option(None, help="Draw the curve: an .svg, .png or .pdf file (extra plot).")
+    plot: Path | None = option(None, help="Draw the curve: an .svg file.")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -77,7 +78,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
     if asked.output:
         check_new(asked.output)
     if asked.plot:
-        plots.check_picture(asked.plot)
+        check_picture(asked.plot)
     if dry_run:
         return foresee("sweep", model, session, lambda needing: needing.sweep(text, repair=asked.repair))
 
@@ -100,8 +101,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
         if asked.max_loss is not None:
             curve = curve.within(asked.max_loss)
     if asked.plot:
-        depths = [{name: value for name, value in asdict(depth).items() if value is not None} for depth in curve.depths]
-        plots.depth_curve(depths, asked.plot, title=f"{model}, cut at every depth", knee=curve.knee)
+        curve.plot().save(asked.plot)
     session.report.result(curve.to_dict(), lambda: show_sweep(model, curve), asked.output)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)

@@ -31,11 +31,14 @@ from shortstack.machine.files import plain
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.typed import typed
 from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
 from shortstack.profiling.speed import Load, Speed, speeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from shortstack.charts import Picture
 
 
 Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
@@ -124,6 +127,17 @@ class Comparison(Tabled):
         ]
         return Table(f"{self.model} in {self.memory} of its bytes: {self.advice}", columns, rows)
 
+    def plot(self) -> Picture:
+        """Perplexity over the bytes of the weights, as a picture.
+
+        Raises:
+            InputError: fewer than two baselines could be had.
+        """
+        from shortstack.comparison.pictures import Judged, comparison_picture
+
+        rows = [Judged(row.name, row.bytes, row.loss) for row in self.rows]
+        return comparison_picture(rows, f"{self.model} in {self.memory} of its bytes")
+
     @property
     def advice(self) -> str:
         return advice(self.rows, self.budget)
@@ -152,6 +166,7 @@ class Comparison(Tabled):
         }
 
 
+@typed
 def compare(
     checkpoint: Model,
     calibration: Calibration,

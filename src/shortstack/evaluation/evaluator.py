@@ -25,9 +25,12 @@ from shortstack.evaluation.tasks import TaskRun
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.typed import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from shortstack.charts import Picture
 
 
 TEXT, GENERATION = EvaluationText(), GenerationChecks()
@@ -55,6 +58,19 @@ class Evaluation(Tabled):
         title = ", ".join(f"{each.value:.4g} perplexity on {name}" for name, each in self.perplexity.items())
         counted = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
         return Table(f"{self.model}: {title or 'no text'}; {counted}", columns, list(self._rows()))
+
+    def plot(self) -> Picture:
+        """Tasks and probes with their standard errors, chance and the base's, as a picture.
+
+        Raises:
+            InputError: neither were measured.
+        """
+        from shortstack.evaluation.pictures import Shares, evaluation_picture
+
+        models = [self] if self.base is None else [self.base, self]
+        shares = [Shares(each.model, each.tasks, each.probes) for each in models]
+        texts = [f"perplexity on {name}: {each.value:.4g}" for name, each in self.perplexity.items()]
+        return evaluation_picture(shares, texts)
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         base = self.base
@@ -108,6 +124,7 @@ class Evaluation(Tabled):
         }
 
 
+@typed
 def evaluate(
     checkpoint: Model,
     *,

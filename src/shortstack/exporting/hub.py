@@ -16,6 +16,7 @@ from shortstack.errors import CheckpointError, InputError, OutputError, Shortsta
 from shortstack.machine.files import check_disk
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.typed import typed
 from shortstack.pruning import verify
 
 EMPTY = {".gitattributes"}  # what a new repository has
@@ -33,6 +34,7 @@ class Pushed:
     files: tuple[str, ...]
 
 
+@typed
 def push_to_hub(
     checkpoint: Model,
     repository: str,

@@ -28,7 +28,7 @@ from shortstack.healing.batches import IGNORED
 from shortstack.healing.learner import counted, padded
 from shortstack.healing.objective import Objective
 from shortstack.machine.cache import content_key
-from shortstack.machine.device import Compute
+from shortstack.machine.device import Compute, dtype_named
 from shortstack.machine.progress import Progress, paced, silent
 
 Put = Callable[[int, Tensor], None]
@@ -217,8 +217,8 @@ class _Walk:
     at: int | None = None
 
     def run(self) -> None:
-        dtype = str(self.freezer.dtype).removeprefix("torch.")
-        decoder = Decoder.open(self.checkpoint, Compute(dtype=dtype, device=self.freezer.device))
+        compute = Compute(dtype=dtype_named(str(self.freezer.dtype)), device=self.freezer.device)
+        decoder = Decoder.open(self.checkpoint, compute)
         decoder.check_bare(f"train all layers: {parameter('last', self.freezer.checkpoint.anatomy.layers)}")
         layers = len(decoder.layers) if self._teaches or self.at is None else self.at
         sets = list(dict.fromkeys([UNPRUNED, self.skipped]))

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -36,6 +36,10 @@ from shortstack.machine.files import scratch_beside
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.typed import typed
+
+if TYPE_CHECKING:
+    from shortstack.charts import Picture
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,6 +62,12 @@ class Healing(Tabled):
         course = f": held-out loss {held_out[0]:.4f} to {min(held_out):.4f} nats per token" if held_out else ""
         title = f"{self.output} by {self.method}{course}"
         return Table(title, ("loss of", "step", "nats per token"), sorted(known, key=lambda each: each[1]))
+
+    def plot(self) -> Picture:
+        """Training and held-out loss over optimizer steps, as a picture."""
+        from shortstack.healing.pictures import loss_picture
+
+        return loss_picture(self.history, str(self.output))
 
     def to_dict(self) -> dict[str, Any]:
         losses, held_out = self.history.losses, self.history.held_out
@@ -84,6 +94,7 @@ class Healing(Tabled):
         }
 
 
+@typed
 def heal(
     checkpoint: Model,
     out: str | Path,

@@ -19,10 +19,12 @@ from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
 from shortstack.machine.files import rename_new
 from shortstack.machine.progress import Progress, silent, under
+from shortstack.machine.typed import typed
 from shortstack.planning import Choice, Plan, choose
 from shortstack.pruning import prune
 
 
+@typed
 def heal_in_turns(
     checkpoint: Model,
     out: str | Path,

@@ -10,6 +10,8 @@ from . import options as options
 from . import progress as progress
 from . import stopping as stopping
 from . import tables as tables
+from . import templates as templates
+from . import typed as typed
 from . import yamlfile as yamlfile
 from .device import Compute as Compute
 from .progress import bars as bars

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 from shortstack.errors import InputError, parameter
 from shortstack.machine.options import check_choice_of, check_options, option
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-MAPS = ("auto", "balanced", "sequential")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceMap = Literal["auto", "balanced", "sequential"]
+DTYPES, MAPS = get_args(Dtype), get_args(DeviceMap)
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Compute:
 
     seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
     device: str = option("auto", help="Where to compute: auto is the first there is of cuda, mps and cpu.")
-    dtype: str = option(
+    dtype: Dtype = option(
         "auto",
         help="What to compute in: auto is bf16 where checkpoint and device have it, else float32.",
         choices=DTYPES,
@@ -32,7 +34,7 @@ class Compute:
         None, help="Read weights layer by layer. Default: where the model does not fit in memory."
     )
 
-    device_map: str | None = option(
+    device_map: DeviceMap | None = option(
         None, help="Share the layers out to all GPUs, memory and disk, as accelerate does: auto.", choices=MAPS
     )
 
@@ -46,6 +48,20 @@ class Compute:
 
 
 AUTO = Compute()
+
+
+def dtype_named(name: str) -> Dtype:
+    """The dtype of that name, with or without torch's own.
+
+    Raises:
+        InputError: it is none to compute in.
+
+    >>> dtype_named("torch.bfloat16")
+    'bfloat16'
+    """
+    word = name.removeprefix("torch.")
+    check_choice_of("dtype", word, DTYPES)
+    return cast("Dtype", word)
 
 
 def fast_bfloat16(device: str) -> bool:

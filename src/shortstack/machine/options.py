@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from shortstack.errors import InputError, parameter
+from shortstack.machine.typed import check_type
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,16 @@ def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
 
 
 def check_options(component: Any) -> None:
-    """Refuse a value that is out of its range, or none of its choices.
+    """Refuse a value of another type than its field's, out of its range, or none of its choices.
 
     Raises:
         InputError: the first such value.
     """
+    types = {each.name: str(each.type) for each in fields(component)}
     for name, default, known in options_of(component):
         value = getattr(component, name)
+        if not known.choices:
+            check_type(name, value, types[name])
         if value is None:
             continue
         if known.choices:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from shortstack.checkpoint import Sizes
 from shortstack.errors import InputError, PlanError, parameter
 from shortstack.machine.options import check_options, option
+from shortstack.machine.typed import typed
 from shortstack.planning.layer_sets import (
     FINALISTS,
     Removal,
@@ -258,6 +259,7 @@ def _excluding(name: str, other: str) -> InputError:
     )
 
 
+@typed
 def plan(
     source: Scores | int,
     *,

@@ -11,11 +11,13 @@ from shortstack.data.tokens import CalibrationText, Tokens
 from shortstack.errors import InputError, PlanError, parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.typed import typed
 from shortstack.planning.choice import Choice
 from shortstack.planning.layer_sets import fewest, parse_drop
 from shortstack.planning.plans import Plan
 from shortstack.planning.strategies import STRATEGIES
-from shortstack.scoring.scores import Scores, removal_order
+from shortstack.scoring.orders import removal_order
+from shortstack.scoring.scores import Scores
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
@@ -31,6 +33,7 @@ class Chosen(NamedTuple):
     scores: Scores | None = None
 
 
+@typed
 def choose(
     checkpoint: Model,
     choice: Choice,
@@ -128,6 +131,7 @@ def lowest_plan(choice: Choice, source: Scores | int, seed: int = 0) -> Plan:
     return Plan(layers, fewest(order, layers, choice.fits), f"lowest {choice.name}")
 
 
+@typed
 def select(
     checkpoint: Model, tokens: Source, choice: Choice, *, compute: Compute = AUTO, progress: Progress = silent
 ) -> Plan:

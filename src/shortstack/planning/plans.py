@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.sizes import check_not_other, not_written_by
@@ -14,6 +14,9 @@ from shortstack.machine.files import read_json, save_json
 from shortstack.machine.formats import show_layers
 from shortstack.machine.tables import Table, Tabled
 from shortstack.planning.layer_sets import check_removal
+
+if TYPE_CHECKING:
+    from shortstack.charts import Picture
 
 BLOCKS = "repaired-blocks"  # a strategy, by its name
 REPAIRED_BLOCKS = "blocks, repaired"  # the same, as plans say it
@@ -63,6 +66,19 @@ class Plan(Tabled):
         title = f"{self.layers} layers without {show_layers(self.removed)}, by {self.strategy}"
         rows = [(layer, layer in places, places.get(layer)) for layer in range(self.layers)]
         return Table(title, ("layer", "stays", "new number"), rows)
+
+    def plot(self) -> Picture:
+        """The stack of layers as a picture, those that go empty."""
+        from shortstack.charts.picture import Panel, Picture, short
+        from shortstack.charts.rows import STACK_HEIGHT, Layer, stack
+
+        places = {layer: place for place, layer in enumerate(self.kept)}
+        stays = {layer: Layer("kept", f"layer {layer}, then {place}") for layer, place in places.items()}
+        layers = [stays.get(layer) or Layer("removed", f"layer {layer} goes") for layer in range(self.layers)]
+        svg = stack(layers, title="the stack of layers")
+        panel = Panel("", svg, STACK_HEIGHT, [(0, "stays"), (None, "goes")])
+        about = f"by {self.strategy}; {self.layers} layers to {len(self.kept)}"
+        return Picture(f"without layers {short(show_layers(self.removed), 40)}", [panel], [about])
 
     @property
     def kept(self) -> tuple[int, ...]:

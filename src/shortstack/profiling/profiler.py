@@ -20,6 +20,7 @@ from shortstack.machine.formats import size
 from shortstack.machine.memory import available_memory, forget_peak, peak_bytes
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.typed import typed
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
 from shortstack.profiling.options import Timing
 from shortstack.profiling.speed import Load, Ratio, Speed, rates, ratio, speeds
@@ -124,6 +125,7 @@ class Profile(Tabled):
         return data
 
 
+@typed
 def profile(
     checkpoint: Model,
     *,

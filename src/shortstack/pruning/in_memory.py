@@ -16,11 +16,13 @@ from shortstack.architecture.anatomy import Anatomy, dissect, meta_model, shorte
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.selfcheck import built, check_cut, plain_attributes
 from shortstack.errors import ArchitectureError, InputError, PlanError
+from shortstack.machine.typed import typed
 from shortstack.planning import Chosen, Plan
 
 IN_MEMORY = Path("the model")  # in errors, where others have a directory
 
 
+@typed
 def prune_layers(model: nn.Module, plan: Plan | Chosen) -> nn.Module:
     """Remove plan.removed from a loaded causal language model of transformers, in place; returns the same object.
 

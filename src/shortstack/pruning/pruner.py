@@ -18,6 +18,7 @@ from shortstack.checkpoint.writer import layout
 from shortstack.errors import CheckpointError
 from shortstack.machine.files import read_json
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.typed import typed
 from shortstack.planning import Chosen, Plan
 from shortstack.planning.exactness import pruned_config
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from shortstack.repairing import Repair
 
 
+@typed
 def prune(
     checkpoint: Model,
     plan: Plan | Chosen,

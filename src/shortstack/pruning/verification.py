@@ -25,6 +25,7 @@ from shortstack.machine.files import plain
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.typed import typed
 from shortstack.planning import Plan
 from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
 
@@ -52,6 +53,7 @@ class Verification(Tabled):
         return {"ok": self.ok, **plain(self)}
 
 
+@typed
 def verify(
     checkpoint: Model,
     *,

@@ -32,6 +32,7 @@ from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.progress import Progress, paced, silent
+from shortstack.machine.typed import typed
 from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable, find_fold_points
 from shortstack.repairing.merging import MergeableMlp, MergedMlp, mergeable_mlp
@@ -77,6 +78,7 @@ class Repair:
 
 
 @torch.no_grad()
+@typed
 def repair(
     checkpoint: Model,
     removed: SkippedLayers,

@@ -14,6 +14,8 @@ from shortstack.report.table import Cell, Column
 from shortstack.runs.records import StepRecord
 
 EMPTY = Cell(None, "text")
+# Of kinds whose cells have none.
+UNITS = {"rate": "tokens/s", "loss": "nats, lower is better", "perplexity": "lower is better"}
 
 
 def all_columns(findings: Findings) -> list[Column]:
@@ -44,7 +46,8 @@ def _measured_column(findings: Findings, name: str) -> Column:
     else:
         on = f" on {measure.n:,} documents" if measure.n else ""
         title = f"{label}{on}{', in percent' if measure.kind == 'share' else ''}; {better}"
-    return Column(label, measure.kind, lambda result: Cell.of(result.measures.get(name)), title, name)
+    unit = f"{'% ' if measure.kind == 'share' else ''}{'higher' if measure.higher else 'lower'} is better"
+    return Column(label, measure.kind, lambda result: Cell.of(result.measures.get(name)), title, name, unit)
 
 
 def step_column(label: str, kind: str, value: str | Callable[[StepRecord], Any], title: str = "") -> Column:
@@ -53,7 +56,7 @@ def step_column(label: str, kind: str, value: str | Callable[[StepRecord], Any],
     def cell(step: StepRecord) -> Cell:
         return step_cell(step.result.get(value) if isinstance(value, str) else value(step), kind, step)
 
-    return Column(label, kind, cell, title)
+    return Column(label, kind, cell, title, unit=UNITS.get(kind, ""))
 
 
 def _healing_column(label: str, kind: str, value: str | Callable[[StepRecord], Any], title: str) -> Column:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from markupsafe import Markup
 
-from shortstack.report.charts import COLOURED, Axis, Chart, Line, Point, axis, heat_map, swatch
+from shortstack.charts.chart import Axis, Chart, Facets, Line, Point, axis, front
+from shortstack.charts.colours import COLOURED
+from shortstack.charts.drawing import swatch
+from shortstack.charts.rows import Dots, Layer, dots, heat_map, stack
+from shortstack.machine.formats import show_layers
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, shown
-from shortstack.report.labels import brief
-from shortstack.report.results import BASE, Result
+from shortstack.report.labels import brief, last_part
+from shortstack.report.results import BASE, HEALED, Result
 from shortstack.report.sentences import score_text
 from shortstack.runs.records import StepRecord
 
-Facets = Callable[[Mapping[str, str]], str]
 Legend = tuple[tuple[Markup, str, str], ...]
-MAPS = 12  # of the order in which metrics remove layers
+BEYOND = 2.5  # times the median loss: from there on a point lies at the chart's edge
 
 
 @dataclass(frozen=True)
 class Figure:
     """A chart, its caption, and the markers of its lines with their names and the words they are filtered by.
 
-    section: the key of the table that it stands beside, or depth.
+    section: the key of the table that it stands beside, or depth. folded: whether it is shown on request alone.
     """
 
     key: str
@@ -35,6 +39,7 @@ class Figure:
     caption: str
     svg: Markup
     legend: Legend = ()
+    folded: bool = False
 
 
 def figures(findings: Findings, facets: Facets) -> list[Figure]:
@@ -43,12 +48,58 @@ def figures(findings: Findings, facets: Facets) -> list[Figure]:
     texts = findings.measured("perplexity")[:1]
     shares = [findings.headline] if findings.headline not in ("", *findings.measured("perplexity")) else []
     every = [
+        *_alone(findings),
         *(_depth(findings, model, name, facets) for model in models for name in (*shares, *texts)),
         *(_trade_off(findings, base, facets, size=size) for base in findings.bases.values() for size in (True, False)),
         *_heat_maps(findings),
         _losses(findings, facets),
     ]
     return [figure for figure in every if figure]
+
+
+# A single setting: what is left of it, and of what it can do
+
+OURS, THEIRS = 0, 5  # colours of the shorter model and of the unpruned one
+
+
+def _alone(findings: Findings) -> list[Figure | None]:
+    """The stack of layers and what is kept of each ability, of a study of one setting."""
+    if len(findings.results) != 1 or not findings.results[0].plans:
+        return []
+    (result,) = findings.results
+    return [_stack(result), _kept(findings, result)]
+
+
+def _stack(result: Result) -> Figure | None:
+    """Every layer of the unpruned model: gone, refitted, or as it was."""
+    plan, prune = result.plans[0], result.step("prune")
+    if "removed" not in plan:
+        return None
+    fits = ((prune.result.get("repair") or {}).get("fits") or ()) if prune else ()
+    states = dict.fromkeys(range(plan["layers"]), "kept") | {fit["layer"]: "refitted" for fit in fits}
+    states |= dict.fromkeys(plan["removed"], "removed")
+    layers = [Layer(state, f"layer {number}: {state}") for number, state in sorted(states.items())]
+    title = f"{plan['layers']} layers without {show_layers(plan['removed'])}"
+    after = " Those that stay were trained after that." if result.role == HEALED else ""
+    said = f"Empty: removed{'; green: refitted' if fits else ''}; blue: as they were.{after}"
+    return Figure("stack", "kept", title, said, stack(layers, title=title))
+
+
+def _kept(findings: Findings, result: Result) -> Figure | None:
+    """Tasks and probes of both models, with their standard errors and chance."""
+    base = findings.bases.get(result.model)
+    names = [name for name in (*findings.measured("task"), *findings.measured("probe")) if name in result.measures]
+    shares = [name for name in names if result.measures[name].kind == "share"]
+    if not base or not shares:
+        return None
+    rows = []
+    for name in shares:
+        ours, theirs = result.measures[name], base.measures.get(name)
+        values = [(THEIRS, theirs.value, theirs.stderr)] if theirs else []
+        rows.append(Dots(brief(findings.names[name], 20), [*values, (OURS, ours.value, ours.stderr)], ours.chance))
+    title = "Share right, by task and probe of writing"
+    legend = ((swatch(THEIRS), "unpruned", ""), (swatch(OURS), "shorter", ""))
+    return Figure("shares", "kept", title, "± one standard error; dotted: chance.", dots(rows, title=title), legend)
 
 
 # Quality against layers removed
@@ -66,6 +117,7 @@ def _depth(findings: Findings, model: str, column: str, facets: Facets) -> Figur
         return None
     base = findings.bases[model].measures.get(column) if model in findings.bases else None
     levels = [("unpruned", base.value)] if base and math.isfinite(base.value) else []
+    levels += [("chance", base.chance)] if base and base.chance is not None else []
     x = axis("layers removed", [0, *(point.x for point in points)], "{:g}".format, whole=True)
     y = _quality_axis(findings, column, [*(point.y for point in points), *(value for _, value in levels)])
     title = f"{y.label} against layers removed{_of_model(findings, model)}"
@@ -95,7 +147,14 @@ def _quality_axis(findings: Findings, column: str, values: Sequence[float]) -> A
 
 
 def _axis_perplexity(value: float) -> str:
-    return shown(value, "perplexity") if value < 1e5 else f"{value:.0e}"
+    """
+    >>> [_axis_perplexity(value) for value in (12.5, 100.0, 2e4, 5e6, 1e9, 1e30)]
+    ['12.5', '100', '20k', '5M', '1B', '1e+30']
+    """
+    for unit, one in (("", 1.0), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
+        if value < 1000 * one:
+            return f"{value / one:.3g}{unit}"
+    return f"{value:.0e}"
 
 
 def _of_model(findings: Findings, model: str) -> str:
@@ -151,25 +210,6 @@ def _short_bytes(value: float) -> str:
     return f"{float(number):.3g} {unit}"
 
 
-def front(points: Sequence[Point], *, less_x: bool, less_y: bool) -> list[Point]:
-    """The points that no other is at least as good as in both and better in one, from the smallest x.
-
-    >>> [point.x for point in front([Point(1, 5, ""), Point(2, 4, ""), Point(3, 9, "")], less_x=True, less_y=False)]
-    [1, 3]
-    """
-
-    def key(point: Point) -> tuple[float, float]:
-        return (point.x if less_x else -point.x), (point.y if less_y else -point.y)
-
-    kept: list[Point] = []
-    lowest = math.inf
-    for point in sorted(points, key=key):
-        if key(point)[1] < lowest:
-            kept.append(point)
-            lowest = key(point)[1]
-    return sorted(kept, key=lambda point: point.x)
-
-
 def _stored_bytes(findings: Findings, result: Result) -> float | None:
     """Bytes of the weights: measured, else as planned."""
     if result.role == BASE:
@@ -193,16 +233,14 @@ def _tokens_per_second(result: Result) -> float | None:
 
 
 def _heat_maps(findings: Findings) -> list[Figure]:
-    """The order in which each metric removes layers: a map for each model and calibration, MAPS of them at most."""
+    """The order in which each metric removes layers: a map for each model and calibration, all but the first folded."""
     steps: dict[str, StepRecord] = {}
     for trial in findings.runs.trials:
         step = trial.step("score")
         if step and step.result.get("order"):
             steps.setdefault(str(step.result["order"]), step)
-    maps = [_heat_map(findings, step) for step in list(steps.values())[:MAPS]]
-    if len(steps) > MAPS:
-        maps[-1] = replace(maps[-1], caption=f"{maps[-1].caption} {len(steps) - MAPS} more are not drawn.")
-    return maps
+    maps = [_heat_map(findings, step) for step in steps.values()]
+    return [replace(each, folded=place > 0) for place, each in enumerate(maps)]
 
 
 def _heat_map(findings: Findings, step: StepRecord) -> Figure:
@@ -211,7 +249,7 @@ def _heat_map(findings: Findings, step: StepRecord) -> Figure:
     scores = step.result.get("scores") or {}
     marked = min((each.removed for each in findings.results if each.removed), default=0)
     tokens = step.result.get("tokens") or {}
-    on = f", on {tokens['samples']} x {tokens['length']} tokens of {brief(str(tokens['source']))}" if tokens else ""
+    on = f", on {tokens['samples']} x {tokens['length']} tokens of {last_part(str(tokens['source']))}" if tokens else ""
     model = brief(str((step.result.get("model") or {}).get("source") or step.arguments.get("model", "")))
     title = f"Which layers each metric removes first, {model}{on}"
 
@@ -249,11 +287,13 @@ def _losses(findings: Findings, facets: Facets) -> Figure | None:
     drawn, legend = _by_level([*lines.values()], facets)
     points = [point for line in drawn for point in line.points]
     every = [*points, *(point for line in drawn for point in line.thin)]
+    most = BEYOND * median(point.y for point in every)  # one that has collapsed does not hide what the others do
     x = axis("optimizer steps", [point.x for point in points], "{:,g}".format, whole=True)
-    y = axis("loss (nats per token)", [point.y for point in every], "{:.3g}".format)
+    y = axis("loss (nats per token)", [min(point.y, most) for point in every], "{:.3g}".format)
     title = "Held-out loss while healing"
     svg = Chart(title, x, y, drawn).svg(facets)
-    return Figure("losses", "healing", title, "Thin lines: the training loss.", svg, legend)
+    beyond = " At the upper edge: higher than the chart." if any(point.y > y.high for point in points) else ""
+    return Figure("losses", "healing", title, f"Thin lines: the training loss.{beyond}", svg, legend)
 
 
 def _loss_line(label: str, result: Result, step: StepRecord) -> Line:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from shortstack.report.labels import PLAIN, brief, factors, short_paths, varying
+from shortstack.report.labels import PLAIN, brief, factors, said, short_paths, varying
 from shortstack.report.results import (
     AVERAGE,
     HEALED,
@@ -97,8 +97,9 @@ class Findings:
 
     def label(self, result: Result, without: Collection[str] = ()) -> str:
         """What sets this result apart from others, in words."""
-        words = [result.factors[name] for name in self.levels if name not in without and result.factors.get(name)]
-        return " · ".join(brief(word) for word in words if word not in UNSAID and word not in self.usual.values())
+        left_out = {*UNSAID, *self.usual.values(), ""}
+        names = [name for name in self.levels if name not in without and result.factors.get(name) not in left_out]
+        return " · ".join(brief(word) for name in names if (word := said(result.factors, name)))
 
 
 def _usual(measured: Sequence[Result]) -> dict[str, str]:

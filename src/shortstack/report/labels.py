@@ -17,7 +17,8 @@ PLAIN = {  # what the levels are called at which a setting does without
     "data": "none",
 }
 DATA = ("data", "max_samples")  # of healing's settings, those that are a factor of their own
-PATHS = ("/", "./", "../")  # what a path begins with
+PATHS = ("/", "./", "../", "~/", "$")  # what a path begins with
+REVERSE = "reverse order"  # what the metric that takes the last layers is called
 NAMES = ("method", "text", "source", "data")
 
 
@@ -136,17 +137,60 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def brief(name: str, length: int = 40) -> str:
-    """The beginning and the end of a long name; the end of a path, which tells most.
+    """The beginning and the end of a long name, of whole words where it has some; the end of a path, which tells most.
 
     >>> brief("a" * 30 + "b" * 30, 20), brief("/somewhere/in/a/folder/model-7b", 20)
-    ('aaaaaaaaaaaa…bbbbbbb', '…n/a/folder/model-7b')
+    ('aaaaaaaaaaaa…bbbbbbb', '…/a/folder/model-7b')
+    >>> brief("healed with adapters of rank eight on pydoc", 32)
+    'healed with adapters …on pydoc'
     """
     if len(name) <= length:
         return name
     if name.startswith(PATHS):
-        return f"…{name[1 - length :]}"
+        return f"…{_last_words(name[1 - length :])}"
     tail = (length - 1) * 2 // 5
-    return f"{name[: length - 1 - tail]}…{name[-tail:]}"
+    return f"{_first_words(name[: length - 1 - tail])}…{_last_words(name[-tail:])}"
+
+
+def last_part(name: str) -> str:
+    """What a path ends in; any other name as it is.
+
+    >>> last_part("$DATA/c4.jsonl"), last_part("org/name")
+    ('c4.jsonl', 'org/name')
+    """
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(PATHS) else name
+
+
+def _first_words(text: str) -> str:
+    """Up to the end of a word, where one ends in the second half."""
+    ends = [place + 1 for place, letter in enumerate(text) if not letter.isalnum()]
+    return text[: ends[-1]] if ends and ends[-1] > len(text) // 2 else text
+
+
+def _last_words(text: str) -> str:
+    """From the beginning of a word, where one begins in the first half."""
+    begins = next((place for place, letter in enumerate(text) if not letter.isalnum()), len(text))
+    return text[begins:].lstrip() if begins < len(text) // 2 else text
+
+
+def said(factors_of_trial: Mapping[str, str], name: str) -> str:
+    """A factor's level as a label says it; empty where another factor says it.
+
+    >>> said({"drop": "8"}, "drop"), said({"drop": "25%"}, "drop"), said({"metric": "reverse"}, "metric")
+    ('8 layers', '25% of layers', 'reverse order')
+    >>> said({"drop": "named layers", "layers": "2-3"}, "drop"), said({"layers": "2-3"}, "layers")
+    ('', 'layers 2-3')
+    """
+    level = factors_of_trial.get(name, "")
+    if name == "drop" and level.isdigit():
+        return f"{level} layer{'s' * (level != '1')}"
+    if name == "drop" and level.endswith("%"):
+        return f"{level} of layers"
+    if name == "drop" and factors_of_trial.get("layers", "none") != "none":
+        return ""
+    if name == "layers" and level[:1].isdigit():
+        return f"layers {level}"
+    return REVERSE if (name, level) == ("metric", "reverse") else level
 
 
 def varying(all_factors: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:

@@ -79,6 +79,8 @@
     const left = rows.filter((row) => !row.classList.contains("out")).length;
     one("count").textContent = active ? `${left} of ${rows.length} rows` : "";
     one("clear").hidden = !active;
+    document.documentElement.toggleAttribute("data-filtered", active);
+    if (active) all("details.table").forEach((each) => (each.open = true));
     if (one("chosen")) one("chosen").textContent = pressed || "";
   };
   one("bar").hidden = false;
@@ -133,6 +135,9 @@
   };
   addEventListener("hashchange", reveal);
   reveal();
+
+  // What is printed is whole.
+  addEventListener("beforeprint", () => all("details.table").forEach((each) => (each.open = true)));
 
   // The panel of chips closes as menus do.
   const panel = document.querySelector(".chips");

@@ -14,18 +14,24 @@ from typing import Any
 
 from markupsafe import Markup
 
+from shortstack.charts.colours import page_style
+from shortstack.machine.templates import templates
 from shortstack.report.figures import Figure, figures
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, listed, shown
 from shortstack.report.labels import brief, words
-from shortstack.report.summary import depth_finding, key_figures, opening, usual_settings
+from shortstack.report.summary import how_much, key_figures, lead, opening, usual_settings
 from shortstack.report.table import Table
-from shortstack.report.templates import templates
 from shortstack.runs.records import StepRecord, TrialRecord
 
 FIRST_LINE = "<!doctype html><!-- shortstack report -->"
 DEPTH = "How much can go"
-WITHOUT_TABLE = {"metrics": "Which layers to remove", "healing": "How to heal", "sizes": "What it saves"}
+WITHOUT_TABLE = {
+    "kept": "What is kept",
+    "metrics": "Which layers to remove",
+    "healing": "How to heal",
+    "sizes": "What it saves",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Section:
     finding: str
     figures: Sequence[Figure]
     table: Table | None
+
+
+LONG, BLOCKS = 14, 3  # rows, and blocks, of a table that are shown before the others are asked for
+MANY = 100  # rows of all tables: from there on only findings and charts are open
 
 
 class Page:
@@ -51,6 +61,28 @@ class Page:
             for number, level in enumerate(levels)
         }
 
+    @cached_property
+    def compact(self) -> bool:
+        """Whether tables are folded, since there are many rows to look at."""
+        return sum(len(table.rows) for table in self.tables) > MANY
+
+    @staticmethod
+    def is_long(table: Table) -> bool:
+        """Whether a part of its rows is folded."""
+        return len(table.rows) > LONG or len(table.blocks) > BLOCKS
+
+    @staticmethod
+    def repeated(table: Table) -> set[int]:
+        """Rows of unpruned models, by their places in the table, that say again what one before them says."""
+        seen: set[tuple[str, ...]] = set()
+        found: set[int] = set()
+        for place, row in enumerate(table.rows):
+            said = (row.label, *(cell.text for cell in row.cells))
+            if row.base and said in seen:
+                found.add(place)
+            seen |= {said} if row.base else set()
+        return found
+
     def facets(self, factors: Mapping[str, str]) -> str:
         """A row's levels as the words that the filter looks for."""
         return " ".join(token for pair in factors.items() if (token := self.tokens.get(pair)))
@@ -61,7 +93,8 @@ class Page:
         drawn: dict[str, list[Figure]] = {}
         for figure in figures(self.findings, self.facets):
             drawn.setdefault(figure.section, []).append(figure)
-        sections = [Section("depth", DEPTH, depth_finding(self.findings), drawn.pop("depth", []), None)]
+        sections = [Section("kept", WITHOUT_TABLE["kept"], "", drawn.pop("kept", []), None)]
+        sections += [Section("depth", DEPTH, how_much(self.findings), drawn.pop("depth", []), None)]
         sections += [Section(each.key, each.title, each.finding, drawn.pop(each.key, []), each) for each in self.tables]
         sections += [Section(key, WITHOUT_TABLE[key], "", rest, None) for key, rest in drawn.items()]
         return [section for section in sections if section.figures or section.table]
@@ -110,7 +143,7 @@ def render(findings: Findings, tables: Sequence[Table], *, version: str) -> str:
     folder = files("shortstack.report")
     script, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = templates()
+    environment = templates("shortstack.report")
     environment.filters |= {
         "brief": brief,
         "counted": counted,
@@ -122,11 +155,12 @@ def render(findings: Findings, tables: Sequence[Table], *, version: str) -> str:
     return environment.get_template("page.html.j2").render(
         page=Page(findings, tables),
         opening=opening(findings),
+        lead=lead(findings),
         usual=usual_settings(findings),
         key_figures=key_figures(findings),
         version=version,
         first_line=Markup(FIRST_LINE),  # noqa: S704  our own
         script=Markup(script),  # noqa: S704  our own
-        style=Markup(style),  # noqa: S704  our own
+        style=page_style() + Markup(style),  # noqa: S704  our own
         digest=digest,
     )

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shortstack.machine.files import check_new, whole
+from shortstack.machine.typed import typed
 from shortstack.report import markdown
 from shortstack.report.findings import Findings
 from shortstack.report.latex import latex
@@ -59,6 +60,7 @@ class Report:
         return {f"{table.key}.csv": markdown.csv_text(table) for table in self.tables}
 
 
+@typed
 def write_report(runs: str | Path, output: str | Path) -> Path:
     """Write the page of a study; only a page that a report wrote before is replaced.
 

@@ -24,7 +24,7 @@ class Measure:
 
     kind: share (0 to 1), perplexity, or number. loss: of a perplexity, in nats per token, with its standard error.
     outcomes: by document, where they were kept. parts: the measures that an average is the mean of.
-    by_seed: what is compared of each seed, where there are several.
+    by_seed: what is compared of each seed, where there are several. chance: what guessing gets, where that is known.
     """
 
     kind: str
@@ -38,6 +38,7 @@ class Measure:
     outcomes: Mapping[str, float] | None = field(default=None, repr=False)
     parts: tuple[Measure, ...] = field(default=(), repr=False)
     by_seed: tuple[float, ...] = field(default=(), repr=False)
+    chance: float | None = None
 
     @property
     def seed_variance(self) -> float:
@@ -159,12 +160,20 @@ def _averaged(result: Result, tasks: Sequence[str]) -> Result:
         return result
     value = sum(part.value for part in parts) / len(parts)
     steps = tuple(dict.fromkeys(step for part in parts for step in part.steps))
-    average = Measure("share", value, None, steps, parts=parts, by_seed=_mean_by_seed(parts))
+    average = Measure(
+        "share", value, None, steps, parts=parts, by_seed=_mean_by_seed(parts), chance=_mean_chance(parts)
+    )
     errors = [part.document_stderr for part in parts if part.document_stderr is not None]
     if len(errors) == len(parts):  # tasks are independent of each other, but a seed is the same in all of them
         documents = sum(error**2 for error in errors) / len(parts) ** 2
         average = replace(average, stderr=math.sqrt(documents + average.seed_variance))
     return replace(result, measures={AVERAGE: average, **result.measures})
+
+
+def _mean_chance(parts: Sequence[Measure]) -> float | None:
+    """What guessing gets in all of them on average, where that is known of each."""
+    known = [part.chance for part in parts if part.chance is not None]
+    return sum(known) / len(known) if len(known) == len(parts) else None
 
 
 def _mean_by_seed(parts: Sequence[Measure]) -> tuple[float, ...]:
@@ -239,6 +248,7 @@ def _task(data: Mapping[str, Any], step: StepRecord) -> Measure:
         higher=data.get("higher_is_better", share),
         n=data.get("n"),
         outcomes=_outcomes(data, step),
+        chance=data.get("chance"),
     )
 
 
@@ -266,7 +276,8 @@ def _perplexity(data: Mapping[str, Any], step: StepRecord) -> Measure:
 
 
 def _probe(data: Mapping[str, Any], step: StepRecord) -> Measure:
-    return Measure("share", _number(data.get("value")), _stderr(data.get("stderr")), (step.key,), n=data.get("n"))
+    value, stderr, chance = _number(data.get("value")), _stderr(data.get("stderr")), data.get("chance")
+    return Measure("share", value, stderr, (step.key,), n=data.get("n"), chance=chance)
 
 
 def _number(value: Any) -> float:

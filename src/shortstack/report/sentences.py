@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from shortstack.machine.numbers import perplexity
 from shortstack.report.findings import Findings, MatchedGroup
 from shortstack.report.format import MINUS, MISSING, counted, listed, points, shown, uncertainty
 from shortstack.report.labels import PLAIN, brief
@@ -105,11 +106,30 @@ def against_plain(findings: Findings, groups: Sequence[MatchedGroup]) -> list[st
     one, other = AGAINST_PLAIN[groups[0].factor]
     better = sum(change.value > 0 for change in changes)
     beyond = sum(bool(change and change.significant) for change in corrected(changes))
-    by = _median_gap(findings, [change.value for change in changes], nats=True)
+    gaps = [change.value for change in changes if math.isfinite(change.value)]
+    by = f" (median difference {_gap(findings, median(gaps), nats=True)})" if gaps else ""
     return [
         f"{one} the {headline(findings)} is better than {other} in {better} of {counted(len(changes), 'comparison')}{by}; "
-        f"{beyond or 'none'} of the differences {'is' if beyond < 2 else 'are'} beyond chance."
+        f"{beyond or 'none'} of the differences {'is' if beyond < 2 else 'are'} beyond chance.",
+        *_perplexities(findings, _pairs(groups)),
     ]
+
+
+def _perplexities(findings: Findings, pairs: Sequence[tuple[Result, Result]]) -> list[str]:
+    """What becomes of the first text's perplexity, which moves where answers are all wrong still."""
+    text = next((name for name in findings.measured("perplexity") if name != findings.headline), "")
+    known = [(ours.measures[text].loss, plain.measures[text].loss) for ours, plain in pairs if _both(ours, plain, text)]
+    if not known:
+        return []
+    after, before = (shown(perplexity(median(losses)), "perplexity") for losses in zip(*known, strict=True))
+    if before == after:
+        return []
+    return [f"The perplexity on {brief(findings.names[text])} goes from {before} to {after} in the median."]
+
+
+def _both(ours: Result, plain: Result, name: str) -> bool:
+    """Whether both were measured, with a finite loss."""
+    return all(name in each.measures and math.isfinite(each.measures[name].loss) for each in (ours, plain))
 
 
 def slower(_findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:

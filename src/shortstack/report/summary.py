@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-from shortstack.report.findings import Findings
+from shortstack.report.findings import Findings, matched_groups
 from shortstack.report.format import counted, listed, shown
 from shortstack.report.labels import PLAIN, brief
-from shortstack.report.results import Result
-from shortstack.report.sentences import headline, score_text
-from shortstack.report.significance import difference
+from shortstack.report.sentences import headline
+from shortstack.report.significance import corrected, difference
 
 
 def opening(findings: Findings) -> str:
@@ -88,66 +85,97 @@ def _amount(level: str) -> str:
     return counted(int(level), "layer") if level.isdigit() else level
 
 
+def lead(findings: Findings) -> str:
+    """What can be told apart, in two or three sentences: how much can go, what it depends on, what has collapsed."""
+    return (
+        " ".join(filter(None, (how_much(findings), _what_matters(findings), _collapsed(findings))))
+        if findings.bases
+        else ""
+    )
+
+
+def how_much(findings: Findings) -> str:
+    """Up to which amount some setting is not told apart from the unpruned model.
+
+    Each is tested on its own: a correction for many would call more of them alike.
+    """
+    by_amount: dict[int, list[bool]] = {}
+    for each, score in findings.ranked(findings.results):
+        base = findings.base(each)
+        change = difference(score, base) if base else None
+        if change and change.p is not None and each.removed:
+            by_amount.setdefault(each.removed, []).append(change.worse)
+    if not by_amount:
+        return ""
+    near = [amount for amount, worse in by_amount.items() if not all(worse)]
+    if not near:
+        return f"Every setting is worse than its unpruned model in the {headline(findings)}, beyond chance."
+    most = max(near)
+    same, of = by_amount[most].count(False), len(by_amount[most])
+    some = f"{same} of {of} settings" if of > 1 else "the setting"
+    beyond = [amount for amount in by_amount if amount > most]
+    rest = "; with more gone every one is worse, beyond chance" if beyond else ""
+    alike = f"cannot be told apart from the unpruned model in the {headline(findings)}"
+    return f"With {counted(most, 'layer')} gone {some} {alike}{rest}."
+
+
+def _what_matters(findings: Findings) -> str:
+    """How often the levels of each choice are told apart, in groups that differ in nothing else."""
+    told = []
+    for factor, words in CHOICES.items():
+        pairs = [findings.ranked(group.results) for group in matched_groups(findings, factor)]
+        changes = corrected([difference(ranked[0][1], ranked[-1][1]) for ranked in pairs if len(ranked) > 1])
+        known = [change for change in changes if change and change.p is not None]
+        if known:
+            told.append(f"{words} {sum(change.significant for change in known)} of {len(known)}")
+    if not told:
+        return ""
+    return f"Where settings differ in one choice alone, the best is told apart from the worst: {', '.join(told)}."
+
+
+CHOICES = {
+    "metric": "the metric",
+    "strategy": "the schedule",
+    "repair": "repair",
+    "heal": "how it heals",
+    "calibration": "the calibration text",
+    "data": "the healing data",
+}
+
+
+def _collapsed(findings: Findings) -> str:
+    """How many settings write loops, few words or nothing, and from which amount on."""
+    looked = [
+        (each.removed or 0, bool(step.result["collapse"].get("collapsed")))
+        for each in findings.results
+        if (step := each.evaluation) and step.result.get("collapse")
+    ]
+    fallen = [removed for removed, collapsed in looked if collapsed]
+    if not fallen:
+        return ""
+    some = f"{len(fallen)} of {counted(len(looked), 'setting')} {'has' if len(fallen) == 1 else 'have'}"
+    return f"{some} collapsed in free text, the first with {counted(min(fallen), 'layer')} gone."
+
+
 def key_figures(findings: Findings) -> list[tuple[str, str, str]]:
-    """(what, number, what to make of it): the trials, the best at each amount removed, the time."""
+    """(what, number, what to make of it): the trials, how many settings stand beside the unpruned model, the time."""
     states = Counter(trial.state for trial in findings.runs.trials)
     rest = [f"{count} {state}" for state, count in states.items() if state != "done"]
     figures = [("trials done", f"{states['done']:,}", listed(rest) if rest else "none failed")]
-    figures += [_best_figure(findings, amount, best) for amount, best in _spread(best_at_each(findings), 4)]
+    figures += _told_apart(findings)
     done = [step for step in findings.runs.steps.values() if step.state == "done"]
     hosts = {step.host for step in done if step.host}
     on = f"{counted(len(done), 'step')} on {counted(max(1, len(hosts)), 'machine')}"
     return [*figures, ("of computing", shown(float(sum(step.seconds or 0 for step in done)), "seconds"), on)]
 
 
-def best_at_each(findings: Findings) -> list[tuple[str, Result]]:
-    """The best result of each amount removed, least removed first; of several models the one that keeps most."""
-    best: dict[str, tuple[float, Result]] = {}
-    for each in findings.results:
-        amount, kept = each.factors["drop"], _kept_share(findings, each)
-        if not math.isnan(kept) and (amount not in best or kept > best[amount][0]):
-            best[amount] = (kept, each)
-    return sorted(((amount, each) for amount, (_, each) in best.items()), key=lambda pair: pair[1].removed or 0)
-
-
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many items, the first and the last among them.
-
-    >>> _spread("abcdefg", 3)
-    ['a', 'd', 'g']
-    """
-    if len(items) <= most:
-        return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
-
-
-def _kept_share(findings: Findings, result: Result) -> float:
-    """How good a result is beside its unpruned model; NaN where it was not measured."""
-    ours, base = findings.score(result), findings.base(result)
-    if ours is None or math.isnan(ours.better):
-        return math.nan
-    if base is None or base.value == 0 or not math.isfinite(base.value):
-        return ours.better
-    return ours.value / base.value if ours.higher else base.value / ours.value
-
-
-def _best_figure(findings: Findings, amount: str, best: Result) -> tuple[str, str, str]:
-    base = findings.base(best)
-    notes = [f"unpruned {score_text(base)}" if base else "", findings.label(best, {"drop"})]
-    what = f"best {headline(findings)}, {amount} removed"
-    return what, score_text(findings.score(best)), "; ".join(note for note in notes if note)
-
-
-def depth_finding(findings: Findings) -> str:
-    """The best setting of each amount removed, and up to where it is not worse than the unpruned model."""
-    words, near, worse = [], [], False
-    for amount, each in _spread(best_at_each(findings), 6):
-        ours, base = findings.score(each), findings.base(each)
-        if ours and base:
-            words.append(f"{score_text(ours)} with {_amount(amount)} removed")
-            worse = worse or difference(ours, base).worse
-            near += [] if worse else [_amount(amount)]
-    if len(words) < 2:
-        return ""
-    within = f" Up to {near[-1]} it is not worse than the unpruned model, beyond chance." if near else ""
-    return f"The {headline(findings)} of the best setting is {listed(words)}.{within}"
+def _told_apart(findings: Findings) -> list[tuple[str, str, str]]:
+    """How many settings are worse than, not told apart from, and better than the unpruned model."""
+    scored = [(score, base) for each, score in findings.ranked(findings.results) if (base := findings.base(each))]
+    changes = [change for pair in scored if (change := difference(*pair)).p is not None]
+    if not changes:
+        return []
+    worse, better = sum(change.worse for change in changes), sum(change.better for change in changes)
+    of, by = f"of {counted(len(changes), 'setting')}", f"in the {headline(findings)}, each tested on its own"
+    counts = {"not told apart from unpruned": len(changes) - worse - better, "worse": worse, "better": better}
+    return [(what, f"{count:,}", f"{of} {by}") for what, count in counts.items() if count or what != "better"]

@@ -73,7 +73,8 @@ def _comparison(change: Difference, kind: str) -> str:
 class Column:
     """A heading, and how to make the cells below it from what the rows are about: results or steps.
 
-    kind: of its values, as format.shown() has it; title: what the heading means; measure: the column of the measures that
+    kind: of its values, as format.shown() has it; unit: of them, and where better values lie; title: what the heading
+    means; measure: the column of the measures that
     it shows, whose numbers are judged against each other.
     """
 
@@ -82,6 +83,7 @@ class Column:
     cell: Callable[[Any], Cell]
     title: str = ""
     measure: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from . import measurement as measurement
 from . import metrics as metrics
+from . import orders as orders
 from . import scores as scores
 from .depth_curve import Sweep as Sweep
 from .depth_curve import sweep as sweep

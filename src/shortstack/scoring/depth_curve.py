@@ -23,12 +23,15 @@ from shortstack.machine.files import plain
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, silent
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_tails
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from shortstack.charts import Picture
 
 
 TOLERATED = math.log(1.5)  # a perplexity half as high again
@@ -71,6 +74,12 @@ class Sweep(Tabled):
         )
         return Table(title, names, [[getattr(depth, name) for name in names] for depth in self.depths])
 
+    def plot(self) -> Picture:
+        """Perplexity, KL divergence and accuracy over the layers that are cut, as a picture."""
+        from shortstack.scoring.pictures import sweep_picture
+
+        return sweep_picture([vars(depth) for depth in self.depths], knee=self.knee, tokens=self.tokens)
+
     @property
     def knee(self) -> int | None:
         """How many layers are gone where the curve of the loss bends up; None where it never does."""
@@ -109,6 +118,7 @@ class Sweep(Tabled):
         return {"depths": data.pop("depths"), **derived, **data}
 
 
+@typed
 def sweep(
     checkpoint: Model,
     tokens: Tokens | CalibrationText | Rows,

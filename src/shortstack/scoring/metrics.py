@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MetricName = Literal[
+    "random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi", "kl", "tv", "angular", "angular-mean",
+    "relative-magnitude", "gradient", "repaired-window", "random-authors", "magnitude-l1-authors", "magnitude-l2-authors",
+    "taylor-authors", "bi-authors",
+]  # fmt: skip
 Feed = Literal["layers", "weights", "hidden", "loss", "kl", "tv", "gradient", "repair"]
 COMPARING = frozenset({"kl", "tv"})  # feeds that compare the output with the whole model's
 AUTHORS = "-authors"  # ends the names of metrics as the authors' code has them, where that is not what the paper says

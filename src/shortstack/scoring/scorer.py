@@ -19,18 +19,20 @@ from shortstack.machine.files import plain
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
 from shortstack.scoring.measurement import Run, Wanted
-from shortstack.scoring.metrics import METRICS, Metric, metrics_named
+from shortstack.scoring.metrics import METRICS, Metric, MetricName, metrics_named
 from shortstack.scoring.scores import KindScores, Scores
 
 
+@typed
 def score(
     checkpoint: Model,
     tokens: Tokens | CalibrationText | Rows | None = None,
     *,
-    metrics: Sequence[str] | str = ("ppl",),
+    metrics: Sequence[MetricName | str] | MetricName | str = ("ppl",),
     window: int | None = None,
     compute: Compute = AUTO,
     progress: Progress = silent,

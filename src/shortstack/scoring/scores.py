@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.sizes import check_not_other
 from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.files import plain, read_json, save_json
 from shortstack.machine.tables import Table, Tabled
+from shortstack.scoring.orders import removal_order
+
+if TYPE_CHECKING:
+    from shortstack.charts import Picture
 
 DEAR = 3.0  # times the median: more than a layer usually costs
-
-
-def removal_order(values: Sequence[float]) -> tuple[int, ...]:
-    """Places from the lowest value to the highest; ties go to the lower place.
-
-    >>> removal_order([3.0, 1.0, 2.0, 1.0])
-    (1, 3, 2, 0)
-    """
-    return tuple(sorted(range(len(values)), key=lambda place: (values[place], place)))
 
 
 @dataclass(frozen=True)
@@ -91,6 +85,23 @@ class Scores(Tabled):
         return Table(
             title, (first, *found), [(place, *row) for place, row in enumerate(zip(*found.values(), strict=True))]
         )
+
+    def plot(self, drop: int | None = None) -> Picture:
+        """Orders, values and agreement of the metrics as a picture; the `drop` layers that go first marked, or a quarter.
+
+        Raises:
+            InputError: there are not so many layers.
+        """
+        from shortstack.charts.picture import short
+        from shortstack.scoring.pictures import score_picture
+
+        amount = max(1, int(self.layers / 4 + 0.5)) if drop is None else drop
+        if not 1 <= amount < self.layers:
+            expected, fix = f"between 1 and {self.layers - 1} layers", "mark fewer"
+            raise InputError(parameter("drop"), expected=expected, found=str(drop), fix=fix)
+        title = f"{short(self.model.get('source', 'model'), 42)}, {self.layers} layers"
+        values, blocks = self.scores, self.window_scores
+        return score_picture(values, amount, title=title, tokens=self.tokens, blocks=blocks, window=self.window)
 
     @property
     def default_metric(self) -> str:
@@ -171,31 +182,3 @@ def _check_numbers(where: object, name: str, values: Sequence[float], amount: in
 
 def _not_scores(where: object, expected: str, found: str) -> DataError:
     return DataError(where, expected=expected, found=found, fix="score the model again")
-
-
-def agreement(scores: Scores) -> dict[str, dict[str, float]]:
-    """Kendall's tau-b between every pair of metrics.
-
-    >>> agreement(Scores(3, {"bi": (1.0, 2.0, 3.0), "reverse": (2.0, 1.0, 0.0)}))["bi"]
-    {'bi': 1.0, 'reverse': -1.0}
-    """
-    return {one: {other: kendall_tau(a, b) for other, b in scores.scores.items()} for one, a in scores.scores.items()}
-
-
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Kendall's tau-b: pairs of layers in the same order less those in the opposite one, over the pairs that are not tied.
-
-    sum(s t) / sqrt(sum(s^2) sum(t^2)), s and t the sign of each pair's difference in a and in b: 1 for the same order,
-    -1 for the reverse. NaN where all of a or all of b are equal, which is no order.
-
-    >>> kendall_tau([1, 2, 3, float("inf")], [10, 20, 40, 30])
-    0.6666666666666666
-    """
-    first, second = _signs(a), _signs(b)
-    untied = sum(map(abs, first)) * sum(map(abs, second))
-    return sum(s * t for s, t in zip(first, second, strict=True)) / math.sqrt(untied) if untied else math.nan
-
-
-def _signs(values: Sequence[float]) -> list[int]:
-    """The sign of every pair's difference, by comparing: infinities have no difference."""
-    return [(x > y) - (x < y) for x, y in itertools.combinations(values, 2)]

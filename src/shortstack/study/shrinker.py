@@ -18,6 +18,7 @@ from shortstack.machine.files import check_new, plain, remove, rename_new, save_
 from shortstack.machine.formats import show_layers, size
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.typed import typed
 from shortstack.planning.plans import DRAFT, REPAIRED_BLOCKS
 from shortstack.report import write_report
 from shortstack.runs.records import TrialRecord
@@ -61,6 +62,7 @@ class Shrunk:
         return {**{name: value for name, value in data.items() if name != "beside"}, **data["beside"]}
 
 
+@typed
 def shrink(
     model: Model,
     out: str | Path,
@@ -87,6 +89,7 @@ def shrink(
     return _shrink({str(study.trial["drop"]): Path(out)}, study, launcher, progress)[0]
 
 
+@typed
 def shrink_each(
     model: Model,
     outs: Mapping[str, Path],

@@ -1,7 +1,6 @@
-"""Charts as inline SVG: small, readable in light and dark (colours are CSS variables), each point with its numbers.
+"""Lines over two axes: where everything lies. What is drawn is in charts.svg.j2.
 
-What is drawn is in charts.svg.j2; here is where it lies. Lengths are in the units of the view box, which is as wide as
-WIDTH and scales with the page.
+Lengths are in the units of the view box, which is as wide as WIDTH and scales with what it stands in.
 """
 
 from __future__ import annotations
@@ -9,27 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import pairwise
 
-from jinja2 import Template
 from markupsafe import Markup
 
-from shortstack.report.templates import templates
+from shortstack.charts.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, macro
 
-WIDTH, HEIGHT = 480, 330
-LEFT, RIGHT, TOP, BOTTOM = 58, 30, 30, 46  # left: room for 10,000 on a phone
 END, FLOOR = WIDTH - RIGHT, HEIGHT - BOTTOM  # of the horizontal axis: its right end, its height
-NAMES, ROW = 100, 20  # of a heat map: room for names, height of a row
-OUTLINES = {
-    "square": "m-3.3 -3.3h6.6v6.6h-6.6z",
-    "triangle": "m0 -4.4l4.2 7.4h-8.4z",
-    "infinite": "m0 -7l5 9h-10z",
-    "diamond": "m0 -4.9l4.9 4.9l-4.9 4.9l-4.9 -4.9z",
-    "cross": "m-4 -1.2h2.8v-2.8h2.4v2.8h2.8v2.4h-2.8v2.8h-2.4v-2.8h-2.8z",
-}
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
-COLOURED = len(SHAPES)  # lines beyond these are grey: nobody tells more colours apart
+
+
+Facets = Callable[[Mapping[str, str]], str]
 
 
 @dataclass(frozen=True)
@@ -127,18 +115,22 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over two axes. levels: names and values of lines drawn across; front: points that a staircase joins."""
+    """Lines over two axes.
+
+    levels: names and values of lines drawn across; marks: of lines drawn upright; front: points that a staircase joins.
+    """
 
     title: str
     x: Axis
     y: Axis
     lines: Sequence[Line]
     levels: Sequence[tuple[str, float]] = ()
+    marks: Sequence[tuple[str, float]] = ()
     front: Sequence[Point] = ()
 
-    def svg(self, facets: Callable[[Mapping[str, str]], str]) -> Markup:
-        """The chart as SVG, coloured lines above grey ones. facets: factors as the words that the page filters by."""
-        return _macro("line_chart")(self, facets)
+    def svg(self, facets: Facets = lambda _factors: "") -> Markup:
+        """The chart as SVG, coloured lines above grey ones. facets: factors as the words that a page filters by."""
+        return macro("line_chart")(self, facets)
 
     def across(self, x: float) -> float:
         """Where a value of the horizontal axis lies."""
@@ -160,6 +152,10 @@ class Chart:
             path += f"H{at:.1f}V{height:.1f}" if height < before else f"V{height:.1f}H{at:.1f}"
         return path
 
+    def beyond(self, point: Point) -> bool:
+        """Whether a point is higher than the chart, at whose edge it is drawn."""
+        return point.y > self.y.high
+
     def whisker(self, point: Point) -> tuple[float, float] | None:
         """The ends of one standard error up and down, where that is more than the marker hides."""
         if not point.error or not math.isfinite(point.y):
@@ -168,32 +164,20 @@ class Chart:
         return (low, high) if low - high > 8 else None
 
 
-def swatch(colour: int | None) -> Markup:
-    """The marker of a line, for a legend."""
-    return _macro("swatch")(colour)
+def front(points: Sequence[Point], *, less_x: bool, less_y: bool) -> list[Point]:
+    """The points that no other is at least as good as in both and better in one, from the smallest x.
 
-
-def heat_map(rows: Mapping[str, Sequence[int]], *, title: str, text: Callable[[str, int], str], marked: int) -> Markup:
-    """Rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
-
-    rows: the place of each column, by the row's name; text: what a cell says, from the row's name and its column.
+    >>> [point.x for point in front([Point(1, 5, ""), Point(2, 4, ""), Point(3, 9, "")], less_x=True, less_y=False)]
+    [1, 3]
     """
-    return _macro("heat_map")(rows, title, text, marked)
 
+    def key(point: Point) -> tuple[float, float]:
+        return (point.x if less_x else -point.x), (point.y if less_y else -point.y)
 
-def _macro(name: str) -> Callable[..., Markup]:
-    """A macro of charts.svg.j2."""
-    macro: Callable[..., Markup] = getattr(_template().module, name)
-    return macro
-
-
-@cache
-def _template() -> Template:
-    environment = templates()
-    environment.finalize = lambda value: f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
-    environment.filters |= {
-        "shape": lambda colour: "circle" if colour is None else SHAPES[colour],
-        "colour_class": lambda colour: "grey" if colour is None else f"c{colour}",
-    }
-    lengths = {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "END": END, "FLOOR": FLOOR, "NAMES": NAMES, "ROW": ROW}
-    return environment.get_template("charts.svg.j2", globals=lengths | {"OUTLINES": OUTLINES})
+    kept: list[Point] = []
+    lowest = math.inf
+    for point in sorted(points, key=key):
+        if key(point)[1] < lowest:
+            kept.append(point)
+            lowest = key(point)[1]
+    return sorted(kept, key=lambda point: point.x)

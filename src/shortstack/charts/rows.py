@@ -1,0 +1,98 @@
+"""Rows of a map, of bars, of dots, and a stack of layers: what has a place for each layer, or a line for each name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from shortstack.charts.drawing import BARS, ROW, macro
+
+STEEP = 100  # times the lowest: from there on bars are as high as logarithms
+Say = Callable[[str, int], str]  # what a cell says, from its row's name and its column
+
+
+def heat_map(rows: Mapping[str, Sequence[int]], *, title: str, text: Say, marked: int, axis: str = "layer") -> Markup:
+    """Rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
+
+    rows: the place of each column, by the row's name.
+    """
+    return macro("heat_map")(rows, title, text, marked, axis)
+
+
+def map_height(rows: int) -> int:
+    """How high a heat map of so many rows is."""
+    return ROW * rows + 24
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A row of bars: values, of which some stand out, over what they range."""
+
+    name: str
+    values: Sequence[float]
+    first: frozenset[int] = frozenset()
+
+    @property
+    def finite(self) -> list[float]:
+        return [value for value in self.values if math.isfinite(value)]
+
+    @property
+    def steep(self) -> bool:
+        """Whether one value would hide all differences between the others."""
+        return bool(self.finite) and min(self.finite) > 0 and max(self.finite) > STEEP * min(self.finite)
+
+    @property
+    def heights(self) -> list[float]:
+        """Of each bar, from 0 to 1; what is infinite is as high as can be."""
+        drawn = [math.log(value) if self.steep and value > 0 else value for value in self.values]
+        finite = [value for value in drawn if math.isfinite(value)] or [0.0]
+        low, span = min(finite), (max(finite) - min(finite)) or 1.0
+        return [min(1.0, (value - low) / span) if math.isfinite(value) else 1.0 for value in drawn]
+
+
+def bars(rows: Sequence[Bars], *, title: str, text: Say, number: Callable[[float], str]) -> Markup:
+    """Rows of bars, each from its lowest value to its highest, which are written below its name."""
+    return macro("bars")(rows, title, text, number)
+
+
+def bars_height(rows: int) -> int:
+    """How high so many rows of bars are."""
+    return BARS * rows + 24
+
+
+def square(names: Sequence[str], values: Sequence[Sequence[float]], *, title: str) -> Markup:
+    """A row and a column for each name, with a number from -1 to 1 in each cell; what is no number is a line."""
+    return macro("square")(names, values, title)
+
+
+@dataclass(frozen=True)
+class Dots:
+    """What a line of dots shows: values from 0 to 1 with their standard errors and colours, and the level of chance."""
+
+    name: str
+    values: Sequence[tuple[int, float, float | None]]
+    chance: float | None = None
+
+
+def dots(rows: Sequence[Dots], *, title: str) -> Markup:
+    """A line for each name, with a dot for each of its values, from 0 to 1; a short rule where chance is."""
+    return macro("dots")(rows, title)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a stack: kept, removed, refitted or trained; and what pointing at it shows."""
+
+    state: str
+    said: str
+
+
+def stack(layers: Sequence[Layer], *, title: str) -> Markup:
+    """Layers side by side, the first at the left; removed ones are empty."""
+    return macro("stack")(layers, title)
+
+
+STACK_HEIGHT = 46

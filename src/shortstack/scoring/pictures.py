@@ -1,0 +1,108 @@
+"""Scores and depths as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shortstack.charts.chart import Chart, Line, Point, axis
+from shortstack.charts.drawing import HEIGHT, ROW
+from shortstack.charts.picture import Named, Panel, Picture, short
+from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square
+from shortstack.machine.formats import number
+from shortstack.scoring.orders import agreement, removal_order
+
+Values = Mapping[str, Sequence[float]]
+Tokens = Mapping[str, Any] | None
+Depths = Mapping[str, float | None]
+
+
+def score_picture(
+    values: Values, drop: int, *, title: str, tokens: Tokens, blocks: Values, window: int | None
+) -> Picture:
+    """The order in which each metric removes layers, its values, the same of blocks, and how far metrics agree.
+
+    values, blocks: of each layer, and of each block of `window` layers, by metric. The first `drop` layers are marked.
+    """
+    panels = []
+    if values:
+        order = "Order in which each metric removes layers"
+        panels += [_orders(values, drop, order, "layer"), _values(values, drop)]
+    if blocks:
+        panels.append(_orders(blocks, 1, f"The same for blocks of {window} layers", "first layer"))
+    if len(values) > 1:
+        panels.append(_agreement(values))
+    marked = f"the {drop} that go first are marked" if drop > 1 else "the one that goes first is marked"
+    return Picture(title, panels, ["; ".join([*_read(tokens), marked])])
+
+
+def _read(tokens: Tokens) -> list[str]:
+    """What was read, in words."""
+    return [f"{tokens['samples']} x {tokens['length']} tokens of {short(tokens['source'], 40)}"] if tokens else []
+
+
+def _orders(values: Values, marked: int, title: str, axis_name: str) -> Panel:
+    orders = {name: removal_order(row) for name, row in values.items()}
+    places = {name: [order.index(place) for place in range(len(order))] for name, order in orders.items()}
+
+    def said(name: str, column: int) -> str:
+        return f"{axis_name} {column} by {name}: place {places[name][column] + 1}, score {number(values[name][column])}"
+
+    svg = heat_map(places, title=title, text=said, marked=marked, axis=axis_name)
+    return Panel(f"{title}: the darker, the earlier", svg, map_height(len(places)))
+
+
+def _values(values: Values, drop: int) -> Panel:
+    rows = [Bars(name, row, frozenset(removal_order(row)[:drop])) for name, row in values.items()]
+
+    def said(name: str, layer: int) -> str:
+        return f"layer {layer} by {name}: {number(values[name][layer])}"
+
+    svg = bars(rows, title="Scores of layers by each metric", text=said, number=number)
+    legend = [(0, "score; low = remove first"), (1, "among those that go")]
+    return Panel("Scores, each metric from its lowest to its highest", svg, bars_height(len(rows)), legend)
+
+
+def _agreement(values: Values) -> Panel:
+    taus = agreement(values)
+    title = "Agreement of metrics, Kendall's tau: 1 same order, -1 reverse"
+    svg = square(list(taus), [list(row.values()) for row in taus.values()], title=title)
+    return Panel(title, svg, ROW * len(taus) + 4)
+
+
+def sweep_picture(depths: Sequence[Depths], *, knee: int | None, tokens: Tokens) -> Picture:
+    """Perplexity, KL divergence and accuracy over the number of layers that are cut from the tail, the knee marked.
+
+    depths: of the unpruned model first: layers (kept), and by name what was measured.
+    """
+    labels = {"perplexity": "perplexity", "kl": "KL divergence from the unpruned model (nats per token)"}
+    if depths[0].get("accuracy") is not None:
+        labels["accuracy"] = "accuracy (share right)"
+    panels = [_depths(depths, name, label, knee) for name, label in labels.items()]
+    return Picture(f"The first layers alone, of {depths[0]['layers']}", panels, _read(tokens))
+
+
+def _depths(depths: Sequence[Depths], name: str, label: str, knee: int | None) -> Panel:
+    named = ((name, "cut"), (f"repaired_{name}", "cut and repaired"))
+    lines = [
+        Line(word, points, colour) for colour, (key, word) in enumerate(named) if (points := _points(depths, key, word))
+    ]
+    every = [point for line in lines for point in line.points]
+    x = axis("layers removed from the tail", [point.x for point in every], "{:g}".format, whole=True)
+    y = axis(label, [point.y for point in every], number, log=name == "perplexity")
+    svg = Chart(label, x, y, lines, marks=[] if knee is None else [("knee", float(knee))]).svg()
+    legend: Named = [(line.colour, line.name) for line in lines] if len(lines) > 1 else []
+    if any(point.infinite for point in every):
+        legend = [*legend, (None, "at the upper edge: infinite")]
+    return Panel("", svg, HEIGHT, legend)
+
+
+def _points(depths: Sequence[Depths], key: str, word: str) -> list[Point]:
+    """A point for each depth that has the key, from the unpruned model on."""
+    whole = depths[0]["layers"] or 0
+    found = []
+    for depth in depths:
+        gone, value = whole - (depth["layers"] or 0), depth.get(key)
+        if value is not None:
+            found.append(Point(gone, value, f"{gone:g} removed, {word}: {number(value)}", depth.get(f"{key}_stderr")))
+    return found
