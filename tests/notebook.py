@@ -41,8 +41,9 @@ def _shown(source: str, names: dict[str, Any], number: int) -> Iterator[dict[str
     if printed.getvalue():
         yield {"name": "stdout", "output_type": "stream", "text": printed.getvalue().splitlines(keepends=True)}
     if value is not None:
-        html = {"text/html": value._repr_html_().splitlines(keepends=True)} if hasattr(value, "_repr_html_") else {}
-        data = {**html, "text/plain": repr(value).splitlines(keepends=True)}
+        kinds = (("text/html", "_repr_html_"), ("image/svg+xml", "_repr_svg_"))
+        shown = {kind: getattr(value, name)().splitlines(keepends=True) for kind, name in kinds if hasattr(value, name)}
+        data = {**shown, "text/plain": repr(value).splitlines(keepends=True)}
         yield {"data": data, "execution_count": number, "metadata": {}, "output_type": "execute_result"}
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from markupsafe import Markup
 
 from shortstack.charts.drawing import BARS, ROW, macro
 
-STEEP = 100  # times the lowest: from there on bars are as high as logarithms
+STEEP = 8  # times the median: where one value is higher, bars are as high as logarithms
 Say = Callable[[str, int], str]  # what a cell says, from its row's name and its column
 
 
@@ -42,7 +43,7 @@ class Bars:
     @property
     def steep(self) -> bool:
         """Whether one value would hide all differences between the others."""
-        return bool(self.finite) and min(self.finite) > 0 and max(self.finite) > STEEP * min(self.finite)
+        return bool(self.finite) and min(self.finite) > 0 and max(self.finite) > STEEP * median(self.finite)
 
     @property
     def heights(self) -> list[float]:
