@@ -66,11 +66,11 @@ def test_a_dry_run_counts_what_stays_and_dequantises_nothing(place, capsys, monk
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("prune", "whole.gguf", "--layers", "9", "-o", "small.gguf"), "whole.gguf|layers"),
+        (("prune", "whole.gguf", "--layers", "9", "-o", "small.gguf"), "layers from 0 to 7"),
         (("prune", "whole.gguf", "--layers", "2", "--repair", "-o", "small.gguf"), "write a directory"),
         (("prune", "whole.gguf", "--layers", "2", "-o", "whole.gguf"), "the model itself"),
         (("prune", "whole.gguf", "--layers", "2", "-o", "a-00001-of-00002.gguf"), "--max-shard-size"),
-        (("prune", "whole.gguf", "--layers", "9", "-o", "small.gguf", "--dry-run"), "whole.gguf|layers"),
+        (("prune", "whole.gguf", "--layers", "9", "-o", "small.gguf", "--dry-run"), "layers from 0 to 7"),
         (("prune", "whole.gguf", "--memory", "900GB", "-o", "small.gguf"), "--memory"),
         (("prune", ".", "--layers", "2", "-o", "small.gguf"), "GGUF is cut from GGUF"),
         (("prune", "cut.gguf", "--layers", "2", "-o", "small.gguf"), "ends after 3,000 bytes"),

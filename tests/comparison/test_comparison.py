@@ -84,6 +84,8 @@ def test_every_row_is_there_and_the_best_is_first(compared):
     losses = [row.perplexity["a"].loss if row.perplexity else math.inf for row in found.rows]
     assert losses == sorted(losses)
     assert json.loads(json.dumps(found.to_dict()))["rows"][0]["name"] == found.rows[0].name
+    drawn = found.plot().svg()
+    assert all(f"<title>{row.name}: " in drawn for row in found.rows if row.bytes)
 
 
 def test_a_model_that_is_read_layer_by_layer_is_judged_alike(compared, place, capsys):

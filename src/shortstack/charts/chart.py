@@ -154,7 +154,7 @@ class Chart:
 
     def beyond(self, point: Point) -> bool:
         """Whether a point is higher than the chart, at whose edge it is drawn."""
-        return point.y > self.y.high
+        return point.y > self.y.high + 1e-9 * (self.y.high - self.y.low)  # ticks are rounded
 
     def whisker(self, point: Point) -> tuple[float, float] | None:
         """The ends of one standard error up and down, where that is more than the marker hides."""

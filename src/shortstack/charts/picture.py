@@ -125,7 +125,7 @@ def short(name: object, length: int = LONGEST) -> str:
     """The end of a long name, which tells most.
 
     >>> short("a/long/path", 8)
-    '...g/path'
+    '.../path'
     """
     text = str(name)
-    return text if len(text) <= length else f"...{text[2 - length :]}"
+    return text if len(text) <= length else f"...{text[3 - length :]}"

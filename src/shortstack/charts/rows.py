@@ -51,7 +51,7 @@ class Bars:
         drawn = [math.log(value) if self.steep and value > 0 else value for value in self.values]
         finite = [value for value in drawn if math.isfinite(value)] or [0.0]
         low, span = min(finite), (max(finite) - min(finite)) or 1.0
-        return [min(1.0, (value - low) / span) if math.isfinite(value) else 1.0 for value in drawn]
+        return [min(1.0, (value - low) / span) if math.isfinite(value) else float(value > 0) for value in drawn]
 
 
 def bars(rows: Sequence[Bars], *, title: str, text: Say, number: Callable[[float], str]) -> Markup:
@@ -85,7 +85,7 @@ def dots(rows: Sequence[Dots], *, title: str) -> Markup:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a stack: kept, removed, refitted or trained; and what pointing at it shows."""
+    """A layer of a stack: kept, removed or refitted; and what pointing at it shows."""
 
     state: str
     said: str

@@ -115,6 +115,8 @@ def foresee_file(cut: FileCut, report: Reporting) -> None:
     Raises:
         ArchitectureError: the named layers are no exact cut.
     """
+    seconds, memory = process_so_far()  # before torch, which the copy does not need
+
     from shortstack.study.needs import Needs
 
     plan, unknown = cut.planned or cut.choice.like(cut.depth.layers), tuple[str, ...]()
@@ -123,6 +125,7 @@ def foresee_file(cut: FileCut, report: Reporting) -> None:
     else:
         unknown = ("how long the choice takes; plan --dry-run says it, of the dequantised weights",)
     nbytes = sum(len(tensor.data) for tensor in kept_tensors(cut.file, plan))
-    seconds, memory = process_so_far()
     copied = seconds + nbytes / COPY_BYTES_PER_S if cut.planned else None
-    show_needs("prune", Needs(copied, memory, nbytes, nbytes, streamed=False, unknown=unknown), report)
+    show_needs(
+        "prune", Needs(copied, memory, nbytes, nbytes, streamed=False, unknown=unknown), report, output=cut.output
+    )

@@ -26,6 +26,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.hooks import linear_layers
 from shortstack.decoder.mlps import Mlp, mlps_of
 from shortstack.errors import ArchitectureError, InputError
+from shortstack.machine.numbers import in_float64
 from shortstack.machine.progress import Progress, silent
 
 SIZE_FIELD = re.compile(r"intermediate|ffn|inner|mlp|feed_forward")  # names of config fields that may count neurons
@@ -87,8 +88,8 @@ def by_magnitude(decoder: Decoder, mlps: Sequence[Mlp]) -> list[Tensor]:
     for number, mlp in enumerate(mlps):
         with decoder.resident(number):
             matrices = linear_layers(decoder.layers[number])
-            rows = [matrices[name].weight.double().square().sum(1) for name in mlp.entering]
-            column = matrices[mlp.leaving].weight.double().square().sum(0)
+            rows = [in_float64(matrices[name].weight).square().sum(1) for name in mlp.entering]
+            column = in_float64(matrices[mlp.leaving].weight).square().sum(0)
             norms.append(torch.stack([*rows, column]).sum(0).sqrt().cpu())
     return norms
 

@@ -25,13 +25,13 @@ class Shares:
     tasks: Mapping[str, TaskResult]
     probes: Mapping[str, Probed]
 
-    def rights(self) -> Iterator[tuple[str, float, float | None, float | None]]:
-        """Of each task and probe the name, the share that is right, its standard error, and chance."""
+    def rights(self) -> Iterator[tuple[str, float, float, float | None]]:
+        """Of each task and probe the name, the share that is right, its standard error (NaN: unknown), and chance."""
         for name, task in self.tasks.items():
             if task.metric in SHARES:
-                yield short(name, 20), task.value, None if math.isnan(task.stderr) else task.stderr, task.chance
+                yield f"task {name}", task.value, task.stderr, task.chance
         for name, probe in self.probes.items():
-            yield name, probe.accuracy.value, probe.accuracy.stderr, probe.chance
+            yield f"probe {name}", probe.accuracy.value, probe.accuracy.stderr, probe.chance
 
 
 def evaluation_picture(models: Sequence[Shares], texts: Sequence[str]) -> Picture:
@@ -46,8 +46,8 @@ def evaluation_picture(models: Sequence[Shares], texts: Sequence[str]) -> Pictur
     rows: dict[str, Dots] = {}
     for colour, model in zip(colours, models, strict=True):
         for name, value, error, chance in model.rights():
-            before = rows[name].values if name in rows else ()
-            rows[name] = Dots(name, [*before, (colour, value, error)], chance)
+            before, known = rows[name].values if name in rows else (), None if math.isnan(error) else error
+            rows[name] = Dots(short(name.partition(" ")[2], 20), [*before, (colour, value, known)], chance)
     if not rows:
         expected, fix = "tasks or probes to draw", "evaluate with some"
         raise InputError("the picture", expected=expected, found="perplexity alone", fix=fix)

@@ -71,6 +71,8 @@ def _kinds(annotation: Any) -> list[str]:
 
 
 def _is(value: Any, kind: str) -> bool:
+    if kind == "bool" and type(value).__module__ == "numpy":
+        return type(value).__name__.startswith("bool")
     if kind in PLAIN:
         return isinstance(value, PLAIN[kind])
     return any(base.__name__ == kind for base in type(value).__mro__)
@@ -78,7 +80,8 @@ def _is(value: Any, kind: str) -> bool:
 
 def _wrong(name: str, value: Any, kinds: list[str]) -> InputError:
     expected = " or ".join(_words(kinds))
-    found = f"a {type(value).__name__}, {value!r:.60}"
+    name_of = type(value).__name__
+    found = f"{'an' if name_of[0] in 'aeiou' else 'a'} {name_of}, {value!r:.60}"
     fix = "give one of these" if len(kinds) > 1 else "give one"
     return InputError(parameter(name), expected=expected, found=found, fix=fix)
 

@@ -76,8 +76,8 @@ class Plan(Tabled):
         stays = {layer: Layer("kept", f"layer {layer}, then {place}") for layer, place in places.items()}
         layers = [stays.get(layer) or Layer("removed", f"layer {layer} goes") for layer in range(self.layers)]
         svg = stack(layers, title="the stack of layers")
-        panel = Panel("", svg, STACK_HEIGHT, [(0, "stays"), (None, "goes")])
-        about = f"by {self.strategy}; {self.layers} layers to {len(self.kept)}"
+        panel = Panel("", svg, STACK_HEIGHT)
+        about = f"by {self.strategy}; {self.layers} layers to {len(self.kept)}; empty: removed"
         return Picture(f"without layers {short(show_layers(self.removed), 40)}", [panel], [about])
 
     @property

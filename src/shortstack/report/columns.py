@@ -46,7 +46,7 @@ def _measured_column(findings: Findings, name: str) -> Column:
     else:
         on = f" on {measure.n:,} documents" if measure.n else ""
         title = f"{label}{on}{', in percent' if measure.kind == 'share' else ''}; {better}"
-    unit = f"{'% ' if measure.kind == 'share' else ''}{'higher' if measure.higher else 'lower'} is better"
+    unit = f"{'%, ' if measure.kind == 'share' else ''}{'higher' if measure.higher else 'lower'} is better"
     return Column(label, measure.kind, lambda result: Cell.of(result.measures.get(name)), title, name, unit)
 
 

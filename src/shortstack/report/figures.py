@@ -17,7 +17,7 @@ from shortstack.charts.rows import Dots, Layer, dots, heat_map, stack
 from shortstack.machine.formats import show_layers
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, shown
-from shortstack.report.labels import brief, last_part
+from shortstack.report.labels import brief, last_parts
 from shortstack.report.results import BASE, HEALED, Result
 from shortstack.report.sentences import score_text
 from shortstack.runs.records import StepRecord
@@ -75,12 +75,13 @@ def _stack(result: Result) -> Figure | None:
     plan, prune = result.plans[0], result.step("prune")
     if "removed" not in plan:
         return None
-    fits = ((prune.result.get("repair") or {}).get("fits") or ()) if prune else ()
+    repair = (prune.result.get("repair") or {}) if prune else {}
+    fits = repair.get("fits") or () if repair.get("kept", True) else ()
     states = dict.fromkeys(range(plan["layers"]), "kept") | {fit["layer"]: "refitted" for fit in fits}
     states |= dict.fromkeys(plan["removed"], "removed")
     layers = [Layer(state, f"layer {number}: {state}") for number, state in sorted(states.items())]
     title = f"{plan['layers']} layers without {show_layers(plan['removed'])}"
-    after = " Those that stay were trained after that." if result.role == HEALED else ""
+    after = " The model was healed after that." if result.role == HEALED else ""
     said = f"Empty: removed{'; green: refitted' if fits else ''}; blue: as they were.{after}"
     return Figure("stack", "kept", title, said, stack(layers, title=title))
 
@@ -89,14 +90,16 @@ def _kept(findings: Findings, result: Result) -> Figure | None:
     """Tasks and probes of both models, with their standard errors and chance."""
     base = findings.bases.get(result.model)
     names = [name for name in (*findings.measured("task"), *findings.measured("probe")) if name in result.measures]
-    shares = [name for name in names if result.measures[name].kind == "share"]
+    shares = [
+        name for name in names if result.measures[name].kind == "share" and math.isfinite(result.measures[name].value)
+    ]
     if not base or not shares:
         return None
     rows = []
     for name in shares:
         ours, theirs = result.measures[name], base.measures.get(name)
-        values = [(THEIRS, theirs.value, theirs.stderr)] if theirs else []
-        rows.append(Dots(brief(findings.names[name], 20), [*values, (OURS, ours.value, ours.stderr)], ours.chance))
+        values = [(THEIRS, theirs.value, theirs.stderr)] if theirs and math.isfinite(theirs.value) else []
+        rows.append(Dots(brief(findings.names[name], 16), [*values, (OURS, ours.value, ours.stderr)], ours.chance))
     title = "Share right, by task and probe of writing"
     legend = ((swatch(THEIRS), "unpruned", ""), (swatch(OURS), "shorter", ""))
     return Figure("shares", "kept", title, "± one standard error; dotted: chance.", dots(rows, title=title), legend)
@@ -249,7 +252,9 @@ def _heat_map(findings: Findings, step: StepRecord) -> Figure:
     scores = step.result.get("scores") or {}
     marked = min((each.removed for each in findings.results if each.removed), default=0)
     tokens = step.result.get("tokens") or {}
-    on = f", on {tokens['samples']} x {tokens['length']} tokens of {last_part(str(tokens['source']))}" if tokens else ""
+    on = (
+        f", on {tokens['samples']} x {tokens['length']} tokens of {last_parts(str(tokens['source']))}" if tokens else ""
+    )
     model = brief(str((step.result.get("model") or {}).get("source") or step.arguments.get("model", "")))
     title = f"Which layers each metric removes first, {model}{on}"
 

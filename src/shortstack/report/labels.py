@@ -152,13 +152,14 @@ def brief(name: str, length: int = 40) -> str:
     return f"{_first_words(name[: length - 1 - tail])}…{_last_words(name[-tail:])}"
 
 
-def last_part(name: str) -> str:
-    """What a path ends in; any other name as it is.
+def last_parts(names: str) -> str:
+    """Names with commas between, those that are paths by what they end in.
 
-    >>> last_part("$DATA/c4.jsonl"), last_part("org/name")
-    ('c4.jsonl', 'org/name')
+    >>> last_parts("$DATA/c4.jsonl,pydoc"), last_parts("org/name")
+    ('c4.jsonl,pydoc', 'org/name')
     """
-    return name.rstrip("/").rpartition("/")[2] if name.startswith(PATHS) else name
+    short = (name.rstrip("/").rpartition("/")[2] if name.startswith(PATHS) else name for name in names.split(","))
+    return brief(",".join(short))
 
 
 def _first_words(text: str) -> str:

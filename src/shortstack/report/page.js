@@ -137,7 +137,7 @@
   reveal();
 
   // What is printed is whole.
-  addEventListener("beforeprint", () => all("details.table").forEach((each) => (each.open = true)));
+  addEventListener("beforeprint", () => all("details.table, details.more").forEach((each) => (each.open = true)));
 
   // The panel of chips closes as menus do.
   const panel = document.querySelector(".chips");

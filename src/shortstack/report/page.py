@@ -45,7 +45,7 @@ class Section:
     table: Table | None
 
 
-LONG, BLOCKS = 14, 3  # rows, and blocks, of a table that are shown before the others are asked for
+ROWS, BLOCKS = 9, 3  # of a block, and blocks of a table, that page.css shows before the others are asked for
 MANY = 100  # rows of all tables: from there on only findings and charts are open
 
 
@@ -68,8 +68,8 @@ class Page:
 
     @staticmethod
     def is_long(table: Table) -> bool:
-        """Whether a part of its rows is folded."""
-        return len(table.rows) > LONG or len(table.blocks) > BLOCKS
+        """Whether a part of its rows is folded: more blocks than are shown, or more rows in one of those."""
+        return len(table.blocks) > BLOCKS or any(len(block.rows) + bool(block.title) > ROWS for block in table.blocks)
 
     @staticmethod
     def repeated(table: Table) -> set[int]:

@@ -294,9 +294,9 @@ def _in_the_median(values: Sequence[float]) -> str:
     return " in the median" if len(values) > 1 else ""
 
 
-def _median_gap(findings: Findings, gaps: Iterable[float], *, nats: bool = False) -> str:
+def _median_gap(findings: Findings, gaps: Iterable[float]) -> str:
     finite = [gap for gap in gaps if math.isfinite(gap)]
-    return f", by {_gap(findings, median(finite), nats=nats)} in the median" if finite else ""
+    return f", by {_gap(findings, median(finite))} in the median" if finite else ""
 
 
 def _gap(findings: Findings, gap: float, *, nats: bool = False) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
 from shortstack.report.findings import Findings, matched_groups
 from shortstack.report.format import counted, listed, shown
 from shortstack.report.labels import PLAIN, brief
+from shortstack.report.results import Measure
 from shortstack.report.sentences import headline
 from shortstack.report.significance import corrected, difference
 
@@ -95,17 +98,17 @@ def lead(findings: Findings) -> str:
 
 
 def how_much(findings: Findings) -> str:
-    """Up to which amount some setting is not told apart from the unpruned model.
+    """Up to which amount some setting is not worse than the unpruned model, of a study of one model.
 
-    Each is tested on its own: a correction for many would call more of them alike.
+    Each is tested on its own: a correction for many would call more of them alike. One whose loss is infinite is worse.
     """
     by_amount: dict[int, list[bool]] = {}
     for each, score in findings.ranked(findings.results):
         base = findings.base(each)
         change = difference(score, base) if base else None
-        if change and change.p is not None and each.removed:
-            by_amount.setdefault(each.removed, []).append(change.worse)
-    if not by_amount:
+        if change and each.removed and (change.p is not None or change.value == -math.inf):
+            by_amount.setdefault(each.removed, []).append(change.worse or change.value == -math.inf)
+    if not by_amount or len(findings.bases) > 1:
         return ""
     near = [amount for amount, worse in by_amount.items() if not all(worse)]
     if not near:
@@ -114,8 +117,9 @@ def how_much(findings: Findings) -> str:
     same, of = by_amount[most].count(False), len(by_amount[most])
     some = f"{same} of {of} settings" if of > 1 else "the setting"
     beyond = [amount for amount in by_amount if amount > most]
-    rest = "; with more gone every one is worse, beyond chance" if beyond else ""
-    alike = f"cannot be told apart from the unpruned model in the {headline(findings)}"
+    rest = "; with more gone every one is" if beyond else ""
+    are = "are" if of > 1 and same > 1 else "is"
+    alike = f"{are} not worse than the unpruned model in the {headline(findings)}, beyond chance"
     return f"With {counted(most, 'layer')} gone {some} {alike}{rest}."
 
 
@@ -123,14 +127,20 @@ def _what_matters(findings: Findings) -> str:
     """How often the levels of each choice are told apart, in groups that differ in nothing else."""
     told = []
     for factor, words in CHOICES.items():
-        pairs = [findings.ranked(group.results) for group in matched_groups(findings, factor)]
-        changes = corrected([difference(ranked[0][1], ranked[-1][1]) for ranked in pairs if len(ranked) > 1])
-        known = [change for change in changes if change and change.p is not None]
-        if known:
-            told.append(f"{words} {sum(change.significant for change in known)} of {len(known)}")
+        groups = [[score for _, score in findings.ranked(group.results)] for group in matched_groups(findings, factor)]
+        apart = [known for scores in groups if (known := _any_apart(scores)) is not None]
+        if apart:
+            told.append(f"{words} {sum(apart)} of {len(apart)}")
     if not told:
         return ""
-    return f"Where settings differ in one choice alone, the best is told apart from the worst: {', '.join(told)}."
+    return f"Where settings differ in one choice alone, some are told apart from each other: {', '.join(told)}."
+
+
+def _any_apart(scores: Sequence[Measure]) -> bool | None:
+    """Whether any two are told apart, Holm-corrected over all pairs; None where nothing is known of their errors."""
+    changes = corrected([difference(one, other) for one, other in combinations(scores, 2)])
+    known = [change for change in changes if change and change.p is not None]
+    return any(change.significant for change in known) if known else None
 
 
 CHOICES = {
@@ -146,15 +156,17 @@ CHOICES = {
 def _collapsed(findings: Findings) -> str:
     """How many settings write loops, few words or nothing, and from which amount on."""
     looked = [
-        (each.removed or 0, bool(step.result["collapse"].get("collapsed")))
+        (each.removed, bool(step.result["collapse"].get("collapsed")))
         for each in findings.results
         if (step := each.evaluation) and step.result.get("collapse")
     ]
     fallen = [removed for removed, collapsed in looked if collapsed]
     if not fallen:
         return ""
+    known = [removed for removed in fallen if removed]
+    first = f", the first with {counted(min(known), 'layer')} gone" if known else ""
     some = f"{len(fallen)} of {counted(len(looked), 'setting')} {'has' if len(fallen) == 1 else 'have'}"
-    return f"{some} collapsed in free text, the first with {counted(min(fallen), 'layer')} gone."
+    return f"{some} collapsed in free text{first}."
 
 
 def key_figures(findings: Findings) -> list[tuple[str, str, str]]:
