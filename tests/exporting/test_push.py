@@ -15,12 +15,14 @@ from shortstack.checkpoint.card import Measured
 from shortstack.cli import main
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError
 from shortstack.exporting import push_to_hub
+from shortstack.exporting.hub import Pushed
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-FOUND = {"model": "/data/out", "perplexity": {"pydoc": {"value": 21.0}}, "tasks": [], "probes": {}}
+TEXT = {"value": 21.0, "loss_stderr": 0.1, "tokens": 4096}
+FOUND = {"model": "/data/out", "perplexity": {"pydoc": TEXT}, "tasks": [], "probes": {}}
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_what_was_written_lies_there_with_its_card(pruned, hub):
     card = repository.files["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
     assert 'from_pretrained("me/small")' in card
-    assert "| perplexity on pydoc | 21 |" in card
+    assert "| perplexity on pydoc | 21 ± 2.1 (4,096 tokens) |" in card
     assert pushed.commit == repository.head
     assert (pushed.url, pushed.pull_request) == (f"{hub.url}/me/small", None)
 
@@ -93,6 +95,54 @@ def test_it_goes_on_where_it_was_broken_off(pruned, hub):
     hub.fail.clear()
     push(pruned, hub)
     assert len(hub.said("PUT", "/upload/")) == sent
+
+
+def test_what_lies_there_already_is_verified_again(pruned, hub):
+    """A push whose commit went through and whose download did not goes on with that; files that differ are others'."""
+    hub.fail["/me/small/resolve"] = [404] * 50
+    with pytest.raises(ShortstackError, match="to download what was uploaded"):
+        push(pruned, hub)
+    sent = len(hub.said("PUT", "/upload/"))
+    hub.fail.clear()
+    assert push(pruned, hub).repository == "me/small"
+    assert len(hub.said("PUT", "/upload/")) == sent
+    hub.repositories["me/small"].files["shortstack.json"] += b" "
+    with pytest.raises(OutputError, match="a repository that does not exist yet, or is empty"):
+        push(pruned, hub)
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(pruned, hub):
+    hub.repositories["me/small"] = hub_stub.Repository(files={".gitattributes": b""})
+    with pytest.raises(InputError, match="which is public"):
+        push(pruned, hub, private=True)
+    assert not hub.said("PUT", "/upload/")
+    assert [*hub.repositories["me/small"].files] == [".gitattributes"]
+
+
+def test_a_pull_request_to_nothing_is_refused_before_anything_is_sent(pruned, hub):
+    with pytest.raises(InputError, match="leave it out, and me/none is made"):
+        push(pruned, hub, "me/none", pr=True)
+    assert not hub.said("PUT", "/upload/")
+    assert not hub.said("POST", "/commit/")
+
+
+def test_a_licence_that_contradicts_the_sources_is_refused(pruned, hub):
+    with pytest.raises(InputError, match="the licence of the source, mit"):
+        push(pruned, hub, licence="apache-2.0")
+    assert not hub.calls
+    assert push(pruned, hub, licence="mit").repository == "me/small"
+
+
+def test_what_comes_after_a_pull_request_names_its_revision(pruned, monkeypatch, capsys):
+    made = Pushed("me/small", "https://hub/me/small/discussions/7", "c", "https://hub/me/small/discussions/7", ())
+    monkeypatch.setattr("shortstack.exporting.push_to_hub", lambda *_, **__: made)
+    monkeypatch.setattr(
+        sys, "argv", ["shortstack", "export", str(pruned.directory), "--push-to-hub", "me/small", "--pr"]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "AutoModelForCausalLM.from_pretrained('me/small', revision='refs/pr/7')" in said
 
 
 def test_a_download_that_differs_is_told(pruned, hub):

@@ -85,6 +85,9 @@ def test_the_language_part_is_cut_and_what_sees_is_copied(kind, tmp_path):
     pruned = prune(checkpoint, cut, tmp_path / "small")
     assert (pruned.directory / "preprocessor_config.json").read_text() == '{"size": 16}'
     assert verify(pruned, against=checkpoint).ok
+    card = (pruned.directory / "README.md").read_text()
+    assert "AutoModelForImageTextToText.from_pretrained" in card
+    assert "pipeline_tag: image-text-to-text" in card
     loaded, report = AutoModelForImageTextToText.from_pretrained(
         pruned.directory, dtype=torch.float32, output_loading_info=True
     )

@@ -203,3 +203,28 @@ def test_payloads_are_copied_byte_for_byte_under_their_new_numbers(kind, source,
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("method", ["gptq", "spqr"])
+def test_what_cannot_be_loaded_here_is_compared_byte_for_byte(method, source, tmp_path, monkeypatch):
+    """Whatever keeps its loader from running: a library that is missing, or a device."""
+    told = ImportError("Loading requires optimum") if method == "gptq" else RuntimeError("GPU is required")
+
+    def refused(*_, **__):
+        raise told
+
+    settings = json.loads((source / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
+    (source / "config.json").write_text(json.dumps(settings))
+    whole = Checkpoint.open(source)
+    small = prune(whole, SOME, tmp_path / "small")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refused)
+    found = verify(small, against=whole)
+    assert found.ok
+    assert "byte for byte" in found.checks["bytes"]["detail"]
+    assert str(told) in found.checks["tensors"]["detail"]
+    weights = load_file(source / "model.safetensors")
+    weights["model.layers.3.mlp.up_proj.weight"] += 1
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    changed = verify(small, against=Checkpoint.open(source))
+    assert not changed.ok
+    assert changed.checks["bytes"]["detail"].startswith("model.layers.2.mlp.up_proj.weight is not the source's")

@@ -21,6 +21,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENCE = ("license", "license_name", "license_link")
 MOST_BYTES = 1 << 20  # of a card that is read for its metadata
 TAGS = ("layer-pruning", "layer-pruned", "depth-pruning", "shortstack")
+SEES = "ForConditionalGeneration"  # ends the class of models that see images, which have a processor
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
         "metadata": card_metadata(record, told.licence),
         "name": name,
         "base": base_model(record) or "a local model",
+        "source": base_model(record) or "the model that it was made from",
+        "sees": _sees(record),
         "made": [_sentence(step) for step in steps],
         "kept": _kept(record),
         "commands": [_command(step, name if step is steps[-1] else None) for step in steps],
@@ -89,10 +92,10 @@ def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
     data = ModelCardData(
         base_model=base_model(record),
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if _sees(record) else "text-generation",
         tags=list(TAGS),
         datasets=sets or None,
-        base_model_relation="finetune",
+        base_model_relation="finetune" if base_model(record) else None,
         license=licence.get("license"),
         license_name=licence.get("license_name"),
         license_link=licence.get("license_link"),
@@ -110,6 +113,11 @@ def base_model(record: Mapping[str, Any]) -> str | None:
     if first == "demo":
         return DEMO_HUB_ID
     return first if HUB_ID.fullmatch(first) and not Path(first).exists() else None
+
+
+def _sees(record: Mapping[str, Any]) -> bool:
+    """Whether the model is one that sees images, too."""
+    return str(record.get("architecture")).endswith(SEES)
 
 
 def licence_of(directory: Path) -> dict[str, str]:
@@ -139,7 +147,8 @@ def _sentence(step: Mapping[str, Any]) -> str:
     plan, healing = step.get("plan"), step.get("healing")
     if plan and not healing:
         refitted = "; kept layers were refitted in closed form" if (step.get("repair") or {}).get("kept") else ""
-        gone = f"{len(plan['removed'])} of {plan['layers']} layers were removed (numbered from 0: "
+        were = "was" if len(plan["removed"]) == 1 else "were"
+        gone = f"{len(plan['removed'])} of {plan['layers']} layers {were} removed (numbered from 0: "
         return f"{gone}{show_layers(plan['removed'])}){refitted}."
     if healing:
         taught = "the output of the unpruned model" if healing["objective"]["loss"] == "distill" else "the text"
@@ -226,11 +235,20 @@ def _rows(measured: Sequence[Measured]) -> list[tuple[str, list[str]]]:
 
 def _cells(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Of an evaluation: perplexities, tasks and probes with their standard errors and how many items they had."""
-    cells = [(f"perplexity on {text}", number(each["value"])) for text, each in (found.get("perplexity") or {}).items()]
+    cells = [(f"perplexity on {text}", _perplexity(each)) for text, each in (found.get("perplexity") or {}).items()]
     tasks = found.get("tasks") or {}
     for name, each in tasks.items() if isinstance(tasks, Mapping) else [(task["task"], task) for task in tasks]:
         cells.append((f"{name}, {each.get('metric', 'score')}", _with_error(each)))
     return cells + [(f"writing: {name}", _with_error(each)) for name, each in (found.get("probes") or {}).items()]
+
+
+def _perplexity(each: Mapping[str, Any]) -> str:
+    """The error of a perplexity is its own times that of the loss."""
+    value, stderr = each["value"], each.get("loss_stderr")
+    if value is None:
+        return "infinite"
+    error = "" if stderr is None else f" ± {number(value * stderr)}"
+    return f"{number(value)}{error} ({each['tokens']:,} tokens)" if each.get("tokens") else f"{number(value)}{error}"
 
 
 def _with_error(each: Mapping[str, Any]) -> str:

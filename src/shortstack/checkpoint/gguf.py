@@ -101,6 +101,10 @@ def _convert(path: Path, out: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises no other of what it cannot read
+            raise
+        raise _unreadable(path, error) from error
     # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are;
     # transformers 5.0 gives it nothing to remember.
     model.hf_quantizer = None

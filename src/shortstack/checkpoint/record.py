@@ -29,6 +29,7 @@ def provenance(checkpoint: Checkpoint, verb: str, seconds: float) -> dict[str, A
             "weight_bytes": checkpoint.weight_bytes,
             "files": {path.name: path.stat().st_size for path in checkpoint.shards},
         },
+        "architecture": next(iter(checkpoint.config.get("architectures") or ()), None),
         "origin": _without_files(checkpoint.record) or None,
         "versions": versions(),
         "seconds": round(seconds, 3),

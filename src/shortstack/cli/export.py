@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,7 +80,7 @@ def export(
         fix = f"use it as it is: llama-server -m {directory}"
         raise InputError(directory, expected="a checkpoint directory", found="a .gguf file already", fix=fix)
     if asked.ollama and asked.gguf:
-        check_new(asked.gguf.with_name(MODELFILE), make_folders=True)
+        check_new(_modelfile_of(asked.gguf), make_folders=True)
 
     from shortstack.checkpoint import Checkpoint
 
@@ -96,7 +97,7 @@ def export(
         return console.show_json({"gguf": None, "modelfile": None, "hub": None, **made})
     for what, where in made.items():
         console.show(f"{what}: {where if isinstance(where, str) else where['url']}")
-    report.say(_next(asked))
+    report.say(_next(asked, checkpoint, made))
     return None
 
 
@@ -128,11 +129,17 @@ def _gguf(checkpoint: Checkpoint, asked: ExportOptions, file: Path, progress: Pr
     export_gguf(checkpoint, file, kind=asked.gguf_type, converter=asked.converter, progress=progress)
     if told is None:
         return {"gguf": str(file)}
-    place = file.with_name(MODELFILE)
+    place = _modelfile_of(file)
     check_new(place)
     with whole(place) as partial:
         partial.write_text(told, encoding="utf-8")
     return {"gguf": str(file), "modelfile": str(place)}
+
+
+def _modelfile_of(file: Path) -> Path:
+    """Where the Modelfile goes: by its usual name, or, where there is one of another model, by the file's."""
+    usual = file.with_name(MODELFILE)
+    return file.with_name(f"{file.stem}.{MODELFILE}") if usual.exists() else usual
 
 
 def _pushed(checkpoint: Checkpoint, asked: ExportOptions, repository: str, progress: Progress) -> dict[str, Any]:
@@ -163,10 +170,14 @@ def _results(files: str | None) -> list[Measured]:
     return [Measured(Path(str(each.get("model", path.stem))).name, each) for path, each in found]
 
 
-def _next(asked: ExportOptions) -> str:
+def _next(asked: ExportOptions, checkpoint: Checkpoint, made: Mapping[str, Any]) -> str:
     """What to do with what was made."""
     if asked.gguf and asked.ollama:
-        return f"ollama create {asked.gguf.stem} -f {asked.gguf.with_name(MODELFILE)}"
+        return f"ollama create {asked.gguf.stem} -f {made['modelfile']}"
     if asked.gguf:
         return f"llama-server -m {asked.gguf}, or smaller: llama-quantize {asked.gguf} {asked.gguf.stem}-q4_k_m.gguf Q4_K_M"
-    return f"AutoModelForCausalLM.from_pretrained({asked.push_to_hub!r})"
+    from shortstack.architecture.anatomy import auto_class
+
+    loader, offered = auto_class(str(checkpoint.config["model_type"])).__name__, made["hub"]["pull_request"]
+    revision = f", revision='refs/pr/{offered.rpartition('/')[2]}'" if offered else ""
+    return f"{loader}.from_pretrained({asked.push_to_hub!r}{revision})"

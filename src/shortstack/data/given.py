@@ -26,6 +26,10 @@ def source_of(source: str | Rows) -> str:
     """
     if isinstance(source, str | Path):
         return str(source)
+    if isinstance(source, Mapping):  # a DatasetDict, as load_dataset() gives it
+        splits = ", ".join(map(str, source))
+        fix = "give one of them"
+        raise DataError("the data", expected="rows", found=f"several sets by name: {splits}", fix=fix)
     lines = [_line(row, number) for number, row in enumerate(source)]
     if not lines:
         raise DataError("the data", expected="texts, chats or records", found="none", fix="give some")

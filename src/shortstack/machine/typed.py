@@ -34,7 +34,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     (sequences, callables, models, rows) is left to the function.
 
     >>> @typed
-    ... def cut(plan: "Plan | Chosen", most: "int | None" = None): ...
+    ... def cut(plan: Plan | Chosen, most: int | None = None): ...
     >>> cut("25%")
     Traceback (most recent call last):
     shortstack.errors.InputError: plan: expected Plan or Chosen, found a str, '25%'. To fix it: give one of these.

@@ -32,6 +32,12 @@ def verify_gguf(file: str | Path, *, against: str | Path | None = None, progress
         raise CheckpointError(file, expected=expected, found="none", fix=fix)
     checks = {"tensors": _whole(model)}
     if against is not None and checks["tensors"]["ok"]:
+        if f"{OURS}exported" in model.entries:
+            expected, fix = (
+                "a file that was cut from a .gguf file",
+                "leave the other model out: export checks what it writes",
+            )
+            raise CheckpointError(file, expected=expected, found="one that export made of a checkpoint", fix=fix)
         source = read_gguf(Path(against))
         plan = _plan(model, source)
         checks["metadata"] = _metadata(model, source, plan)

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.file_names import PICKLED, RECORD, TEMPLATES
-from shortstack.checkpoint.pieces import file_digest
+from shortstack.checkpoint.pieces import file_digest, pieces_digest
 from shortstack.checkpoint.record import changed_since, skipped_layers
+from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import check_fit
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import ArchitectureError, CheckpointError
+from shortstack.errors import ArchitectureError, CheckpointError, one_line
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import plain
 from shortstack.machine.formats import show_layers
@@ -64,7 +65,8 @@ def verify(
 ) -> Verification:
     """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
 
-    The first check that fails is the last: a changed file is not loaded, and what does not load has no logits.
+    The first check that fails is the last: a changed file is not loaded, and what does not load has no logits. Quantised
+    weights whose loader is not on this machine are compared byte for byte in their place.
 
     Logits are compared in float32 on seeded random tokens; they must be equal, difference 0. Where a tensor outside the
     layers became smaller (Gemma 3n's per-layer embeddings), products with it round anew and 1e-5 of the largest logit is
@@ -90,6 +92,10 @@ def verify(
     checks = {"files": _files(checkpoint, progress)}
     if not checks["files"]["ok"]:  # what somebody changed is not loaded
         return Verification(checks)
+    if why := _not_loaded(checkpoint):
+        detail = f"{len(checkpoint.tensors)} tensors; not loaded here: {why}"
+        compared = {"bytes": _bytes(checkpoint, against)} if against else {}
+        return Verification({**checks, "tensors": {"ok": True, "detail": detail}, **compared})
     models = [checkpoint, *([against] if against else [])]
     if stream is None:
         stream = any(must_stream(each, torch.float32, device) for each in models)
@@ -131,6 +137,40 @@ def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
     except (ArchitectureError, CheckpointError) as error:
         return {"ok": False, "detail": error.found}
     return {"ok": True, "detail": f"{len(checkpoint.tensors)} tensors, none missing or unexpected"}
+
+
+def _not_loaded(checkpoint: Checkpoint) -> str | None:
+    """Why quantised weights cannot be loaded on this machine: their loader is not installed, or wants another device."""
+    if not checkpoint.config.get("quantization_config"):
+        return None
+    try:
+        checkpoint.model(dtype=torch.float32, strict=True)
+    except CheckpointError as error:
+        return error.found if isinstance(error.__cause__, ImportError) else None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each loader has its own words for that
+        return one_line(error) or type(error).__name__
+    except ArchitectureError:
+        return None  # it loads, and something is missing: the check of tensors says what
+    return None
+
+
+def _bytes(checkpoint: Checkpoint, against: Checkpoint) -> dict[str, Any]:
+    """Every tensor is that of the source, byte for byte, under its new number."""
+    removed = tuple(sorted(skipped_layers(checkpoint, against)))
+    expected = list(against.tensors.values())
+    if removed:
+        plan = Plan(against.anatomy.layers, removed, "verify")
+        expected = kept_tensors(against, plan, shared_weight_owners(against, plan))
+    mine = dict(checkpoint.tensors)
+    other = [tensor.name for tensor in expected if not _same(tensor, mine.pop(tensor.name, None))]
+    wrong = [f"{name} is not the source's" for name in (*other, *mine)]
+    said = f"{len(expected)} tensors equal to the source's, byte for byte"
+    return {"ok": not wrong, "detail": "; ".join(wrong[:3]) or said}
+
+
+def _same(one: StoredTensor, other: StoredTensor | None) -> bool:
+    shaped = other is not None and (one.dtype, one.shape) == (other.dtype, other.shape)
+    return other is not None and shaped and pieces_digest([one.data]) == pieces_digest([other.data])
 
 
 def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: Progress | None) -> dict[str, Any]:

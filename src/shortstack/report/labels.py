@@ -142,7 +142,7 @@ def brief(name: str, length: int = 40) -> str:
     >>> brief("a" * 30 + "b" * 30, 20), brief("/somewhere/in/a/folder/model-7b", 20)
     ('aaaaaaaaaaaa…bbbbbbb', '…/a/folder/model-7b')
     >>> brief("healed with adapters of rank eight on pydoc", 32)
-    'healed with adapters …on pydoc'
+    'healed with …on pydoc'
     """
     if len(name) <= length:
         return name

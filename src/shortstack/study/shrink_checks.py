@@ -10,6 +10,7 @@ from typing import Any
 
 from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.checkpoint.weights import check_unquantised
 from shortstack.data import Tokens
 from shortstack.data.examples import expected_samples
 from shortstack.data.mixture import check_sources
@@ -70,6 +71,7 @@ def check_shrink(
         DataError: a text is not there or too short, or too few samples are left to train on.
     """
     checkpoint, by_name = open_model(str(expanded(model))), trial["metric"].startswith("layers ")
+    check_unquantised(checkpoint, "to refit and to train", "shrink")
     nbytes = CHECKPOINTS * checkpoint.weight_bytes * (TRIALS if options.share else len(outs))
     for out in outs.values():
         CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
