@@ -35,6 +35,7 @@ import stores
 from documents import data_folder
 from shortstack import cli
 from shortstack.cli.help import ALIASES
+from shortstack.data.in_context import words
 from studies import inline
 from zoo import speaking
 
@@ -141,6 +142,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(line / "cache"))
     monkeypatch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
+    monkeypatch.setattr("shortstack.data.in_context.words", words.__wrapped__)  # what is kept is of the whole text
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
     monkeypatch.chdir(tmp_path)
