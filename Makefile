@@ -26,7 +26,7 @@ tables: $(VENV)/dev
 	$(BIN)/python tests/option_tables.py
 
 docs: $(VENV)/docs
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 notebook: $(VENV)/demo
 	$(BIN)/python tests/notebook.py
