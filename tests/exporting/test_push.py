@@ -106,7 +106,7 @@ def test_what_lies_there_already_is_verified_again(pruned, hub):
     hub.fail.clear()
     assert push(pruned, hub).repository == "me/small"
     assert len(hub.said("PUT", "/upload/")) == sent
-    hub.repositories["me/small"].files["shortstack.json"] += b" "
+    hub.repositories["me/small"].files["README.md"] += b"edited on the hub"
     with pytest.raises(OutputError, match="a repository that does not exist yet, or is empty"):
         push(pruned, hub)
 

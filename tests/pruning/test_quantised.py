@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.pieces import file_digest
 from shortstack.errors import ArchitectureError
 from shortstack.planning import plan
 from shortstack.pruning import prune, prune_layers, verify
@@ -213,11 +214,12 @@ def test_what_cannot_be_loaded_here_is_compared_byte_for_byte(method, source, tm
     def refused(*_, **__):
         raise told
 
-    settings = json.loads((source / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
+    bits = {"load_in_8bit": True, "quant_method": "bitsandbytes"}  # settings that can be read without either
+    settings = json.loads((source / "config.json").read_text()) | {"quantization_config": bits}
     (source / "config.json").write_text(json.dumps(settings))
     whole = Checkpoint.open(source)
     small = prune(whole, SOME, tmp_path / "small")
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refused)
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_8bit.Bnb8BitHfQuantizer.validate_environment", refused)
     found = verify(small, against=whole)
     assert found.ok
     assert "byte for byte" in found.checks["bytes"]["detail"]
@@ -228,3 +230,18 @@ def test_what_cannot_be_loaded_here_is_compared_byte_for_byte(method, source, tm
     changed = verify(small, against=Checkpoint.open(source))
     assert not changed.ok
     assert changed.checks["bytes"]["detail"].startswith("model.layers.2.mlp.up_proj.weight is not the source's")
+
+
+def test_quantised_weights_that_are_damaged_are_not_taken_for_such(source, tmp_path):
+    """The loader runs, and finds a matrix of another shape than the config's."""
+    loaded = AutoModelForCausalLM.from_pretrained(source, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    loaded.save_pretrained(tmp_path / "whole")
+    small = prune(Checkpoint.open(tmp_path / "whole"), SOME, tmp_path / "small")
+    weights = load_file(small.directory / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, small.directory / "model.safetensors", {"format": "pt"})
+    record = json.loads((small.directory / "shortstack.json").read_text())
+    path = small.directory / "model.safetensors"
+    record["files"]["model.safetensors"] = {"size": path.stat().st_size, "sha256": file_digest(path)}
+    (small.directory / "shortstack.json").write_text(json.dumps(record))
+    assert not verify(Checkpoint.open(small.directory)).ok

@@ -105,10 +105,12 @@ def _command(converter: str | Path | None) -> list[str]:
     named = str(converter) if converter else COMMAND
     if named.endswith(".py") and os.path.isfile(named):
         return [sys.executable, named]
-    words = shlex.split(named)
-    found = shutil.which(words[0]) if words else None
+    found = shutil.which(named)
     if found:
-        return [found, *words[1:]]
+        return [found]
+    first, *words = named.split(" ")  # a command with its own arguments
+    if words and (found := shutil.which(first)):
+        return [found, *words]
     apart = f"install it apart from this one, since it brings a package gguf of its own: pipx install {COMMAND}"
     fix = f"{apart}; or name llama.cpp's: "
     raise InputError(
@@ -132,7 +134,7 @@ def _convert(command: list[str], options: list[str], checkpoint: Checkpoint) -> 
         said = [line.strip() for line in (ran.stderr or ran.stdout).splitlines() if line.strip()]
         raise ArchitectureError(
             checkpoint.directory,
-            expected=f"{Path(command[-1]).name} to convert {checkpoint.anatomy.architecture}",
+            expected=f"the converter to take {checkpoint.anatomy.architecture}",
             found=" / ".join(line[-LETTERS:] for line in said[-LAST_LINES:]) or f"exit code {ran.returncode}",
             fix=f"read what it says by itself: {shlex.join(words)}",
         )

@@ -49,7 +49,7 @@ def push_to_hub(
 ) -> Pushed:
     """Upload a checkpoint that shortstack wrote as one commit, then download and verify it; returns where it is.
 
-    Nothing but the files of its manifest, the record and the card goes there. A repository that has files already is only
+    Nothing but the files of its manifest, the record and the card goes there. A repository that has other files is only
     given a pull request. Called again after a failure it goes on: what the hub has of a file's content is not sent again.
 
     pr: offer it as a pull request. licence: the hub's name of one, where the source's is not known. results: what evaluate
@@ -96,7 +96,7 @@ def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results:
     if licence and said.get("license", licence) != licence:
         expected, fix = f"the licence of the source, {said.get('license')}", "leave it out, or correct the card"
         raise InputError(parameter("license", licence), expected=expected, found="another", fix=fix)
-    known = said or ({"license": licence} if licence else {})
+    known = {**({"license": licence} if licence else {}), **said}
     if not known:
         fix = f"say it: {parameter('license', 'apache-2.0')}, or other, with its terms in the card"
         raise InputError(
@@ -131,7 +131,7 @@ def _pushed(
         api.create_repo(repository, private=private, exist_ok=True)
         if private:
             _check_private(api, repository)
-        _check_free(api, repository, files)
+        _check_free(api, repository, files, card)
     progress(STEPS[2], 2, len(STEPS))
     additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
     additions.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode()))
@@ -151,7 +151,7 @@ def _check_there(api: Any, repository: str) -> None:
         InputError: it does not.
     """
     if not api.repo_exists(repository):
-        fix = f"leave it out, and {repository} is made"
+        fix = f"leave it out, and {repository} is made; or log in, where it is private"
         raise InputError(parameter("pr", True), expected="a repository that exists", found="none", fix=fix)
 
 
@@ -167,14 +167,15 @@ def _check_private(api: Any, repository: str) -> None:
         raise InputError(where, expected="a private repository", found=found, fix=fix)
 
 
-def _check_free(api: Any, repository: str, files: Mapping[str, Path]) -> None:
+def _check_free(api: Any, repository: str, files: Mapping[str, Path], card: str) -> None:
     """Refuse a repository that has files, unless they are these: then the push goes on where it was broken off.
 
     Raises:
         OutputError: it has others.
     """
     there = set(api.list_repo_files(repository)) - EMPTY
-    if there and not (there <= {*files, CARD} and _same_record(api, repository, there, files)):
+    wanted = {RECORD: files[RECORD].read_bytes(), CARD: card.encode()}
+    if there and not (there <= {*files, CARD} and _lie_there(api, repository, there, wanted)):
         raise OutputError(
             repository,
             expected="a repository that does not exist yet, or is empty",
@@ -183,13 +184,13 @@ def _check_free(api: Any, repository: str, files: Mapping[str, Path]) -> None:
         )
 
 
-def _same_record(api: Any, repository: str, there: Collection[str], files: Mapping[str, Path]) -> bool:
-    """Whether the record that lies there, with the digests of all files, is the one that is pushed."""
-    if RECORD not in there:
+def _lie_there(api: Any, repository: str, there: Collection[str], wanted: Mapping[str, bytes]) -> bool:
+    """Whether these files lie there: the record, with the digests of all others, and the card."""
+    if not wanted.keys() <= set(there):
         return False
     with tempfile.TemporaryDirectory() as folder:
-        found = Path(api.hf_hub_download(repository, RECORD, local_dir=folder))
-        return found.read_bytes() == files[RECORD].read_bytes()
+        found = {name: Path(api.hf_hub_download(repository, name, local_dir=folder)) for name in wanted}
+        return all(found[name].read_bytes() == content for name, content in wanted.items())
 
 
 def _verify_download(
@@ -200,16 +201,17 @@ def _verify_download(
     Raises:
         CheckpointError: it is not.
     """
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
     with tempfile.TemporaryDirectory() as folder:
         try:
             here = api.snapshot_download(
                 repository, revision=reference or commit, local_dir=folder, allow_patterns=[*files, CARD]
             )
-        except (LocalEntryNotFoundError, EntryNotFoundError) as error:
+        except EntryNotFoundError as error:  # that of a connection that breaks off is one, too
             expected = "to download what was uploaded, to verify it"
-            raise ShortstackError(repository, expected=expected, found=one_line(error), fix=AGAIN) from error
+            fix = f"verify a download of revision {reference}: it is offered already" if reference else AGAIN
+            raise ShortstackError(repository, expected=expected, found=one_line(error), fix=fix) from error
         found = verify(Checkpoint.open(here), stream=True, progress=progress)
     wrong = [check["detail"] for check in found.checks.values() if not check["ok"]]
     if wrong:
@@ -239,7 +241,12 @@ def _said(repository: str) -> Iterator[None]:
     Raises:
         ShortstackError: either.
     """
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     try:
         yield
@@ -251,6 +258,6 @@ def _said(repository: str) -> Iterator[None]:
     except LocalTokenNotFoundError as error:
         fix = "log in with a token that may write: hf auth login"
         raise ShortstackError(repository, expected="a token for the hub", found="none", fix=fix) from error
-    except (connection_error(), OfflineModeIsEnabled) as error:
+    except (connection_error(), OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         found = one_line(error) or type(error).__name__
         raise ShortstackError(repository, expected="the hub to answer", found=found, fix=AGAIN) from error

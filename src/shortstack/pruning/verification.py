@@ -13,6 +13,7 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.file_names import PICKLED, RECORD, TEMPLATES
 from shortstack.checkpoint.pieces import file_digest, pieces_digest
+from shortstack.checkpoint.quantised import how_to_load
 from shortstack.checkpoint.record import changed_since, skipped_layers
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import check_fit
@@ -92,13 +93,13 @@ def verify(
     checks = {"files": _files(checkpoint, progress)}
     if not checks["files"]["ok"]:  # what somebody changed is not loaded
         return Verification(checks)
-    if why := _not_loaded(checkpoint):
-        detail = f"{len(checkpoint.tensors)} tensors; not loaded here: {why}"
-        compared = {"bytes": _bytes(checkpoint, against)} if against else {}
-        return Verification({**checks, "tensors": {"ok": True, "detail": detail}, **compared})
     models = [checkpoint, *([against] if against else [])]
     if stream is None:
         stream = any(must_stream(each, torch.float32, device) for each in models)
+    if not stream and (why := _not_loaded(checkpoint)):
+        detail = f"{len(checkpoint.tensors)} tensors; not loaded here: {why}"
+        compared = {"bytes": _bytes(checkpoint, against)} if against else {}
+        return Verification({**checks, "tensors": {"ok": True, "detail": detail}, **compared})
     checks["tensors"] = _tensors(checkpoint, stream=stream)
     if against is not None and checks["tensors"]["ok"]:
         checks["logits"] = _logits(checkpoint, against, device, under(progress, "comparing: ") if stream else None)
@@ -140,17 +141,20 @@ def _tensors(checkpoint: Checkpoint, *, stream: bool) -> dict[str, Any]:
 
 
 def _not_loaded(checkpoint: Checkpoint) -> str | None:
-    """Why quantised weights cannot be loaded on this machine: their loader is not installed, or wants another device."""
-    if not checkpoint.config.get("quantization_config"):
+    """Why quantised weights cannot be loaded on this machine: their loader is not installed, or wants another device.
+
+    That is what transformers' quantisers look at before any weight is read; each has its own kind of error for it.
+    """
+    settings = checkpoint.config.get("quantization_config")
+    if not settings:
         return None
+    from transformers.quantizers import AutoHfQuantizer
+
+    told = how_to_load(checkpoint.config).get("quantization_config") or settings
     try:
-        checkpoint.model(dtype=torch.float32, strict=True)
-    except CheckpointError as error:
-        return error.found if isinstance(error.__cause__, ImportError) else None
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each loader has its own words for that
+        AutoHfQuantizer.from_config(told, pre_quantized=True).validate_environment(device_map=None)
+    except (ImportError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         return one_line(error) or type(error).__name__
-    except ArchitectureError:
-        return None  # it loads, and something is missing: the check of tensors says what
     return None
 
 

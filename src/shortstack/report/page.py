@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.resources import files
+from itertools import count
 from typing import Any
 
 from markupsafe import Markup
@@ -66,10 +67,11 @@ class Page:
         """Whether tables are folded, since there are many rows to look at."""
         return sum(len(table.rows) for table in self.tables) > MANY
 
-    @staticmethod
-    def is_long(table: Table) -> bool:
+    def is_long(self, table: Table) -> bool:
         """Whether a part of its rows is folded: more blocks than are shown, or more rows in one of those."""
-        return len(table.blocks) > BLOCKS or any(len(block.rows) + bool(block.title) > ROWS for block in table.blocks)
+        repeated, places = self.repeated(table), count()
+        rows = [bool(block.title) + sum(next(places) not in repeated for _ in block.rows) for block in table.blocks]
+        return len(table.blocks) > BLOCKS or max(rows, default=0) > ROWS
 
     @staticmethod
     def repeated(table: Table) -> set[int]:

@@ -89,12 +89,13 @@ def _amount(level: str) -> str:
 
 
 def lead(findings: Findings) -> str:
-    """What can be told apart, in two or three sentences: how much can go, what it depends on, what has collapsed."""
-    return (
-        " ".join(filter(None, (how_much(findings), _what_matters(findings), _collapsed(findings))))
-        if findings.bases
-        else ""
-    )
+    """What can be told apart, in two or three sentences: how much can go, what it depends on, what has collapsed.
+
+    Of one setting its own verdict says it.
+    """
+    if not findings.bases or len(findings.results) < 2:
+        return ""
+    return " ".join(filter(None, (how_much(findings), _what_matters(findings), _collapsed(findings))))
 
 
 def how_much(findings: Findings) -> str:
@@ -185,7 +186,7 @@ def _told_apart(findings: Findings) -> list[tuple[str, str, str]]:
     """How many settings are worse than, not told apart from, and better than the unpruned model."""
     scored = [(score, base) for each, score in findings.ranked(findings.results) if (base := findings.base(each))]
     changes = [change for pair in scored if (change := difference(*pair)).p is not None]
-    if not changes:
+    if len(changes) < 2:
         return []
     worse, better = sum(change.worse for change in changes), sum(change.better for change in changes)
     of, by = f"of {counted(len(changes), 'setting')}", f"in the {headline(findings)}, each tested on its own"
