@@ -95,7 +95,7 @@ class _RunningDigest:
 def _digest(piece: Piece, sha: Any, buffer: bytearray) -> None:
     """Take a piece into a digest. A span is read into the buffer, as much at once as that holds.
 
-    Between two reads a thread waits for Python's lock, 5 ms where another thread imports meanwhile; so blocks are long.
+    Between two reads a thread may wait for Python's lock, up to 5 ms where another one imports; so blocks are long.
     """
     if not isinstance(piece, Span):
         for block in _blocks(piece):
