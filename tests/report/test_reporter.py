@@ -221,8 +221,8 @@ def test_how_much_can_go_is_said_of_the_largest_cut_that_is_not_told_apart(store
     cuts(store, {"10%": (3, BASE), "25%": (8, BASE), "50%": (16, CUT)})
     cuts(store, {"25%": (8, CUT)}, "step 1")
     assert how_much(findings(store, tmp_path)) == (
-        "With 8 layers gone 1 of 2 settings is not worse than the unpruned model in the average, beyond chance; with more "
-        "gone every one is."
+        "With 8 layers gone 1 of 2 settings is not shown to be worse than the unpruned model in the average; with more gone "
+        "every one is."
     )
 
 

@@ -20,7 +20,7 @@ def heat_map(rows: Mapping[str, Sequence[int]], *, title: str, text: Say, marked
 
     rows: the place of each column, by the row's name.
     """
-    return macro("heat_map")(rows, title, text, marked, axis)
+    return macro("heat_map")(rows, title, text, marked, axis, map_height(len(rows)))
 
 
 def map_height(rows: int) -> int:
@@ -56,7 +56,7 @@ class Bars:
 
 def bars(rows: Sequence[Bars], *, title: str, text: Say, number: Callable[[float], str]) -> Markup:
     """Rows of bars, each from its lowest value to its highest, which are written below its name."""
-    return macro("bars")(rows, title, text, number)
+    return macro("bars")(rows, title, text, number, bars_height(len(rows)))
 
 
 def bars_height(rows: int) -> int:
@@ -64,9 +64,19 @@ def bars_height(rows: int) -> int:
     return BARS * rows + 24
 
 
+def square_height(names: int) -> int:
+    """How high a square of so many names is."""
+    return ROW * names + 4
+
+
+def dots_height(rows: int) -> int:
+    """How high so many lines of dots are."""
+    return ROW * rows + 24
+
+
 def square(names: Sequence[str], values: Sequence[Sequence[float]], *, title: str) -> Markup:
     """A row and a column for each name, with a number from -1 to 1 in each cell; what is no number is a line."""
-    return macro("square")(names, values, title)
+    return macro("square")(names, values, title, square_height(len(names)))
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Dots:
 
 def dots(rows: Sequence[Dots], *, title: str) -> Markup:
     """A line for each name, with a dot for each of its values, from 0 to 1; a short rule where chance is."""
-    return macro("dots")(rows, title)
+    return macro("dots")(rows, title, dots_height(len(rows)))
 
 
 @dataclass(frozen=True)

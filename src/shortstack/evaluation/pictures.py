@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from shortstack.charts.drawing import ROW
 from shortstack.charts.picture import Panel, Picture, short
-from shortstack.charts.rows import Dots, dots
+from shortstack.charts.rows import Dots, dots, dots_height
 from shortstack.errors import InputError
 from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SHARES
@@ -53,5 +52,5 @@ def evaluation_picture(models: Sequence[Shares], texts: Sequence[str]) -> Pictur
         raise InputError("the picture", expected=expected, found="perplexity alone", fix=fix)
     legend = [(colour, short(model.model, 30)) for colour, model in zip(colours, models, strict=True)]
     svg = dots([*rows.values()], title="share right, by task and probe")
-    panel = Panel("Share right ± one standard error; dotted: chance", svg, ROW * len(rows) + 24, legend[::-1])
+    panel = Panel("Share right ± one standard error; dotted: chance", svg, dots_height(len(rows)), legend[::-1])
     return Picture(short(models[-1].model), [panel], [short(each) for each in texts])

@@ -99,7 +99,7 @@ def lead(findings: Findings) -> str:
 
 
 def how_much(findings: Findings) -> str:
-    """Up to which amount some setting is not worse than the unpruned model, of a study of one model.
+    """Up to which amount some setting is not shown to be worse than the unpruned model, of a study of one model.
 
     Each is tested on its own: a correction for many would call more of them alike. One whose loss is infinite is worse.
     """
@@ -120,7 +120,7 @@ def how_much(findings: Findings) -> str:
     beyond = [amount for amount in by_amount if amount > most]
     rest = "; with more gone every one is" if beyond else ""
     are = "are" if of > 1 and same > 1 else "is"
-    alike = f"{are} not worse than the unpruned model in the {headline(findings)}, beyond chance"
+    alike = f"{are} not shown to be worse than the unpruned model in the {headline(findings)}"
     return f"With {counted(most, 'layer')} gone {some} {alike}{rest}."
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shortstack.charts.chart import Chart, Line, Point, axis
-from shortstack.charts.drawing import HEIGHT, ROW
+from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
-from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square
+from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square, square_height
 from shortstack.machine.formats import number
 from shortstack.scoring.orders import agreement, removal_order
 
@@ -67,7 +67,7 @@ def _agreement(values: Values) -> Panel:
     taus = agreement(values)
     title = "Agreement of metrics, Kendall's tau: 1 same order, -1 reverse"
     svg = square(list(taus), [list(row.values()) for row in taus.values()], title=title)
-    return Panel(title, svg, ROW * len(taus) + 4)
+    return Panel(title, svg, square_height(len(taus)))
 
 
 def sweep_picture(depths: Sequence[Depths], *, knee: int | None, tokens: Tokens) -> Picture:
