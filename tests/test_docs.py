@@ -50,7 +50,8 @@ RECIPE = "plan: {metric: bi}\nheal: {method: lora, epochs: 1, max_length: 32, ma
 # What a key of JSON under these stands for: names that the command or the model chose.
 NAMED = {
     "scores": "METRIC",
-    "window_scores": "METRIC",
+    "blocks": "SIZE",
+    "blocks.SIZE": "METRIC",
     "order": "METRIC",
     "perplexity": "TEXT",
     "rows[].perplexity": "TEXT",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 
 import pytest
 import typer
@@ -11,7 +12,9 @@ from typer.testing import CliRunner
 
 from shortstack.cli import app
 from shortstack.cli.help import ALIASES, HELP, spelled
+from shortstack.cli.option_groups import _read
 from shortstack.errors import InputError
+from shortstack.evaluation import Tasks
 
 VERBS = typer.main.get_command(app).commands
 WIDTH = {"COLUMNS": "80"}
@@ -91,8 +94,26 @@ def test_counts_are_heard_as_people_write_them(typed, meant, tmp_path):
         CliRunner().invoke(app, [*words, "--held-out", "2000000"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("10%", 0.1), ("0.25", 0.25), ("100%", 1.0), ("7", 7), ("1", 1), ("1k", 1000)]
+)
+def test_shares_are_heard_as_people_write_them(typed, meant):
+    words = ["demo", "--tasks", "piqa", "--limit", typed]
+    with VERBS["evaluate"].make_context("evaluate", words) as context:
+        (field,) = [each for each in fields(Tasks) if each.name == "limit"]
+        read = _read(context.params["limit"], field)
+    assert (type(read), read) == (type(meant), meant)
+    assert Tasks("piqa", limit=read).limit == meant
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.5, -0.1, 0, float("nan")])
+def test_shares_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match="limit: expected at least 1, or a share such as 10%"):
+        Tasks("piqa", limit=wrong)
+
+
 @pytest.mark.parametrize("typed", ["some", "1.5", "-3", "1kk"])
 def test_what_is_no_count_is_refused(typed, tmp_path):
     words = ["heal", "demo", "-o", str(tmp_path / "out"), "--data", "pydoc", f"--max-samples={typed}"]
-    with pytest.raises(InputError, match="such as 64 or 1k"):
+    with pytest.raises(InputError, match=r"such as 64, 1k or 10%|at least 2, or a share"):
         CliRunner().invoke(app, words, catch_exceptions=False)

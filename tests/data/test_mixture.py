@@ -1,5 +1,6 @@
 """Several sources with weights: how they are named, and what is read of each."""
 
+import math
 import random
 
 import pytest
@@ -151,6 +152,15 @@ def test_no_more_than_most_are_read_in_all():
     assert sum(all(example.learn) for example in found) == 30
     assert found == read_examples("copying,self=3", PLAIN, max_length=64, most=40, written=written)
     assert found != read_examples("copying,self=3", PLAIN, max_length=64, most=40, written=written, seed=1)
+
+
+def test_a_share_is_of_what_would_be_read_without_it():
+    whole = read_examples("pydoc,copying=0.5", PLAIN, max_length=64)
+    part = read_examples("pydoc,copying=0.5", PLAIN, max_length=64, most=0.25)
+    assert len(part) == math.ceil(len(whole) / 4)
+    alone = read_examples("pydoc", PLAIN, max_length=64)
+    assert read_examples("pydoc", PLAIN, max_length=64, most=0.25) == alone[: math.ceil(len(alone) / 4)]
+    assert read_examples("pydoc", PLAIN, max_length=64, most=1.0) == alone
 
 
 @pytest.mark.parametrize("most", [3, 5, 7, 100])

@@ -30,6 +30,7 @@ from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
+from shortstack.evaluation.tasks import amounts
 from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.pruning import prune
@@ -92,6 +93,19 @@ def test_choices_are_judged_as_by_the_harness_alone(name, checkpoint, data):
     assert len(set(found.documents)) == COUNT
     for metric, value in found.also.items():
         assert value == pytest.approx(expected["results"][name][f"{metric},none"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.07, 1), (0.3, 3), (1.0, 10)])
+def test_a_share_of_a_task_is_its_first_documents(share, count, checkpoint, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    lines = (data / "piqa/validation.jsonl").read_text().splitlines() * 2
+    (tmp_path / "data/piqa/validation.jsonl").write_text("\n".join(lines[:10]) + "\n")
+    found = measured(checkpoint, "piqa", data_dir=tmp_path / "data", limit=share).tasks["piqa"]
+    asked = measured(checkpoint, "piqa", data_dir=tmp_path / "data", limit=count).tasks["piqa"]
+    assert found.n == count
+    assert (found.documents, found.outcomes, found.value) == (asked.documents, asked.outcomes, asked.value)
+    (amount,) = amounts(Tasks("piqa", data_dir=tmp_path / "data", limit=share), checkpoint.tokenizer())
+    assert amount == amounts(Tasks("piqa", data_dir=tmp_path / "data", limit=count), checkpoint.tokenizer())[0]
 
 
 def test_what_is_wrong_with_local_data_says_which_files(data, tmp_path):

@@ -17,8 +17,8 @@ def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):
     checkpoint, choice = Checkpoint.open(speaking(tmp_path / "model")), Choice("repaired-window", "25%")
     assert choice.how.name == "block"
     chosen = choose(checkpoint, choice, TEXT, compute=FLOAT32)
-    assert chosen.scores.window == 2
-    values = chosen.scores.window_scores["repaired-window"]
+    assert [*chosen.scores.blocks] == [2]
+    values = chosen.scores.blocks[2]["repaired-window"]
     assert chosen.plan.removed[0] == values.index(min(values))
     assert chosen.plan.removed == (chosen.plan.removed[0], chosen.plan.removed[0] + 1)
 

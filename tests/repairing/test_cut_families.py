@@ -11,7 +11,6 @@ import shortstack.decoder.batching
 import shortstack.decoder.decoder
 import shortstack.repairing.fit
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import score as choosing
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
@@ -76,9 +75,9 @@ def test_each_window_is_what_a_fit_and_a_forward_of_its_own_give(model_type, siz
         compute=Compute(dtype="float32", stream=stream, seed=0),
     )
     expected = [naive_loss(checkpoint.directory, LAST[model_type], start, size) for start in range(9 - size)]
-    found = scores.window_scores["repaired-window"]
+    found = scores.blocks[size]["repaired-window"]
     assert [math.log(value) for value in found] == pytest.approx(expected, rel=1e-5)
-    assert (scores.scores, scores.window, scores.dtype) == ({}, size, "float32")
+    assert (scores.scores, [*scores.blocks], scores.dtype) == ({}, [size], "float32")
     chosen = plan(scores, drop=size)
     assert chosen.removed[0] == min(range(9 - size), key=expected.__getitem__)
     assert chosen.removed == tuple(range(chosen.removed[0], chosen.removed[0] + size))
@@ -140,13 +139,23 @@ def test_in_company_it_finds_what_it_finds_alone():
     checkpoint = Checkpoint.open(tiny("llama"))
     alone = score(checkpoint, TOKENS, metrics=["repaired-window"], window=2)
     together = score(checkpoint, TOKENS, metrics=["bi", "repaired-window", "ppl"], window=2)
-    assert together.window_scores["repaired-window"] == alone.window_scores["repaired-window"]
+    assert together.blocks[2]["repaired-window"] == alone.blocks[2]["repaired-window"]
     assert set(together.scores) == {"bi", "ppl"}
-    assert set(together.window_scores) == {"repaired-window", "ppl"}
+    assert set(together.block_metrics) == {"repaired-window", "ppl"}
+
+
+def test_windows_of_several_sizes_are_scored_together():
+    checkpoint = Checkpoint.open(tiny("llama"))
+    scores = score(checkpoint, TOKENS, metrics=["repaired-window"], window="1-3")
+    losses = repaired_windows(Decoder.load(checkpoint, dtype=torch.float32), TOKENS, [1, 2, 3])
+    assert [*scores.blocks] == [1, 2, 3]
+    for size, found in scores.blocks.items():
+        expected = [math.exp(losses[start, size]) for start in range(9 - size)]
+        assert found["repaired-window"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_scores_of_windows_alone_round_trip_and_choose_windows_of_their_size_only():
-    scores = Scores(4, {}, window=2, window_scores={"repaired-window": (3.0, 2.0, 1.0)})
+    scores = Scores(4, {}, {2: {"repaired-window": (3.0, 2.0, 1.0)}})
     assert Scores.from_dict(scores.to_dict(), where="scores.json") == scores
     assert plan(scores, drop=2, metric="repaired-window").removed == (2, 3)
     assert plan(scores, drop=2, keep_last=1).removed == (1, 2)
@@ -179,9 +188,3 @@ def test_no_steps_are_taken_by_it_and_no_plan_without_scores():
         select(Checkpoint.open(tiny("llama")), TOKENS, Choice(drop=3, step=1, metric="repaired-window"))
     with pytest.raises(PlanError, match="scores for this metric"):
         plan(8, drop=2, metric="repaired-window")
-
-
-def test_orders_of_layers_are_not_drawn_where_there_are_none():
-    with pytest.raises(InputError, match=r"--plot: expected a metric that scores single layers"):
-        choosing._check_orders("repaired-window")
-    choosing._check_orders("repaired-window,bi")

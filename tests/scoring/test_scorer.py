@@ -13,6 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.errors import InputError, ShortstackError
 from shortstack.machine.device import Compute
+from shortstack.planning import plan
 from shortstack.scoring import METRICS, score
 from zoo import tiny
 
@@ -46,10 +47,33 @@ def test_every_metric_that_is_computed_has_a_naive_form():
 def test_every_window_equals_its_naive_form(model_type, size, also):
     checkpoint = Checkpoint.open(tiny(model_type))
     scores = score(checkpoint, TOKENS, metrics=[*naive.WINDOWS, *also], window=size)
-    assert scores.window == size
+    assert [*scores.blocks] == [size]
     for name, naively in naive.WINDOWS.items():
-        found = scores.window_scores[name]
+        found = scores.blocks[size][name]
         assert found == pytest.approx(naively(checkpoint.directory, IDS, size), rel=2e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("also", [[], ["taylor"]])
+def test_windows_of_several_sizes_are_those_of_each_size(also):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    together = score(checkpoint, TOKENS, metrics=[*naive.WINDOWS, *also], window="2-3,7")
+    assert [*together.blocks] == [2, 3, 7]
+    for size in (2, 3, 7):
+        alone = score(checkpoint, TOKENS, metrics=[*naive.WINDOWS, *also], window=size)
+        for name, values in alone.blocks[size].items():
+            assert together.blocks[size][name] == pytest.approx(values, rel=1e-5, abs=1e-7), (name, size)
+        assert plan(together, drop=size, metric="ppl", block=True) == plan(alone, drop=size, metric="ppl", block=True)
+
+
+@pytest.mark.parametrize("window", ["", "8-2", "all", "2;3", 0, [], [2, "3"], True, 2.5])
+def test_sizes_that_are_none_are_refused(window):
+    with pytest.raises(InputError, match=r"window: expected sizes of blocks.*2-12|window: expected"):
+        score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["ppl"], window=window)
+
+
+def test_sizes_that_the_model_has_not_are_refused():
+    with pytest.raises(InputError, match="1 to 7 of the model's 8 layers, found 9"):
+        score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["ppl"], window="2-9")
 
 
 def test_turns_of_few_batches_change_nothing(monkeypatch):
@@ -62,8 +86,8 @@ def test_turns_of_few_batches_change_nothing(monkeypatch):
     for name in names:
         assert turned.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)
         assert turned.order(name) == whole.order(name)
-    for name, values in whole.window_scores.items():
-        assert turned.window_scores[name] == pytest.approx(values, rel=1e-5, abs=1e-7)
+    for name, values in whole.blocks[3].items():
+        assert turned.blocks[3][name] == pytest.approx(values, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3", "mixtral", "gpt2"])
@@ -74,7 +98,7 @@ def test_streaming_changes_nothing(model_type):
         for stream in (False, True)
     )
     assert streamed.scores == here.scores
-    assert streamed.window_scores == here.window_scores
+    assert streamed.blocks == here.blocks
 
 
 def test_each_metric_alone_is_what_it_is_in_company():

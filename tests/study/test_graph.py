@@ -118,7 +118,7 @@ def test_a_step_is_the_same_when_what_it_computes_is(change, kept):
         weights = str([step.kind, step.arguments, step.inputs])
         return {
             "scores": scores,
-            "window_scores": {},
+            "blocks": {},
             "removed": removed,
             "weights_sha256": weights,
             "shape_sha256": "",

@@ -7,7 +7,9 @@ import shutil
 from dataclasses import fields
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import (
@@ -20,6 +22,7 @@ from shortstack.errors import (
     as_option,
     parameter,
 )
+from shortstack.evaluation import EvaluationText
 from shortstack.machine.device import Compute
 from shortstack.machine.locks import OutputLock
 from shortstack.planning.layer_sets import parse_layers
@@ -74,9 +77,35 @@ def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
     assert "| layers | 6 | 4 |" in card
     assert "$ shortstack heal pruned" in card
     assert "recipe.yaml says how." in card
-    assert [set(said) for said in made.beside.answers] == [{"prompt", "unpruned", "shortened"}] * 2
+    assert [set(said) for said in made.beside.answers] == [{"prompt", "unpruned", "shortened"}] * 3
     assert {name for name in made.steps if name.startswith("evaluate")} == {"evaluate_base", "evaluate_healed"}
     assert made.verdict in card.replace("&#34;", '"').replace("&gt;", ">").replace("&#39;", "'")
+
+
+def test_the_report_sets_the_cut_beside_the_last_layers(tiny):
+    """Against a forward pass of transformers for each point."""
+
+    def loss(folder, skipped=()):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        kept = [each for number, each in enumerate(model.model.layers) if number not in skipped]
+        model.model.layers = torch.nn.ModuleList(kept)
+        with torch.no_grad():
+            return float(model(input_ids=ids, labels=ids, use_cache=False).loss)
+
+    made = shrunk(tiny)
+    tails, removed = made.beside.tails, made.steps["plan"]["removed"]
+    unpruned, text = Checkpoint.open(tiny / "model"), EvaluationText(str(tiny / "text.txt"), samples=64)
+    (windows,) = text.read(unpruned.tokenizer(), 0, at_least=1).values()
+    ids = windows.ids[:2]
+    assert (tails.samples, tails.length) == tuple(ids.shape)
+    assert (tails.removed, tails.cut_removed) == ((0, 1, 2, 3), 2)
+    cuts = [list(range(6 - amount, 6)) for amount in tails.removed]
+    expected = [loss(unpruned.directory, cut) for cut in (*cuts, removed)]
+    assert [*tails.losses, tails.cut_loss] == pytest.approx(expected, rel=1e-4)
+    assert tails.made_loss == pytest.approx(loss(tiny / "out"), rel=1e-4)
+    page = (tiny / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'id="depth"' in page
+    assert "the last 3 layers cut: perplexity" in html.unescape(page)
 
 
 def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(tiny):

@@ -18,7 +18,7 @@ Say = Callable[[str, int], str]  # what a cell says, from its row's name and its
 def heat_map(rows: Mapping[str, Sequence[int]], *, title: str, text: Say, marked: int, axis: str = "layer") -> Markup:
     """Rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
 
-    rows: the place of each column, by the row's name.
+    rows: the place of each column, by the row's name; those of a row may be fewer than another's.
     """
     return macro("heat_map")(rows, title, text, marked, axis, map_height(len(rows)))
 

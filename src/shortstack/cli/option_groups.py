@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import typer
 
 from shortstack.errors import InputError, parameter
-from shortstack.machine.formats import count_of
+from shortstack.machine.formats import count_of, share_of
 from shortstack.machine.options import Option, within
 
 
@@ -155,7 +155,7 @@ def _said(field: Field[Any], hint: Any) -> Any:
     name = f"--{field.name.replace('_', '-')}"
     flags = [name] if bool not in _kinds(hint) or field.default is False else [f"{name}/--no-{name[2:]}"]
     flags += [known.short] if known.short else []
-    metavar = f"<{'|'.join(known.choices)}>" if 0 < len(known.choices) < 5 else "<count>" if known.counted else None
+    metavar = f"<{'|'.join(known.choices)}>" if 0 < len(known.choices) < 5 else _counts(known)
     whole = int in _kinds(hint) and str not in _kinds(hint) and not known.counted
     return typer.Option(
         *flags,
@@ -165,6 +165,11 @@ def _said(field: Field[Any], hint: Any) -> Any:
         metavar=metavar,
         show_default=field.default is not None,
     )
+
+
+def _counts(known: Option) -> str | None:
+    """What stands for the value of an option that counts."""
+    return ("<count|share>" if known.shares else "<count>") if known.counted else None
 
 
 def _kinds(hint: Any) -> set[type]:
@@ -198,10 +203,14 @@ def _read(value: Any, field: Field[Any]) -> Any:
         return value
     if not field.metadata["option"].counted:
         return int(value) if value.isdecimal() else value
-    found = count_of(value)
+    known: Option = field.metadata["option"]
+    found: float | None = count_of(value)
+    if found is None and known.shares:
+        found = share_of(value)
     if found is None and "str" not in kinds:
         where, fix = parameter(field.name, value), f"write {parameter(field.name, 64)}"
-        raise InputError(where, expected="a number, such as 64 or 1k", found=repr(value), fix=fix)
+        such = "64, 1k or 10%" if known.shares else "64 or 1k"
+        raise InputError(where, expected=f"a number, such as {such}", found=repr(value), fix=fix)
     if found is None:
         return value
-    return within(field.name, found, field.metadata["option"], field.default)
+    return within(field.name, found, known, field.default)

@@ -14,11 +14,11 @@ from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import Model, Session, typed
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number, show_layers
 from shortstack.machine.options import option
 from shortstack.scoring import METRICS
+from shortstack.scoring.block_sizes import block_sizes
 from shortstack.scoring.metrics import metrics_named
 from shortstack.scoring.orders import removal_order
 
@@ -34,7 +34,7 @@ class ScoreOptions:
     """Which scores, and where they go."""
 
     metric: str = option("ppl", help=f"Comma-separated: {', '.join(METRICS)}, or all.")
-    window: int | None = option(None, help="Also score every block of so many layers.", minimum=1)
+    window: str | None = option(None, help="Also score every block of so many layers: 8, 2-12 or 2,4,8.")
     output: Path | None = option(None, help="Write the scores to this JSON file.", short="-o")
     plot: Path | None = option(None, help="Draw orders, values and how far they agree: an .svg file.")
 
@@ -45,7 +45,7 @@ class ScoreOptions:
             check_new(self.output)
         if self.plot:
             check_picture(self.plot)
-            _check_orders(self.metric)
+        block_sizes(self.window)
 
 
 @verb()
@@ -57,7 +57,8 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
     asked.check()
     if dry_run:
         names = [each.name for each in metrics_named(asked.metric)]
-        return foresee("score", model, session, lambda needing: needing.score(names, text))
+        sizes = block_sizes(asked.window)
+        return foresee("score", model, session, lambda needing: needing.score(names, text, sizes))
 
     from shortstack.decoder import calibration_tokens
     from shortstack.scoring import score as score_layers
@@ -83,17 +84,9 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
         return None
     read = (text,) if needs_text else ()
     again = [] if asked.output else typed(*read, session.compute, session.source)
-    drop = "25%" if scores.scores else scores.window
+    drop = "25%" if scores.scores else next(iter(scores.blocks))
     session.report.next_step("plan", asked.output or model, "--metric", scores.default_metric, "--drop", drop, *again)
     return None
-
-
-def _check_orders(metric: str) -> None:
-    """Refuse to draw orders of layers where no metric has one."""
-    if not any(each.singles for each in metrics_named(metric)):
-        raise InputError(
-            "--plot", expected="a metric that scores single layers", found=metric, fix="add one, such as ppl"
-        )
 
 
 def show_scores(scores: Scores) -> None:
@@ -102,7 +95,7 @@ def show_scores(scores: Scores) -> None:
         f"; unpruned perplexity {number(METRICS['ppl'].function(scores.base_loss))}"
         if scores.base_loss is not None and not scores.kinds
         else "; ppl is times the unpruned perplexity"
-        if "ppl" in {**scores.scores, **scores.window_scores}
+        if "ppl" in (*scores.scores, *scores.block_metrics)
         else ""
     )
     tokens = scores.tokens or {}
@@ -112,12 +105,30 @@ def show_scores(scores: Scores) -> None:
         columns = {metric: _ranked(values) for metric, values in scores.scores.items()}
         console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)
     show_abilities(scores)
-    if scores.window and scores.window_scores:
-        starts = range(scores.layers - scores.window + 1)
-        blocks = [show_layers(range(start, start + scores.window)) for start in starts]
-        heading = f"blocks of {scores.window} layers"
-        columns = {metric: _ranked(values) for metric, values in scores.window_scores.items()}
+    if len(scores.blocks) > 1:
+        show_first_blocks(scores, title)
+    for size, found in scores.blocks.items() if len(scores.blocks) == 1 else ():
+        blocks = [show_layers(range(start, start + size)) for start in range(scores.layers - size + 1)]
+        heading = f"blocks of {size} layers"
+        columns = {metric: _ranked(values) for metric, values in found.items()}
         console.show_columns(heading if scores.scores else f"{heading}: {title}", ("layers", blocks), columns)
+
+
+def show_first_blocks(scores: Scores, title: str) -> None:
+    """The block of each size that goes first, by each metric, with its score; the file and the picture have all."""
+    columns = {
+        metric: [_first(found[metric], size) for size, found in scores.blocks.items()]
+        for metric in scores.block_metrics
+    }
+    heading = "the block of each size that goes first, and its score"
+    if not scores.scores:
+        heading = f"{heading}: {title}"
+    console.show_columns(heading, ("layers", [str(size) for size in scores.blocks]), columns)
+
+
+def _first(values: Sequence[float], size: int) -> str:
+    start = removal_order(values)[0]
+    return f"{show_layers(range(start, start + size))}: {number(values[start])}"
 
 
 def show_abilities(scores: Scores) -> None:

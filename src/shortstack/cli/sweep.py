@@ -32,7 +32,9 @@ class DepthOptions:
     task: str | None = option(
         None, help="Multiple choice, answered at every depth: a .jsonl file, or a standard task such as piqa."
     )
-    limit: int | None = option(None, help="Only the first n documents of --task.", counted=True)
+    limit: int | float | None = option(
+        None, help="Only the first n documents of --task, or 10%.", minimum=1, counted=True, shares=True
+    )
     data_dir: Path | None = option(None, help="A folder of .jsonl or .parquet files for --task.")
     repair: bool = option(False, help="Also refit the last kept layer of each depth; measure on held-out windows.")
     repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8, counted=True)

@@ -11,6 +11,7 @@ from shortstack.data.mixture import Weighted, Written, parse_sources
 from shortstack.data.sources import OWN, prompt_and_response, read_records, record_format
 from shortstack.data.tokens import bos_ids, check_text, encode, filled_window, own_windows
 from shortstack.errors import DataError, parameter
+from shortstack.machine.numbers import part_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,13 +34,14 @@ def read_examples(
     *,
     max_length: int = 256,
     seed: int = 0,
-    most: int | None = None,
+    most: float | None = None,
     written: Written | None = None,
 ) -> list[Example]:
     """Samples to heal on, shuffled: text is cut into windows that count whole; elsewhere only responses count.
 
     Samples longer than max_length are cut at its end; one with nothing left to learn is dropped. Of several sources each
-    gives a part of the samples by its weight, as many as the one that has least allows. most: not more than so many in all.
+    gives a part of the samples by its weight, as many as the one that has least allows. most: not more than so many in all;
+    a float is a share.
     written: for `self`, gives texts that the model wrote.
 
     Raises:
@@ -52,13 +54,13 @@ def read_examples(
             read[name] = _made(name, amount, tokenizer, max_length, seed, written)
     if len(wanted) == 1:
         (only,) = read.values()
-        return rng.sample(only, len(only))[:most]
+        return rng.sample(only, len(only))[: sum(wanted.values())]
     chosen = [example for name, amount in wanted.items() for example in rng.sample(read[name], amount)]
     return rng.sample(chosen, len(chosen))
 
 
 def expected_samples(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, most: int | None = None
+    source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, most: float | None = None
 ) -> int:
     """How many samples read_examples() gives, without making those that have no end.
 
@@ -70,7 +72,7 @@ def expected_samples(
 
 
 def _shared_out(
-    source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: int | None
+    source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: float | None
 ) -> tuple[dict[str, list[Example]], dict[str, int]]:
     """The samples of the sources that have an end, and how many each source gives."""
     sources = parse_sources(source)
@@ -78,17 +80,21 @@ def _shared_out(
     return read, shares(sources, {name: len(examples) for name, examples in read.items()}, most)
 
 
-def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: int | None) -> dict[str, int]:
-    """How many samples each source gives, by its weight. sizes: of those that have an end.
+def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | None) -> dict[str, int]:
+    """How many samples each source gives, by its weight. sizes: of those that have an end. most: in all; a float: a share.
 
     >>> shares([Weighted("a.txt"), Weighted("self", 0.5)], {"a.txt": 100}, most=None)
     {'a.txt': 100, 'self': 50}
     >>> shares([Weighted("a.txt"), Weighted("self", 0.5)], {"a.txt": 100}, most=60)
     {'a.txt': 40, 'self': 20}
+    >>> shares([Weighted("a.txt"), Weighted("self", 0.5)], {"a.txt": 100}, most=0.1)
+    {'a.txt': 10, 'self': 5}
 
     Raises:
         DataError: most is less than one of each.
     """
+    if isinstance(most, float):
+        most = part_of(most, sum(shares(sources, sizes, None).values()))
     if most is not None and most < len(sources):
         raise DataError(
             parameter("max_samples"),

@@ -43,6 +43,7 @@ from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.evaluation.task_results import TaskResult, digest
 from shortstack.machine.hub import hub_or_copies
+from shortstack.machine.numbers import ALMOST, part_of
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class LoadedTask:
     def _first(self) -> Any:
         return next(iter(self.tasks.values()))
 
-    def digest(self, limit: int | None) -> str:
+    def digest(self, limit: float | None) -> str:
         """The digest of all that is asked: each task's config, its documents, and those that examples are drawn from."""
         return digest(
             name=self.name,
@@ -109,9 +110,16 @@ class LoadedTask:
             aggregation=json.loads(json.dumps(self.aggregation, default=_named)),
             configs={name: _config(task) for name, task in self.tasks.items()},
             **_code_of(self.tasks),
-            documents={name: _digests(islice(task.eval_docs, limit)) for name, task in self.tasks.items()},
+            documents={
+                name: _digests(islice(task.eval_docs, asked_of(task, limit))) for name, task in self.tasks.items()
+            },
             examples={name: _digests(task.fewshot_docs()) for name, task in self.tasks.items() if self.shots},
         )
+
+
+def asked_of(task: Any, limit: float | None) -> int:
+    """How many of a task's documents are asked."""
+    return part_of(limit, len(task.eval_docs))
 
 
 def load(names: Sequence[str], *, data: Path | None = None, include: Path | None = None) -> list[LoadedTask]:
@@ -207,8 +215,9 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(cause or error).split())[:200] or type(cause or error).__name__
 
 
-def run(loaded: LoadedTask, model: AnsweringModel, *, limit: int | None = None, seed: int = 0) -> TaskResult:
+def run(loaded: LoadedTask, model: AnsweringModel, *, limit: float | None = None, seed: int = 0) -> TaskResult:
     """Have a model answer a task's documents, the first `limit` of each of its tasks, and judge the answers."""
+    limit = limit * ALMOST if isinstance(limit, float) else limit  # which the harness rounds up, too
     set_seed(SEED + seed)  # of generation that samples
     for task in loaded.tasks.values():
         task.set_fewshot_seed(seed=SEED + seed)
@@ -277,7 +286,7 @@ def _outcome(metric: str, value: Any, better: bool) -> float:
 
 
 def questions(
-    loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: int | None = None
+    loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: float | None = None
 ) -> list[TokenizedQuestion]:
     """A multiple-choice task's documents as questions, for the walk that answers them for many cuts at once.
 
@@ -295,8 +304,8 @@ def questions(
         return [each for task in loaded.tasks.values() for each in _questions(task, tokenizer, limit)]
 
 
-def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Iterator[TokenizedQuestion]:
-    task.build_all_requests(limit=limit)
+def _questions(task: Any, tokenizer: PreTrainedTokenizerBase, limit: float | None) -> Iterator[TokenizedQuestion]:
+    task.build_all_requests(limit=asked_of(task, limit))
     for _, group in groupby(task.instances, key=lambda instance: instance.doc_id):
         choices = sorted(group, key=lambda instance: int(instance.idx))
         yield TokenizedQuestion(tuple(request(tokenizer, *choice.args) for choice in choices), _right(task, choices))

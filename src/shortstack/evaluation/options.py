@@ -115,14 +115,17 @@ class GenerationChecks:
 class Tasks:
     """Which tasks are asked, and how.
 
-    tasks: names of tasks or suites, as a sequence or with commas. limit: for a group, documents of each of its tasks.
+    tasks: names of tasks or suites, as a sequence or with commas. limit: for a group, documents of each of its tasks; a
+    float is their share.
     seed: of the examples in prompts. `Tasks("piqa", limit=100)`
     """
 
     tasks: Sequence[str] | str | None = option(
         None, help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness."
     )
-    limit: int | None = option(None, help="Only the first n documents of each task.", minimum=1, counted=True)
+    limit: int | float | None = option(
+        None, help="Only the first n documents of each task, or 10%.", minimum=1, counted=True, shares=True
+    )
     data_dir: str | Path | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
     include: str | Path | None = option(None, help="A folder of your own lm-eval task files.")
     batch_size: int | str = option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.data.questions import request
 from shortstack.data.tokens import encode
 from shortstack.decoder.likelihoods import passing
-from shortstack.evaluation.harness import GENERATED_TOGETHER, ROOM, SEED, LoadedTask, hushed
+from shortstack.evaluation.harness import GENERATED_TOGETHER, ROOM, SEED, LoadedTask, asked_of, hushed
 from shortstack.evaluation.task_results import Amount
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LOOKED_AT = 32  # documents of each task
 
 
-def amount_of(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> Amount:
+def amount_of(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: float | None = None) -> Amount:
     """How much the documents of a task ask, as the first of them do."""
     with hushed():
         amounts = [_amount(task, tokenizer, limit) for task in loaded.tasks.values()]
@@ -25,9 +25,9 @@ def amount_of(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: int
     return Amount(passed, scored, steps, GENERATED_TOGETHER)
 
 
-def _amount(task: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> tuple[float, float, float]:
+def _amount(task: Any, tokenizer: PreTrainedTokenizerBase, limit: float | None) -> tuple[float, float, float]:
     """Tokens that pass the layers, those that are scored, and steps of writing."""
-    documents = min(len(task.eval_docs), limit or len(task.eval_docs))
+    documents = asked_of(task, limit)
     looked_at = min(documents, LOOKED_AT)
     task.set_fewshot_seed(seed=SEED)
     task.build_all_requests(limit=looked_at)

@@ -25,14 +25,19 @@ def held_out_count(samples: int, held_out: int | None = None) -> int:
 class TrainingData:
     """What the model learns from.
 
-    data: sources by name, as source_of() gives them of rows in memory. max_samples counts the held-out ones, too.
+    data: sources by name, as source_of() gives them of rows in memory. max_samples counts the held-out ones, too; a
+    float is a share of what there is.
     self_generate: the teacher's own answers are learnt instead of those in the data.
     """
 
     data: str | None = option(None, help=DATA)
     max_length: int = option(256, help="Longest sample, in tokens.", minimum=4)
-    max_samples: int | None = option(
-        None, help="Use at most this many samples, held-out ones included.", minimum=2, counted=True
+    max_samples: int | float | None = option(
+        None,
+        help="Use at most this many samples, held-out ones included, or 10%.",
+        minimum=2,
+        counted=True,
+        shares=True,
     )
     held_out: int | None = option(
         None, help="Samples that are held out and never trained on. Default: 5 %.", minimum=1, counted=True
@@ -41,7 +46,7 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.max_samples is not None and (self.held_out or 0) >= self.max_samples:
+        if isinstance(self.max_samples, int) and (self.held_out or 0) >= self.max_samples:
             raise InputError(
                 parameter("held_out"),
                 expected=f"fewer than the {self.max_samples} samples of "

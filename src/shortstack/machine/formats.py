@@ -74,6 +74,19 @@ def count_of(text: str) -> int | None:
     return int(count) if count.denominator == 1 else None
 
 
+def share_of(text: str) -> float | None:
+    """The share that is meant by 10% or 0.1; None where it is none, or not above 0 and at most 1.
+
+    >>> share_of("10%"), share_of("0.1"), share_of("100%"), share_of("0%"), share_of("1k")
+    (0.1, 0.1, 1.0, None, None)
+    """
+    found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)(%?)", text.strip())
+    if not found:
+        return None
+    share = Fraction(found[1]) / (100 if found[2] else 1)
+    return float(share) if 0 < share <= 1 else None
+
+
 def show_layers(layers: Sequence[int]) -> str:
     """Numbers of layers for people, neighbours as inclusive ranges.
 

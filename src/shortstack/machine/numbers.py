@@ -16,6 +16,20 @@ def in_float64(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
+ALMOST = 1 - 1e-12  # so that 7 % of 100 are 7, where 0.07 * 100 is a little more
+
+
+def part_of(amount: float | None, whole: int) -> int:
+    """How many of so many are meant: a float is a share, rounded up; None: all.
+
+    >>> part_of(0.07, 100), part_of(0.1, 12), part_of(5, 3), part_of(5, 8), part_of(None, 8)
+    (7, 2, 3, 5, 8)
+    """
+    if amount is None:
+        return whole
+    return math.ceil(whole * amount * ALMOST) if isinstance(amount, float) else min(amount, whole)
+
+
 def perplexity(loss: float) -> float:
     """exp(loss without the layer), loss in nats per predicted token (Kim et al. 2402.02834, eq. 1; Lu et al., 3.1)."""
     return math.inf if loss >= 700 else math.exp(loss)  # NaN stays NaN

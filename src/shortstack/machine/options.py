@@ -30,7 +30,8 @@ from shortstack.machine.typed import check_type
 class Option:
     """What is known of a field beside its type and default. above, below: bounds that the value itself does not reach.
 
-    short: another spelling on the command line, such as -o. counted: large numbers may be typed as 1k or 2.5M.
+    short: another spelling on the command line, such as -o. counted: large numbers may be typed as 1k or 2.5M. shares: a
+    float is a share of what there is, typed as 10% or 0.1.
     """
 
     help: str
@@ -41,6 +42,7 @@ class Option:
     choices: tuple[str, ...] = ()
     short: str = ""
     counted: bool = False
+    shares: bool = False
 
     @property
     def range(self) -> str:
@@ -49,6 +51,8 @@ class Option:
         >>> Option("", minimum=0, below=1).range, Option("", above=0).range, Option("", minimum=1).range
         ('0 up to, but not, 1', 'a number above 0', 'at least 1')
         """
+        if self.shares:
+            return f"at least {self.minimum:g}, or a share such as 10%"
         if self.minimum is not None:
             if self.below is not None:
                 return f"{self.minimum:g} up to, but not, {self.below:g}"
@@ -61,7 +65,9 @@ class Option:
         return " ".join(["a number", " and ".join(bounds)]).strip()
 
     def holds(self, value: float) -> bool:
-        """Whether a number is finite and within the range."""
+        """Whether a number is finite and within the range; a share is above 0 and at most 1."""
+        if self.shares and isinstance(value, float):
+            return 0 < value <= 1
         return (
             math.isfinite(value)
             and (self.minimum is None or value >= self.minimum)

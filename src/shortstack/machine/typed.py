@@ -24,7 +24,7 @@ PLAIN: dict[str, type | tuple[type, ...]] = {
     "None": type(None),
 }
 # What takes many forms says itself what is wrong with one.
-OPEN = {"Model", "Rows", "Source", "Progress", "SkippedLayers", "Any"}
+OPEN = {"Model", "Rows", "Source", "Sizes", "Progress", "SkippedLayers", "Any"}
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:

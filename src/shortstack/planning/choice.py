@@ -207,7 +207,7 @@ class Choice:
         metric, strategy = self.by, self.how
         if isinstance(source, Scores):
             metric = metric_named(self.metric or source.default_metric)
-            if metric.name in source.window_scores.keys() - source.scores.keys():
+            if metric.name in source.block_metrics and metric.name not in source.scores:
                 strategy = STRATEGIES["block"]
         return strategy.function(source, replace(self.removal(layers, seed), metric=metric))
 

@@ -15,12 +15,13 @@ from shortstack.charts.colours import COLOURED
 from shortstack.charts.drawing import swatch
 from shortstack.charts.rows import Dots, Layer, dots, heat_map, stack
 from shortstack.machine.formats import show_layers
+from shortstack.machine.numbers import perplexity
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, shown
 from shortstack.report.labels import brief, last_parts
 from shortstack.report.results import BASE, HEALED, Result
 from shortstack.report.sentences import score_text
-from shortstack.runs.records import StepRecord
+from shortstack.runs.records import StepRecord, TailsRecord
 
 Legend = tuple[tuple[Markup, str, str], ...]
 BEYOND = 2.5  # times the median loss: from there on a point lies at the chart's edge
@@ -63,11 +64,11 @@ OURS, THEIRS = 0, 5  # colours of the shorter model and of the unpruned one
 
 
 def _alone(findings: Findings) -> list[Figure | None]:
-    """The stack of layers and what is kept of each ability, of a study of one setting."""
+    """The stack of layers, what is kept of each ability, and the curve of depths, of a study of one setting."""
     if len(findings.results) != 1 or not findings.results[0].plans:
         return []
     (result,) = findings.results
-    return [_stack(result), _kept(findings, result)]
+    return [_stack(result), _kept(findings, result), _tails(findings.runs.tails)]
 
 
 def _stack(result: Result) -> Figure | None:
@@ -103,6 +104,38 @@ def _kept(findings: Findings, result: Result) -> Figure | None:
     title = "Share right, by task and probe of writing"
     legend = ((swatch(THEIRS), "unpruned", ""), (swatch(OURS), "shorter", ""))
     return Figure("shares", "kept", title, "± one standard error; dotted: chance.", dots(rows, title=title), legend)
+
+
+def _tails(tails: TailsRecord | None) -> Figure | None:
+    """Perplexity without the last layers at some depths, with this cut as it was and as it was made."""
+    if tails is None:
+        return None
+    ends = zip(tails.removed, tails.losses, strict=True)
+    lines = [
+        Line(
+            "the last layers cut, nothing repaired",
+            [_at(amount, loss, f"the last {counted(amount, 'layer')} cut") for amount, loss in ends],
+            THEIRS,
+        )
+    ]
+    for name, colour, found in (
+        ("this cut, nothing repaired", 1, tails.cut_loss),
+        ("this checkpoint", OURS, tails.made_loss),
+    ):
+        if found is not None:
+            lines.append(Line(name, [_at(tails.cut_removed, found, name)], colour))
+    every = [point for line in lines for point in line.points]
+    x = axis("layers removed", [point.x for point in every], "{:g}".format, whole=True)
+    y = axis(f"perplexity on {brief(tails.text)}", [point.y for point in every], _axis_perplexity, log=True)
+    title = "This cut beside the last layers, by how many go"
+    caption = f"On {tails.samples} windows of {tails.length} tokens."
+    legend = tuple((swatch(line.colour), line.name, "") for line in lines)
+    return Figure("tails", "depth", title, caption, Chart(title, x, y, lines).svg(), legend)
+
+
+def _at(removed: int, loss: float, said: str) -> Point:
+    """A point at the perplexity of a loss."""
+    return Point(removed, perplexity(loss), f"{said}: perplexity {shown(perplexity(loss), 'number')}")
 
 
 # Quality against layers removed

@@ -54,10 +54,29 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class TailsRecord:
+    """What a model loses without its last layers, and by another cut; losses in nats per token of a few windows of a text.
+
+    removed, losses: how many of the last layers go at each point, from none on, and the loss there. cut_removed, cut_loss:
+    of the other cut, before anything is repaired; made_loss: of the checkpoint that was made of it.
+    """
+
+    text: str
+    samples: int
+    length: int
+    removed: tuple[int, ...]
+    losses: tuple[float, ...]
+    cut_removed: int = 0
+    cut_loss: float | None = None
+    made_loss: float | None = None
+
+
+@dataclass(frozen=True)
 class Runs:
     """Everything in a store: trials in the order of the grid, steps by key.
 
     answers: prompts and what each model said, where whoever ran it kept some: a report shows them below the conclusion.
+    tails: the curve of the last layers, with this cut, where whoever ran it measured it.
     """
 
     name: str
@@ -65,6 +84,7 @@ class Runs:
     trials: tuple[TrialRecord, ...]
     steps: Mapping[str, StepRecord]
     answers: tuple[Mapping[str, str], ...] = ()
+    tails: TailsRecord | None = None
 
     @property
     def title(self) -> str:
@@ -93,31 +113,22 @@ def read(folder: str | Path) -> Runs:
         for row in trials
     }
     records = (_checked(TrialRecord, {**row, "steps": own[row["id"]]}, place) for row in trials)
-    return Runs(place.root.resolve().name, meta, tuple(records), steps, _answers(meta.get("answers", "[]"), place))
+    answers = _checked(tuple[dict[str, str], ...], meta.get("answers", "[]"), place, json=True)
+    tails = _checked(TailsRecord, meta["tails"], place, json=True) if "tails" in meta else None
+    return Runs(place.root.resolve().name, meta, tuple(records), steps, answers, tails)
 
 
-def _answers(noted: str, place: Folder) -> tuple[Mapping[str, str], ...]:
-    """Prompts and what each model said, from JSON.
-
-    Raises:
-        DataError: it is something else.
-    """
-    from pydantic import Json
-
-    found: tuple[Mapping[str, str], ...] = _checked(Json[tuple[dict[str, str], ...]], noted, place)
-    return found
-
-
-def _checked(kind: Any, stored: Any, place: Folder) -> Any:
-    """What is stored, as a record or another type.
+def _checked(kind: Any, stored: Any, place: Folder, *, json: bool = False) -> Any:
+    """What is stored, as a record or another type. json: it is stored as JSON.
 
     Raises:
         DataError: it is something else.
     """
     from pydantic import TypeAdapter, ValidationError
 
+    adapter = TypeAdapter(kind)
     try:
-        return TypeAdapter(kind).validate_python(stored)
+        return adapter.validate_json(stored) if json else adapter.validate_python(stored)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,13 +29,14 @@ BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it on
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run measures: metrics of each layer, of each block of `window` layers, and the loss and KL of whole sets.
+    """What a run measures: metrics of each layer, of each block of some sizes, and the loss and KL of whole sets.
 
-    without: layers that the model is taken to lack already. singles: whether each remaining layer is scored.
+    windows: the sizes. without: layers that the model is taken to lack already. singles: whether each remaining layer is
+    scored.
     """
 
     metrics: Sequence[Metric]
-    window: int | None = None
+    windows: Sequence[int] = ()
     without: SkippedLayers = UNPRUNED
     singles: bool = True
     sets: Sequence[SkippedLayers] = ()
@@ -85,20 +87,19 @@ class Run:
     ) -> None:
         self.decoder, self.tokens, self.wanted, self.progress, self.stage = decoder, tokens, wanted, progress, stage
         self.batches = Batches.of(tokens, decoder.device)
-        self.layers, window = len(decoder.layers), wanted.window or 0
+        self.layers = len(decoder.layers)
         self.staying = [layer for layer in range(self.layers) if layer not in wanted.without]
-        starts = range(self.layers - window + 1 if window else 0)
         feeds = {metric.feed for metric in wanted.metrics}
         if "gradient" in feeds:
             decoder.check_in_one_place("for their gradients")
         measures_loss = bool(feeds & {"loss", *COMPARING})
         self.singles = [wanted.without | {layer} for layer in self.staying if measures_loss and wanted.singles]
-        self.blocks = [frozenset(range(start, start + window)) for start in starts if measures_loss]
+        self.blocks = {size: self._blocks(size) if measures_loss else [] for size in wanted.windows}
         reference = [UNPRUNED] if feeds & COMPARING else []
         self.sets: list[SkippedLayers] = list(
-            dict.fromkeys([wanted.without, *reference, *self.singles, *self.blocks, *wanted.sets])
+            dict.fromkeys([wanted.without, *reference, *self.singles, *chain(*self.blocks.values()), *wanted.sets])
         )
-        self.hidden = [HiddenMeans(wanted.metrics, self.layers, len(starts)) for _ in self.batches.kinds]
+        self.hidden = [HiddenMeans(wanted.metrics, self.layers, wanted.windows) for _ in self.batches.kinds]
         self.outputs = [OutputMeans(wanted.metrics, self.sets) for _ in self.batches.kinds]
         self.gradients = GradientSums(wanted.metrics, self.layers)
         self.accumulators: Sequence[Means | GradientSums] = (*self.hidden, *self.outputs, self.gradients)
@@ -107,6 +108,10 @@ class Run:
         self.keeper: Keeper | None = None
         self.told = progress
         self.started, self.seconds_before = time.perf_counter(), 0.0
+
+    def _blocks(self, size: int) -> list[SkippedLayers]:
+        """Every block of so many layers, by its first."""
+        return [frozenset(range(start, start + size)) for start in range(self.layers - size + 1)]
 
     @property
     def needs_gradient(self) -> bool:
@@ -163,7 +168,7 @@ class Run:
                 ids=[self.tokens.ids.tolist(), [len(batch) for batch in self.batches.ids], len(self.turns[0])],
                 kinds=[[asdict(kind) for kind in self.batches.kinds], None if counted is None else counted.tolist()],
                 metrics=[metric.name for metric in self.wanted.metrics],
-                wanted=[self.wanted.window, self.wanted.singles, [sorted(skipped) for skipped in self.sets]],
+                wanted=[list(self.wanted.windows), self.wanted.singles, [sorted(skipped) for skipped in self.sets]],
             )
         return self
 
@@ -174,9 +179,9 @@ class Run:
         self._mark()
         layers = range(walks[0].layer, self.layers)
         for layer in self.decoder.through(walks, layers, observe=self._observe, on_forward=self._tick):
-            window = self.wanted.window
-            if window and not self.needs_gradient and layer + 1 >= window:
-                at.entering[layer + 1 - window] = []  # no block that starts there is still open
+            closed = layer + 1 - max(self.wanted.windows, default=0)
+            if self.wanted.windows and not self.needs_gradient and closed >= 0:
+                at.entering[closed] = []  # no block that starts there is still open
             self._mark()
             self._keep()
         if not self.needs_gradient:
@@ -195,9 +200,10 @@ class Run:
         entering = self.position.entering
         if self.needs_gradient or hidden.blocks:
             entering[layer].append(before)
-        first = layer + 1 - (self.wanted.window or 0)
-        if hidden.blocks and first >= 0:
-            hidden.add_block(first, entering[first][len(entering[layer]) - 1], after, counted)
+        for size in hidden.blocks:
+            first = layer + 1 - size
+            if first >= 0:
+                hidden.add_block(size, first, entering[first][len(entering[layer]) - 1], after, counted)
 
     def _predicting(self, number: int) -> Tensor | None:
         """Which positions of a batch predict a token that counts, [batch, length]; None: all are looked at."""
@@ -304,9 +310,12 @@ class Run:
             for kind, hidden, outputs in each
         }
 
-    def windows(self) -> Values:
-        """The score of each block by the metrics that score blocks."""
-        return self._combined([hidden.of_blocks() for hidden in self.hidden]) | self._outputs(self.blocks)
+    def block_scores(self) -> dict[int, Values]:
+        """The score of each block by the metrics that score blocks, by the blocks' size."""
+        return {
+            size: self._combined([hidden.of_blocks(size) for hidden in self.hidden]) | self._outputs(blocks)
+            for size, blocks in self.blocks.items()
+        }
 
     def _combined(self, kinds: Sequence[Values]) -> Values:
         """Scores of each kind alone as one: their mean by weight."""

@@ -22,6 +22,7 @@ from shortstack.machine.progress import Progress, silent
 from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
+from shortstack.scoring.block_sizes import Sizes, block_sizes
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS, Metric, MetricName, metrics_named
 from shortstack.scoring.scores import KindScores, Scores
@@ -33,14 +34,15 @@ def score(
     tokens: Tokens | CalibrationText | Rows | None = None,
     *,
     metrics: Sequence[MetricName | str] | MetricName | str = ("ppl",),
-    window: int | None = None,
+    window: Sizes = None,
     compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Scores:
     """Score every layer by every metric; low = remove first.
 
     tokens: needed by metrics that look at activations or loss: windows, a text, sources by name or rows in memory.
-    window: also score the removal of every block of so many layers, by the metrics that can. Sums are in float64.
+    window: also score the removal of every block of so many layers, or of each of some sizes ("2-12", [4, 8]), by the
+        metrics that can. Sums are in float64.
 
     Raises:
         InputError: an unknown metric, one that needs tokens without any, a window no metric can score, or none for one that
@@ -55,31 +57,36 @@ def score(
     if not chosen:
         raise InputError(parameter("metric"), expected="at least one metric", found="none", fix="name one, or all")
     layers = checkpoint.anatomy.layers
-    _check_window(window, layers, chosen)
+    sizes = _sizes(window, layers, chosen)
     scores: Values = {
         metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores
     }
     scores |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
     fed = [metric for metric in chosen if metric.needs_text]
     decoder = run = None
-    windows: Values = {}
+    blocks: dict[int, Values] = {size: {} for size in sizes}
     if fed:
         tokens = _needed(tokens, fed)
         decoder = Decoder.open(checkpoint, compute)
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
-            run = Run(decoder, tokens, Wanted(walked, window), progress=progress).kept_by(checkpoint).go()
-            scores, windows = scores | run.scores(), run.windows()
+            run = Run(decoder, tokens, Wanted(walked, sizes), progress=progress).kept_by(checkpoint).go()
+            scores, blocks = scores | run.scores(), run.block_scores()
         repaired = [metric for metric in fed if metric.feed == "repair"]
-        if repaired and window:
-            losses = repaired_windows(decoder, tokens, [window], progress=progress)
-            in_order = [losses[start, window] for start in range(len(losses))]
-            windows |= {metric.name: [metric.finish(metric.function(loss)) for loss in in_order] for metric in repaired}
+        if repaired and sizes:
+            losses = repaired_windows(decoder, tokens, sizes, progress=progress)
+            for size in sizes:
+                in_order = [losses[start, size] for start in range(layers - size + 1)]
+                blocks[size] |= {
+                    metric.name: [metric.finish(metric.function(loss)) for loss in in_order] for metric in repaired
+                }
     return Scores(
         layers=layers,
         scores={metric.name: _checked(metric.name, scores[metric.name]) for metric in chosen if metric.singles},
-        window=window,
-        window_scores={name: _checked(f"{name} of blocks", values) for name, values in windows.items()},
+        blocks={
+            size: {name: _checked(f"{name} of blocks of {size}", values) for name, values in of_size.items()}
+            for size, of_size in blocks.items()
+        },
         tokens=tokens.record() if tokens and fed else None,
         model=model_record(checkpoint),
         dtype=decoder.dtype if decoder else None,
@@ -113,9 +120,11 @@ def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
     return tokens
 
 
-def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> None:
+def _sizes(window: Sizes, layers: int, metrics: Sequence[Metric]) -> tuple[int, ...]:
+    """The sizes of blocks that are asked for, if the model has them and a metric scores them."""
+    sizes = block_sizes(window)
     alone = next((metric.name for metric in metrics if not metric.singles), None)
-    if window is None:
+    if not sizes:
         if alone:
             raise InputError(
                 parameter("window"),
@@ -123,11 +132,11 @@ def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) ->
                 found="none",
                 fix=f"add {parameter('window', 8)}, or as many layers as you would remove",
             )
-    elif not 0 < window < layers:
+    elif sizes[-1] >= layers:
         raise InputError(
             parameter("window"),
             expected=f"1 to {layers - 1} of the model's {layers} layers",
-            found=str(window),
+            found=str(sizes[-1]),
             fix="name the size of the block you would remove",
         )
     elif not any(metric.windows for metric in metrics):
@@ -137,6 +146,7 @@ def _check_window(window: int | None, layers: int, metrics: Sequence[Metric]) ->
             found=", ".join(metric.name for metric in metrics),
             fix=f"add one of these, or leave {parameter('window')} out",
         )
+    return sizes
 
 
 @torch.no_grad()

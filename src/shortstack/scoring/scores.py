@@ -48,7 +48,7 @@ class KindScores:
 class Scores(Tabled):
     """One tuple of `layers` floats per metric that scores layers, low = remove first.
 
-    window, window_scores: of blocks of `window` layers, one float for each place the block may start.
+    blocks: by their size and metric, of blocks of layers: one float for each place where such a block may start.
     base_loss is the unpruned model's loss on the same tokens (nats per predicted token), when a metric needed it.
     kinds: by source, where the text is of several: each alone. The scores are then over all, by their weights: the mean of
     what bi and the like say, of KL, and for ppl the perplexity over the unpruned one, its geometric mean.
@@ -57,8 +57,7 @@ class Scores(Tabled):
 
     layers: int
     scores: dict[str, tuple[float, ...]]
-    window: int | None = None
-    window_scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    blocks: dict[int, dict[str, tuple[float, ...]]] = field(default_factory=dict)
     tokens: dict[str, Any] | None = None
     model: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
@@ -77,14 +76,20 @@ class Scores(Tabled):
         return cls.from_dict(read_json(Path(path)), where=path)
 
     def table(self) -> Table:
-        """A row for each layer, a column for each metric; of blocks alone, a row for each place where one may start."""
-        found, first = (self.scores, "layer") if self.scores else (self.window_scores, f"first of {self.window} layers")
+        """A row for each layer, a column for each metric; of blocks alone, a row for each block."""
         of = self.tokens or {}
         on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
-        title = f"{self.layers} layers by {', '.join(found)}{on}; low = remove first"
-        return Table(
-            title, (first, *found), [(place, *row) for place, row in enumerate(zip(*found.values(), strict=True))]
-        )
+        named = tuple(self.scores or self.block_metrics)
+        title = f"{self.layers} layers by {', '.join(named)}{on}; low = remove first"
+        if self.scores:
+            rows = list(zip(range(self.layers), *self.scores.values(), strict=True))
+            return Table(title, ("layer", *named), rows)
+        blocks = [
+            (size, *row)
+            for size, found in self.blocks.items()
+            for row in zip(range(self.layers - size + 1), *found.values(), strict=True)
+        ]
+        return Table(title, ("layers", "first", *named), blocks)
 
     def plot(self, drop: int | None = None) -> Picture:
         """Orders, values and agreement of the metrics as a picture; the `drop` layers that go first marked, or a quarter.
@@ -100,13 +105,17 @@ class Scores(Tabled):
             expected, fix = f"between 1 and {self.layers - 1} layers", "mark fewer"
             raise InputError(parameter("drop"), expected=expected, found=str(drop), fix=fix)
         title = f"{short(self.model.get('source', 'model'), 42)}, {self.layers} layers"
-        values, blocks = self.scores, self.window_scores
-        return score_picture(values, amount, title=title, tokens=self.tokens, blocks=blocks, window=self.window)
+        return score_picture(self.scores, amount, title=title, tokens=self.tokens, blocks=self.blocks)
 
     @property
     def default_metric(self) -> str:
         """What decides when no metric is named: measured loss, else the first one scored."""
-        return "ppl" if "ppl" in self.scores else next(iter({**self.scores, **self.window_scores}))
+        return "ppl" if "ppl" in self.scores else next(iter((*self.scores, *self.block_metrics)))
+
+    @property
+    def block_metrics(self) -> tuple[str, ...]:
+        """The metrics by which blocks were scored."""
+        return tuple(next(iter(self.blocks.values()), ()))
 
     def hidden_carriers(self, on: str, other: str) -> tuple[int, ...]:
         """Layers that are among the cheaper half on one kind of text, and cost DEAR times the median on another.
@@ -132,7 +141,8 @@ class Scores(Tabled):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data, with the removal order of each metric beside its scores."""
-        return {**plain(self), "order": {name: list(self.order(name)) for name in self.scores}}
+        blocks = {str(size): plain(found) for size, found in self.blocks.items()}
+        return {**plain(self), "blocks": blocks, "order": {name: list(self.order(name)) for name in self.scores}}
 
     def save(self, path: str | Path) -> None:
         save_json(path, self.to_dict())
@@ -142,12 +152,13 @@ class Scores(Tabled):
         """The inverse of to_dict.
 
         Raises:
-            DataError: a key is missing, or a metric does not have one number per layer, or per window.
+            DataError: a key is missing, or a metric does not have one number per layer, or per block.
         """
         check_not_other(data, where, plan=False)
         try:
-            known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
-            known |= {key: _numbers(data[key]) for key in ("scores", "window_scores")}
+            known = {key: data[key] for key in cls.__dataclass_fields__ if key not in ("blocks", "kinds")}
+            known["scores"] = _numbers(data["scores"])
+            known["blocks"] = {int(size): _numbers(found) for size, found in data["blocks"].items()}
             known["kinds"] = {
                 source: KindScores(float(kind["weight"]), kind["base_loss"], _numbers(kind["scores"]))
                 for source, kind in data.get("kinds", {}).items()
@@ -155,14 +166,17 @@ class Scores(Tabled):
             scores = cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _not_scores(where, "the JSON that `shortstack score -o` writes", repr(error)) from error
-        if type(scores.layers) is not int or not (scores.scores or scores.window_scores):
+        if type(scores.layers) is not int or not (scores.scores or scores.block_metrics):
             raise _not_scores(where, "a layer count and at least one metric", "none")
-        if scores.window_scores and not (type(scores.window) is int and 0 < scores.window <= scores.layers):
-            raise _not_scores(where, f"windows of 1 to {scores.layers} layers", repr(scores.window))
         for name, values in scores.scores.items():
             _check_numbers(where, name, values, scores.layers)
-        for name, values in scores.window_scores.items():
-            _check_numbers(where, f"windows by {name}", values, scores.layers - (scores.window or 0) + 1)
+        for size, found in scores.blocks.items():
+            if not 0 < size <= scores.layers:
+                raise _not_scores(where, f"blocks of 1 to {scores.layers} layers", str(size))
+            if tuple(found) != scores.block_metrics:
+                raise _not_scores(where, f"blocks of {size} by {', '.join(scores.block_metrics)}", ", ".join(found))
+            for name, values in found.items():
+                _check_numbers(where, f"blocks of {size} by {name}", values, scores.layers - size + 1)
         for source, kind in scores.kinds.items():
             for name, values in kind.scores.items():
                 _check_numbers(where, f"{name} on {source}", values, scores.layers)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.record import skipped_layers
+from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.quantisation import INT8, quantise, saved_bytes, uncovered
 from shortstack.decoder.wrapping import arithmetic
@@ -17,11 +19,14 @@ from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.profiling import Timing, profile
 from shortstack.profiling.profiler import answer
+from shortstack.runs.records import TailsRecord
 from shortstack.study.sizes import ModelSize
+from shortstack.study.tails import DEPTHS, WINDOWS, few, measured_tails
 
 PROMPTS = (
     "What is the capital of France, and what is the city known for?",
     "Write two sentences about why people keep gardens.",
+    "Repeat this list word for word: harbor, velvet, lantern, copper, meadow, thimble.",
 )
 ANSWER_TOKENS = 48
 TIMING = Timing((1,), prompt=128, new_tokens=32, repeats=3)
@@ -45,7 +50,8 @@ class Beside:
     """bytes: of the shortened model's weights. answers: a prompt, and what each model says. speed: how many times as fast as
     the unpruned model, by kind of work.
 
-    Each of speed is a ratio with the lowest and the highest of the turns; slow: why nothing was timed.
+    Each of speed is a ratio with the lowest and the highest of the turns; slow: why nothing was timed. tails: the last
+    layers cut, with this cut, on the first text; None where there is none.
     """
 
     bytes: int
@@ -53,6 +59,7 @@ class Beside:
     speed: Mapping[str, Mapping[str, float]]
     int8: Int8
     slow: str = ""
+    tails: TailsRecord | None = None
 
 
 def beside(
@@ -64,32 +71,53 @@ def beside(
     progress: Progress = silent,
 ) -> list[Beside]:
     """Hold shortened models against the unpruned one; at most two are in memory."""
-    said = _answers(unpruned, compute, under(progress, "the unpruned model: "))
-    told = [_answers(short, compute, under(progress, "the shortened model: ")) for short in shorts]
-    int8 = _int8(unpruned, texts, compute, progress)
+    windows = texts.read(unpruned.tokenizer(), compute.seed)
+    text = few(next(iter(windows.values()))) if windows else None
+    told = under(progress, "the unpruned model: ")
+    decoder = _loaded(unpruned, compute)
+    said, curve, cuts = _answers(decoder, unpruned, told), None, list[float]()
+    if text:
+        curve, cuts = measured_tails(
+            decoder, text, [skipped_layers(short, unpruned) for short in shorts], progress=told
+        )
+    del decoder
+    heard = [_heard(short, text, compute, under(progress, "the shortened model: ")) for short in shorts]
+    int8 = _int8(unpruned, windows, compute, progress)
     found = []
-    for short, its in zip(shorts, told, strict=True):
+    for number, (short, (its, loss)) in enumerate(zip(shorts, heard, strict=True)):
         answers = [
             {"prompt": prompt, "unpruned": before, "shortened": after}
             for prompt, before, after in zip(PROMPTS, said, its, strict=True)
         ]
         speed, slow = _speed(short, unpruned, compute, progress)
-        found.append(Beside(short.weight_bytes, answers, speed, int8, slow))
+        removed = unpruned.anatomy.layers - short.anatomy.layers
+        tails = curve and replace(curve, cut_removed=removed, cut_loss=cuts[number], made_loss=loss)
+        found.append(Beside(short.weight_bytes, answers, speed, int8, slow, tails))
     return found
 
 
 def beside_seconds(size: ModelSize, kept: Sequence[int], texts: float) -> float:
     """About how long that takes. kept: layers of each shortened model; texts: seconds of measuring a text's perplexity."""
     every, pairs = [size.layers, *kept], [layers for short in kept for layers in (short, size.layers)]
+    few_tokens, cuts = WINDOWS * EvaluationText.length, sum(kept)
+    curve = few_tokens * (size.passed(size.layers + cuts, DEPTHS + 1 + len(kept)) + size.passed(cuts, len(kept)))
     spoken = sum(len(PROMPTS) * ANSWER_TOKENS * size.step(layers, 1) for layers in every)
     timed = sum(TIMING.prompt * size.passed(layers) + TIMING.new_tokens * size.step(layers, 1) for layers in pairs)
     opened = sum(map(size.opened, [*every, *pairs, size.layers]))
-    return opened + spoken + RUNS / 2 * timed + texts
+    return opened + spoken + curve + RUNS / 2 * timed + texts
 
 
-def _answers(checkpoint: Checkpoint, compute: Compute, progress: Progress) -> list[str]:
+def _heard(
+    short: Checkpoint, text: Tokens | None, compute: Compute, progress: Progress
+) -> tuple[list[str], float | None]:
+    """What a shortened model says to each of PROMPTS, and its loss on the text."""
+    decoder = _loaded(short, compute)
+    answers = _answers(decoder, short, progress)
+    return answers, measure(decoder, text, progress=progress).loss if text else None
+
+
+def _answers(decoder: Decoder, checkpoint: Checkpoint, progress: Progress) -> list[str]:
     """What a model says to each of PROMPTS."""
-    decoder = _loaded(checkpoint, compute)
     answers = []
     for number, prompt in enumerate(PROMPTS, start=1):
         answers.append(answer(decoder.model, checkpoint.tokenizer(), prompt, new_tokens=ANSWER_TOKENS))
@@ -115,7 +143,7 @@ def _speed(
 
 
 @torch.no_grad()
-def _int8(unpruned: Checkpoint, texts: EvaluationText, compute: Compute, progress: Progress) -> Int8:
+def _int8(unpruned: Checkpoint, windows: Mapping[str, Tokens], compute: Compute, progress: Progress) -> Int8:
     """The unpruned model in int8, on the same windows as every other measurement of these texts."""
     if unpruned.config.get("quantization_config"):
         return Int8(reason="the model is quantised already")
@@ -125,6 +153,5 @@ def _int8(unpruned: Checkpoint, texts: EvaluationText, compute: Compute, progres
     if uncovered_by := uncovered(decoder):
         return Int8(reason=uncovered_by)
     nbytes = unpruned.weight_bytes - saved_bytes(unpruned, quantise(decoder, INT8))
-    windows = texts.read(unpruned.tokenizer(), compute.seed)
     told = under(progress, "int8: ")
     return Int8(nbytes, {name: measure(decoder, tokens, progress=told).value for name, tokens in windows.items()})

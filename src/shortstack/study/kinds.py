@@ -25,6 +25,7 @@ from shortstack.planning import Choice, Plan
 from shortstack.planning.layer_sets import FINALISTS, repairs_of, splits
 from shortstack.planning.plans import BLOCKS, DRAFT
 from shortstack.scoring import Scores
+from shortstack.scoring.block_sizes import block_sizes
 from shortstack.scoring.metrics import COMPARING, metric_named
 from shortstack.study.measures import EvaluateStep, ProfileStep
 from shortstack.study.step_cost import Cost, added
@@ -49,6 +50,7 @@ class ScoreStep(Step):
     """score()."""
 
     kind = "score"
+    code = 2
 
     @classmethod
     def of(cls, known: Known, trial: Trial, metrics: Sequence[str], window: int | str | None) -> ScoreStep:
@@ -56,6 +58,12 @@ class ScoreStep(Step):
         arguments = {"metrics": metrics, "window": window, **trial.calibration_arguments, "dtype": known.dtype}
         text = {"text": known.texts[trial.calibration.text]} if trial.calibration else {}
         return cls(arguments, {"model": known.model(trial), **text}, {"model": trial.model})
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the blocks that are scored, where they are known."""
+        window = self.arguments.get("window")
+        return () if isinstance(window, str) else block_sizes(window)
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)
@@ -75,11 +83,11 @@ class ScoreStep(Step):
         return ["score", *model_words(places["model"]), *metrics, *other, "-o", "scores.json"]
 
     def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
-        """Without each layer once, for metrics of losses; a backward pass takes twice a forward one."""
+        """Without each layer and block once, for metrics of losses; a backward pass takes twice a forward one."""
         feeds = {metric_named(name).feed for name in self.arguments["metrics"]}
-        layers, heads = 0.0, 0
-        if feeds & {"loss", "repair", *COMPARING}:
-            layers, heads = model.layers * (model.layers + 1) / 2, model.layers + 1
+        layers, heads = 0.0, 0.0
+        if feeds & {"loss", *COMPARING}:
+            layers, heads = _without_each(model.layers, self.sizes)
         elif "hidden" in feeds:
             layers = model.layers
         if "gradient" in feeds:
@@ -87,10 +95,23 @@ class ScoreStep(Step):
         passes = 2 if "gradient" in feeds else 1
         if not trial.calibration:
             return model.walk(0.0, model.layers, passes=passes)
-        text = texts.windows(self.arguments, model)
-        walk = text and text.seconds + text.tokens * model.passed(layers, heads)
+        text, fits = texts.windows(self.arguments, model), 0.0
+        if "repair" in feeds:
+            routes = len(self.sizes) * model.layers
+            layers, heads = layers + 2 * model.layers + routes * model.layers / 2 / HELD_OUT, heads + routes / HELD_OUT
+            fits = model.layers * model.fitted(text.tokens if text else 0, len(self.sizes))
+        walk = text and text.seconds + text.tokens * model.passed(layers, heads) + fits
         hidden = model.hidden(text.tokens if text else 0, model.layers + 1 if heads else 1)
         return model.walk(walk, model.layers, passes=passes, hidden=hidden)
+
+
+def _without_each(layers: int, sizes: Sequence[int]) -> tuple[float, int]:
+    """Layers and heads that a text passes in the whole model, and without each layer and each block of these sizes.
+
+    What stands before a block is passed once for all. Sizes that are as large as the model are left to score().
+    """
+    left = [layers - size for size in {1, *sizes} if size < layers]
+    return layers + sum(rest * (rest + 1) / 2 for rest in left), 1 + sum(rest + 1 for rest in left)
 
 
 class PlanStep(Step):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from shortstack import evaluation, profiling
 from shortstack.data.tokens import encode
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.device import Compute
+from shortstack.machine.formats import count_of, share_of
 from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import Part
@@ -32,6 +33,19 @@ HELP = {  # of options that a study's file has in other groups
 PROFILE_TURNS = 8  # of profile(): one for the memory, one to warm up, six that count
 
 
+def _asked(value: Any) -> Any:
+    """A count of documents or a share of them, as 10% or 0.1.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    read = count_of(value) or share_of(value) if isinstance(value, str) else value
+    known = next(known for name, _, known in options_of(Tasks) if name == "limit")
+    if (read is None and value is not None) or (isinstance(read, int | float) and not known.holds(read)):
+        raise ValueError(f"{known.range}, not {value!r}")
+    return read
+
+
 class EvaluateOptions(Part):
     """What is measured of every checkpoint; seed: of the windows that are drawn."""
 
@@ -40,7 +54,7 @@ class EvaluateOptions(Part):
     samples: int | None = Field(default=None, ge=1, description=HELP["samples"])
     seed: int = Field(default=0, ge=0, description=HELP["seed"])
     tasks: tuple[str, ...] = ()
-    limit: int | None = Field(default=None, ge=1, description=HELP["limit"])
+    limit: Annotated[int | float | None, BeforeValidator(_asked)] = Field(default=None, description=HELP["limit"])
     data_dir: str | None = Field(default=None, description=HELP["data_dir"])
     include: str | None = Field(default=None, description=HELP["include"])
     probe_items: int = Field(default=0, ge=0, description=f"{HELP['probe_items']} Default: no probes.")

@@ -108,8 +108,9 @@ class Needing:
         compute = self.compute
         return ModelSize.measured(self.checkpoint, dtype=compute.dtype, device=compute.device, stream=compute.stream)
 
-    def score(self, metrics: Sequence[str], text: CalibrationText) -> Needs:
-        step = ScoreStep({"metrics": metrics, **asdict(text)}, {}, {})
+    def score(self, metrics: Sequence[str], text: CalibrationText, sizes: Sequence[int] = ()) -> Needs:
+        """sizes: of the blocks that are scored."""
+        step = ScoreStep({"metrics": metrics, "window": sizes or None, **asdict(text)}, {}, {})
         return self._of(step.cost(self._alone(Choice()), self.model, self.texts))
 
     def plan(self, choice: Choice, text: CalibrationText) -> Needs:

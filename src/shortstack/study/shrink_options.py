@@ -36,7 +36,9 @@ class ShrinkOptions:
     tasks: str | None = option(
         None, help="Tasks to measure on, before and after, of those that are read from a data folder."
     )
-    limit: int = option(200, help="Only the first n documents of each task.", minimum=1, counted=True)
+    limit: int | float = option(
+        200, help="Only the first n documents of each task, or 10%.", minimum=1, counted=True, shares=True
+    )
     data_dir: str | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
     minutes: float = option(15.0, help="How long all of it may take; what must be cut for time is said.", above=0)
     length: int = 128

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from shortstack.machine.progress import Progress
 from shortstack.planning.plans import BLOCKS
 from shortstack.runs import Store, records
 from shortstack.runs.folder import Folder
-from shortstack.runs.records import StepRecord, TrialRecord
+from shortstack.runs.records import StepRecord, TailsRecord, TrialRecord
 from shortstack.study.minutes import Amounts
 from shortstack.study.progress import last_line
 from shortstack.study.runner import run_study
@@ -100,10 +100,11 @@ class ShrinkStudy:
         with folder.held(), Store.open(folder) as store:
             store.note(title=f"shrink {self.model}", planned=planned, after=after)
 
-    def conclude(self, verdict: str, answers: Sequence[Mapping[str, str]]) -> None:
-        """Keep what the report says first."""
+    def conclude(self, verdict: str, answers: Sequence[Mapping[str, str]], tails: TailsRecord | None) -> None:
+        """Keep what the report says first, and the curve that it draws beside this cut."""
+        curve = {} if tails is None else {"tails": asdict(tails)}
         with Store.open(Folder(self.folder)) as store:
-            store.note(conclusion=verdict, answers=list(answers))
+            store.note(conclusion=verdict, answers=list(answers), **curve)
 
     def trials(self) -> list[TrialRecord]:
         """The trials that were run, in order."""
