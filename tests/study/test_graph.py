@@ -199,10 +199,10 @@ compute: {dtype: float32}
 # Digests of every trial's id and steps, by role and key: what a study has done must be found again by a newer version.
 # They are of one set of libraries: with others everything runs again.
 DIGESTS = {
-    "smoke": "51ef5060cd73e37edae36d15c3f29e52c0c7dee958b923f347bf6ab94eb85c26",
-    "smollm2": "8ba065ad8d97c13c4f8bfe24923670757b26df9c15d1b1131534b9f6d8d4e5ad",
-    "paper": "ea233652748194dea4eb25f97227a69fb9617fa2903e60db543efeaa15c348d0",
-    "everything": "b09920c6279e255a145aaefe39d3f5f644aaebed42e6db8a5dad7e31b765c876",
+    "smoke": "f9ef1b61d00ec763c43e2ec08900fbf79bfe4ffe3b0980867c0833d90c1d9abe",
+    "smollm2": "0f32f67d950a32664d0fe5d31221763b739506ce2fcccf828276e480eb6b7567",
+    "paper": "0b943849b1542ff7f922c6c9dcae40e1887f872089253785af4f9c340fa03d73",
+    "everything": "db7a661a32b3e03ecc9903a1a65ca388ec0dda777cbba37d989eed00f9226893",
 }
 
 
