@@ -1,3 +1,4 @@
+from . import block_sizes as block_sizes
 from . import measurement as measurement
 from . import metrics as metrics
 from . import orders as orders
