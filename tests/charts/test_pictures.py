@@ -172,7 +172,9 @@ def test_what_was_not_scored_is_not_drawn():
     assert len(one.plot().panels) == 2
     assert "the 2 that go first are marked" in " ".join(one.plot().about)
     blocks = ss.Scores(6, {}, SCORES.blocks)
-    assert len(blocks.plot().panels) == 1
+    (panel,) = blocks.plot().panels
+    assert panel.title.startswith("Order in which each metric removes blocks of 2 layers, the first one marked")
+    assert not list(blocks.plot().about)
     with pytest.raises(InputError, match="between 1 and 5 layers"):
         one.plot(6)
 

@@ -43,6 +43,17 @@ def said(capsys, monkeypatch, *words: str):
 
 VERBS = {
     "score": ("score", "m", "--metric", "bi,ppl", *SMALL, "-o", "scores.json"),
+    "scores of blocks": (
+        "score",
+        "m",
+        "--metric",
+        "bi,ppl,repaired-window",
+        "--window",
+        "2-3",
+        *SMALL[:2],
+        "--length",
+        "16",
+    ),
     "scores of gradients": ("score", "m", "--metric", "taylor", *SMALL),
     "plan": ("plan", "m", "--drop", "2", *SMALL, "-o", "plan.json"),
     "a search": ("plan", "m", "--drop", "2", "--search", "--text", "pydoc", "--samples", "4", "--length", "16"),
@@ -55,6 +66,18 @@ VERBS = {
         "repaired-blocks",
         "--samples",
         "4",
+        "--length",
+        "16",
+    ),
+    "a repaired window": (
+        "plan",
+        "m",
+        "--drop",
+        "2",
+        "--metric",
+        "repaired-window",
+        "--text",
+        "pydoc",
         "--length",
         "16",
     ),
@@ -111,6 +134,34 @@ def test_what_compare_does_not_count_is_said(place, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main()
     assert "memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("--metric", "ppl", "--window", "8"), "1 to 7 of the model's 8 layers"),
+        (("--metric", "taylor", "--window", "2"), "a metric that scores blocks"),
+        (("--metric", "repaired-window"), "the size of the blocks"),
+    ],
+)
+def test_what_score_refuses_its_dry_run_refuses(words, what, place, capsys, monkeypatch):
+    for more in ((), ("--dry-run",)):
+        monkeypatch.setattr(sys, "argv", ["shortstack", "score", "m", *words, *SMALL, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code
+        assert what in " ".join(capsys.readouterr().err.split())
+
+
+def test_blocks_take_a_stream_and_a_head_each(place):
+    checkpoint, text = Checkpoint.open(place / "m"), CalibrationText("pydoc", 4, 16)
+    needing = Needing(checkpoint, Compute(dtype="float32"), Begun(0.0, 0))
+    singles, blocks = (needing.score(["ppl"], text, each) for each in ((), (2, 3)))
+    more = 7 + 6  # places where a block of two of the eight layers, or of three, may start
+    walked = 6 * 7 / 2 + 5 * 6 / 2  # layers behind them
+    pace, tokens = needing.model.pace, 4 * 16
+    assert blocks.seconds - singles.seconds == pytest.approx(tokens * (walked * pace.layer + more * pace.head))
+    assert blocks.memory_bytes - singles.memory_bytes == more * tokens * checkpoint.config["hidden_size"] * 4
 
 
 def test_a_repaired_sweep_holds_its_streams_and_takes_no_turns(place, monkeypatch):

@@ -95,7 +95,7 @@ def test_counts_are_heard_as_people_write_them(typed, meant, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("10%", 0.1), ("0.25", 0.25), ("100%", 1.0), ("7", 7), ("1", 1), ("1k", 1000)]
+    ("typed", "meant"), [("10%", 0.1), ("0.25", 0.25), ("100%", 1.0), ("7", 7), ("1.0", 1.0), ("1", 1), ("1k", 1000)]
 )
 def test_shares_are_heard_as_people_write_them(typed, meant):
     words = ["demo", "--tasks", "piqa", "--limit", typed]
@@ -112,8 +112,8 @@ def test_shares_out_of_range_are_refused(wrong):
         Tasks("piqa", limit=wrong)
 
 
-@pytest.mark.parametrize("typed", ["some", "1.5", "-3", "1kk"])
+@pytest.mark.parametrize("typed", ["some", "1.5", "-3", "1kk", "0%", "101%"])
 def test_what_is_no_count_is_refused(typed, tmp_path):
     words = ["heal", "demo", "-o", str(tmp_path / "out"), "--data", "pydoc", f"--max-samples={typed}"]
-    with pytest.raises(InputError, match=r"such as 64, 1k or 10%|at least 2, or a share"):
+    with pytest.raises(InputError, match="such as 64, 1k or 10%"):
         CliRunner().invoke(app, words, catch_exceptions=False)

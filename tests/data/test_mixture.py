@@ -12,6 +12,7 @@ from shortstack.data.mixture import MIX, MIXED, READ, parse_sources
 from shortstack.data.splits import check_enough, split
 from shortstack.data.tokens import encode
 from shortstack.errors import DataError
+from shortstack.healing import TrainingData
 from zoo import tokenizer
 
 PLAIN, WITH_BOS = tokenizer(), tokenizer(bos=True)
@@ -152,6 +153,16 @@ def test_no_more_than_most_are_read_in_all():
     assert sum(all(example.learn) for example in found) == 30
     assert found == read_examples("copying,self=3", PLAIN, max_length=64, most=40, written=written)
     assert found != read_examples("copying,self=3", PLAIN, max_length=64, most=40, written=written, seed=1)
+
+
+def test_too_small_a_share_says_what_to_raise(tmp_path):
+    data = TrainingData("pydoc", max_samples=0.05)
+    with pytest.raises(DataError, match="raise max_samples"):
+        data.held_out_of(1)
+    with pytest.raises(DataError, match=r"give more data\.$"):
+        TrainingData("pydoc").held_out_of(1)
+    with pytest.raises(DataError, match="a smaller held_out"):
+        TrainingData("pydoc", held_out=3).held_out_of(3)
 
 
 def test_a_share_is_of_what_would_be_read_without_it():

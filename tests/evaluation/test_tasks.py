@@ -416,6 +416,7 @@ def test_one_document_is_nothing_to_compare_two_models_on():
         Tasks("mmlu,piqa", limit=1).check_paired()
     Tasks("mmlu", limit=1).check_paired()  # one of each subject
     Tasks("piqa", limit=2).check_paired()
+    Tasks("piqa", limit=1.0).check_paired()  # all of them
 
 
 def test_the_average_is_plain_and_only_of_shares():

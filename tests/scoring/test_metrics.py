@@ -124,6 +124,7 @@ BROKEN = {
     "too few": (WHOLE | {"scores": {"ppl": [1.0, 2.0]}}, "3 numbers for ppl"),
     "too few blocks": (WHOLE | {"blocks": {"2": {"ppl": [1.0]}}}, "2 numbers for blocks of 2 by ppl"),
     "blocks of none": (WHOLE | {"blocks": {"0": {"ppl": [1.0]}}}, "blocks of 1 to 3 layers"),
+    "blocks by none": (WHOLE | {"blocks": {"2": {}}}, "blocks of 2 by a metric"),
     "blocks of words": (WHOLE | {"blocks": {"two": {"ppl": [1.0]}}}, "two"),
     "blocks by others": (WHOLE | {"blocks": {"2": {"ppl": [1.0, 2.0]}, "3": {"kl": [1.0]}}}, "blocks of 3 by ppl"),
 }

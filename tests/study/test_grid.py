@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 
 from shortstack.errors import InputError, PlanError
+from shortstack.machine.formats import amount_of
 from shortstack.planning import Choice
 from shortstack.study import read_study
 from shortstack.study.grid import parse_study, schema
 from shortstack.study.references import expanded
 from shortstack.study.trial import parse_choice
+from shortstack.study.words import option_words
 
 QUICK = "{name: quick, method: lora, data: pydoc, epochs: 1}"
 
@@ -131,6 +133,9 @@ def test_words_for_a_choice_of_layers(text, choice):
     [
         ("models: [a]\nmetricss: [ppl]\n", "line 2: .* found metricss. .*did you mean metrics"),
         ("models: [a]\nmetrics: [ppl]\nheal:\n- none\n- {method: lora, data: a, epoch: 2}\n", "line 5: .*heal.1.*epochs"),
+        ("models: [a]\nmetrics: [ppl]\nevaluation: {limit: 0%}\n", "line 3: .*limit: at least 1, or a share .*found '0%'"),
+        ("models: [a]\nmetrics: [ppl]\nevaluation: {limit: 1.5}\n", "line 3: .*limit: at least 1, or a share"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: a, max_samples: 1}\n", "line 3: .*max_samples: at least 2, or a share"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: a, lr: fast}\n", "line 3: .*heal.lr.*number"),
         ("models: [a]\nmetrics: [ppl]\ndrop: {from: 5, too: 50, step: 5}\n", "line 3: .*mean to"),
         ("models: [a]\nmetrics: [ppl]\nevaluation:\n  perplexities: [pydoc]\n", "line 4: .*mean perplexity"),
@@ -186,6 +191,22 @@ def test_the_schema_knows_every_key_of_a_study_and_refuses_others():
     assert validator.is_valid(good | {"except": [{"metric": "ppl"}], "trials": [{"drop": 8}]})
     assert not validator.is_valid(good | {"metric": ["ppl"]})
     assert not validator.is_valid(good | {"heal": {"epoch": 1}})
+    for share in (100, 0.1, "10%", None):
+        shared = {"evaluation": {"limit": share}, "heal": [{"data": "a", "max_samples": share}]}
+        assert validator.is_valid(good | shared)
+        assert parse_study(json.dumps(good | shared), where="s")
+
+
+@pytest.mark.parametrize(("written", "meant"), [("10%", 0.1), ("0.25", 0.25), ("1.0", 1.0), ("200", 200), ("2k", 2000)])
+def test_shares_of_a_file_are_read_and_written_as_they_are_typed(written, meant):
+    text = f"models: [a]\nmetrics: [ppl]\nevaluation: {{limit: {written}}}\nheal: {{data: b, max_samples: {written}}}\n"
+    study = parse_study(text, where="s")
+    heal = dict(study.trials[0].heal.options)
+    for found in (study.evaluation.limit, heal["max_samples"]):
+        assert (type(found), found) == (type(meant), meant)
+    for name in ("limit", "max_samples"):
+        (_, typed) = option_words({name: meant})
+        assert amount_of(typed) == meant, "the same again from the command line"
 
 
 def test_variables_of_the_environment_are_replaced(monkeypatch):

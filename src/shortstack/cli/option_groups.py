@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import typer
 
 from shortstack.errors import InputError, parameter
-from shortstack.machine.formats import count_of, share_of
+from shortstack.machine.formats import amount_of, count_of
 from shortstack.machine.options import Option, within
 
 
@@ -204,9 +204,7 @@ def _read(value: Any, field: Field[Any]) -> Any:
     if not field.metadata["option"].counted:
         return int(value) if value.isdecimal() else value
     known: Option = field.metadata["option"]
-    found: float | None = count_of(value)
-    if found is None and known.shares:
-        found = share_of(value)
+    found = amount_of(value) if known.shares else count_of(value)
     if found is None and "str" not in kinds:
         where, fix = parameter(field.name, value), f"write {parameter(field.name, 64)}"
         such = "64, 1k or 10%" if known.shares else "64 or 1k"

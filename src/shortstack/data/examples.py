@@ -11,7 +11,7 @@ from shortstack.data.mixture import Weighted, Written, parse_sources
 from shortstack.data.sources import OWN, prompt_and_response, read_records, record_format
 from shortstack.data.tokens import bos_ids, check_text, encode, filled_window, own_windows
 from shortstack.errors import DataError, parameter
-from shortstack.machine.numbers import part_of
+from shortstack.machine.numbers import is_share, part_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,13 +93,13 @@ def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | 
     Raises:
         DataError: most is less than one of each.
     """
-    if isinstance(most, float):
+    if most is not None and is_share(most):
         most = part_of(most, sum(shares(sources, sizes, None).values()))
     if most is not None and most < len(sources):
         raise DataError(
             parameter("max_samples"),
             expected=f"at least one sample of each of {len(sources)} sources",
-            found=str(most),
+            found=f"{most:g} in all",
             fix="allow more, or name fewer sources",
         )
     whole = sum(each.weight for each in sources)

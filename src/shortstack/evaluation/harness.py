@@ -43,7 +43,7 @@ from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.evaluation.task_results import TaskResult, digest
 from shortstack.machine.hub import hub_or_copies
-from shortstack.machine.numbers import ALMOST, part_of
+from shortstack.machine.numbers import ALMOST, is_share, part_of
 from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -217,7 +217,8 @@ def _reason(error: BaseException) -> str:
 
 def run(loaded: LoadedTask, model: AnsweringModel, *, limit: float | None = None, seed: int = 0) -> TaskResult:
     """Have a model answer a task's documents, the first `limit` of each of its tasks, and judge the answers."""
-    limit = limit * ALMOST if isinstance(limit, float) else limit  # which the harness rounds up, too
+    if limit is not None and is_share(limit):
+        limit = float(limit) * ALMOST  # which the harness rounds up, too
     set_seed(SEED + seed)  # of generation that samples
     for task in loaded.tasks.values():
         task.set_fewshot_seed(seed=SEED + seed)

@@ -16,6 +16,7 @@ from shortstack.data.tokens import endless
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation.backends import BACKENDS, OWN, VLLM, load_harness, load_vllm
 from shortstack.evaluation.suites import SUITES, TASKS, named
+from shortstack.machine.numbers import is_share
 from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class Tasks:
             InputError: it is so.
         """
         single = [name for name in self.names if name in TASKS and not TASKS[name].group]
-        if self.limit == 1 and single:
+        if single and self.limit == 1 and not is_share(self.limit):
             raise InputError(
                 parameter("limit"),
                 expected=f"two documents of {single[0]} or more, to compare two models on",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
 from shortstack.data.sources import OWN
 from shortstack.errors import DataError, InputError, parameter
+from shortstack.machine.numbers import is_share
 from shortstack.machine.options import check_options, option
 
 HELD_OUT_SHARE = 0.05
@@ -46,14 +47,13 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if isinstance(self.max_samples, int) and (self.held_out or 0) >= self.max_samples:
+        most = None if self.max_samples is None or is_share(self.max_samples) else int(self.max_samples)
+        if most is not None and (self.held_out or 0) >= most:
             raise InputError(
                 parameter("held_out"),
-                expected=f"fewer than the {self.max_samples} samples of "
-                f"{parameter('max_samples')}, or none is left to train on",
+                expected=f"fewer than the {most} samples of {parameter('max_samples')}, or none is left to train on",
                 found=str(self.held_out),
-                fix=f"write {parameter('held_out', held_out_count(self.max_samples))}, "
-                f"or raise {parameter('max_samples')}",
+                fix=f"write {parameter('held_out', held_out_count(most))}, or raise {parameter('max_samples')}",
             )
 
     @property
@@ -82,6 +82,13 @@ class TrainingData:
         """
         check_sources(self.source)
 
+    @property
+    def _more(self) -> str:
+        """What gives more samples to train on."""
+        if self.max_samples is not None:
+            return f"raise {parameter('max_samples')}"
+        return f"give more data, or a smaller {parameter('held_out')}" if self.held_out else "give more data"
+
     def held_out_of(self, samples: int) -> int:
         """How many of the samples that were read are held out.
 
@@ -94,6 +101,6 @@ class TrainingData:
                 self.source,
                 expected="a sample to train on beside those that are held out to judge by",
                 found=f"{samples} sample{'s' * (samples != 1)}, of which {held_out} would be held out",
-                fix=f"give more data, or a smaller {parameter('held_out')}",
+                fix=self._more,
             )
         return held_out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 
 
@@ -77,14 +78,33 @@ def count_of(text: str) -> int | None:
 def share_of(text: str) -> float | None:
     """The share that is meant by 10% or 0.1; None where it is none, or not above 0 and at most 1.
 
-    >>> share_of("10%"), share_of("0.1"), share_of("100%"), share_of("0%"), share_of("1k")
-    (0.1, 0.1, 1.0, None, None)
+    >>> share_of("10%"), share_of("0.1"), share_of("100%"), share_of("1.0"), share_of("0%"), share_of("1")
+    (0.1, 0.1, 1.0, 1.0, None, None)
     """
-    found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)(%?)", text.strip())
-    if not found:
+    found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,30})?)(%?)", text.strip())
+    if not found or not {".", "%"} & {*text}:
         return None
     share = Fraction(found[1]) / (100 if found[2] else 1)
     return float(share) if 0 < share <= 1 else None
+
+
+def show_share(share: float) -> str:
+    """A share as share_of() reads it.
+
+    >>> [show_share(share) for share in (0.1, 1.0, 1e-05, 1 / 3)]
+    ['10%', '100%', '0.001%', '33.33333333333333%']
+    """
+    return f"{(Decimal(repr(float(share))) * 100).normalize():f}%"
+
+
+def amount_of(text: str) -> float | None:
+    """The share or the count that is meant; None where it is neither.
+
+    >>> amount_of("10%"), amount_of("1.0"), amount_of("1"), amount_of("1.5k"), amount_of("some")
+    (0.1, 1.0, 1, 1500, None)
+    """
+    share = share_of(text)
+    return count_of(text) if share is None else share
 
 
 def show_layers(layers: Sequence[int]) -> str:

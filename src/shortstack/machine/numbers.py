@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, TypeGuard
 
 from shortstack.errors import ShortstackError, parameter
 
@@ -19,6 +20,16 @@ def in_float64(values: Tensor) -> Tensor:
 ALMOST = 1 - 1e-12  # so that 7 % of 100 are 7, where 0.07 * 100 is a little more
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number of any kind; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_share(amount: object) -> bool:
+    """Whether an amount is a share of what there is, and no count."""
+    return isinstance(amount, Real) and not isinstance(amount, Integral)
+
+
 def part_of(amount: float | None, whole: int) -> int:
     """How many of so many are meant: a float is a share, rounded up; None: all.
 
@@ -27,7 +38,7 @@ def part_of(amount: float | None, whole: int) -> int:
     """
     if amount is None:
         return whole
-    return math.ceil(whole * amount * ALMOST) if isinstance(amount, float) else min(amount, whole)
+    return math.ceil(whole * float(amount) * ALMOST) if is_share(amount) else min(int(amount), whole)
 
 
 def perplexity(loss: float) -> float:

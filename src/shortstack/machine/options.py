@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from shortstack.errors import InputError, parameter
+from shortstack.machine.numbers import is_number, is_share
 from shortstack.machine.typed import check_type
 
 
@@ -66,7 +67,7 @@ class Option:
 
     def holds(self, value: float) -> bool:
         """Whether a number is finite and within the range; a share is above 0 and at most 1."""
-        if self.shares and isinstance(value, float):
+        if self.shares and is_share(value):
             return 0 < value <= 1
         return (
             math.isfinite(value)
@@ -104,7 +105,7 @@ def check_options(component: Any) -> None:
             continue
         if known.choices:
             check_choice_of(name, value, known.choices)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif is_number(value):
             within(name, value, known, default)
 
 

@@ -7,12 +7,14 @@ import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
+from pydantic_core import PydanticCustomError
 
 from shortstack.errors import InputError
+from shortstack.machine.formats import amount_of
 from shortstack.machine.options import Option, options_of
 
 
@@ -36,12 +38,30 @@ def part_of(name: str, *components: Any, **more: Any) -> Any:
     for component in components:
         hints = typing.get_type_hints(component)
         for key, default, known in options_of(component):
-            keys[key] = hints[key], Field(default=default, description=known.help, json_schema_extra=_range(known))
+            hint = Annotated[hints[key], *amount(known)] if known.shares else hints[key]
+            keys[key] = hint, Field(default=default, description=known.help, json_schema_extra=_range(known))
     return create_model(name, __base__=Part, **keys, **more)
 
 
+def amount(known: Option) -> tuple[Any, ...]:
+    """What makes a key one that counts or is a share: a number, or text such as 10%."""
+
+    def read(value: Any) -> Any:
+        number = amount_of(value) if isinstance(value, str) else value
+        if value is None:
+            return None
+        if not isinstance(number, int | float) or isinstance(number, bool) or not known.holds(number):
+            raise PydanticCustomError("amount", "{range}", {"range": known.range})
+        return number
+
+    written = [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}, {"type": "null"}]
+    return BeforeValidator(read), WithJsonSchema({"anyOf": written})
+
+
 def _range(known: Option) -> dict[str, Any]:
-    """The range of an option in the words of JSON schema."""
+    """The range of an option in the words of JSON schema; a share is below the least count."""
+    if known.shares:
+        return {}
     words = {
         "minimum": known.minimum,
         "maximum": known.maximum,

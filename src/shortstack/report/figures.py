@@ -114,7 +114,10 @@ def _tails(tails: TailsRecord | None) -> Figure | None:
     lines = [
         Line(
             "the last layers cut, nothing repaired",
-            [_at(amount, loss, f"the last {counted(amount, 'layer')} cut") for amount, loss in ends],
+            [
+                _at(amount, loss, f"the last {counted(amount, 'layer')} cut" if amount else "unpruned")
+                for amount, loss in ends
+            ],
             THEIRS,
         )
     ]
@@ -122,13 +125,13 @@ def _tails(tails: TailsRecord | None) -> Figure | None:
         ("this cut, nothing repaired", 1, tails.cut_loss),
         ("this checkpoint", OURS, tails.made_loss),
     ):
-        if found is not None:
-            lines.append(Line(name, [_at(tails.cut_removed, found, name)], colour))
+        lines.append(Line(name, [_at(tails.cut_removed, found, name)], colour))
     every = [point for line in lines for point in line.points]
     x = axis("layers removed", [point.x for point in every], "{:g}".format, whole=True)
     y = axis(f"perplexity on {brief(tails.text)}", [point.y for point in every], _axis_perplexity, log=True)
     title = "This cut beside the last layers, by how many go"
-    caption = f"On {tails.samples} windows of {tails.length} tokens."
+    beyond = " A triangle at the upper edge: infinite." if any(point.infinite for point in every) else ""
+    caption = f"On {counted(tails.samples, 'window')} of {tails.length} tokens.{beyond}"
     legend = tuple((swatch(line.colour), line.name, "") for line in lines)
     return Figure("tails", "depth", title, caption, Chart(title, x, y, lines).svg(), legend)
 

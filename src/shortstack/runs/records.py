@@ -66,9 +66,9 @@ class TailsRecord:
     length: int
     removed: tuple[int, ...]
     losses: tuple[float, ...]
-    cut_removed: int = 0
-    cut_loss: float | None = None
-    made_loss: float | None = None
+    cut_removed: int
+    cut_loss: float
+    made_loss: float
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any, NoReturn
 
 from shortstack.errors import InputError, parameter
+from shortstack.scoring.metrics import METRICS, Metric
 
 Sizes = int | str | Sequence[int] | None
 
@@ -26,9 +27,50 @@ def block_sizes(wanted: Sizes) -> tuple[int, ...]:
     sizes: Sequence[Any] = (
         _read(wanted) if isinstance(wanted, str) else wanted if isinstance(wanted, Sequence) else [wanted]
     )
-    if not sizes or any(isinstance(size, bool) or not isinstance(size, Integral) or size < 1 for size in sizes):
+    if (
+        isinstance(wanted, bytes)
+        or not sizes
+        or any(isinstance(size, bool) or not isinstance(size, Integral) or size < 1 for size in sizes)
+    ):
         _refuse(wanted)
     return tuple(sorted({int(size) for size in sizes}))
+
+
+def wanted_sizes(window: Sizes, layers: int, metrics: Sequence[Metric]) -> tuple[int, ...]:
+    """The sizes of blocks that are asked for, where the model has them and a metric scores them.
+
+    Raises:
+        InputError: no metric can score them, or none is asked for by one that scores nothing else.
+    """
+    sizes = block_sizes(window)
+    alone = next((metric.name for metric in metrics if not metric.singles), None)
+    if not sizes:
+        if alone:
+            raise InputError(
+                parameter("window"),
+                expected=f"the size of the blocks that {alone} scores",
+                found="none",
+                fix=f"add {parameter('window', 8)}, or as many layers as you would remove",
+            )
+    elif sizes[-1] >= layers:
+        raise InputError(
+            parameter("window"),
+            expected=f"1 to {layers - 1} of the model's {layers} layers",
+            found=str(sizes[-1]),
+            fix="name the size of the block you would remove",
+        )
+    elif not any(metric.windows for metric in metrics):
+        raise InputError(
+            parameter("window"),
+            expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
+            found=", ".join(metric.name for metric in metrics),
+            fix=f"add one of these, or leave {parameter('window')} out",
+        )
+    return sizes
+
+
+def _is_size(number: object) -> bool:
+    return not isinstance(number, bool) and isinstance(number, Integral) and int(number) > 0
 
 
 def _read(text: str) -> list[int]:

@@ -27,15 +27,17 @@ def score_picture(values: Values, drop: int, *, title: str, tokens: Tokens, bloc
         order = "Order in which each metric removes layers"
         panels += [_orders(values, drop, order, "layer"), _values(values, drop)]
     if len(blocks) == 1:
-        panels += [
-            _orders(found, 1, f"The same for blocks of {size} layers", "first layer") for size, found in blocks.items()
-        ]
+        ((size, found),) = blocks.items()
+        order = f"Order in which each metric removes blocks of {_size(size)}, the first one marked"
+        panels.append(_orders(found, 1, order, "first layer"))
     elif blocks:
         panels += [_blocks(blocks, name) for name in next(iter(blocks.values()))]
     if len(values) > 1:
         panels.append(_agreement(values))
-    marked = f"the {drop} that go first are marked" if drop > 1 else "the one that goes first is marked"
-    return Picture(title, panels, ["; ".join([*_read(tokens), marked])])
+    marked = (
+        [f"the {drop} that go first are marked" if drop > 1 else "the one that goes first is marked"] if values else []
+    )
+    return Picture(title, panels, [each for each in ["; ".join([*_read(tokens), *marked])] if each])
 
 
 def _read(tokens: Tokens) -> list[str]:

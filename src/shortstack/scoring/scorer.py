@@ -22,9 +22,9 @@ from shortstack.machine.progress import Progress, silent
 from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
-from shortstack.scoring.block_sizes import Sizes, block_sizes
+from shortstack.scoring.block_sizes import Sizes, wanted_sizes
 from shortstack.scoring.measurement import Run, Wanted
-from shortstack.scoring.metrics import METRICS, Metric, MetricName, metrics_named
+from shortstack.scoring.metrics import Metric, MetricName, metrics_named
 from shortstack.scoring.scores import KindScores, Scores
 
 
@@ -57,7 +57,7 @@ def score(
     if not chosen:
         raise InputError(parameter("metric"), expected="at least one metric", found="none", fix="name one, or all")
     layers = checkpoint.anatomy.layers
-    sizes = _sizes(window, layers, chosen)
+    sizes = wanted_sizes(window, layers, chosen)
     scores: Values = {
         metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores
     }
@@ -118,35 +118,6 @@ def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
     if any(metric.feed == "repair" for metric in metrics):
         check_enough(tokens, f"add {parameter('samples', 256)}")
     return tokens
-
-
-def _sizes(window: Sizes, layers: int, metrics: Sequence[Metric]) -> tuple[int, ...]:
-    """The sizes of blocks that are asked for, if the model has them and a metric scores them."""
-    sizes = block_sizes(window)
-    alone = next((metric.name for metric in metrics if not metric.singles), None)
-    if not sizes:
-        if alone:
-            raise InputError(
-                parameter("window"),
-                expected=f"the size of the blocks that {alone} scores",
-                found="none",
-                fix=f"add {parameter('window', 8)}, or as many layers as you would remove",
-            )
-    elif sizes[-1] >= layers:
-        raise InputError(
-            parameter("window"),
-            expected=f"1 to {layers - 1} of the model's {layers} layers",
-            found=str(sizes[-1]),
-            fix="name the size of the block you would remove",
-        )
-    elif not any(metric.windows for metric in metrics):
-        raise InputError(
-            parameter("window"),
-            expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
-            found=", ".join(metric.name for metric in metrics),
-            fix=f"add one of these, or leave {parameter('window')} out",
-        )
-    return sizes
 
 
 @torch.no_grad()

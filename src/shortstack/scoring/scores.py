@@ -173,8 +173,12 @@ class Scores(Tabled):
         for size, found in scores.blocks.items():
             if not 0 < size <= scores.layers:
                 raise _not_scores(where, f"blocks of 1 to {scores.layers} layers", str(size))
-            if tuple(found) != scores.block_metrics:
-                raise _not_scores(where, f"blocks of {size} by {', '.join(scores.block_metrics)}", ", ".join(found))
+            if not found or tuple(found) != scores.block_metrics:
+                raise _not_scores(
+                    where,
+                    f"blocks of {size} by {', '.join(scores.block_metrics) or 'a metric'}",
+                    ", ".join(found) or "none",
+                )
             for name, values in found.items():
                 _check_numbers(where, f"blocks of {size} by {name}", values, scores.layers - size + 1)
         for source, kind in scores.kinds.items():

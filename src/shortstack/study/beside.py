@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -51,15 +51,15 @@ class Beside:
     the unpruned model, by kind of work.
 
     Each of speed is a ratio with the lowest and the highest of the turns; slow: why nothing was timed. tails: the last
-    layers cut, with this cut, on the first text; None where there is none.
+    layers cut, with this cut, on the first text.
     """
 
     bytes: int
     answers: Sequence[Mapping[str, str]]
     speed: Mapping[str, Mapping[str, float]]
     int8: Int8
+    tails: TailsRecord
     slow: str = ""
-    tails: TailsRecord | None = None
 
 
 def beside(
@@ -72,14 +72,11 @@ def beside(
 ) -> list[Beside]:
     """Hold shortened models against the unpruned one; at most two are in memory."""
     windows = texts.read(unpruned.tokenizer(), compute.seed)
-    text = few(next(iter(windows.values()))) if windows else None
+    text = few(next(iter(windows.values())))
     told = under(progress, "the unpruned model: ")
     decoder = _loaded(unpruned, compute)
-    said, curve, cuts = _answers(decoder, unpruned, told), None, list[float]()
-    if text:
-        curve, cuts = measured_tails(
-            decoder, text, [skipped_layers(short, unpruned) for short in shorts], progress=told
-        )
+    said = _answers(decoder, unpruned, told)
+    curve, cuts = measured_tails(decoder, text, [skipped_layers(short, unpruned) for short in shorts], progress=told)
     del decoder
     heard = [_heard(short, text, compute, under(progress, "the shortened model: ")) for short in shorts]
     int8 = _int8(unpruned, windows, compute, progress)
@@ -91,8 +88,10 @@ def beside(
         ]
         speed, slow = _speed(short, unpruned, compute, progress)
         removed = unpruned.anatomy.layers - short.anatomy.layers
-        tails = curve and replace(curve, cut_removed=removed, cut_loss=cuts[number], made_loss=loss)
-        found.append(Beside(short.weight_bytes, answers, speed, int8, slow, tails))
+        samples, length = text.ids.shape
+        points = tuple(curve), tuple(curve.values())
+        tails = TailsRecord(text.source, samples, length, *points, removed, cuts[number], loss)
+        found.append(Beside(short.weight_bytes, answers, speed, int8, tails, slow))
     return found
 
 
@@ -107,13 +106,11 @@ def beside_seconds(size: ModelSize, kept: Sequence[int], texts: float) -> float:
     return opened + spoken + curve + RUNS / 2 * timed + texts
 
 
-def _heard(
-    short: Checkpoint, text: Tokens | None, compute: Compute, progress: Progress
-) -> tuple[list[str], float | None]:
+def _heard(short: Checkpoint, text: Tokens, compute: Compute, progress: Progress) -> tuple[list[str], float]:
     """What a shortened model says to each of PROMPTS, and its loss on the text."""
     decoder = _loaded(short, compute)
     answers = _answers(decoder, short, progress)
-    return answers, measure(decoder, text, progress=progress).loss if text else None
+    return answers, measure(decoder, text, progress=progress).loss
 
 
 def _answers(decoder: Decoder, checkpoint: Checkpoint, progress: Progress) -> list[str]:

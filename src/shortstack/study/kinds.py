@@ -7,7 +7,7 @@ A new kind is a class here, its name in KINDS, and its place in a trial's path i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,32 +85,45 @@ class ScoreStep(Step):
     def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
         """Without each layer and block once, for metrics of losses; a backward pass takes twice a forward one."""
         feeds = {metric_named(name).feed for name in self.arguments["metrics"]}
-        layers, heads = 0.0, 0.0
-        if feeds & {"loss", *COMPARING}:
-            layers, heads = _without_each(model.layers, self.sizes)
-        elif "hidden" in feeds:
-            layers = model.layers
-        if "gradient" in feeds:
-            layers, heads = layers + 3 * model.layers, heads + 3
         passes = 2 if "gradient" in feeds else 1
         if not trial.calibration:
             return model.walk(0.0, model.layers, passes=passes)
         text, fits = texts.windows(self.arguments, model), 0.0
+        layers, heads, streams = self._passed(feeds, model.layers)
         if "repair" in feeds:
-            routes = len(self.sizes) * model.layers
-            layers, heads = layers + 2 * model.layers + routes * model.layers / 2 / HELD_OUT, heads + routes / HELD_OUT
-            fits = model.layers * model.fitted(text.tokens if text else 0, len(self.sizes))
+            fits = model.layers * model.fitted(text.tokens if text else 0, self._several)
         walk = text and text.seconds + text.tokens * model.passed(layers, heads) + fits
-        hidden = model.hidden(text.tokens if text else 0, model.layers + 1 if heads else 1)
+        hidden = model.hidden(text.tokens if text else 0, int(streams))
         return model.walk(walk, model.layers, passes=passes, hidden=hidden)
+
+    @property
+    def _several(self) -> int:
+        """How many sizes there are; where nobody knows yet, one."""
+        return len(self.sizes) or 1
+
+    def _passed(self, feeds: Set[str], depth: int) -> tuple[float, float, float]:
+        """Layers and heads that the text passes, and how often its hidden states are held at once."""
+        layers, heads, streams = 0.0, 0.0, 1.0
+        if feeds & {"loss", *COMPARING}:
+            layers, heads = _without_each(depth, self.sizes)
+            streams = heads
+        elif "hidden" in feeds:
+            layers = depth
+        if "gradient" in feeds:
+            layers, heads, streams = layers + 3 * depth, heads + 3, streams + depth
+        if "repair" in feeds:
+            routes = self._several * depth
+            layers, heads = layers + 2 * depth + routes * depth / 2 / HELD_OUT, heads + routes / HELD_OUT
+            streams = max(streams, 2 + max(self.sizes, default=1) + routes / HELD_OUT)
+        return layers, heads, streams
 
 
 def _without_each(layers: int, sizes: Sequence[int]) -> tuple[float, int]:
     """Layers and heads that a text passes in the whole model, and without each layer and each block of these sizes.
 
-    What stands before a block is passed once for all. Sizes that are as large as the model are left to score().
+    What stands before a block is passed once for all.
     """
-    left = [layers - size for size in {1, *sizes} if size < layers]
+    left = [layers - size for size in {1, *sizes}]
     return layers + sum(rest * (rest + 1) / 2 for rest in left), 1 + sum(rest + 1 for rest in left)
 
 

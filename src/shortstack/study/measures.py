@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from shortstack import evaluation, profiling
 from shortstack.data.tokens import encode
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.device import Compute
-from shortstack.machine.formats import count_of, share_of
 from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress
-from shortstack.machine.yamlfile import Part
+from shortstack.machine.yamlfile import Part, amount
 from shortstack.profiling import Timing
 from shortstack.study.references import expanded
 from shortstack.study.step_cost import Cost, added
@@ -25,25 +24,13 @@ from shortstack.study.words import changed_words, model_words, option_words
 if TYPE_CHECKING:
     from shortstack.study.sizes import ModelSize, TextSizes
 
-HELP = {  # of options that a study's file has in other groups
-    name: known.help
+OPTIONS = {  # that a study's file has in other groups
+    name: known
     for component in (EvaluationText, GenerationChecks, Tasks, Timing, Compute)
     for name, _, known in options_of(component)
 }
+HELP = {name: known.help for name, known in OPTIONS.items()}
 PROFILE_TURNS = 8  # of profile(): one for the memory, one to warm up, six that count
-
-
-def _asked(value: Any) -> Any:
-    """A count of documents or a share of them, as 10% or 0.1.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    read = count_of(value) or share_of(value) if isinstance(value, str) else value
-    known = next(known for name, _, known in options_of(Tasks) if name == "limit")
-    if (read is None and value is not None) or (isinstance(read, int | float) and not known.holds(read)):
-        raise ValueError(f"{known.range}, not {value!r}")
-    return read
 
 
 class EvaluateOptions(Part):
@@ -54,7 +41,7 @@ class EvaluateOptions(Part):
     samples: int | None = Field(default=None, ge=1, description=HELP["samples"])
     seed: int = Field(default=0, ge=0, description=HELP["seed"])
     tasks: tuple[str, ...] = ()
-    limit: Annotated[int | float | None, BeforeValidator(_asked)] = Field(default=None, description=HELP["limit"])
+    limit: Annotated[int | float | None, *amount(OPTIONS["limit"])] = Field(default=None, description=HELP["limit"])
     data_dir: str | None = Field(default=None, description=HELP["data_dir"])
     include: str | None = Field(default=None, description=HELP["include"])
     probe_items: int = Field(default=0, ge=0, description=f"{HELP['probe_items']} Default: no probes.")

@@ -24,6 +24,8 @@ from shortstack.planning import Choice, Plan
 from shortstack.profiling import Timing
 from shortstack.profiling.speed import Load
 from shortstack.pruning.verification import PROBE_TOKENS
+from shortstack.scoring.block_sizes import wanted_sizes
+from shortstack.scoring.metrics import metrics_named
 from shortstack.study.kinds import PlanStep, PruneStep, ScoreStep
 from shortstack.study.measures import EvaluateOptions, EvaluateStep
 from shortstack.study.sizes import DIGEST_BYTES_PER_S, ModelSize, TextSizes
@@ -109,7 +111,12 @@ class Needing:
         return ModelSize.measured(self.checkpoint, dtype=compute.dtype, device=compute.device, stream=compute.stream)
 
     def score(self, metrics: Sequence[str], text: CalibrationText, sizes: Sequence[int] = ()) -> Needs:
-        """sizes: of the blocks that are scored."""
+        """sizes: of the blocks that are scored.
+
+        Raises:
+            InputError: as score() does.
+        """
+        sizes = wanted_sizes(sizes or None, self.checkpoint.anatomy.layers, metrics_named(metrics))
         step = ScoreStep({"metrics": metrics, "window": sizes or None, **asdict(text)}, {}, {})
         return self._of(step.cost(self._alone(Choice()), self.model, self.texts))
 
@@ -224,9 +231,9 @@ class Needing:
         if not choice.measures:
             if not choice.by.needs_scores:
                 return Cost(0.0, 0, 0)
-            return ScoreStep({"metrics": [choice.name], **asdict(text)}, {}, {}).cost(
-                self._alone(choice), self.model, self.texts
-            )
+            window = None if choice.by.singles else [amount]
+            step = ScoreStep({"metrics": [choice.name], "window": window, **asdict(text)}, {}, {})
+            return step.cost(self._alone(choice), self.model, self.texts)
         names = ("metric", "block", "layers", "step", "strategy", "finalists")
         arguments = {name: getattr(choice, name) for name in names} | {"drop": amount}
         return PlanStep({**arguments, **asdict(text)}, {}, {}).cost(self._alone(choice, amount), self.model, self.texts)

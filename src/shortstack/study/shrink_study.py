@@ -100,11 +100,10 @@ class ShrinkStudy:
         with folder.held(), Store.open(folder) as store:
             store.note(title=f"shrink {self.model}", planned=planned, after=after)
 
-    def conclude(self, verdict: str, answers: Sequence[Mapping[str, str]], tails: TailsRecord | None) -> None:
+    def conclude(self, verdict: str, answers: Sequence[Mapping[str, str]], tails: TailsRecord) -> None:
         """Keep what the report says first, and the curve that it draws beside this cut."""
-        curve = {} if tails is None else {"tails": asdict(tails)}
         with Store.open(Folder(self.folder)) as store:
-            store.note(conclusion=verdict, answers=list(answers), **curve)
+            store.note(conclusion=verdict, answers=list(answers), tails=asdict(tails))
 
     def trials(self) -> list[TrialRecord]:
         """The trials that were run, in order."""

@@ -231,7 +231,7 @@ class TextSizes:
     def _written(self, sources: Sequence[Weighted], arguments: Mapping[str, Any], model: ModelSize) -> TextSize | None:
         """Of data that a model writes in part: every sample as long as it may be, and the seconds of writing."""
         most, longest = arguments["max_samples"], arguments["max_length"]
-        if most is None or isinstance(most, float):  # a share of what is known later
+        if not isinstance(most, int):  # a share of what is known later
             names = ", ".join(part.source for part in sources)
             self.unknown[f"text {names}: its length is known when the model has written it"] = None
             return None

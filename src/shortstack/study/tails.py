@@ -9,7 +9,6 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.machine.progress import Progress, silent
-from shortstack.runs.records import TailsRecord
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS
 
@@ -36,13 +35,11 @@ def depths(layers: int, amounts: Collection[int]) -> list[int]:
 
 def measured_tails(
     decoder: Decoder, tokens: Tokens, cuts: Sequence[SkippedLayers], *, progress: Progress = silent
-) -> tuple[TailsRecord, list[float]]:
-    """The curve of the last layers, and the loss of each cut before anything is repaired, in nats per token; one walk."""
+) -> tuple[dict[int, float], list[float]]:
+    """The loss without so many of the last layers, and without each cut, nothing repaired, in nats per token; one walk."""
     layers = len(decoder.layers)
     removed = depths(layers, [len(cut) for cut in cuts])
     tails = [frozenset(range(layers - amount, layers)) for amount in removed]
     wanted = Wanted([METRICS["ppl"]], singles=False, sets=[UNPRUNED, *tails, *cuts])
     run = Run(decoder, tokens, wanted, progress=progress, stage="the last layers cut").go()
-    samples, length = tokens.ids.shape
-    record = TailsRecord(tokens.source, samples, length, tuple(removed), tuple(run.loss(tail) for tail in tails))
-    return record, [run.loss(cut) for cut in cuts]
+    return {len(tail): run.loss(tail) for tail in tails}, [run.loss(cut) for cut in cuts]

@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shortstack.errors import as_option
+from shortstack.evaluation import Tasks
+from shortstack.healing import TrainingData
+from shortstack.machine.formats import show_share
 from shortstack.machine.options import options_of
+
+SHARED = {name for each in (Tasks, TrainingData) for name, _, known in options_of(each) if known.shares}
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -51,13 +56,21 @@ def option_words(values: Mapping[str, Any]) -> list[str]:
 
     >>> option_words({"batch_size": [1, 8], "block": True, "head": False, "step": None})
     ['--batch-size', '1,8', '--block', '--no-head']
+    >>> option_words({"limit": 1.0, "lr": 1.0})
+    ['--limit', '100%', '--lr', '1.0']
     """
     words: list[str] = []
     for name, value in values.items():
         if value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            words += as_option(name, text).split(" ", 1)
+            words += as_option(name, _text(name, value)).split(" ", 1)
     return words
+
+
+def _text(name: str, value: Any) -> str:
+    """A value as it is typed: a share in percent, since 1.0 might be a count."""
+    if name in SHARED and isinstance(value, float):
+        return show_share(value)
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def defaults_of(*components: Any) -> dict[str, Any]:
