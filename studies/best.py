@@ -1,21 +1,23 @@
-"""How much of SmolLM2 comes back by recipes/best.yaml after some of its 30 layers are gone, and how long does that take?
+"""How much of SmolLM2 comes back by the recipe `best` after some of its 30 layers are gone, and how long does that take?
 
     python studies/best.py 8,4 C4_JSONL DOLLY_JSON WIKI_TEXT DATA_DIR [FOLDER]
 
 The first argument is how many layers go, one model for each number. DOLLY_JSON: instructions in the Alpaca layout.
 
 The recipe was chosen on other data (docs/decisions.md): questions of piqa's training set and of arc_easy's validation set,
-other pages, probes of another seed. Here it runs once, with a seed that chose nothing: layers are chosen, kept ones
-refitted, and what is left healed on C4, on Dolly's instructions as the model's template renders them, and on copying, of
-which healing has half as much. It is judged on WIKI_TEXT,
-on the first documents of four tasks, read from DATA_DIR (laid out as docs/evaluate.md says), paired with the unpruned
-model, and on probes of generation. Writes studies/best.md; the checkpoints stay in FOLDER, if one is named.
+other pages, probes of another seed. Three earlier runs, between which it changed, were judged on the first SKIPPED
+documents of each task and on probes and windows of seed 0; so this one, of the recipe as it stayed, has a seed, documents,
+probes and windows that none of them saw. Layers are chosen, kept ones refitted, and what is left healed on C4, on Dolly's
+instructions as the model's template renders them, and on copying, of which healing has half as much. It is judged on
+WIKI_TEXT and on four tasks, read from DATA_DIR (laid out as docs/evaluate.md says), paired with the unpruned model, and on
+probes of generation. Writes studies/best.md; the checkpoints stay in FOLDER, if one is named.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 import tempfile
 import time
@@ -28,12 +30,14 @@ import transformers
 
 import shortstack as ss
 from shortstack.decoder import calibration_tokens
+from shortstack.evaluation.suites import TASKS as KNOWN
 from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.formats import show_layers
 from shortstack.planning import Choice, choose
 
-SEED, WINDOWS, REPAIR_WINDOWS, LIMIT = 3, 16, 256, 500
+SEED, WINDOWS, REPAIR_WINDOWS, LIMIT = 5, 16, 256, 500
+JUDGED, SKIPPED = 11, 500  # the seed of probes and windows; how many documents of each task earlier runs were judged on
 SAMPLES = {8: 2100, 4: 1700}  # by how many layers go: as many as take 15 minutes with all before them
 TASKS = ("piqa", "arc_easy", "hellaswag", "lambada_openai")
 FIRST_THREE = TASKS[:3]
@@ -83,11 +87,11 @@ def page(
     command = " ".join(["python studies/best.py", *("/".join(Path(each).parts[-2:]) for each in sys.argv[1:6])])
     base = found["unpruned"]
     lines = [
-        f"# SmolLM2-135M-Instruct without {' and '.join(map(str, plans))} of its 30 layers, by recipes/best.yaml\n",
+        f"# SmolLM2-135M-Instruct without {' and '.join(map(str, plans))} of its 30 layers, by the recipe best\n",
         f"`{command}`, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
-        f"Healed on C4, Dolly and copying; seed {SEED}. Perplexity in windows of 256 tokens; accuracy on the first {LIMIT}",
-        "documents of each task, zero-shot; in brackets the difference from the unpruned model and its standard error,",
-        "paired.\n",
+        f"Healed on C4, Dolly and copying; seed {SEED}. Perplexity in windows of 256 tokens; accuracy on the {LIMIT}",
+        f"documents of each task behind its first {SKIPPED}, zero-shot; in brackets the difference from the unpruned model",
+        f"and its standard error, paired. Probes of 50 items each, of seed {JUDGED}, as the windows are.\n",
         *table(found),
     ]
     for drop, plan in plans.items():
@@ -128,12 +132,18 @@ def _row(name: str, found: ss.Evaluation, base: ss.Evaluation) -> str:
         difference = f" ({paired[task].difference:+.3f} ± {paired[task].stderr:.3f})" if paired else ""
         cells.append(f"{found.tasks[task].value:.3f}{difference}")
     collapsed = found.collapse is not None and bool(found.collapse.fallen)
-    return f"| {name} | {' | '.join([*cells, f'{probes(found):.3f}', 'yes' if collapsed else 'no'])} |"
+    writing = f"{probes(found):.3f} ± {probes_error(found):.3f}"
+    return f"| {name} | {' | '.join([*cells, writing, 'yes' if collapsed else 'no'])} |"
 
 
 def probes(found: ss.Evaluation) -> float:
     """The mean accuracy over probes."""
     return sum(each.accuracy.value for each in found.probes.values()) / len(found.probes)
+
+
+def probes_error(found: ss.Evaluation) -> float:
+    """The standard error of that mean."""
+    return math.hypot(*(each.accuracy.stderr for each in found.probes.values())) / len(found.probes)
 
 
 def kept(found: ss.Evaluation, base: ss.Evaluation, tasks: tuple[str, ...]) -> float:
@@ -147,7 +157,19 @@ def main() -> None:
         folder = Path(*place or [temporary])
         folder.mkdir(exist_ok=True)
         texts = c4, rendered(dolly, ss.Checkpoint.open("demo"), folder / "dolly.jsonl")
-        study([int(drop) for drop in drops.split(",")], texts, (wiki, data), folder)
+        study([int(drop) for drop in drops.split(",")], texts, (wiki, unseen(data, folder / "tasks")), folder)
+
+
+def unseen(data: str, folder: Path) -> str:
+    """The documents of the tasks without those that earlier runs were judged on, in a folder of the same layout."""
+    for name in TASKS:
+        task = KNOWN[name]
+        for split, file in task.files.items():
+            lines = (Path(data) / f"{file}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            kept_lines = lines[SKIPPED:] if split == task.evaluated else lines
+            (folder / f"{file}.jsonl").write_text("".join(kept_lines), encoding="utf-8")
+    return str(folder)
 
 
 def study(drops: Sequence[int], texts: tuple[str, str], judging: tuple[str, str], folder: Path) -> None:
@@ -165,7 +187,8 @@ def evaluations(models: Mapping[str, ss.Checkpoint], wiki: str, data: str) -> di
     text = ss.EvaluationText(["pydoc", wiki], 256, samples=40)
     checks = ss.GenerationChecks(collapse_check=True, probes=True, probe_items=50)
     asked = ss.Tasks(TASKS, limit=LIMIT, data_dir=data)
-    return {name: ss.evaluate(model, text=text, tasks=asked, generation=checks) for name, model in models.items()}
+    how = {"text": text, "tasks": asked, "generation": checks, "compute": ss.Compute(seed=JUDGED)}
+    return {name: ss.evaluate(model, **how) for name, model in models.items()}
 
 
 if __name__ == "__main__":

@@ -106,7 +106,9 @@ def picture(found: Found, path: Path) -> None:
     """Agreement of seeds against the number of samples, a line for each metric."""
     lines = []
     for place, metric in enumerate(NAMES):
-        points = [Point(count, tau, f"{metric}, {count}: {tau:.2f}") for count, (tau, _) in repeated(found, metric).items()]
+        points = [
+            Point(count, tau, f"{metric}, {count}: {tau:.2f}") for count, (tau, _) in repeated(found, metric).items()
+        ]
         lines.append(Line(metric, points, place if place < COLOURED else None))
     taus = axis("Kendall's tau between seeds", [point.y for line in lines for point in line.points], "{:g}".format)
     samples = axis("calibration samples of 128 tokens", COUNTS, "{:g}".format, log=True)

@@ -4,7 +4,7 @@
 
 Every baseline of `shortstack compare` at 75 % and at 50 % of the unpruned bytes. Layers (lowest ppl), neurons and Wanda's
 masks are chosen on 32 x 128 tokens of pydoc, repair is fitted on 64 x 128, and the repaired cut is healed on HEAL_DATA as
-recipes/best.yaml says; its choice of layers is left out, for some of ten minutes each. Perplexity is measured on 4 x 512
+the recipe best says; its choice of layers is left out, for some of ten minutes each. Perplexity is measured on 4 x 512
 held-out tokens of pydoc and of each TEXT, accuracy on the first 100 documents of each task; speed with one sequence, 128
 tokens of prompt and 16 new ones, in six turns with the unpruned model. Writes studies/compare.md and .json.
 """
@@ -103,7 +103,7 @@ def page(found: list[Comparison], arguments: list[str], started: str) -> str:
         f"unpruned model's: the median of six turns, in brackets what covers the true one in {confidence:.0%} of cases.",
         f"Perplexity is on {WINDOWS} x {LENGTH} held-out tokens of each text, accuracy on the first {DOCUMENTS} documents",
         "of each task (standard error at most 0.05). Layers (lowest ppl), neurons and masks are chosen on 32 x 128 tokens",
-        f"of pydoc, repair is fitted on {REPAIR_WINDOWS} x 128. Healed is the repaired cut after recipes/best.yaml on the",
+        f"of pydoc, repair is fitted on {REPAIR_WINDOWS} x 128. Healed is the repaired cut after the recipe best on the",
         "first argument. Collapsed: by what the model writes freely, against the unpruned one.\n",
     ]
     for each in found:

@@ -1,17 +1,18 @@
-"""What others' own packages make of SmolLM2 without 8 of its 30 layers, beside recipes/best.yaml.
+"""What others' own packages make of SmolLM2 without 8 of its 30 layers, beside the recipe `best`.
 
     pip install --no-deps --target PEERS optipfair==0.4.2 mergekit==0.1.5 nvidia-modelopt==0.47.0 \\
         immutables omegaconf antlr4-python3-runtime==4.9.3 sentencepiece pulp
     python studies/peers.py PEERS OURS C4_JSONL DOLLY_JSON WIKI_TEXT DATA_DIR FOLDER
 
-OURS: what studies/best.py left as 8-healed. On the same data, as long, and by the same measures, each peer in a process of
-its own, from its own release in the folder PEERS:
+OURS: what studies/best.py left as 8-healed. By the same measures, each peer in a process of its own, from its own release in
+the folder PEERS. The data are those that each takes: `best` also learns copying, which the program makes and one of the
+probes asks for:
 
 - optipfair: the eight layers of lowest importance on C4, removed by prune_model; then distill_model by its own defaults on
-  C4 and Dolly, three epochs of as many samples as take SECONDS
+  C4 and Dolly, three epochs of as many samples as take SECONDS, in the precision in which it loads models
 - the paper (Lu et al., arXiv 2411.15558): the last eight layers go; the head and the last three learn from Dolly by the
   authors' rate, batch and epochs (recipes/paper-dolly.yaml), on the 1,000 samples of DOLLY_JSON
-- mergekit: a passthrough of our layers, which is all that it does with them
+- mergekit: a passthrough of our layers, which is all that it does with them; they were chosen for their loss once repaired
 - Model-Optimizer: its depth pruning, asked for a model of 22 layers
 
 What fails is shown with the last line that it printed. Writes studies/peers.md; checkpoints stay in FOLDER.
@@ -175,7 +176,7 @@ def main() -> None:
     places = sorted(path.parent for path in out.glob("*/config.json"))
     models = {"unpruned": source, "best.yaml": ss.Checkpoint.open(ours)}
     models |= {place.name: ss.Checkpoint.open(str(place)) for place in places}
-    found = best.evaluations(models, wiki, data)
+    found = best.evaluations(models, wiki, best.unseen(data, Path(folder) / "tasks"))
     notes = json.loads((out / "notes.json").read_text(encoding="utf-8"))
     Path(__file__).with_suffix(".md").write_text(page(found, failed, notes), encoding="utf-8")
 

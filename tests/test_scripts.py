@@ -15,6 +15,7 @@ from shortstack.decoder.likelihoods import Accuracy
 from shortstack.evaluation import Evaluation
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import Probed
+from shortstack.evaluation.suites import TASKS
 from shortstack.evaluation.task_results import TaskResult
 from zoo import speaking
 
@@ -73,14 +74,28 @@ def test_the_page_of_best_says_what_was_kept_and_what_was_aimed_at(best, monkeyp
     plan = ss.Plan(30, (3, 4, 5, 6, 12, 13, 14, 15), "blocks, repaired")
     took = {"choose": 200.4, "repair and prune": 100.0, "heal": 500.0}
     lines = best.page({8: plan}, {8: took}, {"unpruned": outcomes(8), "minus 8, healed": outcomes(6)}).splitlines()
-    assert "| unpruned | 12.5 | 0.800 | 0.800 | 0.800 | 0.800 | 0.800 | no |" in lines
+    assert "| unpruned | 12.5 | 0.800 | 0.800 | 0.800 | 0.800 | 0.800 ± 0.094 | no |" in lines
     cells = " | ".join(["0.600 (-0.200 ± 0.133)"] * 4)
-    assert f"| minus 8, healed | 16.67 | {cells} | 0.600 | no |" in lines
+    assert f"| minus 8, healed | 16.67 | {cells} | 0.600 ± 0.115 | no |" in lines
     assert "| copying | 0.80 | 0.60 |" in lines
     said = " ".join(lines)
     assert "layers 3-6, 12-15 (blocks, repaired)" in said
     assert "choose 200, repair and prune 100, heal 500; together 800." in said
     assert "lambada_openai 75.0%, of the probes' mean 75.0%; aims: 95 %, 60 %, 60 %" in said
+
+
+def test_the_tasks_of_best_are_those_that_no_run_before_it_saw(best, tmp_path, monkeypatch):
+    monkeypatch.setattr(best, "SKIPPED", 2)
+    for name in best.TASKS:
+        for file in TASKS[name].files.values():
+            path = tmp_path / "data" / f"{file}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f'{{"number": {number}}}\n' for number in range(5)), encoding="utf-8")
+    unseen = best.unseen(str(tmp_path / "data"), tmp_path / "rest")
+    for name in best.TASKS:
+        for split, file in TASKS[name].files.items():
+            numbers = [json.loads(line)["number"] for line in (Path(unseen) / f"{file}.jsonl").read_text().splitlines()]
+            assert numbers == ([2, 3, 4] if split == TASKS[name].evaluated else [0, 1, 2, 3, 4])
 
 
 def test_the_page_of_peers_shows_what_failed(peers, monkeypatch):

@@ -153,6 +153,36 @@ def test_what_score_refuses_its_dry_run_refuses(words, what, place, capsys, monk
         assert what in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "m", "--text", "slef"),
+        ("sweep", "m", "--text", "slef"),
+        ("plan", "m", "--text", "slef", "--metric", "bi", "--drop", "2"),
+        ("plan", "m", "--text", "slef", "--search", "--drop", "2"),
+        ("prune", "m", "--text", "slef", "--metric", "bi", "--drop", "2", "-o", "z"),
+        ("repair", "cut", "--source", "m", "--text", "slef", "-o", "z"),
+        ("compare", "m", "--text", "slef"),
+        ("evaluate", "m", "--perplexity", "pydoc=0.5,copying", "--samples", "2"),
+        ("evaluate", "m", "--perplexity", "missing.txt"),
+    ],
+)
+def test_texts_that_are_not_there_are_refused_as_the_verb_does(words, place, capsys, monkeypatch):
+    errors = []
+    for more in (("--dry-run",), ()):
+        monkeypatch.setattr(sys, "argv", ["shortstack", *words, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code
+        told = capsys.readouterr().err.splitlines()
+        errors.append([line for line in told if line.strip().startswith(("expected", "found"))])
+    assert errors[0] == errors[1]
+
+
+def test_a_text_that_no_metric_reads_need_not_be_there(place, capsys, monkeypatch):
+    said(capsys, monkeypatch, "plan", "m", "--text", "slef", "--metric", "reverse", "--drop", "2", "--dry-run")
+
+
 def test_blocks_take_a_stream_and_a_head_each(place):
     checkpoint, text = Checkpoint.open(place / "m"), CalibrationText("pydoc", 4, 16)
     needing = Needing(checkpoint, Compute(dtype="float32"), Begun(0.0, 0))

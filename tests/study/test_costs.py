@@ -119,6 +119,21 @@ def test_what_the_model_writes_is_written_and_then_walked(paced):
     assert estimated(asked).seconds["heal"] == pytest.approx(texts + healed)
 
 
+def test_samples_without_end_are_counted_and_not_made(tiny):
+    """Ten million of them would take hours to make; some are made to see that each is full."""
+    checkpoint = Checkpoint.open(tiny / "model")
+    model = sizes.ModelSize.measured(checkpoint, dtype="float32", device="cpu")
+    few, many = (
+        sizes.TextSizes({}).training(
+            {"data": "copying,recall", "max_length": 64, "max_samples": amount, "held_out": 4}, model
+        )
+        for amount in (40, 10_000_000)
+    )
+    made = read_examples("copying,recall", checkpoint.tokenizer(), max_length=64, most=40)
+    assert few.tokens == sum(len(example.ids) for example in made[4:])
+    assert many.tokens == (10_000_000 - 4) * 64
+
+
 def test_what_was_cut_is_asked_to_write(paced):
     """Eight texts of 64 tokens, written side by side; the unpruned model is not asked."""
     quiet, asked = (estimated(ONE.replace("collapse: false", f"collapse: {word}")) for word in ("false", "null"))

@@ -49,8 +49,10 @@ def parse_samples(samples: str | int) -> int | None:
     return int(samples)
 
 
-def check_source(source: str) -> None:
+def check_source(source: str, known: str = f"{OWN}, mix, {TEXT}") -> None:
     """Refuse a source that is none, or a file that cannot be read, before minutes of work; the hub is not asked.
+
+    known: what there is, for the message.
 
     Raises:
         DataError: as read_documents.
@@ -63,7 +65,7 @@ def check_source(source: str) -> None:
         except OSError as error:
             raise _unreadable(Path(source), error) from error
     else:
-        _check_hub_name(source, f"{OWN}, mix, {TEXT}")
+        _check_hub_name(source, known)
 
 
 def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:

@@ -71,6 +71,8 @@ class HealingTask:
             InputError: no data, a teacher without need, a need without one, or a library that is not installed.
             DataError: the data is not there.
         """
+        if self.training_data.data:
+            self.training_data.check()  # first: what names no text learns from no teacher either
         self._check_teacher(self.unpruned.source if self.unpruned else teacher)
         self.method.check()
         self.schedule.check()

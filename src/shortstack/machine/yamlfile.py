@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from shortstack.errors import InputError
 from shortstack.machine.formats import amount_of
+from shortstack.machine.numbers import is_number
 from shortstack.machine.options import Option, options_of
 
 
@@ -38,19 +39,19 @@ def part_of(name: str, *components: Any, **more: Any) -> Any:
     for component in components:
         hints = typing.get_type_hints(component)
         for key, default, known in options_of(component):
-            hint = Annotated[hints[key], *amount(known)] if known.shares else hints[key]
+            hint = Annotated[hints[key], *amount(known, bounded=False)] if known.shares else hints[key]
             keys[key] = hint, Field(default=default, description=known.help, json_schema_extra=_range(known))
     return create_model(name, __base__=Part, **keys, **more)
 
 
-def amount(known: Option) -> tuple[Any, ...]:
-    """What makes a key one that counts or is a share: a number, or text such as 10%."""
+def amount(known: Option, *, bounded: bool = True) -> tuple[Any, ...]:
+    """What makes a key one that counts or is a share: a number, or text such as 10%. bounded: its range is looked at."""
 
     def read(value: Any) -> Any:
         number = amount_of(value) if isinstance(value, str) else value
         if value is None:
             return None
-        if not isinstance(number, int | float) or isinstance(number, bool) or not known.holds(number):
+        if not is_number(number) or (bounded and not known.holds(number)):
             raise PydanticCustomError("amount", "{range}", {"range": known.range})
         return number
 

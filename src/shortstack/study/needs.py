@@ -16,6 +16,9 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.writer import COPY_BYTES_PER_S
 from shortstack.data import CalibrationText
+from shortstack.data.in_context import IN_CONTEXT
+from shortstack.data.mixture import check_sources
+from shortstack.data.sources import TEXT, check_source
 from shortstack.data.splits import HELD_OUT
 from shortstack.decoder.streaming import must_stream
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
@@ -116,6 +119,8 @@ class Needing:
         Raises:
             InputError: as score() does.
         """
+        if any(metric.needs_text for metric in metrics_named(metrics)):
+            check_sources(text.text)
         sizes = wanted_sizes(sizes or None, self.checkpoint.anatomy.layers, metrics_named(metrics))
         step = ScoreStep({"metrics": metrics, "window": sizes or None, **asdict(text)}, {}, {})
         return self._of(step.cost(self._alone(Choice()), self.model, self.texts))
@@ -125,6 +130,7 @@ class Needing:
 
     def sweep(self, text: CalibrationText, *, repair: bool = False) -> Needs:
         """All depths in one walk, a head behind each layer; with repair a second walk and a fit for each."""
+        check_sources(text.text)
         model, layers = self.model, self.model.layers
         windows = self.texts.windows(asdict(text), model)
         if windows is None:
@@ -140,6 +146,8 @@ class Needing:
 
     def prune(self, choice: Choice, plan: Plan | None, text: CalibrationText, repair_samples: int | None) -> Needs:
         """plan: what is cut, where that is known. repair_samples: windows to repair on; None: no repair."""
+        if repair_samples is not None:
+            check_sources(text.text)
         chosen = Cost(0.0, 0, 0) if plan or choice.layers is not None else self._planned(choice, text)
         cut = plan or choice.sized(self.checkpoint.sizes).like(self.checkpoint.anatomy.layers)
         windows = None if repair_samples is None else {**asdict(text), "samples": repair_samples}
@@ -206,6 +214,9 @@ class Needing:
         return self._of(chosen, Cost(seconds, 0, memory, read=COMPARED * model.bytes_of(model.layers)))
 
     def _evaluated(self, text: EvaluationText, tasks: Tasks, generation: GenerationChecks) -> Cost:
+        for source in text.sources:
+            if source not in IN_CONTEXT:
+                check_source(source, TEXT)
         options = EvaluateOptions(
             perplexity=text.sources,
             length=text.length,
@@ -226,6 +237,8 @@ class Needing:
 
     def _planned(self, choice: Choice, text: CalibrationText) -> Cost:
         """Scores of the whole model, or shorter ones measured."""
+        if choice.measures or (choice.layers is None and choice.by.needs_text):
+            check_sources(text.text)
         choice = choice.sized(self.checkpoint.sizes)
         amount = len(choice.like(self.checkpoint.anatomy.layers).removed)
         if not choice.measures:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.writer import COPY_BYTES_PER_S
 from shortstack.data import Tokens, read_examples
+from shortstack.data.examples import expected_samples
 from shortstack.data.mixture import Weighted, parse_sources
 from shortstack.data.sources import OWN
 from shortstack.data.splits import HELD_OUT
@@ -220,6 +221,10 @@ class TextSizes:
         sources = parse_sources(expanded(source))
         if any(part.source == OWN for part in sources):
             return self._written(sources, arguments, model)
+        if all(part.endless for part in sources):  # windows that are full, of which none need be made to count them
+            most, tokenizer = arguments["max_samples"], model.checkpoint.tokenizer()
+            samples = expected_samples(expanded(source), tokenizer, max_length=longest, most=most)
+            return TextSize((samples - held_out_count(samples, held_out)) * longest, 0.0)
 
         def count() -> int:
             most, tokenizer = arguments["max_samples"], model.checkpoint.tokenizer()
