@@ -165,6 +165,8 @@ def unseen(data: str, folder: Path) -> str:
     for name in TASKS:
         task = KNOWN[name]
         for split, file in task.files.items():
+            if split != task.evaluated and not (Path(data) / f"{file}.jsonl").is_file():
+                continue  # examples for prompts, of which none have any here
             lines = (Path(data) / f"{file}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             kept_lines = lines[SKIPPED:] if split == task.evaluated else lines
