@@ -19,6 +19,7 @@ from shortstack.charts.rows import Bars
 from shortstack.decoder.likelihoods import Accuracy
 from shortstack.errors import InputError, OutputError
 from shortstack.evaluation import Evaluation
+from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import Probed
 from shortstack.healing.pictures import loss_picture
 from shortstack.machine import files
@@ -261,8 +262,17 @@ def test_probes_lie_at_their_shares_beside_chance_and_the_base():
     assert [x for x, _ in places(root, "c5")] == [pytest.approx(132 + 0.8 * width, abs=0.1)]
     (chance,) = [each for each in root.iter(f"{SVG}line") if each.get("class") == "mark"]
     assert float(chance.get("x1", "")) == pytest.approx(132 + 0.1 * width, abs=0.1)
-    with pytest.raises(InputError, match="perplexity alone"):
+    with pytest.raises(InputError, match="texts, tasks or probes"):
         Evaluation("m", {}).plot()
+
+
+def test_texts_lie_at_the_likelihood_of_their_tokens():
+    text = Perplexity(4.0, 100, math.log(4), 0.1, {}, "float32")
+    (panel,) = Evaluation("m", {"pydoc": text}).plot().panels
+    assert panel.title.startswith("Likelihood of a token")
+    root = drawn(Evaluation("m", {"pydoc": text}).plot())
+    width = 480 - 132 - 14
+    assert [x for x, _ in places(root, "c0")] == [pytest.approx(132 + 0.25 * width, abs=0.1)]
 
 
 @pytest.mark.parametrize("low", [1.0, 5.0, 100.0])

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from shortstack.cli import app
-from shortstack.cli.help import ALIASES, HELP, spelled
+from shortstack.cli.help import ALIASES, HELP, ORDER, spelled
 from shortstack.cli.option_groups import _read
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks
@@ -56,6 +56,43 @@ def test_examples_are_read_and_stand_in_one_line(verb):
         name, *words = shlex.split(example)
         with VERBS[name].make_context(name, words) as context:  # raises for an unknown option, or one that lacks
             assert context.params
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_common_options_stand_in_one_order(verb):
+    listed = re.findall(r"^  (?:-\w, )?--([a-z-]+)", said(verb, "--help"), re.MULTILINE)
+    known = [name for name in listed if name in ORDER]
+    assert known == sorted(known, key=ORDER.index)
+    assert set(HELP[verb].options) <= set(ORDER)
+
+
+def test_underscores_are_dashes_and_what_heal_does_anyhow_is_heard():
+    assert spelled(["--num_train_epochs=3", "--max_steps", "9"], {"--epochs", "--max-steps"}) == [
+        "--epochs=3",
+        "--max-steps",
+        "9",
+    ]
+    assert spelled(["--bf16", "my_file"], {"--lr"}) == ["my_file"]
+    assert spelled(["--strange_one"], {"--lr"}) == ["--strange_one"]
+    with VERBS["heal"].make_context("heal", ["m", "-o", "out", "--bf16", "--max_steps", "5"]) as context:
+        assert context.params["max_steps"] == 5
+    with VERBS["sweep"].make_context("sweep", ["m", "--tasks", "piqa"]) as context:
+        assert context.params["task"] == "piqa"
+    with VERBS["evaluate"].make_context("evaluate", ["m", "--num_fewshot", "5"]) as context:
+        assert context.params["num_fewshot"] == 5
+
+
+@pytest.mark.parametrize(
+    ("typed", "ours"), [("--num-layers", "--drop"), ("--ratio", "--drop"), ("--target_size", "--params")]
+)
+def test_what_others_call_something_else_is_answered_with_ours(typed, ours):
+    with pytest.raises(InputError, match=f"write {ours}"):
+        CliRunner().invoke(app, ["prune", "m", "-o", "out", typed, "4"], catch_exceptions=False)
+
+
+def test_a_list_that_is_none_is_answered_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean recipes"):
+        CliRunner().invoke(app, ["ls", "recipe"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("alias", ALIASES)

@@ -95,6 +95,18 @@ def test_choices_are_judged_as_by_the_harness_alone(name, checkpoint, data):
         assert value == pytest.approx(expected["results"][name][f"{metric},none"], rel=1e-5)
 
 
+def test_examples_stand_in_prompts_where_they_are_asked_for(checkpoint, data):
+    found = measured(checkpoint, "piqa", data_dir=data, num_fewshot=2).tasks["piqa"]
+    (loaded,) = load_harness().load(["piqa"], data=data)
+    for task in loaded.tasks.values():
+        task.set_config(key="num_fewshot", value=2)
+    expected = barely(checkpoint.directory, loaded)
+    assert found.shots == 2
+    assert found.value == expected["results"]["piqa"]["acc,none"]
+    assert list(found.outcomes) == [sample["acc"] for sample in expected["samples"]["piqa"]]
+    assert found.digest != measured(checkpoint, "piqa", data_dir=data).tasks["piqa"].digest
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.07, 1), (0.3, 3), (1.0, 10)])
 def test_a_share_of_a_task_is_its_first_documents(share, count, checkpoint, data, tmp_path):
     shutil.copytree(data, tmp_path / "data")

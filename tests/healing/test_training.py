@@ -437,6 +437,17 @@ def test_less_than_an_epoch_still_ends_with_a_held_out_loss(tmp_path):
     assert history.held_out[-1][0] == 4
 
 
+@pytest.mark.parametrize("steps", [3, 8, 21])
+def test_so_many_steps_are_taken_whatever_the_epochs_say(steps, tmp_path):
+    """Of 64 samples in batches of 8: less than an epoch, one, and more."""
+    schedule = replace(SCHEDULE, max_steps=steps)
+    _, history = trained(tmp_path, schedule)
+    assert history.steps == schedule.steps(64) == steps
+    assert history.held_out[-1][0] == steps
+    assert schedule.passes(64) == steps / 8
+    assert replace(schedule, max_steps=None).passes(64) == SCHEDULE.epochs
+
+
 @pytest.mark.parametrize(("batch", "micro"), [(16, 16), (24, 12), (17, 1), (40, 10), (7, 7), (64, 16)])
 def test_a_batch_is_as_large_as_it_is_said_to_be(batch, micro, tmp_path):
     schedule = Schedule(epochs=1, lr=0.1, batch_size=batch)

@@ -1,5 +1,6 @@
 """Progress in logs and notebooks: how often something is said, and what."""
 
+import inspect
 import io
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import shortstack as ss
 from shortstack.machine import progress as module
 from shortstack.machine.progress import bars, say
 
@@ -79,6 +81,34 @@ def test_a_notebook_has_one_line_for_each_stage_that_changes_in_its_place(clock,
     assert shown == ["healing: 0%", "timing: 100%"]
     assert updated == ["healing: 50%", "healing: 100%"]
     assert not capsys.readouterr().err
+
+
+def test_what_a_user_calls_shows_itself_in_a_notebook_and_nowhere_else(monkeypatch):
+    shown = []
+
+    def display(data, **_how):
+        shown.append(data["text/plain"])
+        return types.SimpleNamespace(update=lambda *_, **__: None)
+
+    module.in_notebooks("scoring", 1, 1)
+    monkeypatch.setitem(
+        sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=1))
+    )
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=display))
+    for _ in range(2):  # a second call is another line, below another cell
+        module.in_notebooks("scoring", 0, 2)
+        module.in_notebooks("scoring", 2, 2)
+    assert shown == ["scoring: 0%"] * 2
+    every = [getattr(ss, name) for name in dir(ss) if not name.startswith("_")]
+    defaults = [
+        parameter.default
+        for function in every
+        if inspect.isfunction(function)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name == "progress"
+    ]
+    assert len(defaults) > 15
+    assert set(defaults) == {module.in_notebooks}
 
 
 def test_a_terminal_of_ipython_is_no_notebook(monkeypatch):

@@ -333,6 +333,24 @@ def test_a_collapse_is_said_beside_the_probes(store: Store, tmp_path: Path) -> N
     assert "1 of 2 settings has collapsed" in found.finding
 
 
+def test_probes_are_told_apart_as_the_table_does(store: Store, tmp_path: Path) -> None:
+    """One probe differs beyond chance alone, and not once it is one of ten."""
+    documents = [str(number) for number in range(30)]
+
+    def probed(lost: int) -> dict[str, Any]:
+        outcomes = [float(number >= lost) for number in range(30)]
+        found = evaluation(1.0)
+        one = next(iter(found["probes"].values()))
+        probe = {**one, "value": sum(outcomes) / 30, "documents": documents, "outcomes": outcomes}
+        same = {**one, "value": 1.0, "documents": documents, "outcomes": [1.0] * 30}
+        return found | {"probes": {"first": probe} | {f"other {number}": same for number in range(9)}}
+
+    store.measured(settings(), evaluate_base=probed(0), evaluate_pruned=probed(6))
+    found = table(made(store, tmp_path), "probes")
+    marked = [cell.judgement.base.worse for cell in found.rows[1].cells if cell.judgement.base]
+    assert found.finding.startswith(f"In {sum(marked) or 'none'} of 10 comparisons")
+
+
 def test_sizes_have_a_row_for_each_number_of_layers(store: Store, tmp_path: Path) -> None:
     profiles = {"profile": profile(22), "profile_base": profile(30)}
     for metric in ("reverse", "bi"):
@@ -486,6 +504,16 @@ def test_a_study_of_one_setting_draws_its_stack_and_what_is_kept(store: Store, t
     assert "layer 2: refitted" in svg
     base, cut = sum(BASE) / len(BASE), sum(CUT) / len(CUT)
     assert {f"{base:.3f}", f"{cut:.3f}"} <= {text.split(": ")[1].split(" ")[0] for text in titles(found["shares"].svg)}
+
+
+def test_what_healing_trained_is_outlined_where_it_was_the_last_layers(store: Store, tmp_path: Path) -> None:
+    gone = {**plan("bi", 8), "removed": [3, 4]}
+    known, found = settings(heal=stores.HEALS["partial"], last=2), healed("partial", 2.0)
+    store.measured(known, evaluate_base=evaluated(BASE), prune=gone, heal=found, evaluate_healed=evaluated(CUT))
+    figure = drawn_of(store, tmp_path)["stack"]
+    assert str(figure.svg).count('class="layer kept trained"') == 2
+    assert f"layer {gone['layers'] - 1}: kept, trained" in str(figure.svg)
+    assert "outlined: trained" in figure.caption
 
 
 def test_what_a_repair_tried_and_dropped_is_not_drawn(store: Store, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def dots(rows: Sequence[Dots], *, title: str) -> Markup:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a stack: kept, removed or refitted; and what pointing at it shows."""
+    """A layer of a stack: kept, removed, refitted or trained; and what pointing at it shows."""
 
     state: str
     said: str

@@ -25,7 +25,8 @@ from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, InputError, one_line, parameter
 from shortstack.machine.files import digest
 from shortstack.machine.memory import check_room
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.typed import typed
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ class Checkpoint:
     trust_remote_code: bool = False
 
     @classmethod
+    @typed
     def open(
         cls,
         model: str | Path,
@@ -59,7 +61,7 @@ class Checkpoint:
         revision: str | None = None,
         trust_remote_code: bool = False,
         download: bool = True,
-        progress: Progress = silent,
+        progress: Progress = in_notebooks,
     ) -> Checkpoint:
         """Open a directory, a hub id, a .gguf file, or `demo`. download: whether a hub model may be fetched.
 

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from shortstack.cli import console
-from shortstack.cli.help import HELP, check_near, spelled
+from shortstack.cli.help import HELP, check_near, place, spelled
 from shortstack.cli.option_groups import grouped
 from shortstack.errors import ShortstackError, ShortstackWarning
 from shortstack.machine.files import FULL, disk_full
@@ -53,9 +53,13 @@ class Sectioned(TyperCommand):
         _write_examples(formatter, self.name or "")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        every, left_out = ctx.meta.get(ALL, not self.common), 0
+        by_group, left_out = ctx.meta.get(ALL, False), 0
+        every = by_group or not self.common
         sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
+        listed = self.get_params(ctx)
+        if not by_group:
+            listed = sorted(listed, key=lambda each: place(name.lstrip("-") for name in each.opts))
+        for parameter in listed:
             told = parameter.get_help_record(ctx)
             option = parameter.param_type_name == "option"
             if not told:
@@ -64,7 +68,7 @@ class Sectioned(TyperCommand):
             if not every and option and not names & {*self.common, "help", "help-all"}:
                 left_out += 1
                 continue
-            kind = getattr(parameter, "rich_help_panel", None) if every else None
+            kind = getattr(parameter, "rich_help_panel", None) if by_group else None
             sections.setdefault(kind or ("Options" if option else "Arguments"), []).append(told)
         for heading, rows in sections.items():
             with formatter.section(heading):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from shortstack.errors import InputError
@@ -83,6 +83,7 @@ HELP: Mapping[str, Shown] = {
     ),
     "verify": Shown(
         ("verify pruned", "verify pruned --against org/model", "verify small.gguf --against model.gguf"),
+        ("output", "against", "device", "dry-run"),
     ),
     "heal": Shown(
         (
@@ -165,10 +166,39 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "--fp16": ("--dtype", "float16"),
     "--torch-dtype": ("--dtype",),
     "--task": ("--tasks",),
+    "--tasks": ("--task",),
     "--output-dir": ("--output",),
     "--output-path": ("--output",),
     "--num-samples": ("--samples",),
 }
+
+
+# What is anyhow so where a verb has the other option: heal computes in bf16 where the device has it.
+ANYHOW: Mapping[str, str] = {"--bf16": "--lr"}
+
+# What others call a thing that several of ours may be.
+MEANT: Mapping[str, tuple[str, ...]] = {
+    "--num-layers": ("--drop",),
+    "--num-layers-to-prune": ("--drop",),
+    "--ratio": ("--drop",),
+    "--sparsity": ("--drop",),
+    "--prune-percent": ("--drop",),
+    "--target-size": ("--params", "--memory"),
+}
+
+# The order of options in --help, of every verb; what is not here comes last.
+ORDER = (
+    *("output", "source", "against", "drop", "params", "memory", "keep", "layers", "plan", "metric", "window", "block"),
+    *("strategy", "for", "recipe", "data", "teacher", "method", "last", "rank", "loss", "epochs", "lr", "batch-size"),
+    *("max-length", "max-samples", "resume", "repair", "repair-samples", "text", "samples", "length", "perplexity"),
+    *("task", "tasks", "limit", "data-dir", "probes", "healed", "prompt", "new-tokens", "draft-for", "no-speed"),
+    *("minutes", "plot", "device", "dry-run"),
+)
+
+
+def place(names: Iterable[str]) -> int:
+    """Where an option stands in --help, by its names without dashes."""
+    return min((ORDER.index(name) for name in names if name in ORDER), default=len(ORDER))
 
 
 def check_near(words: list[str], known: set[str]) -> None:
@@ -182,6 +212,9 @@ def check_near(words: list[str], known: set[str]) -> None:
         name = word.partition("=")[0]
         if not name.startswith("--") or name in known or name in ("--", "--help"):
             continue
+        if meant := [ours for ours in MEANT.get(name.replace("_", "-"), ()) if ours in known]:
+            fix = f"write {' or '.join(meant)}"
+            raise InputError(name, expected="an option of this verb", found="none of that name", fix=fix)
         near = difflib.get_close_matches(name, [*known, *theirs], 1, 0.8)
         if near and near[0] in theirs:
             fix = f"write {theirs[near[0]]}, or {near[0]}"
@@ -191,16 +224,17 @@ def check_near(words: list[str], known: set[str]) -> None:
 def spelled(words: list[str], known: set[str]) -> list[str]:
     """The words that were typed, with what other tools call an option in place of ours, where the verb has no such name.
 
-    >>> spelled(["--lora-r=8", "--learning-rate", "1e-4", "--bf16"], {"--rank", "--lr", "--dtype"})
+    >>> spelled(["--lora-r=8", "--learning_rate", "1e-4", "--bf16"], {"--rank", "--lr", "--dtype"})
     ['--rank=8', '--lr', '1e-4', '--dtype', 'bfloat16']
     """
     found = list[str]()
     for word in words:
-        name, equals, value = word.partition("=")
+        typed, equals, value = word.partition("=")
+        name = typed if typed in known or not typed.startswith("--") else typed.replace("_", "-")
         ours = ALIASES.get(name, ())
-        if name in known or not ours or ours[0] not in known:
-            found.append(word)
-        else:
+        if name not in known and ours and ours[0] in known:
             first, *rest = ours
             found += [f"{first}{equals}{value}", *rest]
+        elif name in known or ANYHOW.get(name) not in known:
+            found.append(f"{name}{equals}{value}" if name in known else word)
     return found

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import asdict
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES, TASKS
 from shortstack.healing import METHODS
 from shortstack.planning import STRATEGIES
 from shortstack.scoring import METRICS
 
-
-class Listing(StrEnum):
-    metrics = "metrics"
-    strategies = "strategies"
-    methods = "methods"
-    recipes = "recipes"
-    tasks = "tasks"
+LISTED = ("metrics", "strategies", "methods", "recipes", "tasks")
 
 
 @verb()
 def ls(
     what: Annotated[
-        Listing | None,
+        str | None,
         typer.Argument(help="metrics, strategies, methods, recipes or tasks. Default: all.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -35,16 +30,18 @@ def ls(
     """List what can be named on the command line."""
     from shortstack.healing.recipes import recipe_titles
 
+    if what is not None:
+        _check_listed(what)
     listings = {
-        Listing.metrics: [asdict(each) for each in METRICS.values()],
-        Listing.strategies: [asdict(each) for each in STRATEGIES.values()],
-        Listing.methods: [{"name": each.name, "trains": each.trains, "paper": each.paper} for each in METHODS.values()],
-        Listing.recipes: [{"name": name, "title": title} for name, title in recipe_titles().items()],
-        Listing.tasks: [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
+        "metrics": [asdict(each) for each in METRICS.values()],
+        "strategies": [asdict(each) for each in STRATEGIES.values()],
+        "methods": [{"name": each.name, "trains": each.trains, "paper": each.paper} for each in METHODS.values()],
+        "recipes": [{"name": name, "title": title} for name, title in recipe_titles().items()],
+        "tasks": [{"suite": suite, **asdict(TASKS[name])} for suite, names in SUITES.items() for name in names],
     }
     shown = ("name", "feed", "formula", "summary", "trains", "title", "paper", "suite", "metric", "chance", "about")
     wanted = {
-        name.value: [{key: value for key, value in row.items() if key in shown} for row in rows]
+        name: [{key: value for key, value in row.items() if key in shown} for row in rows]
         for name, rows in listings.items()
         if what in (None, name)
     }
@@ -53,6 +50,14 @@ def ls(
     for title, rows in wanted.items():
         console.show_table(title, tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])
     return None
+
+
+def _check_listed(what: str) -> None:
+    """Refuse a name of no list, naming the nearest."""
+    if what not in LISTED:
+        near = difflib.get_close_matches(what, LISTED, 1)
+        fix = f"did you mean {near[0]}?" if near else "leave it out to list all"
+        raise InputError("ls", expected=f"one of {', '.join(LISTED)}", found=repr(what), fix=fix)
 
 
 def _cell(value: object) -> str:

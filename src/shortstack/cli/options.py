@@ -138,6 +138,16 @@ class Reporting:
         """What to type next: the words of a shortstack command."""
         self.say(shlex.join(["shortstack", *map(str, words)]))
 
+    def next_cut(self, model: object, *words: str) -> None:
+        """How layers are chosen best: by what blocks of them cost once the kept ones are refitted."""
+        how = ("--strategy", "repaired-blocks", "--drop", "25%", "--repair")
+        self.next_step("prune", model, *how, "-o", "pruned", *words)
+
+    def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
+        """How a shorter model is judged best: beside the unpruned one, and by what it writes."""
+        beside = ("--against", unpruned) if unpruned else ()
+        self.next_step("evaluate", model, *beside, "--probes", *words)
+
     def next_heal(self, model: object, teacher: str | None, *words: str) -> None:
         """How a model heals best: with the recipe, and its unpruned model as the teacher."""
         taught = ("--recipe", "best", "--data", "YOUR.txt", "--teacher", teacher or "UNPRUNED")

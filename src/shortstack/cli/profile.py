@@ -80,9 +80,9 @@ def profile(
 
     session.report.result({**result.to_dict(), "draft": drafted.to_dict() if drafted else None}, show, output)
     if checkpoint.record:
-        session.report.next_step("evaluate", directory, *session.source.words)
+        session.report.next_measure(directory, checkpoint.made_from, *session.source.words)
     else:
-        session.report.next_step("prune", directory, "--drop", "25%", "-o", "pruned", *session.source.words)
+        session.report.next_cut(directory, *session.source.words)
     return None
 
 

@@ -82,10 +82,12 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
         scores.plot().save(asked.plot)
     if session.report.json:
         return None
-    read = (text,) if needs_text else ()
-    again = [] if asked.output else typed(*read, session.compute, session.source)
-    drop = "25%" if scores.scores else next(iter(scores.blocks))
-    session.report.next_step("plan", asked.output or model, "--metric", scores.default_metric, "--drop", drop, *again)
+    if asked.output:
+        drop = "25%" if scores.scores else next(iter(scores.blocks))
+        session.report.next_step("plan", asked.output, "--metric", scores.default_metric, "--drop", drop)
+    else:
+        read = (text,) if needs_text else ()
+        session.report.next_cut(model, *typed(*read, session.compute, session.source))
     return None
 
 

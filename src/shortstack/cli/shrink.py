@@ -44,7 +44,7 @@ def shrink(
     if session.report.json:
         return console.show_json(shrunk.to_dict())
     show_shrunk(shrunk)
-    session.report.next_step("evaluate", output)
+    session.report.next_measure(output, model)
     return None
 
 

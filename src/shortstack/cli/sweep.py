@@ -81,6 +81,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
         check_new(asked.output)
     if asked.plot:
         check_picture(asked.plot)
+    questions = asked.questions
     if dry_run:
         return foresee("sweep", model, session, lambda needing: needing.sweep(text, repair=asked.repair))
 
@@ -95,7 +96,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
         curve = sweep_depths(
             checkpoint,
             tokens,
-            task=asked.questions,
+            task=questions,
             repair=asked.repair,
             compute=session.compute,
             progress=progress,
@@ -109,7 +110,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
         how = ("--metric", "reverse", "--drop", curve.removable)
         session.report.next_step("prune", model, *how, "-o", "pruned", *session.source.words)
     else:
-        session.report.next_step("score", model, "--metric", "all", "-o", "scores.json", *session.source.words)
+        session.report.next_cut(model, *session.source.words)
     return None
 
 

@@ -29,7 +29,7 @@ from shortstack.evaluation.tasks import answer_task
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.formats import number, size
-from shortstack.machine.progress import Progress, silent, under
+from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
@@ -174,7 +174,7 @@ def compare(
     *,
     memory: str = "50%",
     compute: Compute = AUTO,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Comparison:
     """Judge every baseline that there is for weights of at most `memory` of the unpruned ones' bytes.
 

@@ -23,7 +23,7 @@ from shortstack.evaluation.suites import SHARES, SUITES
 from shortstack.evaluation.task_results import TaskResult
 from shortstack.evaluation.tasks import TaskRun
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 
@@ -60,15 +60,15 @@ class Evaluation(Tabled):
         return Table(f"{self.model}: {title or 'no text'}; {counted}", columns, list(self._rows()))
 
     def plot(self) -> Picture:
-        """Tasks and probes with their standard errors, chance and the base's, as a picture.
+        """Texts, tasks and probes with their standard errors, chance and the base's, as a picture.
 
         Raises:
-            InputError: neither were measured.
+            InputError: none were measured.
         """
         from shortstack.evaluation.pictures import Shares, evaluation_picture
 
         models = [self] if self.base is None else [self.base, self]
-        shares = [Shares(each.model, each.tasks, each.probes) for each in models]
+        shares = [Shares(each.model, each.perplexity, each.tasks, each.probes) for each in models]
         texts = [f"perplexity on {name}: {each.value:.4g}" for name, each in self.perplexity.items()]
         return evaluation_picture(shares, texts)
 
@@ -132,7 +132,7 @@ def evaluate(
     tasks: Tasks | None = None,
     generation: GenerationChecks = GENERATION,
     compute: Compute = AUTO,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Evaluation:
     """Perplexity on each text, the tasks, the generation probes, and whether what the model writes has collapsed.
 

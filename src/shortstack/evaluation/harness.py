@@ -82,6 +82,24 @@ class LoadedTask:
         """Examples in a prompt."""
         return int(self._first.config.num_fewshot or 0)
 
+    def take(self, shots: int) -> None:
+        """Put so many examples into each prompt.
+
+        Raises:
+            InputError: a task takes none, or has no documents to draw them from.
+        """
+        for name, task in self.tasks.items():
+            rolls = task.OUTPUT_TYPE == "loglikelihood_rolling"
+            has = task.has_training_docs() or task.has_validation_docs() or task.config.fewshot_split
+            if shots and (rolls or task.config.num_fewshot == 0 or not has):
+                why = "takes no examples" if has else "has no documents for examples"
+                fix = "leave it out, or ask other tasks"
+                where = parameter("num_fewshot", shots)
+                raise InputError(
+                    where, expected="tasks whose prompts may have examples", found=f"{name}, which {why}", fix=fix
+                )
+            task.set_config(key="num_fewshot", value=shots)
+
     @property
     def aggregation(self) -> Any:
         """How a group makes one number of its tasks'; None of a single task."""
@@ -122,8 +140,12 @@ def asked_of(task: Any, limit: float | None) -> int:
     return part_of(limit, len(task.eval_docs))
 
 
-def load(names: Sequence[str], *, data: Path | None = None, include: Path | None = None) -> list[LoadedTask]:
+def load(
+    names: Sequence[str], *, data: Path | None = None, include: Path | None = None, shots: int | None = None
+) -> list[LoadedTask]:
     """The named tasks with their documents. data: a folder that standard tasks read from; include: the user's task files.
+
+    shots: examples in each prompt, where a task does not say that it takes none.
 
     Raises:
         InputError: no task has that name.
@@ -138,7 +160,11 @@ def load(names: Sequence[str], *, data: Path | None = None, include: Path | None
         for name in names:
             if name not in manager.all_tasks:
                 raise unknown(name, manager.all_tasks)
-        return [loaded for name in names for loaded in _loaded(manager, name, data)]
+        found = [loaded for name in names for loaded in _loaded(manager, name, data)]
+    if shots is not None:
+        for loaded in found:
+            loaded.take(shots)
+    return found
 
 
 def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:

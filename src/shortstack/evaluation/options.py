@@ -127,6 +127,7 @@ class Tasks:
     limit: int | float | None = option(
         None, help="Only the first n documents of each task, or 10%.", minimum=1, counted=True, shares=True
     )
+    num_fewshot: int | None = option(None, help="Examples in each prompt. Default: as each task has it.", minimum=0)
     data_dir: str | Path | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
     include: str | Path | None = option(None, help="A folder of your own lm-eval task files.")
     batch_size: int | str = option(
@@ -210,7 +211,7 @@ class Tasks:
             DataError: the documents of one cannot be had.
         """
         data, include = (Path(folder) if folder else None for folder in (self.data_dir, self.include))
-        loaded: list[LoadedTask] = load_harness().load(self.names, data=data, include=include)
+        loaded: list[LoadedTask] = load_harness().load(self.names, data=data, include=include, shots=self.num_fewshot)
         return loaded
 
     def load_for(self, checkpoint: Checkpoint) -> list[LoadedTask]:

@@ -1,4 +1,4 @@
-"""An evaluation as a picture: tasks and probes as dots with their standard errors, beside the model's own base."""
+"""An evaluation as a picture: texts, tasks and probes as dots with their standard errors, beside the model's own base."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from shortstack.charts.picture import Panel, Picture, short
 from shortstack.charts.rows import Dots, dots, dots_height
 from shortstack.errors import InputError
+from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SHARES
 from shortstack.evaluation.task_results import TaskResult
@@ -18,11 +19,17 @@ COLOURS = (0, 5)  # of the model, and of the base that stands beside it
 
 @dataclass(frozen=True)
 class Shares:
-    """A model's name, its tasks and its probes."""
+    """A model's name, its texts, its tasks and its probes."""
 
     model: str
+    perplexity: Mapping[str, Perplexity]
     tasks: Mapping[str, TaskResult]
     probes: Mapping[str, Probed]
+
+    def likelihoods(self) -> Iterator[tuple[str, float, float, float | None]]:
+        """Of each text the name, the likelihood of a token, exp(-loss), its standard error, and no chance."""
+        for name, text in self.perplexity.items():
+            yield f"text {name}", math.exp(-text.loss), math.exp(-text.loss) * text.loss_stderr, None
 
     def rights(self) -> Iterator[tuple[str, float, float, float | None]]:
         """Of each task and probe the name, the share that is right, its standard error (NaN: unknown), and chance."""
@@ -34,23 +41,35 @@ class Shares:
 
 
 def evaluation_picture(models: Sequence[Shares], texts: Sequence[str]) -> Picture:
-    """Shares of tasks and probes that are right, with one standard error and chance.
+    """Shares of tasks and probes that are right, and the likelihood of a text's token, with one standard error and chance.
 
     models: the model last, its base before it. texts: what is said above.
 
     Raises:
-        InputError: neither tasks nor probes were measured.
+        InputError: nothing of them was measured.
     """
     colours = COLOURS[: len(models)][::-1]
+    legend = [(colour, short(model.model, 30)) for colour, model in zip(colours, models, strict=True)][::-1]
+    panels = []
+    for title, found in (
+        ("Share right ± one standard error; dotted: chance", [model.rights() for model in models]),
+        ("Likelihood of a token, 1 / perplexity ± one standard error", [model.likelihoods() for model in models]),
+    ):
+        rows = _rows(found, colours)
+        if rows:
+            svg = dots([*rows.values()], title=title)
+            panels.append(Panel(title, svg, dots_height(len(rows)), legend))
+    if not panels:
+        expected, fix = "texts, tasks or probes to draw", "evaluate with some"
+        raise InputError("the picture", expected=expected, found="none", fix=fix)
+    return Picture(short(models[-1].model), panels, [short(each) for each in texts])
+
+
+def _rows(found: Sequence[Iterator[tuple[str, float, float, float | None]]], colours: Sequence[int]) -> dict[str, Dots]:
+    """A row for each name, with a dot for each model."""
     rows: dict[str, Dots] = {}
-    for colour, model in zip(colours, models, strict=True):
-        for name, value, error, chance in model.rights():
+    for colour, each in zip(colours, found, strict=True):
+        for name, value, error, chance in each:
             before, known = rows[name].values if name in rows else (), None if math.isnan(error) else error
             rows[name] = Dots(short(name.partition(" ")[2], 20), [*before, (colour, value, known)], chance)
-    if not rows:
-        expected, fix = "tasks or probes to draw", "evaluate with some"
-        raise InputError("the picture", expected=expected, found="perplexity alone", fix=fix)
-    legend = [(colour, short(model.model, 30)) for colour, model in zip(colours, models, strict=True)]
-    svg = dots([*rows.values()], title="share right, by task and probe")
-    panel = Panel("Share right ± one standard error; dotted: chance", svg, dots_height(len(rows)), legend[::-1])
-    return Picture(short(models[-1].model), [panel], [short(each) for each in texts])
+    return rows

@@ -16,7 +16,7 @@ from shortstack.checkpoint.record import original_depth
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, parameter
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 
 KINDS = ("bf16", "f16", "f32", "q8_0")  # what the converter writes; llama-quantize makes all others of these
@@ -34,7 +34,7 @@ def export_gguf(
     *,
     kind: str = "bf16",
     converter: str | Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Path:
     """Write a checkpoint as the new file `output` for llama.cpp; returns it.
 

@@ -15,7 +15,7 @@ from shortstack.checkpoint.file_names import RECORD
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line, parameter
 from shortstack.machine.files import check_disk
 from shortstack.machine.hub import connection_error
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.pruning import verify
 
@@ -45,7 +45,7 @@ def push_to_hub(
     licence: str | None = None,
     results: Sequence[Measured] = (),
     endpoint: str | None = None,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Pushed:
     """Upload a checkpoint that shortstack wrote as one commit, then download and verify it; returns where it is.
 

@@ -101,7 +101,9 @@ def _seconds(run: HealingRun, decoder: Decoder, training: Sequence[Example], *, 
     teacher = run.freezer.teacher
     walk = tokens * layer * (run.first + (teacher.anatomy.layers if teacher else 0))
     epoch = TRAINING_PASSES * (tokens * layer * (len(decoder.layers) - run.first) + learnt * head)
-    return walk * walked + epoch * run.task.schedule.epochs + run.checkpoint.weight_bytes / COPY_BYTES_PER_S
+    return (
+        walk * walked + epoch * run.task.schedule.passes(len(training)) + run.checkpoint.weight_bytes / COPY_BYTES_PER_S
+    )
 
 
 @torch.no_grad()

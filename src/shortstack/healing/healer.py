@@ -34,7 +34,7 @@ from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.memory import peak_rss
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks, silent
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 
@@ -102,7 +102,7 @@ def heal(
     *,
     cache: bool = True,
     resume: bool | None = None,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Healing:
     """Train the part of the checkpoint that the task's method names, and write the result to the new `out`.
 

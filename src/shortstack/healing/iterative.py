@@ -18,7 +18,7 @@ from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
 from shortstack.machine.files import rename_new
-from shortstack.machine.progress import Progress, silent, under
+from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.typed import typed
 from shortstack.planning import Choice, Plan, choose
 from shortstack.pruning import prune
@@ -33,7 +33,7 @@ def heal_in_turns(
     *,
     cache: bool = True,
     resume: bool | None = None,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Healing:
     """heal() after each cut; what is between lies in `<out>.turns` until the end.
 

@@ -43,6 +43,7 @@ class Schedule:
     """
 
     epochs: float = option(2, help="Passes over the data.", above=0)
+    max_steps: int | None = option(None, help="Optimizer steps, whatever the epochs say.", minimum=1)
     lr: float = option(1e-4, help="Peak learning rate.", above=0)
     batch_size: int = option(16, help="Samples per optimizer step.", minimum=1)
     micro_batch_size: int | None = option(
@@ -91,7 +92,11 @@ class Schedule:
 
     def steps(self, samples: int) -> int:
         """Optimizer steps of the whole run."""
-        return max(1, math.ceil(self.epoch_steps(samples) * self.epochs))
+        return self.max_steps or max(1, math.ceil(self.epoch_steps(samples) * self.epochs))
+
+    def passes(self, samples: int) -> float:
+        """How often that many samples are passed."""
+        return self.max_steps / self.epoch_steps(samples) if self.max_steps else self.epochs
 
     def evaluated(self, step: int, samples: int) -> bool:
         """Whether the held-out loss is taken after that many steps."""

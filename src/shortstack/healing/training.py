@@ -273,6 +273,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         arguments = TrainingArguments(
             output_dir=str(self.folder),
             num_train_epochs=schedule.epochs,
+            max_steps=schedule.max_steps or -1,
             learning_rate=schedule.lr,
             per_device_train_batch_size=schedule.micro,
             warmup_steps=min(schedule.warmup_steps, steps // 10),

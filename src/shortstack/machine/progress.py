@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -28,7 +29,18 @@ class Progress(Protocol):
 
 
 def silent(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
-    """The default: report nothing."""
+    """Report nothing."""
+
+
+def in_notebooks(stage: str, done: int, total: int, /, *, note: str = "") -> None:
+    """The default of what a user calls: a line for each stage below the cell of a notebook, nothing elsewhere."""
+    if _in_notebook():
+        _below_cells()(stage, done, total, note=note)
+
+
+@functools.cache
+def _below_cells() -> Progress:
+    return _Notebook()
 
 
 def under(progress: Progress, prefix: str) -> Progress:
@@ -187,9 +199,13 @@ class _Told:
         self.say(stage, line)
         if ended:
             del self.stages[stage]
+            self.end(stage)
 
     def say(self, _stage: str, line: str) -> None:
         raise NotImplementedError
+
+    def end(self, _stage: str) -> None:
+        """A stage has ended; one of its name that begins after it is another."""
 
 
 class _Lines(_Told):
@@ -216,6 +232,9 @@ class _Notebook(_Told):
             self.handles[stage].update(shown, raw=True)
         else:
             self.handles[stage] = display(shown, raw=True, display_id=True)
+
+    def end(self, stage: str) -> None:
+        del self.handles[stage]
 
 
 def _hush_libraries() -> None:

@@ -10,7 +10,7 @@ from shortstack.data import Rows
 from shortstack.data.tokens import CalibrationText, Tokens
 from shortstack.errors import InputError, PlanError, parameter
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.planning.choice import Choice
 from shortstack.planning.layer_sets import fewest, parse_drop
@@ -40,7 +40,7 @@ def choose(
     source: Source | Scores | None = None,
     *,
     compute: Compute = AUTO,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Chosen:
     """Choose the layers to remove from a checkpoint, and move the cut to the nearest that its architecture can express.
 
@@ -133,7 +133,7 @@ def lowest_plan(choice: Choice, source: Scores | int, seed: int = 0) -> Plan:
 
 @typed
 def select(
-    checkpoint: Model, tokens: Source, choice: Choice, *, compute: Compute = AUTO, progress: Progress = silent
+    checkpoint: Model, tokens: Source, choice: Choice, *, compute: Compute = AUTO, progress: Progress = in_notebooks
 ) -> Plan:
     """Choose layers by measuring shorter models: a few at a time by a metric, or without `choice.step` by searching.
 

@@ -13,6 +13,7 @@ from shortstack.errors import PlanError
 from shortstack.machine.files import read_json, save_json
 from shortstack.machine.formats import show_layers
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.typed import typed
 from shortstack.planning.layer_sets import check_removal
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Plan(Tabled):
         check_removal(self.removed, self.layers, where="plan")
 
     @classmethod
+    @typed
     def load(cls, path: str | Path) -> Plan:
         """What save() wrote.
 

@@ -16,7 +16,7 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import InputError, parameter
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.profiling.profiler import prompt_ids
 from shortstack.profiling.speed import Ratio, ratio
 
@@ -68,7 +68,7 @@ def draft(
     draft_tokens: int = 4,
     new_tokens: int = 64,
     compute: Compute = AUTO,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Drafting:
     """Have the original write greedily, with and without the shorter model as transformers' assistant_model.
 

@@ -18,7 +18,7 @@ from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.formats import size
 from shortstack.machine.memory import available_memory, forget_peak, peak_bytes
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
@@ -132,7 +132,7 @@ def profile(
     against: Model | None = None,
     timing: Timing = TIMING,
     compute: Compute = AUTO,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Profile:
     """Parameters, bytes and multiply-accumulates of a checkpoint, and its speed at each batch size; no sizes: no speed.
 

@@ -24,7 +24,7 @@ from shortstack.checkpoint.writer import parse_size
 from shortstack.errors import InputError, OutputError, PlanError, parameter
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.planning import Plan
 from shortstack.pruning.gguf_depth import GgufDepth
 
@@ -40,7 +40,7 @@ def prune_gguf(
     output: str | Path,
     *,
     max_shard_size: str | int | None = None,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Path:
     """Write a .gguf model without plan.removed as the new file `output`, by copying bytes; nothing is dequantised.
 

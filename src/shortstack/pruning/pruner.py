@@ -17,7 +17,7 @@ from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
 from shortstack.checkpoint.writer import layout
 from shortstack.errors import CheckpointError
 from shortstack.machine.files import read_json
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.planning import Chosen, Plan
 from shortstack.planning.exactness import pruned_config
@@ -34,7 +34,7 @@ def prune(
     *,
     repair: Repair | None = None,
     max_shard_size: str | int | None = None,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Checkpoint:
     """Write `checkpoint` without plan.removed to the new directory `output`, and open it.
 

@@ -25,7 +25,7 @@ from shortstack.errors import ArchitectureError, CheckpointError, one_line
 from shortstack.machine.device import pick_device
 from shortstack.machine.files import plain
 from shortstack.machine.formats import show_layers
-from shortstack.machine.progress import Progress, silent, under
+from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan
@@ -62,7 +62,7 @@ def verify(
     against: Model | None = None,
     device: str = "cpu",
     stream: bool | None = None,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Verification:
     """Re-read a checkpoint shortstack wrote; with `against`, compare its logits with that model's, those layers skipped.
 

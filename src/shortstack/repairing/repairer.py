@@ -31,7 +31,7 @@ from shortstack.decoder.hooks import recorded_inputs
 from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
-from shortstack.machine.progress import Progress, paced, silent
+from shortstack.machine.progress import Progress, in_notebooks, paced
 from shortstack.machine.typed import typed
 from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable, find_fold_points
@@ -86,7 +86,7 @@ def repair(
     *,
     compute: Compute = AUTO,
     scratch: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Repair:
     """Refit kept layers of the checkpoint for a cut of the layers `removed`.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shortstack.charts.chart import Axis, Chart, Facets, Line, Point, axis, front
+from shortstack.charts.chart import Axis, Chart, Facets, Line, Point, axis, front, in_thousands
 from shortstack.charts.colours import COLOURED
 from shortstack.charts.drawing import swatch
 from shortstack.charts.rows import Dots, Layer, dots, heat_map, stack
@@ -79,12 +79,23 @@ def _stack(result: Result) -> Figure | None:
     repair = (prune.result.get("repair") or {}) if prune else {}
     fits = repair.get("fits") or () if repair.get("kept", True) else ()
     states = dict.fromkeys(range(plan["layers"]), "kept") | {fit["layer"]: "refitted" for fit in fits}
+    healed = result.step("heal") if result.role == HEALED else None
+    states |= {layer: f"{states[layer]} trained" for layer in _trained(plan, healed)}
     states |= dict.fromkeys(plan["removed"], "removed")
-    layers = [Layer(state, f"layer {number}: {state}") for number, state in sorted(states.items())]
+    layers = [Layer(state, f"layer {number}: {state.replace(' ', ', ')}") for number, state in sorted(states.items())]
     title = f"{plan['layers']} layers without {show_layers(plan['removed'])}"
-    after = " The model was healed after that." if result.role == HEALED else ""
-    said = f"Empty: removed{'; green: refitted' if fits else ''}; blue: as they were.{after}"
+    how = str(healed.arguments.get("method") or healed.result.get("method") or "") if healed else ""
+    after = f" Healed after that{f' by {how}' if how else ''}." if healed else ""
+    outlined = "; outlined: trained" if any("trained" in state for state in states.values()) else ""
+    said = f"Empty: removed{'; green: refitted' if fits else ''}; blue: as they were{outlined}.{after}"
     return Figure("stack", "kept", title, said, stack(layers, title=title))
+
+
+def _trained(plan: Mapping[str, Any], healed: StepRecord | None) -> Sequence[int]:
+    """The layers of the unpruned model that healing trained, where those were its last ones."""
+    last = healed.arguments.get("last") if healed else None
+    kept = sorted({*range(plan["layers"])} - {*plan["removed"]})
+    return kept[-last:] if last else ()
 
 
 def _kept(findings: Findings, result: Result) -> Figure | None:
@@ -128,7 +139,7 @@ def _tails(tails: TailsRecord | None) -> Figure | None:
         lines.append(Line(name, [_at(tails.cut_removed, found, name)], colour))
     every = [point for line in lines for point in line.points]
     x = axis("layers removed", [point.x for point in every], "{:g}".format, whole=True)
-    y = axis(f"perplexity on {brief(tails.text)}", [point.y for point in every], _axis_perplexity, log=True)
+    y = axis(f"perplexity on {brief(tails.text)}", [point.y for point in every], in_thousands, log=True)
     title = "This cut beside the last layers, by how many go"
     beyond = " A triangle at the upper edge: infinite." if any(point.infinite for point in every) else ""
     caption = f"On {counted(tails.samples, 'window')} of {tails.length} tokens.{beyond}"
@@ -181,19 +192,8 @@ def _quality_axis(findings: Findings, column: str, values: Sequence[float]) -> A
     """The axis of a column's values: logarithmic for perplexities, else in percent."""
     name = brief(findings.names[column])
     if column.startswith("perplexity:"):
-        return axis(f"perplexity on {name}", values, _axis_perplexity, log=True)
+        return axis(f"perplexity on {name}", values, in_thousands, log=True)
     return axis(f"{name} (%)", values, lambda value: f"{100 * value:.3g}")
-
-
-def _axis_perplexity(value: float) -> str:
-    """
-    >>> [_axis_perplexity(value) for value in (12.5, 100.0, 2e4, 5e6, 1e9, 1e30)]
-    ['12.5', '100', '20k', '5M', '1B', '1e+30']
-    """
-    for unit, one in (("", 1.0), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
-        if value < 1000 * one:
-            return f"{value / one:.3g}{unit}"
-    return f"{value:.0e}"
 
 
 def _of_model(findings: Findings, model: str) -> str:
@@ -350,7 +350,12 @@ def _by_level(lines: Sequence[Line], facets: Facets) -> tuple[list[Line], Legend
         levels = list(dict.fromkeys(line.factors.get(factor, "") for line in lines))
         if 1 < len(levels) <= COLOURED:
             drawn = [replace(line, colour=levels.index(line.factors[factor])) for line in lines]
-            names = [(swatch(place), brief(level), facets({factor: level})) for place, level in enumerate(levels)]
+            named = {
+                level: f"{level} layers fewer" if factor == "drop" and level.isdigit() else level for level in levels
+            }
+            names = [
+                (swatch(place), brief(named[level]), facets({factor: level})) for place, level in enumerate(levels)
+            ]
             return drawn, tuple(names)
     drawn = _coloured(lines)
     return drawn, _legend(drawn, facets)

@@ -25,6 +25,12 @@
   });
   paint(stored() in themes ? stored() : "");
 
+  // The unpruned model's row stays below the head, however many lines that has.
+  const heads = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.closest("table").style.setProperty("--head", `${target.offsetHeight}px`);
+  });
+  all("thead").forEach((head) => heads.observe(head));
+
   // Sorting: within each block, the unpruned model stays first, what was not measured goes last.
   const value = (row, column) => {
     const cell = row.cells[column];

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,7 @@ from shortstack.report.findings import Findings, MatchedGroup
 from shortstack.report.format import MINUS, MISSING, counted, listed, points, shown, uncertainty
 from shortstack.report.labels import PLAIN, brief
 from shortstack.report.results import AVERAGE, Measure, Result
-from shortstack.report.significance import corrected, difference
+from shortstack.report.significance import Difference, corrected, difference
 from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord
 
@@ -108,23 +109,43 @@ def against_plain(findings: Findings, groups: Sequence[MatchedGroup]) -> list[st
     beyond = sum(bool(change and change.significant) for change in corrected(changes))
     gaps = [change.value for change in changes if math.isfinite(change.value)]
     by = f" (median difference {_gap(findings, median(gaps), nats=True)})" if gaps else ""
+    moved = _perplexities(findings, _pairs(groups))
+    if not better and moved and moved.falls:
+        apart = f"{beyond or 'none'} of {counted(len(changes), 'comparison')}"
+        return [f"{one} {moved}; the {headline(findings)} is told apart from that {other} in {apart}, and not better."]
     return [
         f"{one} the {headline(findings)} is better than {other} in {better} of {counted(len(changes), 'comparison')}{by}; "
         f"{beyond or 'none'} of the differences {'is' if beyond < 2 else 'are'} beyond chance.",
-        *_perplexities(findings, _pairs(groups)),
+        *([f"{str(moved)[0].upper()}{str(moved)[1:]}."] if moved else []),
     ]
 
 
-def _perplexities(findings: Findings, pairs: Sequence[tuple[Result, Result]]) -> list[str]:
+@dataclass(frozen=True)
+class _Moved:
+    """A perplexity, from its median at one level to that at another."""
+
+    text: str
+    before: float
+    after: float
+
+    @property
+    def falls(self) -> bool:
+        return self.after < self.before
+
+    def __str__(self) -> str:
+        before, after = (shown(value, "perplexity") for value in (self.before, self.after))
+        return f"the perplexity on {self.text} goes from {before} to {after} in the median"
+
+
+def _perplexities(findings: Findings, pairs: Sequence[tuple[Result, Result]]) -> _Moved | None:
     """What becomes of the first text's perplexity, which moves where answers are all wrong still."""
     text = next((name for name in findings.measured("perplexity") if name != findings.headline), "")
     known = [(ours.measures[text].loss, plain.measures[text].loss) for ours, plain in pairs if _both(ours, plain, text)]
     if not known:
-        return []
-    after, before = (shown(perplexity(median(losses)), "perplexity") for losses in zip(*known, strict=True))
-    if before == after:
-        return []
-    return [f"The perplexity on {brief(findings.names[text])} goes from {before} to {after} in the median."]
+        return None
+    after, before = (perplexity(median(losses)) for losses in zip(*known, strict=True))
+    same = shown(before, "perplexity") == shown(after, "perplexity")
+    return None if same else _Moved(brief(findings.names[text]), before, after)
 
 
 def _both(ours: Result, plain: Result, name: str) -> bool:
@@ -168,9 +189,11 @@ def about_refits(repairs: Sequence[Mapping[str, Any]]) -> str:
     kept = sum(bool(repair.get("kept", True)) for repair in repairs)
     if not shares:
         return ""
-    lowered = f"Repair lowered the held-out loss in {kept} of {counted(len(repairs), 'cut')}"
+    lowered = "Repair lowered the held-out loss"
+    if len(repairs) > 1 or not kept:
+        lowered += f" in {kept or 'none'} of {counted(len(repairs), 'cut')}"
     middle = f"{shown(median(shares), 'percent')}{_in_the_median(shares)}"
-    return f"{lowered}: it takes back a share of {middle} of what the cut added."
+    return f"{lowered}: it takes back {middle} of what the cut added."
 
 
 def regained(repair: Mapping[str, Any]) -> float | None:
@@ -183,16 +206,10 @@ def regained(repair: Mapping[str, Any]) -> float | None:
 
 def about_probes(findings: Findings) -> str:
     """How often a shorter model writes worse than the unpruned one does, and how many have collapsed."""
-    changes = [
-        difference(each.measures[name], base.measures[name])
-        for each in findings.results
-        if (base := findings.bases.get(each.model))
-        for name in findings.measured("probe")
-        if name in each.measures and name in base.measures
-    ]
+    changes = [change for model in findings.bases for change in _probe_changes(findings, model)]
     words = []
     if changes:
-        worse = f"{sum(change.worse for change in changes)} of {counted(len(changes), 'comparison')}"
+        worse = f"{sum(change.worse for change in changes) or 'none'} of {counted(len(changes), 'comparison')}"
         words.append(f"In {worse} a shorter model answers worse than its unpruned one, beyond chance.")
     steps = [step for each in findings.results if (step := each.evaluation) and step.result.get("collapse")]
     if steps:
@@ -200,6 +217,16 @@ def about_probes(findings: Findings) -> str:
         some = f"{collapsed or 'None'} of {counted(len(steps), 'setting')}"
         words.append(f"{some} {'has' if collapsed < 2 else 'have'} collapsed in free text.")
     return " ".join(words)
+
+
+def _probe_changes(findings: Findings, model: str) -> list[Difference]:
+    """Each probe of each shorter form of a model beside the unpruned one's, Holm-corrected as in the table."""
+    base, names = findings.bases[model], findings.measured("probe")
+    mine = [each.measures for each in findings.by_model.get(model, [])]
+    pairs = [
+        (each[name], base.measures[name]) for each in mine for name in names if name in each and name in base.measures
+    ]
+    return [change for change in corrected([difference(*pair) for pair in pairs]) if change]
 
 
 def about_sizes(profiles: Mapping[str, Mapping[str, StepRecord]]) -> str:
@@ -257,7 +284,8 @@ def about_settings(findings: Findings) -> str:
     better, same = sum(each.better for each in found), sum(not each.significant for each in found)
     settings, by = counted(len(scored), "setting"), f"by {headline(findings)}, each on its own"
     if not same and not better:
-        return f"None of {settings} reaches the unpruned model ({by})."
+        none = f"None of {settings} reaches" if len(scored) > 1 else "The setting does not reach"
+        return f"{none} the unpruned model ({by})."
     some = f"All {settings}" if same == len(scored) > 1 else f"{same} of {settings}"
     told = [f"{some} cannot be told apart from the unpruned model"] if same else []
     told += (
@@ -302,5 +330,5 @@ def _median_gap(findings: Findings, gaps: Iterable[float]) -> str:
 def _gap(findings: Findings, gap: float, *, nats: bool = False) -> str:
     """A difference of the headline column; nats: of a perplexity, its loss was compared."""
     if findings.headline.startswith("perplexity:"):
-        return (f"{gap:.2f} nats" if nats else f"{gap:.3g}").replace("-", MINUS)
+        return (f"{gap:.2f} nats" if nats else shown(gap, "perplexity")).replace("-", MINUS)
     return points(gap)

@@ -21,7 +21,7 @@ from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.numbers import checked, perplexity
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_tails
@@ -126,7 +126,7 @@ def sweep(
     task: str | Path | Tasks | None = None,
     repair: bool = False,
     compute: Compute = AUTO,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Sweep:
     """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
 

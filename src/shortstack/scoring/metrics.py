@@ -237,8 +237,11 @@ def metrics_named(names: str | Iterable[str]) -> list[Metric]:
     names: one after the other, or as text with commas between them.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, or no name at all.
     """
+    if not isinstance(names, str) and (isinstance(names, bytes) or not isinstance(names, Iterable)):
+        expected = f"names of metrics, of {', '.join(METRICS)}"
+        raise InputError(parameter("metric"), expected=expected, found=repr(names), fix="name one, or all")
     every = [name for name, metric in METRICS.items() if metric.singles and not metric.authors]
     chosen = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if "all" in chosen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.charts.chart import Chart, Line, Point, axis
+from shortstack.charts.chart import Chart, Line, Point, axis, in_thousands
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square, square_height
@@ -113,7 +113,8 @@ def _depths(depths: Sequence[Depths], name: str, label: str, knee: int | None) -
     ]
     every = [point for line in lines for point in line.points]
     x = axis("layers removed from the tail", [point.x for point in every], "{:g}".format, whole=True)
-    y = axis(label, [point.y for point in every], number, log=name == "perplexity")
+    text = in_thousands if name == "perplexity" else number
+    y = axis(label, [point.y for point in every], text, log=name == "perplexity")
     svg = Chart(label, x, y, lines, marks=[] if knee is None else [("knee", float(knee))]).svg()
     legend: Named = [(line.colour, line.name) for line in lines] if len(lines) > 1 else []
     if any(point.infinite for point in every):

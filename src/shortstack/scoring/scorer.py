@@ -18,7 +18,7 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.numbers import checked
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
@@ -36,7 +36,7 @@ def score(
     metrics: Sequence[MetricName | str] | MetricName | str = ("ppl",),
     window: Sizes = None,
     compute: Compute = AUTO,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Scores:
     """Score every layer by every metric; low = remove first.
 

@@ -13,6 +13,7 @@ from shortstack.checkpoint.sizes import check_not_other
 from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.files import plain, read_json, save_json
 from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.typed import typed
 from shortstack.scoring.orders import removal_order
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Scores(Tabled):
     peak_rss_bytes: int = 0
 
     @classmethod
+    @typed
     def load(cls, path: str | Path) -> Scores:
         """What save() wrote.
 

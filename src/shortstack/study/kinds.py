@@ -291,9 +291,11 @@ class _HealingStep(Step):
         memory = resident + weights * STATE_BYTES + activations + 2 * model.logit_bytes
         text = texts.training(self.arguments, model)
         teacher = model.passed(model.layers, 1) if task.objective.teaches else 0.0
-        each = (
-            teacher + model.passed(kept - running) + task.schedule.epochs * TRAINING_PASSES * model.passed(running, 1)
-        )
+        samples = (
+            text.tokens // task.training_data.max_length if text else 0
+        )  # about: as if each were as long as it may be
+        passes = task.schedule.passes(max(1, samples)) * TRAINING_PASSES
+        each = teacher + model.passed(kept - running) + passes * model.passed(running, 1)
         seconds = text and text.seconds + text.tokens * each + model.opened(kept) + model.written(kept)
         frozen = model.width * model.dtype_bytes if running < kept else 0
         taught = 8 * task.objective.top_k if task.objective.teaches else 0  # a token's number and its log probability

@@ -42,6 +42,7 @@ class EvaluateOptions(Part):
     seed: int = Field(default=0, ge=0, description=HELP["seed"])
     tasks: tuple[str, ...] = ()
     limit: Annotated[int | float | None, *amount(OPTIONS["limit"])] = Field(default=None, description=HELP["limit"])
+    num_fewshot: int | None = Field(default=None, ge=0, description=HELP["num_fewshot"])
     data_dir: str | None = Field(default=None, description=HELP["data_dir"])
     include: str | None = Field(default=None, description=HELP["include"])
     probe_items: int = Field(default=0, ge=0, description=f"{HELP['probe_items']} Default: no probes.")
@@ -49,8 +50,9 @@ class EvaluateOptions(Part):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As arguments of a step."""
-        return self.model_dump(mode="json", include=set(EvaluateOptions.model_fields))
+        """As arguments of a step; shots only where some are asked for, so that steps of older stores are found."""
+        every = self.model_dump(mode="json", include=set(EvaluateOptions.model_fields))
+        return {name: value for name, value in every.items() if name != "num_fewshot" or value is not None}
 
     def check(self) -> None:
         """Say what is wrong before anything runs.
@@ -117,6 +119,7 @@ def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
         InputError: there is no such task, or no such folder.
     """
     how, items = {name: options[name] for name in ("limit", "data_dir", "include", "seed")}, options["probe_items"]
+    how["num_fewshot"] = options.get("num_fewshot")
     return {
         "text": EvaluationText(options["perplexity"], options["length"], options["samples"]),
         "tasks": Tasks(options["tasks"], **how) if options["tasks"] else None,

@@ -224,6 +224,7 @@ class Needing:
             seed=self.compute.seed,
             tasks=tasks.names if tasks.tasks else (),
             limit=tasks.limit,
+            num_fewshot=tasks.num_fewshot,
             data_dir=str(tasks.data_dir) if tasks.data_dir else None,
             include=str(tasks.include) if tasks.include else None,
             probe_items=generation.probe_items if generation.probes else 0,

@@ -22,7 +22,7 @@ from typing import Any
 from shortstack.errors import DiskFullError, ShortstackError
 from shortstack.machine.files import digest, finite, plain, whole
 from shortstack.machine.options import check_choice_of
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
@@ -65,7 +65,7 @@ def run_study(
     artefacts: str | None = None,
     keep: str = "best",
     replaced: bool = False,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> StudyOutcome:
     """Run what is not done yet of the study in a YAML file; everything it gives lies in the folder `out`.
 

@@ -9,6 +9,7 @@ from typing import Any
 from shortstack.data.mixture import MIX, SEVERAL
 from shortstack.data.sources import TEXT
 from shortstack.errors import InputError, parameter
+from shortstack.machine.formats import count_of
 from shortstack.machine.options import check_options, option
 
 ALL = "all"
@@ -27,7 +28,7 @@ class ShrinkOptions:
     recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
     data: str | None = option(None, help="What to heal on. Default: the recipe's, if it names data.")
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
-    samples: int = option(16, help="Calibration windows of each text, of 128 tokens.", minimum=4)
+    samples: int = option(16, help="Calibration windows of each text, of 128 tokens.", minimum=4, counted=True)
     perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
     perplexity_samples: str = option("64", help="Windows of each of them, or all.")
     probe_items: int = option(
@@ -47,7 +48,7 @@ class ShrinkOptions:
         check_options(self)
         if self.keep is not None:
             self._check_keep(self.keep)
-        if self.perplexity_samples != ALL and not re.fullmatch(r"[1-9]\d{0,8}", self.perplexity_samples):
+        if self.perplexity_samples != ALL and not count_of(self.perplexity_samples):
             raise InputError(
                 parameter("perplexity_samples"),
                 expected=f"a number of windows, or {ALL}",
@@ -75,7 +76,7 @@ class ShrinkOptions:
     @property
     def judged(self) -> int | None:
         """Windows of each text that is measured on; None: all."""
-        return None if self.perplexity_samples == ALL else int(self.perplexity_samples)
+        return None if self.perplexity_samples == ALL else count_of(self.perplexity_samples)
 
     def _check_keep(self, keep: str) -> None:
         """Refuse what is no share, and what says how much goes beside it."""

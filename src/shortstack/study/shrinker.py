@@ -17,7 +17,7 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import check_new, plain, remove, rename_new, save_json, whole
 from shortstack.machine.formats import show_layers, size
 from shortstack.machine.locks import OutputLock
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.planning.plans import DRAFT, REPAIRED_BLOCKS
 from shortstack.report import write_report
@@ -70,7 +70,7 @@ def shrink(
     *,
     compute: Compute = AUTO,
     launcher: Callable[[], AbstractContextManager[Launch]] = local,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> Shrunk:
     """Score, plan, prune, repair, heal and evaluate as a recipe has it; the result is the new checkpoint directory `out`.
 
@@ -97,7 +97,7 @@ def shrink_each(
     *,
     compute: Compute = AUTO,
     launcher: Callable[[], AbstractContextManager[Launch]] = local,
-    progress: Progress = silent,
+    progress: Progress = in_notebooks,
 ) -> list[Shrunk]:
     """Several cuts of one model, which share the minutes and a study: what does not depend on the cut is done once.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from shortstack.report.columns import FREE_TEXT, MAKE_TIME, measured_columns, short_columns, step_cell, step_column
@@ -42,7 +43,7 @@ def _perplexity_column(label: str, loss: str, title: str) -> Column:
     def perplexity(repair: Mapping[str, Any]) -> float | None:
         return None if repair.get(loss) is None else math.exp(min(repair[loss], 700))
 
-    return _repair_column(label, "perplexity", perplexity, title)
+    return replace(_repair_column(label, "perplexity", perplexity, title), unit="perplexity, lower is better")
 
 
 def _fitted(repair: Mapping[str, Any]) -> int:
