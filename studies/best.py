@@ -6,8 +6,8 @@ The first argument is how many layers go, one model for each number. DOLLY_JSON:
 
 The recipe was chosen on other data (docs/decisions.md): questions of piqa's training set and of arc_easy's validation set,
 other pages, probes of another seed. Three earlier runs, between which it changed, were judged on the first SKIPPED
-documents of each task and on probes and windows of seed 0; so this one, of the recipe as it stayed, has a seed, documents,
-probes and windows that none of them saw. Layers are chosen, kept ones refitted, and what is left healed on C4, on Dolly's
+documents of each task; so this one, of the recipe as it stayed, has documents that none of them saw, and other seeds for
+itself, the probes and the windows. Layers are chosen, kept ones refitted, and what is left healed on C4, on Dolly's
 instructions as the model's template renders them, and on copying, of which healing has half as much. It is judged on
 WIKI_TEXT and on four tasks, read from DATA_DIR (laid out as docs/evaluate.md says), paired with the unpruned model, and on
 probes of generation. Writes studies/best.md; the checkpoints stay in FOLDER, if one is named.

@@ -149,10 +149,12 @@ def page(found: Mapping[str, ss.Evaluation], failed: Mapping[str, str], notes: M
         for name, each in found.items()
     ]
     lines = [
-        f"# SmolLM2-135M-Instruct without {DROP} of its 30 layers, by others' packages and by recipes/best.yaml\n",
+        f"# SmolLM2-135M-Instruct without {DROP} of its 30 layers, by others' packages and by the recipe best\n",
         f"`python studies/peers.py PEERS OURS {' '.join('/'.join(Path(each).parts[-2:]) for each in sys.argv[3:7])}`, "
         f"{versions}, torch {torch.__version__}, transformers {transformers.__version__}, {time.strftime('%Y-%m-%d')}.\n",
-        "Measured as [best](best.md) is.\n",
+        "Measured as [best](best.md) is. What is not the same for all: ours learns C4, Dolly and copying, which one of the",
+        "seven probes asks for, optipfair C4 and Dolly in its own precision, the paper's recipe Dolly alone; mergekit's",
+        "layers were chosen for their loss once they are repaired.\n",
         *best.table(found),
         "\n| model | kept of the first three tasks' mean | of lambada | of the probes' mean |",
         "|---|---|---|---|",

@@ -58,7 +58,7 @@ class Sectioned(TyperCommand):
         sections: dict[str, list[tuple[str, str]]] = {}
         listed = self.get_params(ctx)
         if not by_group:
-            listed = sorted(listed, key=lambda each: place(name.lstrip("-") for name in each.opts))
+            listed = sorted(listed, key=_shown_at)
         for parameter in listed:
             told = parameter.get_help_record(ctx)
             option = parameter.param_type_name == "option"
@@ -76,6 +76,11 @@ class Sectioned(TyperCommand):
         if left_out:
             formatter.write_paragraph()
             formatter.write_text(f"{left_out} more: shortstack {self.name} --help-all")
+
+
+def _shown_at(parameter: Any) -> int:
+    """Arguments come first, then options in their order."""
+    return -1 if parameter.param_type_name == "argument" else place(name.lstrip("-") for name in parameter.opts)
 
 
 class Exampled(TyperGroup):

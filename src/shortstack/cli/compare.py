@@ -156,7 +156,7 @@ def compare(
     model: Model,
     chosen: CalibrationOptions,
     texts: Annotated[EvaluationText, Only("perplexity", "length")],
-    tasks: Annotated[Tasks, Only("tasks", "data_dir", "include")],
+    tasks: Annotated[Tasks, Only("tasks", "num_fewshot", "data_dir", "include")],
     timing: Annotated[Timing, Only("prompt", "new_tokens", "repeats")],
     session: Annotated[Session, Without("device_map")],
     asked: ComparedOptions,

@@ -110,7 +110,7 @@ def _next_step(model: str, checkpoint: Checkpoint, session: Session) -> None:
     elif made_by == "prune":
         session.report.next_heal(model, checkpoint.made_from, *session.source.words)
     else:
-        session.report.next_cut(model, *session.source.words)
+        session.report.next_cut(model, checkpoint, *session.source.words)
 
 
 def _other_tokens(checkpoint: Checkpoint, origin: Checkpoint) -> str | None:

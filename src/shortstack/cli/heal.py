@@ -114,7 +114,7 @@ def heal(
         show_healing(result)
         if turns:
             console.show(_gone(checkpoint, result))
-    session.report.next_measure(output, checkpoint.made_from, *session.alone.words)
+    session.report.next_measure(output, checkpoint.made_from or (turns and directory), *session.alone.words)
     return None
 
 

@@ -227,14 +227,20 @@ def spelled(words: list[str], known: set[str]) -> list[str]:
     >>> spelled(["--lora-r=8", "--learning_rate", "1e-4", "--bf16"], {"--rank", "--lr", "--dtype"})
     ['--rank=8', '--lr', '1e-4', '--dtype', 'bfloat16']
     """
-    found = list[str]()
+    found, before = list[str](), ""
     for word in words:
+        if before in ANYHOW and word.lower() == "true":  # as transformers types it
+            before = ""
+            continue
+        before = ""
         typed, equals, value = word.partition("=")
         name = typed if typed in known or not typed.startswith("--") else typed.replace("_", "-")
         ours = ALIASES.get(name, ())
         if name not in known and ours and ours[0] in known:
             first, *rest = ours
             found += [f"{first}{equals}{value}", *rest]
-        elif name in known or ANYHOW.get(name) not in known:
+        elif name in known or ANYHOW.get(name) not in known or value.lower() not in ("", "true"):
             found.append(f"{name}{equals}{value}" if name in known else word)
+        else:
+            before = name
     return found

@@ -138,10 +138,11 @@ class Reporting:
         """What to type next: the words of a shortstack command."""
         self.say(shlex.join(["shortstack", *map(str, words)]))
 
-    def next_cut(self, model: object, *words: str) -> None:
-        """How layers are chosen best: by what blocks of them cost once the kept ones are refitted."""
-        how = ("--strategy", "repaired-blocks", "--drop", "25%", "--repair")
-        self.next_step("prune", model, *how, "-o", "pruned", *words)
+    def next_cut(self, model: object, checkpoint: Checkpoint, *words: str) -> None:
+        """How layers are chosen best: by what blocks of them cost once the kept ones are refitted, where weights can be."""
+        quantised = checkpoint.config.get("quantization_config")
+        how = () if quantised else ("--strategy", "repaired-blocks", "--repair")
+        self.next_step("prune", model, *how, "--drop", "25%", "-o", "pruned", *words)
 
     def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
         """How a shorter model is judged best: beside the unpruned one, and by what it writes."""

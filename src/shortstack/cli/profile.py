@@ -82,7 +82,7 @@ def profile(
     if checkpoint.record:
         session.report.next_measure(directory, checkpoint.made_from, *session.source.words)
     else:
-        session.report.next_cut(directory, *session.source.words)
+        session.report.next_cut(directory, checkpoint, *session.source.words)
     return None
 
 

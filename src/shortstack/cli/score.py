@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +87,8 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
         session.report.next_step("plan", asked.output, "--metric", scores.default_metric, "--drop", drop)
     else:
         read = (text,) if needs_text else ()
-        session.report.next_cut(model, *typed(*read, session.compute, session.source))
+        compute = replace(session.compute, device_map=None)  # which no repair takes
+        session.report.next_cut(model, checkpoint, *typed(*read, compute, session.source))
     return None
 
 

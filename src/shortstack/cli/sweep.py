@@ -110,7 +110,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
         how = ("--metric", "reverse", "--drop", curve.removable)
         session.report.next_step("prune", model, *how, "-o", "pruned", *session.source.words)
     else:
-        session.report.next_cut(model, *session.source.words)
+        session.report.next_cut(model, checkpoint, *session.source.words)
     return None
 
 

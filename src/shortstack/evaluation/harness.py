@@ -89,16 +89,14 @@ class LoadedTask:
             InputError: a task takes none, or has no documents to draw them from.
         """
         for name, task in self.tasks.items():
-            rolls = task.OUTPUT_TYPE == "loglikelihood_rolling"
-            has = task.has_training_docs() or task.has_validation_docs() or task.config.fewshot_split
-            if shots and (rolls or task.config.num_fewshot == 0 or not has):
-                why = "takes no examples" if has else "has no documents for examples"
-                fix = "leave it out, or ask other tasks"
-                where = parameter("num_fewshot", shots)
-                raise InputError(
-                    where, expected="tasks whose prompts may have examples", found=f"{name}, which {why}", fix=fix
-                )
+            takes = task.OUTPUT_TYPE != "loglikelihood_rolling" and task.config.num_fewshot != 0
             task.set_config(key="num_fewshot", value=shots)
+            with hushed():
+                drawn_from = len(task.fewshot_docs() or ()) if shots and takes else 0
+            if drawn_from < shots:
+                found = f"{name}, which {f'has {drawn_from} documents for them' if takes else 'takes none'}"
+                where, expected = parameter("num_fewshot", shots), "tasks with as many examples for their prompts"
+                raise InputError(where, expected=expected, found=found, fix="ask for fewer, or other tasks")
 
     @property
     def aggregation(self) -> Any:
@@ -122,6 +120,8 @@ class LoadedTask:
 
     def digest(self, limit: float | None) -> str:
         """The digest of all that is asked: each task's config, its documents, and those that examples are drawn from."""
+        with hushed():
+            examples = {name: _digests(task.fewshot_docs()) for name, task in self.tasks.items() if self.shots}
         return digest(
             name=self.name,
             version=self.version,
@@ -131,7 +131,7 @@ class LoadedTask:
             documents={
                 name: _digests(islice(task.eval_docs, asked_of(task, limit))) for name, task in self.tasks.items()
             },
-            examples={name: _digests(task.fewshot_docs()) for name, task in self.tasks.items() if self.shots},
+            examples=examples,
         )
 
 

@@ -34,12 +34,14 @@ def silent(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
 
 def in_notebooks(stage: str, done: int, total: int, /, *, note: str = "") -> None:
     """The default of what a user calls: a line for each stage below the cell of a notebook, nothing elsewhere."""
-    if _in_notebook():
-        _below_cells()(stage, done, total, note=note)
+    if _in_notebook() and first_process():
+        cell = getattr(sys.modules["IPython"].get_ipython(), "execution_count", 0)
+        _below(cell)(stage, done, total, note=note)
 
 
-@functools.cache
-def _below_cells() -> Progress:
+@functools.lru_cache(maxsize=1)
+def _below(_cell: int) -> Progress:
+    """What shows the stages of a cell that runs, by how many ran before it."""
     return _Notebook()
 
 
@@ -223,6 +225,14 @@ class _Notebook(_Told):
     def __init__(self) -> None:
         super().__init__()
         self.handles: dict[str, Any] = {}
+        self.reached: dict[str, int] = {}
+
+    def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        if done < self.reached.get(stage, 0) and stage in self.stages:  # one that was not ended is begun anew
+            del self.stages[stage]
+            self.end(stage)
+        self.reached[stage] = done
+        super().__call__(stage, done, total, note=note)
 
     def say(self, stage: str, line: str) -> None:
         from IPython.display import display
@@ -234,7 +244,7 @@ class _Notebook(_Told):
             self.handles[stage] = display(shown, raw=True, display_id=True)
 
     def end(self, stage: str) -> None:
-        del self.handles[stage]
+        del self.handles[stage], self.reached[stage]
 
 
 def _hush_libraries() -> None:

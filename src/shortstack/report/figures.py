@@ -87,7 +87,7 @@ def _stack(result: Result) -> Figure | None:
     how = str(healed.arguments.get("method") or healed.result.get("method") or "") if healed else ""
     after = f" Healed after that{f' by {how}' if how else ''}." if healed else ""
     outlined = "; outlined: trained" if any("trained" in state for state in states.values()) else ""
-    said = f"Empty: removed{'; green: refitted' if fits else ''}; blue: as they were{outlined}.{after}"
+    said = f"Empty: removed{'; green: refitted' if fits else ''}; blue: kept{outlined}.{after}"
     return Figure("stack", "kept", title, said, stack(layers, title=title))
 
 
@@ -344,6 +344,11 @@ def _loss_line(label: str, result: Result, step: StepRecord) -> Line:
     return Line(label, points, None, result.factors, thin=trained)
 
 
+def _as_named(factor: str, level: str) -> str:
+    """A level as a legend says it: an amount with what it counts."""
+    return f"{counted(int(level), 'layer')} fewer" if factor == "drop" and level.isdigit() else level
+
+
 def _by_level(lines: Sequence[Line], facets: Facets) -> tuple[list[Line], Legend]:
     """Coloured by the first factor that tells a few kinds apart, with those kinds as the legend."""
     for factor in ("heal", "data", "drop", "metric"):
@@ -351,7 +356,8 @@ def _by_level(lines: Sequence[Line], facets: Facets) -> tuple[list[Line], Legend
         if 1 < len(levels) <= COLOURED:
             drawn = [replace(line, colour=levels.index(line.factors[factor])) for line in lines]
             named = {
-                level: f"{level} layers fewer" if factor == "drop" and level.isdigit() else level for level in levels
+                level: f"{counted(int(level), 'layer')} fewer" if factor == "drop" and level.isdigit() else level
+                for level in levels
             }
             names = [
                 (swatch(place), brief(named[level]), facets({factor: level})) for place, level in enumerate(levels)

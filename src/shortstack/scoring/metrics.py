@@ -231,7 +231,7 @@ def metric_named(name: str) -> Metric:
     return METRICS[name]
 
 
-def metrics_named(names: str | Iterable[str]) -> list[Metric]:
+def metrics_named(names: Any) -> list[Metric]:
     """The metrics of those names, each once; `all` stands for every one that scores layers, but the authors' variants.
 
     names: one after the other, or as text with commas between them.

@@ -81,7 +81,7 @@ class EvaluateStep(Step):
         return job.saved("evaluation.json", result.to_dict())
 
     def words(self, places: Places) -> list[str]:
-        defaults = {**EvaluateOptions().arguments, "perplexity": None, "dtype": "auto"}
+        defaults = {**EvaluateOptions().arguments, "num_fewshot": None, "perplexity": None, "dtype": "auto"}
         del defaults["collapse"]  # another word on the command line
         writing = {"probes": self.arguments["probe_items"] > 0 or None, "collapse_check": self.arguments["collapse"]}
         options = [*changed_words(self.arguments, defaults), *option_words(writing)]

@@ -205,6 +205,7 @@ class Needing:
 
         choice: how the layers of the pruned one are chosen, and how many.
         """
+        check_sources(calibration.text)
         model = self.model
         judged = self._evaluated(text, tasks, GenerationChecks(collapse_check=True))
         turns = _turns(model, Load(prompt=timing.prompt, new_tokens=timing.new_tokens), timing.repeats)

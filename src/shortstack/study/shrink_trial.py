@@ -29,6 +29,9 @@ def recipe_trial(model: str, options: ShrinkOptions) -> dict[str, Any]:
         if plan.get(name):
             where, fix = parameter("recipe", options.recipe), "name the layers in the recipe"
             raise InputError(where, expected=f"no {name}", found=str(plan[name]), fix=fix)
+    if heal.get("max_steps"):
+        where, fix = parameter("recipe", options.recipe), f"leave it out: {parameter('minutes')} says how long it heals"
+        raise InputError(where, expected="no max_steps", found=str(heal["max_steps"]), fix=fix)
     if heal and not heal.get("data"):
         expected, fix = f"what the recipe {options.recipe} heals on", f"add {parameter('data', 'pydoc')}"
         raise InputError(parameter("data"), expected=expected, found="none", fix=fix)

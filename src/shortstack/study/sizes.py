@@ -224,7 +224,7 @@ class TextSizes:
         if all(part.endless for part in sources):  # windows that are full, of which none need be made to count them
             most, tokenizer = arguments["max_samples"], model.checkpoint.tokenizer()
             samples = expected_samples(expanded(source), tokenizer, max_length=longest, most=most)
-            return TextSize((samples - held_out_count(samples, held_out)) * longest, 0.0)
+            return TextSize(max(0, samples - held_out_count(samples, held_out)) * longest, 0.0)
 
         def count() -> int:
             most, tokenizer = arguments["max_samples"], model.checkpoint.tokenizer()
@@ -256,6 +256,8 @@ class TextSizes:
             try:
                 self.amounts[key] = amounts(load(), model.checkpoint.tokenizer())
             except (InputError, DataError) as error:
+                if error.parameter == "num_fewshot":
+                    raise
                 self.unknown[f"time of {', '.join(names)}: {error.found}"] = None
         return self.amounts[key]
 

@@ -203,9 +203,13 @@ class Trial:
 
     @property
     def heal_arguments(self) -> dict[str, Any]:
-        """Every option of heal but the teacher, with its default where none is set, as arguments of a step."""
+        """Every option of heal but the teacher, with its default where none is set, as arguments of a step.
+
+        max_steps stands only where it is set, so that steps of older stores are found.
+        """
         options = dict(self.heal.options) if self.heal else {}
-        return {**option_defaults(), **options, "seed": self.seed}
+        every = {**option_defaults(), **options, "seed": self.seed}
+        return {name: value for name, value in every.items() if name != "max_steps" or value is not None}
 
     def settings(self) -> dict[str, Any]:
         """As JSON-able data."""
