@@ -24,6 +24,7 @@ from shortstack.errors import (
 )
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.device import Compute
+from shortstack.machine.formats import show_layers
 from shortstack.machine.locks import OutputLock
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.pruning import verify
@@ -106,6 +107,18 @@ def test_the_report_sets_the_cut_beside_the_last_layers(tiny):
     page = (tiny / "out" / "report.html").read_text(encoding="utf-8")
     assert 'id="depth"' in page
     assert "the last 3 layers cut: perplexity" in html.unescape(page)
+
+
+def test_each_of_several_cuts_has_a_page_about_itself(tiny):
+    text = str(tiny / "text.txt")
+    usual = {"recipe": str(tiny / "recipe.yaml"), "data": str(tiny / "lines.jsonl"), "text": text, "perplexity": text}
+    options = ShrinkOptions(**usual, samples=4, length=16, probe_items=0)
+    outs = {"1": tiny / "one", "2": tiny / "two"}
+    for made in shrink_each(str(tiny / "model"), outs, options, launcher=inline):
+        page = html.unescape((made.output / "report.html").read_text(encoding="utf-8"))
+        assert f"6 layers without {show_layers(made.steps['plan']['removed'])}" in page
+        assert page.count('id="kept"') == 1
+        assert "the last 3 layers cut: perplexity" in page
 
 
 def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(tiny):

@@ -65,10 +65,18 @@ OURS, THEIRS = 0, 5  # colours of the shorter model and of the unpruned one
 
 def _alone(findings: Findings) -> list[Figure | None]:
     """The stack of layers, what is kept of each ability, and the curve of depths, of a study of one setting."""
-    if len(findings.results) != 1 or not findings.results[0].plans:
+    result = _subject(findings)
+    if result is None or not result.plans:
         return []
-    (result,) = findings.results
     return [_stack(result), _kept(findings, result), _tails(findings.runs.tails)]
+
+
+def _subject(findings: Findings) -> Result | None:
+    """The one setting that there is, or that the page is about: its last form."""
+    subject = findings.runs.subject
+    if len(findings.results) == 1:
+        return findings.results[0]
+    return next((each for each in findings.results[::-1] if subject and subject.number in each.numbers), None)
 
 
 def _stack(result: Result) -> Figure | None:

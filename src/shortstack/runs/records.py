@@ -92,6 +92,12 @@ class Runs:
         return self.meta.get("title") or self.name
 
     @property
+    def subject(self) -> TrialRecord | None:
+        """The trial that its report is about, of several, where whoever ran it says so; of one trial that one."""
+        of = [trial for trial in self.trials if trial.id == self.meta.get("subject")]
+        return next(iter(of or (self.trials if len(self.trials) == 1 else ())), None)
+
+    @property
     def conclusion(self) -> str:
         """What whoever ran it concludes, where that is kept: a report says it first."""
         return self.meta.get("conclusion", "")

@@ -26,7 +26,8 @@ from shortstack.study.tails import DEPTHS, WINDOWS, few, measured_tails
 PROMPTS = (
     "What is the capital of France, and what is the city known for?",
     "Write two sentences about why people keep gardens.",
-    "Repeat this list word for word: harbor, velvet, lantern, copper, meadow, thimble.",
+    'Text: "Anna keeps the red lamp in the kitchen and the green bottle in the garden." '
+    "Where does Anna keep the green bottle?",
 )
 ANSWER_TOKENS = 48
 TIMING = Timing((1,), prompt=128, new_tokens=32, repeats=3)

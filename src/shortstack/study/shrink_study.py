@@ -100,10 +100,12 @@ class ShrinkStudy:
         with folder.held(), Store.open(folder) as store:
             store.note(title=f"shrink {self.model}", planned=planned, after=after)
 
-    def conclude(self, verdict: str, answers: Sequence[Mapping[str, str]], tails: TailsRecord) -> None:
-        """Keep what the report says first, and the curve that it draws beside this cut."""
+    def conclude(
+        self, trial: TrialRecord, verdict: str, answers: Sequence[Mapping[str, str]], tails: TailsRecord
+    ) -> None:
+        """Keep which trial the report is about, what it says first, and the curve that it draws beside this cut."""
         with Store.open(Folder(self.folder)) as store:
-            store.note(conclusion=verdict, answers=list(answers), tails=asdict(tails))
+            store.note(subject=trial.id, conclusion=verdict, answers=list(answers), tails=asdict(tails))
 
     def trials(self) -> list[TrialRecord]:
         """The trials that were run, in order."""

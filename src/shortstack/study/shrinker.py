@@ -234,7 +234,7 @@ def _finish(study: ShrinkStudy, trial: TrialRecord, shrunk: Shrunk) -> None:
     )
     with whole(folder / CARD) as partial:
         partial.write_text(model_card(shrunk.output.name, last.record, told), encoding="utf-8")
-    study.conclude(shrunk.verdict, shrunk.beside.answers, shrunk.beside.tails)
+    study.conclude(trial, shrunk.verdict, shrunk.beside.answers, shrunk.beside.tails)
     write_report(study.folder, folder / "report.html")
     save_json(folder / SUMMARY, shrunk.to_dict())
     rename_new(folder, shrunk.output)
