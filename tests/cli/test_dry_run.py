@@ -180,7 +180,8 @@ def test_texts_that_are_not_there_are_refused_as_the_verb_does(words, place, cap
 
 
 def test_a_text_that_no_metric_reads_need_not_be_there(place, capsys, monkeypatch):
-    said(capsys, monkeypatch, "plan", "m", "--text", "slef", "--metric", "reverse", "--drop", "2", "--dry-run")
+    shown = said(capsys, monkeypatch, "plan", "m", "--text", "slef", "--metric", "reverse", "--drop", "2", "--dry-run")
+    assert "nothing is computed or written" in shown.out
 
 
 def test_blocks_take_a_stream_and_a_head_each(place):

@@ -334,21 +334,18 @@ def test_a_collapse_is_said_beside_the_probes(store: Store, tmp_path: Path) -> N
 
 
 def test_probes_are_told_apart_as_the_table_does(store: Store, tmp_path: Path) -> None:
-    """One probe differs beyond chance alone, and not once it is one of ten."""
-    documents = [str(number) for number in range(30)]
+    """By its standard error one probe differs beyond chance alone (p .02), and not once it is one of ten."""
 
-    def probed(lost: int) -> dict[str, Any]:
-        outcomes = [float(number >= lost) for number in range(30)]
-        found = evaluation(1.0)
-        one = next(iter(found["probes"].values()))
-        probe = {**one, "value": sum(outcomes) / 30, "documents": documents, "outcomes": outcomes}
-        same = {**one, "value": 1.0, "documents": documents, "outcomes": [1.0] * 30}
-        return found | {"probes": {"first": probe} | {f"other {number}": same for number in range(9)}}
+    def probed(first: float) -> dict[str, Any]:
+        known = {"stderr": 0.03, "n": 100, "chance": 0.0}
+        others = {f"other {number}": {"value": 0.9, **known} for number in range(9)}
+        return evaluation(1.0) | {"probes": {"first": {"value": first, **known}, **others}}
 
-    store.measured(settings(), evaluate_base=probed(0), evaluate_pruned=probed(6))
+    store.measured(settings(), evaluate_base=probed(0.9), evaluate_pruned=probed(0.8))
     found = table(made(store, tmp_path), "probes")
     marked = [cell.judgement.base.worse for cell in found.rows[1].cells if cell.judgement.base]
-    assert found.finding.startswith(f"In {sum(marked) or 'none'} of 10 comparisons")
+    assert not any(marked)
+    assert found.finding.startswith("In none of 10 comparisons")
 
 
 def test_sizes_have_a_row_for_each_number_of_layers(store: Store, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from shortstack.cli.app import verb
 from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES, TASKS
 from shortstack.healing import METHODS
+from shortstack.machine.options import check_choice_of
 from shortstack.planning import STRATEGIES
 from shortstack.scoring import METRICS
 
@@ -54,10 +54,10 @@ def ls(
 
 def _check_listed(what: str) -> None:
     """Refuse a name of no list, naming the nearest."""
-    if what not in LISTED:
-        near = difflib.get_close_matches(what, LISTED, 1)
-        fix = f"did you mean {near[0]}?" if near else "leave it out to list all"
-        raise InputError("ls", expected=f"one of {', '.join(LISTED)}", found=repr(what), fix=fix)
+    try:
+        check_choice_of("what", what, LISTED)
+    except InputError as error:
+        raise error.about("ls") from error  # it is no option
 
 
 def _cell(value: object) -> str:

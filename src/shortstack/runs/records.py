@@ -93,9 +93,8 @@ class Runs:
 
     @property
     def subject(self) -> TrialRecord | None:
-        """The trial that its report is about, of several, where whoever ran it says so; of one trial that one."""
-        of = [trial for trial in self.trials if trial.id == self.meta.get("subject")]
-        return next(iter(of or (self.trials if len(self.trials) == 1 else ())), None)
+        """The trial that its report is about, where whoever ran it says so."""
+        return next((trial for trial in self.trials if trial.id == self.meta.get("subject")), None)
 
     @property
     def conclusion(self) -> str:

@@ -67,7 +67,7 @@ def option_words(values: Mapping[str, Any]) -> list[str]:
 
 
 def _text(name: str, value: Any) -> str:
-    """A value as it is typed: a share in percent, since 1.0 might be a count."""
+    """A value as it is typed: a share in percent, as people write it."""
     if name in SHARED and isinstance(value, float):
         return show_share(value)
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
