@@ -55,6 +55,7 @@ benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/heal.py
 	$(BIN)/python benchmarks/write.py
 	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/foreseen.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check src tests benchmarks studies

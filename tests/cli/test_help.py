@@ -83,6 +83,27 @@ def test_underscores_are_dashes_and_what_heal_does_anyhow_is_heard():
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["--batch-size", "4", "--per-device-train-batch-size", "8"],
+        ["--learning_rate=1", "--lr=2"],
+        ["--output-dir", "a", "-o", "b"],
+        ["-o", "a", "--output", "b"],
+    ],
+)
+def test_an_option_under_two_names_is_refused(words):
+    named = [word.partition("=")[0] for word in words if word.startswith("-")]
+    with pytest.raises(InputError, match=f"{named[1]}.*{named[0]}, which is the same"):
+        spelled(words, {"--batch-size", "--lr", "--output", "-o"})
+
+
+def test_an_option_twice_under_one_name_and_arguments_twice_go_through():
+    words = ["same", "same", "--lr", "1", "--lr", "2", "--learning_rate", "3", "--learning-rate", "4"]
+    assert spelled(words[:6], {"--lr"}) == words[:6]
+    assert spelled(words[6:], {"--lr"}) == ["--lr", "3", "--lr", "4"]
+
+
+@pytest.mark.parametrize(
     ("typed", "ours"), [("--num-layers", "--drop"), ("--ratio", "--drop"), ("--target_size", "--params")]
 )
 def test_what_others_call_something_else_is_answered_with_ours(typed, ours):

@@ -11,6 +11,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.errors import InputError
 from shortstack.machine.cache import KINDS, CacheEntry, cache_directory, cache_entries, cache_limit
 from shortstack.machine.formats import duration, size
 from shortstack.machine.options import check_choice_of, option
@@ -22,6 +23,12 @@ class Clearing:
 
     clear: bool = option(False, help="Remove all of it; nothing may be running that uses it.")
     kind: str | None = option(None, help="Only of one kind, as the table names them.")
+    dry_run: bool = option(False, help="With --clear: show what would go. Nothing goes.")
+
+    @property
+    def goes(self) -> bool:
+        """Whether entries are removed."""
+        return self.clear and not self.dry_run
 
 
 @verb()
@@ -33,29 +40,33 @@ def cache(
 
     All of it can be computed again. What was not used for longest goes by itself where $SHORTSTACK_CACHE_LIMIT is reached.
     """
+    if clearing.dry_run and not clearing.clear:
+        raise InputError("--dry-run", expected="--clear beside it", found="nothing that would go", fix="add --clear")
     if clearing.kind is not None:
         check_choice_of("kind", clearing.kind, KINDS)
     kinds = [clearing.kind] if clearing.kind else list(KINDS)
     entries = list(cache_entries(kinds))
     limit = cache_limit()
-    if clearing.clear:
+    if clearing.goes:
         for entry in entries:
             entry.remove()
     if as_json:
         rows = [{"kind": each.kind, "bytes": each.bytes, "used": each.used} for each in entries]
         return console.show_json(
-            {"directory": str(cache_directory()), "limit_bytes": limit, "cleared": clearing.clear, "entries": rows}
+            {"directory": str(cache_directory()), "limit_bytes": limit, "cleared": clearing.goes, "entries": rows}
         )
-    show_entries(kinds, entries, cleared=clearing.clear)
+    state = "would be cleared" if clearing.dry_run else "cleared" if clearing.clear else "kept"
+    show_entries(kinds, entries, state)
     console.show(
         f"It may grow to {size(limit)}; $SHORTSTACK_CACHE_LIMIT sets another limit, $SHORTSTACK_CACHE another place."
     )
-    if entries and not clearing.clear:
-        console.next_step("shortstack cache --clear")
+    if entries and not clearing.goes:
+        of_kind = f" --kind {clearing.kind}" if clearing.kind else ""
+        console.next_step(f"shortstack cache --clear{of_kind}{'' if clearing.clear else ' --dry-run'}")
     return None
 
 
-def show_entries(kinds: Sequence[str], entries: Sequence[CacheEntry], *, cleared: bool) -> None:
+def show_entries(kinds: Sequence[str], entries: Sequence[CacheEntry], state: str) -> None:
     """How much there is of each kind."""
     rows = []
     for kind in kinds:
@@ -63,5 +74,4 @@ def show_entries(kinds: Sequence[str], entries: Sequence[CacheEntry], *, cleared
         last = f"{duration(time.time() - max(entry.used for entry in own))} ago" if own else "-"
         rows.append((kind, KINDS[kind], str(len(own)), size(sum(entry.bytes for entry in own)), last))
     rows.append(("all", "", str(len(entries)), size(sum(entry.bytes for entry in entries)), ""))
-    title = f"{cache_directory()}: {'cleared' if cleared else 'kept'}"
-    console.show_table(title, ("kind", "what", "entries", "size", "last used"), rows)
+    console.show_table(f"{cache_directory()}: {state}", ("kind", "what", "entries", "size", "last used"), rows)

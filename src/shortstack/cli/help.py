@@ -173,6 +173,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+SHORT: Mapping[str, str] = {"-o": "--output", "-q": "--quiet", "-v": "--verbose"}
+
 # What is anyhow so where a verb has the other option: heal computes in bf16 where the device has it.
 ANYHOW: Mapping[str, str] = {"--bf16": "--lr"}
 
@@ -226,8 +228,11 @@ def spelled(words: list[str], known: set[str]) -> list[str]:
 
     >>> spelled(["--lora-r=8", "--learning_rate", "1e-4", "--bf16"], {"--rank", "--lr", "--dtype"})
     ['--rank=8', '--lr', '1e-4', '--dtype', 'bfloat16']
+
+    Raises:
+        InputError: one option is there under two names.
     """
-    found, before = list[str](), ""
+    found, before, typed_as = list[str](), "", dict[str, str]()
     for word in words:
         if before in ANYHOW and word.lower() == "true":  # as transformers types it
             before = ""
@@ -239,8 +244,18 @@ def spelled(words: list[str], known: set[str]) -> list[str]:
         if name not in known and ours and ours[0] in known:
             first, *rest = ours
             found += [f"{first}{equals}{value}", *rest]
+            _check_one_name(typed_as, first, typed)
         elif name in known or ANYHOW.get(name) not in known or value.lower() not in ("", "true"):
             found.append(f"{name}{equals}{value}" if name in known else word)
+            if name in known:
+                _check_one_name(typed_as, SHORT.get(name, name), typed)
         else:
             before = name
     return found
+
+
+def _check_one_name(typed_as: dict[str, str], ours: str, typed: str) -> None:
+    """Refuse a second name of an option: which of the two values is meant nobody could say."""
+    before = typed_as.setdefault(ours, typed)
+    if before.replace("_", "-") != typed.replace("_", "-"):
+        raise InputError(typed, expected="an option once", found=f"{before}, which is the same", fix="leave one out")

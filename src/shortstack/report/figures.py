@@ -363,12 +363,9 @@ def _by_level(lines: Sequence[Line], facets: Facets) -> tuple[list[Line], Legend
         levels = list(dict.fromkeys(line.factors.get(factor, "") for line in lines))
         if 1 < len(levels) <= COLOURED:
             drawn = [replace(line, colour=levels.index(line.factors[factor])) for line in lines]
-            named = {
-                level: f"{counted(int(level), 'layer')} fewer" if factor == "drop" and level.isdigit() else level
-                for level in levels
-            }
             names = [
-                (swatch(place), brief(named[level]), facets({factor: level})) for place, level in enumerate(levels)
+                (swatch(place), brief(_as_named(factor, level)), facets({factor: level}))
+                for place, level in enumerate(levels)
             ]
             return drawn, tuple(names)
     drawn = _coloured(lines)

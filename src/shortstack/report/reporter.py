@@ -91,7 +91,7 @@ def write_csv(report: Report, folder: Path) -> None:
     """Write a CSV file for each table into a new folder.
 
     Raises:
-        OutputError: the folder exists or cannot be report.
+        OutputError: the folder exists or cannot be written.
     """
     check_new(folder)
     folder.mkdir()
