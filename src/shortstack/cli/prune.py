@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,9 @@ from shortstack.machine.options import option
 from shortstack.planning import Choice, Chosen, Plan, choose
 
 if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.machine.progress import Progress
+    from shortstack.repairing import Repair
     from shortstack.study.needs import Needing, Needs
 
 Planned = Callable[[int], Plan | None]  # the plan for a model of so many layers, where there is one
@@ -97,6 +101,59 @@ class PruneOptions:
         return lambda _layers: read
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """What was typed: how layers are chosen, what is refitted, and where the model goes."""
+
+    choice: Choice
+    asked: PruneOptions
+    text: CalibrationText
+    session: Session
+    output: Path
+
+    def check(self) -> None:
+        """Say what is wrong before any model is opened."""
+        self.asked.check(self.choice, self.session.compute)
+        if not self.asked.plan and self.choice.layers is None:
+            return
+        where = "--plan" if self.asked.plan else "--layers"
+        check_unused(where, *(() if self.asked.repair else (self.text, self.session.compute)))
+        if self.text.samples != CalibrationText().samples:
+            raise unused(where, "--samples", self.text.samples)
+
+    def foreseen(self, needing: Needing, of_depth: Planned) -> Needs:
+        samples = self.asked.repair_samples if self.asked.repair else None
+        return needing.prune(self.choice, of_depth(needing.checkpoint.depth), self.text, samples)
+
+    def chosen(self, checkpoint: Checkpoint, of_depth: Planned, progress: Progress) -> Chosen:
+        """The plan that is made already, or what the choice finds; before that, whether there is room for the output."""
+        from shortstack.pruning.pruner import check_fits
+
+        choice, repair = self.choice, self.asked.repair
+        planned = choice.plan(checkpoint.depth) if choice.layers is not None else of_depth(checkpoint.depth)
+        if repair or not planned:  # prune() itself refuses in time what takes none to compute
+            like = planned or choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers)
+            check_fits(self.output, checkpoint, like, copies=2 if repair else 1)
+        if planned:
+            return Chosen(planned, planned)
+        found = choose(checkpoint, choice, self.text, compute=self.session.compute, progress=progress)
+        say_moved(found)
+        return found
+
+    def written(self, checkpoint: Checkpoint, chosen: Chosen, progress: Progress) -> Repair | None:
+        """Write the cut; what was refitted, where that is asked for."""
+        from shortstack.pruning import prune
+
+        asked, repaired = self.asked, None
+        with scratch_beside(self.output) if asked.repair else nullcontext() as scratch:
+            if scratch:
+                windows, compute = self.text.of_all(asked.repair_samples), self.session.compute
+                repaired = refitted(checkpoint, chosen.plan, windows, compute, scratch, progress)
+            size = asked.max_shard_size
+            prune(checkpoint, chosen, self.output, repair=repaired, max_shard_size=size, progress=progress)
+        return repaired
+
+
 @verb()
 def prune(
     model: Model,
@@ -120,50 +177,23 @@ def prune(
     No tensor is loaded; the result loads with plain transformers. A .gguf model becomes a .gguf file where the output is
     named so, its quantised layers as they are.
     """
-    asked.check(choice, session.compute)
-    if asked.plan or choice.layers is not None:
-        where = "--plan" if asked.plan else "--layers"
-        check_unused(where, *(() if asked.repair else (text, session.compute)))
-        if text.samples != CalibrationText().samples:
-            raise unused(where, "--samples", text.samples)
-    of_depth, compute = asked.read(), session.compute
+    cut = _Cut(choice, asked, text, session, output)
+    cut.check()
+    of_depth = asked.read()
     if output.suffix == ".gguf":
         asked.check_for_gguf()
         from shortstack.cli.prune_file import FileCut, foresee_file, prune_file
 
-        cut = FileCut.of(model, output, choice, of_depth)
+        file = FileCut.of(model, output, choice, of_depth)
         if dry_run:
-            return foresee_file(cut, session.report)
-        return prune_file(cut, text, session, asked.max_shard_size)
+            return foresee_file(file, session.report)
+        return prune_file(file, text, session, asked.max_shard_size)
     if dry_run:
-        samples = asked.repair_samples if asked.repair else None
-
-        def ask(needing: Needing) -> Needs:
-            return needing.prune(choice, of_depth(needing.checkpoint.depth), text, samples)
-
-        return foresee("prune", model, session, ask, output=output)
-
-    from shortstack.pruning import prune as prune_checkpoint
-    from shortstack.pruning.pruner import check_fits
-
+        return foresee("prune", model, session, partial(cut.foreseen, of_depth=of_depth), output=output)
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        planned = of_depth(checkpoint.depth)
-        if choice.layers is not None:
-            planned = choice.plan(checkpoint.depth)
-        if planned:
-            chosen = Chosen(planned, planned)
-        if asked.repair or not planned:  # prune() itself refuses in time what takes none to compute
-            like = planned or choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers)
-            check_fits(output, checkpoint, like, copies=2 if asked.repair else 1)
-        if not planned:
-            chosen = choose(checkpoint, choice, text, compute=compute, progress=progress)
-            say_moved(chosen)
-        windows, size, repaired = text.of_all(asked.repair_samples), asked.max_shard_size, None
-        with scratch_beside(output) if asked.repair else nullcontext() as scratch:
-            if scratch:
-                repaired = refitted(checkpoint, chosen.plan, windows, compute, scratch, progress)
-            prune_checkpoint(checkpoint, chosen, output, repair=repaired, max_shard_size=size, progress=progress)
+        chosen = cut.chosen(checkpoint, of_depth, progress)
+        repaired = cut.written(checkpoint, chosen, progress)
         plan = chosen.plan.sized(checkpoint.sizes)
     if session.report.json:
         told = repaired.to_dict() if repaired else None
