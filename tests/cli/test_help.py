@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -33,6 +36,21 @@ def names(command):
 def test_every_verb_has_examples_and_no_other_has():
     assert set(HELP) == {"", *VERBS}
     assert all(len(shown.examples) == 3 for shown in HELP.values())
+
+
+def test_the_list_of_verbs_has_the_first_line_of_each_and_imports_none():
+    told = said("--help")
+    for verb, command in VERBS.items():
+        assert HELP[verb].summary == command.help.splitlines()[0]
+        assert f"  {verb:8}  {HELP[verb].summary}\n" in told  # whole, in 80 columns
+    code = (
+        "import sys; from shortstack.cli import main\n"
+        "try:\n    main()\nfinally:\n    print([name for name in sys.modules if name.startswith('shortstack.cli.')])"
+    )
+    listed = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
+    imported = {name.rpartition(".")[2] for name in ast.literal_eval(listed.splitlines()[-1])}
+    assert "app" in imported
+    assert not imported & {*VERBS}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from shortstack.charts.checks import check_picture
 from shortstack.charts.colours import COLOURS, plain_style
 from shortstack.charts.drawing import WIDTH
-from shortstack.errors import InputError
-from shortstack.machine.files import check_new, whole
+from shortstack.machine.files import whole
 from shortstack.machine.templates import templates
 
 MARGIN, GAP, LINE = 24, 34, 16
@@ -106,19 +106,6 @@ class Picture:
         check_picture(Path(path))
         with whole(Path(path)) as partial:
             partial.write_text(self.svg(), encoding="utf-8")
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a picture that cannot be written, before minutes of work for it.
-
-    Raises:
-        InputError: its name does not end in .svg.
-        OutputError: it exists, or its directory cannot be written.
-    """
-    if path.suffix.lower() != ".svg":
-        fix = "end it in .svg; rsvg-convert or a browser makes others of it"
-        raise InputError(path, expected="a name ending in .svg", found=repr(path.name), fix=fix)
-    check_new(path)
 
 
 def short(name: object, length: int = LONGEST) -> str:

@@ -11,12 +11,14 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command_from_info
 
 from shortstack.cli import console
 from shortstack.cli.help import HELP, check_near, place, spelled
@@ -83,8 +85,38 @@ def _shown_at(parameter: Any) -> int:
     return -1 if parameter.param_type_name == "argument" else place(name.lstrip("-") for name in parameter.opts)
 
 
+class Verbs(Mapping[str, Any]):
+    """The verbs by name, each imported when it is asked for: to list them takes none of their options."""
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in HELP if name)
+
+    def __len__(self) -> int:
+        return len(HELP) - 1
+
+    def __getitem__(self, name: str) -> Any:
+        if not name or name not in HELP:
+            raise KeyError(name)
+        return _command(name)
+
+
+@functools.cache
+def _command(name: str) -> Any:
+    import_module(f"shortstack.cli.{name}")
+    (found,) = (each for each in app.registered_commands if each.name == name)
+    return get_command_from_info(found, pretty_exceptions_short=False, rich_markup_mode=None)
+
+
 class Exampled(TyperGroup):
     """The program, whose --help gives examples, too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands: Any = Verbs()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, shown.summary) for name, shown in HELP.items() if name])
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         super().format_help_text(ctx, formatter)
@@ -104,7 +136,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result.",
+    help=HELP[""].summary,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -121,8 +153,9 @@ def verb(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..
     """A function as a verb of the program; parameters that are groups of options become those options."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        some = bool(HELP[name or function.__name__].options)
-        return app.command(name, cls=Sectioned)(_with_all(grouped(function), hidden=not some))
+        called = name or function.__name__
+        some = bool(HELP[called].options)
+        return app.command(called, cls=Sectioned)(_with_all(grouped(function), hidden=not some))
 
     return register
 
@@ -159,7 +192,7 @@ def options(
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result."""
+    """What stands before a verb."""
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ def compare(
     output: Saved = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Compare pruned, quantised and narrowed models at equal bytes of weights."""
+    """Compare pruned, quantised and narrowed models at equal bytes."""
     chosen.check()
     if not texts.sources:
         raise InputError("--perplexity", expected="a text to sort rows by", found="none", fix="name one: pydoc")

@@ -42,7 +42,7 @@ def evaluate(
     output: Saved = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Measure perplexity on held-out text, tasks, and what the model writes."""
+    """Measure perplexity, tasks, and what the model writes."""
     _check(tasks, generation, against)
     if output:
         check_new(output)

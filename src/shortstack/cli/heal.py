@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shortstack.charts.picture import check_picture
+from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import process_so_far

@@ -11,21 +11,28 @@ from shortstack.errors import InputError
 
 @dataclass(frozen=True)
 class Shown:
-    """examples: what is typed after `shortstack`. options: those that --help shows, without their dashes; (): all."""
+    """summary: the first line of the verb's docstring, so that the list of verbs is shown without importing them.
 
+    examples: what is typed after `shortstack`. options: those that --help shows, without their dashes; (): all.
+    """
+
+    summary: str
     examples: tuple[str, ...]
     options: tuple[str, ...] = ()
 
 
+# By verb, in the order of --help.
 HELP: Mapping[str, Shown] = {
     "": Shown(
+        "Make a decoder-only language model shorter: score its layers, cut some, heal the cut, measure the result.",
         (
             "shrink org/model --drop 25% --data notes.txt -o small",
             "score org/model --metric all -o scores.json",
             "demo",
-        )
+        ),
     ),
     "score": Shown(
+        "Score every layer by one or more metrics, in one walk.",
         (
             "score org/model --metric all -o scores.json",
             "score org/model --metric kl --text notes.txt --samples 64",
@@ -34,6 +41,7 @@ HELP: Mapping[str, Shown] = {
         ("metric", "window", "output", "plot", "text", "samples", "device", "dry-run"),
     ),
     "sweep": Shown(
+        "Measure the model cut at every depth, in one walk.",
         (
             "sweep org/model --plot curve.svg",
             "sweep org/model --task piqa --limit 200",
@@ -42,6 +50,7 @@ HELP: Mapping[str, Shown] = {
         ("text", "samples", "task", "limit", "repair", "output", "plot", "device", "dry-run"),
     ),
     "plan": Shown(
+        "Choose the layers to remove, from scores or a model.",
         (
             "plan scores.json --metric ppl --drop 25% -o plan.json",
             "plan org/model --strategy repaired-blocks --params 6B -o plan.json",
@@ -62,15 +71,8 @@ HELP: Mapping[str, Shown] = {
             "dry-run",
         ),
     ),
-    "repair": Shown(
-        (
-            "repair pruned --source org/model -o repaired",
-            "repair pruned --source org/model --text notes.txt -o repaired",
-            "repair pruned --source org/model --dry-run -o repaired",
-        ),
-        ("source", "output", "repair-samples", "text", "length", "device", "dry-run"),
-    ),
     "prune": Shown(
+        "Write the model without some layers, by copying bytes.",
         (
             "prune org/model --strategy repaired-blocks --drop 8 --repair -o out",
             "prune org/model --layers 22-29 -o pruned",
@@ -81,11 +83,22 @@ HELP: Mapping[str, Shown] = {
             *("text", "device", "dry-run"),
         ),
     ),
+    "repair": Shown(
+        "Refit the kept layers of a cut in closed form.",
+        (
+            "repair pruned --source org/model -o repaired",
+            "repair pruned --source org/model --text notes.txt -o repaired",
+            "repair pruned --source org/model --dry-run -o repaired",
+        ),
+        ("source", "output", "repair-samples", "text", "length", "device", "dry-run"),
+    ),
     "verify": Shown(
+        "Check that a checkpoint is whole and computes what it should.",
         ("verify pruned", "verify pruned --against org/model", "verify small.gguf --against model.gguf"),
         ("output", "against", "device", "dry-run"),
     ),
     "heal": Shown(
+        "Train a pruned checkpoint to get back what it lost.",
         (
             "heal pruned --recipe best --data my.txt --teacher org/model -o out",
             "heal pruned --data chats.jsonl --method lora --lr 2e-4 -o out",
@@ -97,6 +110,7 @@ HELP: Mapping[str, Shown] = {
         ),
     ),
     "evaluate": Shown(
+        "Measure perplexity, tasks, and what the model writes.",
         (
             "evaluate small --against org/model --probes",
             "evaluate small --tasks piqa,winogrande --data-dir data --limit 200",
@@ -105,6 +119,7 @@ HELP: Mapping[str, Shown] = {
         ("perplexity", "tasks", "limit", "data-dir", "probes", "against", "output", "device", "dry-run"),
     ),
     "shrink": Shown(
+        "Make a model shorter, from its name to a healed checkpoint.",
         (
             "shrink org/model --drop 25% --data notes.txt -o small",
             "shrink org/model --memory 4GB --minutes 60 -o small",
@@ -116,10 +131,14 @@ HELP: Mapping[str, Shown] = {
         ),
     ),
     "study": Shown(
-        ("study trials.yaml -o runs", "study trials.yaml --workers 4 -o runs", "study trials.yaml --dry-run -o runs")
+        "Run a grid of trials, each step once.",
+        ("study trials.yaml -o runs", "study trials.yaml --workers 4 -o runs", "study trials.yaml --dry-run -o runs"),
     ),
-    "watch": Shown(("watch runs", "watch runs --every 60", "watch runs --once --json")),
+    "watch": Shown(
+        "Show how far a running study is.", ("watch runs", "watch runs --every 60", "watch runs --once --json")
+    ),
     "profile": Shown(
+        "Count parameters, bytes and operations; measure speed and memory.",
         (
             "profile small --against org/model",
             "profile small --no-speed",
@@ -128,6 +147,7 @@ HELP: Mapping[str, Shown] = {
         ("batch-size", "prompt", "new-tokens", "against", "draft-for", "no-speed", "output", "device", "dry-run"),
     ),
     "compare": Shown(
+        "Compare pruned, quantised and narrowed models at equal bytes.",
         (
             "compare org/model --memory 50%",
             "compare org/model --tasks piqa --data-dir data --limit 100",
@@ -135,17 +155,25 @@ HELP: Mapping[str, Shown] = {
         ),
         ("memory", "healed", "repair", "perplexity", "tasks", "limit", "data-dir", "output", "device", "dry-run"),
     ),
-    "report": Shown(("report runs", "report runs -o page.html", "report runs --latex")),
+    "report": Shown(
+        "Show what a study found, as one page or as tables.",
+        ("report runs", "report runs -o page.html", "report runs --latex"),
+    ),
     "export": Shown(
+        "Take a checkpoint to where models run: llama.cpp, Ollama, the hub.",
         (
             "export small --gguf small.gguf",
             "export small --gguf small.gguf --ollama",
             "export small --push-to-hub org/small --results found.json",
-        )
+        ),
     ),
-    "demo": Shown(("demo", "demo --minutes 15", "demo --dry-run")),
-    "ls": Shown(("ls metrics", "ls recipes", "ls strategies --json")),
-    "cache": Shown(("cache", "cache --clear", "cache --clear --kind models")),
+    "demo": Shown(
+        "Make a small model that comes along shorter, and measure it.", ("demo", "demo --minutes 15", "demo --dry-run")
+    ),
+    "ls": Shown("List what can be named on the command line.", ("ls metrics", "ls recipes", "ls strategies --json")),
+    "cache": Shown(
+        "Show what is kept to be used again, or clear it.", ("cache", "cache --clear", "cache --clear --kind models")
+    ),
 }
 
 # What other tools call an option, where a verb has ours: transformers, peft, lm-eval, llama.cpp.

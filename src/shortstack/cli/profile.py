@@ -43,7 +43,7 @@ def profile(
     output: Saved = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Count parameters, bytes and multiply-accumulates; measure prefill and decode speed and peak memory."""
+    """Count parameters, bytes and operations; measure speed and memory."""
     if no_speed:
         check_unused("profile --no-speed", replace(timing, prompt=Timing.prompt))
         timing = replace(timing, batch_size=())

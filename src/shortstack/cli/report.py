@@ -37,7 +37,7 @@ def report(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the study and say what would be written.")] = False,
 ) -> None:
-    """Show what a study found: one page with its tables and figures, or the tables alone."""
+    """Show what a study found, as one page or as tables."""
     from shortstack.machine.files import check_new
     from shortstack.report import Report
     from shortstack.report.reporter import check_page, write_csv, write_page

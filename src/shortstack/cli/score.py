@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortstack.charts.picture import check_picture
+from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee

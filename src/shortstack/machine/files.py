@@ -20,8 +20,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from shortstack.errors import DataError, DiskFullError, OutputError
 from shortstack.machine.formats import size
 from shortstack.machine.stopping import check_stopped
@@ -124,6 +122,8 @@ def partial_of(path: Path) -> Path:
     >>> partial_of(Path("out")).name  # doctest: +SKIP
     'out.partial-3fa1-4711-9c0b6e2d'
     """
+    import psutil  # here, since --help needs the rest of this file
+
     ours = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
     for other in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
         found = PARTIAL.search(other.name)

@@ -1,0 +1,21 @@
+"""What is checked of a picture before there is one; nothing that draws is imported for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shortstack.errors import InputError
+from shortstack.machine.files import check_new
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be written, before minutes of work for it.
+
+    Raises:
+        InputError: its name does not end in .svg.
+        OutputError: it exists, or its directory cannot be written.
+    """
+    if path.suffix.lower() != ".svg":
+        fix = "end it in .svg; rsvg-convert or a browser makes others of it"
+        raise InputError(path, expected="a name ending in .svg", found=repr(path.name), fix=fix)
+    check_new(path)
