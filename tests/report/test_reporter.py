@@ -25,7 +25,8 @@ from shortstack import cli
 from shortstack.charts.chart import Chart, Point, axis, front
 from shortstack.errors import DataError, InputError, OutputError
 from shortstack.report import Report, write_report
-from shortstack.report.figures import Figure, figures
+from shortstack.report.figure import Figure
+from shortstack.report.figures import figures
 from shortstack.report.findings import Findings
 from shortstack.report.format import shown
 from shortstack.report.labels import factors

@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
-
-from markupsafe import Markup
 
 from shortstack.charts.chart import Axis, Chart, Facets, Line, Point, axis, front, in_thousands
 from shortstack.charts.colours import COLOURED
 from shortstack.charts.drawing import swatch
-from shortstack.charts.rows import Dots, Layer, dots, heat_map, stack
-from shortstack.machine.formats import show_layers
-from shortstack.machine.numbers import perplexity
+from shortstack.charts.rows import heat_map
+from shortstack.report.figure import Figure, Legend
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, shown
 from shortstack.report.labels import brief, last_parts
-from shortstack.report.results import BASE, HEALED, Result
+from shortstack.report.results import BASE, Result
 from shortstack.report.sentences import score_text
-from shortstack.runs.records import StepRecord, TailsRecord
+from shortstack.report.single_setting import single_setting
+from shortstack.runs.records import StepRecord
 
-Legend = tuple[tuple[Markup, str, str], ...]
 BEYOND = 2.5  # times the median loss: from there on a point lies at the chart's edge
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart, its caption, and the markers of its lines with their names and the words they are filtered by.
-
-    section: the key of the table that it stands beside, or depth. folded: whether it is shown on request alone.
-    """
-
-    key: str
-    section: str
-    title: str
-    caption: str
-    svg: Markup
-    legend: Legend = ()
-    folded: bool = False
 
 
 def figures(findings: Findings, facets: Facets) -> list[Figure]:
@@ -49,115 +30,13 @@ def figures(findings: Findings, facets: Facets) -> list[Figure]:
     texts = findings.measured("perplexity")[:1]
     shares = [findings.headline] if findings.headline not in ("", *findings.measured("perplexity")) else []
     every = [
-        *_alone(findings),
+        *single_setting(findings),
         *(_depth(findings, model, name, facets) for model in models for name in (*shares, *texts)),
         *(_trade_off(findings, base, facets, size=size) for base in findings.bases.values() for size in (True, False)),
         *_heat_maps(findings),
         _losses(findings, facets),
     ]
     return [figure for figure in every if figure]
-
-
-# A single setting: what is left of it, and of what it can do
-
-OURS, THEIRS = 0, 5  # colours of the shorter model and of the unpruned one
-
-
-def _alone(findings: Findings) -> list[Figure | None]:
-    """The stack of layers, what is kept of each ability, and the curve of depths, of a study of one setting."""
-    result = _subject(findings)
-    if result is None or not result.plans:
-        return []
-    return [_stack(result), _kept(findings, result), _tails(findings.runs.tails)]
-
-
-def _subject(findings: Findings) -> Result | None:
-    """The one setting that there is, or that the page is about: its last form."""
-    subject = findings.runs.subject
-    if len(findings.results) == 1:
-        return findings.results[0]
-    return next((each for each in findings.results[::-1] if subject and subject.number in each.numbers), None)
-
-
-def _stack(result: Result) -> Figure | None:
-    """Every layer of the unpruned model: gone, refitted, or as it was."""
-    plan, prune = result.plans[0], result.step("prune")
-    if "removed" not in plan:
-        return None
-    repair = (prune.result.get("repair") or {}) if prune else {}
-    fits = repair.get("fits") or () if repair.get("kept", True) else ()
-    states = dict.fromkeys(range(plan["layers"]), "kept") | {fit["layer"]: "refitted" for fit in fits}
-    healed = result.step("heal") if result.role == HEALED else None
-    states |= {layer: f"{states[layer]} trained" for layer in _trained(plan, healed)}
-    states |= dict.fromkeys(plan["removed"], "removed")
-    layers = [Layer(state, f"layer {number}: {state.replace(' ', ', ')}") for number, state in sorted(states.items())]
-    title = f"{plan['layers']} layers without {show_layers(plan['removed'])}"
-    how = str(healed.arguments.get("method") or healed.result.get("method") or "") if healed else ""
-    after = f" Healed after that{f' by {how}' if how else ''}." if healed else ""
-    outlined = "; outlined: trained" if any("trained" in state for state in states.values()) else ""
-    said = f"Empty: removed{'; green: refitted' if fits else ''}; blue: kept{outlined}.{after}"
-    return Figure("stack", "kept", title, said, stack(layers, title=title))
-
-
-def _trained(plan: Mapping[str, Any], healed: StepRecord | None) -> Sequence[int]:
-    """The layers of the unpruned model that healing trained, where those were its last ones."""
-    last = healed.arguments.get("last") if healed else None
-    kept = sorted({*range(plan["layers"])} - {*plan["removed"]})
-    return kept[-last:] if last else ()
-
-
-def _kept(findings: Findings, result: Result) -> Figure | None:
-    """Tasks and probes of both models, with their standard errors and chance."""
-    base = findings.bases.get(result.model)
-    names = [name for name in (*findings.measured("task"), *findings.measured("probe")) if name in result.measures]
-    shares = [
-        name for name in names if result.measures[name].kind == "share" and math.isfinite(result.measures[name].value)
-    ]
-    if not base or not shares:
-        return None
-    rows = []
-    for name in shares:
-        ours, theirs = result.measures[name], base.measures.get(name)
-        values = [(THEIRS, theirs.value, theirs.stderr)] if theirs and math.isfinite(theirs.value) else []
-        rows.append(Dots(brief(findings.names[name], 16), [*values, (OURS, ours.value, ours.stderr)], ours.chance))
-    title = "Share right, by task and probe of writing"
-    legend = ((swatch(THEIRS), "unpruned", ""), (swatch(OURS), "shorter", ""))
-    return Figure("shares", "kept", title, "± one standard error; dotted: chance.", dots(rows, title=title), legend)
-
-
-def _tails(tails: TailsRecord | None) -> Figure | None:
-    """Perplexity without the last layers at some depths, with this cut as it was and as it was made."""
-    if tails is None:
-        return None
-    ends = zip(tails.removed, tails.losses, strict=True)
-    lines = [
-        Line(
-            "the last layers cut, nothing repaired",
-            [
-                _at(amount, loss, f"the last {counted(amount, 'layer')} cut" if amount else "unpruned")
-                for amount, loss in ends
-            ],
-            THEIRS,
-        )
-    ]
-    for name, colour, found in (
-        ("this cut, nothing repaired", 1, tails.cut_loss),
-        ("this checkpoint", OURS, tails.made_loss),
-    ):
-        lines.append(Line(name, [_at(tails.cut_removed, found, name)], colour))
-    every = [point for line in lines for point in line.points]
-    x = axis("layers removed", [point.x for point in every], "{:g}".format, whole=True)
-    y = axis(f"perplexity on {brief(tails.text)}", [point.y for point in every], in_thousands, log=True)
-    title = "This cut beside the last layers, by how many go"
-    beyond = " A triangle at the upper edge: infinite." if any(point.infinite for point in every) else ""
-    caption = f"On {counted(tails.samples, 'window')} of {tails.length} tokens.{beyond}"
-    legend = tuple((swatch(line.colour), line.name, "") for line in lines)
-    return Figure("tails", "depth", title, caption, Chart(title, x, y, lines).svg(), legend)
-
-
-def _at(removed: int, loss: float, said: str) -> Point:
-    """A point at the perplexity of a loss."""
-    return Point(removed, perplexity(loss), f"{said}: perplexity {shown(perplexity(loss), 'number')}")
 
 
 # Quality against layers removed

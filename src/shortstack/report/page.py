@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from shortstack.charts.colours import page_style
 from shortstack.machine.templates import templates
-from shortstack.report.figures import Figure, figures
+from shortstack.report.figure import Figure
+from shortstack.report.figures import figures
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, listed, shown
 from shortstack.report.labels import brief, words
