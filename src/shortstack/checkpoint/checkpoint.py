@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,11 +13,12 @@ from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.layer_names import LayerNames
 from shortstack.architecture.positions import learned_positions
-from shortstack.checkpoint.file_names import NAMED_WEIGHTS, RECORD, TEMPLATES, TOKENIZER, is_carried_along
+from shortstack.checkpoint.file_names import NAMED_WEIGHTS, TEMPLATES, TOKENIZER, is_carried_along
 from shortstack.checkpoint.index import read_tensors
 from shortstack.checkpoint.loaded import saved
 from shortstack.checkpoint.pieces import file_digest
 from shortstack.checkpoint.quantised import how_to_load
+from shortstack.checkpoint.record_file import read_record
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
@@ -166,23 +166,7 @@ class Checkpoint:
         Raises:
             CheckpointError: it is not what shortstack writes.
         """
-        path = self.directory / RECORD
-        if not path.exists():
-            return {}
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            json.dumps(record, ensure_ascii=False).encode()  # it goes into the records of what is made from this
-            found = "" if _is_record(record) else "another form"
-        except (ValueError, RecursionError) as error:
-            record, found = {}, str(error)
-        if found:
-            raise CheckpointError(
-                path,
-                expected="the record shortstack writes",
-                found=found,
-                fix="write the checkpoint again, or remove that file",
-            )
-        return dict(record)
+        return read_record(self.directory)
 
     @property
     def records(self) -> Iterator[Mapping[str, Any]]:
@@ -339,39 +323,6 @@ class Checkpoint:
             *(path for path in files if is_carried_along(path, code=self.trust_remote_code)),
             *sorted((self.directory / TEMPLATES).glob("*.jinja")),
         ]
-
-
-def _is_record(value: Any) -> bool:
-    """The manifest, and what each step from the first model on tells of itself."""
-    if not isinstance(value, dict) or not _is_manifest(value.get("files")):
-        return False
-    steps = []
-    while value:
-        if not isinstance(value, dict) or not _is_step(value):
-            return False
-        steps.append(value)
-        value = value.get("origin")
-    return bool(steps)
-
-
-def _is_manifest(files: Any) -> bool:
-    return isinstance(files, dict) and all(
-        isinstance(file, dict) and type(file.get("size")) is int and isinstance(file.get("sha256"), str)
-        for file in files.values()
-    )
-
-
-def _is_step(record: Mapping[str, Any]) -> bool:
-    """A verb, the source's name, and for a cut the original number of each layer and how many there were."""
-    parts = (record.get(name) for name in ("source", "layer_map", "plan", "repair"))
-    source, layer_map, plan, repair = ({} if part is None else part for part in parts)
-    return (
-        isinstance(record.get("verb"), str)
-        and all(isinstance(each, dict) for each in (source, layer_map, plan, repair))
-        and isinstance(source.get("id"), str)
-        and all(type(number) is int and number >= 0 for number in layer_map.values())
-        and (not plan or type(plan.get("layers")) is int)
-    )
 
 
 def _align(model: PreTrainedModel) -> None:

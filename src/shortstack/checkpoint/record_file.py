@@ -1,0 +1,69 @@
+"""shortstack.json as it is read: a file that anybody may have written, checked before its words are taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint.file_names import RECORD
+from shortstack.errors import CheckpointError
+
+
+def read_record(directory: Path) -> Mapping[str, Any]:
+    """The record beside a checkpoint's weights; empty where there is none.
+
+    Raises:
+        CheckpointError: it is not what shortstack writes.
+    """
+    path = directory / RECORD
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(record, ensure_ascii=False).encode()  # it goes into the records of what is made from this
+        found = "" if _is_record(record) else "another form"
+    except (ValueError, RecursionError) as error:
+        record, found = {}, str(error)
+    if found:
+        raise CheckpointError(
+            path,
+            expected="the record shortstack writes",
+            found=found,
+            fix="write the checkpoint again, or remove that file",
+        )
+    return dict(record)
+
+
+def _is_record(value: Any) -> bool:
+    """The manifest, and what each step from the first model on tells of itself."""
+    if not isinstance(value, dict) or not _is_manifest(value.get("files")):
+        return False
+    steps = []
+    while value:
+        if not isinstance(value, dict) or not _is_step(value):
+            return False
+        steps.append(value)
+        value = value.get("origin")
+    return bool(steps)
+
+
+def _is_manifest(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(file, dict) and type(file.get("size")) is int and isinstance(file.get("sha256"), str)
+        for file in files.values()
+    )
+
+
+def _is_step(record: Mapping[str, Any]) -> bool:
+    """A verb, the source's name, and for a cut the original number of each layer and how many there were."""
+    parts = (record.get(name) for name in ("source", "layer_map", "plan", "repair"))
+    source, layer_map, plan, repair = ({} if part is None else part for part in parts)
+    return (
+        isinstance(record.get("verb"), str)
+        and all(isinstance(each, dict) for each in (source, layer_map, plan, repair))
+        and isinstance(source.get("id"), str)
+        and all(type(number) is int and number >= 0 for number in layer_map.values())
+        and (not plan or type(plan.get("layers")) is int)
+    )
