@@ -28,7 +28,7 @@ from shortstack.scoring import Scores
 from shortstack.scoring.block_sizes import block_sizes
 from shortstack.scoring.metrics import COMPARING, metric_named
 from shortstack.study.measures import EvaluateStep, ProfileStep
-from shortstack.study.step_cost import Cost, added
+from shortstack.study.step_cost import Cost, Costed, added
 from shortstack.study.steps import Contents, Job, Known, Places, Step
 from shortstack.study.trial import RepairText, Trial, calibration_text
 from shortstack.study.words import changed_words, defaults_of, model_words, option_words
@@ -82,7 +82,7 @@ class ScoreStep(Step):
         other = changed_words(self.arguments, defaults_of(CalibrationText, Compute))
         return ["score", *model_words(places["model"]), *metrics, *other, "-o", "scores.json"]
 
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
         """Without each layer and block once, for metrics of losses; a backward pass takes twice a forward one."""
         feeds = {metric_named(name).feed for name in self.arguments["metrics"]}
         passes = 2 if "gradient" in feeds else 1
@@ -179,7 +179,7 @@ class PlanStep(Step):
         options = changed_words(arguments, defaults_of(Choice, CalibrationText, Compute))
         return ["plan", *source, *options, "-o", "plan.json"]
 
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
         from shortstack.planning.drafts import pace
         from shortstack.planning.measured import Budget
 
@@ -253,7 +253,7 @@ class PruneStep(Step):
         changed = changed_words(options, {**defaults, **defaults_of(CalibrationText, Compute)})
         return ["prune", *model_words(places["model"]), *changed, "-o", "pruned"]
 
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
         kept, repair = model.layers - trial.amount(model.layers), self.arguments["repair"]
         writing, size = model.written(kept), model.bytes_of(kept)
         if not repair:
@@ -324,7 +324,7 @@ class HealStep(_HealingStep):
     def words(self, places: Places) -> list[str]:
         return self.heal_words(places["checkpoint"], places)
 
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
         return self.heal_cost(model.layers - trial.amount(model.layers), model, texts)
 
 
@@ -357,7 +357,7 @@ class TurnsStep(_HealingStep):
         turns = changed_words(self.arguments["turns"], defaults_of(Choice, CalibrationText))
         return self.heal_words(places["model"], places, turns)
 
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
         gone = trial.amount(model.layers)
         step = trial.step or gone
         kept = [model.layers - min(before + step, gone) for before in range(0, gone, step)]

@@ -16,9 +16,8 @@ from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import Part, amount
 from shortstack.profiling import Timing
 from shortstack.study.references import expanded
-from shortstack.study.step_cost import Cost, added
+from shortstack.study.step_cost import Cost, Costed, added
 from shortstack.study.steps import Contents, Job, Known, Places, Step
-from shortstack.study.trial import Trial
 from shortstack.study.words import changed_words, model_words, option_words
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class EvaluateStep(Step):
         options = [*changed_words(self.arguments, defaults), *option_words(writing)]
         return ["evaluate", *model_words(places["checkpoint"]), *options]
 
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
         from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
         from shortstack.evaluation.probes import probes
 
@@ -158,7 +157,7 @@ class ProfileStep(Step):
         options = {**self.arguments, "batch_size": self.arguments["batch_sizes"]}
         return ["profile", *model_words(places["checkpoint"]), *changed_words(options, defaults)]
 
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
         layers = _layers_read(self, trial, model)
         prompt, new = self.arguments["prompt"], self.arguments["new_tokens"]
         seconds = sum(
@@ -168,6 +167,6 @@ class ProfileStep(Step):
         return model.walk(seconds, layers)
 
 
-def _layers_read(step: Step, trial: Trial, model: ModelSize) -> int:
+def _layers_read(step: Step, trial: Costed, model: ModelSize) -> int:
     """The layers of the checkpoint that a step measures: the model's own, or what was made of it."""
     return model.layers if step.reads["checkpoint"] == trial.model else model.layers - trial.amount(model.layers)

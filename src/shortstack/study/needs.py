@@ -87,8 +87,8 @@ class _Alone:
     def step(self) -> int | None:
         return self.choice.step
 
-    def amount(self, _layers: int) -> int:
-        return self.layers
+    def amount(self, layers: int) -> int:
+        return min(self.layers, layers)
 
 
 class Needing:
@@ -234,7 +234,7 @@ class Needing:
         alone = self._alone(Choice())
         return EvaluateStep(options.arguments, {}, {"checkpoint": alone.model}).cost(alone, self.model, self.texts)
 
-    def _alone(self, choice: Choice, layers: int = 0) -> Any:
+    def _alone(self, choice: Choice, layers: int = 0) -> _Alone:
         return _Alone(self.checkpoint.source, choice, layers)
 
     def _planned(self, choice: Choice, text: CalibrationText) -> Cost:

@@ -32,7 +32,7 @@ from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import Keeper
 from shortstack.study.references import open_model
-from shortstack.study.step_cost import Cost
+from shortstack.study.step_cost import Cost, Costed
 
 if TYPE_CHECKING:
     from shortstack.study.sizes import ModelSize, TextSizes
@@ -113,7 +113,7 @@ class Step(ABC):
         """The words of the command that does the same; the output is left to be named."""
 
     @abstractmethod
-    def cost(self, trial: Trial, model: ModelSize, texts: TextSizes) -> Cost:
+    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
         """What it would take, in a trial of that model."""
 
 
