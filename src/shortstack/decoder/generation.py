@@ -189,7 +189,6 @@ def _write(
         generation_config=_settings(tokens, _ends(model), sampled=sampled),
         logits_processor=[_numbers] if sampled else None,
         stopping_criteria=[watched],
-        return_dict_in_generate=True,
         **({} if cache is None else {name: cache}),
     )
     return written.sequences, getattr(written, name)
@@ -240,6 +239,7 @@ def _settings(limit: int, ends: frozenset[int], *, sampled: bool) -> GenerationC
         no_repeat_ngram_size=0,
         eos_token_id=sorted(ends) or None,
         pad_token_id=min(ends, default=0),
+        return_dict_in_generate=True,  # not beside a config, where transformers warns of it
         **drawn,
     )
 
