@@ -12,6 +12,8 @@ import pytest
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.data import CalibrationText
+from shortstack.errors import InputError
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.profiling import Timing
@@ -231,6 +233,24 @@ def test_two_models_that_are_timed_are_in_memory_together(place):
     assert both.read_bytes == source.weight_bytes + cut.weight_bytes
     assert both.memory_bytes - alone.memory_bytes >= source.weight_bytes
     assert both.seconds > alone.seconds
+
+
+def test_what_does_not_fit_is_counted_and_not_said_to_be_timed(place, monkeypatch):
+    cut = Checkpoint.open(place / "cut")
+    monkeypatch.setattr("shortstack.profiling.profiler.available_memory", lambda _device: cut.weight_bytes)
+    needing = Needing(cut, Compute(dtype="float32"), Begun(1.0, 7))
+    both = needing.profile(Timing("2", prompt=8, new_tokens=4), Checkpoint.open(place / "m"))
+    assert (both.seconds, both.memory_bytes, both.read_bytes) == (1.0, 7, 0)
+    assert "the weights of both take" in both.unknown[0]
+
+
+@pytest.mark.parametrize("generation", [GenerationChecks(probes=True), GenerationChecks(collapse_check=True)])
+def test_a_model_that_is_to_write_and_does_not_fit_is_refused(generation, place, monkeypatch):
+    monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
+    monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 1000)
+    needing = Needing(Checkpoint.open(place / "m"), Compute(), Begun(1.0, 0))
+    with pytest.raises(InputError, match="room for its weights"):
+        needing.evaluate(EvaluationText(()), Tasks(), generation)
 
 
 SHRINK = (

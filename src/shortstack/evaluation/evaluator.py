@@ -155,13 +155,11 @@ def evaluate(
     items = probes(compute.seed, generation.probe_items) if generation.probes else ()
     _, tokenizer = checkpoint.anatomy, checkpoint.tokenizer()  # what is no decoder is said before what it lacks
     texts = text.read(tokenizer, compute.seed)
-    collapse = generation.collapse_check
-    if collapse is None:
-        collapse = checkpoint.record.get("verb") in {"prune", "heal"}
+    collapse = looks_for_collapse(checkpoint, generation)
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=text.length if texts else 0)
     beside_tasks = bool(texts or items or collapse)
     if items or collapse:  # before weights are read for their digest
-        _check_room(checkpoint, compute)
+        check_room_to_write(checkpoint, compute)
     run = TaskRun(checkpoint, tasks, compute) if tasks else None
     if run and run.tasks.backend == VLLM:
         run.answer_with_vllm()  # first: it wants most of the device's memory
@@ -169,7 +167,7 @@ def evaluate(
         return Evaluation(checkpoint.source, {}, tasks=run.results)
     generates = bool(run and any(task.generates for task in run.missing))
     if generates:
-        _check_room(checkpoint, compute)
+        check_room_to_write(checkpoint, compute)
     writes = bool(items or collapse or generates)
     # What is only read passes the layers one by one, so that these may be streamed; what writes needs them all at once.
     decoder = Decoder.open(checkpoint, replace(compute, stream=False) if writes else compute)
@@ -184,8 +182,18 @@ def evaluate(
     )
 
 
-def _check_room(checkpoint: Checkpoint, compute: Compute) -> None:
-    """Refuse a model that is to write and does not fit in memory, or is not shared out to more of it."""
+def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks) -> bool:
+    """Whether what the model writes freely is looked at: where nobody says so, of what shortstack cut or healed."""
+    asked = generation.collapse_check
+    return checkpoint.record.get("verb") in {"prune", "heal"} if asked is None else asked
+
+
+def check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
+    """Refuse a model that is to write and does not fit in memory, or is not shared out to more of it.
+
+    Raises:
+        InputError: it does not.
+    """
     if compute.device_map:
         return
     device = pick_device(compute.device)

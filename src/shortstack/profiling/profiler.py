@@ -155,7 +155,7 @@ def profile(
             check_positions(model, timing.prompt, parameter("prompt"), fix=shorter)
     counts = [count(model, arithmetic(compute.dtype, model, device), tokens=timing.prompt) for model in both]
     machine = {"device": device, "threads": torch.get_num_threads()}
-    untimed = _too_large(both, compute, device) if loads else ""
+    untimed = too_large(both, compute, device) if loads else ""
     if not loads or untimed:
         return Profile(counts[0], (), None, machine, Against(counts[1], (), ()) if against else None, untimed)
     forget_peak(device)
@@ -189,7 +189,7 @@ def speed_ratios(own: Speed, other: Speed) -> SpeedRatios:
     return SpeedRatios(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))
 
 
-def _too_large(models: Sequence[Checkpoint], compute: Compute, device: str) -> str:
+def too_large(models: Sequence[Checkpoint], compute: Compute, device: str) -> str:
     """Why models cannot be in memory together, in words; "" where they can."""
     needed = sum(model.parameters * arithmetic(compute.dtype, model, device).itemsize for model in models)
     free = available_memory(device)

@@ -22,9 +22,11 @@ from shortstack.data.sources import TEXT, check_source
 from shortstack.data.splits import HELD_OUT
 from shortstack.decoder.streaming import must_stream
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.evaluation.evaluator import check_room_to_write, looks_for_collapse
 from shortstack.machine.device import Compute, pick_device
 from shortstack.planning import Choice, Plan
 from shortstack.profiling import Timing
+from shortstack.profiling.profiler import too_large
 from shortstack.profiling.speed import Load
 from shortstack.pruning.verification import PROBE_TOKENS
 from shortstack.scoring.block_sizes import wanted_sizes
@@ -182,12 +184,21 @@ class Needing:
             yield ModelSize.measured(each, dtype=dtype, device=device, stream=stream)
 
     def evaluate(self, text: EvaluationText, tasks: Tasks, generation: GenerationChecks) -> Needs:
+        """
+        Raises:
+            InputError: the model does not fit in memory, and is to write.
+        """
+        if generation.probes or looks_for_collapse(self.checkpoint, generation):
+            check_room_to_write(self.checkpoint, self.compute)
         return self._of(self._evaluated(text, tasks, generation))
 
     def profile(self, timing: Timing, against: Checkpoint | None) -> Needs:
-        """Of both models, which are in memory together and take turns."""
-        if not timing.batch_sizes:
-            return Needs(self.begun.seconds, self.begun.memory, 0, 0, streamed=False)
+        """Of both models, which are in memory together and take turns; what does not fit is counted from headers alone."""
+        both, device = [self.checkpoint, *([against] if against else [])], pick_device(self.compute.device)
+        untimed = too_large(both, self.compute, device) if timing.batch_sizes else ""
+        if untimed or not timing.batch_sizes:
+            unknown = (f"speeds, which would not be measured: {untimed}",) if untimed else ()
+            return Needs(self.begun.seconds, self.begun.memory, 0, 0, streamed=False, unknown=unknown)
         compute, models = self.compute, [self.model]
         if against:
             models.append(ModelSize.measured(against, dtype=compute.dtype, device=compute.device, stream=False))
