@@ -141,8 +141,8 @@ def brief(name: str, length: int = 40) -> str:
 
     >>> brief("a" * 30 + "b" * 30, 20), brief("/somewhere/in/a/folder/model-7b", 20)
     ('aaaaaaaaaaaa…bbbbbbb', '…/a/folder/model-7b')
-    >>> brief("healed with adapters of rank eight on pydoc", 32)
-    'healed with …on pydoc'
+    >>> brief("healed with adapters of rank eight on pydoc", 32), brief("alpaca.json (max samples 600)", 28)
+    ('healed with …on pydoc', 'alpaca.json (max …600)')
     """
     if len(name) <= length:
         return name
@@ -163,15 +163,15 @@ def last_parts(names: str) -> str:
 
 
 def _first_words(text: str) -> str:
-    """Up to the end of a word, where one ends in the second half."""
+    """Up to the end of the last whole word, where there is one."""
     ends = [place + 1 for place, letter in enumerate(text) if not letter.isalnum()]
-    return text[: ends[-1]] if ends and ends[-1] > len(text) // 2 else text
+    return text[: ends[-1]] if ends and any(letter.isalnum() for letter in text[: ends[-1]]) else text
 
 
 def _last_words(text: str) -> str:
-    """From the beginning of a word, where one begins in the first half."""
+    """From the beginning of the first whole word, where there is one."""
     begins = next((place for place, letter in enumerate(text) if not letter.isalnum()), len(text))
-    return text[begins:].lstrip() if begins < len(text) // 2 else text
+    return text[begins:].lstrip() if any(letter.isalnum() for letter in text[begins:]) else text
 
 
 def said(factors_of_trial: Mapping[str, str], name: str) -> str:

@@ -22,7 +22,7 @@ from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord
 
 Sentences = Callable[[Findings, Sequence[MatchedGroup]], list[str]]
-AGAINST_PLAIN = {"strategy": ("Step by step", "all at once"), "repair": ("With repair", "without")}
+AGAINST_PLAIN = {"strategy": ("Step by step", "that of all at once"), "repair": ("With repair", "that without")}
 DOING = {
     "score": "scoring",
     "plan": "planning",
@@ -44,15 +44,20 @@ def winners(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
     unsure = sum(not difference(best, other).significant for _, (_, best), (_, other) in leaders)
     if len(leaders) == 1:
         group, (first, best), (second, other) = leaders[0]
+        if unsure:
+            two = [f"{group.level(each)} ({score_text(score)})" for each, score in ((first, best), (second, other))]
+            return [f"{listed(two)} cannot be told apart."]
         against = f"{score_text(best)} against {score_text(other)} of {group.level(second)}"
-        return [f"{group.level(first)} is best, with {against}{', which is within noise' if unsure else ''}."]
+        return [f"{group.level(first)} is best, with {against}."]
+    if unsure == len(leaders):
+        none = f"In none of {counted(len(leaders), 'comparison')} is the best told apart from the second best"
+        return [f"{none} by the {headline(findings)}."]
     wins = Counter(group.level(first) for group, (first, _), _ in leaders)
     order = listed([f"{name} in {count}" for name, count in wins.most_common(3)])
     by = _median_gap(findings, [best.better - other.better for _, (_, best), (_, other) in leaders])
-    some = "all" if unsure == len(leaders) else unsure or "none"
     return [
         f"The {headline(findings)} is best with {order} of {counted(len(leaders), 'comparison')}{by}.",
-        f"In {some} of them the second best is within noise of it.",
+        f"In {unsure or 'none'} of them the second best is within noise of it.",
     ]
 
 
@@ -99,25 +104,24 @@ def healing_times(_findings: Findings, groups: Sequence[MatchedGroup]) -> list[s
 
 
 def against_plain(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
-    """How often what a factor adds is better than its plain level, by how much, and how often beyond chance."""
+    """How often what a factor adds is told apart from its plain level, by how much, and in which direction."""
     pairs = [(findings.score(ours), findings.score(plain)) for ours, plain in _pairs(groups)]
     changes = [difference(ours, plain) for ours, plain in pairs if ours and plain]
     if not changes:
         return []
     one, other = AGAINST_PLAIN[groups[0].factor]
-    better = sum(change.value > 0 for change in changes)
-    beyond = sum(bool(change and change.significant) for change in corrected(changes))
+    apart = [change for change in corrected(changes) if change and change.significant]
+    better = sum(change.better for change in apart)
     gaps = [change.value for change in changes if math.isfinite(change.value)]
     by = f" (median difference {_gap(findings, median(gaps), nats=True)})" if gaps else ""
+    told = f"the {headline(findings)} is told apart from {other} in {len(apart) or 'none'} of "
+    told += counted(len(changes), "comparison") + by
+    sides = {"better": better, "worse": len(apart) - better}
+    told += f": {listed([f'{side} in {count}' for side, count in sides.items() if count])}" if apart else ""
     moved = _perplexities(findings, _pairs(groups))
-    if not better and moved and moved.falls:
-        apart = f"{beyond or 'none'} of {counted(len(changes), 'comparison')}"
-        return [f"{one} {moved}; the {headline(findings)} is told apart from that {other} in {apart}, and not better."]
-    return [
-        f"{one} the {headline(findings)} is better than {other} in {better} of {counted(len(changes), 'comparison')}{by}; "
-        f"{beyond or 'none'} of the differences {'is' if beyond < 2 else 'are'} beyond chance.",
-        *([f"{str(moved)[0].upper()}{str(moved)[1:]}."] if moved else []),
-    ]
+    if moved and moved.falls:  # where answers are all wrong still it says more than the score
+        return [f"{one} {moved}; {told}."]
+    return [f"{one} {told}.", *([f"{str(moved)[0].upper()}{str(moved)[1:]}."] if moved else [])]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from itertools import combinations, takewhile
 
 from shortstack.report.findings import Findings, matched_groups
 from shortstack.report.format import counted, listed, shown
@@ -24,8 +24,9 @@ def opening(findings: Findings) -> str:
     def part(clause: str, factor: str, noun: str, *, most: int = 2) -> list[str]:
         return [clause.format(_names(levels[factor], noun, most=most))] if levels[factor] else []
 
+    removed = [each.removed for each in findings.results if each.removed]
     cut = [
-        f"{_amounts(levels['drop'])} of {_names(levels['model'], 'model', most=3)} were removed",
+        f"{_amounts(levels['drop'], removed)} of {_names(levels['model'], 'model', most=3)} were removed",
         *part("chosen by {}", "metric", "metric"),
         *part("calibrated on {}", "calibration", "text selection"),
     ]
@@ -62,21 +63,23 @@ def _levels(findings: Findings, name: str) -> list[str]:
     return [level for level in levels if level not in ("none", PLAIN.get(name))]
 
 
-def _amounts(levels: Sequence[str]) -> str:
-    """How many layers were removed, from the least to the most.
+def _amounts(levels: Sequence[str], removed: Sequence[int] = ()) -> str:
+    """How much was removed, from the least to the most; where counts stand beside shares, in layers, if those are known.
 
     >>> _amounts(["50%", "25%"]), _amounts(["8", "4"]), _amounts([f"{n}%" for n in range(5, 80, 5)])
     ('25% and 50% of the layers', '4 and 8 layers', '5% to 75% of the layers')
-    >>> _amounts(["4", "8", "5%", "50%", "75%"])
-    '4 layers to 75% of the layers'
+    >>> _amounts(["4", "5%", "75%"], [4, 2, 23]), _amounts(["4", "5%"])
+    ('2 to 23 layers', '4 layers and 5% of the layers')
     """
     if all(level.rstrip("%").replace(".", "", 1).isdigit() for level in levels):
         levels = sorted(levels, key=lambda level: (level.endswith("%"), float(level.rstrip("%"))))
     counts = all(level.isdigit() for level in levels)
+    if removed and not counts and any(level.isdigit() for level in levels):
+        return f"{min(removed)} to {max(removed)} layers"
     if len(levels) > 4:
         amounts = f"{levels[0] if counts else _amount(levels[0])} to {levels[-1]}"
     else:
-        amounts = listed([*levels]) if levels else "some"
+        amounts = listed([*levels] if counts else [_amount(level) for level in levels]) if levels else "some"
     return f"{amounts} layers" if counts else f"{amounts} of the layers"
 
 
@@ -101,7 +104,8 @@ def lead(findings: Findings) -> str:
 def how_much(findings: Findings) -> str:
     """Up to which amount some setting is not shown to be worse than the unpruned model, of a study of one model.
 
-    Each is tested on its own: a correction for many would call more of them alike. One whose loss is infinite is worse.
+    Each is tested on its own: a correction for many would call more of them alike. One whose loss is infinite is worse. What
+    stands behind an amount at which every setting is worse is chance: of many tests some find nothing.
     """
     by_amount: dict[int, list[bool]] = {}
     for each, score in findings.ranked(findings.results):
@@ -111,17 +115,31 @@ def how_much(findings: Findings) -> str:
             by_amount.setdefault(each.removed, []).append(change.worse or change.value == -math.inf)
     if not by_amount or len(findings.bases) > 1:
         return ""
-    near = [amount for amount, worse in by_amount.items() if not all(worse)]
-    if not near:
-        return f"Every setting is worse than its unpruned model in the {headline(findings)}, beyond chance."
-    most = max(near)
+    amounts = sorted(by_amount)
+    held = [*takewhile(lambda amount: not all(by_amount[amount]), amounts)]
+    if not held:
+        return _all_worse(findings, by_amount)
+    most, beyond = held[-1], amounts[len(held) : len(held) + 1]
     same, of = by_amount[most].count(False), len(by_amount[most])
     some = f"{same} of {of} settings" if of > 1 else "the setting"
-    beyond = [amount for amount in by_amount if amount > most]
-    rest = "; with more gone every one is" if beyond else ""
+    rest = f"; with {beyond[0]} every one is" if beyond else ""
     are = "are" if of > 1 and same > 1 else "is"
     alike = f"{are} not shown to be worse than the unpruned model in the {headline(findings)}"
     return f"With {counted(most, 'layer')} gone {some} {alike}{rest}."
+
+
+def _all_worse(findings: Findings, by_amount: Mapping[int, Sequence[bool]]) -> str:
+    """Where the smallest cut costs already; by_amount: whether each setting is worse, by the layers removed."""
+    least = min(by_amount)
+    larger = [worse for amount, some in by_amount.items() if amount > least for worse in some]
+    stray = larger.count(False)
+    if not stray:
+        return f"Every setting is worse than its unpruned model in the {headline(findings)}, beyond chance."
+    settings = counted(len(larger), "setting")
+    worse = f"every setting is worse than the unpruned model in the {headline(findings)}, beyond chance"
+    some = f"{stray} of {settings} {'is' if stray == 1 else 'are'} not shown to be"
+    first = f"With {counted(least, 'layer')} gone already {worse}"
+    return f"{first}; of larger cuts {some}, which so many tests leave to chance."
 
 
 def _what_matters(findings: Findings) -> str:
