@@ -128,3 +128,8 @@ def test_a_model_heals_on_rows(folder, tmp_path):
 def test_rows_of_other_kinds_are_refused(rows, found):
     with pytest.raises(DataError, match=f"found .*{found}"):
         source_of(rows)
+
+
+def test_what_holds_no_rows_is_named():
+    with pytest.raises(DataError, match="a source by name, or texts, chats or records, found a int, 3"):
+        ss.EvaluationText.of(3)

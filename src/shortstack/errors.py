@@ -93,7 +93,8 @@ class ShortstackError(Exception):
     def __init__(self, where: object, *, expected: str, found: str, fix: str) -> None:
         self._words = Words(str(where), expected, found, fix)
         said = self.spelled(as_python)
-        super().__init__(f"{said.where}: expected {said.expected}, found {said.found}. To fix it: {said.fix}.")
+        end = "" if said.fix.endswith("?") else "."
+        super().__init__(f"{said.where}: expected {said.expected}, found {said.found}. To fix it: {said.fix}{end}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _made_again, (type(self), *self._words)  # errors of a worker reach who started it

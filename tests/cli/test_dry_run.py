@@ -1,6 +1,7 @@
 """What --dry-run says of a verb, beside what the verb then does; nothing is written by it."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
+from shortstack.cli.shrink import show_foreseen
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
@@ -20,6 +22,7 @@ from shortstack.profiling import Timing
 from shortstack.pruning import prune
 from shortstack.study import sizes
 from shortstack.study.needs import Begun, Needing
+from shortstack.study.shrink_dry_run import Foreseen
 from zoo import speaking
 
 SMALL = ("--text", "pydoc", "--samples", "2", "--length", "16")
@@ -251,6 +254,31 @@ def test_a_model_that_is_to_write_and_does_not_fit_is_refused(generation, place,
     needing = Needing(Checkpoint.open(place / "m"), Compute(), Begun(1.0, 0))
     with pytest.raises(InputError, match="room for its weights"):
         needing.evaluate(EvaluationText(()), Tasks(), generation)
+
+
+def test_what_does_not_fit_is_said_in_place_of_what_comes_next(place, capsys, monkeypatch):
+    words = ("prune", "m", "--layers", "3-4", "-o", "out", "--dry-run")
+    told = said(capsys, monkeypatch, *words)
+    assert "Next: the same command without --dry-run" in told.err
+    assert "does not fit" not in told.out
+    assert json.loads(said(capsys, monkeypatch, *words, "--json").out)["lacking"] == []
+    usage = shutil.disk_usage(place)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10))
+    monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: -psutil.virtual_memory().total)
+    told = said(capsys, monkeypatch, *words)
+    assert "Next:" not in told.err
+    assert re.search(r"It does not fit here: memory: .* of -", told.out)
+    assert re.search(r"It does not fit here: disk: .* of 10 B", told.out)
+    short = json.loads(said(capsys, monkeypatch, *words, "--json").out)["lacking"]
+    assert [each.partition(":")[0] for each in short] == ["memory", "disk"]
+
+
+def test_a_shrink_that_takes_longer_than_its_minutes_says_so(capsys):
+    foreseen = Foreseen({"score": 400.0}, 60.0, 460.0, 2.0, 1000, 1000, (), 1)
+    show_foreseen(foreseen)
+    assert "More than --minutes 2: with the least of everything it takes 7 min 40 s." in capsys.readouterr().out
+    show_foreseen(replace(foreseen, minutes=8.0))
+    assert "More than" not in capsys.readouterr().out
 
 
 SHRINK = (

@@ -468,6 +468,32 @@ def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(command, model, 
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(), ImportError("failed to map segment")],
+)
+def test_memory_that_runs_out_is_one_message(error, command, model, tmp_path, monkeypatch):
+    def without_memory(descriptor: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fsync", without_memory)
+    before = snapshot(tmp_path)
+    code, out, err = command("prune", model, *PLAIN, "-o", "out", "-q")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: memory")
+    assert (str(error) or "MemoryError") in err
+    assert snapshot(tmp_path) == before
+
+
+def test_other_errors_of_libraries_are_not_said_to_be_of_memory(command, model, monkeypatch):
+    def broken(descriptor: int) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        command("prune", model, *PLAIN, "-o", "out", "-q")
+
+
 def test_a_healed_checkpoint_with_a_second_matrix_is_measured_with_it(command, model, monkeypatch):
     make("llama", model, tie_word_embeddings=True)
     size, usage = (model / SINGLE).stat().st_size, shutil.disk_usage(model)

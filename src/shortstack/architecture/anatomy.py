@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.config_fields import Cut, cut_fields, rename_layers
 from shortstack.errors import ArchitectureError, CheckpointError, one_line, parameter
+from shortstack.machine.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -142,6 +143,8 @@ def meta_model(
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
     except (StrictDataclassError, *UNBUILDABLE) as error:
+        if is_out_of_memory(error):
+            raise
         expected, found = "a config transformers accepts", f"{type(error).__name__}: {one_line(error)}"
         raise CheckpointError(
             directory / "config.json", expected=expected, found=found, fix="correct the field"
@@ -152,6 +155,8 @@ def meta_model(
             typed = {"dtype": dtype} if dtype else {}
             model = auto_class(raw["model_type"]).from_config(config, trust_remote_code=trust_remote_code, **typed)
     except UNBUILDABLE as error:
+        if is_out_of_memory(error):
+            raise
         raise ArchitectureError(
             directory,
             expected=f"{raw['model_type']} to be built from its config",

@@ -205,14 +205,16 @@ class Checkpoint:
         """Weight files, in name order."""
         return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
 
-    def check_room(self, dtype: torch.dtype, device: str) -> None:
-        """Refuse to load the model where the device has less memory than its weights take in `dtype`.
+    def check_room(self, dtype: torch.dtype, device: str, *, fix: str = "") -> None:
+        """Refuse to load the model where the device has less memory than its weights take in `dtype`. fix: what to do.
 
         Raises:
             InputError: the weights do not fit.
         """
         quantised = self.config.get("quantization_config")
-        check_room(self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device)
+        check_room(
+            self.directory, self.weight_bytes if quantised else self.parameters * dtype.itemsize, device, fix=fix
+        )
 
     def model(
         self,

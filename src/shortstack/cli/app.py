@@ -23,8 +23,9 @@ from typer.main import get_command_from_info
 from shortstack.cli import console
 from shortstack.cli.help import HELP, check_near, place, spelled
 from shortstack.cli.option_groups import grouped
-from shortstack.errors import ShortstackError, ShortstackWarning
+from shortstack.errors import ShortstackError, ShortstackWarning, one_line
 from shortstack.machine.files import FULL, disk_full
+from shortstack.machine.memory import is_out_of_memory
 from shortstack.machine.progress import hush_kernels, say
 from shortstack.machine.stopping import forget_signals, heard, last_heard
 
@@ -214,6 +215,13 @@ def main() -> None:
         except OSError as error:
             console.fail(_of_the_system(error))
             sys.exit(1 if error.errno in (*FULL, errno.EIO) else 2)
+        except (MemoryError, RuntimeError, ImportError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if {"-v", "--verbose"} & {*sys.argv}:
+                traceback.print_exc()
+            console.fail(_no_memory(error))
+            sys.exit(1)
 
 
 def _run() -> None:
@@ -277,6 +285,12 @@ def _stopped(number: int, _frame: object) -> NoReturn:
     if number != signal.SIGINT:
         say(f"stopped by {signal.Signals(number).name}")
     raise error  # leaves through the context managers, so that no half-written output stays
+
+
+def _no_memory(error: BaseException) -> ShortstackError:
+    found = one_line(error) or type(error).__name__
+    fix = "free memory, take a larger machine, or less text at once; --dry-run says about what a verb takes"
+    return ShortstackError("memory", expected="room for what is computed", found=found, fix=fix)
 
 
 def _of_the_system(error: OSError) -> ShortstackError:

@@ -39,7 +39,7 @@ def demo(
     if dry_run:
         with report.bars():
             foreseen = foresee(output, minutes=minutes, seed=compute.seed)
-        return report_foreseen(foreseen, report)
+        return report_foreseen(foreseen, output, report)
     with report.bars() as progress, going_on("the same command begins anew; only texts that were written are kept"):
         result = run(output, minutes=minutes, seed=compute.seed, progress=progress)
     if report.json:

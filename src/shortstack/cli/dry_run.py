@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,30 +76,55 @@ def process_so_far() -> tuple[float, int]:
 
 
 def show_needs(verb: str, needs: Needs, report: Reporting, *, output: Path | None = None) -> None:
-    """The needs beside what there is. output: where something would be written.
+    """The needs beside what there is, and what does not fit. output: where something would be written.
 
     Raises:
         OutputError: it exists.
     """
-    from shortstack.machine.files import check_new, existing_folder
+    from shortstack.machine.files import check_new
     from shortstack.machine.memory import available_memory
 
     if output:
         check_new(output, make_folders=True)
+    short = lacking(needs.memory_bytes, needs.written_bytes, output)
     if report.json:
-        return console.show_json(needs.to_dict())
+        return console.show_json(needs.to_dict() | {"lacking": short})
     rows = [
         ("time", "unknown" if needs.seconds is None else duration(needs.seconds)),
         ("memory", f"{size(needs.memory_bytes)}, of {size(available_memory('cpu'))} free"),
         ("weights read", size(needs.read_bytes)),
     ]
     if needs.written_bytes:
-        free = shutil.disk_usage(existing_folder(output or Path())).free
-        rows.append(("weights written", f"{size(needs.written_bytes)}, of {size(free)} free"))
+        rows.append(("weights written", f"{size(needs.written_bytes)}, of {size(free_disk(output))} free"))
     console.show_table("dry run: nothing is computed or written", ("", f"{verb}, about"), rows)
     if needs.streamed:
         console.show("Layers are read one by one.")
     for reason in needs.unknown:
         console.show(f"Unknown: {reason}.")
-    report.say("the same command without --dry-run")
+    show_lacking(short, report)
     return None
+
+
+def lacking(memory: int, written: int, output: Path | None) -> list[str]:
+    """What does not fit on this machine: memory beyond what this process has and what is free, or disk."""
+    from shortstack.machine.memory import available_memory
+
+    _, held = process_so_far()
+    room, free = held + available_memory("cpu"), free_disk(output)
+    short = [f"memory: {size(memory)} of {size(room)}"] if memory > room else []
+    return short + ([f"disk: {size(written)} of {size(free)}"] if written > free else [])
+
+
+def free_disk(output: Path | None) -> int:
+    """Bytes that are free where an output would lie."""
+    from shortstack.machine.files import existing_folder
+
+    return shutil.disk_usage(existing_folder(output or Path())).free
+
+
+def show_lacking(short: Sequence[str], report: Reporting) -> None:
+    """What does not fit, or that the command may be typed."""
+    for each in short:
+        console.show(f"It does not fit here: {each}.")
+    if not short:
+        report.say("the same command without --dry-run")

@@ -12,7 +12,7 @@ import typer
 from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import process_so_far
+from shortstack.cli.dry_run import lacking, process_so_far, show_lacking
 from shortstack.cli.option_groups import Values, Without
 from shortstack.cli.options import Out, Reporting, Session, going_on
 from shortstack.errors import OutputError, parameter
@@ -101,7 +101,7 @@ def heal(
             _remark(checkpoint, run.recipe, task, turns, session.report)
             task = replace(task, teacher=session.alone.open(run.teacher, progress) if run.teacher else None)
             if run.dry_run:
-                return _foretell(checkpoint, task, turns, session.report)
+                return _foretell(checkpoint, output, task, turns, session.report)
             with going_on("with --resume the same command goes on from its last saved step"):
                 result = _healed(checkpoint, output, task, turns, run, progress)
     if not first_process():
@@ -164,7 +164,7 @@ def _remark(
         report.warn("the head is the embedding matrix and stays frozen; --untie-head trains a head of its own")
 
 
-def _foretell(checkpoint: Checkpoint, task: HealingTask, turns: Turns | None, report: Reporting) -> None:
+def _foretell(checkpoint: Checkpoint, output: Path, task: HealingTask, turns: Turns | None, report: Reporting) -> None:
     """What healing would take; in turns, what the first of them would."""
     from shortstack.healing.forecast import forecast
 
@@ -174,10 +174,11 @@ def _foretell(checkpoint: Checkpoint, task: HealingTask, turns: Turns | None, re
     expected = replace(expected, seconds=expected.seconds + seconds, memory_bytes=expected.memory_bytes + memory)
     if turns:
         expected = replace(expected, turns=tuple(turns.sizes(checkpoint.anatomy.layers)))
+    short = lacking(expected.memory_bytes, checkpoint.weight_bytes, output)
     if report.json:
-        return console.show_json(expected.to_dict())
+        return console.show_json(expected.to_dict() | {"lacking": short})
     show_forecast(expected)
-    report.say("the same command without --dry-run")
+    show_lacking(short, report)
     return None
 
 

@@ -214,6 +214,9 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "--sparsity": ("--drop",),
     "--prune-percent": ("--drop",),
     "--target-size": ("--params", "--memory"),
+    "--gradient-accumulation-steps": ("--micro-batch-size",),
+    "--per-device-eval-batch-size": ("--micro-batch-size",),
+    "--warmup-ratio": ("--warmup-steps",),
 }
 
 # The order of options in --help, of every verb; what is not here comes last.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun
+from shortstack.cli.dry_run import DryRun, lacking, show_lacking
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Model, Out, Reporting, Session, going_on
 from shortstack.machine.formats import duration, number, size
@@ -53,13 +53,17 @@ def _foresee(model: str, output: Path, options: ShrinkOptions, session: Session)
 
     with session.report.bars():
         foreseen = foresee_shrink(model, output, options, compute=session.compute)
-    report_foreseen(foreseen, session.report)
+    report_foreseen(foreseen, output, session.report)
 
 
-def report_foreseen(foreseen: Foreseen, report: Reporting) -> None:
-    """What was foreseen, and what comes next."""
-    report.result(foreseen.to_dict(), lambda: show_foreseen(foreseen))
-    report.say("the same command without --dry-run")
+def report_foreseen(foreseen: Foreseen, output: Path, report: Reporting) -> None:
+    """What was foreseen, what does not fit, and what comes next."""
+    short = lacking(foreseen.memory_bytes or 0, foreseen.disk_bytes, output)
+    if report.json:
+        return console.show_json(foreseen.to_dict() | {"lacking": short})
+    show_foreseen(foreseen)
+    show_lacking(short, report)
+    return None
 
 
 def show_foreseen(foreseen: Foreseen) -> None:
@@ -76,6 +80,9 @@ def show_foreseen(foreseen: Foreseen) -> None:
     console.show_table("dry run: nothing is computed or written", ("", "about"), rows)
     if foreseen.trials > 1:
         console.show(f"Of {foreseen.trials} trials, the most there are, as if a quarter of the layers went.")
+    if foreseen.all_seconds > 60 * foreseen.minutes:
+        least = duration(foreseen.all_seconds)
+        console.show(f"More than --minutes {foreseen.minutes:g}: with the least of everything it takes {least}.")
     if foreseen.left_out:
         console.show(f"For want of time: {'; '.join(foreseen.left_out)}. --minutes allows more.")
 

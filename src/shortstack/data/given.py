@@ -30,6 +30,12 @@ def source_of(source: str | Rows) -> str:
         splits = ", ".join(map(str, source))
         fix = "give one of them"
         raise DataError("the data", expected="rows", found=f"several sets by name: {splits}", fix=fix)
+    if not isinstance(source, Iterable):
+        expected, fix = (
+            "a source by name, or texts, chats or records",
+            "give a list of texts, or a name such as 'pydoc'",
+        )
+        raise DataError("the data", expected=expected, found=f"a {type(source).__name__}, {source!r}"[:80], fix=fix)
     lines = [_line(row, number) for number, row in enumerate(source)]
     if not lines:
         raise DataError("the data", expected="texts, chats or records", found="none", fix="give some")

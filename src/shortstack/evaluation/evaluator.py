@@ -197,7 +197,9 @@ def check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
     if compute.device_map:
         return
     device = pick_device(compute.device)
-    checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device)
+    left_out = f"{parameter('collapse_check', False)}, no {parameter('probes')} and no task that writes"
+    fix = f"free memory, or leave out what it writes: with {left_out} it is read layer by layer"
+    checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=fix)
 
 
 def _check_lengths(

@@ -70,5 +70,10 @@ def check_known(method: type[HealingMethod], given: Mapping[str, Any]) -> None:
                 parameter(name),
                 expected=f"an option that {parameter('method', method.name)} knows",
                 found=f"{value} beside it",
-                fix="leave it out, or name another method",
+                fix=f"leave it out, or name a method that knows it: {', '.join(_knowing(name))}",
             )
+
+
+def _knowing(option: str) -> list[str]:
+    """The methods that have an option."""
+    return [name for name, method in METHODS.items() if option in {each.name for each in fields(method)}]

@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(
             path,
             expected="a JSON file written by shortstack",
-            found=str(error),
+            found=(error.strerror if isinstance(error, OSError) else None) or str(error),
             fix="check the path, or write it again",
         ) from error
     if not isinstance(data, dict):

@@ -40,10 +40,28 @@ def available_memory(device: str) -> int:
     return max(0, min(limits))
 
 
-def check_room(where: object, nbytes: int, device: str, *, layers: bool = False) -> None:
+NO_MEMORY = (  # in the words of torch, oneDNN, the system's loader and the C library
+    "can't allocate memory",
+    "could not create a primitive",
+    "failed to map segment",
+    "out of memory",
+    "Cannot allocate memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that no memory was left, whichever library met it.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"))
+    True
+    """
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def check_room(where: object, nbytes: int, device: str, *, layers: bool = False, fix: str = "") -> None:
     """Refuse weights that need more than a device's free memory: the system would kill this process, or swap for hours.
 
-    nbytes: what they take at least. layers: they are read layer by layer already.
+    nbytes: what they take at least. layers: they are read layer by layer already. fix: what to do, where the caller knows.
 
     Raises:
         InputError: they do not fit; the message says what to do.
@@ -53,13 +71,13 @@ def check_room(where: object, nbytes: int, device: str, *, layers: bool = False)
         return
     what = "embedding, head and two layers of it" if layers else "its weights"
     elsewhere = f"{parameter('device', 'cpu')}, " if device.startswith("cuda") else ""
-    fix = f"free memory, or try {elsewhere}{parameter('dtype', 'bfloat16')} if this is float32, or a larger machine"
+    ways = f"free memory, or try {elsewhere}16 bits if this is float32, or a larger machine"
     others = "score, sweep, plan, prune, repair, verify, and evaluate on texts and multiple choice"
     raise InputError(
         where,
         expected=f"room for {what} on {device}: {_gigabytes(nbytes)}",
         found=f"{_gigabytes(free)} free",
-        fix=fix if layers else f"{fix}; {others} read such a model layer by layer",
+        fix=fix or (ways if layers else f"{ways}; {others} read such a model layer by layer"),
     )
 
 

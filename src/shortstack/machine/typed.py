@@ -89,4 +89,5 @@ def _wrong(name: str, value: Any, kinds: list[str]) -> InputError:
 def _words(kinds: list[str]) -> Iterator[str]:
     words = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "Path": "a path"}
     for kind in kinds:
-        yield words.get(kind, kind)
+        if not (kind == "int" and "float" in kinds):  # a whole number is a number
+            yield words.get(kind, kind)
