@@ -59,7 +59,7 @@ def test_texts_are_measured_on_weights_read_layer_by_layer(checkpoint, tmp_path,
 
 def test_what_writes_needs_the_whole_model_in_memory(checkpoint, monkeypatch):
     monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
-    with pytest.raises(InputError, match=r"room for its weights.*evaluate on texts and multiple choice"):
+    with pytest.raises(InputError, match=r"room for its weights.*leave out what it writes: with collapse_check=False"):
         evaluate(checkpoint, text=EvaluationText(()), generation=GenerationChecks(collapse_check=True))
 
 
