@@ -45,6 +45,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
+NO_MEMORY = (  # in the words of torch, oneDNN, the system's loader and the C library
+    "can't allocate memory",
+    "could not create a primitive",
+    "failed to map segment",
+    "out of memory",
+    "Cannot allocate memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that no memory was left, whichever library met it.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"))
+    True
+    """
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
 def as_python(name: str, value: str) -> str:
     """As an argument of a call: lr=0.1, data='pydoc'.
 

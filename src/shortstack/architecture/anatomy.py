@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.config_fields import Cut, cut_fields, rename_layers
-from shortstack.errors import ArchitectureError, CheckpointError, one_line, parameter
-from shortstack.machine.memory import is_out_of_memory
+from shortstack.errors import ArchitectureError, CheckpointError, is_out_of_memory, one_line, parameter
 
 if TYPE_CHECKING:
     import torch

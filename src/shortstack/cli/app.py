@@ -23,9 +23,8 @@ from typer.main import get_command_from_info
 from shortstack.cli import console
 from shortstack.cli.help import HELP, check_near, place, spelled
 from shortstack.cli.option_groups import grouped
-from shortstack.errors import ShortstackError, ShortstackWarning, one_line
+from shortstack.errors import ShortstackError, ShortstackWarning, is_out_of_memory, one_line
 from shortstack.machine.files import FULL, disk_full
-from shortstack.machine.memory import is_out_of_memory
 from shortstack.machine.progress import hush_kernels, say
 from shortstack.machine.stopping import forget_signals, heard, last_heard
 

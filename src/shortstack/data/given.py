@@ -30,7 +30,7 @@ def source_of(source: str | Rows) -> str:
         splits = ", ".join(map(str, source))
         fix = "give one of them"
         raise DataError("the data", expected="rows", found=f"several sets by name: {splits}", fix=fix)
-    if not isinstance(source, Iterable):
+    if not hasattr(source, "__iter__"):
         expected, fix = (
             "a source by name, or texts, chats or records",
             "give a list of texts, or a name such as 'pydoc'",

@@ -40,24 +40,6 @@ def available_memory(device: str) -> int:
     return max(0, min(limits))
 
 
-NO_MEMORY = (  # in the words of torch, oneDNN, the system's loader and the C library
-    "can't allocate memory",
-    "could not create a primitive",
-    "failed to map segment",
-    "out of memory",
-    "Cannot allocate memory",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that no memory was left, whichever library met it.
-
-    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"))
-    True
-    """
-    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
-
-
 def check_room(where: object, nbytes: int, device: str, *, layers: bool = False, fix: str = "") -> None:
     """Refuse weights that need more than a device's free memory: the system would kill this process, or swap for hours.
 
