@@ -255,13 +255,31 @@ def test_a_phone_scrolls_tables_and_not_the_page(browser: Browser, file: str) ->
         assert abs(header["y"] - box["y"]) < 3, "the heading stays"
         assert abs(header["x"] - box["x"]) < 3, "the first column stays"
         assert abs(name["x"] - box["x"]) < 3
-        sizes = "[...document.querySelectorAll('.chart:not(.heat) .tick')].map(t => t.getBoundingClientRect().height)"
+        ticks = "[...document.querySelectorAll('.chart:not(.heat) .tick')].filter(t => t.getClientRects().length)"
+        sizes = f"{ticks}.map(t => t.getBoundingClientRect().height)"
         assert min(page.evaluate(sizes)) >= 11, "numbers along axes can be read"
         page.locator(".chips > summary").click()
         panel = page.locator(".panel").bounding_box()
         assert panel
         assert panel["x"] >= 0
         assert panel["x"] + panel["width"] <= 390
+
+
+@pytest.mark.parametrize(("width", "shown", "hidden"), [(1400, ".wide", ".narrow"), (390, ".narrow", ".wide")])
+def test_a_chart_alone_in_its_row_is_as_wide_as_the_page(
+    browser: Browser, file: str, width: int, shown: str, hidden: str
+) -> None:
+    with browser.new_context(viewport={"width": width, "height": 900}) as context:
+        page = context.new_page()
+        page.goto(file)
+        charts = page.locator(f".pictures > figure:only-child > {shown} > svg")
+        (room,) = {
+            round(section["width"]) for each in page.locator("main > section").all() if (section := each.bounding_box())
+        }
+        boxes = [box for each in charts.all() if (box := each.bounding_box())]
+        assert boxes
+        assert all(abs(box["width"] - room) < 2 for box in boxes)
+        assert not any(each.bounding_box() for each in page.locator(f"{hidden} > svg").all())
 
 
 def test_everything_has_a_name_for_those_who_do_not_see_it(page: Page) -> None:

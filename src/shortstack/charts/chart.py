@@ -1,6 +1,6 @@
 """Lines over two axes: where everything lies. What is drawn is in charts.svg.j2.
 
-Lengths are in the units of the view box, which is as wide as WIDTH and scales with what it stands in.
+Lengths are in the units of the view box, which scales with what it stands in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from shortstack.charts.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, macro
 
-END, FLOOR = WIDTH - RIGHT, HEIGHT - BOTTOM  # of the horizontal axis: its right end, its height
+FLOOR = HEIGHT - BOTTOM  # the height of the horizontal axis
 
 
 Facets = Callable[[Mapping[str, str]], str]
@@ -139,6 +139,12 @@ class Chart:
     levels: Sequence[tuple[str, float]] = ()
     marks: Sequence[tuple[str, float]] = ()
     front: Sequence[Point] = ()
+    width: int = WIDTH
+
+    @property
+    def end(self) -> int:
+        """The right end of the horizontal axis."""
+        return self.width - RIGHT
 
     def svg(self, facets: Facets = lambda _factors: "") -> Markup:
         """The chart as SVG, coloured lines above grey ones. facets: factors as the words that a page filters by."""
@@ -146,7 +152,7 @@ class Chart:
 
     def across(self, x: float) -> float:
         """Where a value of the horizontal axis lies."""
-        return LEFT + (END - LEFT) * self.x.fraction(x)
+        return LEFT + (self.end - LEFT) * self.x.fraction(x)
 
     def height(self, y: float) -> float:
         """Where a value of the vertical axis lies."""

@@ -12,6 +12,7 @@ from shortstack.charts.colours import COLOURED
 from shortstack.machine.templates import templates
 
 WIDTH, HEIGHT = 480, 330
+WIDE = 900  # of a chart that is alone in its row: as high, and its letters as large
 LEFT, RIGHT, TOP, BOTTOM = 58, 30, 30, 46  # left: room for 10,000 on a phone
 NAMES, ROW, BARS = 132, 20, 40  # room for names; heights of a row of cells, and of a row of bars
 OUTLINES = {
@@ -43,6 +44,6 @@ def _template() -> Template:
         "shape": lambda colour: "circle" if colour is None else SHAPES[colour % COLOURED],
         "colour_class": lambda colour: "grey" if colour is None else f"c{colour}",
     }
-    lengths = {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "END": WIDTH - RIGHT, "FLOOR": HEIGHT - BOTTOM}
+    lengths = {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "FLOOR": HEIGHT - BOTTOM}
     lengths |= {"TOP": TOP, "NAMES": NAMES, "ROW": ROW, "BARS": BARS}
     return environment.get_template("charts.svg.j2", globals=lengths | {"OUTLINES": OUTLINES})

@@ -9,18 +9,26 @@ from statistics import median
 
 from markupsafe import Markup
 
-from shortstack.charts.drawing import BARS, ROW, macro
+from shortstack.charts.drawing import BARS, ROW, WIDTH, macro
 
 STEEP = 8  # times the median: where one value is higher, bars are as high as logarithms
 Say = Callable[[str, int], str]  # what a cell says, from its row's name and its column
 
 
-def heat_map(rows: Mapping[str, Sequence[int]], *, title: str, text: Say, marked: int, axis: str = "layer") -> Markup:
+def heat_map(
+    rows: Mapping[str, Sequence[int]],
+    *,
+    title: str,
+    text: Say,
+    marked: int,
+    axis: str = "layer",
+    width: int = WIDTH,
+) -> Markup:
     """Rows of cells, darker the earlier in its row's order (0 first); a dot in those whose place is below `marked`.
 
     rows: the place of each column, by the row's name; those of a row may be fewer than another's.
     """
-    return macro("heat_map")(rows, title, text, marked, axis, map_height(len(rows)))
+    return macro("heat_map")(rows, title, text, marked, axis, map_height(len(rows)), width)
 
 
 def map_height(rows: int) -> int:

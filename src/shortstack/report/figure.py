@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
+
+from shortstack.charts.chart import Chart, Facets
+from shortstack.charts.drawing import WIDE
 
 Legend = tuple[tuple[Markup, str, str], ...]
 
@@ -13,6 +16,7 @@ Legend = tuple[tuple[Markup, str, str], ...]
 class Figure:
     """A chart, its caption, and the markers of its lines with their names and the words they are filtered by.
 
+    wide: the same for where it stands alone in its row.
     section: the key of the table that it stands beside, or depth. folded: whether it is shown on request alone.
     """
 
@@ -23,3 +27,9 @@ class Figure:
     svg: Markup
     legend: Legend = ()
     folded: bool = False
+    wide: Markup | None = None
+
+
+def both(chart: Chart, facets: Facets = lambda _factors: "") -> dict[str, Markup]:
+    """A chart in both widths, as arguments of a figure."""
+    return {"svg": chart.svg(facets), "wide": replace(chart, width=WIDE).svg(facets)}

@@ -10,9 +10,9 @@ from typing import Any
 
 from shortstack.charts.chart import Axis, Chart, Facets, Line, Point, axis, front, in_thousands
 from shortstack.charts.colours import COLOURED
-from shortstack.charts.drawing import swatch
+from shortstack.charts.drawing import WIDE, WIDTH, swatch
 from shortstack.charts.rows import heat_map
-from shortstack.report.figure import Figure, Legend
+from shortstack.report.figure import Figure, Legend, both
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, shown
 from shortstack.report.labels import brief, last_parts
@@ -59,8 +59,9 @@ def _depth(findings: Findings, model: str, column: str, facets: Facets) -> Figur
     y = _quality_axis(findings, column, [*(point.y for point in points), *(value for _, value in levels)])
     title = f"{y.label} against layers removed{_of_model(findings, model)}"
     beyond = " A triangle at the upper edge: infinite." if any(point.infinite for point in points) else ""
-    svg, caption = Chart(title, x, y, lines, levels).svg(facets), f"Bars are one standard error.{beyond}"
-    return Figure(f"depth-{column}-{model}", "depth", title, caption, svg, _legend(lines, facets))
+    caption, chart = f"Bars are one standard error.{beyond}", Chart(title, x, y, lines, levels)
+    key, legend = f"depth-{column}-{model}", _legend(lines, facets)
+    return Figure(key, "depth", title, caption, **both(chart, facets), legend=legend)
 
 
 def _depth_line(label: str, some: Sequence[Result], column: str) -> Line:
@@ -125,9 +126,10 @@ def _trade_off(findings: Findings, base: Result, facets: Facets, *, size: bool) 
     what, label = ("size", "weights") if size else ("speed", "new tokens per second, one sequence")
     x = axis(label, [point.x for point, _ in points], _short_bytes if size else lambda value: shown(value, "rate"))
     title = f"{y.label} against {what}{_of_model(findings, base.model)}"
-    svg = Chart(title, x, y, lines, front=best).svg(facets)
+    chart = Chart(title, x, y, lines, front=best)
     names = "; ".join(point.title for point in best[:6]) + ("; ..." if len(best) > 6 else "")
-    return Figure(f"{what}-{base.model}", "sizes", title, f"On the front, which nothing beats in both: {names}.", svg)
+    caption = f"On the front, which nothing beats in both: {names}."
+    return Figure(f"{what}-{base.model}", "sizes", title, caption, **both(chart, facets))
 
 
 def _short_bytes(value: float) -> str:
@@ -187,8 +189,11 @@ def _heat_map(findings: Findings, step: StepRecord) -> Figure:
         return f"layer {layer} by {metric}: {_ordinal(places[metric][layer] + 1)} to go{score}"
 
     caption = "The stronger the colour, the earlier a layer goes." + (f" Dots: the first {marked}." if marked else "")
-    svg = heat_map(places, title=title, text=text, marked=marked)
-    return Figure(f"scores-{step.key[:12]}", "metrics", title, caption, svg)
+    drawn = {
+        name: heat_map(places, title=title, text=text, marked=marked, width=width)
+        for name, width in (("svg", WIDTH), ("wide", WIDE))
+    }
+    return Figure(f"scores-{step.key[:12]}", "metrics", title, caption, **drawn)
 
 
 def _ordinal(number: int) -> str:
@@ -219,9 +224,10 @@ def _losses(findings: Findings, facets: Facets) -> Figure | None:
     x = axis("optimizer steps", [point.x for point in points], "{:,g}".format, whole=True)
     y = axis("loss (nats per token)", [min(point.y, most) for point in every], "{:.3g}".format)
     title = "Held-out loss while healing"
-    svg = Chart(title, x, y, drawn).svg(facets)
+    chart = Chart(title, x, y, drawn)
     beyond = " At the upper edge: higher than the chart." if any(point.y > y.high for point in points) else ""
-    return Figure("losses", "healing", title, f"Thin lines: the training loss.{beyond}", svg, legend)
+    caption = f"Thin lines: the training loss.{beyond}"
+    return Figure("losses", "healing", title, caption, **both(chart, facets), legend=legend)
 
 
 def _loss_line(label: str, result: Result, step: StepRecord) -> Line:

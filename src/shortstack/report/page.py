@@ -22,7 +22,7 @@ from shortstack.report.figures import figures
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, listed, shown
 from shortstack.report.labels import brief, words
-from shortstack.report.summary import how_much, key_figures, lead, opening, usual_settings
+from shortstack.report.summary import key_figures, lead, opening, usual_settings
 from shortstack.report.table import Table
 from shortstack.runs.records import StepRecord, TrialRecord
 
@@ -97,7 +97,7 @@ class Page:
         for figure in figures(self.findings, self.facets):
             drawn.setdefault(figure.section, []).append(figure)
         sections = [Section("kept", WITHOUT_TABLE["kept"], "", drawn.pop("kept", []), None)]
-        sections += [Section("depth", DEPTH, how_much(self.findings), drawn.pop("depth", []), None)]
+        sections += [Section("depth", DEPTH, "", drawn.pop("depth", []), None)]
         sections += [Section(each.key, each.title, each.finding, drawn.pop(each.key, []), each) for each in self.tables]
         sections += [Section(key, WITHOUT_TABLE[key], "", rest, None) for key, rest in drawn.items()]
         return [section for section in sections if section.figures or section.table]

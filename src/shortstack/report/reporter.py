@@ -16,7 +16,7 @@ from shortstack.report import markdown
 from shortstack.report.findings import Findings
 from shortstack.report.latex import latex
 from shortstack.report.page import FIRST_LINE, render
-from shortstack.report.summary import opening
+from shortstack.report.summary import lead, opening
 from shortstack.report.table import Table
 from shortstack.report.tables.catalogue import all_tables
 from shortstack.runs import Runs
@@ -48,7 +48,7 @@ class Report:
     def markdown(self) -> str:
         runs = self.findings.runs
         said = [" / ".join(f"{name}: {text}" for name, text in each.items()) for each in runs.answers]
-        first = [runs.conclusion, *said, opening(self.findings)]
+        first = [runs.conclusion, *said, lead(self.findings), opening(self.findings)]
         return markdown.markdown(self.findings.runs.title, first, self.tables)
 
     def latex(self) -> str:
