@@ -30,6 +30,6 @@ class Figure:
     wide: Markup | None = None
 
 
-def both(chart: Chart, facets: Facets = lambda _factors: "") -> dict[str, Markup]:
-    """A chart in both widths, as arguments of a figure."""
-    return {"svg": chart.svg(facets), "wide": replace(chart, width=WIDE).svg(facets)}
+def wide(chart: Chart, facets: Facets = lambda _factors: "") -> Markup:
+    """A chart for where it stands alone in its row."""
+    return replace(chart, width=WIDE).svg(facets)

@@ -12,7 +12,7 @@ from shortstack.charts.chart import Axis, Chart, Facets, Line, Point, axis, fron
 from shortstack.charts.colours import COLOURED
 from shortstack.charts.drawing import WIDE, WIDTH, swatch
 from shortstack.charts.rows import heat_map
-from shortstack.report.figure import Figure, Legend, both
+from shortstack.report.figure import Figure, Legend, wide
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, shown
 from shortstack.report.labels import brief, last_parts
@@ -61,7 +61,7 @@ def _depth(findings: Findings, model: str, column: str, facets: Facets) -> Figur
     beyond = " A triangle at the upper edge: infinite." if any(point.infinite for point in points) else ""
     caption, chart = f"Bars are one standard error.{beyond}", Chart(title, x, y, lines, levels)
     key, legend = f"depth-{column}-{model}", _legend(lines, facets)
-    return Figure(key, "depth", title, caption, **both(chart, facets), legend=legend)
+    return Figure(key, "depth", title, caption, chart.svg(facets), legend, wide=wide(chart, facets))
 
 
 def _depth_line(label: str, some: Sequence[Result], column: str) -> Line:
@@ -129,7 +129,7 @@ def _trade_off(findings: Findings, base: Result, facets: Facets, *, size: bool) 
     chart = Chart(title, x, y, lines, front=best)
     names = "; ".join(point.title for point in best[:6]) + ("; ..." if len(best) > 6 else "")
     caption = f"On the front, which nothing beats in both: {names}."
-    return Figure(f"{what}-{base.model}", "sizes", title, caption, **both(chart, facets))
+    return Figure(f"{what}-{base.model}", "sizes", title, caption, chart.svg(facets), wide=wide(chart, facets))
 
 
 def _short_bytes(value: float) -> str:
@@ -189,11 +189,8 @@ def _heat_map(findings: Findings, step: StepRecord) -> Figure:
         return f"layer {layer} by {metric}: {_ordinal(places[metric][layer] + 1)} to go{score}"
 
     caption = "The stronger the colour, the earlier a layer goes." + (f" Dots: the first {marked}." if marked else "")
-    drawn = {
-        name: heat_map(places, title=title, text=text, marked=marked, width=width)
-        for name, width in (("svg", WIDTH), ("wide", WIDE))
-    }
-    return Figure(f"scores-{step.key[:12]}", "metrics", title, caption, **drawn)
+    narrow, wider = (heat_map(places, title=title, text=text, marked=marked, width=width) for width in (WIDTH, WIDE))
+    return Figure(f"scores-{step.key[:12]}", "metrics", title, caption, narrow, wide=wider)
 
 
 def _ordinal(number: int) -> str:
@@ -227,7 +224,7 @@ def _losses(findings: Findings, facets: Facets) -> Figure | None:
     chart = Chart(title, x, y, drawn)
     beyond = " At the upper edge: higher than the chart." if any(point.y > y.high for point in points) else ""
     caption = f"Thin lines: the training loss.{beyond}"
-    return Figure("losses", "healing", title, caption, **both(chart, facets), legend=legend)
+    return Figure("losses", "healing", title, caption, chart.svg(facets), legend, wide=wide(chart, facets))
 
 
 def _loss_line(label: str, result: Result, step: StepRecord) -> Line:

@@ -11,7 +11,7 @@ from shortstack.charts.drawing import swatch
 from shortstack.charts.rows import Dots, Layer, dots, stack
 from shortstack.machine.formats import show_layers
 from shortstack.machine.numbers import perplexity
-from shortstack.report.figure import Figure, both
+from shortstack.report.figure import Figure, wide
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, shown
 from shortstack.report.labels import brief
@@ -110,7 +110,8 @@ def _tails(tails: TailsRecord | None) -> Figure | None:
     beyond = " A triangle at the upper edge: infinite." if any(point.infinite for point in every) else ""
     caption = f"On {counted(tails.samples, 'window')} of {tails.length} tokens.{beyond}"
     legend = tuple((swatch(line.colour), line.name, "") for line in lines)
-    return Figure("tails", "depth", title, caption, **both(Chart(title, x, y, lines)), legend=legend)
+    chart = Chart(title, x, y, lines)
+    return Figure("tails", "depth", title, caption, chart.svg(), legend, wide=wide(chart))
 
 
 def _at(removed: int, loss: float, said: str) -> Point:
