@@ -470,7 +470,12 @@ def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(command, model, 
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(), ImportError("failed to map segment")],
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+        ImportError("failed to map segment"),
+        OSError(12, "Cannot allocate memory"),
+    ],
 )
 def test_memory_that_runs_out_is_one_message(error, command, model, tmp_path, monkeypatch):
     def without_memory(descriptor: int) -> None:

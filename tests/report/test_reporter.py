@@ -244,6 +244,35 @@ def test_where_all_are_worse_it_says_so(store: Store, tmp_path: Path) -> None:
     assert (told["not told apart from unpruned"], told["worse"], "better" in told) == ("0", "2", False)
 
 
+def metrics_at(store: Store, drop: str, outcomes: dict[str, list[float]]) -> None:
+    for metric, some in outcomes.items():
+        store.measured(
+            settings(drop=drop, metric=metric), evaluate_base=evaluated(BASE), evaluate_pruned=evaluated(some)
+        )
+
+
+ALMOST = [*BASE[:-1], 1.0 - BASE[-1]]  # one document of forty
+
+
+def test_a_best_that_is_not_told_apart_is_not_named(store: Store, tmp_path: Path) -> None:
+    metrics_at(store, "25%", {"bi": BASE, "ppl": ALMOST})
+    said = table(made(store, tmp_path), "metrics").finding
+    assert "cannot be told apart." in said
+    assert "is best" not in said
+
+
+def test_where_no_best_is_told_apart_the_comparisons_are_counted(store: Store, tmp_path: Path) -> None:
+    for drop in ("25%", "50%"):
+        metrics_at(store, drop, {"bi": BASE, "ppl": ALMOST})
+    said = table(made(store, tmp_path), "metrics").finding
+    assert "In none of 2 comparisons is the best told apart from the second best by the average." in said
+
+
+def test_a_best_that_is_told_apart_is_named(store: Store, tmp_path: Path) -> None:
+    metrics_at(store, "25%", {"bi": BASE, "ppl": CUT})
+    assert "bi is best, with" in table(made(store, tmp_path), "metrics").finding
+
+
 def test_the_lead_says_which_choice_is_told_apart(store: Store, tmp_path: Path) -> None:
     cuts(store, {"25%": (8, BASE), "50%": (16, BASE)})
     cuts(store, {"25%": (8, CUT), "50%": (16, BASE)}, "step 1")

@@ -205,22 +205,23 @@ def main() -> None:
         try:
             _run()
         except ShortstackError as error:
-            if {"-v", "--verbose"} & {*sys.argv}:
-                traceback.print_exc()
-            console.fail(error)
-            sys.exit(error.exit_code)
+            _leave(error, error.exit_code)
         except BrokenPipeError:  # whoever read has read enough
             sys.exit(1)
-        except OSError as error:
-            console.fail(_of_the_system(error))
-            sys.exit(1 if error.errno in (*FULL, errno.EIO) else 2)
-        except (MemoryError, RuntimeError, ImportError) as error:
-            if not is_out_of_memory(error):
+        except (OSError, MemoryError, RuntimeError, ImportError) as error:
+            if is_out_of_memory(error):
+                _leave(_no_memory(error), 1)
+            if not isinstance(error, OSError):
                 raise
-            if {"-v", "--verbose"} & {*sys.argv}:
-                traceback.print_exc()
-            console.fail(_no_memory(error))
-            sys.exit(1)
+            _leave(_of_the_system(error), 1 if error.errno in (*FULL, errno.EIO) else 2)
+
+
+def _leave(error: ShortstackError, code: int) -> NoReturn:
+    """Say an error, with where it comes from on request, and end."""
+    if {"-v", "--verbose"} & {*sys.argv}:
+        traceback.print_exc()
+    console.fail(error)
+    sys.exit(code)
 
 
 def _run() -> None:

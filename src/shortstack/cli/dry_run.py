@@ -111,8 +111,8 @@ def lacking(memory: int, written: int, output: Path | None) -> list[str]:
 
     _, held = process_so_far()
     room, free = held + available_memory("cpu"), free_disk(output)
-    short = [f"memory: {size(memory)} of {size(room)}"] if memory > room else []
-    return short + ([f"disk: {size(written)} of {size(free)}"] if written > free else [])
+    short = [f"memory: {size(memory)}, of {size(room)} to be had"] if memory > room else []
+    return short + ([f"disk: {size(written)}, of {size(free)} free"] if written > free else [])
 
 
 def free_disk(output: Path | None) -> int:
