@@ -1,6 +1,6 @@
-"""The whole line on a checkpoint that is larger than the memory it is given: Llama-3.1-8B's config, random weights, 6 GB.
+"""The whole line in little memory, on random weights: of Llama-3.1-8B's shape, which is larger than its 6 GB, and of others.
 
-    python benchmarks/large.py                  # 25 minutes, 50 GB of disk; needs root, to set a limit by a control group
+    python benchmarks/large.py                  # 20 minutes, 50 GB of disk; needs root, to set a limit by a control group
     python benchmarks/large.py --size 0.5B      # the shape of Qwen2.5-0.5B, which fits
     python benchmarks/large.py --size 135M      # SmolLM2's
     python benchmarks/large.py --size 70B       # Llama-3.1-70B's: what --dry-run says, no more; weights are holes in files

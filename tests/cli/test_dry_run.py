@@ -12,6 +12,7 @@ import pytest
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
+from shortstack.cli.dry_run import lacking
 from shortstack.cli.shrink import show_foreseen
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
@@ -273,8 +274,17 @@ def test_what_does_not_fit_is_said_in_place_of_what_comes_next(place, capsys, mo
     assert [each.partition(":")[0] for each in short] == ["memory", "disk"]
 
 
+def test_a_model_on_a_gpu_is_set_beside_the_memory_of_that_gpu(place, monkeypatch):
+    monkeypatch.setattr("shortstack.machine.device.pick_device", lambda _name: "cuda:1")
+    monkeypatch.setattr("shortstack.machine.memory.available_memory", {"cuda:1": 10**9, "cpu": 10**12}.get)
+    (short,) = lacking(2 * 10**11, 0, None, device="auto")
+    assert short.startswith("memory on cuda:1: 200.0 GB, of ")
+    assert lacking(2 * 10**11, 0, None, device="cpu") == []
+    assert lacking(10**9, 0, None, device="cuda:1") == []
+
+
 def test_a_shrink_that_takes_longer_than_its_minutes_says_so(capsys):
-    foreseen = Foreseen({"score": 400.0}, 60.0, 460.0, 2.0, 1000, 1000, (), 1)
+    foreseen = Foreseen({"score": 400.0}, 60.0, 460.0, 2.0, 1000, 1000, 1000, (), 1)
     show_foreseen(foreseen)
     assert "More than --minutes 2: with the least of everything it takes 7 min 40 s." in capsys.readouterr().out
     show_foreseen(replace(foreseen, minutes=8.0))
@@ -348,6 +358,7 @@ REFUSED = {
     "scores": (("plan", "scores.json", "--drop", "2", "-o", "plan.json"), "a plan from scores takes no time"),
     "a file that exists": (("score", "m", "-o", "scores.json"), "scores.json"),
     "a folder that exists": (("prune", "m", "--layers", "3", "-o", "cut"), "exists"),
+    "a folder that exists, of heal": (("heal", "m", "--data", "pydoc", "-o", "cut"), "exists"),
 }
 
 

@@ -121,6 +121,13 @@ def test_an_option_twice_under_one_name_and_arguments_twice_go_through():
     assert spelled(words[6:], {"--lr"}) == ["--lr", "3", "--lr", "4"]
 
 
+def test_of_fp16_healing_says_what_it_computes_in():
+    with pytest.raises(InputError, match=r"--fp16: .* leave it out: what trains computes in bf16"):
+        CliRunner().invoke(app, ["heal", "m", "-o", "out", "--fp16"], catch_exceptions=False)
+    with VERBS["evaluate"].make_context("evaluate", ["m", "--fp16"]) as context:
+        assert context.params["dtype"] == "float16"
+
+
 @pytest.mark.parametrize(
     ("typed", "ours"), [("--num-layers", "--drop"), ("--ratio", "--drop"), ("--target_size", "--params")]
 )

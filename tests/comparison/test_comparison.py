@@ -72,6 +72,13 @@ def compared(place):
     return checkpoint, judging, found
 
 
+@pytest.mark.parametrize(("limit", "asked"), [(0.4, 2), (0.41, 3), (1.0, 5), (4, 4), (None, 5)])
+def test_a_share_of_the_questions_is_rounded_up(limit, asked, place, compared):
+    checkpoint, _, _ = compared
+    judge = judge_questions([place / "q.jsonl"], checkpoint.tokenizer(), limit=limit)
+    assert judge(Decoder.open(checkpoint))["q"]["n"] == asked
+
+
 def rows(found):
     return {row.name: row for row in found.rows}
 

@@ -10,7 +10,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.data import Tokens
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import InputError
+from shortstack.errors import DataError, InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, evaluate
 from shortstack.evaluation.degeneration import TYPICAL, Fluency, check_collapse
 from shortstack.evaluation.probes import PROBES, probe_tokens, probes, run_probes
@@ -90,6 +90,21 @@ def test_of_copying_what_was_said_before_counts_and_it_is_not_what_calibrates(ch
     assert found.loss_stderr == pytest.approx(float(torch.stack(losses).std() / math.sqrt(3)), rel=1e-3)
     calibrating = Tokens.read("copying", checkpoint.tokenizer(), samples=3, length=96)
     assert not set(map(tuple, calibrating.ids.tolist())) & set(map(tuple, tokens.ids.tolist()))
+
+
+def test_a_share_of_the_windows_is_drawn_by_seed_from_all(checkpoint, tmp_path):
+    source, tokenizer = str(tmp_path / "a.txt"), checkpoint.tokenizer()
+    (tmp_path / "a.txt").write_text("".join(f"layer {number} of many; " for number in range(400)))
+    every = Tokens.read(source, tokenizer, samples=None, length=24).ids.tolist()
+    draws = [EvaluationText([source], 24, 0.1).read(tokenizer, seed)[source].ids.tolist() for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    for some in draws:
+        assert len(some) == math.ceil(len(every) / 10)
+        places = [every.index(window) for window in some]
+        assert places == sorted(set(places))
+    assert EvaluationText([source], 24, 1.0).read(tokenizer, 0)[source].ids.tolist() == every
+    with pytest.raises(DataError, match="no end"):
+        EvaluationText("copying", samples=0.5)
 
 
 def test_auto_arithmetic_is_bf16_only_where_checkpoint_and_device_have_it(monkeypatch):

@@ -276,7 +276,16 @@ def test_a_best_that_is_told_apart_is_named(store: Store, tmp_path: Path) -> Non
 def test_the_lead_says_which_choice_is_told_apart(store: Store, tmp_path: Path) -> None:
     cuts(store, {"25%": (8, BASE), "50%": (16, BASE)})
     cuts(store, {"25%": (8, CUT), "50%": (16, BASE)}, "step 1")
-    assert "some are told apart from each other: the schedule 1 of 2." in lead(findings(store, tmp_path))
+    assert "Where settings differ in one choice alone, they are told apart by the schedule in 1 of 2 groups." in lead(
+        findings(store, tmp_path)
+    )
+
+
+def test_a_trial_says_what_it_learnt_from_by_the_end_of_its_path(store: Store, tmp_path: Path) -> None:
+    store.measured(settings(data="$DATA/c4.jsonl"), evaluate_pruned=evaluated(CUT))
+    store.measured(settings(data="$DATA/other.txt"), evaluate_pruned=evaluated(CUT))
+    page = made(store, tmp_path).html()
+    assert [name in page for name in ("<dd>c4.jsonl</dd>", "<dd>other.txt</dd>", "<dd>$DATA")] == [True, True, False]
 
 
 BETTER = [1.0] * 40  # 10 gained, none lost
@@ -600,7 +609,7 @@ def test_of_many_equal_settings_none_is_told_apart(seed: int, store: Store, tmp_
     found = findings(store, tmp_path)
     (_, best), *_, (_, worst) = found.ranked(found.results)
     assert difference(best, worst).significant, "alone these two are told apart"
-    assert "the metric 0 of 1" in lead(found)
+    assert "told apart by the metric in 0 of 1 groups." in lead(found)
 
 
 def test_the_perplexity_is_said_where_answers_do_not_move(store: Store, tmp_path: Path) -> None:
@@ -751,7 +760,9 @@ def test_a_dry_run_refuses_what_the_verb_refuses_and_writes_nothing(tmp_path: Pa
     said = CliRunner().invoke(cli.app, ["report", str(runs), "--csv", str(csv), "--dry-run"], catch_exceptions=False)
     assert f"{csv}: {len(Report.of(runs).tables)} tables of 2 finished trials" in said.stdout
     said = CliRunner().invoke(cli.app, ["report", str(runs), "--dry-run", "--json"], catch_exceptions=False)
-    assert json.loads(said.stdout)["output"] == str(runs / "report.html")
+    found = json.loads(said.stdout)
+    assert found["would_write"] == [str(runs / "report.html")]
+    assert "output" not in found, "as if it were written"
     assert sorted(tmp_path.rglob("*")) == before
     csv.mkdir()
     with pytest.raises(OutputError, match="it exists"):

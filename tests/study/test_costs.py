@@ -288,3 +288,14 @@ def test_the_studies_of_smollm2_can_be_read(name):
     study = read_study(STUDIES / f"{name}.yaml")
     assert {trial.model for trial in study.trials} == {"demo"}
     assert len(study.trials) == {"smoke": 4, "smollm2": 75}[name]
+
+
+def test_bytes_read_are_those_of_all_passes_over_weights(tiny):
+    """Scores and measures open a model once; a cut copies what stays; healing reads for a digest, a walk and a copy."""
+    foreseen, sizes_of = estimated(), Checkpoint.open(tiny / "model").sizes
+    whole = sizes_of.other_bytes + sum(sizes_of.layer_bytes)
+    kept = whole - 2 * sizes_of.layer_bytes[0]
+    steps = foreseen.steps
+    cuts = steps["prune"] + 3 * steps["heal"] + steps["evaluate"] - 1  # the unpruned model is measured, too
+    assert foreseen.read_bytes == (steps["score"] + 1) * whole + cuts * kept
+    assert estimated(STUDY.replace("[$TINY/model]", "[org/nowhere]")).read_bytes is None

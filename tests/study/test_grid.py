@@ -193,17 +193,18 @@ def test_the_schema_knows_every_key_of_a_study_and_refuses_others():
     assert not validator.is_valid(good | {"metric": ["ppl"]})
     assert not validator.is_valid(good | {"heal": {"epoch": 1}})
     for share in (100, 0.1, "10%", None):
-        shared = {"evaluation": {"limit": share}, "heal": [{"data": "a", "max_samples": share}]}
+        shared = {"evaluation": {"limit": share, "samples": share}, "heal": [{"data": "a", "max_samples": share}]}
         assert validator.is_valid(good | shared)
         assert parse_study(json.dumps(good | shared), where="s")
 
 
 @pytest.mark.parametrize(("written", "meant"), [("10%", 0.1), ("0.25", 0.25), ("1.0", 1.0), ("200", 200), ("2k", 2000)])
 def test_shares_of_a_file_are_read_and_written_as_they_are_typed(written, meant):
-    text = f"models: [a]\nmetrics: [ppl]\nevaluation: {{limit: {written}}}\nheal: {{data: b, max_samples: {written}}}\n"
+    evaluation = f"evaluation: {{limit: {written}, samples: {written}}}"
+    text = f"models: [a]\nmetrics: [ppl]\n{evaluation}\nheal: {{data: b, max_samples: {written}}}\n"
     study = parse_study(text, where="s")
     heal = dict(study.trials[0].heal.options)
-    for found in (study.evaluation.limit, heal["max_samples"]):
+    for found in (study.evaluation.limit, study.evaluation.samples, heal["max_samples"]):
         assert (type(found), found) == (type(meant), meant)
     for name in ("limit", "max_samples"):
         (_, typed) = option_words({name: meant})

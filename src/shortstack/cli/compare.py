@@ -142,8 +142,12 @@ class ComparedOptions:
         list[Path] | None,
         typer.Option(help="Multiple choice, a .jsonl file as for sweep; may be repeated.", show_default=False),
     ] = None
-    limit: int | None = option(
-        None, help="Windows of each text and questions of each file or task.", minimum=1, counted=True
+    limit: int | float | None = option(
+        None,
+        help="Windows of each text and questions of each file or task, or 10%.",
+        minimum=1,
+        counted=True,
+        shares=True,
     )
     memory: Annotated[str, typer.Option(help="Share of the unpruned weights' bytes that there is room for.")] = "50%"
     healed: Annotated[

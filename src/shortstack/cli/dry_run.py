@@ -45,7 +45,7 @@ def foresee(
         needs = asked(session.source.open(model, progress), first=True)
         if beside:
             needs = needs.then(asked(session.alone.open(beside, progress), first=False))
-    show_needs(verb, needs, session.report, output=output)
+    show_needs(verb, needs, session.report, output=output, device=session.compute.device)
 
 
 def needing(checkpoint: Checkpoint, compute: Compute, *, first: bool = True) -> Needing:
@@ -75,8 +75,10 @@ def process_so_far() -> tuple[float, int]:
     return time.time() - process.create_time(), process.memory_info().rss
 
 
-def show_needs(verb: str, needs: Needs, report: Reporting, *, output: Path | None = None) -> None:
+def show_needs(verb: str, needs: Needs, report: Reporting, *, output: Path | None = None, device: str = "cpu") -> None:
     """The needs beside what there is, and what does not fit. output: where something would be written.
+
+    device: where it would be computed.
 
     Raises:
         OutputError: it exists.
@@ -86,12 +88,13 @@ def show_needs(verb: str, needs: Needs, report: Reporting, *, output: Path | Non
 
     if output:
         check_new(output, make_folders=True)
-    short = lacking(needs.memory_bytes, needs.written_bytes, output)
+    device = _picked(device)
+    short = lacking(needs.memory_bytes, needs.written_bytes, output, device=device)
     if report.json:
         return console.show_json(needs.to_dict() | {"lacking": short})
     rows = [
         ("time", "unknown" if needs.seconds is None else duration(needs.seconds)),
-        ("memory", f"{size(needs.memory_bytes)}, of {size(available_memory('cpu'))} free"),
+        ("memory", f"{size(needs.memory_bytes)}, of {size(available_memory(device))} free{_on(device)}"),
         ("weights read", size(needs.read_bytes)),
     ]
     if needs.written_bytes:
@@ -105,14 +108,29 @@ def show_needs(verb: str, needs: Needs, report: Reporting, *, output: Path | Non
     return None
 
 
-def lacking(memory: int, written: int, output: Path | None) -> list[str]:
-    """What does not fit on this machine: memory beyond what this process has and what is free, or disk."""
+def lacking(memory: int, written: int, output: Path | None, *, device: str) -> list[str]:
+    """What does not fit: memory beyond what this process has and what is free where it computes, or disk."""
     from shortstack.machine.memory import available_memory
 
-    _, held = process_so_far()
-    room, free = held + available_memory("cpu"), free_disk(output)
-    short = [f"memory: {size(memory)}, of {size(room)} to be had"] if memory > room else []
+    _, held = process_so_far()  # libraries, which are counted in what is needed
+    device = _picked(device)
+    room, free = held + available_memory(device), free_disk(output)
+    short = [f"memory{_on(device)}: {size(memory)}, of {size(room)} to be had"] if memory > room else []
     return short + ([f"disk: {size(written)}, of {size(free)} free"] if written > free else [])
+
+
+def _picked(device: str) -> str:
+    """The device that is meant; of the CPU that is known without torch."""
+    if device == "cpu":
+        return device
+    from shortstack.machine.device import pick_device
+
+    return pick_device(device)
+
+
+def _on(device: str) -> str:
+    """Whose memory is meant, where it is not the machine's."""
+    return f" on {device}" if device.startswith("cuda") else ""
 
 
 def free_disk(output: Path | None) -> int:

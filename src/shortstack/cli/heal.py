@@ -69,8 +69,7 @@ class HealRun:
                 found="its output: that run has ended",
                 fix=f"leave it, or name another {parameter('output')} for a new run",
             )
-        if not self.dry_run:
-            check_new(output, make_folders=True)
+        check_new(output, make_folders=True)
 
 
 @verb()
@@ -101,7 +100,7 @@ def heal(
             _remark(checkpoint, run.recipe, task, turns, session.report)
             task = replace(task, teacher=session.alone.open(run.teacher, progress) if run.teacher else None)
             if run.dry_run:
-                return _foretell(checkpoint, output, task, turns, session.report)
+                return _foretell(checkpoint, output, task, turns, run, session.report)
             with going_on("with --resume the same command goes on from its last saved step"):
                 result = _healed(checkpoint, output, task, turns, run, progress)
     if not first_process():
@@ -164,17 +163,19 @@ def _remark(
         report.warn("the head is the embedding matrix and stays frozen; --untie-head trains a head of its own")
 
 
-def _foretell(checkpoint: Checkpoint, output: Path, task: HealingTask, turns: Turns | None, report: Reporting) -> None:
+def _foretell(
+    checkpoint: Checkpoint, output: Path, task: HealingTask, turns: Turns | None, run: HealRun, report: Reporting
+) -> None:
     """What healing would take; in turns, what the first of them would."""
     from shortstack.healing.forecast import forecast
 
     _, memory = process_so_far()
-    expected = forecast(checkpoint, task)
+    expected = forecast(checkpoint, task, cache=run.cache)
     seconds, _ = process_so_far()  # healing begins as its forecast does: libraries, data and model are read
     expected = replace(expected, seconds=expected.seconds + seconds, memory_bytes=expected.memory_bytes + memory)
     if turns:
         expected = replace(expected, turns=tuple(turns.sizes(checkpoint.anatomy.layers)))
-    short = lacking(expected.memory_bytes, checkpoint.weight_bytes, output)
+    short = lacking(expected.memory_bytes, expected.written_bytes, output, device=task.compute.device)
     if report.json:
         return console.show_json(expected.to_dict() | {"lacking": short})
     show_forecast(expected)
@@ -226,6 +227,8 @@ def show_forecast(forecast: Forecast) -> None:
         ("tokens, of them learnt", f"{forecast.tokens:,}, {forecast.learnt_tokens:,}"),
         ("optimizer steps", f"{forecast.steps:,}"),
         ("memory, about", size(forecast.memory_bytes)),
+        ("weights read, about", size(forecast.read_bytes)),
+        ("weights written", size(forecast.written_bytes)),
         (
             "disk for what is computed once",
             f"{size(forecast.cache_bytes)}, {size(forecast.missing_bytes)} to write",

@@ -219,6 +219,11 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "--warmup-ratio": ("--warmup-steps",),
 }
 
+# What others ask of a verb that it does not do, by an option that such a verb has, and what to do.
+REFUSED: Mapping[str, tuple[str, str]] = {
+    "--fp16": ("--lr", "leave it out: what trains computes in bf16 where the device has it, and else in float32"),
+}
+
 # The order of options in --help, of every verb; what is not here comes last.
 ORDER = (
     *("output", "source", "against", "drop", "params", "memory", "keep", "layers", "plan", "metric", "window", "block"),
@@ -245,8 +250,10 @@ def check_near(words: list[str], known: set[str]) -> None:
         name = word.partition("=")[0]
         if not name.startswith("--") or name in known or name in ("--", "--help"):
             continue
-        if meant := [ours for ours in MEANT.get(name.replace("_", "-"), ()) if ours in known]:
-            fix = f"write {' or '.join(meant)}"
+        meant = [ours for ours in MEANT.get(name.replace("_", "-"), ()) if ours in known]
+        having, fix = REFUSED.get(name, ("", ""))
+        if meant or having in known:
+            fix = f"write {' or '.join(meant)}" if meant else fix
             raise InputError(name, expected="an option of this verb", found="none of that name", fix=fix)
         near = difflib.get_close_matches(name, [*known, *theirs], 1, 0.8)
         if near and near[0] in theirs:

@@ -58,7 +58,7 @@ def repair_verb(
         chosen = cut_of(session.alone.open(directory, progress), origin)
         if dry_run:
             needs = needing(origin, session.compute).prune(Choice(), chosen, text, asked.repair_samples)
-            return show_needs("repair", needs, session.report, output=asked.output)
+            return show_needs("repair", needs, session.report, output=asked.output, device=session.compute.device)
         check_fits(asked.output, origin, chosen, copies=2)
         windows = text.of_all(asked.repair_samples)
         with scratch_beside(asked.output) as scratch:

@@ -79,7 +79,9 @@ def _check_one_result(*asked: bool) -> None:
 def _would_write(said: Reporting, study: Report, page: Path | None, csv: Path | None) -> None:
     """What a run would write; it has been found that it can."""
     if said.json:
-        return console.show_json(_summary(study, page, csv))
+        found = _summary(study, page, csv)
+        places = [found.pop("output"), found.pop("csv")]
+        return console.show_json({"would_write": [place for place in places if place]} | found)
     trials = Counter(trial.state for trial in study.findings.runs.trials)["done"]
     files = [str(path) for path in (page, csv) if path] or ["nothing but stdout"]
     console.show(f"{' and '.join(files)}: {len(study.tables)} tables of {trials} finished trials")

@@ -53,12 +53,12 @@ def _foresee(model: str, output: Path, options: ShrinkOptions, session: Session)
 
     with session.report.bars():
         foreseen = foresee_shrink(model, output, options, compute=session.compute)
-    report_foreseen(foreseen, output, session.report)
+    report_foreseen(foreseen, output, session.report, device=session.compute.device)
 
 
-def report_foreseen(foreseen: Foreseen, output: Path, report: Reporting) -> None:
+def report_foreseen(foreseen: Foreseen, output: Path, report: Reporting, *, device: str = "auto") -> None:
     """What was foreseen, what does not fit, and what comes next."""
-    short = lacking(foreseen.memory_bytes or 0, foreseen.disk_bytes, output)
+    short = lacking(foreseen.memory_bytes or 0, foreseen.disk_bytes, output, device=device)
     if report.json:
         return console.show_json(foreseen.to_dict() | {"lacking": short})
     show_foreseen(foreseen)
@@ -76,6 +76,7 @@ def show_foreseen(foreseen: Foreseen) -> None:
         ("all", f"{duration(foreseen.all_seconds)}, of {duration(60 * foreseen.minutes)}"),
         ("memory of a step", "unknown" if foreseen.memory_bytes is None else size(foreseen.memory_bytes)),
         ("disk, until the end", size(foreseen.disk_bytes)),
+        ("weights read", "unknown" if foreseen.read_bytes is None else size(foreseen.read_bytes)),
     ]
     console.show_table("dry run: nothing is computed or written", ("", "about"), rows)
     if foreseen.trials > 1:

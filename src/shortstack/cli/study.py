@@ -78,11 +78,15 @@ def show_estimate(title: str, estimate: Estimate) -> None:
     rows.append(("all", f"{asked:,}", f"{steps:,}", duration(estimate.total_seconds)))
     heading = ("step", "of all trials", "shared, at most", "one worker, about")
     console.show_table(f"{title}: {estimate.trials:,} trials; nothing is run", heading, rows)
-    most, least, memory, cache = (
+    most, least, memory, cache, read = (
         "unknown" if nbytes is None else size(nbytes)
-        for nbytes in (estimate.disk_bytes, estimate.least_disk_bytes, estimate.memory_bytes, estimate.cache_bytes)
+        for nbytes in (
+            *(estimate.disk_bytes, estimate.least_disk_bytes),
+            *(estimate.memory_bytes, estimate.cache_bytes, estimate.read_bytes),
+        )
     )
     console.show(f"Weights take at most {most} of disk if all are kept, and {least} at a time with --keep none.")
+    console.show(f"Weights read, by all steps, about: {read}.")
     console.show(f"Cache, about: {cache}; `shortstack cache` shows and clears it.")
     console.show(f"Memory of the largest step, about: {memory}.")
     for reason in estimate.unknown:

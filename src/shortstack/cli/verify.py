@@ -51,7 +51,7 @@ def verify(
         origin = session.source.open(against, progress) if against else None
         if dry_run:
             needs = needing(checkpoint, replace(session.compute, device=device)).verify(origin)
-            return show_needs("verify", needs, session.report)
+            return show_needs("verify", needs, session.report, device=device)
         result = verify_checkpoint(
             checkpoint, against=origin, device=device, stream=session.compute.stream, progress=progress
         )

@@ -29,6 +29,7 @@ from shortstack.evaluation.tasks import answer_task
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.formats import number, size
+from shortstack.machine.numbers import part_of
 from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
@@ -287,13 +288,16 @@ def _named(files: Sequence[Path]) -> dict[str, Path]:
     return {path.stem if stems[path.stem] == 1 else str(path): path for path in files}
 
 
-def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> Judge:
-    """What judges accuracy on files of multiple choice, each line as in questions.LAYOUT, the first `limit` of each.
+def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: float | None = None) -> Judge:
+    """What judges accuracy on files of multiple choice, each line as in questions.LAYOUT.
+
+    limit: only the first so many of each, or as a float such a share of them.
 
     Raises:
         DataError: a file cannot be read.
     """
-    each = {name: tokenize_questions(read_questions(path)[:limit], tokenizer) for name, path in _named(files).items()}
+    known = {name: read_questions(path) for name, path in _named(files).items()}
+    each = {name: tokenize_questions(some[: part_of(limit, len(some))], tokenizer) for name, some in known.items()}
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:
         results = {name: answers(decoder, questions, [UNPRUNED])[UNPRUNED] for name, questions in each.items()}

@@ -162,6 +162,13 @@ class Tokens:
         counted = None if self.counted is None else self.counted[chosen]
         return replace(self, ids=self.ids[chosen], kinds=kinds if self.kinds else (), counted=counted)
 
+    def drawn(self, amount: int) -> Tokens:
+        """So many of the windows, drawn by the seed, in their order."""
+        import torch
+
+        chosen = sorted(random.Random(self.seed).sample(range(len(self.ids)), amount))
+        return self.rows(torch.isin(torch.arange(len(self.ids)), torch.tensor(chosen)))
+
     @property
     def sha256(self) -> str:
         """Digest of the ids, as little-endian int32."""

@@ -16,7 +16,7 @@ from shortstack.data.tokens import endless
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation.backends import BACKENDS, OWN, VLLM, load_harness, load_vllm
 from shortstack.evaluation.suites import SUITES, TASKS, named
-from shortstack.machine.numbers import is_share
+from shortstack.machine.numbers import is_share, part_of
 from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
@@ -31,14 +31,17 @@ class EvaluationText:
     """Text that perplexity is measured on.
 
     perplexity: sources, as a sequence or with commas; empty, or `none`, for no text. Of `pydoc` only the held-out part is
-    read. samples: windows drawn by seed; None takes all. length: tokens of a window.
+    read. samples: windows drawn by seed, or as a float their share of all there are; None takes all. length: tokens of a
+    window.
     """
 
     perplexity: Sequence[str] | str = option(
         "pydoc", help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read. none: no text."
     )
     length: int = option(512, help="Tokens per window.", minimum=2)
-    samples: int | None = option(None, help="Windows, drawn by seed. Default: all.", minimum=1, counted=True)
+    samples: int | float | None = option(
+        None, help="Windows, drawn by seed, or 10%. Default: all.", minimum=1, counted=True, shares=True
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -56,7 +59,8 @@ class EvaluationText:
                 found=f"{SELF}, which each model writes itself",
                 fix="name another",
             )
-        if self.samples is None and (made := next((each for each in self.sources if each in IN_CONTEXT), None)):
+        made = next((each for each in self.sources if each in IN_CONTEXT), None)
+        if made and (self.samples is None or is_share(self.samples)):
             raise endless(parameter("perplexity", made), made)
 
     @classmethod
@@ -84,8 +88,12 @@ class EvaluationText:
         Raises:
             DataError: a text cannot be read or is shorter than one window.
         """
-        how: dict[str, Any] = {"samples": self.samples, "length": self.length, "seed": seed, "at_least": at_least}
-        return {source: Tokens.read(source, tokenizer, **how, held_out=True) for source in self.sources}
+        how: dict[str, Any] = {"length": self.length, "seed": seed, "at_least": at_least, "held_out": True}
+        if is_share(self.samples):
+            every = {source: Tokens.read(source, tokenizer, samples=None, **how) for source in self.sources}
+            return {source: text.drawn(part_of(self.samples, len(text.ids))) for source, text in every.items()}
+        how["samples"] = self.samples
+        return {source: Tokens.read(source, tokenizer, **how) for source in self.sources}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.writer import COPY_BYTES_PER_S
 from shortstack.data import Example
 from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import STREAM_BYTES
 from shortstack.decoder.layer_io import State
+from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import LOGIT_BYTES
+from shortstack.healing.frozen import Frozen
 from shortstack.healing.healer import HealingRun
 from shortstack.healing.learner import Learner, counted
 from shortstack.healing.task import HealingTask
@@ -34,7 +37,8 @@ WRITTEN_TOGETHER = 8  # texts whose next token is timed
 class Forecast:
     """An estimate of what training takes.
 
-    memory_bytes: an upper bound. cache_bytes: disk for what is computed once; missing_bytes: the part of it to write.
+    memory_bytes: an upper bound. read_bytes: of weights, in all passes over them; written_bytes: of the result's weights.
+    cache_bytes: disk for what is computed once; missing_bytes: the part of it to write.
     turns: how many layers go before each turn; all else is then of one turn on the uncut model, an upper bound.
     """
 
@@ -46,6 +50,8 @@ class Forecast:
     learnt_tokens: int
     steps: int
     memory_bytes: int
+    read_bytes: int
+    written_bytes: int
     cache_bytes: int
     missing_bytes: int
     seconds: float
@@ -55,8 +61,8 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(checkpoint: Checkpoint, task: HealingTask) -> Forecast:
-    """Read the data and time one layer; nothing is trained or written.
+def forecast(checkpoint: Checkpoint, task: HealingTask, *, cache: bool = True) -> Forecast:
+    """Read the data and time one layer; nothing is trained or written. cache: as for heal().
 
     Raises:
         as heal(), of what can be known before training.
@@ -65,7 +71,7 @@ def forecast(checkpoint: Checkpoint, task: HealingTask) -> Forecast:
     run.check()
     examples = run.examples()
     held_out = task.training_data.held_out_of(len(examples))
-    frozen = run.freezer.planned(examples, run.first)
+    frozen = run.freezer.planned(examples, run.first) if cache else None
     learner = run.learner(run.decoder())
     training = examples[held_out:]
     return Forecast(
@@ -76,10 +82,12 @@ def forecast(checkpoint: Checkpoint, task: HealingTask) -> Forecast:
         sum(len(example.ids) for example in training),
         sum(sum(counted(example)) for example in training),
         task.schedule.steps(len(training)),
-        _memory(run, learner),
-        frozen.size,
-        frozen.missing_size,
-        _seconds(run, learner.decoder, training, walked=frozen.missing_size > 0),
+        _memory(run, learner) + (0 if cache else _frozen_memory(run)),
+        _read(run, frozen),
+        checkpoint.weight_bytes + task.method.added_bytes(checkpoint),
+        frozen.size if frozen else 0,
+        frozen.missing_size if frozen else 0,
+        _seconds(run, learner.decoder, training, frozen),
     )
 
 
@@ -94,16 +102,48 @@ def _memory(run: HealingRun, learner: Learner) -> int:
     return int(resident - trained + trained // 4 * STATE_BYTES + activations + 2 * LOGIT_BYTES[run.device == "cpu"])
 
 
-def _seconds(run: HealingRun, decoder: Decoder, training: Sequence[Example], *, walked: bool) -> float:
-    """Time of the frozen walk, if there is one, of all epochs, and until the weights are on disk."""
+def _frozen_memory(run: HealingRun) -> int:
+    """Bytes of the weights that are held to compute anew, for every batch, what is frozen and what a teacher says."""
+    teacher = run.freezer.teacher
+    frozen = sum(run.checkpoint.sizes.layer_parameters[: run.first])
+    return (frozen + (teacher.parameters if teacher else 0)) * run.dtype.itemsize
+
+
+def _read(run: HealingRun, frozen: Frozen | None) -> int:
+    """Bytes of weights: for digests, of the walks that are to do, of what training holds, and of what is copied."""
+    checkpoint, sizes, teacher = run.checkpoint, run.checkpoint.sizes, run.freezer.teacher
+    known = checkpoint.weight_bytes + (run.task.unpruned.weight_bytes if run.task.unpruned else 0)
+    if frozen is None:
+        return known + 2 * checkpoint.weight_bytes + (teacher.weight_bytes if teacher else 0)
+    missing = {name for name, file in frozen.files.items() if not file.kept}
+    walked = _walked(run, checkpoint, frozen, run.first) if "states" in missing else 0
+    if teacher and missing - {"states"}:
+        walked += _walked(run, teacher, frozen, teacher.anatomy.layers)
+    held = sizes.other_bytes + sum(sizes.layer_bytes[run.first :])
+    return known + walked + held + checkpoint.weight_bytes
+
+
+def _walked(run: HealingRun, model: Checkpoint, frozen: Frozen, layers: int) -> int:
+    """Bytes that a walk through the first layers of a model reads: all of it once, or layer by layer in each turn."""
+    if not must_stream(model, run.dtype, run.device):
+        return model.weight_bytes
+    hidden = sum(frozen.lengths) * model.width * run.dtype.itemsize
+    return model.sizes.other_bytes + max(1, -(-hidden // STREAM_BYTES)) * sum(model.sizes.layer_bytes[:layers])
+
+
+def _seconds(run: HealingRun, decoder: Decoder, training: Sequence[Example], frozen: Frozen | None) -> float:
+    """Time of the frozen walk, if there is one, of all epochs, and until the weights are on disk.
+
+    frozen: what is computed once; None: all of it is computed in every epoch.
+    """
     layer, head = layer_seconds(decoder), head_seconds(decoder)
     tokens, learnt = sum(len(each.ids) for each in training), sum(sum(counted(each)) for each in training)
     teacher = run.freezer.teacher
     walk = tokens * layer * (run.first + (teacher.anatomy.layers if teacher else 0))
     epoch = TRAINING_PASSES * (tokens * layer * (len(decoder.layers) - run.first) + learnt * head)
-    return (
-        walk * walked + epoch * run.task.schedule.passes(len(training)) + run.checkpoint.weight_bytes / COPY_BYTES_PER_S
-    )
+    epochs = run.task.schedule.passes(len(training))
+    walks = epochs if frozen is None else float(frozen.missing_size > 0)
+    return walk * walks + epoch * epochs + run.checkpoint.weight_bytes / COPY_BYTES_PER_S
 
 
 @torch.no_grad()

@@ -31,12 +31,22 @@ def factors(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     [{'model': 'demo', 'drop': '25%', 'metric': 'bi', 'calibration': 'none', 'strategy': 'one-shot',
       'repair': 'no repair', 'heal': 'last3', 'data': 'pydoc'}]
     """
-    texts: dict[str, str] = {}
-    _with_texts(all_settings, lambda text: texts.setdefault(text, text))
-    all_settings = _with_texts(all_settings, short_paths(texts).__getitem__)
+    all_settings = shortened(all_settings)
     healings = healing_names([heal for each in all_settings if isinstance(heal := each.get("heal"), Mapping)])
     repairs = {json.dumps(each["repair"], sort_keys=True) for each in all_settings if each.get("repair")}
     return [_factors(settings, healings, one_repair=len(repairs) == 1) for settings in all_settings]
+
+
+def shortened(all_settings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The settings of all trials with paths in short.
+
+    >>> shortened([{"data": "$DATA/c4.jsonl", "drop": 8}])
+    [{'data': 'c4.jsonl', 'drop': 8}]
+    """
+    texts: dict[str, str] = {}
+    _with_texts(all_settings, lambda text: texts.setdefault(text, text))
+    found: list[Mapping[str, Any]] = _with_texts(all_settings, short_paths(texts).__getitem__)
+    return found
 
 
 def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_repair: bool) -> dict[str, str]:

@@ -21,7 +21,7 @@ from shortstack.report.figure import Figure
 from shortstack.report.figures import figures
 from shortstack.report.findings import Findings
 from shortstack.report.format import counted, listed, shown
-from shortstack.report.labels import brief, words
+from shortstack.report.labels import brief, shortened, words
 from shortstack.report.summary import key_figures, lead, opening, usual_settings
 from shortstack.report.table import Table
 from shortstack.runs.records import StepRecord, TrialRecord
@@ -101,6 +101,13 @@ class Page:
         sections += [Section(each.key, each.title, each.finding, drawn.pop(each.key, []), each) for each in self.tables]
         sections += [Section(key, WITHOUT_TABLE[key], "", rest, None) for key, rest in drawn.items()]
         return [section for section in sections if section.figures or section.table]
+
+    @cached_property
+    def settings(self) -> dict[int, Mapping[str, Any]]:
+        """What each trial was asked for, by its number, with paths in short; its steps' commands have them whole."""
+        trials = self.runs.trials
+        short = shortened([trial.settings for trial in trials])
+        return {trial.number: settings for trial, settings in zip(trials, short, strict=True)}
 
     @cached_property
     def environments(self) -> list[str]:

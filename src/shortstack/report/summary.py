@@ -144,15 +144,15 @@ def _all_worse(findings: Findings, by_amount: Mapping[int, Sequence[bool]]) -> s
 
 def _what_matters(findings: Findings) -> str:
     """How often the levels of each choice are told apart, in groups that differ in nothing else."""
-    told = []
+    told = list[str]()
     for factor, words in CHOICES.items():
         groups = [[score for _, score in findings.ranked(group.results)] for group in matched_groups(findings, factor)]
         apart = [known for scores in groups if (known := _any_apart(scores)) is not None]
         if apart:
-            told.append(f"{words} {sum(apart)} of {len(apart)}")
+            told.append(f"by {words} in {sum(apart)} of {len(apart)}{'' if told else ' groups'}")
     if not told:
         return ""
-    return f"Where settings differ in one choice alone, some are told apart from each other: {', '.join(told)}."
+    return f"Where settings differ in one choice alone, they are told apart {', '.join(told)}."
 
 
 def _any_apart(scores: Sequence[Measure]) -> bool | None:

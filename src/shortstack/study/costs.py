@@ -26,7 +26,7 @@ class Estimate:
 
     asked: steps of all trials, by kind; steps: at most so many are run, since trials share them.
     seconds: by kind, of one worker. start_seconds: until a worker is there. disk_bytes: weights at most, all kept;
-    least_disk_bytes: none kept. cache_bytes: of what healing keeps to use it again.
+    least_disk_bytes: none kept. cache_bytes: of what healing keeps to use it again. read_bytes: of weights, by all steps.
     unknown: what no number could be found for, and why; numbers that depend on it are None.
     """
 
@@ -39,6 +39,7 @@ class Estimate:
     least_disk_bytes: int | None
     memory_bytes: int | None
     cache_bytes: int | None
+    read_bytes: int | None
     unknown: tuple[str, ...] = ()
 
     @property
@@ -68,7 +69,7 @@ def estimate(study: Study, known: Mapping[str, ModelSize] | None = None, texts: 
     written = []
     for step, trial in steps.values():
         size = sizes[trial.model]
-        cost = step.cost(trial, size, texts) if size else Cost(disk=None, cache=None)
+        cost = step.cost(trial, size, texts) if size else Cost(disk=None, cache=None, read=None)
         costs[step.kind].append(cost)
         written += [cost.disk] if step.writes_weights else []
     memory = [cost.memory for each in costs.values() for cost in each]
@@ -82,6 +83,7 @@ def estimate(study: Study, known: Mapping[str, ModelSize] | None = None, texts: 
         least_disk_bytes=None if None in written else sum(sorted(filter(None, written))[-2:]),
         memory_bytes=None if None in memory else max(filter(None, memory), default=0),
         cache_bytes=added(cost.cache for each in costs.values() for cost in each),
+        read_bytes=added(cost.read for each in costs.values() for cost in each),
         unknown=tuple(unknown),
     )
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 # widest matrix in each layer. The blocks of repaired-blocks took 14, 29 and 53 s beside fits; by _blocks_cost 16, 45, 63.
 REPAIR_WALKS = 3.3
 FITTED = 0.7  # of the layers
+HEALING_READS = 3  # of what heals: for its digest, by the walk and the training, and as it is copied
+TEACHER_READS = 2  # of a teacher: for its digest, and by the walk
 REPAIRED_STREAMS = 3  # the whole model's, the shortened one's, and that as it was
 
 
@@ -262,7 +264,7 @@ class PruneStep(Step):
         fits = FITTED * model.layers * model.fitted(tokens)
         held = model.hidden(tokens, REPAIRED_STREAMS) + model.fit_bytes(tokens)
         walk = model.walk(fits + tokens * model.passed(REPAIR_WALKS * model.layers), model.layers, held=held)
-        return Cost(added((writing, walk.seconds)), size, walk.memory, read=walk.read + size)
+        return Cost(added((writing, walk.seconds)), size, walk.memory, read=added((walk.read, size)))
 
 
 class _HealingStep(Step):
@@ -299,7 +301,9 @@ class _HealingStep(Step):
         seconds = text and text.seconds + text.tokens * each + model.opened(kept) + model.written(kept)
         frozen = model.width * model.dtype_bytes if running < kept else 0
         taught = 8 * task.objective.top_k if task.objective.teaches else 0  # a token's number and its log probability
-        return Cost(seconds, model.bytes_of(kept), int(memory), text and int(text.tokens * (frozen + taught)))
+        size, whole = model.bytes_of(kept), model.bytes_of(model.layers)
+        read = HEALING_READS * size + (TEACHER_READS * whole if task.objective.teaches else 0)
+        return Cost(seconds, size, int(memory), text and int(text.tokens * (frozen + taught)), read)
 
 
 class HealStep(_HealingStep):
@@ -363,7 +367,8 @@ class TurnsStep(_HealingStep):
         kept = [model.layers - min(before + step, gone) for before in range(0, gone, step)]
         turns = [self.heal_cost(layers, model, texts) for layers in kept]
         seconds = added([*(turn.seconds for turn in turns), *(model.written(layers) for layers in kept)])
-        return Cost(seconds, turns[-1].disk, turns[0].memory, added(turn.cache for turn in turns))
+        cache, read = (added(getattr(turn, name) for turn in turns) for name in ("cache", "read"))
+        return Cost(seconds, turns[-1].disk, turns[0].memory, cache, read)
 
 
 def _windows(job: Job, checkpoint: Checkpoint, arguments: Mapping[str, Any], progress: Progress) -> Tokens:

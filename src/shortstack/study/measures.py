@@ -37,7 +37,9 @@ class EvaluateOptions(Part):
 
     perplexity: tuple[str, ...] = ("pydoc",)
     length: int = Field(default=512, ge=2, description=HELP["length"])
-    samples: int | None = Field(default=None, ge=1, description=HELP["samples"])
+    samples: Annotated[int | float | None, *amount(OPTIONS["samples"])] = Field(
+        default=None, description=HELP["samples"]
+    )
     seed: int = Field(default=0, ge=0, description=HELP["seed"])
     tasks: tuple[str, ...] = ()
     limit: Annotated[int | float | None, *amount(OPTIONS["limit"])] = Field(default=None, description=HELP["limit"])

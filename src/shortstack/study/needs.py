@@ -271,7 +271,7 @@ class Needing:
         return Needs(
             added([self.begun.seconds, *(cost.seconds for cost in costs)]),
             self.libraries + memory if memory else self.begun.memory,
-            sum(cost.read for cost in costs),
+            sum(cost.read or 0 for cost in costs),
             sum(cost.disk or 0 for cost in costs),
             streamed,
             tuple(self.texts.unknown),

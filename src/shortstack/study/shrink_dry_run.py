@@ -26,7 +26,8 @@ class Foreseen:
     """What a shrink would take.
 
     seconds: of the steps of each kind, of all trials; all_seconds: of everything; minutes: what was given. memory_bytes: of
-    one step at most, libraries included; disk_bytes: of weights until the end. left_out: what there would be no time for.
+    one step at most, libraries included; disk_bytes: of weights until the end; read_bytes: of weights, by all steps.
+    left_out: what there would be no time for.
     """
 
     seconds: Mapping[str, float]
@@ -35,6 +36,7 @@ class Foreseen:
     minutes: float
     memory_bytes: int | None
     disk_bytes: int
+    read_bytes: int | None
     left_out: Sequence[str]
     trials: int
 
@@ -70,6 +72,7 @@ def foresee_each(model: str, outs: Mapping[str, Path], options: ShrinkOptions, *
         options.minutes,
         None if estimate.memory_bytes is None else libraries + estimate.memory_bytes,
         CHECKPOINTS * open_model(str(expanded(model))).weight_bytes * trials * len(outs),
+        None if estimate.read_bytes is None else trials * estimate.read_bytes,
         reckoned.amounts.left_out(wanted),
         trials,
     )

@@ -35,6 +35,7 @@ from shortstack.evaluation.tasks import amounts
 from shortstack.healing.dataset import held_out_count
 from shortstack.healing.forecast import WRITTEN_TOGETHER, head_seconds, layer_seconds, writing_seconds
 from shortstack.machine.device import pick_device
+from shortstack.machine.numbers import is_share, part_of
 from shortstack.repairing.fit import fit_seconds
 from shortstack.study.references import expanded, text_digest
 from shortstack.study.step_cost import Cost
@@ -213,7 +214,8 @@ class TextSizes:
             tokenizer = model.checkpoint.tokenizer()
             return sum(read(each.source, tokenizer).ids.numel() for each in parse_sources(expanded(source)))
 
-        return self._once((source, length, model.checkpoint.source), source, count)
+        found = self._once((source, length, model.checkpoint.source), source, count)
+        return found._replace(tokens=part_of(samples, found.tokens)) if found and is_share(samples) else found
 
     def training(self, arguments: Mapping[str, Any], model: ModelSize) -> TextSize | None:
         """What healing sees in an epoch; at most that, where the model writes a part of it."""

@@ -21,7 +21,7 @@ class Cost:
     disk: int | None = 0
     memory: int | None = None
     cache: int | None = 0
-    read: int = 0
+    read: int | None = 0
 
 
 class Costed(Protocol):
