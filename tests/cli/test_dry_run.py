@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import architectures
 import psutil
 import pytest
 
@@ -371,3 +372,13 @@ def test_what_is_refused_is_refused_in_a_dry_run_too(name, place, capfd, monkeyp
         main()
     assert ended.value.code == 2
     assert found in capfd.readouterr().err
+
+
+def test_a_cut_that_is_not_exact_is_refused_in_a_dry_run_too(place, capfd, monkeypatch):
+    architectures.make("diffllama", place / "d")
+    for more in ((), ("--repair", *REPAIRED)):
+        monkeypatch.setattr(sys, "argv", ["shortstack", "prune", "d", "--layers", "2", *more, "-o", "out", "--dry-run"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code
+        assert "nearest exact cut: --layers 7" in capfd.readouterr().err

@@ -5,6 +5,7 @@ The same estimates as a study's, of the step that does the same; nothing is comp
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.evaluator import check_room_to_write, looks_for_collapse
 from shortstack.machine.device import Compute, pick_device
 from shortstack.planning import Choice, Plan
+from shortstack.planning.exactness import pruned_config
 from shortstack.profiling import Timing
 from shortstack.profiling.profiler import too_large
 from shortstack.profiling.speed import Load
@@ -147,16 +149,25 @@ class Needing:
         return self._of(model.walk(seconds, layers, hidden=hidden))
 
     def prune(self, choice: Choice, plan: Plan | None, text: CalibrationText, repair_samples: int | None) -> Needs:
-        """plan: what is cut, where that is known. repair_samples: windows to repair on; None: no repair."""
+        """plan: what is cut, where that is known. repair_samples: windows to repair on; None: no repair.
+
+        Raises:
+            ArchitectureError: the cut is known, and no exact one.
+        """
         if repair_samples is not None:
             check_sources(text.text)
-        chosen = Cost(0.0, 0, 0) if plan or choice.layers is not None else self._planned(choice, text)
+        known = plan is not None or choice.layers is not None
+        chosen = Cost(0.0, 0, 0) if known else self._planned(choice, text)
         cut = plan or choice.sized(self.checkpoint.sizes).like(self.checkpoint.anatomy.layers)
+        started = time.perf_counter()
+        if known:
+            pruned_config(self.checkpoint, cut)
+        checked = time.perf_counter() - started
         windows = None if repair_samples is None else {**asdict(text), "samples": repair_samples}
         step = PruneStep({"removed": cut.removed, "repair": windows}, {}, {})
         kept = cut.sized(self.checkpoint.sizes).bytes
-        if windows is None and not chosen.memory and kept:  # bytes move while libraries are imported
-            seconds = max(self.begun.seconds, kept.after / COPY_BYTES_PER_S)
+        if windows is None and not chosen.memory and kept:  # bytes move while libraries are imported and the cut is checked
+            seconds = max(self.begun.seconds + checked, kept.after / COPY_BYTES_PER_S)
             return Needs(seconds, self.begun.memory, kept.after, kept.after, streamed=False)
         made = step.cost(self._alone(choice, len(cut.removed)), self.model, self.texts)
         return self._of(chosen, made)
