@@ -374,6 +374,29 @@ def test_what_is_refused_is_refused_in_a_dry_run_too(name, place, capfd, monkeyp
     assert found in capfd.readouterr().err
 
 
+def test_the_questions_of_a_sweep_are_counted_or_refused(place, capsys, monkeypatch):
+    choices = [" every layer", " nobody"]
+    lines = [{"context": f"walk {who} visits", "choices": choices, "answer": 0} for who in "abcde"]
+    (place / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = [*VERBS["sweep"], "--stream"]
+    alone = Needing(Checkpoint.open(place / "m"), Compute(), Begun(1.0, 0))
+    text = CalibrationText("pydoc", 2, 16)
+    plain, asked = alone.sweep(text), alone.sweep(text, place / "q.jsonl")
+    layers, pace = alone.model.layers, alone.model.pace
+    tokenizer = alone.checkpoint.tokenizer()
+    context, *ends = (len(tokenizer(each).input_ids) for each in ("walk a visits", *choices))
+    passed, scored = 5 * (context + sum(ends) - len(ends)), 5 * sum(ends)
+    assert asked.seconds - plain.seconds == pytest.approx(layers * (passed * pace.layer + scored * pace.head))
+    monkeypatch.setattr(sys, "argv", ["shortstack", *words, "--task", "missing.jsonl", "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code
+    assert "missing.jsonl" in capsys.readouterr().err
+    needs = json.loads(said(capsys, monkeypatch, *words, "--task", "piqa", "--dry-run", "--json").out)
+    assert needs["seconds"] is None
+    assert "time of piqa" in needs["unknown"][0]
+
+
 def test_a_cut_that_is_not_exact_is_refused_in_a_dry_run_too(place, capfd, monkeypatch):
     architectures.make("diffllama", place / "d")
     for more in ((), ("--repair", *REPAIRED)):

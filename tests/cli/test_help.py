@@ -121,9 +121,24 @@ def test_an_option_twice_under_one_name_and_arguments_twice_go_through():
     assert spelled(words[6:], {"--lr"}) == ["--lr", "3", "--lr", "4"]
 
 
-def test_of_fp16_healing_says_what_it_computes_in():
-    with pytest.raises(InputError, match=r"--fp16: .* leave it out: what trains computes in bf16"):
-        CliRunner().invoke(app, ["heal", "m", "-o", "out", "--fp16"], catch_exceptions=False)
+@pytest.mark.parametrize(
+    ("verb", "typed", "fix"),
+    [
+        ("heal", "--fp16", "leave it out: what trains computes in bf16"),
+        ("heal", "--dtype=float16", "leave it out: what trains computes in bf16"),
+        ("heal", "--gradient_accumulation_steps", "write --batch-size, the samples of a whole step"),
+        ("heal", "--load_in_4bit", "write --method qlora"),
+        ("score", "--model", "name the model without an option"),
+        ("evaluate", "--model_args", "name the model without an option"),
+        ("prune", "--n-layers", "write --drop"),
+    ],
+)
+def test_what_is_no_option_here_is_answered_with_what_to_do(verb, typed, fix):
+    with pytest.raises(InputError, match=f"{typed.partition('=')[0]}: .*{fix}"):
+        CliRunner().invoke(app, [verb, "m", typed, "4"], catch_exceptions=False)
+
+
+def test_fp16_is_heard_where_one_may_choose():
     with VERBS["evaluate"].make_context("evaluate", ["m", "--fp16"]) as context:
         assert context.params["dtype"] == "float16"
 
@@ -198,5 +213,5 @@ def test_shares_out_of_range_are_refused(wrong):
 @pytest.mark.parametrize("typed", ["some", "1.5", "-3", "1kk", "0%", "101%"])
 def test_what_is_no_count_is_refused(typed, tmp_path):
     words = ["heal", "demo", "-o", str(tmp_path / "out"), "--data", "pydoc", f"--max-samples={typed}"]
-    with pytest.raises(InputError, match="such as 64, 1k or 10%"):
+    with pytest.raises(InputError, match="such as 64 or 1k, or a share above 0% and up to 100%"):
         CliRunner().invoke(app, words, catch_exceptions=False)

@@ -81,6 +81,7 @@ def test_what_healing_changes_is_the_tail_and_nothing_else(tmp_path):
     }
     assert changed == expected
     assert result.trainable_parameters == sum(before[name].numel() for name in expected)
+    assert set(result.trained_layers) == {int(name.split(".")[2]) for name in expected if ".layers." in name}
     held_out = [loss for _, loss in result.history.held_out]
     assert held_out[-1] < held_out[0]
     record = json.loads((tmp_path / "healed" / "shortstack.json").read_text())

@@ -562,6 +562,22 @@ def test_what_healing_trained_is_outlined_where_it_was_the_last_layers(store: St
     assert "outlined: trained" in figure.caption
 
 
+def test_layers_that_healing_names_are_outlined_by_their_numbers_in_the_unpruned_model(
+    store: Store, tmp_path: Path
+) -> None:
+    gone = {**plan("bi", 8), "removed": [3, 4]}
+    found = healed("lora", 2.0) | {"trained_layers": [2, 3, 5]}
+    store.measured(
+        settings(heal=stores.HEALS["lora"]),
+        evaluate_base=evaluated(BASE),
+        prune=gone,
+        heal=found,
+        evaluate_healed=evaluated(CUT),
+    )
+    svg = str(drawn_of(store, tmp_path)["stack"].svg)
+    assert re.findall(r"layer (\d+): kept, trained", svg) == ["2", "5", "7"]
+
+
 def test_what_a_repair_tried_and_dropped_is_not_drawn(store: Store, tmp_path: Path) -> None:
     repair = {"loss_unpruned": 2.0, "loss_before": 4.0, "loss_after": 4.5, "kept": False, "fits": [{"layer": 2}]}
     store.measured(

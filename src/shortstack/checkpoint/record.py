@@ -64,7 +64,7 @@ def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int
     earlier = list((against.record.get("layer_map") or {str(i): i for i in range(against.anatomy.layers)}).values())
     if len(kept) != checkpoint.anatomy.layers or not set(kept) <= set(earlier):
         raise CheckpointError(
-            checkpoint.directory,
+            checkpoint.source,
             expected=f"a cut of {against.source}",
             found=f"layers {kept} of its original",
             fix="name the model it was made from",

@@ -57,11 +57,12 @@ class Sectioned(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         by_group, left_out = ctx.meta.get(ALL, False), 0
         every = by_group or not self.common
-        sections: dict[str, list[tuple[str, str]]] = {}
+        sections: dict[str, list[tuple[str, str]]] = {
+            "Arguments": [],
+            "Options": [],
+        }  # what is a verb's own comes first
         listed = self.get_params(ctx)
-        if not by_group:
-            listed = sorted(listed, key=_shown_at)
-        for parameter in listed:
+        for parameter in listed if by_group else sorted(listed, key=_shown_at):
             told = parameter.get_help_record(ctx)
             option = parameter.param_type_name == "option"
             if not told:
@@ -73,6 +74,8 @@ class Sectioned(TyperCommand):
             kind = getattr(parameter, "rich_help_panel", None) if by_group else None
             sections.setdefault(kind or ("Options" if option else "Arguments"), []).append(told)
         for heading, rows in sections.items():
+            if not rows:
+                continue
             with formatter.section(heading):
                 formatter.write_dl(rows)
         if left_out:

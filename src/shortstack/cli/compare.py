@@ -212,5 +212,5 @@ def compare(
     session.report.result(result.to_dict(), lambda: show_comparison(result), output)
     layers = show_layers(result.cut).replace(" ", "")
     which = ("--layers", layers) if layers else ("--drop", "25%")
-    session.report.next_step("prune", model, *which, "-o", "pruned", *session.source.words)
+    session.report.next_prune(model, checkpoint, *which, *session.source.words)
     return None

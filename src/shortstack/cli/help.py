@@ -214,29 +214,43 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "--sparsity": ("--drop",),
     "--prune-percent": ("--drop",),
     "--target-size": ("--params", "--memory"),
-    "--gradient-accumulation-steps": ("--micro-batch-size",),
+    "--n-layers": ("--drop",),
     "--per-device-eval-batch-size": ("--micro-batch-size",),
-    "--warmup-ratio": ("--warmup-steps",),
 }
 
 # What others ask of a verb that it does not do, by an option that such a verb has, and what to do.
+ARITHMETIC = "leave it out: what trains computes in bf16 where the device has it, and else in float32"
+POSITIONAL = "name the model without an option, as `demo` or org/model, behind the verb"
 REFUSED: Mapping[str, tuple[str, str]] = {
-    "--fp16": ("--lr", "leave it out: what trains computes in bf16 where the device has it, and else in float32"),
+    "--fp16": ("--lr", ARITHMETIC),
+    "--dtype": ("--lr", ARITHMETIC),
+    "--torch-dtype": ("--lr", ARITHMETIC),
+    "--gradient-accumulation-steps": (
+        "--lr",
+        "write --batch-size, the samples of a whole step; --micro-batch-size is how many of them pass at once",
+    ),
+    "--warmup-ratio": ("--lr", "write --warmup-steps, a number of steps"),
+    "--load-in-4bit": ("--lr", "write --method qlora"),
+    "--model": ("--verbose", POSITIONAL),
+    "--model-name-or-path": ("--verbose", POSITIONAL),
+    "--model-args": ("--verbose", POSITIONAL),
+    "--pretrained": ("--verbose", POSITIONAL),
 }
 
-# The order of options in --help, of every verb; what is not here comes last.
+OTHERS = "..."  # where an option stands that ORDER does not name
+# The order of options in --help, of every verb.
 ORDER = (
     *("output", "source", "against", "drop", "params", "memory", "keep", "layers", "plan", "metric", "window", "block"),
     *("strategy", "for", "recipe", "data", "teacher", "method", "last", "rank", "loss", "epochs", "lr", "batch-size"),
     *("max-length", "max-samples", "resume", "repair", "repair-samples", "text", "samples", "length", "perplexity"),
     *("task", "tasks", "limit", "data-dir", "probes", "healed", "prompt", "new-tokens", "draft-for", "no-speed"),
-    *("minutes", "plot", "device", "dry-run"),
+    *("minutes", "plot", "device", OTHERS, "dry-run", "json", "quiet", "verbose", "help-all", "help"),
 )
 
 
 def place(names: Iterable[str]) -> int:
     """Where an option stands in --help, by its names without dashes."""
-    return min((ORDER.index(name) for name in names if name in ORDER), default=len(ORDER))
+    return min((ORDER.index(name) for name in names if name in ORDER), default=ORDER.index(OTHERS))
 
 
 def check_near(words: list[str], known: set[str]) -> None:
@@ -251,7 +265,7 @@ def check_near(words: list[str], known: set[str]) -> None:
         if not name.startswith("--") or name in known or name in ("--", "--help"):
             continue
         meant = [ours for ours in MEANT.get(name.replace("_", "-"), ()) if ours in known]
-        having, fix = REFUSED.get(name, ("", ""))
+        having, fix = REFUSED.get(name.replace("_", "-"), ("", ""))
         if meant or having in known:
             fix = f"write {' or '.join(meant)}" if meant else fix
             raise InputError(name, expected="an option of this verb", found="none of that name", fix=fix)

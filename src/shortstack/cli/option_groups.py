@@ -207,8 +207,8 @@ def _read(value: Any, field: Field[Any]) -> Any:
     found = amount_of(value) if known.shares else count_of(value)
     if found is None and "str" not in kinds:
         where, fix = parameter(field.name, value), f"write {parameter(field.name, 64)}"
-        such = "64, 1k or 10%" if known.shares else "64 or 1k"
-        raise InputError(where, expected=f"a number, such as {such}", found=repr(value), fix=fix)
+        share = ", or a share above 0% and up to 100%" if known.shares else ""
+        raise InputError(where, expected=f"a number, such as 64 or 1k{share}", found=repr(value), fix=fix)
     if found is None:
         return value
     return within(field.name, found, known, field.default)

@@ -144,6 +144,11 @@ class Reporting:
         how = () if quantised else ("--strategy", "repaired-blocks", "--repair")
         self.next_step("prune", model, *how, "--drop", "25%", "-o", "pruned", *words)
 
+    def next_prune(self, model: object, checkpoint: Checkpoint | None, *how: object) -> None:
+        """How a chosen cut is made best: with kept layers refitted, where weights can be; checkpoint: None if not opened."""
+        quantised = checkpoint is not None and checkpoint.config.get("quantization_config")
+        self.next_step("prune", model, *how, *(() if quantised else ("--repair",)), "-o", "pruned")
+
     def next_measure(self, model: object, unpruned: object | None, *words: str) -> None:
         """How a shorter model is judged best: beside the unpruned one, and by what it writes."""
         beside = ("--against", unpruned) if unpruned else ()

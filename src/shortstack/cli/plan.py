@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from shortstack.planning import Choice, Chosen, Plan, choose
 from shortstack.planning.chooser import lowest_plan
 from shortstack.planning.plans import DRAFT, REPAIRED_BLOCKS
 from shortstack.scoring import Scores
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint import Checkpoint
 
 COMPARED = {
     "search": ("KL from the unpruned model on held-out tokens, nats", "layers chosen by", "KL"),
@@ -65,6 +68,7 @@ def plan_verb(
                 fix="leave it out: a plan from scores takes no time",
             )
         return foresee("plan", model_or_scores, session, lambda needing: needing.plan(choice, text))
+    checkpoint: Checkpoint | None = None
     if _is_scores(model_or_scores):
         chosen, model = _by_scores(
             model_or_scores, choice, (text, session.compute, session.source), session.compute.seed
@@ -93,7 +97,7 @@ def plan_verb(
     if session.report.json:
         return None
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
-    session.report.next_step("prune", model, *how, *session.source.words, "-o", "pruned")
+    session.report.next_prune(model, checkpoint, *how, *session.source.words)
     return None
 
 

@@ -83,7 +83,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
         check_picture(asked.plot)
     questions = asked.questions
     if dry_run:
-        return foresee("sweep", model, session, lambda needing: needing.sweep(text, repair=asked.repair))
+        return foresee("sweep", model, session, lambda needing: needing.sweep(text, questions, repair=asked.repair))
 
     from shortstack.data.splits import JUDGING
     from shortstack.decoder import calibration_tokens
@@ -108,7 +108,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
     session.report.result(curve.to_dict(), lambda: show_sweep(model, curve), asked.output)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)
-        session.report.next_step("prune", model, *how, "-o", "pruned", *session.source.words)
+        session.report.next_prune(model, checkpoint, *how, *session.source.words)
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
     return None

@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Healing(Tabled):
-    """The outcome of healing; the healed checkpoint is at `output`. objective: what the losses are, sft or distill."""
+    """The outcome of healing; the healed checkpoint is at `output`. objective: what the losses are, sft or distill.
+
+    trained_layers: by the numbers that they have in it.
+    """
 
     output: Path
     method: str
@@ -53,6 +56,7 @@ class Healing(Tabled):
     history: History
     seconds: float
     peak_rss_bytes: int
+    trained_layers: tuple[int, ...] = ()
 
     def table(self) -> Table:
         """A row for each loss of the course, in nats per token."""
@@ -76,6 +80,7 @@ class Healing(Tabled):
             "method": self.method,
             "objective": self.objective,
             "trainable_parameters": self.trainable_parameters,
+            "trained_layers": list(self.trained_layers),
             "loss": {
                 "first": losses[0][1] if losses else None,
                 "last": losses[-1][1] if losses else None,
@@ -144,7 +149,8 @@ def heal(
                 unfinished.remove()
     run.processes.wait_for_everyone()
     method, loss = run.task.method.name, run.task.objective.loss
-    return Healing(writer.out, method, loss, learner.trainable_parameters, history, seconds, peak_rss())
+    layers = run.task.method.trained_layers(checkpoint)
+    return Healing(writer.out, method, loss, learner.trainable_parameters, history, seconds, peak_rss(), layers)
 
 
 @dataclass(frozen=True)

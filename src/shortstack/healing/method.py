@@ -59,6 +59,14 @@ class HealingMethod:
         """
         raise NotImplementedError
 
+    def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
+        """The layers that train, in order, by the numbers that they have in this model.
+
+        Raises:
+            InputError: as first().
+        """
+        return tuple(range(checkpoint.anatomy.layers))
+
     def layer_counts(self, layers: int) -> tuple[int, int]:
         """How many layers train and how many run for it, of a model of so many whose cuts are not known yet."""
         return layers, layers

@@ -44,7 +44,11 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:  # which does not say whose arguments they are
+            raise TypeError(f"{function.__name__}() {error}") from None
+        for name, value in given.items():
             if name in wanted and not any(_is(value, kind) for kind in wanted[name]):
                 raise _wrong(name, value, wanted[name])
         return function(*args, **kwargs)

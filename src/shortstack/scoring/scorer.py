@@ -110,10 +110,10 @@ def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
     """The tokens, if there are enough for these metrics."""
     if tokens is None:
         raise InputError(
-            parameter("text"),
+            parameter("tokens"),
             expected=f"calibration text for {metrics[0].name}",
             found="none",
-            fix=f"add {parameter('text', 'pydoc')} or a file",
+            fix=f"add {parameter('tokens', 'pydoc')} or a file",
         )
     if any(metric.feed == "repair" for metric in metrics):
         check_enough(tokens, f"add {parameter('samples', 256)}")

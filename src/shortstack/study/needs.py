@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -19,10 +20,12 @@ from shortstack.checkpoint.writer import COPY_BYTES_PER_S
 from shortstack.data import CalibrationText
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import check_sources
+from shortstack.data.questions import read_questions, tokenize_questions
 from shortstack.data.sources import TEXT, check_source
 from shortstack.data.splits import HELD_OUT
+from shortstack.decoder.likelihoods import passing
 from shortstack.decoder.streaming import must_stream
-from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.evaluation import Amount, EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.evaluator import check_room_to_write, looks_for_collapse
 from shortstack.machine.device import Compute, pick_device
 from shortstack.planning import Choice, Plan
@@ -132,9 +135,33 @@ class Needing:
     def plan(self, choice: Choice, text: CalibrationText) -> Needs:
         return self._of(self._planned(choice, text))
 
-    def sweep(self, text: CalibrationText, *, repair: bool = False) -> Needs:
-        """All depths in one walk, a head behind each layer; with repair a second walk and a fit for each."""
+    def sweep(self, text: CalibrationText, questions: Path | Tasks | None = None, *, repair: bool = False) -> Needs:
+        """All depths in one walk, a head behind each layer; with repair a second walk and a fit for each.
+
+        questions: a file of them, or a standard task, which every depth answers.
+        """
         check_sources(text.text)
+        if questions is None:
+            return self._swept(text, repair=repair)
+        depths, amounts = self._swept(text, repair=repair), self._asked(questions)
+        seconds = None if amounts is None else sum(self._answered(amount) for amount in amounts)
+        return replace(depths, seconds=added([depths.seconds, seconds]), unknown=tuple(self.texts.unknown))
+
+    def _answered(self, amount: Amount) -> float:
+        """Seconds in which every depth answers."""
+        return amount.passed * self.model.passed(self.model.layers) + amount.scored * self.model.passed(
+            0, self.model.layers
+        )
+
+    def _asked(self, questions: Path | Tasks) -> Sequence[Amount] | None:
+        """How much the questions ask; None where their documents are not at hand."""
+        if isinstance(questions, Tasks):
+            named = {"tasks": questions.names, "data_dir": questions.data_dir}
+            return self.texts.tasks(named, self.model, lambda: questions)
+        read = tokenize_questions(read_questions(questions), self.checkpoint.tokenizer())
+        return [Amount(*passing([choice for question in read for choice in question.choices]))]
+
+    def _swept(self, text: CalibrationText, *, repair: bool) -> Needs:
         model, layers = self.model, self.model.layers
         windows = self.texts.windows(asdict(text), model)
         if windows is None:
@@ -166,7 +193,9 @@ class Needing:
         windows = None if repair_samples is None else {**asdict(text), "samples": repair_samples}
         step = PruneStep({"removed": cut.removed, "repair": windows}, {}, {})
         kept = cut.sized(self.checkpoint.sizes).bytes
-        if windows is None and not chosen.memory and kept:  # bytes move while libraries are imported and the cut is checked
+        if (
+            windows is None and not chosen.memory and kept
+        ):  # bytes move while libraries are imported and the cut is checked
             seconds = max(self.begun.seconds + checked, kept.after / COPY_BYTES_PER_S)
             return Needs(seconds, self.begun.memory, kept.after, kept.after, streamed=False)
         made = step.cost(self._alone(choice, len(cut.removed)), self.model, self.texts)
