@@ -58,9 +58,8 @@ class Sectioned(TyperCommand):
         by_group, left_out = ctx.meta.get(ALL, False), 0
         every = by_group or not self.common
         sections: dict[str, list[tuple[str, str]]] = {
-            "Arguments": [],
-            "Options": [],
-        }  # what is a verb's own comes first
+            name: [] for name in ("Arguments", "Options")
+        }  # a verb's own first
         listed = self.get_params(ctx)
         for parameter in listed if by_group else sorted(listed, key=_shown_at):
             told = parameter.get_help_record(ctx)

@@ -149,9 +149,8 @@ class Needing:
 
     def _answered(self, amount: Amount) -> float:
         """Seconds in which every depth answers."""
-        return amount.passed * self.model.passed(self.model.layers) + amount.scored * self.model.passed(
-            0, self.model.layers
-        )
+        layers = self.model.layers
+        return amount.passed * self.model.passed(layers) + amount.scored * self.model.passed(0, layers)
 
     def _asked(self, questions: Path | Tasks) -> Sequence[Amount] | None:
         """How much the questions ask; None where their documents are not at hand."""
@@ -193,9 +192,8 @@ class Needing:
         windows = None if repair_samples is None else {**asdict(text), "samples": repair_samples}
         step = PruneStep({"removed": cut.removed, "repair": windows}, {}, {})
         kept = cut.sized(self.checkpoint.sizes).bytes
-        if (
-            windows is None and not chosen.memory and kept
-        ):  # bytes move while libraries are imported and the cut is checked
+        if windows is None and not chosen.memory and kept:
+            # bytes move while libraries are imported and the cut is checked
             seconds = max(self.begun.seconds + checked, kept.after / COPY_BYTES_PER_S)
             return Needs(seconds, self.begun.memory, kept.after, kept.after, streamed=False)
         made = step.cost(self._alone(choice, len(cut.removed)), self.model, self.texts)
