@@ -106,16 +106,21 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
     assert found != pytest.approx(plain, rel=1e-5)
 
 
-def test_turns_and_batches_change_nothing(monkeypatch):
+@pytest.mark.parametrize("together", [1, 2, 3, 4])  # windows in a turn: each ends it at another
+@pytest.mark.parametrize("sizes", [[3, 2], [0, 2, 5], [0, 1, 4, 6]])
+def test_turns_and_batches_change_nothing(sizes, together, monkeypatch):
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
-    whole, seen = repaired_windows(decoder, Tokens.given(IDS), [3, 2]), []
+    whole, seen = repaired_windows(decoder, Tokens.given(IDS), sizes), []
     monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 48)
-    monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
+    windows = [size for size in sizes if size]
+    monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", together * len(windows))
+    monkeypatch.setattr(Decoder, "stream_bytes", lambda *_: 1)
     turned = repaired_windows(
-        decoder, Tokens.given(IDS), [3, 2], progress=lambda _stage, done, total, **_: seen.append((done, total))
+        decoder, Tokens.given(IDS), sizes, progress=lambda _stage, done, total, **_: seen.append((done, total))
     )
     assert turned == pytest.approx(whole, rel=1e-6)
-    assert seen == [(done, 7 * 8) for done in range(1, 7 * 8 + 1)], "a turn for each window"
+    layers_walked = math.ceil((9 - min(windows)) / together) * 8
+    assert seen == [(done, layers_walked) for done in range(1, layers_walked + 1)], "a turn for so many windows"
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])

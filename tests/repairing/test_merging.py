@@ -184,3 +184,27 @@ def test_of_equals_its_own_stays_and_few_are_exchanged():
 def test_a_cut_of_the_first_layers_has_no_mlp_to_merge_into():
     found = repair(Checkpoint.open(tiny("llama")), frozenset({0, 1}), TOKENS, compute=Compute(dtype="float32"))
     assert not any(fit.neurons for fit in found.fits)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kinds"),
+    [
+        ("deepseek_v3", {"first_k_dense_replace": 3}),
+        ("glm4_moe", {"first_k_dense_replace": 3}),
+        ("qwen2_moe", {"mlp_only_layers": [0, 1, 2, 5]}),
+        ("qwen3_moe", {"mlp_only_layers": [0, 1, 2, 5]}),
+        ("llama4_text", {"moe_layers": [3, 4, 6, 7]}),
+    ],
+)
+def test_layers_of_experts_offer_no_neurons_to_a_dense_one(model_type, kinds, tmp_path, monkeypatch):
+    """Layer 2 is dense, 3 and 4 are not; behind them dense layers would offer what they have."""
+    monkeypatch.setitem(architectures.VARIETY, model_type, {**architectures.VARIETY.get(model_type, {}), **kinds})
+    checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
+    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32"))
+    assert not any(fit.neurons for fit in found.fits)
+    assert [fit.weight.rpartition(".")[2] for fit in found.fits if fit.layer == BEFORE] == ["down_proj"]
+    if "first_k_dense_replace" not in kinds:
+        decoder = Decoder.load(checkpoint, dtype=torch.float32)
+        (point,) = [point for point in find_fold_points(decoder, BEFORE) if not point.place]
+        mlp = mergeable_mlp(decoder, BEFORE, point)
+        assert [layer for layer in range(3, 8) if mlp.stands_in(decoder.layers[layer])] == [5]

@@ -124,10 +124,11 @@ class _Windows:
     def measured(self, starts: Sequence[int], tick: Callable[[], None]) -> dict[Window, float]:
         """Held-out loss without each window that starts at one of these layers; ticks once for each layer."""
         entering = {0: [self.decoder.embed(some) for some in self.batches]}
+        end = max(map(self._end, starts))  # not always the last one's: larger windows than its own may not fit there
         shorter: dict[Window, Sequence[Tensor]] = {}  # [held-out batch]
         for layer in range(self.layers):
             with self.decoder.resident(layer):
-                if layer < self._end(starts[-1]):
+                if layer < end:
                     entering[layer + 1] = stepped(self.decoder, layer, entering[layer], self.batches)
                 shorter = self._advanced(layer, shorter)
             for start in starts:

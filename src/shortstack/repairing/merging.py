@@ -31,6 +31,11 @@ class MergeableMlp:
     mlp: Mlp
     norm: str
 
+    def stands_in(self, layer: nn.Module) -> bool:
+        """Whether a layer has this MLP, too; one of experts beside one of none has not."""
+        names = {name for name, _ in layer.named_parameters()}
+        return {f"{name}.weight" for name in (*self.mlp.entering, self.mlp.leaving, self.norm) if name} <= names
+
     def weights(self, layer: nn.Module) -> Weights:
         """Rows of gate and up, their biases, and columns of the last matrix, one for each neuron."""
         there = dict(layer.named_parameters())
@@ -91,11 +96,13 @@ class MergedMlp:
 
     @torch.no_grad()
     def offer(self, layer: nn.Module, number: int, token_weights: Sequence[Tensor]) -> None:
-        """Take the neurons of a removed layer that are stronger than the weakest so far.
+        """Take the neurons of a removed layer that are stronger than the weakest so far; none of one without such an MLP.
 
         A neuron is as strong as what it adds to the stream: the norm over tokens of what it gives, times that of its column.
         token_weights: of each batch, [tokens].
         """
+        if not self.found.stands_in(layer):
+            return
         if self.scores is None:
             self.scores = self._scores(self.inputs, self.weights, token_weights)
         theirs, gains = self.found.weights(layer), self.found.gains(layer)
