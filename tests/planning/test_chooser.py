@@ -1,13 +1,16 @@
 """choose(): the one place where a plan comes from."""
 
+import re
+
 import pytest
 
-from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint import Checkpoint, Sizes
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, PlanError
 from shortstack.machine.device import Compute
 from shortstack.planning import Choice, choose
-from shortstack.scoring import score
+from shortstack.planning.layer_sets import parse_goal
+from shortstack.scoring import Scores, score
 from zoo import speaking, tiny
 
 TEXT, FLOAT32 = CalibrationText("pydoc", samples=8, length=16), Compute(dtype="float32")
@@ -97,6 +100,8 @@ def test_a_cut_that_is_moved_keeps_what_was_asked_for(choice, allowed, refused, 
         ({"params": "6B", "drop": "25%"}, "expected params without drop"),
         ({"memory": "1GB", "layers": "3"}, "expected memory without layers"),
         ({"params": "0"}, "params: expected a number"),
+        ({"memory": "1GB", "strategy": "block"}, "expected memory without strategy"),
+        ({"params": "6K", "metric": "repaired-window"}, "expected one that scores single layers"),
     ],
 )
 def test_goals_that_cannot_be_are_refused(goal, said):
@@ -118,3 +123,36 @@ def test_as_few_layers_go_as_leave_the_parameters_or_bytes_that_were_asked_for()
     least, _ = sizes.of([0])
     with pytest.raises(PlanError, match=f"params: expected at least {least:,}"):
         choose(checkpoint, Choice("ppl", params="1"))
+
+
+@pytest.mark.parametrize("asked", ["1", "1T"])
+@pytest.mark.parametrize("name", ["params", "memory"])
+@pytest.mark.parametrize("kept", [{}, {"keep_first": 2, "keep_last": 1}, {"keep_last": 7}])
+@pytest.mark.parametrize("vocabulary", [96, 6000])  # of which the embedding is most of the model
+@pytest.mark.parametrize("metric", ["reverse", "random"])
+def test_the_amount_that_is_advised_is_accepted(name, asked, kept, vocabulary, metric):
+    layers = (5_000, 12_000, 5_000, 5_000, 9_000, 5_000, 5_000, 5_000)
+    sizes = Sizes(layers, tuple(2 * each for each in layers), 32 * vocabulary, 64 * vocabulary, 700, 1400)
+    asked = f"{asked}B" if name == "memory" else asked
+    with pytest.raises(PlanError, match=r"ask for (less|more)") as refused:
+        Choice(metric, **{name: asked}, **kept).sized(sizes)
+    advised = re.search(rf"{name}='?([0-9A-Z]+)", refused.value.fix)[1]
+    plan = Choice(metric, **{name: advised}, **kept).sized(sizes).plan(8)
+    assert sizes.of(plan.kept)[name == "memory"] <= parse_goal(name, advised)
+
+
+def test_what_all_layers_stay_of_cannot_be_made_smaller():
+    sizes = Sizes((5,) * 8, (10,) * 8, 100, 200)
+    with pytest.raises(PlanError, match="keep fewer"):
+        Choice("reverse", params="90", keep_first=4, keep_last=4).sized(sizes)
+
+
+def test_scores_without_perplexity_choose_by_the_metric_that_they_have():
+    scores = Scores(8, {"bi": (0.3, 0.1, 0.2, 0.5, 0.6, 0.7, 0.8, 0.9)})
+    fits = lambda kept: len(kept) <= 6  # noqa: E731
+    plan = Choice(fits=fits).plan(scores)
+    assert (plan.removed, plan.strategy) == ((1, 2), "lowest bi")
+    with pytest.raises(InputError, match="one of the scored metrics"):
+        Choice("kl", fits=fits).plan(scores)
+    with pytest.raises(InputError, match="one that scores single layers, found repaired-window"):
+        Choice(fits=fits).plan(Scores(8, {}, {2: {"repaired-window": (1.0,) * 7}}))

@@ -17,6 +17,7 @@ def test_a_plan_comes_back(removed, model):
     wanted = Plan(12, tuple(sorted(removed)), "layers")
     said = yaml.safe_load(to_mergekit(wanted, model))
     spans = [each["sources"][0]["layer_range"] for each in said["slices"]]
+    assert "dtype" not in said, "else mergekit converts what it copies"
     assert {each["sources"][0]["model"] for each in said["slices"]} == {model}
     assert [layer for start, end in spans for layer in range(start, end)] == list(wanted.kept)
 

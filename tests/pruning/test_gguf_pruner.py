@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from dataclasses import replace
 
 import gguf
 import pytest
@@ -115,6 +116,19 @@ def test_dense_layers_are_counted_again_and_prediction_heads_go(tmp_path):
     said = fields(tmp_path / "small.gguf")
     assert [said[f"deepseek.{name}"] for name in ("leading_dense_block_count", "nextn_predict_layers")] == [1, 0]
     assert {tensor.block for tensor in read_gguf(tmp_path / "small.gguf").tensors} == {None, 0, 1, 2, 3}
+
+
+def test_parts_behind_the_first_have_an_alignment_of_their_own(tmp_path):
+    """They say none, which is 32: a tensor of 8 bytes lies in 32 of them there."""
+    made = read_gguf(MAKERS["llama"](tmp_path / "made.gguf"))
+    odd = [replace(made.tensors[0], name=f"odd.{number}", shape=(2,), kind=0) for number in range(4)]
+    odd = [replace(tensor, data=replace(tensor.data, end=tensor.data.start + 8)) for tensor in odd]
+    tensors, entries = [*odd[:2], *made.tensors, *odd[2:]], {**made.entries, "general.alignment": Entry.number(8)}
+    write_gguf(tmp_path / "whole.gguf", entries, tensors, like=made)
+    first = prune_gguf(tmp_path / "whole.gguf", plan(8, "2-3"), tmp_path / "small.gguf", max_shard_size=200_000)
+    assert len([*tmp_path.glob("small-*.gguf")]) > 1
+    found = verify_gguf(first, against=tmp_path / "whole.gguf")
+    assert found.ok, found.checks
 
 
 def test_an_interval_becomes_another_where_that_is_exact(tmp_path):

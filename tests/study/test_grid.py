@@ -8,6 +8,7 @@ import pytest
 from shortstack.errors import InputError, PlanError
 from shortstack.machine.formats import amount_of
 from shortstack.planning import Choice
+from shortstack.scoring import METRICS
 from shortstack.study import read_study
 from shortstack.study.grid import parse_study, schema
 from shortstack.study.references import expanded
@@ -112,6 +113,13 @@ def test_calibration_keeps_its_own_seed_or_takes_the_trials():
     text = "models: [a]\nmetrics: [bi]\nseeds: [1, 2]\ncalibration: [{seed: 9}, {samples: 5}]\n"
     found = parse_study(text, where="s").trials
     assert [(trial.seed, trial.choosing_seed) for trial in found] == [(1, 9), (2, 9), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("metric", ["random", "random block", "random lowest", "random-authors block", "reverse block"])
+def test_what_draws_gives_every_seed_layers_of_its_own(metric):
+    found = parse_study(f"models: [a]\nmetrics: [{metric}]\ndrop: [2]\nseeds: [0, 1, 2, 3]\n", where="s").trials
+    removed = {trial.choice.plan(8, trial.calibration_arguments["seed"]).removed for trial in found}
+    assert (len(removed) > 1) == METRICS[metric.partition(" ")[0]].draws == metric.startswith("random")
 
 
 @pytest.mark.parametrize(

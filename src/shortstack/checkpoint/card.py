@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from shortstack.checkpoint.file_names import DEMO_HUB_ID
+from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
 from shortstack.errors import as_option
 from shortstack.machine.formats import number, show_layers, size
 
@@ -110,7 +110,7 @@ def base_model(record: Mapping[str, Any]) -> str | None:
     ('HuggingFaceTB/SmolLM2-135M-Instruct', None)
     """
     first = str(_steps(record)[0]["source"]["id"])
-    if first == "demo":
+    if is_demo(first):
         return DEMO_HUB_ID
     return first if HUB_ID.fullmatch(first) and not Path(first).exists() else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -29,6 +30,11 @@ DOWNLOADED = (
     *("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.vocab", "merges.*", "bpe.*", "*.jinja", "*.py"),
     *(f"{name}*" for name in LEGAL),
 )
+
+
+def is_demo(model: str) -> bool:
+    """Whether a name stands for the packaged model; a file or folder of that name comes first."""
+    return model == "demo" and not os.path.exists(model)
 
 
 def is_carried_along(path: Path, *, code: bool) -> bool:

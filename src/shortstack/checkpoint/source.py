@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from shortstack.checkpoint.file_names import DEMO_HUB_ID, DOWNLOADED
+from shortstack.checkpoint.file_names import DEMO_HUB_ID, DOWNLOADED, is_demo
 from shortstack.checkpoint.index import conversion
 from shortstack.errors import CheckpointError, InputError, one_line, parameter
 from shortstack.machine.hub import connection_error
@@ -37,7 +37,7 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
             found=f"the local {model}",
             fix=f"leave {parameter('revision')} out",
         )
-    if model == "demo":
+    if is_demo(model):
         packaged = _packaged_demo()
         return (
             dequantised(packaged, progress=progress)
@@ -69,7 +69,7 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
 
 def gguf_of(model: str) -> Path | None:
     """The .gguf file that a model's name stands for; None where it stands for something else."""
-    path = _packaged_demo() if model == "demo" and not os.path.exists(model) else Path(model)
+    path = _packaged_demo() if is_demo(model) else Path(model)
     return path if path and path.suffix == ".gguf" and os.path.isfile(path) else None
 
 

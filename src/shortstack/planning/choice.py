@@ -17,6 +17,7 @@ from shortstack.machine.options import check_options, option
 from shortstack.machine.typed import typed
 from shortstack.planning.layer_sets import (
     FINALISTS,
+    UNITS,
     Removal,
     check_choice,
     check_kept_ends,
@@ -28,9 +29,10 @@ from shortstack.planning.layer_sets import (
     staying_ends,
 )
 from shortstack.planning.plans import BLOCKS, Plan
-from shortstack.planning.strategies import STRATEGIES, Strategy
+from shortstack.planning.strategies import STRATEGIES, Strategy, layer_values
 from shortstack.scoring import METRICS, Scores
 from shortstack.scoring.metrics import Metric, metric_named
+from shortstack.scoring.orders import removal_order
 
 GOALS = ("params", "memory")  # in the order of Sizes.of()
 Fits = Callable[[Sequence[int]], bool]  # whether a model of these kept layers is small enough
@@ -131,22 +133,27 @@ class Choice:
                 found=f"no {parameter('step')}",
                 fix=f"add {parameter('step', 1)}",
             )
-        if self.fits is None and not self._check_goals() and not self._shares:
+        if self._check_goals():
+            _check_singles(self.by)
+        elif not self._shares:
             check_choice(self.drop, self.layers, block=self.block)
 
     def _check_goals(self) -> bool:
-        """Whether a number of parameters or bytes says how much goes.
+        """Whether a size of the model says how much goes.
 
         Raises:
             PlanError: it cannot be read.
             InputError: something else says it, too.
         """
+        if self.fits is not None:
+            return True
         said = [name for name in ("params", "memory", "drop", "layers") if getattr(self, name) is not None]
         for name in GOALS:
             if name not in said:
                 continue
             parse_goal(name, getattr(self, name))
-            beside = [other for other in (*said, *(("block",) if self.block else ())) if other != name]
+            blocks = ("block",) if self.block else ("strategy",) if self.strategy == "block" else ()
+            beside = [other for other in (*said, *blocks) if other != name]
             if beside:
                 raise _excluding(name, beside[0])
             return True
@@ -162,23 +169,26 @@ class Choice:
         if name is None:
             return self
         place, most = GOALS.index(name), parse_goal(name, getattr(self, name))
-        whole = sizes.of(range(len(sizes.layer_bytes)))[place]
+        layers = range(len(sizes.layer_bytes))
+        may_go = staying_ends(len(layers), 1, self.keep_first, self.keep_last)
+        stay = [layer for layer in layers if layer not in may_go]
+        smallest = [sizes.of(kept)[place] for kept in ([stay] if stay else [[layer] for layer in layers])]
+        whole, least, enough = sizes.of(layers)[place], min(smallest), max(smallest)  # enough whichever layer is left
         if whole <= most:
+            advised = _round_amount(name, enough, max(enough, whole * 3 // 4))
             raise PlanError(
                 parameter(name),
                 expected=f"less than the model's {whole:,}",
                 found=f"{most:,}",
-                fix=f"ask for less, such as {parameter(name, _rounded(whole * 3 // 4))}",
+                fix=f"ask for less, such as {parameter(name, advised)}",
             )
-        lightest = min(range(len(sizes.layer_bytes)), key=lambda layer: sizes.of([layer])[place])
-        least = sizes.of([lightest])[place]
         if least > most:
-            expected = f"at least {least:,}, which one layer leaves"
+            advised = _round_amount(name, enough, min(enough * 11 // 10, whole - 1))
             raise PlanError(
                 parameter(name),
-                expected=expected,
+                expected=f"at least {least:,}, {'of the layers that stay' if stay else 'which one layer leaves'}",
                 found=f"{most:,}",
-                fix=f"ask for more, such as {parameter(name, _rounded(least, up=True))}",
+                fix=f"ask for more, such as {parameter(name, advised)}",
             )
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
@@ -209,7 +219,17 @@ class Choice:
             metric = metric_named(self.metric or source.default_metric)
             if metric.name in source.block_metrics and metric.name not in source.scores:
                 strategy = STRATEGIES["block"]
+        if self.fits is not None:
+            return self._fitting(self.fits, source, metric, seed)
         return strategy.function(source, replace(self.removal(layers, seed), metric=metric))
+
+    def _fitting(self, fits: Fits, source: Scores | int, metric: Metric, seed: int) -> Plan:
+        """The plan of the fewest layers, lowest scores first, without which the others fit."""
+        layers = source if isinstance(source, int) else source.layers
+        _check_singles(metric)
+        ends = staying_ends(layers, 1, self.keep_first, self.keep_last)
+        order = [layer for layer in removal_order(layer_values(source, metric, seed)) if layer in ends]
+        return Plan(layers, fewest(order, layers, fits), f"lowest {metric.name}")
 
     def _named(self, count: int) -> Plan:
         named = parse_layers(self.layers or "") if isinstance(self.layers, str) else tuple(self.layers or ())
@@ -235,18 +255,34 @@ class Choice:
         return inside and window and small
 
 
-def _rounded(amount: int, *, up: bool = False) -> str:
-    """Two digits and a unit, below an amount or above it.
+def _round_amount(name: str, low: int, high: int) -> str:
+    """The roundest amount from low to high, of two digits or more, in the largest unit that leaves no fraction.
 
-    >>> _rounded(100_886_256), _rounded(3_600_000, up=True), _rounded(70)
-    ('100M', '3600K', '70')
+    >>> _round_amount("params", 9_000_000, 100_886_256), _round_amount("memory", 3_590_000, 3_949_000)
+    ('100M', '3900KB')
+    >>> _round_amount("memory", 70, 77), _round_amount("params", 1_234_000, 1_234_999)
+    ('77', '1234K')
     """
-    step = max(1, 10 ** (len(str(amount)) - 2))
-    rounded = -(-amount // step) * step if up else amount // step * step
-    for unit, size in (("M", 10**6), ("K", 10**3)):
-        if rounded >= size and rounded % size == 0:
-            return f"{rounded // size}{unit}"
-    return str(rounded)
+    steps = (10**zeros for zeros in reversed(range(max(1, len(str(high)) - 1))))
+    amount = next((rounded for step in steps if (rounded := high // step * step) >= low), high)
+    units = {size: unit for unit, size in reversed(UNITS[name].items()) if not unit.endswith("IB")}
+    size = max(size for size in units if amount % size == 0)
+    return f"{amount // size}{units[size]}"
+
+
+def _check_singles(metric: Metric) -> None:
+    """Refuse a metric of blocks where the model is to have a size: of how many layers they are nobody knows.
+
+    Raises:
+        InputError: it is one.
+    """
+    if not metric.singles:
+        raise InputError(
+            parameter("metric"),
+            expected="one that scores single layers",
+            found=metric.name,
+            fix=f"write {parameter('metric', 'ppl')}",
+        )
 
 
 def _excluding(name: str, other: str) -> InputError:

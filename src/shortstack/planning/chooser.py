@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shortstack.data import Rows
 from shortstack.data.tokens import CalibrationText, Tokens
-from shortstack.errors import InputError, PlanError, parameter
+from shortstack.errors import InputError, PlanError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
@@ -16,7 +16,6 @@ from shortstack.planning.choice import Choice
 from shortstack.planning.layer_sets import fewest, parse_drop
 from shortstack.planning.plans import Plan
 from shortstack.planning.strategies import STRATEGIES
-from shortstack.scoring.orders import removal_order
 from shortstack.scoring.scores import Scores
 
 if TYPE_CHECKING:
@@ -64,10 +63,10 @@ def choose(
     if choice.measures:
         wanted = _measured(checkpoint, choice, _tokens(checkpoint, source, compute, progress), compute, progress)
     elif choice.layers is not None or not choice.by.needs_scores:
-        wanted = lowest_plan(choice, layers, compute.seed)
+        wanted = choice.plan(layers, compute.seed)
     else:
         scores = source if isinstance(source, Scores) else _scored(checkpoint, choice, source, compute, progress)
-        wanted = lowest_plan(choice, scores, compute.seed)
+        wanted = choice.plan(scores, compute.seed)
     found = (
         None
         if choice.layers is not None
@@ -104,31 +103,6 @@ def _scored(
     tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
     window = None if choice.by.singles else parse_drop(choice.drop or 0, checkpoint.anatomy.layers)
     return score(checkpoint, tokens, metrics=[choice.name], window=window, compute=compute, progress=progress)
-
-
-def lowest_plan(choice: Choice, source: Scores | int, seed: int = 0) -> Plan:
-    """The plan by the metric: of so many layers as was said, or of the fewest without which the others fit.
-
-    source: scores, or a number of layers; choice: one that is sized().
-
-    Raises:
-        InputError: a metric that scores no single layers, where the model is to fit.
-        PlanError: no cut fits, or no such number of layers can go.
-    """
-    if choice.fits is None:
-        return choice.plan(source, seed)
-    if not choice.by.singles:
-        raise InputError(
-            parameter("metric"),
-            expected="one that scores single layers",
-            found=choice.name,
-            fix=f"write {parameter('metric', 'ppl')}",
-        )
-    layers = source if isinstance(source, int) else source.layers
-    values = choice.by.function(source, seed) if isinstance(source, int) else source.scores[choice.name]
-    ends = range(choice.keep_first, layers - choice.keep_last)
-    order = [layer for layer in removal_order(values) if layer in ends]
-    return Plan(layers, fewest(order, layers, choice.fits), f"lowest {choice.name}")
 
 
 @typed

@@ -17,8 +17,8 @@ METHOD = "passthrough"
 FIX = "write slices of one model with ascending layer_range, merged by passthrough"
 
 
-def to_mergekit(plan: Plan, model: str, *, dtype: str = "bfloat16") -> str:
-    """The YAML that makes mergekit copy the layers that a plan keeps.
+def to_mergekit(plan: Plan, model: str) -> str:
+    """The YAML that makes mergekit copy the layers that a plan keeps. It names no dtype: every tensor stays in its own.
 
     >>> print(to_mergekit(Plan(8, (3, 4), "layers"), "org/name"), end="")
     slices:
@@ -29,13 +29,12 @@ def to_mergekit(plan: Plan, model: str, *, dtype: str = "bfloat16") -> str:
       - model: org/name
         layer_range: [5, 8]
     merge_method: passthrough
-    dtype: bfloat16
     """
     slices = "".join(
         f"- sources:\n  - model: {_scalar(model)}\n    layer_range: [{start}, {end}]\n"
         for start, end in _runs(plan.kept)
     )
-    return f"slices:\n{slices}merge_method: {METHOD}\ndtype: {dtype}\n"
+    return f"slices:\n{slices}merge_method: {METHOD}\n"
 
 
 def read_mergekit(path: str | Path) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from shortstack.errors import PlanError, parameter
 from shortstack.planning.layer_sets import Removal, lowest, lowest_window
 from shortstack.planning.plans import BLOCKS, DRAFT, Plan
 from shortstack.scoring import Scores
+from shortstack.scoring.metrics import Metric
 
 if TYPE_CHECKING:
     from shortstack.data import Tokens
@@ -49,7 +50,7 @@ class Strategy:
 
 def lowest_scores(scores: Scores | int, removal: Removal) -> Plan:
     """The layers with the lowest scores go."""
-    values, allowed = _values(scores, removal), removal.allowed
+    values, allowed = layer_values(scores, removal.metric, removal.seed), removal.allowed
     count = scores if isinstance(scores, int) else scores.layers
     tail = removal.metric.name == "reverse" and allowed.stop == count
     removed = lowest(values, allowed, removal.amount)
@@ -72,19 +73,18 @@ def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
                 fix=f"write {parameter('drop', next(iter(scores.blocks)))}, or score again with "
                 f"{parameter('window', amount)}",
             )
-    values = _values(scores, removal)
+    values = layer_values(scores, removal.metric, removal.seed)
     sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]
     return Plan(len(values), lowest_window(sums, allowed, amount), f"block {name}")
 
 
-def _values(scores: Scores | int, removal: Removal) -> Sequence[float]:
+def layer_values(scores: Scores | int, metric: Metric, seed: int) -> Sequence[float]:
     """The metric's score of each layer.
 
     Raises:
         InputError: it was not scored.
         PlanError: it needs scores, and there is the number of layers alone.
     """
-    metric = removal.metric
     if isinstance(scores, Scores):
         scores.order(metric.name)  # raises for a metric that was not scored
         return scores.scores[metric.name]
@@ -95,7 +95,7 @@ def _values(scores: Scores | int, removal: Removal) -> Sequence[float]:
             found=f"{metric.name} without scores",
             fix=f"score again with {parameter('metric', metric.name)} first",
         )
-    values: Sequence[float] = metric.function(scores, removal.seed)
+    values: Sequence[float] = metric.function(scores, seed)
     return values
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.gguf_file import Entry, GgufFile, GgufTensor, read_gguf
+from shortstack.checkpoint.gguf_file import ALIGNMENT, Entry, GgufFile, GgufTensor, read_gguf
 from shortstack.checkpoint.pieces import same_bytes
 from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.progress import Progress, in_notebooks
@@ -86,7 +86,8 @@ def _same(name: str, one: Mapping[str, Entry], other: Mapping[str, Entry]) -> bo
 
 
 def _bytes(model: GgufFile, wanted: Sequence[GgufTensor], progress: Progress) -> dict[str, Any]:
-    found, alignment = {tensor.name: tensor for tensor in model.tensors}, model.alignment
+    found = {tensor.name: tensor for tensor in model.tensors}
+    padding = max(model.alignment, ALIGNMENT)  # which parts behind the first have, as they say no other
     stray = sorted({tensor.name for tensor in wanted} ^ found.keys())
     if stray:
         return {"ok": False, "detail": f"{stray[0]} is {'unexpected' if stray[0] in found else 'missing'}"}
@@ -94,7 +95,7 @@ def _bytes(model: GgufFile, wanted: Sequence[GgufTensor], progress: Progress) ->
     for tensor in wanted:
         other = found[tensor.name]
         alike = (tensor.shape, tensor.kind) == (other.shape, other.kind)
-        if not alike or not same_bytes(tensor.data, other.data, padding=alignment):
+        if not alike or not same_bytes(tensor.data, other.data, padding=padding):
             return {"ok": False, "detail": f"{tensor.name} is another than the source's"}
         done += len(tensor.data)
         progress("comparing bytes", done, total)

@@ -153,6 +153,7 @@ class Metric:
     last_scored: whether the last layer has a score; without one it is infinite, so the layer is never removed.
     last_token: whether only the last token of each text counts.
     windows: whether it can score blocks of several layers. singles: whether it scores single layers.
+    draws: whether it draws its scores, so that another seed gives others on the same text.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Metric:
     last_token: bool = False
     windows: bool = False
     singles: bool = True
+    draws: bool = False
 
     @property
     def authors(self) -> bool:
@@ -193,7 +195,7 @@ ANGLE = "arccos(cos(x_i, x_i+n)) / pi"
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("random", "layers", random_order, "position in a seeded shuffle", PAPER),
+        Metric("random", "layers", random_order, "position in a seeded shuffle", PAPER, draws=True),
         Metric("reverse", "layers", reverse_order, "N - 1 - i (the tail goes first)", PAPER),
         Metric("magnitude-l1", "weights", sum_absolute, "sum over matrices of sum |w|", PAPER),
         Metric("magnitude-l2", "weights", root_sum_squares, "sum over matrices of sqrt(sum w^2)", PAPER),
@@ -211,7 +213,7 @@ METRICS: Mapping[str, Metric] = {
                "arXiv 2411.15558, gradient flow", finish=math.sqrt),
         Metric("repaired-window", "repair", perplexity, "held-out perplexity without a block, refitted before it",
                "fit after arXiv 2505.02819", windows=True, singles=False),
-        Metric("random-authors", "layers", random_kept, "what random.sample does not keep", CODE),
+        Metric("random-authors", "layers", random_kept, "what random.sample does not keep", CODE, draws=True),
         Metric("magnitude-l1-authors", "weights", sum_absolute, "sum |w|, norms too", CODE, all_weights=True),
         Metric("magnitude-l2-authors", "weights", sum_squares, "sum w^2, norms too", CODE, all_weights=True),
         Metric("taylor-authors", "gradient", taylor, "sum |w dL/dw|, norms too", CODE, all_weights=True),

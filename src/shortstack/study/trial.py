@@ -21,7 +21,6 @@ from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layer
 from shortstack.planning.plans import BLOCKS
 
 ONE_SHOT = "one-shot"
-SEEDED = ("random", "random-authors")  # metrics that need no text, and by another seed may choose other layers
 NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
@@ -193,7 +192,7 @@ class Trial:
     def calibration_arguments(self) -> dict[str, Any]:
         """The text that the choice of layers looks at, and the seed, as arguments of a step."""
         if self.calibration is None:
-            return {"text": None, "seed": self.seed if self.metric in SEEDED else 0}
+            return {"text": None, "seed": self.seed if self.choice.by.draws else 0}
         return {**self.calibration.model_dump(), "seed": self.choosing_seed}
 
     @property
