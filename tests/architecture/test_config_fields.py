@@ -177,7 +177,7 @@ def test_layer_names_are_renumbered_wherever_they_stand(cut):
         "skip": names(range(layers)) + others,
         "of": {name: {"bits": 8} for name in names(range(layers))},
     }
-    after = rename_layers(before, "model.layers", new_index)
+    after = rename_layers(before, ["model.layers"], new_index)
     assert after == {
         "bits": 4,
         "skip": names(range(len(kept))) + others,

@@ -79,7 +79,7 @@ def test_kept_layers_are_the_bytes_of_the_source_under_new_numbers(name, tmp_pat
     removed = CUTS[name][1]
     layers = GgufDepth.of(read_gguf(whole)).layers
     cut = plan(layers, removed)
-    prune_gguf(whole, cut, tmp_path / "small.gguf")
+    prune_gguf(whole, cut.removed, tmp_path / "small.gguf")
     before, after = (
         {each.name: each for each in gguf.GGUFReader(path).tensors} for path in (whole, tmp_path / "small.gguf")
     )

@@ -53,6 +53,8 @@ def test_twice_is_once(tmp_path):
     twice, once = loaded(tiny("gemma2")), loaded(tiny("gemma2"))
     prune_layers(prune_layers(twice, plan(8, layers="1,4")), plan(6, layers="4"))
     prune_layers(once, Chosen(plan(8, layers="1,4,6"), SOME))
+    for given in ([1, 4, 6], {6, 1, 4}, (4, 1, 6), "1,4,6"):
+        assert same(prune_layers(loaded(tiny("gemma2")), given), once)
     assert same(twice, once)
 
 
@@ -61,6 +63,12 @@ def test_what_cannot_be_is_refused_and_changes_nothing():
     before = computes(model)
     with pytest.raises(PlanError, match="8 layers"):
         prune_layers(model, plan(9, layers="3"))
+    with pytest.raises(PlanError, match="expected layers from 0 to 7, found layer 8"):
+        prune_layers(model, [3, 8])
+    with pytest.raises(
+        InputError, match="plan: expected Plan or Chosen or text or list or tuple or set or range, found an int, 3"
+    ):
+        prune_layers(model, 3)
     with pytest.raises(InputError, match="causal language model of transformers, found Linear"):
         prune_layers(torch.nn.Linear(2, 2), SOME)
     with pytest.raises(InputError, match="LlamaForCausalLM, with its language model head"):

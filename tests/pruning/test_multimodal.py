@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, Gemma3Config, LlavaConfig, Qwen2_5_VLConfig
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, Gemma3Config, LlavaConfig, Qwen2_5_VLConfig
 
+from shortstack.architecture.anatomy import dissect, meta_model, shortened
+from shortstack.architecture.selfcheck import built, check_cut
 from shortstack.checkpoint import Checkpoint
+from shortstack.healing.partial import Partial
 from shortstack.planning import plan
 from shortstack.pruning import prune, prune_layers, verify
 from zoo import IDS as SPECIAL
@@ -60,6 +67,17 @@ def qwen25_vl():
     return config, {"pixel_values": torch.randn(16, 3 * 2 * 8 * 8), "image_grid_thw": grid}, 4
 
 
+def flat_qwen25_vl():
+    return qwen25_vl()
+
+
+def flattened(folder):
+    """The fields of the text beside the model's own, as the hub's config of qwen2_5_vl has them."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    (folder / "config.json").write_text(json.dumps({**text, **config}))
+
+
 def asked(seen, count):
     """Tokens with an image among them, and what is seen."""
     ids = torch.randint(3, 90, (1, 14), generator=torch.Generator().manual_seed(1))
@@ -69,7 +87,7 @@ def asked(seen, count):
     return {"input_ids": ids, **seen}
 
 
-@pytest.mark.parametrize("kind", [llava, gemma3, qwen25_vl])
+@pytest.mark.parametrize("kind", [llava, gemma3, qwen25_vl, flat_qwen25_vl])
 def test_the_language_part_is_cut_and_what_sees_is_copied(kind, tmp_path):
     torch.manual_seed(0)
     config, seen, count = kind()
@@ -80,10 +98,13 @@ def test_the_language_part_is_cut_and_what_sees_is_copied(kind, tmp_path):
             parameter.add_(torch.randn_like(parameter) * 0.1)
     whole.save_pretrained(tmp_path / "source")
     (tmp_path / "source" / "preprocessor_config.json").write_text('{"size": 16}')
+    if kind is flat_qwen25_vl:
+        flattened(tmp_path / "source")
     checkpoint = Checkpoint.open(tmp_path / "source")
     cut = SOME if kind is not gemma3 else plan(8, layers="6-7")
     pruned = prune(checkpoint, cut, tmp_path / "small")
     assert (pruned.directory / "preprocessor_config.json").read_text() == '{"size": 16}'
+    assert ("text_config" in pruned.config) == ("text_config" in checkpoint.config)
     assert verify(pruned, against=checkpoint).ok
     card = (pruned.directory / "README.md").read_text()
     assert "AutoModelForImageTextToText.from_pretrained" in card
@@ -107,3 +128,43 @@ def test_the_language_part_is_cut_and_what_sees_is_copied(kind, tmp_path):
     assert torch.allclose(found, expected, rtol=0, atol=1e-6)
     assert not torch.allclose(found, before, atol=1e-3)
     assert not torch.allclose(found, blind, atol=1e-3), "the image is seen"
+
+
+def nested(config):
+    return config
+
+
+def flat(config):
+    return {**config.pop("text_config"), **config}
+
+
+def under_another_name(config):
+    return {"language_config": config.pop("text_config"), **config}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "form"),
+    [
+        *itertools.product(["qwen2_vl", "qwen2_5_vl", "paddleocr_vl", "hunyuan_vl"], [nested, flat]),
+        ("fuyu", flat),
+        ("unlimited_ocr", under_another_name),
+    ],
+)
+def test_however_a_config_stores_the_text_it_is_written_so(model_type, form, tmp_path):
+    """The cut builds the kept layers, and an untied head is one to transformers."""
+    text = {**EIGHT, "num_key_value_heads": 4, "tie_word_embeddings": True}
+    text |= {"fuyu": {"model_type": "persimmon"}, "hunyuan_vl": {"head_dim": 8}}.get(model_type, {})
+    config = CONFIG_MAPPING[model_type](text_config=text, tie_word_embeddings=True)
+    stored = form(json.loads(config.to_json_string(use_diff=False)))
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    model = meta_model(tmp_path)
+    anatomy = dissect(model, stored, tmp_path)
+    assert (anatomy.layers, anatomy.tied) == (8, True)
+    cut = shortened(stored, model, anatomy, SOME.kept, anatomy.layers_path)
+    check_cut(cut, model, anatomy, SOME.kept, tmp_path)
+    assert cut.keys() == stored.keys()
+    checkpoint = SimpleNamespace(anatomy=anatomy, config=stored, blueprint=model)
+    untied = stored | Partial(untie_head=True).config(checkpoint)
+    after, rebuilt = built(untied, tmp_path, trust_remote_code=False)
+    assert (rebuilt.layers, rebuilt.tied) == (8, False)
+    assert after.config.get_text_config(decoder=True).hidden_size == 32

@@ -96,6 +96,34 @@ def test_the_second_file_of_gptq_follows(source, tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["hf_quant_config.json", "quant_config.json", "quantization_config.json"])
+def test_so_do_those_of_others(name, source, tmp_path):
+    """As modelopt writes them: names with stars behind, and a format for each module."""
+    excluded = ["lm_head", "model.layers.0.self_attn*", "model.layers.4*.mlp", "model.layers.1.mlp*"]
+    formats = {f"model.layers.{layer}.mlp.experts.3": {"quant_algo": "FP8"} for layer in (3, 4, 7)}
+    settings = {"producer": {"name": "modelopt"}, "quantization": {"exclude_modules": excluded}}
+    (source / name).write_text(json.dumps(settings))
+    with pytest.raises(ArchitectureError, match=rf"{name}: expected layers named one by one.*4\*\.mlp"):
+        prune(Checkpoint.open(source), SOME, tmp_path / "out")
+    excluded.remove("model.layers.4*.mlp")
+    settings["quantization"]["quantized_layers"] = formats
+    (source / name).write_text(json.dumps(settings))
+    pruned = prune(Checkpoint.open(source), SOME, tmp_path / "out")
+    assert json.loads((pruned.directory / name).read_text())["quantization"] == {
+        "exclude_modules": ["lm_head", "model.layers.0.self_attn*"],
+        "quantized_layers": {f"model.layers.{layer}.mlp.experts.3": {"quant_algo": "FP8"} for layer in (2, 4)},
+    }
+
+
+@pytest.mark.parametrize("field", ["quantization", "compression_config", "modules_to_not_convert"])
+def test_modules_are_named_in_other_fields_too(field, source, tmp_path):
+    """MLX has settings of modules in `quantization`, and others lists of them outside of all settings."""
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, field: {"model.layers.5.mlp": {"bits": 8}}}))
+    pruned = prune(Checkpoint.open(source), SOME, tmp_path / "out")
+    assert pruned.config[field] == {"model.layers.3.mlp": {"bits": 8}}
+
+
 @pytest.mark.parametrize("how", [{"load_in_4bit": True}, {"load_in_8bit": True}])
 def test_weights_of_bitsandbytes_are_cut_as_they_are_and_load(how, tmp_path):
     pytest.importorskip("bitsandbytes")

@@ -17,7 +17,7 @@ import shortstack.repairing.repairer
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
-from shortstack.errors import ArchitectureError, CheckpointError, DataError
+from shortstack.errors import ArchitectureError, CheckpointError, DataError, PlanError
 from shortstack.machine.device import Compute
 from shortstack.planning import Plan
 from shortstack.pruning import prune, verify
@@ -284,7 +284,12 @@ def test_what_is_written_has_the_loss_that_was_found(model_type, removed, stream
     unlike = model_type == "opt" or (removed == {6, 7} and model_type in ("olmo2", "mixtral"))
     assert found.kept or unlike, "tiny random models differ in whether being like the whole one pays"
     plain = prune(checkpoint, Plan(8, tuple(sorted(removed)), "chosen"), tmp_path / "plain")
-    repaired = prune(checkpoint, Plan(8, tuple(sorted(removed)), "chosen"), tmp_path / "repaired", repair=found)
+    repaired = prune(checkpoint, sorted(removed), tmp_path / "repaired", repair=found)
+    with pytest.raises(
+        PlanError, match="repair: expected a repair for a cut of layers 0, found one for a cut of layers"
+    ):
+        prune(checkpoint, [0], tmp_path / "other", repair=found)
+    assert not (tmp_path / "other").exists()
     choosing, ids = ids[~JUDGING][HELD_OUT], ids[JUDGING]
     assert found.loss_unpruned == pytest.approx(loss_of(checkpoint.directory, ids), rel=1e-5)
     assert found.loss_before == pytest.approx(loss_of(plain.directory, ids), rel=1e-5)

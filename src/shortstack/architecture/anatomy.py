@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.architecture.config_fields import Cut, cut_fields, rename_layers
+from shortstack.architecture.config_fields import QUANTISERS, Cut, cut_fields, rename_layers
 from shortstack.errors import ArchitectureError, CheckpointError, is_out_of_memory, one_line, parameter
 
 if TYPE_CHECKING:
@@ -241,8 +241,7 @@ def dissect(model: PreTrainedModel, raw: Mapping[str, Any], directory: Path) -> 
     """
     names = {id(module): name for name, module in model.named_modules()}
     text = model.config.get_text_config(decoder=True)
-    text_key = _find_text_key(model.config, raw)
-    counts = _counts(text if text_key else model.config)
+    counts = _counts(text)
     layers_path = _find_layers(model, set(counts.values()), names, directory)
     layers = len(model.get_submodule(layers_path))
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -259,15 +258,29 @@ def dissect(model: PreTrainedModel, raw: Mapping[str, Any], directory: Path) -> 
         norm=_find_norm(model, layers_path),
         head=names[id(head)],
         tied=head.weight is embedding.weight,
-        text_key=text_key,
+        text_key=_find_text_key(model.config, raw),
         count_keys=tuple(name for name, count in counts.items() if count == layers),
     )
 
 
 def _find_text_key(config: PretrainedConfig, raw: Mapping[str, Any]) -> str | None:
-    """The key under which a multimodal config nests its text stack; some models are built from that part alone."""
+    """The key under which the stored config of a multimodal model nests its text stack; None where it nests none.
+
+    Some models are built from that part alone. Others store the text's fields beside their own, as the hub's qwen2_5_vl
+    does, and transformers moves them as it reads.
+    """
+    nested = [key for key in TEXT_KEYS if isinstance(raw.get(key), dict)]
     if config.model_type != raw["model_type"]:
-        return next((key for key in TEXT_KEYS if isinstance(raw.get(key), dict)), None)
+        return nested[0] if nested else None
+    own = text_attribute(config)
+    if own is None or own in nested:
+        return own
+    flat = any(name in raw for name in COUNTS)
+    return nested[0] if nested else None if flat else own
+
+
+def text_attribute(config: PretrainedConfig) -> str | None:
+    """The attribute of a multimodal config that is the config of its text stack."""
     text = config.get_text_config(decoder=True)
     return next((key for key in TEXT_KEYS if text is not config and getattr(config, key, None) is text), None)
 
@@ -325,17 +338,19 @@ def _find_norm(model: PreTrainedModel, layers_path: str) -> str | None:
 def shortened(
     raw: Mapping[str, Any], model: PreTrainedModel, anatomy: Anatomy, kept: Sequence[int], stored_path: str
 ) -> dict[str, Any]:
-    """The stored config with only the kept layers: the count, every per-layer field, and names inside quantization_config.
+    """The stored config with only the kept layers: the count, every per-layer field, and the names that quantisers wrote.
 
     Fields that transformers derives from the depth are written out, since the depth they were derived from is gone.
     """
     config = json.loads(json.dumps(raw))
-    text = config.setdefault(anatomy.text_key, {}) if anatomy.text_key else config
+    text = config
+    if anatomy.text_key:
+        text = config[anatomy.text_key] = config.get(anatomy.text_key) or {}  # null, or left out: all its defaults
     resolved = resolved_fields(model.config.get_text_config(decoder=True))
     text.update(cut_fields(Cut(anatomy.layers, tuple(kept), resolved)))
     text.update(dict.fromkeys(anatomy.count_keys, len(kept)))
     new_index = {old: new for new, old in enumerate(kept)}
-    if "quantization_config" in config:
-        for prefix in {anatomy.layers_path, stored_path}:  # quantisers name modules by either
-            config["quantization_config"] = rename_layers(config["quantization_config"], prefix, new_index)
+    for part in {id(each): each for each in (config, text)}.values():
+        for name in filter(QUANTISERS.search, part):
+            part[name] = rename_layers(part[name], {anatomy.layers_path, stored_path}, new_index)  # named by either
     return dict(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -293,43 +293,47 @@ CONSTRAINTS: Mapping[str, Callable[[str, Any, Cut], None]] = {
 }
 
 
-def rename_layers(value: Any, prefix: str, new_index: Mapping[int, int]) -> Any:
+def rename_layers(value: Any, paths: Collection[str], new_index: Mapping[int, int]) -> Any:
     """Renumber the layer names inside a nested value, such as quantization_config's list of modules left alone.
 
-    Keys count too: some quantisers map module names to their settings.
+    paths: what stands before a layer's number, by whoever named it. Keys count too: some quantisers map module names to
+    their settings.
 
-    >>> rename_layers({"skip": ["model.layers.3.mlp", "lm_head", "model.layers.1.mlp"]}, "model.layers", {3: 1})
-    {'skip': ['model.layers.1.mlp', 'lm_head']}
+    >>> rename_layers({"skip": ["model.layers.3.mlp*", "lm_head", "model.layers.1.mlp"]}, ["model.layers"], {3: 1})
+    {'skip': ['model.layers.1.mlp*', 'lm_head']}
     """
     if isinstance(value, Mapping):
-        names = {key: _renamed(key, prefix, new_index) for key in value}
-        return {name: rename_layers(value[key], prefix, new_index) for key, name in names.items() if name is not None}
+        names = {key: _renamed(key, paths, new_index) for key in value}
+        return {name: rename_layers(value[key], paths, new_index) for key, name in names.items() if name is not None}
     if isinstance(value, list):
         renamed = (
-            _renamed(item, prefix, new_index) if isinstance(item, str) else rename_layers(item, prefix, new_index)
+            _renamed(item, paths, new_index) if isinstance(item, str) else rename_layers(item, paths, new_index)
             for item in value
         )
         return [item for item in renamed if item is not None]
     return value
 
 
+# Fields of a config that hold what a quantiser wrote.
+QUANTISERS = re.compile(r"quant|compression|modules_to_not|skip_modules|^ignore$")
 # What quantisers write for several names at once: regular expressions (compressed-tensors' re:, GPTQModel's +: and -:) and
-# globs (Quark). One with a number in it may mean a layer, and would mean another in the shorter model.
+# globs (Quark). One with a number in it may mean a layer, and would mean another in the shorter model. One that begins with
+# a layer's own name, and has no more of a pattern than stars behind it (modelopt), follows that layer.
 PATTERN = re.compile(r"^(re|[+-]):|[*?\\^$\[\](){}|+]")
+OTHER_THAN_STARS = re.compile(r"[?\\^$\[\](){}|+]")
 NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])")
 
 
-def _renamed(name: str, prefix: str, new_index: Mapping[int, int]) -> str | None:
-    if PATTERN.search(name) and NUMBER.search(name):
+def _renamed(name: str, paths: Collection[str], new_index: Mapping[int, int]) -> str | None:
+    layer = re.fullmatch(rf"({'|'.join(map(re.escape, paths))})\.(\d+)(\..*)?", name)
+    if PATTERN.search(name) and NUMBER.search(name) and (not layer or OTHER_THAN_STARS.search(name)):
         raise ArchitectureError(
             "config.json, quantization_config",
             expected="layers named one by one",
             found=f"the pattern {name!r}",
             fix="replace it by the names it stands for",
         )
-    head, _, tail = name.partition(f"{prefix}.")
-    number, _, rest = tail.partition(".")
-    if head or not number.isdigit():
+    if not layer:
         return name
-    new = new_index.get(int(number))
-    return None if new is None else f"{prefix}.{new}" + (f".{rest}" if rest else "")
+    new = new_index.get(int(layer[2]))
+    return None if new is None else f"{layer[1]}.{new}{layer[3] or ''}"

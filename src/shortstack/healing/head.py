@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from shortstack.architecture.anatomy import text_attribute
 from shortstack.errors import InputError, parameter
 from shortstack.healing.method import HealingMethod
 from shortstack.machine.options import option
@@ -81,8 +82,14 @@ class TrainedHead(HealingMethod):
         return round(checkpoint.vocabulary * checkpoint.width * checkpoint.weight_bytes / checkpoint.parameters)
 
     def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """tie_word_embeddings, in a multimodal config at both levels."""
+        """tie_word_embeddings, in a multimodal config at both levels.
+
+        Where that stores the text's fields beside its own they are nested: some types read this one at no other place.
+        """
         if not self.untie_head:
             return {}
-        key, untied = checkpoint.anatomy.text_key, {"tie_word_embeddings": False}
-        return {**untied, key: {**checkpoint.config[key], **untied}} if key else untied
+        untied, model = {"tie_word_embeddings": False}, checkpoint.blueprint.config
+        key = checkpoint.anatomy.text_key
+        text = checkpoint.config.get(key) or {} if key else model.get_text_config(decoder=True).to_dict()
+        key = key or text_attribute(model)
+        return {**untied, key: {**text, **untied}} if key else untied

@@ -26,6 +26,8 @@ PLAIN: dict[str, type | tuple[type, ...]] = {
 # What takes many forms says itself what is wrong with one.
 OPEN = {"Model", "Rows", "Source", "Sizes", "Progress", "SkippedLayers", "Any"}
 
+ALIASES = {"Cut": "Plan | Chosen | str | list | tuple | set | range"}
+
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
     """Refuse arguments that are not of a type that the function's annotations name, before it begins.
@@ -69,7 +71,7 @@ def check_type(name: str, value: Any, annotation: str) -> None:
 
 def _kinds(annotation: Any) -> list[str]:
     """The names that an annotation allows; none where it allows more than names say."""
-    kinds = [each.strip() for each in str(annotation).split("|")]
+    kinds = [each.strip() for each in ALIASES.get(str(annotation), str(annotation)).split("|")]
     simple = all(re.fullmatch(r"\w+", kind) for kind in kinds)
     return kinds if simple and not OPEN & {*kinds} and annotation is not inspect.Parameter.empty else []
 

@@ -10,7 +10,9 @@ from . import strategies as strategies
 from .choice import Choice as Choice
 from .choice import plan as plan
 from .chooser import Chosen as Chosen
+from .chooser import Cut as Cut
 from .chooser import choose as choose
+from .chooser import plan_of as plan_of
 from .chooser import select as select
 from .plans import Plan as Plan
 from .strategies import STRATEGIES as STRATEGIES

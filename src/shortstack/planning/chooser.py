@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +31,26 @@ class Chosen(NamedTuple):
     plan: Plan
     wanted: Plan
     scores: Scores | None = None
+
+
+Cut = Plan | Chosen | str | Sequence[int] | Set[int]  # what functions take for layers that go: see plan_of()
+
+
+@typed
+def plan_of(cut: Cut, layers: int) -> Plan:
+    """The plan for a model of so many layers, however it is given: made, chosen, or the numbers of the layers that go.
+
+    >>> plan_of([3, 5], 8).removed, plan_of("22-24", 32).removed
+    ((3, 5), (22, 23, 24))
+
+    Raises:
+        PlanError: the layers cannot be removed.
+    """
+    if isinstance(cut, Plan):
+        return cut
+    if isinstance(cut, Chosen):
+        return cut.plan
+    return Choice(layers=cut if isinstance(cut, str) else [*cut]).plan(layers)
 
 
 @typed

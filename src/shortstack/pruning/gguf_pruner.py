@@ -25,7 +25,8 @@ from shortstack.errors import InputError, OutputError, PlanError, parameter
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.planning import Plan
+from shortstack.machine.typed import typed
+from shortstack.planning import Cut, Plan, plan_of
 from shortstack.pruning.gguf_depth import GgufDepth
 
 SPLIT = "split."  # of a model in parts: what each says of its place among them
@@ -34,9 +35,10 @@ KEPT = f"{OURS}kept_layers"
 STALE = "general.size_label"  # says how large the source is
 
 
+@typed
 def prune_gguf(
     source: str | Path,
-    plan: Plan,
+    plan: Cut,
     output: str | Path,
     *,
     max_shard_size: str | int | None = None,
@@ -57,6 +59,7 @@ def prune_gguf(
     source, output = Path(source), Path(output)
     model = read_gguf(source)
     depth = GgufDepth.of(model)
+    plan = plan_of(plan, depth.layers)
     check_depth(plan, depth)
     check_gguf_output(model, plan, output)
     entries = {**pruned_metadata(depth, plan), **_provenance(source, plan)}

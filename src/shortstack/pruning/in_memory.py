@@ -17,31 +17,33 @@ from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.selfcheck import built, check_cut, plain_attributes
 from shortstack.errors import ArchitectureError, InputError, PlanError
 from shortstack.machine.typed import typed
-from shortstack.planning import Chosen, Plan
+from shortstack.planning import Cut, Plan, plan_of
 
 IN_MEMORY = Path("the model")  # in errors, where others have a directory
 
 
 @typed
-def prune_layers(model: nn.Module, plan: Plan | Chosen) -> nn.Module:
+def prune_layers(model: nn.Module, plan: Cut) -> nn.Module:
     """Remove plan.removed from a loaded causal language model of transformers, in place; returns the same object.
+
+    plan: also what choose() gives, or the numbers of the layers that go, [3, 5] or "3-5".
 
     Quantised layers (bitsandbytes), adapters of PEFT and accelerate's hooks stay on the layers that stay. The config, the
     numbers by which layers find their keys and values in the cache, and what else depends on depth become those of the
     shorter model: they are taken from one that the shortened config builds without weights, which is compared with the
     original first, as prune() does. Nothing is changed where that fails.
 
-    >>> prune_layers(model, plan(32, layers="20-27"))  # doctest: +SKIP
+    >>> prune_layers(model, "20-27")  # doctest: +SKIP
 
     Raises:
         InputError: it is no causal language model of transformers, or adapters name layers by their numbers.
         PlanError: the plan is for a model of another depth.
         ArchitectureError: the cut cannot be expressed exactly, or needs tensors outside the layers to be cut.
     """
-    plan = plan.plan if isinstance(plan, Chosen) else plan
     live = _bare(model)
     raw = json.loads(live.config.to_json_string(use_diff=False))
     before, anatomy = _blueprint(raw)
+    plan = plan_of(plan, anatomy.layers)
     _check(live, before, anatomy, plan)
     config = shortened(raw, before, anatomy, plan.kept, anatomy.layers_path)
     check_cut(config, before, anatomy, plan.kept, IN_MEMORY)

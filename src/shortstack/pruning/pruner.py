@@ -15,11 +15,12 @@ from shortstack.checkpoint.file_names import CONFIG, QUANTISER
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
 from shortstack.checkpoint.writer import layout
-from shortstack.errors import CheckpointError
+from shortstack.errors import ArchitectureError, CheckpointError, PlanError, parameter
 from shortstack.machine.files import read_json
+from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
-from shortstack.planning import Chosen, Plan
+from shortstack.planning import Chosen, Cut, Plan, plan_of
 from shortstack.planning.exactness import pruned_config
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @typed
 def prune(
     checkpoint: Model,
-    plan: Plan | Chosen,
+    plan: Cut,
     output: str | Path,
     *,
     repair: Repair | None = None,
@@ -41,20 +42,28 @@ def prune(
     The pruned config is built on the meta device and compared with the kept layers while bytes are copied already; the
     output appears when both have ended.
 
-    plan: also what choose() gives, whose scores shortstack.json then keeps as the reason for the plan. repair: what repair()
-    gives for this cut; its tensors are written in place of the source's. Shards follow the source's, or are filled to
-    max_shard_size, in bytes or like 5GB.
+    plan: also what choose() gives, whose scores shortstack.json then keeps as the reason for the plan, or the numbers of the
+    layers that go, [3, 5] or "3-5". repair: what repair() gives for this cut; its tensors are written in place of the
+    source's. Shards follow the source's, or are filled to max_shard_size, in bytes or like 5GB.
 
     Raises:
-        PlanError: the plan is for a model of another depth.
+        PlanError: the plan is for a model of another depth, or the repair for another cut.
         ArchitectureError: the cut cannot be expressed exactly; nothing is written.
         CheckpointError: the headers of the source's files describe its layers.
         OutputError: `output` exists, is nested in the source, or does not fit the disk.
     """
     checkpoint = Checkpoint.of(checkpoint)
     started = time.perf_counter()
-    plan, scores = (plan.plan, plan.scores) if isinstance(plan, Chosen) else (plan, None)
     check_self_contained(checkpoint)
+    scores = plan.scores if isinstance(plan, Chosen) else None
+    plan = plan_of(plan, checkpoint.depth)
+    if repair and {*repair.removed} != {*plan.removed}:
+        raise PlanError(
+            parameter("repair"),
+            expected=f"a repair for a cut of layers {show_layers(plan.removed)}",
+            found=f"one for a cut of layers {show_layers(repair.removed)}",
+            fix="repair again, with plan.removed",
+        )
     cut = _Cut(checkpoint, plan, repair.tensors if repair else {}, max_shard_size)
     early = cut.seen()
     config = None if early else pruned_config(checkpoint, plan)
@@ -66,8 +75,8 @@ def prune(
         writer.tensors(cut.shards(), progress=progress)
         writer.json(CONFIG, config)
         for path in checkpoint.side_files():
-            if path.name == QUANTISER:
-                writer.json(QUANTISER, _renumbered(checkpoint, plan, read_json(path)))
+            if QUANTISER.search(path.name):
+                writer.json(path.name, _renumbered(checkpoint, plan, path))
             else:
                 writer.copy(path)
         record = provenance(checkpoint, "prune", time.perf_counter() - started)
@@ -177,12 +186,14 @@ def kept_tensors(
     return kept
 
 
-def _renumbered(checkpoint: Checkpoint, plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
+def _renumbered(checkpoint: Checkpoint, plan: Plan, settings: Path) -> dict[str, Any]:
     """A quantiser's settings with the modules that they name under their new numbers."""
-    new_index = {old: new for new, old in enumerate(plan.kept)}
-    for prefix in {checkpoint.anatomy.layers_path, checkpoint.layer_names.path}:
-        settings = rename_layers(settings, prefix, new_index)
-    return settings
+    paths = {checkpoint.anatomy.layers_path, checkpoint.layer_names.path}
+    try:
+        renamed: dict[str, Any] = rename_layers(read_json(settings), paths, {old: n for n, old in enumerate(plan.kept)})
+    except ArchitectureError as error:
+        raise error.about(settings) from error
+    return renamed
 
 
 def _renamed(name: str, names: LayerNames, plan: Plan) -> str:

@@ -56,12 +56,15 @@ class Fit:
 
 @dataclass(frozen=True)
 class Repair:
-    """What refitting did to the loss, nats per token; tensors: the changed ones, by the source's names.
+    """What refitting did to the loss, nats per token. removed: the layers of the cut that it is for.
+
+    tensors: the changed ones, by the source's names.
 
     The losses are of samples that nothing was fitted or chosen on. kept: whether the repair lowered the loss of the samples
     that also chose the ridges; if not, there are no tensors, and the fits are what was tried.
     """
 
+    removed: tuple[int, ...]
     fits: tuple[Fit, ...]
     loss_unpruned: float
     loss_before: float
@@ -99,7 +102,7 @@ def repair(
         ArchitectureError: layers hand on more than hidden states, or have no matrix that a correction folds into.
         DataError: fewer than eight samples.
     """
-    started, checkpoint = time.perf_counter(), Checkpoint.of(checkpoint)
+    started, checkpoint, removed = time.perf_counter(), Checkpoint.of(checkpoint), frozenset(removed)
     check_unquantised(checkpoint, "to refit", "repair")
     tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     check_enough(tokens, f"add {parameter('repair_samples', 256)}", at_least=JUDGING)
@@ -111,6 +114,7 @@ def repair(
     unpruned, before, after = walk.losses()
     kept = walk.helps()
     return Repair(
+        tuple(sorted(removed)),
         tuple(walk.fits),
         unpruned,
         before,
