@@ -44,7 +44,7 @@ def plans(model: ss.Checkpoint, tokens: ss.Tokens) -> dict[str, ss.Plan]:
     """By every metric and both ways to measure shorter models."""
     scores = ss.score(model, tokens, metrics=METRICS_ASKED)
     found = {metric: ss.plan(scores, metric=metric, drop=DROP) for metric in METRICS_ASKED}
-    return {**found, **{name: ss.select(model, tokens, choice) for name, choice in STEPS.items()}}
+    return {**found, **{name: ss.choose(model, choice, tokens).wanted for name, choice in STEPS.items()}}
 
 
 def ability_map(scores: ss.Scores) -> list[str]:

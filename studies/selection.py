@@ -30,8 +30,8 @@ DROPS = {"20 %": 6, "27 %": 8}
 def chosen(model: ss.Checkpoint, scores: ss.Scores, tokens: ss.Tokens, amount: int) -> Mapping[str, ss.Plan]:
     """Plans by name, all from the same tokens."""
     return {
-        "search": ss.select(model, tokens, Choice(drop=amount)),
-        "ppl, 1 at a time": ss.select(model, tokens, Choice(drop=amount, step=1)),
+        "search": ss.choose(model, Choice(drop=amount, search=True), tokens).wanted,
+        "ppl, 1 at a time": ss.choose(model, Choice(drop=amount, step=1), tokens).wanted,
         **{f"lowest {metric}": ss.plan(scores, metric=metric, drop=amount) for metric in scores.scores},
         "tail": ss.plan(model.anatomy.layers, metric="reverse", drop=amount),
     }

@@ -34,7 +34,6 @@ from .planning import Choice as Choice
 from .planning import Plan as Plan
 from .planning import choose as choose
 from .planning import plan as plan
-from .planning import select as select
 from .profiling import Drafting as Drafting
 from .profiling import Profile as Profile
 from .profiling import Timing as Timing

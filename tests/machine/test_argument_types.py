@@ -86,7 +86,6 @@ def test_too_many_arguments_are_pythons_to_refuse():
         ("sweep", ("demo", "pydoc"), {"compute": "cpu"}),
         ("plan", ("scores.json",), {"drop": 2}),
         ("choose", ("demo", "ppl"), {}),
-        ("select", ("demo", "pydoc", "ppl"), {}),
         ("prune", ("demo", 25, "out"), {}),
         ("prune_gguf", ("demo.gguf", 3, "out.gguf"), {}),
         ("prune_layers", (None, 3), {}),

@@ -14,7 +14,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import DataError, InputError, PlanError
-from shortstack.planning import Choice, select
+from shortstack.planning import Choice, choose
 from shortstack.planning.layer_sets import Removal
 from shortstack.planning.measured import Budget, search
 from shortstack.scoring import METRICS
@@ -40,14 +40,14 @@ def greedy(directory, amount, step, measure, allowed=range(8)):
 def test_steps_remove_what_a_naive_loop_removes(model_type, amount, step):
     checkpoint = Checkpoint.open(tiny(model_type))
     for metric, measure in (("ppl", naive.losses), ("kl", naive.divergences)):
-        found = select(checkpoint, TOKENS, Choice(drop=amount, metric=metric, step=step))
+        found = choose(checkpoint, Choice(drop=amount, metric=metric, step=step), TOKENS).wanted
         assert found.removed == greedy(checkpoint.directory, amount, step, measure), metric
         assert found.strategy == f"{metric}, {step} at a time"
 
 
 def test_steps_keep_the_ends_that_are_to_stay():
     checkpoint = Checkpoint.open(tiny("llama"))
-    found = select(checkpoint, TOKENS, Choice(drop=4, step=1, keep_first=2, keep_last=1))
+    found = choose(checkpoint, Choice(drop=4, step=1, keep_first=2, keep_last=1), TOKENS).wanted
     assert found.removed == greedy(checkpoint.directory, 4, 1, naive.losses, range(2, 7))
 
 
@@ -87,12 +87,12 @@ def test_what_is_known_is_not_walked_again():
 
 def test_without_room_for_a_trail_steps_remove_the_same(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
-    with_trail = select(checkpoint, TOKENS, Choice(drop=5, step=1))
+    with_trail = choose(checkpoint, Choice(drop=5, step=1), TOKENS).wanted
     monkeypatch.setattr(shortstack.planning.measured, "TRAIL_BYTES", 0)
-    assert select(checkpoint, TOKENS, Choice(drop=5, step=1)) == with_trail
+    assert choose(checkpoint, Choice(drop=5, step=1), TOKENS).wanted == with_trail
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
     monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 20)
-    assert select(checkpoint, TOKENS, Choice(drop=5, step=1)) == with_trail
+    assert choose(checkpoint, Choice(drop=5, step=1), TOKENS).wanted == with_trail
 
 
 @pytest.mark.parametrize(("amount", "allowed"), [(2, range(8)), (3, range(1, 7))])
@@ -130,14 +130,14 @@ def test_a_search_is_repeatable_and_judged_on_samples_it_did_not_fit():
         ({"drop": 3, "step": 4}, PlanError, "1 to 3 layers at a time"),
         ({"drop": 3, "step": 1, "metric": "reverse"}, PlanError, "can change"),
         ({"drop": 3, "step": 1, "metric": "magnitude-l1"}, PlanError, "can change"),
-        ({"drop": 6, "keep_first": 2, "keep_last": 1}, PlanError, "at most 5 layers"),
+        ({"drop": 6, "search": True, "keep_first": 2, "keep_last": 1}, PlanError, "at most 5 layers"),
     ],
 )
 def test_a_choice_that_cannot_be_made(options, error, said):
     with pytest.raises(error, match=said):
-        select(Checkpoint.open(tiny("llama")), TOKENS, Choice(**options))
+        choose(Checkpoint.open(tiny("llama")), Choice(**options), TOKENS)
 
 
 def test_a_search_needs_samples_to_hold_out():
     with pytest.raises(DataError, match="at least 4 samples"):
-        select(Checkpoint.open(tiny("llama")), Tokens(IDS[:3], "made", False, 0), Choice(drop=3))
+        choose(Checkpoint.open(tiny("llama")), Choice(drop=3, search=True), Tokens(IDS[:3], "made", False, 0))

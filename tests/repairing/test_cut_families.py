@@ -16,7 +16,7 @@ from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
 from shortstack.machine.device import Compute
 from shortstack.machine.progress import silent
-from shortstack.planning import Choice, plan, select
+from shortstack.planning import Choice, choose, plan
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.fit import RIDGES, token_weights
 from shortstack.repairing.repairer import RepairWalk
@@ -190,6 +190,6 @@ def test_where_it_cannot_be_used_it_says_so(options, error, said, tmp_path):
 
 def test_no_steps_are_taken_by_it_and_no_plan_without_scores():
     with pytest.raises(PlanError, match="scores single layers"):
-        select(Checkpoint.open(tiny("llama")), TOKENS, Choice(drop=3, step=1, metric="repaired-window"))
+        choose(Checkpoint.open(tiny("llama")), Choice(drop=3, step=1, metric="repaired-window"), TOKENS)
     with pytest.raises(PlanError, match="scores for this metric"):
         plan(8, drop=2, metric="repaired-window")

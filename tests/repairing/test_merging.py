@@ -153,6 +153,8 @@ def test_neurons_of_two_cuts_go_into_the_layers_before_each(tmp_path):
         ("gemma2", None),  # a norm stands behind the MLP
         ("phi3", None),  # gate and up are one matrix
         ("mixtral", None),
+        ("ernie4_5_moe", "post_attention_layernorm"),  # of the shared experts, which see all tokens in one row
+        ("zamba2", None),  # has adapters that run in another layer
     ],
 )
 def test_an_mlp_is_merged_where_it_is_a_module_whose_output_is_added(model_type, norm, tmp_path):
@@ -208,3 +210,10 @@ def test_layers_of_experts_offer_no_neurons_to_a_dense_one(model_type, kinds, tm
         (point,) = [point for point in find_fold_points(decoder, BEFORE) if not point.place]
         mlp = mergeable_mlp(decoder, BEFORE, point)
         assert [layer for layer in range(3, 8) if mlp.stands_in(decoder.layers[layer])] == [5]
+
+
+@pytest.mark.parametrize("model_type", ["ernie4_5_moe", "zamba2"])
+def test_mlps_of_tokens_in_one_row_and_modules_of_other_layers_are_repaired(model_type, tmp_path):
+    checkpoint = Checkpoint.open(architectures.make(model_type, tmp_path / "model"))
+    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="float32"))
+    assert any(fit.layer == BEFORE for fit in found.fits)

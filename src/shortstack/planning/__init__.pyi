@@ -13,6 +13,5 @@ from .chooser import Chosen as Chosen
 from .chooser import Cut as Cut
 from .chooser import choose as choose
 from .chooser import plan_of as plan_of
-from .chooser import select as select
 from .plans import Plan as Plan
 from .strategies import STRATEGIES as STRATEGIES

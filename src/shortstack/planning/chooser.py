@@ -16,7 +16,6 @@ from shortstack.machine.typed import typed
 from shortstack.planning.choice import Choice
 from shortstack.planning.layer_sets import fewest, parse_drop
 from shortstack.planning.plans import Plan
-from shortstack.planning.strategies import STRATEGIES
 from shortstack.scoring.scores import Scores
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def choose(
     Raises:
         PlanError: nothing, everything, or something that does not exist would be removed.
         ArchitectureError: no cut near the wanted one can be expressed exactly.
-        InputError, DataError: as score() and select().
+        InputError, DataError: as score(); a metric that no shorter model changes; too few samples to hold some out.
     """
     from shortstack.checkpoint import Checkpoint
     from shortstack.planning.exactness import aligned, pruned_config
@@ -126,38 +125,20 @@ def _scored(
     return score(checkpoint, tokens, metrics=[choice.name], window=window, compute=compute, progress=progress)
 
 
-@typed
-def select(
-    checkpoint: Model, tokens: Source, choice: Choice, *, compute: Compute = AUTO, progress: Progress = in_notebooks
-) -> Plan:
-    """Choose layers by measuring shorter models: a few at a time by a metric, or without `choice.step` by searching.
-
-    The cut is not moved to where it is exact: choose() does that.
-
-    Raises:
-        PlanError: no such number of layers can be removed, or so many at a time; a metric that no shorter model changes, or
-            that scores no single layers.
-        DataError: too few samples to hold some out.
-    """
-    from shortstack.checkpoint import Checkpoint
-    from shortstack.decoder import Decoder, tokens_of
-
-    checkpoint = Checkpoint.of(checkpoint)
-    tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
-    removal = choice.removal(checkpoint.anatomy.layers, compute.seed)
-    strategy = choice.how if choice.how.measures else STRATEGIES["search"]
-    return strategy.function(Decoder.open(checkpoint, compute), tokens, removal, progress)
-
-
 def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:
-    """What select() gives; of as few layers as may fit, and of more only where it takes small ones."""
+    """By measuring shorter models: of as few layers as may fit, and of more only where it takes small ones."""
+    from shortstack.decoder import Decoder
+
+    layers, decoder = checkpoint.anatomy.layers, Decoder.open(checkpoint, compute)
+
+    def found(choice: Choice) -> Plan:
+        return choice.how.function(decoder, tokens, choice.removal(layers, compute.seed), progress)
+
     if choice.fits is None:
-        return select(checkpoint, tokens, choice, compute=compute, progress=progress)
-    layers = checkpoint.anatomy.layers
+        return found(choice)
     heavy_first = sorted(range(layers), key=lambda layer: checkpoint.sizes.layer_bytes[layer], reverse=True)
     for amount in range(len(fewest(heavy_first, layers, choice.fits)), layers):
-        sized = replace(choice, drop=amount, fits=None)
-        found = select(checkpoint, tokens, sized, compute=compute, progress=progress)
-        if choice.fits(found.kept):
-            return found
+        plan = found(replace(choice, drop=amount, fits=None))
+        if choice.fits(plan.kept):
+            return plan
     raise PlanError("plan", expected="a cut that leaves what fits", found="none", fix="allow more bytes")

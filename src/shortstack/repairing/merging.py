@@ -73,7 +73,8 @@ def _norm_before(decoder: Decoder, number: int, mlp: Mlp) -> str:
     with recorded_outputs(layer, norms) as left, recorded_inputs(layer, [mlp.entering[0]]) as entered:
         decoder.step(ids, number, [state])
     (entering,) = entered[mlp.entering[0]]
-    return next((name for name, (output, *_) in left.items() if torch.equal(output, entering)), "")
+    entering = entering.flatten(0, -2)  # some models give their MLP all tokens in one row (ernie4_5_moe)
+    return next((name for name, (output, *_) in left.items() if torch.equal(output.flatten(0, -2), entering)), "")
 
 
 class MergedMlp:
@@ -137,9 +138,13 @@ class MergedMlp:
         """Streams that leave the layer with the merged MLP, given those that leave it with its own."""
         last, places = f"{self.found.mlp.leaving}.weight", self.taken
         new, old = self.weights[last][places].float(), self.own_weights[last][places].float()
+        changes = (
+            now[..., places].float() @ new - before[..., places].float() @ old
+            for now, before in zip(self.inputs, self.own_inputs, strict=True)
+        )
         return [
-            (hidden.float() + now[..., places].float() @ new - before[..., places].float() @ old).to(hidden.dtype)
-            for hidden, now, before in zip(streams, self.inputs, self.own_inputs, strict=True)
+            (hidden.float() + change.view(hidden.shape)).to(hidden.dtype)
+            for hidden, change in zip(streams, changes, strict=True)
         ]
 
     def edits(self, change: Tensor | None) -> Iterator[tuple[str, Edit]]:
