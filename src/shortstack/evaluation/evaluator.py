@@ -16,7 +16,7 @@ from shortstack.errors import InputError, parameter
 from shortstack.evaluation.backends import VLLM
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.options import EvaluationText, GenerationChecks, Tasks
-from shortstack.evaluation.paired import Outcomes, Paired, compare_tasks
+from shortstack.evaluation.paired import Paired, compare_tasks
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
 from shortstack.evaluation.suites import SHARES, SUITES
@@ -235,10 +235,7 @@ def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Eval
         DataError: the two were not measured on the same tasks, documents and items.
         InputError: scipy is not installed.
     """
-    tasks, base_tasks = (
-        {name: Outcomes(task.documents, task.outcomes) for name, task in each.tasks.items()}
-        for each in (evaluation, base)
-    )
+    tasks, base_tasks = ({name: task.paired for name, task in each.tasks.items()} for each in (evaluation, base))
     items, base_items = ({name: probe.outcomes for name, probe in each.probes.items()} for each in (evaluation, base))
     chances = {name: task.chance for name, task in evaluation.tasks.items() if task.chance is not None}
     probe_chances = {name: probe.chance for name, probe in evaluation.probes.items()}

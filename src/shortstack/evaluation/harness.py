@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import re
-import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -38,6 +37,7 @@ from shortstack.data.tokens import bos_ids
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import likelihoods
 from shortstack.errors import DataError, InputError, parameter
+from shortstack.evaluation.paired import mean_stderr
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
@@ -270,6 +270,7 @@ def _result(loaded: LoadedTask, model: AnsweringModel, answered: Mapping[str, An
         metric=metric,
         value=float(values.pop(metric)),
         stderr=math.nan if metric in PERPLEXITIES else _standard_error(parts if loaded.macro else [outcomes]),
+        macro=loaded.macro,
         n=len(outcomes),
         version=loaded.version,
         shots=loaded.shots,
@@ -292,7 +293,7 @@ def _standard_error(parts: Sequence[Sequence[float]]) -> float:
     """
     if any(len(part) < 2 for part in parts):
         return math.nan
-    return math.sqrt(sum(statistics.variance(part) / len(part) for part in parts)) / len(parts)
+    return math.hypot(*(mean_stderr(np.array(part)) for part in parts)) / len(parts)
 
 
 def _by_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from shortstack.checkpoint import Checkpoint
@@ -80,6 +80,7 @@ class TaskRun:
             "dtype": self.dtype,
             "device": device,
             "options": [tasks.limit, tasks.batch, tasks.max_length, tasks.seed],
+            "holds": [field.name for field in fields(TaskResult)],
         }
         if tasks.backend == VLLM:
             beside["engine"] = [VLLM, load_vllm().VERSION]
