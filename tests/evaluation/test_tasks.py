@@ -534,6 +534,22 @@ def test_a_comparison_pairs_documents_and_refuses_others():
         compared(model, Evaluation("base", {}, tasks={"t": replace(right, documents=tuple("abcdefgh"))}))
 
 
+def test_a_number_of_all_documents_together_is_shown_and_not_compared(monkeypatch, capsys):
+    """It was refused after both models were measured, with the advice to evaluate again."""
+    monkeypatch.setenv("COLUMNS", "200")
+    whole = result("mcc", 0.4, (math.nan, math.nan))
+    base = Evaluation("base", {}, tasks={"cola": whole, "piqa": result("acc", 0.5)})
+    found = compared(replace(base, model="m"), base)
+    assert list(found.against) == ["piqa"]
+    assert found.against["piqa"].p_holm == found.against["piqa"].p, "it is the only one that is tested"
+    show_evaluation("m", found)
+    shown = capsys.readouterr().out
+    assert "cola: not compared; mcc is one number of all documents, and not one of each." in shown
+    assert shown.count("0.4000") == 2
+    with pytest.raises(DataError):
+        compared(found, replace(base, tasks={"piqa": base.tasks["piqa"], "other": whole}))
+
+
 def test_the_paper_s_suite_and_every_standard_task_are_the_harness_s(tmp_path):
     assert len(SUITES["paper"]) == 8
     assert {TASKS[name].metric for name in SUITES["paper"]} == {"acc"}

@@ -80,7 +80,7 @@ def compare_tasks(
         InputError: scipy is not installed.
     """
     if model.keys() != base.keys():
-        raise _mismatch("the tasks", set(model), set(base))
+        raise mismatch("the tasks", set(model), set(base))
     if model:
         check_scipy()
     pairs = {
@@ -249,7 +249,7 @@ def _paired(task: str, model: Outcomes, base: Outcomes) -> tuple[Values, Values]
     """The values of both, [documents], in the order of the model's documents."""
     ours, theirs = (_by_document(task, outcomes) for outcomes in (model, base))
     if ours.keys() != theirs.keys():
-        raise _mismatch(f"the documents of {task}", set(ours), set(theirs))
+        raise mismatch(f"the documents of {task}", set(ours), set(theirs))
     if len(ours) < 2:
         raise DataError(task, expected="two documents or more", found=str(len(ours)), fix=f"raise {parameter('limit')}")
     return np.array([*ours.values()], dtype=float), np.array([theirs[document] for document in ours], dtype=float)
@@ -264,7 +264,7 @@ def _by_document(task: str, outcomes: Outcomes) -> dict[str, float]:
     return values
 
 
-def _mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
+def mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
     def alone(names: set[str]) -> str:
         return f"{len(names)} ({', '.join(sorted(names)[:3])})" if names else "none"
 

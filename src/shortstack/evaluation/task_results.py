@@ -63,6 +63,11 @@ class TaskResult:
         return asdict(self)
 
     @property
+    def by_document(self) -> bool:
+        """Whether the metric is a number on each document; mcc, for one, is of all together."""
+        return all(map(math.isfinite, self.outcomes))
+
+    @property
     def paired(self) -> Outcomes:
         """For a paired comparison with another model: the outcomes that the value is the mean of."""
         return Outcomes(self.documents, weighted(self.documents, self.outcomes, macro=self.macro))

@@ -43,6 +43,11 @@ class TaskRun:
         return [loaded for loaded in self.loaded if loaded.name not in self._kept]
 
     @property
+    def writes(self) -> bool:
+        """Whether a task that has no result yet asks the model in memory to write."""
+        return self.tasks.backend != VLLM and any(loaded.generates for loaded in self.missing)
+
+    @property
     def results(self) -> dict[str, TaskResult]:
         """The results that there are, in the order the tasks were named."""
         return {loaded.name: self._kept[loaded.name] for loaded in self.loaded if loaded.name in self._kept}

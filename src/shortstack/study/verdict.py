@@ -33,8 +33,9 @@ class Verdict:
 def verdict(base: Mapping[str, Any], last: Mapping[str, Any], beside: Beside | None = None) -> Verdict:
     """From the evaluations of the unpruned model and of the shortened one, as evaluate() has them as data.
 
-    It is kept where it has not collapsed beside what the unpruned model writes, has KEPT of what the unpruned model has right of the probes, and at most NEAR
-    times its perplexity on each text; and not where one of them is beyond LOST or FAR. Tasks, speed and int8 are said.
+    It is kept where it has not collapsed beside what the unpruned model writes, has KEPT of what that has right of the
+    probes, and at most NEAR times its perplexity on each text; and not where one of them is beyond LOST or FAR. Tasks, speed
+    and int8 are said.
     """
     text, times = max(
         ((text, _times(each["value"], base["perplexity"][text]["value"])) for text, each in last["perplexity"].items()),
