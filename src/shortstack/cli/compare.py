@@ -200,11 +200,11 @@ def compare(
         checkpoint = session.source.open(model, progress)
         other = session.alone.open(asked.healed, progress) if asked.healed else None
         chosen.choice(checkpoint, asked.memory)  # says what is wrong with it
-        judged = judging(checkpoint)  # before calibration text is written, which takes long
+        judge = judging(checkpoint)  # before calibration text is written, which takes long
         result = compare_models(
             checkpoint,
             chosen.calibration(checkpoint, other, session.compute, progress),
-            judged,
+            judge,
             memory=asked.memory,
             compute=session.compute,
             progress=progress,

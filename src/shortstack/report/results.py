@@ -265,8 +265,7 @@ def _outcomes(data: Mapping[str, Any], step: StepRecord) -> dict[str, float] | N
         raise DataError(f"step {step.key}", expected=expected, found=numbers, fix="run it again")
     if not values or not all(map(math.isfinite, values)):
         return None
-    values = weighted(documents, values, macro=data.get("macro", False))
-    return dict(zip(map(str, documents), values, strict=True))
+    return dict(zip(map(str, documents), weighted(documents, values, macro=data.get("macro", False)), strict=True))
 
 
 def _perplexity(data: Mapping[str, Any], step: StepRecord) -> Measure:
