@@ -166,7 +166,7 @@ def test_prompts_of_more_tokens_than_there_are_positions_are_refused(data, tmp_p
 
 def test_how_long_an_answer_may_be_is_asked_of_each_request_too(checkpoint, data):
     loaded = load_harness().load(["gsm8k"], data=data)[0]
-    model = load_harness().HarnessModel(
+    model = load_harness("harness_model").HarnessModel(
         Decoder.open(checkpoint, Compute(dtype="float32")), checkpoint.tokenizer(), max_length=300
     )
     (task,) = loaded.tasks.values()

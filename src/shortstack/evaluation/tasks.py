@@ -109,7 +109,8 @@ def answer_task(
     def staged(_: str, done: int, total: int, /, *, note: str = "") -> None:
         progress(f"answering {loaded.name}", done, total, note=note)
 
-    model = load_harness().HarnessModel(
+    harness_model = load_harness("harness_model")
+    model = harness_model.HarnessModel(
         decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=staged
     )
     return _judged(loaded, model, tasks)
