@@ -116,7 +116,13 @@ def task(outcomes: Iterable[float], metric: str = "acc") -> dict[str, Any]:
     }
 
 
-def perplexity(loss: float, stderr: float = 0.02, tokens: int = 20_000) -> dict[str, Any]:
+def probe(outcomes: Iterable[float]) -> dict[str, Any]:
+    """What evaluate says of a probe with these outcomes, by item."""
+    known = task(outcomes)
+    return {name: known[name] for name in ("value", "stderr", "n", "documents", "outcomes")} | {"chance": 0.0}
+
+
+def perplexity(loss: float, stderr: float | None = 0.02, tokens: int = 20_000) -> dict[str, Any]:
     value = math.exp(loss) if loss < 700 else None
     return {"value": value, "loss": loss, "loss_stderr": stderr, "tokens": tokens, "dtype": "bfloat16"}
 

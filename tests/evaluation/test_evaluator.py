@@ -2,13 +2,17 @@
 
 import json
 import math
+import shutil
+import statistics
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import main
+from shortstack.cli import app, main
 from shortstack.data import Tokens
+from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, evaluate
@@ -254,3 +258,45 @@ def test_nothing_to_measure_says_what_there_is(checkpoint):
         EvaluationText("pydoc,")
     found = evaluate(checkpoint, text=NO_TEXT, generation=GenerationChecks(collapse_check=True))
     assert found.collapse == check_collapse(checkpoint.model(dtype=torch.float32), checkpoint.tokenizer())
+
+
+def test_a_base_that_cannot_be_measured_is_refused_before_the_first_model_is(checkpoint, text, tmp_path, monkeypatch):
+    """It was found out only once the first was measured, which was lost."""
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint.directory, bare)
+    for path in bare.glob("*token*"):
+        path.unlink()
+    monkeypatch.setattr("shortstack.decoder.Decoder.open", lambda *_, **__: pytest.fail("a model was loaded"))
+    words = ["evaluate", str(checkpoint.directory), "--perplexity", str(text), "--length", "24", "--against", str(bare)]
+    with pytest.raises(InputError, match="tokenizer"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_what_was_measured_is_written_though_the_base_fails(checkpoint, text, tmp_path, monkeypatch):
+    opened = Decoder.open
+
+    def once(model, *args, **options):
+        if model.directory != checkpoint.directory:
+            raise InputError("memory", expected="room", found="none", fix="free some")
+        return opened(model, *args, **options)
+
+    base, output = tmp_path / "base", tmp_path / "result.json"
+    shutil.copytree(checkpoint.directory, base)
+    monkeypatch.setattr("shortstack.evaluation.evaluator.Decoder.open", once)
+    words = ["evaluate", str(checkpoint.directory), "--perplexity", str(text), "--length", "24", "--samples", "2"]
+    words += ["--against", str(base), "-o", str(output)]
+    said = CliRunner().invoke(app, words)
+    assert isinstance(said.exception, InputError)
+    found = json.loads(output.read_text())
+    assert found["perplexity"][str(text)]["tokens"] == 46
+    assert found["base"] is None
+    assert "perplexity" in said.stdout
+    assert "was not measured, so that nothing is compared" in said.stderr
+
+
+def test_each_window_has_its_loss_and_their_mean_is_that_of_the_text(checkpoint, text):
+    found = evaluate(checkpoint, text=EvaluationText([str(text)], 24, samples=3), compute=Compute(dtype="float32"))
+    (measured,) = found.perplexity.values()
+    assert len(measured.window_losses) == 3
+    assert sum(measured.window_losses) / 3 == pytest.approx(measured.loss)
+    assert measured.loss_stderr == pytest.approx(statistics.stdev(measured.window_losses) / math.sqrt(3))

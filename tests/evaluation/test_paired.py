@@ -72,6 +72,24 @@ def test_difference_and_standard_error_are_those_of_the_differences():
     assert (found.value, found.base, found.n) == (pytest.approx(ours.mean()), pytest.approx(base.mean()), 50)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [([1] * 20, [1] * 20), ([0] * 6, [1] * 6)])
+def test_of_rights_and_wrongs_that_differ_alike_neither_error_nor_interval_is_empty(ours, theirs):
+    """With half a document in each cell of the table; the variance is written out cell by cell."""
+    found = compared(zip(ours, theirs, strict=True))
+    cells = dict.fromkeys((-1, 0, 1), 0.5) | {0: 1.0}
+    for one, other in zip(ours, theirs, strict=True):
+        cells[one - other] += 1
+    n = len(ours) + 2
+    mean = sum(value * count for value, count in cells.items()) / n
+    stderr = math.sqrt(sum(count * (value - mean) ** 2 for value, count in cells.items()) / n / n)
+    assert found.stderr == pytest.approx(stderr)
+    assert found.interval == pytest.approx((max(-1, mean - 1.959964 * stderr), min(1, mean + 1.959964 * stderr)))
+
+
+def test_equal_numbers_that_are_no_rights_and_wrongs_have_their_own_error():
+    assert compared([(-0.3, -0.3), (-0.5, -0.5)]).stderr == 0
+
+
 def test_the_interval_is_that_of_all_samples():
     """Six documents have 6^6 samples: their quantiles, all counted."""
     differences = np.array([-2.0, -1.0, 0.25, 0.5, 3.0, 4.0])
@@ -138,7 +156,7 @@ def test_a_share_of_nothing_is_not_computed():
 def test_documents_are_paired_by_id_in_any_order():
     ours, base = Outcomes(("a", "b", "c"), (1.0, 0.0, 1.0)), Outcomes(("c", "a", "b"), (1.0, 1.0, 0.0))
     found = compare("task", ours, base)
-    assert (found.difference, found.stderr, found.p) == (0, 0, 1)
+    assert (found.difference, found.p) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from shortstack.checkpoint import Checkpoint
+from shortstack.decoder.likelihoods import Accuracy
 from shortstack.errors import InputError
+from shortstack.evaluation.paired import Outcomes
 from shortstack.evaluation.probes import MOST, PROBES, is_right, probes, run_probes
 from zoo import speaking
 
@@ -115,9 +117,16 @@ def test_results_are_of_each_probes_own_items(monkeypatch, tmp_path):
     assert list(found) == list(PROBES)
     for name, each in found.items():
         assert each.accuracy.correct == (True, False, False, False)
-        assert each.to_dict() == {"value": 0.25, "stderr": 0.25, "n": 4, "chance": pytest.approx(each.chance)}
-        assert each.outcomes.values == (1, 0, 0, 0)
-        assert each.outcomes.documents == tuple(item.document for item in items if item.probe == name)
+        documents = tuple(item.document for item in items if item.probe == name)
+        numbers = {"value": 0.25, "stderr": 0.25, "n": 4, "chance": pytest.approx(each.chance)}
+        assert each.to_dict() == numbers | {"documents": documents, "outcomes": (1, 0, 0, 0)}
+        assert each.outcomes == Outcomes(documents, (1, 0, 0, 0))
+
+
+@pytest.mark.parametrize("right", [0, 20])
+def test_where_none_or_all_are_right_the_standard_error_is_that_of_jeffreys_posterior(right):
+    beta = pytest.importorskip("scipy.stats").beta(right + 0.5, 20 - right + 0.5)
+    assert Accuracy.of([True] * right + [False] * (20 - right)).stderr == pytest.approx(beta.std())
 
 
 @torch.no_grad()

@@ -138,6 +138,19 @@ def test_a_choice_that_cannot_be_made(options, error, said):
         choose(Checkpoint.open(tiny("llama")), Choice(**options), TOKENS)
 
 
+def test_the_tail_goes_where_it_is_better_than_all_that_a_search_found(monkeypatch):
+    """It was said that the chosen cut has the lowest KL divergence of those compared, with the tail's number."""
+    decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)
+
+    def measured(_decoder, _tokens, sets, known, _progress, stage):
+        known.update({each: 0.1 if stage == "held out" and each == {6, 7} else 1.0 for each in sets})
+
+    monkeypatch.setattr("shortstack.planning.measured._measure", measured)
+    found = search(decoder, TOKENS, Removal(2, range(8), METRICS["kl"]), budget=Budget(2, 4, 2))
+    assert found.removed == (6, 7)
+    assert found.compared["search"] == min(found.compared.values()) == 0.1
+
+
 def test_a_search_needs_samples_to_hold_out():
     with pytest.raises(DataError, match="at least 4 samples"):
         choose(Checkpoint.open(tiny("llama")), Choice(drop=3, search=True), Tokens(IDS[:3], "made", False, 0))

@@ -193,9 +193,7 @@ def front(points: Sequence[Point], *, less_x: bool, less_y: bool) -> list[Point]
         return (point.x if less_x else -point.x), (point.y if less_y else -point.y)
 
     kept: list[Point] = []
-    lowest = math.inf
     for point in sorted(points, key=key):
-        if key(point)[1] < lowest:
+        if not kept or key(point)[1] < key(kept[-1])[1] or key(point) == key(kept[-1]):
             kept.append(point)
-            lowest = key(point)[1]
     return sorted(kept, key=lambda point: point.x)

@@ -199,10 +199,12 @@ def compare(
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         other = session.alone.open(asked.healed, progress) if asked.healed else None
+        chosen.choice(checkpoint, asked.memory)  # says what is wrong with it
+        judge = judging(checkpoint)  # before calibration text is written, which takes long
         result = compare_models(
             checkpoint,
             chosen.calibration(checkpoint, other, session.compute, progress),
-            judging(checkpoint),
+            judge,
             memory=asked.memory,
             compute=session.compute,
             progress=progress,

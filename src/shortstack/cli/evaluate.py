@@ -21,6 +21,8 @@ from shortstack.machine.files import check_new
 from shortstack.machine.formats import number
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from shortstack.checkpoint import Checkpoint
     from shortstack.evaluation import Evaluation, TaskResult
     from shortstack.evaluation.degeneration import Collapse
@@ -56,27 +58,43 @@ def evaluate(
         )
 
     from shortstack.evaluation import compared
-    from shortstack.evaluation import evaluate as evaluate_checkpoint
+    from shortstack.evaluation.evaluator import Prepared, prepare
 
-    def measured(checkpoint: Checkpoint, generation: GenerationChecks) -> Evaluation:
-        return evaluate_checkpoint(
-            checkpoint,
-            text=text,
-            tasks=replace(tasks, seed=session.compute.seed) if tasks.tasks else None,
-            generation=generation,
-            compute=session.compute,
-            progress=progress,
-        )
+    def prepared(checkpoint: Checkpoint, generation: GenerationChecks) -> Prepared:
+        asked = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
+        return prepare(checkpoint, text=text, tasks=asked, generation=generation, compute=session.compute)
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         origin = session.alone.open(against, progress) if against else None
-        result = measured(checkpoint, generation)
-        if origin:
+        ready, base = prepared(checkpoint, generation), None
+        if origin:  # all that can be wrong with it is said before the first is measured
             session.report.warn(_other_tokens(checkpoint, origin))
-            base = measured(origin, replace(generation, collapse_check=result.collapse is not None))
-            result = compared(result, base, seed=session.compute.seed)
+            base = prepared(origin, replace(generation, collapse_check=ready.collapse))
+        result = ready.measured(progress)
+    try:
+        if base:
+            with session.report.bars() as progress:
+                result = compared(result, base.measured(progress), seed=session.compute.seed)
+    finally:  # what was measured is not lost, whatever becomes of the other model
+        _report(model, checkpoint, result, session, output, against=against)
+    _next_step(model, checkpoint, session)
+    return None
+
+
+def _report(
+    model: str,
+    checkpoint: Checkpoint,
+    result: Evaluation,
+    session: Session,
+    output: Path | None,
+    *,
+    against: str | None,
+) -> None:
+    """Say and write what was measured, and what is not there although it was asked for."""
     session.report.warn(result.collapse.warning if result.collapse else None)
+    if against and result.base is None:
+        session.report.warn(f"{against} was not measured, so that nothing is compared")
 
     def show() -> None:
         show_evaluation(f"{model}: {checkpoint.anatomy.layers} layers", result)
@@ -85,8 +103,6 @@ def evaluate(
             console.show(f"The unpruned model is not beside it: {beside}.")
 
     session.report.result(result.to_dict(), show, output)
-    _next_step(model, checkpoint, session)
-    return None
 
 
 def _check(tasks: Tasks, generation: GenerationChecks, against: str | None) -> None:
@@ -149,6 +165,9 @@ def show_evaluation(title: str, evaluation: Evaluation) -> None:
         _show_against(f"against {base.model}, document by document", evaluation.against, values)
         for name in evaluation.against:
             _show_unit(name, evaluation.tasks[name])
+    for name in evaluation.tasks.keys() - evaluation.against.keys() if base else ():
+        metric = evaluation.tasks[name].metric
+        console.show(f"{name}: not compared; {metric} is one number of all documents, and not one of each.")
     if evaluation.probes:
         _show_probes(evaluation.probes, base)
     if base and evaluation.probes_against:

@@ -12,7 +12,6 @@ for the model and for any number of shortened forms of it.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from shortstack.data.questions import Request, TokenizedQuestion
 from shortstack.decoder.batching import by_length, padded
 from shortstack.decoder.decoder import UNPRUNED, Decoder, SkippedLayers
 from shortstack.decoder.losses import chunks, pieces
-from shortstack.machine.numbers import in_float64
+from shortstack.machine.numbers import in_float64, share_stderr
 from shortstack.machine.progress import Progress, paced, silent
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of questions answered rightly, and its standard error sqrt(p (1 - p) / (n - 1))."""
+    """The share of questions answered rightly, and its standard error, as share_stderr() has it."""
 
     value: float
     stderr: float
@@ -59,8 +58,7 @@ class Accuracy:
 
     @classmethod
     def of(cls, correct: Sequence[bool]) -> Accuracy:
-        share, count = sum(correct) / len(correct), len(correct)
-        return cls(share, math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else math.nan, tuple(correct))
+        return cls(sum(correct) / len(correct), share_stderr(sum(correct), len(correct)), tuple(correct))
 
 
 @torch.no_grad()

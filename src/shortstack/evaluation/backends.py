@@ -12,14 +12,14 @@ OWN, VLLM = "shortstack", "vllm"
 BACKENDS = (OWN, VLLM)
 
 
-def load_harness() -> ModuleType:
-    """The module that runs lm-evaluation-harness.
+def load_harness(name: str = "harness") -> ModuleType:
+    """The module that runs lm-evaluation-harness, or `harness_model`, with the model that it asks.
 
     Raises:
         InputError: lm-eval is not installed.
     """
     check_installed("lm_eval", "eval", where=parameter("tasks"), why="for tasks")
-    return import_module("shortstack.evaluation.harness")
+    return import_module(f"shortstack.evaluation.{name}")
 
 
 def load_vllm() -> ModuleType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -67,17 +67,17 @@ class Fluency:
         )
 
     def shares(self, base: Fluency) -> dict[str, float]:
-        """Each measure as a share of the base's, such that lower is worse.
+        """Each measure as a share of the base's, such that lower is worse; of what the base has nothing of, all is kept.
 
         Of repetition it is the share of new 4-grams, of entropy that of exp(entropy): so many tokens, used equally
         often, have it.
         """
         return {
-            "repetition": _share(1 - self.repetition, 1 - base.repetition),
-            "distinct_1": _share(self.distinct_1, base.distinct_1),
-            "distinct_2": _share(self.distinct_2, base.distinct_2),
+            "repetition": _kept(1 - self.repetition, 1 - base.repetition),
+            "distinct_1": _kept(self.distinct_1, base.distinct_1),
+            "distinct_2": _kept(self.distinct_2, base.distinct_2),
             "entropy": math.exp(self.entropy - base.entropy),
-            "length": _share(self.length, base.length),
+            "length": _kept(self.length, base.length),
         }
 
 
@@ -96,6 +96,11 @@ class Collapse:
     sample: str
     base: Fluency = TYPICAL
     against_base: bool = False
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Collapse:
+        """What to_dict() gave."""
+        return cls(Fluency(**data["measures"]), data["sample"], Fluency(**data["base"]), data["against_base"])
 
     def against(self, base: Collapse) -> Collapse:
         """The same, judged by what the model it was made from writes."""
@@ -164,3 +169,7 @@ def _grams(text: Sequence[int], size: int) -> list[tuple[int, ...]]:
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
+
+
+def _kept(ours: float, base: float) -> float:
+    return ours / base if base else 1.0

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.data import Rows
+from shortstack.data import Rows, Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation.backends import VLLM
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.options import EvaluationText, GenerationChecks, Tasks
-from shortstack.evaluation.paired import Outcomes, Paired, compare_tasks
+from shortstack.evaluation.paired import Paired, compare_tasks, mismatch
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
 from shortstack.evaluation.suites import SHARES, SUITES
@@ -147,6 +147,54 @@ def evaluate(
         DataError: a text cannot be read or is shorter than one window, or a task's documents cannot be had.
         InputError: nothing to measure, an unknown task, a library that is not installed, or no memory for the model.
     """
+    return prepare(checkpoint, text=text, tasks=tasks, generation=generation, compute=compute).measured(progress)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation of which everything was read and checked that can be before weights are loaded."""
+
+    checkpoint: Checkpoint
+    texts: Mapping[str, Tokens]
+    items: Sequence[Item]
+    collapse: bool
+    run: TaskRun | None
+    compute: Compute
+
+    def measured(self, progress: Progress = in_notebooks) -> Evaluation:
+        """Load the model, and measure."""
+        run, checkpoint, tokenizer = self.run, self.checkpoint, self.checkpoint.tokenizer()
+        if run and run.tasks.backend == VLLM:
+            run.answer_with_vllm()  # first: it wants most of the device's memory
+        if run and not (self.texts or self.items or self.collapse or run.missing):
+            return Evaluation(checkpoint.source, {}, tasks=run.results)
+        writes = bool(self.items or self.collapse or (run and run.writes))
+        # What is only read passes the layers one by one, so that these may be streamed; what writes needs them all at once.
+        decoder = Decoder.open(checkpoint, replace(self.compute, stream=False) if writes else self.compute)
+        if run:
+            run.answer(decoder, tokenizer, progress)
+        return Evaluation(
+            checkpoint.source,
+            {source: measure(decoder, tokens, progress=progress) for source, tokens in self.texts.items()},
+            run_probes(decoder.model, tokenizer, self.items, progress=progress),
+            check_collapse(decoder.model, tokenizer, progress=progress) if self.collapse else None,
+            run.results if run else {},
+        )
+
+
+def prepare(
+    checkpoint: Model,
+    *,
+    text: EvaluationText | Rows = TEXT,
+    tasks: Tasks | None = None,
+    generation: GenerationChecks = GENERATION,
+    compute: Compute = AUTO,
+) -> Prepared:
+    """What evaluate() reads and checks first: so that of two models neither is measured in vain.
+
+    Raises:
+        as evaluate().
+    """
     checkpoint, text = Checkpoint.of(checkpoint), EvaluationText.of(text)
     if tasks:
         tasks.check(compute.device)
@@ -157,29 +205,12 @@ def evaluate(
     texts = text.read(tokenizer, compute.seed)
     collapse = looks_for_collapse(checkpoint, generation)
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=text.length if texts else 0)
-    beside_tasks = bool(texts or items or collapse)
     if items or collapse:  # before weights are read for their digest
         check_room_to_write(checkpoint, compute)
     run = TaskRun(checkpoint, tasks, compute) if tasks else None
-    if run and run.tasks.backend == VLLM:
-        run.answer_with_vllm()  # first: it wants most of the device's memory
-    if not beside_tasks and run and not run.missing:
-        return Evaluation(checkpoint.source, {}, tasks=run.results)
-    generates = bool(run and any(task.generates for task in run.missing))
-    if generates:
+    if run and run.writes:
         check_room_to_write(checkpoint, compute)
-    writes = bool(items or collapse or generates)
-    # What is only read passes the layers one by one, so that these may be streamed; what writes needs them all at once.
-    decoder = Decoder.open(checkpoint, replace(compute, stream=False) if writes else compute)
-    if run:
-        run.answer(decoder, tokenizer, progress)
-    return Evaluation(
-        checkpoint.source,
-        {source: measure(decoder, tokens, progress=progress) for source, tokens in texts.items()},
-        run_probes(decoder.model, tokenizer, items, progress=progress),
-        check_collapse(decoder.model, tokenizer, progress=progress) if collapse else None,
-        run.results if run else {},
-    )
+    return Prepared(checkpoint, texts, items, collapse, run, compute)
 
 
 def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks) -> bool:
@@ -231,13 +262,17 @@ def _nothing_to_measure() -> InputError:
 def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Evaluation:
     """The evaluation beside that of the model it was made from: tasks paired document by document, probes item by item.
 
+    A task whose metric is one number of all documents together (mcc, f1) is not paired.
+
     Raises:
         DataError: the two were not measured on the same tasks, documents and items.
         InputError: scipy is not installed.
     """
+    if evaluation.tasks.keys() != base.tasks.keys():
+        raise mismatch("the tasks", {*evaluation.tasks}, {*base.tasks})
+    together = {name for each in (evaluation, base) for name, task in each.tasks.items() if not task.by_document}
     tasks, base_tasks = (
-        {name: Outcomes(task.documents, task.outcomes) for name, task in each.tasks.items()}
-        for each in (evaluation, base)
+        {name: task.paired for name, task in each.tasks.items() if name not in together} for each in (evaluation, base)
     )
     items, base_items = ({name: probe.outcomes for name, probe in each.probes.items()} for each in (evaluation, base))
     chances = {name: task.chance for name, task in evaluation.tasks.items() if task.chance is not None}

@@ -1,6 +1,6 @@
-"""lm-evaluation-harness on shortstack's own model: the one file that imports it (extra `eval`).
+"""lm-evaluation-harness (extra `eval`): tasks are loaded, asked of a model, and what it got is read.
 
-Prompts, tokenisation, metrics, aggregation and generation are the harness's. Only likelihoods are computed here.
+Prompts, metrics and aggregation are the harness's. A model of ours that it asks is in `harness_model`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import re
-import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,18 +32,16 @@ from transformers import set_seed
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.pieces import file_digest
-from shortstack.data.questions import Request, TokenizedQuestion, request
+from shortstack.data.questions import TokenizedQuestion, request
 from shortstack.data.tokens import bos_ids
-from shortstack.decoder import Decoder
-from shortstack.decoder.likelihoods import likelihoods
 from shortstack.errors import DataError, InputError, parameter
+from shortstack.evaluation.paired import mean_stderr
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.evaluation.task_results import TaskResult, digest
 from shortstack.machine.hub import hub_or_copies
 from shortstack.machine.numbers import ALMOST, is_share, part_of
-from shortstack.machine.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -209,10 +206,10 @@ def check_answers(loaded: Sequence[LoadedTask], checkpoint: Checkpoint, max_leng
     config = checkpoint.blueprint.config
     longest = max_length or resolve_max_length(config, checkpoint.tokenizer(), default=HFLM._DEFAULT_MAX_LENGTH)
     for name, task in generating.items():
-        _check_answer(name, task.config.generation_kwargs or {}, longest)
+        check_answer(name, task.config.generation_kwargs or {}, longest)
 
 
-def _check_answer(name: str, settings: Mapping[str, Any], longest: int) -> None:
+def check_answer(name: str, settings: Mapping[str, Any], longest: int) -> None:
     room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
     if room >= longest:
         raise InputError(
@@ -270,6 +267,7 @@ def _result(loaded: LoadedTask, model: AnsweringModel, answered: Mapping[str, An
         metric=metric,
         value=float(values.pop(metric)),
         stderr=math.nan if metric in PERPLEXITIES else _standard_error(parts if loaded.macro else [outcomes]),
+        macro=loaded.macro,
         n=len(outcomes),
         version=loaded.version,
         shots=loaded.shots,
@@ -292,7 +290,7 @@ def _standard_error(parts: Sequence[Sequence[float]]) -> float:
     """
     if any(len(part) < 2 for part in parts):
         return math.nan
-    return math.sqrt(sum(statistics.variance(part) / len(part) for part in parts)) / len(parts)
+    return math.hypot(*(mean_stderr(np.array(part)) for part in parts)) / len(parts)
 
 
 def _by_filter(samples: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
@@ -345,73 +343,6 @@ def _right(task: Any, choices: Sequence[Any]) -> int:
         if task.process_results(choices[0].doc, likelihoods)["acc"]:
             return place
     return -1
-
-
-class Quiet:
-    """Before a model of the harness among the bases of a class: its bars would interleave with ours."""
-
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)  # type: ignore[misc]
-        return answers
-
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)  # type: ignore[misc]
-        return answers
-
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        answers: list[str] = super().generate_until(requests, disable_tqdm=True)  # type: ignore[misc]
-        return answers
-
-
-class HarnessModel(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped here
-    """The harness's model, with likelihoods by shortstack; batch: sequences in a forward, None for a choice by tokens."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        batch: int | None = None,
-        max_length: int | None = None,
-        progress: Progress = silent,
-    ) -> None:
-        with hushed():
-            super().__init__(
-                pretrained=decoder.model,
-                tokenizer=tokenizer,
-                backend="causal",
-                batch_size=batch or GENERATED_TOGETHER,
-                max_length=max_length,
-            )
-        self.decoder, self.batch, self.progress = decoder, batch, progress
-        self.computed_in = decoder.dtype
-
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        for each in requests:  # of a task in Python only these say how long answers may be
-            _check_answer(each.task_name, each.args[1], self.max_length)
-        return super().generate_until(requests, disable_tqdm)
-
-    def _loglikelihood_tokens(
-        self,
-        requests: Sequence[tuple[Any, list[int], list[int]]],
-        disable_tqdm: bool = True,
-        override_bs: int | None = None,
-    ) -> list[tuple[float, bool]]:
-        """(log-likelihood, whether greedy) of each (text, context, continuation), too long ones cut on the left."""
-        cut = [self._request(context, continuation) for _, context, continuation in requests]
-        answers = likelihoods(self.decoder, cut, batch=self.batch, progress=self.progress)
-        return [(answer.value, answer.greedy) for answer in answers]
-
-    def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
-        if len(continuation) > self.max_length:
-            raise InputError(
-                parameter("max_length"),
-                expected=f"room for an answer of {len(continuation)} tokens",
-                found=str(self.max_length),
-                fix=f"write {parameter('max_length', 2 * len(continuation))} or more, or leave it out",
-            )
-        ids = (*context, *continuation)[-(self.max_length + 1) :]
-        return Request(ids, len(ids) - len(continuation))
 
 
 def _config(task: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from shortstack.errors import DataError, parameter
 from shortstack.machine.files import plain
+from shortstack.machine.numbers import share_stderr
 from shortstack.machine.options import check_installed
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class Outcomes:
 class Paired:
     """A model against its base on the same documents; every number is the model's minus the base's, or a share of it.
 
-    difference, stderr: the mean of the differences, and its standard error sd / sqrt(n).
-    interval: 95 % of the means of documents drawn again, with their pairs kept (percentile bootstrap).
+    difference, stderr: the mean of the differences, and its standard error, as paired_stderr() has it.
+    interval: 95 % of the means of documents drawn again, with their pairs kept (percentile bootstrap); where right and wrong
+        answers differ on no document or on all alike, that of Agresti and Min.
     p: two-sided, that signs of differences fall so by chance; for right and wrong answers McNemar's exact test.
     p_holm: the same, corrected for the number of tasks compared together.
     retention: 100 value / base; None where the base is not positive or an outcome is negative: no share of anything.
@@ -78,7 +80,7 @@ def compare_tasks(
         InputError: scipy is not installed.
     """
     if model.keys() != base.keys():
-        raise _mismatch("the tasks", set(model), set(base))
+        raise mismatch("the tasks", set(model), set(base))
     if model:
         check_scipy()
     pairs = {
@@ -112,9 +114,9 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
     ours, theirs = _paired(task, model, base)
     differences = ours - theirs
     value, reference = float(ours.mean()), float(theirs.mean())
-    binary = bool(np.isin([ours, theirs], (0, 1)).all())
-    p = mcnemar(int((differences > 0).sum()), int((differences < 0).sum())) if binary else sign_flips(differences, seed)
-    at_chance = chance is not None and reference - chance <= AT_CHANCE * _stderr(theirs)
+    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    p = mcnemar(gained, lost) if binary(ours, theirs) else sign_flips(differences, seed)
+    at_chance = chance is not None and reference - chance <= AT_CHANCE * mean_stderr(theirs)
     retention = 100 * value / reference if reference > 0 and min(ours.min(), theirs.min()) >= 0 else None
     above = None if chance is None or at_chance else 100 * (value - chance) / (reference - chance)
     return Paired(
@@ -122,8 +124,8 @@ def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None 
         base=reference,
         n=len(ours),
         difference=float(differences.mean()),
-        stderr=_stderr(differences),
-        interval=bootstrap(differences, seed),
+        stderr=paired_stderr(ours, theirs),
+        interval=_interval(ours, theirs, seed),
         p=p,
         p_holm=p,
         retention=retention,
@@ -196,15 +198,58 @@ def _batch(differences: Values) -> int:
     return max(1, ROOM // len(differences))
 
 
+def mean_stderr(values: Values) -> float:
+    """The standard error of the mean, sd / sqrt(n); where all are right or all wrong as share_stderr() has it."""
+    if alike(values) and values[0] in (0, 1):
+        return share_stderr(int(values.sum()), len(values))
+    return _stderr(values)
+
+
 def _stderr(values: Values) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def paired_stderr(ours: Values, theirs: Values) -> float:
+    """The standard error of the mean of differences, sd / sqrt(n); of right and wrong answers never 0."""
+    if binary(ours, theirs) and alike(ours - theirs):
+        return _adjusted(ours - theirs)[1]
+    return _stderr(ours - theirs)
+
+
+def binary(ours: Values, theirs: Values) -> bool:
+    """Whether both are right and wrong answers."""
+    return bool(np.isin([ours, theirs], (0, 1)).all())
+
+
+def alike(differences: Values) -> bool:
+    """Whether all are the same, so that they say nothing of how far they would spread."""
+    return bool((differences == differences[0]).all())
+
+
+def _interval(ours: Values, theirs: Values, seed: int) -> tuple[float, float]:
+    differences = ours - theirs
+    if not (binary(ours, theirs) and alike(differences)):
+        return bootstrap(differences, seed)
+    from scipy.stats import norm
+
+    middle, stderr = _adjusted(differences)
+    reach = float(norm.ppf((1 + COVERAGE) / 2)) * stderr
+    return max(-1.0, middle - reach), min(1.0, middle + reach)
+
+
+def _adjusted(differences: Values) -> tuple[float, float]:
+    """The mean and its standard error, 1/2 added to each cell of the table of rights and wrongs (Agresti and Min 2005)."""
+    n = len(differences) + 2
+    gained, lost = float((differences > 0).sum()) + 0.5, float((differences < 0).sum()) + 0.5
+    mean = (gained - lost) / n
+    return mean, math.sqrt((gained + lost) / n - mean**2) / math.sqrt(n)
 
 
 def _paired(task: str, model: Outcomes, base: Outcomes) -> tuple[Values, Values]:
     """The values of both, [documents], in the order of the model's documents."""
     ours, theirs = (_by_document(task, outcomes) for outcomes in (model, base))
     if ours.keys() != theirs.keys():
-        raise _mismatch(f"the documents of {task}", set(ours), set(theirs))
+        raise mismatch(f"the documents of {task}", set(ours), set(theirs))
     if len(ours) < 2:
         raise DataError(task, expected="two documents or more", found=str(len(ours)), fix=f"raise {parameter('limit')}")
     return np.array([*ours.values()], dtype=float), np.array([theirs[document] for document in ours], dtype=float)
@@ -219,7 +264,7 @@ def _by_document(task: str, outcomes: Outcomes) -> dict[str, float]:
     return values
 
 
-def _mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
+def mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
     def alone(names: set[str]) -> str:
         return f"{len(names)} ({', '.join(sorted(names)[:3])})" if names else "none"
 

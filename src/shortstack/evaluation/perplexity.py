@@ -22,7 +22,11 @@ from shortstack.machine.progress import Progress, paced, silent
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp(mean next-token loss). tokens: how many were predicted; standard error of the loss over windows beside it."""
+    """exp(mean next-token loss). tokens: how many were predicted; standard error of the loss over windows beside it.
+
+    window_losses: of each window, for a comparison on the same windows: the sum of its losses by the mean number of tokens
+    of a window, so that their mean is the loss.
+    """
 
     value: float
     tokens: int
@@ -30,6 +34,7 @@ class Perplexity:
     loss_stderr: float
     windows: Mapping[str, Any]
     dtype: str
+    window_losses: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return dict(plain(self))
@@ -47,7 +52,8 @@ def measure(
     table, windows = torch.cat(losses), torch.stack([window.mean() for window in losses])
     mean = checked(float(table.mean()), f"loss on {tokens.source}")
     stderr = float(windows.std() / math.sqrt(len(windows))) if len(windows) > 1 else math.nan
-    return Perplexity(value(mean), table.numel(), mean, stderr, tokens.record(), decoder.dtype)
+    shares = tuple(float(window.sum()) * len(losses) / table.numel() for window in losses)
+    return Perplexity(value(mean), table.numel(), mean, stderr, tokens.record(), decoder.dtype, shares)
 
 
 def _losses(decoder: Decoder, tokens: Tokens, route: SkippedLayers, progress: Progress) -> Iterator[Tensor]:

@@ -79,7 +79,9 @@ class Probed:
         return Outcomes(self.documents, tuple(map(float, self.accuracy.correct)))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"value": self.accuracy.value, "stderr": self.accuracy.stderr, "n": self.n, "chance": self.chance}
+        value, stderr, outcomes = self.accuracy.value, self.accuracy.stderr, self.outcomes
+        numbers = {"value": value, "stderr": stderr, "n": self.n, "chance": self.chance}
+        return numbers | {"documents": outcomes.documents, "outcomes": outcomes.values}
 
 
 def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DataError
+from shortstack.evaluation.paired import Outcomes
 from shortstack.machine.cache import cache_directory, mark_used
 from shortstack.machine.files import save_json
 
@@ -35,6 +37,7 @@ class TaskResult:
     value, stderr: of `metric`, as the harness aggregates and estimates them; stderr is NaN where it has none.
     documents, outcomes: digests of the documents and the metric on each, in the order they were asked; of a perplexity
     minus the nats per unit (word or document), so that more is better as with shares.
+    macro: whether the value is the mean of a group's tasks, each counted the same, and not of all documents.
     also: the other metrics. parts: of a group, the value of each of its tasks. chance: what guessing gets, where known.
     version: the harness's, of the task. shots: examples in the prompt. bos: whether texts start with BOS.
     """
@@ -53,10 +56,21 @@ class TaskResult:
     outcomes: tuple[float, ...] = field(repr=False)
     also: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
+    macro: bool = False
     digest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def by_document(self) -> bool:
+        """Whether the metric is a number on each document; mcc, for one, is of all together."""
+        return all(map(math.isfinite, self.outcomes))
+
+    @property
+    def paired(self) -> Outcomes:
+        """For a paired comparison with another model: the outcomes that the value is the mean of."""
+        return Outcomes(self.documents, weighted(self.documents, self.outcomes, macro=self.macro))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TaskResult:
@@ -68,6 +82,23 @@ class TaskResult:
         numbers = {name: number(data[name]) for name in ("value", "stderr")}
         outcomes = tuple(map(number, data["outcomes"]))
         return cls(**{**data, **numbers, "documents": tuple(data["documents"]), "outcomes": outcomes})
+
+
+def weighted(documents: Sequence[str], outcomes: Sequence[float], *, macro: bool) -> tuple[float, ...]:
+    """The outcomes, each by the weight of its task, so that their plain mean is the average that the value is.
+
+    documents: of a group each is called TASK/DOCUMENT.
+
+    >>> weighted(["a/1", "b/1", "b/2", "b/3"], [1.0, 1.0, 0.0, 0.0], macro=True)  # (1 + 1/3) / 2 = 2/3
+    (2.0, 0.6666666666666666, 0.0, 0.0)
+    """
+    if not macro:
+        return tuple(outcomes)
+    tasks = [document.partition("/")[0] for document in documents]
+    sizes = Counter(tasks)
+    return tuple(
+        outcome * (len(tasks) / len(sizes) / sizes[task]) for task, outcome in zip(tasks, outcomes, strict=True)
+    )
 
 
 def digest(**parts: object) -> str:

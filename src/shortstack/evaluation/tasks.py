@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from shortstack.checkpoint import Checkpoint
@@ -43,6 +43,11 @@ class TaskRun:
         return [loaded for loaded in self.loaded if loaded.name not in self._kept]
 
     @property
+    def writes(self) -> bool:
+        """Whether a task that has no result yet asks the model in memory to write."""
+        return self.tasks.backend != VLLM and any(loaded.generates for loaded in self.missing)
+
+    @property
     def results(self) -> dict[str, TaskResult]:
         """The results that there are, in the order the tasks were named."""
         return {loaded.name: self._kept[loaded.name] for loaded in self.loaded if loaded.name in self._kept}
@@ -80,6 +85,7 @@ class TaskRun:
             "dtype": self.dtype,
             "device": device,
             "options": [tasks.limit, tasks.batch, tasks.max_length, tasks.seed],
+            "holds": [field.name for field in fields(TaskResult)],
         }
         if tasks.backend == VLLM:
             beside["engine"] = [VLLM, load_vllm().VERSION]
@@ -103,7 +109,8 @@ def answer_task(
     def staged(_: str, done: int, total: int, /, *, note: str = "") -> None:
         progress(f"answering {loaded.name}", done, total, note=note)
 
-    model = load_harness().HarnessModel(
+    harness_model = load_harness("harness_model")
+    model = harness_model.HarnessModel(
         decoder, tokenizer, batch=tasks.batch, max_length=tasks.max_length, progress=staged
     )
     return _judged(loaded, model, tasks)

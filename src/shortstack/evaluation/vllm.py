@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on vLLM, which is no extra of shortstack: the one file that imports it."""
+"""lm-evaluation-harness on vLLM, which is no extra of shortstack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from lm_eval.models.vllm_causallms import VLLM
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import InputError, one_line, parameter
-from shortstack.evaluation.harness import SEED, Quiet, hushed
+from shortstack.evaluation.harness import SEED, hushed
+from shortstack.evaluation.harness_model import Quiet
 
 VERSION = version("vllm")
 

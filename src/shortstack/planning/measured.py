@@ -103,7 +103,7 @@ def search(
 
     It begins with the lowest layers by ppl, kl and bi and with the best window, and exchanges layers of the best sets for
     others (after EvoPress, arXiv 2410.14649); each generation is one walk. Every fourth sample is held out: it judges the
-    finalists. Plan.compared tells the held-out KL of the plan, of the sets it began with, and of the tail.
+    finalists, of which the tail is one. Plan.compared tells the held-out KL of the plan, of those sets, and of the tail.
 
     Raises:
         DataError: fewer than four samples, so that none could be held out.
@@ -122,9 +122,9 @@ def search(
         quiet = quiet + 1 if min(known.values()) >= lowest_before else 0
         if quiet == budget.patience or not new:
             break
-    finalists = [*_best(known, budget.survivors), *named.values()]
     tail, judged = frozenset(allowed[-amount:]), dict[SkippedLayers, float]()
-    _measure(decoder, held_out, [*finalists, tail], judged, progress, "held out")
+    finalists = [*_best(known, budget.survivors), *named.values(), tail]
+    _measure(decoder, held_out, finalists, judged, progress, "held out")
     (best,) = _best({found: judged[found] for found in finalists}, 1)
     compared = {"search": judged[best], **{name: judged[found] for name, found in named.items()}, "tail": judged[tail]}
     return replace(Plan(len(decoder.layers), tuple(sorted(best)), "search by kl"), compared=compared)

@@ -27,6 +27,8 @@ LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedblright{}",
+    "[": "{[}",  # at the beginning of a row, these two would be arguments of the line break before it
+    "*": "{*}",
     "`": r"\textasciigrave{}",
     "±": r"$\pm$",
     "−": "$-$",  # noqa: RUF001

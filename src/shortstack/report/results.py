@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from shortstack.errors import DataError
+from shortstack.evaluation.suites import SHARES
+from shortstack.evaluation.task_results import weighted
 from shortstack.report.labels import PLAIN
 from shortstack.runs.records import StepRecord, TrialRecord
 
@@ -23,7 +25,8 @@ class Measure:
     """A number with its standard error, and the steps it comes from.
 
     kind: share (0 to 1), perplexity, or number. loss: of a perplexity, in nats per token, with its standard error.
-    outcomes: by document, where they were kept. parts: the measures that an average is the mean of.
+    outcomes: by document (of a probe by item, of a text by window), higher being better, where they were kept.
+    parts: the measures that an average is the mean of.
     by_seed: what is compared of each seed, where there are several. chance: what guessing gets, where that is known.
     """
 
@@ -238,14 +241,12 @@ def measures(step: StepRecord) -> dict[str, Measure]:
 
 
 def _task(data: Mapping[str, Any], step: StepRecord) -> Measure:
-    value = _number(data.get("value"))
-    share = "perplexity" not in str(data.get("metric", "")) and not value > 1
     return Measure(
-        "share" if share else "number",
-        value,
+        "share" if data["metric"] in SHARES else "number",
+        _number(data.get("value")),
         _stderr(data.get("stderr")),
         (step.key,),
-        higher=data.get("higher_is_better", share),
+        higher=data["higher_is_better"],
         n=data.get("n"),
         outcomes=_outcomes(data, step),
         chance=data.get("chance"),
@@ -253,15 +254,18 @@ def _task(data: Mapping[str, Any], step: StepRecord) -> Measure:
 
 
 def _outcomes(data: Mapping[str, Any], step: StepRecord) -> dict[str, float] | None:
-    """A task's outcome on each document; None where they were not kept, or one is no number."""
+    """The outcome on each document or item; None where they were not kept, or one is no number.
+
+    Their mean is the value: where each task of a group counts the same, they are weighted so.
+    """
     values = [_number(value) for value in data.get("outcomes") or []]
-    documents = data.get("documents") or range(len(values))
+    documents = data.get("documents") or []
     if len(documents) != len(values):
         expected, numbers = "an outcome of each document", f"{len(values)} of {len(documents)}"
         raise DataError(f"step {step.key}", expected=expected, found=numbers, fix="run it again")
     if not values or not all(map(math.isfinite, values)):
         return None
-    return {str(name): value for name, value in zip(documents, values, strict=True)}
+    return dict(zip(map(str, documents), weighted(documents, values, macro=data.get("macro", False)), strict=True))
 
 
 def _perplexity(data: Mapping[str, Any], step: StepRecord) -> Measure:
@@ -272,12 +276,15 @@ def _perplexity(data: Mapping[str, Any], step: StepRecord) -> Measure:
     if math.isnan(loss) and value > 0:
         loss = math.log(value)
     stderr = value * spread if spread is not None and math.isfinite(value) else None
-    return Measure("perplexity", value, stderr, (step.key,), False, data.get("tokens"), loss, spread)
+    read, losses = (data.get("windows") or {}).get("sha256"), data.get("window_losses") or []
+    windows = {f"{read} {place}": -_number(each) for place, each in enumerate(losses)}
+    outcomes = windows if windows and all(map(math.isfinite, windows.values())) else None
+    return Measure("perplexity", value, stderr, (step.key,), False, data.get("tokens"), loss, spread, outcomes)
 
 
 def _probe(data: Mapping[str, Any], step: StepRecord) -> Measure:
     value, stderr, chance = _number(data.get("value")), _stderr(data.get("stderr")), data.get("chance")
-    return Measure("share", value, stderr, (step.key,), n=data.get("n"), chance=chance)
+    return Measure("share", value, stderr, (step.key,), n=data.get("n"), outcomes=_outcomes(data, step), chance=chance)
 
 
 def _number(value: Any) -> float:

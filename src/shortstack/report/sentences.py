@@ -8,71 +8,53 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from shortstack.machine.numbers import perplexity
 from shortstack.report.findings import Findings, MatchedGroup
 from shortstack.report.format import MINUS, MISSING, counted, listed, points, shown, uncertainty
 from shortstack.report.labels import PLAIN, brief
 from shortstack.report.results import AVERAGE, Measure, Result
 from shortstack.report.significance import Difference, corrected, difference
-from shortstack.runs import Runs
 from shortstack.runs.records import StepRecord
 
 Sentences = Callable[[Findings, Sequence[MatchedGroup]], list[str]]
 AGAINST_PLAIN = {"strategy": ("Step by step", "that of all at once"), "repair": ("With repair", "that without")}
-DOING = {
-    "score": "scoring",
-    "plan": "planning",
-    "prune": "pruning",
-    "heal": "healing",
-    "turns": "pruning and healing in turns",
-    "evaluate": "evaluation",
-    "profile": "profiling",
-}
 
 # What the groups of a table of one factor say
 
 
 def winners(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
-    """Which level is best, how often, by how much, and how often that may be chance."""
+    """Which level is best, how often, and how often that may be chance, or is not known."""
     leaders = [(group, ranked[0], ranked[1]) for group in groups if len(ranked := findings.ranked(group.results)) > 1]
     if not leaders:
         return []
-    unsure = sum(not difference(best, other).significant for _, (_, best), (_, other) in leaders)
     if len(leaders) == 1:
-        group, (first, best), (second, other) = leaders[0]
-        if unsure:
-            two = [f"{group.level(each)} ({score_text(score)})" for each, score in ((first, best), (second, other))]
-            return [f"{listed(two)} cannot be told apart."]
-        against = f"{score_text(best)} against {score_text(other)} of {group.level(second)}"
-        return [f"{group.level(first)} is best, with {against}."]
-    if unsure == len(leaders):
-        none = f"In none of {counted(len(leaders), 'comparison')} is the best told apart from the second best"
-        return [f"{none} by the {headline(findings)}."]
-    wins = Counter(group.level(first) for group, (first, _), _ in leaders)
+        return [_winner(*leaders[0])]
+    changes = [difference(best, other) for _, (_, best), (_, other) in leaders]
+    unknown, apart = sum(each.p is None for each in changes), sum(each.significant for each in changes)
+    known, by = len(changes) - unknown, f"by the {headline(findings)}"
+    rest = [f"Of {counted(unknown, 'comparison')} it is not known: there is no standard error."] if unknown else []
+    if not apart:
+        none = f"In none of {counted(known, 'comparison')} is the best told apart from the second best {by}."
+        return [*([none] if known else []), *rest]
+    pairs = zip(leaders, changes, strict=True)
+    wins = Counter(group.level(first) for (group, (first, _), _), each in pairs if each.significant)
     order = listed([f"{name} in {count}" for name, count in wins.most_common(3)])
-    by = _median_gap(findings, [best.better - other.better for _, (_, best), (_, other) in leaders])
-    return [
-        f"The {headline(findings)} is best with {order} of {counted(len(leaders), 'comparison')}{by}.",
-        f"In {unsure or 'none'} of them the second best is within noise of it.",
-    ]
+    told = f"Of {counted(known, 'comparison')} the best is told apart from the second best {by} in {apart}"
+    return [f"{told}: {order}.", *rest]
 
 
-def kept_of_unpruned(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
-    """How much of the unpruned model's score the best setting of all keeps."""
-    kept: list[tuple[float, str]] = []
-    for group in groups:
-        base, ranked = findings.score(group.base), findings.ranked(group.results)
-        if base and base.kind == "share" and base.value > 0 and ranked:
-            kept.append((ranked[0][1].value / base.value, group.title))
-    if not kept:
-        return []
-    share, title = max(kept, key=lambda pair: pair[0])
-    where = f" ({title})" if title else ""
-    return [f"At most {shown(share, 'percent')} of the unpruned model's {headline(findings)} is kept{where}."]
+def _winner(group: MatchedGroup, first: tuple[Result, Measure], second: tuple[Result, Measure]) -> str:
+    """What one comparison says."""
+    change, names = difference(first[1], second[1]), [group.level(result) for result, _ in (first, second)]
+    best, other = score_text(first[1]), score_text(second[1])
+    if change.significant:
+        return f"{names[0]} is best, with {best} against {other} of {names[1]}."
+    two = f"{names[0]} ({best}) and {names[1]} ({other})"
+    if change.p is None:
+        return f"Whether {two} differ by more than chance is not known: there is no standard error."
+    return f"{two} cannot be told apart."
 
 
 def healed_back(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
@@ -88,73 +70,25 @@ def healed_back(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]
     return [f"The best healing brings back {share} of what pruning lost{_in_the_median(shares)}."]
 
 
-def healing_times(_findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
-    """The fastest and the slowest way to heal."""
-    times: dict[str, list[float]] = {}
-    for group in groups:
-        for each in group.results:
-            if seconds := each.seconds("heal"):
-                times.setdefault(group.level(each), []).append(seconds)
-    if len(times) < 2:
-        return []
-    middle = {name: median(seconds) for name, seconds in times.items()}
-    fast, slow = min(middle, key=middle.__getitem__), max(middle, key=middle.__getitem__)
-    shortest, longest = (shown(middle[name], "seconds") for name in (fast, slow))
-    return [f"{fast} is quickest ({shortest} in the median), {slow} slowest ({longest})."]
-
-
 def against_plain(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
     """How often what a factor adds is told apart from its plain level, by how much, and in which direction."""
     pairs = [(findings.score(ours), findings.score(plain)) for ours, plain in _pairs(groups)]
     changes = [difference(ours, plain) for ours, plain in pairs if ours and plain]
+    known = [change for change in changes if change.p is not None]
     if not changes:
         return []
     one, other = AGAINST_PLAIN[groups[0].factor]
-    apart = [change for change in corrected(changes) if change and change.significant]
+    if not known:
+        return [f"Whether the {headline(findings)} differs from {other} is not known: there is no standard error."]
+    apart = [change for change in corrected(known) if change and change.significant]
     better = sum(change.better for change in apart)
-    gaps = [change.value for change in changes if math.isfinite(change.value)]
-    by = f" (median difference {_gap(findings, median(gaps), nats=True)})" if gaps else ""
-    told = f"the {headline(findings)} is told apart from {other} in {len(apart) or 'none'} of "
-    told += counted(len(changes), "comparison") + by
+    gaps = [change.value for change in known if math.isfinite(change.value)]
+    by = f" (median difference {_gap(findings, median(gaps))})" if gaps else ""
+    told = f"{one} the {headline(findings)} is told apart from {other} in {len(apart) or 'none'} of "
+    told += counted(len(known), "comparison") + by
     sides = {"better": better, "worse": len(apart) - better}
     told += f": {listed([f'{side} in {count}' for side, count in sides.items() if count])}" if apart else ""
-    moved = _perplexities(findings, _pairs(groups))
-    if moved and moved.falls:  # where answers are all wrong still it says more than the score
-        return [f"{one} {moved}; {told}."]
-    return [f"{one} {told}.", *([f"{str(moved)[0].upper()}{str(moved)[1:]}."] if moved else [])]
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """A perplexity, from its median at one level to that at another."""
-
-    text: str
-    before: float
-    after: float
-
-    @property
-    def falls(self) -> bool:
-        return self.after < self.before
-
-    def __str__(self) -> str:
-        before, after = (shown(value, "perplexity") for value in (self.before, self.after))
-        return f"the perplexity on {self.text} goes from {before} to {after} in the median"
-
-
-def _perplexities(findings: Findings, pairs: Sequence[tuple[Result, Result]]) -> _Moved | None:
-    """What becomes of the first text's perplexity, which moves where answers are all wrong still."""
-    text = next((name for name in findings.measured("perplexity") if name != findings.headline), "")
-    known = [(ours.measures[text].loss, plain.measures[text].loss) for ours, plain in pairs if _both(ours, plain, text)]
-    if not known:
-        return None
-    after, before = (perplexity(median(losses)) for losses in zip(*known, strict=True))
-    same = shown(before, "perplexity") == shown(after, "perplexity")
-    return None if same else _Moved(brief(findings.names[text]), before, after)
-
-
-def _both(ours: Result, plain: Result, name: str) -> bool:
-    """Whether both were measured, with a finite loss."""
-    return all(name in each.measures and math.isfinite(each.measures[name].loss) for each in (ours, plain))
+    return [f"{told}."]
 
 
 def slower(_findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
@@ -164,24 +98,11 @@ def slower(_findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
     return [f"Healing takes {median(ratios):.1f} times as long in the median."] if ratios else []
 
 
-def calibration_spans(findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
-    """How far each metric moves over the calibrations, and whether its layers do."""
-    spans: list[tuple[float, str]] = []
-    moved = 0
-    for group in groups:
-        values = [score.better for _, score in findings.ranked(group.results) if math.isfinite(score.better)]
-        if len(values) > 1:
-            spans.append((max(values) - min(values), group.results[0].factors["metric"]))
-        plans = [plan for each in group.results for plan in each.plans if "removed" in plan]
-        moved += len({tuple(plan["removed"]) for plan in plans}) > 1
-    words = [f"Other calibration text changes which layers go in {moved} of {counted(len(groups), 'comparison')}."]
-    if spans:
-        middle, (most, metric) = median(span for span, _ in spans), max(spans, key=lambda pair: pair[0])
-        words.append(
-            f"The {headline(findings)} moves by {_gap(findings, middle)} in the median, "
-            f"at most by {_gap(findings, most)}, with {metric}."
-        )
-    return words
+def layers_changed(_findings: Findings, groups: Sequence[MatchedGroup]) -> list[str]:
+    """Whether other calibration text takes other layers out."""
+    plans = [[plan for each in group.results for plan in each.plans if "removed" in plan] for group in groups]
+    moved = sum(len({tuple(plan["removed"]) for plan in some}) > 1 for some in plans)
+    return [f"Other calibration text changes which layers go in {moved} of {counted(len(groups), 'comparison')}."]
 
 
 # What the other tables say
@@ -210,17 +131,26 @@ def regained(repair: Mapping[str, Any]) -> float | None:
 
 def about_probes(findings: Findings) -> str:
     """How often a shorter model writes worse than the unpruned one does, and how many have collapsed."""
-    changes = [change for model in findings.bases for change in _probe_changes(findings, model)]
-    words = []
-    if changes:
-        worse = f"{sum(change.worse for change in changes) or 'none'} of {counted(len(changes), 'comparison')}"
-        words.append(f"In {worse} a shorter model answers worse than its unpruned one, beyond chance.")
-    steps = [step for each in findings.results if (step := each.evaluation) and step.result.get("collapse")]
-    if steps:
-        collapsed = sum(bool(step.result["collapse"].get("collapsed")) for step in steps)
-        some = f"{collapsed or 'None'} of {counted(len(steps), 'setting')}"
-        words.append(f"{some} {'has' if collapsed < 2 else 'have'} collapsed in free text.")
-    return " ".join(words)
+    changes = [change for model in findings.bases for change in _probe_changes(findings, model) if change.p is not None]
+    worse = f"{sum(change.worse for change in changes) or 'none'} of {counted(len(changes), 'comparison')}"
+    words = [f"In {worse} a shorter model answers worse than its unpruned one, beyond chance."] if changes else []
+    return " ".join([*words, *about_collapse(findings)])
+
+
+def about_collapse(findings: Findings) -> list[str]:
+    """How many settings write loops, few words or nothing, and from which amount on."""
+    looked = [
+        (each.removed, bool(step.result["collapse"].get("collapsed")))
+        for each in findings.results
+        if (step := each.evaluation) and step.result.get("collapse")
+    ]
+    if not looked:
+        return []
+    fallen = [removed for removed, collapsed in looked if collapsed]
+    known = [removed for removed in fallen if removed]
+    first = f", the first with {counted(min(known), 'layer')} gone" if known else ""
+    some = f"{len(fallen) or 'None'} of {counted(len(looked), 'setting')} {'has' if len(fallen) < 2 else 'have'}"
+    return [f"{some} collapsed in free text{first}."]
 
 
 def _probe_changes(findings: Findings, model: str) -> list[Difference]:
@@ -260,42 +190,23 @@ def _speedups(base: Mapping[str, Any], short: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def about_costs(runs: Runs, uses: Mapping[str, int]) -> str:
-    """How long everything took, on what, and what sharing saved. uses: how many trials need each step."""
-    done = [step for step in runs.steps.values() if step.state == "done" and step.seconds]
-    if not done:
-        return ""
-    kinds: dict[str, float] = {}
-    for step in done:
-        kinds[step.kind] = kinds.get(step.kind, 0) + (step.seconds or 0)
-    total, most = sum(kinds.values()), max(kinds, key=kinds.__getitem__)
-    hosts = {step.host for step in done if step.host}
-    on = f" on {counted(len(hosts), 'machine')}" if hosts else ""
-    saved = sum((step.seconds or 0) * max(0, uses.get(step.key, 0) - 1) for step in done)
-    sharing = f" Sharing them between trials saved {shown(saved, 'seconds')}." if saved >= 0.01 * total else ""
-    took = f"{counted(len(done), 'step')} took {shown(total, 'seconds')}{on}"
-    return f"{took}, {shown(kinds[most] / total, 'percent')} of it for {DOING.get(most, most)}.{sharing}"
-
-
 def about_settings(findings: Findings) -> str:
-    """How many settings cannot be told apart from their unpruned model, and how many are better."""
+    """How many settings are worse than their unpruned model, better, and not told apart from it."""
     scored = findings.ranked(findings.results)
     if not scored:
         return "No setting was measured yet."
-    if not findings.bases:
-        return ""
     found = [difference(score, base) for each, score in scored if (base := findings.base(each))]
-    better, same = sum(each.better for each in found), sum(not each.significant for each in found)
-    settings, by = counted(len(scored), "setting"), f"by {headline(findings)}, each on its own"
-    if not same and not better:
-        none = f"None of {settings} reaches" if len(scored) > 1 else "The setting does not reach"
-        return f"{none} the unpruned model ({by})."
-    some = f"All {settings}" if same == len(scored) > 1 else f"{same} of {settings}"
-    told = [f"{some} cannot be told apart from the unpruned model"] if same else []
-    told += (
-        [f"{better} of {settings} {'is' if better == 1 else 'are'} better than the unpruned model"] if better else []
-    )
-    return f"{', '.join(told)} ({by})."
+    known = [each for each in found if each.p is not None]
+    worse, better = sum(each.worse for each in known), sum(each.better for each in known)
+    counts = {
+        "worse": worse,
+        "better": better,
+        "not told apart": len(known) - worse - better,
+        "not known to differ, without a standard error": len(found) - len(known),
+    }
+    told = listed([f"{count} {'is' if count == 1 else 'are'} {what}" for what, count in counts.items() if count])
+    beside = f"Of {counted(len(found), 'setting')} beside the unpruned model, by {headline(findings)}, each on its own"
+    return f"{beside}: {told}." if found else ""
 
 
 # Words that several sentences use
@@ -326,13 +237,6 @@ def _in_the_median(values: Sequence[float]) -> str:
     return " in the median" if len(values) > 1 else ""
 
 
-def _median_gap(findings: Findings, gaps: Iterable[float]) -> str:
-    finite = [gap for gap in gaps if math.isfinite(gap)]
-    return f", by {_gap(findings, median(finite))} in the median" if finite else ""
-
-
-def _gap(findings: Findings, gap: float, *, nats: bool = False) -> str:
-    """A difference of the headline column; nats: of a perplexity, its loss was compared."""
-    if findings.headline.startswith("perplexity:"):
-        return (f"{gap:.2f} nats" if nats else shown(gap, "perplexity")).replace("-", MINUS)
-    return points(gap)
+def _gap(findings: Findings, gap: float) -> str:
+    """A difference of the headline column; of a perplexity that of its loss."""
+    return f"{gap:.2f} nats".replace("-", MINUS) if findings.headline.startswith("perplexity:") else points(gap)

@@ -22,13 +22,14 @@ SAME, UNKNOWN = "the same measurement", "no standard errors"
 class Difference:
     """One measure minus another, in the units that are compared (of perplexities the loss).
 
-    p: two-sided, None where it is unknown; how: the test that it is from.
+    p: two-sided, None where it is unknown; how: the test that it is from. freedom: degrees of freedom of the standard error.
     """
 
     value: float
     stderr: float | None
     p: float | None
     how: str
+    freedom: float = math.inf
 
     @property
     def significant(self) -> bool:
@@ -70,50 +71,45 @@ def _on_documents(ours: Measure, theirs: Measure) -> Difference:
         return _between_averages([_on_documents(a, b) for a, b in zip(ours.parts, theirs.parts, strict=True)])
     if ours.steps == theirs.steps:
         return Difference(0.0, 0.0, 1.0, SAME)
-    if ours.outcomes and theirs.outcomes and ours.outcomes.keys() == theirs.outcomes.keys() and ours.n != 1:
-        return _paired(ours.documents - theirs.documents)
+    if ours.outcomes and theirs.outcomes and ours.outcomes.keys() == theirs.outcomes.keys() and len(ours.outcomes) > 1:
+        return _paired(ours.documents, theirs.documents)
     (level, _), (other, _) = ours.compared, theirs.compared
     value = (level - other) * (1 if ours.higher else -1)
     spread, other_spread = ours.document_stderr, theirs.document_stderr
     if spread is None or other_spread is None:
         return Difference(value, None, None, UNKNOWN)
-    return _normal(value, math.hypot(spread, other_spread), UNPAIRED)
+    return _tested(value, math.hypot(spread, other_spread), math.inf, UNPAIRED)
 
 
 def _with_seeds(found: Difference, ours: Measure, theirs: Measure) -> Difference:
-    """The difference where what a seed changes is chance, too: Welch's test, since few seeds say little of their spread.
-
-    The degrees of freedom are Satterthwaite's; documents are so many that theirs do not count.
-    """
-    several = [each for each in (ours, theirs) if len(each.by_seed) > 1]
+    """The difference where what a seed changes is chance, too: Welch's test, since few seeds say little of their spread."""
+    several = [each for each in (ours, theirs) if each.seed_variance]
     if not several or found.stderr is None:
         return found
-    variance = found.stderr**2 + sum(each.seed_variance for each in several)
-    few = sum(each.seed_variance**2 / (len(each.by_seed) - 1) for each in several)
-    if not few:
-        return found
-    p = _students_p(found.value / math.sqrt(variance), variance**2 / few)
-    return Difference(found.value, math.sqrt(variance), p, f"{found.how}, with the spread of seeds")
+    variances = [(found.stderr**2, found.freedom)]
+    variances += [(each.seed_variance, len(each.by_seed) - 1.0) for each in several]
+    return _tested(found.value, *_sum_of(variances), f"{found.how}, with the spread of seeds")
 
 
-def _students_p(ratio: float, freedom: float) -> float:
-    """Two-sided, under Student's law.
+def _sum_of(variances: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The standard error of a sum of independent numbers, and its degrees of freedom (Satterthwaite).
 
-    Raises:
-        InputError: scipy is not installed.
+    variances: of each the variance, and the degrees of freedom that it was estimated with.
     """
-    check_installed("scipy", "eval", where="report", why="for settings of several seeds")
-    from scipy.stats import t
+    total = sum(variance for variance, _ in variances)
+    few = sum(variance**2 / freedom for variance, freedom in variances)
+    return math.sqrt(total), total**2 / few if few else math.inf
 
-    return float(2 * t.sf(abs(ratio), freedom))
 
-
-def _paired(differences: np.ndarray) -> Difference:
-    n, value = len(differences), float(differences.mean())
-    stderr = float(differences.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-    if np.isin(differences, (-1, 0, 1)).all():
-        return Difference(value, stderr, mcnemar(int((differences > 0).sum()), int((differences < 0).sum())), McNEMAR)
-    return _normal(value, stderr, PAIRED)
+def _paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
+    differences = ours - theirs
+    n, value, stderr = len(differences), float(differences.mean()), paired.paired_stderr(ours, theirs)
+    gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    if paired.binary(ours, theirs):
+        return Difference(value, stderr, mcnemar(gained, lost), McNEMAR, n - 1)
+    if paired.alike(differences):  # random signs, of which all are the same
+        return Difference(value, stderr, mcnemar(gained, lost), PAIRED, n - 1)
+    return _tested(value, stderr, n - 1, PAIRED)
 
 
 @cache  # large counts take a while, and rows that share a checkpoint share them
@@ -133,19 +129,31 @@ def _between_averages(parts: Sequence[Difference]) -> Difference:
     errors = [part.stderr for part in parts if part.stderr is not None]
     if len(errors) < len(parts):
         return Difference(value, None, None, UNKNOWN)
-    stderr = math.sqrt(sum(error**2 for error in errors)) / len(parts)
-    return _normal(value, stderr, UNPAIRED if any(part.how == UNPAIRED for part in parts) else PAIRED)
+    stderr, freedom = _sum_of([(((part.stderr or 0.0) / len(parts)) ** 2, part.freedom) for part in parts])
+    return _tested(value, stderr, freedom, UNPAIRED if any(part.how == UNPAIRED for part in parts) else PAIRED)
 
 
-def _normal(value: float, stderr: float | None, how: str) -> Difference:
-    """A difference with its two-sided p under the normal law."""
-    if stderr is None or not math.isfinite(value):
-        p = None
-    elif stderr == 0:
-        p = 1.0 if value == 0 else 0.0
-    else:
-        p = math.erfc(abs(value) / stderr / math.sqrt(2))
-    return Difference(value, stderr, p, how)
+def _tested(value: float, stderr: float, freedom: float, how: str) -> Difference:
+    """A difference with its two-sided p under Student's law; unknown where nothing is known of how far it would spread."""
+    if not math.isfinite(value):
+        return Difference(value, stderr, None, how)
+    if stderr == 0:
+        return Difference(value, stderr, None if value else 1.0, how)
+    return Difference(value, stderr, _students_p(value / stderr, freedom), how, freedom)
+
+
+def _students_p(ratio: float, freedom: float) -> float:
+    """Two-sided, under Student's law, of which the normal one is that of no end of degrees of freedom.
+
+    Raises:
+        InputError: scipy is not installed.
+    """
+    if math.isinf(freedom):
+        return math.erfc(abs(ratio) / math.sqrt(2))
+    check_installed("scipy", "eval", where="report", why="for differences of few documents or seeds")
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(ratio), freedom))
 
 
 def places(values: Sequence[float]) -> list[int]:

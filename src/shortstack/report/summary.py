@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations, takewhile
+from itertools import takewhile
 
-from shortstack.report.findings import Findings, matched_groups
+from shortstack.report.findings import Findings
 from shortstack.report.format import counted, listed, shown
 from shortstack.report.labels import PLAIN, brief
-from shortstack.report.results import Measure
-from shortstack.report.sentences import headline
-from shortstack.report.significance import corrected, difference
+from shortstack.report.sentences import about_collapse, headline
+from shortstack.report.significance import difference
 
 
 def opening(findings: Findings) -> str:
@@ -92,13 +91,13 @@ def _amount(level: str) -> str:
 
 
 def lead(findings: Findings) -> str:
-    """What can be told apart, in two or three sentences: how much can go, what it depends on, what has collapsed.
+    """What helps to decide, in two sentences: how much can go, and how many settings have collapsed.
 
     Of one setting its own verdict says it.
     """
     if not findings.bases or len(findings.results) < 2:
         return ""
-    return " ".join(filter(None, (how_much(findings), _what_matters(findings), _collapsed(findings))))
+    return " ".join(filter(None, (how_much(findings), *about_collapse(findings))))
 
 
 def how_much(findings: Findings) -> str:
@@ -142,71 +141,12 @@ def _all_worse(findings: Findings, by_amount: Mapping[int, Sequence[bool]]) -> s
     return f"{first}; of larger cuts {some}, which so many tests leave to chance."
 
 
-def _what_matters(findings: Findings) -> str:
-    """How often the levels of each choice are told apart, in groups that differ in nothing else."""
-    told = list[str]()
-    for factor, words in CHOICES.items():
-        groups = [[score for _, score in findings.ranked(group.results)] for group in matched_groups(findings, factor)]
-        apart = [known for scores in groups if (known := _any_apart(scores)) is not None]
-        if apart:
-            told.append(f"by {words} in {sum(apart)} of {len(apart)}{'' if told else ' groups'}")
-    if not told:
-        return ""
-    return f"Where settings differ in one choice alone, they are told apart {', '.join(told)}."
-
-
-def _any_apart(scores: Sequence[Measure]) -> bool | None:
-    """Whether any two are told apart, Holm-corrected over all pairs; None where nothing is known of their errors."""
-    changes = corrected([difference(one, other) for one, other in combinations(scores, 2)])
-    known = [change for change in changes if change and change.p is not None]
-    return any(change.significant for change in known) if known else None
-
-
-CHOICES = {
-    "metric": "the metric",
-    "strategy": "the schedule",
-    "repair": "repair",
-    "heal": "how it heals",
-    "calibration": "the calibration text",
-    "data": "the healing data",
-}
-
-
-def _collapsed(findings: Findings) -> str:
-    """How many settings write loops, few words or nothing, and from which amount on."""
-    looked = [
-        (each.removed, bool(step.result["collapse"].get("collapsed")))
-        for each in findings.results
-        if (step := each.evaluation) and step.result.get("collapse")
-    ]
-    fallen = [removed for removed, collapsed in looked if collapsed]
-    if not fallen:
-        return ""
-    known = [removed for removed in fallen if removed]
-    first = f", the first with {counted(min(known), 'layer')} gone" if known else ""
-    some = f"{len(fallen)} of {counted(len(looked), 'setting')} {'has' if len(fallen) == 1 else 'have'}"
-    return f"{some} collapsed in free text{first}."
-
-
 def key_figures(findings: Findings) -> list[tuple[str, str, str]]:
-    """(what, number, what to make of it): the trials, how many settings stand beside the unpruned model, the time."""
+    """(what, number, what to make of it): the trials, and the time."""
     states = Counter(trial.state for trial in findings.runs.trials)
     rest = [f"{count} {state}" for state, count in states.items() if state != "done"]
     figures = [("trials done", f"{states['done']:,}", listed(rest) if rest else "none failed")]
-    figures += _told_apart(findings)
     done = [step for step in findings.runs.steps.values() if step.state == "done"]
     hosts = {step.host for step in done if step.host}
     on = f"{counted(len(done), 'step')} on {counted(max(1, len(hosts)), 'machine')}"
     return [*figures, ("of computing", shown(float(sum(step.seconds or 0 for step in done)), "seconds"), on)]
-
-
-def _told_apart(findings: Findings) -> list[tuple[str, str, str]]:
-    """How many settings are worse than, not told apart from, and better than the unpruned model."""
-    scored = [(score, base) for each, score in findings.ranked(findings.results) if (base := findings.base(each))]
-    changes = [change for pair in scored if (change := difference(*pair)).p is not None]
-    if len(changes) < 2:
-        return []
-    worse, better = sum(change.worse for change in changes), sum(change.better for change in changes)
-    of, by = f"of {counted(len(changes), 'setting')}", f"in the {headline(findings)}, each tested on its own"
-    counts = {"not told apart from unpruned": len(changes) - worse - better, "worse": worse, "better": better}
-    return [(what, f"{count:,}", f"{of} {by}") for what, count in counts.items() if count or what != "better"]

@@ -54,6 +54,7 @@ class ShrinkStudy:
                 "perplexity": options.texts,
                 "samples": None if amounts.all_judged else amounts.judged,
                 "probe_items": options.probe_items,
+                "collapse": True,  # of the unpruned model, too: the verdict judges by what that writes
                 "pruned": False,  # what heals is measured once it has
                 "seed": self.compute.seed,
                 **options.asked_tasks,

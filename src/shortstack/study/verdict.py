@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shortstack.evaluation.degeneration import Collapse
 from shortstack.machine.formats import number, size
 from shortstack.study.beside import Beside
 from shortstack.study.keeping import Share, mean, ratio, shares_of
@@ -32,8 +33,9 @@ class Verdict:
 def verdict(base: Mapping[str, Any], last: Mapping[str, Any], beside: Beside | None = None) -> Verdict:
     """From the evaluations of the unpruned model and of the shortened one, as evaluate() has them as data.
 
-    It is kept where it has not collapsed, has KEPT of what the unpruned model has right of the probes, and at most NEAR
-    times its perplexity on each text; and not where one of them is beyond LOST or FAR. Tasks, speed and int8 are said.
+    It is kept where it has not collapsed beside what the unpruned model writes, has KEPT of what that has right of the
+    probes, and at most NEAR times its perplexity on each text; and not where one of them is beyond LOST or FAR. Tasks, speed
+    and int8 are said.
     """
     text, times = max(
         ((text, _times(each["value"], base["perplexity"][text]["value"])) for text, each in last["perplexity"].items()),
@@ -49,10 +51,19 @@ def verdict(base: Mapping[str, Any], last: Mapping[str, Any], beside: Beside | N
     tasks = shares_of(last.get("tasks") or {})
     if tasks:
         reasons.append(_said(", ".join(tasks), Share(*mean(shares_of(base["tasks"]))), Share(*mean(tasks))))
-    if last["collapse"] and last["collapse"]["collapsed"]:
+    collapse = _collapse(base, last)
+    if collapse and collapse.fallen:
         bad = True
-        reasons.append(f"What it writes has collapsed: {last['collapse']['sample']}.")
+        reasons.append(f"What it writes has collapsed: {collapse.sample}.")
     return Verdict(False if bad else True if good else None, (*reasons, *(_beside(beside, last) if beside else ())))
+
+
+def _collapse(base: Mapping[str, Any], last: Mapping[str, Any]) -> Collapse | None:
+    """What it writes, judged by what the unpruned model does, where both were looked at."""
+    if not last["collapse"]:
+        return None
+    ours = Collapse.of(last["collapse"])
+    return ours.against(Collapse.of(base["collapse"])) if base.get("collapse") else ours
 
 
 def _said(what: str, before: Share, after: Share) -> str:

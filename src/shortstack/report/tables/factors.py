@@ -9,9 +9,9 @@ from shortstack.report.columns import HEAL_MEMORY, HEAL_TIME, HELD_OUT, MAKE_TIM
 from shortstack.report.columns import all_columns as every
 from shortstack.report.columns import short_columns as short
 from shortstack.report.findings import HEALING, Findings, MatchedGroup, matched_groups
-from shortstack.report.sentences import Sentences, healed_back, healing_times, kept_of_unpruned, slower, winners
+from shortstack.report.sentences import Sentences, healed_back, slower, winners
 from shortstack.report.sentences import against_plain as plain
-from shortstack.report.sentences import calibration_spans as spans
+from shortstack.report.sentences import layers_changed as changed
 from shortstack.report.table import Block, Column, Table, TableRow
 from shortstack.report.tables.rows import judged_rows, result_row
 
@@ -56,10 +56,10 @@ def _rows(group: MatchedGroup, columns: Sequence[Column]) -> list[TableRow]:
 
 HEALING_EXTRAS = (TRAINABLE, HELD_OUT, HEAL_TIME, HEAL_MEMORY)
 FACTOR_TABLES = (  # as the tables 1, 2 and 4, 5, 6 and 7 of the paper, which has none of repairs
-    FactorTable("metric", "metrics", "Which layers to remove", every, (REMOVED,), (winners, kept_of_unpruned)),
-    FactorTable("heal", "healing", "How to heal", short, HEALING_EXTRAS, (winners, healed_back, healing_times)),
+    FactorTable("metric", "metrics", "Which layers to remove", every, (REMOVED,)),
+    FactorTable("heal", "healing", "How to heal", short, HEALING_EXTRAS, (winners, healed_back)),
     FactorTable("strategy", "strategies", "All at once or step by step", short, (REMOVED, MAKE_TIME), (plain, slower)),
-    FactorTable("calibration", "calibration", "How much the calibration text matters", short, (REMOVED,), (spans,)),
+    FactorTable("calibration", "calibration", "How much the calibration text matters", short, (REMOVED,), (changed,)),
     FactorTable("data", "data", "How much the healing data matters", every, (HELD_OUT,)),
     FactorTable("repair", "repair", "Does repair help", short, (REMOVED,), (plain,)),
 )

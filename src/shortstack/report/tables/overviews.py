@@ -12,7 +12,7 @@ from shortstack.report.columns import FREE_TEXT, MAKE_TIME, measured_columns, sh
 from shortstack.report.findings import Findings
 from shortstack.report.labels import brief
 from shortstack.report.results import BASE, Result
-from shortstack.report.sentences import about_costs, about_probes, about_refits, about_settings, about_sizes, regained
+from shortstack.report.sentences import about_probes, about_refits, about_settings, about_sizes, regained
 from shortstack.report.table import Block, Cell, Column, Table, TableRow
 from shortstack.report.tables.rows import UNPRUNED, base_row, cells_of, judged_rows, result_row
 from shortstack.runs.records import StepRecord
@@ -158,7 +158,7 @@ def costs(findings: Findings) -> Table | None:
     )
     ordered = sorted(kinds, key=lambda kind: -_seconds(kinds[kind]))
     rows = tuple(TableRow(kind, cells_of(kinds[kind], columns)) for kind in ordered)
-    return Table("costs", "What it took", "step", columns, (Block("", rows),), about_costs(findings.runs, uses))
+    return Table("costs", "What it took", "step", columns, (Block("", rows),))
 
 
 def _sum_column(

@@ -1,0 +1,180 @@
+"""What the report reads of evaluations: kinds and directions of measures, and pairs of what was asked alike."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortstack.report import Report
+from shortstack.report.results import Measure, measures
+from shortstack.report.significance import Difference, difference
+from shortstack.report.table import Table
+from shortstack.runs.records import StepRecord
+from stores import Store, perplexity, plan, probe, settings, task
+
+scipy = pytest.importorskip("scipy.stats")
+
+
+def step(result: dict[str, Any], key: str = "key") -> StepRecord:
+    return StepRecord(key, "evaluate", "done", result=result)
+
+
+def read(**measured: Any) -> dict[str, Measure]:
+    """The measures of an evaluation."""
+    return measures(step(measured))
+
+
+def between(ours: dict[str, Any], theirs: dict[str, Any]) -> Difference:
+    """The difference of the one thing that both measured."""
+    ((one,), (other,)) = (measures(step(each, name)).values() for each, name in ((ours, "a"), (theirs, "b")))
+    return difference(one, other)
+
+
+# Probes are paired item by item
+
+
+def test_a_probe_that_loses_four_of_twenty_items_is_judged_by_mcnemar(tmp_path: Path) -> None:
+    """By standard errors alone it was worse beyond chance: that of 20 of 20 was 0."""
+    base = {"probes": {name: probe([1.0] * 20) for name in ("copying", "json")}}
+    cut = {"probes": {"copying": probe([1.0] * 16 + [0.0] * 4), "json": probe([1.0] * 20)}}
+    store = Store(tmp_path / "runs")
+    store.measured(settings(), evaluate_base=base, plan=plan("bi", 8), evaluate_pruned=cut)
+    store.close()
+    found = next(each for each in Report.of(tmp_path / "runs").tables if each.key == "probes")
+    (copying, json) = (cell.judgement.base for cell in found.rows[1].cells)
+    assert copying
+    assert copying.how == "McNemar's exact test"
+    assert copying.p == pytest.approx(2 * scipy.binomtest(0, 4).pvalue), "Holm, of two probes"
+    assert found.rows[1].cells[0].marks == ""
+    assert json
+    assert json.p == 1
+    assert found.finding.startswith("In none of 2 comparisons")
+
+
+@pytest.mark.parametrize("items", [2, 3, 5])
+def test_a_few_items_that_are_all_lost_are_chance_still(items: int) -> None:
+    found = between({"probes": {"p": probe([0.0] * items)}}, {"probes": {"p": probe([1.0] * items)}})
+    assert found.p == pytest.approx(2 / 2**items)
+    assert not found.significant
+    assert found.stderr
+
+
+def test_an_average_of_tasks_of_two_documents_is_no_proof() -> None:
+    ours, theirs = (
+        Measure(
+            "share",
+            value,
+            None,
+            (name,),
+            parts=tuple(
+                measures(step({"tasks": {part: task([value, value])}}, name + part))[f"task:{part}"] for part in "ab"
+            ),
+        )
+        for name, value in (("ours", 0.0), ("theirs", 1.0))
+    )
+    found = difference(ours, theirs)
+    assert found.value == -1
+    assert not found.significant
+
+
+# Texts are paired window by window
+
+
+def test_a_perplexity_is_compared_on_the_same_windows() -> None:
+    rng = random.Random(0)
+    base = [rng.gauss(3, 1) for _ in range(12)]
+    cut = [loss + rng.gauss(0.1, 0.05) for loss in base]
+    found = between({"perplexity": {"t": windows(cut)}}, {"perplexity": {"t": windows(base)}})
+    expected = scipy.ttest_rel(base, cut)
+    assert found.value == pytest.approx(statistics.fmean(base) - statistics.fmean(cut))
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.how == "differences on the same documents"
+    apart = between({"perplexity": {"t": windows(cut, "x")}}, {"perplexity": {"t": windows(base, "y")}})
+    assert apart.how == "standard errors alone", "of other windows"
+
+
+def windows(losses: list[float], digest: str = "same") -> dict[str, Any]:
+    stderr = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else None
+    known = perplexity(statistics.fmean(losses), stderr)
+    return known | {"window_losses": losses, "windows": {"sha256": digest}}
+
+
+def test_of_one_window_nothing_is_known() -> None:
+    found = between({"perplexity": {"t": windows([9.0])}}, {"perplexity": {"t": windows([2.5])}})
+    assert (found.p, found.how) == (None, "no standard errors")
+
+
+@pytest.mark.parametrize(("gap", "p"), [(0.0, 1.0), (0.4, 2 / 2**3)])
+def test_differences_that_are_all_the_same_are_judged_by_their_signs(gap: float, p: float) -> None:
+    base = [2.5, 3.0, 3.5]
+    ours = {"perplexity": {"t": windows([each - gap for each in base])}}
+    assert between(ours, {"perplexity": {"t": windows(base)}}).p == pytest.approx(p)
+
+
+def test_a_standard_error_of_0_alone_says_nothing() -> None:
+    ours, theirs = (Measure("share", value, 0.0, (name,)) for value, name in ((0.8, "a"), (1.0, "b")))
+    assert difference(ours, theirs).p is None
+
+
+# Kinds and directions
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "higher", "kind"),
+    [
+        ("acc", 0.7, True, "share"),
+        ("exact_match", 0.0, True, "share"),
+        ("bits_per_byte", 0.9, False, "number"),
+        ("brier_score", 0.3, False, "number"),
+        ("mcc", 0.4, True, "number"),
+        ("word_perplexity", 20.0, False, "number"),
+    ],
+)
+def test_kind_and_direction_come_from_the_metric_and_not_from_the_value(
+    metric: str, value: float, higher: bool, kind: str
+) -> None:
+    found = read(tasks={"t": task([value], metric) | {"higher_is_better": higher}})["task:t"]
+    assert (found.kind, found.higher) == (kind, higher)
+
+
+def test_of_bits_per_byte_less_is_better_and_no_average_has_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    for metric, bits in (("bi", 0.8), ("ppl", 0.95)):
+        lines = {"tasks": {"piqa": task([1.0, 0.0] * 4), "pile": bits_task(bits)}}
+        base = {"tasks": {"piqa": task([1.0, 0.0] * 4), "pile": bits_task(0.7)}}
+        store.measured(settings(metric=metric), evaluate_base=base, plan=plan(metric, 8), evaluate_pruned=lines)
+    store.close()
+    report = Report.of(tmp_path / "runs")
+    found = next(each for each in report.tables if each.key == "metrics")
+    assert [column.label for column in found.columns] == ["piqa", "pile", "layers removed"]
+    assert found.columns[1].unit == "lower is better"
+    assert placed(found, 1) == {"bi": 1, "ppl": 0}
+    assert [row.cells[1].text for row in found.rows] == ["0.7", "0.8", "0.95"], "no percentage"
+
+
+def bits_task(value: float) -> dict[str, Any]:
+    return task([value], "bits_per_byte") | {"higher_is_better": False, "stderr": None, "outcomes": [-value]}
+
+
+def placed(found: Table, column: int) -> dict[str, int]:
+    return {row.label: row.cells[column].judgement.place for row in found.rows if not row.base}
+
+
+# One average
+
+
+def test_a_group_whose_tasks_count_the_same_is_compared_by_the_average_that_is_shown() -> None:
+    """One task of two documents, which are lost, and one of eight, which are not: -1/2, of documents -1/5."""
+    documents = [*(f"few/{n}" for n in range(2)), *(f"many/{n}" for n in range(8))]
+
+    def group(few: float) -> dict[str, Any]:
+        known = task([few] * 2 + [1.0] * 8) | {"documents": documents, "macro": True, "value": (few + 1) / 2}
+        return {"tasks": {"group": known}}
+
+    found = between(group(0.0), group(1.0))
+    assert found.value == pytest.approx(-0.5)
