@@ -1,9 +1,12 @@
-"""The names of the demo model and of a checkpoint's files: which are downloaded, and which an output takes along."""
+"""The names of the demo model and of a checkpoint's files: which are its own, are downloaded, and go into an output."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
+
+from shortstack.errors import CheckpointError
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONFIG = "config.json"
@@ -42,3 +45,36 @@ def is_carried_along(path: Path, *, code: bool) -> bool:
     return (
         path.suffix in {".json", ".txt", ".jinja"} or bool(TOKENIZER.search(path.name)) or path.name.startswith(LEGAL)
     )
+
+
+def is_own_name(name: Any) -> bool:
+    """Whether a name that a file tells is that of a file beside it, on every system: it leads nowhere else.
+
+    >>> [is_own_name(name) for name in ("model.safetensors", "../x", "/etc/passwd", "C:x", "..", None)]
+    [True, False, False, False, False, False]
+    """
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[\x00-\x1f/\\:]", name)
+
+
+def check_own_files(directory: Path) -> None:
+    """Refuse a folder whose files are links to files elsewhere, or no files: what is read of a model is in its folder.
+
+    A snapshot in the hub's cache links to the blobs beside it.
+
+    Raises:
+        CheckpointError: naming the first.
+    """
+    home = directory.resolve()
+    snapshot = next((each for each in (home, *home.parents) if each.match("models--*/snapshots/*")), None)
+    places = (home, snapshot.parents[1] / "blobs") if snapshot else (home,)
+    for path in sorted((*directory.iterdir(), *(directory / TEMPLATES).glob("*"))):
+        if path.is_dir() and path.name != TEMPLATES:  # nothing is read of other folders
+            continue
+        real = path.resolve()
+        if not any(map(real.is_relative_to, places)):
+            found, fix = f"a link to {real}", "copy the file itself there, or remove the link"
+        elif path.exists() and not path.is_file() and path.name != TEMPLATES:
+            found, fix = "a pipe, a socket or a device", "remove it"
+        else:
+            continue
+        raise CheckpointError(path, expected="a file of the checkpoint's own folder", found=found, fix=fix)

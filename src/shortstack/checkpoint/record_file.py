@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.file_names import RECORD
+from shortstack.checkpoint.file_names import RECORD, TEMPLATES, is_own_name
 from shortstack.errors import CheckpointError
 
 
@@ -15,7 +15,7 @@ def read_record(directory: Path) -> Mapping[str, Any]:
     """The record beside a checkpoint's weights; empty where there is none.
 
     Raises:
-        CheckpointError: it is not what shortstack writes.
+        CheckpointError: it is not what shortstack writes, or names files elsewhere.
     """
     path = directory / RECORD
     if not path.exists():
@@ -27,13 +27,25 @@ def read_record(directory: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         record, found = {}, str(error)
     if found:
-        raise CheckpointError(
-            path,
-            expected="the record shortstack writes",
-            found=found,
-            fix="write the checkpoint again, or remove that file",
-        )
+        fix = "write the checkpoint again, or remove that file"
+        raise CheckpointError(path, expected="the record shortstack writes", found=found, fix=fix)
+    _check_names(path, record["files"])
     return dict(record)
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    """Refuse a manifest that names anything but files of the checkpoint: they are verified, and go to the hub.
+
+    Raises:
+        CheckpointError: a name leads out of the folder, or is another's but for the case of its letters.
+    """
+    seen = dict[str, str]()
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if not is_own_name(name.removeprefix(f"{TEMPLATES}/")) or other != name:
+            expected = "files of its own folder, whose names differ by more than the case of letters"
+            found = f"{name!r}" if other == name else f"{other!r} and {name!r}"
+            raise CheckpointError(path, expected=expected, found=found, fix="do not use this checkpoint")
 
 
 def _is_record(value: Any) -> bool:
