@@ -70,9 +70,8 @@ def test_by_the_command_line_with_a_modelfile(pruned, tmp_path, monkeypatch, cap
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8").partition("## JSON")[2]
     assert {key.partition(".")[0] for key in re.findall(r"`([a-z_.]+)`(?=[,| ])", page)} == made.keys()
     assert made["gguf"] == "small.gguf"
-    told = Path(made["modelfile"]).read_text()
-    assert "<|im_start|>user" in told
-    assert 'SYSTEM """You are a helpful AI assistant named SmolLM' in told
+    assert Path(made["modelfile"]).read_text() == 'FROM ./small.gguf\nPARAMETER stop "<|im_end|>"\n'
+    assert "<|im_start|>" in read_gguf(Path("small.gguf")).entries["tokenizer.chat_template"].value
     if "xllamacpp" in sys.modules:
         assert probabilities("small.gguf", [504, 3575, 282], tokens=1)
 

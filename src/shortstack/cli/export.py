@@ -116,7 +116,7 @@ def _foresee(checkpoint: Checkpoint, asked: ExportOptions, report: Reporting) ->
     if asked.push_to_hub:
         files, card = prepared(checkpoint, asked.push_to_hub, licence=asked.license, results=_results(asked.results))
         uploaded = sum(path.stat().st_size for path in files.values()) + len(card.encode())
-    rows = [("written, about", size(written)), ("uploaded, and downloaded to be verified", size(uploaded))]
+    rows = [("written, about", size(written)), ("uploaded", size(uploaded))]
     title = "dry run: nothing is written, and the hub is not asked"
     data = {"written_bytes": written, "uploaded_bytes": uploaded}
     report.result(data, lambda: console.show_table(title, ("", "bytes"), rows))
@@ -124,7 +124,7 @@ def _foresee(checkpoint: Checkpoint, asked: ExportOptions, report: Reporting) ->
 
 
 def _gguf(checkpoint: Checkpoint, asked: ExportOptions, file: Path, progress: Progress) -> dict[str, str]:
-    """The file, and the Modelfile beside it, which is made first: what cannot be said of a template is said before work."""
+    """The file, and the Modelfile beside it, which is made first: what it cannot say is said before work."""
     from shortstack.exporting import export_gguf, modelfile
 
     told = modelfile(checkpoint, file) if asked.ollama else None
