@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from shortstack.errors import CheckpointError
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONFIG = "config.json"
 RECORD = "shortstack.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+NAMED_FILES = ("configuration_files", "fast_tokenizer_files")  # transformers reads one of them in place of the usual
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 QUANTISER = "quantize_config.json"  # a second place of GPTQ's settings, which may name modules
@@ -56,25 +60,45 @@ def is_own_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[\x00-\x1f/\\:]", name)
 
 
-def check_own_files(directory: Path) -> None:
-    """Refuse a folder whose files are links to files elsewhere, or no files: what is read of a model is in its folder.
+def leads_out(path: Path, directory: Path) -> bool:
+    """Whether a file in a folder is a link to one elsewhere. A snapshot in the hub's cache links to the blobs beside it."""
+    home = directory.resolve()
+    snapshot = next((each for each in (home, *home.parents) if each.match("models--*/snapshots/*")), None)
+    places = (home, snapshot.parents[1] / "blobs") if snapshot else (home,)
+    return not any(map(path.resolve().is_relative_to, places))
 
-    A snapshot in the hub's cache links to the blobs beside it.
+
+def check_own_files(directory: Path) -> None:
+    """Refuse a folder whose files are links to files elsewhere, no files, or name some elsewhere for transformers to read.
 
     Raises:
         CheckpointError: naming the first.
     """
-    home = directory.resolve()
-    snapshot = next((each for each in (home, *home.parents) if each.match("models--*/snapshots/*")), None)
-    places = (home, snapshot.parents[1] / "blobs") if snapshot else (home,)
     for path in sorted((*directory.iterdir(), *(directory / TEMPLATES).glob("*"))):
         if path.is_dir() and path.name != TEMPLATES:  # nothing is read of other folders
             continue
-        real = path.resolve()
-        if not any(map(real.is_relative_to, places)):
-            found, fix = f"a link to {real}", "copy the file itself there, or remove the link"
+        if leads_out(path, directory):
+            found, fix = f"a link to {path.resolve()}", "copy the file itself there, or remove the link"
         elif path.exists() and not path.is_file() and path.name != TEMPLATES:
             found, fix = "a pipe, a socket or a device", "remove it"
         else:
             continue
         raise CheckpointError(path, expected="a file of the checkpoint's own folder", found=found, fix=fix)
+    for name in (CONFIG, TOKENIZER_CONFIG):
+        _check_named(directory / name)
+
+
+def _check_named(path: Path) -> None:
+    """Refuse a config that names files elsewhere; what is wrong with it otherwise, who reads it says."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return
+    for key, value in config.items() if isinstance(config, dict) else ():
+        listed = key in NAMED_FILES and any(
+            not is_own_name(name) for name in (value if isinstance(value, list) else [value])
+        )
+        single = key.endswith("_file") and isinstance(value, str) and not is_own_name(value) and os.path.exists(value)
+        if listed or single:  # single: many tell a place on their author's machine, which is not here
+            expected, fix = f"{key} to name files of its own folder", "take that field out"
+            raise CheckpointError(path, expected=expected, found=repr(value), fix=fix)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.card import CARD, HUB_ID, Measured, Told, licence_of, model_card, results_section
 from shortstack.checkpoint.file_names import RECORD
@@ -100,9 +102,16 @@ def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results:
         raise InputError(
             parameter("license"), expected="the licence of the source", found="none that is known", fix=fix
         )
-    text = (
-        path.read_text(encoding="utf-8") if path.is_file() else model_card(name, checkpoint.record, Told(licence=known))
-    )
+    try:
+        text = (
+            path.read_text(encoding="utf-8")
+            if path.is_file()
+            else model_card(name, checkpoint.record, Told(licence=known))
+        )
+        ModelCard(text, ignore_metadata_errors=False)
+    except (ValueError, yaml.YAMLError) as error:
+        fix = "correct it, or move it away: then a new one is written"
+        raise CheckpointError(path, expected="a model card", found=one_line(error), fix=fix) from error
     text = text.replace(f'from_pretrained("{checkpoint.directory.resolve().name}")', f'from_pretrained("{name}")')
     card = ModelCard(text, ignore_metadata_errors=False)
     for field, value in known.items():
