@@ -34,11 +34,11 @@ class Repository:
 class Hub:
     """repositories: by id. fail: paths (their beginning) that are answered with an error, each as often as it is named.
 
-    calls: of the API, by method and path. spoil: a name of a file that comes down with other bytes than it went up with.
+    calls: of the API, by method and path.
     """
 
     def __init__(self):
-        self.repositories, self.objects, self.fail, self.calls, self.spoil = {}, {}, {}, [], None
+        self.repositories, self.objects, self.fail, self.calls = {}, {}, {}, []
         self.url = ""
 
     def said(self, method, path):
@@ -171,8 +171,6 @@ class Handler(BaseHTTPRequestHandler):
         if name not in repository.files:
             return self.refuse(404, "EntryNotFound")
         content = repository.files[name]
-        if name == self.hub.spoil:
-            content = content[:-1] + bytes([content[-1] ^ 1])
         large = {"X_Linked_Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Linked_Size": len(content)}
         headers = large if name in repository.large else {}
         return self.answer(content, ETag=f'"{blob_id(content)}"', X_Repo_Commit=repository.head, **headers)

@@ -1,15 +1,18 @@
 """The model card: what it tells of where a model comes from, and that its commands make the same model."""
 
 import json
+import re
 import shlex
 import sys
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import Measured, Told, licence_of, model_card
+from shortstack.checkpoint.card import Measured, Told, licence_of, model_card, results_section
 from shortstack.cli import main
+from shortstack.errors import CheckpointError
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
 from shortstack.planning import plan
 from shortstack.pruning import prune, verify
@@ -90,6 +93,66 @@ def test_the_base_model_is_one_of_the_hub_or_left_out(source, base):
         assert head(card).get("base_model") == base
         assert "evil" not in head(card)
         assert "<b>" not in card
+
+
+HARM = "x](https://evil.example) <b>|`**@me** www.evil.example $y$\n```\n# Heading\n\u202e![i](//j)"
+
+
+def markup(card):
+    """What a reader of Markdown finds in a card beside text, and the text: kinds of inline tokens, blocks of code."""
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(card)
+    inline = [child for token in tokens for child in token.children or ()]
+    code = [token.content for token in tokens if token.type in ("fence", "code_block", "html_block")]
+    return {child.type for child in inline}, code, "".join(child.content for child in inline if child.type == "text")
+
+
+def test_what_comes_from_outside_is_no_markup():
+    """Of every string that a card shows, whoever wrote it."""
+    found = {"value": 0.5, "stderr": 0.1, "n": 24, "metric": HARM}
+    evaluated = {"perplexity": {HARM: {"value": 2.0}}, "tasks": {HARM: found}, "probes": {HARM: found}}
+    told = Told(
+        verdict=HARM,
+        measured=[Measured(HARM, evaluated)],
+        answers=[{HARM: HARM}],
+        facts={HARM: {HARM: HARM}},
+        why=HARM,
+        compared={HARM: 1.0},
+    )
+    parts = {"objective": {"loss": HARM}, "schedule": {HARM: HARM}, "data": {"data": HARM}, "samples": 3}
+    step = record(HARM, verb="heal", versions={"shortstack": HARM}, healing={"method": {"name": HARM}, **parts})
+    card = model_card(HARM, step, told)
+    for text, inline, blocks in (
+        (card.partition("---\n\n")[2], {"text", "code_inline", "softbreak"}, 2),
+        (results_section(told.measured), {"text"}, 0),
+    ):
+        kinds, code, shown = markup(text)
+        assert kinds <= inline
+        assert len(code) == blocks
+        assert "x](https://evil.example) <b>|`**@me** www.evil.example $y$ ``` # Heading" in shown
+        assert not re.search(r"(?<!\\)[@$]|https://|www\.|\u202e", re.sub("(?s)```.*?```\n", "", text)), (
+            "plain to the hub, too"
+        )
+    assert markup(card)[1][1].count("\n") == 1, "the command in one line"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"verb": "heal](https://evil)\n```"},
+        {"plan": {"layers": 8}},
+        {"plan": {"layers": 8, "removed": ["<b>"]}},
+        {"layer_map": {"x": 1}},
+        {"versions": None},
+        {"healing": {"method": "lora"}},
+    ],
+)
+def test_a_record_that_a_card_could_not_tell_is_refused(lie, made):
+    path = made / "pruned" / "shortstack.json"
+    written = json.loads(path.read_text())
+    for told in ({**written, **lie}, {**written, "origin": {**written, "files": None, **lie}}):
+        path.write_text(json.dumps(told))
+        with pytest.raises(CheckpointError, match="the record shortstack writes"):
+            _ = Checkpoint.open(made / "pruned").record
 
 
 def test_results_stand_with_their_errors_and_counts():

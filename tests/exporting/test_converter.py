@@ -19,7 +19,7 @@ from shortstack.errors import ArchitectureError, CheckpointError, InputError, Ou
 from shortstack.exporting import export_gguf
 from shortstack.planning import plan
 from shortstack.pruning import prune
-from zoo import tiny
+from zoo import speaking, tiny
 
 CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
 converting = pytest.mark.skipif(not CONVERTER.is_file(), reason="`make test` installs the converter")
@@ -70,9 +70,8 @@ def test_by_the_command_line_with_a_modelfile(pruned, tmp_path, monkeypatch, cap
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8").partition("## JSON")[2]
     assert {key.partition(".")[0] for key in re.findall(r"`([a-z_.]+)`(?=[,| ])", page)} == made.keys()
     assert made["gguf"] == "small.gguf"
-    told = Path(made["modelfile"]).read_text()
-    assert "<|im_start|>user" in told
-    assert 'SYSTEM """You are a helpful AI assistant named SmolLM' in told
+    assert Path(made["modelfile"]).read_text() == 'FROM ./small.gguf\nPARAMETER stop "<|im_end|>"\n'
+    assert "<|im_start|>" in read_gguf(Path("small.gguf")).entries["tokenizer.chat_template"].value
     if "xllamacpp" in sys.modules:
         assert probabilities("small.gguf", [504, 3575, 282], tokens=1)
 
@@ -106,6 +105,58 @@ def test_what_it_wrote_has_the_checkpoint_s_layers(layers, error, tmp_path):
     else:
         export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=converter)
         assert read_gguf(tmp_path / "small.gguf").entries["shortstack.source"].value == tiny("llama").name
+
+
+LOADING = (  # as llama.cpp's does for glm, hunyuan, kimi, nemotron and others
+    "import shutil, sys; from pathlib import Path; from transformers import AutoTokenizer; "
+    "AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True); "
+    "print(Path(sys.argv[1]).name, *sorted(path.name for path in Path(sys.argv[1]).iterdir())); "
+)
+
+
+@pytest.fixture
+def with_code(tmp_path, monkeypatch):
+    """A model whose tokenizer names a class in a Python file beside it, which leaves a mark when it is run."""
+    folder, mark = speaking(tmp_path / "m"), tmp_path / "ran"
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    lines = f"open({str(mark)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast\n"
+    (folder / "own.py").write_text(f"{lines}class Own(PreTrainedTokenizerFast): pass\n")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": [None, "own.Own"]}}))
+    return folder, mark
+
+
+def test_a_checkpoint_s_code_runs_only_where_it_is_trusted(with_code, tmp_path):
+    folder, mark = with_code
+    made = MAKERS["llama"](tmp_path / "made.gguf", layers=8)
+    copy = f"shutil.copy({str(made)!r}, sys.argv[sys.argv.index('--outfile') + 1])"
+    converter = program(tmp_path, LOADING + copy)
+    export_gguf(Checkpoint.open(folder), tmp_path / "plain.gguf", converter=converter)
+    assert not mark.exists()
+    export_gguf(Checkpoint.open(folder, trust_remote_code=True), tmp_path / "trusted.gguf", converter=converter)
+    assert mark.exists()
+
+
+def test_a_model_that_needs_its_code_is_told_how_to_trust_it(with_code, tmp_path):
+    """The converter is given all but the code, in a folder of the same name: it takes the model's name from there."""
+    folder, _ = with_code
+    converter = program(tmp_path, f"{LOADING}sys.exit(2)")
+    with pytest.raises(ArchitectureError, match=r"read that, then add trust_remote_code=True") as refused:
+        export_gguf(Checkpoint.open(folder), tmp_path / "small.gguf", converter=converter)
+    there = [path.name for path in folder.iterdir() if path.name != "own.py"]
+    assert refused.value.found == " ".join(["m", *sorted(there)])
+    with pytest.raises(ArchitectureError, match=f"by itself: .*{tiny('llama')}"):
+        export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=program(tmp_path, "exit(2)"))
+
+
+def test_a_token_that_reads_auto_map_stays(tmp_path):
+    folder = speaking(tmp_path / "m")
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary["model"]["vocab"]["auto_map"] = 383
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    says = "import json, sys; print(json.load(open(sys.argv[1] + '/tokenizer.json'))['model']['vocab']['auto_map']); exit(1)"
+    with pytest.raises(ArchitectureError, match="found 383"):
+        export_gguf(Checkpoint.open(folder), tmp_path / "small.gguf", converter=program(tmp_path, says))
 
 
 def test_what_cannot_be_is_said_before_work(tmp_path, monkeypatch):

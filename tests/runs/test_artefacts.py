@@ -134,3 +134,20 @@ def test_both_kinds_of_place_tell_of_weights_alike(url, tmp_path):
         assert not each.has_weights("key")
         assert not each.has_weights("another")
     assert files_at(url).keys() == {"key/config.json"} == {f"key/{name}" for name in files_of(shared.root / "key")}
+
+
+class _Climbing:
+    """Files of an object store, one of which has a name that leads above its folder."""
+
+    def find(self, place: str) -> list[str]:
+        return [f"{place}/../escaped"]
+
+    def get_file(self, _path: str, target: str) -> None:
+        Path(target).write_text("from elsewhere")
+
+
+def test_a_name_of_an_object_that_leads_elsewhere_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Remote, "_files", lambda _: _Climbing())
+    with pytest.raises(InputError, match="names of files below it"):
+        Remote("memory://runs").fetch("key", tmp_path / "copy")
+    assert not (tmp_path / "escaped").exists()

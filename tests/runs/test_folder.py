@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from shortstack.errors import OutputError
+from shortstack.errors import DataError, OutputError
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.store import TABLES
@@ -50,3 +50,14 @@ def test_reading_leaves_nothing_beside_the_store_and_takes_no_room_on_its_disk(t
         with Store.open(Folder(place), read_only=True) as store:
             assert store.noted()["title"] == "kept"
         assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("key", ["../elsewhere", "/elsewhere"])
+def test_a_store_s_key_never_leads_out_of_the_folder_of_steps(key, tmp_path):
+    """A received study is gone on with: weights of steps that nothing needs are removed, by their keys."""
+    folder = Folder(tmp_path)
+    with Store.open(folder) as store:
+        store.begin(key, {"kind": "prune", "arguments": {}, "inputs": {}, "command": ""})
+        store.end(key, "done", {"result": {}, "seconds": 1.0, "host": "here"})
+    with Store.open(folder) as store, pytest.raises(DataError, match="a key that is the name of a folder"):
+        store.results()

@@ -52,13 +52,14 @@ class Told:
 def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -> str:
     """Markdown with the metadata that hubs read. record: what shortstack.json says.
 
-    What comes from outside, such as a model's name, is escaped: it is never markup. No path of this machine is told.
+    What comes from outside, such as a model's name, is neither HTML nor Markdown. No path of this machine is told.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=inert,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -81,6 +82,18 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
     }
     text = environment.get_template("card.md.j2").render(facts)
     return text.replace("&#39;", "'").replace("&#34;", '"')  # which mean nothing in Markdown outside of tags
+
+
+def inert(value: Any) -> Any:
+    """Text as Markdown in which nothing is markup: no link, no emphasis, no cell of a table, no other line.
+
+    >>> print(inert("[a](//b) www.c https://d\\n# e"))
+    \\[a\\](//b) www\\.c https\\://d # e
+    """
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # a number, or what the template calls safe
+        return value
+    line = "".join(character if character.isprintable() else " " for character in value)
+    return re.sub(r"([\\`*_\[\]|~@$]|:(?=//)|(?<=www)\.)", r"\\\1", line)
 
 
 def card_metadata(record: Mapping[str, Any], licence: Mapping[str, str]) -> str:
@@ -186,8 +199,8 @@ def _command(step: Mapping[str, Any], name: str | None) -> str:
         method, data = dict(healing["method"]), dict(healing["data"])
         options = {"method": method.pop("name"), **method, **healing["objective"], **healing["schedule"], **data}
         options["data"] = ",".join(_sources(data["data"], weighted=True))
-        words += _options({**options, "teacher": base_model(step) or "MODEL" if healing["teacher"] else None})
-    return shlex.join([*words, "-o", name or named.get(step["verb"], "model")])
+        words += _options({**options, "teacher": base_model(step) or "MODEL" if healing.get("teacher") else None})
+    return " ".join(shlex.join([*words, "-o", name or named.get(step["verb"], "model")]).splitlines())
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:
@@ -218,9 +231,9 @@ def results_section(measured: Sequence[Measured]) -> str:
     """A section with what was measured of models, to stand behind a card; nothing where nothing was."""
     if not measured:
         return ""
-    names = [escape(model.name, quote=False) for model in measured]
+    names = [escape(inert(model.name), quote=False) for model in measured]
     lines = ["", "## Results", "", f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
-    lines += [f"| {escape(name, quote=False)} | {' | '.join(cells)} |" for name, cells in _rows(measured)]
+    lines += [f"| {escape(inert(name), quote=False)} | {' | '.join(cells)} |" for name, cells in _rows(measured)]
     return "\n".join([*lines, ""])
 
 

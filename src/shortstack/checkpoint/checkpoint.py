@@ -13,7 +13,7 @@ from shortstack.architecture import Anatomy, anatomy
 from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.layer_names import LayerNames
 from shortstack.architecture.positions import learned_positions
-from shortstack.checkpoint.file_names import NAMED_WEIGHTS, TEMPLATES, TOKENIZER, is_carried_along
+from shortstack.checkpoint.file_names import NAMED_WEIGHTS, TEMPLATES, TOKENIZER, check_own_files, is_carried_along
 from shortstack.checkpoint.index import read_tensors
 from shortstack.checkpoint.loaded import saved
 from shortstack.checkpoint.pieces import file_digest
@@ -66,9 +66,10 @@ class Checkpoint:
         """Open a directory, a hub id, a .gguf file, or `demo`. download: whether a hub model may be fetched.
 
         Raises:
-            CheckpointError: it cannot be found, is incomplete or truncated, or holds pickled weights.
+            CheckpointError: it cannot be found, is incomplete or truncated, holds pickled weights, or links to other files.
         """
         directory = locate(str(model), revision, progress, download=download)
+        check_own_files(directory)
         config = anatomy.read_config(directory)
         tensors = read_tensors(directory, config)
         config.pop(NAMED_WEIGHTS, None)  # what is written has a file of the usual name

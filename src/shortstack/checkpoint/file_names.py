@@ -1,14 +1,20 @@
-"""The names of the demo model and of a checkpoint's files: which are downloaded, and which an output takes along."""
+"""The names of the demo model and of a checkpoint's files: which are its own, are downloaded, and go into an output."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
+
+from shortstack.errors import CheckpointError
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONFIG = "config.json"
 RECORD = "shortstack.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+NAMED_FILES = ("configuration_files", "fast_tokenizer_files")  # transformers reads one of them in place of the usual
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 QUANTISER = re.compile(r"quant\w*\.json$")  # a second place of a quantiser's settings, which may name modules
@@ -48,3 +54,56 @@ def is_carried_along(path: Path, *, code: bool) -> bool:
     return (
         path.suffix in {".json", ".txt", ".jinja"} or bool(TOKENIZER.search(path.name)) or path.name.startswith(LEGAL)
     )
+
+
+def is_own_name(name: Any) -> bool:
+    """Whether a name that a file tells is that of a file beside it, on every system: it leads nowhere else.
+
+    >>> [is_own_name(name) for name in ("model.safetensors", "../x", "/etc/passwd", "C:x", "..", None)]
+    [True, False, False, False, False, False]
+    """
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[\x00-\x1f/\\:]", name)
+
+
+def leads_out(path: Path, directory: Path) -> bool:
+    """Whether a file in a folder is a link to one elsewhere. A snapshot in the hub's cache links to the blobs beside it."""
+    home = directory.resolve()
+    snapshot = next((each for each in (home, *home.parents) if each.match("models--*/snapshots/*")), None)
+    places = (home, snapshot.parents[1] / "blobs") if snapshot else (home,)
+    return not any(map(path.resolve().is_relative_to, places))
+
+
+def check_own_files(directory: Path) -> None:
+    """Refuse a folder whose files are links to files elsewhere, no files, or name some elsewhere for transformers to read.
+
+    Raises:
+        CheckpointError: naming the first.
+    """
+    for path in sorted((*directory.iterdir(), *(directory / TEMPLATES).glob("*"))):
+        if path.is_dir() and path.name != TEMPLATES:  # nothing is read of other folders
+            continue
+        if leads_out(path, directory):
+            found, fix = f"a link to {path.resolve()}", "copy the file itself there, or remove the link"
+        elif path.exists() and not path.is_file() and path.name != TEMPLATES:
+            found, fix = "a pipe, a socket or a device", "remove it"
+        else:
+            continue
+        raise CheckpointError(path, expected="a file of the checkpoint's own folder", found=found, fix=fix)
+    for name in (CONFIG, TOKENIZER_CONFIG):
+        _check_named(directory / name)
+
+
+def _check_named(path: Path) -> None:
+    """Refuse a config that names files elsewhere; what is wrong with it otherwise, who reads it says."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return
+    for key, value in config.items() if isinstance(config, dict) else ():
+        listed = key in NAMED_FILES and any(
+            not is_own_name(name) for name in (value if isinstance(value, list) else [value])
+        )
+        single = key.endswith("_file") and isinstance(value, str) and not is_own_name(value) and os.path.exists(value)
+        if listed or single:  # single: many tell a place on their author's machine, which is not here
+            expected, fix = f"{key} to name files of its own folder", "take that field out"
+            raise CheckpointError(path, expected=expected, found=repr(value), fix=fix)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 
@@ -44,7 +45,7 @@ def dequantised(path: Path, *, progress: Progress = silent) -> Path:
     progress("dequantising", 0, 1)
     with kept_folder(place) as partial:
         with _in_one_file(model, partial) as file:
-            _convert(file, partial)
+            _convert(file, partial, said=model.parts[0])
         (partial / CARD).write_text(_card(model), encoding="utf-8")
     progress("dequantising", 1, 1)
     return place
@@ -62,16 +63,17 @@ def _check_room(model: GgufFile, cache: Path) -> None:
 
 @contextmanager
 def _in_one_file(model: GgufFile, partial: Path) -> Iterator[Path]:
-    """The file to read: transformers reads none in parts, which are put together beside the output meanwhile."""
-    if len(model.parts) == 1:
-        yield model.parts[0]
-        return
-    whole = partial.with_name(f"{partial.name}.gguf")
-    try:
-        write_gguf(whole, model.entries, model.tensors, like=model)
+    """The file to read, alone in a folder: transformers would also read an adapter or a tokenizer's config beside it.
+
+    It reads none in parts, which are put together there meanwhile.
+    """
+    with TemporaryDirectory(dir=partial.parent, prefix=f"{partial.name}-") as folder:
+        whole = Path(folder) / "model.gguf"
+        if len(model.parts) == 1:
+            whole.symlink_to(model.parts[0].resolve())
+        else:
+            write_gguf(whole, model.entries, model.tensors, like=model)
         yield whole
-    finally:
-        whole.unlink(missing_ok=True)
 
 
 def _card(model: GgufFile) -> str:
@@ -90,7 +92,8 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _convert(path: Path, out: Path) -> None:
+def _convert(path: Path, out: Path, *, said: Path) -> None:
+    """said: the file's name, for messages."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -98,13 +101,13 @@ def _convert(path: Path, out: Path) -> None:
     try:
         with redirect_stderr(io.StringIO()):  # a bar of the reader's own, which would break ours; errors are raised
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
     except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(said, error) from error
     except Exception as error:
         if type(error) is not Exception:  # the tokenizers library raises no other of what it cannot read
             raise
-        raise _unreadable(path, error) from error
+        raise _unreadable(said, error) from error
     # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are;
     # transformers 5.0 gives it nothing to remember.
     model.hf_quantizer = None

@@ -151,8 +151,11 @@ def _parts_of(path: Path) -> tuple[Path, ...]:
     names = part_names(PART.sub(".gguf", path.name), int(named[2]))
     parts = tuple(path.with_name(name) for name in names)
     missing = next((part for part in parts if not part.is_file()), None)
+    elsewhere = [part for part in parts if part.resolve().parent != path.resolve().parent]
     if missing or not parts:
         raise _broken(missing or path, f"all {len(parts)} parts of the model", "no such file")
+    if elsewhere:
+        raise _broken(elsewhere[0], f"a file in the folder of {path.name}", f"a link to {elsewhere[0].resolve()}")
     return parts
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.file_names import ADAPTER, INDEX, NAMED_WEIGHTS, PICKLED, SINGLE
+from shortstack.checkpoint.file_names import ADAPTER, INDEX, NAMED_WEIGHTS, PICKLED, SINGLE, is_own_name
 from shortstack.checkpoint.safetensors import StoredTensor, read_shard
 from shortstack.errors import CheckpointError
 
@@ -68,8 +68,11 @@ def _first_file(directory: Path, config: Mapping[str, Any]) -> Path:
 
 def _named(directory: Path, name: Any) -> Path:
     """The file that config.json names."""
-    inside = isinstance(name, str) and Path(name).name == name and "\\" not in name
-    if not inside or not name.endswith((".safetensors", ".safetensors.index.json")) or not (directory / name).is_file():
+    if (
+        not is_own_name(name)
+        or not name.endswith((".safetensors", ".safetensors.index.json"))
+        or not os.path.isfile(directory / name)
+    ):
         raise CheckpointError(
             directory / "config.json",
             expected=f"{NAMED_WEIGHTS} to be a safetensors file or an index in its folder",
@@ -112,7 +115,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         expected, fix = "JSON with a weight_map from tensors to files", "download the index again"
         raise CheckpointError(index, expected=expected, found=repr(error), fix=fix) from error
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+        if not is_own_name(name) or not name.endswith(".safetensors"):
             expected, fix = "plain .safetensors names inside the checkpoint's folder", "do not use this checkpoint"
             raise CheckpointError(index, expected=expected, found=repr(name), fix=fix)
     return weight_map

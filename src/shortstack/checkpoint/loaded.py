@@ -69,7 +69,9 @@ def _save_tokenizer(source: str, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True) if source else None
+        tokenizer = (
+            AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False) if source else None
+        )
     except (OSError, ValueError):
         tokenizer = None
     if tokenizer is not None:

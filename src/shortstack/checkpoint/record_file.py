@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.file_names import RECORD
+from shortstack.checkpoint.file_names import RECORD, TEMPLATES, is_own_name
 from shortstack.errors import CheckpointError
 
 
@@ -15,7 +16,7 @@ def read_record(directory: Path) -> Mapping[str, Any]:
     """The record beside a checkpoint's weights; empty where there is none.
 
     Raises:
-        CheckpointError: it is not what shortstack writes.
+        CheckpointError: it is not what shortstack writes, or names files elsewhere.
     """
     path = directory / RECORD
     if not path.exists():
@@ -27,13 +28,25 @@ def read_record(directory: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         record, found = {}, str(error)
     if found:
-        raise CheckpointError(
-            path,
-            expected="the record shortstack writes",
-            found=found,
-            fix="write the checkpoint again, or remove that file",
-        )
+        fix = "write the checkpoint again, or remove that file"
+        raise CheckpointError(path, expected="the record shortstack writes", found=found, fix=fix)
+    _check_names(path, record["files"])
     return dict(record)
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    """Refuse a manifest that names anything but files of the checkpoint: they are verified, and go to the hub.
+
+    Raises:
+        CheckpointError: a name leads out of the folder, or is another's but for the case of its letters.
+    """
+    seen = dict[str, str]()
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if not is_own_name(name.removeprefix(f"{TEMPLATES}/")) or other != name:
+            expected = "files of its own folder, whose names differ by more than the case of letters"
+            found = f"{name!r}" if other == name else f"{other!r} and {name!r}"
+            raise CheckpointError(path, expected=expected, found=found, fix="do not use this checkpoint")
 
 
 def _is_record(value: Any) -> bool:
@@ -57,13 +70,35 @@ def _is_manifest(files: Any) -> bool:
 
 
 def _is_step(record: Mapping[str, Any]) -> bool:
-    """A verb, the source's name, and for a cut the original number of each layer and how many there were."""
-    parts = (record.get(name) for name in ("source", "layer_map", "plan", "repair"))
-    source, layer_map, plan, repair = ({} if part is None else part for part in parts)
+    """A verb, the source's name, the versions; for a cut the original number of each layer and which ones went."""
+    names = ("source", "versions", "layer_map", "plan", "repair", "healing")
+    parts = {name: {} if record.get(name) is None else record[name] for name in names}
+    if not all(isinstance(each, dict) for each in parts.values()):
+        return False
+    verb, plan, healing = record.get("verb"), parts["plan"], parts["healing"]
     return (
-        isinstance(record.get("verb"), str)
-        and all(isinstance(each, dict) for each in (source, layer_map, plan, repair))
-        and isinstance(source.get("id"), str)
-        and all(type(number) is int and number >= 0 for number in layer_map.values())
-        and (not plan or type(plan.get("layers")) is int)
+        isinstance(verb, str)
+        and bool(re.fullmatch(r"[a-z]+", verb))
+        and isinstance(parts["source"].get("id"), str)
+        and isinstance(parts["versions"].get("shortstack"), str)
+        and all(new.isdecimal() and _is_count(old) for new, old in parts["layer_map"].items())
+        and (not plan or (_is_count(plan.get("layers")) and _are_counts(plan.get("removed"))))
+        and (not healing or _is_healing(healing))
     )
+
+
+def _is_healing(healing: Mapping[str, Any]) -> bool:
+    """A method, an objective, a schedule and data, whose names and numbers are options."""
+    parts = {name: healing.get(name) for name in ("method", "objective", "schedule", "data")}
+    told = {name: part for name, part in parts.items() if isinstance(part, dict)}
+    named = (("method", "name"), ("objective", "loss"), ("data", "data"))
+    texts = told == parts and all(isinstance(told[name].get(key), str) for name, key in named)
+    return texts and _is_count(healing.get("samples"))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value))

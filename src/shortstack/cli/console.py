@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shortstack.errors import ShortstackError, as_option
 from shortstack.machine.files import finite
+from shortstack.machine.formats import printable
 from shortstack.machine.progress import say
 
 # What is set flush right: a number, its share, or its unit beside it.
@@ -29,12 +29,12 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=printable(title), title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
         numbers = index and all(NUMBER.fullmatch(row[index]) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: names from a checkpoint are never markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # Text: names from a checkpoint are never markup
     Console().print(table)
 
 
@@ -71,7 +71,7 @@ def width() -> int:
 
 def show(message: str) -> None:
     """A line of the result, on stdout."""
-    sys.stdout.write(message + "\n")
+    sys.stdout.write(printable(message) + "\n")
 
 
 def show_answers(said: Mapping[str, str]) -> None:
@@ -81,15 +81,6 @@ def show_answers(said: Mapping[str, str]) -> None:
         if name != "prompt":
             sys.stdout.write(f"{name}:\n" + "".join(f"  {line}\n" for line in printable(answer).splitlines()))
     sys.stdout.write("\n")
-
-
-def printable(text: str) -> str:
-    """Text that a model wrote, without control characters but line ends.
-
-    >>> printable("a\\x1b[31mb\\nc")
-    'a[31mb\\nc'
-    """
-    return "".join(each for each in text if each == "\n" or not unicodedata.category(each).startswith("C"))
 
 
 def next_step(command: str) -> None:

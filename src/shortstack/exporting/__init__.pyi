@@ -1,4 +1,3 @@
-from . import chat_template as chat_template
 from . import converter as converter
 from . import hub as hub
 from . import ollama as ollama

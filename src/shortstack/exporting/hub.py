@@ -1,4 +1,4 @@
-"""push_to_hub(): a checkpoint in a repository of the hub, with its card; what lies there is downloaded and verified."""
+"""push_to_hub(): a checkpoint in a repository of the hub, with its card."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.card import CARD, HUB_ID, Measured, Told, licence_of, model_card, results_section
 from shortstack.checkpoint.file_names import RECORD
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line, parameter
-from shortstack.machine.files import check_disk
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
@@ -21,7 +22,7 @@ from shortstack.pruning import verify
 
 EMPTY = {".gitattributes"}  # what a new repository has
 AGAIN = "call it again: what was uploaded of a file is not sent twice"
-STEPS = ("checking", "making the repository", "uploading", "downloading", "verifying")
+STEPS = ("checking", "making the repository", "uploading")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def push_to_hub(
     endpoint: str | None = None,
     progress: Progress = in_notebooks,
 ) -> Pushed:
-    """Upload a checkpoint that shortstack wrote as one commit, then download and verify it; returns where it is.
+    """Verify a checkpoint that shortstack wrote, and upload it as one commit; returns where it is.
 
     Nothing but the files of its manifest, the record and the card goes there. A repository that has other files is only
     given a pull request. Called again after a failure it goes on: what the hub has of a file's content is not sent again.
@@ -58,7 +59,7 @@ def push_to_hub(
     Raises:
         InputError: no name of a repository; nobody knows the licence.
         OutputError: the repository has files, and no pull request is asked for.
-        CheckpointError: the checkpoint is not as it was written, or not what was downloaded again.
+        CheckpointError: the checkpoint is not as it was written.
         ShortstackError: the hub cannot be reached, or refuses.
     """
     checkpoint = Checkpoint.of(checkpoint)
@@ -79,7 +80,6 @@ def prepared(
     _check_name(repository)
     _check_whole(checkpoint)
     card = card_for(checkpoint, repository, licence=licence, results=results)
-    check_disk(Path(tempfile.gettempdir()), checkpoint.weight_bytes, what="the download that is verified")
     return {name: checkpoint.directory / name for name in (*checkpoint.record["files"], RECORD)}, card
 
 
@@ -102,9 +102,16 @@ def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results:
         raise InputError(
             parameter("license"), expected="the licence of the source", found="none that is known", fix=fix
         )
-    text = (
-        path.read_text(encoding="utf-8") if path.is_file() else model_card(name, checkpoint.record, Told(licence=known))
-    )
+    try:
+        text = (
+            path.read_text(encoding="utf-8")
+            if path.is_file()
+            else model_card(name, checkpoint.record, Told(licence=known))
+        )
+        ModelCard(text, ignore_metadata_errors=False)
+    except (ValueError, yaml.YAMLError) as error:
+        fix = "correct it, or move it away: then a new one is written"
+        raise CheckpointError(path, expected="a model card", found=one_line(error), fix=fix) from error
     text = text.replace(f'from_pretrained("{checkpoint.directory.resolve().name}")', f'from_pretrained("{name}")')
     card = ModelCard(text, ignore_metadata_errors=False)
     for field, value in known.items():
@@ -137,9 +144,7 @@ def _pushed(
     additions.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode()))
     message = f"Shortened by shortstack: {len(files)} files"
     made = api.create_commit(repository, additions, commit_message=message, create_pr=pr)
-    progress(STEPS[3], 3, len(STEPS))
-    _verify_download(api, repository, made.oid, made.pr_revision, files, progress)
-    progress(STEPS[4], len(STEPS), len(STEPS))
+    progress(STEPS[2], len(STEPS), len(STEPS))
     url = str(made.pr_url or f"{api.endpoint}/{repository}")
     return Pushed(repository, url, made.oid, made.pr_url, (*files, CARD))
 
@@ -191,32 +196,6 @@ def _lie_there(api: Any, repository: str, there: Collection[str], wanted: Mappin
     with tempfile.TemporaryDirectory() as folder:
         found = {name: Path(api.hf_hub_download(repository, name, local_dir=folder)) for name in wanted}
         return all(found[name].read_bytes() == content for name, content in wanted.items())
-
-
-def _verify_download(
-    api: Any, repository: str, commit: str, reference: str | None, files: Mapping[str, Path], progress: Progress
-) -> None:
-    """Download what was uploaded, and see that it is whole.
-
-    Raises:
-        CheckpointError: it is not.
-    """
-    from huggingface_hub.errors import EntryNotFoundError
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            here = api.snapshot_download(
-                repository, revision=reference or commit, local_dir=folder, allow_patterns=[*files, CARD]
-            )
-        except EntryNotFoundError as error:  # that of a connection that breaks off is one, too
-            expected = "to download what was uploaded, to verify it"
-            fix = f"verify a download of revision {reference}: it is offered already" if reference else AGAIN
-            raise ShortstackError(repository, expected=expected, found=one_line(error), fix=fix) from error
-        found = verify(Checkpoint.open(here), stream=True, progress=progress)
-    wrong = [check["detail"] for check in found.checks.values() if not check["ok"]]
-    if wrong:
-        fix = "push it again, under another name"
-        raise CheckpointError(repository, expected="what was uploaded", found=wrong[0], fix=fix)
 
 
 def _check_name(repository: str) -> None:

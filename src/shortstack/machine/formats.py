@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -120,3 +121,12 @@ def show_layers(layers: Sequence[int]) -> str:
         else:
             runs.append([layer, layer])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def printable(text: str) -> str:
+    """Text without control characters but line ends: nothing that moves the cursor or changes colours.
+
+    >>> printable("a\\x1b[31mb\\nc")
+    'a[31mb\\nc'
+    """
+    return "".join(each for each in text if each == "\n" or not unicodedata.category(each).startswith("C"))

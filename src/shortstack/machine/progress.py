@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Protocol
 
+from shortstack.machine.formats import printable
 from shortstack.machine.stopping import check_stopped
 
 
@@ -82,7 +83,7 @@ def paced(
 def say(message: str) -> None:
     """A line on stderr. Where that is a file on a full disk the line is lost, and the work goes on."""
     try:
-        sys.stderr.write(message + "\n")
+        sys.stderr.write(printable(message) + "\n")
     except BrokenPipeError:  # whoever read has read enough
         raise
     except OSError:

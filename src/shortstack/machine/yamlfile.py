@@ -127,7 +127,7 @@ def syntax_of(where: str) -> Iterator[None]:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         found = error.problem or str(error)
         raise InputError(f"{where}{line}", expected="YAML", found=found, fix="correct that line") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:  # the latter of what is nested too deeply
         raise InputError(where, expected="YAML", found=str(error), fix="correct the file") from error
 
 

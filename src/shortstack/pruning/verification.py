@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.file_names import PICKLED, RECORD, TEMPLATES
+from shortstack.checkpoint.file_names import PICKLED, RECORD
 from shortstack.checkpoint.pieces import file_digest, pieces_digest
 from shortstack.checkpoint.quantised import how_to_load
 from shortstack.checkpoint.record import changed_since, skipped_layers
@@ -112,13 +112,12 @@ def _files(checkpoint: Checkpoint, progress: Progress) -> dict[str, Any]:
     strangers = sorted(
         path.name
         for path in checkpoint.directory.iterdir()
-        if (path.suffix in LOADABLE or path.name.startswith("adapter_")) and path.name not in manifest
+        if (path.suffix.lower() in LOADABLE or path.name.lower().startswith("adapter_")) and path.name not in manifest
     )
     wrong = [f"{name} was not written by shortstack" for name in strangers]
     for number, (name, written) in enumerate(manifest.items(), start=1):
-        folder = TEMPLATES if name.startswith(f"{TEMPLATES}/") else "."
-        path = checkpoint.directory / folder / Path(name).name  # a name in a record never leaves the checkpoint
-        if not path.is_file():
+        path = checkpoint.directory / name
+        if not os.path.isfile(path):  # False for names no file can have, too
             wrong.append(f"{name} is missing")
         elif path.stat().st_size != written["size"]:
             wrong.append(f"{name} has {path.stat().st_size} bytes, not {written['size']}")

@@ -90,7 +90,11 @@ class Remote:
         """Copy a folder from there."""
         files, place = self._files(), self._path(key)
         for path in files.find(place):
-            target = folder / path.removeprefix(f"{place}/")
+            name = path.removeprefix(f"{place}/")
+            if ".." in Path(name).parts or Path(name).is_absolute():  # object stores have names that no folder has
+                fix = "remove that object"
+                raise InputError(place, expected="names of files below it", found=repr(name), fix=fix)
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             files.get_file(path, str(target))
 

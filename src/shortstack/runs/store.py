@@ -185,11 +185,14 @@ class Store:
         """The rows, each found as it was kept; name: of the column that they are known by.
 
         Raises:
-            DataError: one has changed since, as on a disk that fails.
+            DataError: one has changed since, as on a disk that fails, or has a key that leads out of the folder of steps.
         """
         known = self.connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'seals'").fetchone()[0]
         seals = dict(self.connection.execute("SELECT row, sha256 FROM seals").fetchall()) if known else {}
         for row in rows:
+            if name == "key" and Path(row["key"]).name != row["key"]:
+                expected, fix = "a key that is the name of a folder", "do not use this study's folder"
+                raise DataError("runs.sqlite", expected=expected, found=repr(row["key"]), fix=fix)
             if seals.get(row[name], seal := _seal(row, columns)) != seal:
                 raise DataError(
                     f"runs.sqlite, {row[name]}",
