@@ -274,7 +274,10 @@ class HealingRun:
         """The module that trains, made of the decoder."""
         task = self.task
         torch.manual_seed(task.schedule.seed)  # adapters begin at random
-        return Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
+        learner = Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
+        if self.dtype != torch.float32:
+            learner.take_stored(self.checkpoint)
+        return learner
 
     def _frozen(self, examples: Sequence[Example], *, cache: bool) -> tuple[Frozen | OnTheFly, Decoder]:
         if not cache:
