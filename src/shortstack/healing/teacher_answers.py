@@ -52,13 +52,19 @@ class Answers:
             "answers",
             model=self.teacher.identity,
             dtype=str(self.dtype),
+            device=torch.device(self.device).type,
             prompts=prompts,
             seed=self.seed,
             length=self.max_length,
             rows=[DRAWN, KEPT],
         )
         answers = self._answers(cache_directory("answers", key), prompts, progress)
-        answered = [_example(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
+        tokenizer = self.teacher.tokenizer()
+        answered = [
+            _example(prompt, answer)
+            for prompt, answer in zip(prompts, answers, strict=True)
+            if tokenizer.decode(answer, skip_special_tokens=True).strip()  # more than an end token
+        ]
         if not answered:
             raise DataError(
                 parameter("self_generate"),
