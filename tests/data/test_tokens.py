@@ -93,6 +93,40 @@ def test_alpaca_and_dolly_learn_the_response_and_its_end_only(tmp_path):
     assert "### Input" not in examples[2][1]
 
 
+@pytest.mark.parametrize(
+    ("record", "learnt_text"),
+    [
+        ({"instruction": "Say.", "response": "Hi", "output": None}, "Hi</s>"),
+        ({"instruction": "Say.", "input": None, "output": "Hi", "response": None, "messages": None}, "Hi</s>"),
+        ({"text": None, "prompt": "Q:", "completion": " A"}, " A</s>"),
+    ],
+)
+def test_null_counts_as_absent(record, learnt_text, tmp_path):
+    (example,) = read_examples(write(tmp_path / "a.jsonl", [record]), PLAIN, max_length=512)
+    assert learnt(example, PLAIN) == learnt_text
+    assert "None" not in PLAIN.decode(example.ids)
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        ({"instruction": "Say.", "output": 5}, "output: 5"),
+        ({"instruction": "Say.", "response": "Hi", "context": ["a"]}, r"context: \['a'\]"),
+        ({"text": {"en": "a"}}, "text: {'en': 'a'}"),
+        ({"messages": "hello"}, "messages: 'hello'"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+            "messages: {.*None}",
+        ),
+        ({"instruction": "Say.", "output": None}, r"keys instruction, output \(null\)"),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_named_with_its_line(record, found, tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "a line"}, record])
+    with pytest.raises(DataError, match=f"line 2.*found {found}"):
+        read_examples(path, PLAIN)
+
+
 def test_a_json_list_reads_like_lines(tmp_path):
     record = {"instruction": "Add.", "input": "", "output": "three"}
     (tmp_path / "a.json").write_text(json.dumps([record]))
