@@ -99,12 +99,16 @@ def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Itera
 
 def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
     """The texts of a source, shuffled by seed when there are several; records of other formats give all their text."""
-    texts = (_all_text(record) for record in read_records(source, seed=seed, held_out=held_out))
-    if source.endswith((".json", ".jsonl")):
-        listed = list(texts)
-        yield from random.Random(seed).sample(listed, len(listed))
-    else:
-        yield from texts
+    return map(_all_text, shuffled_records(source, seed=seed, held_out=held_out))
+
+
+def shuffled_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    """read_records() in an order drawn by seed: of a file all are read first, of the hub as many as are asked for."""
+    records = read_records(source, seed=seed, held_out=held_out)
+    if not source.endswith((".json", ".jsonl")):
+        return records
+    listed = list(records)
+    return iter(random.Random(seed).sample(listed, len(listed)))
 
 
 def _pydoc(held_out: bool) -> str:
@@ -237,7 +241,7 @@ def _all_text(record: Mapping[str, Any]) -> str:
 
 
 def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
-    """The rows of a hub dataset, streamed and shuffled by seed.
+    """The rows of a hub dataset, streamed, and shuffled by seed in a buffer of a thousand rows.
 
     Raises:
         DataError: there is no such dataset, or a row of an unknown format.

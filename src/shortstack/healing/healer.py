@@ -240,7 +240,7 @@ class HealingRun:
     def train(self, examples: Sequence[Example], folder: Path, *, cache: bool) -> tuple[Learner, History]:
         """Compute what is frozen, or find it on disk; then train."""
         task = self.task
-        held_out = task.data.held_out_of(len(examples))
+        held_out = task.data.held_out_among(examples)
         frozen, decoder = self._frozen(examples, cache=cache)
         learner = self.learner(decoder)
         if task.schedule.gradient_checkpointing:
