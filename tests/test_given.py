@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import shortstack as ss
 from shortstack.data import source_of
@@ -46,6 +46,23 @@ def test_functions_take_a_model_in_every_form(form, folder, tmp_path):
         for each in (model, checkpoint)
     )
     assert found == expected
+
+
+@pytest.mark.parametrize("kind", ["end token", "template"])
+def test_a_loaded_model_is_kept_with_what_is_beside_its_weights(kind, folder):
+    model = loaded(folder)
+    before = ss.Checkpoint.of(model)
+    if kind == "end token":
+        model.generation_config.eos_token_id = [2, 7]
+    else:
+        words = AutoTokenizer.from_pretrained(folder)
+        words.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        words.save_pretrained(folder)
+    after = ss.Checkpoint.of(model)
+    assert after.directory != before.directory
+    assert after.tokenizer().chat_template == AutoTokenizer.from_pretrained(folder).chat_template
+    assert after.model(dtype=torch.float32).generation_config.eos_token_id == model.generation_config.eos_token_id
+    assert ss.Checkpoint.of(model).directory == after.directory
 
 
 def test_a_loaded_model_is_what_it_is_now(folder):

@@ -5,10 +5,12 @@ import json
 
 import pytest
 
-from shortstack.data import Tokens, read_examples
+from shortstack.data import Tokens, read_examples, sources
+from shortstack.data import examples as examples_module
 from shortstack.data.sources import prompt_and_response, read_documents
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.errors import DataError
+from shortstack.healing import TrainingData
 from zoo import tokenizer
 
 PLAIN, WITH_BOS, CHAT = tokenizer(), tokenizer(bos=True), tokenizer(chat=True)
@@ -93,6 +95,40 @@ def test_alpaca_and_dolly_learn_the_response_and_its_end_only(tmp_path):
     assert "### Input" not in examples[2][1]
 
 
+@pytest.mark.parametrize(
+    ("record", "learnt_text"),
+    [
+        ({"instruction": "Say.", "response": "Hi", "output": None}, "Hi</s>"),
+        ({"instruction": "Say.", "input": None, "output": "Hi", "response": None, "messages": None}, "Hi</s>"),
+        ({"text": None, "prompt": "Q:", "completion": " A"}, " A</s>"),
+    ],
+)
+def test_null_counts_as_absent(record, learnt_text, tmp_path):
+    (example,) = read_examples(write(tmp_path / "a.jsonl", [record]), PLAIN, max_length=512)
+    assert learnt(example, PLAIN) == learnt_text
+    assert "None" not in PLAIN.decode(example.ids)
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        ({"instruction": "Say.", "output": 5}, "output: 5"),
+        ({"instruction": "Say.", "response": "Hi", "context": ["a"]}, r"context: \['a'\]"),
+        ({"text": {"en": "a"}}, "text: {'en': 'a'}"),
+        ({"messages": "hello"}, "messages: 'hello'"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+            "messages: {.*None}",
+        ),
+        ({"instruction": "Say.", "output": None}, r"keys instruction, output \(null\)"),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_named_with_its_line(record, found, tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "a line"}, record])
+    with pytest.raises(DataError, match=f"line 2.*found {found}"):
+        read_examples(path, PLAIN)
+
+
 def test_a_json_list_reads_like_lines(tmp_path):
     record = {"instruction": "Add.", "input": "", "output": "three"}
     (tmp_path / "a.json").write_text(json.dumps([record]))
@@ -152,6 +188,61 @@ def conversation(*turns: str) -> dict:
             {"role": "assistant" if number % 2 else "user", "content": turn} for number, turn in enumerate(turns)
         ]
     }
+
+
+def test_of_a_hub_set_no_more_rows_are_read_than_samples_are_asked_for(monkeypatch):
+    read = []
+
+    def rows(_source, seed):
+        for number in range(10_000):
+            read.append(number)
+            yield {"prompt": f"{seed}: ", "completion": str(number) if number % 2 else ""}
+
+    monkeypatch.setattr(sources, "hub_records", rows)
+    silent = tokenizer()
+    silent.eos_token = None  # every second row has nothing to learn
+    examples = read_examples("org/name", silent, most=10, seed=3)
+    assert len(examples) == 10
+    assert len(read) == 20
+    assert examples == read_examples("org/name", silent, most=10, seed=3)
+    read.clear()
+    assert len(read_examples("org/name,copying=2", silent, max_length=64, most=9)) == 9
+    assert len(read) == 6
+    read.clear()
+    assert len(read_examples("org/name", silent, most=0.01)) == 50
+    assert len(read) == 10_000, "a share is of all"
+
+
+def test_of_a_file_records_are_drawn_before_they_are_tokenised(tmp_path, monkeypatch):
+    texts = [f"{number} walks visit every layer" for number in range(300)]
+    path, seen = write(tmp_path / "a.jsonl", [{"text": text} for text in texts]), []
+    monkeypatch.setattr(examples_module, "encode", lambda made, text: seen.append(text) or encode(made, text))
+    found = [read_examples(path, PLAIN, most=10, seed=seed) for seed in (0, 0, 1)]
+    assert [len(each) for each in found] == [10] * 3
+    assert len(seen) == 30
+    assert found[0] == found[1] != found[2]
+    assert max(texts.index(text) for text in seen[:10]) > 100, "not the first of the file"
+
+
+@pytest.mark.parametrize("others", ["", ",copying"])
+@pytest.mark.parametrize("held_out", range(1, 9))
+def test_all_answers_of_a_conversation_are_held_out_or_none(held_out, others, tmp_path):
+    dropping = tokenizer(chat=True)
+    dropping.chat_template = THINKING
+    chats = [
+        conversation(*(f"{part} {chat} {turn}" for turn in range(3) for part in ("q", "<think>x</think>a")))
+        for chat in range(12)
+    ]
+    data = TrainingData(write(tmp_path / "a.jsonl", chats) + others, max_samples=24, held_out=held_out)
+    examples = read_examples(data.source, dropping, max_length=128, most=24)
+    line = data.held_out_among(examples)
+    assert held_out <= line < held_out + 3
+    sides = [
+        {number for number in range(12) if any(f": q {number} 0" in dropping.decode(each.ids) for each in side)}
+        for side in (examples[:line], examples[line:])
+    ]
+    assert all(sides) or others
+    assert not sides[0] & sides[1]
 
 
 BREAKING = """{% for message in messages %}<s>{{ message.role }}\n{{ message.content }}</s>{% endfor %}\

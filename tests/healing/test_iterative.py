@@ -203,6 +203,17 @@ def test_answers_are_kept_as_they_are_written(tmp_path, monkeypatch):
     assert Answers(teacher, 14).to(EXAMPLES * 4) == found
 
 
+def test_an_answer_without_words_is_left_out(tmp_path, monkeypatch):
+    teacher = Checkpoint.open(speaking(tmp_path / "source"))
+    end, blank, word = 2, *(teacher.tokenizer()(text).input_ids[0] for text in (" ", "w"))
+    given = iter([[end], [word, end], [blank, end], [word]])
+    module = shortstack.healing.teacher_answers
+    monkeypatch.setattr(module, "generate", lambda _model, prompts, *_, **__: [next(given) for _ in prompts])
+    found = Answers(teacher, 20).to(EXAMPLES)
+    prompts = [prompt_of(example) for example in EXAMPLES]
+    assert [example.ids for example in found] == [(*prompts[1], word, end), (*prompts[3], word)]
+
+
 def test_answers_in_a_batch_are_likely_ones_of_each_prompt_alone(tmp_path):
     """Greedy would be equal; sampled ones are at least far likelier to the teacher than to a model of other weights."""
     teacher = Checkpoint.open(speaking(tmp_path / "source"))

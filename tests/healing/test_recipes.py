@@ -36,7 +36,7 @@ def test_the_papers_recipes_have_its_schedule(name):
     schedule = task.schedule
     assert (schedule.epochs, schedule.lr, schedule.batch_size, schedule.micro) == (2, 1e-5, 64, 4)
     assert (schedule.warmup_steps, schedule.decay, schedule.max_grad_norm, schedule.seed) == (100, "linear", 1.0, 42)
-    assert task.training_data.data
+    assert task.data.data
 
 
 def test_the_papers_partial_recipe_takes_its_steps():

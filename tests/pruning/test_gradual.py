@@ -64,6 +64,47 @@ def test_the_order_of_leaving_can_be_named(tmp_path):
     assert callback.left == [0, 2, 3, 7]
 
 
+def going_on(model, folder, *, states=None, rate=1e-3, **settings):
+    """The layers that are left in the end, by the plan's numbers, and the model; states: the one to go on from."""
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=6,
+        per_device_train_batch_size=2,
+        report_to=[],
+        save_steps=2,
+        use_cpu=True,
+        seed=0,
+        learning_rate=rate,
+        **settings,
+    )
+    callback = PruneCallback(plan(8, layers="1,4-6"), at=[1, 2, 3])
+    Trainer(model, arguments, train_dataset=DATA, callbacks=[callback]).train(resume_from_checkpoint=states)
+    return callback.left, model.state_dict()
+
+
+def whole():
+    return AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_training_that_goes_on_ends_as_if_it_had_not_stopped(step, tmp_path):
+    left, expected = going_on(whole(), tmp_path / "at once")
+    state = str(tmp_path / "at once" / f"checkpoint-{step}")
+    model = AutoModelForCausalLM.from_pretrained(state, dtype=torch.float32)
+    assert len(model.model.layers) == {2: 6, 4: 4}[step]
+    again, found = going_on(model, tmp_path / "again", states=state)
+    assert again == left == [0, 2, 3, 7]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_a_whole_model_that_a_cut_ones_state_is_loaded_into_is_refused(tmp_path):
+    """It would have the weights of layers that stay in layers that go."""
+    going_on(whole(), tmp_path, rate=0.0, save_only_model=True)
+    with pytest.raises(PlanError, match=r"expected 6 layers.*after step 2.*found 8.*from_pretrained\(\)"):
+        going_on(whole(), tmp_path, states=str(tmp_path / "checkpoint-2"), rate=0.0, save_only_model=True)
+
+
 @pytest.mark.parametrize(
     ("at", "order", "expected"),
     [([0, 1, 2], None, "1 to 2 steps"), ([], None, "1 to 2 steps"), ([0], [1, 3], "the plan's layers")],

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.checkpoint.pieces import file_digest
 from shortstack.errors import InputError
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
-from shortstack.machine.files import check_disk
+from shortstack.machine.files import check_disk, digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def saved(model: Any) -> Path:
@@ -27,7 +29,16 @@ def saved(model: Any) -> Path:
         "architectures": [type(model).__name__],
     }  # by save_pretrained, to the config, too
     config, source = {**model.config.to_dict(), **written}, str(model.name_or_path)
-    key = content_key("models", weights=_digest(model), config=config, source=source)
+    generation = model.generation_config.to_dict() if model.can_generate() else None
+    tokenizer = _tokenizer(source)
+    key = content_key(
+        "models",
+        weights=_digest(model),
+        config=config,
+        source=source,
+        generation=generation,
+        tokenizer=tokenizer and _saved_digest(tokenizer),
+    )
     place = cache_directory("models") / key
     if place.is_dir():
         mark_used(place)
@@ -37,7 +48,8 @@ def saved(model: Any) -> Path:
     check_disk(place.parent, nbytes, what="a model that was given in memory")
     with kept_folder(place) as partial:
         model.save_pretrained(partial)
-        _save_tokenizer(source, partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
     return place
 
 
@@ -64,15 +76,22 @@ def _digest(model: PreTrainedModel) -> str:
     return sha.hexdigest()
 
 
-def _save_tokenizer(source: str, folder: Path) -> None:
+def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer of the place that a model was loaded from, where there is one; else what needs it says that it lacks."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = (
+        found: PreTrainedTokenizerBase | None = (
             AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False) if source else None
         )
     except (OSError, ValueError):
-        tokenizer = None
-    if tokenizer is not None:
+        return None
+    return found
+
+
+def _saved_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of the files that a tokenizer is saved as, templates among them."""
+    with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return digest({str(path.relative_to(folder)): file_digest(path) for path in files})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,6 +144,28 @@ def _described(name: Any) -> str:
     return f"{weight} of shape {tuple(stored)}, not {tuple(room)}"
 
 
+def exact_weights(checkpoint: Checkpoint, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Weights as they are stored, in float32, by their names in the whole model's state dict; a tied head is the embedding.
+
+    One layer is in memory at a time.
+    """
+    anatomy = checkpoint.anatomy
+    layers, head, embedding = f"{anatomy.layers_path}.", f"{anatomy.head}.weight", f"{anatomy.embedding}.weight"
+    source = {name: embedding if anatomy.tied and name == head else name for name in names}
+
+    def layer(name: str) -> str | None:
+        return name.removeprefix(layers).partition(".")[0] if name.startswith(layers) else None
+
+    for _, group in groupby(source, key=layer):
+        wanted = list(group)
+        reverted = _reverted(checkpoint, _blank(checkpoint, {source[name] for name in wanted}))
+        stored = [_known(checkpoint, name) for name in reverted]
+        model = copy.deepcopy(checkpoint.blueprint).float()  # weights become what the model is of
+        weights = {tensor.name: read_weight(tensor) for tensor in stored}
+        load_into(model, weights, dtype=torch.float32, device="cpu")
+        yield from ((name, model.get_parameter(source[name]).data) for name in wanted)
+
+
 def stored_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
     """New weights as the checkpoint stores them: its names (experts unfused, prefixes as found) and its dtypes.
 
@@ -175,8 +198,8 @@ def edited_tensors(checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> dict[st
         stored = checkpoint.tensors[_as_stored(checkpoint, name, factor).name]
         edited = read_weight(stored).float()
         edited *= factor
-        if name in changes:
-            edited += changes[name]
+        if name in changes:  # where nothing is added, a zero keeps its sign
+            edited = torch.where(changes[name] == 0, edited, edited + changes[name])
         tensors[stored.name] = _as_stored(checkpoint, name, edited)
     return tensors
 
@@ -188,25 +211,48 @@ def _reverted(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> dict[str
     return dict(revert_weight_conversion(checkpoint.blueprint, dict(weights))) if weights else {}
 
 
-def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTensor:
+def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor | None:
+    """The stored tensor of a weight, by the name that save_pretrained gives it: the model's own prefix may lack."""
     prefix = f"{checkpoint.blueprint.base_model_prefix}."
-    new_head = name.endswith(f"{checkpoint.anatomy.head.rpartition('.')[2]}.weight")
-    candidates = [name, name.removeprefix(prefix), f"{prefix}{name}"]
-    known = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
-    if known is None and not new_head:
+    candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
+    return next((checkpoint.tensors[each] for each in candidates if each in checkpoint.tensors), None)
+
+
+def _known(checkpoint: Checkpoint, name: str) -> StoredTensor:
+    """The stored tensor of a weight, as _stored(); of a head without one the embedding's, by the head's name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = _stored(checkpoint, name)
+    if found is None and name in _reverted(checkpoint, _blank(checkpoint, [f"{checkpoint.anatomy.head}.weight"])):
+        (embedding,) = _reverted(checkpoint, _blank(checkpoint, [f"{checkpoint.anatomy.embedding}.weight"]))
+        tied = _stored(checkpoint, embedding)
+        found = replace(tied, name=name) if tied else None
+    if found is None:
         raise CheckpointError(
             checkpoint.directory,
             expected=f"a stored tensor for {name}",
             found="none of that name",
             fix="report this checkpoint",
         )
-    model_for_dtype = checkpoint.tensors[known] if known else next(iter(checkpoint.tensors.values()))
-    if model_for_dtype.dtype not in TRAINABLE:
+    return found
+
+
+def _blank(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, Tensor]:
+    """Weights without values, by their names in the whole model's state dict."""
+    structure = checkpoint.blueprint.state_dict()
+    return {name: structure[name] for name in names}
+
+
+def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTensor:
+    known = _known(checkpoint, name)
+    if known.dtype not in TRAINABLE:
         raise CheckpointError(
             checkpoint.directory,
             expected=f"{name} in 16 or 32 bits",
-            found=model_for_dtype.dtype,
+            found=known.dtype,
             fix="heal the unquantised model, then quantise",
         )
-    data = weight.to(DTYPES[model_for_dtype.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return replace(model_for_dtype, name=known or name, shape=tuple(weight.shape), data=data)
+    data = weight.to(DTYPES[known.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return replace(known, shape=tuple(weight.shape), data=data)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.mixture import Weighted, Written, parse_sources
-from shortstack.data.sources import OWN, prompt_and_response, read_records, record_format
+from shortstack.data.sources import OWN, prompt_and_response, read_records, record_format, shuffled_records
 from shortstack.data.tokens import bos_ids, check_text, encode, filled_window, own_windows
 from shortstack.errors import DataError, parameter
 from shortstack.machine.numbers import is_share, part_of
@@ -17,15 +19,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Conversation = Sequence["Example"]  # samples that stay together: of one conversation; of all else each by itself
 ENDLESS_SAMPLES = 512  # where nothing says how many
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sample to learn from: token ids, and which of them count in the loss."""
+    """One sample to learn from: token ids, and which of them count in the loss.
+
+    follows: it is of the same conversation as the sample before it.
+    """
 
     ids: tuple[int, ...]
     learn: tuple[bool, ...]
+    follows: bool = False
 
 
 def read_examples(
@@ -40,8 +47,9 @@ def read_examples(
     """Samples to heal on, shuffled: text is cut into windows that count whole; elsewhere only responses count.
 
     Samples longer than max_length are cut at its end; one with nothing left to learn is dropped. Of several sources each
-    gives a part of the samples by its weight, as many as the one that has least allows. most: not more than so many in all;
-    a float is a share.
+    gives a part of the samples by its weight, as many as the one that has least allows. Samples of one conversation follow
+    each other. most: not more than so many in all, from no more records than that, which are drawn by the seed before any is
+    tokenised; a float is a share of all.
     written: for `self`, gives texts that the model wrote.
 
     Raises:
@@ -51,12 +59,29 @@ def read_examples(
     read, wanted = _shared_out(source, tokenizer, max_length, seed, most)
     for name, amount in wanted.items():
         if name not in read:
-            read[name] = _made(name, amount, tokenizer, max_length, seed, written)
+            read[name] = [[made] for made in _made(name, amount, tokenizer, max_length, seed, written)]
     if len(wanted) == 1:
         (only,) = read.values()
-        return rng.sample(only, len(only))[: sum(wanted.values())]
-    chosen = [example for name, amount in wanted.items() for example in rng.sample(read[name], amount)]
-    return rng.sample(chosen, len(chosen))
+        return _joined(rng.sample(only, len(only)))[: sum(wanted.values())]
+    chosen = [part for name, amount in wanted.items() for part in _first(_drawn(read[name], amount, rng), amount)]
+    return _joined(rng.sample(chosen, len(chosen)))
+
+
+def _joined(parts: Iterable[Conversation]) -> list[Example]:
+    return [example for part in parts for example in part]
+
+
+def _drawn(parts: Sequence[Conversation], amount: int, rng: random.Random) -> list[Conversation]:
+    """So many of the parts, or all where there are fewer."""
+    return rng.sample(parts, min(amount, len(parts)))
+
+
+def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]:
+    """So many examples of the parts, the last of which may be cut."""
+    for part in parts:
+        if amount > 0:
+            yield part[:amount]
+        amount -= len(part)
 
 
 def expected_samples(
@@ -73,11 +98,22 @@ def expected_samples(
 
 def _shared_out(
     source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: float | None
-) -> tuple[dict[str, list[Example]], dict[str, int]]:
+) -> tuple[dict[str, list[Conversation]], dict[str, int]]:
     """The samples of the sources that have an end, and how many each source gives."""
     sources = parse_sources(source)
-    read = {each.source: _read(each.source, tokenizer, max_length, seed) for each in sources if not each.endless}
-    return read, shares(sources, {name: len(examples) for name, examples in read.items()}, most)
+    whole = sum(each.weight for each in sources)
+    read = {
+        each.source: _read(
+            each.source,
+            tokenizer,
+            max_length,
+            seed,
+            None if most is None or is_share(most) else math.ceil(most * each.weight / whole),
+        )
+        for each in sources
+        if not each.endless
+    }
+    return read, shares(sources, {name: sum(map(len, parts)) for name, parts in read.items()}, most)
 
 
 def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | None) -> dict[str, int]:
@@ -111,19 +147,36 @@ def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | 
     return amounts
 
 
-def _read(source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int) -> list[Example]:
-    """The samples of a source that has an end."""
-    records = list(read_records(source, seed=seed))
-    examples = [example for record in records for example in _examples(record, tokenizer, max_length)]
-    useful = [example for example in examples if any(example.learn[1:])]
-    if not useful:
+def _read(
+    source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: int | None
+) -> list[Conversation]:
+    """The samples of a source that has an end; most: of so many records with something to learn, drawn by the seed."""
+    records = 0
+
+    def useful() -> Iterator[list[Conversation]]:
+        nonlocal records
+        for record in (read_records if most is None else shuffled_records)(source, seed=seed):
+            records += 1
+            if parts := _useful(_examples(record, tokenizer, max_length), chat=record_format(record) == "chat"):
+                yield parts
+
+    found = [part for parts in islice(useful(), most) for part in parts]
+    if not found:
         raise DataError(
             source,
             expected="samples with something to learn",
-            found=f"none among {len(records)} records: what is left of each is one token, or a prompt alone",
+            found=f"none among {records} records: what is left of each is one token, or a prompt alone",
             fix=f"raise {parameter('max_length')}, or check the data",
         )
-    return useful
+    return found
+
+
+def _useful(examples: Sequence[Example], *, chat: bool) -> list[Conversation]:
+    """Those of a record's samples that have something to learn; all of a chat together, others one by one."""
+    useful = [example for example in examples if any(example.learn[1:])]
+    if chat and useful:
+        return [[useful[0], *(replace(example, follows=True) for example in useful[1:])]]
+    return [[example] for example in useful]
 
 
 def _made(

@@ -30,6 +30,15 @@ FORMATS = (
     "text; instruction, input, output (alpaca); instruction, context, response (dolly); messages; prompt, completion"
 )
 
+KEYS = {  # the fields of each; an instruction may have one of CONTEXT beside it
+    "chat": ("messages",),
+    "text": ("text",),
+    "alpaca": ("instruction", "output"),
+    "dolly": ("instruction", "response"),
+    "prompt": ("prompt", "completion"),
+}
+CONTEXT = ("input", "context")
+
 
 def parse_samples(samples: str | int) -> int | None:
     """How many windows of a text: a number, or None for "all".
@@ -90,12 +99,16 @@ def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Itera
 
 def read_documents(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:
     """The texts of a source, shuffled by seed when there are several; records of other formats give all their text."""
-    texts = (_all_text(record) for record in read_records(source, seed=seed, held_out=held_out))
-    if source.endswith((".json", ".jsonl")):
-        listed = list(texts)
-        yield from random.Random(seed).sample(listed, len(listed))
-    else:
-        yield from texts
+    return map(_all_text, shuffled_records(source, seed=seed, held_out=held_out))
+
+
+def shuffled_records(source: str, *, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    """read_records() in an order drawn by seed: of a file all are read first, of the hub as many as are asked for."""
+    records = read_records(source, seed=seed, held_out=held_out)
+    if not source.endswith((".json", ".jsonl")):
+        return records
+    listed = list(records)
+    return iter(random.Random(seed).sample(listed, len(listed)))
 
 
 def _pydoc(held_out: bool) -> str:
@@ -170,33 +183,47 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
-    if not isinstance(record, dict) or record_format(record) is None:
-        found = f"keys {', '.join(record)}" if isinstance(record, dict) else repr(record)[:60]
+    """The record without its null fields, which count as absent."""
+    given = {key: value for key, value in record.items() if value is not None} if isinstance(record, dict) else {}
+    if record_format(given) is None:
         raise DataError(
             where,
             expected=f"an object with the keys of one format: {FORMATS}",
-            found=found,
+            found=_of_no_format(record, given),
             fix="rename the keys; texts are strings, messages a list of {role, content}",
         )
-    return record
+    return given
+
+
+def _of_no_format(record: Any, given: Mapping[str, Any]) -> str:
+    """What an error says of a record: its first field that is of a wrong type, or what it has."""
+    if not isinstance(record, dict):
+        return repr(record)[:60]
+    wrong = [key for name, keys in KEYS.items() if given.keys() >= set(keys) for key in _wrong(given, name)]
+    if not wrong:
+        return f"keys {', '.join(key if key in given else f'{key} (null)' for key in record)}"
+    value = given[wrong[0]]
+    turns = [turn for turn in value if not _is_turn(turn)] if wrong[0] == "messages" and isinstance(value, list) else []
+    return f"{wrong[0]}: {(turns or [value])[0]!r}"[:80]
 
 
 def record_format(record: Mapping[str, Any]) -> str | None:
-    """Which of FORMATS a record has: text, alpaca, dolly, chat, prompt; None when none."""
+    """The first of KEYS whose fields a record has, each of the type that it should be; None when none."""
+    return next((name for name, keys in KEYS.items() if record.keys() >= set(keys) and not _wrong(record, name)), None)
 
-    messages = record.get("messages")
-    if isinstance(messages, list) and messages and all(_is_turn(turn) for turn in messages):
-        return "chat"
-    context = [key for key in ("input", "context") if record.get(key) is not None]
-    for name, keys in (
-        ("text", ["text"]),
-        ("alpaca", ["instruction", "output", *context]),
-        ("dolly", ["instruction", "response", *context]),
-        ("prompt", ["prompt", "completion"]),
-    ):
-        if all(isinstance(record.get(key), str) for key in keys):
-            return name
-    return None
+
+def _wrong(record: Mapping[str, Any], name: str) -> list[str]:
+    """A record's fields of a format that are not of the type they should be: a text, or of messages a list of turns."""
+    keys = [key for key in (*KEYS[name], *(CONTEXT if "instruction" in KEYS[name] else ())) if key in record]
+    return [key for key in keys if not (_is_chat if key == "messages" else _is_text)(record[key])]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
 
 
 def _is_turn(turn: Any) -> bool:
@@ -214,7 +241,7 @@ def _all_text(record: Mapping[str, Any]) -> str:
 
 
 def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
-    """The rows of a hub dataset, streamed and shuffled by seed.
+    """The rows of a hub dataset, streamed, and shuffled by seed in a buffer of a thousand rows.
 
     Raises:
         DataError: there is no such dataset, or a row of an unknown format.
@@ -248,7 +275,8 @@ def _check_hub_name(source: str, known: str = TEXT) -> tuple[str, str]:
 
 def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
     """The prompt as the paper's data template renders it, and the response to learn."""
-    if record_format(record) == "prompt":
+    kind = record_format(record)
+    if kind == "prompt":
         return str(record["prompt"]), str(record["completion"])
     extra = str(record.get("input") or record.get("context") or "")
     prompt = PROMPT.format(
@@ -256,4 +284,4 @@ def prompt_and_response(record: Mapping[str, Any]) -> tuple[str, str]:
         instruction=record["instruction"],
         input=f"### Input:\n{extra}\n\n" if extra else "",
     )
-    return prompt, str(record["output"] if "output" in record else record["response"])
+    return prompt, str(record["output"] if kind == "alpaca" else record["response"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shortstack.data import Example
 from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
 from shortstack.data.sources import OWN
 from shortstack.errors import DataError, InputError, parameter
@@ -95,7 +97,19 @@ class TrainingData:
         Raises:
             DataError: none would be left to train on.
         """
-        held_out = held_out_count(samples, self.held_out)
+        return self._leaving_some(held_out_count(samples, self.held_out), samples)
+
+    def held_out_among(self, examples: Sequence[Example]) -> int:
+        """How many of the examples, from the first on, are held out: a few more where the line would cut a conversation.
+
+        Raises:
+            DataError: none would be left to train on.
+        """
+        line, samples = self.held_out_of(len(examples)), len(examples)
+        whole = next((place for place in range(line, samples) if not examples[place].follows), samples)
+        return self._leaving_some(whole, samples)
+
+    def _leaving_some(self, held_out: int, samples: int) -> int:
         if samples <= held_out:
             raise DataError(
                 self.source,

@@ -70,7 +70,7 @@ def forecast(checkpoint: Checkpoint, task: HealingTask, *, cache: bool = True) -
     run = HealingRun(checkpoint, task)
     run.check()
     examples = run.examples()
-    held_out = task.training_data.held_out_of(len(examples))
+    held_out = task.data.held_out_of(len(examples))
     frozen = run.freezer.planned(examples, run.first) if cache else None
     learner = run.learner(run.decoder())
     training = examples[held_out:]
@@ -96,7 +96,7 @@ def _memory(run: HealingRun, learner: Learner) -> int:
     resident = sum(weight.nbytes for weight in decoder.model.parameters() if not weight.is_meta)
     trained = sum(weight.nbytes for weight in learner.parameters() if weight.requires_grad)
     running = len(decoder.layers) - learner.first
-    tokens = run.task.schedule.micro * run.task.training_data.max_length
+    tokens = run.task.schedule.micro * run.task.data.max_length
     width = decoder.width
     activations = tokens * width * running * ACTIVATION_BYTES
     return int(resident - trained + trained // 4 * STATE_BYTES + activations + 2 * LOGIT_BYTES[run.device == "cpu"])

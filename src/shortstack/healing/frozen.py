@@ -110,16 +110,17 @@ class Freezer:
             CheckpointError: the teacher has another vocabulary.
         """
         ids, learnt = [example.ids for example in examples], [counted(example) for example in examples]
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype, device = str(self.dtype).removeprefix("torch."), torch.device(self.device).type
+        known = {"dtype": dtype, "device": device, "ids": ids}
         frozen = Frozen(examples, first)
         if first:
-            key = content_key("states", model=self.checkpoint.identity, at=first, dtype=dtype, ids=ids)
+            key = content_key("states", model=self.checkpoint.identity, at=first, **known)
             states = activations_under(key, frozen.lengths, self.checkpoint.width, dtype)
             frozen = replace(frozen, states=states)
         if self.teacher:
             _check_vocabulary(self.checkpoint, self.teacher)
             top = [self.top_k, self.objective.temperature]
-            key = content_key("teacher", model=self.teacher.identity, dtype=dtype, ids=ids, learnt=learnt, of=top)
+            key = content_key("teacher", model=self.teacher.identity, learnt=learnt, of=top, **known)
             counts = [sum(each) for each in learnt]
             frozen = replace(frozen, teacher=activations_under(f"{key}-top", counts, 2 * self.top_k, "float32"))
             if self.objective.hidden_weight:

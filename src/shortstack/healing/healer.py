@@ -125,7 +125,7 @@ def heal(
     """
     checkpoint = Checkpoint.of(checkpoint)
     started = time.perf_counter()
-    run = HealingRun(checkpoint, task if isinstance(task, HealingTask) else HealingTask(task), progress)
+    run = HealingRun(checkpoint, HealingTask.of(task), progress)
     run.check()
     nbytes = checkpoint.weight_bytes + run.task.method.added_bytes(checkpoint)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
@@ -195,7 +195,7 @@ class HealingRun:
 
     def examples(self) -> list[Example]:
         """The samples, the held-out ones first."""
-        data, seed = self.task.training_data, self.task.schedule.seed
+        data, seed = self.task.data, self.task.schedule.seed
         teacher, written = self.task.unpruned, None
         if teacher:
             written = OwnText(teacher, replace(self.task.compute, seed=seed), self.progress).texts
@@ -233,14 +233,14 @@ class HealingRun:
             "objective": asdict(task.objective),
             "teacher": task.unpruned and task.unpruned.identity,
             "schedule": task.schedule.to_dict(),
-            "data": {**asdict(task.training_data), "sha256": hashlib.sha256(content.encode()).hexdigest()},
+            "data": {**asdict(task.data), "sha256": hashlib.sha256(content.encode()).hexdigest()},
             "samples": len(examples),
         }
 
     def train(self, examples: Sequence[Example], folder: Path, *, cache: bool) -> tuple[Learner, History]:
         """Compute what is frozen, or find it on disk; then train."""
         task = self.task
-        held_out = task.training_data.held_out_of(len(examples))
+        held_out = task.data.held_out_among(examples)
         frozen, decoder = self._frozen(examples, cache=cache)
         learner = self.learner(decoder)
         if task.schedule.gradient_checkpointing:
@@ -274,7 +274,10 @@ class HealingRun:
         """The module that trains, made of the decoder."""
         task = self.task
         torch.manual_seed(task.schedule.seed)  # adapters begin at random
-        return Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
+        learner = Learner(decoder, self.first, task.method.prepare(self.checkpoint, decoder), task.objective)
+        if self.dtype != torch.float32:
+            learner.take_stored(self.checkpoint)
+        return learner
 
     def _frozen(self, examples: Sequence[Example], *, cache: bool) -> tuple[Frozen | OnTheFly, Decoder]:
         if not cache:

@@ -45,7 +45,7 @@ def heal_in_turns(
         OutputError, InputError: as heal().
     """
     checkpoint = Checkpoint.of(checkpoint)
-    task = task if isinstance(task, HealingTask) else HealingTask(task)
+    task = HealingTask.of(task)
     sizes = turns.sizes(checkpoint.anatomy.layers)
     run = HealingRun(checkpoint, task, progress)
     writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=checkpoint.weight_bytes)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.weights import exact_weights
 from shortstack.data import Example
 from shortstack.decoder import Decoder, batching
 from shortstack.decoder.losses import Criterion, CrossEntropy, Distillation, chunked_loss
@@ -54,6 +56,20 @@ class Learner(nn.Module):
     def decoder(self) -> Decoder:
         return self._decoder[0]
 
+    @torch.no_grad()
+    def take_stored(self, checkpoint: Checkpoint) -> None:
+        """Begin with the weights as they are stored: a decoder that computes in bf16 has rounded them."""
+        known = checkpoint.blueprint.state_dict()
+        trained = {name: weight for name, weight in self._named() if name in known}  # adapters are not stored
+        for name, weight in exact_weights(checkpoint, trained):
+            trained[name].copy_(weight)
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What trains, by its name in the whole model's state dict."""
+        for name, module in zip(self.names, self.trained, strict=True):
+            for rest, parameter in module.named_parameters():
+                yield f"{name}.{rest}", parameter
+
     def train(self, mode: bool = True) -> Learner:
         """Dropout, where a model has any, is on in what runs at every step."""
         super().train(mode)
@@ -93,11 +109,7 @@ class Learner(nn.Module):
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """Trained weights by their name in the whole model's state dict."""
-        return {
-            f"{name}.{rest}": whole(parameter).cpu()
-            for name, module in zip(self.names, self.trained, strict=True)
-            for rest, parameter in module.named_parameters()
-        }
+        return {name: whole(parameter).cpu() for name, parameter in self._named()}
 
 
 def whole(parameter: Tensor) -> Tensor:

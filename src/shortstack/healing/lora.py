@@ -109,11 +109,16 @@ class Lora(TrainedHead, TrainedLayers):
         """The stored weights with the adapters added in fp32, and the head where it trained."""
         from shortstack.checkpoint.weights import Edit, edited_tensors, stored_tensors
 
-        for name, layer in _adapted(learner.decoder):
-            yield from edited_tensors(checkpoint, {f"{name}.weight": Edit(_change(layer).cpu())}).values()
+        for name, change in self._changes(checkpoint, learner.decoder):
+            yield from edited_tensors(checkpoint, {f"{name}.weight": Edit(change.cpu())}).values()
         head = f"{learner.decoder.anatomy.head}.weight"
         trained = {name: weight for name, weight in learner.trained_tensors().items() if name == head}
         yield from stored_tensors(checkpoint, trained).values()
+
+    def _changes(self, _checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+        """What merging the adapters adds to each matrix, in fp32 and laid out as the matrix is, by its name."""
+        for name, layer in _adapted(decoder):
+            yield name, layer.get_delta_weight(ADAPTER).detach().float()
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,27 @@ class DoRA(Lora):
     trains: ClassVar[str] = "the same, with a trained length for each row"
     paper: ClassVar[str] = "arXiv 2402.09353"
     variant: ClassVar[Mapping[str, bool]] = {"use_dora": True}
+
+    def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
+        """As LoRA's; lengths begin as those of the stored rows: what a decoder computes in may have rounded them."""
+        trained = super().prepare(checkpoint, decoder)
+        for _, layer, _ in _exact(checkpoint, decoder):
+            layer.lora_magnitude_vector[ADAPTER].update_layer(
+                base_layer=layer.get_base_layer(),
+                lora_A=layer.lora_A[ADAPTER].weight,
+                lora_B=layer.lora_B[ADAPTER].weight,
+                scaling=layer.scaling[ADAPTER],
+            )
+        return trained
+
+    def _changes(self, checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+        import torch
+
+        for name, layer, weight in _exact(checkpoint, decoder):
+            before = weight.data.clone()
+            with torch.no_grad():
+                layer.merge()
+            yield name, weight.data - before
 
 
 @dataclass(frozen=True)
@@ -175,18 +201,14 @@ def _adapted(decoder: Decoder) -> Iterator[tuple[str, LoraLayer]]:
             yield name, module
 
 
-def _change(layer: LoraLayer) -> Tensor:
-    """The matrix that merging the adapter adds to the layer's weight, in fp32 and laid out as the weight is."""
-    import torch
+def _exact(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, LoraLayer, nn.Parameter]]:
+    """The adapted matrices by name, their weights as they are stored, in float32, until the next is asked for."""
+    from shortstack.checkpoint.weights import exact_weights
 
-    with torch.no_grad():
-        if not layer.use_dora.get(ADAPTER):
-            change: Tensor = layer.get_delta_weight(ADAPTER).float()
-            return change
+    layers = {f"{name}.weight": (name, layer) for name, layer in _adapted(decoder)}
+    for place, exact in exact_weights(checkpoint, layers):
+        name, layer = layers[place]
         weight = layer.get_base_layer().weight
-        before = weight.data
-        weight.data = before.float()
-        layer.merge()
-        merged: Tensor = weight.data - before.float()
-        weight.data = before
-        return merged
+        held, weight.data = weight.data, exact.to(weight.device)
+        yield name, layer, weight
+        weight.data = held

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from shortstack.data import Rows, source_of
 from shortstack.errors import InputError, parameter
@@ -27,12 +27,12 @@ LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio"
 class HealingTask:
     """The data to learn from, the method, the objective and the schedule.
 
-    data: its name alone, or rows in memory, where all else of TrainingData is as usual. teacher: the unpruned model, for an
-    objective or data that needs one; its name, or loaded. loggers: integrations of transformers, such as tensorboard.
+    data: also its name alone, or rows in memory, where all else of TrainingData is as usual. teacher: the unpruned model,
+    for an objective or data that needs one; its name, or loaded. loggers: integrations of transformers, such as tensorboard.
     compute: only its device counts.
     """
 
-    data: TrainingData | Rows
+    data: TrainingData
     method: HealingMethod = field(default_factory=Partial)
     objective: Objective = field(default_factory=Objective)
     schedule: Schedule = field(default_factory=Schedule)
@@ -41,12 +41,14 @@ class HealingTask:
     compute: Compute = AUTO
 
     def __post_init__(self) -> None:
-        if not isinstance(self.data, TrainingData):
-            object.__setattr__(self, "data", source_of(self.data))  # rows may be read only once
+        given = cast("TrainingData | Rows", self.data)
+        if not isinstance(given, TrainingData):
+            object.__setattr__(self, "data", TrainingData(source_of(given)))  # rows may be read only once
 
-    @property
-    def training_data(self) -> TrainingData:
-        return self.data if isinstance(self.data, TrainingData) else TrainingData(source_of(self.data))
+    @classmethod
+    def of(cls, task: HealingTask | Rows) -> HealingTask:
+        """A task however it is given: also its data alone, where all else is as usual."""
+        return task if isinstance(task, HealingTask) else cls(TrainingData(source_of(task)))
 
     @cached_property
     def unpruned(self) -> Checkpoint | None:
@@ -62,7 +64,7 @@ class HealingTask:
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher is learnt from, or writes what is learnt."""
-        return self.objective.teaches or self.training_data.own
+        return self.objective.teaches or self.data.own
 
     def check(self, teacher: str | None = None) -> None:
         """Refuse what cannot work whatever the model that heals. teacher: its name, where it is yet to be opened.
@@ -71,13 +73,13 @@ class HealingTask:
             InputError: no data, a teacher without need, a need without one, or a library that is not installed.
             DataError: the data is not there.
         """
-        if self.training_data.data:
-            self.training_data.check()  # first: what names no text learns from no teacher either
+        if self.data.data:
+            self.data.check()  # first: what names no text learns from no teacher either
         self._check_teacher(self.unpruned.source if self.unpruned else teacher)
         self.method.check()
         self.schedule.check()
         check_loggers(self.loggers)
-        self.training_data.check()
+        self.data.check()
 
     def _check_teacher(self, teacher: str | None) -> None:
         users = f"{parameter('loss', 'distill')}, {parameter('data', 'self')} and {parameter('self_generate', True)}"

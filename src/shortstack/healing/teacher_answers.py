@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,18 +47,25 @@ class Answers:
         Raises:
             DataError: nothing got an answer.
         """
-        prompts = [prompt for prompt in map(prompt_of, examples) if len(prompt) < self.max_length]
+        asked = [example for example in examples if len(prompt_of(example)) < self.max_length]
+        prompts = [prompt_of(example) for example in asked]
         key = content_key(
             "answers",
             model=self.teacher.identity,
             dtype=str(self.dtype),
+            device=torch.device(self.device).type,
             prompts=prompts,
             seed=self.seed,
             length=self.max_length,
             rows=[DRAWN, KEPT],
         )
         answers = self._answers(cache_directory("answers", key), prompts, progress)
-        answered = [_example(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
+        tokenizer = self.teacher.tokenizer()
+        answered = [
+            _answered(example, answer)
+            for example, answer in zip(asked, answers, strict=True)
+            if tokenizer.decode(answer, skip_special_tokens=True).strip()  # more than an end token
+        ]
         if not answered:
             raise DataError(
                 parameter("self_generate"),
@@ -92,5 +99,6 @@ def prompt_of(example: Example) -> tuple[int, ...]:
     return example.ids[: first or max(1, len(example.ids) // TEXT_SHARE)]
 
 
-def _example(prompt: Sequence[int], answer: Sequence[int]) -> Example:
-    return Example((*prompt, *answer), (False,) * len(prompt) + (True,) * len(answer))
+def _answered(example: Example, answer: Sequence[int]) -> Example:
+    prompt = prompt_of(example)
+    return replace(example, ids=(*prompt, *answer), learn=(False,) * len(prompt) + (True,) * len(answer))

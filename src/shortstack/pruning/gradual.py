@@ -21,8 +21,9 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
     >>> PruneCallback(plan(32, layers="20-27"), at=[0, 100, 200, 300])  # two layers at a time  # doctest: +SKIP
 
     at: the numbers of the steps, counted from 0. order: the layers in the order they leave, by the numbers of the whole
-    model; the last of them leave first where none is given. The optimizer forgets what it knew of removed weights. Several
-    processes (DDP, FSDP, DeepSpeed) are refused.
+    model; the last of them leave first where none is given. The optimizer forgets what it knew of removed weights. Training
+    that goes on from a state starts with the model that is saved with it, which has lost layers already. Several processes
+    (DDP, FSDP, DeepSpeed) are refused.
     """
 
     def __init__(self, plan: Plan | Chosen, at: Sequence[int], *, order: Sequence[int] | None = None) -> None:
@@ -37,15 +38,30 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
         if not 0 < len(set(at)) <= len(leaving):
             expected, found = f"1 to {len(leaving)} steps at which layers leave", f"{list(at)}"
             raise PlanError("at", expected=expected, found=found, fix="name fewer steps, or more layers")
-        self.left = list(range(plan.layers))
+        self.layers, self.left = plan.layers, list(range(plan.layers))
         self.parts = dict(zip(sorted(set(at)), _parts(leaving, len(set(at))), strict=True))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> TrainerControl:
+        """Where training goes on from a state, what left before that is gone already.
+
+        Raises:
+            PlanError: the model is not as deep as the one that was saved with the state.
+        """
+        if state.global_step:
+            gone = {layer for step, layers in self.parts.items() if step < state.global_step for layer in layers}
+            self.left = [layer for layer in range(self.layers) if layer not in gone]
+            _check_depth(others["model"], len(self.left), state.global_step)
+        return control
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> TrainerControl:
-        for step in [step for step in self.parts if step <= state.global_step]:
-            _check_whole(args)
-            self._remove(self.parts.pop(step), others["model"], others.get("optimizer"))
+        for step, layers in self.parts.items():
+            if step <= state.global_step and set(layers) <= set(self.left):
+                _check_whole(args)
+                self._remove(layers, others["model"], others.get("optimizer"))
         return control
 
     def _remove(self, layers: Sequence[int], model: nn.Module, optimizer: Optimizer | None) -> None:
@@ -76,6 +92,18 @@ def _parts(layers: Sequence[int], count: int) -> list[list[int]]:
     size, more = divmod(len(layers), count)
     ends = [size * part + min(part, more) for part in range(count + 1)]
     return [list(layers[start:end]) for start, end in pairwise(ends)]
+
+
+def _check_depth(model: Any, layers: int, step: int) -> None:
+    """Refuse a model that a state was loaded into without having its layers."""
+    found = model.config.get_text_config().num_hidden_layers
+    if found != layers:
+        raise PlanError(
+            "the model",
+            expected=f"{layers} layers, as the one that was saved after step {step} has",
+            found=f"{found}",
+            fix="start with that one: from_pretrained() of the folder that training goes on from",
+        )
 
 
 def _check_whole(args: TrainingArguments) -> None:

@@ -288,14 +288,12 @@ class _HealingStep(Step):
         trained, running = task.method.layer_counts(kept)
         weights = 0 if isinstance(task.method, healing.Lora) else model.parameters_of(trained)
         resident = (model.parameters_of(running) + model.checkpoint.sizes.other_parameters) * model.dtype_bytes
-        tokens = task.schedule.micro * task.training_data.max_length
+        tokens = task.schedule.micro * task.data.max_length
         activations = tokens * model.width * running * ACTIVATION_BYTES
         memory = resident + weights * STATE_BYTES + activations + 2 * model.logit_bytes
         text = texts.training(self.arguments, model)
         teacher = model.passed(model.layers, 1) if task.objective.teaches else 0.0
-        samples = (
-            text.tokens // task.training_data.max_length if text else 0
-        )  # about: as if each were as long as it may be
+        samples = text.tokens // task.data.max_length if text else 0  # about: as if each were as long as it may be
         passes = task.schedule.passes(max(1, samples)) * TRAINING_PASSES
         each = teacher + model.passed(kept - running) + passes * model.passed(running, 1)
         seconds = text and text.seconds + text.tokens * each + model.opened(kept) + model.written(kept)

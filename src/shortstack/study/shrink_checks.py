@@ -114,7 +114,7 @@ def _check_calibration(checkpoint: Checkpoint, options: ShrinkOptions) -> None:
 
 def _samples(checkpoint: Checkpoint, heal: Mapping[str, Any]) -> int:
     """Read what is learnt from, and count it; ENDLESS of what has no end."""
-    data = task_of(heal).training_data
+    data = task_of(heal).data
     most = data.max_samples or ENDLESS
     with _of("data", f"check the data, or name other: {parameter('data', 'FILE')}"):
         data.check()

@@ -1,0 +1,151 @@
+"""What a healing learns nothing of is written as it was read, bit for bit, whatever the device computes in."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.weights import read_weight
+from shortstack.data import CalibrationText
+from shortstack.healing import METHODS, HealingTask, Lora, Partial, Schedule, TrainingData, Turns, heal, heal_in_turns
+from shortstack.planning import plan
+from shortstack.pruning import prune
+from shortstack.repairing import repair
+from zoo import speaking
+
+pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("own_cache")
+NOTHING = Schedule(max_steps=1, batch_size=4, lr=1e-30)
+SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "tie_word_embeddings": False}
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture(params=[True, False], ids=["bf16 device", "fp32 device"])
+def device(request, monkeypatch):
+    """A device that multiplies bf16 in hardware, and one that does not."""
+    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: request.param)
+
+
+@pytest.fixture
+def bfloat16_device(monkeypatch):
+    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: True)
+
+
+@pytest.fixture
+def data(tmp_path) -> TrainingData:
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps({"text": f"the walk visits layer {n}"}) + "\n" for n in range(8)))
+    return TrainingData(str(path), max_length=16, held_out=2)
+
+
+def stored_in(dtype: torch.dtype, folder: Path, model_type: str = "llama", **overrides: object) -> Checkpoint:
+    """A checkpoint in that dtype, with zeros of either sign among its weights."""
+    directory = speaking(folder, model_type, **overrides)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.flatten()[:2] = torch.tensor([-0.0, 0.0])
+    model.to(dtype).save_pretrained(directory)
+    return Checkpoint.open(directory)
+
+
+def stored(checkpoint: Checkpoint) -> dict[str, tuple[str, bytes]]:
+    """Dtype and bytes of every tensor, by name."""
+    return {
+        name: (tensor.dtype, read_weight(tensor).flatten().view(torch.uint8).numpy().tobytes())
+        for name, tensor in checkpoint.tensors.items()
+    }
+
+
+def check_untouched(source: Checkpoint, healed: Path) -> None:
+    before, after = stored(source), stored(Checkpoint.open(healed))
+    assert before.keys() == after.keys()
+    assert not [name for name in before if before[name] != after[name]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("device")
+def test_every_method_writes_what_it_read_where_nothing_is_learnt(method, dtype, data, tmp_path):
+    if "bitsandbytes" in METHODS[method].needs:
+        pytest.importorskip("bitsandbytes")
+    source = stored_in(dtype, tmp_path / "source", **SMALL)
+    heal(source, tmp_path / "healed", HealingTask(data, METHODS[method](), schedule=NOTHING))
+    check_untouched(source, tmp_path / "healed")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method", "options"),
+    [
+        ("mixtral", "partial", {}),  # experts are one weight in memory
+        ("mixtral", "full", {"tie_word_embeddings": True}),
+        ("gpt2", "partial", {}),  # stored without the model's prefix
+        ("gpt2", "dora", {}),  # matrices that lie transposed
+        ("gpt2", "full", {}),
+        ("qwen2", "full", {}),  # tied, and with biases
+    ],
+)
+@pytest.mark.usefixtures("bfloat16_device")
+def test_weights_of_every_form_are_written_as_they_were(model_type, method, options, data, tmp_path):
+    source = stored_in(torch.float16, tmp_path / "source", model_type, **options)
+    heal(source, tmp_path / "healed", HealingTask(data, METHODS[method](), schedule=NOTHING))
+    check_untouched(source, tmp_path / "healed")
+
+
+@pytest.mark.usefixtures("bfloat16_device")
+def test_nothing_changes_without_a_cache_and_with_a_head_beside_adapters(data, tmp_path):
+    source = stored_in(torch.float32, tmp_path / "source", **SMALL)
+    for number, method in enumerate((Partial(last=2), Lora(head=True))):
+        healed = tmp_path / f"healed-{number}"
+        heal(source, healed, HealingTask(data, method, schedule=NOTHING), cache=False)
+        check_untouched(source, healed)
+
+
+@pytest.mark.parametrize("stored_head", [False, True], ids=["one matrix is stored", "both are"])
+@pytest.mark.usefixtures("bfloat16_device")
+def test_an_untied_head_begins_as_the_embedding(stored_head, data, tmp_path):
+    """In its dtype, too, where other tensors have another."""
+    source = stored_in(torch.float16, tmp_path / "source", **{**SMALL, "tie_word_embeddings": not stored_head})
+    if stored_head:
+        config = json.loads((source.directory / "config.json").read_text())
+        (source.directory / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    mixed(source)
+    source = Checkpoint.open(source.directory)
+    heal(source, tmp_path / "healed", HealingTask(data, Partial(last=1, untie_head=True), schedule=NOTHING))
+    before, after = stored(source), stored(Checkpoint.open(tmp_path / "healed"))
+    head = after.pop("lm_head.weight")
+    assert after == {name: each for name, each in before.items() if name != "lm_head.weight"}
+    assert head == before[EMBEDDING]
+
+
+def mixed(source: Checkpoint) -> None:
+    """Store norms and biases in float32 beside matrices of 16 bits, and give the first place to one of them."""
+    from safetensors.torch import load_file, save_file
+
+    path = source.directory / "model.safetensors"
+    save_file({name: each.float() if each.ndim == 1 else each for name, each in load_file(path).items()}, path)
+
+
+@pytest.mark.usefixtures("bfloat16_device")
+def test_nothing_changes_in_what_was_cut_and_repaired(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("shortstack.repairing.repairer.RepairWalk.helps", lambda _walk: True)  # of random weights, too
+    source = stored_in(torch.float16, tmp_path / "source", **SMALL)
+    chosen, text = plan(4, layers="2"), CalibrationText("pydoc", samples=8, length=16)
+    repaired = repair(source, frozenset(chosen.removed), text)
+    assert repaired.tensors
+    pruned = prune(source, chosen, tmp_path / "pruned", repair=repaired)
+    for method in (Partial(last=2), METHODS["dora"]()):
+        heal(pruned, tmp_path / method.name, HealingTask(data, method, schedule=NOTHING))
+        check_untouched(pruned, tmp_path / method.name)
+
+
+@pytest.mark.usefixtures("bfloat16_device")
+def test_healing_in_turns_leaves_what_a_cut_at_once_leaves(data, tmp_path):
+    source = stored_in(torch.float16, tmp_path / "source", **SMALL)
+    task = HealingTask(data, Partial(last=2), schedule=NOTHING)
+    heal_in_turns(source, tmp_path / "healed", Turns(drop="2", step=1, metric="reverse"), task)
+    pruned = prune(source, plan(4, layers="2-3"), tmp_path / "pruned")
+    check_untouched(pruned, tmp_path / "healed")
