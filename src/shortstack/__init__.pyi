@@ -35,10 +35,8 @@ from .planning import Plan as Plan
 from .planning import choose as choose
 from .planning import plan as plan
 from .planning import select as select
-from .profiling import Drafting as Drafting
 from .profiling import Profile as Profile
 from .profiling import Timing as Timing
-from .profiling import draft as draft
 from .profiling import profile as profile
 from .pruning import PruneCallback as PruneCallback
 from .pruning import Verification as Verification

@@ -38,8 +38,8 @@ changed. The configs are data in tests/conformance/architectures.py.
 """
 
 WRITING = """What a model writes (`self` text, a teacher's answers, probes, the collapse check) is written for many
-prompts at once, the shorter padded on the left. A model is tried first, on two prompts: together they must get what each gets
-alone. Where padding changes that, prompts of one length are written together; where a batch does, one after the other. The
+prompts at once, the shorter padded on the left. A model is tried first, on two prompts: together they must get what each
+gets alone. Where padding changes that, prompts of one length are written together; where a batch does, one by one. The
 types and variants above write padded batches, but for these; of each the suite compares what a batch gets with what its
 prompts get alone.
 """

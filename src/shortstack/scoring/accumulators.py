@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers, WalkState
-from shortstack.decoder.losses import DISTANCES, divergences, next_token_losses
+from shortstack.decoder.losses import divergences, next_token_losses
 from shortstack.machine.numbers import in_float64
 from shortstack.scoring.gradients import WeightGradient
 from shortstack.scoring.metrics import Metric
@@ -106,21 +106,16 @@ def _add(
 
 
 class OutputMeans(Means):
-    """The loss without each set of layers and, where metrics need them, distances from the whole model."""
+    """The loss without each set of layers and, where a metric needs it, its KL divergence from the whole model."""
 
     def __init__(self, metrics: Sequence[Metric], sets: Sequence[SkippedLayers]) -> None:
-        self.metrics = [metric for metric in metrics if metric.feed == "loss" or metric.feed in DISTANCES]
+        self.metrics = [metric for metric in metrics if metric.feed in {"loss", "kl"}]
         self.losses = {skipped: Mean() for skipped in sets}
-        by = [name for name in DISTANCES if any(metric.feed == name for metric in self.metrics)]
-        self.distances = {name: {skipped: Mean() for skipped in sets} for name in by}
-
-    @property
-    def compares(self) -> bool:
-        """Whether the whole model is looked at beside its shorter forms."""
-        return bool(self.distances)
+        self.compares = any(metric.feed == "kl" for metric in self.metrics)
+        self.kls = {skipped: Mean() for skipped in sets} if self.compares else {}
 
     def means(self) -> Iterator[Mean]:
-        return chain(self.losses.values(), *(each.values() for each in self.distances.values()))
+        return chain(self.losses.values(), self.kls.values())
 
     @property
     def heads(self) -> int:
@@ -138,9 +133,8 @@ class OutputMeans(Means):
         ids, hidden = walk.ids, walk.hidden
         if self.compares:
             others = [hidden[skipped] for skipped in self.losses]
-            kept = [self.losses, *self.distances.values()]
-            for chunk in divergences(decoder, ids, hidden[UNPRUNED], others, counted, by=list(self.distances)):
-                for means, values in zip(kept, chunk, strict=True):
+            for chunk in divergences(decoder, ids, hidden[UNPRUNED], others, counted):
+                for means, values in zip((self.losses, self.kls), chunk, strict=True):
                     for mean, value in zip(means.values(), values, strict=True):
                         mean.add(value)
             on_head(self.heads)
@@ -158,8 +152,8 @@ class OutputMeans(Means):
         }
 
     def value(self, metric: Metric, skipped: SkippedLayers) -> float:
-        """The mean that a metric is fed with: the loss without the set, or a distance, per token."""
-        return float((self.losses if metric.feed == "loss" else self.distances[metric.feed])[skipped].value)
+        """The mean that a metric is fed with: the loss without the set, or its KL divergence, per token."""
+        return float((self.losses if metric.feed == "loss" else self.kls)[skipped].value)
 
 
 class GradientSums:

@@ -21,7 +21,7 @@ from shortstack.decoder.layer_io import State
 from shortstack.machine.progress import Progress, paced, silent
 from shortstack.scoring.accumulators import GradientSums, HiddenMeans, Means, OutputMeans, Values
 from shortstack.scoring.gradients import loss_gradient, walk_back
-from shortstack.scoring.metrics import COMPARING, Metric
+from shortstack.scoring.metrics import Metric
 from shortstack.scoring.resumption import Keeper
 
 BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it once more, and twice as much for gradients
@@ -92,10 +92,10 @@ class Run:
         feeds = {metric.feed for metric in wanted.metrics}
         if "gradient" in feeds:
             decoder.check_in_one_place("for their gradients")
-        measures_loss = bool(feeds & {"loss", *COMPARING})
+        measures_loss = bool(feeds & {"loss", "kl"})
         self.singles = [wanted.without | {layer} for layer in self.staying if measures_loss and wanted.singles]
         self.blocks = {size: self._blocks(size) if measures_loss else [] for size in wanted.windows}
-        reference = [UNPRUNED] if feeds & COMPARING else []
+        reference = [UNPRUNED] if "kl" in feeds else []
         self.sets: list[SkippedLayers] = list(
             dict.fromkeys([wanted.without, *reference, *self.singles, *chain(*self.blocks.values()), *wanted.sets])
         )
@@ -273,9 +273,9 @@ class Run:
         """The loss without a set of layers, in nats per predicted token: the mean over kinds by their weights."""
         return self.batches.mean([outputs.losses[skipped].value for outputs in self.outputs])
 
-    def distance(self, skipped: SkippedLayers, by: str = "kl") -> float:
-        """How far the model without a set of layers is from the whole one, per predicted token. by: a feed in COMPARING."""
-        return self.batches.mean([outputs.distances[by][skipped].value for outputs in self.outputs])
+    def distance(self, skipped: SkippedLayers) -> float:
+        """The KL divergence of the model without a set of layers from the whole one, in nats per predicted token."""
+        return self.batches.mean([outputs.kls[skipped].value for outputs in self.outputs])
 
     @property
     def base_loss(self) -> float | None:
@@ -331,11 +331,7 @@ class Run:
         base = self.base_loss or 0.0
         return {
             metric.name: [
-                metric.finish(
-                    metric.function(
-                        self.loss(each) - base if metric.feed == "loss" else self.distance(each, metric.feed)
-                    )
-                )
+                metric.finish(metric.function(self.loss(each) - base if metric.feed == "loss" else self.distance(each)))
                 for each in sets
             ]
             for metric in self.outputs[0].metrics
