@@ -72,14 +72,14 @@ def page(outcomes: Mapping[str, Outcome]) -> str:
 def writing(outcomes: Mapping[str, Outcome]) -> list[str]:
     """A line for each way of writing but the first, with the names that are written so."""
     ways = {way: [name for name, found in outcomes.items() if found.writes == way] for way in WRITES[1:]}
-    return [f"- {way}: {', '.join(names)}." for way, names in ways.items()]
+    return [f"- {way}: {'; '.join(names)}" for way, names in ways.items()]
 
 
 def written(name: str) -> str:
     """How the page says that a type or variant writes."""
-    for way in WRITES[1:]:
-        row = next((row for row in PAGE.read_text(encoding="utf-8").splitlines() if row.startswith(f"- {way}: ")), "")
-        if f" {name}," in row.replace(".", ","):
+    for row in PAGE.read_text(encoding="utf-8").splitlines():
+        way, _, names = row.removeprefix("- ").partition(": ")
+        if way in WRITES and name in names.split("; "):
             return way
     return WRITES[0]
 
