@@ -45,7 +45,6 @@ HELP: Mapping[str, Shown] = {
         (
             "sweep org/model --plot curve.svg",
             "sweep org/model --task piqa --limit 200",
-            "sweep org/model --repair --text notes.txt",
         ),
         ("text", "samples", "task", "limit", "repair", "output", "plot", "device", "dry-run"),
     ),

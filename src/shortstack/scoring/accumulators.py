@@ -1,13 +1,11 @@
 """What a walk adds up for metrics, by what they are fed with: hidden states, losses, or gradients of weights.
 
-An accumulator is fed as the walk goes on, gives its metrics' scores when it is done, and can be saved and loaded between.
+An accumulator is fed as the walk goes on, and gives its metrics' scores when it is done.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,22 +38,7 @@ class Mean:
         return (self.total / self.count).tolist()
 
 
-class Means(ABC):
-    """Means over tokens that are saved and loaded together."""
-
-    @abstractmethod
-    def means(self) -> Iterator[Mean]:
-        """All of them, always in the same order."""
-
-    def save(self) -> Any:
-        return [(mean.total, mean.count) for mean in self.means()]
-
-    def load(self, saved: Any) -> None:
-        for mean, (total, count) in zip(self.means(), saved, strict=True):
-            mean.total, mean.count = total.cpu(), count
-
-
-class HiddenMeans(Means):
+class HiddenMeans:
     """Metrics of the hidden states around a layer, and around a block of layers by those that can."""
 
     def __init__(self, metrics: Sequence[Metric], layers: int, sizes: Sequence[int] = ()) -> None:
@@ -68,9 +51,6 @@ class HiddenMeans(Means):
             for size in sizes
             if of_blocks
         }
-
-    def means(self) -> Iterator[Mean]:
-        return chain(*self.layers.values(), *(means for each in self.blocks.values() for means in each.values()))
 
     def add_layer(self, layer: int, before: Tensor, after: Tensor, counted: Tensor | None = None) -> None:
         """before, after: hidden states [batch, length, width]; counted: [batch, length], None for all tokens."""
@@ -105,7 +85,7 @@ def _add(
             each[place].add(values.flatten(0, 1) if counted is None else values[counted])
 
 
-class OutputMeans(Means):
+class OutputMeans:
     """The loss without each set of layers and, where a metric needs it, its KL divergence from the whole model."""
 
     def __init__(self, metrics: Sequence[Metric], sets: Sequence[SkippedLayers]) -> None:
@@ -113,9 +93,6 @@ class OutputMeans(Means):
         self.losses = {skipped: Mean() for skipped in sets}
         self.compares = any(metric.feed == "kl" for metric in self.metrics)
         self.kls = {skipped: Mean() for skipped in sets} if self.compares else {}
-
-    def means(self) -> Iterator[Mean]:
-        return chain(self.losses.values(), self.kls.values())
 
     @property
     def heads(self) -> int:
@@ -162,12 +139,6 @@ class GradientSums:
     def __init__(self, metrics: Sequence[Metric], layers: int) -> None:
         self.metrics = [metric for metric in metrics if metric.feed == "gradient"]
         self.scores = {metric.name: [0.0] * layers for metric in self.metrics}
-
-    def save(self) -> Any:
-        return self.scores
-
-    def load(self, saved: Any) -> None:
-        self.scores = saved
 
     def add(self, layer: int, gradients: Sequence[WeightGradient]) -> None:
         for metric in self.metrics:
