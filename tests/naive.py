@@ -156,8 +156,8 @@ def matrix(_name: str, weight: Tensor) -> bool:
     return weight.dim() >= 2
 
 
-def named_weight(name: str, _weight: Tensor) -> bool:
-    return "weight" in name
+def named_weight(name: str, weight: Tensor) -> bool:
+    return "weight" in name or ("experts" in name.split(".") and weight.dim() == 3)
 
 
 ONE_BY_ONE = [[layer] for layer in range(LAYERS)]

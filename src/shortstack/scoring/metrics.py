@@ -182,7 +182,8 @@ class Metric:
 
     def sees(self, weight: str, dimensions: int) -> bool:
         """Whether a metric of weights or gradients counts the one of that name and so many dimensions."""
-        return "weight" in weight if self.all_weights else dimensions > 1
+        matrices = dimensions > 2 or "weight" in weight  # more than two: several experts, by no name that says weight
+        return matrices if self.all_weights else dimensions > 1
 
 
 PAPER = "arXiv 2411.15558, section 3.1"

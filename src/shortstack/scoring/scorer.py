@@ -131,7 +131,7 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
         if layer is None or layer >= layers or not wanted:
             continue
         weight = read_weight(tensor)
-        if not weight.is_floating_point():
+        if not weight.is_floating_point() or weight.element_size() == 1:  # codes, whose scales lie beside them
             raise CheckpointError(
                 checkpoint.directory,
                 expected=f"{name} in floating point, to weigh it",

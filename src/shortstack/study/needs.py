@@ -219,7 +219,7 @@ class Needing:
         Raises:
             InputError: the model does not fit in memory, and is to write.
         """
-        if generation.probes or looks_for_collapse(self.checkpoint, generation):
+        if generation.probes or looks_for_collapse(self.checkpoint, generation, self.compute):
             check_room_to_write(self.checkpoint, self.compute)
         return self._of(self._evaluated(text, tasks, generation))
 
