@@ -53,7 +53,6 @@ benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/streamed.py --rounds 3
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/heal.py
-	$(BIN)/python benchmarks/write.py
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/foreseen.py
 

@@ -10,7 +10,6 @@ studies/repair.md.
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
 import time
@@ -25,9 +24,6 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.evaluation.perplexity import measure
 from shortstack.machine.formats import show_layers
-from shortstack.repairing.cut_families import repaired_tails
-from shortstack.scoring import METRICS
-from shortstack.scoring.measurement import Run, Wanted
 
 SAMPLES = 256
 TAILS = range(1, 13)
@@ -38,6 +34,7 @@ def cuts(model: ss.Checkpoint) -> dict[str, ss.Plan]:
     layers = model.anatomy.layers
     scores = ss.score(model, ss.Tokens.read("pydoc", model.tokenizer(), samples=32), metrics=["ppl", "bi"])
     return {
+        **{f"tail of {gone}": ss.plan(layers, layers=tuple(range(layers - gone, layers))) for gone in TAILS},
         **{f"lowest {metric}": ss.plan(scores, metric=metric, drop=8) for metric in scores.scores},
         **{name: ss.plan(layers, layers=some) for name, some in OTHERS.items()},
     }
@@ -45,27 +42,6 @@ def cuts(model: ss.Checkpoint) -> dict[str, ss.Plan]:
 
 def perplexities(decoder: Decoder, texts: Mapping[str, ss.Tokens], removed: frozenset[int] = UNPRUNED) -> list[float]:
     return [measure(decoder, tokens, route=removed).value for tokens in texts.values()]
-
-
-def tail_rows(decoder: Decoder, ids: torch.Tensor, texts: Mapping[str, ss.Tokens]) -> list[str]:
-    """A line for every tail cut, all from a walk for each text."""
-    layers, after = len(decoder.layers), {}
-    for text, tokens in texts.items():
-        after[text] = [math.exp(loss) for loss, _ in repaired_tails(decoder, ids, tokens.ids)]
-    depths = [frozenset(range(layers - gone, layers)) for gone in TAILS]
-    wanted, before = Wanted([METRICS["kl"]], singles=False, sets=depths), {}
-    for text, tokens in texts.items():
-        run = Run(decoder, tokens, wanted).go()
-        before[text] = {depth: math.exp(min(run.loss(depth), 700)) for depth in depths}
-    return [
-        row(
-            f"tail of {len(depth)}",
-            show_layers(sorted(depth)),
-            [before[text][depth] for text in texts],
-            [after[text][layers - len(depth) - 1] for text in texts],
-        )
-        for depth in depths
-    ]
 
 
 def repaired(model: ss.Checkpoint, plan: ss.Plan, found: ss.Repair, texts: Mapping[str, ss.Tokens]) -> list[float]:
@@ -89,7 +65,6 @@ def main() -> None:
     }
     tokens = ss.Tokens.read(fit, tokenizer, samples=SAMPLES, at_least=4)
     rows = [row("unpruned", "-", perplexities(decoder, texts), [])]
-    rows += tail_rows(decoder, tokens.ids, texts)
     for name, plan in cuts(model).items():
         found = ss.repair(model, frozenset(plan.removed), tokens)
         before = perplexities(decoder, texts, frozenset(plan.removed))

@@ -55,12 +55,6 @@ def divergences(directory: Path, ids: Tensor, sets: Sequence[Sequence[int]]) -> 
     return found
 
 
-def variations(directory: Path, ids: Tensor, sets: Sequence[Sequence[int]]) -> list[float]:
-    """Half the sum of |p - q|, the mean over tokens."""
-    whole, *others = (logits_without(directory, ids, removed)[:, :-1].double().softmax(-1) for removed in ([], *sets))
-    return [float((whole - other).abs().sum(-1).mean() / 2) for other in others]
-
-
 @torch.no_grad()
 def hidden_states(directory: Path, ids: Tensor) -> list[Tensor]:
     """What enters each layer, and what leaves the last: N + 1 tensors."""
@@ -162,8 +156,8 @@ def matrix(_name: str, weight: Tensor) -> bool:
     return weight.dim() >= 2
 
 
-def named_weight(name: str, _weight: Tensor) -> bool:
-    return "weight" in name
+def named_weight(name: str, weight: Tensor) -> bool:
+    return "weight" in name or ("experts" in name.split(".") and weight.dim() == 3)
 
 
 ONE_BY_ONE = [[layer] for layer in range(LAYERS)]
@@ -178,7 +172,6 @@ METRICS: dict[str, Callable[[Path, Tensor], list[float]]] = {
     "gradient": gradient_norm,
     "ppl": lambda directory, ids: [math.exp(loss) for loss in losses(directory, ids, ONE_BY_ONE)],
     "kl": lambda directory, ids: divergences(directory, ids, ONE_BY_ONE),
-    "tv": lambda directory, ids: variations(directory, ids, ONE_BY_ONE),
     "bi": influence,
     "bi-authors": influence_of_authors,
     "angular": lambda directory, ids: angle(directory, ids, 1, last_token),
@@ -194,7 +187,6 @@ def windows(n: int) -> list[list[int]]:
 WINDOWS: dict[str, Callable[[Path, Tensor, int], list[float]]] = {
     "ppl": lambda directory, ids, n: [math.exp(loss) for loss in losses(directory, ids, windows(n))],
     "kl": lambda directory, ids, n: divergences(directory, ids, windows(n)),
-    "tv": lambda directory, ids, n: variations(directory, ids, windows(n)),
     "angular": lambda directory, ids, n: angle(directory, ids, n, last_token),
     "angular-mean": lambda directory, ids, n: angle(directory, ids, n, every_token),
 }

@@ -32,7 +32,6 @@ BENCHMARKS = (
     "evaluate",
     "large",
     "foreseen",
-    "write",
     "prune_gguf",
 )
 

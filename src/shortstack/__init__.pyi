@@ -34,10 +34,8 @@ from .planning import Choice as Choice
 from .planning import Plan as Plan
 from .planning import choose as choose
 from .planning import plan as plan
-from .profiling import Drafting as Drafting
 from .profiling import Profile as Profile
 from .profiling import Timing as Timing
-from .profiling import draft as draft
 from .profiling import profile as profile
 from .pruning import PruneCallback as PruneCallback
 from .pruning import Verification as Verification

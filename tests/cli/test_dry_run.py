@@ -89,7 +89,6 @@ VERBS = {
         "16",
     ),
     "sweep": ("sweep", "m", *SMALL),
-    "a repaired sweep": ("sweep", "m", "--repair", *REPAIRED),
     "prune": ("prune", "m", "--layers", "3-4", "-o", "out"),
     "prune by a metric": ("prune", "m", "--drop", "2", *SMALL, "-o", "out"),
     "prune and repair": ("prune", "m", "--layers", "3-4", "--repair", *REPAIRED, "-o", "new/out"),

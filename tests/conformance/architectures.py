@@ -77,7 +77,10 @@ _DECODERS = (
     "bert bert-generation camembert data2vec-text electra ernie megatron-bert roberta roberta-prelayernorm roformer "
     "xlm-roberta xlm-roberta-xl"
 )
-_LATENTS = "axk1 axk2 deepseek_v3 deepseek_v32 glm_moe_dsa youtu longcat_flash"
+_LATENTS = (
+    "axk1 axk2 bailing_hybrid deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa kimi_linear longcat_flash "
+    "minicpm3 sarvam_mla youtu"
+)
 SLIDING_AND_FULL = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"] * 2
 DENSE_AND_SPARSE = ["dense", "sparse", "sparse", "dense", "sparse", "dense", "sparse", "sparse"]
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -115,7 +118,7 @@ VARIETY: Mapping[str, Mapping[str, Any]] = {
     "granite_swa": {"layer_rope_theta": [1e4, 1e5, 1e4, 1e6, 1e4, 1e5, 1e4, 1e6]},
     "inkling_text": {"mlp_layer_types": DENSE_AND_SPARSE},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
-    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 4},
+    "kimi_linear": {**LATENT, "layer_types": ["linear_attention", "full_attention"] * 4},
     "laguna": {
         "layer_types": SLIDING_AND_FULL,
         "num_attention_heads_per_layer": [4, 8, 4, 4, 8, 4, 8, 4],

@@ -10,11 +10,12 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import torch
 from architectures import NEEDS, make, pass_over
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, ShortstackError
@@ -33,16 +34,23 @@ GREEDY = {
     "output_logits": True,
     "return_dict_in_generate": True,
 }
+PROMPTS = [tuple(range(40, 45)), tuple(range(20, 33)), tuple(range(50, 63))]
+LIMITS = [4, 3, 4]
+WRITES = ("side by side", "beside prompts of the same length", "one by one")
 # Where transformers' own cache goes wrong for the source too: generation is compared without it.
 BROKEN_CACHE = {"minimax, linear and full attention": "it counts tokens in layer 0, which is linear here"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an architecture fared: `exact` or the reason of a refusal for each cut; `unbuilt` says why none was tried."""
+    """How an architecture fared: `exact` or the reason of a refusal for each cut; `unbuilt` says why none was tried.
+
+    writes: how prompts are written together.
+    """
 
     cuts: dict[str, str]
     unbuilt: str = ""
+    writes: str = ""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -75,7 +83,33 @@ def outcome(name: str, folder: Path) -> Outcome:
     except ShortstackError as error:
         return Outcome(dict.fromkeys(CUTS, reason(error, folder)))
     model = source.model(dtype=torch.float32)
-    return Outcome({cut: cut_outcome(name, source, model, cut, folder / cut) for cut in CUTS})
+    return Outcome(
+        {cut: cut_outcome(name, source, model, cut, folder / cut) for cut in CUTS}, writes=writing_outcome(model)
+    )
+
+
+@torch.no_grad()
+def writing_outcome(model: PreTrainedModel) -> str:
+    """How prompts are written together, of WRITES. Each gets what transformers writes after it alone."""
+    from shortstack.decoder import generation
+
+    model.generation_config = GenerationConfig()  # BART's asks for an end token at the end
+    alone = [
+        model.generate(torch.tensor([prompt]), **{**GREEDY, "max_new_tokens": limit})
+        .sequences[0, len(prompt) :]
+        .tolist()
+        for prompt, limit in zip(PROMPTS, LIMITS, strict=True)
+    ]
+    batches, write = [], generation._write
+
+    def recorded(model, prompts, limits, **how):
+        batches.append(len(prompts))
+        return write(model, prompts, limits, **how)
+
+    with mock.patch.object(generation, "_write", recorded):
+        together = generation.generate(model, PROMPTS, LIMITS)
+    assert together == alone, f"written together {together}, alone {alone}"
+    return WRITES[(len(PROMPTS), 2, 1).index(batches[-1])]
 
 
 def reason(error: ShortstackError, folder: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 from architectures import LAYERS, TYPES, VARIANTS
-from outcomes import CUTS, EXACT, Outcome, outcome
+from outcomes import CUTS, EXACT, WRITES, Outcome, outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 HEAD = """# Architectures
@@ -37,6 +37,13 @@ listed passes the same check of structure before a byte is written, but its numb
 changed. The configs are data in tests/conformance/architectures.py.
 """
 
+WRITING = """What a model writes (`self` text, a teacher's answers, probes, the collapse check) is written for many
+prompts at once, the shorter padded on the left. A model is tried first, on two prompts: together they must get what each
+gets alone. Where padding changes that, prompts of one length are written together; where a batch does, one by one. The
+types and variants above write padded batches, but for these; of each the suite compares what a batch gets with what its
+prompts get alone.
+"""
+
 
 def rows(outcomes: Mapping[str, Outcome], names: tuple[str, ...]) -> list[str]:
     """A table line for each name."""
@@ -59,7 +66,22 @@ def page(outcomes: Mapping[str, Outcome]) -> str:
         table,
         *rows(outcomes, tuple(VARIANTS)),
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, "\n## Writing\n", WRITING, *writing(outcomes)]) + "\n"
+
+
+def writing(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """A line for each way of writing but the first, with the names that are written so."""
+    ways = {way: [name for name, found in outcomes.items() if found.writes == way] for way in WRITES[1:]}
+    return [f"- {way}: {'; '.join(names)}" for way, names in ways.items()]
+
+
+def written(name: str) -> str:
+    """How the page says that a type or variant writes."""
+    for row in PAGE.read_text(encoding="utf-8").splitlines():
+        way, _, names = row.removeprefix("- ").partition(": ")
+        if way in WRITES and name in names.split("; "):
+            return way
+    return WRITES[0]
 
 
 def head(exact: Sequence[int]) -> str:

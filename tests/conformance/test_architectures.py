@@ -12,7 +12,7 @@ import torch
 import transformers
 from architectures import NEEDS, TYPES, VARIANTS
 from outcomes import CUTS, EXACT, outcome
-from page import PAGE, head, line, rows
+from page import PAGE, head, line, rows, written
 
 HERE = transformers.__version__
 THERE = PAGE.read_text(encoding="utf-8").partition("of transformers ")[2].partition(",")[0]
@@ -36,6 +36,7 @@ def test_every_cut_is_exact_or_refused(name, tmp_path):
     found = outcome(name, tmp_path)  # raises where a cut is neither
     if HERE == THERE:
         assert rows({name: found}, (name,)) == [line(name)], "docs/architectures.md is stale: run `make architectures`"
+        assert not found.writes or found.writes == written(name), "docs/architectures.md is stale"
 
 
 @pytest.mark.skipif(HERE != THERE, reason=f"the page is of transformers {THERE}")

@@ -1,15 +1,15 @@
 """Batched generation against one prompt at a time, a whole forward pass for each token, and its distribution."""
 
-from functools import partial
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
-from transformers import BartConfig, BartForCausalLM
+from transformers import BartConfig, BartForCausalLM, GenerationConfig
 
 import shortstack.decoder.generation
 from shortstack.checkpoint import Checkpoint
-from shortstack.decoder.generation import Work, _write, generate, longest
-from shortstack.decoder.rows import can_leave
+from shortstack.decoder.generation import generate, longest
 from zoo import make, tiny
 
 PROMPTS = [(5, 9, 30), (7,), tuple(range(20, 34)), (40, 41, 42, 43, 44)]
@@ -35,78 +35,64 @@ def test_a_batch_writes_what_each_prompt_alone_gets(model_type):
     assert generate(model, PROMPTS, ROOMS) == expected
 
 
-BURST_HERE = 3
 MANY = [tuple(range(3 + number, 5 + number + number % 7)) for number in range(24)]
 LIMITS = [1 + (7 * number) % 11 for number in range(24)]
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize(
+    ("prompts", "batches"),
+    [([(5, 9), (7, 3), (8, 4)], [3]), ([(5, 9), (7,), (8, 4)], [1, 2])],
+    ids=["equal", "unequal"],
+)
 @torch.no_grad()
-def test_rows_that_leave_and_enter_write_what_each_prompt_alone_gets(model_type, few_rows):
+def test_prompts_of_one_length_are_a_batch_where_padding_is_wrong(prompts, batches):
+    sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 96}
+    model, rows = BartForCausalLM(BartConfig(**sizes, eos_token_id=2)).eval(), []
+    with written_in(rows):
+        generate(model, prompts, [4] * 3)
+    assert [count for count, tokens in rows if tokens == 4] == batches
+
+
+@contextmanager
+def written_in(rows):
+    """While it lasts, rows has how many prompts are written at once, and how far."""
+    write = shortstack.decoder.generation._write
+
+    def recorded(model, prompts, limits, **how):
+        rows.append((len(prompts), max(limits)))
+        return write(model, prompts, limits, **how)
+
+    with mock.patch.object(shortstack.decoder.generation, "_write", recorded):
+        yield
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
+@torch.no_grad()
+def test_what_is_drawn_depends_on_the_seed_and_the_prompts_number_alone(model_type, monkeypatch):
+    """Not on free memory, and not on the prompts beside it."""
     model = Checkpoint.open(tiny(model_type)).model(dtype=torch.float32)
-    model.generation_config.eos_token_id = 2
-    expected = [greedy(model, prompt, room) for prompt, room in zip(MANY, LIMITS, strict=True)]
-    model.generation_config.eos_token_id = [2, expected[-1][0]]
-    expected = [greedy(model, prompt, room, (2, expected[-1][0])) for prompt, room in zip(MANY, LIMITS, strict=True)]
-    assert min(map(len, expected)) < 3
-    assert max(map(len, expected)) > 6
-    assert generate(model, MANY, LIMITS) == expected
-    assert can_leave(model, MANY[0], partial(_write, model, sampled=False))
-
-
-@pytest.fixture
-def few_rows(monkeypatch):
-    monkeypatch.setattr(shortstack.decoder.generation, "ROWS", 8)
-    monkeypatch.setattr(shortstack.decoder.generation, "BATCH_TOKENS", 24)
-    monkeypatch.setattr(shortstack.decoder.generation, "BURST", BURST_HERE)
+    model.generation_config.eos_token_id = None
+    drawn = []
+    for most in (1, 2, 8, 64):
+        monkeypatch.setattr(shortstack.decoder.generation, "_rows", lambda *_, most=most: most)
+        drawn.append(generate(model, MANY, LIMITS, seed=5))
+    assert drawn[1:] == drawn[:1] * 3
+    assert generate(model, MANY[:3], LIMITS[:3], seed=5) == drawn[0][:3]
+    longer = generate(model, [MANY[0], *MANY[:1] * 3], [8] * 4, seed=5)
+    assert len(set(map(tuple, longer))) == 4, "each prompt has draws of its own"
 
 
 @torch.no_grad()
-def test_rows_that_have_ended_are_not_read_on(few_rows):
-    """Rows times tokens that pass the model: in batches to their end, each row of a batch until its longest."""
-    model = Checkpoint.open(tiny("llama")).model(dtype=torch.float32)
-    limits, passed = [2] * 21 + [30] * 3, []
-    model.model.layers[0].register_forward_pre_hook(lambda _layer, args: passed.append(args[0].shape[:2]))
-    written = generate(model, MANY, limits)
-    assert [len(tokens) for tokens in written] == limits
-    steps = sum(rows for rows, tokens in passed if tokens == 1)
-    assert steps < 24 * (2 + BURST_HERE) + 3 * 30
-    assert max(rows for rows, _ in passed) == 8, "as many as there is room for"
-
-
-def test_prompts_are_read_so_many_tokens_at_a_time():
-    """Padding counts, and a prompt that is longer is read alone."""
-    work = Work([(1,) * length for length in (9, 2, 3, 3, 20)], [4] * 5, frozenset(), lambda *_, **__: None)
-    taken = [[len(work.prompts[number]) for number in work.next(8, tokens=9)] for _ in range(3)]
-    assert taken == [[2, 3, 3], [9], [20]]
-    assert work.waiting == []
-
-
-@torch.no_grad()
-def test_no_row_needs_a_position_beyond_what_is_said(few_rows, tmp_path):
-    """Learned positions: one too many would be an error. A burst of three tokens would go on beyond the fifth."""
-    prompts, limits = [(5, 9), (7, 3), (8, 4)], [5, 5, 4]
+def test_no_row_needs_a_position_beyond_what_is_said(tmp_path):
+    """Learned positions: one too many would be an error."""
+    prompts, limits = [tuple(range(5, 15)), (7, 3), (8, 4)], [10, 10, 4]
     most = longest(prompts, limits)
     model = Checkpoint.open(make("gpt2", tmp_path / "model", n_positions=most)).model(dtype=torch.float32)
-    assert can_leave(model, prompts[0], partial(_write, model, sampled=False))
     assert [len(tokens) for tokens in generate(model, prompts, limits)] == limits
 
 
 @torch.no_grad()
-def test_a_window_that_slides_keeps_rows_to_the_end():
-    model = Checkpoint.open(tiny("gemma2")).model(dtype=torch.float32)
-    assert not can_leave(model, MANY[0], partial(_write, model, sampled=False))
-
-
-@torch.no_grad()
-def test_positions_that_count_padding_keep_rows_to_the_end():
-    sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 96}
-    model = BartForCausalLM(BartConfig(**sizes, eos_token_id=2)).eval()
-    assert not can_leave(model, MANY[0], partial(_write, model, sampled=False))
-
-
-@torch.no_grad()
-def test_progress_is_told_within_a_batch_and_ends_at_its_end(few_rows):
+def test_progress_is_told_within_a_batch_and_ends_at_its_end():
     for model_type in ("llama", "gemma2"):
         model, told = Checkpoint.open(tiny(model_type)).model(dtype=torch.float32), []
         generate(
@@ -129,13 +115,95 @@ def test_an_end_token_closes_what_is_written():
         assert some == all_of_it[: len(some)]
 
 
+ASKED = {  # every field of a checkpoint's generation config, set to what would be seen
+    "assistant_confidence_threshold": 0.9,
+    "assistant_early_exit": 2,
+    "assistant_ensemble_weight": 0.5,
+    "assistant_lookbehind": 3,
+    "bad_words_ids": [[number] for number in range(3, 60)],
+    "begin_suppress_tokens": list(range(3, 60)),
+    "bos_token_id": 7,
+    "cache_config": {"backend": "quanto"},
+    "cache_implementation": "static",
+    "compile_config": None,
+    "constraints": None,
+    "continuous_batching_config": None,
+    "decoder_start_token_id": 7,
+    "disable_compile": True,
+    "diversity_penalty": 5.0,
+    "do_sample": True,
+    "dola_layers": "high",
+    "early_stopping": True,
+    "encoder_no_repeat_ngram_size": 1,
+    "encoder_repetition_penalty": 5.0,
+    "eos_token_id": None,  # the one that counts
+    "epsilon_cutoff": 0.1,
+    "eta_cutoff": 0.1,
+    "exponential_decay_length_penalty": (1, 5.0),
+    "force_words_ids": [[9]],
+    "forced_bos_token_id": 9,
+    "forced_eos_token_id": 9,
+    "guidance_scale": 9.0,
+    "is_assistant": True,
+    "length_penalty": 5.0,
+    "low_memory": True,
+    "max_cache_len": 4,
+    "max_length": 3,
+    "max_matching_ngram_size": 1,
+    "max_new_tokens": 1,
+    "max_time": 1e-9,
+    "min_length": 40,
+    "min_new_tokens": 12,
+    "min_p": 0.9,
+    "no_repeat_ngram_size": 1,
+    "num_assistant_tokens": 3,
+    "num_assistant_tokens_schedule": "constant",
+    "num_beam_groups": 3,
+    "num_beams": 3,
+    "num_return_sequences": 2,
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "output_logits": True,
+    "output_scores": True,
+    "pad_token_id": 7,
+    "penalty_alpha": 0.6,
+    "prefill_chunk_size": 2,
+    "prompt_lookup_num_tokens": 2,
+    "remove_invalid_values": True,
+    "renormalize_logits": True,
+    "repetition_penalty": 5.0,
+    "return_dict_in_generate": True,
+    "sequence_bias": [[[number], 50.0] for number in range(3, 9)],
+    "speculation_type": "mtp",
+    "stop_strings": ["e"],
+    "suppress_tokens": list(range(3, 60)),
+    "target_lookbehind": 3,
+    "temperature": 0.01,
+    "token_healing": True,
+    "top_h": 0.1,
+    "top_k": 1,
+    "top_p": 0.01,
+    "transformers_version": "0",
+    "typical_p": 0.01,
+    "use_cache": False,
+    "use_mtp": True,
+    "watermarking_config": {"greenlist_ratio": 0.1, "bias": 50.0},
+}
+FIELDS = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+
+
 @torch.no_grad()
 def test_what_the_checkpoint_asks_for_does_not_count():
+    assert set(FIELDS) <= set(ASKED), "a new release has new fields: set them to what would be seen"
     model = Checkpoint.open(tiny("llama")).model(dtype=torch.float32)
+    model.generation_config.eos_token_id = None
     plain = generate(model, PROMPTS, [12] * 4), generate(model, PROMPTS, [12] * 4, seed=1)
-    asked = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "top_p": 0.01, "top_k": 1, "temperature": 0.01}
-    model.generation_config.update(**asked, do_sample=True, min_new_tokens=12, num_beams=3)
-    assert (generate(model, PROMPTS, [12] * 4), generate(model, PROMPTS, [12] * 4, seed=1)) == plain
+    for name in FIELDS:
+        model.generation_config = asked = GenerationConfig()
+        setattr(asked, name, ASKED[name])
+        found = generate(model, PROMPTS, [12] * 4), generate(model, PROMPTS, [12] * 4, seed=1)
+        assert found == plain, name
+        assert model.generation_config is asked, "the model has its own again"
 
 
 @torch.no_grad()

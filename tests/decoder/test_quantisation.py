@@ -4,10 +4,11 @@ import importlib.util
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
-from shortstack.decoder.quantisation import INT8, NF4, held_bytes, quantise
+from shortstack.decoder.quantisation import INT8, NF4, held_bytes, quantise, saved_bytes
 from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (2, 16), generator=torch.Generator().manual_seed(1))
@@ -47,6 +48,19 @@ def test_biases_are_not_counted_with_the_matrices(tmp_path):
         quantise(loaded(tmp_path / str(biased), **{**ROOMY, "mlp_bias": biased}), INT8) for biased in (False, True)
     )
     assert without == with_biases
+
+
+@there(INT8)
+def test_what_int8_saves_is_the_sum_over_the_tensors_it_replaces(tmp_path):
+    """Not all of one dtype: the embedding, most of the bytes, is in bf16, the layers are in fp32."""
+    source = make("llama", tmp_path / "model", vocab_size=4096, **ROOMY)
+    file = source / "model.safetensors"
+    stored = {name: value.bfloat16() if "layers" not in name else value for name, value in load_file(file).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+    checkpoint = Checkpoint.open(source)
+    held = quantise(Decoder.load(checkpoint, dtype=torch.bfloat16), INT8)
+    matrices = sum(value.nbytes for name, value in stored.items() if "proj.weight" in name)
+    assert saved_bytes(checkpoint, held) == matrices - sum(each.bytes for each in held)
 
 
 @there(NF4)

@@ -67,6 +67,18 @@ def test_what_writes_needs_the_whole_model_in_memory(checkpoint, monkeypatch):
         evaluate(checkpoint, text=EvaluationText(()), generation=GenerationChecks(collapse_check=True))
 
 
+def test_a_collapse_check_that_nobody_asked_for_is_left_out_where_the_model_does_not_fit(pruned, text, monkeypatch):
+    monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 1000)
+    asked = EvaluationText([text], 24, samples=2)
+    with pytest.warns(UserWarning, match="what the model writes is not looked at"):
+        found = evaluate(pruned, text=asked)
+    assert found.collapse is None
+    assert found.perplexity[text].tokens
+    monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
+    with pytest.raises(InputError, match="room for its weights"):
+        evaluate(pruned, text=asked, generation=GenerationChecks(collapse_check=True))
+
+
 def test_the_standard_error_is_over_windows(checkpoint, tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"layer {number} of many; " for number in range(300)))
     source = str(tmp_path / "a.txt")

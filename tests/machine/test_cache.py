@@ -24,8 +24,8 @@ def system(monkeypatch, tmp_path) -> Path:
 
 
 def test_a_new_cache_is_where_the_system_keeps_them(system):
-    assert cache.cache_directory("walks") == system / "Library" / "Caches" / "shortstack" / "walks"
-    assert (system / "Library" / "Caches" / "shortstack" / "walks").is_dir()
+    assert cache.cache_directory("answers") == system / "Library" / "Caches" / "shortstack" / "answers"
+    assert (system / "Library" / "Caches" / "shortstack" / "answers").is_dir()
 
 
 @pytest.mark.parametrize("xdg", [False, True])

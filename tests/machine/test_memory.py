@@ -176,7 +176,7 @@ def test_a_model_that_does_not_fit_is_streamed_without_being_asked(memory, strea
 def test_streams_have_room_for_a_quarter_of_the_memory(monkeypatch):
     decoder = Decoder.open(Checkpoint.open(tiny("llama")), Compute(dtype="float32"))
     one = 8 * 32 * 4  # bytes of eight tokens' hidden states
-    for free, together in ((4 * 8 * one, 2), (4 * 15 * one, 2), (4 * 16 * one, 4), (1, 1)):
+    for free, together in ((4 * 8 * one, 2), (4 * 15 * one, 3), (4 * 16 * one, 4), (1, 1)):
         monkeypatch.setattr(walk, "available_memory", lambda _device, free=free: free)
         turns = decoder.turns(list("abcdefgh"), tokens=8, streams=4)
         assert [len(turn) for turn in turns][:1] == [together]

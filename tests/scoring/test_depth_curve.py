@@ -6,16 +6,10 @@ import pytest
 import torch
 
 import naive
-import shortstack.repairing.repairer
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
-from shortstack.data.splits import split
-from shortstack.decoder import Decoder
-from shortstack.errors import DataError, InputError
+from shortstack.errors import InputError
 from shortstack.machine.device import Compute
-from shortstack.machine.progress import silent
-from shortstack.repairing.cut_families import repaired_tails
-from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import sweep
 from shortstack.scoring.depth_curve import knee
 from zoo import tiny
@@ -79,37 +73,3 @@ def test_layers_can_go_until_the_first_depth_that_loses_too_much():
 )
 def test_the_knee_is_the_point_farthest_below_the_chord(losses, bend):
     assert knee(losses) == bend
-
-
-def test_each_depth_repaired_is_what_repair_gives_of_that_tail_without_merging(monkeypatch):
-    """The same fit by repair(), whose loss is of the samples that chose the ridge; here they judge, too."""
-    monkeypatch.setattr(shortstack.repairing.repairer, "mergeable_mlp", lambda *_: None)
-    checkpoint = Checkpoint.open(tiny("llama"))
-    ids = torch.randint(3, 90, (64, 10), generator=torch.Generator().manual_seed(3))
-    decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    judging = split(Tokens.given(ids))[1]
-    found = repaired_tails(decoder, Tokens.given(ids), judging)
-    for kept in range(1, 8):
-        tail = frozenset(range(kept, 8))
-        refit = RepairWalk(decoder, tail, Tokens.given(ids), silent).walk()
-        assert found[kept - 1][0] == pytest.approx(refit.losses()[2], rel=1e-5)
-    assert found[7][0] == pytest.approx(naive.losses(checkpoint.directory, judging.ids, [[]])[0], rel=1e-5)
-    assert found[7][1] == pytest.approx(0, abs=1e-6)
-
-
-def test_with_repair_all_is_measured_on_samples_that_were_not_fitted():
-    checkpoint = Checkpoint.open(tiny("llama"))
-    ids = torch.randint(3, 90, (64, 10), generator=torch.Generator().manual_seed(3))
-    rest, judging = split(Tokens.given(ids))
-    found = sweep(checkpoint, Tokens(ids, "made", False, 0), repair=True)
-    assert [depth.loss for depth in found.depths] == pytest.approx(
-        naive.losses(checkpoint.directory, judging.ids, TAILS), rel=2e-5
-    )
-    decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    expected = [loss for loss, _ in repaired_tails(decoder, rest, judging)][::-1]
-    assert [depth.repaired_loss for depth in found.depths] == pytest.approx(expected, rel=1e-5)
-    assert found.depths[0].repaired_loss == pytest.approx(found.depths[0].loss, rel=1e-6)
-    plain = sweep(checkpoint, TOKENS)
-    assert (plain.removable_repaired, plain.depths[3].repaired_loss) == (None, None)
-    with pytest.raises(DataError, match="at least 8 samples"):
-        sweep(checkpoint, Tokens(ids[:7], "made", False, 0), repair=True)

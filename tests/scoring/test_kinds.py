@@ -15,7 +15,6 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.errors import DataError
 from shortstack.planning import Choice, choose
-from shortstack.repairing.cut_families import repaired_tails, repaired_windows
 from shortstack.scoring import METRICS, Scores, score
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.scores import KindScores
@@ -156,44 +155,6 @@ def test_a_search_finds_the_set_with_the_lowest_mean_of_kinds():
     }
     assert found.removed == min(pairs, key=pairs.__getitem__)
     assert found.compared["search"] == pytest.approx(min(pairs.values()), rel=1e-4)
-
-
-def test_a_run_goes_on_from_where_it_was_killed_kind_by_kind(tmp_path, monkeypatch):
-    import shortstack.scoring.resumption as resumption
-
-    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path))
-    monkeypatch.setattr(resumption, "KEEP_SECONDS", 0.0)
-    monkeypatch.setattr(resumption, "SHARE", math.inf)
-    checkpoint = Checkpoint.open(tiny("llama"))
-    whole = score(checkpoint, MIXED, metrics=["ppl", "bi", "kl"])
-    ticks = iter(range(10_000))
-
-    def killing(_stage, done, _total, /, *, note=""):
-        if next(ticks) == 12:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        score(checkpoint, MIXED, metrics=["ppl", "bi", "kl"], progress=killing)
-    stages = []
-    again = score(
-        checkpoint, MIXED, metrics=["ppl", "bi", "kl"], progress=lambda stage, *_, note="": stages.append(stage)
-    )
-    assert any("continued" in stage for stage in stages)
-    for name, values in whole.scores.items():
-        assert again.scores[name] == pytest.approx(values), name
-    assert again.kinds["copying"].scores["ppl"] == pytest.approx(whole.kinds["copying"].scores["ppl"])
-
-
-def test_repaired_cuts_are_judged_by_the_mean_of_kinds():
-    """Of the last window, which is a tail, both give the same; of the whole model it is the plain loss."""
-    checkpoint = Checkpoint.open(tiny("llama"))
-    decoder = Decoder.load(checkpoint, dtype=torch.float32)
-    kinds = tuple(Kind(kind.source, 2 * kind.samples, kind.weight) for kind in KINDS)
-    places = [place for rows in ROWS for place in (*range(11)[rows], *range(11)[rows])]
-    twice = Tokens(IDS[places], "mixed", False, 0, kinds, COUNTED[places])
-    whole = repaired_tails(decoder, twice, MIXED)[-1][0]
-    assert whole == pytest.approx(mean([losses(checkpoint.directory, [], rows) for rows in ROWS]), rel=1e-5)
-    assert len(repaired_windows(decoder, twice, [2])) == 7
 
 
 def test_the_loss_of_a_set_is_the_mean_of_its_kinds():

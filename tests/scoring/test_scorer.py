@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import naive
 import shortstack.decoder.batching
 import shortstack.decoder.decoder
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
-from shortstack.errors import InputError, ShortstackError
+from shortstack.errors import CheckpointError, InputError, ShortstackError
 from shortstack.machine.device import Compute
 from shortstack.planning import plan
 from shortstack.scoring import METRICS, score
-from zoo import tiny
+from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
 TOKENS = Tokens(IDS, "made", False, 0)
@@ -158,3 +159,15 @@ def test_metrics_that_need_tokens_say_so_and_the_others_do_not_load_the_model(mo
         score(checkpoint, metrics=["ppl"])
     monkeypatch.setattr(Checkpoint, "model", lambda *a, **k: pytest.fail("loaded"))
     assert score(checkpoint, metrics=["reverse", "random"]).tokens is None
+
+
+@pytest.mark.parametrize("metric", ["magnitude-l1", "magnitude-l2-authors"])
+def test_codes_in_one_byte_are_not_weighed_without_their_scales(metric, tmp_path):
+    source = make("llama", tmp_path / "model")
+    file = source / "model.safetensors"
+    stored = load_file(file)
+    name = "model.layers.3.mlp.up_proj.weight"
+    stored[name] = stored[name].to(torch.float8_e4m3fn)
+    save_file(stored, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="to weigh it"):
+        score(Checkpoint.open(source), metrics=[metric])

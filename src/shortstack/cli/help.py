@@ -45,7 +45,6 @@ HELP: Mapping[str, Shown] = {
         (
             "sweep org/model --plot curve.svg",
             "sweep org/model --task piqa --limit 200",
-            "sweep org/model --repair --text notes.txt",
         ),
         ("text", "samples", "task", "limit", "repair", "output", "plot", "device", "dry-run"),
     ),
@@ -54,7 +53,6 @@ HELP: Mapping[str, Shown] = {
         (
             "plan scores.json --metric ppl --drop 25% -o plan.json",
             "plan org/model --strategy repaired-blocks --params 6B -o plan.json",
-            "plan org/model --for draft -o draft.json",
         ),
         (
             "metric",
@@ -142,9 +140,8 @@ HELP: Mapping[str, Shown] = {
         (
             "profile small --against org/model",
             "profile small --no-speed",
-            "profile small --no-speed --draft-for org/model",
         ),
-        ("batch-size", "prompt", "new-tokens", "against", "draft-for", "no-speed", "output", "device", "dry-run"),
+        ("batch-size", "prompt", "new-tokens", "against", "no-speed", "output", "device", "dry-run"),
     ),
     "compare": Shown(
         "Compare pruned, quantised and narrowed models at equal bytes.",
@@ -243,7 +240,7 @@ ORDER = (
     *("output", "source", "against", "drop", "params", "memory", "keep", "layers", "plan", "metric", "window", "block"),
     *("strategy", "for", "recipe", "data", "teacher", "method", "last", "rank", "loss", "epochs", "lr", "batch-size"),
     *("max-length", "max-samples", "resume", "repair", "repair-samples", "text", "samples", "length", "perplexity"),
-    *("task", "tasks", "limit", "data-dir", "probes", "healed", "prompt", "new-tokens", "draft-for", "no-speed"),
+    *("task", "tasks", "limit", "data-dir", "probes", "healed", "prompt", "new-tokens", "no-speed"),
     *("minutes", "plot", "device", OTHERS, "dry-run", "json", "quiet", "verbose", "help-all", "help"),
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,13 +15,12 @@ from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import MODEL, Session, check_unused
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.files import check_new, whole
 from shortstack.machine.formats import number, show_layers, size
-from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import say
 from shortstack.planning import Choice, Chosen, Plan, choose
-from shortstack.planning.plans import DRAFT, REPAIRED_BLOCKS
+from shortstack.planning.plans import REPAIRED_BLOCKS
 from shortstack.scoring import Scores
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 COMPARED = {
     "search": ("KL from the unpruned model on held-out tokens, nats", "layers chosen by", "KL"),
     REPAIRED_BLOCKS: ("loss on held-out tokens once repaired, nats", "layers removed", "loss"),
-    DRAFT: ("expected with it as the draft", "removed", "times as fast"),
 }  # by the strategy: title and heading of what was compared
 
 
@@ -45,9 +42,6 @@ def plan_verb(
     mergekit: Annotated[
         Path | None, typer.Option("--mergekit", help="Write it as slices of mergekit to this YAML file, too.")
     ] = None,
-    purpose: Annotated[
-        str | None, typer.Option("--for", help="What the shorter model is for: draft, that of its own original.")
-    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Choose the layers to remove, from scores or a model.
@@ -56,7 +50,6 @@ def plan_verb(
     """
     for file in filter(None, (output, mergekit)):
         check_new(file)
-    choice = _for(choice, purpose)
     choice.check()
     if dry_run:
         if _is_scores(model_or_scores):
@@ -98,21 +91,6 @@ def plan_verb(
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
     session.report.next_prune(model, checkpoint, *how, *session.source.words)
     return None
-
-
-def _for(choice: Choice, purpose: str | None) -> Choice:
-    """The choice for a purpose, which is a strategy of its own.
-
-    Raises:
-        InputError: there is no such purpose, or another strategy beside it.
-    """
-    if purpose is None:
-        return choice
-    check_choice_of("for", purpose, (DRAFT,))
-    if choice.strategy not in (None, purpose):
-        where, found = parameter("for", purpose), parameter("strategy", choice.strategy)
-        raise InputError(where, expected="no other strategy", found=found, fix="give one of them")
-    return replace(choice, strategy=purpose)
 
 
 def _by_scores(name: str, choice: Choice, unused: tuple[object, ...], seed: int) -> tuple[Plan, str]:
@@ -169,7 +147,3 @@ def show_plan(chosen: Plan) -> None:
             ("what was compared", "cut", "value"),
         )
         console.show_table(title, heading, sets)
-    if chosen.compared and DRAFT in chosen.strategy:
-        best = max(chosen.compared.values())
-        pays = "" if best > 1 else ", which does not pay"
-        console.show(f"As its draft it is expected to make the whole model write {best:.2f} times as fast{pays}.")

@@ -13,7 +13,7 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Model, Saved, Session, check_unused, unused
+from shortstack.cli.options import Model, Saved, Session, check_unused
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress, silent
@@ -21,7 +21,7 @@ from shortstack.profiling import Timing
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.profiling import Drafting, Profile
+    from shortstack.profiling import Profile
     from shortstack.profiling.profiler import Counts
     from shortstack.profiling.speed import Ratio
     from shortstack.study.needs import Needing, Needs
@@ -35,10 +35,6 @@ def profile(
     against: Annotated[
         str | None, typer.Option(help="Another model: runs take turns, for ratios of speed.", show_default=False)
     ] = None,
-    draft_for: Annotated[
-        str | None, typer.Option(help="Its original: measure it as the draft of that.", show_default=False)
-    ] = None,
-    draft_tokens: Annotated[int, typer.Option(help="Tokens that a draft proposes at a time.", min=1)] = 4,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Count only; no weight is loaded.")] = False,
     output: Saved = None,
     dry_run: DryRun = False,
@@ -47,15 +43,11 @@ def profile(
     if no_speed:
         check_unused("profile --no-speed", replace(timing, prompt=Timing.prompt))
         timing = replace(timing, batch_size=())
-    if draft_for is None and draft_tokens != 4:
-        raise unused("profile without --draft-for", "--draft-tokens", draft_tokens)
     if output:
         check_new(output)
 
     def ask(needing: Needing) -> Needs:
-        found = needing.profile(timing, _open(against, session))
-        unknown = (*found.unknown, "what trying it as a draft takes: both models, and eight texts of each")
-        return replace(found, seconds=None, unknown=unknown) if draft_for else found
+        return needing.profile(timing, _open(against, session))
 
     if dry_run:
         return foresee("profile", directory, session, ask)
@@ -71,14 +63,8 @@ def profile(
             compute=session.compute,
             progress=progress,
         )
-        drafted = _drafted(checkpoint, draft_for, draft_tokens, session, progress)
 
-    def show() -> None:
-        show_profile(result)
-        if drafted:
-            show_draft(drafted)
-
-    session.report.result({**result.to_dict(), "draft": drafted.to_dict() if drafted else None}, show, output)
+    session.report.result(result.to_dict(), lambda: show_profile(result), output)
     if checkpoint.record:
         session.report.next_measure(directory, checkpoint.made_from, *session.source.words)
     else:
@@ -88,33 +74,6 @@ def profile(
 
 def _open(model: str | None, session: Session, progress: Progress = silent) -> Checkpoint | None:
     return session.alone.open(model, progress) if model else None
-
-
-def _drafted(
-    checkpoint: Checkpoint, original: str | None, draft_tokens: int, session: Session, progress: Progress
-) -> Drafting | None:
-    from shortstack.profiling import draft
-
-    whole = _open(original, session, progress)
-    if whole is None:
-        return None
-    return draft(checkpoint, whole, draft_tokens=draft_tokens, compute=session.compute, progress=progress)
-
-
-def show_draft(drafted: Drafting) -> None:
-    """What the model brings as a draft, and whether that pays here."""
-    speed = drafted.speedup
-    verdict = "it pays here" if drafted.pays else "it does not pay here"
-    ratio = f"{speed.value:.2f} times as fast ({speed.low:.2f} to {speed.high:.2f})"
-    taken = f"{drafted.accepted:.1%} of what it proposes is taken"
-    console.show(
-        f"As a draft for {drafted.original}, {drafted.draft_tokens} tokens at a time: {drafted.tokens_per_pass:.2f} tokens "
-        f"for each pass over that, {taken}, {ratio}: {verdict}."
-    )
-    console.show(
-        f"Greedy, {drafted.new_tokens} tokens after each of {drafted.prompts} prompts, one at a time; the text is the "
-        f"original's own in {drafted.equal} of {drafted.prompts}."
-    )
 
 
 def show_profile(result: Profile) -> None:

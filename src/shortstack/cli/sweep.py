@@ -10,7 +10,7 @@ from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, foresee
-from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Model, Session, repair_text, unused
+from shortstack.cli.options import Model, Session
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, parameter
 from shortstack.machine.files import check_new
@@ -36,15 +36,11 @@ class DepthOptions:
         None, help="Only the first n documents of --task, or 10%.", minimum=1, counted=True, shares=True
     )
     data_dir: Path | None = option(None, help="A folder of .jsonl or .parquet files for --task.")
-    repair: bool = option(False, help="Also refit the last kept layer of each depth; measure on held-out windows.")
-    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8, counted=True)
     output: Path | None = option(None, help="Write the curve to this JSON file, too.", short="-o")
     plot: Path | None = option(None, help="Draw the curve: an .svg file.")
 
     def __post_init__(self) -> None:
         check_options(self)
-        if not self.repair and self.repair_samples != REPAIR_SAMPLES:
-            raise unused("sweep without --repair", "--repair-samples", self.repair_samples)
 
     @property
     def questions(self) -> Path | Tasks | None:
@@ -75,29 +71,24 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
 
     A cut takes the last layers.
     """
-    if asked.repair:
-        text = repair_text(text, asked.repair_samples)
     if asked.output:
         check_new(asked.output)
     if asked.plot:
         check_picture(asked.plot)
     questions = asked.questions
     if dry_run:
-        return foresee("sweep", model, session, lambda needing: needing.sweep(text, questions, repair=asked.repair))
+        return foresee("sweep", model, session, lambda needing: needing.sweep(text, questions))
 
-    from shortstack.data.splits import JUDGING
     from shortstack.decoder import calibration_tokens
     from shortstack.scoring import sweep as sweep_depths
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
-        at_least = JUDGING if asked.repair else None
-        tokens = calibration_tokens(checkpoint, text, at_least=at_least, compute=session.compute, progress=progress)
+        tokens = calibration_tokens(checkpoint, text, compute=session.compute, progress=progress)
         curve = sweep_depths(
             checkpoint,
             tokens,
             task=questions,
-            repair=asked.repair,
             compute=session.compute,
             progress=progress,
         )
@@ -118,7 +109,7 @@ def show_sweep(model: str, curve: Sweep) -> None:
     """Every depth, with the loss as a bar, the knee marked, and how many layers can go."""
     losses = [depth.loss for depth in curve.depths]
     low, span = min(losses), max(losses) - min(losses) or 1.0
-    wide = 11 if curve.task or curve.removable_repaired is not None else 23  # what a terminal of 80 columns leaves
+    wide = 11 if curve.task else 23  # what a terminal of 80 columns leaves
     rows = [
         (
             str(depth.layers),
@@ -126,24 +117,17 @@ def show_sweep(model: str, curve: Sweep) -> None:
             number(depth.perplexity),
             number(depth.kl),
             *([f"{depth.accuracy:.3f} ± {depth.accuracy_stderr:.3f}"] if curve.task else []),
-            *([number(depth.repaired_perplexity)] if depth.repaired_perplexity is not None else []),
             "█" * (1 + round(wide * (depth.loss - low) / span)) + " knee" * (gone == curve.knee),
         )
         for gone, depth in enumerate(curve.depths)
     ]
     on = f"{curve.tokens['samples']} x {curve.tokens['length']} tokens of {curve.tokens['source']}"
-    repaired = curve.removable_repaired is not None
-    more = [*(["accuracy"] if curve.task else []), *(["repaired"] if repaired else [])]
+    more = ["accuracy"] if curve.task else []
     heading = ("layers", "loss", "perplexity", "KL", *more, "loss, drawn")
     console.show_table(f"{model} cut at every depth, on {on}", heading, rows)
     if curve.task:
         console.show(f"Accuracy ± its standard error on {curve.task['questions']} questions of {curve.task['source']}.")
-    if repaired:
-        console.show(
-            "Measured on one window in four; the last kept layer was refitted on the others: its perplexity is `repaired`."
-        )
     if curve.knee is None:
         console.show("The curve of the loss has no knee: it is never below the line from its first point to its last.")
     some = f"{curve.removable} layer{'s' * (curve.removable != 1)}"
-    with_repair = f" ({curve.removable_repaired} with repair)" if repaired else ""
-    console.show(f"{some}{with_repair} can go from the tail with a loss of at most {curve.max_loss:.4f}.")
+    console.show(f"{some} can go from the tail with a loss of at most {curve.max_loss:.4f}.")

@@ -164,7 +164,7 @@ class Setup:
         if scheme is None:
             return Made(Decoder.open(checkpoint, self.compute), checkpoint.weight_bytes)
         decoder = self.load(checkpoint)
-        return Made(decoder, checkpoint.weight_bytes - saved_bytes(self.checkpoint, quantise(decoder, scheme)))
+        return Made(decoder, checkpoint.weight_bytes - saved_bytes(checkpoint, quantise(decoder, scheme)))
 
     def unquantisable(self, scheme: Scheme) -> str | None:
         """Why a scheme cannot be had for this checkpoint on this machine; None where it can."""

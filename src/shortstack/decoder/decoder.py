@@ -189,11 +189,9 @@ class Decoder(Layered):
     def turns(self, batches: Sequence[Batch], *, tokens: int, streams: int) -> list[Sequence[Batch]]:
         """Batches, as many at a time as their streams have room for: STREAM_BYTES, or a quarter of the memory there is.
 
-        tokens: of the largest batch. streams: of each batch. That quarter is rounded down to a power of two, so that a walk
-        which is taken up again is divided as it was.
+        tokens: of the largest batch. streams: of each batch.
         """
-        quarter = max(1, available_memory(str(self.device)) // 4)
-        room = min(STREAM_BYTES, 1 << (quarter.bit_length() - 1))
+        room = min(STREAM_BYTES, available_memory(str(self.device)) // 4)
         together = max(1, room // (self.stream_bytes(tokens) * streams))
         return [batches[start : start + together] for start in range(0, len(batches), together)]
 

@@ -6,7 +6,7 @@ a chunk of tokens, in the model's dtype; softmax takes a piece of that, in fp32,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,13 +39,11 @@ def divergences(
     whole: Tensor,
     others: Sequence[Tensor],
     counted: Tensor | None = None,
-    *,
-    by: Sequence[str] = ("kl",),
-) -> Iterator[tuple[Tensor, ...]]:
-    """For chunk after chunk of predicted tokens: losses in nats, then each distance from the whole: [others, tokens], fp32.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For chunk after chunk of predicted tokens: losses, and KL from the whole, in nats: [others, tokens] each, fp32.
 
     whole, others: hidden states [batch, length, width] as they leave the last layer of the model and of its shorter forms.
-    counted: as in predicting. by: names in DISTANCES.
+    counted: as in predicting.
     """
     states, targets = predicting(ids, whole, counted)
     shorter = [predicting(ids, hidden, counted)[0] for hidden in others]
@@ -54,8 +52,8 @@ def divergences(
         here = slice(start, start + rows)
         whole_pieces = pieces(decoder.token_logits(states[here]), targets[here])
         expected = [(log_p, log_p.exp(), wanted) for log_p, wanted in whole_pieces]
-        found = zip(*(_against(expected, decoder.token_logits(other[here]), by) for other in shorter), strict=True)
-        yield tuple(torch.stack(each) for each in found)
+        losses, kls = zip(*(_against(expected, decoder.token_logits(other[here])) for other in shorter), strict=True)
+        yield torch.stack(losses), torch.stack(kls)
 
 
 def kl_divergence(log_p: Tensor, p: Tensor, log_q: Tensor) -> Tensor:
@@ -63,24 +61,13 @@ def kl_divergence(log_p: Tensor, p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p - log_q).mul_(p).sum(-1)
 
 
-def total_variation(_log_p: Tensor, p: Tensor, log_q: Tensor) -> Tensor:
-    """1 - sum min(p, q) of each row, [tokens]: how often what q proposes is rejected (arXiv 2211.17192, lemma 3.3)."""
-    return (p - log_q.exp()).clamp_(min=0).sum(-1)
-
-
-DISTANCES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"kl": kl_divergence, "tv": total_variation}
-
-
-def _against(
-    expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor, by: Sequence[str]
-) -> tuple[Tensor, ...]:
-    """Losses and distances, [tokens] each; expected: of each piece log p, p and the targets."""
-    found: list[list[Tensor]] = [[] for _ in ("loss", *by)]
+def _against(expected: Sequence[tuple[Tensor, Tensor, Tensor]], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and KL divergences, [tokens] each; expected: of each piece log p, p and the targets."""
+    losses, kls = [], []
     for (log_q,), (log_p, p, wanted) in zip(pieces(logits), expected, strict=True):
-        found[0].append(-_chosen(log_q, wanted))
-        for place, name in enumerate(by, start=1):
-            found[place].append(DISTANCES[name](log_p, p, log_q))
-    return tuple(map(torch.cat, found))
+        losses.append(-_chosen(log_q, wanted))
+        kls.append(kl_divergence(log_p, p, log_q))
+    return torch.cat(losses), torch.cat(kls)
 
 
 def predicting(ids: Tensor, hidden: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:

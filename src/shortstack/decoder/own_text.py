@@ -8,7 +8,6 @@ temperature 1 from the whole distribution, by a seed, and kept in the cache as i
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from shortstack.data import CalibrationText, Rows, Tokens, source_of
 from shortstack.data.examples import render
 from shortstack.data.mixture import MIX, READ
 from shortstack.data.tokens import bos_ids, encode
-from shortstack.decoder.generation import DRAWN, ROWS, generate
+from shortstack.decoder.generation import DRAWS, ROWS, draw_seed, generate
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, ShortstackWarning, one_line, parameter
@@ -166,7 +165,7 @@ class Writer:
             seed=self.seed,
             dtype=str(self.dtype),
             device=self.device,
-            rows=DRAWN,
+            draws=DRAWS,
             rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
         )
 
@@ -203,9 +202,7 @@ class Writer:
         """What follows each prompt; what: the batch and its part, which have draws of their own."""
         if self.model is None:
             self.model = self.checkpoint.model(dtype=self.dtype, device=self.device, device_map=self.device_map)
-        # Of more than 32 bits torch's generator on a CPU leaves the upper ones out.
-        seed = int(hashlib.sha256(f"{self.seed} {what}".encode()).hexdigest()[:8], 16)
-        stage = f"writing {what.partition(' ')[2]}"
+        seed, stage = draw_seed(self.seed, what), f"writing {what.partition(' ')[2]}"
         return generate(self.model, prompts, [room] * len(prompts), seed=seed, stage=stage, progress=progress)
 
     @property

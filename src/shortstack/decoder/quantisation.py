@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections import Counter
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.safetensors import BITS
 from shortstack.decoder.decoder import Decoder
 from shortstack.decoder.hooks import fused_experts, linear_layers
-from shortstack.errors import InputError
+from shortstack.errors import ArchitectureError, InputError
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,10 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Held:
-    """The quantised matrices of a layer: how many weights they have, and the bytes these take now, scales included."""
+    """The quantised matrices of a layer: their names in it, their weights, and the bytes these take, scales included."""
 
+    layer: int
+    names: tuple[str, ...]
     weights: int
     bytes: int
 
@@ -50,26 +51,44 @@ def quantise(decoder: Decoder, scheme: Scheme) -> list[Held]:
 
     Embedding and head are outside the layers, and stay as they are.
     """
-    return [_quantised(layer, scheme) for layer in decoder.layers]
+    return [_quantised(number, layer, scheme) for number, layer in enumerate(decoder.layers)]
 
 
-def _quantised(layer: nn.Module, scheme: Scheme) -> Held:
+def _quantised(number: int, layer: nn.Module, scheme: Scheme) -> Held:
     matrices = linear_layers(layer)
     weights = sum(matrix.weight.numel() for matrix in matrices.values())
     for path in matrices:
         parent, _, name = path.rpartition(".")
         scheme.convert(layer.get_submodule(parent), name)
     biases = sum(matrix.bias.nbytes for matrix in matrices.values() if matrix.bias is not None)
-    return Held(weights, sum(held_bytes(layer.get_submodule(path)) for path in matrices) - biases)
+    nbytes = sum(held_bytes(layer.get_submodule(path)) for path in matrices) - biases
+    return Held(number, tuple(matrices), weights, nbytes)
 
 
 def saved_bytes(checkpoint: Checkpoint, quantised: Iterable[Held]) -> int:
-    """Bytes that quantised matrices save of a checkpoint; all are stored in the dtype that most of its bytes are in."""
-    sizes: Counter[str] = Counter()
-    for tensor in checkpoint.tensors.values():
-        sizes[tensor.dtype] += tensor.size
-    bits = BITS[sizes.most_common(1)[0][0]]
-    return sum(held.weights * bits // 8 - held.bytes for held in quantised)
+    """Bytes that the quantised matrices save of the checkpoint that they were loaded from.
+
+    Raises:
+        ArchitectureError: it stores them by other names than the loaded model's.
+    """
+    return sum(_stored_bytes(checkpoint, held) - held.bytes for held in quantised)
+
+
+def _stored_bytes(checkpoint: Checkpoint, held: Held) -> int:
+    ends = tuple(f".{name}.weight" for name in held.names)
+    layer_of = checkpoint.layer_names.layer_of
+    stored = [
+        tensor for name, tensor in checkpoint.tensors.items() if name.endswith(ends) and layer_of(name) == held.layer
+    ]
+    weights = sum(math.prod(tensor.shape) for tensor in stored)
+    if weights != held.weights:
+        raise ArchitectureError(
+            f"{checkpoint.directory}, layer {held.layer}",
+            expected=f"{held.weights:,} weights in matrices that are stored by the names they are loaded by",
+            found=f"{weights:,}",
+            fix="compare it without quantised models: its matrices are stored in another form",
+        )
+    return sum(tensor.size for tensor in stored)
 
 
 def uncovered(decoder: Decoder) -> str | None:

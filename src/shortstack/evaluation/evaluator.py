@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
 from shortstack.decoder import Decoder
+from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError, ShortstackWarning, parameter
 from shortstack.evaluation.backends import VLLM
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.options import EvaluationText, GenerationChecks, Tasks
@@ -203,7 +205,7 @@ def prepare(
     items = probes(compute.seed, generation.probe_items) if generation.probes else ()
     _, tokenizer = checkpoint.anatomy, checkpoint.tokenizer()  # what is no decoder is said before what it lacks
     texts = text.read(tokenizer, compute.seed)
-    collapse = looks_for_collapse(checkpoint, generation)
+    collapse = looks_for_collapse(checkpoint, generation, compute)
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=text.length if texts else 0)
     if items or collapse:  # before weights are read for their digest
         check_room_to_write(checkpoint, compute)
@@ -213,10 +215,21 @@ def prepare(
     return Prepared(checkpoint, texts, items, collapse, run, compute)
 
 
-def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks) -> bool:
-    """Whether what the model writes freely is looked at: where nobody says so, of what shortstack cut or healed."""
-    asked = generation.collapse_check
-    return checkpoint.record.get("verb") in {"prune", "heal"} if asked is None else asked
+def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, compute: Compute) -> bool:
+    """Whether what the model writes freely is looked at: where nobody says so, of what shortstack cut or healed.
+
+    Of such a model that does not fit in memory it is not, unless somebody says so: the rest needs it layer by layer alone.
+    """
+    asked, device = generation.collapse_check, pick_device(compute.device)
+    if asked is not None or checkpoint.record.get("verb") not in {"prune", "heal"}:
+        return bool(asked)
+    if compute.device_map or not must_stream(checkpoint, arithmetic(compute.dtype, checkpoint, device), device):
+        return True
+    said = (
+        f"what the model writes is not looked at: it does not fit in memory ({parameter('collapse_check', True)} asks)"
+    )
+    warnings.warn(said, ShortstackWarning, stacklevel=3)
+    return False
 
 
 def check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Example
-from shortstack.decoder.generation import DRAWN, generate
+from shortstack.decoder.generation import DRAWS, generate
 from shortstack.errors import DataError, parameter
 from shortstack.machine.cache import cache_directory, content_key, mark_used
 from shortstack.machine.files import save_json
@@ -57,7 +57,8 @@ class Answers:
             prompts=prompts,
             seed=self.seed,
             length=self.max_length,
-            rows=[DRAWN, KEPT],
+            device=self.device,
+            draws=[DRAWS, KEPT],
         )
         answers = self._answers(cache_directory("answers", key), prompts, progress)
         tokenizer = self.teacher.tokenizer()

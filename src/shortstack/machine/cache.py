@@ -32,7 +32,6 @@ KINDS = {
     "models": "models that were given in memory",
     "own-texts": "texts that a model wrote itself",
     "steps": "what workers of a study at a URL are writing",
-    "walks": "states of walks that were stopped",
 }
 MARGIN_BYTES = 256 << 20  # of the cache's disk that stay free
 LIMIT = "50GB"  # unless $SHORTSTACK_CACHE_LIMIT says otherwise

@@ -1,6 +1,5 @@
 from . import choice as choice
 from . import chooser as chooser
-from . import drafts as drafts
 from . import exactness as exactness
 from . import layer_sets as layer_sets
 from . import measured as measured

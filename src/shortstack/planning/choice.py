@@ -87,12 +87,6 @@ class Choice:
         return STRATEGIES[self.strategy or next((name for name, wanted in given.items() if wanted), "lowest")]
 
     @property
-    def _shares(self) -> tuple[str, str] | None:
-        """Between which shares of the layers the strategy takes the best number, where nothing says how many go."""
-        said = (self.drop, self.layers, self.params, self.memory, self.fits)
-        return self.how.shares if all(each is None for each in said) else None
-
-    @property
     def needs_text(self) -> bool:
         """Whether the choice depends on what the model computes on a text."""
         return self.layers is None and self.by.needs_text
@@ -135,7 +129,7 @@ class Choice:
             )
         if self._check_goals():
             _check_singles(self.by)
-        elif not self._shares:
+        else:
             check_choice(self.drop, self.layers, block=self.block)
 
     def _check_goals(self) -> bool:
@@ -198,12 +192,9 @@ class Choice:
         Raises:
             PlanError: no such number of layers can be removed.
         """
-        least, most = self._shares or (None, self.drop or 0)
-        amount = parse_drop(most, layers)
+        amount = parse_drop(self.drop or 0, layers)
         allowed = staying_ends(layers, amount, self.keep_first, self.keep_last)
-        return Removal(
-            amount, allowed, self.by, self.step, seed, self.finalists, parse_drop(least, layers) if least else None
-        )
+        return Removal(amount, allowed, self.by, self.step, seed, self.finalists)
 
     def plan(self, source: Scores | int, seed: int = 0) -> Plan:
         """The plan that follows from scores, or from a number of layers by a metric that needs no scores.
@@ -243,8 +234,7 @@ class Choice:
         if self.fits is not None:
             ends = range(self.keep_first, layers - self.keep_last)
             return Plan(layers, fewest(ends[::-1], layers, self.fits), "tail")
-        most = self._shares[1] if self._shares else self.drop
-        tail = Choice("reverse", most, keep_first=self.keep_first, keep_last=self.keep_last)
+        tail = Choice("reverse", self.drop, keep_first=self.keep_first, keep_last=self.keep_last)
         return (self if self.layers is not None else tail).plan(layers)
 
     def allows(self, layers: int, removed: Set[int]) -> bool:

@@ -17,8 +17,7 @@ FINALISTS = 5  # pairs of blocks that are repaired whole, beside the best single
 class Removal:
     """How many layers go, which may, and by which metric. step: so many at a time; seed: of everything random.
 
-    finalists: pairs of blocks that are repaired whole before one is taken. least: how many may be enough, where the strategy
-    takes the best number up to `amount`.
+    finalists: pairs of blocks that are repaired whole before one is taken.
     """
 
     amount: int
@@ -27,7 +26,6 @@ class Removal:
     step: int | None = None
     seed: int = 0
     finalists: int = FINALISTS
-    least: int | None = None
 
 
 def repairs_of(finalists: int) -> int:

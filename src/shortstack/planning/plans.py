@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 BLOCKS = "repaired-blocks"  # a strategy, by its name
 REPAIRED_BLOCKS = "blocks, repaired"  # the same, as plans say it
-DRAFT = "draft"  # another, which plans say with the tokens at a time
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Plan(Tabled):
     """The layers that go and the layers that stay, numbered from 0 in the model the plan is for.
 
     compared: of a plan that was searched for, the KL divergence from the unpruned model's output on held-out tokens, in nats
-    per token, of this plan and of others by name; where strategy is REPAIRED_BLOCKS the loss once repaired, by the layers;
-    of a draft the speed-up that is expected, by the number of layers.
+    per token, of this plan and of others by name; where strategy is REPAIRED_BLOCKS the loss once repaired, by the layers.
     """
 
     layers: int

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shortstack.errors import PlanError, parameter
 from shortstack.planning.layer_sets import Removal, lowest, lowest_window
-from shortstack.planning.plans import BLOCKS, DRAFT, Plan
+from shortstack.planning.plans import BLOCKS, Plan
 from shortstack.scoring import Scores
 from shortstack.scoring.metrics import Metric
 
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 class Strategy:
     """A way to choose layers: see the module's table for what each feed hands to `function`.
 
-    by_metric: whether it goes by a metric that can be named; others have a measure of their own. shares: of the layers, the
-    fewest and the most of which it takes the best number where nothing says how many go.
+    by_metric: whether it goes by a metric that can be named; others have a measure of their own.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Strategy:
     summary: str
     paper: str
     by_metric: bool = True
-    shares: tuple[str, str] | None = None
 
     @property
     def measures(self) -> bool:
@@ -117,12 +115,6 @@ def _repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, progres
     return repaired_blocks(decoder, tokens, removal, progress=progress)
 
 
-def _draft(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> Plan:
-    from shortstack.planning.drafts import draft
-
-    return draft(decoder, tokens, removal, progress=progress)
-
-
 STRATEGIES: Mapping[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
@@ -139,15 +131,6 @@ STRATEGIES: Mapping[str, Strategy] = {
             "one block or two, by their loss once repaired",
             "fit after arXiv 2505.02819",
             False,
-        ),
-        Strategy(
-            DRAFT,
-            "model",
-            _draft,
-            "what the whole model writes fastest with as its draft",
-            "arXiv 2211.17192",
-            by_metric=False,
-            shares=("30%", "60%"),
         ),
     )
 }

@@ -1,9 +1,6 @@
 from . import counts as counts
-from . import drafting as drafting
 from . import profiler as profiler
 from . import speed as speed
-from .drafting import Drafting as Drafting
-from .drafting import draft as draft
 from .options import Timing as Timing
 from .profiler import Profile as Profile
 from .profiler import profile as profile

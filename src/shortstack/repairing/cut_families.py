@@ -16,67 +16,9 @@ from shortstack.data.splits import split
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State
-from shortstack.decoder.losses import divergences
-from shortstack.errors import parameter
-from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.progress import Progress, paced, silent
-from shortstack.repairing.fit import at_output, fit_correction, fit_corrections, mean_loss, stepped
+from shortstack.repairing.fit import at_output, fit_corrections, mean_loss, stepped
 from shortstack.repairing.fold_points import check_refittable, find_fold_points
-
-
-@torch.no_grad()
-def repaired_tails(
-    decoder: Decoder, tokens: Tokens, judging: Tokens, *, progress: Progress = silent
-) -> list[tuple[float, float]]:
-    """Loss on `judging` of the first 1, 2, ... layers, and KL from the whole model, in nats per token.
-
-    For each tail the last kept layer's fold point is refitted on three of four samples of `tokens`, and the fourth chooses
-    the ridge; all from two walks.
-
-    Raises:
-        ArchitectureError: as repair().
-    """
-    check_refittable(decoder, f"leave {parameter('repair')} out")
-    parts = [Batches.of(part, decoder.device) for part in (*split(tokens), judging)]
-    batches, layers = [batch for part in parts for batch in part.ids], len(decoder.layers)
-    known, judged = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]) + len(parts[1]), None)
-    progress = paced(progress, sum(some.numel() for some in batches))
-    streams = [decoder.embed(some) for some in batches]
-    whole, losses = list(streams), []
-    for layer in range(layers):
-        with decoder.resident(layer):
-            whole = stepped(decoder, layer, whole, batches)
-        progress("repairing", layer + 1, 2 * layers)
-    for layer in range(layers):
-        with decoder.resident(layer):
-            point = at_output(decoder, layer, find_fold_points(decoder, layer), f"leave {parameter('repair')} out")
-            with point.recorded(decoder.layers[layer]) as inputs:
-                streams = stepped(decoder, layer, streams, batches)
-        where, fitting = f"{layer + 1} layers, repaired", len(parts[0])
-        fitted = fit_correction(
-            point, inputs[known], here=streams[known], there=whole[known], fitting=fitting, where=where
-        )
-        short = fitted.applied(streams[judged], inputs[judged])
-        losses.append(_judged(decoder, parts[-1], whole[judged], short, where))
-        progress("repairing", layers + layer + 1, 2 * layers)
-    return losses
-
-
-def _judged(
-    decoder: Decoder, batches: Batches, whole: Sequence[Tensor], short: Sequence[Tensor], where: str
-) -> tuple[float, float]:
-    """Mean loss of the shorter model, and its KL divergence from the whole one; of several kinds the mean by weight."""
-    sums: list[list[tuple[Tensor, ...]]] = [[] for _ in batches.kinds]
-    for ids, counted, kind, there, hidden in zip(
-        batches.ids, batches.counted, batches.kind_of, whole, short, strict=True
-    ):
-        sums[kind] += divergences(decoder, ids, there, [hidden], counted)
-    loss, kl = (
-        batches.mean([float(in_float64(torch.cat([pair[each] for pair in kind], dim=1)).mean()) for kind in sums])
-        for each in (0, 1)
-    )
-    return checked(loss, where), kl
-
 
 Window = tuple[int, int]  # its first layer, and how many layers it has
 WHOLE: Window = (0, 0)  # the one without which nothing is missing

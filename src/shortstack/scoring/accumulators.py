@@ -1,13 +1,11 @@
 """What a walk adds up for metrics, by what they are fed with: hidden states, losses, or gradients of weights.
 
-An accumulator is fed as the walk goes on, gives its metrics' scores when it is done, and can be saved and loaded between.
+An accumulator is fed as the walk goes on, and gives its metrics' scores when it is done.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers, WalkState
-from shortstack.decoder.losses import DISTANCES, divergences, next_token_losses
+from shortstack.decoder.losses import divergences, next_token_losses
 from shortstack.machine.numbers import in_float64
 from shortstack.scoring.gradients import WeightGradient
 from shortstack.scoring.metrics import Metric
@@ -40,22 +38,7 @@ class Mean:
         return (self.total / self.count).tolist()
 
 
-class Means(ABC):
-    """Means over tokens that are saved and loaded together."""
-
-    @abstractmethod
-    def means(self) -> Iterator[Mean]:
-        """All of them, always in the same order."""
-
-    def save(self) -> Any:
-        return [(mean.total, mean.count) for mean in self.means()]
-
-    def load(self, saved: Any) -> None:
-        for mean, (total, count) in zip(self.means(), saved, strict=True):
-            mean.total, mean.count = total.cpu(), count
-
-
-class HiddenMeans(Means):
+class HiddenMeans:
     """Metrics of the hidden states around a layer, and around a block of layers by those that can."""
 
     def __init__(self, metrics: Sequence[Metric], layers: int, sizes: Sequence[int] = ()) -> None:
@@ -68,9 +51,6 @@ class HiddenMeans(Means):
             for size in sizes
             if of_blocks
         }
-
-    def means(self) -> Iterator[Mean]:
-        return chain(*self.layers.values(), *(means for each in self.blocks.values() for means in each.values()))
 
     def add_layer(self, layer: int, before: Tensor, after: Tensor, counted: Tensor | None = None) -> None:
         """before, after: hidden states [batch, length, width]; counted: [batch, length], None for all tokens."""
@@ -105,22 +85,14 @@ def _add(
             each[place].add(values.flatten(0, 1) if counted is None else values[counted])
 
 
-class OutputMeans(Means):
-    """The loss without each set of layers and, where metrics need them, distances from the whole model."""
+class OutputMeans:
+    """The loss without each set of layers and, where a metric needs it, its KL divergence from the whole model."""
 
     def __init__(self, metrics: Sequence[Metric], sets: Sequence[SkippedLayers]) -> None:
-        self.metrics = [metric for metric in metrics if metric.feed == "loss" or metric.feed in DISTANCES]
+        self.metrics = [metric for metric in metrics if metric.feed in {"loss", "kl"}]
         self.losses = {skipped: Mean() for skipped in sets}
-        by = [name for name in DISTANCES if any(metric.feed == name for metric in self.metrics)]
-        self.distances = {name: {skipped: Mean() for skipped in sets} for name in by}
-
-    @property
-    def compares(self) -> bool:
-        """Whether the whole model is looked at beside its shorter forms."""
-        return bool(self.distances)
-
-    def means(self) -> Iterator[Mean]:
-        return chain(self.losses.values(), *(each.values() for each in self.distances.values()))
+        self.compares = any(metric.feed == "kl" for metric in self.metrics)
+        self.kls = {skipped: Mean() for skipped in sets} if self.compares else {}
 
     @property
     def heads(self) -> int:
@@ -138,9 +110,8 @@ class OutputMeans(Means):
         ids, hidden = walk.ids, walk.hidden
         if self.compares:
             others = [hidden[skipped] for skipped in self.losses]
-            kept = [self.losses, *self.distances.values()]
-            for chunk in divergences(decoder, ids, hidden[UNPRUNED], others, counted, by=list(self.distances)):
-                for means, values in zip(kept, chunk, strict=True):
+            for chunk in divergences(decoder, ids, hidden[UNPRUNED], others, counted):
+                for means, values in zip((self.losses, self.kls), chunk, strict=True):
                     for mean, value in zip(means.values(), values, strict=True):
                         mean.add(value)
             on_head(self.heads)
@@ -158,8 +129,8 @@ class OutputMeans(Means):
         }
 
     def value(self, metric: Metric, skipped: SkippedLayers) -> float:
-        """The mean that a metric is fed with: the loss without the set, or a distance, per token."""
-        return float((self.losses if metric.feed == "loss" else self.distances[metric.feed])[skipped].value)
+        """The mean that a metric is fed with: the loss without the set, or its KL divergence, per token."""
+        return float((self.losses if metric.feed == "loss" else self.kls)[skipped].value)
 
 
 class GradientSums:
@@ -168,12 +139,6 @@ class GradientSums:
     def __init__(self, metrics: Sequence[Metric], layers: int) -> None:
         self.metrics = [metric for metric in metrics if metric.feed == "gradient"]
         self.scores = {metric.name: [0.0] * layers for metric in self.metrics}
-
-    def save(self) -> Any:
-        return self.scores
-
-    def load(self, saved: Any) -> None:
-        self.scores = saved
 
     def add(self, layer: int, gradients: Sequence[WeightGradient]) -> None:
         for metric in self.metrics:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import CalibrationText, Rows, Tokens, read_questions
 from shortstack.data.questions import TokenizedQuestion, questions_sha256, tokenize_questions
-from shortstack.data.splits import HELD_OUT, check_enough, split
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.likelihoods import answers
@@ -24,7 +23,6 @@ from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
-from shortstack.repairing.cut_families import repaired_tails
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS
 
@@ -41,7 +39,7 @@ TOLERATED = math.log(1.5)  # a perplexity half as high again
 class Depth:
     """The model of the first `layers` layers: loss and KL from the unpruned model, in nats per predicted token.
 
-    accuracy, accuracy_stderr: of multiple choice, where there were questions. repaired_*: with the last layer refitted.
+    accuracy, accuracy_stderr: of multiple choice, where there were questions.
     """
 
     layers: int
@@ -50,9 +48,6 @@ class Depth:
     kl: float
     accuracy: float | None = None
     accuracy_stderr: float | None = None
-    repaired_loss: float | None = None
-    repaired_perplexity: float | None = None
-    repaired_kl: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,12 +85,6 @@ class Sweep(Tabled):
         """How many layers can go from the tail before the loss exceeds `max_loss`."""
         return _removable([depth.loss for depth in self.depths], self.max_loss)
 
-    @property
-    def removable_repaired(self) -> int | None:
-        """As `removable`, with the last layer refitted; None where none was."""
-        repaired = [depth.repaired_loss for depth in self.depths if depth.repaired_loss is not None]
-        return _removable(repaired, self.max_loss) if repaired else None
-
     def within(self, max_loss: float) -> Sweep:
         """The same depths with another `max_loss`.
 
@@ -114,7 +103,7 @@ class Sweep(Tabled):
 
     def to_dict(self) -> dict[str, Any]:
         data = plain(self)
-        derived = {name: getattr(self, name) for name in ("knee", "max_loss", "removable", "removable_repaired")}
+        derived = {name: getattr(self, name) for name in ("knee", "max_loss", "removable")}
         return {"depths": data.pop("depths"), **derived, **data}
 
 
@@ -124,7 +113,6 @@ def sweep(
     tokens: Tokens | CalibrationText | Rows,
     *,
     task: str | Path | Tasks | None = None,
-    repair: bool = False,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Sweep:
@@ -132,30 +120,19 @@ def sweep(
 
     Layers can go up to a perplexity 1.5 times the unpruned one; Sweep.within() takes another limit. task: a .jsonl file of
     multiple choice (questions.LAYOUT), or one standard multiple-choice task, answered at every depth by a second walk.
-    repair: also refit the last layer of each depth, on three samples of four (as repaired_tails()); all is then measured on
-    the fourth alone.
 
     Raises:
-        DataError: the task cannot be read, or its documents cannot be had; too few samples to repair on.
+        DataError: the task cannot be read, or its documents cannot be had.
     """
     checkpoint = Checkpoint.of(checkpoint)
     tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     started = time.perf_counter()
-    if repair:
-        check_enough(tokens, f"give more text, or a smaller {parameter('length')}", at_least=2 * HELD_OUT)
     questions, task_record = _questions(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, compute)
-    fitting, judging = split(tokens) if repair else (tokens, tokens)
     wanted = Wanted([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
-    run = Run(decoder, judging, wanted, progress=progress, stage="sweeping").kept_by(checkpoint).go()
+    run = Run(decoder, tokens, wanted, progress=progress, stage="sweeping").go()
     cuts = tails(run.layers)
     depths = tuple(_depth(run, tail) for tail in cuts)
-    if repair:
-        repaired = repaired_tails(decoder, fitting, judging, progress=progress)  # of the first 1, 2, ... layers
-        depths = tuple(
-            replace(depth, repaired_loss=loss, repaired_perplexity=perplexity(loss), repaired_kl=kl)
-            for depth, (loss, kl) in zip(depths, reversed(repaired), strict=True)
-        )
     if questions:
         accuracy = answers(decoder, questions, cuts, progress=progress)
         depths = tuple(
@@ -168,7 +145,7 @@ def sweep(
         tokens.record(),
         task_record,
         decoder.dtype,
-        round(time.perf_counter() - started + run.seconds_before, 3),
+        round(time.perf_counter() - started, 3),
     )
 
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import UNPRUNED, Group, SkippedLayers, WalkState, layer_forwards
-from shortstack.decoder.layer_io import State
 from shortstack.machine.progress import Progress, paced, silent
-from shortstack.scoring.accumulators import GradientSums, HiddenMeans, Means, OutputMeans, Values
+from shortstack.scoring.accumulators import GradientSums, HiddenMeans, OutputMeans, Values
 from shortstack.scoring.gradients import loss_gradient, walk_back
-from shortstack.scoring.metrics import COMPARING, Metric
-from shortstack.scoring.resumption import Keeper
+from shortstack.scoring.metrics import Metric
 
 BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it once more, and twice as much for gradients
 
@@ -44,39 +39,17 @@ class Wanted:
 
 @dataclass
 class Position:
-    """Where a run is, beside what it has added up: all that it needs to go on.
+    """Where a run is, beside what it has added up.
 
-    turn: how many turns are finished. done: layer-forwards. walks: the batches of the turn that is not finished.
+    done: layer-forwards. walks: the batches of the turn that is not finished.
     entering[layer][batch]: what entered each layer, [batch, length, width], as far as it is still needed.
-    leaving[batch]: the loss's gradient in what leaves the last layer not yet walked back. going_back: those layers.
+    leaving[batch]: the loss's gradient in what leaves the last layer not yet walked back.
     """
 
     entering: list[list[Tensor]]
-    going_back: list[int]
     leaving: list[Tensor] = field(default_factory=list)
     walks: list[WalkState] = field(default_factory=list)
-    turn: int = 0
     done: int = 0
-
-    def save(self) -> dict[str, Any]:
-        walks = [
-            [
-                walk.layer,
-                walk.number,
-                walk.ids,
-                [([sorted(each) for each in sets], state.hidden) for sets, state in walk.groups],
-            ]
-            for walk in self.walks
-        ]
-        return {**vars(self), "walks": walks}
-
-    @classmethod
-    def load(cls, saved: dict[str, Any]) -> Position:
-        walks = [
-            WalkState(ids, [(tuple(map(frozenset, sets)), State(hidden, {})) for sets, hidden in groups], layer, number)
-            for layer, number, ids, groups in saved["walks"]
-        ]
-        return cls(**{**saved, "walks": walks})
 
 
 class Run:
@@ -92,22 +65,19 @@ class Run:
         feeds = {metric.feed for metric in wanted.metrics}
         if "gradient" in feeds:
             decoder.check_in_one_place("for their gradients")
-        measures_loss = bool(feeds & {"loss", *COMPARING})
+        measures_loss = bool(feeds & {"loss", "kl"})
         self.singles = [wanted.without | {layer} for layer in self.staying if measures_loss and wanted.singles]
         self.blocks = {size: self._blocks(size) if measures_loss else [] for size in wanted.windows}
-        reference = [UNPRUNED] if feeds & COMPARING else []
+        reference = [UNPRUNED] if "kl" in feeds else []
         self.sets: list[SkippedLayers] = list(
             dict.fromkeys([wanted.without, *reference, *self.singles, *chain(*self.blocks.values()), *wanted.sets])
         )
         self.hidden = [HiddenMeans(wanted.metrics, self.layers, wanted.windows) for _ in self.batches.kinds]
         self.outputs = [OutputMeans(wanted.metrics, self.sets) for _ in self.batches.kinds]
         self.gradients = GradientSums(wanted.metrics, self.layers)
-        self.accumulators: Sequence[Means | GradientSums] = (*self.hidden, *self.outputs, self.gradients)
-        self.position = Position([[] for _ in range(self.layers)], list(self.staying))
+        self.position = Position([[] for _ in range(self.layers)])
         self.trail: list[list[list[Group]]] | None = None  # [layer][batch]: the groups that enter each layer
-        self.keeper: Keeper | None = None
         self.told = progress
-        self.started, self.seconds_before = time.perf_counter(), 0.0
 
     def _blocks(self, size: int) -> list[SkippedLayers]:
         """Every block of so many layers, by its first."""
@@ -139,57 +109,30 @@ class Run:
         """The batches by their numbers, as many at a time as there is room for their streams."""
         return self.decoder.turns(range(len(self.batches)), tokens=self.batches.largest, streams=len(self.sets))
 
-    @property
-    def seconds(self) -> float:
-        """Since the run was made, and what it took before it was killed."""
-        return self.seconds_before + time.perf_counter() - self.started
-
     def go(self) -> Run:
-        """Walk, turn by turn, and back; from where a run like this one was killed, if its state was kept."""
-        if self.keeper and (state := self.keeper.kept(self.decoder.device)):
-            self._restore(state)
-        self.told = paced(self.progress, self.tokens.ids.numel(), share=self.position.done / self.total)
-        for turn in self.turns[self.position.turn :]:
+        """Walk, turn by turn, and back."""
+        self.told = paced(self.progress, self.tokens.ids.numel())
+        for turn in self.turns:
             self._forward(turn)
         if self.needs_gradient:
             self._back()
-        if self.keeper:
-            self.keeper.forget()
-        return self
-
-    def kept_by(self, checkpoint: Checkpoint) -> Run:
-        """The run, its state kept on disk from time to time; not where layers carry on more than hidden states."""
-        if self.decoder.bare:
-            counted = self.tokens.counted
-            self.keeper = Keeper.of(
-                checkpoint,
-                dtype=self.decoder.dtype,
-                device=self.decoder.device.type,
-                ids=[self.tokens.ids.tolist(), [len(batch) for batch in self.batches.ids], len(self.turns[0])],
-                kinds=[[asdict(kind) for kind in self.batches.kinds], None if counted is None else counted.tolist()],
-                metrics=[metric.name for metric in self.wanted.metrics],
-                wanted=[list(self.wanted.windows), self.wanted.singles, [sorted(skipped) for skipped in self.sets]],
-            )
         return self
 
     @torch.no_grad()
     def _forward(self, numbers: Sequence[int]) -> None:
         at = self.position
-        at.walks = walks = at.walks or [self._entering(number) for number in numbers]
+        at.walks = walks = [self._entering(number) for number in numbers]
         self._mark()
-        layers = range(walks[0].layer, self.layers)
-        for layer in self.decoder.through(walks, layers, observe=self._observe, on_forward=self._tick):
+        for layer in self.decoder.through(walks, range(self.layers), observe=self._observe, on_forward=self._tick):
             closed = layer + 1 - max(self.wanted.windows, default=0)
             if self.wanted.windows and not self.needs_gradient and closed >= 0:
                 at.entering[closed] = []  # no block that starts there is still open
             self._mark()
-            self._keep()
         if not self.needs_gradient:
             at.entering = [[] for _ in range(self.layers)]
         for walk in walks:
             self._head(walk)
-        at.walks, at.turn = [], at.turn + 1
-        self._keep()
+        at.walks = []
 
     def _entering(self, number: int) -> WalkState:
         return replace(self.decoder.enter(self.batches.ids[number], self.sets), number=number)
@@ -233,15 +176,13 @@ class Run:
             self.batches.ids,
             at.entering,
             at.leaving,
-            layers=at.going_back,
+            layers=self.staying,
             on_step=lambda: self._tick(BACKWARD),
         )
         for layer, gradients in back:
             self.gradients.add(layer, gradients)
             del gradients  # before those of the next layer are made
             at.entering[layer] = []
-            at.going_back = [earlier for earlier in at.going_back if earlier < layer]
-            self._keep()
 
     def _tick(self, forwards: int = 1) -> None:
         """Say how far the run is."""
@@ -253,29 +194,13 @@ class Run:
         if self.trail is not None:
             self.trail.append([walk.groups for walk in self.position.walks])
 
-    def _keep(self) -> None:
-        if self.keeper:
-            self.keeper.keep(
-                lambda: {
-                    "position": self.position.save(),
-                    "accumulators": [each.save() for each in self.accumulators],
-                    "seconds": self.seconds,
-                }
-            )
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.position = Position.load(state["position"])
-        for each, saved in zip(self.accumulators, state["accumulators"], strict=True):
-            each.load(saved)
-        self.seconds_before, self.stage = state["seconds"], f"{self.stage} (continued)"
-
     def loss(self, skipped: SkippedLayers) -> float:
         """The loss without a set of layers, in nats per predicted token: the mean over kinds by their weights."""
         return self.batches.mean([outputs.losses[skipped].value for outputs in self.outputs])
 
-    def distance(self, skipped: SkippedLayers, by: str = "kl") -> float:
-        """How far the model without a set of layers is from the whole one, per predicted token. by: a feed in COMPARING."""
-        return self.batches.mean([outputs.distances[by][skipped].value for outputs in self.outputs])
+    def distance(self, skipped: SkippedLayers) -> float:
+        """The KL divergence of the model without a set of layers from the whole one, in nats per predicted token."""
+        return self.batches.mean([outputs.kls[skipped].value for outputs in self.outputs])
 
     @property
     def base_loss(self) -> float | None:
@@ -331,11 +256,7 @@ class Run:
         base = self.base_loss or 0.0
         return {
             metric.name: [
-                metric.finish(
-                    metric.function(
-                        self.loss(each) - base if metric.feed == "loss" else self.distance(each, metric.feed)
-                    )
-                )
+                metric.finish(metric.function(self.loss(each) - base if metric.feed == "loss" else self.distance(each)))
                 for each in sets
             ]
             for metric in self.outputs[0].metrics

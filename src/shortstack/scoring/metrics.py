@@ -7,7 +7,6 @@ A metric is one pure function and one entry in METRICS; its *feed* says what it 
     hidden     the hidden states around each layer              f(before, after)    -> one value per token, averaged
     loss       the mean loss of the model without each layer    f(loss)             -> the layer's score
     kl         the mean KL divergence from the whole model      f(kl)               -> the layer's score
-    tv         the mean total variation distance from it        f(tv)               -> the layer's score
     gradient   each weight matrix and the loss's gradient       f(weight, gradient) -> a number, added up over the layer
     repair     the held-out loss without a block, repaired      f(loss)             -> the block's score
 
@@ -32,12 +31,11 @@ if TYPE_CHECKING:
 
 
 MetricName = Literal[
-    "random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi", "kl", "tv", "angular", "angular-mean",
+    "random", "reverse", "magnitude-l1", "magnitude-l2", "taylor", "ppl", "bi", "kl", "angular", "angular-mean",
     "relative-magnitude", "gradient", "repaired-window", "random-authors", "magnitude-l1-authors", "magnitude-l2-authors",
     "taylor-authors", "bi-authors",
 ]  # fmt: skip
-Feed = Literal["layers", "weights", "hidden", "loss", "kl", "tv", "gradient", "repair"]
-COMPARING = frozenset({"kl", "tv"})  # feeds that compare the output with the whole model's
+Feed = Literal["layers", "weights", "hidden", "loss", "kl", "gradient", "repair"]
 AUTHORS = "-authors"  # ends the names of metrics as the authors' code has them, where that is not what the paper says
 
 
@@ -186,7 +184,8 @@ class Metric:
 
     def sees(self, weight: str, dimensions: int) -> bool:
         """Whether a metric of weights or gradients counts the one of that name and so many dimensions."""
-        return "weight" in weight if self.all_weights else dimensions > 1
+        matrices = dimensions > 2 or "weight" in weight  # more than two: several experts, by no name that says weight
+        return matrices if self.all_weights else dimensions > 1
 
 
 PAPER = "arXiv 2411.15558, section 3.1"
@@ -203,7 +202,6 @@ METRICS: Mapping[str, Metric] = {
         Metric("ppl", "loss", perplexity, "perplexity without layer i", "arXiv 2402.02834, eq. 1", windows=True),
         Metric("bi", "hidden", block_influence, "mean over tokens of 1 - cos(x_i, x_i+1)", "arXiv 2403.03853, eq. 1"),
         Metric("kl", "kl", same, "KL(p || p without layer i)", "arXiv 2410.14649, fitness", windows=True),
-        Metric("tv", "tv", same, "1 - sum min(p, p without layer i)", "arXiv 2211.17192, lemma 3.3", windows=True),
         Metric("angular", "hidden", angular_distance, f"{ANGLE}, last token", "arXiv 2403.17887",
                last_token=True, windows=True),
         Metric("angular-mean", "hidden", angular_distance, f"{ANGLE}, mean over tokens", "after arXiv 2403.17887",

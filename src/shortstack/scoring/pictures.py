@@ -107,27 +107,21 @@ def sweep_picture(depths: Sequence[Depths], *, knee: int | None, tokens: Tokens)
 
 
 def _depths(depths: Sequence[Depths], name: str, label: str, knee: int | None) -> Panel:
-    named = ((name, "cut"), (f"repaired_{name}", "cut and repaired"))
-    lines = [
-        Line(word, points, colour) for colour, (key, word) in enumerate(named) if (points := _points(depths, key, word))
-    ]
-    every = [point for line in lines for point in line.points]
-    x = axis("layers removed from the tail", [point.x for point in every], "{:g}".format, whole=True)
+    points = _points(depths, name)
+    x = axis("layers removed from the tail", [point.x for point in points], "{:g}".format, whole=True)
     text = in_thousands if name == "perplexity" else number
-    y = axis(label, [point.y for point in every], text, log=name == "perplexity")
-    svg = Chart(label, x, y, lines, marks=[] if knee is None else [("knee", float(knee))]).svg()
-    legend: Named = [(line.colour, line.name) for line in lines] if len(lines) > 1 else []
-    if any(point.infinite for point in every):
-        legend = [*legend, (None, "at the upper edge: infinite")]
+    y = axis(label, [point.y for point in points], text, log=name == "perplexity")
+    svg = Chart(label, x, y, [Line("cut", points, 0)], marks=[] if knee is None else [("knee", float(knee))]).svg()
+    legend: Named = [(None, "at the upper edge: infinite")] if any(point.infinite for point in points) else []
     return Panel("", svg, HEIGHT, legend)
 
 
-def _points(depths: Sequence[Depths], key: str, word: str) -> list[Point]:
+def _points(depths: Sequence[Depths], key: str) -> list[Point]:
     """A point for each depth that has the key, from the unpruned model on."""
     whole = depths[0]["layers"] or 0
     found = []
     for depth in depths:
         gone, value = whole - (depth["layers"] or 0), depth.get(key)
         if value is not None:
-            found.append(Point(gone, value, f"{gone:g} removed, {word}: {number(value)}", depth.get(f"{key}_stderr")))
+            found.append(Point(gone, value, f"{gone:g} removed, cut: {number(value)}", depth.get(f"{key}_stderr")))
     return found

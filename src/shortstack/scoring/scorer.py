@@ -70,7 +70,7 @@ def score(
         decoder = Decoder.open(checkpoint, compute)
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
-            run = Run(decoder, tokens, Wanted(walked, sizes), progress=progress).kept_by(checkpoint).go()
+            run = Run(decoder, tokens, Wanted(walked, sizes), progress=progress).go()
             scores, blocks = scores | run.scores(), run.block_scores()
         repaired = [metric for metric in fed if metric.feed == "repair"]
         if repaired and sizes:
@@ -92,7 +92,7 @@ def score(
         dtype=decoder.dtype if decoder else None,
         base_loss=run.base_loss if run else None,
         kinds=_kinds(run) if run and tokens and tokens.kinds else {},
-        seconds=round(time.perf_counter() - started + (run.seconds_before if run else 0), 3),
+        seconds=round(time.perf_counter() - started, 3),
         peak_rss_bytes=peak_rss(),
     )
 
@@ -131,7 +131,7 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
         if layer is None or layer >= layers or not wanted:
             continue
         weight = read_weight(tensor)
-        if not weight.is_floating_point():
+        if not weight.is_floating_point() or weight.element_size() == 1:  # codes, whose scales lie beside them
             raise CheckpointError(
                 checkpoint.directory,
                 expected=f"{name} in floating point, to weigh it",

@@ -23,10 +23,10 @@ from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
 from shortstack.planning.layer_sets import FINALISTS, repairs_of, splits
-from shortstack.planning.plans import BLOCKS, DRAFT
+from shortstack.planning.plans import BLOCKS
 from shortstack.scoring import Scores
 from shortstack.scoring.block_sizes import block_sizes
-from shortstack.scoring.metrics import COMPARING, metric_named
+from shortstack.scoring.metrics import metric_named
 from shortstack.study.measures import EvaluateStep, ProfileStep
 from shortstack.study.step_cost import Cost, Costed, added
 from shortstack.study.steps import Contents, Job, Known, Places, Step
@@ -106,7 +106,7 @@ class ScoreStep(Step):
     def _passed(self, feeds: Set[str], depth: int) -> tuple[float, float, float]:
         """Layers and heads that the text passes, and how often its hidden states are held at once."""
         layers, heads, streams = 0.0, 0.0, 1.0
-        if feeds & {"loss", *COMPARING}:
+        if feeds & {"loss", "kl"}:
             layers, heads = _without_each(depth, self.sizes)
             streams = heads
         elif "hidden" in feeds:
@@ -182,7 +182,6 @@ class PlanStep(Step):
         return ["plan", *source, *options, "-o", "plan.json"]
 
     def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
-        from shortstack.planning.drafts import pace
         from shortstack.planning.measured import Budget
 
         if not trial.choice.measures:
@@ -191,9 +190,7 @@ class PlanStep(Step):
             return self._blocks_cost(trial.amount(model.layers), model, texts)
         layers = model.layers * (model.layers + 1) / 2
         walks = trial.amount(model.layers) / (trial.step or 1)
-        if trial.choice.how.name == DRAFT:
-            walks = trial.amount(model.layers) / pace(model.layers)
-        elif not trial.choice.how.by_metric:
+        if not trial.choice.how.by_metric:
             sets = Budget().generations * Budget().offspring
             layers, walks = layers + sets * model.layers, 1
         text = texts.windows(self.arguments, model)

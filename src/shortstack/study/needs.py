@@ -22,7 +22,6 @@ from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import check_sources
 from shortstack.data.questions import read_questions, tokenize_questions
 from shortstack.data.sources import TEXT, check_source
-from shortstack.data.splits import HELD_OUT
 from shortstack.decoder.likelihoods import passing
 from shortstack.decoder.streaming import must_stream
 from shortstack.evaluation import Amount, EvaluationText, GenerationChecks, Tasks
@@ -135,15 +134,15 @@ class Needing:
     def plan(self, choice: Choice, text: CalibrationText) -> Needs:
         return self._of(self._planned(choice, text))
 
-    def sweep(self, text: CalibrationText, questions: Path | Tasks | None = None, *, repair: bool = False) -> Needs:
-        """All depths in one walk, a head behind each layer; with repair a second walk and a fit for each.
+    def sweep(self, text: CalibrationText, questions: Path | Tasks | None = None) -> Needs:
+        """All depths in one walk, a head behind each layer.
 
         questions: a file of them, or a standard task, which every depth answers.
         """
         check_sources(text.text)
         if questions is None:
-            return self._swept(text, repair=repair)
-        depths, amounts = self._swept(text, repair=repair), self._asked(questions)
+            return self._swept(text)
+        depths, amounts = self._swept(text), self._asked(questions)
         seconds = None if amounts is None else sum(self._answered(amount) for amount in amounts)
         return replace(depths, seconds=added([depths.seconds, seconds]), unknown=tuple(self.texts.unknown))
 
@@ -160,19 +159,13 @@ class Needing:
         read = tokenize_questions(read_questions(questions), self.checkpoint.tokenizer())
         return [Amount(*passing([choice for question in read for choice in question.choices]))]
 
-    def _swept(self, text: CalibrationText, *, repair: bool) -> Needs:
+    def _swept(self, text: CalibrationText) -> Needs:
         model, layers = self.model, self.model.layers
         windows = self.texts.windows(asdict(text), model)
         if windows is None:
             return self._of(model.walk(None, layers))
-        judged = windows.tokens / (HELD_OUT if repair else 1)
-        seconds = windows.seconds + judged * model.passed(layers, layers + 1)
-        if repair:
-            seconds += windows.tokens * model.passed(2 * layers) + layers * model.fitted(windows.tokens)
-        hidden = model.hidden(windows.tokens, 1)
-        if repair:
-            return self._of(model.walk(seconds, layers, passes=3, held=2 * hidden + model.fit_bytes(windows.tokens)))
-        return self._of(model.walk(seconds, layers, hidden=hidden))
+        seconds = windows.seconds + windows.tokens * model.passed(layers, layers + 1)
+        return self._of(model.walk(seconds, layers, hidden=model.hidden(windows.tokens, 1)))
 
     def prune(self, choice: Choice, plan: Plan | None, text: CalibrationText, repair_samples: int | None) -> Needs:
         """plan: what is cut, where that is known. repair_samples: windows to repair on; None: no repair.
@@ -226,7 +219,7 @@ class Needing:
         Raises:
             InputError: the model does not fit in memory, and is to write.
         """
-        if generation.probes or looks_for_collapse(self.checkpoint, generation):
+        if generation.probes or looks_for_collapse(self.checkpoint, generation, self.compute):
             check_room_to_write(self.checkpoint, self.compute)
         return self._of(self._evaluated(text, tasks, generation))
 

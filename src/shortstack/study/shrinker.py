@@ -19,7 +19,7 @@ from shortstack.machine.formats import show_layers, size
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
-from shortstack.planning.plans import DRAFT, REPAIRED_BLOCKS
+from shortstack.planning.plans import REPAIRED_BLOCKS
 from shortstack.report import write_report
 from shortstack.runs.records import TrialRecord
 from shortstack.study.beside import Beside, beside
@@ -207,9 +207,6 @@ def _why(plan: Mapping[str, Any], options: ShrinkOptions) -> str:
     compared = plan.get("compared")
     if not compared:
         return f"The recipe {options.recipe} says how."
-    if DRAFT in plan["strategy"]:
-        best = f"{max(compared.values()):.2f} times as fast as without it"
-        return f"Of {len(compared)} cuts this one is expected to be the best draft: the whole model writes {best}."
     measure = (
         "loss with layers refitted" if plan["strategy"] == REPAIRED_BLOCKS else "KL divergence from the unpruned model"
     )
