@@ -16,14 +16,17 @@ import typer
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import DataError, DiskFullError, InputError, OutputError
+from shortstack.report import Report
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
+from shortstack.runs.records import read
 from shortstack.study import run_study
 from shortstack.study.kinds import HealStep, PruneStep
 from shortstack.study.measures import EvaluateStep
+from shortstack.study.progress import study_progress
 from shortstack.study.words import quoted
 from shortstack.study.workers import local
-from studies import QUICK, STUDY, found, inline, write_study
+from studies import QUICK, STUDY, found, inline, make_data, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
 
@@ -134,6 +137,25 @@ def test_a_failure_is_recorded_and_the_other_trials_go_on(tmp_path, study_data):
     )
     repaired = run(tmp_path, text)
     assert (repaired.done, repaired.failed, repaired.failures) == (6, 0, [])
+
+
+def test_what_was_found_with_other_inputs_is_not_shown_as_this_trial_s(tmp_path, monkeypatch):
+    """The text changes, and evaluating on the new one fails: nothing of the old one stands beside the failure."""
+    monkeypatch.setenv("TINY", str(make_data(tmp_path)))
+    run(tmp_path)
+    assert all(trial.step("evaluate_base") for trial in read(tmp_path / "runs").trials)
+    (tmp_path / "text.txt").write_text("another text, and much too short", encoding="utf-8")
+    seen = []
+    outcome = run(tmp_path, progress=lambda stage, done, _total, /, *, note="": seen.append((stage, done)))
+    assert (outcome.done, outcome.failed) == (0, 4)
+    assert ("study", 3) in seen, "what the changed text has no part in"
+    assert {done for stage, done in seen if stage == "study"} == {3}, "what was done with the old text does not count"
+    assert [trial.state for trial in read(tmp_path / "runs").trials] == ["failed"] * 4
+    for trial in read(tmp_path / "runs").trials:
+        assert {role for role, step in trial.steps.items() if step.state == "done"} <= {"plan", "prune", "heal"}
+    counted = study_progress(tmp_path / "runs").kinds
+    assert {kind: each.done for kind, each in counted.items() if each.done} == {"plan": 1, "prune": 1, "heal": 1}
+    assert not [each for each in Report.of(tmp_path / "runs").tables if each.key == "metrics"]
 
 
 @pytest.mark.parametrize(("keep", "left"), [("none", set()), ("best", {"heal", "prune"}), ("all", {"prune", "heal"})])

@@ -309,10 +309,10 @@ class _StudyRun:
 
     def _tell(self) -> None:
         """How many steps are done of how many there are at most, and what those that run said last."""
-        total = sum(self.recorded["expected"].values())
+        total, done = sum(self.recorded["expected"].values()), self.paths.done(self.results)
         said = [(step.kind, read_progress(self.folder.progress(step.key))) for step in self.running.values()]
         note = ", ".join(f"{kind}: {told}" if told else kind for kind, told in said)
-        self.progress("study", min(len(self.results), total), total, note=note)
+        self.progress("study", done, total, note=note)
 
     def _remove_weights(self, needed: set[str]) -> None:
         """Remove the weights of checkpoints that nothing needs; their small files stay."""
