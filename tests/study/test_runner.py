@@ -1,8 +1,10 @@
 """A study runs each step once, goes on after any kill with the same end, and one failure is one trial's."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
@@ -287,6 +290,35 @@ def test_the_command_of_every_step_can_be_typed(tmp_path):
     for command in told:
         _, verb, *words = shlex.split(command)
         verbs[verb].make_context(verb, words)  # raises for an option that is none
+
+
+def test_the_commands_of_a_study_in_an_odd_folder_give_what_its_steps_gave(tmp_path, monkeypatch):
+    """Each command is run as a shell reads it, and what it says is compared with the step's result."""
+    odd = tmp_path / """it's @ "1,000" = $5 (a;b)"""
+    odd.mkdir()
+    monkeypatch.setenv("TINY", str(make_data(odd)))
+    repaired = "repair: {text: $TINY/text.txt, samples: 8, length: 16}\n"
+    assert run(odd, STUDY.replace("[reverse, ppl]", "[ppl]") + repaired, keep="all").failed == 0
+    with Store.open(Folder(odd / "runs"), read_only=True) as store:
+        steps = [step for step in store.steps() if step["kind"] != "plan"]
+    monkeypatch.chdir(tmp_path)
+    for step in steps:
+        said = subprocess.run(
+            ["sh", "-c", f"printf '%s\\0' {step['command']}"], capture_output=True, text=True, check=True
+        )
+        _, *words = said.stdout.rstrip("\0").split("\0")
+        place = Path(words[words.index("-o") + 1]) if "-o" in words else None
+        done = CliRunner().invoke(app, [*words, "--json"])
+        assert done.exit_code == 0, f"{step['command']}\n{done.output}"
+        told = json.loads(done.stdout)
+        if place and place.is_dir():
+            assert Checkpoint.open(place).weights_sha256 == step["result"]["weights_sha256"]
+            shutil.rmtree(place)
+        elif step["kind"] == "score":
+            assert told["scores"] == step["result"]["scores"]
+        else:
+            losses = [[each["loss"] for each in result["perplexity"].values()] for result in (told, step["result"])]
+            assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize(

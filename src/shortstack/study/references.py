@@ -20,8 +20,18 @@ from shortstack.machine.files import digest
 
 def open_model(name: str, **options: Any) -> Checkpoint:
     """A checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
+    model, revision = with_revision(name)
+    return Checkpoint.open(model, revision=revision, **options)
+
+
+def with_revision(name: str) -> tuple[str, str | None]:
+    """A study's word for a model as its name and the revision that it asks for; a path that is there asks for none.
+
+    >>> with_revision("org/name@v2"), with_revision("demo")
+    (('org/name', 'v2'), ('demo', None))
+    """
     model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
-    return Checkpoint.open(model, revision=revision or None, **options)
+    return model, revision or None
 
 
 def text_digest(source: str) -> str:
