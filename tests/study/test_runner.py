@@ -276,6 +276,72 @@ def test_a_missing_text_or_model_is_said_before_anything_runs(tmp_path):
         assert store.counts() == {}
 
 
+PROFILED = "collapse: false, profile: {batch_sizes: %s}"
+WRONG = {
+    "calibration: {text: $TINY/text.txt": ("calibration: {text: pydocc", "calibration: {text: $TINY/model"),
+    "perplexity: [$TINY/text.txt]": (
+        "perplexity: [pydocc]",
+        "perplexity: [$TINY/model]",
+        "perplexity: [mix]",
+        "perplexity: ['$TINY/text.txt,pydoc']",
+        "perplexity: [self]",
+    ),
+    "data: $TINY/lines.jsonl": ("data: 'pydoc,slef'", "data: $TINY/model", "data: $TINY/model/config.json"),
+    "metrics: [reverse, ppl]": ("metrics: [pppl]", "metrics: [ppl blok]", "metrics: [layers 8-9]"),
+    "drop: 2": ("drop: 6", "drop: 1%", "drop: most", "drop: 2\nstrategy: step 3"),
+    "method: partial": ("method: partiall",),
+    "last: 1": ("last: 5", "near_cut: 5"),
+    "collapse: false": (
+        "tasks: [piqa], data_dir: $TINY",
+        "tasks: [piqaa], include: $TINY",
+        "limit: 3",
+        "include: $TINY",
+        "probe_items: 1",
+        PROFILED % "[0]",
+        PROFILED % "[]",
+    ),
+    "title: tiny": ("compute: {device: mps}",),
+}
+
+
+@pytest.mark.parametrize(
+    "wrong", [(old, new) for old, values in WRONG.items() for new in values], ids=lambda pair: pair[1]
+)
+def test_what_would_fail_in_a_step_is_refused_before_the_first(tmp_path, monkeypatch, wrong):
+    harness = pytest.importorskip("shortstack.evaluation.harness")
+    without_stock = partial(harness.TaskManager, include_defaults=False)  # reading all that it ships takes seconds
+    monkeypatch.setattr(
+        harness, "TaskManager", lambda include_path, include_defaults: without_stock(include_path=include_path)
+    )
+    old, new = wrong
+    assert old in STUDY
+    with pytest.raises((InputError, DataError)) as refused:
+        run(tmp_path, STUDY.replace(old, new))
+    if "piqaa" in new:
+        assert "did you mean piqa" in str(refused.value)
+    if (tmp_path / "runs").exists():
+        with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
+            assert store.counts() == {}
+            assert store.steps() == []
+
+
+def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
+    """Its options are part of a trial and of its steps' keys; the file's name is not."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("heal: {method: partial, last: 1, epochs: 1, batch_size: 4}\n", encoding="utf-8")
+    text = STUDY.replace(f"[none, {QUICK}]", f"{{recipe: {recipe}, data: $TINY/lines.jsonl, max_length: 32}}")
+    run(tmp_path, text)
+    before = found(tmp_path / "runs")
+    recipe.write_text(recipe.read_text().replace("last: 1", "last: 2"), encoding="utf-8")
+    with pytest.raises(InputError, match=r'"last": 1.*the nearest has .*"last": 2'):
+        run(tmp_path, text)
+    assert found(tmp_path / "runs") == before
+    renamed = recipe.rename(tmp_path / "yours.yaml")
+    renamed.write_text(renamed.read_text().replace("last: 2", "last: 1"), encoding="utf-8")
+    text = text.replace(f"recipe: {recipe}", f"name: mine, recipe: {renamed}")
+    assert run(tmp_path, text, replaced=True).steps == 0
+
+
 def test_the_command_of_every_step_can_be_typed(tmp_path):
     more = "- {metric: search}\n- {metric: ppl block, drop: 3}\n- {metric: ppl, strategy: step 1, heal: quick}\n"
     text = STUDY.replace("samples: 2, length", "samples: 4, length").replace("collapse: false", "probe_items: 2")

@@ -189,8 +189,7 @@ class Store:
         Raises:
             DataError: one has changed since, as on a disk that fails.
         """
-        known = self.connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'seals'").fetchone()[0]
-        seals = dict(self.connection.execute("SELECT row, sha256 FROM seals").fetchall()) if known else {}
+        seals = dict(self.connection.execute("SELECT row, sha256 FROM seals").fetchall())
         for row in rows:
             if seals.get(row[name], seal := _seal(row, columns)) != seal:
                 raise DataError(

@@ -117,14 +117,18 @@ def _values(scores: Mapping[str, Any], trial: Trial) -> Any:
 
 def sources(study: Study) -> list[str]:
     """Every text and folder that a study reads, each once."""
-    named: list[str | None] = [*study.evaluation.perplexity, study.evaluation.data_dir, study.evaluation.include]
+    evaluation = study.evaluation
+    folders = [folder for folder in (evaluation.data_dir, evaluation.include) if folder]
+    return list(dict.fromkeys([*evaluation.perplexity, *folders, *texts(study)]))
+
+
+def texts(study: Study) -> list[str]:
+    """Every text that the steps before evaluation read, each once."""
+    named: list[str] = []
     for trial in study.trials:
-        named += [
-            trial.calibration.text if trial.calibration else None,
-            trial.repair.text if trial.repair else None,
-            dict(trial.heal.options)["data"] if trial.heal else None,
-        ]
-    return list(dict.fromkeys(source for source in named if source))
+        named += [looked_at.text for looked_at in (trial.calibration, trial.repair) if looked_at]
+        named += [dict(trial.heal.options)["data"]] if trial.heal else []
+    return list(dict.fromkeys(named))
 
 
 def foreseen(step: Step) -> Mapping[str, Any]:

@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DiskFullError, ShortstackError
+from shortstack.machine.device import pick_device
 from shortstack.machine.files import digest, finite, plain, whole
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
-from shortstack.study.graph import Graph, Paths, sources
+from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, read_study
-from shortstack.study.references import expanded, open_model, text_digest
+from shortstack.study.references import check_text, expanded, open_model, text_digest
 from shortstack.study.run_options import KEEPS
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
@@ -75,24 +76,32 @@ def run_study(
     finished steps that both have are not run again.
 
     Raises:
-        InputError: the file is wrong, a model or text is not there, or `out` is of another study, or in use.
+        InputError: the file is wrong, a model, text, task or device is not there, a model has too few layers for a trial,
+            or `out` is of another study, or in use.
         DiskFullError: the disk has no room; the same call goes on.
     """
     check_choice_of("keep", keep, KEEPS)
     study, folder = read_study(path), Folder(Path(out), artefacts)
     study.evaluation.check()
+    for source in texts(study):
+        check_text(source)
     check_outside(folder)
     with folder.held(), Store.open(folder) as store:
         if not replaced:
-            check_same(folder, study)
+            check_same(folder, study, store)
         check_place(folder, store)
-        graph = Graph(study, _models(study, progress), {source: text_digest(source) for source in sources(study)})
+        models = _models(study, progress)
+        for trial in study.trials:
+            trial.check_fits(models[trial.model].layers or 0)
+        graph = Graph(study, models, {source: text_digest(source) for source in sources(study)})
         with whole(folder.study) as partial:
             shutil.copy(path, partial)
         store.forget_running()
         folder.clear_partial()
         store.keep_trials({trial.id for trial in study.trials})
         with launcher() as launch:
+            if launch.here:
+                pick_device(study.compute.device)
             store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
             created = store.noted().get("created", str(time.time()))
             store.note(shortstack=version("shortstack"), created=created, finished="", artefacts=folder.url or "")

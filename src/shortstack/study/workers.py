@@ -37,11 +37,12 @@ class Needs:
 class Launch:
     """width: how many tasks are worth handing over at once. submit(function, argument, needs) gives a future of its result.
 
-    function is found again by its name in the worker, argument and result are pickled.
+    function is found again by its name in the worker, argument and result are pickled. here: tasks run on this machine.
     """
 
     width: int
     submit: Callable[[Callable[[Any], Any], Any, Needs], Future[Any]]
+    here: bool = True
 
 
 @contextmanager
@@ -160,7 +161,7 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         return future
 
     try:
-        yield Launch(workers or max(1, int(cluster.cluster_resources().get("CPU", 1))), submit)
+        yield Launch(workers or max(1, int(cluster.cluster_resources().get("CPU", 1))), submit, here=False)
     finally:
         cluster.shutdown()
 
