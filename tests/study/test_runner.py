@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from shortstack.report import Report
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.records import read
-from shortstack.study import run_study
+from shortstack.study import run_study, runner
 from shortstack.study.kinds import HealStep, PruneStep
 from shortstack.study.measures import EvaluateStep
 from shortstack.study.progress import study_progress
@@ -234,6 +236,27 @@ def test_a_full_disk_ends_the_study_once_and_the_same_call_goes_on(tmp_path, mon
     assert len(tried) == 1, "what else is begun would fail, too"
     assert original is PruneStep.run
     assert run(tmp_path).done == 4
+
+
+def test_what_is_timed_runs_alone(tmp_path, monkeypatch):
+    beside, start = [], runner._StudyRun._start
+
+    def noted(study_run, step):
+        beside.append(sorted([step.kind, *(each.kind for each in study_run.running.values())]))
+        start(study_run, step)
+
+    @contextmanager
+    def two():
+        with inline() as launch:
+            yield replace(launch, width=2)
+
+    monkeypatch.setattr(runner._StudyRun, "_start", noted)
+    profiled = "collapse: false, profile: {batch_sizes: [1], prompt: 4, new_tokens: 2}"
+    study = write_study(tmp_path, STUDY.replace("collapse: false", profiled))
+    outcome = run_study(study, tmp_path / "runs", launcher=two)
+    assert (outcome.done, outcome.failed) == (4, 0)
+    assert [kinds for kinds in beside if "profile" in kinds] == [["profile"]] * 2
+    assert [kinds for kinds in beside if len(kinds) == 2], "others run two at a time"
 
 
 def test_losses_of_two_objectives_are_not_ranked_together(tmp_path):

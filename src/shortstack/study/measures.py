@@ -152,6 +152,7 @@ class ProfileStep(Step):
     """profile(). Known by the shapes alone: cuts of one shape are equally fast."""
 
     kind = "profile"
+    alone = True
 
     @classmethod
     def of(cls, known: Known, wanted: ProfileOptions, contents: Contents, place: str) -> ProfileStep:

@@ -188,9 +188,10 @@ class _StudyRun:
     # What can run
 
     def _hand_over(self) -> None:
-        """Give workers the steps that can run, those of earlier trials first."""
-        for step in self._ready():
-            if len(self.running) >= self.launch.width:
+        """Give workers the steps that can run: first those that run alone, once nothing else does; then by the trials."""
+        for step in sorted(self._ready(), key=lambda step: not step.alone):
+            together = [step, *self.running.values()]
+            if len(together) > (1 if any(each.alone for each in together) else self.launch.width):
                 return
             self._start(step)
 
@@ -236,7 +237,8 @@ class _StudyRun:
 
     def _needs(self, step: Step) -> Needs:
         resources = self.graph.study.resources.get(step.kind, Resources())
-        return Needs(resources.cpus, resources.gpus, int(resources.memory * 1e9) if resources.memory else None)
+        gpus = 0.0 if resources.gpus is None and self.graph.study.compute.device == "cpu" else resources.gpus
+        return Needs(resources.cpus, gpus, int(resources.memory * 1e9) if resources.memory else None)
 
     # What has run
 

@@ -26,10 +26,10 @@ RETRIES = 3  # of a task whose worker or node is lost
 
 @dataclass(frozen=True)
 class Needs:
-    """What a task takes of a machine; memory in bytes."""
+    """What a task takes of a machine; memory in bytes. gpus: None is one where there are some."""
 
     cpus: float = 1
-    gpus: float = 0
+    gpus: float | None = None
     memory: int | None = None
 
 
@@ -154,8 +154,10 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         raise InputError(parameter("ray"), expected=expected, found=str(error), fix=fix) from error
 
     def submit(function: Callable[[Any], Any], argument: Any, needs: Needs) -> Future[Any]:
+        some = min(1.0, cluster.cluster_resources().get("GPU", 0.0))  # a task that takes none may see none
+        gpus = some if needs.gpus is None else needs.gpus
         task = cluster.remote(function).options(
-            num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, max_retries=RETRIES
+            num_cpus=needs.cpus, num_gpus=gpus, memory=needs.memory, max_retries=RETRIES
         )
         future: Future[Any] = task.remote(argument).future()
         return future
