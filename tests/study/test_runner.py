@@ -31,7 +31,7 @@ from shortstack.study.measures import EvaluateStep
 from shortstack.study.progress import study_progress
 from shortstack.study.words import quoted
 from shortstack.study.workers import local
-from studies import QUICK, STUDY, found, inline, make_data, write_study
+from studies import QUICK, SHORT, STUDY, found, inline, make_data, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
 
@@ -494,9 +494,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path):
     assert weights(runs) == weights(tmp_path / "runs")
 
 
-@pytest.mark.slow
-def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path):
-    study, runs = write_study(tmp_path), tmp_path / "killed"
+LENGTHS = pytest.mark.parametrize("text", [SHORT, pytest.param(STUDY, marks=pytest.mark.slow)], ids=["short", "long"])
+
+
+@LENGTHS
+def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path, text):
+    study, runs = write_study(tmp_path, text), tmp_path / "killed"
     words = [sys.executable, "-m", "shortstack", "study", str(study), "-o", str(runs), "--workers", "2", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
@@ -510,9 +513,9 @@ def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path):
     assert found(runs) == found(tmp_path / "runs")
 
 
-@pytest.mark.slow
-def test_processes_give_what_one_process_gives(tmp_path):
-    study = write_study(tmp_path)
+@LENGTHS
+def test_processes_give_what_one_process_gives(tmp_path, text):
+    study = write_study(tmp_path, text)
     outcome = run_study(study, tmp_path / "two", launcher=partial(local, 2))
     run_study(study, tmp_path / "runs", launcher=inline)
     assert outcome.failed == 0

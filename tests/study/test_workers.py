@@ -11,7 +11,7 @@ import pytest
 from shortstack.errors import InputError
 from shortstack.study import run_study
 from shortstack.study.workers import Launch, Needs, local, ray
-from studies import QUICK, STUDY, found, inline, make_data, write_study
+from studies import SHORT, STUDY, found, inline, make_data, write_study
 from tasks import dies, fails, its_process
 
 
@@ -90,9 +90,6 @@ def test_a_step_on_a_cluster_gets_a_gpu_where_there_are_some(cluster):
         assert launch.width == 1
         assert launch.submit(os.getenv, "CUDA_VISIBLE_DEVICES", Needs()).result() == "0", "--device auto sees it"
         assert launch.submit(os.getenv, "CUDA_VISIBLE_DEVICES", Needs(gpus=0)).result() != "0"
-
-
-SHORT = STUDY.replace("[reverse, ppl]", "[ppl]").replace(f"[none, {QUICK}]", "none")
 
 
 @pytest.mark.parametrize(
