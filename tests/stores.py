@@ -23,6 +23,7 @@ CREATE TABLE steps(key TEXT PRIMARY KEY, kind TEXT, arguments JSON, inputs JSON,
   command TEXT, versions JSON, peak_rss_bytes INTEGER);
 CREATE TABLE trials(id TEXT PRIMARY KEY, number INTEGER, settings JSON, state TEXT);
 CREATE TABLE trial_steps(trial TEXT, role TEXT, step TEXT, PRIMARY KEY(trial, role));
+CREATE TABLE seals(row TEXT PRIMARY KEY, sha256 TEXT);
 """
 VERSIONS = {"shortstack": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0", "python": "3.13.5"}
 LAYERS, LAYER_BYTES, OTHER_BYTES = 30, 7_080_192, 56_624_256

@@ -23,6 +23,9 @@ drop: 2
 heal: [none, {QUICK}]
 evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse: false}}
 """
+SHORT = STUDY.replace("[reverse, ppl]", "[ppl]").replace(
+    f"[none, {QUICK}]", "none"
+)  # one trial, of steps that run together
 VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s", "model"}  # of a run, not of what it found
 
 

@@ -1,5 +1,5 @@
-"""What CONTRIBUTING says of additions: a toy metric, method and strategy, put into a copy of the package in those places
-alone, are seen on the command line, in the listings, in the tables of the pages, and in a study.
+"""What CONTRIBUTING says of additions: a toy metric, method, strategy and source, put into a copy of the package in those
+places alone, are seen on the command line, in the listings, in the tables of the pages, and in a study.
 """
 
 from __future__ import annotations
@@ -58,13 +58,21 @@ class Toy(Partial):
     name: ClassVar[str] = "toy-method"
     trains: ClassVar[str] = "toys"
 '''
+SOURCE = '''
+def toy_words(held_out: bool) -> str:
+    """One sentence, again and again."""
+    return ("the door of the dog is in order " if held_out else "the dog lies by the door and walks ") * 40
+
+
+SOURCES: Mapping'''
+SOURCE_ENTRY = '= {"toy-source": toy_words, "pydoc": _pydoc}'
 STUDY = """
 models: [model]
 metrics: [toy-metric, toy-strategy]
-calibration: {text: text.txt, samples: 2, length: 16}
+calibration: {text: toy-source, samples: 2, length: 16}
 drop: 2
-heal: {name: quick, method: toy-method, toy_share: 0.25, data: lines.jsonl, epochs: 1, max_length: 32}
-evaluation: {perplexity: [text.txt], length: 16, samples: 2, collapse: false}
+heal: {name: quick, method: toy-method, toy_share: 0.25, data: "toy-source,lines.jsonl=2", epochs: 1, max_length: 32}
+evaluation: {perplexity: [toy-source], length: 16, samples: 2, collapse: false}
 """
 
 
@@ -91,6 +99,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert(metrics, '\n        Metric("random",', METRIC_ENTRY)
     insert(strategies, "\nSTRATEGIES: Mapping", STRATEGY)
     insert(strategies, '\n        Strategy("lowest",', STRATEGY_ENTRY)
+    insert(package / "data" / "sources.py", "\nSOURCES: Mapping", SOURCE)
+    insert(package / "data" / "sources.py", '= {"pydoc": _pydoc}', SOURCE_ENTRY)
     (package / "healing" / "toy.py").write_text(METHOD.lstrip(), encoding="utf-8")
     insert(methods, "(Partial, Lora,", "(Partial, Toy, Lora,")
     insert(methods, "import Partial\n", "import Partial\nfrom shortstack.healing.toy import Toy\n")
@@ -117,11 +127,12 @@ def shortstack(place: Path, *words: str) -> str:
 
 
 def test_they_stand_in_the_help_and_in_the_listings(place):
-    assert "toy-metric" in shortstack(place, "score", "--help")
+    score = shortstack(place, "score", "--help")
+    assert "toy-metric" in score
+    assert "toy-source" in score
     assert "toy-strategy" in shortstack(place, "plan", "--help")
-    assert {"toy-method: toys", "--toy-share"} <= {
-        word for word in ("toy-method: toys", "--toy-share") if word in shortstack(place, "heal", "--help-all")
-    }
+    heal = shortstack(place, "heal", "--help-all")
+    assert [word for word in ("toy-method: toys", "--toy-share", "toy-source") if word not in heal] == []
     listed = json.loads(shortstack(place, "ls", "--json"))
     for what in ("metric", "strategy", "method"):
         names = [row["name"] for row in listed["strategies" if what == "strategy" else f"{what}s"]]
@@ -147,6 +158,9 @@ def test_they_choose_layers(place):
 def test_a_study_and_a_recipe_know_them(place):
     done = json.loads(shortstack(place, "study", "study.yaml", "-o", "runs", "--json"))
     assert (done["done"], done["failed"]) == (2, 0), done
+    insert(place / "src" / "shortstack" / "data" / "sources.py", "the door of the dog", "the dog of the door")
+    again = json.loads(shortstack(place, "study", "study.yaml", "-o", "runs", "--json"))
+    assert (again["done"], again["skipped"]) == (2, 4), "plans and cuts stay, what reads the source is run again"
     schema = python(place, "-c", "import json; from shortstack.study.grid import schema; print(json.dumps(schema()))")
     assert "toy_share" in schema
     (place / "mine.yaml").write_text("heal: {method: toy-method, toy_share: 2}\n", encoding="utf-8")

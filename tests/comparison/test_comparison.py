@@ -32,10 +32,11 @@ from shortstack.planning.measured import search
 from shortstack.profiling.profiler import SpeedRatios
 from shortstack.profiling.speed import Load, Ratio
 from shortstack.pruning import prune
-from shortstack.repairing import repair
+from shortstack.repairing import repair, repairer
 from shortstack.scoring import METRICS
 from zoo import make, speaking
 
+FLOAT = Compute(dtype="float32", device="cpu")
 LOAD = Load(prompt=4, new_tokens=2)
 
 
@@ -136,15 +137,22 @@ def test_the_pruned_row_is_the_smallest_cut_that_fits(compared, tmp_path):
     assert row.perplexity["a"].loss == measure(Decoder.load(pruned, dtype=torch.float32), judging.texts["a"]).loss
 
 
-def test_the_repaired_row_is_what_repair_makes_of_it(compared, place, tmp_path):
-    checkpoint, judging, found = compared
+def test_a_repair_that_lowers_no_loss_makes_no_row(compared, place):
+    checkpoint, _, found = compared
+    removed = frozenset(rows(found)["pruned"].removed)
+    assert not repair(checkpoint, removed, tokens(checkpoint, place), compute=FLOAT).kept, "of this random model"
+    assert rows(found)["pruned, repaired"].reason == "no repair lowers the held-out loss"
+
+
+def test_the_repaired_row_is_what_repair_makes_of_it(compared, place, tmp_path, monkeypatch):
+    """Of a repair that is kept, as those of trained models are."""
+    monkeypatch.setattr(repairer.RepairWalk, "helps", lambda _walk: True)
+    checkpoint, judging, _ = compared
+    some = tokens(checkpoint, place)
+    found = compare(checkpoint, Calibration(some, some), replace(judging, judges=()), memory="60%", compute=FLOAT)
     row, removed = rows(found)["pruned, repaired"], rows(found)["pruned"].removed
-    repaired = repair(
-        checkpoint, frozenset(removed), tokens(checkpoint, place), compute=Compute(dtype="float32", device="cpu")
-    )
-    if not repaired.kept:
-        assert row.reason == "no repair lowers the held-out loss"
-        return
+    repaired = repair(checkpoint, frozenset(removed), some, compute=FLOAT)
+    assert repaired.kept
     pruned = prune(checkpoint, plan(8, layers=removed), tmp_path / "repaired", repair=repaired)
     assert row.perplexity["a"].loss == measure(Decoder.load(pruned, dtype=torch.float32), judging.texts["a"]).loss
 

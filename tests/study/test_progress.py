@@ -26,10 +26,9 @@ def runs(tmp_path):
                 store.end(f"key{number}", state, {**result, "seconds": 10.0 + number})
         store.begin("score", {**ROW, "kind": "score"})
         store.end("score", "done", {"result": {}, "seconds": 1.0})
-        for number, state in enumerate(("done", "running", "failed")):
-            store.set_trial(
-                f"trial{number}", {"number": number, "settings": {}, "state": state}, {"heal": f"key{number}"}
-            )
+        ended, going, failed = {"score": "score", "heal": "key0"}, {"prune": "key1", "heal": "key2"}, {"heal": "key3"}
+        for number, (state, steps) in enumerate({"done": ended, "running": going, "failed": failed}.items()):
+            store.set_trial(f"trial{number}", {"number": number, "settings": {}, "state": state}, steps)
         yield folder.root, store
 
 

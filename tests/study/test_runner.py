@@ -1,29 +1,37 @@
 """A study runs each step once, goes on after any kill with the same end, and one failure is one trial's."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import DataError, DiskFullError, InputError, OutputError
+from shortstack.report import Report
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
-from shortstack.study import run_study
+from shortstack.runs.records import read
+from shortstack.study import run_study, runner
 from shortstack.study.kinds import HealStep, PruneStep
 from shortstack.study.measures import EvaluateStep
+from shortstack.study.progress import study_progress
 from shortstack.study.words import quoted
 from shortstack.study.workers import local
-from studies import QUICK, STUDY, found, inline, write_study
+from studies import QUICK, SHORT, STUDY, found, inline, make_data, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
 
@@ -136,6 +144,25 @@ def test_a_failure_is_recorded_and_the_other_trials_go_on(tmp_path, study_data):
     assert (repaired.done, repaired.failed, repaired.failures) == (6, 0, [])
 
 
+def test_what_was_found_with_other_inputs_is_not_shown_as_this_trial_s(tmp_path, monkeypatch):
+    """The text changes, and evaluating on the new one fails: nothing of the old one stands beside the failure."""
+    monkeypatch.setenv("TINY", str(make_data(tmp_path)))
+    run(tmp_path)
+    assert all(trial.step("evaluate_base") for trial in read(tmp_path / "runs").trials)
+    (tmp_path / "text.txt").write_text("another text, and much too short", encoding="utf-8")
+    seen = []
+    outcome = run(tmp_path, progress=lambda stage, done, _total, /, *, note="": seen.append((stage, done)))
+    assert (outcome.done, outcome.failed) == (0, 4)
+    assert ("study", 3) in seen, "what the changed text has no part in"
+    assert {done for stage, done in seen if stage == "study"} == {3}, "what was done with the old text does not count"
+    assert [trial.state for trial in read(tmp_path / "runs").trials] == ["failed"] * 4
+    for trial in read(tmp_path / "runs").trials:
+        assert {role for role, step in trial.steps.items() if step.state == "done"} <= {"plan", "prune", "heal"}
+    counted = study_progress(tmp_path / "runs").kinds
+    assert {kind: each.done for kind, each in counted.items() if each.done} == {"plan": 1, "prune": 1, "heal": 1}
+    assert not [each for each in Report.of(tmp_path / "runs").tables if each.key == "metrics"]
+
+
 @pytest.mark.parametrize(("keep", "left"), [("none", set()), ("best", {"heal", "prune"}), ("all", {"prune", "heal"})])
 def test_weights_that_nothing_needs_are_removed(tmp_path, keep, left):
     run(tmp_path, keep=keep)
@@ -211,6 +238,27 @@ def test_a_full_disk_ends_the_study_once_and_the_same_call_goes_on(tmp_path, mon
     assert run(tmp_path).done == 4
 
 
+def test_what_is_timed_runs_alone(tmp_path, monkeypatch):
+    beside, start = [], runner._StudyRun._start
+
+    def noted(study_run, step):
+        beside.append(sorted([step.kind, *(each.kind for each in study_run.running.values())]))
+        start(study_run, step)
+
+    @contextmanager
+    def two():
+        with inline() as launch:
+            yield replace(launch, width=2)
+
+    monkeypatch.setattr(runner._StudyRun, "_start", noted)
+    profiled = "collapse: false, profile: {batch_sizes: [1], prompt: 4, new_tokens: 2}"
+    study = write_study(tmp_path, STUDY.replace("collapse: false", profiled))
+    outcome = run_study(study, tmp_path / "runs", launcher=two)
+    assert (outcome.done, outcome.failed) == (4, 0)
+    assert [kinds for kinds in beside if "profile" in kinds] == [["profile"]] * 2
+    assert [kinds for kinds in beside if len(kinds) == 2], "others run two at a time"
+
+
 def test_losses_of_two_objectives_are_not_ranked_together(tmp_path):
     """KL from a teacher is far below any cross-entropy: the other's weights would go."""
     taught = QUICK.replace("name: quick", "name: taught, loss: distill")
@@ -251,6 +299,72 @@ def test_a_missing_text_or_model_is_said_before_anything_runs(tmp_path):
         assert store.counts() == {}
 
 
+PROFILED = "collapse: false, profile: {batch_sizes: %s}"
+WRONG = {
+    "calibration: {text: $TINY/text.txt": ("calibration: {text: pydocc", "calibration: {text: $TINY/model"),
+    "perplexity: [$TINY/text.txt]": (
+        "perplexity: [pydocc]",
+        "perplexity: [$TINY/model]",
+        "perplexity: [mix]",
+        "perplexity: ['$TINY/text.txt,pydoc']",
+        "perplexity: [self]",
+    ),
+    "data: $TINY/lines.jsonl": ("data: 'pydoc,slef'", "data: $TINY/model", "data: $TINY/model/config.json"),
+    "metrics: [reverse, ppl]": ("metrics: [pppl]", "metrics: [ppl blok]", "metrics: [layers 8-9]"),
+    "drop: 2": ("drop: 6", "drop: 1%", "drop: most", "drop: 2\nstrategy: step 3"),
+    "method: partial": ("method: partiall",),
+    "last: 1": ("last: 5", "near_cut: 5"),
+    "collapse: false": (
+        "tasks: [piqa], data_dir: $TINY",
+        "tasks: [piqaa], include: $TINY",
+        "limit: 3",
+        "include: $TINY",
+        "probe_items: 1",
+        PROFILED % "[0]",
+        PROFILED % "[]",
+    ),
+    "title: tiny": ("compute: {device: mps}",),
+}
+
+
+@pytest.mark.parametrize(
+    "wrong", [(old, new) for old, values in WRONG.items() for new in values], ids=lambda pair: pair[1]
+)
+def test_what_would_fail_in_a_step_is_refused_before_the_first(tmp_path, monkeypatch, wrong):
+    harness = pytest.importorskip("shortstack.evaluation.harness")
+    without_stock = partial(harness.TaskManager, include_defaults=False)  # reading all that it ships takes seconds
+    monkeypatch.setattr(
+        harness, "TaskManager", lambda include_path, include_defaults: without_stock(include_path=include_path)
+    )
+    old, new = wrong
+    assert old in STUDY
+    with pytest.raises((InputError, DataError)) as refused:
+        run(tmp_path, STUDY.replace(old, new))
+    if "piqaa" in new:
+        assert "did you mean piqa" in str(refused.value)
+    if (tmp_path / "runs").exists():
+        with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
+            assert store.counts() == {}
+            assert store.steps() == []
+
+
+def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
+    """Its options are part of a trial and of its steps' keys; the file's name is not."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("heal: {method: partial, last: 1, epochs: 1, batch_size: 4}\n", encoding="utf-8")
+    text = STUDY.replace(f"[none, {QUICK}]", f"{{recipe: {recipe}, data: $TINY/lines.jsonl, max_length: 32}}")
+    run(tmp_path, text)
+    before = found(tmp_path / "runs")
+    recipe.write_text(recipe.read_text().replace("last: 1", "last: 2"), encoding="utf-8")
+    with pytest.raises(InputError, match=r'"last": 1.*the nearest has .*"last": 2'):
+        run(tmp_path, text)
+    assert found(tmp_path / "runs") == before
+    renamed = recipe.rename(tmp_path / "yours.yaml")
+    renamed.write_text(renamed.read_text().replace("last: 2", "last: 1"), encoding="utf-8")
+    text = text.replace(f"recipe: {recipe}", f"name: mine, recipe: {renamed}")
+    assert run(tmp_path, text, replaced=True).steps == 0
+
+
 def test_the_command_of_every_step_can_be_typed(tmp_path):
     more = "- {metric: search}\n- {metric: ppl block, drop: 3}\n- {metric: ppl, strategy: step 1, heal: quick}\n"
     text = STUDY.replace("samples: 2, length", "samples: 4, length").replace("collapse: false", "probe_items: 2")
@@ -265,6 +379,35 @@ def test_the_command_of_every_step_can_be_typed(tmp_path):
     for command in told:
         _, verb, *words = shlex.split(command)
         verbs[verb].make_context(verb, words)  # raises for an option that is none
+
+
+def test_the_commands_of_a_study_in_an_odd_folder_give_what_its_steps_gave(tmp_path, monkeypatch):
+    """Each command is run as a shell reads it, and what it says is compared with the step's result."""
+    odd = tmp_path / """it's @ "1,000" = $5 (a;b)"""
+    odd.mkdir()
+    monkeypatch.setenv("TINY", str(make_data(odd)))
+    repaired = "repair: {text: $TINY/text.txt, samples: 8, length: 16}\n"
+    assert run(odd, STUDY.replace("[reverse, ppl]", "[ppl]") + repaired, keep="all").failed == 0
+    with Store.open(Folder(odd / "runs"), read_only=True) as store:
+        steps = [step for step in store.steps() if step["kind"] != "plan"]
+    monkeypatch.chdir(tmp_path)
+    for step in steps:
+        said = subprocess.run(
+            ["sh", "-c", f"printf '%s\\0' {step['command']}"], capture_output=True, text=True, check=True
+        )
+        _, *words = said.stdout.rstrip("\0").split("\0")
+        place = Path(words[words.index("-o") + 1]) if "-o" in words else None
+        done = CliRunner().invoke(app, [*words, "--json"])
+        assert done.exit_code == 0, f"{step['command']}\n{done.output}"
+        told = json.loads(done.stdout)
+        if place and place.is_dir():
+            assert Checkpoint.open(place).weights_sha256 == step["result"]["weights_sha256"]
+            shutil.rmtree(place)
+        elif step["kind"] == "score":
+            assert told["scores"] == step["result"]["scores"]
+        else:
+            losses = [[each["loss"] for each in result["perplexity"].values()] for result in (told, step["result"])]
+            assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize(
@@ -351,9 +494,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path):
     assert weights(runs) == weights(tmp_path / "runs")
 
 
-@pytest.mark.slow
-def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path):
-    study, runs = write_study(tmp_path), tmp_path / "killed"
+LENGTHS = pytest.mark.parametrize("text", [SHORT, pytest.param(STUDY, marks=pytest.mark.slow)], ids=["short", "long"])
+
+
+@LENGTHS
+def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path, text):
+    study, runs = write_study(tmp_path, text), tmp_path / "killed"
     words = [sys.executable, "-m", "shortstack", "study", str(study), "-o", str(runs), "--workers", "2", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
@@ -367,9 +513,9 @@ def test_a_killed_command_takes_its_workers_along_and_goes_on(tmp_path):
     assert found(runs) == found(tmp_path / "runs")
 
 
-@pytest.mark.slow
-def test_processes_give_what_one_process_gives(tmp_path):
-    study = write_study(tmp_path)
+@LENGTHS
+def test_processes_give_what_one_process_gives(tmp_path, text):
+    study = write_study(tmp_path, text)
     outcome = run_study(study, tmp_path / "two", launcher=partial(local, 2))
     run_study(study, tmp_path / "runs", launcher=inline)
     assert outcome.failed == 0

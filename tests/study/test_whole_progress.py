@@ -23,6 +23,7 @@ def study(tmp_path, monkeypatch):
         store.begin("plan", {**ROW, "kind": "plan"})
         store.end("plan", "done", {"result": {}, "seconds": 30.0})
         store.begin("heal", {**ROW, "kind": "heal"})
+        store.set_trial("only", {"number": 0, "settings": {}, "state": "running"}, {"plan": "plan", "heal": "heal"})
         now[0] = 1010.0
         yield folder
 

@@ -11,7 +11,7 @@ import pytest
 from shortstack.errors import InputError
 from shortstack.study import run_study
 from shortstack.study.workers import Launch, Needs, local, ray
-from studies import found, inline, make_data, write_study
+from studies import SHORT, STUDY, found, inline, make_data, write_study
 from tasks import dies, fails, its_process
 
 
@@ -67,38 +67,51 @@ def test_some_worker_is_needed():
         pass
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    """Two nodes of one CPU each."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+NODE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80_000_000}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One node of one CPU and, as Ray is told, one GPU."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    made.lost = made.add_node(**node)
-    yield made
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("OMP_NUM_THREADS", "1")
+        made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        yield made
+        made.shutdown()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("at_url", [False, True])
+def test_a_step_on_a_cluster_gets_a_gpu_where_there_are_some(cluster):
+    with ray(cluster.address) as launch:
+        assert not launch.here
+        assert launch.width == 1
+        assert launch.submit(os.getenv, "CUDA_VISIBLE_DEVICES", Needs()).result() == "0", "--device auto sees it"
+        assert launch.submit(os.getenv, "CUDA_VISIBLE_DEVICES", Needs(gpus=0)).result() != "0"
+
+
+@pytest.mark.parametrize(
+    ("text", "at_url"),
+    [(SHORT, False), *(pytest.param(STUDY, at_url, marks=pytest.mark.slow) for at_url in (False, True))],
+    ids=["short", "long", "long at a URL"],
+)
 def test_a_study_on_two_nodes_of_which_one_is_lost_ends_as_it_does_here(
-    cluster, tmp_path, monkeypatch, own_cache, at_url
+    cluster, tmp_path, monkeypatch, own_cache, text, at_url
 ):
     monkeypatch.setenv("TINY", str(make_data(tmp_path)))
-    study, lost = write_study(tmp_path), []
+    study, lost, second = write_study(tmp_path, text), [], cluster.add_node(**NODE)
     there = f"file://{tmp_path}/bucket" if at_url else None
 
     def lose(_stage, done, _total, /, *, note=""):
-        if not lost and done >= 3 and "," in note:  # two steps run, so one of them there
+        if not lost and (text == SHORT or done >= 3) and "," in note:  # two steps run, so one of them there
             lost.append(done)
-            cluster.remove_node(cluster.lost, allow_graceful=False)
+            cluster.remove_node(second, allow_graceful=False)
 
     outcome = run_study(study, tmp_path / "ray", launcher=partial(ray, cluster.address), artefacts=there, progress=lose)
     assert lost
-    assert (outcome.done, outcome.failed) == (4, 0), outcome.failures
+    assert (outcome.done, outcome.failed) == (outcome.trials, 0), outcome.failures
     run_study(study, tmp_path / "runs", launcher=inline)
     assert found(tmp_path / "ray") == found(tmp_path / "runs")
 

@@ -19,7 +19,6 @@ from shortstack.errors import DataError, InputError, one_line, parameter
 from shortstack.machine.hub import hub_or_copies
 
 OWN = "self"  # what the model writes itself
-TEXT = "pydoc, copying, recall, a .txt, .json or .jsonl file, or a hub dataset org/name."
 HELD_OUT_SHARE = 0.2
 PROMPT = (
     "Below is an instruction that describes a task{with_input}. "
@@ -38,6 +37,22 @@ KEYS = {  # the fields of each; an instruction may have one of CONTEXT beside it
     "prompt": ("prompt", "completion"),
 }
 CONTEXT = ("input", "context")
+
+
+def _pydoc(held_out: bool) -> str:
+    """The standard library's reference topics, each paragraph once: topics quote each other, and would leak otherwise."""
+    from pydoc_data import topics
+
+    texts = "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
+    paragraphs = list(dict.fromkeys(texts.split("\n\n")))
+    ends = list(itertools.accumulate(map(len, paragraphs)))
+    first = bisect.bisect_left(ends, (1 - HELD_OUT_SHARE) * ends[-1]) + 1
+    return "\n\n".join(paragraphs[first:] if held_out else paragraphs[:first])
+
+
+# Texts that come along by name: function(held_out) gives the part that is held out, or the rest, which calibrates.
+SOURCES: Mapping[str, Callable[[bool], str]] = {"pydoc": _pydoc}
+TEXT = f"{', '.join(SOURCES)}, copying, recall, a .txt, .json or .jsonl file, or a hub dataset org/name."
 
 
 def parse_samples(samples: str | int) -> int | None:
@@ -109,21 +124,6 @@ def shuffled_records(source: str, *, seed: int = 0, held_out: bool = False) -> I
         return records
     listed = list(records)
     return iter(random.Random(seed).sample(listed, len(listed)))
-
-
-def _pydoc(held_out: bool) -> str:
-    """The standard library's reference topics, each paragraph once: topics quote each other, and would leak otherwise."""
-    from pydoc_data import topics
-
-    texts = "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
-    paragraphs = list(dict.fromkeys(texts.split("\n\n")))
-    ends = list(itertools.accumulate(map(len, paragraphs)))
-    first = bisect.bisect_left(ends, (1 - HELD_OUT_SHARE) * ends[-1]) + 1
-    return "\n\n".join(paragraphs[first:] if held_out else paragraphs[:first])
-
-
-# Texts that come along by name: function(held_out) gives the part that is held out, or the rest, which calibrates.
-SOURCES: Mapping[str, Callable[[bool], str]] = {"pydoc": _pydoc}
 
 
 def _read_text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,8 @@ class EvaluationText:
         """
         if self.perplexity == "none":
             return ()
+        if isinstance(self.perplexity, str) and os.path.isfile(self.perplexity):  # a file's name may have commas
+            return (self.perplexity,)
         names = self.perplexity.split(",") if isinstance(self.perplexity, str) else self.perplexity
         return tuple(name.strip() for name in names)
 

@@ -48,20 +48,25 @@ class TrainedLayers(HealingMethod):
         count = checkpoint.anatomy.layers
         if self.layers is not None:
             return self._named_layers(count)
+        self._check(count)
+        if self.near_cut is not None:
+            return near_cuts(checkpoint, self.near_cut)
+        return tuple(range(count - self._last_of(count), count))
+
+    def _check(self, count: int) -> None:
+        """Refuse to train more layers than there are."""
         for name, least in (("last", 0), ("near_cut", 1)):
             value = getattr(self, name)
             if value is not None and value > count:
                 expected = f"between {least} and the model's {count} layers"
                 raise InputError(parameter(name), expected=expected, found=str(value), fix="train fewer layers")
-        if self.near_cut is not None:
-            return near_cuts(checkpoint, self.near_cut)
-        return tuple(range(count - self._last_of(count), count))
 
     def layer_counts(self, layers: int) -> tuple[int, int]:
         """As HealingMethod.layer_counts; for near_cut one cut is counted, and all layers run."""
         if self.layers is not None:
             named = self._named_layers(layers)
             return len(named), layers - named[0]
+        self._check(layers)
         if self.near_cut is not None:
             return min(2 * self.near_cut, layers), layers
         return self._last_of(layers), self._last_of(layers)

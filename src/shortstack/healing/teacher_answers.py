@@ -57,7 +57,6 @@ class Answers:
             prompts=prompts,
             seed=self.seed,
             length=self.max_length,
-            device=self.device,
             draws=[DRAWS, KEPT],
         )
         answers = self._answers(cache_directory("answers", key), prompts, progress)

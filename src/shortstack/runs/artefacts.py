@@ -46,7 +46,6 @@ class Shared:
         """Move it, over what a run left there that was killed before it could report the step."""
         shutil.rmtree(self.root / key, ignore_errors=True)
         rename_new(written, self.root / key)
-        written.with_name(f"{written.name}.lock").unlink(missing_ok=True)
 
     def has_weights(self, key: str) -> bool:
         return any((self.root / key).glob(WEIGHTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Folder:
         if self.root.exists() and not self.root.is_dir():
             fix = f"name another {parameter('output')}"
             raise InputError(self.root, expected="a folder for a study", found="a file", fix=fix)
-        watching = f"wait for it, watch it (shortstack watch {self.root})"
+        watching = f"wait for it, watch it ({shlex.join(['shortstack', 'watch', str(self.root)])})"
         with OutputLock(self.root, self.root / "lock", meanwhile=watching):
             self.make()
             yield

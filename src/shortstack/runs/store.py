@@ -158,8 +158,10 @@ class Store:
         return by_kind
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """The number of steps of each kind in each state."""
-        rows = self.connection.execute("SELECT kind, state, count(*) FROM steps GROUP BY kind, state")
+        """The number of the trials' steps of each kind in each state; those of changed inputs are no trial's any more."""
+        rows = self.connection.execute(
+            "SELECT kind, state, count(*) FROM steps WHERE key IN (SELECT step FROM trial_steps) GROUP BY kind, state"
+        )
         return _nested(rows)
 
     def running(self) -> list[dict[str, Any]]:
@@ -187,8 +189,7 @@ class Store:
         Raises:
             DataError: one has changed since, as on a disk that fails, or has a key that leads out of the folder of steps.
         """
-        known = self.connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'seals'").fetchone()[0]
-        seals = dict(self.connection.execute("SELECT row, sha256 FROM seals").fetchall()) if known else {}
+        seals = dict(self.connection.execute("SELECT row, sha256 FROM seals").fetchall())
         for row in rows:
             if name == "key" and Path(row["key"]).name != row["key"]:
                 expected, fix = "a key that is the name of a folder", "do not use this study's folder"
@@ -203,14 +204,15 @@ class Store:
             yield row
 
     def set_trial(self, trial: str, row: Mapping[str, Any], steps: Mapping[str, str]) -> None:
-        """Keep a trial's number, settings and state, and its steps by role."""
+        """Keep a trial's number, settings and state, and these steps by role in place of those it had before."""
         with self.connection:
+            self.connection.execute("DELETE FROM trial_steps WHERE trial = ?", (trial,))
             self.connection.execute(
                 "INSERT OR REPLACE INTO trials VALUES(?, ?, ?, ?)",
                 (trial, row["number"], _json(row["settings"]), row["state"]),
             )
             self.connection.executemany(
-                "INSERT OR REPLACE INTO trial_steps VALUES(?, ?, ?)",
+                "INSERT INTO trial_steps VALUES(?, ?, ?)",
                 [(trial, role, key) for role, key in steps.items()],
             )
             kept = self.connection.execute(TRIALS + "WHERE id = ?", (trial,)).fetchone()

@@ -12,7 +12,7 @@ steps before it runs: at most so many, since plans may turn out to be equal.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -117,14 +117,18 @@ def _values(scores: Mapping[str, Any], trial: Trial) -> Any:
 
 def sources(study: Study) -> list[str]:
     """Every text and folder that a study reads, each once."""
-    named: list[str | None] = [*study.evaluation.perplexity, study.evaluation.data_dir, study.evaluation.include]
+    evaluation = study.evaluation
+    folders = [folder for folder in (evaluation.data_dir, evaluation.include) if folder]
+    return list(dict.fromkeys([*evaluation.perplexity, *folders, *texts(study)]))
+
+
+def texts(study: Study) -> list[str]:
+    """Every text that the steps before evaluation read, each once."""
+    named: list[str] = []
     for trial in study.trials:
-        named += [
-            trial.calibration.text if trial.calibration else None,
-            trial.repair.text if trial.repair else None,
-            dict(trial.heal.options)["data"] if trial.heal else None,
-        ]
-    return list(dict.fromkeys(source for source in named if source))
+        named += [looked_at.text for looked_at in (trial.calibration, trial.repair) if looked_at]
+        named += [dict(trial.heal.options)["data"]] if trial.heal else []
+    return list(dict.fromkeys(named))
 
 
 def foreseen(step: Step) -> Mapping[str, Any]:
@@ -151,12 +155,19 @@ class Paths:
 
     def expected(self) -> dict[str, int]:
         """How many steps of each kind there are at most, from the results there are."""
+        return dict(sorted(Counter(self._kinds().values()).items()))
+
+    def done(self, keys: Container[str]) -> int:
+        """How many of the steps are among these."""
+        return sum(key in keys for key in self._kinds())
+
+    def _kinds(self) -> dict[str, str]:
+        """The kind of each step there is at most, by its key."""
         for trial in self._graph.study.trials:
             if trial.id not in self._foreseen:
                 steps = self._graph.steps(trial, lambda step: self._results(step) or foreseen(step))
                 self._foreseen[trial.id] = {step.key: step.kind for step in self._noted(trial, steps).values()}
-        kinds = {key: kind for steps in self._foreseen.values() for key, kind in steps.items()}
-        return dict(sorted(Counter(kinds.values()).items()))
+        return {key: kind for steps in self._foreseen.values() for key, kind in steps.items()}
 
     def arrived(self, key: str) -> None:
         """A step has a result: further steps of its trials can be known."""

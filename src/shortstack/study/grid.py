@@ -63,10 +63,10 @@ class ComputeOptions(Part):
 
 
 class Resources(Part):
-    """What a step of one kind takes of a machine; memory in GB."""
+    """What a step of one kind takes of a machine; memory in GB. gpus: one where there are any, but for the CPU."""
 
     cpus: float = Field(default=1, gt=0)
-    gpus: float = Field(default=0, ge=0)
+    gpus: float | None = Field(default=None, ge=0)
     memory: float | None = Field(default=None, gt=0)
 
 

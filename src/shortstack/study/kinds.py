@@ -22,7 +22,7 @@ from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
-from shortstack.planning.layer_sets import FINALISTS, repairs_of, splits
+from shortstack.planning.layer_sets import repairs_of, splits
 from shortstack.planning.plans import BLOCKS
 from shortstack.scoring import Scores
 from shortstack.scoring.block_sizes import block_sizes
@@ -52,7 +52,6 @@ class ScoreStep(Step):
     """score()."""
 
     kind = "score"
-    code = 2
 
     @classmethod
     def of(cls, known: Known, trial: Trial, metrics: Sequence[str], window: int | str | None) -> ScoreStep:
@@ -144,8 +143,8 @@ class PlanStep(Step):
             "layers": choice.layers,
             "drop": choice.drop,
             "step": choice.step,
-            **({"strategy": choice.strategy} if choice.strategy else {}),  # older studies have no such keys
-            **({"finalists": choice.finalists} if choice.finalists != FINALISTS else {}),
+            "strategy": choice.strategy,
+            "finalists": choice.finalists,
         }
         inputs: dict[str, Any] = {"model": known.model(trial)}
         if score:
@@ -157,12 +156,9 @@ class PlanStep(Step):
 
     @property
     def choice(self) -> Choice:
-        names = ("metric", "block", "layers", "drop", "step")
-        strategy = self.arguments.get("strategy")
-        search = self.arguments["metric"] is None and self.arguments["layers"] is None and strategy is None
-        finalists = self.arguments.get("finalists", FINALISTS)
-        given = {name: self.arguments[name] for name in names}
-        return Choice(**given, search=search, strategy=strategy, finalists=finalists)
+        names = ("metric", "block", "layers", "drop", "step", "strategy", "finalists")
+        search = all(self.arguments[name] is None for name in ("metric", "layers", "strategy"))
+        return Choice(**{name: self.arguments[name] for name in names}, search=search)
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint = job.open("model", progress)

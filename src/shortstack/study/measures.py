@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from shortstack import evaluation, profiling
+from shortstack.data.in_context import IN_CONTEXT
+from shortstack.data.sources import TEXT, check_source
 from shortstack.data.tokens import encode
+from shortstack.errors import InputError, parameter
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.device import Compute
 from shortstack.machine.options import options_of
@@ -29,6 +32,7 @@ OPTIONS = {  # that a study's file has in other groups
     for name, _, known in options_of(component)
 }
 HELP = {name: known.help for name, known in OPTIONS.items()}
+OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks take
 PROFILE_TURNS = 8  # of profile(): one for the memory, one to warm up, six that count
 
 
@@ -51,17 +55,26 @@ class EvaluateOptions(Part):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As arguments of a step; shots only where some are asked for, so that steps of older stores are found."""
-        every = self.model_dump(mode="json", include=set(EvaluateOptions.model_fields))
-        return {name: value for name, value in every.items() if name != "num_fewshot" or value is not None}
+        """As arguments of a step."""
+        return self.model_dump(mode="json", include=set(EvaluateOptions.model_fields))
 
     def check(self) -> None:
         """Say what is wrong before anything runs.
 
         Raises:
-            InputError: there is no such task, or no such folder.
+            InputError: there is no such task, text or folder, or what tasks alone take is given without any.
+            DataError: a text, or the documents of a task, cannot be had.
         """
-        _evaluate_arguments(expanded(self.arguments))
+        asked = _evaluate_arguments(expanded(self.arguments))
+        for source in asked["text"].sources:
+            if source not in IN_CONTEXT:
+                check_source(source, TEXT)
+        if asked["tasks"]:
+            asked["tasks"].load()
+        alone = next((name for name in OF_TASKS if getattr(self, name) is not None and not self.tasks), None)
+        if alone:
+            fix = f"add {parameter('tasks', 'paper')}, or leave it out"
+            raise InputError(parameter(alone), expected="tasks beside it", found="none", fix=fix)
 
 
 class EvaluateStep(Step):
@@ -82,7 +95,7 @@ class EvaluateStep(Step):
         return job.saved("evaluation.json", result.to_dict())
 
     def words(self, places: Places) -> list[str]:
-        defaults = {**EvaluateOptions().arguments, "num_fewshot": None, "perplexity": None, "dtype": "auto"}
+        defaults = {**EvaluateOptions().arguments, "perplexity": None, "dtype": "auto"}
         del defaults["collapse"]  # another word on the command line
         writing = {"probes": self.arguments["probe_items"] > 0 or None, "collapse_check": self.arguments["collapse"]}
         options = [*changed_words(self.arguments, defaults), *option_words(writing)]
@@ -119,8 +132,7 @@ def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: there is no such task, or no such folder.
     """
-    how, items = {name: options[name] for name in ("limit", "data_dir", "include", "seed")}, options["probe_items"]
-    how["num_fewshot"] = options.get("num_fewshot")
+    how, items = {name: options[name] for name in (*OF_TASKS, "seed")}, options["probe_items"]
     return {
         "text": EvaluationText(options["perplexity"], options["length"], options["samples"]),
         "tasks": Tasks(options["tasks"], **how) if options["tasks"] else None,
@@ -131,7 +143,7 @@ def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 class ProfileOptions(Part):
     """What profile() measures."""
 
-    batch_sizes: tuple[int, ...] = (1, 8)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8), min_length=1)
     prompt: int = Field(default=128, ge=1, description=HELP["prompt"])
     new_tokens: int = Field(default=32, ge=1, description=HELP["new_tokens"])
 
@@ -140,6 +152,7 @@ class ProfileStep(Step):
     """profile(). Known by the shapes alone: cuts of one shape are equally fast."""
 
     kind = "profile"
+    alone = True
 
     @classmethod
     def of(cls, known: Known, wanted: ProfileOptions, contents: Contents, place: str) -> ProfileStep:

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.pieces import file_digest
-from shortstack.data.in_context import IN_CONTEXT, words
-from shortstack.data.mixture import MIX, parse_sources
-from shortstack.data.sources import OWN, read_documents
-from shortstack.errors import DataError, InputError
+from shortstack.data.in_context import words
+from shortstack.data.mixture import Weighted, check_sources
+from shortstack.data.sources import SOURCES, read_records
+from shortstack.errors import InputError
 from shortstack.machine.files import digest
 
 
 def open_model(name: str, **options: Any) -> Checkpoint:
     """A checkpoint by a study's word for it: org/name@revision is a hub model at a branch, tag or commit."""
+    model, revision = with_revision(name)
+    return Checkpoint.open(model, revision=revision, **options)
+
+
+def with_revision(name: str) -> tuple[str, str | None]:
+    """A study's word for a model as its name and the revision that it asks for; a path that is there asks for none.
+
+    >>> with_revision("org/name@v2"), with_revision("demo")
+    (('org/name', 'v2'), ('demo', None))
+    """
     model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
-    return Checkpoint.open(model, revision=revision or None, **options)
+    return model, revision or None
+
+
+def check_text(source: str) -> None:
+    """Refuse a text that a step could not read: several with commas, files with all their records; the hub is not asked.
+
+    Raises:
+        DataError: as check_sources and read_records.
+    """
+    for each in check_sources(str(expanded(source))):
+        if each.source not in SOURCES and Path(each.source).is_file():
+            deque(read_records(each.source), maxlen=0)
 
 
 def text_digest(source: str) -> str:
@@ -33,25 +54,27 @@ def text_digest(source: str) -> str:
         DataError: there is no such file.
     """
     name = str(expanded(source))
-    path = Path(name)
-    if not path.exists() and (name == MIX or {",", "="} & set(name)):
-        return digest({each.source: [each.weight, text_digest(each.source)] for each in parse_sources(name)})
-    if name == OWN:
-        return digest({"made": name})
-    if name in IN_CONTEXT:
+    if Path(name).is_dir() and name not in SOURCES:
+        return _folder_digest(Path(name))
+    parts = check_sources(name)
+    if len(parts) > 1 or parts[0].source != name:
+        return digest({each.source: [each.weight, _digest(each)] for each in parts})
+    return _digest(parts[0])
+
+
+def _digest(part: Weighted) -> str:
+    """In the order in which names are looked up when a text is read."""
+    name = part.source
+    if part.endless:
         return digest({"made": name, "words": words()})
-    if path.is_dir():
-        return digest(
-            {str(each.relative_to(path)): file_digest(each) for each in sorted(path.rglob("*")) if each.is_file()}
-        )
-    if path.is_file():
-        return file_digest(path)
-    if name == "pydoc":
-        parts = [text for held_out in (False, True) for text in read_documents(name, held_out=held_out)]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    if name.endswith((".txt", ".json", ".jsonl")) or "/" not in name or name.startswith((".", "/", "~")):
-        raise DataError(source, expected="a file, pydoc, or a hub dataset org/name", found="none", fix="check the path")
-    return name
+    if name in SOURCES:
+        return digest([SOURCES[name](held_out) for held_out in (False, True)])
+    return file_digest(Path(name)) if Path(name).is_file() else name
+
+
+def _folder_digest(folder: Path) -> str:
+    files = (each for each in sorted(folder.rglob("*")) if each.is_file())
+    return digest({str(each.relative_to(folder)): file_digest(each) for each in files})
 
 
 def expanded(value: Any) -> Any:

@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import DiskFullError, ShortstackError
+from shortstack.machine.device import pick_device
 from shortstack.machine.files import digest, finite, plain, whole
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
-from shortstack.study.graph import Graph, Paths, sources
+from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, read_study
-from shortstack.study.references import expanded, open_model, text_digest
+from shortstack.study.references import check_text, expanded, open_model, text_digest
 from shortstack.study.run_options import KEEPS
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
@@ -75,24 +76,32 @@ def run_study(
     finished steps that both have are not run again.
 
     Raises:
-        InputError: the file is wrong, a model or text is not there, or `out` is of another study, or in use.
+        InputError: the file is wrong, a model, text, task or device is not there, a model has too few layers for a trial,
+            or `out` is of another study, or in use.
         DiskFullError: the disk has no room; the same call goes on.
     """
     check_choice_of("keep", keep, KEEPS)
     study, folder = read_study(path), Folder(Path(out), artefacts)
     study.evaluation.check()
+    for source in texts(study):
+        check_text(source)
     check_outside(folder)
     with folder.held(), Store.open(folder) as store:
         if not replaced:
-            check_same(folder, study)
+            check_same(folder, study, store)
         check_place(folder, store)
-        graph = Graph(study, _models(study, progress), {source: text_digest(source) for source in sources(study)})
+        models = _models(study, progress)
+        for trial in study.trials:
+            trial.check_fits(models[trial.model].layers or 0)
+        graph = Graph(study, models, {source: text_digest(source) for source in sources(study)})
         with whole(folder.study) as partial:
             shutil.copy(path, partial)
         store.forget_running()
         folder.clear_partial()
         store.keep_trials({trial.id for trial in study.trials})
         with launcher() as launch:
+            if launch.here:
+                pick_device(study.compute.device)
             store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
             created = store.noted().get("created", str(time.time()))
             store.note(shortstack=version("shortstack"), created=created, finished="", artefacts=folder.url or "")
@@ -179,9 +188,10 @@ class _StudyRun:
     # What can run
 
     def _hand_over(self) -> None:
-        """Give workers the steps that can run, those of earlier trials first."""
-        for step in self._ready():
-            if len(self.running) >= self.launch.width:
+        """Give workers the steps that can run: first those that run alone, once nothing else does; then by the trials."""
+        for step in sorted(self._ready(), key=lambda step: not step.alone):
+            together = [step, *self.running.values()]
+            if len(together) > (1 if any(each.alone for each in together) else self.launch.width):
                 return
             self._start(step)
 
@@ -227,7 +237,8 @@ class _StudyRun:
 
     def _needs(self, step: Step) -> Needs:
         resources = self.graph.study.resources.get(step.kind, Resources())
-        return Needs(resources.cpus, resources.gpus, int(resources.memory * 1e9) if resources.memory else None)
+        gpus = 0.0 if resources.gpus is None and self.graph.study.compute.device == "cpu" else resources.gpus
+        return Needs(resources.cpus, gpus, int(resources.memory * 1e9) if resources.memory else None)
 
     # What has run
 
@@ -309,10 +320,10 @@ class _StudyRun:
 
     def _tell(self) -> None:
         """How many steps are done of how many there are at most, and what those that run said last."""
-        total = sum(self.recorded["expected"].values())
+        total, done = sum(self.recorded["expected"].values()), self.paths.done(self.results)
         said = [(step.kind, read_progress(self.folder.progress(step.key))) for step in self.running.values()]
         note = ", ".join(f"{kind}: {told}" if told else kind for kind, told in said)
-        self.progress("study", min(len(self.results), total), total, note=note)
+        self.progress("study", done, total, note=note)
 
     def _remove_weights(self, needed: set[str]) -> None:
         """Remove the weights of checkpoints that nothing needs; their small files stay."""

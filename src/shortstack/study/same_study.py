@@ -8,34 +8,37 @@ from typing import Any
 
 from shortstack.checkpoint.file_names import CONFIG
 from shortstack.errors import InputError, parameter
+from shortstack.machine.yamlfile import parsed
 from shortstack.runs import Store
 from shortstack.runs.artefacts import Remote
 from shortstack.runs.folder import Folder
-from shortstack.study.grid import Study, parse_study
+from shortstack.study.grid import Study
 
 
 class OtherStudyError(InputError):
     """A folder is of another study."""
 
 
-def check_same(folder: Folder, study: Study) -> None:
+def check_same(folder: Folder, study: Study, store: Store) -> None:
     """Refuse a folder of another study, unless this one only adds trials to it.
+
+    The trials before are those in the store: what a recipe's file says may have changed since.
 
     Raises:
         InputError: naming the first difference.
     """
     if not folder.study.exists():
         return
-    before = parse_study(folder.study.read_text(encoding="utf-8"), where=str(folder.study))
+    before = parsed(folder.study.read_text(encoding="utf-8"), Study, where=str(folder.study))
     for part in ("evaluation", "compute"):
         then, now = (getattr(each, part).model_dump() for each in (before, study))
         for name in then:
             if then[name] != now[name]:
                 raise _another(folder, f"{part}.{name}: {json.dumps(then[name])}", json.dumps(now[name]))
     now = {trial.id: trial.settings() for trial in study.trials}
-    for trial in before.trials:
-        if trial.id not in now:
-            then = trial.settings()
+    for trial in store.trials():
+        if trial["id"] not in now:
+            then = trial["settings"]
             nearest = f"none; the nearest has {_nearest(then, now.values())}"
             raise _another(folder, f"the trial {json.dumps(then)}", nearest)
 

@@ -12,7 +12,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +95,7 @@ class Step(ABC):
     # Raised by hand when what a kind computes changes, so that older results are not taken for new ones.
     code: ClassVar[int] = 1
     writes_weights: ClassVar[bool] = False
+    alone: ClassVar[bool] = False  # it measures time: no other step runs meanwhile
 
     arguments: Mapping[str, Any]
     inputs: Mapping[str, Any]
@@ -178,6 +179,8 @@ def perform(wanted: Job) -> dict[str, Any]:
                 raised = disk_full(error) if isinstance(error, OSError) else error
                 ended |= {"raised": raised} if isinstance(raised, ShortstackError) else {}
         job.progress.unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows keeps files that are open
+            Path(lock.lock_file).unlink(missing_ok=True)
         log.flush()
         return {
             **ended,

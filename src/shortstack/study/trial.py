@@ -17,7 +17,7 @@ from shortstack.healing.options import option_defaults, task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.yamlfile import part_of
 from shortstack.planning import STRATEGIES, Choice
-from shortstack.planning.layer_sets import check_choice, parse_drop, parse_layers
+from shortstack.planning.layer_sets import check_choice, check_pace, check_removal, parse_drop, parse_layers
 from shortstack.planning.plans import BLOCKS
 
 ONE_SHOT = "one-shot"
@@ -202,13 +202,9 @@ class Trial:
 
     @property
     def heal_arguments(self) -> dict[str, Any]:
-        """Every option of heal but the teacher, with its default where none is set, as arguments of a step.
-
-        max_steps stands only where it is set, so that steps of older stores are found.
-        """
+        """Every option of heal but the teacher, with its default where none is set, as arguments of a step."""
         options = dict(self.heal.options) if self.heal else {}
-        every = {**option_defaults(), **options, "seed": self.seed}
-        return {name: value for name, value in every.items() if name != "max_steps" or value is not None}
+        return {**option_defaults(), **options, "seed": self.seed}
 
     def settings(self) -> dict[str, Any]:
         """As JSON-able data."""
@@ -247,6 +243,21 @@ class Trial:
             axis, value, expected = wrong
             fix = f"leave it out: except: [{{strategy: {self.strategy}, {axis}: {value}}}]"
             raise InputError(f"strategy: {self.strategy}", expected=expected, found=f"{axis} {value}", fix=fix)
+
+    def check_fits(self, layers: int) -> None:
+        """Refuse a cut, or a healing of the last layers, that a model of so many layers has too few for.
+
+        Raises:
+            PlanError: the cut does not fit.
+            InputError: more layers would train than are left.
+        """
+        amount = self.amount(layers)
+        if self.choice.layers:
+            check_removal(parse_layers(str(self.choice.layers)), layers, where=parameter("layers"))
+        if self.step:
+            check_pace(self.step, amount)
+        if self.heal:
+            task_of(self.heal_arguments).method.layer_counts(layers - amount)
 
 
 def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:

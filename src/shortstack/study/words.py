@@ -12,6 +12,7 @@ from shortstack.evaluation import Tasks
 from shortstack.healing import TrainingData
 from shortstack.machine.formats import show_share
 from shortstack.machine.options import options_of
+from shortstack.study.references import with_revision
 
 SHARED = {name for each in (Tasks, TrainingData) for name, _, known in options_of(each) if known.shares}
 
@@ -38,8 +39,8 @@ def model_words(name: str) -> list[str]:
     >>> model_words("org/name@v2")
     ['org/name', '--revision', 'v2']
     """
-    model, _, revision = name.partition("@")
-    return [model, *option_words({"revision": revision or None})]
+    model, revision = with_revision(name)
+    return [model, *option_words({"revision": revision})]
 
 
 def changed_words(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

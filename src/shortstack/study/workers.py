@@ -26,10 +26,10 @@ RETRIES = 3  # of a task whose worker or node is lost
 
 @dataclass(frozen=True)
 class Needs:
-    """What a task takes of a machine; memory in bytes."""
+    """What a task takes of a machine; memory in bytes. gpus: None is one where there are some."""
 
     cpus: float = 1
-    gpus: float = 0
+    gpus: float | None = None
     memory: int | None = None
 
 
@@ -37,11 +37,12 @@ class Needs:
 class Launch:
     """width: how many tasks are worth handing over at once. submit(function, argument, needs) gives a future of its result.
 
-    function is found again by its name in the worker, argument and result are pickled.
+    function is found again by its name in the worker, argument and result are pickled. here: tasks run on this machine.
     """
 
     width: int
     submit: Callable[[Callable[[Any], Any], Any, Needs], Future[Any]]
+    here: bool = True
 
 
 @contextmanager
@@ -153,14 +154,16 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         raise InputError(parameter("ray"), expected=expected, found=str(error), fix=fix) from error
 
     def submit(function: Callable[[Any], Any], argument: Any, needs: Needs) -> Future[Any]:
+        some = min(1.0, cluster.cluster_resources().get("GPU", 0.0))  # a task that takes none may see none
+        gpus = some if needs.gpus is None else needs.gpus
         task = cluster.remote(function).options(
-            num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, max_retries=RETRIES
+            num_cpus=needs.cpus, num_gpus=gpus, memory=needs.memory, max_retries=RETRIES
         )
         future: Future[Any] = task.remote(argument).future()
         return future
 
     try:
-        yield Launch(workers or max(1, int(cluster.cluster_resources().get("CPU", 1))), submit)
+        yield Launch(workers or max(1, int(cluster.cluster_resources().get("CPU", 1))), submit, here=False)
     finally:
         cluster.shutdown()
 
