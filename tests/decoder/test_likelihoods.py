@@ -12,7 +12,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data.questions import Request
 from shortstack.decoder import Decoder
 from shortstack.decoder import likelihoods as module
-from shortstack.decoder.likelihoods import likelihoods, passing, shares_contexts
+from shortstack.decoder.likelihoods import likelihoods, shares_contexts
 from zoo import ZOO, tiny
 
 
@@ -51,17 +51,6 @@ def test_likelihoods_are_those_of_one_forward_for_each_request(model_type, batch
     expected = naively(checkpoint.directory, asked)
     assert [each.value for each in found] == pytest.approx([value for value, _ in expected], rel=2e-5, abs=2e-5)
     assert [each.greedy for each in found] == [greedy for _, greedy in expected]
-
-
-def test_the_tokens_that_pass_are_known_before(monkeypatch):
-    """Against what enters the layers and the head, one request at a time, so that nothing is padded."""
-    monkeypatch.setattr(module, "shares_contexts", lambda _decoder: True)
-    decoder, asked = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32), requests()
-    layers, heads, finish, head = [], [], decoder.finish, decoder.token_logits
-    monkeypatch.setattr(decoder, "finish", lambda ids, **inputs: layers.append(ids.numel()) or finish(ids, **inputs))
-    monkeypatch.setattr(decoder, "token_logits", lambda states: heads.append(len(states)) or head(states))
-    likelihoods(decoder, asked, batch=1)
-    assert passing(asked) == (sum(layers), sum(heads))
 
 
 def test_a_greedy_ending_is_told_from_others():

@@ -9,10 +9,11 @@ import torch
 import shortstack.decoder.own_text
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import CalibrationText
-from shortstack.decoder import OwnText, calibration_tokens
+from shortstack.decoder import OwnText, calibration_tokens, text_in_time
 from shortstack.decoder.generation import generate
 from shortstack.decoder.own_text import Writer
 from shortstack.errors import DataError, InputError
+from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from zoo import speaking
 
@@ -174,3 +175,37 @@ def test_own_text_of_a_model_that_does_not_fit_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr(shortstack.machine.memory, "available_memory", lambda _: 1000)
     with pytest.raises(InputError, match="room for its weights"):
         calibration_tokens(checkpoint, CalibrationText("self", samples=2, length=16))
+
+
+def test_a_deadline_leaves_texts_unwritten_and_the_number_gives_the_same_again(tmp_path, monkeypatch):
+    checkpoint, at = Checkpoint.open(speaking(tmp_path / "model")), [0.0]
+
+    def timed(*args, **options):
+        at[0] += 10
+        return generate(*args, **options)
+
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", timed)
+    clock = Clock(100, now=lambda: at[0])  # a batch has questions and answers: 20 seconds
+    some = OwnText(checkpoint, deadline=clock.until(0.5)).texts(100)
+    assert at == [40]
+    assert len(some) == 3 + 4
+    more = OwnText(checkpoint, deadline=clock.until(0.3)).texts(100)
+    assert more == some, "what is kept takes no time"
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
+    assert OwnText(checkpoint).texts(7) == some
+
+
+def test_one_batch_is_written_after_any_deadline(tmp_path):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    assert len(OwnText(checkpoint, deadline=Clock(1, used=2)).texts(100)) == 3
+
+
+def test_a_calibration_text_in_time_has_the_samples_that_were_written(tmp_path, monkeypatch):
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    text = CalibrationText("self,copying", samples=50, length=16)
+    limited = text_in_time(checkpoint, text, Clock(1, used=2))
+    written = sum(map(len, OwnText(checkpoint).texts(3)))
+    assert limited == CalibrationText("self,copying", samples=written // 16, length=16)
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)
+    assert len(calibration_tokens(checkpoint, limited).ids) == 2 * limited.samples
+    assert text_in_time(checkpoint, CalibrationText("copying"), Clock(1, used=2)) == CalibrationText("copying")

@@ -123,7 +123,9 @@ def test_every_name_that_is_looked_for_is_a_class_there_is():
 
 def _found(name: str) -> object:
     from shortstack.comparison import Judging
+    from shortstack.machine.clock import Clock
     from shortstack.planning import Chosen
     from shortstack.profiling import Timing
 
-    return {"Judging": Judging, "Chosen": Chosen, "Timing": Timing}.get(name) or getattr(builtins, name, None)
+    known = {"Judging": Judging, "Chosen": Chosen, "Clock": Clock, "Timing": Timing}
+    return known.get(name) or getattr(builtins, name, None)

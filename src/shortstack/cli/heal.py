@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import lacking, process_so_far, show_lacking
+from shortstack.cli.dry_run import CHECKS, show_dry_run
 from shortstack.cli.option_groups import Values, Without
 from shortstack.cli.options import Out, Reporting, Session, going_on
 from shortstack.errors import OutputError, parameter
@@ -27,7 +28,7 @@ from shortstack.machine.progress import first_process, say
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.healing import Healing, HealingTask
-    from shortstack.healing.forecast import Forecast
+    from shortstack.healing.preview import Preview
     from shortstack.machine.progress import Progress
 
 METHOD_OPTIONS = [each.name for each in fields(MethodOptions) if each.name != "method"]
@@ -47,7 +48,7 @@ class HealRun:
     cache: bool = option(
         True, help="Keep on disk what frozen layers and the teacher give, or compute it for every batch."
     )
-    dry_run: bool = option(False, help="Say what would train, and about how much memory and time it takes.")
+    dry_run: bool = option(False, help=CHECKS)
     report_to: str | None = option(
         None, help="Comma-separated loggers: tensorboard (its files go to OUTPUT.logs), trackio, wandb."
     )
@@ -87,6 +88,7 @@ def heal(
     """
     from shortstack.healing.recipes import named_by_line, with_recipe
 
+    began = time.monotonic()
     typed = functools.partial(_typed, context)
     with named_by_line(run.recipe, typed):
         values = with_recipe(options, run.recipe, typed) if run.recipe else options
@@ -100,9 +102,12 @@ def heal(
             _remark(checkpoint, run.recipe, task, turns, session.report)
             task = replace(task, teacher=session.alone.open(run.teacher, progress) if run.teacher else None)
             if run.dry_run:
-                return _foretell(checkpoint, output, task, turns, run, session.report)
+                from shortstack.healing.preview import preview
+
+                found = preview(checkpoint, output, task, turns, cache=run.cache, resume=run.resume)
+                return _show_preview(found, output, session.report)
             with going_on("with --resume the same command goes on from its last saved step"):
-                result = _healed(checkpoint, output, task, turns, run, progress)
+                result = _healed(checkpoint, output, task, turns, run, progress, began)
     if not first_process():
         return None
     if run.plot:
@@ -124,18 +129,26 @@ def _typed(context: typer.Context, name: str) -> bool:
 
 
 def _healed(
-    checkpoint: Checkpoint, output: Path, task: HealingTask, turns: Turns | None, run: HealRun, progress: Progress
+    checkpoint: Checkpoint,
+    output: Path,
+    task: HealingTask,
+    turns: Turns | None,
+    run: HealRun,
+    progress: Progress,
+    began: float,
 ) -> Healing:
-    """heal(), or heal_in_turns() where turns are asked for."""
+    """heal(), or heal_in_turns() where turns are asked for. began: when the verb did, by time.monotonic()."""
     from shortstack.healing import heal as heal_checkpoint
     from shortstack.healing import heal_in_turns
+    from shortstack.healing.healer import started_clock
     from shortstack.healing.unfinished import Unfinished
 
     if run.resume and first_process():
         say(Unfinished(output, "turns" if turns else "training").summary())
     if turns:
         return heal_in_turns(checkpoint, output, turns, task, cache=run.cache, resume=run.resume, progress=progress)
-    return heal_checkpoint(checkpoint, output, task, cache=run.cache, resume=run.resume, progress=progress)
+    clock = started_clock(task.schedule, output, resume=run.resume, used=time.monotonic() - began)
+    return heal_checkpoint(checkpoint, output, task, cache=run.cache, resume=run.resume, progress=progress, clock=clock)
 
 
 def _gone(checkpoint: Checkpoint, result: Healing) -> str:
@@ -161,26 +174,6 @@ def _remark(
     method = task.method
     if isinstance(method, Partial) and method.head is None and not method.untie_head and checkpoint.anatomy.tied:
         report.warn("the head is the embedding matrix and stays frozen; --untie-head trains a head of its own")
-
-
-def _foretell(
-    checkpoint: Checkpoint, output: Path, task: HealingTask, turns: Turns | None, run: HealRun, report: Reporting
-) -> None:
-    """What healing would take; in turns, what the first of them would."""
-    from shortstack.healing.forecast import forecast
-
-    _, memory = process_so_far()
-    expected = forecast(checkpoint, task, cache=run.cache)
-    seconds, _ = process_so_far()  # healing begins as its forecast does: libraries, data and model are read
-    expected = replace(expected, seconds=expected.seconds + seconds, memory_bytes=expected.memory_bytes + memory)
-    if turns:
-        expected = replace(expected, turns=tuple(turns.sizes(checkpoint.anatomy.layers)))
-    short = lacking(expected.memory_bytes, expected.written_bytes, output, device=task.compute.device)
-    if report.json:
-        return console.show_json(expected.to_dict() | {"lacking": short})
-    show_forecast(expected)
-    show_lacking(short, report)
-    return None
 
 
 LOSSES = {"sft": "loss", "distill": "distance from the teacher"}
@@ -211,31 +204,22 @@ def show_healing(healing: Healing) -> None:
         console.show(f"Training ended at step {result['steps']}: {result['stopped']}.")
     elif result["skipped_steps"]:
         console.show(f"{result['skipped_steps']} steps were left out: their gradient was no number.")
+    if healing.repeat:
+        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in healing.repeat.items())
+        console.show(f"Without a clock the same comes of {options}")
 
 
-def show_forecast(forecast: Forecast) -> None:
+def _show_preview(found: Preview, output: Path, report: Reporting) -> None:
     """What healing would train, and what that takes."""
     rows = [
-        ("trained parameters", f"{forecast.trainable_parameters:,}"),
-        (
-            "in",
-            f"{len(forecast.trained)} modules, from {forecast.trained[0]} to {forecast.trained[-1]}"
-            if forecast.trained
-            else "-",
-        ),
-        ("samples, held out", f"{forecast.samples:,}, {forecast.held_out:,}"),
-        ("tokens, of them learnt", f"{forecast.tokens:,}, {forecast.learnt_tokens:,}"),
-        ("optimizer steps", f"{forecast.steps:,}"),
-        ("memory, about", size(forecast.memory_bytes)),
-        ("weights read, about", size(forecast.read_bytes)),
-        ("weights written", size(forecast.written_bytes)),
-        (
-            "disk for what is computed once",
-            f"{size(forecast.cache_bytes)}, {size(forecast.missing_bytes)} to write",
-        ),
-        ("time, about", f"{forecast.seconds:,.0f} s"),
+        ("trained parameters", f"{found.trainable_parameters:,}"),
+        ("in", f"{len(found.trained)} modules, {found.trained[0]} to {found.trained[-1]}" if found.trained else "none"),
+        ("samples, held out", f"{found.samples:,}, {found.held_out:,}"),
+        ("tokens, of them learnt", f"{found.tokens:,}, {found.learnt_tokens:,}"),
+        ("optimizer steps", f"{found.steps:,}"),
+        ("disk for what is computed once", f"{size(found.cache_bytes)}, {size(found.missing_bytes)} to write"),
     ]
-    if forecast.turns:
-        gone = ", ".join(map(str, forecast.turns))
-        rows.append(("turns, each at most that", f"{len(forecast.turns)}; before them go {gone} layers"))
-    console.show_table("dry run: nothing is trained", ("", "healing"), rows)
+    if found.turns:
+        gone = ", ".join(map(str, found.turns))
+        rows.append(("turns, each at most that", f"{len(found.turns)}; before them go {gone} layers"))
+    show_dry_run(rows, found.requirements, report, output=output, data=found.to_dict())

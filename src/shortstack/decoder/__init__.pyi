@@ -8,9 +8,12 @@ from . import losses as losses
 from . import mlps as mlps
 from . import own_text as own_text
 from . import quantisation as quantisation
+from . import requirements as requirements
+from . import speed as speed
 from . import streaming as streaming
 from . import wrapping as wrapping
 from .decoder import Decoder as Decoder
 from .own_text import OwnText as OwnText
 from .own_text import calibration_tokens as calibration_tokens
+from .own_text import text_in_time as text_in_time
 from .own_text import tokens_of as tokens_of

@@ -86,7 +86,7 @@ class Decoder(Layered):
         """A walk before layer 0, which the embedded token ids enter."""
         shorter = f"add {parameter('length', self.positions)}, or {parameter('max_length')} when healing"
         check_positions(self, ids.shape[1], parameter("length"), fix=shorter)
-        self._check_direct()
+        self.check_direct()
         entered: list[State] = []
 
         def stop(_index: int, _forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -195,7 +195,12 @@ class Decoder(Layered):
         together = max(1, room // (self.stream_bytes(tokens) * streams))
         return [batches[start : start + together] for start in range(0, len(batches), together)]
 
-    def _check_direct(self) -> None:
+    def check_direct(self) -> None:
+        """Refuse a model that computes something between its layers.
+
+        Raises:
+            ArchitectureError: it does.
+        """
         self.forms()
         if self._gap is not None:
             raise ArchitectureError(

@@ -152,19 +152,6 @@ def parted(requests: Sequence[Request], *, least: int = LEAST) -> tuple[list[int
     return sorted(set(range(len(requests))) - {place for group in shared for place in group}), shared
 
 
-def passing(requests: Sequence[Request]) -> tuple[int, int]:
-    """How many tokens of requests pass the layers, each context once, and how many pass the head.
-
-    >>> passing([Request((1, 2, 3, 4, 5), 4), Request((1, 2, 3, 4, 6, 7), 4), Request((1, 3), 1)])
-    (6, 4)
-    """
-    alone, shared = parted(requests)
-    contexts = sum(requests[group[0]].start for group in shared)
-    tails = sum(len(requests[place].ending) - 1 for group in shared for place in group)
-    whole = sum(len(requests[place].ids) - 1 for place in alone)
-    return contexts + tails + whole, sum(len(request.ending) for request in requests)
-
-
 def shares_contexts(decoder: Decoder) -> bool:
     """Whether what a model keeps of a context can be copied to several continuations.
 

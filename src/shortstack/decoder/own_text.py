@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,13 +23,15 @@ from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import CalibrationText, Rows, Tokens, source_of
 from shortstack.data.examples import render
-from shortstack.data.mixture import MIX, READ
-from shortstack.data.tokens import bos_ids, encode
+from shortstack.data.mixture import MIX, READ, parse_sources
+from shortstack.data.sources import OWN
+from shortstack.data.tokens import bos_ids, encode, own_windows
 from shortstack.decoder.generation import DRAWS, ROWS, draw_seed, generate
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import DataError, ShortstackWarning, one_line, parameter
 from shortstack.machine.cache import cache_directory, content_key, mark_used
+from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import save_json
 from shortstack.machine.progress import Progress, silent, under
@@ -50,11 +53,13 @@ def calibration_tokens(
     at_least: int | None = None,
     compute: Compute = AUTO,
     progress: Progress = silent,
+    dry_run: bool = False,
 ) -> Tokens:
     """The windows of a calibration text, and of what the model writes itself where that is a part of it.
 
     A model may not be able to write: it is streamed, or its template has no place for a question. Of `mix` the rest is read
-    then, and a warning says so. at_least: as in Tokens.read.
+    then, and a warning says so. at_least: as in Tokens.read. dry_run: the model writes nothing, and tokens of no meaning
+    stand for what it would.
 
     Raises:
         DataError: as CalibrationText.tokens(); or `self` was named, and the model writes nothing.
@@ -64,12 +69,34 @@ def calibration_tokens(
     text.check()
     shorter = f"write {parameter('length', checkpoint.positions)}"
     check_positions(checkpoint, text.length, parameter("length"), fix=shorter)
-    own = OwnText(checkpoint, compute, progress)
+    own = OwnText(checkpoint, compute, progress, dry_run=dry_run)
     if text.text == MIX and (reason := own.hindered()):
         said = f"{MIX} is {READ} here, without what the model writes itself: {reason}"
         warnings.warn(said, ShortstackWarning, stacklevel=2)
         text = replace(text, text=READ)
     return text.tokens(checkpoint.tokenizer(), compute.seed, at_least=at_least, written=own.texts)
+
+
+def text_in_time(
+    checkpoint: Checkpoint,
+    text: CalibrationText,
+    deadline: Clock,
+    *,
+    compute: Compute = AUTO,
+    progress: Progress = silent,
+) -> CalibrationText:
+    """The text with as many samples as the model can write until the deadline, at least one; the same gives them again.
+
+    A text without `self` is as it was, and so is one that the model cannot write.
+
+    Raises:
+        DataError, InputError: as calibration_tokens().
+    """
+    own = OwnText(checkpoint, compute, progress, deadline)
+    if all(each.source != OWN for each in parse_sources(text.text)) or (text.text == MIX and own.hindered()):
+        return text
+    room = text.length - len(bos_ids(checkpoint.tokenizer()))
+    return replace(text, samples=max(1, len(own_windows(own.texts, room, int(text.samples)))))
 
 
 def tokens_of(
@@ -92,11 +119,17 @@ def tokens_of(
 
 @dataclass(frozen=True)
 class OwnText:
-    """What a checkpoint's model writes, as token ids: batch after batch, each kept in the cache under all it depends on."""
+    """What a checkpoint's model writes, as token ids: batch after batch, each kept in the cache under all it depends on.
+
+    deadline: no batch is begun that would not end before it, but for the first; so there may be fewer texts, always the same
+    ones in the same order. dry_run: what the model needs in order to write is checked, and it writes nothing.
+    """
 
     checkpoint: Checkpoint
     compute: Compute = AUTO
     progress: Progress = silent
+    deadline: Clock | None = None
+    dry_run: bool = False
 
     def hindered(self) -> str | None:
         """Why the model cannot write, or is not asked to; None where it can."""
@@ -111,24 +144,27 @@ class OwnText:
         return None
 
     def texts(self, amount: int) -> list[list[int]]:
-        """At least so many texts that are not empty, without BOS at their beginning.
+        """At least so many texts that are not empty, without BOS at their beginning; fewer where the deadline has come.
 
         Raises:
             DataError: batch after batch is empty, or nothing opens a text.
             InputError: the model does not fit in memory.
         """
         written: list[list[int]] = []
-        writer, empty = Writer(self.checkpoint, self.compute), 0
+        writer, empty, late = Writer(self.checkpoint, self.compute), 0, False
+        if self.dry_run:
+            return [writer.stand_in()] * amount
         try:
             for batch in count():
-                if len(written) >= amount or empty == MOST_EMPTY:
+                late = self._too_late(writer, batch)
+                if len(written) >= amount or empty == MOST_EMPTY or late:
                     break
                 done = f"{min(len(written), amount)} of {amount} texts, " if written else ""
                 some = self._batch(writer, batch, under(self.progress, done))
                 written, empty = written + some, 0 if some else empty + 1
         finally:
             writer.forget()
-        if len(written) < amount:
+        if len(written) < amount and not late:
             raise DataError(
                 self.checkpoint.source,
                 expected="a model that writes something to calibrate or to heal on",
@@ -137,12 +173,23 @@ class OwnText:
             )
         return written
 
+    def _too_late(self, writer: Writer, number: int) -> bool:
+        """Whether there is no time for a batch that is still to be written, if it takes as long as the last."""
+        if self.deadline is None or number == 0 or self._path(writer, number).exists():
+            return False
+        return self.deadline.left < writer.seconds or self.deadline.over
+
+    def _path(self, writer: Writer, number: int) -> Path:
+        return cache_directory("own-texts", writer.key) / f"{number:05}.json"
+
     def _batch(self, writer: Writer, number: int, progress: Progress) -> list[list[int]]:
         """The texts of a batch, those that are empty left out; from the cache, if they were written before."""
-        path = cache_directory("own-texts", writer.key) / f"{number:05}.json"
+        path = self._path(writer, number)
         mark_used(path.parent)
         if not path.exists():
+            began = self.deadline.used if self.deadline else 0.0
             save_json(path, {"texts": writer.written(number, progress)})
+            writer.seconds = self.deadline.used - began if self.deadline else 0.0
         texts: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))["texts"]
         return texts
 
@@ -155,6 +202,7 @@ class Writer:
         self.tokenizer, self.device = checkpoint.tokenizer(), pick_device(compute.device)
         self.dtype = arithmetic(compute.dtype, checkpoint, self.device)
         self.model: PreTrainedModel | None = None
+        self.seconds = 0.0  # that the last batch took, by a deadline's clock
 
     @cached_property
     def key(self) -> str:
@@ -188,6 +236,18 @@ class Writer:
         answers = self._write(prompts, room, f"{number} answers", progress)
         whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > 1]
         return [text[len(bos_ids(self.tokenizer)) :] for text in whole]
+
+    def stand_in(self) -> list[int]:
+        """As many tokens as the longest text has, without the model.
+
+        Raises:
+            DataError: nothing opens a text.
+            InputError: the model does not fit in memory.
+        """
+        opening = self._opening
+        if not self.device_map:
+            self.checkpoint.check_room(self.dtype, self.device)
+        return opening[:1] * self._most
 
     def forget(self) -> None:
         """Give the model's memory back: what comes next asks how much there is."""

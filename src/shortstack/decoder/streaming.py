@@ -29,6 +29,26 @@ def must_stream(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> bool
     return checkpoint.parameters * dtype.itemsize > SPARE * available_memory(device)
 
 
+def check_streamable(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> None:
+    """Refuse a model that cannot be read layer by layer.
+
+    Raises:
+        CheckpointError: the weights are quantised.
+        InputError: what surrounds the layers, and two of them as stored, do not fit in memory.
+    """
+    if checkpoint.config.get("quantization_config"):
+        raise CheckpointError(
+            checkpoint.directory,
+            expected="weights in 16 or 32 bits, to be read layer by layer",
+            found="quantised ones",
+            fix=f"leave {parameter('stream')} out, or start from the unquantised model",
+        )
+    around, largest = checkpoint.sizes.other_parameters * dtype.itemsize, max(checkpoint.sizes.layer_bytes)
+    needed = {"cpu": around + 2 * largest} if device == "cpu" else {device: around + largest, "cpu": 2 * largest}
+    for place, nbytes in needed.items():
+        check_room(checkpoint.directory, nbytes, place, layers=True)
+
+
 class LayerWeights:
     """A model whose layers have weights only inside resident().
 
@@ -41,13 +61,7 @@ class LayerWeights:
         Raises:
             CheckpointError: the weights are quantised, or do not fit the config.
         """
-        if checkpoint.config.get("quantization_config"):
-            raise CheckpointError(
-                checkpoint.directory,
-                expected="weights in 16 or 32 bits, to be read layer by layer",
-                found="quantised ones",
-                fix=f"leave {parameter('stream')} out, or start from the unquantised model",
-            )
+        check_streamable(checkpoint, dtype, device)
         self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
         model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code, dtype=dtype)
         self.model = model.eval().requires_grad_(False)
@@ -61,20 +75,11 @@ class LayerWeights:
         self._here: int | None = None
         self._tied = False
         largest = max(self._room(layer) for layer in self._stored if layer is not None)
-        self._check_room(largest)
         # Two pieces of memory for the whole walk: fresh ones for each layer would leave holes that take as much again.
         self._free, self._taken = (torch.empty(largest, dtype=torch.uint8) for _ in range(2))
         self._load({name: read_weight(checkpoint.tensors[name]) for name in self._stored[None]})
         self._move_buffers()
         self._check_loaded(None)
-
-    def _check_room(self, largest: int) -> None:
-        """largest: bytes of the largest layer, as stored. Two are held in memory; what surrounds them, where it computes."""
-        tensors, device = self._checkpoint.tensors, self._device
-        around = sum(tensors[name].parameters for name in self._stored[None]) * self._dtype.itemsize
-        needed = {"cpu": around + 2 * largest} if device == "cpu" else {device: around + largest, "cpu": 2 * largest}
-        for place, nbytes in needed.items():
-            check_room(self._checkpoint.directory, nbytes, place, layers=True)
 
     @contextmanager
     def resident(self, layer: int) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -37,6 +38,7 @@ class Layered:
         self.model, self.anatomy, self.weights = model, anatomy, weights
         self.positions = learned_positions(model, anatomy)
         self.layers: list[nn.Module] = list(model.get_submodule(anatomy.layers_path).children())
+        self.shared_out = False  # by accelerate, where its hooks are not on the layers yet
         self._forms: list[Form] | None = None
         self._gap: int | None = None
 
@@ -69,6 +71,21 @@ class Layered:
             return cls.load(checkpoint, dtype=dtype, device_map=compute.device_map)
         stream = must_stream(checkpoint, dtype, device) if compute.stream is None else compute.stream
         return cls.load(checkpoint, dtype=dtype, device=device, stream=stream)
+
+    @classmethod
+    def outline(cls, checkpoint: Checkpoint, compute: Compute = AUTO) -> Self | None:
+        """The model with no more weights than those around its layers, to see what layers take and return.
+
+        None where nothing of it can be read alone: it is quantised.
+
+        Raises:
+            InputError: what surrounds the layers does not fit in memory.
+        """
+        if checkpoint.config.get("quantization_config"):
+            return None
+        decoder = cls.open(checkpoint, replace(compute, stream=True, device_map=None))
+        decoder.shared_out = compute.device_map is not None
+        return decoder
 
     @classmethod
     def tail(cls, checkpoint: Checkpoint, first: int, *, dtype: torch.dtype, device: str = "cpu") -> Self:
@@ -112,7 +129,7 @@ class Layered:
         Raises:
             InputError: it is one.
         """
-        if any(hasattr(layer, "_hf_hook") for layer in self.layers):
+        if self.shared_out or any(hasattr(layer, "_hf_hook") for layer in self.layers):
             raise InputError(
                 parameter("device_map"),
                 expected=f"weights in one place, {what_for}",

@@ -1,8 +1,8 @@
 from . import dataset as dataset
-from . import forecast as forecast
 from . import healer as healer
 from . import methods as methods
 from . import options as options
+from . import preview as preview
 from . import recipes as recipes
 from . import task as task
 from . import training as training

@@ -220,7 +220,7 @@ class _Walk:
     def run(self) -> None:
         compute = Compute(dtype=dtype_named(str(self.freezer.dtype)), device=self.freezer.device)
         decoder = Decoder.open(self.checkpoint, compute)
-        decoder.check_bare(f"train all layers: {parameter('last', self.freezer.checkpoint.anatomy.layers)}")
+        decoder.check_bare(train_all(self.freezer.checkpoint))
         layers = len(decoder.layers) if self._teaches or self.at is None else self.at
         sets = list(dict.fromkeys([UNPRUNED, self.skipped]))
         batches = [(numbers, self._ids(numbers, decoder)) for numbers in by_length(self.frozen.lengths)]
@@ -300,6 +300,11 @@ def top_tokens(decoder: Decoder, states: Tensor, top_k: int, temperature: float)
     ]
     tokens, log_p = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(log_p)
+
+
+def train_all(checkpoint: Checkpoint) -> str:
+    """What to do where layers cannot be frozen."""
+    return f"train all layers: {parameter('last', checkpoint.anatomy.layers)}"
 
 
 def _check_vocabulary(checkpoint: Checkpoint, teacher: Checkpoint) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.record import layer_map, provenance
@@ -22,15 +24,21 @@ from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, read_examples
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
-from shortstack.errors import InputError, TrainingError, parameter
+from shortstack.decoder.speed import forward_speed
+from shortstack.errors import InputError, ShortstackWarning, TrainingError, parameter
+from shortstack.healing.amounts import affordable_samples
 from shortstack.healing.batches import Data
-from shortstack.healing.frozen import Freezer, Frozen, OnTheFly
+from shortstack.healing.dataset import TrainingData
+from shortstack.healing.frozen import Freezer, Frozen, OnTheFly, train_all
 from shortstack.healing.learner import Learner
+from shortstack.healing.pacing import kept_pacing
+from shortstack.healing.schedule import Schedule
 from shortstack.healing.task import HealingTask
 from shortstack.healing.teacher_answers import Answers
 from shortstack.healing.training import Environment, History, train, training_device
-from shortstack.healing.unfinished import Unfinished
+from shortstack.healing.unfinished import Unfinished, newest_state
 from shortstack.machine.cache import cache_limit, library_versions
+from shortstack.machine.clock import Clock
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.memory import peak_rss
@@ -41,12 +49,14 @@ from shortstack.machine.typed import typed
 if TYPE_CHECKING:
     from shortstack.charts import Picture
 
+WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the output: merged, written and synced
+
 
 @dataclass(frozen=True, repr=False)
 class Healing(Tabled):
     """The outcome of healing; the healed checkpoint is at `output`. objective: what the losses are, sft or distill.
 
-    trained_layers: by the numbers that they have in it.
+    trained_layers: by the numbers that they have in it. repeat: options that repeat a run by the clock without one.
     """
 
     output: Path
@@ -57,6 +67,7 @@ class Healing(Tabled):
     seconds: float
     peak_rss_bytes: int
     trained_layers: tuple[int, ...] = ()
+    repeat: Mapping[str, Any] | None = None
 
     def table(self) -> Table:
         """A row for each loss of the course, in nats per token."""
@@ -96,6 +107,7 @@ class Healing(Tabled):
             "held_out_losses": [list(entry) for entry in held_out],
             "seconds": self.seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
+            "repeat": self.repeat,
         }
 
 
@@ -108,13 +120,15 @@ def heal(
     cache: bool = True,
     resume: bool | None = None,
     progress: Progress = in_notebooks,
+    clock: Clock | None = None,
 ) -> Healing:
     """Train the part of the checkpoint that the task's method names, and write the result to the new `out`.
 
     task: its data alone, text or instructions, where all else is as usual. Some samples are held out (5 % unless a number
     is given) and never trained on; the weights with the lowest loss on them are written. What is frozen, and what a teacher
     says, is computed once and kept in the cache (cache=False: anew for every batch). The state of the training is kept
-    beside `out`, and goes when it ends; resume says what to do with one that is there.
+    beside `out`, and goes when it ends; resume says what to do with one that is there. clock: all of it ends with this one,
+    as with the schedule's minutes, which are counted from now on.
 
     Raises:
         DataError: the data cannot be read.
@@ -125,14 +139,16 @@ def heal(
     """
     checkpoint = Checkpoint.of(checkpoint)
     started = time.perf_counter()
-    run = HealingRun(checkpoint, HealingTask.of(task), progress)
+    task = HealingTask.of(task)
+    clock = clock or started_clock(task.schedule, out, resume=resume)
+    run = HealingRun(checkpoint, task, progress, clock)
     run.check()
-    nbytes = checkpoint.weight_bytes + run.task.method.added_bytes(checkpoint)
-    writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
+    writer = run.writer(out)
     with writer.held() if run.processes.is_main_process else nullcontext():
+        unfinished = Unfinished(writer.out)
+        run = run.in_time(unfinished.settings() if resume else {})
         examples = run.examples()
         record = run.record(examples)
-        unfinished = Unfinished(writer.out)
         with run.processes.main_process_first():
             folder = unfinished.open(record, resume=resume if run.processes.is_main_process else True)
         try:
@@ -144,13 +160,24 @@ def heal(
             tensors = run.changed(learner, scratch)
             seconds = round(time.perf_counter() - started, 3)
             if scratch:
-                healing = {**record, "history": asdict(history)}
+                healing = {**record, "history": asdict(history), "repeat": run.repeating(history)}
                 run.write(writer, tensors, {**provenance(checkpoint, "heal", seconds), "healing": healing})
                 unfinished.remove()
     run.processes.wait_for_everyone()
     method, loss = run.task.method.name, run.task.objective.loss
     layers = run.task.method.trained_layers(checkpoint)
-    return Healing(writer.out, method, loss, learner.trainable_parameters, history, seconds, peak_rss(), layers)
+    repeat, count = run.repeating(history), learner.trainable_parameters
+    return Healing(writer.out, method, loss, count, history, seconds, peak_rss(), layers, repeat)
+
+
+def started_clock(
+    schedule: Schedule, out: str | Path, *, resume: bool | None = None, used: float = 0.0
+) -> Clock | None:
+    """A clock of the schedule's minutes, if it has any: what a run that goes on has used is used, and seconds before now."""
+    if schedule.minutes is None:
+        return None
+    kept = kept_pacing(newest_state(Unfinished(Path(out)).folder)) if resume else {"used": 0.0}
+    return Clock(60 * schedule.minutes, used=kept["used"] + used)
 
 
 @dataclass(frozen=True)
@@ -160,6 +187,7 @@ class HealingRun:
     checkpoint: Checkpoint
     task: HealingTask
     progress: Progress = silent
+    clock: Clock | None = None
 
     @cached_property
     def device(self) -> str:
@@ -193,12 +221,58 @@ class HealingRun:
         check_unquantised(self.checkpoint, "to train", "heal")
         self.task.method.first(self.checkpoint)
 
-    def examples(self) -> list[Example]:
-        """The samples, the held-out ones first."""
+    def in_time(self, kept: Mapping[str, Any]) -> HealingRun:
+        """The run with as many samples as its clock has time for, or as many as the kept one that goes on has used."""
+        if self.clock is None:
+            return self
+        data, most = self.task.data, kept.get("data", {}).get("max_samples")
+        if not kept:
+            most = self._affordable(data)
+        return replace(self, task=replace(self.task, data=replace(data, max_samples=most)))
+
+    def _affordable(self, data: TrainingData) -> float | None:
+        """The number of samples that there is time for; as the data has it where that is all."""
+        assert self.clock  # noqa: S101  in_time() has looked
+        teacher, tokenizer = self.task.unpruned, self.checkpoint.tokenizer()
+        layers = max(each.anatomy.layers for each in (self.checkpoint, teacher) if each)
+        speed = forward_speed(self.checkpoint, dtype=self.dtype, device=self.device, layers=layers)
+        least = max(self.task.schedule.batch_size, 2 * (data.held_out or 1))
+        found = affordable_samples(data, tokenizer, self.clock, speed=speed, least=least, own=self._own())
+        (found,) = broadcast_object_list([found])  # processes differ in speed
+        if found.samples < found.whole and self.processes.is_main_process:
+            warnings.warn(str(found), ShortstackWarning, stacklevel=2)
+        return data.max_samples if found.samples == found.whole else int(found.samples)
+
+    def repeating(self, history: History) -> dict[str, Any] | None:
+        """The options that repeat a run by the clock without one; None where no step was taken, and for other runs."""
+        if self.clock is None or not history.steps:
+            return None
+        length = {name: history.settings[name] for name in ("max_steps", "replanned", "eval_steps")}
+        repeat = {"max_samples": self.task.data.max_samples, **length}
+        return {name: value for name, value in repeat.items() if value is not None}
+
+    def _own(self, *, dry_run: bool = False) -> OwnText | None:
+        """What the teacher writes, if there is one."""
+        compute = replace(self.task.compute, seed=self.task.schedule.seed)
+        return OwnText(self.task.unpruned, compute, self.progress, dry_run=dry_run) if self.task.unpruned else None
+
+    def writer(self, out: str | Path) -> CheckpointWriter:
+        """Who writes the result.
+
+        Raises:
+            OutputError: `out` exists, is nested in the input, or does not fit the disk.
+        """
+        return CheckpointWriter(out, source=self.checkpoint.directory, nbytes=self.written_bytes)
+
+    @property
+    def written_bytes(self) -> int:
+        """Of the result's weights."""
+        return self.checkpoint.weight_bytes + self.task.method.added_bytes(self.checkpoint)
+
+    def examples(self, *, dry_run: bool = False) -> list[Example]:
+        """The samples, the held-out ones first. dry_run: a teacher writes and answers nothing."""
         data, seed = self.task.data, self.task.schedule.seed
-        teacher, written = self.task.unpruned, None
-        if teacher:
-            written = OwnText(teacher, replace(self.task.compute, seed=seed), self.progress).texts
+        teacher, own = self.task.unpruned, self._own(dry_run=dry_run)
         if data.own and teacher and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer()):
             raise InputError(
                 parameter("teacher"),
@@ -213,9 +287,9 @@ class HealingRun:
                 max_length=data.max_length,
                 seed=seed,
                 most=data.max_samples,
-                written=written,
+                written=own.texts if own else None,
             )
-        if teacher and data.self_generate:
+        if teacher and data.self_generate and not dry_run:
             with self.processes.main_process_first():
                 answers = Answers(teacher, data.max_length, seed, self.device, self.dtype)
                 examples = answers.to(examples, progress=self.progress)
@@ -248,7 +322,10 @@ class HealingRun:
         training = range(held_out, len(examples))
         data = Data(training, range(held_out), frozen.lengths[held_out:], frozen.collate)
         logs = folder.with_suffix(".logs")
-        environment = Environment(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress)
+        clock = self.clock and self.clock.reserving(
+            WRITING_SECONDS + self.checkpoint.weight_bytes / WRITING_BYTES_PER_S
+        )
+        environment = Environment(self.device, self.dtype == torch.bfloat16, task.loggers, logs, self.progress, clock)
         return learner, train(learner, data, task.schedule, folder, environment=environment)
 
     def changed(self, learner: Learner, scratch: Path | None) -> dict[str, StoredTensor]:
@@ -283,7 +360,7 @@ class HealingRun:
         if not cache:
             decoder = self._loaded(self.checkpoint)
             if self.first:
-                decoder.check_bare(f"train all layers: {parameter('last', self.checkpoint.anatomy.layers)}")
+                decoder.check_bare(train_all(self.checkpoint))
             teacher = self._loaded(self.freezer.teacher) if self.freezer.teacher else None
             return OnTheFly(self.freezer, examples, self.first, decoder, teacher), decoder
         with self.processes.main_process_first():

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
+from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
 from shortstack.decoder import calibration_tokens
-from shortstack.errors import ArchitectureError, PlanError, parameter
+from shortstack.errors import ArchitectureError, InputError, PlanError, parameter
 from shortstack.healing.healer import Healing, HealingRun, heal
 from shortstack.healing.task import HealingTask
 from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
+from shortstack.machine.clock import Clock
 from shortstack.machine.device import Compute
 from shortstack.machine.files import rename_new
 from shortstack.machine.progress import Progress, in_notebooks, under
@@ -34,11 +35,12 @@ def heal_in_turns(
     cache: bool = True,
     resume: bool | None = None,
     progress: Progress = in_notebooks,
+    clock: Clock | None = None,
 ) -> Healing:
     """heal() after each cut; what is between lies in `<out>.turns` until the end.
 
     A turn that is finished is not repeated, and with resume one that was killed goes on where it was. Of several processes
-    the first chooses and cuts, and all heal.
+    the first chooses and cuts, and all heal. clock: all of it ends with this one, in whose time the turns have equal parts.
 
     Raises:
         PlanError: no layer is to go, or no cut of so many is exact.
@@ -46,9 +48,16 @@ def heal_in_turns(
     """
     checkpoint = Checkpoint.of(checkpoint)
     task = HealingTask.of(task)
+    if task.schedule.minutes is not None:
+        raise InputError(
+            parameter("minutes"),
+            expected="one healing, whose time it is",
+            found="several in turns",
+            fix=f"write {parameter('max_steps')}, which counts for each turn",
+        )
     sizes = turns.sizes(checkpoint.anatomy.layers)
     run = HealingRun(checkpoint, task, progress)
-    writer = CheckpointWriter(out, source=checkpoint.directory, nbytes=checkpoint.weight_bytes)
+    writer = run.writer(out)
     unfinished = Unfinished(writer.out, "turns")
     first = run.processes.is_main_process
     with writer.held() if first else nullcontext():
@@ -68,7 +77,9 @@ def heal_in_turns(
                     prune(checkpoint, chooser.chosen(checkpoint, count, turn), pruned, progress=turn)
             run.processes.wait_for_everyone()
             if not healed.exists():
-                result = heal(_opened(pruned, checkpoint), healed, task, cache=cache, resume=resume, progress=turn)
+                turn_clock = clock.next(1 / (len(sizes) - number + 1)) if clock else None
+                how: dict[str, Any] = {"cache": cache, "resume": resume, "progress": turn, "clock": turn_clock}
+                result = heal(_opened(pruned, checkpoint), healed, task, **how)
             checkpoint = _opened(healed, checkpoint)
         run.processes.wait_for_everyone()  # all have opened what is renamed now
         if first:

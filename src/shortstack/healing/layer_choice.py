@@ -61,15 +61,10 @@ class TrainedLayers(HealingMethod):
                 expected = f"between {least} and the model's {count} layers"
                 raise InputError(parameter(name), expected=expected, found=str(value), fix="train fewer layers")
 
-    def layer_counts(self, layers: int) -> tuple[int, int]:
-        """As HealingMethod.layer_counts; for near_cut one cut is counted, and all layers run."""
+    def check_fits(self, layers: int) -> None:
         if self.layers is not None:
-            named = self._named_layers(layers)
-            return len(named), layers - named[0]
+            self._named_layers(layers)
         self._check(layers)
-        if self.near_cut is not None:
-            return min(2 * self.near_cut, layers), layers
-        return self._last_of(layers), self._last_of(layers)
 
     def first(self, checkpoint: Checkpoint) -> int:
         return min(self.trained_layers(checkpoint), default=checkpoint.anatomy.layers)

@@ -67,9 +67,12 @@ class HealingMethod:
         """
         return tuple(range(checkpoint.anatomy.layers))
 
-    def layer_counts(self, layers: int) -> tuple[int, int]:
-        """How many layers train and how many run for it, of a model of so many whose cuts are not known yet."""
-        return layers, layers
+    def check_fits(self, layers: int) -> None:
+        """Refuse to train more layers than so many, as far as no checkpoint is needed to see it.
+
+        Raises:
+            InputError: it would.
+        """
 
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
         """The modules that train, by their names in the model, which is changed where the method needs that."""

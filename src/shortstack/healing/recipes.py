@@ -22,7 +22,7 @@ FOLDER = "presets"
 
 
 class PlanPart(yamlfile.Part):
-    """The options of plan that a recipe can set, and whether the cut is repaired."""
+    """The options of plan that a recipe can set, whether the cut is repaired, and windows to choose and to repair on."""
 
     metric: str | None = None
     drop: str | int | None = None
@@ -33,6 +33,11 @@ class PlanPart(yamlfile.Part):
     keep_first: int = 0
     keep_last: int = 0
     repair: bool = False
+    finalists: int | None = None
+    samples: int | None = None
+    length: int | None = None
+    text: str | None = None
+    repair_samples: int | None = None
 
 
 class Recipe(yamlfile.Part):
@@ -74,7 +79,8 @@ def read_recipe(name: str) -> Recipe:
 
 def _check_plan(plan: PlanPart) -> None:
     """Refuse what no plan can be made of; that nothing says how much goes is no fault of a recipe."""
-    Choice(**{name: value for name, value in plan.given.items() if name != "repair"})
+    beside = {"repair", "samples", "length", "text", "repair_samples"}  # what layers are chosen on, and what comes after
+    Choice(**{name: value for name, value in plan.given.items() if name not in beside})
     if plan.drop is not None or plan.layers is not None:
         check_choice(plan.drop, plan.layers, block=plan.block)
 

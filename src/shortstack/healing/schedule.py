@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from shortstack.errors import InputError, parameter
+from shortstack.machine.numbers import is_share
 from shortstack.machine.options import check_installed, check_options, option
 
 DECAYS = (  # transformers' schedules that ask for nothing but the steps
@@ -30,8 +33,60 @@ OPTIMIZERS = (
 )
 
 
+EVALUATIONS = 10  # held-out losses of a training by the clock, where they take little of its time
+
+
 def _either(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}."
+
+
+@dataclass(frozen=True)
+class Course:
+    """How far the learning rate has come after so many steps.
+
+    steps: when it ends. replanned: (step, steps): until that step it was planned to end after so many. What was left of
+    the rate's way at a change is then gone in the steps that are left, so the rate never jumps.
+
+    >>> course = Course(100).changed(20, 60)  # at a fifth; four fifths in the next 40 steps
+    >>> str(course), [course.share(step) for step in (10, 20, 40, 60)]
+    ('20:100', [0.1, 0.2, 0.6, 1.0])
+    """
+
+    steps: int
+    replanned: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def first_steps(self) -> int:
+        """The steps of the first plan."""
+        return self.replanned[0][1] if self.replanned else self.steps
+
+    def position(self, step: int) -> float:
+        """The step of the first plan at which the rate would be as it is after this step."""
+        begun, position, whole = 0, 0.0, self.first_steps
+        for until, steps in self.replanned:
+            if step <= until:
+                return position + (step - begun) * (whole - position) / (steps - begun)
+            position += (until - begun) * (whole - position) / (steps - begun)
+            begun = until
+        return position + (step - begun) * (whole - position) / (self.steps - begun)
+
+    def share(self, step: int) -> float:
+        """The share of its way that the rate has come."""
+        return self.position(step) / self.first_steps
+
+    def evaluated(self, step: int, every: float) -> bool:
+        """Whether the held-out loss is taken after that many steps: every so many, or every share of the way."""
+        if is_share(every):
+            before, now = (int(self.share(each) / every + 1e-9) for each in (step - 1, step))
+            return now > before or step == self.steps
+        return step % int(every) == 0 or step == self.steps
+
+    def changed(self, step: int, steps: int) -> Course:
+        """To end after other steps, or where steps is this step, to be left here."""
+        return Course(steps, (*self.replanned, (step, self.steps)))
+
+    def __str__(self) -> str:
+        return ",".join(f"{step}:{steps}" for step, steps in self.replanned)
 
 
 @dataclass(frozen=True)
@@ -39,11 +94,21 @@ class Schedule:
     """How long and how fast to train.
 
     The paper's are epochs 2, lr 1e-5, batch 64, 100 warm-up steps, linear decay (Lu et al., 4.1), for some 1,500 steps;
-    the defaults suit shorter runs. eval_steps: None is once an epoch. patience: None never stops early.
+    the defaults suit shorter runs. eval_steps: None is once an epoch, or with minutes once in a tenth of the time; a float
+    is a share of the rate's way. patience: None never stops early.
     """
 
     epochs: float = option(2, help="Passes over the data.", above=0)
     max_steps: int | None = option(None, help="Optimizer steps, whatever the epochs say.", minimum=1)
+    minutes: float | None = option(
+        None,
+        help="Train until this much time is over, reading and writing included, instead of a number of steps.",
+        above=0,
+    )
+    replanned: str | None = option(
+        None,
+        help="Repeat a run by the clock whose plan was changed: STEP:STEPS, as it said beside its number of steps.",
+    )
     lr: float = option(1e-4, help="Peak learning rate.", above=0)
     batch_size: int = option(16, help="Samples per optimizer step.", minimum=1)
     micro_batch_size: int | None = option(
@@ -55,7 +120,13 @@ class Schedule:
     max_grad_norm: float = option(1.0, help="Longer gradients are shortened to this; 0: none is.", minimum=0)
     optimizer: str = option("adamw_torch", help=f"{_either(OPTIMIZERS)} 8bit: by bitsandbytes.", choices=OPTIMIZERS)
     gradient_checkpointing: bool = option(False, help="Compute layers twice, and keep less for the backward pass.")
-    eval_steps: int | None = option(None, help="Steps between held-out losses. Default: an epoch.", minimum=1)
+    eval_steps: int | float | None = option(
+        None,
+        help="Steps between held-out losses, or 10% of all. Default: an epoch; by the clock 10%.",
+        minimum=1,
+        counted=True,
+        shares=True,
+    )
     patience: int | None = option(None, help="Stop after so many held-out losses without a lower one.", minimum=1)
     seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
 
@@ -68,6 +139,36 @@ class Schedule:
                 found=f"{self.batch_size} in micro-batches of {self.micro}",
                 fix="leave the micro-batch out",
             )
+
+        self._check_length()
+
+    def _check_length(self) -> None:
+        """Refuse two lengths of one training, and changes of a plan that are none."""
+        where, steps = parameter("minutes"), parameter("max_steps")
+        if self.minutes is not None and (self.max_steps or self.replanned):
+            given = steps if self.max_steps else parameter("replanned")
+            raise InputError(where, expected=f"{where} alone", found=f"{given} beside it", fix="give one of them")
+        if self.replanned is not None and not self._changes_hold():
+            raise InputError(
+                parameter("replanned"),
+                expected=f"STEP:STEPS with commas between, in order and up to {steps}, which it stands beside",
+                found=f"{self.replanned!r} beside {parameter('max_steps', self.max_steps)}",
+                fix="write what the run by the clock said",
+            )
+
+    def _changes_hold(self) -> bool:
+        if not re.fullmatch(r"\d+:\d+(,\d+:\d+)*", self.replanned or ""):
+            return False
+        changes = self._changes
+        begun = [0, *(step for step, _ in changes)]
+        in_order = all(before < step for before, step in pairwise(begun))
+        planned = all(step <= steps and before < steps for before, (step, steps) in zip(begun, changes, strict=False))
+        return in_order and planned and begun[-1] <= (self.max_steps or 0)
+
+    @property
+    def _changes(self) -> tuple[tuple[int, int], ...]:
+        pairs = (change.split(":") for change in (self.replanned or "").split(",") if change)
+        return tuple((int(step), int(steps)) for step, steps in pairs)
 
     def check(self) -> None:
         """Refuse an optimizer of a library that is not installed.
@@ -91,17 +192,24 @@ class Schedule:
         return max(1, math.ceil(samples / self.batch_size))
 
     def steps(self, samples: int) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run, where no clock ends it."""
         return self.max_steps or max(1, math.ceil(self.epoch_steps(samples) * self.epochs))
 
     def passes(self, samples: int) -> float:
         """How often that many samples are passed."""
         return self.max_steps / self.epoch_steps(samples) if self.max_steps else self.epochs
 
-    def evaluated(self, step: int, samples: int) -> bool:
-        """Whether the held-out loss is taken after that many steps."""
-        every = self.eval_steps or self.epoch_steps(samples)
-        return step % every == 0 or step == self.steps(samples)
+    def course(self, samples: int) -> Course:
+        """The way of the learning rate, where no clock ends it."""
+        return Course(self.steps(samples), self._changes)
+
+    def warmup(self, steps: int) -> int:
+        """Steps until the peak rate, of so many."""
+        return min(self.warmup_steps, steps // 10)
+
+    def followed(self, course: Course) -> Schedule:
+        """The schedule that takes this course without a clock."""
+        return replace(self, minutes=None, max_steps=course.steps, replanned=str(course) or None)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

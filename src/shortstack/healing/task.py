@@ -78,6 +78,13 @@ class HealingTask:
         self._check_teacher(self.unpruned.source if self.unpruned else teacher)
         self.method.check()
         self.schedule.check()
+        if self.schedule.minutes is not None and self.data.self_generate:
+            raise InputError(
+                parameter("minutes"),
+                expected="samples that are there, since a teacher's answers may take any time",
+                found=parameter("self_generate", True),
+                fix=f"write {parameter('max_steps')} instead",
+            )
         check_loggers(self.loggers)
         self.data.check()
 

@@ -1,18 +1,22 @@
 """The one training loop: transformers.Trainer over any module that returns its loss.
 
 It keeps its state in a folder, so that a killed run goes on and ends in the same weights; it leaves out steps whose gradient
-is no number, halves what it holds at once when memory runs out, and ends with the weights of the lowest held-out loss.
+is no number, halves what it holds at once when memory runs out, and ends with the weights of the lowest held-out loss. By a
+clock it takes as many steps as there is time for.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -30,17 +34,20 @@ from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.safetensors import save_tensors
 from shortstack.errors import InputError, TrainingError, parameter
 from shortstack.healing.batches import IGNORED, Data, Ordered
-from shortstack.healing.schedule import Schedule
+from shortstack.healing.pacing import CLOCK, TIME_OVER, Pacing, kept_pacing
+from shortstack.healing.schedule import Course, Schedule
 from shortstack.healing.signals import Interruption, TrainingLeft
 from shortstack.healing.unfinished import COMPLETE, newest_state, step_of
+from shortstack.machine.clock import Clock
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import sync, sync_tree, whole
+from shortstack.machine.files import save_json, sync, sync_tree, whole
 from shortstack.machine.progress import Progress, silent
 
 KEEP_SECONDS = 60.0  # between two times that the state is written
 SHARE = 0.05  # of the time, at most, goes into writing it
 SKIPS = 10  # steps in a row without a finite gradient, after which training stops
 BEST = "best.safetensors"
+ENDLESS = 10**9  # steps, where the clock says when to end
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ class Environment:
     """Where training runs, and what it reports to.
 
     bfloat16: autocast. loggers: transformers' integrations, as tensorboard. logs: the folder that tensorboard writes to,
-    unless TENSORBOARD_LOGGING_DIR names another; the state's folder goes when training ends.
+    unless TENSORBOARD_LOGGING_DIR names another; the state's folder goes when training ends. clock: training ends with it,
+    whatever steps and epochs the schedule says.
     """
 
     device: str = "cpu"
@@ -75,6 +83,7 @@ class Environment:
     loggers: Sequence[str] = ()
     logs: Path | None = None
     progress: Progress = silent
+    clock: Clock | None = None
 
 
 def train(
@@ -134,6 +143,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         self.stage = stage
         self.samples = Ordered(data, schedule.batch_size, seed=schedule.seed)
         self.state = newest_state(folder)
+        self.pacing = self._pacing(environment.clock)
         self.kept = step_of(self.state) if self.state else None  # the step of the last state that is whole
         self.random = torch.get_rng_state(), _cuda_random()  # when the last step ended
         self.stepping = False
@@ -151,7 +161,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
     def completes(self) -> bool:
         """Train; False where memory ran out, and a smaller micro-batch may help."""
         try:
-            with self.interruption.deferring():
+            with self.interruption.deferring(), suppress(TrainingLeft):
                 self.loop.train(resume_from_checkpoint=str(self.state) if self.state else None)
         except RuntimeError as error:
             if not should_reduce_batch_size(error) or not self._can_halve:
@@ -163,6 +173,48 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
     def _can_halve(self) -> bool:
         """Whether a smaller micro-batch could help: not inside an optimizer step, nor where other processes wait."""
         return self.schedule.micro > 1 and self.interruption.alone and not self.stepping
+
+    def _pacing(self, clock: Clock | None) -> Pacing | None:
+        if clock is None:
+            return None
+        step_tokens = sum(self.data.lengths) / self.schedule.epoch_steps(len(self.data.training))
+        return Pacing(clock, step_tokens, self.highest).going_on(kept_pacing(self.state))
+
+    @property
+    def course(self) -> Course:
+        """The way of the learning rate: the clock's, once there is a plan, or the schedule's."""
+        planned = self.pacing and self.pacing.course
+        return planned or self.schedule.course(len(self.data.training))
+
+    @property
+    def by_plans(self) -> bool:
+        """Whether a clock makes the course, or made it."""
+        return self.pacing is not None or self.schedule.replanned is not None
+
+    @property
+    def followed(self) -> Schedule:
+        """The schedule that does the same without a clock."""
+        if self.pacing is None:
+            return self.schedule
+        return replace(self.schedule.followed(self.course), eval_steps=self.every)
+
+    @property
+    def every(self) -> float:
+        """Steps between held-out losses, or a share of the course."""
+        share = self.pacing and self.pacing.eval_share
+        return self.schedule.eval_steps or share or self.schedule.epoch_steps(len(self.data.training))
+
+    def rate(self, step: int) -> float:
+        """The learning rate after so many steps, as a share of its peak."""
+        return rate_of(self.schedule, self.course.first_steps)(self.course.position(step))
+
+    def highest(self, value: float) -> float:
+        """The highest among the processes: they take the same steps."""
+        if self.loop.args.world_size == 1:
+            return value
+        found = torch.tensor(value, dtype=torch.float64, device=self.loop.args.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return float(found)
 
     def keep(self) -> None:
         """Write the state after the last whole step."""
@@ -219,15 +271,21 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             best,
             sum("left_out" in entry for entry in state.log_history),
             self.stopped,
-            self.samples.handed[-1] / seconds,
-            self.schedule.to_dict(),
+            self.samples.handed[-1] / seconds if state.global_step else 0.0,
+            self.followed.to_dict(),
         )
 
     def on_train_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
         self.first_step = state.global_step
 
-    def on_step_begin(self, *_args: Any, **_rest: Any) -> None:
+    def on_step_begin(self, _args: Any, state: Any, *_rest: Any, **_options: Any) -> None:
         self.random = torch.get_rng_state(), _cuda_random()
+        if state.global_step == self.first_step and self.by_plans:
+            if self.pacing and not self.pacing.begin(self.loop.held_out_tokens):
+                self.stopped = TIME_OVER
+                raise TrainingLeft
+            for group in self.loop.optimizer.param_groups:  # Trainer's own schedule set the first step's
+                group["lr"] = group["initial_lr"] * self.rate(state.global_step)
 
     def on_pre_optimizer_step(self, _args: Any, state: Any, control: Any, **_rest: Any) -> None:
         self.stepping = True
@@ -249,34 +307,30 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         step = state.global_step
         self.random = torch.get_rng_state(), _cuda_random()
         passed = self.samples.tokens((step - self.first_step) * self.schedule.batch_size // args.world_size)
-        speed = passed / (time.perf_counter() - self.began - self.evaluating)
-        self.environment.progress(self.stage, step, state.max_steps, note=f"{speed * args.world_size:,.0f} tokens/s")
-        signalled = self.interruption.signal = self._signal_anywhere(args)
-        control.should_evaluate = self.schedule.evaluated(step, len(self.data.training)) or self.stopped is not None
-        control.should_save = bool(signalled) or time.monotonic() >= self.save_due
+        speed = f"{passed / (time.perf_counter() - self.began - self.evaluating) * args.world_size:,.0f} tokens/s"
+        if self.pacing:
+            control.should_training_stop |= not self.pacing.stepped(step, passed * args.world_size)
+            self.stopped = self.stopped or self.pacing.over
+            speed = f"{timedelta(seconds=round(self.pacing.clock.left))} left, {speed}"
+        self.environment.progress(self.stage, step, self.course.steps, note=speed)
+        self.interruption.signal = int(self.highest(self.interruption.signal))
+        control.should_evaluate = self.course.evaluated(step, self.every) or self.stopped is not None
+        control.should_save = bool(self.interruption.signal) or time.monotonic() >= self.save_due
 
     def on_save(self, *_args: Any, **_rest: Any) -> None:
         if self.interruption.signal:
             raise TrainingLeft
 
-    def _signal_anywhere(self, args: Any) -> int:
-        """The signal that a process got: all leave after the same step."""
-        if args.world_size == 1:
-            return self.interruption.signal
-        signal = torch.tensor(self.interruption.signal, device=args.device)
-        torch.distributed.all_reduce(signal, torch.distributed.ReduceOp.MAX)
-        return int(signal)
-
     def _arguments(self) -> TrainingArguments:
         schedule, count = self.schedule, len(self.data.training)
-        steps = schedule.steps(count)
+        steps = ENDLESS if self.pacing else schedule.steps(count)
         arguments = TrainingArguments(
             output_dir=str(self.folder),
             num_train_epochs=schedule.epochs,
-            max_steps=schedule.max_steps or -1,
+            max_steps=steps if self.pacing else schedule.max_steps or -1,
             learning_rate=schedule.lr,
             per_device_train_batch_size=schedule.micro,
-            warmup_steps=min(schedule.warmup_steps, steps // 10),
+            warmup_steps=schedule.warmup(steps),
             lr_scheduler_type=schedule.decay,
             optim=schedule.optimizer,
             weight_decay=schedule.weight_decay,
@@ -317,13 +371,14 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         step = step_of(self.state)
         log = json.loads((self.state / "trainer_state.json").read_text())["log_history"]
         known = any(entry["step"] == step and "eval_loss" in entry for entry in log)
-        return not known and self.schedule.evaluated(step, len(self.data.training))
+        return not known and self.course.evaluated(step, self.every)
 
 
 class _Loop(Trainer):  # type: ignore[misc]
     """Trainer with samples in their own order, a held-out loss per token, and states that are whole or not there."""
 
     control: Any
+    held_out_tokens = 0  # of the last held-out loss, padding included
 
     def __init__(self, run: _Run, arguments: TrainingArguments) -> None:
         self.run = run
@@ -343,6 +398,12 @@ class _Loop(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.run.samples)
 
+    def create_scheduler(self, *args: Any, **options: Any) -> Any:
+        scheduler: Any = super().create_scheduler(*args, **options)
+        if self.run.by_plans:
+            scheduler.lr_lambdas = [lambda step: self.run.rate(step) for _ in scheduler.lr_lambdas]
+        return scheduler
+
     def training_step(self, *args: Any, **options: Any) -> Tensor:
         with self.run.interruption.passing():
             loss: Tensor = super().training_step(*args, **options)
@@ -350,10 +411,11 @@ class _Loop(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
         started = time.perf_counter()
-        metrics = {"eval_loss": self._held_out_loss()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.run.keep_if_best(metrics["eval_loss"])
+        with self.run.pacing.evaluating() if self.run.pacing else nullcontext():
+            metrics = {"eval_loss": self._held_out_loss()}
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self.run.keep_if_best(metrics["eval_loss"])
         self.run.evaluating += time.perf_counter() - started
         return metrics
 
@@ -361,12 +423,13 @@ class _Loop(Trainer):  # type: ignore[misc]
     def _held_out_loss(self) -> float:
         """Mean over tokens. Every process takes all of it: it is small, and so no sample counts twice."""
         self.model_wrapped.eval()
-        samples, total, count = self.run.data.held_out, 0.0, 0
+        samples, total, count, self.held_out_tokens = self.run.data.held_out, 0.0, 0, 0
         for start in range(0, len(samples), self.run.schedule.micro):
             batch = self._prepare_inputs(self.run.data.collate(list(samples[start : start + self.run.schedule.micro])))
             with self.run.interruption.passing():
                 total += float(self.model_wrapped(**batch, num_items_in_batch=1)["loss"])
             count += int((batch["labels"] != IGNORED).sum())
+            self.held_out_tokens += batch["labels"].numel()
         return total / count
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -383,6 +446,8 @@ class _Loop(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (state / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+            if self.run.pacing:
+                save_json(state / CLOCK, self.run.pacing.kept())
             sync_tree(state)
             (state / COMPLETE).touch()
             sync_tree(state)
@@ -393,6 +458,15 @@ class _Loop(Trainer):  # type: ignore[misc]
         self.run.kept = step
         taken = time.monotonic() - started
         self.run.save_due = time.monotonic() + max(KEEP_SECONDS, taken / SHARE)
+
+
+@functools.lru_cache(maxsize=8)
+def rate_of(schedule: Schedule, steps: int) -> Callable[[float], float]:
+    """The learning rate at a step of so many, as a share of its peak: transformers' own."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=schedule.lr)
+    scheduler: Any = get_scheduler(schedule.decay, optimizer, schedule.warmup(steps), steps)
+    rate: Callable[[float], float] = scheduler.lr_lambdas[0]
+    return rate
 
 
 def _whole_weights() -> StateDictOptions:

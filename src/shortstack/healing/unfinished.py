@@ -33,6 +33,18 @@ class Unfinished:
         A run that has come to nothing yet, or was refused after it began, is in nobody's way.
 
         Raises:
+            as check().
+        """
+        if not self.check(settings, resume=resume):
+            self.remove()
+            self.folder.mkdir(parents=True)
+            save_json(self.folder / SETTINGS, settings)
+        return self.folder
+
+    def check(self, settings: Mapping[str, Any], *, resume: bool | None) -> bool:
+        """Whether there is a run to go on with.
+
+        Raises:
             OutputError: there is an unfinished run, and `resume` does not say what to do with it.
             InputError: it was started with other settings; the first difference is named.
         """
@@ -44,13 +56,16 @@ class Unfinished:
                 found=f"one {self._how_far}",
                 fix=f"add {parameter('resume', True)} to go on, or {parameter('resume', False)} to start again",
             )
-        if path.exists() and resume:
+        goes_on = bool(resume) and path.exists()
+        if goes_on:
             self._check_same(json.loads(path.read_text(encoding="utf-8")), settings)
-        else:
-            self.remove()
-            self.folder.mkdir(parents=True)
-            save_json(path, settings)
-        return self.folder
+        return goes_on
+
+    def settings(self) -> dict[str, Any]:
+        """What the unfinished run was started with; nothing where there is none."""
+        path = self.folder / SETTINGS
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
 
     def summary(self) -> str:
         """A line for people: what there is to go on with."""

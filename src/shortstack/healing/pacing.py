@@ -1,0 +1,146 @@
+"""Training by a clock: how many steps fit into its time, planned anew where the machine becomes faster or slower."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.healing.schedule import EVALUATIONS, Course
+from shortstack.machine.clock import Clock
+
+FIRST_LOOK = 3  # steps after which the plan is looked at first; the first of them warms up and counts for nothing
+FIRST_PLAN = 30  # steps, at least, before that look: a guess that is too small would waste the rate's way
+LOOKS = 20  # as often, at most, is the plan looked at
+OFF = 0.05  # of the steps that are left: a plan that is wrong by more is made anew
+SLACK = 0.97  # of the time is planned: steps differ in length
+TRAINING_PASSES = 3  # a step takes as long as so many passes without gradients
+HELD_OUT_SHARE = 0.1  # of the time, at most, goes into held-out losses
+TIME_OVER = "its time was over"
+CLOCK = "clock.json"  # in the folder of a state
+
+
+def kept_pacing(state: Path | None) -> dict[str, Any]:
+    """What Pacing.kept() gave when the state was written; no seconds are used where there is none."""
+    path = state and state / CLOCK
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"used": 0.0}
+
+
+@dataclass
+class Pacing:
+    """Follows a training by its clock, and changes its course: (clock, tokens of a step, what processes agree on).
+
+    clock: when it is over training must have ended, and its last held-out loss. agreed: the seconds that all processes
+    go by. course: the plan; None before there is one. eval_share: of the course, between two held-out losses.
+    """
+
+    clock: Clock
+    step_tokens: float
+    agreed: Callable[[float], float] = float
+    course: Course | None = None
+    eval_share: float = 1 / EVALUATIONS
+    _began: float = 0.0  # this run's first step
+    _evaluating: float = 0.0  # seconds of all held-out losses
+    _evaluation: float = 0.0  # of the last one
+    _token_seconds: float = math.inf
+    _mark: tuple[float, int] = (0.0, 0)  # seconds of training and tokens at the last look
+    _steps: int = 0  # of this run
+
+    def going_on(self, kept: Mapping[str, Any]) -> Pacing:
+        """With the course of the run that was kept, if there was one."""
+        if course := kept.get("course"):
+            self.course = Course(course["steps"], tuple((step, steps) for step, steps in course["replanned"]))
+            self.eval_share = kept["eval_share"]
+        return self
+
+    def kept(self) -> dict[str, Any]:
+        """What a run that goes on needs to know."""
+        return {
+            "used": self.clock.used,
+            "course": asdict(self.course) if self.course else None,
+            "eval_share": self.eval_share,
+        }
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While it lasts, a held-out loss is taken, which is no part of a step."""
+        began = self._used
+        yield
+        self._evaluation = self._used - began
+        self._evaluating += self._evaluation
+
+    def begin(self, held_out_tokens: int) -> bool:
+        """Make the first plan, by how long the held-out loss before training took; a run that goes on has one.
+
+        False where there is no time for a single step.
+        """
+        self._began = used = self._used
+        if self.course is None:
+            affordable = HELD_OUT_SHARE * (self.clock.seconds - used) / max(self._evaluation, 1e-9)
+            self.eval_share = 1 / max(1, min(EVALUATIONS, int(affordable)))
+            self._token_seconds = TRAINING_PASSES * self._evaluation / max(1, held_out_tokens)
+            fitting = self._fitting(used, share=0.0)
+            self.course = Course(max(FIRST_PLAN, fitting))
+            return fitting > 0
+        return True
+
+    def stepped(self, step: int, tokens: int) -> bool:
+        """A step has ended: change the course if it leads elsewhere. False where it ends here.
+
+        tokens: that passed the model since begin().
+        """
+        used = self._used
+        self._steps += 1
+        trained = used - self._evaluating
+        due = trained - self._mark[0] >= (self.clock.seconds - self._began) / LOOKS
+        if self._steps == 1:
+            self._mark = trained, tokens
+        elif self._steps == FIRST_LOOK or (self._steps > FIRST_LOOK and due):
+            self._token_seconds = (trained - self._mark[0]) / max(1, tokens - self._mark[1])
+            self._mark = trained, tokens
+            self._replan(step, used)
+        if step < self._planned.steps and not self._room(used):
+            self.course = self._planned.changed(step, step)
+        return step < self._planned.steps
+
+    @property
+    def over(self) -> str | None:
+        """Why the course ends before its plan did, if so."""
+        last = self._planned.replanned[-1][0] if self._planned.replanned else 0
+        return TIME_OVER if last == self._planned.steps else None
+
+    def _replan(self, step: int, used: float) -> None:
+        """Plan anew, if the course ends much too early or too late."""
+        left, fitting = self._planned.steps - step, self._fitting(used, self._planned.share(step))
+        if left > 0 and fitting > 0 and abs(fitting - left) > OFF * left:
+            self.course = self._planned.changed(step, step + fitting)
+
+    def _fitting(self, used: float, share: float) -> int:
+        """Steps for which there is time, beside the held-out losses that are to come after a share of the course."""
+        evaluations = math.ceil((1 - share) / self.eval_share - 1e-9)
+        planned = self._began + SLACK * (self.clock.seconds - self._began)
+        left = planned - used - evaluations * self._evaluation
+        return math.floor(max(0.0, left) / max(self._step_seconds, 1e-9))
+
+    def _room(self, used: float) -> bool:
+        """Whether there is time for a step and the last held-out loss."""
+        measured = self._steps >= FIRST_LOOK
+        step = self._step_seconds if measured else (used - self._began) / self._steps
+        return self.clock.seconds - used >= step + self._evaluation
+
+    @property
+    def _step_seconds(self) -> float:
+        return self._token_seconds * self.step_tokens
+
+    @property
+    def _used(self) -> float:
+        return self.agreed(self.clock.used)
+
+    @property
+    def _planned(self) -> Course:
+        assert self.course  # noqa: S101  begin() made it
+        return self.course

@@ -1,0 +1,150 @@
+"""What heal() would do: what it refuses before it trains, what would train on how much, and the memory and disk for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shortstack.architecture.anatomy import meta_model
+from shortstack.checkpoint import Checkpoint
+from shortstack.data import Example
+from shortstack.decoder import Decoder, calibration_tokens
+from shortstack.decoder.wrapping import LOGIT_BYTES
+from shortstack.healing.activations import check_room
+from shortstack.healing.frozen import train_all
+from shortstack.healing.healer import HealingRun
+from shortstack.healing.learner import Learner, counted
+from shortstack.healing.task import HealingTask
+from shortstack.healing.turns import Turns
+from shortstack.healing.unfinished import Unfinished
+from shortstack.machine.device import Compute
+from shortstack.machine.files import plain
+from shortstack.machine.requirements import Requirements
+from shortstack.planning import Choice
+
+STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, and AdamW's two means
+# Bytes of activations per token, layer and number of the hidden state, in 16 bits (Korthikanti et al., arXiv 2205.05198,
+# equation 2 without the attention matrix, which fused attention does not keep).
+ACTIVATION_BYTES = 34
+LOGIT_COPIES = 2  # a chunk's logits and their gradient
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What healing would train, on how much.
+
+    tokens, learnt_tokens: of an epoch. cache_bytes: disk for what is computed once, of which missing_bytes are yet to be
+    written. turns: how many layers go before each turn; all else is then of one turn on the uncut model, an upper bound.
+    """
+
+    trainable_parameters: int
+    trained: tuple[str, ...]
+    samples: int
+    held_out: int
+    tokens: int
+    learnt_tokens: int
+    steps: int
+    cache_bytes: int
+    missing_bytes: int
+    turns: tuple[int, ...]
+    requirements: Requirements
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without what the machine needs."""
+        found: dict[str, Any] = plain(self)
+        del found["requirements"]
+        return found
+
+
+def preview(
+    checkpoint: Checkpoint,
+    out: Path,
+    task: HealingTask,
+    turns: Turns | None = None,
+    *,
+    cache: bool = True,
+    resume: bool | None = None,
+) -> Preview:
+    """The data is read; nothing is trained, no teacher writes, and no weights but those around the layers are loaded.
+
+    Raises:
+        as heal() and heal_in_turns(), of what can be known before.
+    """
+    run = HealingRun(checkpoint, task)
+    run.check()
+    writer, sizes = run.writer(out), turns.sizes(checkpoint.anatomy.layers) if turns else []
+    if turns and Choice(turns.metric, 1).needs_text:
+        calibration_tokens(checkpoint, turns.calibration, compute=task.compute, dry_run=True)
+    examples = run.examples(dry_run=True)
+    _check_unfinished(run, Unfinished(writer.out, "turns" if turns else "training"), examples, resume)
+    held_out = task.data.held_out_of(len(examples))
+    frozen = run.freezer.planned(examples, run.first) if cache else None
+    if frozen:
+        check_room(frozen.missing_size)
+    _check_frozen(run)
+    learner, training = _outlined(run), examples[held_out:]
+    needed = requirements(run, learner, cache=cache)
+    if turns:  # what is cut and what is healed in each of them stays until the end
+        needed = replace(needed, disk_bytes=2 * len(sizes) * needed.disk_bytes)
+    return Preview(
+        learner.trainable_parameters,
+        tuple(learner.names),
+        len(examples),
+        held_out,
+        sum(len(example.ids) for example in training),
+        sum(sum(counted(example)) for example in training),
+        task.schedule.steps(len(training)),
+        frozen.size if frozen else 0,
+        frozen.missing_size if frozen else 0,
+        tuple(sizes),
+        needed,
+    )
+
+
+def requirements(run: HealingRun, learner: Learner, *, cache: bool = True) -> Requirements:
+    """Of resident weights, the state of what trains, activations of one batch, logits; and of the output.
+
+    Without a cache what is frozen and the teacher are held, too.
+    """
+    decoder, task, first = learner.decoder, run.task, learner.first
+    frozen_layers = {id(weight) for layer in decoder.layers[:first] for weight in layer.parameters()}
+    held = {id(weight): weight for weight in decoder.model.parameters() if id(weight) not in frozen_layers}
+    training = {id(weight): weight for weight in learner.parameters() if weight.requires_grad}
+    resident = sum(weight.nbytes for place, weight in held.items() if place not in training)
+    state = STATE_BYTES * sum(weight.numel() for weight in training.values())
+    tokens = task.schedule.micro * task.data.max_length
+    activations = tokens * decoder.width * (len(decoder.layers) - first) * ACTIVATION_BYTES
+    logits = LOGIT_COPIES * LOGIT_BYTES[run.device == "cpu"]
+    beside = 0 if cache else _frozen_bytes(run)
+    return Requirements(resident + state + activations + logits + beside, run.written_bytes, device=run.device)
+
+
+def _frozen_bytes(run: HealingRun) -> int:
+    """Of the weights that compute anew, for every batch, what is frozen and what a teacher says."""
+    teacher = run.freezer.teacher
+    frozen = sum(run.checkpoint.sizes.layer_parameters[: run.first])
+    return (frozen + (teacher.parameters if teacher else 0)) * run.dtype.itemsize
+
+
+def _check_unfinished(run: HealingRun, unfinished: Unfinished, examples: list[Example], resume: bool | None) -> None:
+    """Refuse a run that would not go on. Where a teacher writes, what it was begun with cannot be known without it."""
+    if resume and (run.task.data.own or unfinished.kind == "turns"):
+        return
+    unfinished.check(run.record(examples), resume=resume)
+
+
+def _check_frozen(run: HealingRun) -> None:
+    """Refuse a model whose frozen layers hand on more than hidden states."""
+    decoder = Decoder.outline(run.checkpoint, Compute(device=run.device)) if run.first else None
+    if decoder:
+        decoder.check_bare(train_all(run.checkpoint))
+        decoder.check_direct()
+
+
+def _outlined(run: HealingRun) -> Learner:
+    """What would train, its weights without values."""
+    source, method = run.checkpoint, run.task.method
+    model = meta_model(source.directory, trust_remote_code=source.trust_remote_code, dtype=run.dtype)
+    decoder = Decoder(model.eval(), source.anatomy)
+    return Learner(decoder, run.first, method.prepare(source, decoder), run.task.objective)

@@ -1,0 +1,161 @@
+"""heal() by a clock: its samples, its record, and that this record repeats it."""
+
+import json
+import os
+import signal
+
+import pytest
+
+import shortstack.decoder.own_text
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import InputError, ShortstackWarning
+from shortstack.healing import (
+    HealingTask,
+    Objective,
+    Partial,
+    Schedule,
+    TrainingData,
+    Turns,
+    amounts,
+    heal,
+    heal_in_turns,
+    healer,
+)
+from shortstack.healing.healer import started_clock
+from shortstack.machine.clock import Clock
+from zoo import speaking
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+TRAINING = {"lr": 1e-2, "batch_size": 8}
+
+
+class Ticking:
+    """A clock's hands that move by a second whenever somebody looks; by `slower` from some time on."""
+
+    def __init__(self, slower=1.0, since=1e9):
+        self.at, self.slower, self.since = 0.0, slower, since
+
+    def __call__(self):
+        self.at += 1.0 if self.at < self.since else self.slower
+        return self.at
+
+
+def healed(source, out, *, schedule, samples=None, data="pydoc", clock=None, **options):
+    task = HealingTask(
+        TrainingData(data, max_length=32, max_samples=samples),
+        Partial(last=1),
+        schedule=Schedule(**TRAINING, **schedule),
+        **options,
+    )
+    return heal(source, out, task, clock=clock)
+
+
+def weights(out):
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("slower", [1.0, 4.0])
+def test_the_record_of_a_run_by_the_clock_repeats_it(slower, tmp_path, monkeypatch):
+    monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
+    source, hands = Checkpoint.open(speaking(tmp_path / "source")), Ticking(slower, since=200)
+    with pytest.warns(ShortstackWarning, match=r"\d+ of [\d,]+ samples are used: there is no time for more"):
+        result = healed(source, tmp_path / "clocked", schedule={}, clock=Clock(400, now=hands))
+    assert hands.at < 1.1 * 400
+    record = json.loads((tmp_path / "clocked" / "shortstack.json").read_text())["healing"]
+    assert record["repeat"] == result.to_dict()["repeat"]
+    assert record["samples"] == record["repeat"]["max_samples"] == pytest.approx(0.25 * 400, abs=5)
+    assert ("replanned" in record["repeat"]) >= (slower > 1)
+    options = dict(record["repeat"])
+    again = healed(source, tmp_path / "again", samples=options.pop("max_samples"), schedule=options)
+    assert weights(tmp_path / "again") == weights(tmp_path / "clocked") != weights(source.directory)
+    assert again.history.held_out == result.history.held_out
+    assert again.to_dict()["repeat"] is None
+
+
+def test_a_killed_run_goes_on_with_its_samples_and_the_time_it_has_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 32.0)
+    source, out, hands = Checkpoint.open(speaking(tmp_path / "source")), tmp_path / "out", Ticking()
+    monkeypatch.setattr(healer, "Clock", lambda seconds, *, used: Clock(seconds, used=used, now=hands))
+    task = HealingTask(
+        TrainingData("pydoc", max_length=32), Partial(last=1), schedule=Schedule(**TRAINING, minutes=400 / 60)
+    )
+
+    def interrupt(stage, done, _total, note=""):
+        if stage == "healing" and done == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.warns(ShortstackWarning), pytest.raises(KeyboardInterrupt):
+            heal(source, out, task, progress=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    used, hands.at = hands.at, 10_000.0
+    monkeypatch.setattr(healer, "forward_speed", None)  # amounts are those of the run that goes on
+    result = heal(source, out, task, resume=True)
+    assert 300 < used + hands.at - 10_000 < 1.1 * 400
+    options = dict(result.repeat)
+    healed(source, tmp_path / "again", samples=options.pop("max_samples"), schedule=options)
+    assert weights(tmp_path / "again") == weights(out)
+
+
+def test_what_has_no_deadline_is_refused(tmp_path):
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    task = HealingTask(TrainingData("pydoc", self_generate=True), schedule=Schedule(minutes=1), teacher=source)
+    with pytest.raises(InputError, match="minutes: expected samples that are there"):
+        heal(source, tmp_path / "out", task)
+    with pytest.raises(InputError, match="minutes: expected one healing"):
+        heal_in_turns(source, tmp_path / "out", Turns("2", 1), HealingTask("pydoc", schedule=Schedule(minutes=1)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_minutes_are_counted_from_the_start(tmp_path):
+    assert started_clock(Schedule(), tmp_path / "out") is None
+    clock = started_clock(Schedule(minutes=2), tmp_path / "out", resume=True, used=30)
+    assert clock.seconds == 120
+    assert 30 <= clock.used < 31
+
+
+@pytest.mark.parametrize("data", ["self", "pydoc,self=0.5,copying"])
+def test_samples_that_the_teacher_writes_are_as_many_as_come_in_time(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(shortstack.decoder.own_text, "BATCHES", (3, 4))
+    for name, length in (("QUESTION_TOKENS", 12), ("ANSWER_TOKENS", 20), ("TEXT_TOKENS", 24)):
+        monkeypatch.setattr(shortstack.decoder.own_text, name, length)
+    monkeypatch.setattr(healer, "forward_speed", lambda *_, **__: 1e9)
+    source, hands = Checkpoint.open(speaking(tmp_path / "source")), Ticking()
+    objective = Objective("distill")
+    with pytest.warns(ShortstackWarning, match="samples are used"):
+        result = healed(
+            source,
+            tmp_path / "clocked",
+            data=data,
+            schedule={},
+            clock=Clock(120, now=hands),
+            teacher=source,
+            objective=objective,
+        )
+    monkeypatch.setattr(shortstack.decoder.own_text, "generate", None)  # no more of it than was written
+    options = dict(result.repeat)
+    healed(
+        source,
+        tmp_path / "again",
+        data=data,
+        samples=options.pop("max_samples"),
+        schedule=options,
+        teacher=source,
+        objective=objective,
+    )
+    assert weights(tmp_path / "again") == weights(tmp_path / "clocked")
+
+
+def test_samples_are_limited_by_one_pass_of_them(tmp_path):
+    tokenizer = Checkpoint.open(speaking(tmp_path / "source")).tokenizer()
+    data, clock = TrainingData("copying", max_length=32, max_samples=200), Clock(80, now=lambda: 0.0)
+
+    def affordable(speed, least=1):
+        return amounts.affordable_samples(data, tokenizer, clock, speed=speed, least=least, own=None)
+
+    assert str(affordable(160)) == "100 of 200 samples are used: there is no time for more"
+    assert affordable(1e9).samples == 200
+    assert affordable(1e-9).samples == 1
+    assert affordable(1e-9, least=16).samples == 16

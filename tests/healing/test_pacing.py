@@ -1,0 +1,194 @@
+"""Training by a clock: it ends in time, follows the machine's pace, and its record repeats it bit for bit."""
+
+import math
+import os
+import signal
+from itertools import pairwise
+
+import pytest
+import torch
+from test_training import Line, data
+from transformers import get_scheduler
+
+from shortstack.errors import InputError
+from shortstack.healing import Schedule
+from shortstack.healing.pacing import kept_pacing
+from shortstack.healing.schedule import Course
+from shortstack.healing.training import Environment, train
+from shortstack.healing.unfinished import newest_state
+from shortstack.machine.clock import Clock
+
+SCHEDULE = Schedule(lr=0.05, batch_size=8, warmup_steps=10, decay="cosine", max_grad_norm=1e9)
+
+
+class Timed(Line):
+    """A model that takes a second to train on a sample and a third of it to read one, times what `pace` says."""
+
+    def __init__(self, pace=lambda _at: 1.0):
+        super().__init__()
+        self.at, self.pace, self.rates = 0.0, pace, []
+
+    def now(self):
+        return self.at
+
+    def forward(self, x, **batch):
+        self.at += self.pace(self.at) * len(x) / (1 if torch.is_grad_enabled() else 3)
+        return super().forward(x=x, **batch)
+
+
+EVEN = [[(float(number % 5 + 1), 3.0 * (number % 5 + 1))] for number in range(64)]  # a token each
+
+
+def trained(folder, module, schedule=SCHEDULE, seconds=None, used=0.0, **place):
+    clock = Clock(seconds, used=used, now=module.now) if seconds else None
+    history = train(module, data(EVEN, EVEN[:6]), schedule, folder, environment=Environment(clock=clock, **place))
+    return module.weight.item(), history
+
+
+def repeated(folder, history):
+    """The run that the options of a history ask for, without a clock."""
+    options = {name: value for name, value in history.settings.items() if name != "minutes"}
+    return trained(folder, Timed(), Schedule(**options))
+
+
+def test_on_a_quiet_machine_there_is_one_plan_and_it_fills_the_time(tmp_path):
+    module = Timed()
+    _, history = trained(tmp_path, module, seconds=800)
+    assert 0.9 * 800 < module.at <= 800
+    assert history.steps == history.settings["max_steps"] == (0.97 * 798 - 10 * 2) // 8 == 94
+    assert (history.settings["replanned"], history.settings["minutes"], history.stopped) == (None, None, None)
+    assert len(history.held_out) == 11, "before, and after each tenth"
+
+
+@pytest.mark.parametrize(
+    "pace",
+    [
+        lambda at: 1.0 if at < 400 else 2.5,
+        lambda at: 2.5 if at < 400 else 1.0,
+        lambda at: 1.0 if at < 700 else 6.0,
+        lambda at: 8.0 if at < 2 else 1.0,
+        lambda at: 0.1 if at < 2 else 1.0,
+    ],
+    ids=["load begins", "load ends", "load begins at the end", "a slow start", "a quick start"],
+)
+def test_the_rest_is_planned_anew_and_the_record_repeats_the_run_bit_for_bit(pace, tmp_path):
+    module = Timed(pace)
+    weight, history = trained(tmp_path / "clock", module, seconds=800)
+    assert 0.85 * 800 < module.at <= 1.1 * 800
+    assert history.settings["replanned"]
+    assert len(history.settings["replanned"].split(",")) <= 20
+    again, repeat = repeated(tmp_path / "again", history)
+    assert again == weight
+    assert repeat.held_out == history.held_out
+    assert (repeat.steps, repeat.best) == (history.steps, history.best)
+
+
+def test_where_there_is_time_for_one_step_it_is_taken(tmp_path):
+    module = Timed()
+    weight, history = trained(tmp_path / "clock", module, seconds=15)
+    assert (history.steps, history.stopped) == (1, "its time was over")
+    assert module.at == 2 + 8 + 2
+    assert repeated(tmp_path / "again", history)[0] == weight
+
+
+def test_without_time_for_one_step_none_is_taken(tmp_path):
+    module = Timed()
+    weight, history = trained(tmp_path, module, seconds=9)
+    assert (weight, history.steps, history.stopped) == (0.0, 0, "its time was over")
+    assert module.at == 2
+    assert len(history.held_out) == 1
+
+
+def test_a_killed_run_goes_on_with_the_time_it_has_left(tmp_path):
+    module = Timed()
+
+    def interrupt(_stage, done, _total, note):
+        if done == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "left", module, seconds=800, progress=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    used = kept_pacing(newest_state(tmp_path / "left"))["used"]
+    assert used == pytest.approx(module.at)
+    slower = Timed(lambda _at: 2.0)
+    weight, history = trained(tmp_path / "left", slower, seconds=800, used=used)
+    assert 0.85 * 800 < used + slower.at <= 800
+    assert repeated(tmp_path / "again", history)[0] == weight
+
+
+def test_the_time_left_is_told(tmp_path):
+    told = []
+    trained(tmp_path, Timed(), seconds=800, progress=lambda _stage, done, total, note: told.append((done, total, note)))
+    assert told[0][2].startswith("0:13:10 left, ")
+    assert told[-1][0] == told[-1][1]
+
+
+def test_held_out_losses_that_take_long_are_fewer(tmp_path):
+    module = Timed()
+    clock = Clock(800, now=module.now)
+    history = train(module, data(EVEN, EVEN[:60]), SCHEDULE, tmp_path, environment=Environment(clock=clock))
+    assert len(history.held_out) == 1 + 3, "of 20 seconds each"
+    assert module.at <= 800
+
+
+def test_the_rate_never_jumps_and_ends_where_it_is_to_end():
+    course = Course(100).changed(30, 50).changed(40, 200)
+    assert str(course) == "30:100,40:50"
+    shares = [course.share(step) for step in range(201)]
+    assert shares[:31] == [step / 100 for step in range(31)]
+    assert shares[40] == pytest.approx(0.3 + 0.7 / 2)
+    assert shares[200] == 1
+    steps = [after - before for before, after in pairwise(shares)]
+    assert min(steps) > 0
+    assert max(steps) == pytest.approx(0.7 / 20)
+
+
+def test_a_plan_that_was_not_changed_is_transformers_own_schedule(tmp_path):
+    rates = []
+
+    class Watched(Timed):
+        def forward(self, **batch):
+            if torch.is_grad_enabled():
+                rates.append(optimizers[-1].param_groups[0]["lr"])
+            return super().forward(**batch)
+
+    optimizers = []
+    made = torch.optim.AdamW.__init__
+
+    def remembering(self, *args, **options):
+        optimizers.append(self)
+        made(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "__init__", remembering)
+        _, history = trained(tmp_path, Watched(), seconds=800)
+    scheduler = get_scheduler("cosine", torch.optim.SGD([torch.zeros(1)], lr=1), history.steps // 10, history.steps)
+    expected = [0.05 * scheduler.lr_lambdas[0](step) for step in range(history.steps)]
+    assert history.steps // 10 < 10
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"minutes": 5.0, "max_steps": 10},
+        {"minutes": 5.0, "replanned": "3:5"},
+        {"minutes": math.inf},
+        {"minutes": 0.0},
+        {"replanned": "3:5"},
+        {"replanned": "3:5", "max_steps": 2},
+        {"replanned": "5:3", "max_steps": 9},
+        {"replanned": "3:5,3:6", "max_steps": 9},
+        {"replanned": "0:5", "max_steps": 9},
+        {"replanned": "3:0.5", "max_steps": 9},
+        {"replanned": "", "max_steps": 9},
+    ],
+    ids=str,
+)
+def test_lengths_that_do_not_go_together_are_refused(wrong):
+    with pytest.raises(InputError):
+        Schedule(**wrong)
