@@ -53,8 +53,9 @@ from .scoring import Scores as Scores
 from .scoring import Sweep as Sweep
 from .scoring import score as score
 from .scoring import sweep as sweep
-from .study import ShrinkOptions as ShrinkOptions
+from .shrinking import ShrinkOptions as ShrinkOptions
+from .shrinking import Shrunk as Shrunk
+from .shrinking import shrink as shrink
 from .study import run_study as run_study
-from .study import shrink as shrink
 
 __version__: str

@@ -71,6 +71,7 @@ def test_without_a_terminal_one_frame_is_printed(runs):
     assert "five healings" in shown.output
     assert "failed: heal key3: ValueError: no" in shown.output
     assert "to go, at most: " in shown.output
+    assert "steps: 3 of at most 6 done, one in 3.7 s" in shown.output  # 10, 11 and 1 s, of two workers
 
 
 def test_nothing_is_written_by_watching(runs):

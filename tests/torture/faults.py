@@ -31,7 +31,7 @@ evaluation: {perplexity: [pydoc], samples: 4, length: 32, collapse: false}
 """
 RECIPE = """title: small
 plan: {metric: reverse, drop: 2}
-heal: {method: partial, last: 1, epochs: 1, max_length: 32, max_samples: 16}
+heal: {method: partial, last: 1, max_steps: 4, max_length: 32, max_samples: 16}
 """
 VOLATILE = {"seconds", "peak_rss_bytes", "tokens_per_s"}  # of results: they differ from run to run
 TOLD = ("README.md", "report.html", "shrink.json")  # beside a shortened model; they say how long it took
@@ -225,7 +225,7 @@ def empty(place: Path) -> None:
 
 
 def few(verb: Verb, points: int) -> int:
-    """How many points to try: a few of shrink, whose steps are a study's, and which takes seconds."""
+    """How many points to try: a few of shrink, which takes seconds."""
     return max(1, points // 4) if verb.words[0] == "shrink" and points < 100 else points
 
 

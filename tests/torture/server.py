@@ -30,16 +30,18 @@ def preload() -> None:
     import shortstack.decoder.own_text
     import shortstack.healing.healer
     import shortstack.report.reporter
+    import shortstack.shrinking.line
     import shortstack.study.runner
     from shortstack.healing import training
-    from shortstack.study import beside, workers
+    from shortstack.shrinking import reference
+    from shortstack.study import workers
     from studies import inline
 
     for name in ("shortstack.evaluation.harness", "lm_eval"):
         with suppress(ImportError):  # the oldest releases come without
             importlib.import_module(name)
     workers.local = lambda _workers=1: inline()
-    beside.TIMING = replace(beside.TIMING, prompt=8, new_tokens=2, repeats=2)
+    reference.TIMING = replace(reference.TIMING, prompt=8, new_tokens=2, repeats=2)
     training.KEEP_SECONDS, training.SHARE = 0.0, 1e9  # a state after every step, so that faults meet it
     for name in ("score", "prune", "heal", "verify", "evaluate", "run_study"):
         getattr(ss, name)

@@ -9,15 +9,13 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun
 from shortstack.cli.option_groups import Only
 from shortstack.cli.options import Reporting, going_on
-from shortstack.cli.shrink import report_foreseen
 from shortstack.machine.device import Compute
 from shortstack.machine.formats import number, size
 
 if TYPE_CHECKING:
-    from shortstack.study.demo import Demo
+    from shortstack.shrinking.demo import Demo
 
 
 @verb()
@@ -27,20 +25,15 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="New directory for two checkpoints and demo.json.")
     ] = Path("demo-out"),
-    minutes: Annotated[float, typer.Option(help="How long all of it may take.", min=0.5)] = 6.0,
-    dry_run: DryRun = False,
+    minutes: Annotated[float, typer.Option(help="How long all of it may take.", min=0.5)] = 5.0,
 ) -> None:
     """Make a small model that comes along shorter, and measure it.
 
     SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, as `shrink` does it; the minutes are for both.
     """
-    from shortstack.study.demo import foresee, run
+    from shortstack.shrinking.demo import run
 
-    if dry_run:
-        with report.bars():
-            foreseen = foresee(output, minutes=minutes, seed=compute.seed)
-        return report_foreseen(foreseen, output, report)
-    with report.bars() as progress, going_on("the same command begins anew; only texts that were written are kept"):
+    with report.bars() as progress, going_on("the same command goes on from there"):
         result = run(output, minutes=minutes, seed=compute.seed, progress=progress)
     if report.json:
         return console.show_json(result.to_dict())
@@ -60,7 +53,7 @@ def show(demo: Demo) -> None:
             ("bytes of weights (bf16)", *(size(row.bytes) for row in demo.rows)),
             ("writes, times as fast", *(f"{row.writes:.2f}" for row in demo.rows)),
             ("held-out perplexity", *(number(row.perplexity) for row in demo.rows)),
-            ("small writing tasks right", *(f"{row.right:.1%} ± {row.right_stderr:.1%}" for row in demo.rows)),
+            ("small writing tasks right", *(str(row.right) for row in demo.rows)),
         ],
     )
     for number_of, prompt in enumerate(demo.prompts):
@@ -68,7 +61,6 @@ def show(demo: Demo) -> None:
     for row in demo.rows:
         if row.verdict:
             console.show(f"{row.name}: {row.verdict}")
-    if demo.left_out:
-        console.show(f"For want of time: {'; '.join(demo.left_out)}. --minutes allows more.")
+    console.show_left_out(demo.left_out)
     places = " and ".join(f"{demo.output}/{row.name.replace(' ', '-')}" for row in demo.rows if row.verdict)
     console.show(f"\n{places} open with AutoModelForCausalLM.from_pretrained. {demo.seconds:.0f} s.")

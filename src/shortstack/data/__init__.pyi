@@ -1,3 +1,4 @@
+from . import digests as digests
 from . import examples as examples
 from . import given as given
 from . import in_context as in_context

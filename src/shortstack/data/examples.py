@@ -56,7 +56,7 @@ def read_examples(
         DataError: the data cannot be read, or nothing in it can be learnt from.
     """
     rng = random.Random(seed)
-    read, wanted = _shared_out(source, tokenizer, max_length, seed, most)
+    read, wanted = shared_out(source, tokenizer, max_length, seed, most)
     for name, amount in wanted.items():
         if name not in read:
             read[name] = [[made] for made in _made(name, amount, tokenizer, max_length, seed, written)]
@@ -92,14 +92,18 @@ def expected_samples(
     Raises:
         DataError: as read_examples.
     """
-    _, wanted = _shared_out(source, tokenizer, max_length, 0, most)
+    _, wanted = shared_out(source, tokenizer, max_length, 0, most)
     return sum(wanted.values())
 
 
-def _shared_out(
+def shared_out(
     source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: float | None
 ) -> tuple[dict[str, list[Conversation]], dict[str, int]]:
-    """The samples of the sources that have an end, and how many each source gives."""
+    """The samples of the sources that have an end, and how many each source gives.
+
+    Raises:
+        DataError: as read_examples.
+    """
     sources = parse_sources(source)
     whole = sum(each.weight for each in sources)
     read = {

@@ -292,6 +292,8 @@ def endless(where: str, source: str) -> DataError:
 def own_windows(written: Written | None, room: int, amount: int) -> list[list[int]]:
     """So many windows of `room` tokens of what a model wrote: its texts one after the other, cut where a window is full.
 
+    Fewer where it writes no more texts, since its time is over.
+
     Raises:
         DataError: nothing writes.
     """
@@ -302,9 +304,11 @@ def own_windows(written: Written | None, room: int, amount: int) -> list[list[in
             found="a text to be read without one",
             fix="name other texts, or pass `written`, such as OwnText(checkpoint).texts",
         )
-    asked = 1
-    while len(stream := [token for text in written(asked) for token in text]) < amount * room:
-        asked = max(asked + 1, -(-asked * amount * room // max(1, len(stream))))
+    texts, asked = written(1), 1
+    while (size := sum(map(len, texts))) < amount * room and len(texts) >= asked:
+        asked = max(asked + 1, -(-asked * amount * room // max(1, size)))
+        texts = written(asked)
+    stream, amount = [token for text in texts for token in text], min(amount, size // room)
     return [stream[start : start + room] for start in range(0, amount * room, room)]
 
 

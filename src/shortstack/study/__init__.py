@@ -1,4 +1,4 @@
-"""A grid of trials over the whole line, resumable and shared out to workers; and shrink, one trial of it.
+"""A grid of trials over the whole line, resumable and shared out to workers.
 
 grid (the file) -> trial -> graph (what trials share) -> kinds (what each step does) -> runner (hands steps to workers).
 """

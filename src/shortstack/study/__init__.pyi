@@ -1,16 +1,8 @@
-from . import costs as costs
-from . import demo as demo
 from . import grid as grid
-from . import needs as needs
 from . import progress as progress
 from . import run_options as run_options
 from . import runner as runner
-from . import shrink_dry_run as shrink_dry_run
-from . import shrink_options as shrink_options
-from . import shrinker as shrinker
-from . import whole_progress as whole_progress
+from . import step_counts as step_counts
 from . import workers as workers
 from .grid import read_study as read_study
 from .runner import run_study as run_study
-from .shrink_options import ShrinkOptions as ShrinkOptions
-from .shrinker import shrink as shrink

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from shortstack import evaluation, profiling
 from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.sources import TEXT, check_source
-from shortstack.data.tokens import encode
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.device import Compute
@@ -19,12 +18,8 @@ from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import Part, amount
 from shortstack.profiling import Timing
 from shortstack.study.references import expanded
-from shortstack.study.step_cost import Cost, Costed, added
 from shortstack.study.steps import Contents, Job, Known, Places, Step
 from shortstack.study.words import changed_words, model_words, option_words
-
-if TYPE_CHECKING:
-    from shortstack.study.sizes import ModelSize, TextSizes
 
 OPTIONS = {  # that a study's file has in other groups
     name: known
@@ -33,7 +28,6 @@ OPTIONS = {  # that a study's file has in other groups
 }
 HELP = {name: known.help for name, known in OPTIONS.items()}
 OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks take
-PROFILE_TURNS = 8  # of profile(): one for the memory, one to warm up, six that count
 
 
 class EvaluateOptions(Part):
@@ -101,30 +95,6 @@ class EvaluateStep(Step):
         options = [*changed_words(self.arguments, defaults), *option_words(writing)]
         return ["evaluate", *model_words(places["checkpoint"]), *options]
 
-    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
-        from shortstack.evaluation.degeneration import NEW_TOKENS, PROMPTS
-        from shortstack.evaluation.probes import probes
-
-        options, layers = self.arguments, _layers_read(self, trial, model)
-        parts: list[float | None] = []
-        for text in options["perplexity"]:
-            windows = {**options, "text": text}
-            parts.append(texts.seconds(windows, model, model.passed(layers, 1), held_out=True))
-        if options["tasks"]:
-            amounts = texts.tasks(options, model, lambda: _evaluate_arguments(expanded(options))["tasks"])
-            parts.append(None if amounts is None else added(model.answered(layers, amount) for amount in amounts))
-        tokenizer = model.checkpoint.tokenizer()
-        if options["probe_items"]:
-            items = probes(options["seed"], options["probe_items"])
-            prompts = [len(encode(tokenizer, item.prompt)) for item in items]
-            parts.append(model.wrote(layers, prompts, [item.room(tokenizer) for item in items]))
-        cut = layers < model.layers or model.checkpoint.record.get("verb") in {"prune", "heal"}
-        if cut if options["collapse"] is None else options["collapse"]:
-            prompts = [len(encode(tokenizer, prompt)) for prompt in PROMPTS]
-            parts.append(model.wrote(layers, prompts, [NEW_TOKENS] * len(prompts)))
-        walks = len(options["perplexity"]) + len(options["tasks"])
-        return model.walk(added(parts), layers, passes=walks)
-
 
 def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     """What evaluate() is given for the evaluation options of a study.
@@ -171,17 +141,3 @@ class ProfileStep(Step):
         defaults["batch_size"] = defaults.pop("batch_sizes")
         options = {**self.arguments, "batch_size": self.arguments["batch_sizes"]}
         return ["profile", *model_words(places["checkpoint"]), *changed_words(options, defaults)]
-
-    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
-        layers = _layers_read(self, trial, model)
-        prompt, new = self.arguments["prompt"], self.arguments["new_tokens"]
-        seconds = sum(
-            PROFILE_TURNS * (batch * prompt * model.passed(layers) + new * model.step(layers, batch))
-            for batch in self.arguments["batch_sizes"]
-        )
-        return model.walk(seconds, layers)
-
-
-def _layers_read(step: Step, trial: Costed, model: ModelSize) -> int:
-    """The layers of the checkpoint that a step measures: the model's own, or what was made of it."""
-    return model.layers if step.reads["checkpoint"] == trial.model else model.layers - trial.amount(model.layers)

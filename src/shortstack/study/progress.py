@@ -18,17 +18,13 @@ from shortstack.runs.step_progress import StepProgress, read_progress
 
 @dataclass(frozen=True)
 class KindProgress:
-    """Steps of one kind. expected: at most so many in all; seconds: of a finished one, in the mean.
-
-    planned: seconds of one by what was known before any ran, where somebody reckoned that.
-    """
+    """Steps of one kind. expected: at most so many in all; seconds: of a finished one, in the mean."""
 
     done: int
     running: int
     failed: int
     expected: int
     seconds: float | None
-    planned: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,7 @@ class RunningStep:
 
 @dataclass(frozen=True)
 class StudyProgress:
-    """How far a study is at one moment.
-
-    eta: seconds to go at most, by finished steps of the same kind, or by what was planned, and until all is done of which
-    the study is a part; None where there is neither.
-    """
+    """How far a study is at one moment. eta: seconds to go at most, by finished steps; None where a kind has none."""
 
     title: str
     trials: Mapping[str, int]
@@ -57,6 +49,21 @@ class StudyProgress:
     workers: int
     eta: float | None
     finished: bool
+
+    @property
+    def done(self) -> int:
+        return sum(kind.done for kind in self.kinds.values())
+
+    @property
+    def expected(self) -> int:
+        """Steps at most."""
+        return sum(kind.expected for kind in self.kinds.values())
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds from one finished step to the next, of all workers together."""
+        spent = sum(kind.done * (kind.seconds or 0.0) for kind in self.kinds.values())
+        return spent / self.done / max(1, self.workers) if self.done else None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,17 +81,15 @@ def study_progress(runs: str | Path) -> StudyProgress:
         notes, counts, seconds = store.noted(), store.counts(), store.seconds()
         rows, failures, trials = store.running(), store.failures(), store.trials()
     states = Counter(trial["state"] for trial in trials)
-    expected, planned = (json.loads(notes.get(name, "{}")) for name in ("expected", "planned"))
-    workers, after = int(notes.get("workers", 1)), float(json.loads(notes.get("after", "0")))
+    expected, workers = json.loads(notes.get("expected", "{}")), int(notes.get("workers", 1))
     kinds = {
-        kind: _kind_progress(counts.get(kind, {}), expected.get(kind, 0), seconds.get(kind, ()), planned.get(kind))
+        kind: _kind_progress(counts.get(kind, {}), expected.get(kind, 0), seconds.get(kind, ()))
         for kind in sorted(expected.keys() | counts.keys())
     }
     running = [
         RunningStep(row["kind"], row["command"] or "", now - row["started"], read_progress(folder.progress(row["key"])))
         for row in rows
     ]
-    to_go = seconds_to_go(kinds, running, workers)
     return StudyProgress(
         notes.get("title", ""),
         {state: states[state] for state in ("done", "running", "failed", "waiting")},
@@ -92,17 +97,15 @@ def study_progress(runs: str | Path) -> StudyProgress:
         running,
         [f"{row['kind']} {row['key'][:12]}: {last_line(row['error'])}" for row in failures],
         workers,
-        None if to_go is None else to_go + after,
+        seconds_to_go(kinds, running, workers),
         bool(notes.get("finished")),
     )
 
 
-def _kind_progress(
-    counts: Mapping[str, int], expected: int, seconds: Sequence[float], planned: float | None
-) -> KindProgress:
+def _kind_progress(counts: Mapping[str, int], expected: int, seconds: Sequence[float]) -> KindProgress:
     done, running, failed = (counts.get(state, 0) for state in ("done", "running", "failed"))
     mean = statistics.fmean(seconds) if seconds else None
-    return KindProgress(done, running, failed, max(expected, done + running + failed), mean, planned)
+    return KindProgress(done, running, failed, max(expected, done + running + failed), mean)
 
 
 def last_line(error: str | None) -> str:
@@ -118,7 +121,7 @@ def seconds_to_go(kinds: Mapping[str, KindProgress], running: Sequence[RunningSt
     >>> seconds_to_go({"heal": KindProgress(2, 1, 0, 5, 60.0)}, [RunningStep("heal", "", 20.0)], 2)
     80.0
     """
-    each = _seconds_of_one(kinds)
+    each = {name: kind.seconds for name, kind in kinds.items()}
     left = {name: kind.expected - kind.done - kind.failed - kind.running for name, kind in kinds.items()}
     if any(each[name] is None for name in left if left[name] or kinds[name].running):
         return None
@@ -127,21 +130,3 @@ def seconds_to_go(kinds: Mapping[str, KindProgress], running: Sequence[RunningSt
         stage = step.told.left if step.told else 0.0
         total += max((each[step.kind] or 0.0) - step.seconds, stage, 0.0)
     return total / max(1, workers)
-
-
-def _seconds_of_one(kinds: Mapping[str, KindProgress]) -> dict[str, float | None]:
-    """What one step of each kind takes: what those took that ended, else what was planned, and as much longer as all were.
-
-    What is left counts as if it took what was planned: one short step that was slow does not make all the others slow.
-
-    >>> _seconds_of_one({"plan": KindProgress(1, 0, 0, 1, 30.0, 10.0), "heal": KindProgress(0, 0, 0, 1, None, 90.0)})
-    {'plan': 30.0, 'heal': 108.0}
-    """
-    planned = {name: kind.planned for name, kind in kinds.items() if kind.planned is not None}
-    late = sum(kinds[name].done * ((kinds[name].seconds or each) - each) for name, each in planned.items())
-    all_planned = sum(kinds[name].expected * each for name, each in planned.items())
-    slower = 1 + late / all_planned if all_planned else 1.0
-    return {
-        name: kind.seconds if kind.seconds is not None else kind.planned and kind.planned * slower
-        for name, kind in kinds.items()
-    }

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.pieces import file_digest
-from shortstack.data.in_context import words
-from shortstack.data.mixture import Weighted, check_sources
+from shortstack.data import digests
+from shortstack.data.mixture import check_sources
 from shortstack.data.sources import SOURCES, read_records
 from shortstack.errors import InputError
-from shortstack.machine.files import digest
 
 
 def open_model(name: str, **options: Any) -> Checkpoint:
@@ -46,35 +44,12 @@ def check_text(source: str) -> None:
 
 
 def text_digest(source: str) -> str:
-    """Digest of a text, of several, or of a folder of files; a hub dataset is known by its name.
-
-    What a model or a seeded program writes is known by its name, too: what it comes from is another input of a step.
+    """Digest of a text as a study's file names it, or of a folder of files.
 
     Raises:
         DataError: there is no such file.
     """
-    name = str(expanded(source))
-    if Path(name).is_dir() and name not in SOURCES:
-        return _folder_digest(Path(name))
-    parts = check_sources(name)
-    if len(parts) > 1 or parts[0].source != name:
-        return digest({each.source: [each.weight, _digest(each)] for each in parts})
-    return _digest(parts[0])
-
-
-def _digest(part: Weighted) -> str:
-    """In the order in which names are looked up when a text is read."""
-    name = part.source
-    if part.endless:
-        return digest({"made": name, "words": words()})
-    if name in SOURCES:
-        return digest([SOURCES[name](held_out) for held_out in (False, True)])
-    return file_digest(Path(name)) if Path(name).is_file() else name
-
-
-def _folder_digest(folder: Path) -> str:
-    files = (each for each in sorted(folder.rglob("*")) if each.is_file())
-    return digest({str(each.relative_to(folder)): file_digest(each) for each in files})
+    return digests.text_digest(str(expanded(source)))
 
 
 def expanded(value: Any) -> Any:

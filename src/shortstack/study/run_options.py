@@ -30,7 +30,7 @@ class RunOptions:
         None, help="URL for what steps write, such as s3://bucket/runs, where machines share no folder."
     )
     keep: str = option("best", help="Weights that stay when nothing needs them any more.", choices=KEEPS)
-    dry_run: bool = option(False, help="Say which steps there are, and about what they would take.")
+    dry_run: bool = option(False, help="Make every check, and say which steps there are and the disk for them.")
 
     def __post_init__(self) -> None:
         check_options(self)

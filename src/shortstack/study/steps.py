@@ -32,10 +32,8 @@ from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import Keeper
 from shortstack.study.references import open_model
-from shortstack.study.step_cost import Cost, Costed
 
 if TYPE_CHECKING:
-    from shortstack.study.sizes import ModelSize, TextSizes
     from shortstack.study.trial import Trial
 
 Places = Mapping[str, str]  # what a step reads -> its path or the model's name
@@ -112,10 +110,6 @@ class Step(ABC):
     @abstractmethod
     def words(self, places: Places) -> list[str]:
         """The words of the command that does the same; the output is left to be named."""
-
-    @abstractmethod
-    def cost(self, trial: Costed, model: ModelSize, texts: TextSizes) -> Cost:
-        """What it would take, in a trial of that model."""
 
 
 @dataclass(frozen=True)

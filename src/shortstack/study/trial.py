@@ -257,7 +257,7 @@ class Trial:
         if self.step:
             check_pace(self.step, amount)
         if self.heal:
-            task_of(self.heal_arguments).method.layer_counts(layers - amount)
+            task_of(self.heal_arguments).method.check_fits(layers - amount)
 
 
 def calibration_text(arguments: Mapping[str, Any]) -> CalibrationText:

@@ -1,0 +1,69 @@
+"""What lies beside the weights of a shrink: model card, page of its report, results, and the recipe that repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.card import CARD, Measured, Told, licence_of, model_card
+from shortstack.machine.files import save_json, whole
+from shortstack.machine.formats import size
+from shortstack.report import Report
+from shortstack.report.reporter import write_page
+from shortstack.runs import Runs
+from shortstack.runs.records import StepRecord, TrialRecord
+from shortstack.shrinking.result import Shrunk
+
+SUMMARY, RECIPE, PAGE = "shrink.json", "recipe.yaml", "report.html"
+NAMES = {"evaluate_base": "unpruned", "evaluate_pruned": "pruned", "evaluate_healed": "healed"}
+
+
+def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Write all of it into the folder of the checkpoint. settings: of the trial, for the report."""
+    folder = checkpoint.directory
+    with whole(folder / CARD) as partial:
+        partial.write_text(
+            model_card(shrunk.output.name, checkpoint.record, _told(shrunk, checkpoint)), encoding="utf-8"
+        )
+    with whole(folder / RECIPE) as partial:
+        partial.write_text(shrunk.recipe, encoding="utf-8")
+    write_page(Report.of(trial_runs(shrunk, settings)), folder / PAGE)
+    save_json(folder / SUMMARY, shrunk.to_dict())
+
+
+def _told(shrunk: Shrunk, checkpoint: Checkpoint) -> Told:
+    measured = [Measured(NAMES[role], found) for role, found in shrunk.steps().items() if role in NAMES]
+    return Told(
+        verdict=shrunk.verdict,
+        facts=_sizes(shrunk, checkpoint, [each.name for each in measured]),
+        measured=measured,
+        answers=shrunk.answers,
+        why=shrunk.why,
+        compared=shrunk.plan.compared or {},
+        licence=licence_of(checkpoint.directory),
+    )
+
+
+def _sizes(shrunk: Shrunk, made: Checkpoint, names: list[str]) -> dict[str, dict[str, str]]:
+    """Layers, parameters and bytes of both models."""
+    plan = shrunk.plan
+    assert plan.parameters  # noqa: S101  it is sized
+    assert plan.bytes  # noqa: S101
+    return {
+        "layers": dict(zip(names, (str(plan.layers), str(made.anatomy.layers)), strict=True)),
+        "parameters": dict(zip(names, (f"{plan.parameters.before:,}", f"{made.parameters:,}"), strict=True)),
+        "bytes of weights": dict(zip(names, (size(plan.bytes.before), size(made.weight_bytes)), strict=True)),
+    }
+
+
+def trial_runs(shrunk: Shrunk, settings: Mapping[str, Any]) -> Runs:
+    """A shrink as the one trial that a report draws."""
+    steps = {
+        role: StepRecord(role, role.partition("_")[0], "done", result=result, command=shrunk.command)
+        for role, result in shrunk.steps().items()
+    }
+    trial = TrialRecord(shrunk.output.name, 1, settings, "done", steps)
+    meta = {"title": f"shrink {settings['model']}", "conclusion": shrunk.verdict, "subject": trial.id}
+    by_key = {step.key: step for step in steps.values()}
+    return Runs(shrunk.output.name, meta, (trial,), by_key, tuple(shrunk.answers), shrunk.tails)

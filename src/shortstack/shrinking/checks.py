@@ -1,0 +1,122 @@
+"""What can be known to be wrong with a shrink, said before any of its work: model, cut, output, room, data, texts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from shortstack.architecture.positions import check_positions
+from shortstack.checkpoint import Checkpoint, CheckpointWriter
+from shortstack.checkpoint.weights import check_unquantised
+from shortstack.data import Tokens
+from shortstack.data.examples import expected_samples
+from shortstack.data.mixture import check_sources
+from shortstack.errors import DataError, ShortstackError, ShortstackWarning, parameter
+from shortstack.healing.options import option_defaults
+from shortstack.machine.device import Compute, pick_device
+from shortstack.machine.options import options_of
+from shortstack.shrinking.options import ShrinkOptions
+from shortstack.shrinking.retention import TRIALS
+from shortstack.shrinking.route import Route
+
+CHECKPOINTS = 2  # of the model's size at most, on disk at once for each cut: what was cut, and what was healed
+OF_WINDOWS = {"samples", "length", "max_length", "max_samples", "held_out"}  # no options of shrink's texts and data
+
+
+@contextmanager
+def in_words_of_shrink() -> Iterator[None]:
+    """Errors of the stages name no option that shrink does not have: what the recipe says is changed there."""
+    known = {name for group in (ShrinkOptions, Compute) for name, *_ in options_of(group)} | {"output"}
+    try:
+        yield
+    except ShortstackError as error:
+        unknown = error.parameters - known
+        if not unknown:
+            raise
+        words = ", ".join(sorted(name.replace("_", " ") for name in unknown & option_defaults().keys()))
+        recipe = f", or a recipe of your own with another {words}: {parameter('recipe', 'FILE')}" if words else ""
+        fix = f"give more with {parameter('data')}, {parameter('text')} or {parameter('perplexity')}{recipe}"
+        raise error.naming_none_of(unknown, error.ways_out(unknown) or fix) from error
+
+
+def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int:
+    """Bytes that lie on the disk at once, at most."""
+    return CHECKPOINTS * checkpoint.weight_bytes * (TRIALS if options.share else cuts)
+
+
+def check_shrink(
+    checkpoint: Checkpoint, outs: Mapping[Path, Route], options: ShrinkOptions, compute: Compute
+) -> int | None:
+    """Refuse what cannot end well; returns the windows of each text to measure on (None: all). Writes nothing.
+
+    Raises:
+        OutputError: an output exists, lies in the model, or the disk has no room.
+        CheckpointError: the model is quantised.
+        PlanError: no such number of layers can go.
+        InputError: the device is not there, or tasks are not.
+        DataError: a text is not there or too short, or too few samples are left to train on.
+    """
+    check_unquantised(checkpoint, "to refit and to train", "shrink")
+    nbytes = disk_bytes(checkpoint, options, len(outs))
+    for out, route in outs.items():
+        CheckpointWriter(out, source=checkpoint.directory, nbytes=nbytes)
+        choice = route.choice.sized(checkpoint.sizes)
+        if not options.share:
+            choice.like(checkpoint.anatomy.layers)
+        if route.turns:
+            route.turns.sizes(checkpoint.anatomy.layers)
+        _check_data(checkpoint, route)
+    pick_device(compute.device)
+    for task in options.evaluation_tasks():
+        task.check(compute.device)
+        task.check_paired()
+        task.load_for(checkpoint)
+    _check_calibration(checkpoint, options)
+    return _check_texts(checkpoint, options)
+
+
+def _check_calibration(checkpoint: Checkpoint, options: ShrinkOptions) -> None:
+    """Refuse texts that cannot be read, or have fewer windows than are asked for."""
+    check_positions(checkpoint, options.length, parameter("text"), fix="take a model of more positions")
+    with _of("text", f"give a longer text, or fewer {parameter('samples')}"):
+        for each in check_sources(options.text):
+            if not each.endless:
+                Tokens.read(each.source, checkpoint.tokenizer(), samples=options.samples, length=options.length)
+
+
+def _check_data(checkpoint: Checkpoint, route: Route) -> None:
+    """Refuse data that is not there, or of which nothing would be left to train on."""
+    if route.healing is None:
+        return
+    data, tokenizer = route.healing.data, checkpoint.tokenizer()
+    with _of("data", f"check the data, or name other: {parameter('data', 'FILE')}"):
+        data.check()
+        count = expected_samples(data.source, tokenizer, max_length=data.max_length, most=data.max_samples or 10**8)
+        data.held_out_of(count)
+
+
+def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int | None:
+    """Windows of each text to measure on: as many as were asked for, or as the shortest text has; None: all."""
+    text = options.evaluation_text(options.windows)
+    with _of("perplexity", "give a longer text"):
+        windows = text.read(checkpoint.tokenizer(), seed=0, at_least=1)
+    counts = {name: len(tokens.ids) for name, tokens in windows.items()}
+    shortest = min(counts, key=counts.__getitem__)
+    if options.windows is None:
+        return None
+    if counts[shortest] < max(counts.values()):
+        said = f"{shortest} has {counts[shortest]} windows of {text.length} tokens: every text is measured on as many"
+        warnings.warn(said, ShortstackWarning, stacklevel=4)
+    return counts[shortest]
+
+
+@contextmanager
+def _of(option: str, fix: str) -> Iterator[None]:
+    """What is wrong with a text is said of the option that named it; fix: where what would mend it is no option here."""
+    try:
+        yield
+    except DataError as error:
+        told = error.naming_none_of(OF_WINDOWS, fix) if error.parameters & OF_WINDOWS else error
+        raise told.of(option) from error

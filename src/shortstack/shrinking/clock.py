@@ -1,0 +1,119 @@
+"""How much of the minutes a stage of shrink may take: one measured rate, one small table, and what is left by the clock.
+
+>>> amounts_for(300.0, Amounts(), rate=2000.0, layers=30).windows
+8
+>>> amounts_for(60.0, Amounts(), rate=2000.0, layers=30).less(Amounts(judged=11, documents=20))[0]
+'calibration windows of each text: 4 instead of 16'
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+from shortstack.data.mixture import MIX, READ
+from shortstack.errors import InputError, parameter
+from shortstack.evaluation import EvaluationText
+from shortstack.machine.clock import Clock
+from shortstack.machine.formats import duration
+from shortstack.planning.layer_sets import FINALISTS
+
+CHOOSING = 0.35  # of the minutes, for choosing layers and repairing the cut
+WRITING = 0.15  # of the minutes, for text that the model writes itself to choose and repair on
+MEASURING = 0.03  # of the minutes, for each of texts, probes and tasks of one model
+WINDOW = 128  # tokens of a calibration window
+PROBE_TOKENS = 2_000  # forward, that an item of each probe takes about as long as; answers are written token by token
+WRITTEN_TOKENS = (
+    12_000  # forward, that writing the fewest texts takes about as long as: they are written token by token
+)
+DOCUMENT_TOKENS = 300  # of a task's document with all its answers
+LAYERS = 30  # of the model that LEVELS was measured on
+WHAT = {
+    "windows": "calibration windows of each text",
+    "length": "tokens of a calibration window",
+    "text": "calibration text",
+    "finalists": "pairs of blocks repaired before one is chosen",
+    "repair": "windows to repair on",
+    "judged": "windows of each text to measure on",
+    "probe_items": "items of each probe",
+    "documents": "documents of each task",
+}
+
+
+class Level(NamedTuple):
+    """How thoroughly layers are chosen and the cut is repaired: windows of each text, of so many tokens, finalists, and
+    windows to repair on. passes: windows of WINDOW tokens that the whole model passes in that time.
+    """
+
+    passes: int
+    windows: int
+    length: int
+    finalists: int
+    repair: int
+
+
+# From the most thorough; passes of SmolLM2 by the recipe `best` on the mix, drop 4 and 8 (AMD EPYC, bf16, 2026-11-29):
+# choosing takes 342, 596 and 1,096 for 4, 8 and 16 windows, 231 more for a finalist on 8; repair 195 on 32, 488 on 128.
+LEVELS = (
+    Level(3_600, 16, 128, 5, 256),
+    Level(2_600, 16, 128, 1, 256),
+    Level(1_700, 16, 128, 0, 128),
+    Level(950, 8, 128, 0, 64),
+    Level(580, 4, 128, 0, 32),
+    Level(360, 4, 64, 0, 16),
+)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What is looked at: windows of each text to choose on, their length in tokens, finalists of repaired-blocks, windows
+    to repair on; and of what is measured windows of each text (None: all), items of each probe, documents of each task.
+    """
+
+    windows: int = 16
+    length: int = WINDOW
+    text: str = MIX
+    finalists: int = FINALISTS
+    repair: int = 256
+    judged: int | None = 64
+    probe_items: int = 20
+    documents: float = 200
+
+    def less(self, wanted: Amounts) -> list[str]:
+        """What there is less of than was wanted, in words."""
+        pairs = {each.name: (getattr(self, each.name), getattr(wanted, each.name)) for each in fields(self)}
+        return [f"{WHAT[name]}: {now} instead of {then}" for name, (now, then) in pairs.items() if now != then]
+
+
+def amounts_for(
+    seconds: float, wanted: Amounts, *, rate: float, layers: int, texts: int = 1, tasks: int = 1
+) -> Amounts:
+    """As much of what is wanted as fits so many seconds. rate: tokens a second through the whole model, forward."""
+    room = CHOOSING * seconds * rate * LAYERS / layers / WINDOW
+    level = next((level for level in LEVELS if level.passes <= room), LEVELS[-1])
+    tokens = MEASURING * seconds * rate
+    return replace(
+        wanted,
+        windows=min(wanted.windows, level.windows),
+        length=min(wanted.length, level.length),
+        text=READ if wanted.text == MIX and WRITING * seconds * rate < WRITTEN_TOKENS else wanted.text,
+        finalists=min(wanted.finalists, level.finalists),
+        repair=min(wanted.repair, level.repair),
+        judged=wanted.judged and min(wanted.judged, max(2, int(tokens / texts / EvaluationText.length))),
+        probe_items=min(wanted.probe_items, max(4, int(tokens / PROBE_TOKENS))) if wanted.probe_items else 0,
+        documents=min(wanted.documents, max(2, int(tokens / tasks / DOCUMENT_TOKENS))) if wanted.documents else 0,
+    )
+
+
+def check_minutes(clock: Clock, rate: float, layers: int) -> None:
+    """Refuse minutes in which the model cannot even be loaded and the least be chosen.
+
+    Raises:
+        InputError: they are so few.
+    """
+    least = clock.used + LEVELS[-1].passes * WINDOW * layers / LAYERS / rate
+    if least > clock.seconds:
+        where, found = parameter("minutes"), duration(clock.seconds)
+        expected = f"at least {duration(least)}, which loading the model and choosing layers take here"
+        fix = f"write {parameter('minutes', -(-int(2 * least) // 60))}"
+        raise InputError(where, expected=expected, found=found, fix=fix)

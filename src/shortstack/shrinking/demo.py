@@ -1,0 +1,89 @@
+"""The embedded example: SmolLM2-135M-Instruct with four and with eight layers fewer, as shrink_each() makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shortstack.machine.device import Compute
+from shortstack.machine.files import plain, save_json
+from shortstack.machine.progress import Progress, silent
+from shortstack.shrinking.line import shrink_each
+from shortstack.shrinking.options import ShrinkOptions
+from shortstack.shrinking.reference import PROMPTS
+from shortstack.shrinking.result import Shrunk
+from shortstack.shrinking.retention import Share, probes_right
+
+DROPS = (4, 8)
+MINUTES = 5.0  # of both
+OPTIONS = ShrinkOptions(probe_items=10)
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One model of the table. right: the share of small writing tasks; writes: times as fast as the unpruned model."""
+
+    name: str
+    layers: int
+    parameters: int
+    bytes: int
+    perplexity: float
+    right: Share | None
+    writes: float
+    answers: tuple[str, ...]
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The unpruned model and the shorter ones, and what each answers to the prompts. left_out: what there was less of."""
+
+    output: Path
+    rows: tuple[DemoRow, ...]
+    prompts: Sequence[str]
+    seconds: float
+    left_out: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(plain(self))
+
+
+def run(
+    output: str | Path = "demo-out", *, minutes: float = MINUTES, seed: int = 0, progress: Progress = silent
+) -> Demo:
+    """Make the model shorter by each of DROPS; leaves a checkpoint of each and demo.json in `output`.
+
+    Raises:
+        OutputError: `output` exists.
+        CheckpointError: the demo model is not installed and the hub cannot be reached.
+        ShortstackError: as shrink().
+    """
+    output = Path(output)
+    outs = {str(drop): output / f"minus-{drop}" for drop in DROPS}
+    made = shrink_each("demo", outs, replace(OPTIONS, minutes=minutes), compute=Compute(seed=seed), progress=progress)
+    rows = (_unpruned(made[0]), *map(_row, made))
+    demo = Demo(output, rows, PROMPTS, made[-1].seconds, made[0].left_out)
+    save_json(output / "demo.json", demo.to_dict())
+    return demo
+
+
+def _unpruned(made: Shrunk) -> DemoRow:
+    plan, (text,) = made.plan, made.base.perplexity.values()
+    assert plan.parameters  # noqa: S101  it is sized
+    assert plan.bytes  # noqa: S101
+    said = tuple(each["unpruned"] for each in made.answers)
+    sizes = plan.parameters.before, plan.bytes.before
+    return DemoRow("unpruned", plan.layers, *sizes, text.value, probes_right(made.base), 1.0, said)
+
+
+def _row(made: Shrunk) -> DemoRow:
+    plan, (text,) = made.plan, made.last.perplexity.values()
+    assert plan.parameters  # noqa: S101  it is sized
+    assert plan.bytes  # noqa: S101
+    said, name = tuple(each["shortened"] for each in made.answers), f"minus {len(plan.removed)}"
+    writes = made.speed.decode.value if made.speed.decode else 1.0
+    sizes = plan.parameters.after, plan.bytes.after
+    right = probes_right(made.last)
+    return DemoRow(name, len(plan.kept), *sizes, text.value, right, writes, said, made.verdict)

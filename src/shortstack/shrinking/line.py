@@ -1,0 +1,526 @@
+"""shrink(): the whole line by the clock, a function for each stage, in order; the result is one folder for each cut.
+
+    open -> rate -> measure the unpruned model -> choose -> repair and prune -> heal -> measure -> conclude
+
+What a stage found lies in `<out>.partial` until the end (stages.py), so that a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint, Model
+from shortstack.checkpoint.record import skipped_layers
+from shortstack.data import CalibrationText, Tokens
+from shortstack.data.digests import text_digest
+from shortstack.data.mixture import parse_sources
+from shortstack.data.splits import JUDGING
+from shortstack.decoder import calibration_tokens, text_in_time
+from shortstack.decoder.requirements import writing_requirements
+from shortstack.decoder.speed import forward_speed
+from shortstack.decoder.wrapping import arithmetic
+from shortstack.errors import ShortstackError, as_option, parameter
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
+from shortstack.healing import Healing, HealingTask, heal, heal_in_turns
+from shortstack.healing.preview import preview
+from shortstack.machine.clock import Clock
+from shortstack.machine.device import AUTO, Compute, pick_device
+from shortstack.machine.files import check_new, remove, rename_new, scratch_beside
+from shortstack.machine.formats import show_layers
+from shortstack.machine.locks import OutputLock
+from shortstack.machine.progress import Progress, in_notebooks, silent
+from shortstack.machine.requirements import Requirements
+from shortstack.machine.typed import typed
+from shortstack.planning import Plan, choose
+from shortstack.planning.plans import BLOCKS, REPAIRED_BLOCKS
+from shortstack.pruning import prune
+from shortstack.repairing import repair
+from shortstack.repairing.repairer import check_repair
+from shortstack.scoring import score
+from shortstack.shrinking import reference
+from shortstack.shrinking.card import RECIPE, dress
+from shortstack.shrinking.checks import check_shrink, disk_bytes, in_words_of_shrink
+from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, amounts_for, check_minutes
+from shortstack.shrinking.options import ShrinkOptions
+from shortstack.shrinking.progress import ClockProgress, clock_of
+from shortstack.shrinking.result import Made, Measured, Shrunk, Unpruned
+from shortstack.shrinking.retention import TRIALS, Tried, first_amount, kept, largest, least, next_amount
+from shortstack.shrinking.route import Route
+from shortstack.shrinking.stages import Stages, loaded, save
+from shortstack.shrinking.verdict import beside_others, verdict
+
+COMPARED_BY = 0.7  # of the time of a cut: after that it is not timed
+MEASURED_BY = 0.35  # of the minutes: after that the unpruned model is not measured on more
+SLOWER = (
+    1.6  # times as long as the unpruned model, what is made may take to be measured: other work may begin meanwhile
+)
+CONCLUDING = 6.0  # seconds for card and report
+LEAST_HEALING = 20.0  # seconds; with less nothing heals
+NO_TEXT, NO_WRITING = EvaluationText("none"), GenerationChecks(collapse_check=False)
+
+
+@typed
+def shrink(
+    model: Model,
+    out: str | Path,
+    options: ShrinkOptions | None = None,
+    *,
+    compute: Compute = AUTO,
+    progress: Progress = in_notebooks,
+    began: float | None = None,
+) -> Shrunk:
+    """Choose layers, cut, repair, heal and measure as a recipe has it; the result is the new checkpoint directory `out`.
+
+    It ends within options.minutes: with little time there is less of everything, which `left_out` tells. What is done lies
+    in `<out>.partial` until the end; killed and called again, with other options too, it goes on in the time it has left.
+    began: when the time began, by time.monotonic(), where it was before the call.
+
+    Raises:
+        OutputError: `out` exists, lies in the model, another process makes it, or the disk has no room.
+        InputError: a recipe without data, options that exclude each other, or too few minutes to load the model and choose.
+        PlanError: no such number of layers can go.
+        DataError: data or texts cannot be read, or are too few.
+        ShortstackError: no cut keeps the share that was asked for.
+    """
+    options, out, began = options or ShrinkOptions(), Path(out), time.monotonic() if began is None else began
+    return _shrink(Checkpoint.of(model), {out: Route.of(options)}, options, compute, progress, began)[0]
+
+
+@typed
+def shrink_each(
+    model: Model,
+    outs: Mapping[str, Path],
+    options: ShrinkOptions | None = None,
+    *,
+    compute: Compute = AUTO,
+    progress: Progress = in_notebooks,
+) -> list[Shrunk]:
+    """Several cuts of one model, which share the minutes and all that does not depend on the cut.
+
+    outs: the new directory of each, by how much goes, as options.drop says it. Each appears when it is made; a call that
+    follows a killed one makes those that are missing.
+
+    Raises:
+        InputError: the options say how much goes, too.
+        ShortstackError: as shrink().
+    """
+    options, began = options or ShrinkOptions(), time.monotonic()
+    routes = {Path(out): Route.of(options, drop) for drop, out in outs.items()}
+    return _shrink(Checkpoint.of(model), routes, options, compute, progress, began)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What shrink() would look at in the time, what there would be less of than is wanted, and what it needs."""
+
+    amounts: Amounts
+    left_out: tuple[str, ...]
+    requirements: Requirements
+
+
+def foresee(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO) -> Foreseen:
+    """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written.
+
+    Raises:
+        as shrink(), before it begins.
+    """
+    source, route = Checkpoint.of(model), Route.of(options)
+    with in_words_of_shrink():
+        windows = check_shrink(source, {out: route}, options, compute)
+        stages = Stages(out, {})
+        line = Line(source, route, options, compute, Clock(60 * options.minutes), stages, silent, windows)
+        amounts = line.fitting()
+        needed = writing_requirements(source, compute)
+        if route.repair:
+            needed = needed.then(check_repair(source, line.calibration_text(amounts).of_all(amounts.repair), compute))
+        if route.healing:
+            needed = needed.then(preview(source, out, line.task(route.healing), route.turns).requirements)
+    disk = disk_bytes(source, options, 1)
+    return Foreseen(amounts, tuple(amounts.less(line.wanted)), replace(needed, disk_bytes=disk))
+
+
+def _shrink(
+    source: Checkpoint,
+    routes: Mapping[Path, Route],
+    options: ShrinkOptions,
+    compute: Compute,
+    progress: Progress,
+    began: float,
+) -> list[Shrunk]:
+    """Lock the outputs, check all that can be known, and make what is not made yet."""
+    first = next(iter(routes))
+    if not first.name:
+        check_new(first)
+    with in_words_of_shrink(), ExitStack() as locks:
+        for out in routes:
+            locks.enter_context(OutputLock(out))
+        folder = first.with_name(f"{first.name}.partial")
+        stages = Stages(folder, {"model": source.identity, "compute": asdict(compute)})
+        places = {
+            out: stages.place("made", route=repr(route), options=asdict(options)) for out, route in routes.items()
+        }
+        missing = {out: route for out, route in routes.items() if not (out.exists() and _noted(places[out]).exists())}
+        windows = check_shrink(source, missing or routes, options, compute)
+        folder.mkdir(exist_ok=True)
+        clock = clock_of(60 * options.minutes, folder / "clock.json", before=time.monotonic() - began)
+        told = ClockProgress(progress, clock, folder / "clock.json")
+        line = Line(source, next(iter(routes.values())), options, compute, clock, stages, told, windows, len(routes))
+        try:
+            for number, (out, route) in enumerate(missing.items()):
+                if not places[out].exists():
+                    line.finish(places[out], out, route, share=1 / (len(missing) - number))
+                rename_new(places[out], out)
+        finally:
+            told.keep()
+        result = [loaded(_noted(place), Shrunk) for place in places.values()]
+        remove(folder)
+        told.end()
+    return result
+
+
+@dataclass(frozen=True)
+class Line:
+    """A model on its way to a shorter one. windows: of each text to measure on, as many as there are and are wanted.
+
+    cuts: that share the minutes.
+    """
+
+    source: Checkpoint
+    route: Route
+    options: ShrinkOptions
+    compute: Compute
+    clock: Clock
+    stages: Stages
+    progress: Progress
+    windows: int | None
+    cuts: int = 1
+
+    def finish(self, place: Path, out: Path, route: Route, *, share: float) -> None:
+        """Make a cut at `place`, in that share of the time that is left once the unpruned model is measured."""
+        _ = self.unpruned  # measured once for all cuts
+        if self.options.share:
+            made, tried = self.keeping(self.options.share)
+        else:
+            made, tried = self.made(route, self.clock.next(share)), ()
+        shrunk = self.concluded(out, route, made, tried)
+        save(_noted(place), shrunk)
+        dress(shrunk, made.checkpoint, self.settings(route, made))
+        rename_new(made.checkpoint.directory, place)
+
+    @property
+    def wanted(self) -> Amounts:
+        """As much as is looked at where there is time enough."""
+        options = self.options
+        most = Amounts(options.samples, options.length, options.text)
+        most = replace(most, judged=self.windows, probe_items=options.probe_items)
+        if self.route.choice.strategy != BLOCKS:
+            most = replace(most, finalists=0)
+        return self.route.amounts(replace(most, documents=(options.limit or Amounts.documents) if options.tasks else 0))
+
+    @cached_property
+    def amounts(self) -> Amounts:
+        """What fits into the minutes on this machine, now.
+
+        Raises:
+            InputError: the minutes are too few to choose layers.
+        """
+
+        how = {"plan": repr(self.route.recipe.plan), "minutes": self.options.minutes, "cuts": self.cuts}
+        return self.stages.result("amounts", Amounts, lambda: self._written(self.fitting()), wanted=self.wanted, **how)
+
+    def fitting(self) -> Amounts:
+        """By the speed of this machine, as far as no text is to be written for it."""
+        self.progress("measuring the speed of this machine", 0, 1)
+        device, layers = pick_device(self.compute.device), self.source.anatomy.layers
+        rate = forward_speed(self.source, dtype=arithmetic(self.compute.dtype, self.source, device), device=device)
+        check_minutes(self.clock, rate, layers)
+        seconds = self.clock.left / (TRIALS if self.options.share else self.cuts)
+        of_each = {"texts": len(self.options.texts), "tasks": len(self._task_names) or 1}
+        return self.route.amounts(amounts_for(seconds, self.wanted, rate=rate, layers=layers, **of_each))
+
+    def _written(self, amounts: Amounts) -> Amounts:
+        """As many windows as the model can write itself in time, where it is to write some."""
+        text = self.calibration_text(amounts)
+        both = max(amounts.windows, int(text.of_all(amounts.repair).samples) if self.route.repair else 0)
+        how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
+        most = int(text_in_time(self.source, replace(text, samples=both), self.clock.until(WRITING), **how).samples)
+        windows, sources = min(amounts.windows, max(most, LEVELS[-1].windows)), len(parse_sources(text.text))
+        return replace(amounts, windows=windows, repair=min(amounts.repair, max(most, JUDGING) * sources))
+
+    @cached_property
+    def texts(self) -> dict[str, Tokens]:
+        """The windows to measure on."""
+        text = self.options.evaluation_text(self.amounts.judged)
+        return text.read(self.source.tokenizer(), self.compute.seed, at_least=1)
+
+    @property
+    def _task_names(self) -> list[str]:
+        return [name for task in self.options.evaluation_tasks() for name in task.names]
+
+    @cached_property
+    def unpruned(self) -> Unpruned:
+        """The model as it is, measured."""
+        early = self.clock.until(MEASURED_BY)
+        measured = self.measured(self.source, "unpruned", early)
+
+        def int8() -> reference.Int8:
+            if early.over:
+                return reference.Int8(reason="no time was left for it")
+            return reference.int8(self.source, self.texts, self.compute, self.progress)
+
+        texts = {name: text.record() for name, text in self.texts.items()}
+        return Unpruned(self.source, measured, self.stages.result("int8", reference.Int8, int8, texts=texts))
+
+    def measured(self, checkpoint: Checkpoint, name: str, until: Clock) -> Measured:
+        """Texts, probes, what it writes freely, and tasks one by one while there is time; then the answers to prompts."""
+        how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
+        items, amounts = self.amounts.probe_items, self.amounts
+        tasks = [Tasks(task, limit=amounts.documents, data_dir=self.options.data_dir) for task in self._task_names]
+
+        def measure() -> Measured:
+            began, left_out = time.monotonic(), []
+            self.progress(f"measuring the {name} model", 0, 1)
+            text, writing = self.options.evaluation_text(amounts.judged), self.options.generation(items)
+            found = evaluate(checkpoint, text=text, generation=writing, **how)
+            for task in tasks:
+                if until.over:
+                    left_out.append(f"{', '.join(task.names)} of the {name} model")
+                    continue
+                answered = evaluate(checkpoint, text=NO_TEXT, tasks=task, generation=NO_WRITING, **how)
+                found = replace(found, tasks={**found.tasks, **answered.tasks})
+            if until.over:
+                left_out.append(f"answers of the {name} model")
+            said = reference.NO_ANSWERS if until.over else reference.answers(checkpoint, self.compute, self.progress)
+            return Measured(found, said, tuple(left_out), time.monotonic() - began)
+
+        texts = {name: text.record() for name, text in self.texts.items()}
+        known = {"of": checkpoint.identity, "texts": texts, "tasks": repr(tasks), "items": items}
+        return self.stages.result("measured", Measured, measure, **known)
+
+    def made(self, route: Route, until: Clock) -> Made:
+        """One cut: chosen, repaired, healed, measured and held against the unpruned model."""
+        until_healed = until.reserving(SLOWER * self.unpruned.measured.seconds + CONCLUDING)
+        plan = None if route.turns else self.chosen(route)
+        pruned = self.pruned(route, plan) if plan else self.source
+        beside = self.beside_unpruned(pruned, until) if plan else None  # before healing, which has all that is left
+        heals = route.healing and (not route.timed or until_healed.left > LEAST_HEALING)
+        made, healing = self.healed(route, pruned, until_healed) if heals else (pruned, None)
+        if plan is None:
+            removed = tuple(sorted(skipped_layers(made, self.source)))
+            plan = Plan(self.source.anatomy.layers, removed, f"{route.choice.name}, in turns").sized(self.source.sizes)
+        curve, speed = beside or self.beside_unpruned(made, until)
+        measured = self.measured(made, "shortened", until)
+        left_out = ("no healing",) if route.healing and not healing else ()
+        repaired = None if route.turns else pruned.record.get("repair") or {}
+        found = next(iter(measured.evaluation.perplexity.values()))
+        tails = reference.tails(curve, found) if curve else None
+        return Made(made, plan, repaired, healing, measured, speed, tails, (*left_out, *measured.left_out))
+
+    def chosen(self, route: Route) -> Plan:
+        """The layers that go."""
+        choice, text = route.choice, self.calibration_text(self.amounts)
+        if choice.strategy == BLOCKS:
+            choice = replace(choice, finalists=self.amounts.finalists)
+
+        def found() -> Plan:
+            self.progress("choosing layers", 0, 1)
+            looked_at = text if choice.measures or choice.needs_text else None
+            chosen = choose(self.source, choice, looked_at, compute=self.compute, progress=self.progress)
+            return chosen.plan.sized(self.source.sizes)
+
+        known = {"choice": repr(choice), "text": asdict(text), "digest": text_digest(text.text)}
+        return self.stages.result("plan", Plan, found, **known)
+
+    def calibration_text(self, amounts: Amounts) -> CalibrationText:
+        """The text that layers are chosen on."""
+        return CalibrationText(amounts.text, amounts.windows, amounts.length)
+
+    def pruned(self, route: Route, plan: Plan) -> Checkpoint:
+        """The cut, kept layers refitted where the recipe says so."""
+        text = self.calibration_text(self.amounts).of_all(self.amounts.repair) if route.repair else None
+        how: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
+
+        def make(place: Path) -> None:
+            self.progress("repairing and cutting", 0, 1)
+            with scratch_beside(place) as scratch:
+                repaired = None
+                if text:
+                    tokens = calibration_tokens(self.source, text, at_least=JUDGING, **how)
+                    repaired = repair(self.source, frozenset(plan.removed), tokens, scratch=scratch, **how)
+                prune(self.source, plan, place, repair=repaired, progress=self.progress)
+
+        known = {"text": asdict(text), "digest": text_digest(text.text)} if text else {}
+        return self.stages.checkpoint("pruned", make, removed=list(plan.removed), **known)
+
+    def healed(self, route: Route, pruned: Checkpoint, until: Clock) -> tuple[Checkpoint, Healing]:
+        """The cut, healed on the data of the recipe until the time is over; or cuts and healing in turns."""
+        assert route.healing  # noqa: S101  it is called where there is some
+        turns, task = route.turns, self.task(route.healing)
+        known = {"of": pruned.identity, "data": text_digest(task.data.source), "task": repr(task), "turns": repr(turns)}
+        place = self.stages.place("healed", **known)
+
+        def make() -> Healing:
+            remove(place)  # of a run that was killed before it noted how it healed
+            how: dict[str, Any] = {"resume": True, "progress": self.progress, "clock": until if route.timed else None}
+            return heal_in_turns(pruned, place, turns, task, **how) if turns else heal(pruned, place, task, **how)
+
+        healing = self.stages.result("healed", Healing, make, **known)
+        return Checkpoint.open(place), healing
+
+    def task(self, healing: HealingTask) -> HealingTask:
+        """What the recipe heals, by the seed and on the device of this run, with its teacher where it wants one."""
+        schedule = replace(healing.schedule, seed=self.compute.seed)
+        teacher = self.source if healing.needs_teacher else None
+        return replace(healing, schedule=schedule, teacher=teacher, compute=self.compute)
+
+    def beside_unpruned(self, cut: Checkpoint, until: Clock) -> tuple[reference.TailCurve | None, reference.Speed]:
+        """The curve of the last layers with this cut, and its speed; healing changes neither. None where it is late."""
+        if until.share > COMPARED_BY:
+            return None, reference.Speed(reason="no time was left for it")
+        text = next(iter(self.texts.values()))
+        both: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
+        known = {"of": cut.identity, "text": text.record()}
+
+        def curve() -> reference.TailCurve:
+            return reference.tail_curve(cut, self.source, text, **both)
+
+        def timed() -> reference.Speed:
+            return reference.speed(cut, self.source, **both)
+
+        found = self.stages.result("tails", reference.TailCurve, curve, **known)
+        return found, self.stages.result("speed", reference.Speed, timed, **known)
+
+    def concluded(self, out: Path, route: Route, made: Made, tried: tuple[Tried, ...]) -> Shrunk:
+        """What is said of a cut."""
+        unpruned, last = self.unpruned, made.measured.evaluation
+        said = verdict(unpruned.measured.evaluation, last)
+        others = beside_others(last, made.checkpoint.weight_bytes, made.speed, unpruned.int8)
+        return Shrunk(
+            out,
+            " ".join([str(said), *others]),
+            _why(route, made.plan, self.amounts.text),
+            made.plan,
+            made.repair,
+            made.healing,
+            unpruned.measured.evaluation,
+            last,
+            reference.beside(unpruned.measured.answers, made.measured.answers),
+            made.speed,
+            unpruned.int8,
+            made.tails,
+            (*self.amounts.less(self.wanted), *unpruned.measured.left_out, *made.left_out),
+            tried,
+            round(self.clock.used, 1),
+            route.repeating(self.amounts, made.healing),
+            _command(self.source.source, self.options, out),
+        )
+
+    def settings(self, route: Route, made: Made) -> dict[str, Any]:
+        """How it was made, as a trial's settings."""
+        heal = made.checkpoint.record["healing"] if made.healing else None
+        text = asdict(self.calibration_text(self.amounts))
+        return {
+            "model": self.source.source,
+            "metric": route.choice.strategy or route.choice.name,
+            "drop": str(len(made.plan.removed)),
+            "calibration": text,
+            "strategy": f"step {route.turns.step}" if route.turns else "one-shot",
+            "repair": {**text, "samples": self.amounts.repair} if made.repair else None,
+            "heal": heal and {"name": route.name, "method": heal["method"]["name"], **heal["data"]},
+            "seed": self.compute.seed,
+        }
+
+    def keeping(self, share: float) -> tuple[Made, tuple[Tried, ...]]:
+        """The largest of at most TRIALS cuts that keeps a share of every measure; as many as there is time for.
+
+        Raises:
+            ShortstackError: none of them does.
+        """
+        tried: dict[int, tuple[Tried, Made]] = {}
+        for amount, until in self._amounts_tried(share, tried):
+            made = self.made(self.route.dropping(str(amount)), until)
+            measure, found = least(kept(self.unpruned.measured.evaluation, made.measured.evaluation))
+            tried[amount] = Tried(amount, measure, found), made
+        best = largest(_least_kept(tried), share)
+        if best is None:
+            raise self._nothing_keeps(tried)
+        return tried[best][1], tuple(each for each, _ in tried.values())
+
+    def _amounts_tried(self, share: float, tried: Mapping[int, Any]) -> Iterator[tuple[int, Clock]]:
+        """How many layers go in each trial, and the time it has."""
+        most = self.source.anatomy.layers - 1
+        amount: int | None = self._first_amount(share)
+        for trial in range(TRIALS):
+            if amount is None or (tried and self.clock.left < self.clock.seconds / (TRIALS + 1)):
+                return
+            yield amount, self.clock.next(1 / (TRIALS - trial))
+            amount = next_amount(_least_kept(tried), share, most=most)
+
+    def _first_amount(self, share: float) -> int:
+        """How many layers to try first, from what each alone costs on the calibration text, in nats per token."""
+
+        def costs() -> Costs:
+            self.progress("scoring layers", 0, 1)
+            few = replace(self.calibration_text(self.amounts), samples=LEVELS[-1].windows)
+            tokens = calibration_tokens(self.source, few, compute=self.compute, progress=self.progress)
+            scores = score(self.source, tokens, metrics=["ppl"], compute=self.compute, progress=self.progress)
+            base = 0.0 if scores.kinds else scores.base_loss or 0.0  # of several kinds it is the ratio already
+            return Costs(tuple(math.log(value) - base for value in scores.scores["ppl"]))
+
+        text = self.options.text, self.options.length, text_digest(self.options.text)
+        return first_amount(self.stages.result("costs", Costs, costs, text=text).values, share)
+
+    def _nothing_keeps(self, tried: Mapping[int, tuple[Tried, Made]]) -> ShortstackError:
+        fewest = tried[min(tried)][0]
+        return ShortstackError(
+            parameter("min_quality", self.options.min_quality),
+            expected="a cut that keeps so much by every measure",
+            found=str(fewest),
+            fix=f"ask for less, or allow more {parameter('minutes')}; what was made stays in {self.stages.folder}",
+        )
+
+
+def _noted(place: Path) -> Path:
+    """Where the result of a cut lies that is made at that place."""
+    return place.with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the removal of each layer alone costs, in nats per token."""
+
+    values: tuple[float, ...]
+
+
+def _least_kept(tried: Mapping[int, tuple[Tried, Any]]) -> dict[int, float]:
+    return {amount: each.share.value for amount, (each, _) in tried.items()}
+
+
+def _why(route: Route, plan: Plan, text: str) -> str:
+    """Why these layers went."""
+    if not plan.compared:
+        return f"The recipe {route.name} says how."
+    repaired = plan.strategy == REPAIRED_BLOCKS
+    measure = "loss with layers refitted" if repaired else "KL divergence from the unpruned model"
+    return (
+        f"Of {len(plan.compared)} cuts that were compared, the one of layers {show_layers(plan.removed)} has the lowest "
+        f"{measure} on held-out windows of {text}: {min(plan.compared.values()):.4f} nats per token."
+    )
+
+
+def _command(model: str, options: ShrinkOptions, out: Path) -> str:
+    """The command that repeats a shrink with its own recipe."""
+    words = ["shortstack", "shrink", model, *as_option("recipe", str(out / RECIPE)).split(" ", 1)]
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.name not in ("recipe", "minutes", "length") and value != each.default:
+            words += as_option(each.name, str(value)).split(" ", 1)
+    return shlex.join([*words, "-o", f"{out}-again"])

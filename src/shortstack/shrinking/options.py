@@ -1,0 +1,111 @@
+"""The options of shrink(); the command line reads them before anything heavy is imported."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from shortstack.data.mixture import MIX, SEVERAL
+from shortstack.data.sources import TEXT
+from shortstack.errors import InputError, parameter
+from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
+from shortstack.machine.formats import count_of
+from shortstack.machine.options import check_options, option
+
+ALL = "all"
+LIMIT = 200  # documents of each task where nothing else is said
+GOALS = ("drop", "params", "memory", "min_quality")
+
+
+@dataclass(frozen=True)
+class ShrinkOptions:
+    """How a model is made shorter. length: tokens of a calibration window, at most."""
+
+    drop: str | None = option(None, help="How much to remove: 25% or a count. Default: the recipe's, or 25%.")
+    params: str | None = option(
+        None, help="Remove the fewest layers that leave at most this many parameters: 6B, 350M."
+    )
+    memory: str | None = option(
+        None, help="Remove the fewest layers that leave at most this many bytes of weights: 4GB."
+    )
+    min_quality: str | None = option(
+        None, help="Remove the most layers that keep such a share, as 95%, of likelihood, probes and tasks."
+    )
+    recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
+    data: str | None = option(None, help="What to heal on. Default: the recipe's data.")
+    text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
+    samples: int = option(16, help="Calibration windows of each text, of 128 tokens.", minimum=4, counted=True)
+    perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
+    perplexity_samples: str = option("64", help="Windows of each of them, or all.")
+    probe_items: int = option(
+        20, help="Items of each probe of writing, before and after; 0 for none.", minimum=0, maximum=100
+    )
+    tasks: str | None = option(None, help="Tasks to measure on, before and after.")
+    limit: int | float | None = option(
+        None,
+        help=f"Only the first n documents of each task, or 10%. Default: {LIMIT}.",
+        minimum=1,
+        counted=True,
+        shares=True,
+    )
+    data_dir: str | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
+    minutes: float = option(15.0, help="How long all of it may take.", above=0)
+    length: int = 128
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        self._check_goal()
+        if self.probe_items == 1:
+            fix = f"write {parameter('probe_items', 0)} for none"
+            raise InputError(parameter("probe_items"), expected="at least 2 items of each probe", found="1", fix=fix)
+        for name in ("limit", "data_dir"):
+            if self.tasks is None and getattr(self, name) is not None:
+                where, fix = parameter(name), f"add {parameter('tasks', 'paper')}, or leave it out"
+                raise InputError(where, expected="tasks to measure on", found="none", fix=fix)
+        if self.perplexity_samples != ALL and not count_of(self.perplexity_samples):
+            where, fix = parameter("perplexity_samples"), f"write {parameter('perplexity_samples', ALL)}"
+            expected = f"a number of windows, or {ALL}"
+            raise InputError(where, expected=expected, found=self.perplexity_samples, fix=fix)
+
+    def _check_goal(self) -> None:
+        """Refuse two goals, and a share that is none."""
+        named = [name for name in GOALS if getattr(self, name) is not None]
+        if len(named) > 1:
+            expected, found = "one goal", f"{parameter(named[0])} beside it"
+            raise InputError(parameter(named[-1]), expected=expected, found=found, fix="give one of them")
+        share = self.min_quality
+        if share is not None and (not re.fullmatch(r"\d{1,2}(\.\d+)?%", share) or not float(share[:-1])):
+            where, fix = parameter("min_quality"), f"write {parameter('min_quality', '95%')}"
+            raise InputError(where, expected="a share between 0% and 100%", found=repr(share), fix=fix)
+
+    @property
+    def share(self) -> float | None:
+        """The share that is to be kept; None where the cut is named otherwise.
+
+        >>> ShrinkOptions(min_quality="95%").share
+        0.95
+        """
+        return None if self.min_quality is None else float(self.min_quality.removesuffix("%")) / 100
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts to measure on."""
+        return [name.strip() for name in self.perplexity.split(",")]
+
+    @property
+    def windows(self) -> int | None:
+        """Windows of each text to measure on; None: all there are."""
+        return None if self.perplexity_samples == ALL else count_of(self.perplexity_samples)
+
+    def evaluation_text(self, windows: int | None) -> EvaluationText:
+        """The texts to measure on, as evaluate() takes them."""
+        return EvaluationText(self.texts, samples=windows)
+
+    def generation(self, probe_items: int) -> GenerationChecks:
+        """What is written to be looked at, as evaluate() takes it."""
+        return GenerationChecks(probe_items > 0, probe_items or GenerationChecks.probe_items, collapse_check=True)
+
+    def evaluation_tasks(self) -> list[Tasks]:
+        """The tasks to measure on, one by one, as evaluate() takes them."""
+        names = [] if self.tasks is None else [name.strip() for name in self.tasks.split(",")]
+        return [Tasks(name, limit=self.limit or LIMIT, data_dir=self.data_dir) for name in names]

@@ -1,0 +1,106 @@
+"""What goes from stage to stage of shrink(), and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.evaluation import Evaluation
+from shortstack.healing import Healing
+from shortstack.machine.files import plain
+from shortstack.planning import Plan
+from shortstack.runs.records import TailsRecord
+from shortstack.shrinking.reference import Int8, Speed
+from shortstack.shrinking.retention import Tried
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a model. answers: to the prompts; left_out: for want of time; seconds: that all of it took."""
+
+    evaluation: Evaluation
+    answers: tuple[str, ...]
+    left_out: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Unpruned:
+    """The model that is made shorter, as it was measured."""
+
+    checkpoint: Checkpoint
+    measured: Measured
+    int8: Int8
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cut, and what was made of it. pruned, repair: None where cuts and healing took turns; healing: None where it was not
+    healed. left_out: what there was less of than was wanted, in words.
+    """
+
+    checkpoint: Checkpoint
+    plan: Plan
+    repair: Mapping[str, Any] | None
+    healing: Healing | None
+    measured: Measured
+    speed: Speed
+    tails: TailsRecord | None
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The result of shrink(). verdict: keep it or not, and the numbers that say so.
+
+    plan: `compared` has the cuts that were compared, and `why` says what by. base, last: the evaluations of the unpruned
+    model and of this one. left_out: what there was less of than was wanted, for want of time. tried: the cuts that were
+    tried where a share was to be kept. recipe: with all amounts, so that command repeats it bit for bit, without a clock.
+    """
+
+    output: Path
+    verdict: str
+    why: str
+    plan: Plan
+    repair: Mapping[str, Any] | None
+    healing: Healing | None
+    base: Evaluation
+    last: Evaluation
+    answers: Sequence[Mapping[str, str]]
+    speed: Speed
+    int8: Int8
+    tails: TailsRecord | None
+    left_out: tuple[str, ...]
+    tried: tuple[Tried, ...]
+    seconds: float
+    recipe: str
+    command: str
+
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """The result of each step by its role, as a study's trials have them."""
+        found = {"evaluate_base": self.base.to_dict(), "plan": self.plan.to_dict()}
+        if self.healing is None or self.repair is not None:
+            found["prune"] = {**self.plan.to_dict(), "repair": self.repair}
+        if self.healing is None:
+            return {**found, "evaluate_pruned": self.last.to_dict()}
+        return {**found, "heal": self.healing.to_dict(), "evaluate_healed": self.last.to_dict()}
+
+    def to_dict(self) -> dict[str, Any]:
+        told = (
+            "output",
+            "verdict",
+            "why",
+            "answers",
+            "speed",
+            "int8",
+            "tails",
+            "left_out",
+            "tried",
+            "seconds",
+            "command",
+        )
+        data = {name: plain(getattr(self, name)) for name in told}
+        return {**data, "compared": dict(self.plan.compared or {}), "steps": self.steps()}

@@ -1,0 +1,119 @@
+"""A recipe and the options of shrink as what is done: how layers are chosen, whether the cut is repaired, how it heals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from shortstack.errors import InputError, parameter
+from shortstack.healing import Healing, HealingTask, Turns
+from shortstack.healing.options import task_of
+from shortstack.healing.recipes import Recipe, read_recipe
+from shortstack.planning import Choice
+from shortstack.planning.plans import BLOCKS
+from shortstack.shrinking.clock import Amounts
+from shortstack.shrinking.options import GOALS, ShrinkOptions
+
+OF_CHOICE = ("metric", "drop", "layers", "block", "search", "strategy", "keep_first", "keep_last")
+
+
+@dataclass(frozen=True)
+class Route:
+    """What shrink does. choice: how layers are chosen, and how many go; healing: None where nothing heals; turns: where cuts
+    and healing take turns.
+
+    recipe: numbers that stand in it are taken as they are, whatever the clock says.
+    """
+
+    name: str
+    choice: Choice
+    repair: bool
+    healing: HealingTask | None
+    turns: Turns | None
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, options: ShrinkOptions, drop: str | None = None) -> Route:
+        """drop: how much goes, where that is said elsewhere than in the options.
+
+        Raises:
+            InputError: the recipe has no data to heal on, or names layers where the options say how much goes.
+            PlanError: nobody can tell how much goes.
+        """
+        recipe = read_recipe(options.recipe)
+        choice = _choice(recipe, options, drop)
+        healing = _healing(recipe, options)
+        step = recipe.heal.given.get("step")
+        turns = None
+        if step:
+            turns = Turns(str(choice.drop), step, choice.name, options.text, options.samples, options.length)
+        return cls(options.recipe, choice, recipe.plan.repair, healing, turns, recipe)
+
+    def amounts(self, fitting: Amounts) -> Amounts:
+        """The numbers that fit the time, but for those that the recipe states."""
+        plan = self.recipe.plan
+        stated: dict[str, Any] = {
+            "windows": plan.samples,
+            "length": plan.length,
+            "text": plan.text,
+            "finalists": plan.finalists,
+            "repair": plan.repair_samples,
+        }
+        return replace(fitting, **{name: value for name, value in stated.items() if value is not None})
+
+    def repeating(self, amounts: Amounts, healing: Healing | None) -> str:
+        """The recipe with all numbers, so that it needs no clock."""
+        plan: dict[str, Any] = {"text": amounts.text, "samples": amounts.windows, "length": amounts.length}
+        plan |= {"finalists": amounts.finalists} if self.choice.strategy == BLOCKS else {}
+        plan |= {"repair_samples": amounts.repair} if self.repair else {}
+        used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
+        heal = {**self.recipe.heal.given, **used} if healing else {}
+        parts = {"title": self.recipe.title, "plan": {**self.recipe.plan.given, **plan}, "heal": heal}
+        return str(yaml.safe_dump({name: part for name, part in parts.items() if part}, sort_keys=False))
+
+    @property
+    def timed(self) -> bool:
+        """Whether healing goes by the clock: a recipe may say how many steps it takes."""
+        return self.healing is not None and self.healing.schedule.max_steps is None
+
+    def dropping(self, drop: str) -> Route:
+        """The same, where so much goes."""
+        return replace(self, choice=replace(self.choice, drop=drop, params=None, memory=None))
+
+
+def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
+    plan: dict[str, Any] = {name: value for name, value in recipe.plan.given.items() if name in OF_CHOICE}
+    goals = {name: getattr(options, name) for name in GOALS if getattr(options, name) is not None}
+    if drop is not None and goals:
+        where, found = parameter(next(iter(goals))), f"{drop} beside it"
+        raise InputError(where, expected="one goal for each output", found=found, fix=f"leave {where} out")
+    if drop is not None:
+        goals = {"drop": drop}
+    if plan.get("layers") and goals:
+        goal = next(iter(goals))
+        expected = f"a recipe that chooses layers, beside {parameter(goal)}"
+        fix = f"leave {parameter(goal)} out, or take another recipe"
+        raise InputError(parameter("recipe", options.recipe), expected=expected, found="one that names them", fix=fix)
+    goals.pop("min_quality", None)  # trials say how much goes
+    if goals:
+        plan.pop("drop", None)
+    elif not plan.get("layers"):
+        goals = {"drop": str(plan.pop("drop", "25%"))}
+    choice = Choice(**plan, **goals)
+    choice.check()
+    return choice
+
+
+def _healing(recipe: Recipe, options: ShrinkOptions) -> HealingTask | None:
+    heal = {**recipe.heal.given, **({"data": options.data} if options.data else {})}
+    heal.pop("step", None)
+    if not heal:
+        return None
+    if not heal.get("data"):
+        expected, fix = f"what the recipe {options.recipe} heals on", f"add {parameter('data', 'pydoc')}"
+        raise InputError(parameter("data"), expected=expected, found="none", fix=fix)
+    task = task_of(heal)
+    task.method.check()
+    return task

@@ -1,0 +1,56 @@
+"""Results of stages in the folder of an unfinished shrink, each under the digest of its inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.machine.cache import content_key
+from shortstack.machine.files import whole
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A folder of results. common: what all of them depend on. A corrected option leaves what it does not touch."""
+
+    folder: Path
+    common: Mapping[str, object]
+
+    def place(self, stage: str, **inputs: object) -> Path:
+        """Where a stage's result lies."""
+        return self.folder / f"{stage}-{content_key(stage, **self.common, **inputs)[:16]}"
+
+    def result(self, stage: str, kind: type[Result], make: Callable[[], Result], **inputs: object) -> Result:
+        """A dataclass: as it was left, or made now."""
+        place = self.place(stage, **inputs).with_suffix(".json")
+        if place.exists():
+            return loaded(place, kind)
+        result = make()
+        save(place, result)
+        return result
+
+    def checkpoint(self, stage: str, make: Callable[[Path], Any], **inputs: object) -> Checkpoint:
+        """A checkpoint directory: as it was left, or made now."""
+        place = self.place(stage, **inputs)
+        if not place.exists():
+            make(place)
+        return Checkpoint.open(place)
+
+
+def save(path: Path, result: Any) -> None:
+    """Write a dataclass as JSON; NaN stays NaN."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(asdict(result), default=str), encoding="utf-8")
+
+
+def loaded(path: Path, kind: type[Result]) -> Result:
+    """What save() wrote."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).validate_json(path.read_bytes())

@@ -1,0 +1,84 @@
+"""Keep it or not: what a shortened model keeps of writing and likelihood, its speed, and what int8 would give instead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from shortstack.evaluation import Evaluation
+from shortstack.machine.formats import number, size
+from shortstack.shrinking.reference import Int8, Speed
+from shortstack.shrinking.retention import Share, probes_right, ratio, share_tasks, tasks_right
+
+# Shares of the unpruned model's mean over the probes, and multiples of its perplexity, between which nobody but its
+# user can say. docs/shrink.md names them.
+KEPT, LOST = 0.8, 0.5
+NEAR, FAR = 1.5, 3.0
+WORDS = {True: "Keep it.", False: "Do not keep it.", None: "Try it on your own tasks before you keep it."}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """keep: None where the numbers lie between. reasons: the sentences with the numbers."""
+
+    keep: bool | None
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join([WORDS[self.keep], *self.reasons])
+
+
+def verdict(base: Evaluation, last: Evaluation) -> Verdict:
+    """From the evaluations of the unpruned model and of the shortened one.
+
+    It is kept where it has not collapsed, has KEPT of what the unpruned model has right of the probes, and at most NEAR
+    times its perplexity on each text; and not where one of them is beyond LOST or FAR. Tasks are told.
+    """
+    text, times = max(((text, _times(base, last, text)) for text in last.perplexity), key=lambda each: each[1])
+    good, bad = times <= NEAR, times > FAR
+    reasons = [f"Perplexity on {text} is {times:.2f} times the unpruned model's."]
+    before, after = probes_right(base), probes_right(last)
+    if before and after and before.value:
+        kept = ratio(before, after)
+        good, bad = good and kept.value >= KEPT, bad or kept.value < LOST
+        reasons.append(_right("small writing tasks", before, after))
+    before, after = tasks_right(base), tasks_right(last)
+    if before and after:
+        reasons.append(_right(", ".join(share_tasks(last)), before, after))
+    if last.collapse and base.collapse:
+        judged = last.collapse.against(base.collapse)
+        if judged.fallen:
+            bad = True
+            reasons.append(f"What it writes has collapsed: {judged.sample}.")
+    return Verdict(False if bad else True if good else None, tuple(reasons))
+
+
+def beside_others(last: Evaluation, nbytes: int, speed: Speed, int8: Int8) -> list[str]:
+    """Sentences on its speed, and on the unpruned model in int8."""
+    said = []
+    if speed.decode and speed.prefill:
+        said.append(
+            f"It writes {speed.decode.value:.2f} times as fast as the unpruned model ({speed.decode.low:.2f} to "
+            f"{speed.decode.high:.2f}) and reads {speed.prefill.value:.2f} times as fast."
+        )
+    if int8.bytes is None or not int8.perplexity:
+        return [*said, f"The unpruned model was not measured in int8: {int8.reason}."]
+    ours = {text: found.value for text, found in last.perplexity.items() if text in int8.perplexity}
+    texts = " and ".join(
+        f"{number(int8.perplexity[text])} on {text}, where this one has {number(value)}" for text, value in ours.items()
+    )
+    told = f"The unpruned model in int8 takes {size(int8.bytes)}, this one {size(nbytes)}; its perplexity is {texts}"
+    better = int8.bytes <= nbytes and all(int8.perplexity[text] <= value for text, value in ours.items())
+    return [*said, f"{told}: where bytes are all that counts, int8 is better." if better else f"{told}."]
+
+
+def _right(what: str, before: Share, after: Share) -> str:
+    """How much is right of something, with standard errors, and which share of the unpruned model's that is."""
+    kept = f": {ratio(before, after)} of it is kept" if before.value else ""
+    return f"Of {what} {after} are right, where the unpruned model has {before}{kept}."
+
+
+def _times(base: Evaluation, last: Evaluation, text: str) -> float:
+    """How many times as large the perplexity is; infinitely where that is beyond all numbers."""
+    times = last.perplexity[text].value / base.perplexity[text].value
+    return math.inf if math.isnan(times) else times

@@ -1,0 +1,98 @@
+"""What run_study() would do: its steps at most, and the disk for their weights. Nothing is run, and no model is fetched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.source import NOT_HERE
+from shortstack.errors import InputError
+from shortstack.runs import Store
+from shortstack.runs.folder import Folder
+from shortstack.study.graph import Graph, foreseen, sources
+from shortstack.study.grid import Study, read_study
+from shortstack.study.references import expanded, open_model, text_digest
+from shortstack.study.same_study import check_outside, check_place, check_same
+from shortstack.study.steps import Contents, Step
+from shortstack.study.trial import Trial
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """asked: steps of all trials, by kind; steps: at most so many are run, since trials share them.
+
+    disk_bytes: weights at most, all kept; least_disk_bytes: none kept. None where a model is not here, as `unknown` says.
+    """
+
+    title: str
+    trials: int
+    asked: Mapping[str, int]
+    steps: Mapping[str, int]
+    disk_bytes: int | None
+    least_disk_bytes: int | None
+    unknown: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | None = None) -> StepCounts:
+    """
+    Raises:
+        as run_study(), but for a hub model that is not on this machine.
+    """
+    study = read_study(path)
+    study.evaluation.check()
+    if out:
+        _check_folder(Folder(out, artefacts), study)
+    models = {name: _opened(name) for name in dict.fromkeys(trial.model for trial in study.trials)}
+    known = {name: Contents(name, name, model.anatomy.layers if model else None) for name, model in models.items()}
+    graph = Graph(study, known, {source: text_digest(source) for source in sources(study)})
+    asked, steps = Counter[str](), dict[str, tuple[Step, Trial]]()
+    for trial in study.trials:
+        for step in graph.steps(trial, foreseen).values():
+            asked[step.kind] += 1
+            steps.setdefault(step.key, (step, trial))
+    written = [_kept_bytes(models[trial.model], trial) for step, trial in steps.values() if step.writes_weights]
+    sizes = sorted(size for size in written if size is not None)
+    whole = len(sizes) == len(written)
+    return StepCounts(
+        study.title,
+        len(study.trials),
+        dict(sorted(asked.items())),
+        dict(sorted(Counter(step.kind for step, _ in steps.values()).items())),
+        disk_bytes=sum(sizes) if whole else None,
+        least_disk_bytes=sum(sizes[-2:]) if whole else None,  # what a step reads, and what it writes
+        unknown=tuple(f"model {name}: {NOT_HERE}" for name, model in models.items() if model is None),
+    )
+
+
+def _check_folder(folder: Folder, study: Study) -> None:
+    """Refuse a folder that the study cannot run in."""
+    check_outside(folder)
+    if folder.database.exists():
+        with Store.open(folder, read_only=True) as store:
+            check_same(folder, study, store)
+            check_place(folder, store)
+
+
+def _opened(name: str) -> Checkpoint | None:
+    """A model, unless it would have to be fetched."""
+    try:
+        return open_model(expanded(name), download=False)
+    except InputError as error:
+        if error.found == NOT_HERE:
+            return None
+        raise
+
+
+def _kept_bytes(model: Checkpoint | None, trial: Trial) -> int | None:
+    """Bytes of the model without as many layers as the trial removes."""
+    if model is None:
+        return None
+    sizes, layers = model.sizes, model.anatomy.layers
+    return sizes.other_bytes + sum(sizes.layer_bytes) * (layers - trial.amount(layers)) // layers

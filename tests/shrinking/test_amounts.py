@@ -1,0 +1,39 @@
+"""What fits into the minutes, by one rate and the table."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortstack.errors import InputError
+from shortstack.machine.clock import Clock
+from shortstack.shrinking.clock import LEVELS, Amounts, amounts_for, check_minutes
+
+
+@given(st.floats(1, 1e5), st.floats(1, 1e5), st.floats(1, 3))
+def test_more_time_is_never_less_of_anything(seconds, rate, factor):
+    less, more = (amounts_for(each, Amounts(), rate=rate, layers=30) for each in (seconds, factor * seconds))
+    for name in ("windows", "length", "finalists", "repair", "judged", "probe_items", "documents"):
+        assert getattr(less, name) <= getattr(more, name)
+    assert more.windows >= LEVELS[-1].windows
+    assert amounts_for(1e9, Amounts(), rate=rate, layers=30) == Amounts()
+
+
+def test_what_is_asked_for_is_never_exceeded_and_what_is_not_asked_for_stays_out():
+    wanted = Amounts(windows=5, finalists=0, repair=20, judged=None, probe_items=0, documents=3)
+    assert amounts_for(1e9, wanted, rate=1e6, layers=30) == wanted
+    assert amounts_for(1.0, wanted, rate=1.0, layers=30).probe_items == 0
+    assert amounts_for(1.0, wanted, rate=1.0, layers=30).judged is None
+
+
+def test_what_there_is_less_of_is_said():
+    assert Amounts(windows=4).less(Amounts()) == ["calibration windows of each text: 4 instead of 16"]
+    assert Amounts().less(Amounts()) == []
+
+
+def test_minutes_in_which_nothing_can_be_chosen_are_refused():
+    least = LEVELS[-1].passes * 128 / 1000.0
+    check_minutes(Clock(least + 1, now=lambda: 0.0), 1000.0, 30)
+    with pytest.raises(InputError, match="minutes: expected at least"):
+        check_minutes(Clock(least - 1, now=lambda: 0.0), 1000.0, 30)
+    with pytest.raises(InputError, match="minutes"):
+        check_minutes(Clock(least + 1, used=2.0, now=lambda: 0.0), 1000.0, 30)

@@ -1,0 +1,450 @@
+"""shrink: the whole line into one folder that is a plain checkpoint, with its report and card; killed, it goes on."""
+
+import html
+import json
+import re
+import shutil
+from dataclasses import fields
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.record import skipped_layers
+from shortstack.cli import main
+from shortstack.errors import (
+    DataError,
+    DiskFullError,
+    InputError,
+    OutputError,
+    ShortstackError,
+    ShortstackWarning,
+    as_option,
+    parameter,
+)
+from shortstack.evaluation import EvaluationText
+from shortstack.machine.clock import Clock
+from shortstack.machine.device import Compute
+from shortstack.machine.formats import show_layers
+from shortstack.machine.locks import OutputLock
+from shortstack.planning.layer_sets import parse_layers
+from shortstack.pruning import verify
+from shortstack.shrinking import ShrinkOptions, line, shrink, shrink_each
+from shortstack.shrinking.retention import Share
+from studies import make_data
+
+pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("own_cache")
+RECIPE = """
+title: small
+plan: {metric: ppl, drop: 2}
+heal: {method: lora, rank: 2, max_steps: 3, max_length: 32, batch_size: 4, lr: 0.01, seed: 3}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return make_data(tmp_path)
+
+
+def options_of(tiny, **changes):
+    text = str(tiny / "text.txt")
+    usual = {"recipe": str(tiny / "recipe.yaml"), "data": str(tiny / "lines.jsonl"), "text": text, "perplexity": text}
+    return ShrinkOptions(**{**usual, "samples": 4, "length": 16, "probe_items": 0, **changes})
+
+
+def shrunk(tiny, out="out", model="model", **changes):
+    compute = changes.pop("compute", Compute())
+    return shrink(str(tiny / model), tiny / out, options_of(tiny, **changes), compute=compute)
+
+
+def removed_from(tiny, out):
+    return sorted(skipped_layers(Checkpoint.open(tiny / out), Checkpoint.open(tiny / "model")))
+
+
+def counted(monkeypatch, *names):
+    """The names of the line's verbs, in the order in which they are called from now on."""
+    called = []
+    for name in names:
+        verb = getattr(line, name)
+        monkeypatch.setattr(
+            line, name, lambda *args, _name=name, _verb=verb, **options: called.append(_name) or _verb(*args, **options)
+        )
+    return called
+
+
+def test_a_recipe_gives_a_checkpoint_with_its_card_and_report(tiny):
+    made = shrunk(tiny)
+    checkpoint = Checkpoint.open(tiny / "out")
+    assert checkpoint.anatomy.layers == 4
+    assert verify(checkpoint).ok
+    assert list(made.plan.removed) == removed_from(tiny, "out")
+    page = html.unescape((tiny / "out" / "report.html").read_text(encoding="utf-8"))
+    assert page.startswith("<!")
+    assert f'<p class="lead">{made.verdict}' in page
+    assert all(text in page for said in made.answers for text in said.values())
+    summary = json.loads((tiny / "out" / "shrink.json").read_text())
+    assert summary["steps"]["plan"]["removed"] == list(made.plan.removed)
+    assert set(summary["steps"]) == {"evaluate_base", "plan", "prune", "heal", "evaluate_healed"}
+    assert not list(tiny.glob("out.*"))
+    card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---")[1])
+    assert "base_model" not in front  # it is a folder here
+    assert "| layers | 6 | 4 |" in card
+    assert "$ shortstack heal pruned" in card
+    assert "recipe.yaml says how." in card
+    assert [set(said) for said in made.answers] == [{"prompt", "unpruned", "shortened"}] * 3
+    assert made.verdict in html.unescape(card).replace("\\", "")
+
+
+def test_the_report_sets_the_cut_beside_the_last_layers(tiny):
+    """Against a forward pass of transformers for each point."""
+
+    def loss(folder, skipped=()):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        kept = [each for number, each in enumerate(model.model.layers) if number not in skipped]
+        model.model.layers = torch.nn.ModuleList(kept)
+        with torch.no_grad():
+            return float(model(input_ids=ids, labels=ids, use_cache=False).loss)
+
+    made = shrunk(tiny)
+    tails = made.tails
+    unpruned, text = Checkpoint.open(tiny / "model"), EvaluationText(str(tiny / "text.txt"), samples=64)
+    (windows,) = text.read(unpruned.tokenizer(), 0, at_least=1).values()
+    ids = windows.ids[:2]
+    assert (tails.samples, tails.length) == tuple(ids.shape)
+    assert (tails.removed, tails.cut_removed) == ((0, 1, 2, 3), 2)
+    cuts = [list(range(6 - amount, 6)) for amount in tails.removed]
+    expected = [loss(unpruned.directory, cut) for cut in (*cuts, made.plan.removed)]
+    assert [*tails.losses, tails.cut_loss] == pytest.approx(expected, rel=1e-4)
+    assert tails.made_loss == pytest.approx(loss(tiny / "out"), rel=1e-4)
+    page = (tiny / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'id="depth"' in page
+    assert "the last 3 layers cut: perplexity" in html.unescape(page)
+
+
+def test_best_compares_cuts_once_repaired_and_heals_the_one_of_the_lowest_loss(tiny, monkeypatch):
+    monkeypatch.setattr(line, "LEAST_HEALING", 0.0)
+    made = shrunk(tiny, recipe="best", drop="2", minutes=0.6)
+    compared = made.plan.compared
+    assert len(compared) > 1
+    best = min(compared, key=compared.__getitem__)
+    assert made.plan.removed == parse_layers(best)
+    assert f"{compared[best]:.4f}" in made.why
+    assert made.healing.method == "lora"
+    card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {cut} | " in card for cut in compared)
+
+
+def test_the_recipe_beside_it_makes_the_same_weights_without_a_clock(tiny, monkeypatch):
+    monkeypatch.setattr(line, "LEAST_HEALING", 0.0)
+    made = shrunk(tiny, recipe="best", drop="2", minutes=0.6)
+    stated = yaml.safe_load((tiny / "out" / "recipe.yaml").read_text())
+    assert stated["heal"]["max_steps"] == made.healing.history.steps
+    assert "no healing" not in made.left_out
+    again = shrunk(tiny, "again", recipe=str(tiny / "out" / "recipe.yaml"), drop="2", minutes=60)
+    weights = [Checkpoint.open(tiny / out).weights_sha256 for out in ("out", "again")]
+    assert weights[0] == weights[1]
+    assert again.plan == made.plan
+
+
+def test_what_is_wrong_is_said_before_anything_is_written(tiny):
+    (tiny / "few.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")
+    named = tiny / "named.yaml"
+    named.write_text("plan: {layers: 2-3}\n", encoding="utf-8")
+    for wrong, said in (
+        ({"data": str(tiny / "few.jsonl")}, "held out"),
+        ({"data": str(tiny / "typo.jsonl")}, r"typo\.jsonl"),
+        ({"text": str(tiny / "typo.txt")}, r"typo\.txt"),
+        ({"perplexity": str(tiny / "typo.txt")}, r"typo\.txt"),
+        ({"drop": "6"}, "6"),
+        ({"drop": "lots"}, "drop: expected a count"),
+        ({"data": None}, "data: expected what the recipe"),
+        ({"length": 4096}, "4096"),
+        ({"min_quality": "95%", "drop": "2"}, "min_quality: expected one goal, found drop beside it"),
+        ({"memory": "60000B", "drop": "2"}, "memory: expected one goal"),
+        ({"min_quality": "lots"}, "a share between 0% and 100%"),
+        ({"min_quality": "0.0%"}, "a share between 0% and 100%"),
+        ({"recipe": str(named), "drop": "1"}, "expected a recipe that chooses layers, beside drop"),
+        ({"recipe": str(named), "memory": "60000B"}, "expected a recipe that chooses layers, beside memory"),
+        ({"recipe": str(named), "min_quality": "90%"}, "expected a recipe that chooses layers, beside min_quality"),
+        ({"tasks": "piqua"}, "did you mean piqa"),
+        ({"tasks": "piqa", "limit": 1}, "two documents of piqa or more"),
+        ({"limit": 5}, "limit: expected tasks to measure on"),
+        ({"data_dir": "/nowhere"}, "data_dir: expected tasks to measure on"),
+        ({"tasks": "piqa", "data_dir": "/nowhere"}, "data_dir: expected a folder"),
+        ({"probe_items": 1}, "probe_items: expected at least 2"),
+        ({"perplexity_samples": "many"}, "perplexity_samples: expected a number of windows, or all"),
+        ({"samples": 300}, "text: .*text.txt: expected 300 windows of 16 tokens, found text for 72 of them"),
+        ({"compute": Compute(device="mps")}, "device: expected one of cpu"),
+        ({"out": "model/out"}, "outside the input"),
+        ({"out": "text.txt"}, "it exists"),
+        ({"minutes": 0.001}, "minutes: expected at least"),
+    ):
+        with pytest.raises(ShortstackError, match=said) as raised:
+            shrunk(tiny, **wrong)
+        check_options_of_shrink(raised.value)
+    assert [path.name for path in tiny.glob("out*.partial")] in ([], ["out.partial"])
+    assert not (tiny / "model" / "out").exists()
+
+
+def check_options_of_shrink(error):
+    """An error names no option that shrink does not have."""
+    groups = (ShrinkOptions, Compute)
+    known = {f"--{each.name.replace('_', '-')}" for group in groups for each in fields(group)} | {"--output"}
+    assert set(re.findall(r"--[a-z-]+", " ".join(error.spelled(as_option)))) <= known
+
+
+def test_what_a_stage_refuses_is_said_once_in_words_of_shrink(tiny, monkeypatch):
+    def refuse(*_args, **_options):
+        raise DataError(parameter("held_out"), expected="fewer", found="9", fix=f"write {parameter('held_out', 2)}")
+
+    monkeypatch.setattr(line, "heal", refuse)
+    with pytest.raises(DataError) as raised:
+        shrunk(tiny)
+    check_options_of_shrink(raised.value)
+    said = str(raised.value)
+    assert said.startswith("held out: expected fewer, found 9.")
+    assert "a recipe of your own with another held out: recipe=FILE" in said
+
+
+def test_ways_out_that_shrink_has_stay(tiny, monkeypatch):
+    def refuse(*_args, **_options):
+        fix = f"free some space, take another disk, or add {parameter('no_cache', True)}"
+        raise DiskFullError("the cache", expected="100 MB", found="1 MB", fix=fix)
+
+    monkeypatch.setattr(line, "heal", refuse)
+    with pytest.raises(DiskFullError, match=r"free some space, or take another disk\.$") as raised:
+        shrunk(tiny)
+    check_options_of_shrink(raised.value)
+
+
+def test_one_process_makes_an_output(tiny):
+    with OutputLock(tiny / "out"), pytest.raises(OutputError, match="no other process is making"):
+        shrunk(tiny)
+    assert not list(tiny.glob("out*"))
+
+
+def test_a_run_that_failed_goes_on_with_other_options_too(tiny, monkeypatch):
+    monkeypatch.setattr(line, "heal", lambda *_args, **_options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        shrunk(tiny)
+    assert not (tiny / "out").exists()
+    assert (tiny / "out.partial").exists()
+    monkeypatch.undo()
+    called = counted(monkeypatch, "evaluate", "choose", "prune", "heal")
+    recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
+    (tiny / "recipe.yaml").write_text(recipe.replace("lr: 0.01", "lr: 0.02"), encoding="utf-8")
+    shrunk(tiny)
+    assert called == ["heal", "evaluate"], "what the rate of healing does not touch is used"
+    assert not list(tiny.glob("out.*"))
+
+
+def test_a_run_that_goes_on_has_the_time_that_is_left(tiny, monkeypatch):
+    monkeypatch.setattr(line, "choose", lambda *_args, **_options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        shrunk(tiny)
+    used = json.loads((tiny / "out.partial" / "clock.json").read_text())
+    (tiny / "out.partial" / "clock.json").write_text(json.dumps({"used": used["used"] + 700}))
+    monkeypatch.undo()
+    assert shrunk(tiny).seconds > 700
+
+
+def test_several_cuts_share_what_does_not_depend_on_the_cut_and_a_kill_loses_none(tiny, monkeypatch):
+    outs = {"1": tiny / "one", "2": tiny / "two"}
+    renamed = line.rename_new
+
+    def killed(made, out):
+        if out.name == "two":
+            raise KeyboardInterrupt
+        renamed(made, out)
+
+    monkeypatch.setattr(line, "rename_new", killed)
+    called = counted(monkeypatch, "evaluate", "choose", "prune", "heal")
+    with pytest.raises(KeyboardInterrupt):
+        shrink_each(str(tiny / "model"), outs, options_of(tiny))
+    assert called == ["evaluate", *(["choose", "prune", "heal", "evaluate"] * 2)], "the unpruned model is measured once"
+    assert (tiny / "one" / "shrink.json").exists()
+    assert not (tiny / "two").exists()
+    before = (tiny / "one" / "shrink.json").read_bytes()
+    monkeypatch.setattr(line, "rename_new", renamed)
+    called.clear()
+    both = shrink_each(str(tiny / "model"), outs, options_of(tiny))
+    assert called == [], "only the name was missing"
+    assert [len(each.plan.removed) for each in both] == [1, 2]
+    assert (tiny / "one" / "shrink.json").read_bytes() == before
+    for made in both:
+        page = html.unescape((made.output / "report.html").read_text(encoding="utf-8"))
+        assert f"6 layers without {show_layers(made.plan.removed)}" in page
+        assert page.count('id="kept"') == 1
+    assert not list(tiny.glob("*.partial"))
+    with pytest.raises(OutputError, match="it exists"):
+        shrink_each(str(tiny / "model"), outs, options_of(tiny))
+    with pytest.raises(InputError, match="one goal"):
+        shrink_each(str(tiny / "model"), outs, options_of(tiny, min_quality="50%"))
+
+
+def test_a_cut_that_failed_leaves_the_one_before_it(tiny, monkeypatch):
+    outs = {"1": tiny / "one", "2": tiny / "two"}
+    heal, calls = line.heal, []
+    monkeypatch.setattr(
+        line, "heal", lambda *args, **how: heal(*args, **how) if not calls.append(1) and len(calls) < 2 else 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        shrink_each(str(tiny / "model"), outs, options_of(tiny))
+    assert Checkpoint.open(tiny / "one").anatomy.layers == 5
+    monkeypatch.setattr(line, "heal", heal)
+    assert [each.output for each in shrink_each(str(tiny / "model"), outs, options_of(tiny))] == list(outs.values())
+    assert Checkpoint.open(tiny / "two").anatomy.layers == 4
+
+
+def test_the_largest_cut_that_keeps_enough_is_made(tiny, monkeypatch):
+    """A model that keeps .9, .8, ... of what it had without one layer, two, ...; the first guess is four."""
+    lost_by_layers(monkeypatch)
+    made = shrunk(tiny, min_quality="75%")
+    assert [(each.layers, round(each.share.value, 6)) for each in made.tried] == [(4, 0.6), (2, 0.8), (3, 0.7)]
+    assert len(made.plan.removed) == 2 == len(removed_from(tiny, "out"))
+    with pytest.raises(ShortstackError, match=r"found without 1 layer 90\.0% ± 1\.0% of the words") as raised:
+        shrunk(tiny, "other", min_quality="95%")
+    check_options_of_shrink(raised.value)
+    assert not (tiny / "other").exists()
+    called = counted(monkeypatch, "prune")
+    shrunk(tiny, "other", min_quality="85%")
+    assert called == ["prune"], "without 1 and 4 layers it was made by the call before"
+    assert Checkpoint.open(tiny / "other").anatomy.layers == 5
+
+
+def test_where_time_ends_the_best_cut_that_kept_enough_is_delivered(tiny, monkeypatch):
+    lost_by_layers(monkeypatch, first=1)
+    monkeypatch.setattr(line, "clock_of", lambda seconds, _file, before: Stopping(seconds))
+    made = shrunk(tiny, min_quality="75%")
+    assert [each.layers for each in made.tried] == [1]
+    assert Checkpoint.open(tiny / "out").anatomy.layers == 5
+
+
+class Stopping(Clock):
+    """One that has little left once it was asked for a first trial's time."""
+
+    def next(self, share):
+        found = super().next(share)
+        self._began -= 0.8 * self.seconds
+        return found
+
+
+def lost_by_layers(monkeypatch, first=4):
+    monkeypatch.setattr(line, "first_amount", lambda _costs, _share: first)
+    monkeypatch.setattr(
+        line.Line,
+        "measured",
+        lambda self, checkpoint, name, until, _measured=line.Line.measured: Labelled.of(
+            _measured(self, checkpoint, name, until), checkpoint.anatomy.layers
+        ),
+    )
+    monkeypatch.setattr(line, "kept", lambda _base, last: {"words": Share(1 - 0.1 * (6 - last.layers), 0.01)})
+
+
+class Labelled:
+    """What was measured, with the number of layers of what it was measured of."""
+
+    @staticmethod
+    def of(measured, layers):
+        object.__setattr__(measured.evaluation, "layers", layers)
+        return measured
+
+
+def test_the_first_guess_of_another_model_is_not_taken(tiny, monkeypatch):
+    called = counted(monkeypatch, "score")
+    monkeypatch.setattr(line, "kept", lambda _base, _last: {"words": Share(0.5, 0.0)})
+    for model, share in (("model", "99.5%"), ("model", "99%"), ("other", "99%")):
+        if model == "other":
+            shutil.copytree(tiny / "model", tiny / "other")
+            config = json.loads((tiny / "other" / "config.json").read_text())
+            (tiny / "other" / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
+        with pytest.raises(ShortstackError, match=f"min_quality='{share}': expected a cut that keeps so much"):
+            shrunk(tiny, min_quality=share, model=model)
+    assert called == ["score", "score"], "another share needs no other scores, another model does"
+
+
+def test_a_result_says_how_fast_it_is_and_what_int8_would_give(tiny):
+    made = shrunk(tiny)
+    decode = made.speed.decode
+    assert decode.low <= decode.value <= decode.high
+    assert f"It writes {decode.value:.2f} times as fast" in made.verdict
+    text = str(tiny / "text.txt")
+    unpruned = made.base.perplexity[text].value
+    if made.int8.perplexity:  # torchao is there
+        assert made.int8.bytes < Checkpoint.open(tiny / "model").weight_bytes
+        assert made.int8.perplexity[text] == pytest.approx(unpruned, rel=0.05)
+        assert made.int8.perplexity[text] != unpruned
+
+
+def test_texts_of_other_lengths_are_measured_on_as_many_windows_and_that_is_said(tiny):
+    long = tiny / "long.txt"
+    long.write_text((tiny / "text.txt").read_text(encoding="utf-8") * 3, encoding="utf-8")
+    texts = f"{tiny / 'text.txt'},{long}"
+    with pytest.warns(ShortstackWarning, match=r"text\.txt has 2 windows of 512 tokens: every text is measured"):
+        made = shrunk(tiny, perplexity=texts)
+    assert {each.windows["samples"] for each in made.last.perplexity.values()} == {2}
+    whole = shrunk(tiny, "whole", perplexity=texts, perplexity_samples="all")
+    assert [each.windows["samples"] for each in whole.last.perplexity.values()] == [2, 6]
+
+
+@pytest.mark.parametrize("nameless", [".", "/", ""])
+def test_an_output_without_a_name_is_refused(nameless, tiny, monkeypatch):
+    monkeypatch.chdir(tiny)
+    with pytest.raises(OutputError, match="it exists"):
+        shrink(str(tiny / "model"), nameless, options_of(tiny))
+
+
+def test_with_little_time_nothing_heals_and_that_is_said(tiny, monkeypatch):
+    recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
+    (tiny / "recipe.yaml").write_text(recipe.replace("max_steps: 3, ", ""), encoding="utf-8")
+    monkeypatch.setattr(line, "LEAST_HEALING", 1e9)
+    made = shrunk(tiny)
+    assert made.healing is None
+    assert "no healing" in made.left_out
+    assert made.steps()["evaluate_pruned"]["perplexity"]
+    assert Checkpoint.open(tiny / "out").record["verb"] == "prune"
+
+
+def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch):
+    monkeypatch.setattr("shortstack.machine.options.find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=r"shortstack\[lora\]"):
+        shrunk(tiny, data="pydoc")
+    assert not list(tiny.glob("out*"))
+
+
+def test_a_recipe_in_turns_cuts_and_heals_in_turns(tiny):
+    turns = RECIPE.replace("max_steps: 3", "max_steps: 2, step: 1")
+    (tiny / "recipe.yaml").write_text(turns, encoding="utf-8")
+    made = shrunk(tiny)
+    assert list(made.plan.removed) == removed_from(tiny, "out")
+    assert "in turns" in made.plan.strategy
+    assert set(made.steps()) == {"evaluate_base", "plan", "heal", "evaluate_healed"}
+
+
+def test_a_dry_run_says_how_much_fits_and_writes_nothing(tiny, capsys, monkeypatch):
+    text, words = (
+        str(tiny / "text.txt"),
+        ["shortstack", "shrink", str(tiny / "model"), "-o", str(tiny / "out"), "--dry-run"],
+    )
+    named = [
+        "--recipe",
+        str(tiny / "recipe.yaml"),
+        "--data",
+        str(tiny / "lines.jsonl"),
+        "--text",
+        text,
+        "--perplexity",
+        text,
+    ]
+    for more, shown in (([], "calibration windows of each text"), (["--json"], '"windows": 4')):
+        monkeypatch.setattr("sys.argv", [*words, *named, "--samples", "4", "--probe-items", "0", *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        assert shown in capsys.readouterr().out
+    assert not list(tiny.glob("out*"))

@@ -1,0 +1,80 @@
+"""Keep it or not, from numbers on either side of every bound."""
+
+import math
+
+import pytest
+
+from evaluations import LOOPING, evaluation, task, text
+from shortstack.profiling.speed import Ratio
+from shortstack.shrinking.reference import Int8, Speed
+from shortstack.shrinking.verdict import beside_others, verdict
+
+
+def found(perplexity, right=(), **how):
+    return evaluation({"a.txt": text(math.log(perplexity))}, right, **how)
+
+
+@pytest.mark.parametrize(
+    ("last", "keep"),
+    [
+        (found(14.999, (40, 20)), True),
+        (found(15.1, (40, 20)), None),
+        (found(14.999, (35, 20)), None),
+        (found(29.999, (40, 20)), None),
+        (found(30.1, (40, 20)), False),
+        (found(10, (25, 5)), False),
+        (found(10, (40, 20), fluency=LOOPING), False),
+    ],
+)
+def test_what_lies_within_the_bounds_is_kept_and_what_lies_beyond_is_not(last, keep):
+    assert verdict(found(10, (50, 20)), last).keep is keep
+
+
+def test_who_writes_as_the_unpruned_model_has_not_collapsed():
+    said = verdict(found(10, (40,), fluency=LOOPING), found(10, (40,), fluency=LOOPING))
+    assert said.keep
+    assert "collapsed" not in str(said)
+
+
+def test_the_numbers_are_said_the_worst_text_first():
+    base, last = (
+        evaluation({"a.txt": text(math.log(one)), "b.txt": text(math.log(other))}, right, fluency=fluency)
+        for one, other, right, fluency in ((10, 10, (50, 25), found(10).collapse.fluency), (12, 14, (40, 20), LOOPING))
+    )
+    said = str(verdict(base, last))
+    assert said.startswith("Do not keep it. Perplexity on b.txt is 1.40 times")
+    assert "60.0% ± " in said
+    assert "are right, where the unpruned model has 75.0%" in said
+    assert 'collapsed: "the the"' in said
+
+
+def test_without_probes_perplexity_decides():
+    assert verdict(found(10), found(14)).keep
+    assert "writing tasks" not in str(verdict(found(10), found(14)))
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_perplexity_beyond_all_numbers_is_not_kept(loss):
+    assert verdict(found(10), evaluation({"a.txt": text(loss)})).keep is False
+
+
+def test_tasks_whose_metric_is_no_share_are_no_percentage():
+    tasks = {"piqa": task(0.6, "acc"), "wikitext": task(20.0, "word_perplexity")}
+    said = str(verdict(found(10, tasks=tasks), found(11, tasks=tasks)))
+    share = "60.0% ± 2.0%"
+    assert f"Of piqa {share} are right, where the unpruned model has {share}: 100.0% ± 4.7% of it is kept." in said
+    assert "wikitext" not in said
+
+
+def test_speed_and_int8_are_said_and_where_int8_is_better():
+    last = found(12)
+    ratio = Ratio(1.2, 1.1, 1.3, 0.9)
+    said = " ".join(beside_others(last, 100, Speed(ratio, ratio), Int8(90, {"a.txt": 11.0})))
+    assert "writes 1.20 times as fast as the unpruned model (1.10 to 1.30)" in said
+    assert "takes 90 B, this one 100 B; its perplexity is 11 on a.txt, where this one has 12" in said
+    assert "int8 is better" in said
+    for worse in (Int8(110, {"a.txt": 11.0}), Int8(90, {"a.txt": 13.0})):
+        assert "better" not in " ".join(beside_others(last, 100, Speed(), worse))
+    assert "not measured in int8: torchao is missing." in " ".join(
+        beside_others(last, 100, Speed(), Int8(reason="torchao is missing"))
+    )

@@ -1,0 +1,89 @@
+"""The dry run of a study: its steps and bytes are those of the study, and it refuses what the study refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from shortstack.checkpoint import Checkpoint
+from shortstack.errors import DataError, InputError
+from shortstack.planning.layer_sets import parse_drop
+from shortstack.study import run_study
+from shortstack.study.step_counts import step_counts
+from studies import STUDY, found, inline, make_data, write_study
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINY", str(make_data(tmp_path)))
+    return tmp_path
+
+
+def test_steps_and_bytes_are_those_of_the_study(tiny):
+    """Where no two plans are equal; where some are, there are fewer."""
+    said = step_counts(write_study(tiny), tiny / "runs")
+    assert not (tiny / "runs").exists()
+    run_study(write_study(tiny), tiny / "runs", launcher=inline, keep="all")
+    ran = [row[1] for row in found(tiny / "runs")["steps"].values()]
+    assert said.trials == 4
+    assert said.steps == {kind: ran.count(kind) for kind in set(ran)}
+    assert said.asked == {"score": 2, "plan": 4, "prune": 4, "heal": 2, "evaluate": 4 + 4 + 2}
+    folders = [path.parent for path in (tiny / "runs" / "artefacts").glob("*/config.json")]
+    real = sum(Checkpoint.open(folder).weight_bytes for folder in folders)
+    assert said.disk_bytes == real
+    assert said.least_disk_bytes == 2 * real // len(folders)  # all cuts are of one size
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("$TINY/lines.jsonl", "$TINY/lost.jsonl", DataError),
+        ("$TINY/lines.jsonl", "$NOWHERE/lines.jsonl", InputError),
+        ("$TINY/model", "$TINY/lost", InputError),
+        ("collapse: false", "collapse: false, tasks: [piqa], data_dir: $TINY/nowhere", InputError),
+    ],
+)
+def test_what_the_study_refuses_is_refused(old, new, error, tiny):
+    assert old in STUDY
+    path = write_study(tiny, STUDY.replace(old, new))
+    for call in (step_counts, lambda *words: run_study(*words, launcher=inline)):
+        with pytest.raises(error):
+            call(path, tiny / "runs")
+
+
+def test_a_folder_of_another_study_or_of_a_model_is_refused(tiny):
+    run_study(write_study(tiny), tiny / "runs", launcher=inline)
+    other = write_study(tiny, STUDY.replace("collapse: false", "collapse: true"))
+    with pytest.raises(InputError, match="collapse"):
+        step_counts(other, tiny / "runs")
+    with pytest.raises(InputError, match="a folder outside a model's"):
+        step_counts(write_study(tiny), tiny / "model" / "runs")
+
+
+def test_a_model_that_would_be_fetched_is_said_to_be_unknown(tiny):
+    said = step_counts(write_study(tiny, STUDY.replace("models: [$TINY/model]", "models: [$TINY/model, org/nowhere]")))
+    assert said.trials == 8
+    assert said.disk_bytes is None
+    assert said.unknown == ("model org/nowhere: no copy on this machine",)
+
+
+def test_the_whole_grid_of_the_paper_shares_most_of_its_steps(monkeypatch):
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.setattr("shortstack.study.step_counts.text_digest", str)
+    monkeypatch.setattr("shortstack.study.grid.EvaluateOptions.check", str)  # the data is somewhere else
+    said = step_counts(STUDIES / "paper.yaml")
+    assert said.trials == 161
+    assert sum(said.steps.values()) < 0.7 * sum(said.asked.values())
+    assert said.steps["score"] < 20 < said.asked["score"]
+    assert any("meta-llama" in reason for reason in said.unknown)
+
+
+@pytest.mark.parametrize("drop", ["1", "25%", "5"])
+def test_bytes_follow_the_layers_that_stay(drop, tiny):
+    source = Checkpoint.open(tiny / "model")
+    one = f'models: [$TINY/model]\nmetrics: [reverse]\ndrop: ["{drop}"]\nevaluation: {{collapse: false}}\n'
+    said, sizes = step_counts(write_study(tiny, one)), source.sizes
+    kept = len(sizes.layer_bytes) - parse_drop(drop, len(sizes.layer_bytes))
+    assert said.disk_bytes == sizes.other_bytes + kept * sizes.layer_bytes[0]
