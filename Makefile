@@ -54,7 +54,6 @@ benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/heal.py
 	$(BIN)/python benchmarks/large.py
-	$(BIN)/python benchmarks/foreseen.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check src tests benchmarks studies

@@ -38,6 +38,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import answers
 from shortstack.evaluation import load_harness
+from shortstack.evaluation.harness_model import HarnessModel
 from shortstack.scoring.depth_curve import tails
 
 ONE_AIM, SWEEP_AIM = 1.3, 4.0
@@ -133,8 +134,8 @@ def run(chosen: argparse.Namespace, folder: Path) -> None:
     tasks = load_harness().load(["piqa", "arc_easy", "hellaswag"], data=documents)
     models = {
         "bare": HFLM(pretrained=decoder.model, tokenizer=tokenizer, batch_size=BATCH),
-        "16": load_harness().HarnessModel(decoder, tokenizer, batch=BATCH),
-        "auto": load_harness().HarnessModel(decoder, tokenizer),
+        "16": HarnessModel(decoder, tokenizer, batch=BATCH),
+        "auto": HarnessModel(decoder, tokenizer),
     }
     by_harness(models["auto"], tasks[0], 2)  # kernels are chosen and memory is mapped before any clock runs
     data: dict[str, Any] = {

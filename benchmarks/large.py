@@ -3,15 +3,14 @@
     python benchmarks/large.py                  # 20 minutes, 50 GB of disk; needs root, to set a limit by a control group
     python benchmarks/large.py --size 0.5B      # the shape of Qwen2.5-0.5B, which fits
     python benchmarks/large.py --size 135M      # SmolLM2's
-    python benchmarks/large.py --size 70B       # Llama-3.1-70B's: what --dry-run says, no more; weights are holes in files
     python benchmarks/large.py --smoke
 
 Each verb is a process of its own in that group; the page cache lets go of the checkpoint before. bytes read: from the disk
 (getrusage). work: floating-point operations as torch counts them (matrix products and attention; of a backward pass, too),
-over the time and over what this machine does in one large product of the same dtype, measured before. foreseen: what the
-same command with --dry-run said before it, in the same group. own: of the peak, what is no page of a file. A loader of
-transformers maps the checkpoint, whose pages count in the peak though the system takes them back where memory is short;
-what is foreseen leaves them out, and counts those of libraries.
+over the time and over what this machine does in one large product of the same dtype, measured before. foreseen: the
+memory that the same command with --dry-run said before it, in the same group, libraries included. own: of the peak, what
+is no page of a file. A loader of transformers maps the checkpoint, whose pages count in the peak though the system takes
+them back where memory is short; what is foreseen leaves them out.
 """
 
 from __future__ import annotations
@@ -40,16 +39,12 @@ BLOCK = 1 << 23  # numbers that are drawn; all matrices are parts of them
 
 @dataclass(frozen=True)
 class Shape:
-    """A model in bf16. limit: bytes of memory for each verb; last: layers that heal trains.
-
-    holes: weights are on no disk.
-    """
+    """A model in bf16. limit: bytes of memory for each verb; last: layers that heal trains."""
 
     config: dict[str, Any]
     drop: int
     limit: int
     last: int
-    holes: bool = False
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every tensor, in layer order."""
@@ -116,22 +111,12 @@ SIZES = {
     "135M": Shape(
         llama(layers=30, width=576, inner=1536, heads=9, keys=3, vocabulary=49152, tied=True), 8, 6 * GB, last=3
     ),
-    "70B": Shape(
-        llama(layers=80, width=8192, inner=28672, heads=64, keys=8, vocabulary=128256, tied=False),
-        20,
-        16 * GB,
-        last=1,
-        holes=True,
-    ),
 }
 SMOKE = Shape(llama(layers=8, width=64, inner=128, heads=4, keys=2, vocabulary=49152, tied=False), 2, 6 * GB, last=2)
 
 
 def child_make(shape: Shape, out: str) -> None:
-    """Matrices from one block of normal numbers, each from another place; norms of ones; the demo's tokenizer.
-
-    Of a model with holes only the first file has weights, which is read to see how fast the disk is.
-    """
+    """Matrices from one block of normal numbers, each from another place; norms of ones; the demo's tokenizer."""
     import torch
     from safetensors.torch import save_file
 
@@ -143,13 +128,8 @@ def child_make(shape: Shape, out: str) -> None:
     for number, some in enumerate(shape.files()):
         file = f"model-{number:05d}.safetensors"
         weight_map |= dict.fromkeys(some, file)
-        if shape.holes and number:
-            save_holes(some, folder / file)
-        else:
-            tensors = {
-                name: matrix(drawn, size, place) for place, (name, size) in enumerate(some.items(), 100 * number)
-            }
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+        tensors = {name: matrix(drawn, size, place) for place, (name, size) in enumerate(some.items(), 100 * number)}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(shape.config))
     ss.Checkpoint.open("demo").tokenizer().save_pretrained(folder)
@@ -162,17 +142,6 @@ def matrix(drawn: Any, size: tuple[int, ...], place: int) -> Any:
     count, start = torch.Size(size).numel(), place * 7919 % BLOCK
     rows = [drawn[start : start + min(BLOCK, count - done)] for done in range(0, count, BLOCK)]
     return (torch.cat(rows) if len(size) > 1 else torch.ones(count, dtype=torch.bfloat16)).view(size)
-
-
-def save_holes(some: dict[str, tuple[int, ...]], path: Path) -> None:
-    """A safetensors file whose weights read as zeros and take no room."""
-    header, end = dict[str, Any](), 0
-    for name, size in some.items():
-        begin, end = end, end + 2 * math.prod(size)
-        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}
-    told = json.dumps(header).encode()
-    path.write_bytes(len(told).to_bytes(8, "little") + told)
-    os.truncate(path, 8 + len(told) + end)
 
 
 def child_peak(_shape: Shape) -> None:
@@ -247,14 +216,11 @@ class Line:
         return harness.measured(command, {"HF_HUB_OFFLINE": "1", "SHORTSTACK_CACHE": str(self.work / "cache")})
 
     def run(self, label: str, *words: object) -> None:
-        """Ask what a verb would take, then do it; of a model with holes only ask."""
+        """Ask what memory a verb needs, where it can be asked, then do it."""
         forget(self.work)
         asked = (*words, "--dry-run", "--json", "-q")
-        skipped = "scores.json" in str(words[1]) or (self.name == "tiny" and not label.startswith(("score", "heal")))
+        skipped = words[0] not in ("prune", "repair", "heal", "evaluate")
         foreseen = None if skipped else told(self.child("verb", *asked, limited=True).output)
-        if self.shape.holes:
-            self.rows.append({"verb": label, "foreseen": foreseen, "words": list(map(str, words))})
-            return
         ran = self.child("verb", *words, "-q", limited=True)
         row = {
             "verb": label,
@@ -268,28 +234,6 @@ class Line:
         }
         print(f"  {label:12} {ran.seconds:7.1f} s {ran.peak_rss / GB:6.2f} GB", file=sys.stderr)
         self.rows.append(row)
-
-    def ask(self) -> None:
-        """What verbs with their own settings would take."""
-        model = self.work / "model"
-        self.child("make", model)
-        self.run("score bi+ppl", "score", model, "--metric", "bi,ppl", "--text", "pydoc")
-        self.run("sweep", "sweep", model, "--text", "pydoc")
-        self.run("plan", "plan", model, "--drop", self.shape.drop, "--metric", "bi", "--text", "pydoc")
-        self.run("prune", "prune", model, "--layers", "60-79", "-o", self.work / "cut")
-        self.run(
-            "prune --repair",
-            "prune",
-            model,
-            "--layers",
-            "60-79",
-            "--repair",
-            "--text",
-            "pydoc",
-            "-o",
-            self.work / "cut",
-        )
-        self.run("evaluate", "evaluate", model, "--perplexity", "pydoc", "--no-collapse-check")
 
     def whole(self) -> None:
         """Score to heal."""
@@ -350,29 +294,16 @@ def told(output: str) -> dict[str, Any]:
     return found
 
 
-def asked_row(found: dict[str, Any]) -> tuple[str, ...]:
-    needs = found["foreseen"]
-    read, written = (f"{needs[name] / GB:.0f}" for name in ("read_bytes", "written_bytes"))
-    return found["verb"], minutes(needs["seconds"]), f"{needs['memory_bytes'] / GB:.1f}", read, written
-
-
-def minutes(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds / 60:,.0f}"
-
-
 def row(found: dict[str, Any], peak: float) -> tuple[str, ...]:
-    rate, foreseen = found["flop"] / found["seconds"], found["foreseen"] or {}
-    seconds, memory, read = (foreseen.get(name) for name in ("seconds", "memory_bytes", "read_bytes"))
+    rate, memory = found["flop"] / found["seconds"], (found["foreseen"] or {}).get("memory_bytes")
     return (
         found["verb"],
         f"{found['seconds']:,.1f}",
-        "" if seconds is None else f"{seconds:,.1f}",
         f"{found['peak_rss'] / GB:.2f}",
         f"{found['peak_anonymous'] / GB:.2f}",
         "" if memory is None else f"{memory / GB:.2f}",
         f"{found['limit'] / GB:g}",
         f"{found['read'] / GB:.1f}",
-        "" if read is None else f"{read / GB:.1f}",
         f"{found['flop'] / 1e12:.2f}",
         f"{rate / peak:.0%}" if found["flop"] else "",
     )
@@ -393,7 +324,7 @@ def main() -> None:
     ):
         line = Line(name, shape, Path(folder), group)
         peak = json.loads(line.child("peak").output.splitlines()[-1])
-        (line.ask if shape.holes else line.whole)()
+        line.whole()
     data: dict[str, Any] = {
         "machine": harness.machine() | {"limit of memory": "a control group" if group else "none"},
         "versions": harness.versions("shortstack", "torch", "transformers"),
@@ -402,13 +333,10 @@ def main() -> None:
         "rows": line.rows,
     }
     heading: tuple[str, ...] = (
-        *("verb", "wall, s", "foreseen, s", "peak RSS, GB", "own, GB", "foreseen, GB", "allowed, GB", "read, GB"),
-        *("foreseen, GB", "work, TFLOP", "of this machine's bf16"),
+        *("verb", "wall, s", "peak RSS, GB", "own, GB", "foreseen, GB", "allowed, GB", "read, GB", "work, TFLOP"),
+        "of this machine's bf16",
     )
-    rows = [row(found, peak["bfloat16"]) for found in line.rows if not shape.holes]
-    if shape.holes:
-        heading = ("verb, foreseen", "minutes", "memory, GB", "read, GB", "written, GB")
-        rows = list(map(asked_row, line.rows))
+    rows = [row(found, peak["bfloat16"]) for found in line.rows]
     commands = "\n".join(f"    shortstack {shlex.join(map(short, found['words']))}" for found in line.rows)
     sections = [__doc__.strip(), f"## {name}", table(heading, rows), f"This machine: {rates(peak)}.", commands]
     harness.save(f"large_{name}", data, sections, smoke=chosen.smoke)

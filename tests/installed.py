@@ -22,9 +22,7 @@ with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "short"
     command = Path(sys.executable).with_name("shortstack")
     subprocess.run([command, "demo", "--help"], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(
-        [command, "shrink", "demo", "--drop", "8", "--minutes", "1", "-o", out], check=True
-    )  # half of the demo
+    subprocess.run([command, "shrink", "demo", "--drop", "8", "--minutes", "3", "-o", out], check=True)
     steps = json.loads((out / "shrink.json").read_text())["steps"]
     before, after = (steps[f"evaluate_{role}"]["perplexity"]["pydoc"]["value"] for role in ("base", "healed"))
     assert before < after < 2.5 * before

@@ -36,6 +36,7 @@ from documents import data_folder
 from shortstack import cli
 from shortstack.cli.help import ALIASES
 from shortstack.data.in_context import words
+from shortstack.machine.clock import Clock
 from studies import inline
 from zoo import speaking
 
@@ -146,6 +147,8 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("shortstack.data.in_context.words", words.__wrapped__)  # what is kept is of the whole text
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
+    monkeypatch.setattr("shortstack.shrinking.line.clock_of", lambda *_, **__: Clock(25.0))  # whatever the minutes
+    monkeypatch.setattr("shortstack.shrinking.line.LEAST_HEALING", 0.0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studies").mkdir()
     for path in (ROOT / "studies").glob("*.yaml"):

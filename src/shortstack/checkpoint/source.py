@@ -20,6 +20,9 @@ def commit_of(directory: Path) -> str | None:
     return directory.name if cached and re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
 
 
+NOT_HERE = "no copy on this machine"  # of a hub model that may not be fetched
+
+
 def locate(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:
     """Find the directory of a checkpoint by its name. download: whether a hub model may be fetched.
 
@@ -95,7 +98,7 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
         raise CheckpointError(
             name,
             expected="a directory of that name, or a model on the hub",
-            found=one_line(error) if download else "no copy on this machine",
+            found=one_line(error) if download else NOT_HERE,
             fix=fix,
         ) from error
     if not any(snapshot.glob("*.safetensors")):

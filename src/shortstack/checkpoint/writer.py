@@ -23,7 +23,6 @@ from shortstack.machine.formats import bytes_of
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent
 
-COPY_BYTES_PER_S = 7e8  # to plan by; with digests taken meanwhile: 14.1 GB took 20 s on an AMD EPYC, 2026-11-28
 WRITERS = 2  # shards written at once: while one waits for the disk to have it, the next is copied
 
 

@@ -291,7 +291,7 @@ def _stopped(number: int, _frame: object) -> NoReturn:
 
 def _no_memory(error: BaseException) -> ShortstackError:
     found = one_line(error) or type(error).__name__
-    fix = "free memory, take a larger machine, or less text at once; --dry-run says about what a verb takes"
+    fix = "free memory, take a larger machine, or less text at once; --dry-run of a verb says what it needs"
     return ShortstackError("memory", expected="room for what is computed", found=found, fix=fix)
 
 

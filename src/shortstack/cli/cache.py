@@ -11,7 +11,6 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.errors import InputError
 from shortstack.machine.cache import KINDS, CacheEntry, cache_directory, cache_entries, cache_limit
 from shortstack.machine.formats import duration, size
 from shortstack.machine.options import check_choice_of, option
@@ -23,12 +22,6 @@ class Clearing:
 
     clear: bool = option(False, help="Remove all of it; nothing may be running that uses it.")
     kind: str | None = option(None, help="Only of one kind, as the table names them.")
-    dry_run: bool = option(False, help="With --clear: show what would go. Nothing goes.")
-
-    @property
-    def goes(self) -> bool:
-        """Whether entries are removed."""
-        return self.clear and not self.dry_run
 
 
 @verb()
@@ -40,29 +33,27 @@ def cache(
 
     All of it can be computed again. What was not used for longest goes by itself where $SHORTSTACK_CACHE_LIMIT is reached.
     """
-    if clearing.dry_run and not clearing.clear:
-        raise InputError("--dry-run", expected="--clear beside it", found="nothing that would go", fix="add --clear")
     if clearing.kind is not None:
         check_choice_of("kind", clearing.kind, KINDS)
     kinds = [clearing.kind] if clearing.kind else list(KINDS)
     entries = list(cache_entries(kinds))
     limit = cache_limit()
-    if clearing.goes:
+    if clearing.clear:
         for entry in entries:
             entry.remove()
     if as_json:
         rows = [{"kind": each.kind, "bytes": each.bytes, "used": each.used} for each in entries]
         return console.show_json(
-            {"directory": str(cache_directory()), "limit_bytes": limit, "cleared": clearing.goes, "entries": rows}
+            {"directory": str(cache_directory()), "limit_bytes": limit, "cleared": clearing.clear, "entries": rows}
         )
-    state = "would be cleared" if clearing.dry_run else "cleared" if clearing.clear else "kept"
+    state = "cleared" if clearing.clear else "kept"
     show_entries(kinds, entries, state)
     console.show(
         f"It may grow to {size(limit)}; $SHORTSTACK_CACHE_LIMIT sets another limit, $SHORTSTACK_CACHE another place."
     )
-    if entries and not clearing.goes:
+    if entries and not clearing.clear:
         of_kind = f" --kind {clearing.kind}" if clearing.kind else ""
-        console.next_step(f"shortstack cache --clear{of_kind}{'' if clearing.clear else ' --dry-run'}")
+        console.next_step(f"shortstack cache --clear{of_kind}")
     return None
 
 

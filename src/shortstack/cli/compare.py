@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun, foresee
+from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.option_groups import Only, Without
 from shortstack.cli.options import REPAIR_SAMPLES, Model, Saved, Session, unused
 from shortstack.data import CalibrationText
@@ -24,7 +25,6 @@ from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number, show_layers, size
 from shortstack.machine.options import option
-from shortstack.planning import Choice
 from shortstack.profiling import Timing
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metric_named
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from shortstack.comparison.comparison import ComparisonRow
     from shortstack.machine.progress import Progress
     from shortstack.profiling.speed import Ratio
-    from shortstack.study.needs import Needing, Needs
 
 
 def show_comparison(result: Comparison) -> None:
@@ -102,34 +101,26 @@ class CalibrationOptions:
                 "--search", expected="--search without --metric", found="--metric beside it", fix="give one of them"
             )
 
-    def choice(self, checkpoint: Checkpoint, memory: str) -> Choice:
-        """How the layers of the pruned model are chosen: as few go as leave such a share of the bytes."""
-        from shortstack.comparison.baselines import parse_memory
-
-        sizes = checkpoint.sizes
-        budget = parse_memory(memory, checkpoint.weight_bytes, least=sizes.other_bytes)
-        metric = Choice.metric if self.search else self.metric
-        return Choice(metric, search=self.search, fits=lambda kept: sizes.of(kept)[1] <= budget)
-
-    @property
-    def uncounted(self) -> tuple[str, ...]:
-        """What a dry run leaves out of what was asked for."""
-        asked = {"a repair": self.repair, "healing": self.heal is not None}
-        return tuple(f"what {what} takes" for what, is_asked in asked.items() if is_asked)
-
     def calibration(
-        self, checkpoint: Checkpoint, healed: Checkpoint | None, compute: Compute, progress: Progress
+        self,
+        checkpoint: Checkpoint,
+        healed: Checkpoint | None,
+        compute: Compute,
+        progress: Progress,
+        *,
+        dry_run: bool = False,
     ) -> Calibration:
-        """What compare() is given."""
+        """What compare() is given. dry_run: the model writes nothing to be calibrated on."""
         from shortstack.comparison import Calibration, heal_as_recipe
         from shortstack.data.splits import JUDGING
         from shortstack.decoder import calibration_tokens
 
         text, repair = CalibrationText(self.text, self.samples), None
-        tokens = calibration_tokens(checkpoint, text, compute=compute, progress=progress)
+        how: dict[str, Any] = {"compute": compute, "progress": progress, "dry_run": dry_run}
+        tokens = calibration_tokens(checkpoint, text, **how)
         if self.repair:
             text = text.of_all(self.repair_samples)
-            repair = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
+            repair = calibration_tokens(checkpoint, text, at_least=JUDGING, **how)
         heal = heal_as_recipe(self.heal, checkpoint, device=compute.device, progress=progress) if self.heal else None
         return Calibration(tokens, repair, self.metric, self.search, heal, healed)
 
@@ -173,19 +164,10 @@ def compare(
         raise InputError("--perplexity", expected="a text to sort rows by", found="none", fix="name one: pydoc")
     if output:
         check_new(output)
-    if dry_run:
-        judged, limited = replace(texts, samples=asked.limit), replace(tasks, limit=asked.limit)
-        text = CalibrationText(chosen.text, chosen.samples)
-
-        def needs(needing: Needing) -> Needs:
-            choice = chosen.choice(needing.checkpoint, asked.memory)
-            found = needing.compare(judged, limited, timing, choice, text)
-            return replace(found, unknown=(*found.unknown, *chosen.uncounted))
-
-        return foresee("compare", model, session, needs)
 
     from shortstack.comparison import Judging, judge_questions, judge_tasks
     from shortstack.comparison import compare as compare_models
+    from shortstack.comparison.baselines import parse_memory
     from shortstack.profiling.speed import Load
 
     def judging(checkpoint: Checkpoint) -> Judging:
@@ -199,12 +181,15 @@ def compare(
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         other = session.alone.open(asked.healed, progress) if asked.healed else None
-        chosen.choice(checkpoint, asked.memory)  # says what is wrong with it
-        judge = judging(checkpoint)  # before calibration text is written, which takes long
+        parse_memory(asked.memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
+        judged = judging(checkpoint)  # before calibration text is written, which takes long
+        calibration = chosen.calibration(checkpoint, other, session.compute, progress, dry_run=dry_run)
+        if dry_run:
+            return _preview(checkpoint, calibration, judged, asked.memory, session)
         result = compare_models(
             checkpoint,
-            chosen.calibration(checkpoint, other, session.compute, progress),
-            judge,
+            calibration,
+            judged,
             memory=asked.memory,
             compute=session.compute,
             progress=progress,
@@ -216,3 +201,16 @@ def compare(
     which = ("--layers", layers) if layers else ("--drop", "25%")
     session.report.next_prune(model, checkpoint, *which, *session.source.words)
     return None
+
+
+def _preview(checkpoint: Checkpoint, calibration: Calibration, judging: Judging, memory: str, session: Session) -> None:
+    """What would be compared; the memory of choosing, repairing and healing is not counted, which are verbs of their own."""
+    from shortstack.comparison.comparison import check_comparison, requirements
+
+    budget = check_comparison(checkpoint, calibration, judging, memory)
+    needed = requirements(checkpoint, calibration, budget, session.compute)
+    beside = {"repaired": calibration.repair is not None, "healed": calibration.heal is not None}
+    kinds = ["pruned", *(name for name, wanted in beside.items() if wanted), "quantised", "narrowed", "masked"]
+    rows = [("compared", f"{checkpoint.source}: {', '.join(kinds)}"), ("in at most", size(budget))]
+    rows += [(f"windows of {name}", f"{len(tokens.ids):,}") for name, tokens in judging.texts.items()]
+    show_dry_run(rows, needed, session.report, output=Path(tempfile.gettempdir()), data={"budget_bytes": budget})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -12,13 +12,14 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun, foresee
+from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Model, Saved, Session, check_unused
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.suites import PERPLEXITIES
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number
+from shortstack.machine.requirements import Requirements
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.evaluation import Evaluation, TaskResult
     from shortstack.evaluation.degeneration import Collapse
+    from shortstack.evaluation.evaluator import Prepared
     from shortstack.evaluation.paired import Paired
     from shortstack.evaluation.probes import Probed
 
@@ -48,20 +50,13 @@ def evaluate(
     _check(tasks, generation, against)
     if output:
         check_new(output)
-    if dry_run:
-        return foresee(
-            "evaluate",
-            model,
-            session,
-            lambda needing: needing.evaluate(text, tasks, generation),
-            beside=against,
-        )
 
     from shortstack.evaluation import compared
-    from shortstack.evaluation.evaluator import Prepared, prepare
+    from shortstack.evaluation.evaluator import prepare
+
+    asked = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
 
     def prepared(checkpoint: Checkpoint, generation: GenerationChecks) -> Prepared:
-        asked = replace(tasks, seed=session.compute.seed) if tasks.tasks else None
         return prepare(checkpoint, text=text, tasks=asked, generation=generation, compute=session.compute)
 
     with session.report.bars() as progress:
@@ -71,6 +66,8 @@ def evaluate(
         if origin:  # all that can be wrong with it is said before the first is measured
             session.report.warn(_other_tokens(checkpoint, origin))
             base = prepared(origin, replace(generation, collapse_check=ready.collapse))
+        if dry_run:
+            return _preview([each for each in (ready, base) if each], session)
         result = ready.measured(progress)
     try:
         if base:
@@ -115,6 +112,19 @@ def _check(tasks: Tasks, generation: GenerationChecks, against: str | None) -> N
         from shortstack.evaluation import paired
 
         paired.check_scipy()
+
+
+def _preview(models: Sequence[Prepared], session: Session) -> None:
+    """What would be measured of each model, one after the other."""
+    needed = Requirements()
+    for ready in models:
+        needed = needed.then(ready.requirements())
+    rows = [("measured", ", ".join(ready.checkpoint.source for ready in models))]
+    rows += [(f"windows of {name}", f"{len(found.ids):,}") for name, found in ready.texts.items()]
+    rows += [("tasks", ", ".join(loaded.name for loaded in ready.run.loaded))] if ready.run else []
+    rows += [("probes", f"{len(ready.items):,} items")] if ready.items else []
+    rows += [("free text", "written, to see whether it collapses")] if ready.collapse else []
+    show_dry_run(rows, needed, session.report)
 
 
 def _next_step(model: str, checkpoint: Checkpoint, session: Session) -> None:

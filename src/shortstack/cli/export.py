@@ -11,11 +11,9 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun
 from shortstack.cli.options import Reporting
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new, read_json, whole
-from shortstack.machine.formats import size
 from shortstack.machine.options import option
 
 if TYPE_CHECKING:
@@ -74,7 +72,6 @@ def export(
     directory: Annotated[str, typer.Argument(help="A checkpoint directory that shortstack wrote.", show_default=False)],
     asked: ExportOptions,
     report: Reporting,
-    dry_run: DryRun = False,
 ) -> None:
     """Take a checkpoint to where models run: llama.cpp, Ollama, the hub."""
     asked.check()
@@ -89,8 +86,6 @@ def export(
     made: dict[str, Any] = {}
     with report.bars() as progress:
         checkpoint = Checkpoint.open(directory, trust_remote_code=asked.trust_remote_code, progress=progress)
-        if dry_run:
-            return _foresee(checkpoint, asked, report)
         if asked.gguf:
             made |= _gguf(checkpoint, asked, asked.gguf, progress)
         if asked.push_to_hub:
@@ -101,26 +96,6 @@ def export(
         console.show(f"{what}: {where if isinstance(where, str) else where['url']}")
     report.say(_next(asked, checkpoint, made))
     return None
-
-
-def _foresee(checkpoint: Checkpoint, asked: ExportOptions, report: Reporting) -> None:
-    """What would be written and uploaded; the same is refused as when it is done."""
-    from shortstack.exporting import modelfile
-    from shortstack.exporting.converter import check_export
-    from shortstack.exporting.hub import prepared
-
-    written = uploaded = 0
-    if asked.gguf:
-        written = check_export(checkpoint, asked.gguf, kind=asked.gguf_type, converter=asked.converter)
-        written += len(modelfile(checkpoint, asked.gguf).encode()) if asked.ollama else 0
-    if asked.push_to_hub:
-        files, card = prepared(checkpoint, asked.push_to_hub, licence=asked.license, results=_results(asked.results))
-        uploaded = sum(path.stat().st_size for path in files.values()) + len(card.encode())
-    rows = [("written, about", size(written)), ("uploaded", size(uploaded))]
-    title = "dry run: nothing is written, and the hub is not asked"
-    data = {"written_bytes": written, "uploaded_bytes": uploaded}
-    report.result(data, lambda: console.show_table(title, ("", "bytes"), rows))
-    report.say("the same command without --dry-run")
 
 
 def _gguf(checkpoint: Checkpoint, asked: ExportOptions, file: Path, progress: Progress) -> dict[str, str]:

@@ -38,21 +38,23 @@ HELP: Mapping[str, Shown] = {
             "score org/model --metric kl --text notes.txt --samples 64",
             "score org/model --metric bi,ppl --plot orders.svg",
         ),
-        ("metric", "window", "output", "plot", "text", "samples", "device", "dry-run"),
+        ("metric", "window", "output", "plot", "text", "samples", "device"),
     ),
     "sweep": Shown(
         "Measure the model cut at every depth, in one walk.",
         (
             "sweep org/model --plot curve.svg",
             "sweep org/model --task piqa --limit 200",
+            "sweep org/model --text notes.txt -o depths.json",
         ),
-        ("text", "samples", "task", "limit", "repair", "output", "plot", "device", "dry-run"),
+        ("text", "samples", "task", "limit", "output", "plot", "device"),
     ),
     "plan": Shown(
         "Choose the layers to remove, from scores or a model.",
         (
             "plan scores.json --metric ppl --drop 25% -o plan.json",
             "plan org/model --strategy repaired-blocks --params 6B -o plan.json",
+            "plan org/model --layers 22-29,3 --mergekit slices.yaml",
         ),
         (
             "metric",
@@ -62,11 +64,9 @@ HELP: Mapping[str, Shown] = {
             "layers",
             "block",
             "strategy",
-            "for",
             "text",
             "device",
             "output",
-            "dry-run",
         ),
     ),
     "prune": Shown(
@@ -93,7 +93,7 @@ HELP: Mapping[str, Shown] = {
     "verify": Shown(
         "Check that a checkpoint is whole and computes what it should.",
         ("verify pruned", "verify pruned --against org/model", "verify small.gguf --against model.gguf"),
-        ("output", "against", "device", "dry-run"),
+        ("output", "against", "device"),
     ),
     "heal": Shown(
         "Train a pruned checkpoint to get back what it lost.",
@@ -121,10 +121,22 @@ HELP: Mapping[str, Shown] = {
         (
             "shrink org/model --drop 25% --data notes.txt -o small",
             "shrink org/model --memory 4GB --minutes 60 -o small",
-            "shrink org/model --keep 95% --dry-run -o small",
+            "shrink org/model --min-quality 95% --dry-run -o small",
         ),
         (
-            *("output", "drop", "params", "memory", "keep", "data", "recipe", "tasks", "limit", "data-dir", "minutes"),
+            *(
+                "output",
+                "drop",
+                "params",
+                "memory",
+                "min-quality",
+                "data",
+                "recipe",
+                "tasks",
+                "limit",
+                "data-dir",
+                "minutes",
+            ),
             *("device", "dry-run"),
         ),
     ),
@@ -140,8 +152,9 @@ HELP: Mapping[str, Shown] = {
         (
             "profile small --against org/model",
             "profile small --no-speed",
+            "profile small --batch-size 1,8 -o speed.json",
         ),
-        ("batch-size", "prompt", "new-tokens", "against", "no-speed", "output", "device", "dry-run"),
+        ("batch-size", "prompt", "new-tokens", "against", "no-speed", "output", "device"),
     ),
     "compare": Shown(
         "Compare pruned, quantised and narrowed models at equal bytes.",
@@ -165,7 +178,8 @@ HELP: Mapping[str, Shown] = {
         ),
     ),
     "demo": Shown(
-        "Make a small model that comes along shorter, and measure it.", ("demo", "demo --minutes 15", "demo --dry-run")
+        "Make a small model that comes along shorter, and measure it.",
+        ("demo", "demo --minutes 15", "demo --json"),
     ),
     "ls": Shown("List what can be named on the command line.", ("ls metrics", "ls recipes", "ls strategies --json")),
     "cache": Shown(
@@ -237,8 +251,9 @@ REFUSED: Mapping[str, tuple[str, str]] = {
 OTHERS = "..."  # where an option stands that ORDER does not name
 # The order of options in --help, of every verb.
 ORDER = (
-    *("output", "source", "against", "drop", "params", "memory", "keep", "layers", "plan", "metric", "window", "block"),
-    *("strategy", "for", "recipe", "data", "teacher", "method", "last", "rank", "loss", "epochs", "lr", "batch-size"),
+    *("output", "source", "against", "drop", "params", "memory", "min-quality", "layers", "plan", "metric", "window"),
+    *("block",),
+    *("strategy", "recipe", "data", "teacher", "method", "last", "rank", "loss", "epochs", "lr", "batch-size"),
     *("max-length", "max-samples", "resume", "repair", "repair-samples", "text", "samples", "length", "perplexity"),
     *("task", "tasks", "limit", "data-dir", "probes", "healed", "prompt", "new-tokens", "no-speed"),
     *("minutes", "plot", "device", OTHERS, "dry-run", "json", "quiet", "verbose", "help-all", "help"),

@@ -12,7 +12,6 @@ from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import MODEL, Session, check_unused
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
@@ -42,7 +41,6 @@ def plan_verb(
     mergekit: Annotated[
         Path | None, typer.Option("--mergekit", help="Write it as slices of mergekit to this YAML file, too.")
     ] = None,
-    dry_run: DryRun = False,
 ) -> None:
     """Choose the layers to remove, from scores or a model.
 
@@ -51,15 +49,6 @@ def plan_verb(
     for file in filter(None, (output, mergekit)):
         check_new(file)
     choice.check()
-    if dry_run:
-        if _is_scores(model_or_scores):
-            raise InputError(
-                "--dry-run",
-                expected="a model that would be scored or measured",
-                found=f"the scores in {model_or_scores}",
-                fix="leave it out: a plan from scores takes no time",
-            )
-        return foresee("plan", model_or_scores, session, lambda needing: needing.plan(choice, text))
     checkpoint: Checkpoint | None = None
     if _is_scores(model_or_scores):
         chosen, model = _by_scores(
@@ -87,10 +76,10 @@ def plan_verb(
             named = DEMO_HUB_ID if is_demo(model) else model
             partial.write_text(to_mergekit(chosen, named), encoding="utf-8")
     if session.report.json:
-        return None
+        return
     how = ("--plan", output) if output else ("--layers", show_layers(chosen.removed).replace(" ", ""))
     session.report.next_prune(model, checkpoint, *how, *session.source.words)
-    return None
+    return
 
 
 def _by_scores(name: str, choice: Choice, unused: tuple[object, ...], seed: int) -> tuple[Plan, str]:

@@ -11,7 +11,6 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Model, Saved, Session, check_unused
 from shortstack.machine.files import check_new
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from shortstack.profiling import Profile
     from shortstack.profiling.profiler import Counts
     from shortstack.profiling.speed import Ratio
-    from shortstack.study.needs import Needing, Needs
 
 
 @verb()
@@ -37,7 +35,6 @@ def profile(
     ] = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Count only; no weight is loaded.")] = False,
     output: Saved = None,
-    dry_run: DryRun = False,
 ) -> None:
     """Count parameters, bytes and operations; measure speed and memory."""
     if no_speed:
@@ -45,12 +42,6 @@ def profile(
         timing = replace(timing, batch_size=())
     if output:
         check_new(output)
-
-    def ask(needing: Needing) -> Needs:
-        return needing.profile(timing, _open(against, session))
-
-    if dry_run:
-        return foresee("profile", directory, session, ask)
 
     from shortstack.profiling import profile as profile_checkpoint
 
@@ -69,7 +60,7 @@ def profile(
         session.report.next_measure(directory, checkpoint.made_from, *session.source.words)
     else:
         session.report.next_cut(directory, checkpoint, *session.source.words)
-    return None
+    return
 
 
 def _open(model: str | None, session: Session, progress: Progress = silent) -> Checkpoint | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun, foresee
+from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import (
     REPAIR_SAMPLES,
     REPAIRED_ON,
@@ -23,19 +22,20 @@ from shortstack.cli.options import (
     unused,
 )
 from shortstack.cli.plan import say_moved, show_plan
-from shortstack.cli.repair import refitted, show_repair
+from shortstack.cli.repair import refitted, said_of, show_repair
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, parameter
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
+from shortstack.machine.formats import show_layers
 from shortstack.machine.options import option
+from shortstack.machine.requirements import Requirements
 from shortstack.planning import Choice, Chosen, Plan, choose
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.machine.progress import Progress
     from shortstack.repairing import Repair
-    from shortstack.study.needs import Needing, Needs
 
 Planned = Callable[[int], Plan | None]  # the plan for a model of so many layers, where there is one
 
@@ -121,22 +121,48 @@ class _Cut:
         if self.text.samples != CalibrationText().samples:
             raise unused(where, "--samples", self.text.samples)
 
-    def foreseen(self, needing: Needing, of_depth: Planned) -> Needs:
-        samples = self.asked.repair_samples if self.asked.repair else None
-        return needing.prune(self.choice, of_depth(needing.checkpoint.depth), self.text, samples)
+    @property
+    def copies(self) -> int:
+        """How many checkpoints lie on the disk at most: what is refitted lies beside the output until then."""
+        return 2 if self.asked.repair else 1
+
+    def planned(self, checkpoint: Checkpoint, of_depth: Planned) -> Plan | None:
+        """The plan that is made already, by name or in a file."""
+        named = self.choice.layers is not None
+        return self.choice.plan(checkpoint.depth) if named else of_depth(checkpoint.depth)
+
+    def preview(self, checkpoint: Checkpoint, of_depth: Planned) -> tuple[Plan, list[tuple[str, str]], Requirements]:
+        """The plan, or one of its size; what would be done, in words; and what that needs. All that is refused is, here."""
+        from shortstack.planning.choice_checks import check_choice
+        from shortstack.pruning.pruner import check_cut, check_fits, requirements
+        from shortstack.repairing.repairer import check_repair
+
+        plan, needed, compute = self.planned(checkpoint, of_depth), Requirements(), self.session.compute
+        if plan:
+            check_cut(self.output, checkpoint, plan, copies=self.copies)
+            rows = [("removed", show_layers(plan.removed))]
+        else:
+            plan, needed = check_choice(checkpoint, self.choice, self.text, compute)
+            check_fits(self.output, checkpoint, plan, copies=self.copies)
+            rows = [("removed", f"{len(plan.removed)} of {plan.layers} layers, to be chosen")]
+        if self.asked.repair:
+            windows = self.text.of_all(self.asked.repair_samples)
+            needed = needed.then(check_repair(checkpoint, windows, compute))
+            rows.append(("refitted on", said_of(windows)))
+        return plan, rows, needed.then(requirements(checkpoint, plan, copies=self.copies))
 
     def chosen(self, checkpoint: Checkpoint, of_depth: Planned, progress: Progress) -> Chosen:
         """The plan that is made already, or what the choice finds; before that, whether there is room for the output."""
-        from shortstack.pruning.pruner import check_fits
+        from shortstack.pruning.pruner import check_cut, check_fits
 
-        choice, repair = self.choice, self.asked.repair
-        planned = choice.plan(checkpoint.depth) if choice.layers is not None else of_depth(checkpoint.depth)
-        if repair or not planned:  # prune() itself refuses in time what takes none to compute
-            like = planned or choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers)
-            check_fits(self.output, checkpoint, like, copies=2 if repair else 1)
+        planned = self.planned(checkpoint, of_depth)
         if planned:
+            if self.asked.repair:  # else prune() itself refuses in time what takes none to compute
+                check_cut(self.output, checkpoint, planned, copies=self.copies)
             return Chosen(planned, planned)
-        found = choose(checkpoint, choice, self.text, compute=self.session.compute, progress=progress)
+        like = self.choice.sized(checkpoint.sizes).like(checkpoint.anatomy.layers)
+        check_fits(self.output, checkpoint, like, copies=self.copies)
+        found = choose(checkpoint, self.choice, self.text, compute=self.session.compute, progress=progress)
         say_moved(found)
         return found
 
@@ -182,16 +208,19 @@ def prune(
     of_depth = asked.read()
     if output.suffix == ".gguf":
         asked.check_for_gguf()
-        from shortstack.cli.prune_file import FileCut, foresee_file, prune_file
+        from shortstack.cli.prune_file import FileCut, preview_file, prune_file
 
         file = FileCut.of(model, output, choice, of_depth)
         if dry_run:
-            return foresee_file(file, session.report)
+            return preview_file(file, text, session)
         return prune_file(file, text, session, asked.max_shard_size)
-    if dry_run:
-        return foresee("prune", model, session, partial(cut.foreseen, of_depth=of_depth), output=output)
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
+        if dry_run:
+            plan, rows, needed = cut.preview(checkpoint, of_depth)
+            return show_dry_run(
+                rows, needed, session.report, output=output, data=plan.sized(checkpoint.sizes).to_dict()
+            )
         chosen = cut.chosen(checkpoint, of_depth, progress)
         repaired = cut.written(checkpoint, chosen, progress)
         plan = chosen.plan.sized(checkpoint.sizes)

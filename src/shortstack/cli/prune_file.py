@@ -9,19 +9,19 @@ from pathlib import Path
 from shortstack.checkpoint.file_names import is_demo
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf
 from shortstack.checkpoint.source import gguf_of
-from shortstack.checkpoint.writer import COPY_BYTES_PER_S
 from shortstack.cli import console
-from shortstack.cli.dry_run import process_so_far, show_needs
-from shortstack.cli.options import Reporting, Session
+from shortstack.cli.dry_run import show_dry_run
+from shortstack.cli.options import Session
 from shortstack.cli.plan import say_moved, show_plan
 from shortstack.data import CalibrationText
 from shortstack.errors import CheckpointError, InputError, PlanError, parameter
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress
+from shortstack.machine.requirements import Requirements
 from shortstack.planning import Choice, Chosen, Plan, choose
 from shortstack.planning.exactness import nearest
 from shortstack.pruning.gguf_depth import GgufDepth
-from shortstack.pruning.gguf_pruner import check_depth, check_gguf_output, kept_tensors, prune_gguf
+from shortstack.pruning.gguf_pruner import check_depth, check_gguf_output, file_requirements, prune_gguf
 
 
 def source_file(model: str) -> Path:
@@ -112,23 +112,22 @@ def prune_file(cut: FileCut, text: CalibrationText, session: Session, max_shard_
     return None
 
 
-def foresee_file(cut: FileCut, report: Reporting) -> None:
-    """Say about what it takes; nothing but the file's metadata is read.
+def preview_file(cut: FileCut, text: CalibrationText, session: Session) -> None:
+    """Say what would be done. Where layers are to be chosen the file is dequantised into the cache, to see that they can be.
 
     Raises:
         ArchitectureError: the named layers are no exact cut.
     """
-    seconds, memory = process_so_far()  # before torch, which the copy does not need
-
-    from shortstack.study.needs import Needs
-
-    plan, unknown = cut.planned or cut.choice.like(cut.depth.layers), tuple[str, ...]()
-    if cut.planned:
+    plan, needed = cut.planned, Requirements()
+    if plan:
         cut.depth.without(plan.kept)
+        rows = [("removed", show_layers(plan.removed))]
     else:
-        unknown = ("how long the choice takes; plan --dry-run says it, of the dequantised weights",)
-    nbytes = sum(len(tensor.data) for tensor in kept_tensors(cut.file, plan))
-    copied = seconds + nbytes / COPY_BYTES_PER_S if cut.planned else None
-    show_needs(
-        "prune", Needs(copied, memory, nbytes, nbytes, streamed=False, unknown=unknown), report, output=cut.output
-    )
+        from shortstack.planning.choice_checks import check_choice
+
+        with session.report.bars() as progress:
+            checkpoint = session.source.open(cut.model, progress)
+        plan, needed = check_choice(checkpoint, cut.choice, text, session.compute)
+        rows = [("removed", f"{len(plan.removed)} of {plan.layers} layers, to be chosen")]
+    needed = needed.then(file_requirements(cut.file, plan))
+    show_dry_run(rows, needed, session.report, output=cut.output, data=plan.to_dict())

@@ -11,15 +11,14 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun, needing, show_needs
+from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.option_groups import Only, Without
 from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Out, Session
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
-from shortstack.machine.formats import number
+from shortstack.machine.formats import number, show_layers
 from shortstack.machine.options import option
-from shortstack.planning import Choice
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -50,17 +49,19 @@ def repair_verb(
     No training, no new parameters.
     """
     from shortstack.pruning import prune as prune_checkpoint
-    from shortstack.pruning.pruner import check_fits
+    from shortstack.pruning.pruner import check_cut, requirements
     from shortstack.pruning.verification import cut_of
+    from shortstack.repairing.repairer import check_repair
 
     with session.report.bars() as progress:
         origin = session.source.open(asked.source, progress)
         chosen = cut_of(session.alone.open(directory, progress), origin)
-        if dry_run:
-            needs = needing(origin, session.compute).prune(Choice(), chosen, text, asked.repair_samples)
-            return show_needs("repair", needs, session.report, output=asked.output, device=session.compute.device)
-        check_fits(asked.output, origin, chosen, copies=2)
+        check_cut(asked.output, origin, chosen, copies=2)
         windows = text.of_all(asked.repair_samples)
+        if dry_run:
+            needed = check_repair(origin, windows, session.compute).then(requirements(origin, chosen, copies=2))
+            rows = [("removed", show_layers(chosen.removed)), ("refitted on", said_of(windows))]
+            return show_dry_run(rows, needed, session.report, output=asked.output, data=chosen.to_dict())
         with scratch_beside(asked.output) as scratch:
             repaired = refitted(origin, chosen, windows, session.compute, scratch, progress)
             pruned = prune_checkpoint(origin, chosen, asked.output, repair=repaired, progress=progress)
@@ -69,6 +70,11 @@ def repair_verb(
     show_repair(repaired)
     session.report.next_heal(asked.output, pruned.made_from, *session.alone.words)
     return None
+
+
+def said_of(text: CalibrationText) -> str:
+    """A text and its windows, in words."""
+    return f"{text.text}, {text.samples} windows of each text, of {text.length} tokens"
 
 
 def refitted(

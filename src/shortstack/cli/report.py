@@ -35,7 +35,6 @@ def report(
     csv: Annotated[
         Path | None, typer.Option(help="New directory for the tables as CSV files.", show_default=False)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the study and say what would be written.")] = False,
 ) -> None:
     """Show what a study found, as one page or as tables."""
     from shortstack.machine.files import check_new
@@ -49,8 +48,6 @@ def report(
         check_page(page)
     if csv:
         check_new(csv)
-    if dry_run:
-        return _would_write(said, study, page, csv)
     if csv:
         write_csv(study, csv)
     if page:
@@ -74,18 +71,6 @@ def _check_one_result(*asked: bool) -> None:
             found=f"{sum(asked)}",
             fix="run the command once for each",
         )
-
-
-def _would_write(said: Reporting, study: Report, page: Path | None, csv: Path | None) -> None:
-    """What a run would write; it has been found that it can."""
-    if said.json:
-        found = _summary(study, page, csv)
-        places = [found.pop("output"), found.pop("csv")]
-        return console.show_json({"would_write": [place for place in places if place]} | found)
-    trials = Counter(trial.state for trial in study.findings.runs.trials)["done"]
-    files = [str(path) for path in (page, csv) if path] or ["nothing but stdout"]
-    console.show(f"{' and '.join(files)}: {len(study.tables)} tables of {trials} finished trials")
-    return said.say("the same command without --dry-run")
 
 
 def _summary(study: Report, page: Path | None, csv: Path | None) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import Model, Session, typed
 from shortstack.data import CalibrationText
 from shortstack.machine.files import check_new
@@ -49,16 +48,12 @@ class ScoreOptions:
 
 
 @verb()
-def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Session, dry_run: DryRun = False) -> None:
+def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Session) -> None:
     """Score every layer by one or more metrics, in one walk.
 
     Low = remove first.
     """
     asked.check()
-    if dry_run:
-        names = [each.name for each in metrics_named(asked.metric)]
-        sizes = block_sizes(asked.window)
-        return foresee("score", model, session, lambda needing: needing.score(names, text, sizes))
 
     from shortstack.decoder import calibration_tokens
     from shortstack.scoring import score as score_layers
@@ -81,7 +76,7 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
     if asked.plot:
         scores.plot().save(asked.plot)
     if session.report.json:
-        return None
+        return
     if asked.output:
         drop = "25%" if scores.scores else next(iter(scores.blocks))
         session.report.next_step("plan", asked.output, "--metric", scores.default_metric, "--drop", drop)
@@ -89,7 +84,7 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
         read = (text,) if needs_text else ()
         compute = replace(session.compute, device_map=None)  # which no repair takes
         session.report.next_cut(model, checkpoint, *typed(*read, compute, session.source))
-    return None
+    return
 
 
 def show_scores(scores: Scores) -> None:

@@ -8,14 +8,16 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
+from shortstack.cli.dry_run import lacking
 from shortstack.cli.options import Reporting, going_on
 from shortstack.errors import InputError, parameter
-from shortstack.machine.formats import duration, size
+from shortstack.machine.formats import size
+from shortstack.machine.requirements import Requirements
 from shortstack.study.run_options import RunOptions
 
 if TYPE_CHECKING:
-    from shortstack.study.costs import Estimate
     from shortstack.study.runner import StudyOutcome
+    from shortstack.study.step_counts import StepCounts
 
 
 @verb()
@@ -35,7 +37,7 @@ def study(
     if file == "schema":
         return console.show_json(grid.schema())
     if run.dry_run:
-        return _estimate(file, report)
+        return _count(file, run, report)
     if run.output is None:
         fix = f"add {parameter('output', 'runs')}, or {parameter('dry_run', True)}"
         raise InputError(parameter("output"), expected="a folder for the study", found="none", fix=fix)
@@ -53,43 +55,33 @@ def study(
     return None
 
 
-def _estimate(file: str, report: Reporting) -> None:
-    """What the study would take."""
-    from shortstack.study import costs, read_study
+def _count(file: str, run: RunOptions, report: Reporting) -> None:
+    """What the study would do."""
+    from shortstack.study.step_counts import step_counts
 
-    study = read_study(file)
     with report.bars():
-        estimate = costs.estimate(study)
+        found = step_counts(file, run.output, artefacts=run.artefacts)
+    needed = Requirements(disk_bytes=found.disk_bytes or 0)
     if report.json:
-        return console.show_json(estimate.to_dict())
-    show_estimate(study.title or file, estimate)
-    report.next_step("study", file, "-o", "runs")
+        return console.show_json({**found.to_dict(), "lacking": lacking(needed, run.output)})
+    show_counts(found)
+    for each in lacking(needed, run.output):
+        console.show(f"It does not fit here with --keep all: {each}.")
+    report.next_step("study", file, "-o", run.output or "runs")
     return None
 
 
-def show_estimate(title: str, estimate: Estimate) -> None:
-    """A study's steps, what sharing saves, and what they would take."""
-    rows = [
-        (kind, f"{estimate.asked[kind]:,}", f"{steps:,}", duration(estimate.seconds[kind]))
-        for kind, steps in estimate.steps.items()
-    ]
-    rows.append(("start of a worker", "", "", duration(estimate.start_seconds)))
-    asked, steps = sum(estimate.asked.values()), sum(estimate.steps.values())
-    rows.append(("all", f"{asked:,}", f"{steps:,}", duration(estimate.total_seconds)))
-    heading = ("step", "of all trials", "shared, at most", "one worker, about")
-    console.show_table(f"{title}: {estimate.trials:,} trials; nothing is run", heading, rows)
-    most, least, memory, cache, read = (
-        "unknown" if nbytes is None else size(nbytes)
-        for nbytes in (
-            *(estimate.disk_bytes, estimate.least_disk_bytes),
-            *(estimate.memory_bytes, estimate.cache_bytes, estimate.read_bytes),
-        )
+def show_counts(found: StepCounts) -> None:
+    """A study's steps, what sharing saves, and the disk for them."""
+    rows = [(kind, f"{found.asked[kind]:,}", f"{steps:,}") for kind, steps in found.steps.items()]
+    rows.append(("all", f"{sum(found.asked.values()):,}", f"{sum(found.steps.values()):,}"))
+    heading = ("step", "of all trials", "shared, at most")
+    console.show_table(f"{found.title or 'study'}: {found.trials:,} trials; nothing is run", heading, rows)
+    most, least = (
+        "unknown" if nbytes is None else size(nbytes) for nbytes in (found.disk_bytes, found.least_disk_bytes)
     )
     console.show(f"Weights take at most {most} of disk if all are kept, and {least} at a time with --keep none.")
-    console.show(f"Weights read, by all steps, about: {read}.")
-    console.show(f"Cache, about: {cache}; `shortstack cache` shows and clears it.")
-    console.show(f"Memory of the largest step, about: {memory}.")
-    for reason in estimate.unknown:
+    for reason in found.unknown:
         console.show(f"Unknown: {reason}.")
 
 

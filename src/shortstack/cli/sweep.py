@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from shortstack.charts.checks import check_picture
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun, foresee
 from shortstack.cli.options import Model, Session
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError, parameter
@@ -66,7 +65,7 @@ class DepthOptions:
 
 
 @verb()
-def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Session, dry_run: DryRun = False) -> None:
+def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Session) -> None:
     """Measure the model cut at every depth, in one walk.
 
     A cut takes the last layers.
@@ -76,8 +75,6 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
     if asked.plot:
         check_picture(asked.plot)
     questions = asked.questions
-    if dry_run:
-        return foresee("sweep", model, session, lambda needing: needing.sweep(text, questions))
 
     from shortstack.decoder import calibration_tokens
     from shortstack.scoring import sweep as sweep_depths
@@ -102,7 +99,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
         session.report.next_prune(model, checkpoint, *how, *session.source.words)
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
-    return None
+    return
 
 
 def show_sweep(model: str, curve: Sweep) -> None:

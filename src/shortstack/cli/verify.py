@@ -12,7 +12,6 @@ import typer
 
 from shortstack.cli import console
 from shortstack.cli.app import verb
-from shortstack.cli.dry_run import DryRun, needing, show_needs
 from shortstack.cli.option_groups import Without
 from shortstack.cli.options import Saved, Session, check_unused
 from shortstack.errors import InputError
@@ -31,7 +30,6 @@ def verify(
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
     output: Saved = None,
-    dry_run: DryRun = False,
 ) -> None:
     """Check that a checkpoint is whole and computes what it should.
 
@@ -40,7 +38,7 @@ def verify(
     if output:
         check_new(output)
     if directory.endswith(".gguf") and os.path.isfile(directory):
-        return _verify_file(Path(directory), against, session, output, dry_run=dry_run)
+        return _verify_file(Path(directory), against, session, output)
     if not against:
         check_unused("verify without --against", replace(session.source, trust_remote_code=False))
 
@@ -49,9 +47,6 @@ def verify(
     with session.report.bars() as progress:
         checkpoint = session.alone.open(directory, progress)  # --revision is of the model it is against
         origin = session.source.open(against, progress) if against else None
-        if dry_run:
-            needs = needing(checkpoint, replace(session.compute, device=device)).verify(origin)
-            return show_needs("verify", needs, session.report, device=device)
         result = verify_checkpoint(
             checkpoint, against=origin, device=device, stream=session.compute.stream, progress=progress
         )
@@ -66,7 +61,7 @@ def verify(
     return None
 
 
-def _verify_file(file: Path, against: str | None, session: Session, output: Path | None, *, dry_run: bool) -> None:
+def _verify_file(file: Path, against: str | None, session: Session, output: Path | None) -> None:
     """The same of a .gguf file, whose bytes are compared."""
     from shortstack.checkpoint.source import gguf_of
     from shortstack.pruning.gguf_verification import verify_gguf
@@ -74,10 +69,6 @@ def _verify_file(file: Path, against: str | None, session: Session, output: Path
     source = gguf_of(against) if against else None
     if against and source is None:
         raise InputError("--against", expected="a .gguf file", found=against, fix="name the file that it was made from")
-    if dry_run:
-        raise InputError(
-            "--dry-run", expected="a directory", found=str(file), fix="leave it out: both files are read once"
-        )
     with session.report.bars() as progress:
         result = verify_gguf(file, against=source, progress=progress)
     session.report.result(result.to_dict(), lambda: show_verification(str(file), result), output)

@@ -60,11 +60,11 @@ def frame(study: StudyProgress) -> Group:
         table.add_column(column, justify="left" if column in ("step", "") else "right")
     for name, kind in study.kinds.items():
         bar = "█" * round(20 * kind.done / max(kind.expected, 1))
-        each = f"{duration(kind.planned)}, planned" if kind.seconds is None and kind.planned else duration(kind.seconds)
-        cells = (name, kind.done, kind.running, kind.failed, kind.expected, each, bar)
+        cells = (name, kind.done, kind.running, kind.failed, kind.expected, duration(kind.seconds), bar)
         table.add_row(*(Text(str(cell)) for cell in cells))
     states = ", ".join(f"{count} {state}" for state, count in study.trials.items() if count)
-    lines = [f"trials: {states or 'none'}"]
+    pace = "" if study.pace is None else f", one in {duration(study.pace)}"
+    lines = [f"steps: {study.done:,} of at most {study.expected:,} done{pace}", f"trials: {states or 'none'}"]
     lines += [
         f"running {each.kind} for {duration(each.seconds)}{f': {each.told}' if each.told else ''}"
         for each in study.running

@@ -21,6 +21,8 @@ from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.likelihoods import answers
+from shortstack.decoder.requirements import requirements as model_requirements
+from shortstack.decoder.requirements import writing_requirements
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
@@ -31,6 +33,7 @@ from shortstack.machine.files import plain
 from shortstack.machine.formats import number, size
 from shortstack.machine.numbers import part_of
 from shortstack.machine.progress import Progress, in_notebooks, under
+from shortstack.machine.requirements import Requirements
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from shortstack.charts import Picture
 
 
+NARROWED = 2  # checkpoints with fewer neurons
 Judge = Callable[[Decoder], Mapping[str, Mapping[str, Any]]]  # what a model gets: task -> metric, value, stderr, n
 
 
@@ -189,11 +193,7 @@ def compare(
         OutputError: the temporary folder has no room.
     """
     checkpoint = Checkpoint.of(checkpoint)
-    budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
-    _check_lengths(checkpoint, judging)
-    if healed := calibration.healed_checkpoint:
-        _check_lengths(healed, judging)
-        _check_tokens(checkpoint, healed)
+    budget = check_comparison(checkpoint, calibration, judging, memory)
     base = Decoder.open(checkpoint, compute)
     with tempfile.TemporaryDirectory(prefix="shortstack-compare-") as folder:
         setup = Setup(
@@ -210,6 +210,36 @@ def compare(
         str(base.device),
         torch.get_num_threads(),
     )
+
+
+def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: Judging, memory: str) -> int:
+    """The bytes that weights may take, once it is clear that all rows can be judged.
+
+    Raises:
+        as compare().
+    """
+    budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
+    _check_lengths(checkpoint, judging)
+    if healed := calibration.healed_checkpoint:
+        _check_lengths(healed, judging)
+        _check_tokens(checkpoint, healed)
+    return budget
+
+
+def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, compute: Compute) -> Requirements:
+    """Of two models at a time, which write where they fit; on the disk the checkpoints of all baselines, until the end.
+
+    What is healed is there before and after, what is in int8 is stored in 16 bits.
+    """
+    alone = model_requirements(checkpoint, compute)
+    repaired, healed = calibration.repair is not None, calibration.heal is not None
+    inside = 1 + repaired + 2 * healed + NARROWED
+    in_int8 = (1 + repaired) * min(2 * budget, checkpoint.weight_bytes)
+    disk = inside * budget + in_int8
+    if alone.streamed:
+        return replace(alone, disk_bytes=inside * budget)
+    writing = writing_requirements(checkpoint, compute)
+    return replace(writing, memory_bytes=alone.memory_bytes + writing.memory_bytes, disk_bytes=disk)
 
 
 def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:

@@ -5,6 +5,7 @@ from . import paired as paired
 from . import perplexity as perplexity
 from . import probes as probes
 from . import suites as suites
+from . import task_results as task_results
 from . import tasks as tasks
 from .backends import load_harness as load_harness
 from .evaluator import Evaluation as Evaluation
@@ -14,5 +15,4 @@ from .options import EvaluationText as EvaluationText
 from .options import GenerationChecks as GenerationChecks
 from .options import Tasks as Tasks
 from .perplexity import Perplexity as Perplexity
-from .task_results import Amount as Amount
 from .task_results import TaskResult as TaskResult

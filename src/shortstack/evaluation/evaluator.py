@@ -12,6 +12,9 @@ from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
 from shortstack.decoder import Decoder
+from shortstack.decoder.decoder import STREAM_BYTES
+from shortstack.decoder.requirements import requirements as model_requirements
+from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError, ShortstackWarning, parameter
@@ -26,6 +29,7 @@ from shortstack.evaluation.task_results import TaskResult
 from shortstack.evaluation.tasks import TaskRun
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.requirements import Requirements
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 
@@ -163,16 +167,42 @@ class Prepared:
     run: TaskRun | None
     compute: Compute
 
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes, here and not in vLLM."""
+        return bool(self.items or self.collapse or (self.run and self.run.writes))
+
+    @property
+    def answered(self) -> bool:
+        """Whether tasks are all that was asked for, and their results are kept."""
+        return bool(self.run and not (self.texts or self.items or self.collapse or self.run.missing))
+
+    @property
+    def _placed(self) -> Compute:
+        """What is only read passes the layers one by one, so that these may be streamed; what writes needs all at once."""
+        return replace(self.compute, stream=False) if self.writes else self.compute
+
+    def requirements(self) -> Requirements:
+        """Of the model, and of the texts where it is read layer by layer, or of what it writes at once."""
+        if self.answered:
+            return Requirements(device=pick_device(self.compute.device))
+        if self.writes:
+            return writing_requirements(self.checkpoint, self._placed)
+        needed = model_requirements(self.checkpoint, self.compute)
+        if not needed.streamed:
+            return needed
+        tokens = max((found.ids.numel() for found in self.texts.values()), default=0)
+        asked = STREAM_BYTES if self.run else tokens  # it is not counted how much tasks ask
+        return model_requirements(self.checkpoint, self.compute, tokens=max(tokens, asked), in_turns=True)
+
     def measured(self, progress: Progress = in_notebooks) -> Evaluation:
         """Load the model, and measure."""
         run, checkpoint, tokenizer = self.run, self.checkpoint, self.checkpoint.tokenizer()
         if run and run.tasks.backend == VLLM:
             run.answer_with_vllm()  # first: it wants most of the device's memory
-        if run and not (self.texts or self.items or self.collapse or run.missing):
-            return Evaluation(checkpoint.source, {}, tasks=run.results)
-        writes = bool(self.items or self.collapse or (run and run.writes))
-        # What is only read passes the layers one by one, so that these may be streamed; what writes needs them all at once.
-        decoder = Decoder.open(checkpoint, replace(self.compute, stream=False) if writes else self.compute)
+        if self.answered:
+            return Evaluation(checkpoint.source, {}, tasks=run.results if run else {})
+        decoder = Decoder.open(checkpoint, self._placed)
         if run:
             run.answer(decoder, tokenizer, progress)
         return Evaluation(
@@ -209,10 +239,12 @@ def prepare(
     _check_lengths(checkpoint, tokenizer, items, collapse=collapse, length=text.length if texts else 0)
     if items or collapse:  # before weights are read for their digest
         check_room_to_write(checkpoint, compute)
-    run = TaskRun(checkpoint, tasks, compute) if tasks else None
-    if run and run.writes:
+    ready = Prepared(
+        checkpoint, texts, items, collapse, TaskRun(checkpoint, tasks, compute) if tasks else None, compute
+    )
+    if ready.writes:
         check_room_to_write(checkpoint, compute)
-    return Prepared(checkpoint, texts, items, collapse, run, compute)
+    return ready
 
 
 def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, compute: Compute) -> bool:
@@ -225,9 +257,7 @@ def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, com
         return bool(asked)
     if compute.device_map or not must_stream(checkpoint, arithmetic(compute.dtype, checkpoint, device), device):
         return True
-    said = (
-        f"what the model writes is not looked at: it does not fit in memory ({parameter('collapse_check', True)} asks)"
-    )
+    said = "what the model writes is not checked for collapse, since it does not fit in memory"
     warnings.warn(said, ShortstackWarning, stacklevel=3)
     return False
 

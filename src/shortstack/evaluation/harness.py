@@ -286,7 +286,7 @@ def _standard_error(parts: Sequence[Sequence[float]]) -> float:
     """Of the mean of the parts' means; NaN where a part has fewer than two outcomes.
 
     >>> round(_standard_error([[0, 1, 1, 0]]), 4), round(_standard_error([[0, 1, 1, 0], [1, 1]]), 4)
-    (0.2887, 0.1443)
+    (0.2887, 0.1718)
     """
     if any(len(part) < 2 for part in parts):
         return math.nan

@@ -18,19 +18,6 @@ from shortstack.machine.files import save_json
 
 
 @dataclass(frozen=True)
-class Amount:
-    """How much a task asks, about: tokens that pass the layers, tokens that are scored by the head.
-
-    steps: of writing, one token after the other, each for `together` documents at once.
-    """
-
-    passed: float
-    scored: float
-    steps: float = 0.0
-    together: int = 1
-
-
-@dataclass(frozen=True)
 class TaskResult:
     """A task's value on some documents, and what the model got on each of them.
 

@@ -11,7 +11,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.evaluation.backends import VLLM, load_harness, load_vllm
 from shortstack.evaluation.options import Tasks
-from shortstack.evaluation.task_results import Amount, TaskResult, keep, kept
+from shortstack.evaluation.task_results import TaskResult, keep, kept
 from shortstack.machine.cache import content_key
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.progress import Progress, silent
@@ -119,16 +119,3 @@ def answer_task(
 def _judged(loaded: LoadedTask, model: AnsweringModel, tasks: Tasks) -> TaskResult:
     result: TaskResult = load_harness().run(loaded, model, limit=tasks.limit, seed=tasks.seed)
     return result
-
-
-def amounts(tasks: Tasks, tokenizer: PreTrainedTokenizerBase) -> list[Amount]:
-    """How much each of the tasks asks, from some of its documents; nothing is answered.
-
-    Raises:
-        InputError: as Tasks.load().
-        DataError: as Tasks.load().
-    """
-    loaded = tasks.load()
-    from shortstack.evaluation.task_amount import amount_of  # needs lm-eval, which load() says plainly
-
-    return [amount_of(each, tokenizer, tasks.limit) for each in loaded]

@@ -75,8 +75,8 @@ def export_gguf(
 
 def check_export(
     checkpoint: Checkpoint, output: Path, *, kind: str = "bf16", converter: str | Path | None = None
-) -> int:
-    """Refuse what export_gguf() refuses before it begins; returns about how many bytes the file will have.
+) -> None:
+    """Refuse what export_gguf() refuses before it begins.
 
     Raises:
         InputError, OutputError: as export_gguf().
@@ -84,9 +84,7 @@ def check_export(
     check_kind(kind, output)
     check_new(output, make_folders=True)
     _command(converter)
-    nbytes = round(checkpoint.parameters * BYTES.get(kind, 2.0))
-    check_disk(output, 2 * nbytes)  # it is copied once
-    return nbytes
+    check_disk(output, 2 * round(checkpoint.parameters * BYTES.get(kind, 2.0)))  # it is copied once
 
 
 def check_kind(kind: str, output: Path) -> None:

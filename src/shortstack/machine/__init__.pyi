@@ -1,4 +1,5 @@
 from . import cache as cache
+from . import clock as clock
 from . import device as device
 from . import files as files
 from . import formats as formats
@@ -8,10 +9,12 @@ from . import memory as memory
 from . import numbers as numbers
 from . import options as options
 from . import progress as progress
+from . import requirements as requirements
 from . import stopping as stopping
 from . import tables as tables
 from . import templates as templates
 from . import typed as typed
 from . import yamlfile as yamlfile
+from .clock import Clock as Clock
 from .device import Compute as Compute
 from .progress import bars as bars

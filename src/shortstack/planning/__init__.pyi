@@ -1,4 +1,5 @@
 from . import choice as choice
+from . import choice_checks as choice_checks
 from . import chooser as chooser
 from . import exactness as exactness
 from . import layer_sets as layer_sets

@@ -74,12 +74,9 @@ def choose(
     from shortstack.checkpoint import Checkpoint
     from shortstack.planning.exactness import aligned, pruned_config
 
-    choice.check()
     checkpoint = Checkpoint.of(checkpoint)
-    choice = choice.sized(checkpoint.sizes)
+    choice = sized_choice(checkpoint, choice)
     layers, scores = checkpoint.anatomy.layers, None
-    if choice.fits is None:
-        choice.like(layers)
     if choice.measures:
         wanted = _measured(checkpoint, choice, _tokens(checkpoint, source, compute, progress), compute, progress)
     elif choice.layers is not None or not choice.by.needs_scores:
@@ -95,6 +92,15 @@ def choose(
     if found is None:
         pruned_config(checkpoint, wanted)  # says why the cut is not exact
     return Chosen(found or wanted, wanted, scores)
+
+
+def sized_choice(checkpoint: Checkpoint, choice: Choice) -> Choice:
+    """The choice for a model, of which it is clear that so much can go."""
+    choice.check()
+    choice = choice.sized(checkpoint.sizes)
+    if choice.fits is None:
+        choice.like(checkpoint.anatomy.layers)
+    return choice
 
 
 def _tokens(checkpoint: Checkpoint, source: Source | Scores | None, compute: Compute, progress: Progress) -> Tokens:
@@ -121,8 +127,13 @@ def _scored(
     from shortstack.scoring import score
 
     tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
-    window = None if choice.by.singles else parse_drop(choice.drop or 0, checkpoint.anatomy.layers)
+    window = scored_window(choice, checkpoint.anatomy.layers)
     return score(checkpoint, tokens, metrics=[choice.name], window=window, compute=compute, progress=progress)
+
+
+def scored_window(choice: Choice, layers: int) -> int | None:
+    """The size of the blocks that are scored; None: single layers are."""
+    return None if choice.by.singles else parse_drop(choice.drop or 0, layers)
 
 
 def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: Compute, progress: Progress) -> Plan:

@@ -28,15 +28,6 @@ class Removal:
     finalists: int = FINALISTS
 
 
-def repairs_of(finalists: int) -> int:
-    """How many cuts are repaired whole: so many pairs of blocks, and the best single block; none where nothing is final.
-
-    >>> repairs_of(0), repairs_of(1), repairs_of(5)
-    (0, 2, 6)
-    """
-    return finalists + 1 if finalists else 0
-
-
 def splits(amount: int) -> list[tuple[int, int]]:
     """How a number of layers is shared between two blocks: as equal as can be, and one layer more uneven.
 

@@ -42,7 +42,30 @@ class Budget:
     patience: int = 4
 
 
-def _check_step(step: int, removal: Removal) -> None:
+def check_samples(tokens: Tokens) -> None:
+    """Refuse so few samples that none could be held out.
+
+    Raises:
+        DataError: there are.
+    """
+    check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
+
+
+def check_blocks(decoder: Decoder) -> None:
+    """Refuse a model without repaired_blocks().
+
+    Raises:
+        InputError, ArchitectureError: as check_refittable().
+    """
+    check_refittable(decoder, "choose by a metric, or search")
+
+
+def check_step(step: int, removal: Removal) -> None:
+    """Refuse a number of layers at a time, or a metric, that stepwise() cannot go by.
+
+    Raises:
+        PlanError: it cannot.
+    """
     check_pace(step, removal.amount)
     metric = removal.metric
     for wrong, expected, fix in (
@@ -76,7 +99,7 @@ def removals(
 ) -> Iterator[SkippedLayers]:
     """What is removed after each step of stepwise()."""
     metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
-    _check_step(step, removal)
+    check_step(step, removal)
     steps, removed = -(-amount // step), UNPRUNED
     run = Run(decoder, tokens, Wanted([removal.metric]), progress=progress)
     for number in range(1, steps + 1):
@@ -108,7 +131,7 @@ def search(
     Raises:
         DataError: fewer than four samples, so that none could be held out.
     """
-    check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
+    check_samples(tokens)
     fitting, held_out = split(tokens)
     amount, allowed = removal.amount, removal.allowed
     named, likely = _beginnings(decoder, fitting, amount, allowed, progress)
@@ -193,8 +216,8 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
         DataError: fewer than four samples.
         ArchitectureError: as repair().
     """
-    check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
-    check_refittable(decoder, "choose by a metric, or search")
+    check_samples(tokens)
+    check_blocks(decoder)
     candidates = _candidates(decoder, tokens, removal, progress)
     losses = {}
     for number, (layers, loss) in enumerate(candidates.items(), start=1):

@@ -20,11 +20,13 @@ from shortstack.checkpoint.gguf_file import (
     read_gguf,
     write_gguf,
 )
+from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
 from shortstack.checkpoint.writer import parse_size
 from shortstack.errors import InputError, OutputError, PlanError, parameter
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.requirements import Requirements
 from shortstack.machine.typed import typed
 from shortstack.planning import Cut, Plan, plan_of
 from shortstack.pruning.gguf_depth import GgufDepth
@@ -202,8 +204,9 @@ def check_gguf_output(model: GgufFile, plan: Plan, output: Path) -> None:
         expected, fix = "an output outside the input", "name another"
         raise OutputError(output, expected=expected, found="the model itself", fix=fix)
     check_new(output, make_folders=True)
-    _check_room(output, kept_tensors(model, plan))
+    check_disk(output, file_requirements(model, plan).disk_bytes)
 
 
-def _check_room(output: Path, tensors: Sequence[GgufTensor]) -> None:
-    check_disk(output, sum(len(tensor.data) for tensor in tensors))
+def file_requirements(model: GgufFile, plan: Plan) -> Requirements:
+    """Of copying a file's bytes: no more memory than a block of them."""
+    return Requirements(KERNEL_BLOCK_BYTES, sum(len(tensor.data) for tensor in kept_tensors(model, plan)))

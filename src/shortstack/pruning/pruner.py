@@ -12,13 +12,15 @@ from shortstack.architecture.config_fields import DEPTH_BLOCKS, rename_layers
 from shortstack.architecture.layer_names import LayerNames, numbered_paths
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, Model
 from shortstack.checkpoint.file_names import CONFIG, QUANTISER
+from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
-from shortstack.checkpoint.writer import layout
+from shortstack.checkpoint.writer import WRITERS, layout
 from shortstack.errors import ArchitectureError, CheckpointError, PlanError, parameter
 from shortstack.machine.files import read_json
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.requirements import Requirements
 from shortstack.machine.typed import typed
 from shortstack.planning import Chosen, Cut, Plan, plan_of
 from shortstack.planning.exactness import pruned_config
@@ -142,6 +144,12 @@ def check_self_contained(checkpoint: Checkpoint) -> None:
             )
 
 
+def requirements(checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> Requirements:
+    """Of copying so many such checkpoints: blocks of the files that are written at once, and the disk."""
+    sized = plan.sized(checkpoint.sizes)
+    return Requirements(WRITERS * KERNEL_BLOCK_BYTES, copies * sized.bytes.after if sized.bytes else 0)
+
+
 def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
     """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it.
 
@@ -153,8 +161,20 @@ def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies
         CheckpointError: as check_self_contained().
     """
     check_self_contained(checkpoint)
-    sized = plan.sized(checkpoint.sizes)
-    CheckpointWriter(output, source=checkpoint.directory, nbytes=copies * sized.bytes.after if sized.bytes else 0)
+    nbytes = requirements(checkpoint, plan, copies=copies).disk_bytes
+    CheckpointWriter(output, source=checkpoint.directory, nbytes=nbytes)
+
+
+def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
+    """The same, and that the cut is exact: all that prune() refuses, before anything is computed for it.
+
+    Raises:
+        as check_fits().
+        ArchitectureError: the cut cannot be expressed exactly.
+    """
+    check_fits(output, checkpoint, plan, copies=copies)
+    pruned_config(checkpoint, plan)
+    _Cut(checkpoint, plan, {}, None).shards()
 
 
 def kept_tensors(

@@ -25,6 +25,15 @@ WHOLE: Window = (0, 0)  # the one without which nothing is missing
 
 
 @torch.no_grad()
+def check_windows(decoder: Decoder) -> None:
+    """Refuse a model without repaired_windows().
+
+    Raises:
+        InputError, ArchitectureError: as check_refittable().
+    """
+    check_refittable(decoder, "choose another metric")
+
+
 def repaired_windows(
     decoder: Decoder, tokens: Tokens, sizes: Iterable[int], *, progress: Progress = silent
 ) -> dict[Window, float]:
@@ -37,7 +46,7 @@ def repaired_windows(
     Raises:
         ArchitectureError: as repair().
     """
-    check_refittable(decoder, "choose another metric")
+    check_windows(decoder)
     wanted = set(sizes)
     cuts = _Windows(decoder, tokens, sorted(wanted - {0}), whole=0 in wanted)
     starts = range(len(decoder.layers) - cuts.sizes[0] + 1)

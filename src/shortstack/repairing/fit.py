@@ -6,14 +6,12 @@ choose the ridge.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shortstack.data.splits import HELD_OUT
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State
@@ -21,7 +19,6 @@ from shortstack.decoder.losses import next_token_losses
 from shortstack.errors import ArchitectureError
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint
-from shortstack.repairing.ridge import MatrixRegression
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean square of the inputs
 
@@ -112,24 +109,6 @@ def fit_corrections(
         change = fit.change.float().to(here[0].device) if checked(fit.error, where) < 1 else None
         found[where] = Correction(point, fit.ridge, fit.error, change, missing)
     return found
-
-
-@torch.no_grad()
-def fit_seconds(inputs: int, width: int, device: str | torch.device, *, tokens: int, residuals: int = 1) -> float:
-    """Seconds in which matrices [width, inputs] are fitted on so many tokens, a fourth of them held out.
-
-    Random ones stand for them, at most as many as there are inputs and half as many again: more only add to the sums.
-    """
-    timed = min(tokens, max(HELD_OUT, 3 * inputs // 2))
-    held_out = -(-timed // HELD_OUT)
-    started = time.perf_counter()
-    fitted, judged = MatrixRegression(), MatrixRegression()
-    for regression, some in ((fitted, timed - held_out), (judged, held_out)):
-        given = torch.randn(some, inputs, device=device), torch.randn(residuals, some, width, device=device)
-        regression.add(given[0], list(given[1]), torch.ones(some, device=device))
-    summed = time.perf_counter() - started
-    fitted.fitted(judged, RIDGES)  # to floats, so that a GPU has done it
-    return time.perf_counter() - started + summed * (tokens / timed - 1)
 
 
 def token_weights(wanted: Sequence[Tensor]) -> Tensor:

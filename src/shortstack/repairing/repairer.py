@@ -23,19 +23,26 @@ from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.safetensors import StoredTensor, laid_down
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
 from shortstack.data import CalibrationText, Rows, Tokens
-from shortstack.data.splits import JUDGING, check_enough, split
-from shortstack.decoder import Decoder, tokens_of
+from shortstack.data.splits import HELD_OUT, JUDGING, check_enough, split
+from shortstack.decoder import Decoder, calibration_tokens, tokens_of
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
-from shortstack.decoder.hooks import recorded_inputs
+from shortstack.decoder.hooks import linear_layers, recorded_inputs
+from shortstack.decoder.requirements import requirements
 from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.progress import Progress, in_notebooks, paced
+from shortstack.machine.requirements import Requirements
 from shortstack.machine.typed import typed
 from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable, find_fold_points
 from shortstack.repairing.merging import MergeableMlp, MergedMlp, mergeable_mlp
+
+STREAMS = (
+    6  # of all tokens: the whole model's before and after a layer, the shortened one's, and what is recorded inside
+)
+SOLVING = 3  # matrices as large as the sums: the penalty, the sums with it, and their factor
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,9 @@ def repair(
     started, checkpoint, removed = time.perf_counter(), Checkpoint.of(checkpoint), frozenset(removed)
     check_unquantised(checkpoint, "to refit", "repair")
     tokens = tokens_of(checkpoint, tokens, compute=compute, progress=progress)
-    check_enough(tokens, f"add {parameter('repair_samples', 256)}", at_least=JUDGING)
+    _check_tokens(tokens)
     decoder = Decoder.open(checkpoint, compute)
-    check_refittable(decoder, f"leave {parameter('repair')} out")
+    _check_layers(decoder)
     seen, judging = split(tokens, JUDGING)
     changed = ChangedTensors(checkpoint, scratch)
     walk = RepairWalk(decoder, removed, seen, progress, judging, changed=changed).walk()
@@ -124,6 +131,40 @@ def repair(
         tokens.record(),
         round(time.perf_counter() - started, 3),
     )
+
+
+def _check_tokens(tokens: Tokens) -> None:
+    check_enough(tokens, f"add {parameter('repair_samples', 256)}", at_least=JUDGING)
+
+
+def _check_layers(decoder: Decoder) -> None:
+    check_refittable(decoder, f"leave {parameter('repair')} out")
+    decoder.check_direct()
+
+
+def check_repair(checkpoint: Checkpoint, text: CalibrationText, compute: Compute) -> Requirements:
+    """Refuse what repair() refuses before it walks; the memory that it takes otherwise, its tensors in a folder.
+
+    Raises:
+        as repair().
+    """
+    check_unquantised(checkpoint, "to refit", "repair")
+    tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, dry_run=True)
+    decoder = Decoder.outline(checkpoint, compute)
+    assert decoder  # noqa: S101  it is not quantised
+    _check_tokens(tokens)
+    _check_layers(decoder)
+    held = requirements(checkpoint, compute, tokens=tokens.ids.numel(), streams=STREAMS)
+    return replace(held, memory_bytes=held.memory_bytes + _fit_bytes(decoder, tokens))
+
+
+def _fit_bytes(decoder: Decoder, tokens: Tokens) -> int:
+    """Of fitting the widest matrix: what enters it, and in float64 the sums, or the tokens where they are fewer."""
+    count, width = tokens.ids.numel(), decoder.width
+    widest = max((matrix.in_features for matrix in linear_layers(decoder.layers[-1]).values()), default=width)
+    fitting, judging = (min(widest, some) for some in (count - count // HELD_OUT, count // HELD_OUT))
+    sums = widest * (fitting + judging) + width * (fitting + judging) + SOLVING * fitting * fitting
+    return count * widest * decoder.embedding.element_size() + 8 * sums
 
 
 class ChangedTensors:

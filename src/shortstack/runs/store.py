@@ -304,7 +304,7 @@ def _check_there(folder: Folder) -> None:
             root,
             expected="the folder of a study",
             found=f"no {name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder",
-            fix="name the folder that `shortstack study FILE.yaml -o RUNS` writes, or OUTPUT.study while `shrink` runs",
+            fix="name the folder that `shortstack study FILE.yaml -o RUNS` writes",
         )
 
 

@@ -1,7 +1,9 @@
 from . import block_sizes as block_sizes
+from . import gradients as gradients
 from . import measurement as measurement
 from . import metrics as metrics
 from . import orders as orders
+from . import scorer as scorer
 from . import scores as scores
 from .depth_curve import Sweep as Sweep
 from .depth_curve import sweep as sweep

@@ -37,6 +37,17 @@ def loss_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, *, of: float, c
     return torch.autograd.grad(loss, hidden)[0]
 
 
+def check_differentiable(decoder: Decoder) -> None:
+    """Refuse a model for which walk_back() would miss a part of a gradient.
+
+    Raises:
+        InputError: its weights are not in one place.
+        ArchitectureError: layers hand on more than hidden states.
+    """
+    decoder.check_in_one_place("for their gradients")
+    decoder.check_bare("choose a metric without gradients, such as ppl or bi")
+
+
 def walk_back(
     decoder: Decoder,
     batches: Sequence[Tensor],
@@ -54,7 +65,7 @@ def walk_back(
     Raises:
         ArchitectureError: layers hand on more than hidden states, so that a gradient would miss a part.
     """
-    decoder.check_bare("choose a metric without gradients, such as ppl or bi")
+    check_differentiable(decoder)
     for layer in reversed(layers):
         with decoder.resident(layer):
             yield layer, _summed(decoder, layer, batches, entering[layer], leaving, on_step)

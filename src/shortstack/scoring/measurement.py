@@ -16,7 +16,7 @@ from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import UNPRUNED, Group, SkippedLayers, WalkState, layer_forwards
 from shortstack.machine.progress import Progress, paced, silent
 from shortstack.scoring.accumulators import GradientSums, HiddenMeans, OutputMeans, Values
-from shortstack.scoring.gradients import loss_gradient, walk_back
+from shortstack.scoring.gradients import check_differentiable, loss_gradient, walk_back
 from shortstack.scoring.metrics import Metric
 
 BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it once more, and twice as much for gradients
@@ -64,7 +64,7 @@ class Run:
         self.staying = [layer for layer in range(self.layers) if layer not in wanted.without]
         feeds = {metric.feed for metric in wanted.metrics}
         if "gradient" in feeds:
-            decoder.check_in_one_place("for their gradients")
+            check_differentiable(decoder)
         measures_loss = bool(feeds & {"loss", "kl"})
         self.singles = [wanted.without | {layer} for layer in self.staying if measures_loss and wanted.singles]
         self.blocks = {size: self._blocks(size) if measures_loss else [] for size in wanted.windows}
@@ -111,7 +111,7 @@ class Run:
 
     def go(self) -> Run:
         """Walk, turn by turn, and back."""
-        self.told = paced(self.progress, self.tokens.ids.numel())
+        self.told = paced(self.progress, self.tokens.ids.numel(), share=self.position.done / self.total)
         for turn in self.turns:
             self._forward(turn)
         if self.needs_gradient:
@@ -121,9 +121,10 @@ class Run:
     @torch.no_grad()
     def _forward(self, numbers: Sequence[int]) -> None:
         at = self.position
-        at.walks = walks = [self._entering(number) for number in numbers]
+        at.walks = walks = at.walks or [self._entering(number) for number in numbers]  # as walk_on() left them
         self._mark()
-        for layer in self.decoder.through(walks, range(self.layers), observe=self._observe, on_forward=self._tick):
+        layers = range(walks[0].layer, self.layers)
+        for layer in self.decoder.through(walks, layers, observe=self._observe, on_forward=self._tick):
             closed = layer + 1 - max(self.wanted.windows, default=0)
             if self.wanted.windows and not self.needs_gradient and closed >= 0:
                 at.entering[closed] = []  # no block that starts there is still open

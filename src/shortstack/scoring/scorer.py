@@ -66,7 +66,7 @@ def score(
     decoder = run = None
     blocks: dict[int, Values] = {size: {} for size in sizes}
     if fed:
-        tokens = _needed(tokens, fed)
+        tokens = enough_tokens(tokens, fed)
         decoder = Decoder.open(checkpoint, compute)
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
@@ -106,7 +106,7 @@ def _kinds(run: Run) -> dict[str, KindScores]:
     }
 
 
-def _needed(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
+def enough_tokens(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
     """The tokens, if there are enough for these metrics."""
     if tokens is None:
         raise InputError(
