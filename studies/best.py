@@ -65,7 +65,7 @@ def line(
     """Choose, repair, prune and heal: the layers, the healed checkpoint, and the seconds of each step."""
     recipe, compute, clock = read_recipe("best"), ss.Compute(seed=SEED), [time.perf_counter()]
     task, (c4, dolly) = replace(task_of(recipe.heal.given), teacher=source), texts
-    learnt = replace(task.training_data, data=f"{c4},{dolly},copying=0.5", max_samples=SAMPLES[drop])
+    learnt = replace(task.data, data=f"{c4},{dolly},copying=0.5", max_samples=SAMPLES[drop])
     text = ss.CalibrationText(f"{c4},{dolly},copying", WINDOWS)
     given = {name: value for name, value in recipe.plan.given.items() if name not in ("repair", "drop")}
     plan = choose(source, Choice(drop=drop, **given), text, compute=compute).plan

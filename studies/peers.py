@@ -79,7 +79,7 @@ def optipfair(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
 
 def paper(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
     task = task_of(read_recipe("paper-dolly").heal.given)
-    data = replace(task.training_data, data=texts[2], held_out=100)
+    data = replace(task.data, data=texts[2], held_out=100)
     plan = ss.plan(source.anatomy.layers, metric="reverse", drop=DROP)
     started = time.perf_counter()
     pruned = ss.prune(source, plan, out / "cut" / "the paper")  # measured once it is healed
