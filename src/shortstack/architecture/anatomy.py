@@ -78,11 +78,7 @@ class Anatomy:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json as it is stored.
-
-    Raises:
-        CheckpointError: it is missing, empty, not JSON, or names no model type.
-    """
+    """config.json as it is stored."""
     path = directory / "config.json"
     fix = "point at a directory saved by save_pretrained, or at its hub id"
     try:
@@ -104,11 +100,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def check_depth(raw: Mapping[str, Any], tensors: int, directory: Path) -> None:
-    """Refuse a config that names more layers than there are tensors, before a model of that depth is built.
-
-    Raises:
-        CheckpointError: a count of layers is no positive number, or larger than the checkpoint can hold.
-    """
+    """Refuse a config that names more layers than there are tensors, before a model of that depth is built."""
     for config in (raw, *(raw[key] for key in TEXT_KEYS if isinstance(raw.get(key), dict))):
         for name in COUNTS:
             count = config.get(name)
@@ -127,10 +119,6 @@ def meta_model(
     """The model that directory's config describes, without weights (meta device).
 
     dtype: with its buffers in memory, for weights of that type; without it they have no values either.
-
-    Raises:
-        CheckpointError: the config is unreadable or inconsistent, or needs remote code that is not trusted.
-        ArchitectureError: it is not a decoder-only language model that transformers can build.
     """
     import torch
     from accelerate import init_empty_weights
@@ -234,11 +222,7 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
 
 
 def dissect(model: PreTrainedModel, raw: Mapping[str, Any], directory: Path) -> Anatomy:
-    """Find the decoder layers, embedding, final norm and head of a model built by meta_model from the config `raw`.
-
-    Raises:
-        ArchitectureError: no list of modules has as many entries as the config counts layers.
-    """
+    """Find the decoder layers, embedding, final norm and head of a model built by meta_model from the config `raw`."""
     names = {id(module): name for name, module in model.named_modules()}
     text = model.config.get_text_config(decoder=True)
     counts = _counts(text)

@@ -32,9 +32,6 @@ class LayerNames:
 
         Files may lack the model's own prefix (gpt2: h.0), order it otherwise (gemma3: language_model.model.layers.0), or
         have names of their own (exaone: transformer.h.0).
-
-        Raises:
-            CheckpointError: the stored names do not show which tensors belong to which of the config's layers.
         """
         numbered = numbered_paths(names)
         complete = [path for path, numbers in numbered.items() if numbers.issuperset(range(anatomy.layers))]

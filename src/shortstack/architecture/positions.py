@@ -42,9 +42,6 @@ def check_positions(model: HasPositions, tokens: int, where: str, *, fix: str, n
     """Refuse a text for which a model has too few positions; tokens: those it reads and those it generates after them.
 
     note: follows their number in the message.
-
-    Raises:
-        InputError: there are more.
     """
     if model.positions and tokens > model.positions:
         raise InputError(

@@ -82,11 +82,7 @@ def check_cut(
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """Compare what the pruned config builds on the meta device with the original's kept layers.
-
-    Raises:
-        ArchitectureError: the pruned config does not rebuild the kept layers; names the layer, the field and the values.
-    """
+    """Compare what the pruned config builds on the meta device with the original's kept layers."""
     after, rebuilt = built(config, directory, trust_remote_code)
     if rebuilt.layers != len(kept):
         raise ArchitectureError(
@@ -108,11 +104,7 @@ def check_cut(
 
 
 def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, Anatomy]:
-    """The model on the meta device, and its anatomy, that a config for the checkpoint in `directory` builds.
-
-    Raises:
-        ArchitectureError: it cannot be built.
-    """
+    """The model on the meta device, and its anatomy, that a config for the checkpoint in `directory` builds."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         if trust_remote_code:

@@ -9,12 +9,7 @@ from shortstack.machine.files import check_new
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a picture that cannot be written, before minutes of work for it.
-
-    Raises:
-        InputError: its name does not end in .svg.
-        OutputError: it exists, or its directory cannot be written.
-    """
+    """Refuse a picture that cannot be written, before minutes of work for it."""
     if path.suffix.lower() != ".svg":
         fix = "end it in .svg; rsvg-convert or a browser makes others of it"
         raise InputError(path, expected="a name ending in .svg", found=repr(path.name), fix=fix)

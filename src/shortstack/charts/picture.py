@@ -97,12 +97,7 @@ class Picture:
         return self.svg()
 
     def save(self, path: str | Path) -> None:
-        """Write it as a new .svg file, whole or not at all.
-
-        Raises:
-            InputError: the name ends otherwise.
-            OutputError: it exists, or its directory cannot be written.
-        """
+        """Write it as a new .svg file, whole or not at all."""
         check_picture(Path(path))
         with whole(Path(path)) as partial:
             partial.write_text(self.svg(), encoding="utf-8")

@@ -20,11 +20,7 @@ KNOWN = (*FULL, errno.EROFS, errno.EACCES)
 
 @contextmanager
 def disk_errors(place: Path) -> Iterator[None]:
-    """While it lasts, what safetensors, tokenizers and torch raise of a disk is an OSError that names the place.
-
-    Raises:
-        OSError: the disk has no room, cannot be written, or fails.
-    """
+    """While it lasts, what safetensors, tokenizers and torch raise of a disk is an OSError that names the place."""
     try:
         yield
     except OSError:

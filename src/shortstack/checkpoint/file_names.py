@@ -74,10 +74,8 @@ def leads_out(path: Path, directory: Path) -> bool:
 
 
 def check_own_files(directory: Path) -> None:
-    """Refuse a folder whose files are links to files elsewhere, no files, or name some elsewhere for transformers to read.
-
-    Raises:
-        CheckpointError: naming the first.
+    """Refuse a folder whose files are links to files elsewhere, no files, or name some elsewhere for transformers
+    to read.
     """
     for path in sorted((*directory.iterdir(), *(directory / TEMPLATES).glob("*"))):
         if path.is_dir() and path.name != TEMPLATES:  # nothing is read of other folders

@@ -28,11 +28,7 @@ UNREADABLE = (*UNBUILDABLE, struct.error, MemoryError)
 
 
 def dequantised(path: Path, *, progress: Progress = silent) -> Path:
-    """The directory that holds `path` dequantised to bf16; made once per file content and reader, then found again.
-
-    Raises:
-        CheckpointError: the file is not GGUF, or of an architecture transformers cannot read from GGUF.
-    """
+    """The directory that holds `path` dequantised to bf16; made once per file content and reader, then found again."""
     model = read_gguf(path)
     digests = [file_digest(part) for part in model.parts]
     whole = digests[0] if len(digests) == 1 else digests

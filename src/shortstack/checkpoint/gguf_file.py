@@ -129,11 +129,7 @@ def _alignment(entries: Mapping[str, Entry]) -> int:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """A model's metadata and tensors; of a part of a split one, the whole model.
-
-    Raises:
-        CheckpointError: a part is missing, truncated, or breaks the format's rules.
-    """
+    """A model's metadata and tensors; of a part of a split one, the whole model."""
     parts = _parts_of(path)
     read = [_read_part(part) for part in parts]
     tensors = tuple(tensor for part in read for tensor in part.tensors)

@@ -20,12 +20,7 @@ from shortstack.errors import CheckpointError
 
 
 def read_tensors(directory: Path, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """Every stored tensor by its name; headers are read, no weights.
-
-    Raises:
-        CheckpointError: no safetensors weights, or several answers to which they are; an index that does not tell of what
-            is there.
-    """
+    """Every stored tensor by its name; headers are read, no weights."""
     if (directory / ADAPTER).exists():
         raise CheckpointError(
             directory / ADAPTER,

@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 
 def saved(model: Any) -> Path:
-    """The directory that holds a loaded model as it is now, with the tokenizer of the place that it was loaded from.
-
-    Raises:
-        InputError: it is no model of transformers, or its weights are quantised or not in memory.
-        DiskFullError: the cache has no room for it.
-    """
+    """The directory that holds a loaded model as it is now, with the tokenizer of the place that it was loaded from."""
     _check(model)
     written = {
         "dtype": str(model.dtype),

@@ -55,11 +55,7 @@ def _without_files(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int]:
-    """The layers of `against` that `checkpoint` lacks, by its record.
-
-    Raises:
-        CheckpointError: the record's layers are not those of this source.
-    """
+    """The layers of `against` that `checkpoint` lacks, by its record."""
     kept = list((checkpoint.record.get("layer_map") or {}).values())
     earlier = list((against.record.get("layer_map") or {str(i): i for i in range(against.anatomy.layers)}).values())
     if len(kept) != checkpoint.anatomy.layers or not set(kept) <= set(earlier):
@@ -81,11 +77,7 @@ def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int
 
 
 def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
-    """The `count` layers on either side of each place where layers were removed, by the checkpoint's record.
-
-    Raises:
-        InputError: the record tells of no cut.
-    """
+    """The `count` layers on either side of each place where layers were removed, by the checkpoint's record."""
     kept = list((checkpoint.record.get("layer_map") or {}).values())
     edges = [-1, *kept, original_depth(checkpoint)]
     cuts = [place for place, (one, next_one) in enumerate(pairwise(edges)) if next_one != one + 1] if kept else []

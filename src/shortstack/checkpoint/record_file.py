@@ -13,11 +13,7 @@ from shortstack.errors import CheckpointError
 
 
 def read_record(directory: Path) -> Mapping[str, Any]:
-    """The record beside a checkpoint's weights; empty where there is none.
-
-    Raises:
-        CheckpointError: it is not what shortstack writes, or names files elsewhere.
-    """
+    """The record beside a checkpoint's weights; empty where there is none."""
     path = directory / RECORD
     if not path.exists():
         return {}
@@ -35,11 +31,7 @@ def read_record(directory: Path) -> Mapping[str, Any]:
 
 
 def _check_names(path: Path, names: Iterable[str]) -> None:
-    """Refuse a manifest that names anything but files of the checkpoint: they are verified, and go to the hub.
-
-    Raises:
-        CheckpointError: a name leads out of the folder, or is another's but for the case of its letters.
-    """
+    """Refuse a manifest that names anything but files of the checkpoint: they are verified, and go to the hub."""
     seen = dict[str, str]()
     for name in names:
         other = seen.setdefault(name.casefold(), name)

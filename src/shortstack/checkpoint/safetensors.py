@@ -60,11 +60,7 @@ class StoredTensor:
         return pieces_digest([self.data])
 
     def blocks(self, axis: int, kept: Sequence[int], count: int) -> StoredTensor:
-        """The tensor with only the `kept` of the `count` equal blocks it consists of along an axis.
-
-        Raises:
-            CheckpointError: the axis does not divide into `count` blocks of whole bytes.
-        """
+        """The tensor with only the `kept` of the `count` equal blocks it consists of along an axis."""
         row = math.prod(self.shape[axis:]) * BITS[self.dtype]
         if self.shape[axis] % count or row % (8 * count):
             raise CheckpointError(
@@ -81,11 +77,7 @@ class StoredTensor:
 
 
 def read_into(tensor: StoredTensor, buffer: memoryview) -> None:
-    """Fill a buffer of tensor.size bytes with a stored tensor, read rather than mapped.
-
-    Raises:
-        CheckpointError: the file ends before the tensor does.
-    """
+    """Fill a buffer of tensor.size bytes with a stored tensor, read rather than mapped."""
     assert isinstance(tensor.data, Span)  # noqa: S101  what was read from a file, as it is there
     with tensor.file.open("rb", buffering=0) as file:
         file.seek(tensor.data.start)
@@ -98,11 +90,7 @@ def read_into(tensor: StoredTensor, buffer: memoryview) -> None:
 
 
 def read_shard(path: Path) -> list[StoredTensor]:
-    """Every tensor a safetensors file declares, in file order; only the header is read.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, has trailing bytes, or a header that breaks the format's rules.
-    """
+    """Every tensor a safetensors file declares, in file order; only the header is read."""
     if path.exists() and not path.is_file():  # a pipe would never end
         raise _broken(path, "a file", "something else of that name")
     try:
@@ -123,11 +111,7 @@ def read_shard(path: Path) -> list[StoredTensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Tensors in memory as a file of their own, by the reference implementation.
-
-    Raises:
-        OSError: the disk has no room or fails.
-    """
+    """Tensors in memory as a file of their own, by the reference implementation."""
     from safetensors.torch import save_file
 
     with disk_errors(path):
@@ -135,11 +119,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
 
 
 def laid_down(tensor: StoredTensor, path: Path) -> StoredTensor:
-    """A tensor in memory as one whose bytes are a file of their own, until it is written elsewhere.
-
-    Raises:
-        OSError: the disk has no room or fails.
-    """
+    """A tensor in memory as one whose bytes are a file of their own, until it is written elsewhere."""
     assert isinstance(tensor.data, bytes)  # noqa: S101  others are in a file already
     with disk_errors(path):
         path.write_bytes(tensor.data)

@@ -25,11 +25,7 @@ class Sizes:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: object) -> Sizes:
-        """The sizes that a scores.json keeps of its model.
-
-        Raises:
-            DataError: they are missing, or not one whole number per layer.
-        """
+        """The sizes that a scores.json keeps of its model."""
         try:
             parameters, sizes = tuple(data["layer_parameters"]), tuple(data["layer_bytes"])
             others = data["other_parameters"], data["other_bytes"]
@@ -51,11 +47,7 @@ class Sizes:
 
 
 def check_not_other(data: Mapping[str, Any], where: object, *, plan: bool) -> None:
-    """Refuse a plan where scores are wanted, and the other way round.
-
-    Raises:
-        DataError: it is the other.
-    """
+    """Refuse a plan where scores are wanted, and the other way round."""
     scored, planned = "scores" in data and "removed" not in data, "removed" in data and "scores" not in data
     if plan and scored:
         fix = f"make a plan of them: shortstack plan {where} -o plan.json"

@@ -24,12 +24,7 @@ NOT_HERE = "no copy on this machine"  # of a hub model that may not be fetched
 
 
 def locate(model: str, revision: str | None, progress: Progress, *, download: bool) -> Path:
-    """Find the directory of a checkpoint by its name. download: whether a hub model may be fetched.
-
-    Raises:
-        CheckpointError: there is none of that name, or only pickled weights.
-        InputError: a revision of what is not on the hub.
-    """
+    """Find the directory of a checkpoint by its name. download: whether a hub model may be fetched."""
     from shortstack.checkpoint.gguf import dequantised
 
     local = os.path.exists(model) and model != ""

@@ -38,11 +38,7 @@ TRAINABLE = ("BF16", "F16", "F32")
 
 
 def read_weight(tensor: StoredTensor, buffer: Tensor | None = None) -> Tensor:
-    """A stored tensor, read into memory: its own, or as many bytes of a buffer [bytes] of uint8.
-
-    Raises:
-        CheckpointError: it is of a type that torch does not have, or its file is truncated.
-    """
+    """A stored tensor, read into memory: its own, or as many bytes of a buffer [bytes] of uint8."""
     memory = torch.empty(tensor.size, dtype=torch.uint8) if buffer is None else buffer[: tensor.size]
     weight = memory.view(_dtype(tensor)).view(tensor.shape)
     if tensor.size:
@@ -86,9 +82,6 @@ def check_fit(checkpoint: Checkpoint, *, extra_heads: bool = True) -> None:
 
     extra_heads: layers past the last (MTP heads), which go with a cut, may be there. Quantised weights have forms of their
     own, which are not checked.
-
-    Raises:
-        CheckpointError: a weight has no stored tensor, or one of another shape; or a tensor has no place in the model.
     """
     if checkpoint.config.get("quantization_config"):
         return
@@ -122,11 +115,7 @@ def check_fit(checkpoint: Checkpoint, *, extra_heads: bool = True) -> None:
 
 
 def check_unquantised(checkpoint: Checkpoint, what_for: str, verb: str) -> None:
-    """Refuse quantised weights, which would be written in another form than they have.
-
-    Raises:
-        CheckpointError: the config says that they are quantised.
-    """
+    """Refuse quantised weights, which would be written in another form than they have."""
     if checkpoint.config.get("quantization_config"):
         raise CheckpointError(
             checkpoint.directory,
@@ -219,11 +208,7 @@ def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor | None:
 
 
 def _known(checkpoint: Checkpoint, name: str) -> StoredTensor:
-    """The stored tensor of a weight, as _stored(); of a head without one the embedding's, by the head's name.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The stored tensor of a weight, as _stored(); of a head without one the embedding's, by the head's name."""
     found = _stored(checkpoint, name)
     if found is None and name in _reverted(checkpoint, _blank(checkpoint, [f"{checkpoint.anatomy.head}.weight"])):
         (embedding,) = _reverted(checkpoint, _blank(checkpoint, [f"{checkpoint.anatomy.embedding}.weight"]))

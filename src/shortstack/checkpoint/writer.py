@@ -87,9 +87,6 @@ class CheckpointWriter:
         """nbytes: what will be written, checked against the free space before anything is.
 
         The output is locked in the context; who computes long before that holds it by held().
-
-        Raises:
-            OutputError: `out` exists, equals or lies inside the source, or does not fit the disk.
         """
         self.out, self.source = Path(out), source
         self.files: dict[str, WrittenFile] = {}
@@ -113,11 +110,7 @@ class CheckpointWriter:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from making the output while what is to be written is computed.
-
-        Raises:
-            OutputError: another one makes it.
-        """
+        """Keep other processes from making the output while what is to be written is computed."""
         try:
             with self.lock:
                 yield
@@ -202,10 +195,8 @@ class CheckpointWriter:
         self.files[name] = WrittenFile(len(content), file_digest(path))
 
     def commit(self, record: Mapping[str, Any]) -> Path:
-        """Write shortstack.json with every file's size and sha256, and the model card; then rename the directory into place.
-
-        Raises:
-            OutputError: another process made `out` meanwhile.
+        """Write shortstack.json with every file's size and sha256, and the model card; then rename the directory
+        into place.
         """
         manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(self.files.items())}
         self.json(RECORD, {**record, "files": manifest})
@@ -220,9 +211,6 @@ class CheckpointWriter:
 
 def parse_size(size: str | int) -> int:
     """The bytes of a size like 5GB, or of a number of bytes.
-
-    Raises:
-        InputError: it is neither, or nothing.
 
     >>> parse_size("5GB"), parse_size("1MiB"), parse_size(4096)
     (5000000000, 1048576, 4096)
@@ -241,11 +229,7 @@ def parse_size(size: str | int) -> int:
 def layout(
     tensors: Sequence[StoredTensor], origin: Mapping[str, str], max_shard_size: str | int | None = None
 ) -> list[list[StoredTensor]]:
-    """Tensors grouped into output shards: as the source had them (`origin`: tensor -> file), or filled to a size.
-
-    Raises:
-        InputError: the size is none.
-    """
+    """Tensors grouped into output shards: as the source had them (`origin`: tensor -> file), or filled to a size."""
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     shards: list[list[StoredTensor]] = []
     filled, last = 0, ""

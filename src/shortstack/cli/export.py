@@ -42,11 +42,7 @@ class ExportOptions:
     results: str | None = option(None, help="Comma-separated files of evaluate -o, for the card.")
 
     def check(self) -> None:
-        """Say what is wrong before the checkpoint is opened.
-
-        Raises:
-            InputError: nothing is asked for, or something without what it is of.
-        """
+        """Say what is wrong before the checkpoint is opened."""
         if self.gguf is None and self.push_to_hub is None:
             fix = "add --gguf FILE or --push-to-hub ORG/NAME"
             raise InputError("export", expected="where it is to go", found="nowhere", fix=fix)

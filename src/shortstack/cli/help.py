@@ -266,11 +266,7 @@ def place(names: Iterable[str]) -> int:
 
 
 def check_near(words: list[str], known: set[str]) -> None:
-    """Refuse what is nearer to another tool's name of an option than to any of ours, naming ours.
-
-    Raises:
-        InputError: a word is.
-    """
+    """Refuse what is nearer to another tool's name of an option than to any of ours, naming ours."""
     theirs = {alias: ours[0] for alias, ours in ALIASES.items() if ours[0] in known}
     for word in words:
         name = word.partition("=")[0]
@@ -292,9 +288,6 @@ def spelled(words: list[str], known: set[str]) -> list[str]:
 
     >>> spelled(["--lora-r=8", "--learning_rate", "1e-4", "--bf16"], {"--rank", "--lr", "--dtype"})
     ['--rank=8', '--lr', '1e-4', '--dtype', 'bfloat16']
-
-    Raises:
-        InputError: one option is there under two names.
     """
     found, before, typed_as = list[str](), "", dict[str, str]()
     for word in words:

@@ -193,11 +193,7 @@ def _typed(hint: Any, field: Field[Any]) -> Any:
 
 
 def _read(value: Any, field: Field[Any]) -> Any:
-    """The value that was typed; digits are a number where the field may be one, and so is 1k where it counts.
-
-    Raises:
-        InputError: a count is none, or out of its range.
-    """
+    """The value that was typed; digits are a number where the field may be one, and so is 1k where it counts."""
     kinds = str(field.type).replace("|", " ").split()
     if not isinstance(value, str) or "option" not in field.metadata or "int" not in kinds:
         return value

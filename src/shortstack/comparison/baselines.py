@@ -314,11 +314,7 @@ BASELINES: tuple[Callable[[Setup], Iterator[Baseline]], ...] = (
 
 
 def heal_as_recipe(data: str, unpruned: Checkpoint, *, device: str = "auto", progress: Progress = silent) -> Heal:
-    """What heals a cut of the unpruned model on `data` as the recipe `best` does.
-
-    Raises:
-        InputError: a library that its method needs is not installed.
-    """
+    """What heals a cut of the unpruned model on `data` as the recipe `best` does."""
     task = task_of({**read_recipe(RECIPE).heal.given, "data": data}, compute=Compute(device=device))
     task = replace(task, teacher=unpruned) if task.needs_teacher else task
     task.method.check()
@@ -336,9 +332,6 @@ def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:
 
     >>> parse_memory("50%", 1000)
     500
-
-    Raises:
-        InputError: it is no share between 0 and 100 percent, or nothing can be so small.
     """
     digits = memory.strip().removesuffix("%")
     share = float(digits) if memory.strip().endswith("%") and digits.replace(".", "", 1).isdecimal() else 0.0

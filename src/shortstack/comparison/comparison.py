@@ -213,11 +213,7 @@ def compare(
 
 
 def check_comparison(checkpoint: Checkpoint, calibration: Calibration, judging: Judging, memory: str) -> int:
-    """The bytes that weights may take, once it is clear that all rows can be judged.
-
-    Raises:
-        as compare().
-    """
+    """The bytes that weights may take, once it is clear that all rows can be judged."""
     budget = parse_memory(memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
     _check_lengths(checkpoint, judging)
     if healed := calibration.healed_checkpoint:
@@ -254,11 +250,7 @@ def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
 
 
 def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
-    """Refuse a model to which token ids mean something else: all rows are judged on the same ones.
-
-    Raises:
-        InputError: it has another tokenizer, or no embedding for some of the tokens.
-    """
+    """Refuse a model to which token ids mean something else: all rows are judged on the same ones."""
     theirs, mine = checkpoint.tokenizer(), healed.tokenizer()
     wanted, known = min(len(theirs), checkpoint.vocabulary), healed.vocabulary
     same = same_tokens(theirs, mine)
@@ -322,9 +314,6 @@ def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *
     """What judges accuracy on files of multiple choice, each line as in questions.LAYOUT.
 
     limit: only the first so many of each, or as a float such a share of them.
-
-    Raises:
-        DataError: a file cannot be read.
     """
     known = {name: read_questions(path) for name, path in _named(files).items()}
     each = {name: tokenize_questions(some[: part_of(limit, len(some))], tokenizer) for name, some in known.items()}
@@ -340,11 +329,7 @@ def judge_questions(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *
 
 
 def judge_tasks(tasks: Tasks, checkpoint: Checkpoint) -> Judge:
-    """What judges a baseline for that checkpoint on tasks of lm-evaluation-harness.
-
-    Raises:
-        InputError, DataError: as Tasks.load_for().
-    """
+    """What judges a baseline for that checkpoint on tasks of lm-evaluation-harness."""
     loaded, tokenizer = tasks.load_for(checkpoint), checkpoint.tokenizer()
 
     def judge(decoder: Decoder) -> dict[str, dict[str, Any]]:

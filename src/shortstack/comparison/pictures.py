@@ -24,11 +24,7 @@ class Judged:
 
 
 def comparison_picture(rows: Sequence[Judged], title: str) -> Picture:
-    """Perplexity of each baseline over the bytes of its weights; both less is better.
-
-    Raises:
-        InputError: fewer than two baselines could be had.
-    """
+    """Perplexity of each baseline over the bytes of its weights; both less is better."""
     points = []
     for row in rows:
         if row.bytes and math.isfinite(row.loss):

@@ -33,9 +33,6 @@ def mask(decoder: Decoder, norms: Mapping[str, Tensor] | None = None) -> int:
     Without norms those with the smallest |W_ij|. With input_norms() those with the smallest |W_ij| |X_j|_2 (Wanda, Sun et
     al., arXiv 2306.11695, equation 1), the norms being those of the unmasked model; Wanda's code takes each layer's behind
     the layers masked already.
-
-    Raises:
-        ArchitectureError: a matrix whose rows do not divide by four.
     """
     odd = unmaskable(decoder)
     if odd:

@@ -54,11 +54,7 @@ class Width:
 
 @torch.no_grad()
 def find_mlps(decoder: Decoder) -> list[Mlp]:
-    """The MLP of each layer of a decoder.
-
-    Raises:
-        ArchitectureError: a layer has no such MLP, or several, or they are not alike.
-    """
+    """The MLP of each layer of a decoder."""
     mlps: list[Mlp] = []
     for number in range(len(decoder.layers)):
         with decoder.resident(number):
@@ -136,12 +132,7 @@ def chosen_width(
     *,
     norms: Mapping[str, Tensor] | None = None,
 ) -> Width:
-    """Which `keep` neurons of each layer stay: by activation, given input_norms(), or without by magnitude.
-
-    Raises:
-        ArchitectureError: no config field counts the neurons.
-        InputError: no neuron would stay, or all.
-    """
+    """Which `keep` neurons of each layer stay: by activation, given input_norms(), or without by magnitude."""
     if not 0 < keep < mlps[0].neurons:
         raise InputError(
             "neurons", expected=f"1 to {mlps[0].neurons - 1}", found=str(keep), fix="keep fewer, but at least one"
@@ -152,11 +143,7 @@ def chosen_width(
 
 
 def size_field(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> str:
-    """The config field that counts neurons: with `keep` in it, MLPs have so many, and all else is as it was.
-
-    Raises:
-        ArchitectureError: there is none.
-    """
+    """The config field that counts neurons: with `keep` in it, MLPs have so many, and all else is as it was."""
     for field, value in _text(checkpoint, checkpoint.config).items():
         if SIZE_FIELD.search(field) and type(value) is int and value == mlps[0].neurons:
             model, _ = built(_resized(checkpoint, field, keep), checkpoint.directory, checkpoint.trust_remote_code)
@@ -205,11 +192,7 @@ def _weights(mlp: Mlp) -> Iterator[tuple[str, int]]:
 
 
 def _stored(checkpoint: Checkpoint, number: int, mlp: Mlp) -> dict[str, tuple[StoredTensor, int]]:
-    """The stored tensors of an MLP, by name, and the axis along which neurons lie.
-
-    Raises:
-        ArchitectureError: its matrices are stored under other names.
-    """
+    """The stored tensors of an MLP, by name, and the axis along which neurons lie."""
     places = {f"{checkpoint.layer_names.path}.{number}.{name}": axis for name, axis in _weights(mlp)}
     missing = [name for name in places if name.endswith(".weight") and name not in checkpoint.tensors]
     if missing:
@@ -227,12 +210,7 @@ def narrow(
     *,
     progress: Progress = silent,
 ) -> Checkpoint:
-    """Write the checkpoint with only the neurons of `width` to the new directory `out`, and open it.
-
-    Raises:
-        ArchitectureError: the MLPs' matrices are stored under other names.
-        OutputError: `out` exists, is nested in the source, or does not fit the disk.
-    """
+    """Write the checkpoint with only the neurons of `width` to the new directory `out`, and open it."""
     started = time.perf_counter()
     cut = {
         name: tensor.blocks(axis, kept, width.neurons)

@@ -15,9 +15,6 @@ def text_digest(name: str) -> str:
     """Digest of a text, of several, or of a folder of files; a hub dataset is known by its name.
 
     What a model or a seeded program writes is known by its name, too: what it comes from is another input of a step.
-
-    Raises:
-        DataError: there is no such file.
     """
     if Path(name).is_dir() and name not in SOURCES:
         return _folder_digest(Path(name))

@@ -51,9 +51,6 @@ def read_examples(
     each other. most: not more than so many in all, from no more records than that, which are drawn by the seed before any is
     tokenised; a float is a share of all.
     written: for `self`, gives texts that the model wrote.
-
-    Raises:
-        DataError: the data cannot be read, or nothing in it can be learnt from.
     """
     rng = random.Random(seed)
     read, wanted = shared_out(source, tokenizer, max_length, seed, most)
@@ -87,11 +84,7 @@ def _first(parts: Sequence[Conversation], amount: int) -> Iterator[Conversation]
 def expected_samples(
     source: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 256, most: float | None = None
 ) -> int:
-    """How many samples read_examples() gives, without making those that have no end.
-
-    Raises:
-        DataError: as read_examples.
-    """
+    """How many samples read_examples() gives, without making those that have no end."""
     _, wanted = shared_out(source, tokenizer, max_length, 0, most)
     return sum(wanted.values())
 
@@ -99,11 +92,7 @@ def expected_samples(
 def shared_out(
     source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, most: float | None
 ) -> tuple[dict[str, list[Conversation]], dict[str, int]]:
-    """The samples of the sources that have an end, and how many each source gives.
-
-    Raises:
-        DataError: as read_examples.
-    """
+    """The samples of the sources that have an end, and how many each source gives."""
     sources = parse_sources(source)
     whole = sum(each.weight for each in sources)
     read = {
@@ -129,9 +118,6 @@ def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | 
     {'a.txt': 40, 'self': 20}
     >>> shares([Weighted("a.txt"), Weighted("self", 0.5)], {"a.txt": 100}, most=0.1)
     {'a.txt': 10, 'self': 5}
-
-    Raises:
-        DataError: most is less than one of each.
     """
     if most is not None and is_share(most):
         most = part_of(most, sum(shares(sources, sizes, None).values()))
@@ -242,11 +228,7 @@ def _chat_examples(
 
 
 def _answer_span(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
-    """The text of a conversation that ends with an answer, and the character at which the answer starts.
-
-    Raises:
-        DataError: the template does not render the conversation as the prompt for its last answer and then that answer.
-    """
+    """The text of a conversation that ends with an answer, and the character at which the answer starts."""
     prompt, text = render(messages[:-1], tokenizer, answer=True), render(messages, tokenizer)
     if not text.startswith(prompt):
         raise DataError(

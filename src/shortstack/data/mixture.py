@@ -41,9 +41,6 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     (Weighted(source='notes.txt', weight=2.0), Weighted(source='self', weight=1.0))
     >>> [each.source for each in parse_sources("mix")]
     ['pydoc', 'self', 'copying']
-
-    Raises:
-        DataError: a weight is no number above 0, a name is empty, or a source is named twice.
     """
     if text in SOURCES or Path(text).is_file():  # a file's name may have commas
         return (Weighted(text),)
@@ -85,11 +82,7 @@ def _weighted(part: str, text: str) -> Weighted:
 
 
 def check_sources(text: str) -> tuple[Weighted, ...]:
-    """The sources that are named, each of them one that can be read; the hub is not asked.
-
-    Raises:
-        DataError: as parse_sources and check_source.
-    """
+    """The sources that are named, each of them one that can be read; the hub is not asked."""
     sources = parse_sources(text)
     for each in sources:
         if not each.endless:

@@ -55,11 +55,7 @@ class TokenizedQuestion:
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """The questions of a .jsonl file, each line as in LAYOUT.
-
-    Raises:
-        DataError: a line is not a question; its number is named.
-    """
+    """The questions of a .jsonl file, each line as in LAYOUT."""
     questions = []
     for where, value in read_lines(Path(path)):
         if not _is_question(value):
@@ -84,11 +80,7 @@ def questions_sha256(questions: Sequence[Question]) -> str:
 
 
 def tokenize_questions(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedQuestion]:
-    """The questions as tokens.
-
-    Raises:
-        DataError: a choice has no token of its own, or none before it.
-    """
+    """The questions as tokens."""
     return [
         TokenizedQuestion(
             tuple(request(tokenizer, question.context, choice) for choice in question.choices), question.answer

@@ -56,11 +56,7 @@ TEXT = f"{', '.join(SOURCES)}, copying, recall, a .txt, .json or .jsonl file, or
 
 
 def parse_samples(samples: str | int) -> int | None:
-    """How many windows of a text: a number, or None for "all".
-
-    Raises:
-        InputError: neither.
-    """
+    """How many windows of a text: a number, or None for "all"."""
     if samples == "all":
         return None
     if not str(samples).isdecimal() or not int(samples):
@@ -77,9 +73,6 @@ def check_source(source: str, known: str = f"{OWN}, mix, {TEXT}") -> None:
     """Refuse a source that is none, or a file that cannot be read, before minutes of work; the hub is not asked.
 
     known: what there is, for the message.
-
-    Raises:
-        DataError: as read_documents.
     """
     if source in SOURCES:
         return
@@ -96,9 +89,6 @@ def read_records(source: str, *, seed: int = 0, held_out: bool = False) -> Itera
     """The records of a source, each in one of FORMATS; plain text is one record. Rows of the hub are shuffled by seed.
 
     held_out: of a built-in source, the last 20 % instead of the first 80 %.
-
-    Raises:
-        DataError: the source cannot be read, or a record has no known format; its line, entry or row is named.
     """
     if source in SOURCES:
         yield {"text": SOURCES[source](held_out)}
@@ -166,11 +156,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each line of a .jsonl file is, for messages, and its value.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no JSON.
-    """
+    """Where each line of a .jsonl file is, for messages, and its value."""
     for number, line in enumerate(_read_text(path).split("\n"), start=1):  # splitlines also cuts at U+2028, unlike JSON
         if not line.strip():
             continue
@@ -241,11 +227,7 @@ def _all_text(record: Mapping[str, Any]) -> str:
 
 
 def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
-    """The rows of a hub dataset, streamed, and shuffled by seed in a buffer of a thousand rows.
-
-    Raises:
-        DataError: there is no such dataset, or a row of an unknown format.
-    """
+    """The rows of a hub dataset, streamed, and shuffled by seed in a buffer of a thousand rows."""
     name, split = _check_hub_name(source)
     import datasets
 

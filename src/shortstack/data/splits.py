@@ -9,11 +9,7 @@ from shortstack.errors import DataError
 
 
 def check_enough(tokens: Tokens, fix: str, *, at_least: int = HELD_OUT) -> None:
-    """Refuse samples of which none could be held out, or that are fewer than `at_least`.
-
-    Raises:
-        DataError: they are too few; `fix` says how to have more.
-    """
+    """Refuse samples of which none could be held out, or that are fewer than `at_least`."""
     for kind, _ in tokens.parts:
         if kind.samples < at_least:
             raise DataError(

@@ -261,11 +261,7 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text without special tokens.
-
-    Raises:
-        DataError: the text has a lone surrogate, which JSON can spell and no encoding can.
-    """
+    """Token ids of text without special tokens."""
     check_text(text)
     return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
@@ -293,9 +289,6 @@ def own_windows(written: Written | None, room: int, amount: int) -> list[list[in
     """So many windows of `room` tokens of what a model wrote: its texts one after the other, cut where a window is full.
 
     Fewer where it writes no more texts, since its time is over.
-
-    Raises:
-        DataError: nothing writes.
     """
     if written is None:
         raise DataError(
@@ -315,11 +308,7 @@ def own_windows(written: Written | None, room: int, amount: int) -> list[list[in
 def filled_window(
     source: str, tokenizer: PreTrainedTokenizerBase, room: int, rng: random.Random
 ) -> list[tuple[int, bool]]:
-    """`room` tokens of texts one after the other, shorter ones where they would not fit, and whether each counts.
-
-    Raises:
-        DataError: not even the shortest text fits.
-    """
+    """`room` tokens of texts one after the other, shorter ones where they would not fit, and whether each counts."""
     window: list[tuple[int, bool]] = []
     between, most = [(token, False) for token in encode(tokenizer, "\n\n")], MOST
     while most:

@@ -196,11 +196,7 @@ class Decoder(Layered):
         return [batches[start : start + together] for start in range(0, len(batches), together)]
 
     def check_direct(self) -> None:
-        """Refuse a model that computes something between its layers.
-
-        Raises:
-            ArchitectureError: it does.
-        """
+        """Refuse a model that computes something between its layers."""
         self.forms()
         if self._gap is not None:
             raise ArchitectureError(

@@ -42,9 +42,6 @@ def generate(
     Greedy, or with a seed drawn at temperature 1 from the whole distribution; each prompt has draws of its own, by the seed
     and its number, so that nothing depends on the prompts beside it. Of the checkpoint's generation config only the end
     tokens count: its penalties and cut-offs would hide what the model itself does.
-
-    Raises:
-        ShortstackError: logits to draw from are no numbers.
     """
     written: list[list[int]] = [[] for _ in prompts]
     begun, ends, total = time.monotonic(), _ends(model), sum(max_new_tokens)

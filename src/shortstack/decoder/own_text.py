@@ -60,10 +60,6 @@ def calibration_tokens(
     A model may not be able to write: it is streamed, or its template has no place for a question. Of `mix` the rest is read
     then, and a warning says so. at_least: as in Tokens.read. dry_run: the model writes nothing, and tokens of no meaning
     stand for what it would.
-
-    Raises:
-        DataError: as CalibrationText.tokens(); or `self` was named, and the model writes nothing.
-        InputError: `self` was named, and the model does not fit in memory.
     """
     text = text or CalibrationText()
     text.check()
@@ -88,9 +84,6 @@ def text_in_time(
     """The text with as many samples as the model can write until the deadline, at least one; the same gives them again.
 
     A text without `self` is as it was, and so is one that the model cannot write.
-
-    Raises:
-        DataError, InputError: as calibration_tokens().
     """
     own = OwnText(checkpoint, compute, progress, deadline)
     if all(each.source != OWN for each in parse_sources(text.text)) or (text.text == MIX and own.hindered()):
@@ -106,11 +99,7 @@ def tokens_of(
     compute: Compute = AUTO,
     progress: Progress = silent,
 ) -> Tokens:
-    """Windows as they are given, or those of a calibration text, of sources by name, or of rows in memory.
-
-    Raises:
-        DataError, InputError: as calibration_tokens() and source_of().
-    """
+    """Windows as they are given, or those of a calibration text, of sources by name, or of rows in memory."""
     if isinstance(given, Tokens):
         return given
     text = given if given is None or isinstance(given, CalibrationText) else CalibrationText(source_of(given))
@@ -144,12 +133,7 @@ class OwnText:
         return None
 
     def texts(self, amount: int) -> list[list[int]]:
-        """At least so many texts that are not empty, without BOS at their beginning; fewer where the deadline has come.
-
-        Raises:
-            DataError: batch after batch is empty, or nothing opens a text.
-            InputError: the model does not fit in memory.
-        """
+        """At least so many texts that are not empty, without BOS at their beginning; fewer where the deadline has come."""
         written: list[list[int]] = []
         writer, empty, late = Writer(self.checkpoint, self.compute), 0, False
         if self.dry_run:
@@ -238,12 +222,7 @@ class Writer:
         return [text[len(bos_ids(self.tokenizer)) :] for text in whole]
 
     def stand_in(self) -> list[int]:
-        """As many tokens as the longest text has, without the model.
-
-        Raises:
-            DataError: nothing opens a text.
-            InputError: the model does not fit in memory.
-        """
+        """As many tokens as the longest text has, without the model."""
         opening = self._opening
         if not self.device_map:
             self.checkpoint.check_room(self.dtype, self.device)
@@ -273,11 +252,7 @@ class Writer:
 
     @property
     def _opening(self) -> list[int]:
-        """What a question, or a text, is written after, BOS included.
-
-        Raises:
-            DataError: there is nothing to write after.
-        """
+        """What a question, or a text, is written after, BOS included."""
         if self.tokenizer.chat_template:
             before, mark, _ = self._rendered(MARK).partition(MARK)
             first = self._encoded(before) if mark else []

@@ -66,11 +66,7 @@ def _quantised(number: int, layer: nn.Module, scheme: Scheme) -> Held:
 
 
 def saved_bytes(checkpoint: Checkpoint, quantised: Iterable[Held]) -> int:
-    """Bytes that the quantised matrices save of the checkpoint that they were loaded from.
-
-    Raises:
-        ArchitectureError: it stores them by other names than the loaded model's.
-    """
+    """Bytes that the quantised matrices save of the checkpoint that they were loaded from."""
     return sum(_stored_bytes(checkpoint, held) - held.bytes for held in quantised)
 
 
@@ -136,9 +132,6 @@ def four_bit(matrix: nn.Module, *, asked: str, gradients: bool = False) -> nn.Mo
     """A linear layer with its weight in nf4, double-quantised (Dettmers et al., arXiv 2305.14314), on the same device.
 
     asked: what needs it, as an error names it. gradients: whether they flow through it to what comes before.
-
-    Raises:
-        InputError: bitsandbytes is missing.
     """
     kinds = bitsandbytes(asked).nn
     assert isinstance(matrix, nn.Linear)  # noqa: S101  the caller has looked
@@ -161,11 +154,7 @@ def four_bit(matrix: nn.Module, *, asked: str, gradients: bool = False) -> nn.Mo
 
 
 def bitsandbytes(asked: str) -> Any:
-    """The library.
-
-    Raises:
-        InputError: it is missing, or does not load.
-    """
+    """The library."""
     try:
         import bitsandbytes as library
     except (ImportError, RuntimeError, OSError) as error:

@@ -22,9 +22,6 @@ def requirements(
     """Of a model's weights (all of them, or one layer and two more as stored), of its logits, and of hidden states.
 
     tokens: whose hidden states are held at once, in so many streams. in_turns: as many at a time as STREAM_BYTES hold.
-
-    Raises:
-        InputError: the weights do not fit in memory, or are quantised and are to be read layer by layer.
     """
     device = pick_device(compute.device)
     dtype = arithmetic(compute.dtype, checkpoint, device)

@@ -30,12 +30,7 @@ def must_stream(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> bool
 
 
 def check_streamable(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> None:
-    """Refuse a model that cannot be read layer by layer.
-
-    Raises:
-        CheckpointError: the weights are quantised.
-        InputError: what surrounds the layers, and two of them as stored, do not fit in memory.
-    """
+    """Refuse a model that cannot be read layer by layer."""
     if checkpoint.config.get("quantization_config"):
         raise CheckpointError(
             checkpoint.directory,
@@ -56,11 +51,7 @@ class LayerWeights:
     """
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: str) -> None:
-        """dtype: what floating-point weights are turned into.
-
-        Raises:
-            CheckpointError: the weights are quantised, or do not fit the config.
-        """
+        """dtype: what floating-point weights are turned into."""
         check_streamable(checkpoint, dtype, device)
         self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
         model = meta_model(checkpoint.directory, trust_remote_code=checkpoint.trust_remote_code, dtype=dtype)

@@ -77,9 +77,6 @@ class Layered:
         """The model with no more weights than those around its layers, to see what layers take and return.
 
         None where nothing of it can be read alone: it is quantised.
-
-        Raises:
-            InputError: what surrounds the layers does not fit in memory.
         """
         if checkpoint.config.get("quantization_config"):
             return None
@@ -124,11 +121,7 @@ class Layered:
         return torch.device(hook.execution_device) if hook and self.embedding.is_meta else self.embedding.device
 
     def check_in_one_place(self, what_for: str) -> None:
-        """Refuse a model that accelerate has shared out, whose weights come and go.
-
-        Raises:
-            InputError: it is one.
-        """
+        """Refuse a model that accelerate has shared out, whose weights come and go."""
         if self.shared_out or any(hasattr(layer, "_hf_hook") for layer in self.layers):
             raise InputError(
                 parameter("device_map"),
@@ -180,11 +173,7 @@ class Layered:
         return not self._slots
 
     def check_bare(self, fix: str) -> None:
-        """Refuse a decoder whose layers hand on more.
-
-        Raises:
-            ArchitectureError: they do; `fix` says what to do instead.
-        """
+        """Refuse a decoder whose layers hand on more."""
         if not self.bare:
             raise ArchitectureError(
                 self.anatomy.architecture,

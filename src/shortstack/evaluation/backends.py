@@ -13,21 +13,13 @@ BACKENDS = (OWN, VLLM)
 
 
 def load_harness(name: str = "harness") -> ModuleType:
-    """The module that runs lm-evaluation-harness, or `harness_model`, with the model that it asks.
-
-    Raises:
-        InputError: lm-eval is not installed.
-    """
+    """The module that runs lm-evaluation-harness, or `harness_model`, with the model that it asks."""
     check_installed("lm_eval", "eval", where=parameter("tasks"), why="for tasks")
     return import_module(f"shortstack.evaluation.{name}")
 
 
 def load_vllm() -> ModuleType:
-    """The module that runs vLLM.
-
-    Raises:
-        InputError: vLLM is not installed, or does not fit what is.
-    """
+    """The module that runs vLLM."""
     try:
         return import_module("shortstack.evaluation.vllm")
     except ImportError as error:

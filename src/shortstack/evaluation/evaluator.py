@@ -222,11 +222,7 @@ def prepare(
     generation: GenerationChecks = GENERATION,
     compute: Compute = AUTO,
 ) -> Prepared:
-    """What evaluate() reads and checks first: so that of two models neither is measured in vain.
-
-    Raises:
-        as evaluate().
-    """
+    """What evaluate() reads and checks first: so that of two models neither is measured in vain."""
     checkpoint, text = Checkpoint.of(checkpoint), EvaluationText.of(text)
     if tasks:
         tasks.check(compute.device)
@@ -263,11 +259,7 @@ def looks_for_collapse(checkpoint: Checkpoint, generation: GenerationChecks, com
 
 
 def check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
-    """Refuse a model that is to write and does not fit in memory, or is not shared out to more of it.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Refuse a model that is to write and does not fit in memory, or is not shared out to more of it."""
     if compute.device_map:
         return
     device = pick_device(compute.device)

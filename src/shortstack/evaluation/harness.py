@@ -80,11 +80,7 @@ class LoadedTask:
         return int(self._first.config.num_fewshot or 0)
 
     def take(self, shots: int) -> None:
-        """Put so many examples into each prompt.
-
-        Raises:
-            InputError: a task takes none, or has no documents to draw them from.
-        """
+        """Put so many examples into each prompt."""
         for name, task in self.tasks.items():
             takes = task.OUTPUT_TYPE != "loglikelihood_rolling" and task.config.num_fewshot != 0
             task.set_config(key="num_fewshot", value=shots)
@@ -143,10 +139,6 @@ def load(
     """The named tasks with their documents. data: a folder that standard tasks read from; include: the user's task files.
 
     shots: examples in each prompt, where a task does not say that it takes none.
-
-    Raises:
-        InputError: no task has that name.
-        DataError: documents are not in the folder, or cannot be had from the hub.
     """
     standard = [name for name in names if name in TASKS]
     local = data is not None and set(standard) == set(names)
@@ -194,11 +186,7 @@ def _remedy(name: str, data: Path | None) -> str:
 
 
 def check_answers(loaded: Sequence[LoadedTask], checkpoint: Checkpoint, max_length: int | None = None) -> None:
-    """Refuse tasks whose answers alone may be as long as a prompt with its answer.
-
-    Raises:
-        InputError: one is such.
-    """
+    """Refuse tasks whose answers alone may be as long as a prompt with its answer."""
     tasks = ((each.name, task) for each in loaded for task in each.tasks.values())
     generating = {name: task for name, task in tasks if task.OUTPUT_TYPE == "generate_until"}
     if not generating:
@@ -313,11 +301,7 @@ def _outcome(metric: str, value: Any, better: bool) -> float:
 def questions(
     loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, limit: float | None = None
 ) -> list[TokenizedQuestion]:
-    """A multiple-choice task's documents as questions, for the walk that answers them for many cuts at once.
-
-    Raises:
-        InputError: the task is of another kind.
-    """
+    """A multiple-choice task's documents as questions, for the walk that answers them for many cuts at once."""
     if loaded.metric != "acc" or any(task.OUTPUT_TYPE != "multiple_choice" for task in loaded.tasks.values()):
         raise InputError(
             parameter("task"),

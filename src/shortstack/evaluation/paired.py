@@ -74,10 +74,6 @@ def compare_tasks(
     """The comparison on each task that both have, their p-values corrected together.
 
     chances: of a task, what guessing gets; a task that is not named has no such level.
-
-    Raises:
-        DataError: the two were not measured on the same tasks and documents.
-        InputError: scipy is not installed.
     """
     if model.keys() != base.keys():
         raise mismatch("the tasks", set(model), set(base))
@@ -92,11 +88,7 @@ def compare_tasks(
 
 
 def check_scipy() -> None:
-    """Refuse to pair models without scipy.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Refuse to pair models without scipy."""
     check_installed("scipy", "eval", where=parameter("against"), why="for paired statistics")
 
 

@@ -44,9 +44,6 @@ def evaluation_picture(models: Sequence[Shares], texts: Sequence[str]) -> Pictur
     """Shares of tasks and probes that are right, and the likelihood of a text's token, with one standard error and chance.
 
     models: the model last, its base before it. texts: what is said above.
-
-    Raises:
-        InputError: nothing of them was measured.
     """
     colours = COLOURS[: len(models)][::-1]
     legend = [(colour, short(model.model, 30)) for colour, model in zip(colours, models, strict=True)][::-1]

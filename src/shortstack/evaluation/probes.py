@@ -90,9 +90,6 @@ def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
     >>> print(probes(seed=0, n=1)[1].prompt[-33:])
     Numbers: 179, 180, 181, 182
     Next:
-
-    Raises:
-        InputError: n is below 1 or above 100.
     """
     if not 1 <= n <= MOST:
         raise InputError("the items of a probe", expected=f"1 to {MOST}", found=str(n), fix=f"ask for {MOST} or fewer")

@@ -104,9 +104,6 @@ def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
 
     >>> named("language,piqa")
     ('wikitext', 'lambada_openai', 'piqa')
-
-    Raises:
-        InputError: there is no name, or an empty one.
     """
     words = [word.strip() for word in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     if not words or not all(words):

@@ -24,9 +24,6 @@ def write_overlays(names: Sequence[str], data: Path | None, stock: Path, folder:
     """StandardTask files for the named standard tasks, into `folder`.
 
     data: the folder of their documents, None for the hub. stock: the folder of the harness's own task files.
-
-    Raises:
-        DataError: `data` lacks a file that a task is evaluated on, or a file is not what it should be.
     """
     for name in names:
         task, members = TASKS[name], []
@@ -96,11 +93,7 @@ def _check_columns(task: StandardTask, path: Path) -> None:
 
 
 def _parquet_columns(path: Path) -> set[str]:
-    """The columns of a file that has rows.
-
-    Raises:
-        DataError: it has none, or is no parquet.
-    """
+    """The columns of a file that has rows."""
     try:
         table = pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowException) as error:

@@ -94,11 +94,7 @@ def digest(**parts: object) -> str:
 
 
 def kept(key: str) -> TaskResult | None:
-    """The result under that digest, if there is one.
-
-    Raises:
-        DataError: the file is not what keep() writes.
-    """
+    """The result under that digest, if there is one."""
     path = _path(key)
     if not path.exists():
         return None

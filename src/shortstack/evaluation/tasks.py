@@ -26,11 +26,7 @@ class TaskRun:
     """Tasks put to one checkpoint: the results that the cache has, and those that are computed, which it then has too."""
 
     def __init__(self, checkpoint: Checkpoint, tasks: Tasks, compute: Compute) -> None:
-        """Read the documents, and what is kept.
-
-        Raises:
-            as Tasks.load_for().
-        """
+        """Read the documents, and what is kept."""
         self.checkpoint, self.tasks, self.loaded = checkpoint, tasks, tasks.load_for(checkpoint)
         device = pick_device(compute.device)
         self.dtype = str(arithmetic(compute.dtype, checkpoint, device))
@@ -58,11 +54,7 @@ class TaskRun:
             self._keep(loaded, answer_task(loaded, decoder, tokenizer, self.tasks, progress=progress))
 
     def answer_with_vllm(self) -> None:
-        """Have vLLM answer what is missing; it ends with the last answer.
-
-        Raises:
-            InputError: vLLM does not start.
-        """
+        """Have vLLM answer what is missing; it ends with the last answer."""
         if not self.missing:
             return
         model = load_vllm().VllmModel(

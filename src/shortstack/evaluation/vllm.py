@@ -20,11 +20,7 @@ class VllmModel(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
     def __init__(
         self, checkpoint: Checkpoint, *, dtype: str, batch_size: int | None, max_length: int | None, seed: int
     ) -> None:
-        """Start the engine; batch_size: None leaves it to vLLM.
-
-        Raises:
-            InputError: vLLM does not start: it does not know the architecture, or has no room for so many tokens.
-        """
+        """Start the engine; batch_size: None leaves it to vLLM."""
         try:
             with hushed():
                 super().__init__(

@@ -76,11 +76,7 @@ def export_gguf(
 def check_export(
     checkpoint: Checkpoint, output: Path, *, kind: str = "bf16", converter: str | Path | None = None
 ) -> None:
-    """Refuse what export_gguf() refuses before it begins.
-
-    Raises:
-        InputError, OutputError: as export_gguf().
-    """
+    """Refuse what export_gguf() refuses before it begins."""
     check_kind(kind, output)
     check_new(output, make_folders=True)
     _command(converter)
@@ -88,11 +84,7 @@ def check_export(
 
 
 def check_kind(kind: str, output: Path) -> None:
-    """Refuse what the converter does not write.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Refuse what the converter does not write."""
     if kind not in KINDS:
         between = output.with_name(f"{output.stem}-f16.gguf")
         quantise = f"llama-quantize {between} {output} {kind.upper()}"
@@ -101,11 +93,7 @@ def check_kind(kind: str, output: Path) -> None:
 
 
 def _command(converter: str | Path | None) -> list[str]:
-    """How the converter is called.
-
-    Raises:
-        InputError: there is none.
-    """
+    """How the converter is called."""
     named = str(converter) if converter else COMMAND
     if named.endswith(".py") and os.path.isfile(named):
         return [sys.executable, named]
@@ -126,11 +114,7 @@ def _command(converter: str | Path | None) -> list[str]:
 
 
 def _convert(command: list[str], options: list[str], checkpoint: Checkpoint, scratch: Path) -> None:
-    """Run the converter, silently.
-
-    Raises:
-        ArchitectureError: it failed.
-    """
+    """Run the converter, silently."""
     directory, left_out = checkpoint.directory, False
     if not checkpoint.trust_remote_code:
         directory = (
@@ -174,11 +158,7 @@ def _link_without_code(directory: Path, folder: Path) -> bool:
 
 
 def _without_auto_map(path: Path) -> Any:
-    """What a JSON file says without auto_map, which names classes in Python files; None where it has none of that.
-
-    Raises:
-        CheckpointError: it is not JSON.
-    """
+    """What a JSON file says without auto_map, which names classes in Python files; None where it has none of that."""
     left_out = list[Any]()
 
     def kept(value: dict[str, Any]) -> dict[str, Any]:

@@ -72,11 +72,7 @@ def push_to_hub(
 def prepared(
     checkpoint: Checkpoint, repository: str, *, licence: str | None = None, results: Sequence[Measured] = ()
 ) -> tuple[dict[str, Path], str]:
-    """The files that are uploaded, by their names there, and the card; the hub is not asked.
-
-    Raises:
-        InputError, OutputError, CheckpointError: as push_to_hub(), before it asks the hub.
-    """
+    """The files that are uploaded, by their names there, and the card; the hub is not asked."""
     _check_name(repository)
     _check_whole(checkpoint)
     card = card_for(checkpoint, repository, licence=licence, results=results)
@@ -84,10 +80,8 @@ def prepared(
 
 
 def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results: Sequence[Measured]) -> str:
-    """The card beside the checkpoint, or a new one where there is none; with a licence, results, and the name it will have.
-
-    Raises:
-        InputError: nobody knows the licence, or the source has another.
+    """The card beside the checkpoint, or a new one where there is none; with a licence, results, and the name it
+    will have.
     """
     from huggingface_hub import ModelCard
 
@@ -150,22 +144,14 @@ def _pushed(
 
 
 def _check_there(api: Any, repository: str) -> None:
-    """Refuse to offer something to a repository that does not exist, before anything is uploaded.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Refuse to offer something to a repository that does not exist, before anything is uploaded."""
     if not api.repo_exists(repository):
         fix = f"leave it out, and {repository} is made; or log in, where it is private"
         raise InputError(parameter("pr", True), expected="a repository that exists", found="none", fix=fix)
 
 
 def _check_private(api: Any, repository: str) -> None:
-    """Refuse a repository that was there before, and is public.
-
-    Raises:
-        InputError: it is.
-    """
+    """Refuse a repository that was there before, and is public."""
     if not api.repo_info(repository).private:
         fix = "make it private on the hub, or name another"
         where, found = parameter("private", True), f"{repository}, which is public"
@@ -173,11 +159,7 @@ def _check_private(api: Any, repository: str) -> None:
 
 
 def _check_free(api: Any, repository: str, files: Mapping[str, Path], card: str) -> None:
-    """Refuse a repository that has files, unless they are these: then the push goes on where it was broken off.
-
-    Raises:
-        OutputError: it has others.
-    """
+    """Refuse a repository that has files, unless they are these: then the push goes on where it was broken off."""
     there = set(api.list_repo_files(repository)) - EMPTY
     wanted = {RECORD: files[RECORD].read_bytes(), CARD: card.encode()}
     if there and not (there <= {*files, CARD} and _lie_there(api, repository, there, wanted)):
@@ -215,11 +197,7 @@ def _check_whole(checkpoint: Checkpoint) -> None:
 
 @contextmanager
 def _said(repository: str) -> Iterator[None]:
-    """What the hub refuses, and that it cannot be reached, in words.
-
-    Raises:
-        ShortstackError: either.
-    """
+    """What the hub refuses, and that it cannot be reached, in words."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,

@@ -74,11 +74,7 @@ def activations_under(key: str, lengths: Sequence[int], width: int, dtype: str) 
 
 
 def check_room(nbytes: int) -> None:
-    """Make room in the cache, and refuse what the disk has none for, before it is computed.
-
-    Raises:
-        OutputError: so many bytes are not free.
-    """
+    """Make room in the cache, and refuse what the disk has none for, before it is computed."""
     if nbytes:
         make_room(nbytes)
         fix = f"free some space, set SHORTSTACK_CACHE to another disk, or add {parameter('cache', False)}"

@@ -47,9 +47,6 @@ def affordable_samples(
     """As many samples as pass the model in a part of the time, at so many tokens a second, but at least so many.
 
     own: writes what a source of the model's own needs, as far as it comes in another part of the time.
-
-    Raises:
-        DataError: as read_examples.
     """
     read, wanted = shared_out(data.source, tokenizer, data.max_length, 0, data.max_samples)
     samples_of = {name: [example for part in parts for example in part] for name, parts in read.items()}

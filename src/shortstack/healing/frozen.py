@@ -104,11 +104,7 @@ class Freezer:
     progress: Progress = silent
 
     def planned(self, examples: Sequence[Example], first: int) -> Frozen:
-        """Name the files without computing them; only the weights are read, for their digest.
-
-        Raises:
-            CheckpointError: the teacher has another vocabulary.
-        """
+        """Name the files without computing them; only the weights are read, for their digest."""
         ids, learnt = [example.ids for example in examples], [counted(example) for example in examples]
         dtype, device = str(self.dtype).removeprefix("torch."), torch.device(self.device).type
         known = {"dtype": dtype, "device": device, "ids": ids}
@@ -135,11 +131,7 @@ class Freezer:
 
     @cached_property
     def _teacher_width(self) -> int:
-        """The hidden states' width, which a hidden term needs to be the same in both.
-
-        Raises:
-            CheckpointError: it is not.
-        """
+        """The hidden states' width, which a hidden term needs to be the same in both."""
         assert self.teacher  # noqa: S101  the caller has looked
         ours, theirs = self.checkpoint.width, self.teacher.width
         if ours != theirs:
@@ -153,12 +145,7 @@ class Freezer:
 
     @torch.no_grad()
     def fill(self, frozen: Frozen) -> Frozen:
-        """Compute what is not on disk yet: states and teacher from one walk where the one is a cut of the other.
-
-        Raises:
-            OutputError: the disk has no room for it; nothing is computed.
-            ArchitectureError: layers hand on more than hidden states.
-        """
+        """Compute what is not on disk yet: states and teacher from one walk where the one is a cut of the other."""
         check_room(frozen.missing_size)
         with ExitStack() as files:
             puts = {name: files.enter_context(keeping(file)) for name, file in frozen.files.items() if not file.kept}

@@ -257,11 +257,7 @@ class HealingRun:
         return OwnText(self.task.unpruned, compute, self.progress, dry_run=dry_run) if self.task.unpruned else None
 
     def writer(self, out: str | Path) -> CheckpointWriter:
-        """Who writes the result.
-
-        Raises:
-            OutputError: `out` exists, is nested in the input, or does not fit the disk.
-        """
+        """Who writes the result."""
         return CheckpointWriter(out, source=self.checkpoint.directory, nbytes=self.written_bytes)
 
     @property

@@ -38,11 +38,7 @@ class TrainedLayers(HealingMethod):
             parse_layers(self.layers)
 
     def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        """The layers that train, in order.
-
-        Raises:
-            InputError: more layers than there are, or no cut to be near to.
-        """
+        """The layers that train, in order."""
         from shortstack.checkpoint.record import near_cuts
 
         count = checkpoint.anatomy.layers

@@ -81,11 +81,7 @@ class Lora(TrainedHead, TrainedLayers):
         """Nothing here; QLoRA turns the matrices into 4 bits."""
 
     def _matrices(self, checkpoint: Checkpoint, decoder: Decoder) -> Iterator[str]:
-        """The names of the matrices that get adapters.
-
-        Raises:
-            InputError: a target that no matrix of those layers is called.
-        """
+        """The names of the matrices that get adapters."""
         from torch import nn
 
         wanted = {name.strip() for name in self.targets.split(",")} if self.targets else None

@@ -42,37 +42,21 @@ class HealingMethod:
         return {"name": self.name, **asdict(self)}
 
     def check(self) -> None:
-        """Refuse a method whose libraries are not installed, before minutes of other work.
-
-        Raises:
-            InputError: a library is missing.
-        """
+        """Refuse a method whose libraries are not installed, before minutes of other work."""
         for library in self.needs:
             extra, why = EXTRAS[library]
             check_installed(library, extra, where=parameter("method", self.name), why=why)
 
     def first(self, checkpoint: Checkpoint) -> int:
-        """The first layer that is not frozen; the number of layers where all are.
-
-        Raises:
-            InputError: it asks for what this model does not have.
-        """
+        """The first layer that is not frozen; the number of layers where all are."""
         raise NotImplementedError
 
     def trained_layers(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        """The layers that train, in order, by the numbers that they have in this model.
-
-        Raises:
-            InputError: as first().
-        """
+        """The layers that train, in order, by the numbers that they have in this model."""
         return tuple(range(checkpoint.anatomy.layers))
 
     def check_fits(self, layers: int) -> None:
-        """Refuse to train more layers than so many, as far as no checkpoint is needed to see it.
-
-        Raises:
-            InputError: it would.
-        """
+        """Refuse to train more layers than so many, as far as no checkpoint is needed to see it."""
 
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
         """The modules that train, by their names in the model, which is changed where the method needs that."""

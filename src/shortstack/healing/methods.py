@@ -19,11 +19,7 @@ METHODS: Mapping[str, type[HealingMethod]] = {
 
 
 def method_named(name: str) -> type[HealingMethod]:
-    """The method of that name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The method of that name."""
     check_choice_of("method", name, METHODS, fix="`shortstack ls methods` explains each")
     return METHODS[name]
 
@@ -44,11 +40,7 @@ MethodOptions = _method_options()
 
 
 def made_method(values: Mapping[str, Any]) -> HealingMethod:
-    """The method that option values name, partial where they name none, with its options.
-
-    Raises:
-        InputError: no such method, an option that it does not know and that is not at its default, or a wrong value.
-    """
+    """The method that option values name, partial where they name none, with its options."""
     method = method_named(values.get("method", Partial.name))
     known = {each.name: each.default for each in fields(MethodOptions) if each.name != "method"}
     given = {name: values[name] for name in known if name in values}
@@ -58,11 +50,7 @@ def made_method(values: Mapping[str, Any]) -> HealingMethod:
 
 
 def check_known(method: type[HealingMethod], given: Mapping[str, Any]) -> None:
-    """Refuse options of other methods.
-
-    Raises:
-        InputError: the first of them.
-    """
+    """Refuse options of other methods."""
     own = {each.name for each in fields(method)}
     for name, value in given.items():
         if name not in own:

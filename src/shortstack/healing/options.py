@@ -31,11 +31,7 @@ def task_of(
     compute: Compute = AUTO,
     loggers: Sequence[str] = (),
 ) -> HealingTask:
-    """The task of option values by name, with the default where none is named; others than options are passed over.
-
-    Raises:
-        InputError: one is out of its range, or does not go with another.
-    """
+    """The task of option values by name, with the default where none is named; others than options are passed over."""
 
     def made(component: Any) -> Any:
         return component(**{name: values[name] for name, _, _ in options_of(component) if name in values})

@@ -66,11 +66,7 @@ def preview(
     cache: bool = True,
     resume: bool | None = None,
 ) -> Preview:
-    """The data is read; nothing is trained, no teacher writes, and no weights but those around the layers are loaded.
-
-    Raises:
-        as heal() and heal_in_turns(), of what can be known before.
-    """
+    """The data is read; nothing is trained, no teacher writes, and no weights but those around the layers are loaded."""
     run = HealingRun(checkpoint, task)
     run.check()
     writer, sizes = run.writer(out), turns.sizes(checkpoint.anatomy.layers) if turns else []

@@ -98,11 +98,7 @@ class HealingTask:
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Refuse a logger that is not installed; transformers, which is slow to import, is asked only for other than LOGGERS.
-
-    Raises:
-        InputError: one is not installed, or transformers does not know it.
-    """
+    """Refuse a logger that is not installed; transformers, which is slow to import, is asked only for other than LOGGERS."""
     for name in names:
         if name not in LOGGERS:
             _check_integration(name)

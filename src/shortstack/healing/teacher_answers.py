@@ -43,9 +43,6 @@ class Answers:
 
         An instruction or a chat is answered from its first response on, a text goes on from its first quarter. What gets an
         empty answer, or whose prompt leaves no room for one, is left out.
-
-        Raises:
-            DataError: nothing got an answer.
         """
         asked = [example for example in examples if len(prompt_of(example)) < self.max_length]
         prompts = [prompt_of(example) for example in asked]

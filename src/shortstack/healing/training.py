@@ -94,10 +94,6 @@ def train(
     module(**collate(samples), num_items_in_batch=n) returns {"loss": the sum over tokens that count, divided by n}, so
     every token of a batch counts the same however the batch is divided. Batches hold samples of alike length, in seeded
     order. folder: keeps the state; where it holds one, the run goes on from there.
-
-    Raises:
-        TrainingError: losses or gradients were no numbers before any held-out loss fell.
-        InputError: the batch cannot be divided among the processes.
     """
     stage = "healing"
     while True:
@@ -110,11 +106,7 @@ def train(
 
 
 def training_device(name: str = "auto") -> str:
-    """pick_device(), or where several processes train together this one's own GPU.
-
-    Raises:
-        InputError: there is no such device, or it is a GPU behind the first: Trainer takes that, or a process's own.
-    """
+    """pick_device(), or where several processes train together this one's own GPU."""
     device = pick_device(name)
     if device.partition(":")[2].strip("0"):
         number = device.partition(":")[2]

@@ -31,9 +31,6 @@ class Unfinished:
         """The folder, for a new run or to go on; resume: None refuses where a run is unfinished, False removes it.
 
         A run that has come to nothing yet, or was refused after it began, is in nobody's way.
-
-        Raises:
-            as check().
         """
         if not self.check(settings, resume=resume):
             self.remove()
@@ -42,12 +39,7 @@ class Unfinished:
         return self.folder
 
     def check(self, settings: Mapping[str, Any], *, resume: bool | None) -> bool:
-        """Whether there is a run to go on with.
-
-        Raises:
-            OutputError: there is an unfinished run, and `resume` does not say what to do with it.
-            InputError: it was started with other settings; the first difference is named.
-        """
+        """Whether there is a run to go on with."""
         path = self.folder / SETTINGS
         if resume is None and self.folder.exists() and any(each.is_dir() for each in self.folder.iterdir()):
             raise OutputError(

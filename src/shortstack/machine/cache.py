@@ -127,9 +127,6 @@ def make_room(nbytes: int, now: float | None = None) -> list[CacheEntry]:
 
     What was used within a day stays, since a process may be using it. What is half-written and older goes, whatever the
     limit. now: in seconds since 1970.
-
-    Raises:
-        InputError: $SHORTSTACK_CACHE_LIMIT is no size.
     """
     entries = sorted(cache_entries(), key=lambda entry: entry.used)
     over = sum(entry.bytes for entry in entries) + nbytes - cache_limit()
@@ -144,11 +141,7 @@ def make_room(nbytes: int, now: float | None = None) -> list[CacheEntry]:
 
 
 def cache_limit() -> int:
-    """Bytes that the cache may grow to.
-
-    Raises:
-        InputError: $SHORTSTACK_CACHE_LIMIT is no size.
-    """
+    """Bytes that the cache may grow to."""
     text = os.environ.get("SHORTSTACK_CACHE_LIMIT") or LIMIT
     nbytes = bytes_of(text)
     if nbytes is None:

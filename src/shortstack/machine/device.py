@@ -53,9 +53,6 @@ AUTO = Compute()
 def dtype_named(name: str) -> Dtype:
     """The dtype of that name, with or without torch's own.
 
-    Raises:
-        InputError: it is none to compute in.
-
     >>> dtype_named("torch.bfloat16")
     'bfloat16'
     """
@@ -77,11 +74,7 @@ def fast_bfloat16(device: str) -> bool:
 
 
 def pick_device(name: str = "auto") -> str:
-    """The device of a name; `auto` is the first that there is of CUDA, MPS and the CPU.
-
-    Raises:
-        InputError: this machine, or this build of torch, does not have the device that is named.
-    """
+    """The device of a name; `auto` is the first that there is of CUDA, MPS and the CPU."""
     import torch
 
     kind, _, number = name.partition(":")

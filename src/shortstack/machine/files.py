@@ -66,9 +66,6 @@ def check_disk(place: Path, nbytes: int, *, what: str = "", fix: str = "free som
     """Refuse what the disk of a place has no room for, before it is written; the place itself need not exist yet.
 
     what: is written, for the message.
-
-    Raises:
-        DiskFullError: fewer bytes are free, or so few more that nothing else could be written.
     """
     free, needed = shutil.disk_usage(existing_folder(place)).free, nbytes + MARGIN_BYTES
     if free < needed:
@@ -97,11 +94,7 @@ def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        DataError: it cannot be read, or holds something else.
-    """
+    """The object in a JSON file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -145,11 +138,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
-    """A folder beside an output for what waits to be written there; it goes at the end, with parents made for it.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
+    """A folder beside an output for what waits to be written there; it goes at the end, with parents made for it."""
     folder = partial_of(path)
     made = [parent for parent in path.absolute().parents if not os.path.exists(parent)]
     try:
@@ -188,12 +177,7 @@ TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)  # of a ren
 
 
 def rename_new(made: Path, output: Path) -> None:
-    """Give what is on the disk its name, which it has after a power cut, too, once this has ended.
-
-    Raises:
-        OutputError: there is an output of that name by now.
-        OSError: the disk has no room or fails.
-    """
+    """Give what is on the disk its name, which it has after a power cut, too, once this has ended."""
     check_stopped()
     try:
         os.rename(made, output)
@@ -236,9 +220,6 @@ def check_new(output: Path, *, make_folders: bool = False) -> None:
     """Refuse an output that exists or cannot be written, before minutes of work for it: nothing is ever overwritten.
 
     make_folders: whether missing folders above it will be made.
-
-    Raises:
-        OutputError: it exists, or the folder it is to be in does not or cannot be written.
     """
     folder = output.absolute().parent
     nearest = existing_folder(folder)

@@ -27,11 +27,7 @@ class OutputLock:
         self._lock = FileLock(self.place)
 
     def __enter__(self) -> OutputLock:
-        """Hold it.
-
-        Raises:
-            OutputError: another process holds it, or its folder cannot be written.
-        """
+        """Hold it."""
         try:
             make_folder(self.place.parent)
             self._lock.acquire(timeout=0)

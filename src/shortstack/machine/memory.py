@@ -44,9 +44,6 @@ def check_room(where: object, nbytes: int, device: str, *, layers: bool = False,
     """Refuse weights that need more than a device's free memory: the system would kill this process, or swap for hours.
 
     nbytes: what they take at least. layers: they are read layer by layer already. fix: what to do, where the caller knows.
-
-    Raises:
-        InputError: they do not fit; the message says what to do.
     """
     free = available_memory(device)
     if nbytes <= free:

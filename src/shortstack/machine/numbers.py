@@ -65,11 +65,7 @@ def perplexity(loss: float) -> float:
 
 
 def checked(value: float, where: str) -> float:
-    """The value, if it is a number.
-
-    Raises:
-        ShortstackError: it is NaN; `where` says what it would have been.
-    """
+    """The value, if it is a number."""
     if value != value:
         raise ShortstackError(
             where,

@@ -91,11 +91,7 @@ def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
 
 
 def check_options(component: Any) -> None:
-    """Refuse a value of another type than its field's, out of its range, or none of its choices.
-
-    Raises:
-        InputError: the first such value.
-    """
+    """Refuse a value of another type than its field's, out of its range, or none of its choices."""
     types = {each.name: str(each.type) for each in fields(component)}
     for name, default, known in options_of(component):
         value = getattr(component, name)
@@ -110,11 +106,7 @@ def check_options(component: Any) -> None:
 
 
 def within(name: str, value: float, known: Option, default: Any = None) -> float:
-    """The number, if it is within the option's range.
-
-    Raises:
-        InputError: it is not.
-    """
+    """The number, if it is within the option's range."""
     if not known.holds(value):
         fix = "leave it out" if default in (None, MISSING) else f"write {parameter(name, default)}"
         raise InputError(parameter(name), expected=known.range, found=str(value), fix=fix)
@@ -122,11 +114,7 @@ def within(name: str, value: float, known: Option, default: Any = None) -> float
 
 
 def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one of these") -> None:
-    """Refuse a name that is none of the choices, naming the nearest.
-
-    Raises:
-        InputError: as said.
-    """
+    """Refuse a name that is none of the choices, naming the nearest."""
     if value in choices:
         return
     begun = [choice for choice in choices if str(value) and str(choice).startswith(str(value))]
@@ -143,11 +131,7 @@ def changed_options(component: Any) -> Mapping[str, Any]:
 
 
 def check_installed(library: str, extra: str, *, where: object, why: str) -> None:
-    """Refuse what needs a library that is not installed.
-
-    Raises:
-        InputError: it is missing; the message names the extra that brings it.
-    """
+    """Refuse what needs a library that is not installed."""
     if find_spec(library) is None:
         fix = f"pip install 'shortstack[{extra}]'"
         raise InputError(where, expected=f"{library}, {why}", found="none installed", fix=fix)

@@ -59,11 +59,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_type(name: str, value: Any, annotation: str) -> None:
-    """Refuse a value that is of none of the types that an annotation names, where names are all it has.
-
-    Raises:
-        InputError: as said.
-    """
+    """Refuse a value that is of none of the types that an annotation names, where names are all it has."""
     kinds = _kinds(annotation)
     if kinds and not any(_is(value, kind) for kind in kinds):
         raise _wrong(name, value, kinds)

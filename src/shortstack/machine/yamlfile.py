@@ -74,11 +74,7 @@ def _range(known: Option) -> dict[str, Any]:
 
 
 def text_of(path: str | Path) -> str:
-    """Read a file that a user names.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Read a file that a user names."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -90,11 +86,7 @@ Read = TypeVar("Read", bound=Part)
 
 
 def parsed(text: str, model: type[Read], *, where: str) -> Read:
-    """The text of a file, checked and read by a model of it. where: the file's name, for messages.
-
-    Raises:
-        InputError: it is not YAML, or a key or a value is wrong; with its line, and the nearest right key.
-    """
+    """The text of a file, checked and read by a model of it. where: the file's name, for messages."""
     with syntax_of(where):
         data = yaml.safe_load(text)
     if not isinstance(data, dict):
@@ -107,11 +99,7 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with a file that is not YAML; what its keys and tags mean is not checked.
-
-    Raises:
-        InputError: naming the file and the line.
-    """
+    """Refuse a folder with a file that is not YAML; what its keys and tags mean is not checked."""
     for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
         text = text_of(path)
         with syntax_of(str(path)):

@@ -133,12 +133,7 @@ class Choice:
             check_choice(self.drop, self.layers, block=self.block)
 
     def _check_goals(self) -> bool:
-        """Whether a size of the model says how much goes.
-
-        Raises:
-            PlanError: it cannot be read.
-            InputError: something else says it, too.
-        """
+        """Whether a size of the model says how much goes."""
         if self.fits is not None:
             return True
         said = [name for name in ("params", "memory", "drop", "layers") if getattr(self, name) is not None]
@@ -261,11 +256,7 @@ def _round_amount(name: str, low: int, high: int) -> str:
 
 
 def _check_singles(metric: Metric) -> None:
-    """Refuse a metric of blocks where the model is to have a size: of how many layers they are nobody knows.
-
-    Raises:
-        InputError: it is one.
-    """
+    """Refuse a metric of blocks where the model is to have a size: of how many layers they are nobody knows."""
     if not metric.singles:
         raise InputError(
             parameter("metric"),

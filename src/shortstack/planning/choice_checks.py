@@ -24,9 +24,6 @@ def check_choice(
     """A plan as large as the one that choose() would give, or that one where nothing is computed for it.
 
     What the model would write itself to be calibrated on is not written.
-
-    Raises:
-        as choose(), of what can be known before.
     """
     sized, layers = sized_choice(checkpoint, choice), checkpoint.anatomy.layers
     if not sized.measures and not sized.needs_text:

@@ -41,9 +41,6 @@ def plan_of(cut: Cut, layers: int) -> Plan:
 
     >>> plan_of([3, 5], 8).removed, plan_of("22-24", 32).removed
     ((3, 5), (22, 23, 24))
-
-    Raises:
-        PlanError: the layers cannot be removed.
     """
     if isinstance(cut, Plan):
         return cut

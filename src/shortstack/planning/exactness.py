@@ -20,11 +20,7 @@ TRIES = 40  # each builds a model on the meta device
 
 
 def cut_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The config of the pruned model, checked against the original's kept layers.
-
-    Raises:
-        ArchitectureError: the cut cannot be expressed exactly.
-    """
+    """The config of the pruned model, checked against the original's kept layers."""
     return _checked(checkpoint, plan, _config(checkpoint, plan))
 
 
@@ -132,13 +128,7 @@ def instead(checkpoint: Checkpoint, plan: Plan, error: ArchitectureError) -> Arc
 
 
 def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The config of the pruned model, checked against the original's kept layers.
-
-    Raises:
-        PlanError: the plan is for a model of another depth.
-        CheckpointError: the files are not this config's.
-        ArchitectureError: the cut cannot be expressed exactly; the message names the nearest that can.
-    """
+    """The config of the pruned model, checked against the original's kept layers."""
     from shortstack.checkpoint.weights import check_fit  # imports torch: the bytes of a cut move meanwhile
 
     if plan.layers != checkpoint.anatomy.layers:

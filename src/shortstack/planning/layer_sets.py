@@ -38,11 +38,7 @@ def splits(amount: int) -> list[tuple[int, int]]:
 
 
 def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> range:
-    """The layers that may go when the first and last so many stay.
-
-    Raises:
-        PlanError: they are fewer than `amount`.
-    """
+    """The layers that may go when the first and last so many stay."""
     allowed = range(keep_first, layers - keep_last)
     if amount > len(allowed):
         raise PlanError(
@@ -55,11 +51,7 @@ def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> r
 
 
 def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, block: bool = False) -> None:
-    """Say what is wrong with the options of plan() that no model is needed to see.
-
-    Raises:
-        PlanError: neither or both of drop and layers are given, or what is given is none of what they can be.
-    """
+    """Say what is wrong with the options of plan() that no model is needed to see."""
     if layers is not None:
         if drop is not None or block:
             raise PlanError(
@@ -100,11 +92,7 @@ def parse_drop(drop: str | int, layers: int) -> int:
 
 
 def check_pace(step: int, amount: int) -> None:
-    """Refuse to remove more layers at a time than go in all.
-
-    Raises:
-        PlanError: it is so, or less than one.
-    """
+    """Refuse to remove more layers at a time than go in all."""
     if not 0 < step <= amount:
         raise PlanError(
             parameter("step"),
@@ -151,9 +139,6 @@ def parse_goal(name: str, text: str) -> int:
 
     >>> parse_goal("params", "6.5B"), parse_goal("memory", "4GB")
     (6500000000, 4000000000)
-
-    Raises:
-        PlanError: it is no number with a unit.
     """
     number, unit = re.fullmatch(r"(\d{0,9}(?:\.\d{1,9})?)\s*(.*)", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
     amount = int(Fraction(number) * UNITS[name].get(unit.upper(), 0)) if number else 0
@@ -173,9 +158,6 @@ def fewest(order: Sequence[int], layers: int, fits: Callable[[Sequence[int]], bo
 
     >>> fewest([2, 0, 1], 3, lambda kept: len(kept) <= 2)
     (2,)
-
-    Raises:
-        PlanError: even one alone does not.
     """
     for count in range(1, min(len(order), layers - 1) + 1):
         if fits([layer for layer in range(layers) if layer not in order[:count]]):

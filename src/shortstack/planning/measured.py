@@ -43,29 +43,17 @@ class Budget:
 
 
 def check_samples(tokens: Tokens) -> None:
-    """Refuse so few samples that none could be held out.
-
-    Raises:
-        DataError: there are.
-    """
+    """Refuse so few samples that none could be held out."""
     check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
 
 
 def check_blocks(decoder: Decoder) -> None:
-    """Refuse a model without repaired_blocks().
-
-    Raises:
-        InputError, ArchitectureError: as check_refittable().
-    """
+    """Refuse a model without repaired_blocks()."""
     check_refittable(decoder, "choose by a metric, or search")
 
 
 def check_step(step: int, removal: Removal) -> None:
-    """Refuse a number of layers at a time, or a metric, that stepwise() cannot go by.
-
-    Raises:
-        PlanError: it cannot.
-    """
+    """Refuse a number of layers at a time, or a metric, that stepwise() cannot go by."""
     check_pace(step, removal.amount)
     metric = removal.metric
     for wrong, expected, fix in (
@@ -86,9 +74,6 @@ def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Pr
 
     With ppl and a step of 1 it is the greedy removal of SLEB (arXiv 2402.09025); other steps are the schedules of Lu et al.,
     4.3, without the training between. What one step's walk knows of the layers before the first removed is not walked again.
-
-    Raises:
-        PlanError: so many at a time are more than go; a metric that no shorter model changes, or that scores no layers.
     """
     *_, removed = removals(decoder, tokens, removal, progress=progress)
     return Plan(len(decoder.layers), tuple(sorted(removed)), f"{removal.metric.name}, {removal.step or 1} at a time")
@@ -127,9 +112,6 @@ def search(
     It begins with the lowest layers by ppl, kl and bi and with the best window, and exchanges layers of the best sets for
     others (after EvoPress, arXiv 2410.14649); each generation is one walk. Every fourth sample is held out: it judges the
     finalists, of which the tail is one. Plan.compared tells the held-out KL of the plan, of those sets, and of the tail.
-
-    Raises:
-        DataError: fewer than four samples, so that none could be held out.
     """
     check_samples(tokens)
     fitting, held_out = split(tokens)
@@ -211,10 +193,6 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     as there are to be finalists, are then repaired whole; the one with the lowest held-out loss is the plan. Plan.compared
     tells that loss of each. Without finalists it is the lower of the best block's loss and of the sum that the best pair is
     taken to have.
-
-    Raises:
-        DataError: fewer than four samples.
-        ArchitectureError: as repair().
     """
     check_samples(tokens)
     check_blocks(decoder)

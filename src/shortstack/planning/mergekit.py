@@ -38,12 +38,7 @@ def to_mergekit(plan: Plan, model: str) -> str:
 
 
 def read_mergekit(path: str | Path) -> tuple[int, ...]:
-    """The layers that slices of one model keep, ascending.
-
-    Raises:
-        InputError: it cannot be read, or is not YAML; with its line.
-        DataError: it is other YAML: several models, repeated or exchanged layers, another method.
-    """
+    """The layers that slices of one model keep, ascending."""
     text = text_of(path)
     with syntax_of(str(path)):
         read = yaml.safe_load(text)
@@ -56,11 +51,7 @@ def read_mergekit(path: str | Path) -> tuple[int, ...]:
 
 
 def plan_of_kept(kept: Sequence[int], layers: int, *, where: object) -> Plan:
-    """The plan that keeps these of a model's layers.
-
-    Raises:
-        PlanError: they are not all in the model, or are all of it.
-    """
+    """The plan that keeps these of a model's layers."""
     if max(kept) >= layers or len(kept) == layers:
         expected, found = f"some of the model's {layers} layers", f"layers up to {max(kept)}, {len(kept)} in all"
         raise PlanError(where, expected=expected, found=found, fix="name the model that the slices are of")

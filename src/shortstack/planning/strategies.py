@@ -77,12 +77,7 @@ def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
 
 
 def layer_values(scores: Scores | int, metric: Metric, seed: int) -> Sequence[float]:
-    """The metric's score of each layer.
-
-    Raises:
-        InputError: it was not scored.
-        PlanError: it needs scores, and there is the number of layers alone.
-    """
+    """The metric's score of each layer."""
     if isinstance(scores, Scores):
         scores.order(metric.name)  # raises for a metric that was not scored
         return scores.scores[metric.name]

@@ -204,11 +204,7 @@ def _loaded(checkpoint: Checkpoint, compute: Compute) -> PreTrainedModel:
 
 
 def check_load(checkpoint: Checkpoint, load: Load) -> None:
-    """Refuse a prompt and new tokens that are more than the model has positions for, before it is loaded.
-
-    Raises:
-        InputError: they are.
-    """
+    """Refuse a prompt and new tokens that are more than the model has positions for, before it is loaded."""
     needed, where = load.prompt + load.new_tokens + 1, f"{parameter('prompt')}, {parameter('new_tokens')}"
     fix, note = f"write a smaller {parameter('prompt')}", ", the first new token included"
     check_positions(checkpoint, needed, where, fix=fix, note=note)

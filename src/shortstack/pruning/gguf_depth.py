@@ -63,11 +63,7 @@ class GgufDepth:
         return int(self.fields[DEPTH]) - int(self.fields.get(EXTRA, 0))
 
     def without(self, kept: Sequence[int]) -> dict[str, Entry]:
-        """All metadata of the model of these layers alone, in the source's order.
-
-        Raises:
-            ArchitectureError: a kept layer would become of another kind; the message names the nearest cut that is exact.
-        """
+        """All metadata of the model of these layers alone, in the source's order."""
         changed = self._changed(kept)
         if changed is None:
             raise self._refused(kept)
@@ -77,12 +73,7 @@ class GgufDepth:
         return self._changed(plan.kept) is not None
 
     def check_known(self) -> None:
-        """Refuse a file of which it is not known what depends on a layer's number.
-
-        Raises:
-            CheckpointError: it does not say how many layers there are.
-            ArchitectureError: as said.
-        """
+        """Refuse a file of which it is not known what depends on a layer's number."""
         if self.architecture not in RULES:
             raise self._unknown()
         fields, fix = self.fields, f"write a directory: {CHECKED}"
@@ -108,11 +99,7 @@ class GgufDepth:
         )
 
     def check_whole(self, model: GgufFile) -> None:
-        """Refuse a file that lacks a layer's tensors.
-
-        Raises:
-            CheckpointError: it does.
-        """
+        """Refuse a file that lacks a layer's tensors."""
         missing = sorted(set(range(self.layers)) - {tensor.block for tensor in model.tensors})
         if missing:
             expected, found = f"tensors of layers 0 to {self.layers - 1}", f"none of layer {missing[0]}"

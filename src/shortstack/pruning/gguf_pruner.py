@@ -69,22 +69,14 @@ def prune_gguf(
 
 
 def check_depth(plan: Plan, depth: GgufDepth) -> None:
-    """Refuse a plan for a model of another depth.
-
-    Raises:
-        PlanError: it is.
-    """
+    """Refuse a plan for a model of another depth."""
     if plan.layers != depth.layers:
         expected, found = f"a plan for the model's {depth.layers} layers", f"a plan for {plan.layers} layers"
         raise PlanError(str(depth.where), expected=expected, found=found, fix="make the plan from this model")
 
 
 def pruned_metadata(depth: GgufDepth, plan: Plan) -> dict[str, Entry]:
-    """What the pruned model says of itself, but for where it comes from.
-
-    Raises:
-        ArchitectureError: the cut is not exact.
-    """
+    """What the pruned model says of itself, but for where it comes from."""
     entries = depth.without(plan.kept)
     return {name: each for name, each in entries.items() if name != STALE and not name.startswith((SPLIT, OURS))}
 
@@ -172,11 +164,7 @@ class _Output:
 
 
 def _name_all(renamed: Sequence[tuple[Path, Path]]) -> None:
-    """Give files their names, the first one's last; where one is taken by now, none.
-
-    Raises:
-        OutputError: it is.
-    """
+    """Give files their names, the first one's last; where one is taken by now, none."""
     named = list[Path]()
     try:
         for made, output in reversed(renamed):
@@ -191,12 +179,7 @@ def _name_all(renamed: Sequence[tuple[Path, Path]]) -> None:
 
 
 def check_gguf_output(model: GgufFile, plan: Plan, output: Path) -> None:
-    """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it.
-
-    Raises:
-        OutputError: it exists, is the model itself, or does not fit the disk.
-        InputError: its name is that of a part.
-    """
+    """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it."""
     if PART.search(output.name):
         fix = f"name it {PART.sub('.gguf', output.name)}, with {parameter('max_shard_size', '5GB')} for parts"
         raise InputError(parameter("output"), expected="a name without a part", found=output.name, fix=fix)

@@ -48,11 +48,7 @@ def verify_gguf(
 
 
 def _plan(model: GgufFile, source: GgufFile) -> Plan:
-    """The plan that the file says it was made by, for the source.
-
-    Raises:
-        CheckpointError: it was made from a model of another depth.
-    """
+    """The plan that the file says it was made by, for the source."""
     kept, layers = model.entries[KEPT].value, model.entries.get(f"{OURS}source_layers")
     depth = GgufDepth(source.architecture, source.entries, source.parts[0])
     depth.check_known()

@@ -126,11 +126,7 @@ class _Cut:
 
 
 def check_self_contained(checkpoint: Checkpoint) -> None:
-    """Refuse files whose headers say by layer how to read them, as torchao's do: the output's layers have other numbers.
-
-    Raises:
-        CheckpointError: a header does.
-    """
+    """Refuse files whose headers say by layer how to read them, as torchao's do: the output's layers have other numbers."""
     for path in checkpoint.shards:
         named = [
             key for key in read_metadata(path) if numbered_paths([key]).keys() & numbered_paths(checkpoint.tensors)
@@ -154,11 +150,6 @@ def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies
     """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it.
 
     copies: how many such checkpoints are to be written.
-
-    Raises:
-        OutputError: as CheckpointWriter does.
-        PlanError: the plan is for a model of another depth.
-        CheckpointError: as check_self_contained().
     """
     check_self_contained(checkpoint)
     nbytes = requirements(checkpoint, plan, copies=copies).disk_bytes
@@ -166,12 +157,7 @@ def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies
 
 
 def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies: int = 1) -> None:
-    """The same, and that the cut is exact: all that prune() refuses, before anything is computed for it.
-
-    Raises:
-        as check_fits().
-        ArchitectureError: the cut cannot be expressed exactly.
-    """
+    """The same, and that the cut is exact: all that prune() refuses, before anything is computed for it."""
     check_fits(output, checkpoint, plan, copies=copies)
     pruned_config(checkpoint, plan)
     _Cut(checkpoint, plan, {}, None).shards()

@@ -249,11 +249,7 @@ def _resized(checkpoint: Checkpoint, against: Checkpoint) -> str | None:
 
 
 def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
-    """The plan by which `pruned` was cut from `origin`, where nothing else was done to it.
-
-    Raises:
-        CheckpointError: it is no cut of that model, or was repaired or trained since; every kept tensor is compared.
-    """
+    """The plan by which `pruned` was cut from `origin`, where nothing else was done to it."""
     skipped = skipped_layers(pruned, origin) if pruned.record else frozenset()
     if not skipped or changed_since(pruned, origin):
         raise CheckpointError(

@@ -26,11 +26,7 @@ WHOLE: Window = (0, 0)  # the one without which nothing is missing
 
 @torch.no_grad()
 def check_windows(decoder: Decoder) -> None:
-    """Refuse a model without repaired_windows().
-
-    Raises:
-        InputError, ArchitectureError: as check_refittable().
-    """
+    """Refuse a model without repaired_windows()."""
     check_refittable(decoder, "choose another metric")
 
 
@@ -42,9 +38,6 @@ def repaired_windows(
     For each the fold point before the window is refitted to give what leaves it, on three of four samples; the loss is that
     on the fourth. Windows of several sizes share one walk, and those that begin at one layer share what its fits need.
     Nothing stands before layer 0: that window is not repaired. A size of 0 asks for the loss of the whole model, as WHOLE.
-
-    Raises:
-        ArchitectureError: as repair().
     """
     check_windows(decoder)
     wanted = set(sizes)

@@ -118,11 +118,7 @@ def token_weights(wanted: Sequence[Tensor]) -> Tensor:
 
 
 def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint], fix: str) -> FoldPoint:
-    """The fold point that adds to the layer's output.
-
-    Raises:
-        ArchitectureError: there is none; `fix` says what to do instead.
-    """
+    """The fold point that adds to the layer's output."""
     for point in points:
         if point.place == OUTPUT:
             return point

@@ -186,12 +186,7 @@ class Scalar(FoldPoint):
 
 
 def check_refittable(decoder: Decoder, fix: str) -> None:
-    """Refuse a model whose layers cannot be refitted, before it is walked. fix: what to do in place of it.
-
-    Raises:
-        InputError: its weights are not in one place.
-        ArchitectureError: layers hand on more than hidden states.
-    """
+    """Refuse a model whose layers cannot be refitted, before it is walked. fix: what to do in place of it."""
     decoder.check_in_one_place("to be refitted")
     decoder.check_bare(fix)
 

@@ -143,11 +143,7 @@ def _check_layers(decoder: Decoder) -> None:
 
 
 def check_repair(checkpoint: Checkpoint, text: CalibrationText, compute: Compute) -> Requirements:
-    """Refuse what repair() refuses before it walks; the memory that it takes otherwise, its tensors in a folder.
-
-    Raises:
-        as repair().
-    """
+    """Refuse what repair() refuses before it walks; the memory that it takes otherwise, its tensors in a folder."""
     check_unquantised(checkpoint, "to refit", "repair")
     tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, dry_run=True)
     decoder = Decoder.outline(checkpoint, compute)

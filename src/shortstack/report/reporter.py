@@ -88,11 +88,7 @@ def write_page(report: Report, output: Path) -> None:
 
 
 def write_csv(report: Report, folder: Path) -> None:
-    """Write a CSV file for each table into a new folder.
-
-    Raises:
-        OutputError: the folder exists or cannot be written.
-    """
+    """Write a CSV file for each table into a new folder."""
     check_new(folder)
     folder.mkdir()
     for name, text in report.csv().items():

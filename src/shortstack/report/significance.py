@@ -114,11 +114,7 @@ def _paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
 
 @cache  # large counts take a while, and rows that share a checkpoint share them
 def mcnemar(gained: int, lost: int) -> float:
-    """The p of McNemar's exact test.
-
-    Raises:
-        InputError: scipy is not installed.
-    """
+    """The p of McNemar's exact test."""
     check_installed("scipy", "eval", where="report", why=f"for {McNEMAR}")
     return paired.mcnemar(gained, lost)
 
@@ -143,11 +139,7 @@ def _tested(value: float, stderr: float, freedom: float, how: str) -> Difference
 
 
 def _students_p(ratio: float, freedom: float) -> float:
-    """Two-sided, under Student's law, of which the normal one is that of no end of degrees of freedom.
-
-    Raises:
-        InputError: scipy is not installed.
-    """
+    """Two-sided, under Student's law, of which the normal one is that of no end of degrees of freedom."""
     if math.isinf(freedom):
         return math.erfc(abs(ratio) / math.sqrt(2))
     check_installed("scipy", "eval", where="report", why="for differences of few documents or seeds")

@@ -98,11 +98,7 @@ class Remote:
             files.get_file(path, str(target))
 
     def check(self) -> None:
-        """Refuse a URL that nothing can be written to.
-
-        Raises:
-            InputError: it names no file system, needs a package that is not installed, or cannot be written.
-        """
+        """Refuse a URL that nothing can be written to."""
         try:
             self._make()
         except (ImportError, ValueError, OSError) as error:  # what fsspec says of packages, protocols and places

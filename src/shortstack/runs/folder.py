@@ -66,12 +66,7 @@ class Folder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from writing here; the lock goes with the process, however it ends.
-
-        Raises:
-            InputError: there is a file of that name.
-            OutputError: another one writes here, or the folder cannot be written.
-        """
+        """Keep other processes from writing here; the lock goes with the process, however it ends."""
         if self.root.exists() and not self.root.is_dir():
             fix = f"name another {parameter('output')}"
             raise InputError(self.root, expected="a folder for a study", found="a file", fix=fix)

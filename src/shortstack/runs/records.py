@@ -103,11 +103,7 @@ class Runs:
 
 
 def read(folder: str | Path) -> Runs:
-    """All trials and steps in RUNS, as of one moment.
-
-    Raises:
-        DataError: there is no store in the folder, or its rows are not what a study writes.
-    """
+    """All trials and steps in RUNS, as of one moment."""
     place = Folder(Path(folder))
     with Store.open(place, read_only=True) as store:
         meta, rows, roles = store.noted(), store.steps(), store.trial_steps()
@@ -124,11 +120,7 @@ def read(folder: str | Path) -> Runs:
 
 
 def _checked(kind: Any, stored: Any, place: Folder, *, json: bool = False) -> Any:
-    """What is stored, as a record or another type. json: it is stored as JSON.
-
-    Raises:
-        DataError: it is something else.
-    """
+    """What is stored, as a record or another type. json: it is stored as JSON."""
     from pydantic import TypeAdapter, ValidationError
 
     adapter = TypeAdapter(kind)

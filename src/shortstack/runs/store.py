@@ -51,11 +51,7 @@ class Store:
     @classmethod
     @contextmanager
     def open(cls, folder: Folder, *, read_only: bool = False) -> Iterator[Store]:
-        """Open the run store of a folder; read_only: all that is read is of one moment.
-
-        Raises:
-            DataError: there is none, it is of another version, or its rows are not what a study writes.
-        """
+        """Open the run store of a folder; read_only: all that is read is of one moment."""
         if read_only:
             _check_there(folder)
         try:
@@ -89,11 +85,7 @@ class Store:
             self.connection.execute("PRAGMA journal_mode=DELETE")
 
     def check_version(self, folder: Folder) -> None:
-        """Refuse a store of another version.
-
-        Raises:
-            DataError: the version is another.
-        """
+        """Refuse a store of another version."""
         version = self.noted().get("version")
         if version != VERSION:
             raise DataError(
@@ -175,20 +167,12 @@ class Store:
         return [dict(row) for row in rows]
 
     def steps(self) -> list[dict[str, Any]]:
-        """Every step, with the data of its JSON columns.
-
-        Raises:
-            DataError: one of them holds no JSON object, or a step is not as it was kept.
-        """
+        """Every step, with the data of its JSON columns."""
         rows = self._unbroken(self.connection.execute(STEPS + "ORDER BY key"), "key", STEP_SEALED)
         return [{**dict(row), **{name: _object(row, name) for name in JSON_COLUMNS}} for row in rows]
 
     def _unbroken(self, rows: Iterable[sqlite3.Row], name: str, columns: Sequence[str]) -> Iterator[sqlite3.Row]:
-        """The rows, each found as it was kept; name: of the column that they are known by.
-
-        Raises:
-            DataError: one has changed since, as on a disk that fails, or has a key that leads out of the folder of steps.
-        """
+        """The rows, each found as it was kept; name: of the column that they are known by."""
         seals = dict(self.connection.execute("SELECT row, sha256 FROM seals").fetchall())
         for row in rows:
             if name == "key" and Path(row["key"]).name != row["key"]:
@@ -277,11 +261,7 @@ def _seal(row: sqlite3.Row, columns: Sequence[str]) -> str:
 
 
 def _text(stored: bytes) -> str:
-    """What a column holds.
-
-    Raises:
-        sqlite3.DatabaseError: it is no text that a study wrote.
-    """
+    """What a column holds."""
     try:
         return stored.decode()
     except UnicodeDecodeError as error:
@@ -293,11 +273,7 @@ def _json(data: Any) -> str:
 
 
 def _check_there(folder: Folder) -> None:
-    """Refuse a folder without a run store.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Refuse a folder without a run store."""
     root, name = folder.root, folder.database.name
     if not folder.database.is_file():
         raise DataError(
@@ -309,11 +285,7 @@ def _check_there(folder: Folder) -> None:
 
 
 def _object(row: sqlite3.Row, column: str) -> dict[str, Any]:
-    """The JSON object in a column; empty where there is none.
-
-    Raises:
-        DataError: it is something else.
-    """
+    """The JSON object in a column; empty where there is none."""
     try:
         data = json.loads(row[column] or "{}")
     except ValueError as error:

@@ -18,9 +18,6 @@ def block_sizes(wanted: Sizes) -> tuple[int, ...]:
 
     >>> block_sizes("2-4,8"), block_sizes(3), block_sizes([2, 1, 2]), block_sizes(None)
     ((2, 3, 4, 8), (3,), (1, 2), ())
-
-    Raises:
-        InputError: it is none of these, or a size is below 1.
     """
     if wanted is None:
         return ()
@@ -37,11 +34,7 @@ def block_sizes(wanted: Sizes) -> tuple[int, ...]:
 
 
 def wanted_sizes(window: Sizes, layers: int, metrics: Sequence[Metric]) -> tuple[int, ...]:
-    """The sizes of blocks that are asked for, where the model has them and a metric scores them.
-
-    Raises:
-        InputError: no metric can score them, or none is asked for by one that scores nothing else.
-    """
+    """The sizes of blocks that are asked for, where the model has them and a metric scores them."""
     sizes = block_sizes(window)
     alone = next((metric.name for metric in metrics if not metric.singles), None)
     if not sizes:

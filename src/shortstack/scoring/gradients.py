@@ -38,12 +38,7 @@ def loss_gradient(decoder: Decoder, ids: Tensor, hidden: Tensor, *, of: float, c
 
 
 def check_differentiable(decoder: Decoder) -> None:
-    """Refuse a model for which walk_back() would miss a part of a gradient.
-
-    Raises:
-        InputError: its weights are not in one place.
-        ArchitectureError: layers hand on more than hidden states.
-    """
+    """Refuse a model for which walk_back() would miss a part of a gradient."""
     decoder.check_in_one_place("for their gradients")
     decoder.check_bare("choose a metric without gradients, such as ppl or bi")
 
@@ -61,9 +56,6 @@ def walk_back(
 
     batches: token ids, [batch, length] each. entering[layer][batch]: what entered the layer, [batch, length, width].
     leaving[batch]: the loss's gradient in what leaves the last of the layers; becomes that of what enters the first.
-
-    Raises:
-        ArchitectureError: layers hand on more than hidden states, so that a gradient would miss a part.
     """
     check_differentiable(decoder)
     for layer in reversed(layers):

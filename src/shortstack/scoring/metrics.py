@@ -222,11 +222,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of that name.
-
-    Raises:
-        InputError: there is none; the message lists those there are.
-    """
+    """The metric of that name."""
     check_choice_of("metric", name, METRICS, fix="`shortstack ls metrics` explains each")
     return METRICS[name]
 
@@ -235,9 +231,6 @@ def metrics_named(names: Any) -> list[Metric]:
     """The metrics of those names, each once; `all` stands for every one that scores layers, but the authors' variants.
 
     names: one after the other, or as text with commas between them.
-
-    Raises:
-        InputError: there is none of that name, or no name at all.
     """
     if not isinstance(names, str) and (isinstance(names, bytes) or not isinstance(names, Iterable)):
         expected = f"names of metrics, of {', '.join(METRICS)}"
@@ -250,11 +243,7 @@ def metrics_named(names: Any) -> list[Metric]:
 
 
 def check_step_metric(metric: str) -> None:
-    """Refuse a metric that cannot choose layers step by step.
-
-    Raises:
-        InputError: no such metric, or one that scores blocks alone.
-    """
+    """Refuse a metric that cannot choose layers step by step."""
     if not metric_named(metric).singles:
         raise InputError(
             parameter("metric"),

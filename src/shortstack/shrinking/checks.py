@@ -49,15 +49,7 @@ def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int
 def check_shrink(
     checkpoint: Checkpoint, outs: Mapping[Path, Route], options: ShrinkOptions, compute: Compute
 ) -> int | None:
-    """Refuse what cannot end well; returns the windows of each text to measure on (None: all). Writes nothing.
-
-    Raises:
-        OutputError: an output exists, lies in the model, or the disk has no room.
-        CheckpointError: the model is quantised.
-        PlanError: no such number of layers can go.
-        InputError: the device is not there, or tasks are not.
-        DataError: a text is not there or too short, or too few samples are left to train on.
-    """
+    """Refuse what cannot end well; returns the windows of each text to measure on (None: all). Writes nothing."""
     check_unquantised(checkpoint, "to refit and to train", "shrink")
     nbytes = disk_bytes(checkpoint, options, len(outs))
     for out, route in outs.items():

@@ -106,11 +106,7 @@ def amounts_for(
 
 
 def check_minutes(clock: Clock, rate: float, layers: int) -> None:
-    """Refuse minutes in which the model cannot even be loaded and the least be chosen.
-
-    Raises:
-        InputError: they are so few.
-    """
+    """Refuse minutes in which the model cannot even be loaded and the least be chosen."""
     least = clock.used + LEVELS[-1].passes * WINDOW * layers / LAYERS / rate
     if least > clock.seconds:
         where, found = parameter("minutes"), duration(clock.seconds)

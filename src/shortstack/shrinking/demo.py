@@ -53,13 +53,7 @@ class Demo:
 def run(
     output: str | Path = "demo-out", *, minutes: float = MINUTES, seed: int = 0, progress: Progress = silent
 ) -> Demo:
-    """Make the model shorter by each of DROPS; leaves a checkpoint of each and demo.json in `output`.
-
-    Raises:
-        OutputError: `output` exists.
-        CheckpointError: the demo model is not installed and the hub cannot be reached.
-        ShortstackError: as shrink().
-    """
+    """Make the model shorter by each of DROPS; leaves a checkpoint of each and demo.json in `output`."""
     output = Path(output)
     outs = {str(drop): output / f"minus-{drop}" for drop in DROPS}
     made = shrink_each("demo", outs, replace(OPTIONS, minutes=minutes), compute=Compute(seed=seed), progress=progress)

@@ -107,10 +107,6 @@ def shrink_each(
 
     outs: the new directory of each, by how much goes, as options.drop says it. Each appears when it is made; a call that
     follows a killed one makes those that are missing.
-
-    Raises:
-        InputError: the options say how much goes, too.
-        ShortstackError: as shrink().
     """
     options, began = options or ShrinkOptions(), time.monotonic()
     routes = {Path(out): Route.of(options, drop) for drop, out in outs.items()}
@@ -127,11 +123,7 @@ class Foreseen:
 
 
 def foresee(model: Model, out: Path, options: ShrinkOptions, *, compute: Compute = AUTO) -> Foreseen:
-    """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written.
-
-    Raises:
-        as shrink(), before it begins.
-    """
+    """Make every check of shrink(), and measure the speed of this machine; nothing is chosen or written."""
     source, route = Checkpoint.of(model), Route.of(options)
     with in_words_of_shrink():
         windows = check_shrink(source, {out: route}, options, compute)
@@ -227,11 +219,7 @@ class Line:
 
     @cached_property
     def amounts(self) -> Amounts:
-        """What fits into the minutes on this machine, now.
-
-        Raises:
-            InputError: the minutes are too few to choose layers.
-        """
+        """What fits into the minutes on this machine, now."""
 
         how = {"plan": repr(self.route.recipe.plan), "minutes": self.options.minutes, "cuts": self.cuts}
         return self.stages.result("amounts", Amounts, lambda: self._written(self.fitting()), wanted=self.wanted, **how)
@@ -439,11 +427,7 @@ class Line:
         }
 
     def keeping(self, share: float) -> tuple[Made, tuple[Tried, ...]]:
-        """The largest of at most TRIALS cuts that keeps a share of every measure; as many as there is time for.
-
-        Raises:
-            ShortstackError: none of them does.
-        """
+        """The largest of at most TRIALS cuts that keeps a share of every measure; as many as there is time for."""
         tried: dict[int, tuple[Tried, Made]] = {}
         for amount, until in self._amounts_tried(share, tried):
             made = self.made(self.route.dropping(str(amount)), until)

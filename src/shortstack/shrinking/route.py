@@ -36,12 +36,7 @@ class Route:
 
     @classmethod
     def of(cls, options: ShrinkOptions, drop: str | None = None) -> Route:
-        """drop: how much goes, where that is said elsewhere than in the options.
-
-        Raises:
-            InputError: the recipe has no data to heal on, or names layers where the options say how much goes.
-            PlanError: nobody can tell how much goes.
-        """
+        """drop: how much goes, where that is said elsewhere than in the options."""
         recipe = read_recipe(options.recipe)
         choice = _choice(recipe, options, drop)
         healing = _healing(recipe, options)

@@ -133,11 +133,7 @@ class Study(Part):
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial once, in order.
-
-        Raises:
-            InputError: a combination that cannot be, or a name that is unknown.
-        """
+        """Every trial once, in order."""
         named = self._named_healings()
         left_out = [Pattern.of(each.axes(), named) for each in self.except_]
         trials: dict[str, Trial] = {}
@@ -177,20 +173,12 @@ class Study(Part):
 
 
 def read_study(path: str | Path) -> Study:
-    """A study from its YAML file.
-
-    Raises:
-        InputError: it cannot be read, or is wrong: with the line, and the nearest right key.
-    """
+    """A study from its YAML file."""
     return parse_study(yamlfile.text_of(path), where=str(path))
 
 
 def parse_study(text: str, *, where: str) -> Study:
-    """A study from the text of its file.
-
-    Raises:
-        InputError: as read_study.
-    """
+    """A study from the text of its file."""
     study = yamlfile.parsed(text, Study, where=where)
     try:
         trials = study.trials

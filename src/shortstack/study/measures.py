@@ -53,12 +53,7 @@ class EvaluateOptions(Part):
         return self.model_dump(mode="json", include=set(EvaluateOptions.model_fields))
 
     def check(self) -> None:
-        """Say what is wrong before anything runs.
-
-        Raises:
-            InputError: there is no such task, text or folder, or what tasks alone take is given without any.
-            DataError: a text, or the documents of a task, cannot be had.
-        """
+        """Say what is wrong before anything runs."""
         asked = _evaluate_arguments(expanded(self.arguments))
         for source in asked["text"].sources:
             if source not in IN_CONTEXT:
@@ -97,11 +92,7 @@ class EvaluateStep(Step):
 
 
 def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What evaluate() is given for the evaluation options of a study.
-
-    Raises:
-        InputError: there is no such task, or no such folder.
-    """
+    """What evaluate() is given for the evaluation options of a study."""
     how, items = {name: options[name] for name in (*OF_TASKS, "seed")}, options["probe_items"]
     return {
         "text": EvaluationText(options["perplexity"], options["length"], options["samples"]),

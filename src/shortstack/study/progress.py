@@ -70,11 +70,7 @@ class StudyProgress:
 
 
 def study_progress(runs: str | Path) -> StudyProgress:
-    """How far the study in a folder is.
-
-    Raises:
-        DataError: there is none.
-    """
+    """How far the study in a folder is."""
     now = time.time()
     folder = Folder(Path(runs))
     with Store.open(folder, read_only=True) as store:

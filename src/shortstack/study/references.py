@@ -33,31 +33,19 @@ def with_revision(name: str) -> tuple[str, str | None]:
 
 
 def check_text(source: str) -> None:
-    """Refuse a text that a step could not read: several with commas, files with all their records; the hub is not asked.
-
-    Raises:
-        DataError: as check_sources and read_records.
-    """
+    """Refuse a text that a step could not read: several with commas, files with all their records; the hub is not asked."""
     for each in check_sources(str(expanded(source))):
         if each.source not in SOURCES and Path(each.source).is_file():
             deque(read_records(each.source), maxlen=0)
 
 
 def text_digest(source: str) -> str:
-    """Digest of a text as a study's file names it, or of a folder of files.
-
-    Raises:
-        DataError: there is no such file.
-    """
+    """Digest of a text as a study's file names it, or of a folder of files."""
     return digests.text_digest(str(expanded(source)))
 
 
 def expanded(value: Any) -> Any:
-    """The same data with $NAME and ${NAME} in its strings replaced by the environment's.
-
-    Raises:
-        InputError: there is no such variable.
-    """
+    """The same data with $NAME and ${NAME} in its strings replaced by the environment's."""
     if isinstance(value, Mapping):
         return {key: expanded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

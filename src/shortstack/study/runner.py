@@ -144,11 +144,7 @@ class _StudyRun:
         self.done: dict[str, tuple[Trial, dict[str, Step]]] = {}  # the done trials
 
     def to_the_end(self) -> None:
-        """Run until nothing is left that can run.
-
-        Raises:
-            DiskFullError: a step had no room; what runs beside it has ended, and nothing else is begun.
-        """
+        """Run until nothing is left that can run."""
         self._update()
         self._hand_over()
         while self.running:

@@ -23,9 +23,6 @@ def check_same(folder: Folder, study: Study, store: Store) -> None:
     """Refuse a folder of another study, unless this one only adds trials to it.
 
     The trials before are those in the store: what a recipe's file says may have changed since.
-
-    Raises:
-        InputError: naming the first difference.
     """
     if not folder.study.exists():
         return
@@ -50,11 +47,7 @@ def _nearest(settings: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -
 
 
 def check_outside(folder: Folder) -> None:
-    """Refuse to run a study in a checkpoint's folder.
-
-    Raises:
-        InputError: it is in one.
-    """
+    """Refuse to run a study in a checkpoint's folder."""
     place = folder.root.resolve()
     for above in (place, *place.parents):
         if (above / CONFIG).exists() and any(above.glob("*.safetensors")):
@@ -63,11 +56,7 @@ def check_outside(folder: Folder) -> None:
 
 
 def check_place(folder: Folder, store: Store) -> None:
-    """Refuse a place for artefacts that cannot be written, or that is not where those are which there are already.
-
-    Raises:
-        InputError: it is.
-    """
+    """Refuse a place for artefacts that cannot be written, or that is not where those are which there are already."""
     before = store.noted().get("artefacts", "")
     if store.results() and before != (folder.url or ""):
         expected = before or f"none: those of this study lie in {folder.root}"

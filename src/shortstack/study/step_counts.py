@@ -41,10 +41,7 @@ class StepCounts:
 
 
 def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | None = None) -> StepCounts:
-    """
-    Raises:
-        as run_study(), but for a hub model that is not on this machine.
-    """
+    """"""
     study = read_study(path)
     study.evaluation.check()
     if out:

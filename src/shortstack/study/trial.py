@@ -28,11 +28,7 @@ class _Text(part_of("CalibrationText", CalibrationText)):  # type: ignore[misc] 
     """A text of which windows are looked at."""
 
     def check(self) -> None:
-        """Refuse numbers that are out of their range.
-
-        Raises:
-            InputError: one is.
-        """
+        """Refuse numbers that are out of their range."""
         CalibrationText(self.text, self.samples, self.length)
 
 
@@ -57,9 +53,6 @@ def parse_choice(text: str, *, drop: str | None = None, step: int | None = None)
     ('angular', True, '3-5')
     >>> parse_choice("repaired-blocks 2").finalists
     2
-
-    Raises:
-        InputError: no such metric, or wrong layers.
     """
     if text == "search":
         return Choice(drop=drop, search=True)
@@ -125,11 +118,7 @@ class Trial:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], named: Mapping[str, HealOptions]) -> Trial:
-        """From the file's words; named: its ways to heal, by name.
-
-        Raises:
-            InputError: a word that is none.
-        """
+        """From the file's words; named: its ways to heal, by name."""
         choice, strategy = parse_choice(settings["metric"]), settings["strategy"]
         calibration, repair = settings["calibration"], repair_text(settings["repair"])
         for text in filter(None, (calibration, repair)):
@@ -176,11 +165,7 @@ class Trial:
         return self.step is not None and self.heal is not None
 
     def amount(self, layers: int) -> int:
-        """How many of the model's layers go.
-
-        Raises:
-            PlanError: none or all of them.
-        """
+        """How many of the model's layers go."""
         if self.choice.layers:
             return len(parse_layers(str(self.choice.layers)))
         try:
@@ -224,11 +209,7 @@ class Trial:
         return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self) -> None:
-        """Refuse combinations that cannot be.
-
-        Raises:
-            InputError: naming what to leave out.
-        """
+        """Refuse combinations that cannot be."""
         if self.step is None:
             return
         choice = self.choice
@@ -245,12 +226,7 @@ class Trial:
             raise InputError(f"strategy: {self.strategy}", expected=expected, found=f"{axis} {value}", fix=fix)
 
     def check_fits(self, layers: int) -> None:
-        """Refuse a cut, or a healing of the last layers, that a model of so many layers has too few for.
-
-        Raises:
-            PlanError: the cut does not fit.
-            InputError: more layers would train than are left.
-        """
+        """Refuse a cut, or a healing of the last layers, that a model of so many layers has too few for."""
         amount = self.amount(layers)
         if self.choice.layers:
             check_removal(parse_layers(str(self.choice.layers)), layers, where=parameter("layers"))

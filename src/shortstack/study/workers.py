@@ -50,9 +50,6 @@ def local(workers: int = 1) -> Iterator[Launch]:
     """So many processes of this machine, which end with this one; needs are not looked at.
 
     A task whose process dies fails with BrokenProcessPool; the next gets a new process.
-
-    Raises:
-        InputError: no workers.
     """
     if workers < 1:
         fix = f"write {parameter('workers', 1)}"
@@ -138,9 +135,6 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
     """A Ray cluster by its address, `auto` for the one this machine is in, or `local` for one that begins and ends here.
 
     workers: tasks handed over at once; without a number, as many as the cluster has CPUs.
-
-    Raises:
-        InputError: Ray is not installed, or nothing answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     check_installed("ray", "ray", where=parameter("ray"), why="which shares steps out to a cluster")
