@@ -11,6 +11,7 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers with as many threads as there are cores wait for each other's
     os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line has it, before torch is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")  # where transformers puts a checkpoint's own code

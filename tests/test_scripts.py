@@ -168,7 +168,9 @@ def test_every_benchmark_is_run_on_tiny_sizes():
 def test_the_benchmark_of_shrink_runs_on_a_tiny_model():
     command = [sys.executable, BENCHES / "shrink.py", "--smoke"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (row,) = (line for line in said.splitlines() if line.startswith("| tiny without 2, load from the middle on | 0.8 |"))
+    (row,) = (
+        line for line in said.splitlines() if line.startswith("| tiny without 2, load from the middle on | 0.8 |")
+    )
     took, steps = (row.split("|")[place].strip() for place in (3, 7))
     assert float(took.removesuffix(" s")) > 0
     assert int(steps) >= 0

@@ -12,7 +12,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data.questions import Request
 from shortstack.decoder import Decoder
 from shortstack.decoder import likelihoods as module
-from shortstack.decoder.likelihoods import likelihoods, shares_contexts
+from shortstack.decoder.likelihoods import greedy_endings, likelihoods, shares_contexts
 from zoo import ZOO, tiny
 
 
@@ -64,6 +64,20 @@ def test_a_greedy_ending_is_told_from_others():
     asked = [Request(tuple(ids), len(context)), Request(tuple(other), len(context))]
     found = likelihoods(Decoder.load(checkpoint, dtype=torch.float32), asked)
     assert [each.greedy for each in found] == [True, False]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_greedy_endings_are_the_likeliest_tokens_of_whole_forwards(streamed):
+    checkpoint = Checkpoint.open(tiny("llama"))
+    decoder = Decoder.load(checkpoint, stream=streamed, dtype=torch.float32)
+    requests = [Request(tuple(range(first, first + 9)), 5 + first) for first in range(3)]
+    model = checkpoint.model(dtype=torch.float32)
+    with torch.no_grad():
+        logits = [model(torch.tensor([request.ids])).logits[0] for request in requests]
+    expected = [
+        each[request.start - 1 : -1].argmax(-1).tolist() for each, request in zip(logits, requests, strict=True)
+    ]
+    assert greedy_endings(decoder, requests) == expected
 
 
 def test_a_shared_context_passes_the_layers_once(monkeypatch):

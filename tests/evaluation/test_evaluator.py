@@ -20,7 +20,6 @@ from shortstack.evaluation.degeneration import TYPICAL, Fluency, check_collapse
 from shortstack.evaluation.probes import PROBES, probe_tokens, probes, run_probes
 from shortstack.machine.device import Compute
 from shortstack.planning import plan
-from shortstack.profiling.profiler import answer
 from shortstack.pruning import prune
 from zoo import speaking, tiny
 
@@ -129,20 +128,6 @@ def test_auto_arithmetic_is_bf16_only_where_checkpoint_and_device_have_it(monkey
     assert arithmetic("bfloat16", checkpoint, "cpu") is torch.bfloat16
 
 
-def test_answers_come_from_generation(checkpoint):
-    model, tokenizer = checkpoint.model(dtype=torch.float32), checkpoint.tokenizer()
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "layers"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    expected = ids["input_ids"]
-    with torch.no_grad():
-        for _ in range(6):
-            expected = torch.cat([expected, model(input_ids=expected).logits[:, -1:].argmax(-1)], dim=1)
-    tail = expected[0, ids["input_ids"].shape[1] :].tolist()
-    tail = tail[: tail.index(2)] if 2 in tail else tail
-    assert answer(model, tokenizer, "layers", new_tokens=6) == tokenizer.decode(tail, skip_special_tokens=True).strip()
-
-
 @pytest.fixture(scope="module")
 def pruned(checkpoint, tmp_path_factory):
     return prune(checkpoint, plan(8, layers="3"), tmp_path_factory.mktemp("pruned") / "model")
@@ -171,7 +156,7 @@ def test_what_shortstack_cut_is_checked_for_collapse_unless_told_otherwise(check
 def test_probes_are_asked_of_the_evaluated_model(pruned, text):
     generation, compute = GenerationChecks(probes=True, probe_items=2), Compute(dtype="float32", seed=5)
     found = evaluate(pruned, text=EvaluationText([text], 24, samples=2), generation=generation, compute=compute)
-    expected = run_probes(pruned.model(dtype=torch.float32), pruned.tokenizer(), probes(seed=5, n=2))
+    expected = run_probes(Decoder.load(pruned, dtype=torch.float32), pruned.tokenizer(), probes(seed=5, n=2))
     assert found.probes == expected
     said = found.to_dict()["probes"]["arithmetic-1"]
     assert (said["n"], said["chance"]) == (2, pytest.approx(1 / 19))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.decoder.likelihoods import Accuracy
+from shortstack.decoder import Decoder
 from shortstack.errors import InputError
 from shortstack.evaluation.paired import Outcomes
-from shortstack.evaluation.probes import MOST, PROBES, is_right, probes, run_probes
+from shortstack.evaluation.probes import MOST, PROBES, _ends_line, _prompts, _request, has_keys, probes, run_probes
 from zoo import speaking
 
 ITEMS = probes(seed=3)
@@ -73,14 +73,6 @@ def test_chance_is_one_over_the_answers_of_that_form():
     assert sums <= {str(number) for number in range(19)}
 
 
-def test_the_first_line_counts():
-    item = next(item for item in ITEMS if item.probe == "counting")
-    assert is_right(item, f" {item.answer}\n\nNumbers: 1, 2, 3, 4")
-    assert not is_right(item, f" {item.answer}0")
-    assert not is_right(item, f"\n{item.answer}")
-    assert not is_right(item, "")
-
-
 @pytest.mark.parametrize(
     ("written", "right"),
     [
@@ -97,23 +89,29 @@ def test_the_first_line_counts():
 )
 def test_json_is_right_when_it_is_an_object_with_the_keys_asked_for(written, right):
     item = next(item for item in ITEMS if item.probe == "json")
-    assert is_right(item, written) is right
+    assert has_keys(written.partition("\n")[0].strip(), item.answer) is right
 
 
 def test_results_are_of_each_probes_own_items(monkeypatch, tmp_path):
     """A model that answers the first of each probe's items rightly, and that says nothing to the others."""
-    items, tokenizer = probes(n=4), Checkpoint.open(speaking(tmp_path / "model")).tokenizer()
-    first = {item.probe: item for item in reversed(items)}
+    items, checkpoint = probes(n=4), Checkpoint.open(speaking(tmp_path / "model"))
+    tokenizer, first = checkpoint.tokenizer(), {item.probe: item for item in reversed(probes(n=4))}
+
+    def greedy(_decoder, requests, **_):
+        by_prompt = {tokenizer.decode(request.context): request.ending[:-1] for request in requests}
+        newline = tokenizer("\n", add_special_tokens=False).input_ids
+        right = {item.prompt: item == first[item.probe] for item in items}
+        return [[*(ending if right[prompt] else [0] * len(ending)), *newline] for prompt, ending in by_prompt.items()]
 
     def write(_model, prompts, rooms, **_):
-        answers = [f" {item.answer}\n\nand" if item == first[item.probe] else "" for item in items]
-        written = [tokenizer(answer).input_ids for answer in answers]
-        assert all(room >= len(tokenizer(f" {item.answer}").input_ids) for room, item in zip(rooms, items, strict=True))
-        assert [tokenizer.decode(prompt) for prompt in prompts] == [item.prompt for item in items]
-        return written
+        own = [item for item in items if item.probe == "json"]
+        assert [tokenizer.decode(prompt) for prompt in prompts] == [item.prompt for item in own]
+        assert all(room >= len(tokenizer(f" {item.answer}").input_ids) for room, item in zip(rooms, own, strict=True))
+        return [tokenizer(f" {item.answer}\n\nand" if item == first["json"] else "").input_ids for item in own]
 
+    monkeypatch.setattr("shortstack.evaluation.probes.greedy_endings", greedy)
     monkeypatch.setattr("shortstack.evaluation.probes.generate", write)
-    found = run_probes(None, tokenizer, items)
+    found = run_probes(Decoder.load(checkpoint, dtype=torch.float32), tokenizer, items)
     assert list(found) == list(PROBES)
     for name, each in found.items():
         assert each.accuracy.correct == (True, False, False, False)
@@ -123,28 +121,39 @@ def test_results_are_of_each_probes_own_items(monkeypatch, tmp_path):
         assert each.outcomes == Outcomes(documents, (1, 0, 0, 0))
 
 
-@pytest.mark.parametrize("right", [0, 20])
-def test_where_none_or_all_are_right_the_standard_error_is_that_of_jeffreys_posterior(right):
-    beta = pytest.importorskip("scipy.stats").beta(right + 0.5, 20 - right + 0.5)
-    assert Accuracy.of([True] * right + [False] * (20 - right)).stderr == pytest.approx(beta.std())
+@pytest.mark.parametrize(
+    ("behind", "right"), [("\n", True), ("\n\n", True), (" \n", True), (" a", False), ("0", False), (".\n", False)]
+)
+def test_an_answer_is_right_only_where_its_line_ends_behind_it(behind, right):
+    class Characters:
+        def decode(self, ids):
+            return "".join(ids)
+
+    assert _ends_line(Characters(), [*"183"], behind) is right
 
 
 @torch.no_grad()
-def test_answers_are_greedy_and_prompts_start_with_bos_where_text_does(tmp_path, monkeypatch):
-    checkpoint = Checkpoint.open(speaking(tmp_path / "model", bos=True))
-    model, tokenizer = checkpoint.model(dtype=torch.float32), checkpoint.tokenizer()
-    item, heard = probes(n=1)[3], []
-    monkeypatch.setattr("shortstack.evaluation.probes.is_right", lambda _item, written: bool(heard.append(written)))
-    passed = model.register_forward_pre_hook(lambda _m, _a, kwargs: heard.append(kwargs["input_ids"]), with_kwargs=True)
-    run_probes(model, tokenizer, [item])
-    passed.remove()
-    prompt = ids = [1, *tokenizer(item.prompt, add_special_tokens=False).input_ids]
-    assert heard[0].tolist() == [prompt]
-    for _ in range(4):
-        ids = [*ids, int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())]
-    written = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
-    assert written
-    assert heard[-1].startswith(written)
+def test_a_real_model_answers_in_one_pass_what_it_writes_token_by_token():
+    checkpoint = Checkpoint.open("demo")
+    decoder, tokenizer = Decoder.load(checkpoint, dtype=torch.float32), checkpoint.tokenizer()
+    items = [item for item in probes(n=3) if item.probe in ("counting", "brackets", "arithmetic-1")]
+    found = run_probes(decoder, tokenizer, items)
+    written = {}
+    for item in items:
+        ids = tokenizer(item.prompt, return_tensors="pt").input_ids
+        answer = decoder.model.generate(ids, do_sample=False, max_new_tokens=12, stop_strings="\n", tokenizer=tokenizer)
+        line = tokenizer.decode(answer[0, ids.shape[1] :]).partition("\n")[0].strip()
+        written.setdefault(item.probe, []).append(line == item.answer)
+    assert {name: list(each.accuracy.correct) for name, each in found.items()} == written
+    assert {right for answers in written.values() for right in answers} == {True, False}
+
+
+def test_prompts_start_with_bos_where_text_does(tmp_path):
+    tokenizer = Checkpoint.open(speaking(tmp_path / "model", bos=True)).tokenizer()
+    item = probes(n=1)[1]
+    prompt = [1, *tokenizer(item.prompt, add_special_tokens=False).input_ids]
+    assert list(_request(tokenizer, item).context) == prompt
+    assert _prompts(tokenizer, [item])[0] == [prompt]
 
 
 @pytest.mark.parametrize("n", [0, 101])

@@ -5,6 +5,12 @@ Nothing heavy is imported before a verb runs, and no verb before it is asked for
 is one file, its table beside it, and its line in `help`.
 """
 
+import os
+
+# Before torch is imported. Its threads wait for each other spinning, which beside other work made a forward 3 to 4 times
+# as slow and a written token 2 to 8 times; alone on a machine passive ones cost up to a fifth (docs/guide-cpu.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from shortstack.cli.app import app, main
 
 __all__ = ["app", "main"]

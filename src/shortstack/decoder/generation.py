@@ -44,7 +44,7 @@ def generate(
     tokens count: its penalties and cut-offs would hide what the model itself does.
     """
     written: list[list[int]] = [[] for _ in prompts]
-    begun, ends, total = time.monotonic(), _ends(model), sum(max_new_tokens)
+    begun, ends, total = time.monotonic(), end_tokens(model), sum(max_new_tokens)
     with _nothing_else_asked(model), _head_in_one_piece(model):
         done = 0
         for numbers in _batches(model, prompts, max_new_tokens):
@@ -237,6 +237,7 @@ def _ended(tokens: Sequence[int], ends: frozenset[int]) -> list[int]:
     return list(tokens[: place + 1])
 
 
-def _ends(model: PreTrainedModel) -> frozenset[int]:
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """Return the tokens that end what a model writes."""
     ends = model.generation_config.eos_token_id
     return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])

@@ -92,6 +92,34 @@ def likelihoods(
 
 
 @torch.no_grad()
+def greedy_endings(
+    decoder: Decoder, requests: Sequence[Request], *, stage: str = "answering", progress: Progress = silent
+) -> list[list[int]]:
+    """Return the likeliest token at each place of each request's ending, the tokens before it given (teacher forcing).
+
+    A greedy answer is an ending exactly where these are its tokens, so that one forward pass tells and nothing is written.
+    """
+    found: dict[int, list[int]] = {}
+    progress = paced(progress, sum(len(request.ids) for request in requests))
+    for places, states in _passed(decoder, requests):
+        logits = (decoder.token_logits(some) for some in states.split(decoder.chunk_rows(states)))
+        tokens = torch.cat([each.argmax(-1) for each in logits]).cpu()
+        for place, ending in zip(places, tokens.split([len(requests[place].ending) for place in places]), strict=True):
+            found[place] = ending.tolist()
+        progress(stage, len(found), len(requests))
+    return [found[place] for place in range(len(requests))]
+
+
+def _passed(decoder: Decoder, requests: Sequence[Request]) -> Iterator[tuple[list[int], Tensor]]:
+    """Requests' places and the states that predict their endings, no context shared."""
+    if decoder.weights:
+        yield from ((places, left[UNPRUNED]) for places, left in _walked(decoder, requests, [UNPRUNED]))
+        return
+    for places in by_length([len(request.ids) for request in requests]):
+        yield places, _whole(decoder, [requests[place] for place in places])
+
+
+@torch.no_grad()
 def answers(
     decoder: Decoder,
     questions: Sequence[TokenizedQuestion],
@@ -118,7 +146,7 @@ def _walked(
 ) -> Iterator[tuple[list[int], dict[SkippedLayers, Tensor]]]:
     """Requests' places, and by skipped layers the states that predict their endings; many batches pass a layer together."""
     batches = by_length([len(request.ids) for request in requests], batch=batch)
-    largest = max(len(places) * len(requests[places[-1]].ids) for places in batches)
+    largest = max((len(places) * len(requests[places[-1]].ids) for places in batches), default=1)
     for turn in decoder.turns(batches, tokens=largest, streams=len(sets)):
         walks = [decoder.enter(_rows(decoder, [requests[place] for place in places]), sets) for places in turn]
         for _ in decoder.through(walks, range(len(decoder.layers))):

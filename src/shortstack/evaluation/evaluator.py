@@ -208,7 +208,7 @@ class Prepared:
         return Evaluation(
             checkpoint.source,
             {source: measure(decoder, tokens, progress=progress) for source, tokens in self.texts.items()},
-            run_probes(decoder.model, tokenizer, self.items, progress=progress),
+            run_probes(decoder, tokenizer, self.items, progress=progress),
             check_collapse(decoder.model, tokenizer, progress=progress) if self.collapse else None,
             run.results if run else {},
         )

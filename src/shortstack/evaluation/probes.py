@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shortstack.data.questions import Request
 from shortstack.data.tokens import bos_ids, encode
-from shortstack.decoder.generation import generate, longest
-from shortstack.decoder.likelihoods import Accuracy
+from shortstack.decoder import Decoder
+from shortstack.decoder.generation import end_tokens, generate, longest
+from shortstack.decoder.likelihoods import Accuracy, greedy_endings
 from shortstack.errors import InputError
 from shortstack.evaluation.paired import Outcomes
 from shortstack.machine.progress import Progress, silent
@@ -55,6 +57,11 @@ class Item:
         """Names the item by its content, so that results of different items are never paired."""
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
+    @property
+    def is_written(self) -> bool:
+        """Whether several answers are right, so that the model's own must be written."""
+        return self.probe == "json"
+
     def room(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Tokens that may be written: those of the answer, and some more."""
         return len(encode(tokenizer, f" {self.answer}")) + SPARE
@@ -97,20 +104,57 @@ def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
 
 
 def run_probes(
-    model: PreTrainedModel,
+    decoder: Decoder,
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
     *,
     progress: Progress = silent,
 ) -> dict[str, Probed]:
-    """Each probe's result: greedy answers, up to the end of their line. A prompt starts with BOS as all text does."""
+    """Return each probe's result: greedy answers, up to the end of their line. A prompt starts with BOS as all text does.
+
+    Where an answer is exact, a greedy one is right exactly if each of its tokens is the likeliest after those before it, and
+    the next ends the line: one forward pass, nothing is written. JSON is written.
+    """
+    exact, written = ([item for item in items if item.is_written is writes] for writes in (False, True))
+    right = dict(zip(exact, _exact_answers(decoder, tokenizer, exact, progress), strict=True))
+    right |= zip(written, _written_answers(decoder.model, tokenizer, written, progress), strict=True)
+    return {name: _probed(name, right) for name in dict.fromkeys(item.probe for item in items)}
+
+
+def _exact_answers(
+    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], progress: Progress
+) -> list[bool]:
+    requests = [_request(tokenizer, item) for item in items]
+    greedy = greedy_endings(decoder, requests, stage="answering probes", progress=progress)
+    ends = end_tokens(decoder.model)
+
+    def right(request: Request, likeliest: Sequence[int]) -> bool:
+        *answer, last = likeliest
+        return (*answer,) == request.ending[:-1] and (last in ends or _ends_line(tokenizer, answer, last))
+
+    return [right(*each) for each in zip(requests, greedy, strict=True)]
+
+
+def _request(tokenizer: PreTrainedTokenizerBase, item: Item) -> Request:
+    """A prompt and its answer as token ids; the last one only asks what comes behind the answer."""
+    prompt = [*bos_ids(tokenizer), *encode(tokenizer, item.prompt)]
+    return Request((*prompt, *encode(tokenizer, f" {item.answer}"), 0), len(prompt))
+
+
+def _ends_line(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int], token: int) -> bool:
+    """Whether nothing but space is left of the line when this token follows the answer."""
+    before, after = tokenizer.decode(answer), tokenizer.decode([*answer, token])
+    rest, newline, _ = after.removeprefix(before).partition("\n")
+    return bool(newline) and not rest.strip()
+
+
+def _written_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], progress: Progress
+) -> list[bool]:
     prompts, rooms = _prompts(tokenizer, items)
     written = generate(model, prompts, rooms, stage="answering probes", progress=progress)
-    correct = [
-        is_right(item, tokenizer.decode(tokens, skip_special_tokens=True))
-        for item, tokens in zip(items, written, strict=True)
-    ]
-    return {name: _probed(name, items, correct) for name in dict.fromkeys(item.probe for item in items)}
+    lines = [tokenizer.decode(tokens, skip_special_tokens=True).partition("\n")[0].strip() for tokens in written]
+    return [has_keys(line, item.answer) for item, line in zip(items, lines, strict=True)]
 
 
 def probe_tokens(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> int:
@@ -124,13 +168,8 @@ def _prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> tuple
     return prompts, [item.room(tokenizer) for item in items]
 
 
-def is_right(item: Item, written: str) -> bool:
-    """Whether the first line written is the answer; of `json`, whether it is an object with the answer's keys."""
-    line = written.partition("\n")[0].strip()
-    return _has_keys(line, item.answer) if item.probe == "json" else line == item.answer
-
-
-def _has_keys(line: str, answer: str) -> bool:
+def has_keys(line: str, answer: str) -> bool:
+    """Whether a line is a JSON object with the answer's keys."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -138,12 +177,12 @@ def _has_keys(line: str, answer: str) -> bool:
     return isinstance(record, dict) and record.keys() == json.loads(answer).keys()
 
 
-def _probed(name: str, items: Sequence[Item], correct: Sequence[bool]) -> Probed:
-    own = [(item, right) for item, right in zip(items, correct, strict=True) if item.probe == name]
+def _probed(name: str, right: Mapping[Item, bool]) -> Probed:
+    own = [item for item in right if item.probe == name]
     return Probed(
-        Accuracy.of([right for _, right in own]),
-        sum(item.chance for item, _ in own) / len(own),
-        tuple(item.document for item, _ in own),
+        Accuracy.of([right[item] for item in own]),
+        sum(item.chance for item in own) / len(own),
+        tuple(item.document for item in own),
     )
 
 

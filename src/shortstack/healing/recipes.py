@@ -79,7 +79,13 @@ def read_recipe(name: str) -> Recipe:
 
 def _check_plan(plan: PlanPart) -> None:
     """Refuse what no plan can be made of; that nothing says how much goes is no fault of a recipe."""
-    beside = {"repair", "samples", "length", "text", "repair_samples"}  # what layers are chosen on, and what comes after
+    beside = {
+        "repair",
+        "samples",
+        "length",
+        "text",
+        "repair_samples",
+    }  # what layers are chosen on, and what comes after
     Choice(**{name: value for name, value in plan.given.items() if name not in beside})
     if plan.drop is not None or plan.layers is not None:
         check_choice(plan.drop, plan.layers, block=plan.block)

@@ -12,7 +12,6 @@ from shortstack.architecture.anatomy import meta_model
 from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.decoder import Decoder
-from shortstack.decoder.generation import generate
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute, pick_device
@@ -208,13 +207,6 @@ def check_load(checkpoint: Checkpoint, load: Load) -> None:
     needed, where = load.prompt + load.new_tokens + 1, f"{parameter('prompt')}, {parameter('new_tokens')}"
     fix, note = f"write a smaller {parameter('prompt')}", ", the first new token included"
     check_positions(checkpoint, needed, where, fix=fix, note=note)
-
-
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 48) -> str:
-    """The greedy answer to a prompt, in the model's chat template when it has one."""
-    ids = prompt_ids(tokenizer, prompt)
-    (written,) = generate(model, [ids], [new_tokens])
-    return str(tokenizer.decode(written, skip_special_tokens=True)).strip()
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

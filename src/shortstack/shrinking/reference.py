@@ -13,13 +13,14 @@ from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
+from shortstack.decoder.generation import generate
 from shortstack.decoder.quantisation import INT8, quantise, saved_bytes, uncovered
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.progress import Progress, silent
 from shortstack.profiling import Timing, profile
-from shortstack.profiling.profiler import answer
+from shortstack.profiling.profiler import prompt_ids
 from shortstack.profiling.speed import Ratio
 from shortstack.runs.records import TailsRecord
 from shortstack.scoring.measurement import Run, Wanted
@@ -73,11 +74,10 @@ class Speed:
 
 def answers(checkpoint: Checkpoint, compute: Compute, progress: Progress = silent) -> tuple[str, ...]:
     """What a model says to each of PROMPTS."""
-    decoder, said = loaded(checkpoint, compute), []
-    for number, prompt in enumerate(PROMPTS, start=1):
-        said.append(answer(decoder.model, checkpoint.tokenizer(), prompt, new_tokens=ANSWER_TOKENS))
-        progress("answering", number, len(PROMPTS))
-    return tuple(said)
+    model, tokenizer = loaded(checkpoint, compute).model, checkpoint.tokenizer()
+    prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
+    written = generate(model, prompts, [ANSWER_TOKENS] * len(prompts), stage="answering", progress=progress)
+    return tuple(tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written)
 
 
 def speed(cut: Checkpoint, unpruned: Checkpoint, compute: Compute, progress: Progress = silent) -> Speed:
