@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -48,7 +49,8 @@ def test_every_output_has_one_with_the_licence_of_the_source_and_no_path(made):
         assert "layer-pruned" in front["tags"]
         assert "base_model" not in front
         assert str(made) not in card
-        assert f"# {name}\n\nThis model was made shorter by shortstack {version('shortstack')}, from a local checkpoint.\n" in card
+        by = f"shortstack {version('shortstack')}"
+        assert f"# {name}\n\nThis model was made shorter by {by}, from a local checkpoint.\n" in card
         assert verify(Checkpoint.open(made / name)).ok
     assert "2 of 8 layers were removed (numbered from 0: 3-4)." in card
     assert "| 0-2 | 0-2 |" in card

@@ -22,12 +22,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shortstack.cli import main
+from shortstack.cli import console, main
+from shortstack.evaluation.suites import unknown
 from shortstack.machine.device import pick_device
 from shortstack.scoring import Scores
 from zoo import make, speaking, tiny
 
-MESSAGE = re.compile(r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  (?:to fix it (?!did you)|did you mean )(.+)\n")
+MESSAGE = re.compile(
+    r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  (?:to fix it (?!did you)|did you mean )(.+)\n"
+)
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PLAIN = ("--metric", "reverse", "--drop", "2")
 
@@ -599,9 +602,11 @@ def test_a_file_that_may_not_be_read_is_bad_input(command, model, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "near"), [("piqua", "piqa"), ("paperr", "paper")])
-def test_a_task_nobody_has_is_asked_about_with_the_nearest_one(name, near, command, model):
-    pytest.importorskip("lm_eval")
-    assert command.refused("evaluate", model, "--tasks", name).endswith(f"\n  did you mean {near}?\n")
+def test_a_task_nobody_has_is_asked_about_with_the_nearest_one(name, near, capsys):
+    console.fail(unknown(name, ["piqa_ar", "pisa"]))
+    said = capsys.readouterr().err
+    assert MESSAGE.fullmatch(said)
+    assert said.endswith(f"\n  found     {name!r}\n  did you mean {near}?\n")
 
 
 def test_outputs_are_whole_or_absent(command, model, tmp_path, monkeypatch):
@@ -625,7 +630,10 @@ def test_the_next_step_can_be_pasted_whatever_the_names(command, model, tmp_path
 
 @pytest.mark.parametrize(
     ("words", "verb", "named"),
-    [(("profile", "--no-speed"), "evaluate", "--against"), (("evaluate", "--text", "text.txt"), "heal", "--teacher")],
+    [
+        (("profile", "--no-speed"), "evaluate", "--against"),
+        (("evaluate", "--perplexity", "text.txt"), "heal", "--teacher"),
+    ],
 )
 def test_the_next_step_names_the_unpruned_model_as_it_was_typed(words, verb, named, command, tmp_path):
     speaking(tmp_path / "model")

@@ -410,9 +410,8 @@ def test_with_little_time_nothing_heals_and_that_is_said(tiny, monkeypatch):
     assert Checkpoint.open(tiny / "out").record["verb"] == "prune"
 
 
-@pytest.mark.parametrize("late", ["unpruned", "shortened"])
-def test_answers_for_which_no_time_was_left_are_nowhere(late, tiny, monkeypatch):
-    measured = line.Line.measured
+def test_answers_for_which_no_time_was_left_are_nowhere(tiny, monkeypatch):
+    measured, late = line.Line.measured, "shortened"
 
     def measure(self, checkpoint, name, until):
         return measured(self, checkpoint, name, Clock(0.0) if name == late else until)
@@ -425,6 +424,7 @@ def test_answers_for_which_no_time_was_left_are_nowhere(late, tiny, monkeypatch)
     assert f"- {late}:" not in card
     assert "- prompt: " in card
     assert reference.beside((), ()) == []
+    assert [set(said) for said in reference.beside((), "abc")] == [{"prompt", "shortened"}] * 3
 
 
 def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch):
