@@ -50,10 +50,10 @@ class Report:
         said = [" / ".join(f"{name}: {text}" for name, text in each.items()) for each in runs.answers]
         first = [runs.conclusion, *said, lead(self.findings), opening(self.findings)]
         failed = [
-            f"Trial {trial.number} failed: {'; '.join(f'{step.kind}: {last_line(step.error)}' for step in steps)}"
+            f"- trial {trial.number}{''.join(f', in {step.kind}: {last_line(step.error)}' for step in steps)}"
             for trial, steps in runs.failures
         ]
-        return markdown.markdown(runs.title, [*first, *failed], self.tables)
+        return markdown.markdown(runs.title, first, self.tables, failed)
 
     def latex(self) -> str:
         """The tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""
