@@ -372,7 +372,7 @@ def test_what_would_fail_in_a_step_is_refused_before_the_first(tmp_path, monkeyp
     with pytest.raises((InputError, DataError)) as refused:
         run(tmp_path, STUDY.replace(old, new))
     if "piqaa" in new:
-        assert re.search(r"study\.yaml, line 9: tasks: .* did you mean piqa\?$", str(refused.value))
+        assert re.search(r"study\.yaml, line 8: tasks: .* did you mean piqa\?$", str(refused.value))
     if (tmp_path / "runs").exists():
         with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
             assert store.counts() == {}
