@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -48,6 +49,8 @@ def test_every_output_has_one_with_the_licence_of_the_source_and_no_path(made):
         assert "layer-pruned" in front["tags"]
         assert "base_model" not in front
         assert str(made) not in card
+        by = f"shortstack {version('shortstack')}"
+        assert f"# {name}\n\nThis model was made shorter by {by}, from a local checkpoint.\n" in card
         assert verify(Checkpoint.open(made / name)).ok
     assert "2 of 8 layers were removed (numbered from 0: 3-4)." in card
     assert "| 0-2 | 0-2 |" in card
@@ -91,6 +94,7 @@ def test_the_base_model_is_one_of_the_hub_or_left_out(source, base):
     for each in (record(source), healed):
         card = model_card('out"\nevil: true', each)
         assert head(card).get("base_model") == base
+        assert (f"\n{base}, made shorter by shortstack 0.\n" in card) == bool(base)
         assert "evil" not in head(card)
         assert "<b>" not in card
 

@@ -22,12 +22,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shortstack.cli import main
+from shortstack.cli import console, main
+from shortstack.evaluation.suites import unknown
 from shortstack.machine.device import pick_device
 from shortstack.scoring import Scores
 from zoo import make, speaking, tiny
 
-MESSAGE = re.compile(r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  to fix it (.+)\n")
+MESSAGE = re.compile(
+    r"Error: (.+)\n  expected  (.+)\n  found     (.+)\n  (?:to fix it (?!did you)|did you mean )(.+)\n"
+)
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PLAIN = ("--metric", "reverse", "--drop", "2")
 
@@ -598,6 +601,14 @@ def test_a_file_that_may_not_be_read_is_bad_input(command, model, monkeypatch):
     assert "Permission denied" in command.prune_refused(model)
 
 
+@pytest.mark.parametrize(("name", "near"), [("piqua", "piqa"), ("paperr", "paper")])
+def test_a_task_nobody_has_is_asked_about_with_the_nearest_one(name, near, capsys):
+    console.fail(unknown(name, ["piqa_ar", "pisa"]))
+    said = capsys.readouterr().err
+    assert MESSAGE.fullmatch(said)
+    assert said.endswith(f"\n  found     {name!r}\n  did you mean {near}?\n")
+
+
 def test_outputs_are_whole_or_absent(command, model, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     before = snapshot(tmp_path)
@@ -615,6 +626,26 @@ def test_the_next_step_can_be_pasted_whatever_the_names(command, model, tmp_path
     code, _, err = command(*words[1:])
     assert code == 0
     assert shlex.split(err.rpartition("Next: ")[2])[:3] == ["shortstack", "prune", "x; rm -rf /"]
+
+
+@pytest.mark.parametrize(
+    ("words", "verb", "named"),
+    [
+        (("profile", "--no-speed"), "evaluate", "--against"),
+        (("evaluate", "--perplexity", "text.txt"), "heal", "--teacher"),
+    ],
+)
+def test_the_next_step_names_the_unpruned_model_as_it_was_typed(words, verb, named, command, tmp_path):
+    speaking(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("the walk visits every layer " * 200)
+    assert command("prune", tmp_path / "model", *PLAIN, "-o", "cut")[0] == 0
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    small = ("--length", "8", "--no-collapse-check") if words[0] == "evaluate" else ()
+    code, _, err = command(words[0], "cut", *words[1:], *small, "--against", "elsewhere")
+    assert code == 0, err
+    told = shlex.split(err.rpartition("Next: ")[2])
+    assert told[:3] == ["shortstack", verb, "cut"]
+    assert told[told.index(named) + 1] == "elsewhere"
 
 
 SCORING = ("--text x", "--samples 5", "--length 64", "--stream", "--seed 1", "--device cpu", "--dtype float32")

@@ -26,6 +26,7 @@ from shortstack.evaluation.degeneration import TYPICAL, Collapse, check_collapse
 from shortstack.evaluation.perplexity import measure
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import Compute
+from shortstack.machine.options import install
 from shortstack.planning import plan
 from shortstack.planning.layer_sets import Removal
 from shortstack.planning.measured import search
@@ -287,7 +288,7 @@ def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypa
     )
     assert found["pruned"].removed == tuple(range(8 - len(found["pruned"].removed), 8))
     other = {"mixtral": "several experts", "gpt2": "Conv1D"}.get(model_type)
-    assert (other or "torchao: pip install 'shortstack[quant]'") in found["int8"].reason
+    assert (other or f"torchao; {install('quant')}") in found["int8"].reason
     assert (other or "bitsandbytes") in found["nf4"].reason
     assert found["pruned + int8"].reason == found["int8"].reason
     assert ("one MLP" in found["narrowed by magnitude"].reason) is (model_type != "llama")

@@ -184,7 +184,9 @@ def test_other_tasks_are_an_error():
 def test_without_scipy_the_extra_is_named(monkeypatch):
     some = outcomes([0, 1])
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(InputError, match=r"against: expected scipy, .* pip install 'shortstack\[eval\]'"):
+    with pytest.raises(
+        InputError, match=r"against: expected scipy, .* 'shortstack\[eval\]', or in a checkout pip install '\.\[eval\]'"
+    ):
         compare_tasks({"a": some}, {"a": some})
     assert compare_tasks({}, {}) == {}
 

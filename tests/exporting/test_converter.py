@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -145,8 +146,11 @@ def test_a_model_that_needs_its_code_is_told_how_to_trust_it(with_code, tmp_path
         export_gguf(Checkpoint.open(folder), tmp_path / "small.gguf", converter=converter)
     there = [path.name for path in folder.iterdir() if path.name != "own.py"]
     assert refused.value.found == " ".join(["m", *sorted(there)])
-    with pytest.raises(ArchitectureError, match=f"by itself: .*{tiny('llama')}"):
-        export_gguf(Checkpoint.open(tiny("llama")), tmp_path / "small.gguf", converter=program(tmp_path, "exit(2)"))
+    small, failing = tmp_path / "small.gguf", program(tmp_path, "exit(2)")
+    with pytest.raises(ArchitectureError, match="by itself: ") as refused:
+        export_gguf(Checkpoint.open(tiny("llama")), small, converter=failing)
+    words = [failing, tiny("llama"), "--outtype", "bf16", "--outfile", small]
+    assert shlex.split(refused.value.fix.partition("by itself: ")[2]) == [*map(str, words)]
 
 
 def test_a_token_that_reads_auto_map_stays(tmp_path):

@@ -482,7 +482,13 @@ def test_a_folder_without_a_store_and_a_file_that_is_none_are_refused(tmp_path: 
 
 
 def test_failed_trials_are_listed_with_their_tracebacks(tmp_path: Path) -> None:
-    page = Report.of(stores.write(tmp_path, documents=20)).html()
+    report = Report.of(stores.write(tmp_path, documents=20))
+    assert report.markdown().partition("\n## What failed\n\n")[2].splitlines() == [
+        f"- trial {trial.number}, in heal: TrainingError: &lt;b>loss&lt;/b> is NaN"
+        for trial in read(tmp_path).trials
+        if trial.state == "failed"
+    ]
+    page = report.html()
     section = page.split('id="failed"')[1].split("</section>")[0]
     assert "1 trial failed" in section
     assert "TrainingError: &lt;b&gt;loss&lt;/b&gt; is NaN" in section

@@ -31,7 +31,7 @@ from shortstack.machine.formats import show_layers
 from shortstack.machine.locks import OutputLock
 from shortstack.planning.layer_sets import parse_layers
 from shortstack.pruning import verify
-from shortstack.shrinking import ShrinkOptions, line, shrink, shrink_each
+from shortstack.shrinking import ShrinkOptions, line, reference, shrink, shrink_each
 from shortstack.shrinking.retention import Share
 from studies import make_data
 
@@ -408,6 +408,23 @@ def test_with_little_time_nothing_heals_and_that_is_said(tiny, monkeypatch):
     assert "no healing" in made.left_out
     assert made.steps()["evaluate_pruned"]["perplexity"]
     assert Checkpoint.open(tiny / "out").record["verb"] == "prune"
+
+
+def test_answers_for_which_no_time_was_left_are_nowhere(tiny, monkeypatch):
+    measured, late = line.Line.measured, "shortened"
+
+    def measure(self, checkpoint, name, until):
+        return measured(self, checkpoint, name, Clock(0.0) if name == late else until)
+
+    monkeypatch.setattr(line.Line, "measured", measure)
+    made = shrunk(tiny)
+    assert f"answers of the {late} model" in made.left_out
+    assert [set(said) for said in made.answers] == [{"prompt", "unpruned", "shortened"} - {late}] * 3
+    card = (tiny / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"- {late}:" not in card
+    assert "- prompt: " in card
+    assert reference.beside((), ()) == []
+    assert [set(said) for said in reference.beside((), "abc")] == [{"prompt", "shortened"}] * 3
 
 
 def test_a_missing_library_is_said_before_anything_is_computed(tiny, monkeypatch):

@@ -288,6 +288,37 @@ def test_in_turns_the_paper_schedule_runs_and_says_what_went(tmp_path):
     assert turns["steps"] > 0
 
 
+def test_seeds_are_counted_where_something_is_drawn(tmp_path):
+    text = STUDY.replace(f"[none, {QUICK}]", "none") + "seeds: [0, 1]\n"
+    run(tmp_path, text)
+    report = Report.of(tmp_path / "runs")
+    labels = {row.label for table in report.tables for row in table.rows}
+    assert {"reverse", "ppl (2 seeds)"} <= labels
+    assert not any(label.startswith("reverse") and "seeds" in label for label in labels)
+    assert "with 2 seeds" in report.markdown()
+    run(tmp_path, text.replace("[reverse, ppl]", "[reverse]"), replaced=True)
+    assert "seeds" not in Report.of(tmp_path / "runs").markdown()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("collapse: false", "\n  limit: 3", r"line 9: limit: expected tasks beside it, found none.* tasks: paper"),
+        ("collapse: false", "\n  tasks: [piqa],\n  data_dir: nowhere", "line 10: data_dir: expected a folder"),
+        ("[$TINY/text.txt],", "[\n  pydocc],", "line 9: pydocc: expected"),
+        ("drop: 2", "drop: 6", r"line 6: .*/model: drop: expected"),
+        ("title: tiny", "compute:\n  device: mps", "line 3: device: expected one of cpu"),
+    ],
+)
+def test_an_error_about_a_key_names_the_file_and_the_line(tmp_path, old, new, said):
+    if "tasks:" in new:
+        pytest.importorskip("lm_eval")
+    assert old in STUDY
+    with pytest.raises((InputError, DataError), match=f"study.yaml, {said}") as refused:
+        run(tmp_path, STUDY.replace(old, new))
+    assert not refused.value.parameters
+
+
 def test_a_missing_text_or_model_is_said_before_anything_runs(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.txt"):
         run(tmp_path, STUDY.replace("perplexity: [$TINY/text.txt]", "perplexity: [nowhere.txt]"))
@@ -341,7 +372,7 @@ def test_what_would_fail_in_a_step_is_refused_before_the_first(tmp_path, monkeyp
     with pytest.raises((InputError, DataError)) as refused:
         run(tmp_path, STUDY.replace(old, new))
     if "piqaa" in new:
-        assert "did you mean piqa" in str(refused.value)
+        assert re.search(r"study\.yaml, line 8: tasks: .* did you mean piqa\?$", str(refused.value))
     if (tmp_path / "runs").exists():
         with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
             assert store.counts() == {}

@@ -70,7 +70,7 @@ def model_card(name: str, record: Mapping[str, Any], told: Told | None = None) -
     facts = {
         "metadata": card_metadata(record, told.licence),
         "name": name,
-        "base": base_model(record) or "a local model",
+        "base": base_model(record),
         "source": base_model(record) or "the model that it was made from",
         "sees": _sees(record),
         "made": [_sentence(step) for step in steps],

@@ -97,4 +97,5 @@ def next_step(command: str) -> None:
 def fail(error: ShortstackError) -> None:
     """An error as three short lines on stderr, parameters spelled as options."""
     words = error.spelled(as_option)
-    say(f"Error: {words.where}\n  expected  {words.expected}\n  found     {words.found}\n  to fix it {words.fix}")
+    fix = words.fix if words.fix.endswith("?") else f"to fix it {words.fix}"
+    say(f"Error: {words.where}\n  expected  {words.expected}\n  found     {words.found}\n  {fix}")

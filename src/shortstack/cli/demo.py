@@ -57,7 +57,9 @@ def show(demo: Demo) -> None:
         ],
     )
     for number_of, prompt in enumerate(demo.prompts):
-        console.show_answers({"prompt": prompt, **{row.name: row.answers[number_of] for row in demo.rows}})
+        console.show_answers(
+            {"prompt": prompt, **{row.name: row.answers[number_of] for row in demo.rows if row.answers}}
+        )
     for row in demo.rows:
         if row.verdict:
             console.show(f"{row.name}: {row.verdict}")

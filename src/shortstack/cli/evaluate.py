@@ -75,7 +75,7 @@ def evaluate(
                 result = compared(result, base.measured(progress), seed=session.compute.seed)
     finally:  # what was measured is not lost, whatever becomes of the other model
         _report(model, checkpoint, result, session, output, against=against)
-    _next_step(model, checkpoint, session)
+    _next_step(model, checkpoint, session, against or checkpoint.made_from)
     return None
 
 
@@ -127,14 +127,14 @@ def _preview(models: Sequence[Prepared], session: Session) -> None:
     show_dry_run(rows, needed, session.report)
 
 
-def _next_step(model: str, checkpoint: Checkpoint, session: Session) -> None:
+def _next_step(model: str, checkpoint: Checkpoint, session: Session, unpruned: str | None) -> None:
     """What to do after a model was measured, by the verb that wrote it."""
     made_by = checkpoint.record.get("verb")
     if made_by == "heal":
         loads = f'AutoModelForCausalLM.from_pretrained("{model}")'
         session.report.say(f"{loads}, or any program that reads a checkpoint directory")
     elif made_by == "prune":
-        session.report.next_heal(model, checkpoint.made_from, *session.source.words)
+        session.report.next_heal(model, unpruned, *session.source.words)
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
 

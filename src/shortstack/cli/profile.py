@@ -57,7 +57,7 @@ def profile(
 
     session.report.result(result.to_dict(), lambda: show_profile(result), output)
     if checkpoint.record:
-        session.report.next_measure(directory, checkpoint.made_from, *session.source.words)
+        session.report.next_measure(directory, against or checkpoint.made_from, *session.source.words)
     else:
         session.report.next_cut(directory, checkpoint, *session.source.words)
     return

@@ -57,7 +57,7 @@ def verify(
     if healed:
         session.report.next_step("evaluate", directory, *trust)
     else:
-        session.report.next_heal(directory, checkpoint.made_from, *trust)
+        session.report.next_heal(directory, against or checkpoint.made_from, *trust)
     return None
 
 

@@ -15,6 +15,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.decoder.decoder import Decoder
 from shortstack.decoder.hooks import fused_experts, linear_layers
 from shortstack.errors import ArchitectureError, InputError
+from shortstack.machine.options import install
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Scheme:
     def missing(self, device: str) -> str | None:
         """Why it cannot be had on a device, known without trying; None where it can."""
         if importlib.util.find_spec(self.library) is None:
-            return f"needs {self.library}: pip install 'shortstack[quant]'"
+            return f"needs {self.library}; {install('quant')}"
         if device.partition(":")[0] not in self.devices:
             return f"{self.library} is not used on {device}"
         return None
@@ -159,6 +160,6 @@ def bitsandbytes(asked: str) -> Any:
         import bitsandbytes as library
     except (ImportError, RuntimeError, OSError) as error:
         raise InputError(
-            asked, expected="bitsandbytes, for 4-bit weights", found=str(error), fix="pip install 'shortstack[quant]'"
+            asked, expected="bitsandbytes, for 4-bit weights", found=str(error), fix=install("quant")
         ) from error
     return library

@@ -118,10 +118,10 @@ def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
 
 def unknown(name: str, known: Sequence[str]) -> InputError:
     """The error for a name that no task has, with the nearest that there are."""
-    near = get_close_matches(name, [*TASKS, *SUITES, *known], n=4, cutoff=0.5)
+    near = get_close_matches(name, [*TASKS, *SUITES, *known], n=1, cutoff=0.5)
     return InputError(
         parameter("tasks"),
         expected=f"a task of lm-evaluation-harness, one of {parameter('include')}, or a suite",
         found=repr(name),
-        fix=f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "`shortstack ls tasks` lists the suites",
+        fix=f"did you mean {near[0]}?" if near else "`shortstack ls tasks` lists the suites",
     )

@@ -59,7 +59,7 @@ def export_gguf(
     with scratch_beside(output) as scratch, OutputLock(output):
         progress("converting", 0, 2)
         written = scratch / "converted.gguf"
-        _convert(command, ["--outtype", kind, "--outfile", str(written)], checkpoint, scratch)
+        _convert(command, ["--outtype", kind, "--outfile"], checkpoint, written, output)
         progress("converting", 1, 2)
         model = read_gguf(written)
         _check_layers(model, checkpoint)
@@ -113,15 +113,15 @@ def _command(converter: str | Path | None) -> list[str]:
     )
 
 
-def _convert(command: list[str], options: list[str], checkpoint: Checkpoint, scratch: Path) -> None:
-    """Run the converter, silently."""
+def _convert(command: list[str], options: list[str], checkpoint: Checkpoint, written: Path, output: Path) -> None:
+    """Run the converter, silently. output: what the user would have it write, where it fails."""
     directory, left_out = checkpoint.directory, False
     if not checkpoint.trust_remote_code:
         directory = (
-            scratch / "source" / directory.resolve().name
+            written.parent / "source" / directory.resolve().name
         )  # the converter takes the model's name from the folder
         left_out = _link_without_code(checkpoint.directory, directory)
-    words = [*command, str(directory), *options]
+    words = [*command, str(directory), *options, str(written)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, errors="replace")
     if ran.returncode:
@@ -135,7 +135,7 @@ def _convert(command: list[str], options: list[str], checkpoint: Checkpoint, scr
             found=" / ".join(line[-LETTERS:] for line in said[-LAST_LINES:]) or f"exit code {ran.returncode}",
             fix=own
             if left_out
-            else f"read what it says by itself: {shlex.join([*command, str(checkpoint.directory), *options])}",
+            else f"read what it says by itself: {shlex.join([*command, str(checkpoint.directory), *options, str(output)])}",
         )
 
 

@@ -133,5 +133,9 @@ def changed_options(component: Any) -> Mapping[str, Any]:
 def check_installed(library: str, extra: str, *, where: object, why: str) -> None:
     """Refuse what needs a library that is not installed."""
     if find_spec(library) is None:
-        fix = f"pip install 'shortstack[{extra}]'"
-        raise InputError(where, expected=f"{library}, {why}", found="none installed", fix=fix)
+        raise InputError(where, expected=f"{library}, {why}", found="none installed", fix=install(extra))
+
+
+def install(extra: str) -> str:
+    """How an extra is installed, outside of a checkout and in one."""
+    return f"install the extra {extra}: pip install 'shortstack[{extra}]', or in a checkout pip install '.[{extra}]'"

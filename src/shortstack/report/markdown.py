@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from shortstack.report.table import Cell, Table, TableRow
 
 
-def markdown(title: str, opening: Sequence[str], tables: Sequence[Table]) -> str:
-    """A page of Markdown: best in bold, second best in italics. opening: its first paragraphs."""
+def markdown(title: str, opening: Sequence[str], tables: Sequence[Table], failed: Sequence[str]) -> str:
+    """A page of Markdown: best in bold, second best in italics. opening: its first paragraphs; failed: its last list."""
     parts = [f"# {markdown_text(title)}", *map(markdown_text, opening)]
     for table in tables:
         legend = table.legend("**bold**", "*italic*")
         parts += [f"## {table.title}", markdown_text(table.finding), _markdown_table(table), legend]
+    if failed:
+        parts += ["## What failed", "\n".join(map(markdown_text, failed))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

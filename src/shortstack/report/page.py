@@ -24,7 +24,7 @@ from shortstack.report.format import counted, listed, shown
 from shortstack.report.labels import brief, shortened, words
 from shortstack.report.summary import key_figures, lead, opening, usual_settings
 from shortstack.report.table import Table
-from shortstack.runs.records import StepRecord, TrialRecord
+from shortstack.runs.records import StepRecord
 
 FIRST_LINE = "<!doctype html><!-- shortstack report -->"
 DEPTH = "How much can go"
@@ -118,14 +118,6 @@ class Page:
     def tests(self) -> str:
         """How differences were judged anywhere on the page."""
         return listed(sorted(set().union(*(table.tests for table in self.tables))))
-
-    @property
-    def failures(self) -> list[tuple[TrialRecord, list[StepRecord]]]:
-        """Each failed trial with its failed steps."""
-        failed = [
-            (trial, [step for step in trial.steps.values() if step.state == "failed"]) for trial in self.runs.trials
-        ]
-        return [(trial, steps) for trial, steps in failed if steps or trial.state == "failed"]
 
     def links(self, keys: Iterable[str]) -> str:
         """The places of steps on the page."""

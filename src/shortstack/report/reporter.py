@@ -20,7 +20,7 @@ from shortstack.report.summary import lead, opening
 from shortstack.report.table import Table
 from shortstack.report.tables.catalogue import all_tables
 from shortstack.runs import Runs
-from shortstack.runs.records import read
+from shortstack.runs.records import last_line, read
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ class Report:
         runs = self.findings.runs
         said = [" / ".join(f"{name}: {text}" for name, text in each.items()) for each in runs.answers]
         first = [runs.conclusion, *said, lead(self.findings), opening(self.findings)]
-        return markdown.markdown(self.findings.runs.title, first, self.tables)
+        failed = [
+            f"- trial {trial.number}{''.join(f', in {step.kind}: {last_line(step.error)}' for step in steps)}"
+            for trial, steps in runs.failures
+        ]
+        return markdown.markdown(runs.title, first, self.tables, failed)
 
     def latex(self) -> str:
         """The tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""

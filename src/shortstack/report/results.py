@@ -92,6 +92,12 @@ class Result:
         return tuple(trial.number for trial in self.trials)
 
     @property
+    def seeds(self) -> int:
+        """How many seeds it is the mean of: one where nothing was drawn, so that all trials share every step."""
+        drawn = {frozenset(step.key for step in trial.steps.values()) for trial in self.trials}
+        return len(self.trials) if len(drawn) > 1 else 1
+
+    @property
     def removed(self) -> int | None:
         """How many layers are gone, where a plan says so."""
         return next((len(plan["removed"]) for plan in self.plans if "removed" in plan), None)

@@ -35,7 +35,7 @@ def opening(findings: Findings) -> str:
         *part("healed by {}", "heal", "variant"),
         *part("on {}", "data", "data selection"),
     ]
-    seeds = len({trial.settings.get("seed") for trial in findings.runs.trials})
+    seeds = max((each.seeds for each in findings.results), default=1)
     ways += [f"with {seeds} seeds"] if seeds > 1 else []
     kinds = ("task", "perplexity", "probe")
     measured = [counted(len(findings.measured(kind)), kind) for kind in kinds if findings.measured(kind)]

@@ -92,6 +92,12 @@ class Runs:
         return self.meta.get("title") or self.name
 
     @property
+    def failures(self) -> list[tuple[TrialRecord, list[StepRecord]]]:
+        """Each failed trial with its failed steps."""
+        failed = [(trial, [step for step in trial.steps.values() if step.state == "failed"]) for trial in self.trials]
+        return [(trial, steps) for trial, steps in failed if steps or trial.state == "failed"]
+
+    @property
     def subject(self) -> TrialRecord | None:
         """The trial that its report is about, where whoever ran it says so."""
         return next((trial for trial in self.trials if trial.id == self.meta.get("subject")), None)
@@ -117,6 +123,11 @@ def read(folder: str | Path) -> Runs:
     answers = _checked(tuple[dict[str, str], ...], meta.get("answers", "[]"), place, json=True)
     tails = _checked(TailsRecord, meta["tails"], place, json=True) if "tails" in meta else None
     return Runs(place.root.resolve().name, meta, tuple(records), steps, answers, tails)
+
+
+def last_line(error: str | None) -> str:
+    """The last line of a traceback, which says what went wrong."""
+    return ((error or "").strip().splitlines() or ["no message"])[-1]
 
 
 def _checked(kind: Any, stored: Any, place: Folder, *, json: bool = False) -> Any:

@@ -67,7 +67,7 @@ def _unpruned(made: Shrunk) -> DemoRow:
     plan, (text,) = made.plan, made.base.perplexity.values()
     assert plan.parameters  # noqa: S101  it is sized
     assert plan.bytes  # noqa: S101
-    said = tuple(each["unpruned"] for each in made.answers)
+    said = tuple(each["unpruned"] for each in made.answers if "unpruned" in each)
     sizes = plan.parameters.before, plan.bytes.before
     return DemoRow("unpruned", plan.layers, *sizes, text.value, probes_right(made.base), 1.0, said)
 
@@ -76,7 +76,7 @@ def _row(made: Shrunk) -> DemoRow:
     plan, (text,) = made.plan, made.last.perplexity.values()
     assert plan.parameters  # noqa: S101  it is sized
     assert plan.bytes  # noqa: S101
-    said, name = tuple(each["shortened"] for each in made.answers), f"minus {len(plan.removed)}"
+    said, name = tuple(each["shortened"] for each in made.answers if "shortened" in each), f"minus {len(plan.removed)}"
     writes = made.speed.decode.value if made.speed.decode else 1.0
     sizes = plan.parameters.after, plan.bytes.after
     right = probes_right(made.last)

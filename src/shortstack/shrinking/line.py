@@ -286,7 +286,7 @@ class Line:
                 found = replace(found, tasks={**found.tasks, **answered.tasks})
             if until.over:
                 left_out.append(f"answers of the {name} model")
-            said = reference.NO_ANSWERS if until.over else reference.answers(checkpoint, self.compute, self.progress)
+            said = () if until.over else reference.answers(checkpoint, self.compute, self.progress)
             return Measured(found, said, tuple(left_out), time.monotonic() - began)
 
         texts = {name: text.record() for name, text in self.texts.items()}

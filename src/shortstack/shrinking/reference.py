@@ -32,7 +32,6 @@ PROMPTS = (
     'Text: "Anna keeps the red lamp in the kitchen and the green bottle in the garden." '
     "Where does Anna keep the green bottle?",
 )
-NO_ANSWERS = ("",) * len(PROMPTS)
 ANSWER_TOKENS = 48
 TIMING = Timing((1,), prompt=128, new_tokens=32, repeats=3)
 WINDOWS, DEPTHS = 2, 8  # of the text; of the curve, to half of the layers
@@ -146,6 +145,7 @@ def loaded(checkpoint: Checkpoint, compute: Compute) -> Decoder:
 
 
 def beside(unpruned: Sequence[str], shortened: Sequence[str]) -> list[dict[str, str]]:
-    """Each prompt with what both models say to it."""
-    names = ("prompt", "unpruned", "shortened")
-    return [dict(zip(names, each, strict=True)) for each in zip(PROMPTS, unpruned, shortened, strict=True)]
+    """Each prompt with what the models say to it; nothing of one that was not asked."""
+    asked = {name: said for name, said in (("unpruned", unpruned), ("shortened", shortened)) if said}
+    each = zip(PROMPTS, *asked.values(), strict=True) if asked else ()
+    return [dict(zip(("prompt", *asked), said, strict=True)) for said in each]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -180,14 +181,23 @@ def read_study(path: str | Path) -> Study:
 def parse_study(text: str, *, where: str) -> Study:
     """A study from the text of its file."""
     study = yamlfile.parsed(text, Study, where=where)
-    try:
+    with in_file(where, text=text):
         trials = study.trials
-    except InputError as error:
-        line = yamlfile.line_saying(text, error.found.strip("'"))
-        raise error.in_file(f"{where}, line {line}" if line else where) from error
     if not trials:
         raise InputError(where, expected="at least one trial", found="none", fix="name metrics, or trials")
     return study
+
+
+@contextmanager
+def in_file(path: str | Path, *within: str, text: str | None = None) -> Iterator[None]:
+    """Raise an error about a key of a study's file, or a value, as one that names file and line; within: what it is in."""
+    try:
+        yield
+    except InputError as error:
+        text, named = text or yamlfile.text_of(path), error.parameter or error.where.rpartition(": ")[2]
+        line = yamlfile.line_of(text, *within, named) if within else None
+        line = line or yamlfile.line_saying(text, error.found.strip("'")) or yamlfile.line_saying(text, named)
+        raise error.in_file(f"{path}, line {line}" if line else str(path)) from error
 
 
 def schema() -> dict[str, Any]:

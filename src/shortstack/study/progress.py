@@ -13,6 +13,7 @@ from typing import Any
 
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
+from shortstack.runs.records import last_line
 from shortstack.runs.step_progress import StepProgress, read_progress
 
 
@@ -102,11 +103,6 @@ def _kind_progress(counts: Mapping[str, int], expected: int, seconds: Sequence[f
     done, running, failed = (counts.get(state, 0) for state in ("done", "running", "failed"))
     mean = statistics.fmean(seconds) if seconds else None
     return KindProgress(done, running, failed, max(expected, done + running + failed), mean)
-
-
-def last_line(error: str | None) -> str:
-    """The last line of a traceback, which says what went wrong."""
-    return ((error or "").strip().splitlines() or ["no message"])[-1]
 
 
 def seconds_to_go(kinds: Mapping[str, KindProgress], running: Sequence[RunningStep], workers: int) -> float | None:

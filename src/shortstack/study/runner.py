@@ -28,7 +28,7 @@ from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
 from shortstack.study.graph import Graph, Paths, sources, texts
-from shortstack.study.grid import Resources, Study, read_study
+from shortstack.study.grid import Resources, Study, in_file, read_study
 from shortstack.study.references import check_text, expanded, open_model, text_digest
 from shortstack.study.run_options import KEEPS
 from shortstack.study.same_study import check_outside, check_place, check_same
@@ -82,17 +82,20 @@ def run_study(
     """
     check_choice_of("keep", keep, KEEPS)
     study, folder = read_study(path), Folder(Path(out), artefacts)
-    study.evaluation.check()
-    for source in texts(study):
-        check_text(source)
+    with in_file(path, "evaluation"):
+        study.evaluation.check()
+    with in_file(path):
+        for source in texts(study):
+            check_text(source)
     check_outside(folder)
     with folder.held(), Store.open(folder) as store:
         if not replaced:
             check_same(folder, study, store)
         check_place(folder, store)
         models = _models(study, progress)
-        for trial in study.trials:
-            trial.check_fits(models[trial.model].layers or 0)
+        with in_file(path):
+            for trial in study.trials:
+                trial.check_fits(models[trial.model].layers or 0)
         graph = Graph(study, models, {source: text_digest(source) for source in sources(study)})
         with whole(folder.study) as partial:
             shutil.copy(path, partial)
@@ -101,7 +104,8 @@ def run_study(
         store.keep_trials({trial.id for trial in study.trials})
         with launcher() as launch:
             if launch.here:
-                pick_device(study.compute.device)
+                with in_file(path, "compute"):
+                    pick_device(study.compute.device)
             store.note(title=study.title, study=digest(study.model_dump(mode="json")), workers=launch.width)
             created = store.noted().get("created", str(time.time()))
             store.note(shortstack=version("shortstack"), created=created, finished="", artefacts=folder.url or "")

@@ -14,7 +14,7 @@ from shortstack.errors import InputError
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.study.graph import Graph, foreseen, sources
-from shortstack.study.grid import Study, read_study
+from shortstack.study.grid import Study, in_file, read_study
 from shortstack.study.references import expanded, open_model, text_digest
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Step
@@ -43,18 +43,20 @@ class StepCounts:
 def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | None = None) -> StepCounts:
     """"""
     study = read_study(path)
-    study.evaluation.check()
+    with in_file(path, "evaluation"):
+        study.evaluation.check()
     if out:
         _check_folder(Folder(out, artefacts), study)
     models = {name: _opened(name) for name in dict.fromkeys(trial.model for trial in study.trials)}
     known = {name: Contents(name, name, model.anatomy.layers if model else None) for name, model in models.items()}
     graph = Graph(study, known, {source: text_digest(source) for source in sources(study)})
     asked, steps = Counter[str](), dict[str, tuple[Step, Trial]]()
-    for trial in study.trials:
-        for step in graph.steps(trial, foreseen).values():
-            asked[step.kind] += 1
-            steps.setdefault(step.key, (step, trial))
-    written = [_kept_bytes(models[trial.model], trial) for step, trial in steps.values() if step.writes_weights]
+    with in_file(path):
+        for trial in study.trials:
+            for step in graph.steps(trial, foreseen).values():
+                asked[step.kind] += 1
+                steps.setdefault(step.key, (step, trial))
+        written = [_kept_bytes(models[trial.model], trial) for step, trial in steps.values() if step.writes_weights]
     sizes = sorted(size for size in written if size is not None)
     whole = len(sizes) == len(written)
     return StepCounts(

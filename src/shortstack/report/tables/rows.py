@@ -23,7 +23,7 @@ def result_row(
 ) -> TableRow:
     """The row of a result, its label saying how many seeds it is the mean of, if more than one."""
     cells = [replace(c.cell(result), judgement=(judged or {}).get(c.measure, Judgement())) for c in columns]
-    seeds = f" ({len(result.trials)} seeds)" if len(result.trials) > 1 else ""
+    seeds = f" ({result.seeds} seeds)" if result.seeds > 1 else ""
     return TableRow(label + seeds, tuple(cells), result.factors, result.numbers)
 
 
