@@ -35,7 +35,8 @@ class Preview:
     """What healing would train, on how much.
 
     tokens, learnt_tokens: of an epoch. cache_bytes: disk for what is computed once, of which missing_bytes are yet to be
-    written. steps: None where the clock decides. turns: how many layers go before each turn; all else is then of one turn on the uncut model, an upper bound.
+    written. steps: None where the clock decides. turns: how many layers go before each turn; all else is then of one turn on
+    the uncut model, an upper bound.
     """
 
     trainable_parameters: int
