@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gguf
 import numpy as np
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, INNER = 260, 64, 4, 2, 96
 HEAD = WIDTH // HEADS
@@ -44,9 +43,9 @@ class Maker:
             self._field(f"{architecture}.{name}", value)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list([*bytes_to_unicode().values(), "<s>", "</s>", "th", "in"])
+        writer.add_token_list([*"t0123456789", *(f"t{number}" for number in range(VOCABULARY - 11))])
         writer.add_token_types([gguf.TokenType.NORMAL] * VOCABULARY)
-        writer.add_token_merges(["t h", "i n"])
+        writer.add_token_merges(["t 1"])
         writer.add_bos_token_id(256)
         writer.add_eos_token_id(257)
         writer.add_add_bos_token(False)
