@@ -43,7 +43,7 @@ class Maker:
             self._field(f"{architecture}.{name}", value)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list([f"t{number}" for number in range(VOCABULARY)])
+        writer.add_token_list([*"t0123456789", *(f"t{number}" for number in range(VOCABULARY - 11))])
         writer.add_token_types([gguf.TokenType.NORMAL] * VOCABULARY)
         writer.add_token_merges(["t 1"])
         writer.add_bos_token_id(256)

@@ -98,6 +98,12 @@ def test_a_dry_run_writes_nothing_and_says_memory_and_disk(name, place, capsys, 
     assert "Next: the same command without --dry-run" in err
 
 
+def test_by_the_clock_no_steps_are_foretold(place, capsys, monkeypatch):
+    words = (*GOES["heal"][0], "--minutes", "1", "--dry-run")
+    assert json.loads(said(capsys, monkeypatch, *words, "--json")[0])["steps"] is None
+    assert "as many as --minutes leaves time for" in said(capsys, monkeypatch, *words)[0]
+
+
 REFUSED = {  # what both say, and the word that it is told by
     "a layer that is none": (("prune", "m", "--layers", "3,9", "-o", "out"), "layers from 0 to 7"),
     "a folder that exists": (("prune", "m", "--layers", "3", "-o", "cut"), "it exists"),

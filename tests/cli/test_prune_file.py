@@ -56,6 +56,8 @@ def test_a_dry_run_counts_what_stays_and_writes_no_model(place, capsys, monkeypa
     named = json.loads(said(capsys, monkeypatch, *foreseen, "--layers", "2-3").out)
     assert (named["removed"], named["disk_bytes"]) == ([2, 3], kept)
     assert not (place / "cache" / "gguf").exists(), "nothing is dequantised to copy bytes"
+    chosen = json.loads(said(capsys, monkeypatch, *foreseen, "--drop", "2", "--text", "pydoc", "--samples", "2").out)
+    assert (len(chosen["removed"]), chosen["disk_bytes"]) == (2, kept)
     assert sorted(path.name for path in place.glob("*.gguf")) == ["whole.gguf"]
 
 

@@ -37,7 +37,15 @@ listed passes the same check of structure before a byte is written, but its numb
 changed. The configs are data in tests/conformance/architectures.py.
 """
 
-WRITING = """What a model writes (`self` text, a teacher's answers, probes, the collapse check) is written for many
+WRITING = """Text is written by transformers' own `generate`, which for some types, cut or not, is not what a forward of the
+whole text gives, so that what such a model writes and its perplexity may disagree. Of the RoBERTa family
+(camembert, data2vec-text, roberta, roberta-prelayernorm, xlm-roberta, xlm-roberta-xl, xmod) `generate` counts
+positions from 0, and the forward from behind the padding token's id; for xlm and xlnet it adds a token at the
+end. In a forward of axk2, cpmant, deepseek_v32, dots3_note, dots3_note_text, glm_moe_dsa, hy_v4, minimax and
+prophetnet a token's logits depend on how many tokens follow: deepseek_v32 and glm_moe_dsa select the tokens
+that are attended to, and among equal scores by the length. moshi differs with the cache alone.
+
+What a model writes (`self` text, a teacher's answers, probes, the collapse check) is written for many
 prompts at once, the shorter padded on the left. A model is tried first, on two prompts: together they must get what each
 gets alone. Where padding changes that, prompts of one length are written together; where a batch does, one by one. The
 types and variants above write padded batches, but for these; of each the suite compares what a batch gets with what its

@@ -86,6 +86,13 @@ def test_texts_are_kept_and_more_of_them_begin_with_the_same(tmp_path, monkeypat
     assert OwnText(checkpoint).texts(7) == more
 
 
+def test_texts_of_a_model_that_is_shared_out_are_others(tmp_path):
+    """Its layers lie elsewhere in memory, where products may round otherwise."""
+    checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
+    keys = {Writer(checkpoint, Compute(device_map=placed)).key for placed in (None, "auto", "sequential")}
+    assert len(keys) == 3
+
+
 def test_the_state_after_a_kill_is_what_was_written_whole(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
 

@@ -186,12 +186,17 @@ def test_what_cannot_be_is_said_before_work(tmp_path, monkeypatch):
         (("--gguf", "small.gguf", "--private"), "--push-to-hub"),
         (("--push-to-hub", "small"), "org/name"),
         (("--push-to-hub", "a/b", "--results", "config.json"), "--results config.json"),
+        (("--push-to-hub", "a/b", "--results", "text.json"), "--results text.json\n  expected  what evaluate found"),
+        (("--push-to-hub", "a/b", "--results", "tasks.json"), "--results tasks.json\n  expected  what evaluate found"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, expected, tmp_path, monkeypatch, capsys):
     pruned = prune(Checkpoint.open(tiny("llama")), plan(8, layers="3"), tmp_path / "cut")
-    monkeypatch.chdir(pruned.directory)
-    monkeypatch.setattr(sys, "argv", ["shortstack", "export", ".", *words])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "text.json").write_text('{"perplexity": {"pydoc": {}}, "tasks": {}}')
+    (tmp_path / "tasks.json").write_text('{"perplexity": {}, "tasks": {"piqa": [1]}}')
+    monkeypatch.setattr(sys, "argv", ["shortstack", "export", str(pruned.directory), *words])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2

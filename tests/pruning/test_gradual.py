@@ -105,6 +105,12 @@ def test_a_whole_model_that_a_cut_ones_state_is_loaded_into_is_refused(tmp_path)
         going_on(whole(), tmp_path, states=str(tmp_path / "checkpoint-2"), rate=0.0, save_only_model=True)
 
 
+def test_with_the_optimizers_state_torch_refuses_it_before_any_callback_is_asked(tmp_path):
+    going_on(whole(), tmp_path)
+    with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
+        going_on(whole(), tmp_path, states=str(tmp_path / "checkpoint-2"))
+
+
 @pytest.mark.parametrize(
     ("at", "order", "expected"),
     [([0, 1, 2], None, "1 to 2 steps"), ([], None, "1 to 2 steps"), ([0], [1, 3], "the plan's layers")],

@@ -14,7 +14,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.pieces import file_digest
 from shortstack.errors import ArchitectureError
 from shortstack.planning import plan
-from shortstack.pruning import prune, prune_layers, verify
+from shortstack.pruning import prune, prune_layers, pruner, verify
 from zoo import make
 
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -113,6 +113,19 @@ def test_so_do_those_of_others(name, source, tmp_path):
         "exclude_modules": ["lm_head", "model.layers.0.self_attn*"],
         "quantized_layers": {f"model.layers.{layer}.mlp.experts.3": {"quant_algo": "FP8"} for layer in (2, 4)},
     }
+
+
+def test_a_pattern_in_such_a_file_is_refused_before_a_byte_is_copied(source, tmp_path, monkeypatch):
+    """And by the check that a dry run makes, whether the layers are known or only how many."""
+    settings = {"quantization": {"exclude_modules": ["lm_head", "model.layers.3*"]}}
+    (source / "hf_quant_config.json").write_text(json.dumps(settings))
+    checkpoint, refused = Checkpoint.open(source), r"hf_quant_config\.json: expected layers named one by one.*3\*"
+    for check in (pruner.check_cut, pruner.check_fits):
+        with pytest.raises(ArchitectureError, match=refused):
+            check(tmp_path / "out", checkpoint, SOME)
+    monkeypatch.setattr(pruner.CheckpointWriter, "__enter__", lambda _writer: pytest.fail("bytes are copied"))
+    with pytest.raises(ArchitectureError, match=refused):
+        prune(checkpoint, SOME, tmp_path / "out")
 
 
 @pytest.mark.parametrize("field", ["quantization", "compression_config", "modules_to_not_convert"])

@@ -121,6 +121,28 @@ def test_the_strongest_of_all_neurons_stay_and_are_refitted_together(stream, tmp
         torch.testing.assert_close(mlp(entering).double(), expected, rtol=1e-3, atol=1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_merged_neurons_are_rounded_to_what_is_stored_alone(dtype, tmp_path):
+    """Whatever is computed in: rows of gate and up, each times the ratio of the norms' weights."""
+    checkpoint = uneven(tmp_path / "model", mlp_bias=True)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=dtype)
+    model.save_pretrained(checkpoint.directory)
+    checkpoint = Checkpoint.open(checkpoint.directory)
+    found = repair(checkpoint, frozenset(REMOVED), TOKENS, compute=Compute(dtype="bfloat16"))
+    assert next(fit for fit in found.fits if fit.layer == BEFORE).neurons
+    pruned = prune(checkpoint, Plan(8, REMOVED, "chosen"), tmp_path / "pruned", repair=found)
+    merged = AutoModelForCausalLM.from_pretrained(pruned.directory, dtype=dtype).model.layers[BEFORE].mlp
+    layers = [model.model.layers[number] for number in (BEFORE, *REMOVED)]
+    norms = [layer.post_attention_layernorm.weight.float() for layer in layers]
+    for matrix in ("gate_proj", "up_proj"):
+        weights = [layer.mlp.get_submodule(matrix).weight.float() for layer in layers]
+        offered = torch.cat([weight * (norm / norms[0]) for weight, norm in zip(weights, norms, strict=True)]).to(dtype)
+        rows, rtol = merged.get_submodule(matrix).weight.float(), max(torch.finfo(dtype).eps, 1e-5)
+        same = torch.isclose(rows[:, None], offered.float(), rtol=rtol, atol=1e-6)
+        assert same.all(-1).any(1).all(), "each row is one of those on offer"
+
+
 def test_where_its_own_neurons_leave_less_they_stay(tmp_path):
     checkpoint = uneven(tmp_path / "model")
     model, inside, after = whole(checkpoint.directory)

@@ -153,10 +153,16 @@ def test_the_recipe_beside_it_makes_the_same_weights_without_a_clock(tiny, monke
 
 def test_what_is_wrong_is_said_before_anything_is_written(tiny):
     (tiny / "few.jsonl").write_text('{"text": "one line"}\n', encoding="utf-8")
+    many = (tiny / "recipe.yaml").read_text(encoding="utf-8").replace("heal: {", "heal: {held_out: 2000, ")
+    (tiny / "many.yaml").write_text(many, encoding="utf-8")
     named = tiny / "named.yaml"
     named.write_text("plan: {layers: 2-3}\n", encoding="utf-8")
     for wrong, said in (
         ({"data": str(tiny / "few.jsonl")}, "held out"),
+        (
+            {"recipe": str(tiny / "many.yaml")},
+            r"or write a recipe that holds out fewer than the 2000 samples of .*many\.yaml",
+        ),
         ({"data": str(tiny / "typo.jsonl")}, r"typo\.jsonl"),
         ({"text": str(tiny / "typo.txt")}, r"typo\.txt"),
         ({"perplexity": str(tiny / "typo.txt")}, r"typo\.txt"),

@@ -132,14 +132,16 @@ def _pushed(checkpoint: Checkpoint, asked: ExportOptions, repository: str, progr
 
 def _results(files: str | None) -> list[Measured]:
     """What evaluate found, by the names of the models."""
-    from shortstack.checkpoint.card import Measured
+    from shortstack.checkpoint.card import Measured, results_section
 
     paths = [Path(name) for name in (files or "").split(",") if name]
     found = [(path, read_json(path)) for path in paths]
     for path, each in found:
-        if "perplexity" not in each or "tasks" not in each:
-            fix = "name the JSON of evaluate"
-            raise InputError(f"--results {path}", expected="what evaluate found", found="something else", fix=fix)
+        try:
+            _ = each["perplexity"], each["tasks"], results_section([Measured("", each)])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            where, fix = f"--results {path}", "name the JSON of evaluate"
+            raise InputError(where, expected="what evaluate found", found="something else", fix=fix) from error
     return [Measured(Path(str(each.get("model", path.stem))).name, each) for path, each in found]
 
 

@@ -216,7 +216,7 @@ def _show_preview(found: Preview, output: Path, report: Reporting) -> None:
         ("in", f"{len(found.trained)} modules, {found.trained[0]} to {found.trained[-1]}" if found.trained else "none"),
         ("samples, held out", f"{found.samples:,}, {found.held_out:,}"),
         ("tokens, of them learnt", f"{found.tokens:,}, {found.learnt_tokens:,}"),
-        ("optimizer steps", f"{found.steps:,}"),
+        ("optimizer steps", "as many as --minutes leaves time for" if found.steps is None else f"{found.steps:,}"),
         ("disk for what is computed once", f"{size(found.cache_bytes)}, {size(found.missing_bytes)} to write"),
     ]
     if found.turns:

@@ -196,7 +196,10 @@ class Writer:
             model=self.checkpoint.identity,
             seed=self.seed,
             dtype=str(self.dtype),
-            device=self.device,
+            device=[
+                torch.device(self.device).type,
+                self.device_map,
+            ],  # layers that are shared out lie, and round, otherwise
             draws=DRAWS,
             rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
         )

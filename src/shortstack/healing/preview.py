@@ -35,7 +35,8 @@ class Preview:
     """What healing would train, on how much.
 
     tokens, learnt_tokens: of an epoch. cache_bytes: disk for what is computed once, of which missing_bytes are yet to be
-    written. turns: how many layers go before each turn; all else is then of one turn on the uncut model, an upper bound.
+    written. steps: None where the clock decides. turns: how many layers go before each turn; all else is then of one turn on
+    the uncut model, an upper bound.
     """
 
     trainable_parameters: int
@@ -44,7 +45,7 @@ class Preview:
     held_out: int
     tokens: int
     learnt_tokens: int
-    steps: int
+    steps: int | None
     cache_bytes: int
     missing_bytes: int
     turns: tuple[int, ...]
@@ -90,7 +91,7 @@ def preview(
         held_out,
         sum(len(example.ids) for example in training),
         sum(sum(counted(example)) for example in training),
-        task.schedule.steps(len(training)),
+        None if task.schedule.minutes else task.schedule.steps(len(training)),
         frozen.size if frozen else 0,
         frozen.missing_size if frozen else 0,
         tuple(sizes),

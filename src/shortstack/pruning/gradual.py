@@ -22,8 +22,9 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
 
     at: the numbers of the steps, counted from 0. order: the layers in the order they leave, by the numbers of the whole
     model; the last of them leave first where none is given. The optimizer forgets what it knew of removed weights. Training
-    that goes on from a state starts with the model that is saved with it, which has lost layers already. Several processes
-    (DDP, FSDP, DeepSpeed) are refused.
+    that goes on from a state starts with the model that is saved with it, which has lost layers already; of the whole model
+    torch refuses the optimizer's state by a ValueError, before a Trainer asks any callback. Several processes (DDP, FSDP,
+    DeepSpeed) are refused.
     """
 
     def __init__(self, plan: Plan | Chosen, at: Sequence[int], *, order: Sequence[int] | None = None) -> None:

@@ -66,6 +66,7 @@ def prune(
             found=f"one for a cut of layers {show_layers(repair.removed)}",
             fix="repair again, with plan.removed",
         )
+    settings = _renumbered(checkpoint, plan)
     cut = _Cut(checkpoint, plan, repair.tensors if repair else {}, max_shard_size)
     early = cut.seen()
     config = None if early else pruned_config(checkpoint, plan)
@@ -75,11 +76,10 @@ def prune(
             writer.begin(early, progress=progress)
         config, sized = config or pruned_config(checkpoint, plan), plan.sized(checkpoint.sizes)
         writer.tensors(cut.shards(), progress=progress)
-        writer.json(CONFIG, config)
+        for name, content in {CONFIG: config, **settings}.items():
+            writer.json(name, content)
         for path in checkpoint.side_files():
-            if QUANTISER.search(path.name):
-                writer.json(path.name, _renumbered(checkpoint, plan, path))
-            else:
+            if path.name not in settings:
                 writer.copy(path)
         record = provenance(checkpoint, "prune", time.perf_counter() - started)
         writer.commit(
@@ -152,6 +152,7 @@ def check_fits(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies
     copies: how many such checkpoints are to be written.
     """
     check_self_contained(checkpoint)
+    _renumbered(checkpoint, plan)
     nbytes = requirements(checkpoint, plan, copies=copies).disk_bytes
     CheckpointWriter(output, source=checkpoint.directory, nbytes=nbytes)
 
@@ -192,13 +193,15 @@ def kept_tensors(
     return kept
 
 
-def _renumbered(checkpoint: Checkpoint, plan: Plan, settings: Path) -> dict[str, Any]:
-    """A quantiser's settings with the modules that they name under their new numbers."""
-    paths = {checkpoint.anatomy.layers_path, checkpoint.layer_names.path}
-    try:
-        renamed: dict[str, Any] = rename_layers(read_json(settings), paths, {old: n for n, old in enumerate(plan.kept)})
-    except ArchitectureError as error:
-        raise error.about(settings) from error
+def _renumbered(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """The files of a quantiser's settings, by name, with the modules that they name under their new numbers."""
+    renamed: dict[str, Any] = {}
+    for path in (each for each in checkpoint.side_files() if QUANTISER.search(each.name)):
+        paths = {checkpoint.anatomy.layers_path, checkpoint.layer_names.path}
+        try:
+            renamed[path.name] = rename_layers(read_json(path), paths, {old: n for n, old in enumerate(plan.kept)})
+        except ArchitectureError as error:
+            raise error.about(path) from error
     return renamed
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shortstack.checkpoint.weights import Edit
+from shortstack.checkpoint import Checkpoint
+from shortstack.checkpoint.weights import Edit, exact_weights
 from shortstack.decoder import Decoder
 from shortstack.decoder.hooks import recorded_inputs, recorded_outputs
 from shortstack.decoder.layer_io import State
@@ -42,6 +43,19 @@ class MergeableMlp:
         rows = [f"{name}.{kind}" for name in self.mlp.entering for kind in ("weight", "bias")]
         last = f"{self.mlp.leaving}.weight"
         return {name: there[name].data for name in rows if name in there} | {last: there[last].data.T}
+
+    def columns(self, layer: nn.Module) -> Tensor:
+        """Of the last matrix alone, one row for each neuron."""
+        return layer.get_parameter(f"{self.mlp.leaving}.weight").data.T
+
+    def stored(self, checkpoint: Checkpoint, number: int) -> nn.Module:
+        """A layer with this MLP and its norm as they are stored, in float32, and nothing else."""
+        prefix, parts = f"{checkpoint.anatomy.layer(number)}.", (f"{self.mlp.module}.", f"{self.norm}.")
+        layer: nn.Module = copy.deepcopy(checkpoint.blueprint.get_submodule(prefix[:-1]))
+        names = [f"{prefix}{name}" for name, _ in layer.named_parameters() if name.startswith(parts)]
+        weights = {name.removeprefix(prefix): weight for name, weight in exact_weights(checkpoint, names)}
+        layer.load_state_dict(weights, strict=False, assign=True)
+        return layer
 
     def gains(self, layer: nn.Module) -> Tensor:
         """What the norm multiplies each channel by, but for a factor common to all layers, [width]."""
@@ -89,11 +103,11 @@ class MergedMlp:
         """entering: what enters the MLP, and inputs: what its neurons give, of each batch; from `fitting` on held out."""
         self.found, self.entering, self.fitting = found, entering, fitting
         self.own_inputs, self.inputs = inputs, [each.clone() for each in inputs]
-        self.weights = {name: weight.clone() for name, weight in found.weights(layer).items()}
-        self.own_weights = {name: weight.clone() for name, weight in self.weights.items()}
+        self.columns, self.own_columns = (found.columns(layer).clone() for _ in range(2))
         self.gains = found.gains(layer)
         self.scores: Tensor | None = None
-        self.origin = torch.full((inputs[0].shape[-1],), -1)  # the removed layer; -1 of a neuron of its own
+        self.numbers = torch.arange(inputs[0].shape[-1])  # in the layer of their origin
+        self.origin = torch.full_like(self.numbers, -1)  # the removed layer; -1 of a neuron of its own
 
     @torch.no_grad()
     def offer(self, layer: nn.Module, number: int, token_weights: Sequence[Tensor]) -> None:
@@ -105,28 +119,24 @@ class MergedMlp:
         if not self.found.stands_in(layer):
             return
         if self.scores is None:
-            self.scores = self._scores(self.inputs, self.weights, token_weights)
-        theirs, gains = self.found.weights(layer), self.found.gains(layer)
-        ratio = torch.where(self.gains == 0, 0, gains / self.gains)  # what the norm has made 0 nothing brings back
+            self.scores = self._scores(self.inputs, self.columns, token_weights)
+        theirs, ratio = self.found.columns(layer), _ratio(self.found.gains(layer), self.gains)
         entering = [(each.float() * ratio).to(each.dtype) for each in self.entering]
         with recorded_inputs(layer, [self.found.mlp.leaving]) as recorded:
             for each in entering:
                 layer.get_submodule(self.found.mlp.module)(each)
         inputs = recorded[self.found.mlp.leaving]
-        for name in self.found.mlp.entering:
-            theirs[f"{name}.weight"] = (theirs[f"{name}.weight"].float() * ratio).to(theirs[f"{name}.weight"].dtype)
         scores = self._scores(inputs, theirs, token_weights)
         places, chosen = exchanged(self.scores, scores)
-        self.scores[places], self.origin[places] = scores[chosen], number
+        self.scores[places], self.origin[places], self.numbers[places] = scores[chosen], number, chosen
         for mine, its in zip(self.inputs, inputs, strict=True):
             mine[..., places] = its[..., chosen]
-        for name, mine in self.weights.items():
-            mine[places] = theirs[name][chosen]
+        self.columns[places] = theirs[chosen]
 
-    def _scores(self, inputs: Sequence[Tensor], weights: Weights, token_weights: Sequence[Tensor]) -> Tensor:
+    def _scores(self, inputs: Sequence[Tensor], columns: Tensor, token_weights: Sequence[Tensor]) -> Tensor:
         fitting = zip(inputs[: self.fitting], token_weights[: self.fitting], strict=True)
         squares = sum(in_float64((x.flatten(0, -2).float().square() * w[:, None]).sum(0)) for x, w in fitting)
-        column = in_float64(weights[f"{self.found.mlp.leaving}.weight"].float().square().sum(1))
+        column = in_float64(columns.float().square().sum(1))
         return (torch.as_tensor(squares) * column).sqrt().cpu()
 
     @property
@@ -136,8 +146,8 @@ class MergedMlp:
 
     def applied(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Streams that leave the layer with the merged MLP, given those that leave it with its own."""
-        last, places = f"{self.found.mlp.leaving}.weight", self.taken
-        new, old = self.weights[last][places].float(), self.own_weights[last][places].float()
+        places = self.taken
+        new, old = self.columns[places].float(), self.own_columns[places].float()
         changes = (
             now[..., places].float() @ new - before[..., places].float() @ old
             for now, before in zip(self.inputs, self.own_inputs, strict=True)
@@ -147,13 +157,31 @@ class MergedMlp:
             for hidden, change in zip(streams, changes, strict=True)
         ]
 
-    def edits(self, change: Tensor | None) -> Iterator[tuple[str, Edit]]:
-        """What merging, and a change of the last matrix [width, neurons], do to the layer's parameters, one by one."""
-        for name, mine in self.weights.items():
-            added = mine.float() - self.own_weights[name].float()
-            if name == f"{self.found.mlp.leaving}.weight":
-                added = added.T if change is None else added.T + change
-            yield name, Edit(added=added.cpu())
+    def edits(self, checkpoint: Checkpoint, number: int, change: Tensor | None) -> Iterator[tuple[str, Edit]]:
+        """What merging, and a change of the last matrix [width, neurons], do to the layer's parameters, one by one.
+
+        From stored weights, in float32: what the walk computes in may have fewer bits than they.
+        """
+        layer, last = self.found.stored(checkpoint, number), f"{self.found.mlp.leaving}.weight"
+        scaled, gains = {f"{name}.weight" for name in self.found.mlp.entering}, self.found.gains(layer)
+        own = self.found.weights(layer)
+        merged = {name: weight.clone() for name, weight in own.items()}
+        for removed in self.origin[self.taken].unique().tolist():
+            places, layer = torch.where(self.origin == removed)[0], self.found.stored(checkpoint, removed)
+            ratio = _ratio(self.found.gains(layer), gains)
+            for name, weight in self.found.weights(layer).items():
+                rows = weight[self.numbers[places]]
+                merged[name][places] = rows * ratio if name in scaled else rows
+        if change is not None:
+            merged[last] += change.cpu().T
+        for name, weight in merged.items():
+            added = weight - own[name]
+            yield name, Edit(added=added.T if name == last else added)
+
+
+def _ratio(theirs: Tensor, mine: Tensor) -> Tensor:
+    """Of the gains of two norms; 0 where mine is: what a norm has made 0 nothing brings back."""
+    return torch.where(mine == 0, 0, theirs / mine)
 
 
 def exchanged(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:

@@ -307,7 +307,10 @@ class RepairWalk:
             fitted = self._correction(waiting.layer, waiting.point, inputs, streams, self.whole)
             if fitted.left < own.left:
                 error, taken = fitted.left / own.missing, len(waiting.merged.taken)
-                self._keep(waiting.layer, replace(fitted, error=error), waiting.merged.edits(fitted.change), taken)
+                edits = (
+                    waiting.merged.edits(self.changed.checkpoint, waiting.layer, fitted.change) if self.changed else ()
+                )
+                self._keep(waiting.layer, replace(fitted, error=error), edits, taken)
                 self.short = fitted.applied(streams, inputs)
                 return
         self._keep(waiting.layer, own)

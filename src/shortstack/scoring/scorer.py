@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.weights import read_weight
+from shortstack.checkpoint.weights import TRAINABLE, read_weight
 from shortstack.data import CalibrationText, Rows, Tokens
 from shortstack.data.splits import check_enough
 from shortstack.decoder import Decoder, tokens_of
@@ -124,23 +124,25 @@ def enough_tokens(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
 def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progress) -> Values:
     """Scores that need the stored weights alone, which are read once, tensor by tensor."""
     layers = checkpoint.anatomy.layers
-    sums = {metric.name: [0.0] * layers for metric in metrics}
-    for done, (name, tensor) in enumerate(checkpoint.tensors.items() if metrics else (), start=1):
+    sums, weighed = {metric.name: [0.0] * layers for metric in metrics}, []
+    for name, tensor in checkpoint.tensors.items() if metrics else ():
         layer = checkpoint.layer_names.layer_of(name)
         wanted = [metric for metric in metrics if metric.sees(name, len(tensor.shape))]
         if layer is None or layer >= layers or not wanted:
             continue
-        weight = read_weight(tensor)
-        if not weight.is_floating_point() or weight.element_size() == 1:  # codes, whose scales lie beside them
+        if tensor.dtype not in (*TRAINABLE, "F64"):  # codes, whose scales lie beside them
             raise CheckpointError(
                 checkpoint.directory,
-                expected=f"{name} in floating point, to weigh it",
-                found=tensor.dtype,
+                expected="16 or 32 bit floating point weights, to weigh them",
+                found=f"{name} in {tensor.dtype}",
                 fix="choose another metric, or start from the unquantised model",
             )
+        weighed.append((layer, tensor, wanted))
+    for done, (layer, tensor, wanted) in enumerate(weighed, start=1):
+        weight = read_weight(tensor).float()
         for metric in wanted:
-            sums[metric.name][layer] += metric.function(weight.float())
-        progress("weighing", done, len(checkpoint.tensors))
+            sums[metric.name][layer] += metric.function(weight)
+        progress("weighing", done, len(weighed))
     return {metric.name: [metric.finish(value) for value in sums[metric.name]] for metric in metrics}
 
 

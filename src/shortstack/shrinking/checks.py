@@ -83,7 +83,10 @@ def _check_data(checkpoint: Checkpoint, route: Route) -> None:
     if route.healing is None:
         return
     data, tokenizer = route.healing.data, checkpoint.tokenizer()
-    with _of("data", f"check the data, or name other: {parameter('data', 'FILE')}"):
+    fix = f"check the data, or name other: {parameter('data', 'FILE')}"
+    if data.held_out:
+        fix += f", or write a recipe that holds out fewer than the {data.held_out} samples of {route.name}"
+    with _of("data", fix):
         data.check()
         count = expected_samples(data.source, tokenizer, max_length=data.max_length, most=data.max_samples or 10**8)
         data.held_out_of(count)
