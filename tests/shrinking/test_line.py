@@ -416,6 +416,21 @@ def test_with_little_time_nothing_heals_and_that_is_said(tiny, monkeypatch):
     assert Checkpoint.open(tiny / "out").record["verb"] == "prune"
 
 
+def test_where_it_is_late_nothing_is_repaired_or_written_and_that_is_said_and_repeated(tiny, monkeypatch):
+    recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8").replace("drop: 2", "drop: 2, repair: true")
+    (tiny / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    for name in ("REPAIRED_BY", "PROBED_BY"):
+        monkeypatch.setattr(line, name, 0.0)
+    made = shrunk(tiny, probe_items=2)
+    assert {"no repair", "what the unpruned model writes"} <= {*made.left_out}
+    assert not made.repair
+    assert not made.base.probes
+    assert made.last.probes
+    assert yaml.safe_load(made.recipe)["plan"]["repair"] is False
+    again = shrink(str(tiny / "model"), tiny / "again", options_of(tiny, recipe=str(tiny / "out" / "recipe.yaml")))
+    assert Checkpoint.open(again.output).weights_sha256 == Checkpoint.open(made.output).weights_sha256
+
+
 def test_answers_for_which_no_time_was_left_are_nowhere(tiny, monkeypatch):
     measured, late = line.Line.measured, "shortened"
 

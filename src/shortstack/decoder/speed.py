@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,7 @@ def forward_speed(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, la
 
 
 def _seconds(device: str, run: Callable[[], Any]) -> float:
-    """Seconds of the fastest of a few runs."""
+    """The median of a few runs' seconds: beside other work the fastest one is luck."""
     taken: list[float] = []
     while len(taken) < 2 or (len(taken) < TRIALS and sum(taken) < SECONDS):
         began = time.perf_counter()
@@ -44,4 +45,4 @@ def _seconds(device: str, run: Callable[[], Any]) -> float:
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
-    return min(taken[1:])
+    return statistics.median(taken[1:])

@@ -59,6 +59,8 @@ from shortstack.shrinking.verdict import beside_others, verdict
 
 COMPARED_BY = 0.7  # of the time of a cut: after that it is not timed
 MEASURED_BY = 0.35  # of the minutes: after that the unpruned model is not measured on more
+PROBED_BY = 0.6  # of the minutes: after that it is not probed either
+REPAIRED_BY = 0.7  # of the time of a cut: after that it is not repaired
 SLOWER = (
     1.6  # times as long as the unpruned model, what is made may take to be measured: other work may begin meanwhile
 )
@@ -277,6 +279,9 @@ class Line:
             began, left_out = time.monotonic(), []
             self.progress(f"measuring the {name} model", 0, 1)
             text, writing = self.options.evaluation_text(amounts.judged), self.options.generation(items)
+            if self.clock.until(PROBED_BY if checkpoint is self.source else 1.0).over:
+                writing = NO_WRITING
+                left_out.append(f"what the {name} model writes")
             found = evaluate(checkpoint, text=text, generation=writing, **how)
             for task in tasks:
                 if until.over:
@@ -297,6 +302,8 @@ class Line:
         """One cut: chosen, repaired, healed, measured and held against the unpruned model."""
         until_healed = until.reserving(SLOWER * self.unpruned.measured.seconds + CONCLUDING)
         plan = None if route.turns else self.chosen(route)
+        unrepaired = route.repair and until.share > REPAIRED_BY
+        route = replace(route, repair=route.repair and not unrepaired)
         pruned = self.pruned(route, plan) if plan else self.source
         beside = self.beside_unpruned(pruned, until) if plan else None  # before healing, which has all that is left
         heals = route.healing and (not route.timed or until_healed.left > LEAST_HEALING)
@@ -306,7 +313,7 @@ class Line:
             plan = Plan(self.source.anatomy.layers, removed, f"{route.choice.name}, in turns").sized(self.source.sizes)
         curve, speed = beside or self.beside_unpruned(made, until)
         measured = self.measured(made, "shortened", until)
-        left_out = ("no healing",) if route.healing and not healing else ()
+        left_out = ("no repair",) * unrepaired + ("no healing",) * (route.healing is not None and healing is None)
         repaired = None if route.turns else pruned.record.get("repair") or {}
         found = next(iter(measured.evaluation.perplexity.values()))
         tails = reference.tails(curve, found) if curve else None
@@ -407,7 +414,7 @@ class Line:
             (*self.amounts.less(self.wanted), *unpruned.measured.left_out, *made.left_out),
             tried,
             round(self.clock.used, 1),
-            route.repeating(self.amounts, made.healing),
+            route.repeating(self.amounts, made.healing, repaired=bool(made.repair)),
             _command(self.source.source, self.options, out),
         )
 

@@ -58,11 +58,11 @@ class Route:
         }
         return replace(fitting, **{name: value for name, value in stated.items() if value is not None})
 
-    def repeating(self, amounts: Amounts, healing: Healing | None) -> str:
-        """The recipe with all numbers, so that it needs no clock."""
+    def repeating(self, amounts: Amounts, healing: Healing | None, *, repaired: bool) -> str:
+        """The recipe with all numbers, so that it needs no clock; without what there was no time for."""
         plan: dict[str, Any] = {"text": amounts.text, "samples": amounts.windows, "length": amounts.length}
         plan |= {"finalists": amounts.finalists} if self.choice.strategy == BLOCKS else {}
-        plan |= {"repair_samples": amounts.repair} if self.repair else {}
+        plan |= {"repair_samples": amounts.repair} if repaired else {"repair": False} if self.repair else {}
         used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
         heal = {**self.recipe.heal.given, **used} if healing else {}
         parts = {"title": self.recipe.title, "plan": {**self.recipe.plan.given, **plan}, "heal": heal}
