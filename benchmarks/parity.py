@@ -52,7 +52,7 @@ def main() -> None:
             differences.setdefault(name, {})[model_type] = apart(found.scores[name], expected)
         for name, naively in naive.WINDOWS.items():
             expected = naively(checkpoint.directory, ids, WINDOW)
-            differences.setdefault(f"{name}, blocks", {})[model_type] = apart(found.blocks[WINDOW][name], expected)
+            differences.setdefault(f"{name}, blocks", {})[model_type] = apart(found.blocks[name], expected)
     rows = [(name, *(f"{by_type[each]:.0e}" for each in types)) for name, by_type in differences.items()]
     data: dict[str, Any] = {
         "machine": harness.machine(),

@@ -93,8 +93,8 @@ def ppl_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:
 
 
 def windows(decoder: Decoder, ids: Tensor) -> Losses:
-    wanted = Wanted([METRICS["ppl"]], [WINDOW], singles=False)
-    return _logs(Run(decoder, Tokens.given(ids), wanted).go().block_scores()[WINDOW]["ppl"])
+    wanted = Wanted([METRICS["ppl"]], WINDOW, singles=False)
+    return _logs(Run(decoder, Tokens.given(ids), wanted).go().block_scores()["ppl"])
 
 
 def windows_by_skipping(decoder: Decoder, ids: Tensor) -> Losses:

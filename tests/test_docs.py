@@ -51,8 +51,7 @@ RECIPE = "plan: {metric: bi}\nheal: {method: lora, epochs: 1, max_length: 32, ma
 # What a key of JSON under these stands for: names that the command or the model chose.
 NAMED = {
     "scores": "METRIC",
-    "blocks": "SIZE",
-    "blocks.SIZE": "METRIC",
+    "blocks": "METRIC",
     "order": "METRIC",
     "perplexity": "TEXT",
     "rows[].perplexity": "TEXT",

@@ -30,7 +30,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 SCORES = ss.Scores(
     6,
     {"ppl": (9.0, 2.0, math.inf, 1.0, 3.0, 2.0), "bi": (0.9, 0.1, 0.2, 0.3, 0.4, 0.5), "random": (0.0,) * 6},
-    blocks={2: {"angular": (0.5, 0.1, 0.4, 0.1, 0.3)}},
+    window=2,
+    blocks={"angular": (0.5, 0.1, 0.4, 0.1, 0.3)},
     tokens={"source": "pydoc", "samples": 10, "length": 128},
     model={"source": "org/<small> & co"},
 )
@@ -172,27 +173,13 @@ def test_what_was_not_scored_is_not_drawn():
     one = ss.Scores(6, {"ppl": SCORES.scores["ppl"]})
     assert len(one.plot().panels) == 2
     assert "the 2 that go first are marked" in " ".join(one.plot().about)
-    blocks = ss.Scores(6, {}, SCORES.blocks)
+    blocks = ss.Scores(6, {}, 2, SCORES.blocks)
     (panel,) = blocks.plot().panels
     assert panel.title.startswith("Order in which each metric removes blocks of 2 layers, the first one marked")
     assert not list(blocks.plot().about)
     with pytest.raises(InputError, match="between 1 and 5 layers"):
         one.plot(6)
 
-
-def test_blocks_of_several_sizes_are_a_map_of_sizes_and_starts():
-    values = {2: {"ppl": (4.0, 1.0, 3.0, 2.0, 5.0)}, 4: {"ppl": (7.0, 9.0, 8.0)}}
-    root = drawn(ss.Scores(6, {}, values).plot())
-    said = titles(root, "rect", "cell")
-    assert said[0] == "2 layers from layer 0 on, by ppl: place 4 of this size, score 4"
-    assert said[5:] == [
-        f"4 layers from layer {start} on, by ppl: place {place} of this size, score {value}"
-        for start, (place, value) in enumerate([(1, 7), (3, 9), (2, 8)])
-    ]
-    cells = [each for each in root.iter(f"{SVG}rect") if each.get("class") == "cell"]
-    lefts = [float(cell.get("x", "")) for cell in cells]
-    assert lefts[5:] == lefts[:3], "blocks that start at one layer stand below each other"
-    assert float(cells[5].get("fill-opacity", "")) == float(cells[1].get("fill-opacity", "")), "the first of its size"
 
 
 def places(root: ElementTree.Element, colour: str) -> list[tuple[float, float]]:

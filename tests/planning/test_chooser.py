@@ -20,8 +20,8 @@ def test_a_model_is_scored_for_windows_of_the_size_that_goes(tmp_path):
     checkpoint, choice = Checkpoint.open(speaking(tmp_path / "model")), Choice("repaired-window", "25%")
     assert choice.how.name == "block"
     chosen = choose(checkpoint, choice, TEXT, compute=FLOAT32)
-    assert [*chosen.scores.blocks] == [2]
-    values = chosen.scores.blocks[2]["repaired-window"]
+    assert chosen.scores.window == 2
+    values = chosen.scores.blocks["repaired-window"]
     assert chosen.plan.removed[0] == values.index(min(values))
     assert chosen.plan.removed == (chosen.plan.removed[0], chosen.plan.removed[0] + 1)
 
@@ -155,4 +155,4 @@ def test_scores_without_perplexity_choose_by_the_metric_that_they_have():
     with pytest.raises(InputError, match="one of the scored metrics"):
         Choice("kl", fits=fits).plan(scores)
     with pytest.raises(InputError, match="one that scores single layers, found repaired-window"):
-        Choice(fits=fits).plan(Scores(8, {}, {2: {"repaired-window": (1.0,) * 7}}))
+        Choice(fits=fits).plan(Scores(8, {}, 2, {"repaired-window": (1.0,) * 7}))

@@ -75,9 +75,9 @@ def test_each_window_is_what_a_fit_and_a_forward_of_its_own_give(model_type, siz
         compute=Compute(dtype="float32", stream=stream, seed=0),
     )
     expected = [naive_loss(checkpoint.directory, LAST[model_type], start, size) for start in range(9 - size)]
-    found = scores.blocks[size]["repaired-window"]
+    found = scores.blocks["repaired-window"]
     assert [math.log(value) for value in found] == pytest.approx(expected, rel=1e-5)
-    assert (scores.scores, [*scores.blocks], scores.dtype) == ({}, [size], "float32")
+    assert (scores.scores, scores.window, scores.dtype) == ({}, size, "float32")
     chosen = plan(scores, drop=size)
     assert chosen.removed[0] == min(range(9 - size), key=expected.__getitem__)
     assert chosen.removed == tuple(range(chosen.removed[0], chosen.removed[0] + size))
@@ -144,23 +144,13 @@ def test_in_company_it_finds_what_it_finds_alone():
     checkpoint = Checkpoint.open(tiny("llama"))
     alone = score(checkpoint, TOKENS, metrics=["repaired-window"], window=2)
     together = score(checkpoint, TOKENS, metrics=["bi", "repaired-window", "ppl"], window=2)
-    assert together.blocks[2]["repaired-window"] == alone.blocks[2]["repaired-window"]
+    assert together.blocks["repaired-window"] == alone.blocks["repaired-window"]
     assert set(together.scores) == {"bi", "ppl"}
-    assert set(together.block_metrics) == {"repaired-window", "ppl"}
-
-
-def test_windows_of_several_sizes_are_scored_together():
-    checkpoint = Checkpoint.open(tiny("llama"))
-    scores = score(checkpoint, TOKENS, metrics=["repaired-window"], window="1-3")
-    losses = repaired_windows(Decoder.load(checkpoint, dtype=torch.float32), TOKENS, [1, 2, 3])
-    assert [*scores.blocks] == [1, 2, 3]
-    for size, found in scores.blocks.items():
-        expected = [math.exp(losses[start, size]) for start in range(9 - size)]
-        assert found["repaired-window"] == pytest.approx(expected, rel=1e-4)
+    assert set(together.blocks) == {"repaired-window", "ppl"}
 
 
 def test_scores_of_windows_alone_round_trip_and_choose_windows_of_their_size_only():
-    scores = Scores(4, {}, {2: {"repaired-window": (3.0, 2.0, 1.0)}})
+    scores = Scores(4, {}, 2, {"repaired-window": (3.0, 2.0, 1.0)})
     assert Scores.from_dict(scores.to_dict(), where="scores.json") == scores
     assert plan(scores, drop=2, metric="repaired-window").removed == (2, 3)
     assert plan(scores, drop=2, keep_last=1).removed == (1, 2)

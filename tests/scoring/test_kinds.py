@@ -81,7 +81,7 @@ def test_together_they_count_by_their_weights_and_by_what_is_lost():
             assert scores.scores[name][layer] == pytest.approx(mean(each), rel=1e-6)
     for first in range(7):
         lost = [losses(directory, [first, first + 1], rows) - losses(directory, [], rows) for rows in ROWS]
-        assert math.log(scores.blocks[2]["ppl"][first]) == pytest.approx(mean(lost), rel=1e-4, abs=1e-5)
+        assert math.log(scores.blocks["ppl"][first]) == pytest.approx(mean(lost), rel=1e-4, abs=1e-5)
     assert scores.base_loss == pytest.approx(mean([losses(directory, [], rows) for rows in ROWS]), rel=1e-5)
 
 

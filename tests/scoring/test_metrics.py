@@ -108,7 +108,7 @@ def test_scores_round_trip_through_json(tmp_path):
     import json
 
     measured = {"tokens": {"source": "pydoc"}, "model": {"source": "demo"}, "base_loss": 2.5, "dtype": "bfloat16"}
-    windows = {"blocks": {2: {"ppl": (4.0, 5.0)}}}
+    windows = {"window": 2, "blocks": {"ppl": (4.0, 5.0)}}
     scores = Scores(3, {"ppl": (3.0, 1.0, 2.0)}, **windows, **measured)
     scores.save(tmp_path / "scores.json")
     data = json.loads((tmp_path / "scores.json").read_text())
@@ -116,17 +116,16 @@ def test_scores_round_trip_through_json(tmp_path):
     assert Scores.from_dict(data, where="x") == scores
 
 
-WHOLE = Scores(3, {"ppl": (3.0, 1.0, 2.0)}, blocks={2: {"ppl": (4.0, 5.0)}}).to_dict()
+WHOLE = Scores(3, {"ppl": (3.0, 1.0, 2.0)}, window=2, blocks={"ppl": (4.0, 5.0)}).to_dict()
 BROKEN = {
     "empty": ({}, "'layers'"),
     "no scores": (WHOLE | {"scores": {}, "blocks": {}}, "at least one metric"),
     "not a number": (WHOLE | {"scores": {"ppl": [1.0, float("nan"), 2.0]}}, "3 numbers for ppl"),
     "too few": (WHOLE | {"scores": {"ppl": [1.0, 2.0]}}, "3 numbers for ppl"),
-    "too few blocks": (WHOLE | {"blocks": {"2": {"ppl": [1.0]}}}, "2 numbers for blocks of 2 by ppl"),
-    "blocks of none": (WHOLE | {"blocks": {"0": {"ppl": [1.0]}}}, "blocks of 1 to 3 layers"),
-    "blocks by none": (WHOLE | {"blocks": {"2": {}}}, "blocks of 2 by a metric"),
-    "blocks of words": (WHOLE | {"blocks": {"two": {"ppl": [1.0]}}}, "two"),
-    "blocks by others": (WHOLE | {"blocks": {"2": {"ppl": [1.0, 2.0]}, "3": {"kl": [1.0]}}}, "blocks of 3 by ppl"),
+    "too few blocks": (WHOLE | {"blocks": {"ppl": [1.0]}}, "2 numbers for blocks of 2 by ppl"),
+    "blocks of none": (WHOLE | {"window": 0}, "blocks of 1 to 3 layers"),
+    "blocks of words": (WHOLE | {"window": "two"}, "two"),
+    "blocks of no size": (WHOLE | {"window": None}, "blocks of 1 to 3 layers"),
 }
 
 

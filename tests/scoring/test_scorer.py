@@ -14,7 +14,6 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.errors import CheckpointError, InputError, ShortstackError
 from shortstack.machine.device import Compute
-from shortstack.planning import plan
 from shortstack.scoring import METRICS, score
 from zoo import make, tiny
 
@@ -48,33 +47,16 @@ def test_every_metric_that_is_computed_has_a_naive_form():
 def test_every_window_equals_its_naive_form(model_type, size, also):
     checkpoint = Checkpoint.open(tiny(model_type))
     scores = score(checkpoint, TOKENS, metrics=[*naive.WINDOWS, *also], window=size)
-    assert [*scores.blocks] == [size]
+    assert scores.window == size
     for name, naively in naive.WINDOWS.items():
-        found = scores.blocks[size][name]
+        found = scores.blocks[name]
         assert found == pytest.approx(naively(checkpoint.directory, IDS, size), rel=2e-5, abs=1e-6), name
 
 
-@pytest.mark.parametrize("also", [[], ["taylor"]])
-def test_windows_of_several_sizes_are_those_of_each_size(also):
-    checkpoint = Checkpoint.open(tiny("llama"))
-    together = score(checkpoint, TOKENS, metrics=[*naive.WINDOWS, *also], window="2-3,7")
-    assert [*together.blocks] == [2, 3, 7]
-    for size in (2, 3, 7):
-        alone = score(checkpoint, TOKENS, metrics=[*naive.WINDOWS, *also], window=size)
-        for name, values in alone.blocks[size].items():
-            assert together.blocks[size][name] == pytest.approx(values, rel=1e-5, abs=1e-7), (name, size)
-        assert plan(together, drop=size, metric="ppl", block=True) == plan(alone, drop=size, metric="ppl", block=True)
-
-
-@pytest.mark.parametrize("window", ["", "8-2", "all", "2;3", 0, [], [2, "3"], True, 2.5, b"28", "0-2"])
-def test_sizes_that_are_none_are_refused(window):
-    with pytest.raises(InputError, match=r"window: expected sizes of blocks.*2-12"):
+@pytest.mark.parametrize("window", [0, -1, 8, 9])
+def test_a_size_that_the_model_has_not_is_refused(window):
+    with pytest.raises(InputError, match=f"1 to 7 of the model's 8 layers, found {window}"):
         score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["ppl"], window=window)
-
-
-def test_sizes_that_the_model_has_not_are_refused():
-    with pytest.raises(InputError, match="1 to 7 of the model's 8 layers, found 9"):
-        score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["ppl"], window="2-9")
 
 
 def test_turns_of_few_batches_change_nothing(monkeypatch):
@@ -87,8 +69,8 @@ def test_turns_of_few_batches_change_nothing(monkeypatch):
     for name in names:
         assert turned.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)
         assert turned.order(name) == whole.order(name)
-    for name, values in whole.blocks[3].items():
-        assert turned.blocks[3][name] == pytest.approx(values, rel=1e-5, abs=1e-7)
+    for name, values in whole.blocks.items():
+        assert turned.blocks[name] == pytest.approx(values, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3", "mixtral", "gpt2"])

@@ -17,7 +17,6 @@ from shortstack.machine.files import check_new
 from shortstack.machine.formats import number, show_layers
 from shortstack.machine.options import option
 from shortstack.scoring import METRICS
-from shortstack.scoring.block_sizes import block_sizes
 from shortstack.scoring.metrics import metrics_named
 from shortstack.scoring.orders import removal_order
 
@@ -33,7 +32,7 @@ class ScoreOptions:
     """Which scores, and where they go."""
 
     metric: str = option("ppl", help=f"Comma-separated: {', '.join(METRICS)}, or all.")
-    window: str | None = option(None, help="Also score every block of so many layers: 8, 2-12 or 2,4,8.")
+    window: int | None = option(None, help="Also score every block of so many layers.", minimum=1)
     output: Path | None = option(None, help="Write the scores to this JSON file.", short="-o")
     plot: Path | None = option(None, help="Draw orders, values and how far they agree: an .svg file.")
 
@@ -44,7 +43,6 @@ class ScoreOptions:
             check_new(self.output)
         if self.plot:
             check_picture(self.plot)
-        block_sizes(self.window)
 
 
 @verb()
@@ -78,7 +76,7 @@ def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Ses
     if session.report.json:
         return
     if asked.output:
-        drop = "25%" if scores.scores else next(iter(scores.blocks))
+        drop = "25%" if scores.scores else scores.window
         session.report.next_step("plan", asked.output, "--metric", scores.default_metric, "--drop", drop)
     else:
         read = (text,) if needs_text else ()
@@ -93,7 +91,7 @@ def show_scores(scores: Scores) -> None:
         f"; unpruned perplexity {number(METRICS['ppl'].function(scores.base_loss))}"
         if scores.base_loss is not None and not scores.kinds
         else "; ppl is times the unpruned perplexity"
-        if "ppl" in (*scores.scores, *scores.block_metrics)
+        if "ppl" in (*scores.scores, *scores.blocks)
         else ""
     )
     tokens = scores.tokens or {}
@@ -103,30 +101,11 @@ def show_scores(scores: Scores) -> None:
         columns = {metric: _ranked(values) for metric, values in scores.scores.items()}
         console.show_columns(title, ("layer", [str(layer) for layer in range(scores.layers)]), columns)
     show_abilities(scores)
-    if len(scores.blocks) > 1:
-        show_first_blocks(scores, title)
-    for size, found in scores.blocks.items() if len(scores.blocks) == 1 else ():
+    if scores.blocks and (size := scores.window):
         blocks = [show_layers(range(start, start + size)) for start in range(scores.layers - size + 1)]
         heading = f"blocks of {size} layers"
-        columns = {metric: _ranked(values) for metric, values in found.items()}
+        columns = {metric: _ranked(values) for metric, values in scores.blocks.items()}
         console.show_columns(heading if scores.scores else f"{heading}: {title}", ("layers", blocks), columns)
-
-
-def show_first_blocks(scores: Scores, title: str) -> None:
-    """The block of each size that goes first, by each metric, with its score; the file and the picture have all."""
-    columns = {
-        metric: [_first(found[metric], size) for size, found in scores.blocks.items()]
-        for metric in scores.block_metrics
-    }
-    heading = "the block of each size that goes first, and its score"
-    if not scores.scores:
-        heading = f"{heading}: {title}"
-    console.show_columns(heading, ("layers", [str(size) for size in scores.blocks]), columns)
-
-
-def _first(values: Sequence[float], size: int) -> str:
-    start = removal_order(values)[0]
-    return f"{show_layers(range(start, start + size))}: {number(values[start])}"
 
 
 def show_abilities(scores: Scores) -> None:

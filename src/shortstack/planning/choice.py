@@ -203,7 +203,7 @@ class Choice:
         metric, strategy = self.by, self.how
         if isinstance(source, Scores):
             metric = metric_named(self.metric or source.default_metric)
-            if metric.name in source.block_metrics and metric.name not in source.scores:
+            if metric.name in source.blocks and metric.name not in source.scores:
                 strategy = STRATEGIES["block"]
         if self.fits is not None:
             return self._fitting(self.fits, source, metric, seed)

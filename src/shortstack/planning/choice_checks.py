@@ -13,9 +13,8 @@ from shortstack.planning.chooser import choose, scored_window, sized_choice
 from shortstack.planning.measured import check_blocks, check_samples, check_step
 from shortstack.planning.plans import BLOCKS, Plan
 from shortstack.repairing.cut_families import check_windows
-from shortstack.scoring.block_sizes import wanted_sizes
 from shortstack.scoring.gradients import check_differentiable
-from shortstack.scoring.scorer import enough_tokens
+from shortstack.scoring.scorer import check_window, enough_tokens
 
 
 def check_choice(
@@ -41,7 +40,7 @@ def check_choice(
 def _check_tokens(choice: Choice, tokens: Tokens, layers: int) -> None:
     """Refuse windows that are too few, or sizes that no metric scores."""
     if not choice.measures:
-        wanted_sizes(scored_window(choice, layers), layers, [choice.by])
+        check_window(scored_window(choice, layers), layers, [choice.by])
         enough_tokens(tokens, [choice.by])
     elif choice.how.name == "step":
         check_step(choice.step or 1, choice.removal(layers))

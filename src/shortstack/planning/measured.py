@@ -140,10 +140,10 @@ def _beginnings(
 ) -> tuple[dict[str, SkippedLayers], Sequence[int]]:
     """Named sets to begin with, and the layers that are likely to be in a good one, most likely first."""
     metrics = [METRICS[name] for name in ("ppl", "kl", "bi")]
-    run = Run(decoder, tokens, Wanted(metrics, [amount]), progress=progress, stage="scoring").go()
+    run = Run(decoder, tokens, Wanted(metrics, amount), progress=progress, stage="scoring").go()
     scores = run.scores()
     named = {f"lowest {name}": frozenset(lowest(scores[name], allowed, amount)) for name in scores}
-    named["block kl"] = frozenset(lowest_window(run.block_scores()[amount]["kl"], allowed, amount))
+    named["block kl"] = frozenset(lowest_window(run.block_scores()["kl"], allowed, amount))
     ranked = sorted(allowed, key=lambda layer: (scores["kl"][layer], layer))
     return named, ranked[: max(3 * amount, amount + 4)]
 

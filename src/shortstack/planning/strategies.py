@@ -58,17 +58,16 @@ def lowest_scores(scores: Scores | int, removal: Removal) -> Plan:
 def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
     """One contiguous window goes: the lowest by its own score where there is one, else by the sum of its layers' scores."""
     name, amount, allowed = removal.metric.name, removal.amount, removal.allowed
-    if isinstance(scores, Scores) and name in scores.block_metrics:
-        if amount in scores.blocks:
-            removed = lowest_window(scores.blocks[amount][name], allowed, amount)
+    if isinstance(scores, Scores) and name in scores.blocks:
+        if amount == scores.window:
+            removed = lowest_window(scores.blocks[name], allowed, amount)
             return Plan(scores.layers, removed, f"block {name}, measured")
         if name not in scores.scores:
-            scored = " or ".join(map(str, scores.blocks))
             raise PlanError(
                 parameter("drop"),
-                expected=f"{scored} layers, the size of the blocks that {name} scored",
+                expected=f"{scores.window} layers, the size of the blocks that {name} scored",
                 found=str(amount),
-                fix=f"write {parameter('drop', next(iter(scores.blocks)))}, or score again with "
+                fix=f"write {parameter('drop', scores.window)}, or score again with "
                 f"{parameter('window', amount)}",
             )
     values = layer_values(scores, removal.metric, removal.seed)

@@ -1,4 +1,3 @@
-from . import block_sizes as block_sizes
 from . import gradients as gradients
 from . import measurement as measurement
 from . import metrics as metrics

@@ -41,24 +41,20 @@ class Mean:
 class HiddenMeans:
     """Metrics of the hidden states around a layer, and around a block of layers by those that can."""
 
-    def __init__(self, metrics: Sequence[Metric], layers: int, sizes: Sequence[int] = ()) -> None:
-        """sizes: of the blocks that are scored."""
+    def __init__(self, metrics: Sequence[Metric], layers: int, window: int | None = None) -> None:
+        """window: the number of layers in each block that is scored."""
         metrics = [metric for metric in metrics if metric.feed == "hidden"]
         self.layers = {metric: [Mean() for _ in range(layers)] for metric in metrics}
-        of_blocks = [metric for metric in metrics if metric.windows]
-        self.blocks = {
-            size: {metric: [Mean() for _ in range(layers - size + 1)] for metric in of_blocks}
-            for size in sizes
-            if of_blocks
-        }
+        of_blocks = [metric for metric in metrics if metric.windows and window]
+        self.blocks = {metric: [Mean() for _ in range(layers - (window or 1) + 1)] for metric in of_blocks}
 
     def add_layer(self, layer: int, before: Tensor, after: Tensor, counted: Tensor | None = None) -> None:
         """before, after: hidden states [batch, length, width]; counted: [batch, length], None for all tokens."""
         _add(self.layers, layer, (before, after), counted)
 
-    def add_block(self, size: int, first: int, before: Tensor, after: Tensor, counted: Tensor | None = None) -> None:
-        """size, first: the block's number of layers and its first one; the others: as add_layer."""
-        _add(self.blocks[size], first, (before, after), counted)
+    def add_block(self, first: int, before: Tensor, after: Tensor, counted: Tensor | None = None) -> None:
+        """first: the block's first layer; the others: as add_layer."""
+        _add(self.blocks, first, (before, after), counted)
 
     def of_layers(self, staying: Sequence[int]) -> Values:
         """The scores of these layers; infinite for the last where a metric does not score it."""
@@ -68,10 +64,9 @@ class HiddenMeans:
             scores[metric.name] = values if metric.last_scored else [*values[:-1], float("inf")]
         return scores
 
-    def of_blocks(self, size: int) -> Values:
-        """The scores of the blocks of this size, by their first layer."""
-        of_size = self.blocks.get(size, {})
-        return {metric.name: [metric.finish(mean.value) for mean in means] for metric, means in of_size.items()}
+    def of_blocks(self) -> Values:
+        """The scores of the blocks, by their first layer."""
+        return {metric.name: [metric.finish(mean.value) for mean in means] for metric, means in self.blocks.items()}
 
 
 def _add(

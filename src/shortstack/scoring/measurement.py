@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -24,14 +23,13 @@ BACKWARD = 3  # layer-forwards that a layer's part of the walk back takes: it on
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run measures: metrics of each layer, of each block of some sizes, and the loss and KL of whole sets.
+    """What a run measures: metrics of each layer, of each block of `window` layers, and the loss and KL of whole sets.
 
-    windows: the sizes. without: layers that the model is taken to lack already. singles: whether each remaining layer is
-    scored.
+    without: layers that the model is taken to lack already. singles: whether each remaining layer is scored.
     """
 
     metrics: Sequence[Metric]
-    windows: Sequence[int] = ()
+    window: int | None = None
     without: SkippedLayers = UNPRUNED
     singles: bool = True
     sets: Sequence[SkippedLayers] = ()
@@ -67,12 +65,12 @@ class Run:
             check_differentiable(decoder)
         measures_loss = bool(feeds & {"loss", "kl"})
         self.singles = [wanted.without | {layer} for layer in self.staying if measures_loss and wanted.singles]
-        self.blocks = {size: self._blocks(size) if measures_loss else [] for size in wanted.windows}
+        self.blocks = self._blocks(wanted.window) if measures_loss and wanted.window else []
         reference = [UNPRUNED] if "kl" in feeds else []
         self.sets: list[SkippedLayers] = list(
-            dict.fromkeys([wanted.without, *reference, *self.singles, *chain(*self.blocks.values()), *wanted.sets])
+            dict.fromkeys([wanted.without, *reference, *self.singles, *self.blocks, *wanted.sets])
         )
-        self.hidden = [HiddenMeans(wanted.metrics, self.layers, wanted.windows) for _ in self.batches.kinds]
+        self.hidden = [HiddenMeans(wanted.metrics, self.layers, wanted.window) for _ in self.batches.kinds]
         self.outputs = [OutputMeans(wanted.metrics, self.sets) for _ in self.batches.kinds]
         self.gradients = GradientSums(wanted.metrics, self.layers)
         self.position = Position([[] for _ in range(self.layers)])
@@ -125,8 +123,8 @@ class Run:
         self._mark()
         layers = range(walks[0].layer, self.layers)
         for layer in self.decoder.through(walks, layers, observe=self._observe, on_forward=self._tick):
-            closed = layer + 1 - max(self.wanted.windows, default=0)
-            if self.wanted.windows and not self.needs_gradient and closed >= 0:
+            closed = layer + 1 - (self.wanted.window or self.layers + 1)
+            if not self.needs_gradient and closed >= 0:
                 at.entering[closed] = []  # no block that starts there is still open
             self._mark()
         if not self.needs_gradient:
@@ -144,10 +142,9 @@ class Run:
         entering = self.position.entering
         if self.needs_gradient or hidden.blocks:
             entering[layer].append(before)
-        for size in hidden.blocks:
-            first = layer + 1 - size
-            if first >= 0:
-                hidden.add_block(size, first, entering[first][len(entering[layer]) - 1], after, counted)
+            first = layer + 1 - (self.wanted.window or 1)
+            if hidden.blocks and first >= 0:
+                hidden.add_block(first, entering[first][len(entering[layer]) - 1], after, counted)
 
     def _predicting(self, number: int) -> Tensor | None:
         """Which positions of a batch predict a token that counts, [batch, length]; None: all are looked at."""
@@ -236,12 +233,9 @@ class Run:
             for kind, hidden, outputs in each
         }
 
-    def block_scores(self) -> dict[int, Values]:
-        """The score of each block by the metrics that score blocks, by the blocks' size."""
-        return {
-            size: self._combined([hidden.of_blocks(size) for hidden in self.hidden]) | self._outputs(blocks)
-            for size, blocks in self.blocks.items()
-        }
+    def block_scores(self) -> Values:
+        """The score of each block, by its first layer, by the metrics that score blocks."""
+        return self._combined([hidden.of_blocks() for hidden in self.hidden]) | self._outputs(self.blocks)
 
     def _combined(self, kinds: Sequence[Values]) -> Values:
         """Scores of each kind alone as one: their mean by weight."""

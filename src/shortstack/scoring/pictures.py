@@ -17,21 +17,20 @@ Tokens = Mapping[str, Any] | None
 Depths = Mapping[str, float | None]
 
 
-def score_picture(values: Values, drop: int, *, title: str, tokens: Tokens, blocks: Mapping[int, Values]) -> Picture:
+def score_picture(
+    values: Values, drop: int, *, title: str, tokens: Tokens, blocks: Values, window: int | None
+) -> Picture:
     """The order in which each metric removes layers, its values, what blocks score, and how far metrics agree.
 
-    values, blocks: of each layer, and of each block by its size, by metric. The first `drop` layers are marked.
+    values, blocks: of each layer, and of each block of `window` layers, by metric. The first `drop` layers are marked.
     """
     panels = []
     if values:
         order = "Order in which each metric removes layers"
         panels += [_orders(values, drop, order, "layer"), _values(values, drop)]
-    if len(blocks) == 1:
-        ((size, found),) = blocks.items()
-        order = f"Order in which each metric removes blocks of {_size(size)}, the first one marked"
-        panels.append(_orders(found, 1, order, "first layer"))
-    elif blocks:
-        panels += [_blocks(blocks, name) for name in next(iter(blocks.values()))]
+    if blocks:
+        order = f"Order in which each metric removes blocks of {window} layer{'s' * (window != 1)}, the first one marked"
+        panels.append(_orders(blocks, 1, order, "first layer"))
     if len(values) > 1:
         panels.append(_agreement(values))
     marked = (
@@ -54,26 +53,6 @@ def _orders(values: Values, marked: int, title: str, axis_name: str) -> Panel:
 
     svg = heat_map(places, title=title, text=said, marked=marked, axis=axis_name)
     return Panel(f"{title}: the darker, the earlier", svg, map_height(len(places)))
-
-
-def _blocks(blocks: Mapping[int, Values], metric: str) -> Panel:
-    """A row for each size, a column for each place where a block may start."""
-    rows = {_size(size): found[metric] for size, found in blocks.items()}
-    orders = {name: removal_order(row) for name, row in rows.items()}
-    places = {name: [order.index(place) for place in range(len(order))] for name, order in orders.items()}
-
-    def said(name: str, start: int) -> str:
-        place, value = places[name][start] + 1, number(rows[name][start])
-        return f"{name} from layer {start} on, by {metric}: place {place} of this size, score {value}"
-
-    title = f"Blocks of each size by {metric}, over the layer at which they start"
-    svg = heat_map(places, title=title, text=said, marked=1, axis="first layer of the block")
-    legend = [(None, "the darker, the earlier among those of its size; the first is marked")]
-    return Panel(title, svg, map_height(len(rows)), legend)
-
-
-def _size(size: int) -> str:
-    return f"{size} layer{'s' * (size > 1)}"
 
 
 def _values(values: Values, drop: int) -> Panel:

@@ -22,9 +22,8 @@ from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.scoring.accumulators import Values
-from shortstack.scoring.block_sizes import Sizes, wanted_sizes
 from shortstack.scoring.measurement import Run, Wanted
-from shortstack.scoring.metrics import Metric, MetricName, metrics_named
+from shortstack.scoring.metrics import METRICS, Metric, MetricName, metrics_named
 from shortstack.scoring.scores import KindScores, Scores
 
 
@@ -34,15 +33,14 @@ def score(
     tokens: Tokens | CalibrationText | Rows | None = None,
     *,
     metrics: Sequence[MetricName | str] | MetricName | str = ("ppl",),
-    window: Sizes = None,
+    window: int | None = None,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Scores:
     """Score every layer by every metric; low = remove first.
 
     tokens: needed by metrics that look at activations or loss: windows, a text, sources by name or rows in memory.
-    window: also score the removal of every block of so many layers, or of each of some sizes ("2-12", [4, 8]), by the
-        metrics that can. Sums are in float64.
+    window: also score the removal of every block of so many layers, by the metrics that can. Sums are in float64.
 
     Raises:
         InputError: an unknown metric, one that needs tokens without any, a window no metric can score, or none for one that
@@ -57,36 +55,31 @@ def score(
     if not chosen:
         raise InputError(parameter("metric"), expected="at least one metric", found="none", fix="name one, or all")
     layers = checkpoint.anatomy.layers
-    sizes = wanted_sizes(window, layers, chosen)
+    check_window(window, layers, chosen)
     scores: Values = {
         metric.name: metric.function(layers, compute.seed) for metric in chosen if not metric.needs_scores
     }
     scores |= _weighed(checkpoint, [metric for metric in chosen if metric.feed == "weights"], progress)
     fed = [metric for metric in chosen if metric.needs_text]
     decoder = run = None
-    blocks: dict[int, Values] = {size: {} for size in sizes}
+    blocks: Values = {}
     if fed:
         tokens = enough_tokens(tokens, fed)
         decoder = Decoder.open(checkpoint, compute)
         walked = [metric for metric in fed if metric.feed != "repair"]
         if walked:
-            run = Run(decoder, tokens, Wanted(walked, sizes), progress=progress).go()
+            run = Run(decoder, tokens, Wanted(walked, window), progress=progress).go()
             scores, blocks = scores | run.scores(), run.block_scores()
         repaired = [metric for metric in fed if metric.feed == "repair"]
-        if repaired and sizes:
-            losses = repaired_windows(decoder, tokens, sizes, progress=progress)
-            for size in sizes:
-                in_order = [losses[start, size] for start in range(layers - size + 1)]
-                blocks[size] |= {
-                    metric.name: [metric.finish(metric.function(loss)) for loss in in_order] for metric in repaired
-                }
+        if repaired and window:
+            losses = repaired_windows(decoder, tokens, [window], progress=progress)
+            in_order = [losses[start, window] for start in range(layers - window + 1)]
+            blocks |= {metric.name: [metric.finish(metric.function(loss)) for loss in in_order] for metric in repaired}
     return Scores(
         layers=layers,
         scores={metric.name: _checked(metric.name, scores[metric.name]) for metric in chosen if metric.singles},
-        blocks={
-            size: {name: _checked(f"{name} of blocks of {size}", values) for name, values in of_size.items()}
-            for size, of_size in blocks.items()
-        },
+        window=window,
+        blocks={name: _checked(f"{name} of blocks of {window}", values) for name, values in blocks.items()},
         tokens=tokens.record() if tokens and fed else None,
         model=model_record(checkpoint),
         dtype=decoder.dtype if decoder else None,
@@ -95,6 +88,33 @@ def score(
         seconds=round(time.perf_counter() - started, 3),
         peak_rss_bytes=peak_rss(),
     )
+
+
+def check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> None:
+    """Refuse a size of blocks that the model does not have or no metric scores, and none where one scores nothing else."""
+    alone = next((metric.name for metric in metrics if not metric.singles), None)
+    if window is None:
+        if alone:
+            raise InputError(
+                parameter("window"),
+                expected=f"the size of the blocks that {alone} scores",
+                found="none",
+                fix=f"add {parameter('window', 8)}, or as many layers as you would remove",
+            )
+    elif not 0 < window < layers:
+        raise InputError(
+            parameter("window"),
+            expected=f"1 to {layers - 1} of the model's {layers} layers",
+            found=str(window),
+            fix="name the size of the block you would remove",
+        )
+    elif not any(metric.windows for metric in metrics):
+        raise InputError(
+            parameter("window"),
+            expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
+            found=", ".join(metric.name for metric in metrics),
+            fix=f"add one of these, or leave {parameter('window')} out",
+        )
 
 
 def _kinds(run: Run) -> dict[str, KindScores]:

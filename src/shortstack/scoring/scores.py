@@ -49,7 +49,7 @@ class KindScores:
 class Scores(Tabled):
     """One tuple of `layers` floats per metric that scores layers, low = remove first.
 
-    blocks: by their size and metric, of blocks of layers: one float for each place where such a block may start.
+    blocks: by metric, of blocks of `window` layers: one float for each place where such a block may start.
     base_loss is the unpruned model's loss on the same tokens (nats per predicted token), when a metric needed it.
     kinds: by source, where the text is of several: each alone. The scores are then over all, by their weights: the mean of
     what bi and the like say, of KL, and for ppl the perplexity over the unpruned one, its geometric mean.
@@ -58,7 +58,8 @@ class Scores(Tabled):
 
     layers: int
     scores: dict[str, tuple[float, ...]]
-    blocks: dict[int, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    window: int | None = None
+    blocks: dict[str, tuple[float, ...]] = field(default_factory=dict)
     tokens: dict[str, Any] | None = None
     model: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
@@ -81,17 +82,13 @@ class Scores(Tabled):
         """A row for each layer, a column for each metric; of blocks alone, a row for each block."""
         of = self.tokens or {}
         on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
-        named = tuple(self.scores or self.block_metrics)
+        named = tuple(self.scores or self.blocks)
         title = f"{self.layers} layers by {', '.join(named)}{on}; low = remove first"
         if self.scores:
             rows = list(zip(range(self.layers), *self.scores.values(), strict=True))
             return Table(title, ("layer", *named), rows)
-        blocks = [
-            (size, *row)
-            for size, found in self.blocks.items()
-            for row in zip(range(self.layers - size + 1), *found.values(), strict=True)
-        ]
-        return Table(title, ("layers", "first", *named), blocks)
+        starts = range(self.layers - (self.window or 1) + 1)
+        return Table(title, ("first layer", *named), list(zip(starts, *self.blocks.values(), strict=True)))
 
     def plot(self, drop: int | None = None) -> Picture:
         """Orders, values and agreement of the metrics as a picture; the `drop` layers that go first marked, or a quarter.
@@ -107,17 +104,12 @@ class Scores(Tabled):
             expected, fix = f"between 1 and {self.layers - 1} layers", "mark fewer"
             raise InputError(parameter("drop"), expected=expected, found=str(drop), fix=fix)
         title = f"{short(self.model.get('source', 'model'), 42)}, {self.layers} layers"
-        return score_picture(self.scores, amount, title=title, tokens=self.tokens, blocks=self.blocks)
+        return score_picture(self.scores, amount, title=title, tokens=self.tokens, blocks=self.blocks, window=self.window)
 
     @property
     def default_metric(self) -> str:
         """What decides when no metric is named: measured loss, else the first one scored."""
-        return "ppl" if "ppl" in self.scores else next(iter((*self.scores, *self.block_metrics)))
-
-    @property
-    def block_metrics(self) -> tuple[str, ...]:
-        """The metrics by which blocks were scored."""
-        return tuple(next(iter(self.blocks.values()), ()))
+        return "ppl" if "ppl" in self.scores else next(iter((*self.scores, *self.blocks)))
 
     def hidden_carriers(self, on: str, other: str) -> tuple[int, ...]:
         """Layers that are among the cheaper half on one kind of text, and cost DEAR times the median on another.
@@ -143,8 +135,7 @@ class Scores(Tabled):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data, with the removal order of each metric beside its scores."""
-        blocks = {str(size): plain(found) for size, found in self.blocks.items()}
-        return {**plain(self), "blocks": blocks, "order": {name: list(self.order(name)) for name in self.scores}}
+        return {**plain(self), "order": {name: list(self.order(name)) for name in self.scores}}
 
     def save(self, path: str | Path) -> None:
         save_json(path, self.to_dict())
@@ -158,9 +149,9 @@ class Scores(Tabled):
         """
         check_not_other(data, where, plan=False)
         try:
-            known = {key: data[key] for key in cls.__dataclass_fields__ if key not in ("blocks", "kinds")}
+            known = {key: data[key] for key in cls.__dataclass_fields__ if key != "kinds"}
             known["scores"] = _numbers(data["scores"])
-            known["blocks"] = {int(size): _numbers(found) for size, found in data["blocks"].items()}
+            known["blocks"] = _numbers(data["blocks"])
             known["kinds"] = {
                 source: KindScores(float(kind["weight"]), kind["base_loss"], _numbers(kind["scores"]))
                 for source, kind in data.get("kinds", {}).items()
@@ -168,21 +159,15 @@ class Scores(Tabled):
             scores = cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _not_scores(where, "the JSON that `shortstack score -o` writes", repr(error)) from error
-        if type(scores.layers) is not int or not (scores.scores or scores.block_metrics):
+        if type(scores.layers) is not int or not (scores.scores or scores.blocks):
             raise _not_scores(where, "a layer count and at least one metric", "none")
         for name, values in scores.scores.items():
             _check_numbers(where, name, values, scores.layers)
-        for size, found in scores.blocks.items():
-            if not 0 < size <= scores.layers:
-                raise _not_scores(where, f"blocks of 1 to {scores.layers} layers", str(size))
-            if not found or tuple(found) != scores.block_metrics:
-                raise _not_scores(
-                    where,
-                    f"blocks of {size} by {', '.join(scores.block_metrics) or 'a metric'}",
-                    ", ".join(found) or "none",
-                )
-            for name, values in found.items():
-                _check_numbers(where, f"blocks of {size} by {name}", values, scores.layers - size + 1)
+        if scores.blocks and not (type(scores.window) is int and 0 < scores.window <= scores.layers):
+            raise _not_scores(where, f"blocks of 1 to {scores.layers} layers", repr(scores.window))
+        for name, values in scores.blocks.items():
+            size = scores.window or 1
+            _check_numbers(where, f"blocks of {size} by {name}", values, scores.layers - size + 1)
         for source, kind in scores.kinds.items():
             for name, values in kind.scores.items():
                 _check_numbers(where, f"{name} on {source}", values, scores.layers)

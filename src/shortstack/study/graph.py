@@ -111,7 +111,7 @@ def _written(role: str, step: Step, results: Results) -> Generator[tuple[str, St
 def _values(scores: Mapping[str, Any], trial: Trial) -> Any:
     """The scores by a trial's metric: of blocks, where it removes one and the metric scores those."""
     metric = trial.choice.metric
-    blocks = next((each.get(metric) for each in scores["blocks"].values()), None) if trial.removes_window else None
+    blocks = scores["blocks"].get(metric) if trial.removes_window else None
     return scores["scores"][metric] if blocks is None else blocks
 
 
@@ -135,7 +135,7 @@ def foreseen(step: Step) -> Mapping[str, Any]:
     """A result of which nothing is known but that it is this step's."""
     unknown = {metric: [step.key, metric] for metric in step.arguments.get("metrics", ())}
     contents = Contents(step.key, step.key)
-    return {"scores": unknown, "blocks": {"": unknown}, "removed": [step.key], **contents.result}
+    return {"scores": unknown, "blocks": unknown, "removed": [step.key], **contents.result}
 
 
 class Paths:
