@@ -1,4 +1,4 @@
-"""Where the cache is: as the environment says, where an earlier release had it, or where the system keeps caches."""
+"""Where the cache is: as the environment says, or where the system keeps caches."""
 
 import json
 import os
@@ -28,17 +28,7 @@ def test_a_new_cache_is_where_the_system_keeps_them(system):
     assert (system / "Library" / "Caches" / "shortstack" / "answers").is_dir()
 
 
-@pytest.mark.parametrize("xdg", [False, True])
-def test_one_of_an_earlier_release_goes_on_being_used(xdg, system, monkeypatch):
-    if xdg:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(system / "mine"))
-    earlier = system / ("mine" if xdg else ".cache") / "shortstack"
-    earlier.mkdir(parents=True)
-    assert cache.cache_directory() == earlier
-
-
 def test_the_environment_comes_first(system, monkeypatch):
-    (system / ".cache" / "shortstack").mkdir(parents=True)
     monkeypatch.setenv("SHORTSTACK_CACHE", str(system / "named"))
     assert cache.cache_directory("gguf") == system / "named" / "gguf"
 

@@ -46,11 +46,9 @@ def cache_directory(*parts: str) -> Path:
 
 
 def _root() -> Path:
-    """What the environment names; a cache of an earlier release, which kept to ~/.cache on all systems; else a new one."""
-    if root := os.environ.get("SHORTSTACK_CACHE"):
-        return Path(root)
-    earlier = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortstack"
-    return earlier if earlier.is_dir() else user_cache_path("shortstack", appauthor=False)
+    """Return the folder that the environment names, or the system's for caches."""
+    root = os.environ.get("SHORTSTACK_CACHE")
+    return Path(root) if root else user_cache_path("shortstack", appauthor=False)
 
 
 def content_key(kind: str, **parts: object) -> str:

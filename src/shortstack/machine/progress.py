@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, Protocol
 
 from shortstack.machine.formats import printable
 from shortstack.machine.stopping import check_stopped
+
+LINE_SECONDS = 30.0  # between two lines of a stage in a log
+CELL_SECONDS = 0.5  # between two drawings below a cell
+PACE_SECONDS = 600.0  # over which a bar's pace is taken
 
 
 class Progress(Protocol):
@@ -34,7 +33,7 @@ def silent(_stage: str, _done: int, _total: int, /, *, note: str = "") -> None:
 
 
 def in_notebooks(stage: str, done: int, total: int, /, *, note: str = "") -> None:
-    """The default of what a user calls: a line for each stage below the cell of a notebook, nothing elsewhere."""
+    """The default of what a user calls: a bar for each stage below the cell of a notebook, nothing elsewhere."""
     if _in_notebook() and first_process():
         cell = getattr(sys.modules["IPython"].get_ipython(), "execution_count", 0)
         _below(cell)(stage, done, total, note=note)
@@ -43,7 +42,7 @@ def in_notebooks(stage: str, done: int, total: int, /, *, note: str = "") -> Non
 @functools.lru_cache(maxsize=1)
 def _below(_cell: int) -> Progress:
     """What shows the stages of a cell that runs, by how many ran before it."""
-    return _Notebook()
+    return _Cell()
 
 
 def under(progress: Progress, prefix: str) -> Progress:
@@ -117,176 +116,104 @@ def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
 
 @contextmanager
 def _shown(*, quiet: bool) -> Iterator[Progress]:
-    """What draws or prints it."""
+    """Give what draws or prints it."""
     if quiet or not first_process():
         yield silent
     elif _in_notebook():
-        yield _Notebook()
-    elif not sys.stderr.isatty():
-        yield _Lines()
+        yield _Cell()
+    elif sys.stderr.isatty():
+        drawn = _Bars()
+        with drawn.live:
+            yield drawn
     else:
-        from rich.console import Console
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA {task.fields[eta]}"),  # rich's own forgets its pace whenever a total changes
-            TextColumn("{task.fields[note]}"),
-        )
-        with Bars(*columns, console=Console(stderr=True)) as live:
-            tasks: dict[str, tuple[Any, float]] = {}
-
-            def advance(stage: str, done: int, total: int, /, *, note: str = "") -> None:
-                now = time.monotonic()
-                if stage not in tasks or live.tasks[tasks[stage][0]].finished:
-                    tasks[stage] = live.add_task(stage, total=total, note=note, eta="-:--:--"), now
-                task, begun = tasks[stage]
-                left = seconds_left(now - begun, done, total)
-                eta = "-:--:--" if left is None else str(timedelta(seconds=round(left)))
-                live.update(task, completed=done, total=total, note=note, eta=eta)
-
-            yield advance
+        yield _Lines()
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this code; what it starts with `!` is not in it."""
+    """Tell whether a Jupyter kernel runs this code; what it starts with `!` is not in it."""
     shell = sys.modules.get("IPython")
     return shell is not None and hasattr(shell.get_ipython(), "kernel")
 
 
-def seconds_left(spent: float, done: int, total: int) -> float | None:
-    """Seconds until a stage ends at its pace; None while that is a guess.
+class _Bars:
+    """Bars of rich, one for each stage."""
 
-    >>> seconds_left(30.0, 1, 4), seconds_left(0.5, 1, 4)
-    (90.0, None)
-    """
-    if done >= total:
-        return 0.0
-    return spent / done * (total - done) if spent > 1 and done > 0 else None
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Live
 
-
-@dataclass
-class _Stage:
-    """When a stage began and was shown last, by a clock in seconds."""
-
-    begun: float
-    shown: float
-
-    def left(self, now: float, done: int, total: int) -> str:
-        """The seconds to its end at its pace, in words; nothing while that is a guess."""
-        left = seconds_left(now - self.begun, done, total)
-        return f", {left:.0f} s left" if left else ""
-
-
-class _Told:
-    """Says of each stage its beginning, its end, and in between how far it is, `every` so many seconds."""
-
-    every = 30.0
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self.stages: dict[str, _Stage] = {}
+        self.live = Live(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=Console(stderr=True),
+            speed_estimate_period=PACE_SECONDS,
+            get_time=time.monotonic,
+        )
+        self.stages: dict[str, Any] = {}
 
     def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
-        now, ended = self.clock(), done >= total
-        known = self.stages.get(stage)
-        if known and not ended and now - known.shown < self.every:
-            return
-        begun = self.stages.setdefault(stage, _Stage(now, now))
-        begun.shown = now
-        line = f"{stage}: {done / max(total, 1):.0%}{begun.left(now, done, total)}" + (f", {note}" if note else "")
-        self.say(stage, line)
-        if ended:
-            del self.stages[stage]
-            self.end(stage)
-
-    def say(self, _stage: str, line: str) -> None:
-        raise NotImplementedError
-
-    def end(self, _stage: str) -> None:
-        """A stage has ended; one of its name that begins after it is another."""
+        task = self.stages.get(stage)
+        if task is None or task.finished or done < task.completed:  # one of its name that begins anew is another
+            self.live.add_task(stage, total=total, note=note)
+            self.stages[stage] = task = self.live.tasks[-1]
+        task.total = total  # by update() a stage would forget its pace whenever its total changes
+        self.live.update(task.id, completed=done, note=note)
 
 
-class _Lines(_Told):
-    """Progress for logs: lines on stderr."""
-
-    def say(self, _stage: str, line: str) -> None:
-        say(line)
-
-
-class _Notebook(_Told):
-    """Progress for notebooks: one line for each stage below the cell, which changes in its place."""
-
-    every = 0.5
+class _Cell(_Bars):
+    """The same below the cell of a notebook, drawn again twice a second."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.handles: dict[str, Any] = {}
-        self.reached: dict[str, int] = {}
+        self.place: Any = None
+        self.drawn = -math.inf
 
     def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
-        if done < self.reached.get(stage, 0) and stage in self.stages:  # one that was not ended is begun anew
-            del self.stages[stage]
-            self.end(stage)
-        self.reached[stage] = done
-        super().__call__(stage, done, total, note=note)
-
-    def say(self, stage: str, line: str) -> None:
         from IPython.display import display
 
-        shown = {"text/plain": line}
-        if stage in self.handles:
-            self.handles[stage].update(shown, raw=True)
+        super().__call__(stage, done, total, note=note)
+        if done < total and time.monotonic() - self.drawn < CELL_SECONDS:
+            return
+        self.drawn = time.monotonic()
+        if self.place:
+            self.place.update(self.live)
         else:
-            self.handles[stage] = display(shown, raw=True, display_id=True)
+            self.place = display(self.live, display_id=True)
 
-    def end(self, stage: str) -> None:
-        del self.handles[stage], self.reached[stage]
+
+class _Lines:
+    """Lines on stderr, for logs: a stage's beginning, its end, and every LINE_SECONDS how far it is."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, float] = {}
+        self.shown: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int, /, *, note: str = "") -> None:
+        now = time.monotonic()
+        if done < total and now - self.shown.get(stage, -math.inf) < LINE_SECONDS:
+            return
+        self.shown[stage], spent = now, now - self.begun.setdefault(stage, now)
+        left = f"{spent / done * (total - done):.0f} s left" if spent and 0 < done < total else ""
+        say(", ".join(filter(None, (f"{stage}: {done / max(total, 1):.0%}", left, note))))
+        if done >= total:
+            del self.begun[stage], self.shown[stage]
 
 
 def _hush_libraries() -> None:
-    """transformers' own bars and advice would interleave with ours."""
+    """Turn off the bars and the advice of transformers, which would interleave with ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     hush_kernels()
-    if (logging := sys.modules.get(TRANSFORMERS_LOGGING)) is not None:
-        _hush(logging)
-    elif not any(isinstance(finder, _WhenImported) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WhenImported(TRANSFORMERS_LOGGING, _hush))
-
-
-TRANSFORMERS_LOGGING = "transformers.utils.logging"
-
-
-def _hush(logging: Any) -> None:
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-class _WhenImported(MetaPathFinder):
-    """Does something to a module when it is imported: to import transformers for it would take a second of every verb."""
-
-    def __init__(self, name: str, then: Callable[[Any], None]) -> None:
-        self.name, self.then = name, then
-
-    def find_spec(self, fullname: str, _path: object, _target: object = None) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        assert spec  # noqa: S101  it is being imported
-        assert spec.loader  # noqa: S101
-        run = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            self.then(module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+    if (logging := sys.modules.get("transformers.utils.logging")) is not None:  # which read those already
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
 
 
 def hush_kernels() -> None:
