@@ -23,15 +23,14 @@ import transformers
 import shortstack as ss
 from shortstack.charts import Picture
 from shortstack.charts.chart import Chart, Line, Point, axis
-from shortstack.charts.colours import COLOURED
-from shortstack.charts.drawing import HEIGHT
+from shortstack.charts.drawing import COLOURED, HEIGHT
 from shortstack.charts.picture import Panel
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.machine.formats import show_layers
 from shortstack.scoring import METRICS
 from shortstack.scoring.measurement import Run, Wanted
-from shortstack.scoring.orders import kendall_tau
+from shortstack.scoring.scores import kendall_tau
 
 COUNTS = (1, 5, 10, 30, 50)
 SEEDS = (0, 1, 2)

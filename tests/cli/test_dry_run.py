@@ -18,7 +18,7 @@ from shortstack.decoder.decoder import STREAM_BYTES
 from shortstack.decoder.requirements import LOGIT_COPIES, requirements
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.machine.device import Compute
-from shortstack.machine.requirements import Requirements
+from shortstack.machine.memory import Requirements
 from shortstack.planning import Choice, plan
 from shortstack.planning.choice_checks import check_choice
 from shortstack.pruning import prune

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.comparison.channel_norms import input_norms
-from shortstack.comparison.sparsity import mask
+from shortstack.comparison.sparsity import input_norms, mask
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError
 from zoo import make, tiny

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.comparison.channel_norms import input_norms
+from shortstack.comparison.sparsity import input_norms
 from shortstack.comparison.width import by_magnitude, chosen_width, find_mlps, fitting_neurons, narrow, neuron_bytes
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, InputError

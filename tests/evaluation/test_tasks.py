@@ -26,9 +26,9 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import Accuracy, answers
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, EvaluationText, TaskResult, Tasks, compared, evaluate, load_harness
+from shortstack.evaluation.harness import files_of
 from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SUITES, TASKS, named
-from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.machine.device import Compute
 from shortstack.machine.numbers import share_stderr

@@ -1,6 +1,5 @@
 from . import chart as chart
 from . import checks as checks
-from . import colours as colours
 from . import drawing as drawing
 from . import picture as picture
 from . import rows as rows

@@ -6,7 +6,6 @@ from . import gguf_file as gguf_file
 from . import index as index
 from . import loaded as loaded
 from . import pieces as pieces
-from . import quantised as quantised
 from . import record as record
 from . import safetensors as safetensors
 from . import sizes as sizes

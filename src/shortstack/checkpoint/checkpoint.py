@@ -14,10 +14,9 @@ from shortstack.architecture.config_fields import DEPTH_BLOCKS
 from shortstack.architecture.layer_names import LayerNames
 from shortstack.architecture.positions import learned_positions
 from shortstack.checkpoint.file_names import NAMED_WEIGHTS, TEMPLATES, TOKENIZER, check_own_files, is_carried_along
-from shortstack.checkpoint.index import read_tensors
+from shortstack.checkpoint.index import how_to_load, read_tensors
 from shortstack.checkpoint.loaded import saved
 from shortstack.checkpoint.pieces import file_digest
-from shortstack.checkpoint.quantised import how_to_load
 from shortstack.checkpoint.record_file import read_record
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.sizes import Sizes

@@ -143,3 +143,15 @@ def conversion(model: str, name: str) -> str:
     load = f'AutoModelForCausalLM.from_pretrained({json.dumps(model)}, dtype="auto")'
     save = f"save_pretrained({json.dumps(f'{name}-safetensors')})"
     return f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}.{save}')}"
+
+
+def how_to_load(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers is told of quantised weights beside their config.
+
+    Those of compressed-tensors are dequantised as they are read: computing with them packed needs kernels of a GPU.
+    """
+    if (config.get("quantization_config") or {}).get("quant_method") != "compressed-tensors":
+        return {}
+    from transformers import CompressedTensorsConfig
+
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}

@@ -112,7 +112,7 @@ class CalibrationOptions:
     ) -> Calibration:
         """What compare() is given. dry_run: the model writes nothing to be calibrated on."""
         from shortstack.comparison import Calibration, heal_as_recipe
-        from shortstack.data.splits import JUDGING
+        from shortstack.data.tokens import JUDGING
         from shortstack.decoder import calibration_tokens
 
         text, repair = CalibrationText(self.text, self.samples), None

@@ -15,7 +15,7 @@ from shortstack.machine.formats import size
 
 if TYPE_CHECKING:
     from shortstack.cli.options import Reporting
-    from shortstack.machine.requirements import Requirements
+    from shortstack.machine.memory import Requirements
 
 CHECKS = "Make every check, and say what would be done and the memory and disk for it. Nothing is computed or written."
 DryRun = Annotated[bool, typer.Option("--dry-run", help=CHECKS)]

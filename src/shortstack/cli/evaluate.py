@@ -19,7 +19,7 @@ from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.suites import PERPLEXITIES
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number
-from shortstack.machine.requirements import Requirements
+from shortstack.machine.memory import Requirements
 
 if TYPE_CHECKING:
     from pathlib import Path

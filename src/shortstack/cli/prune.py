@@ -28,8 +28,8 @@ from shortstack.errors import InputError, parameter
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
+from shortstack.machine.memory import Requirements
 from shortstack.machine.options import option
-from shortstack.machine.requirements import Requirements
 from shortstack.planning import Choice, Chosen, Plan, choose
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from shortstack.cli.plan import say_moved, show_plan
 from shortstack.data import CalibrationText
 from shortstack.errors import CheckpointError, InputError, PlanError, parameter
 from shortstack.machine.formats import show_layers
+from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress
-from shortstack.machine.requirements import Requirements
 from shortstack.planning import Choice, Chosen, Plan, choose
 from shortstack.planning.exactness import nearest
 from shortstack.pruning.gguf_depth import GgufDepth

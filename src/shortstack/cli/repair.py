@@ -81,7 +81,7 @@ def refitted(
     checkpoint: Checkpoint, chosen: Plan, text: CalibrationText, compute: Compute, scratch: Path, progress: Progress
 ) -> Repair:
     """What refitting kept layers gives for a cut; its tensors lie in the folder `scratch`."""
-    from shortstack.data.splits import JUDGING
+    from shortstack.data.tokens import JUDGING
     from shortstack.decoder import calibration_tokens
     from shortstack.repairing import repair
 

@@ -12,7 +12,7 @@ from shortstack.cli.dry_run import lacking
 from shortstack.cli.options import Reporting, going_on
 from shortstack.errors import InputError, parameter
 from shortstack.machine.formats import size
-from shortstack.machine.requirements import Requirements
+from shortstack.machine.memory import Requirements
 from shortstack.study.run_options import RunOptions
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.comparison.channel_norms import input_norms
-from shortstack.comparison.sparsity import mask, unmaskable
+from shortstack.comparison.sparsity import input_norms, mask, unmaskable
 from shortstack.comparison.width import chosen_width, find_mlps, fitting_neurons, narrow
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder

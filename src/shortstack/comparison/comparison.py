@@ -31,9 +31,9 @@ from shortstack.evaluation.tasks import answer_task
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.formats import number, size
+from shortstack.machine.memory import Requirements
 from shortstack.machine.numbers import part_of
 from shortstack.machine.progress import Progress, in_notebooks, under
-from shortstack.machine.requirements import Requirements
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios

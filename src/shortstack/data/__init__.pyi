@@ -5,7 +5,6 @@ from . import in_context as in_context
 from . import mixture as mixture
 from . import questions as questions
 from . import sources as sources
-from . import splits as splits
 from . import tokens as tokens
 from .examples import Example as Example
 from .examples import read_examples as read_examples

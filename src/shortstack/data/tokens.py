@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-
 HELD_OUT = 4  # one sample in so many is held out, of each kind
 JUDGING = 8  # one sample in so many judges, where what is fitted chooses on those that are held out
 
@@ -350,3 +349,23 @@ def _windows(documents: Iterator[list[int]], room: int, samples: int | None, see
         starts = range(0, len(whole) - room + 1, room)
         return [whole[start : start + room] for start in sorted(rng.sample(starts, min(samples, len(starts))))]
     return windows
+
+
+def check_enough(tokens: Tokens, fix: str, *, at_least: int = HELD_OUT) -> None:
+    """Refuse samples of which none could be held out, or that are fewer than `at_least`."""
+    for kind, _ in tokens.parts:
+        if kind.samples < at_least:
+            raise DataError(
+                kind.source,
+                expected=f"at least {at_least} samples, since one in {at_least} is held out",
+                found=str(kind.samples),
+                fix=fix,
+            )
+
+
+def split(tokens: Tokens, each: int = HELD_OUT) -> tuple[Tokens, Tokens]:
+    """Samples to fit on, and every fourth of each kind, held out; each: in place of four."""
+    import torch
+
+    held_out = torch.cat([torch.arange(kind.samples) % each == each - 1 for kind, _ in tokens.parts])
+    return tokens.rows(~held_out), tokens.rows(held_out)

@@ -10,7 +10,7 @@ from shortstack.decoder.generation import ROWS
 from shortstack.decoder.streaming import check_streamable, must_stream
 from shortstack.decoder.wrapping import LOGIT_BYTES, arithmetic
 from shortstack.machine.device import Compute, pick_device
-from shortstack.machine.requirements import Requirements
+from shortstack.machine.memory import Requirements
 
 WRITTEN_TOKENS = 256  # of a text, with what it is written after
 LOGIT_COPIES = 2  # the logits of one chunk of tokens, and their softmax

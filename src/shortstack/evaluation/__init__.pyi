@@ -7,12 +7,12 @@ from . import probes as probes
 from . import suites as suites
 from . import task_results as task_results
 from . import tasks as tasks
-from .backends import load_harness as load_harness
 from .evaluator import Evaluation as Evaluation
 from .evaluator import compared as compared
 from .evaluator import evaluate as evaluate
 from .options import EvaluationText as EvaluationText
 from .options import GenerationChecks as GenerationChecks
 from .options import Tasks as Tasks
+from .options import load_harness as load_harness
 from .perplexity import Perplexity as Perplexity
 from .task_results import TaskResult as TaskResult

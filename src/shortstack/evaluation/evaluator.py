@@ -18,9 +18,8 @@ from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import InputError, ShortstackWarning, parameter
-from shortstack.evaluation.backends import VLLM
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
-from shortstack.evaluation.options import EvaluationText, GenerationChecks, Tasks
+from shortstack.evaluation.options import VLLM, EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.paired import Paired, compare_tasks, mismatch
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
@@ -28,8 +27,8 @@ from shortstack.evaluation.suites import SHARES, SUITES
 from shortstack.evaluation.task_results import TaskResult
 from shortstack.evaluation.tasks import TaskRun
 from shortstack.machine.device import AUTO, Compute, pick_device
+from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.requirements import Requirements
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 

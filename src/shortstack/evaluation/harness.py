@@ -9,15 +9,18 @@ import json
 import logging
 import math
 import re
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby, islice
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
@@ -37,7 +40,6 @@ from shortstack.data.tokens import bos_ids
 from shortstack.errors import DataError, InputError, parameter
 from shortstack.evaluation.paired import mean_stderr
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
-from shortstack.evaluation.task_code import files_of
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.evaluation.task_results import TaskResult, digest
 from shortstack.machine.hub import hub_or_copies
@@ -45,6 +47,50 @@ from shortstack.machine.numbers import ALMOST, is_share, part_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Where installed libraries lie, whose versions are noted otherwise.
+INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def files_of(task: Any) -> set[Path]:
+    """The files of the task's class and functions, those beside them, and those of modules that they import."""
+    files: set[Path] = set()
+    for each in (type(task), *_functions(task.config)):
+        _add(_home(each), files)
+    return files | {beside for path in files for beside in path.parent.glob("*.py")}
+
+
+def _functions(value: Any) -> Iterator[Any]:
+    """The functions and classes inside a config."""
+    if isinstance(value, partial):
+        yield value.func
+    elif callable(value):
+        yield value
+    elif is_dataclass(value):
+        yield from (inside for field in fields(value) for inside in _functions(getattr(value, field.name, None)))
+    elif isinstance(value, Mapping):
+        yield from (inside for item in value.values() for inside in _functions(item))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        yield from (inside for item in value for inside in _functions(item))
+
+
+def _add(module: ModuleType | None, files: set[Path]) -> None:
+    """Add a module's file, and those of the modules that it took something from, unless they are installed."""
+    place = getattr(module, "__file__", None)
+    if not module or not place:
+        return
+    path = Path(place).resolve()
+    if path in files or path.suffix != ".py" or any(path.is_relative_to(folder) for folder in INSTALLED):
+        return
+    files.add(path)
+    for value in [*vars(module).values()]:
+        _add(value if isinstance(value, ModuleType) else _home(value), files)
+
+
+def _home(value: Any) -> ModuleType | None:
+    """The module that a function or class is from."""
+    name = getattr(value, "__module__", None)
+    return sys.modules.get(name) if isinstance(name, str) else None
 
 
 VERSION = version("lm-eval")

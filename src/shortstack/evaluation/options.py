@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
@@ -15,16 +17,37 @@ from shortstack.data.sources import OWN as SELF
 from shortstack.data.sources import TEXT
 from shortstack.data.tokens import endless
 from shortstack.errors import InputError, parameter
-from shortstack.evaluation.backends import BACKENDS, OWN, VLLM, load_harness, load_vllm
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.machine.numbers import is_share, part_of
-from shortstack.machine.options import check_options, option
+from shortstack.machine.options import check_installed, check_options, option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from shortstack.checkpoint import Checkpoint
     from shortstack.evaluation.harness import LoadedTask
+
+OWN, VLLM = "shortstack", "vllm"
+BACKENDS = (OWN, VLLM)
+
+
+def load_harness(name: str = "harness") -> ModuleType:
+    """The module that runs lm-evaluation-harness, or `harness_model`, with the model that it asks."""
+    check_installed("lm_eval", "eval", where=parameter("tasks"), why="for tasks")
+    return import_module(f"shortstack.evaluation.{name}")
+
+
+def load_vllm() -> ModuleType:
+    """The module that runs vLLM."""
+    try:
+        return import_module("shortstack.evaluation.vllm")
+    except ImportError as error:
+        raise InputError(
+            parameter("backend", VLLM),
+            expected="vLLM, which brings a torch of its own",
+            found=str(error),
+            fix=f"install shortstack beside vLLM (its page says how), or leave {parameter('backend')} out",
+        ) from error
 
 
 @dataclass(frozen=True)

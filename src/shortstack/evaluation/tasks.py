@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.evaluation.backends import VLLM, load_harness, load_vllm
-from shortstack.evaluation.options import Tasks
+from shortstack.evaluation.options import VLLM, Tasks, load_harness, load_vllm
 from shortstack.evaluation.task_results import TaskResult, keep, kept
 from shortstack.machine.cache import content_key
 from shortstack.machine.device import Compute, pick_device

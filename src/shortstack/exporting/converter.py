@@ -199,3 +199,17 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Entry]:
         found["shortstack.kept_layers"] = Entry.array(kept, INT32)
         found["shortstack.source_layers"] = Entry.number(original_depth(checkpoint) or len(kept), UINT32)
     return found
+
+
+def modelfile(checkpoint: Model, gguf: str | Path) -> str:
+    """The Modelfile of a checkpoint that lies in a .gguf file beside it; the chat template is in that file.
+
+    Raises:
+        CheckpointError: the token that ends a text cannot stand in a Modelfile.
+    """
+    checkpoint = Checkpoint.of(checkpoint)
+    lines, end = [f"FROM ./{Path(gguf).name}"], checkpoint.tokenizer().eos_token
+    if end and (not end.isprintable() or '"' in end):
+        expected, fix = "an eos_token that can stand between quotation marks", "write the Modelfile by hand"
+        raise CheckpointError(checkpoint.directory, expected=expected, found=repr(end), fix=fix)
+    return "\n".join([*lines, *([f'PARAMETER stop "{end}"'] if end else []), ""])

@@ -20,7 +20,7 @@ from shortstack.healing.turns import Turns
 from shortstack.healing.unfinished import Unfinished
 from shortstack.machine.device import Compute
 from shortstack.machine.files import plain
-from shortstack.machine.requirements import Requirements
+from shortstack.machine.memory import Requirements
 from shortstack.planning import Choice
 
 STATE_BYTES = 16  # of a parameter that trains in fp32: itself, its gradient, and AdamW's two means

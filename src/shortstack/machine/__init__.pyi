@@ -9,10 +9,8 @@ from . import memory as memory
 from . import numbers as numbers
 from . import options as options
 from . import progress as progress
-from . import requirements as requirements
 from . import stopping as stopping
 from . import tables as tables
-from . import templates as templates
 from . import typed as typed
 from . import yamlfile as yamlfile
 from .clock import Clock as Clock

@@ -7,7 +7,7 @@ from shortstack.data import CalibrationText, Tokens
 from shortstack.decoder import Decoder, calibration_tokens
 from shortstack.decoder.requirements import requirements
 from shortstack.machine.device import Compute
-from shortstack.machine.requirements import Requirements
+from shortstack.machine.memory import Requirements
 from shortstack.planning.choice import Choice
 from shortstack.planning.chooser import choose, scored_window, sized_choice
 from shortstack.planning.measured import check_blocks, check_samples, check_step

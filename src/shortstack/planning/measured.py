@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from shortstack.data import Tokens
-from shortstack.data.splits import HELD_OUT, check_enough, split
+from shortstack.data.tokens import HELD_OUT, check_enough, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.errors import PlanError, parameter

@@ -67,8 +67,7 @@ def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
                 parameter("drop"),
                 expected=f"{scores.window} layers, the size of the blocks that {name} scored",
                 found=str(amount),
-                fix=f"write {parameter('drop', scores.window)}, or score again with "
-                f"{parameter('window', amount)}",
+                fix=f"write {parameter('drop', scores.window)}, or score again with {parameter('window', amount)}",
             )
     values = layer_values(scores, removal.metric, removal.seed)
     sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]

@@ -25,8 +25,8 @@ from shortstack.checkpoint.writer import parse_size
 from shortstack.errors import InputError, OutputError, PlanError, parameter
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
+from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.requirements import Requirements
 from shortstack.machine.typed import typed
 from shortstack.planning import Cut, Plan, plan_of
 from shortstack.pruning.gguf_depth import GgufDepth

@@ -19,8 +19,8 @@ from shortstack.checkpoint.writer import WRITERS, layout
 from shortstack.errors import ArchitectureError, CheckpointError, PlanError, parameter
 from shortstack.machine.files import read_json
 from shortstack.machine.formats import show_layers
+from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.requirements import Requirements
 from shortstack.machine.typed import typed
 from shortstack.planning import Chosen, Cut, Plan, plan_of
 from shortstack.planning.exactness import pruned_config

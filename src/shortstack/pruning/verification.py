@@ -12,8 +12,8 @@ from torch import Tensor
 
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.file_names import PICKLED, RECORD
+from shortstack.checkpoint.index import how_to_load
 from shortstack.checkpoint.pieces import file_digest, pieces_digest
-from shortstack.checkpoint.quantised import how_to_load
 from shortstack.checkpoint.record import changed_since, skipped_layers
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import check_fit

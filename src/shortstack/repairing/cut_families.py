@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shortstack.data import Tokens
-from shortstack.data.splits import split
+from shortstack.data.tokens import split
 from shortstack.decoder import Decoder
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.layer_io import State

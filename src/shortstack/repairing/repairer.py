@@ -23,7 +23,7 @@ from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.safetensors import StoredTensor, laid_down
 from shortstack.checkpoint.weights import Edit, check_unquantised, edited_tensors
 from shortstack.data import CalibrationText, Rows, Tokens
-from shortstack.data.splits import HELD_OUT, JUDGING, check_enough, split
+from shortstack.data.tokens import HELD_OUT, JUDGING, check_enough, split
 from shortstack.decoder import Decoder, calibration_tokens, tokens_of
 from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
@@ -32,8 +32,8 @@ from shortstack.decoder.requirements import requirements
 from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
+from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks, paced
-from shortstack.machine.requirements import Requirements
 from shortstack.machine.typed import typed
 from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable, find_fold_points

@@ -9,8 +9,7 @@ from statistics import median
 from typing import Any
 
 from shortstack.charts.chart import Axis, Chart, Facets, Line, Point, axis, front, in_thousands
-from shortstack.charts.colours import COLOURED
-from shortstack.charts.drawing import WIDE, WIDTH, swatch
+from shortstack.charts.drawing import COLOURED, WIDE, WIDTH, swatch
 from shortstack.charts.rows import heat_map
 from shortstack.report.figure import Figure, Legend, wide
 from shortstack.report.findings import Findings

@@ -15,8 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shortstack.charts.colours import page_style
-from shortstack.machine.templates import templates
+from shortstack.charts.drawing import page_style, templates
 from shortstack.report.figure import Figure
 from shortstack.report.figures import figures
 from shortstack.report.findings import Findings

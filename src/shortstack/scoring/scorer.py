@@ -11,7 +11,7 @@ import torch
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.weights import TRAINABLE, read_weight
 from shortstack.data import CalibrationText, Rows, Tokens
-from shortstack.data.splits import check_enough
+from shortstack.data.tokens import check_enough
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.errors import CheckpointError, InputError, parameter
 from shortstack.machine.device import AUTO, Compute

@@ -22,7 +22,7 @@ from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText, Tokens
 from shortstack.data.digests import text_digest
 from shortstack.data.mixture import parse_sources
-from shortstack.data.splits import JUDGING
+from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.speed import forward_speed
@@ -36,8 +36,8 @@ from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import check_new, remove, rename_new, scratch_beside
 from shortstack.machine.formats import show_layers
 from shortstack.machine.locks import OutputLock
+from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks, silent
-from shortstack.machine.requirements import Requirements
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan, choose
 from shortstack.planning.plans import BLOCKS, REPAIRED_BLOCKS

@@ -14,7 +14,7 @@ from shortstack import healing, planning, pruning, repairing, scoring
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText, Tokens
-from shortstack.data.splits import JUDGING
+from shortstack.data.tokens import JUDGING
 from shortstack.healing.options import option_defaults, task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
