@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from shortstack.checkpoint.pieces import Span, file_digest
+from shortstack.checkpoint.pieces import Span
 from shortstack.checkpoint.safetensors import StoredTensor, read_shard, write_shard
 from shortstack.errors import CheckpointError
+from shortstack.machine.files import file_digest
 
 TENSORS = {
     "a.bytes": torch.arange(7, dtype=torch.uint8),

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.pieces import file_digest
 from shortstack.errors import ArchitectureError
+from shortstack.machine.files import file_digest
 from shortstack.planning import plan
 from shortstack.pruning import prune, prune_layers, pruner, verify
 from zoo import make

@@ -16,13 +16,12 @@ from shortstack.architecture.positions import learned_positions
 from shortstack.checkpoint.file_names import NAMED_WEIGHTS, TEMPLATES, TOKENIZER, check_own_files, is_carried_along
 from shortstack.checkpoint.index import how_to_load, read_tensors
 from shortstack.checkpoint.loaded import saved
-from shortstack.checkpoint.pieces import file_digest
 from shortstack.checkpoint.record_file import read_record
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, InputError, one_line, parameter
-from shortstack.machine.files import digest
+from shortstack.machine.files import digest, file_digest
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed

@@ -7,10 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.pieces import file_digest
 from shortstack.errors import InputError
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
-from shortstack.machine.files import check_disk, digest
+from shortstack.machine.files import check_disk, digest, file_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -199,11 +199,6 @@ def same_bytes(one: Span, other: Span, *, padding: int = 1) -> bool:
     return all(a == b for a, b in zip(*map(_blocks, spans), strict=True))
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    return pieces_digest([Span(path, 0, path.stat().st_size)])
-
-
 def _write(piece: Piece, sink: int, on_bytes: Callable[[int], None]) -> None:
     if isinstance(piece, Span) and hasattr(os, "copy_file_range"):
         piece = _copy_in_kernel(piece, sink, on_bytes)

@@ -15,10 +15,10 @@ from typing import Any
 
 from shortstack.checkpoint.card import CARD, Told, licence_of, model_card
 from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
-from shortstack.checkpoint.pieces import WrittenFile, file_digest
+from shortstack.checkpoint.pieces import WrittenFile
 from shortstack.checkpoint.safetensors import StoredTensor, write_shard
 from shortstack.errors import InputError, OutputError, parameter
-from shortstack.machine.files import check_disk, check_new, partial_of, rename_new, sync, sync_tree
+from shortstack.machine.files import check_disk, check_new, file_digest, partial_of, rename_new, sync, sync_tree
 from shortstack.machine.formats import bytes_of
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, silent

@@ -1,7 +1,5 @@
-from . import digests as digests
 from . import examples as examples
 from . import given as given
-from . import in_context as in_context
 from . import mixture as mixture
 from . import questions as questions
 from . import sources as sources

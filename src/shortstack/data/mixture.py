@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shortstack.data.in_context import IN_CONTEXT
-from shortstack.data.sources import OWN, SOURCES, check_source
+from shortstack.data.sources import IN_CONTEXT, OWN, SOURCES, check_source, read_records, words
 from shortstack.errors import DataError
+from shortstack.machine.files import digest, file_digest
 
 MIX = "mix"
 MIXED = "pydoc,self,copying"  # what mix stands for; docs/decisions.md has the trials behind its weights
@@ -32,6 +33,25 @@ class Weighted:
     def endless(self) -> bool:
         """Whether it is written as it is read, so that it has no end."""
         return self.source == OWN or self.source in IN_CONTEXT
+
+    @property
+    def digest(self) -> str:
+        """What its content is known by, in the order in which names are looked up when a text is read.
+
+        A hub dataset is known by its name, and so is what a model or a seeded program writes: what it comes from is another
+        input of a step.
+        """
+        name = self.source
+        if self.endless:
+            return digest({"made": name, "words": words()})
+        if name in SOURCES:
+            return digest([SOURCES[name](held_out) for held_out in (False, True)])
+        return file_digest(Path(name)) if Path(name).is_file() else name
+
+    def read(self) -> None:
+        """Refuse a file with a record that cannot be read; the hub is not asked."""
+        if not self.endless and self.source not in SOURCES and Path(self.source).is_file():
+            deque(read_records(self.source), maxlen=0)
 
 
 def parse_sources(text: str) -> tuple[Weighted, ...]:
@@ -88,3 +108,15 @@ def check_sources(text: str) -> tuple[Weighted, ...]:
         if not each.endless:
             check_source(each.source)
     return sources
+
+
+def text_digest(name: str) -> str:
+    """Digest of a text, of several, or of a folder of files."""
+    folder = Path(name)
+    if folder.is_dir() and name not in SOURCES:
+        files = (each for each in sorted(folder.rglob("*")) if each.is_file())
+        return digest({str(each.relative_to(folder)): file_digest(each) for each in files})
+    parts = check_sources(name)
+    if len(parts) > 1 or parts[0].source != name:
+        return digest({each.source: [each.weight, each.digest] for each in parts})
+    return parts[0].digest

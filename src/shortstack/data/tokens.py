@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.given import Rows, source_of
-from shortstack.data.in_context import IN_CONTEXT, MOST
 from shortstack.data.mixture import MIX, SEVERAL, Weighted, Written, check_sources, parse_sources
-from shortstack.data.sources import OWN, TEXT, parse_samples, read_documents
+from shortstack.data.sources import IN_CONTEXT, MOST, OWN, TEXT, parse_samples, read_documents
 from shortstack.errors import DataError, parameter
 from shortstack.machine.options import check_options, option
 
@@ -72,7 +71,7 @@ class Tokens:
         as in the paper; a document shorter than a window is passed over. BOS is added where the tokenizer itself adds it.
         held_out: of `pydoc`, read the last 20 % instead of the first 80 %. at_least: fewer than `samples` will do, where the
         text has no more, but not fewer than this. written: for `self`, gives texts that the model wrote; windows are filled
-        with one after the other. So they are of a source of in_context.py, where what the text before determines counts.
+        with one after the other. So they are of a source of IN_CONTEXT, where what the text before determines counts.
 
         Raises:
             DataError: no such text, not UTF-8, a wrong line, or fewer windows than asked for.
@@ -121,7 +120,7 @@ class Tokens:
     def _in_context(
         cls, source: str, tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: str
     ) -> Tokens:
-        """Windows of a source of in_context.py, each filled with one text after the other."""
+        """Windows of a source of IN_CONTEXT, each filled with one text after the other."""
         import torch
 
         bos, rng = bos_ids(tokenizer), random.Random(f"{seed} {source}")

@@ -34,7 +34,6 @@ from lm_eval.tasks import TaskManager
 from transformers import set_seed
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.pieces import file_digest
 from shortstack.data.questions import TokenizedQuestion, request
 from shortstack.data.tokens import bos_ids
 from shortstack.errors import DataError, InputError, parameter
@@ -42,6 +41,7 @@ from shortstack.evaluation.paired import mean_stderr
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.evaluation.task_results import TaskResult, digest
+from shortstack.machine.files import file_digest
 from shortstack.machine.hub import hub_or_copies
 from shortstack.machine.numbers import ALMOST, is_share, part_of
 

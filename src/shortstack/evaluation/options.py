@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
 from shortstack.data import Rows, Tokens, source_of
-from shortstack.data.in_context import IN_CONTEXT
+from shortstack.data.sources import IN_CONTEXT, TEXT
 from shortstack.data.sources import OWN as SELF
-from shortstack.data.sources import TEXT
 from shortstack.data.tokens import endless
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation.suites import SUITES, TASKS, named

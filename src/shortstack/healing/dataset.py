@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from shortstack.data import Example
 from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
-from shortstack.data.sources import OWN, SOURCES
+from shortstack.data.sources import IN_CONTEXT, OWN, SOURCES
 from shortstack.errors import DataError, InputError, parameter
 from shortstack.machine.numbers import is_share
 from shortstack.machine.options import check_options, option
 
 HELD_OUT_SHARE = 0.05
 DATA = (
-    f"Text or instructions: {', '.join(SOURCES)}, copying, recall, .txt, .jsonl or .json (text, alpaca, dolly, "
+    f"Text or instructions: {', '.join([*SOURCES, *IN_CONTEXT])}, .txt, .jsonl or .json (text, alpaca, dolly, "
     f"chat or prompt), or a hub dataset. {SEVERAL}"
 )
 

@@ -24,6 +24,8 @@ from shortstack.errors import DataError, DiskFullError, OutputError
 from shortstack.machine.formats import size
 from shortstack.machine.stopping import check_stopped
 
+DIGEST_BYTES = 32 << 20  # read at once
+
 MARGIN_BYTES = 16 << 20  # of a disk that stay free
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk says that has no more room
 
@@ -60,6 +62,15 @@ def digest(data: Any) -> str:
     """SHA-256 of JSON-able data, the same for the same content whatever the order of its keys."""
     text = json.dumps(finite(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal, read in long blocks: between two a thread may wait for Python's lock."""
+    sha, buffer = hashlib.sha256(), bytearray(min(DIGEST_BYTES, path.stat().st_size + 1))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            sha.update(memoryview(buffer)[:count])
+    return sha.hexdigest()
 
 
 def check_disk(place: Path, nbytes: int, *, what: str = "", fix: str = "free some space or write elsewhere") -> None:

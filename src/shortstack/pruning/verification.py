@@ -13,7 +13,7 @@ from torch import Tensor
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.file_names import PICKLED, RECORD
 from shortstack.checkpoint.index import how_to_load
-from shortstack.checkpoint.pieces import file_digest, pieces_digest
+from shortstack.checkpoint.pieces import pieces_digest
 from shortstack.checkpoint.record import changed_since, skipped_layers
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.weights import check_fit
@@ -23,7 +23,7 @@ from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ArchitectureError, CheckpointError, one_line
 from shortstack.machine.device import pick_device
-from shortstack.machine.files import plain
+from shortstack.machine.files import file_digest, plain
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Table, Tabled

@@ -20,8 +20,7 @@ from typing import Any
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.record import skipped_layers
 from shortstack.data import CalibrationText, Tokens
-from shortstack.data.digests import text_digest
-from shortstack.data.mixture import parse_sources
+from shortstack.data.mixture import parse_sources, text_digest
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.requirements import writing_requirements

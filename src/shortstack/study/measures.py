@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from shortstack import evaluation, profiling
-from shortstack.data.in_context import IN_CONTEXT
-from shortstack.data.sources import TEXT, check_source
+from shortstack.data.sources import IN_CONTEXT, TEXT, check_source
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.device import Compute

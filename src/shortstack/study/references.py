@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.data import digests
-from shortstack.data.mixture import check_sources
-from shortstack.data.sources import SOURCES, read_records
+from shortstack.data import mixture
 from shortstack.errors import InputError
 
 
@@ -34,14 +30,13 @@ def with_revision(name: str) -> tuple[str, str | None]:
 
 def check_text(source: str) -> None:
     """Refuse a text that a step could not read: several with commas, files with all their records; the hub is not asked."""
-    for each in check_sources(str(expanded(source))):
-        if each.source not in SOURCES and Path(each.source).is_file():
-            deque(read_records(each.source), maxlen=0)
+    for each in mixture.check_sources(str(expanded(source))):
+        each.read()
 
 
 def text_digest(source: str) -> str:
     """Digest of a text as a study's file names it, or of a folder of files."""
-    return digests.text_digest(str(expanded(source)))
+    return mixture.text_digest(str(expanded(source)))
 
 
 def expanded(value: Any) -> Any:

@@ -50,7 +50,7 @@ def manifest(name: Callable[[Path], str]) -> Lie:
     """One more file in the manifest; with the size and the digest of the one outside."""
 
     def lie(model: Path) -> None:
-        from shortstack.checkpoint.pieces import file_digest
+        from shortstack.machine.files import file_digest
 
         secret = model.parent / OUTSIDE / "secret.json"
         files = json.loads((model / "shortstack.json").read_text())["files"]

@@ -15,11 +15,10 @@ from lies import CANARY, CHECKPOINTS, GGUFS, MARKUP, OUTSIDE, RAN, RECIPE, STUDY
 from tiny_gguf import write_gguf
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.pieces import file_digest
 from shortstack.cli import main
 from shortstack.errors import ShortstackError
 from shortstack.exporting.hub import prepared
-from shortstack.machine.files import remove
+from shortstack.machine.files import file_digest, remove
 from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.report import Report
