@@ -83,11 +83,10 @@ AIMS = (
 def child_prune(setting: Setting, out: str) -> None:
     """The cut that all of them heal."""
     from shortstack.checkpoint import Checkpoint
-    from shortstack.planning import plan
     from shortstack.pruning import prune
 
     checkpoint = Checkpoint.open(setting.model)
-    prune(checkpoint, plan(checkpoint.anatomy.layers, layers=setting.layers), out)
+    prune(checkpoint, setting.layers, out)
 
 
 def child_heal(setting: Setting, out: str) -> None:

@@ -153,12 +153,12 @@ def child_import() -> None:
 def child_fixed(source: str, layers: str) -> None:
     """All of prune but the copy."""
     from shortstack.checkpoint import Checkpoint
-    from shortstack.planning import plan
+    from shortstack.planning import plan_of
     from shortstack.planning.exactness import pruned_config
     from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
 
     checkpoint = Checkpoint.open(source)
-    chosen = plan(checkpoint.anatomy.layers, layers=layers).sized(checkpoint.sizes)
+    chosen = plan_of(layers, checkpoint.anatomy.layers).sized(checkpoint.sizes)
     pruned_config(checkpoint, chosen)
     kept_tensors(checkpoint, chosen, shared_weight_owners(checkpoint, chosen))
 
@@ -169,13 +169,13 @@ def child_copy(source: str, layers: str, out: str) -> None:
     from shortstack.checkpoint import Checkpoint, CheckpointWriter
     from shortstack.checkpoint.record import provenance
     from shortstack.checkpoint.writer import layout
-    from shortstack.planning import plan
+    from shortstack.planning import plan_of
     from shortstack.pruning.pruner import kept_tensors
 
     checkpoint = Checkpoint.open(source)
     started = time.perf_counter()
     names = LayerNames.seen(checkpoint.tensors, checkpoint.config)
-    kept = kept_tensors(checkpoint, plan(checkpoint.depth, layers=layers), {}, names=names)
+    kept = kept_tensors(checkpoint, plan_of(layers, checkpoint.depth), {}, names=names)
     origin = {tensor.name: tensor.file.name for tensor in kept}
     size = sum(tensor.size for tensor in kept)
     with CheckpointWriter(out, source=checkpoint.directory, nbytes=size) as writer:
@@ -207,12 +207,12 @@ class Contest:
     """One cut of one checkpoint by every contender, round after round."""
 
     def __init__(self, size: Size, source: Path, layers: str, work: Path, chosen: argparse.Namespace) -> None:
-        from shortstack.planning import plan
+        from shortstack.planning import plan_of
 
         self.size = size
         self.source, self.layers, self.work = source, layers, work
         self.mergekit, self.cold = chosen.mergekit, chosen.cold
-        self.kept = plan(size.layers, layers=layers).kept
+        self.kept = plan_of(layers, size.layers).kept
         self.reference, self.out, self.recipe = work / "reference", work / "out", work / "mergekit.yml"
         self.runs: dict[str, list[dict[str, Any]]] = {}
         self.copying = {name for name in self.commands() if name not in COSTS}

@@ -43,7 +43,7 @@ def read(model: ss.Checkpoint, text: str, seed: int) -> ss.Tokens:
 def plans(model: ss.Checkpoint, tokens: ss.Tokens) -> dict[str, ss.Plan]:
     """By every metric and both ways to measure shorter models."""
     scores = ss.score(model, tokens, metrics=METRICS_ASKED)
-    found = {metric: ss.plan(scores, metric=metric, drop=DROP) for metric in METRICS_ASKED}
+    found = {metric: ss.choose(scores, ss.Choice(metric, DROP)).plan for metric in METRICS_ASKED}
     return {**found, **{name: ss.choose(model, choice, tokens).wanted for name, choice in STEPS.items()}}
 
 

@@ -50,7 +50,7 @@ def scored(model: ss.Checkpoint, text: str) -> Found:
 
 
 def cut(scores: ss.Scores, metric: str) -> SkippedLayers:
-    return frozenset(ss.plan(scores, metric=metric, drop=DROP).removed)
+    return frozenset(ss.choose(scores, ss.Choice(metric, DROP)).plan.removed)
 
 
 def repeated(found: Found, metric: str) -> dict[int, tuple[float, float]]:

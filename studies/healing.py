@@ -186,7 +186,7 @@ class Bench:
     def cut(self, plan: str, *, repaired: bool) -> ss.Checkpoint:
         place = self.folder / f"{plan}-{repaired}"
         if not place.exists():
-            chosen = ss.plan(self.source.anatomy.layers, layers=PLANS[plan])
+            chosen = ss.choose(self.source.anatomy.layers, ss.Choice(layers=PLANS[plan])).plan
             repair = ss.repair(self.source, frozenset(chosen.removed), self.fit) if repaired else None
             ss.prune(self.source, chosen, place, repair=repair)
         return ss.Checkpoint.open(place)
@@ -278,7 +278,7 @@ def _time(found: dict[str, Any]) -> str:
 
 
 def _layers(plan: str) -> list[int]:
-    return list(ss.plan(30, layers=PLANS[plan]).removed)
+    return list(ss.choose(30, ss.Choice(layers=PLANS[plan])).plan.removed)
 
 
 def _line(cells: Sequence[str], found: dict[str, float]) -> str:

@@ -80,7 +80,7 @@ def optipfair(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
 def paper(source: ss.Checkpoint, texts: Sequence[str], out: Path) -> None:
     task = task_of(read_recipe("paper-dolly").heal.given)
     data = replace(task.data, data=texts[2], held_out=100)
-    plan = ss.plan(source.anatomy.layers, metric="reverse", drop=DROP)
+    plan = ss.choose(source.anatomy.layers, ss.Choice("reverse", DROP)).plan
     started = time.perf_counter()
     pruned = ss.prune(source, plan, out / "cut" / "the paper")  # measured once it is healed
     ss.heal(pruned, out / "the paper, healed", replace(task, data=data))

@@ -34,9 +34,9 @@ def cuts(model: ss.Checkpoint) -> dict[str, ss.Plan]:
     layers = model.anatomy.layers
     scores = ss.score(model, ss.Tokens.read("pydoc", model.tokenizer(), samples=32), metrics=["ppl", "bi"])
     return {
-        **{f"tail of {gone}": ss.plan(layers, layers=tuple(range(layers - gone, layers))) for gone in TAILS},
-        **{f"lowest {metric}": ss.plan(scores, metric=metric, drop=8) for metric in scores.scores},
-        **{name: ss.plan(layers, layers=some) for name, some in OTHERS.items()},
+        **{f"tail of {gone}": ss.choose(layers, ss.Choice("reverse", gone)).plan for gone in TAILS},
+        **{f"lowest {metric}": ss.choose(scores, ss.Choice(metric, 8)).plan for metric in scores.scores},
+        **{name: ss.choose(layers, ss.Choice(layers=some)).plan for name, some in OTHERS.items()},
     }
 
 

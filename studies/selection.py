@@ -32,8 +32,8 @@ def chosen(model: ss.Checkpoint, scores: ss.Scores, tokens: ss.Tokens, amount: i
     return {
         "search": ss.choose(model, Choice(drop=amount, search=True), tokens).wanted,
         "ppl, 1 at a time": ss.choose(model, Choice(drop=amount, step=1), tokens).wanted,
-        **{f"lowest {metric}": ss.plan(scores, metric=metric, drop=amount) for metric in scores.scores},
-        "tail": ss.plan(model.anatomy.layers, metric="reverse", drop=amount),
+        **{f"lowest {metric}": ss.choose(scores, ss.Choice(metric, amount)).plan for metric in scores.scores},
+        "tail": ss.choose(model.anatomy.layers, ss.Choice("reverse", amount)).plan,
     }
 
 

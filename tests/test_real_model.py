@@ -5,9 +5,9 @@ import importlib.util
 import pytest
 import torch
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation.degeneration import TYPICAL, check_collapse
-from shortstack.planning import plan
 from shortstack.pruning import prune, verify
 from shortstack.shrinking.demo import run
 

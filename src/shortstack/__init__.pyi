@@ -33,7 +33,6 @@ from .machine import bars as bars
 from .planning import Choice as Choice
 from .planning import Plan as Plan
 from .planning import choose as choose
-from .planning import plan as plan
 from .profiling import Profile as Profile
 from .profiling import Timing as Timing
 from .profiling import profile as profile

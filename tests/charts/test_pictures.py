@@ -181,7 +181,6 @@ def test_what_was_not_scored_is_not_drawn():
         one.plot(6)
 
 
-
 def places(root: ElementTree.Element, colour: str) -> list[tuple[float, float]]:
     """Where the markers of a line lie."""
     group = next(each for each in root.iter(f"{SVG}g") if each.get("class", "").startswith(f"series {colour}"))

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import Measured, Told, licence_of, model_card, results_section
 from shortstack.cli import main
 from shortstack.errors import CheckpointError
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
-from shortstack.planning import plan
 from shortstack.pruning import prune, verify
 from zoo import speaking
 

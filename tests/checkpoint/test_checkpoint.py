@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from plans import plan
 from shortstack import cli
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, pieces
 from shortstack.checkpoint import weights as fitting
@@ -29,7 +30,6 @@ from shortstack.checkpoint.record import provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.cli import console
 from shortstack.errors import CheckpointError, OutputError
-from shortstack.planning import plan
 from shortstack.pruning import prune, verify
 from shortstack.scoring import scorer
 from zoo import make, speaking, tiny

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.source import commit_of
 from shortstack.checkpoint.weights import read_weight
 from shortstack.errors import CheckpointError
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import make, tiny
 

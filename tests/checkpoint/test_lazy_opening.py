@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.planning import plan
 
 LAYER = {"self_attn.q_proj": (16384, 16384), "mlp.down_proj": (16384, 53248)}
 LAYERS = 60

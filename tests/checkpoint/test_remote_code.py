@@ -11,9 +11,9 @@ from architectures import pass_over
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
-from shortstack.planning import plan
 from shortstack.pruning import prune, verify
 
 CODE = """

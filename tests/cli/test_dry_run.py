@@ -9,7 +9,9 @@ from pathlib import Path
 import architectures
 import psutil
 import pytest
+from shortstack.planning.choice_checks import check_choice
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.cli.dry_run import lacking
@@ -19,8 +21,7 @@ from shortstack.decoder.requirements import LOGIT_COPIES, requirements
 from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.machine.device import Compute
 from shortstack.machine.memory import Requirements
-from shortstack.planning import Choice, plan
-from shortstack.planning.choice_checks import check_choice
+from shortstack.planning import Choice
 from shortstack.pruning import prune
 from shortstack.repairing.repairer import check_repair
 from zoo import speaking

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.cli.compare import show_comparison
@@ -27,7 +28,6 @@ from shortstack.evaluation.perplexity import measure
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.device import Compute
 from shortstack.machine.options import install
-from shortstack.planning import plan
 from shortstack.planning.layer_sets import Removal
 from shortstack.planning.measured import search
 from shortstack.profiling.profiler import SpeedRatios

@@ -17,9 +17,9 @@ from architectures import NEEDS, make, pass_over
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, ShortstackError
-from shortstack.planning import plan
 from shortstack.pruning import prune, prune_layers, verify
 
 CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6), "all but one": (0, 1, 2, 3, 4, 6, 7)}

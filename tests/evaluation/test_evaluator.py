@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app, main
 from shortstack.data import Tokens
@@ -19,7 +20,6 @@ from shortstack.evaluation import EvaluationText, GenerationChecks, evaluate
 from shortstack.evaluation.degeneration import TYPICAL, Fluency, check_collapse
 from shortstack.evaluation.probes import PROBES, probe_tokens, probes, run_probes
 from shortstack.machine.device import Compute
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking, tiny
 

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from documents import COUNT, data_folder, write
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.evaluate import show_evaluation
 from shortstack.comparison import judge_tasks
@@ -32,7 +33,6 @@ from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.machine.device import Compute
 from shortstack.machine.numbers import share_stderr
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.scoring import sweep
 from zoo import speaking

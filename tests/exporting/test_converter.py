@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from gguf_models import MAKERS, probabilities, token_losses
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.gguf_file import read_gguf
 from shortstack.cli import main
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError
 from shortstack.exporting import export_gguf
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking, tiny
 

@@ -12,13 +12,13 @@ import yaml
 from huggingface_hub import constants
 
 import hub_stub
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.card import Measured
 from shortstack.cli import main
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError
 from shortstack.exporting import push_to_hub
 from shortstack.exporting.hub import Pushed
-from shortstack.planning import plan
 from shortstack.pruning import prune, verify
 from zoo import speaking
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from learning import EXAMPLES, learning
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, CheckpointError, InputError, OutputError, TrainingError
@@ -20,7 +21,6 @@ from shortstack.healing.batches import Data
 from shortstack.healing.frozen import Freezer
 from shortstack.healing.learner import padded
 from shortstack.healing.training import Environment, train
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import ZOO, speaking, tiny
 

@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 import shortstack.healing.teacher_answers
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.data import Example
@@ -27,7 +28,6 @@ from shortstack.healing import (
 )
 from shortstack.healing import iterative as turning
 from shortstack.healing.teacher_answers import Answers, prompt_of
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking
 

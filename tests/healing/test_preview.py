@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import read_examples
 from shortstack.decoder.wrapping import LOGIT_BYTES
@@ -12,7 +13,6 @@ from shortstack.healing import Full, HealingTask, Lora, Objective, Partial, Sche
 from shortstack.healing.activations import activations_under
 from shortstack.healing.healer import HealingRun
 from shortstack.healing.preview import ACTIVATION_BYTES, LOGIT_COPIES, STATE_BYTES, preview
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking
 

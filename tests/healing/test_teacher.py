@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from learning import EXAMPLES, learning
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.heal import show_healing
 from shortstack.decoder import Decoder
@@ -11,7 +12,6 @@ from shortstack.decoder.losses import Distillation, likeliest
 from shortstack.errors import CheckpointError, InputError
 from shortstack.healing import Full, HealingTask, Objective, Partial, Schedule, TrainingData, heal
 from shortstack.healing.frozen import Freezer, OnTheFly
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from zoo import speaking, tiny
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.weights import read_weight
 from shortstack.data import CalibrationText
 from shortstack.healing import METHODS, HealingTask, Lora, Partial, Schedule, TrainingData, Turns, heal, heal_in_turns
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.repairing import repair
 from zoo import speaking

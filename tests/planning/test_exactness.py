@@ -7,9 +7,9 @@ import itertools
 import architectures
 import pytest
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError
-from shortstack.planning import plan
 from shortstack.planning.exactness import aligned, cut_config
 
 

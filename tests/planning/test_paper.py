@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.planning import plan
 from shortstack.scoring import score
 
 MODELS = Path(os.environ.get("SHORTSTACK_PAPER_MODELS", "none"))

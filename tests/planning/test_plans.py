@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plans import plan
 from shortstack.checkpoint import Sizes
 from shortstack.errors import DataError, InputError, PlanError
 from shortstack.machine.formats import show_layers
-from shortstack.planning import Plan, plan
+from shortstack.planning import Plan
 from shortstack.planning.layer_sets import parse_drop, parse_layers
 from shortstack.scoring import Scores
 

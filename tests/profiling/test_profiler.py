@@ -10,11 +10,11 @@ import statistics
 import pytest
 import torch
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli.profile import show_profile
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
-from shortstack.planning import plan
 from shortstack.profiling import Timing, profile
 from shortstack.profiling.speed import Load, rates, ratio, speeds
 from shortstack.pruning import prune

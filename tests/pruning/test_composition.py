@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError
-from shortstack.planning import plan
 from shortstack.pruning import prune, verify
 
 NAMES = (

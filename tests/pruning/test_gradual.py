@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from plans import plan
 from shortstack.errors import PlanError
-from shortstack.planning import plan
 from shortstack.pruning import PruneCallback
 from zoo import tiny
 

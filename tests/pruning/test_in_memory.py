@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, InputError, PlanError
-from shortstack.planning import Chosen, plan
+from shortstack.planning import Chosen
 from shortstack.pruning import prune, prune_layers
 from zoo import ZOO, make, tiny
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, Gemma3Config, LlavaConfig, Qwen2_5_VLConfig
 
+from plans import plan
 from shortstack.architecture.anatomy import dissect, meta_model, shortened
 from shortstack.architecture.selfcheck import built, check_cut
 from shortstack.checkpoint import Checkpoint
 from shortstack.healing.partial import Partial
-from shortstack.planning import plan
 from shortstack.pruning import prune, prune_layers, verify
 from zoo import IDS as SPECIAL
 from zoo import SMALL, pass_over

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint, CheckpointWriter
 from shortstack.errors import ArchitectureError, CheckpointError
-from shortstack.planning import plan
 from shortstack.pruning import prune, verify
 from shortstack.pruning.pruner import check_fits, kept_tensors
 from zoo import make

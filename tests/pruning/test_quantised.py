@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError
 from shortstack.machine.files import file_digest
-from shortstack.planning import plan
 from shortstack.pruning import prune, prune_layers, pruner, verify
 from zoo import make
 

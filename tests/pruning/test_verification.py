@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.errors import CheckpointError
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
-from shortstack.planning import plan
 from shortstack.pruning import prune, verify
 from shortstack.pruning.verification import cut_of
 from zoo import make, speaking, tiny

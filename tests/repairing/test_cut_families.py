@@ -10,13 +10,14 @@ import naive
 import shortstack.decoder.batching
 import shortstack.decoder.decoder
 import shortstack.repairing.fit
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.errors import ArchitectureError, DataError, InputError, PlanError
 from shortstack.machine.device import Compute
 from shortstack.machine.progress import silent
-from shortstack.planning import Choice, choose, plan
+from shortstack.planning import Choice, choose
 from shortstack.repairing.cut_families import repaired_windows
 from shortstack.repairing.fit import RIDGES, token_weights
 from shortstack.repairing.repairer import RepairWalk

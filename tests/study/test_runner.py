@@ -77,7 +77,7 @@ def test_results_are_what_the_verbs_give(tmp_path, study_data):
     source = Checkpoint.open(study_data / "model")
     tokens = ss.Tokens.read(str(study_data / "text.txt"), source.tokenizer(), samples=2, length=16)
     scores = ss.score(source, tokens, metrics=["ppl"])
-    plan = ss.plan(scores, drop=2)
+    plan = ss.choose(scores, ss.Choice(drop=2)).plan
     pruned = ss.prune(source, plan, tmp_path / "pruned")
     schedule = ss.Schedule(epochs=1, batch_size=4)
     data_file = str(study_data / "lines.jsonl")

@@ -23,6 +23,7 @@ import torch
 from mutations import of_bytes, of_header, of_json, of_yaml
 from tiny_gguf import write_gguf
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.gguf import dequantised
 from shortstack.checkpoint.record import changed_since, near_cuts, skipped_layers
@@ -33,7 +34,7 @@ from shortstack.errors import ShortstackError
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.files import read_json, remove
 from shortstack.machine.memory import forget_peak_rss, peak_rss
-from shortstack.planning import Plan, plan
+from shortstack.planning import Plan
 from shortstack.pruning import prune, verify
 from shortstack.report import Report
 from shortstack.scoring import Scores, score

@@ -14,21 +14,14 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.options import MODEL, Session, check_unused
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError
 from shortstack.machine.files import check_new, whole
 from shortstack.machine.formats import number, show_layers, size
 from shortstack.machine.progress import say
 from shortstack.planning import Choice, Chosen, Plan, choose
-from shortstack.planning.plans import REPAIRED_BLOCKS
 from shortstack.scoring import Scores
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-
-COMPARED = {
-    "search": ("KL from the unpruned model on held-out tokens, nats", "layers chosen by", "KL"),
-    REPAIRED_BLOCKS: ("loss on held-out tokens once repaired, nats", "layers removed", "loss"),
-}  # by the strategy: title and heading of what was compared
 
 
 @verb("plan")
@@ -51,9 +44,7 @@ def plan_verb(
     choice.check()
     checkpoint: Checkpoint | None = None
     if _is_scores(model_or_scores):
-        chosen, model = _by_scores(
-            model_or_scores, choice, (text, session.compute, session.source), session.compute.seed
-        )
+        chosen, model = _by_scores(model_or_scores, choice, (text, session.compute, session.source))
     else:
         model = model_or_scores
         if choice.layers is not None:
@@ -82,20 +73,13 @@ def plan_verb(
     return
 
 
-def _by_scores(name: str, choice: Choice, unused: tuple[object, ...], seed: int) -> tuple[Plan, str]:
+def _by_scores(name: str, choice: Choice, unused: tuple[object, ...]) -> tuple[Plan, str]:
     """A plan from a scores file, and the model that it is of; unused: options that are of a model."""
-    if choice.measures:
-        raise InputError(
-            name,
-            expected="a model, to measure shorter forms of it",
-            found="scores of the whole model",
-            fix="name the model instead of the scores",
-        )
-    check_unused(name, *unused)
+    if not choice.measures:
+        check_unused(name, *unused)
     scores = Scores.load(name)
     sizes = Sizes.from_dict(scores.model, where=name)
-    choice = choice.sized(sizes)
-    chosen = choice.plan(scores, seed).sized(sizes)
+    chosen = choose(scores, choice).plan.sized(sizes)
     return chosen, str(scores.model.get("source", "MODEL"))
 
 
@@ -131,8 +115,4 @@ def show_plan(chosen: Plan) -> None:
     console.show_table("plan (layers numbered from 0, ranges inclusive)", ("", chosen.strategy), rows)
     if chosen.compared:
         sets = [(name, number(value)) for name, value in chosen.compared.items()]
-        title, *heading = next(
-            (said for name, said in COMPARED.items() if name in chosen.strategy),
-            ("what was compared", "cut", "value"),
-        )
-        console.show_table(title, heading, sets)
+        console.show_table(f"{chosen.compared_by} on held-out tokens, nats", ("cut", "value"), sets)

@@ -129,11 +129,11 @@ class _Cut:
     def planned(self, checkpoint: Checkpoint, of_depth: Planned) -> Plan | None:
         """The plan that is made already, by name or in a file."""
         named = self.choice.layers is not None
-        return self.choice.plan(checkpoint.depth) if named else of_depth(checkpoint.depth)
+        return choose(checkpoint.depth, self.choice).plan if named else of_depth(checkpoint.depth)
 
     def preview(self, checkpoint: Checkpoint, of_depth: Planned) -> tuple[Plan, list[tuple[str, str]], Requirements]:
         """The plan, or one of its size; what would be done, in words; and what that needs. All that is refused is, here."""
-        from shortstack.planning.choice_checks import check_choice
+        from shortstack.planning.chooser import check_choice
         from shortstack.pruning.pruner import check_cut, check_fits, requirements
         from shortstack.repairing.repairer import check_repair
 

@@ -58,7 +58,7 @@ class FileCut:
         depth = GgufDepth.of(file)
         choice, planned = choice.sized(file.sizes(depth.layers)), of_depth(depth.layers)
         if choice.layers is not None:
-            planned = choice.plan(depth.layers)
+            planned = choose(depth.layers, choice).plan
         if planned:
             check_depth(planned, depth)
         check_gguf_output(file, planned or choice.like(depth.layers), output)
@@ -109,7 +109,7 @@ def preview_file(cut: FileCut, text: CalibrationText, session: Session) -> None:
         cut.depth.without(plan.kept)
         rows = [("removed", show_layers(plan.removed))]
     else:
-        from shortstack.planning.choice_checks import check_choice
+        from shortstack.planning.chooser import check_choice
 
         with session.report.bars() as progress:
             checkpoint = session.source.open(cut.model, progress)

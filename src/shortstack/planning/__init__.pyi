@@ -1,5 +1,4 @@
 from . import choice as choice
-from . import choice_checks as choice_checks
 from . import chooser as chooser
 from . import exactness as exactness
 from . import layer_sets as layer_sets
@@ -8,7 +7,6 @@ from . import mergekit as mergekit
 from . import plans as plans
 from . import strategies as strategies
 from .choice import Choice as Choice
-from .choice import plan as plan
 from .chooser import Chosen as Chosen
 from .chooser import Cut as Cut
 from .chooser import choose as choose

@@ -1,10 +1,4 @@
-"""Which layers go, as somebody asks for it: the options of plan, and plans that need no model.
-
->>> plan(32, metric="reverse", drop="25%").removed
-(24, 25, 26, 27, 28, 29, 30, 31)
->>> plan(8, layers="2-3,6").kept
-(0, 1, 4, 5, 7)
-"""
+"""Which layers go, as somebody asks for it, and the plan that follows where no model is measured for it."""
 
 from __future__ import annotations
 
@@ -14,7 +8,6 @@ from dataclasses import dataclass, replace
 from shortstack.checkpoint import Sizes
 from shortstack.errors import InputError, PlanError, parameter
 from shortstack.machine.options import check_options, option
-from shortstack.machine.typed import typed
 from shortstack.planning.layer_sets import (
     FINALISTS,
     UNITS,
@@ -28,7 +21,7 @@ from shortstack.planning.layer_sets import (
     parse_layers,
     staying_ends,
 )
-from shortstack.planning.plans import BLOCKS, Plan
+from shortstack.planning.plans import Plan
 from shortstack.planning.strategies import STRATEGIES, Strategy, layer_values
 from shortstack.scoring import METRICS, Scores
 from shortstack.scoring.metrics import Metric, metric_named
@@ -116,9 +109,10 @@ class Choice:
             beside = [other for other in others if getattr(self, name) and getattr(self, other)]
             if beside:
                 raise _excluding(name, beside[0])
-        if self.finalists != FINALISTS and self.strategy != BLOCKS:
-            fix = f"add {parameter('strategy', BLOCKS)}, or leave it out"
-            where, expected = parameter("finalists"), parameter("strategy", BLOCKS)
+        if self.finalists != FINALISTS and not self.how.finalists:
+            name = next(each.name for each in STRATEGIES.values() if each.finalists)
+            fix = f"add {parameter('strategy', name)}, or leave it out"
+            where, expected = parameter("finalists"), parameter("strategy", name)
             raise InputError(where, expected=expected, found=str(self.strategy or "none"), fix=fix)
         if self.strategy == "step" and self.step is None:
             raise InputError(
@@ -141,7 +135,7 @@ class Choice:
             if name not in said:
                 continue
             parse_goal(name, getattr(self, name))
-            blocks = ("block",) if self.block else ("strategy",) if self.strategy == "block" else ()
+            blocks = ("block",) if self.block else ("strategy",) if self.strategy and self.how.window else ()
             beside = [other for other in (*said, *blocks) if other != name]
             if beside:
                 raise _excluding(name, beside[0])
@@ -235,7 +229,7 @@ class Choice:
     def allows(self, layers: int, removed: Set[int]) -> bool:
         """Whether a cut keeps what must be kept, is one window where that was asked for, and leaves what fits."""
         inside = self.keep_first <= min(removed) and max(removed) < layers - self.keep_last
-        window = self.how.name != "block" or max(removed) - min(removed) < len(removed)
+        window = not self.how.window or max(removed) - min(removed) < len(removed)
         small = self.fits is None or self.fits([layer for layer in range(layers) if layer not in removed])
         return inside and window and small
 
@@ -273,34 +267,4 @@ def _excluding(name: str, other: str) -> InputError:
         expected=f"{parameter(name)} without {parameter(other)}",
         found=f"{parameter(other)} beside it",
         fix="give one of them",
-    )
-
-
-@typed
-def plan(
-    source: Scores | int,
-    *,
-    drop: str | int | None = None,
-    metric: str | None = None,
-    layers: str | Sequence[int] | None = None,
-    block: bool = False,
-    keep_first: int = 0,
-    keep_last: int = 0,
-    seed: int = 0,
-) -> Plan:
-    """Choose the layers to remove.
-
-    source: Scores, or the number of layers for plans that need no scores (reverse, random, explicit layers).
-    drop: "25%" (rounded half up) or a count. Lowest scores of `metric` go first; with `block`, one contiguous window: the
-    one with the lowest score where windows of that size were scored, else the one whose layers' scores have the lowest sum.
-    A metric that scores windows alone chooses one, too. The first `keep_first` and last `keep_last` layers always stay.
-
-    Raises:
-        PlanError: nothing, everything, or something that does not exist would be removed.
-    """
-    check_choice(drop, layers, block=block)
-    if metric is None and layers is None and isinstance(source, int):
-        metric = "reverse"
-    return Choice(metric, drop, layers=layers, block=block, keep_first=keep_first, keep_last=keep_last).plan(
-        source, seed
     )

@@ -1,4 +1,4 @@
-"""Where every plan comes from: choose() is told what is wanted and gives the layers that go."""
+"""Where every plan comes from: choose() is told what is wanted and gives the layers that go; check_choice() only asks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from shortstack.checkpoint import Sizes
 from shortstack.data import Rows
 from shortstack.data.tokens import CalibrationText, Tokens
 from shortstack.errors import InputError, PlanError
@@ -20,6 +21,8 @@ from shortstack.scoring.scores import Scores
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint, Model
+    from shortstack.decoder import Decoder
+    from shortstack.machine.memory import Requirements
 
 Source = Tokens | CalibrationText | Rows  # what is looked at: see tokens_of()
 
@@ -51,17 +54,23 @@ def plan_of(cut: Cut, layers: int) -> Plan:
 
 @typed
 def choose(
-    checkpoint: Model,
+    model: Model | Scores | int,
     choice: Choice,
     source: Source | Scores | None = None,
     *,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
 ) -> Chosen:
-    """Choose the layers to remove from a checkpoint, and move the cut to the nearest that its architecture can express.
+    """Choose the layers to remove from a model, and move the cut to the nearest that its architecture can express.
 
-    source: what the metric looks at, mix by default: windows, a text, sources by name or rows in memory; or scores of this
-    model. Layers that are named are never moved.
+    model: scores of one, or its number of layers where nothing else decides, will do: then no model is opened, and nothing
+    is moved. source: what the metric looks at, mix by default: windows, a text, sources by name or rows in memory; or scores
+    of this model. Layers that are named are never moved.
+
+    >>> choose(32, Choice("reverse", drop="25%")).plan.removed
+    (24, 25, 26, 27, 28, 29, 30, 31)
+    >>> choose(8, Choice(layers="2-3,6")).plan.kept
+    (0, 1, 4, 5, 7)
 
     Raises:
         PlanError: nothing, everything, or something that does not exist would be removed.
@@ -71,7 +80,10 @@ def choose(
     from shortstack.checkpoint import Checkpoint
     from shortstack.planning.exactness import aligned, pruned_config
 
-    checkpoint = Checkpoint.of(checkpoint)
+    if isinstance(model, Scores | int):
+        plan = _unopened(model, choice, compute.seed)
+        return Chosen(plan, plan, model if isinstance(model, Scores) else None)
+    checkpoint = Checkpoint.of(model)
     choice = sized_choice(checkpoint, choice)
     layers, scores = checkpoint.anatomy.layers, None
     if choice.measures:
@@ -91,6 +103,27 @@ def choose(
     return Chosen(found or wanted, wanted, scores)
 
 
+def _unopened(source: Scores | int, choice: Choice, seed: int) -> Plan:
+    """The plan that follows from scores, or from a number of layers."""
+    choice.check()
+    if choice.measures:
+        raise _no_model(source)
+    if choice.params or choice.memory:
+        known = source.model if isinstance(source, Scores) else {}
+        choice = choice.sized(Sizes.from_dict(known, where=known.get("source", "the model")))
+    return choice.plan(source, seed)
+
+
+def _no_model(source: Scores | int) -> InputError:
+    known = source.model.get("source", "scores") if isinstance(source, Scores) else "the model"
+    return InputError(
+        str(known),
+        expected="a model, to measure shorter forms of it",
+        found="scores of the whole model" if isinstance(source, Scores) else "its number of layers",
+        fix="name the model instead",
+    )
+
+
 def sized_choice(checkpoint: Checkpoint, choice: Choice) -> Choice:
     """The choice for a model, of which it is clear that so much can go."""
     choice.check()
@@ -104,12 +137,7 @@ def _tokens(checkpoint: Checkpoint, source: Source | Scores | None, compute: Com
     from shortstack.decoder import tokens_of
 
     if isinstance(source, Scores):
-        raise InputError(
-            str(source.model.get("source", "scores")),
-            expected="a model, to measure shorter forms of it",
-            found="scores of the whole model",
-            fix="name the model instead of the scores",
-        )
+        raise _no_model(source)
     return tokens_of(checkpoint, source, compute=compute, progress=progress)
 
 
@@ -124,11 +152,11 @@ def _scored(
     from shortstack.scoring import score
 
     tokens = _tokens(checkpoint, source, compute, progress) if choice.by.needs_text else None
-    window = scored_window(choice, checkpoint.anatomy.layers)
+    window = _scored_window(choice, checkpoint.anatomy.layers)
     return score(checkpoint, tokens, metrics=[choice.name], window=window, compute=compute, progress=progress)
 
 
-def scored_window(choice: Choice, layers: int) -> int | None:
+def _scored_window(choice: Choice, layers: int) -> int | None:
     """The size of the blocks that are scored; None: single layers are."""
     return None if choice.by.singles else parse_drop(choice.drop or 0, layers)
 
@@ -140,7 +168,7 @@ def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: C
     layers, decoder = checkpoint.anatomy.layers, Decoder.open(checkpoint, compute)
 
     def found(choice: Choice) -> Plan:
-        return choice.how.function(decoder, tokens, choice.removal(layers, compute.seed), progress)
+        return choice.how.function(decoder, tokens, choice.removal(layers, compute.seed), progress=progress)
 
     if choice.fits is None:
         return found(choice)
@@ -150,3 +178,44 @@ def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: C
         if choice.fits(plan.kept):
             return plan
     raise PlanError("plan", expected="a cut that leaves what fits", found="none", fix="allow more bytes")
+
+
+def check_choice(
+    checkpoint: Checkpoint, choice: Choice, text: CalibrationText, compute: Compute
+) -> tuple[Plan, Requirements]:
+    """A plan as large as the one that choose() would give, or that one where nothing is computed, and the memory it takes.
+
+    What choose() refuses is refused. What the model would write itself to be calibrated on is not written.
+    """
+    from shortstack.decoder import Decoder, calibration_tokens
+    from shortstack.decoder.requirements import requirements
+    from shortstack.machine.memory import Requirements
+
+    sized, layers = sized_choice(checkpoint, choice), checkpoint.anatomy.layers
+    if not sized.measures and not sized.needs_text:
+        return choose(checkpoint, choice, compute=compute).plan, Requirements()
+    like = sized.like(layers)
+    tokens = calibration_tokens(checkpoint, text, compute=compute, dry_run=True)
+    decoder = Decoder.outline(checkpoint, compute)
+    if decoder:
+        decoder.check_direct()
+    if sized.measures:
+        sized.how.check(decoder, tokens, replace(sized, drop=len(like.removed), fits=None).removal(layers))
+    else:
+        _check_scored(sized, decoder, tokens, layers)
+    streams = layers + 1 if sized.measures or sized.by.feed != "hidden" else 1  # of each cut that is compared
+    return like, requirements(checkpoint, compute, tokens=tokens.ids.numel(), streams=streams, in_turns=True)
+
+
+def _check_scored(choice: Choice, decoder: Decoder | None, tokens: Tokens, layers: int) -> None:
+    """Refuse what score() would of the choice's metric."""
+    from shortstack.repairing.cut_families import check_windows
+    from shortstack.scoring.gradients import check_differentiable
+    from shortstack.scoring.scorer import check_window, enough_tokens
+
+    check_window(_scored_window(choice, layers), layers, [choice.by])
+    enough_tokens(tokens, [choice.by])
+    if decoder and choice.by.feed == "repair":
+        check_windows(decoder)
+    elif decoder and choice.by.feed == "gradient":
+        check_differentiable(decoder)

@@ -51,7 +51,7 @@ def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> r
 
 
 def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, block: bool = False) -> None:
-    """Say what is wrong with the options of plan() that no model is needed to see."""
+    """Say what is wrong with a choice that no model is needed to see."""
     if layers is not None:
         if drop is not None or block:
             raise PlanError(

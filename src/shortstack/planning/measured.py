@@ -23,6 +23,7 @@ from shortstack.repairing.cut_families import WHOLE, Window, repaired_windows
 from shortstack.repairing.fold_points import check_refittable
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
+from shortstack.scoring.gradients import check_differentiable
 from shortstack.scoring.measurement import Run, Wanted, walk_on
 
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
@@ -42,19 +43,21 @@ class Budget:
     patience: int = 4
 
 
-def check_samples(tokens: Tokens) -> None:
+def check_search(_decoder: Decoder | None, tokens: Tokens, _removal: Removal) -> None:
     """Refuse so few samples that none could be held out."""
     check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
 
 
-def check_blocks(decoder: Decoder) -> None:
-    """Refuse a model without repaired_blocks()."""
-    check_refittable(decoder, "choose by a metric, or search")
+def check_blocks(decoder: Decoder | None, tokens: Tokens, removal: Removal) -> None:
+    """Refuse a model, or samples, without repaired_blocks()."""
+    check_search(decoder, tokens, removal)
+    if decoder:
+        check_refittable(decoder, "choose by a metric, or search")
 
 
-def check_step(step: int, removal: Removal) -> None:
+def check_stepwise(decoder: Decoder | None, _tokens: Tokens, removal: Removal) -> None:
     """Refuse a number of layers at a time, or a metric, that stepwise() cannot go by."""
-    check_pace(step, removal.amount)
+    check_pace(removal.step or 1, removal.amount)
     metric = removal.metric
     for wrong, expected, fix in (
         (not metric.singles, "a metric that scores single layers", "name another"),
@@ -67,6 +70,8 @@ def check_step(step: int, removal: Removal) -> None:
                 found=metric.name,
                 fix=f"leave {parameter('step')} out: {fix}",
             )
+    if decoder and metric.feed == "gradient":
+        check_differentiable(decoder)
 
 
 def stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent) -> Plan:
@@ -84,7 +89,7 @@ def removals(
 ) -> Iterator[SkippedLayers]:
     """What is removed after each step of stepwise()."""
     metric, amount, step = removal.metric.name, removal.amount, removal.step or 1
-    check_step(step, removal)
+    check_stepwise(None, tokens, removal)
     steps, removed = -(-amount // step), UNPRUNED
     run = Run(decoder, tokens, Wanted([removal.metric]), progress=progress)
     for number in range(1, steps + 1):
@@ -113,7 +118,7 @@ def search(
     others (after EvoPress, arXiv 2410.14649); each generation is one walk. Every fourth sample is held out: it judges the
     finalists, of which the tail is one. Plan.compared tells the held-out KL of the plan, of those sets, and of the tail.
     """
-    check_samples(tokens)
+    check_search(decoder, tokens, removal)
     fitting, held_out = split(tokens)
     amount, allowed = removal.amount, removal.allowed
     named, likely = _beginnings(decoder, fitting, amount, allowed, progress)
@@ -132,7 +137,11 @@ def search(
     _measure(decoder, held_out, finalists, judged, progress, "held out")
     (best,) = _best({found: judged[found] for found in finalists}, 1)
     compared = {"search": judged[best], **{name: judged[found] for name, found in named.items()}, "tail": judged[tail]}
-    return replace(Plan(len(decoder.layers), tuple(sorted(best)), "search by kl"), compared=compared)
+    return replace(
+        Plan(len(decoder.layers), tuple(sorted(best)), "search by kl"),
+        compared=compared,
+        compared_by="KL divergence from the unpruned model",
+    )
 
 
 def _beginnings(
@@ -194,8 +203,7 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     tells that loss of each. Without finalists it is the lower of the best block's loss and of the sum that the best pair is
     taken to have.
     """
-    check_samples(tokens)
-    check_blocks(decoder)
+    check_blocks(decoder, tokens, removal)
     candidates = _candidates(decoder, tokens, removal, progress)
     losses = {}
     for number, (layers, loss) in enumerate(candidates.items(), start=1):
@@ -203,7 +211,9 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
         losses[layers] = _repaired_loss(decoder, tokens, layers, told) if removal.finalists else loss
     best = min(losses, key=losses.__getitem__)
     compared = {show_layers(layers): loss for layers, loss in losses.items()}
-    return replace(Plan(len(decoder.layers), best, REPAIRED_BLOCKS), compared=compared)
+    return replace(
+        Plan(len(decoder.layers), best, REPAIRED_BLOCKS), compared=compared, compared_by="loss with layers refitted"
+    )
 
 
 def _candidates(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> dict[tuple[int, ...], float]:

@@ -35,8 +35,8 @@ class Change:
 class Plan(Tabled):
     """The layers that go and the layers that stay, numbered from 0 in the model the plan is for.
 
-    compared: of a plan that was searched for, the KL divergence from the unpruned model's output on held-out tokens, in nats
-    per token, of this plan and of others by name; where strategy is REPAIRED_BLOCKS the loss once repaired, by the layers.
+    compared: where several cuts were measured on held-out tokens, this one and others by name or by layers, in nats per
+    token; compared_by: what of.
     """
 
     layers: int
@@ -45,6 +45,7 @@ class Plan(Tabled):
     parameters: Change | None = None
     bytes: Change | None = None
     compared: Mapping[str, float] | None = None
+    compared_by: str = ""
 
     def __post_init__(self) -> None:
         check_removal(self.removed, self.layers, where="plan")
@@ -116,6 +117,7 @@ class Plan(Tabled):
             "parameters": change(self.parameters),
             "bytes": change(self.bytes),
             "compared": None if self.compared is None else dict(self.compared),
+            "compared_by": self.compared_by,
         }
 
     def save(self, path: str | Path) -> None:
@@ -145,4 +147,4 @@ class Plan(Tabled):
             raise not_written_by("plan", where, f"layers {layers!r}, removed {list(removed)!r}")
         check_removal(removed, layers, where=where)
         parameters, weights = changes
-        return cls(layers, removed, strategy, parameters, weights, compared)
+        return cls(layers, removed, strategy, parameters, weights, compared, str(data.get("compared_by", "")))

@@ -2,8 +2,8 @@
 
 A strategy is one function and one entry in STRATEGIES; its *feed* says what it is handed:
 
-    scores   scores of the whole model, or its layer count   f(scores, removal)                    -> Plan
-    model    the model, and tokens to measure it on          f(decoder, tokens, removal, progress) -> Plan
+    scores   scores of the whole model, or its layer count   f(scores, removal)                              -> Plan
+    model    the model, and tokens to measure it on          f(decoder, tokens, removal, progress=progress)  -> Plan
 
 Naming a strategy imports no torch; what measures models is imported where it is called.
 """
@@ -12,18 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import PlanError, parameter
 from shortstack.planning.layer_sets import Removal, lowest, lowest_window
-from shortstack.planning.plans import BLOCKS, Plan
+from shortstack.planning.plans import Plan
 from shortstack.scoring import Scores
 from shortstack.scoring.metrics import Metric
 
 if TYPE_CHECKING:
     from shortstack.data import Tokens
     from shortstack.decoder import Decoder
-    from shortstack.machine.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class Strategy:
     """A way to choose layers: see the module's table for what each feed hands to `function`.
 
     by_metric: whether it goes by a metric that can be named; others have a measure of their own.
+    check: of one that measures, refuses what `function` would; its decoder is None where the model has no outline.
+    window: whether one window of layers goes. finalists: whether it repairs some cuts whole before it takes one.
     """
 
     name: str
@@ -39,6 +40,9 @@ class Strategy:
     summary: str
     paper: str
     by_metric: bool = True
+    check: Callable[[Decoder | None, Tokens, Removal], None] = lambda _decoder, _tokens, _removal: None
+    window: bool = False
+    finalists: bool = False
 
     @property
     def measures(self) -> bool:
@@ -90,40 +94,48 @@ def layer_values(scores: Scores | int, metric: Metric, seed: int) -> Sequence[fl
     return values
 
 
-def _stepwise(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> Plan:
-    from shortstack.planning.measured import stepwise
+def _measured(name: str) -> Callable[..., Any]:
+    """A function of measured.py, which imports torch, imported when it is called."""
 
-    return stepwise(decoder, tokens, removal, progress=progress)
+    def call(*given: Any, **options: Any) -> Any:
+        from shortstack.planning import measured
 
+        return getattr(measured, name)(*given, **options)
 
-def _search(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> Plan:
-    from shortstack.planning.measured import search
-
-    return search(decoder, tokens, removal, progress=progress)
-
-
-def _repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> Plan:
-    from shortstack.planning.measured import repaired_blocks
-
-    return repaired_blocks(decoder, tokens, removal, progress=progress)
+    return call
 
 
 STRATEGIES: Mapping[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Strategy("lowest", "scores", lowest_scores, "the layers with the lowest scores", "arXiv 2411.15558, section 3"),
-        Strategy("block", "scores", lowest_block, "one contiguous window", "arXiv 2403.17887"),
-        Strategy("step", "model", _stepwise, "a few at a time, scored again in between", "arXiv 2402.09025"),
+        Strategy("block", "scores", lowest_block, "one contiguous window", "arXiv 2403.17887", window=True),
         Strategy(
-            "search", "model", _search, "the set whose removal changes the output least", "arXiv 2410.14649", False
+            "step",
+            "model",
+            _measured("stepwise"),
+            "a few at a time, scored again in between",
+            "arXiv 2402.09025",
+            check=_measured("check_stepwise"),
         ),
         Strategy(
-            BLOCKS,
+            "search",
             "model",
-            _repaired_blocks,
+            _measured("search"),
+            "the set whose removal changes the output least",
+            "arXiv 2410.14649",
+            by_metric=False,
+            check=_measured("check_search"),
+        ),
+        Strategy(
+            "repaired-blocks",
+            "model",
+            _measured("repaired_blocks"),
             "one block or two, by their loss once repaired",
             "fit after arXiv 2505.02819",
-            False,
+            by_metric=False,
+            check=_measured("check_blocks"),
+            finalists=True,
         ),
     )
 }

@@ -18,7 +18,7 @@ from shortstack.pruning.in_memory import prune_layers
 class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
     """Removes the layers of a plan in equal parts, one before each of some steps of training.
 
-    >>> PruneCallback(plan(32, layers="20-27"), at=[0, 100, 200, 300])  # two layers at a time  # doctest: +SKIP
+    >>> PruneCallback(choose(32, Choice(layers="20-27")), at=[0, 100, 200, 300])  # two layers at a time  # doctest: +SKIP
 
     at: the numbers of the steps, counted from 0. order: the layers in the order they leave, by the numbers of the whole
     model; the last of them leave first where none is given. The optimizer forgets what it knew of removed weights. Training

@@ -12,7 +12,6 @@ from shortstack.healing import Healing, HealingTask, Turns
 from shortstack.healing.options import task_of
 from shortstack.healing.recipes import Recipe, read_recipe
 from shortstack.planning import Choice
-from shortstack.planning.plans import BLOCKS
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import GOALS, ShrinkOptions
 
@@ -61,7 +60,7 @@ class Route:
     def repeating(self, amounts: Amounts, healing: Healing | None, *, repaired: bool) -> str:
         """The recipe with all numbers, so that it needs no clock; without what there was no time for."""
         plan: dict[str, Any] = {"text": amounts.text, "samples": amounts.windows, "length": amounts.length}
-        plan |= {"finalists": amounts.finalists} if self.choice.strategy == BLOCKS else {}
+        plan |= {"finalists": amounts.finalists} if self.choice.how.finalists else {}
         plan |= {"repair_samples": amounts.repair} if repaired else {"repair": False} if self.repair else {}
         used = {name: value for name, value in ((healing and healing.repeat) or {}).items() if value is not None}
         heal = {**self.recipe.heal.given, **used} if healing else {}

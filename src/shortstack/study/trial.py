@@ -18,7 +18,6 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.machine.yamlfile import part_of
 from shortstack.planning import STRATEGIES, Choice
 from shortstack.planning.layer_sets import check_choice, check_pace, check_removal, parse_drop, parse_layers
-from shortstack.planning.plans import BLOCKS
 
 ONE_SHOT = "one-shot"
 NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
@@ -47,7 +46,7 @@ class RepairText(_Text):
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
     """How layers are chosen, from the words of a study: a metric, a metric and a strategy, search, or layers by name.
 
-    A number behind repaired-blocks is that of its finalists.
+    A number behind a strategy with finalists is that of these.
 
     >>> parse_choice("angular block").metric, parse_choice("search").search, parse_choice("layers 3-5").layers
     ('angular', True, '3-5')
@@ -59,7 +58,7 @@ def parse_choice(text: str, *, drop: str | None = None, step: int | None = None)
     if text.startswith("layers "):
         return Choice(layers=text.removeprefix("layers "))
     metric, _, strategy = text.rpartition(" ")
-    if metric == BLOCKS and strategy.isdecimal():
+    if metric in STRATEGIES and STRATEGIES[metric].finalists and strategy.isdecimal():
         return Choice(drop=drop, strategy=metric, step=step, finalists=int(strategy))
     if strategy == "block":
         return Choice(metric, drop, block=True, step=step)

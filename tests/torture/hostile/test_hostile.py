@@ -14,12 +14,12 @@ import pytest
 from lies import CANARY, CHECKPOINTS, GGUFS, MARKUP, OUTSIDE, RAN, RECIPE, STUDY, TEXTS
 from tiny_gguf import write_gguf
 
+from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
 from shortstack.errors import ShortstackError
 from shortstack.exporting.hub import prepared
 from shortstack.machine.files import file_digest, remove
-from shortstack.planning import plan
 from shortstack.pruning import prune
 from shortstack.report import Report
 from shortstack.study import run_study
