@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 import shortstack as ss
-from shortstack.charts.chart import Chart, Line, Point, axis
+from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.picture import MARGIN, Panel, Picture
 from shortstack.charts.rows import Bars
 from shortstack.decoder.likelihoods import Accuracy
@@ -255,7 +255,7 @@ def test_texts_lie_at_the_likelihood_of_their_tokens():
 def test_no_tick_of_a_logarithmic_axis_covers_another(low):
     for high in (low * 1.5, low * 30, low * 1e6):
         scale = axis("y", [low, high], str, log=True)
-        chart = Chart("t", axis("x", [0, 1], str), scale, [Line("a", [Point(0, low, "")])])
+        chart = Chart("t", axis("x", [0, 1], str), scale, [Series("a", [Point(0, low, "")])])
         at = [chart.height(tick) for tick in scale.ticks]
         assert all(abs(one - other) > 11 for one, other in combinations(at, 2))
 

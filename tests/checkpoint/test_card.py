@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import Measured, Told, licence_of, model_card, results_section
+from shortstack.checkpoint.card import Evaluated, Told, licence_of, model_card, results_section
 from shortstack.cli import main
 from shortstack.errors import CheckpointError
 from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
@@ -116,7 +116,7 @@ def test_what_comes_from_outside_is_no_markup():
     evaluated = {"perplexity": {HARM: {"value": 2.0}}, "tasks": {HARM: found}, "probes": {HARM: found}}
     told = Told(
         verdict=HARM,
-        measured=[Measured(HARM, evaluated)],
+        measured=[Evaluated(HARM, evaluated)],
         answers=[{HARM: HARM}],
         facts={HARM: {HARM: HARM}},
         why=HARM,
@@ -165,7 +165,7 @@ def test_results_stand_with_their_errors_and_counts():
         "tasks": {"piqa": {"metric": "acc", "value": 0.61, "stderr": 0.022, "n": 500}},
         "probes": {"copying": {"value": 0.5, "stderr": 0.1, "n": 24}},
     }
-    told = Told(measured=[Measured("unpruned", {**found, "probes": {}}), Measured("healed", found)])
+    told = Told(measured=[Evaluated("unpruned", {**found, "probes": {}}), Evaluated("healed", found)])
     card = model_card("out", record("demo"), told)
     assert "| perplexity on pydoc | 21.09 | 21.09 |" in card
     assert "| piqa, acc | 0.610 ± 0.022 (n = 500) | 0.610 ± 0.022 (n = 500) |" in card

@@ -9,7 +9,6 @@ from pathlib import Path
 import architectures
 import psutil
 import pytest
-from shortstack.planning.choice_checks import check_choice
 
 from plans import plan
 from shortstack.checkpoint import Checkpoint
@@ -22,6 +21,7 @@ from shortstack.decoder.wrapping import LOGIT_BYTES
 from shortstack.machine.device import Compute
 from shortstack.machine.memory import Requirements
 from shortstack.planning import Choice
+from shortstack.planning.chooser import check_choice
 from shortstack.pruning import prune
 from shortstack.repairing.repairer import check_repair
 from zoo import speaking

@@ -35,7 +35,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Line:
+class Series:
     """Points of one kind; colour: which of the six, None: grey; factors: what a filter goes by."""
 
     name: str
@@ -135,7 +135,7 @@ class Chart:
     title: str
     x: Axis
     y: Axis
-    lines: Sequence[Line]
+    lines: Sequence[Series]
     levels: Sequence[tuple[str, float]] = ()
     marks: Sequence[tuple[str, float]] = ()
     front: Sequence[Point] = ()

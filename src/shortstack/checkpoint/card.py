@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
-from shortstack.errors import as_option
-from shortstack.machine.formats import number, show_layers, size
+from shortstack.machine.formats import number, option_words, show_layers, size
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -25,7 +24,7 @@ SEES = "ForConditionalGeneration"  # ends the class of models that see images, w
 
 
 @dataclass(frozen=True)
-class Measured:
+class Evaluated:
     """What evaluate found of a model. name: in the table's head; found: the JSON of an Evaluation."""
 
     name: str
@@ -42,7 +41,7 @@ class Told:
 
     verdict: str = ""
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    measured: Sequence[Measured] = ()
+    measured: Sequence[Evaluated] = ()
     answers: Sequence[Mapping[str, str]] = ()
     why: str = ""
     compared: Mapping[str, float] = field(default_factory=dict)
@@ -205,11 +204,7 @@ def _command(step: Mapping[str, Any], name: str | None) -> str:
 
 def _options(values: Mapping[str, Any]) -> list[str]:
     """Values that are set, as options."""
-    given = {
-        name: value for name, value in values.items() if value is not None and value is not False and name != "sha256"
-    }
-    listed = {name: ",".join(map(str, each)) if isinstance(each, list) else str(each) for name, each in given.items()}
-    return [word for name, value in listed.items() for word in as_option(name, value).split(" ", 1)]
+    return option_words({name: value for name, value in values.items() if value is not False and name != "sha256"})
 
 
 def _sources(data: str, *, weighted: bool = False) -> list[str]:
@@ -227,7 +222,7 @@ def _sources(data: str, *, weighted: bool = False) -> list[str]:
     return named
 
 
-def results_section(measured: Sequence[Measured]) -> str:
+def results_section(measured: Sequence[Evaluated]) -> str:
     """A section with what was measured of models, to stand behind a card; nothing where nothing was."""
     if not measured:
         return ""
@@ -237,7 +232,7 @@ def results_section(measured: Sequence[Measured]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _rows(measured: Sequence[Measured]) -> list[tuple[str, list[str]]]:
+def _rows(measured: Sequence[Evaluated]) -> list[tuple[str, list[str]]]:
     """What was measured of all models: its name, and a cell for each model."""
     cells: dict[str, dict[str, str]] = {}
     for model in measured:

@@ -18,7 +18,7 @@ from shortstack.machine.options import option
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.checkpoint.card import Measured
+    from shortstack.checkpoint.card import Evaluated
     from shortstack.machine.progress import Progress
 
 MODELFILE = "Modelfile"
@@ -130,19 +130,19 @@ def _pushed(checkpoint: Checkpoint, asked: ExportOptions, repository: str, progr
     return asdict(pushed)
 
 
-def _results(files: str | None) -> list[Measured]:
+def _results(files: str | None) -> list[Evaluated]:
     """What evaluate found, by the names of the models."""
-    from shortstack.checkpoint.card import Measured, results_section
+    from shortstack.checkpoint.card import Evaluated, results_section
 
     paths = [Path(name) for name in (files or "").split(",") if name]
     found = [(path, read_json(path)) for path in paths]
     for path, each in found:
         try:
-            _ = each["perplexity"], each["tasks"], results_section([Measured("", each)])
+            _ = each["perplexity"], each["tasks"], results_section([Evaluated("", each)])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             where, fix = f"--results {path}", "name the JSON of evaluate"
             raise InputError(where, expected="what evaluate found", found="something else", fix=fix) from error
-    return [Measured(Path(str(each.get("model", path.stem))).name, each) for path, each in found]
+    return [Evaluated(Path(str(each.get("model", path.stem))).name, each) for path, each in found]
 
 
 def _next(asked: ExportOptions, checkpoint: Checkpoint, made: Mapping[str, Any]) -> str:

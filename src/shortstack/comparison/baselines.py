@@ -43,7 +43,7 @@ KeptLayers = Sequence[int]
 Heal = Callable[[Checkpoint, Path], Checkpoint]
 
 
-class Made(NamedTuple):
+class Built(NamedTuple):
     """A baseline's model, and the bytes of its weights: of a checkpoint as it is stored, of quantised matrices as held."""
 
     decoder: Decoder
@@ -58,7 +58,7 @@ class Baseline:
     """
 
     name: str
-    make: Callable[[], Made] | None = None
+    make: Callable[[], Built] | None = None
     reason: str = ""
     note: str = ""
     removed: tuple[int, ...] = ()
@@ -158,12 +158,12 @@ class Setup:
         """The model of a checkpoint in memory, computing as the unpruned one does."""
         return Decoder.load(checkpoint, dtype=getattr(torch, self.compute.dtype), device=self.compute.device)
 
-    def made(self, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Made:
+    def made(self, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Built:
         """A checkpoint as a baseline's model: as it is, or quantised."""
         if scheme is None:
-            return Made(Decoder.open(checkpoint, self.compute), checkpoint.weight_bytes)
+            return Built(Decoder.open(checkpoint, self.compute), checkpoint.weight_bytes)
         decoder = self.load(checkpoint)
-        return Made(decoder, checkpoint.weight_bytes - saved_bytes(checkpoint, quantise(decoder, scheme)))
+        return Built(decoder, checkpoint.weight_bytes - saved_bytes(checkpoint, quantise(decoder, scheme)))
 
     def unquantisable(self, scheme: Scheme) -> str | None:
         """Why a scheme cannot be had for this checkpoint on this machine; None where it can."""
@@ -192,7 +192,7 @@ class Setup:
 
 def unpruned(setup: Setup) -> Iterator[Baseline]:
     """The checkpoint itself."""
-    yield Baseline("unpruned", lambda: Made(setup.base, setup.checkpoint.weight_bytes))
+    yield Baseline("unpruned", lambda: Built(setup.base, setup.checkpoint.weight_bytes))
 
 
 def pruned(setup: Setup) -> Iterator[Baseline]:
@@ -241,7 +241,7 @@ def _cut(
         yield Baseline(name, reason="no exact cut fits the budget")
         return
 
-    def make(repaired: Repair | None = None, healing: Heal | None = None) -> Made:
+    def make(repaired: Repair | None = None, healing: Heal | None = None) -> Built:
         place = setup.folder / f"{name}-{'repaired' if repaired else 'cut'}{'-to-heal' * bool(healing)}".replace(
             " ", "-"
         )
@@ -277,7 +277,7 @@ def narrowed(setup: Setup) -> Iterator[Baseline]:
         yield Baseline(name, make, note=note)
 
 
-def _narrowing(setup: Setup, mlps: Sequence[Mlp], keep: int, norms: dict[str, Tensor] | None) -> Callable[[], Made]:
+def _narrowing(setup: Setup, mlps: Sequence[Mlp], keep: int, norms: dict[str, Tensor] | None) -> Callable[[], Built]:
     """What writes and opens the checkpoint with `keep` neurons a layer, which are chosen at once."""
     width = chosen_width(setup.checkpoint, setup.base, mlps, keep, norms=norms)
     out = setup.folder / f"narrowed-{width.weighed_by}"
@@ -288,10 +288,10 @@ def sparse(setup: Setup) -> Iterator[Baseline]:
     """Two of four weights zero: those with the smallest magnitude, or those that matter least by Wanda."""
     reason = setup.changes or uncovered(setup.base) or unmaskable(setup.base)
 
-    def make(wanda: bool) -> Made:
+    def make(wanda: bool) -> Built:
         decoder = setup.load(setup.checkpoint)
         mask(decoder, setup.norms if wanda else None)
-        return Made(decoder, setup.checkpoint.weight_bytes)
+        return Built(decoder, setup.checkpoint.weight_bytes)
 
     for name, wanda in (("2:4 by magnitude", False), ("2:4 by Wanda", True)):
         if reason:

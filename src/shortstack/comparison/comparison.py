@@ -37,7 +37,7 @@ from shortstack.machine.progress import Progress, in_notebooks, under
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
-from shortstack.profiling.speed import Load, Speed, speeds
+from shortstack.profiling.speed import Load, Speeds, speeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ class ComparisonRow:
     within: bool = False
     perplexity: Mapping[str, Perplexity] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    speed: Speed | None = None
+    speed: Speeds | None = None
     ratio: SpeedRatios | None = None
     collapse: Collapse | None = None
 
@@ -297,7 +297,7 @@ def _beside_unpruned(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     ]
 
 
-def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress) -> tuple[Speed, SpeedRatios | None]:
+def _timed(decoder: Decoder, base: Decoder, judging: Judging, progress: Progress) -> tuple[Speeds, SpeedRatios | None]:
     """The decoder's speed, in turns with the unpruned model's unless it is that."""
     models = [decoder.model] if decoder is base else [decoder.model, base.model]
     speed, *unpruned = speeds(models, judging.load, repeats=judging.repeats, progress=progress)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shortstack.charts.chart import Chart, Line, Point, axis, front
+from shortstack.charts.chart import Chart, Point, Series, axis, front
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.errors import InputError
@@ -35,7 +35,7 @@ def comparison_picture(rows: Sequence[Judged], title: str) -> Picture:
         raise InputError("the picture", expected=expected, found=str(len(points)), fix=fix)
     best = front([point for _, point in points], less_x=True, less_y=True)
     lines = [
-        Line(row.name, [point], 5 if row.name == "unpruned" else 0 if point in best else None, joined=False)
+        Series(row.name, [point], 5 if row.name == "unpruned" else 0 if point in best else None, joined=False)
         for row, point in points
     ]
     x = axis("bytes of weights", [point.x for _, point in points], size)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.card import CARD, HUB_ID, Measured, Told, licence_of, model_card, results_section
+from shortstack.checkpoint.card import CARD, HUB_ID, Evaluated, Told, licence_of, model_card, results_section
 from shortstack.checkpoint.file_names import RECORD
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line, parameter
 from shortstack.machine.hub import connection_error
@@ -44,7 +44,7 @@ def push_to_hub(
     private: bool = False,
     pr: bool = False,
     licence: str | None = None,
-    results: Sequence[Measured] = (),
+    results: Sequence[Evaluated] = (),
     endpoint: str | None = None,
     progress: Progress = in_notebooks,
 ) -> Pushed:
@@ -70,7 +70,7 @@ def push_to_hub(
 
 
 def prepared(
-    checkpoint: Checkpoint, repository: str, *, licence: str | None = None, results: Sequence[Measured] = ()
+    checkpoint: Checkpoint, repository: str, *, licence: str | None = None, results: Sequence[Evaluated] = ()
 ) -> tuple[dict[str, Path], str]:
     """The files that are uploaded, by their names there, and the card; the hub is not asked."""
     _check_name(repository)
@@ -79,7 +79,7 @@ def prepared(
     return {name: checkpoint.directory / name for name in (*checkpoint.record["files"], RECORD)}, card
 
 
-def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results: Sequence[Measured]) -> str:
+def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results: Sequence[Evaluated]) -> str:
     """The card beside the checkpoint, or a new one where there is none; with a licence, results, and the name it
     will have.
     """

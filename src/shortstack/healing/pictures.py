@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shortstack.charts.chart import Chart, Line, Point, axis
+from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Panel, Picture, short
 from shortstack.healing.training import History
@@ -12,7 +12,7 @@ from shortstack.machine.formats import number
 def loss_picture(history: History, title: str) -> Picture:
     """Training and held-out loss over optimizer steps, in nats per token; the step whose weights were kept is marked."""
     lines = [
-        Line(name, [Point(step, loss, f"step {step}, {name}: {loss:.4f}") for step, loss in losses], colour)
+        Series(name, [Point(step, loss, f"step {step}, {name}: {loss:.4f}") for step, loss in losses], colour)
         for name, losses, colour in (("training", history.losses, 5), ("held out", history.held_out, 0))
         if losses
     ]

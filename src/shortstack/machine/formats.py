@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
+
+from shortstack.errors import as_option
 
 
 def size(nbytes: float) -> str:
@@ -121,6 +124,20 @@ def show_layers(layers: Sequence[int]) -> str:
         else:
             runs.append([layer, layer])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def option_words(values: Mapping[str, Any]) -> list[str]:
+    """Options as the command line spells them; one without a value is left out, and lists have commas.
+
+    >>> option_words({"batch_size": [1, 8], "block": True, "head": False, "step": None})
+    ['--batch-size', '1,8', '--block', '--no-head']
+    """
+    words: list[str] = []
+    for name, value in values.items():
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            words += as_option(name, text).split(" ", 1)
+    return words
 
 
 def printable(text: str) -> str:

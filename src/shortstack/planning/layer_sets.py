@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from shortstack.errors import PlanError, parameter
+from shortstack.machine import formats
 from shortstack.scoring.metrics import Metric
 
 FINALISTS = 5  # pairs of blocks that are repaired whole, beside the best single block
@@ -119,18 +120,7 @@ def _read_drop(drop: str | int) -> int | Fraction:
 
 UNITS = {
     "params": {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12},
-    "memory": {
-        "": 1,
-        "B": 1,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "TB": 10**12,
-        "KIB": 2**10,
-        "MIB": 2**20,
-        "GIB": 2**30,
-        "TIB": 2**40,
-    },
+    "memory": {"": 1, "B": 1, **formats.UNITS},
 }
 
 

@@ -22,7 +22,7 @@ from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
 from shortstack.profiling.options import Timing
-from shortstack.profiling.speed import Load, Ratio, Speed, rates, ratio, speeds
+from shortstack.profiling.speed import Load, Ratio, Speeds, rates, ratio, speeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ class Against:
     """The other model, and the ratios of speeds."""
 
     counts: Counts
-    speed: tuple[Speed, ...]
+    speed: tuple[Speeds, ...]
     ratios: tuple[SpeedRatios, ...]
 
 
@@ -87,7 +87,7 @@ class Profile(Tabled):
     """
 
     counts: Counts
-    speed: tuple[Speed, ...]
+    speed: tuple[Speeds, ...]
     peak_bytes: int | None
     machine: dict[str, Any]
     against: Against | None = None
@@ -182,7 +182,7 @@ def count(checkpoint: Checkpoint, dtype: torch.dtype, *, tokens: int) -> Counts:
     )
 
 
-def speed_ratios(own: Speed, other: Speed) -> SpeedRatios:
+def speed_ratios(own: Speeds, other: Speeds) -> SpeedRatios:
     """The ratios of two speeds under one load, whose runs took turns."""
     prefill = ratio(own.prefill_runs, other.prefill_runs)
     return SpeedRatios(own.batch, prefill, ratio(own.decode_runs, other.decode_runs))

@@ -34,7 +34,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speeds:
     """Tokens of all sequences per second, the medians of the runs; runs: all of them, in turn.
 
     prefill: prompt tokens until the first new one is there. decode: new tokens after the first.
@@ -47,7 +47,7 @@ class Speed:
     decode_runs: tuple[float, ...]
 
     @classmethod
-    def of(cls, batch: int, runs: Sequence[Rates]) -> Speed:
+    def of(cls, batch: int, runs: Sequence[Rates]) -> Speeds:
         prefill, decode = tuple(run.prefill for run in runs), tuple(run.decode for run in runs)
         return cls(batch, statistics.median(prefill), statistics.median(decode), prefill, decode)
 
@@ -95,7 +95,7 @@ def speeds(
     *,
     repeats: int = 5,
     progress: Progress = silent,
-) -> list[Speed]:
+) -> list[Speeds]:
     """The speed of each model under one load: a turn to warm up, then `repeats` that count.
 
     In each turn every model runs once, and the next turn begins with the next model.
@@ -108,7 +108,7 @@ def speeds(
             if turn:
                 runs[place].append(run)
         progress(f"timing, batch {load.batch}", turn + 1, repeats + 1)
-    return [Speed.of(load.batch, each) for each in runs]
+    return [Speeds.of(load.batch, each) for each in runs]
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ def prune(
             fix="repair again, with plan.removed",
         )
     settings = _renumbered(checkpoint, plan)
-    cut = _Cut(checkpoint, plan, repair.tensors if repair else {}, max_shard_size)
+    cut = _Division(checkpoint, plan, repair.tensors if repair else {}, max_shard_size)
     early = cut.seen()
     config = None if early else pruned_config(checkpoint, plan)
     nbytes = sum(tensor.size for shard in early or cut.shards() for tensor in shard)
@@ -95,7 +95,7 @@ def prune(
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _Division:
     """What a plan leaves of a checkpoint, and how that is divided into files.
 
     changed: tensors that repair made, by the source's names.
@@ -161,7 +161,7 @@ def check_cut(output: str | Path, checkpoint: Checkpoint, plan: Plan, *, copies:
     """The same, and that the cut is exact: all that prune() refuses, before anything is computed for it."""
     check_fits(output, checkpoint, plan, copies=copies)
     pruned_config(checkpoint, plan)
-    _Cut(checkpoint, plan, {}, None).shards()
+    _Division(checkpoint, plan, {}, None).shards()
 
 
 def kept_tensors(

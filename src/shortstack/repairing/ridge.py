@@ -23,7 +23,7 @@ from shortstack.machine.numbers import in_float64
 SKETCH = 64
 
 
-class Fit(NamedTuple):
+class Fitted(NamedTuple):
     """A change, the ridge it was fitted with, and its error on tokens that were held out."""
 
     ridge: float
@@ -60,16 +60,16 @@ class Regression(ABC):
         """sum w |r - its product with x|^2 over sum w |r|^2, of each of the residuals; 1 where there are none to explain."""
         return torch.where(self.residuals == 0, 1.0, 1 - self._explained(changes) / self.residuals).tolist()
 
-    def fitted(self, judged: Self, ridges: Sequence[float]) -> list[Fit]:
+    def fitted(self, judged: Self, ridges: Sequence[float]) -> list[Fitted]:
         """Each residual's change by the ridge of which `judged`, the sums over held-out tokens, leave the lowest error."""
         few, judges = self._sketched(), judged._sketched()
         best = torch.stack([judges._explained(few.solve(ridge)) for ridge in ridges]).argmax(0).tolist()
-        found: dict[int, Fit] = {}
+        found: dict[int, Fitted] = {}
         for place in set(best):
             some = [number for number, chosen in enumerate(best) if chosen == place]
             changes = self._only(some).solve(ridges[place])
             errors = judged._only(some).errors(changes)
-            found |= {number: Fit(ridges[place], *each) for number, *each in zip(some, changes, errors, strict=True)}
+            found |= {number: Fitted(ridges[place], *each) for number, *each in zip(some, changes, errors, strict=True)}
         return [found[number] for number in range(len(best))]
 
     def _only(self, residuals: Sequence[int]) -> Self:

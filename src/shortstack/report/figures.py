@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from shortstack.charts.chart import Axis, Chart, Facets, Line, Point, axis, front, in_thousands
+from shortstack.charts.chart import Axis, Chart, Facets, Point, Series, axis, front, in_thousands
 from shortstack.charts.drawing import COLOURED, WIDE, WIDTH, swatch
 from shortstack.charts.rows import heat_map
 from shortstack.report.figure import Figure, Legend, wide
@@ -63,7 +63,7 @@ def _depth(findings: Findings, model: str, column: str, facets: Facets) -> Figur
     return Figure(key, "depth", title, caption, chart.svg(facets), legend, wide=wide(chart, facets))
 
 
-def _depth_line(label: str, some: Sequence[Result], column: str) -> Line:
+def _depth_line(label: str, some: Sequence[Result], column: str) -> Series:
     """The points of results that differ in the layers removed; the line's factors are those that all of them share."""
     points = []
     for each in sorted(some, key=lambda each: each.removed or 0):
@@ -72,7 +72,7 @@ def _depth_line(label: str, some: Sequence[Result], column: str) -> Line:
         points.append(Point(removed, measure.value, title, measure.stderr))
     first = some[0].factors
     common = {name: level for name, level in first.items() if all(each.factors[name] == level for each in some)}
-    return Line(label, points, None, common)
+    return Series(label, points, None, common)
 
 
 def _quality_axis(findings: Findings, column: str, values: Sequence[float]) -> Axis:
@@ -88,13 +88,13 @@ def _of_model(findings: Findings, model: str) -> str:
     return f", {brief(model)}" if len(findings.bases) > 1 else ""
 
 
-def _coloured(lines: Sequence[Line]) -> list[Line]:
+def _coloured(lines: Sequence[Series]) -> list[Series]:
     """The longest lines, of those the first, in colours; the others grey. A line has one colour in all figures."""
     ranked = sorted(lines, key=lambda line: -sum(not math.isnan(point.y) for point in line.points))
     return [replace(line, colour=place if place < COLOURED else None) for place, line in enumerate(ranked)]
 
 
-def _legend(lines: Sequence[Line], facets: Facets) -> Legend:
+def _legend(lines: Sequence[Series], facets: Facets) -> Legend:
     named = [(swatch(line.colour), line.name, facets(line.factors)) for line in lines if line.colour is not None]
     grey = sum(line.colour is None for line in lines)
     return (*named, *([(swatch(None), counted(grey, "other"), "")] if grey else []))
@@ -121,7 +121,7 @@ def _trade_off(findings: Findings, base: Result, facets: Facets, *, size: bool) 
     for point, each in points:
         colour = 5 if each is base else 0 if point in best else None
         factors = {"model": base.model} if each is base else each.factors
-        lines.append(Line("", [point], colour, factors, joined=False))
+        lines.append(Series("", [point], colour, factors, joined=False))
     what, label = ("size", "weights") if size else ("speed", "new tokens per second, one sequence")
     x = axis(label, [point.x for point, _ in points], _short_bytes if size else lambda value: shown(value, "rate"))
     title = f"{y.label} against {what}{_of_model(findings, base.model)}"
@@ -206,7 +206,7 @@ def _ordinal(number: int) -> str:
 
 def _losses(findings: Findings, facets: Facets) -> Figure | None:
     """Held-out loss over the steps of every healing, the training loss thin behind it."""
-    lines: dict[str, Line] = {}
+    lines: dict[str, Series] = {}
     for each in findings.results:
         step = each.step("heal")
         if step and step.result.get("held_out_losses"):
@@ -226,11 +226,11 @@ def _losses(findings: Findings, facets: Facets) -> Figure | None:
     return Figure("losses", "healing", title, caption, chart.svg(facets), legend, wide=wide(chart, facets))
 
 
-def _loss_line(label: str, result: Result, step: StepRecord) -> Line:
+def _loss_line(label: str, result: Result, step: StepRecord) -> Series:
     held_out = [(at, loss) for at, loss in step.result["held_out_losses"] if loss is not None]
     trained = [Point(at, loss, "") for at, loss in step.result.get("losses") or () if loss is not None]
     points = [Point(at, loss, f"{label}, step {at:g}: held-out loss {shown(loss, 'loss')}") for at, loss in held_out]
-    return Line(label, points, None, result.factors, thin=trained)
+    return Series(label, points, None, result.factors, thin=trained)
 
 
 def _as_named(factor: str, level: str) -> str:
@@ -238,7 +238,7 @@ def _as_named(factor: str, level: str) -> str:
     return f"{counted(int(level), 'layer')} fewer" if factor == "drop" and level.isdigit() else level
 
 
-def _by_level(lines: Sequence[Line], facets: Facets) -> tuple[list[Line], Legend]:
+def _by_level(lines: Sequence[Series], facets: Facets) -> tuple[list[Series], Legend]:
     """Coloured by the first factor that tells a few kinds apart, with those kinds as the legend."""
     for factor in ("heal", "data", "drop", "metric"):
         levels = list(dict.fromkeys(line.factors.get(factor, "") for line in lines))

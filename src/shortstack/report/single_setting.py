@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.charts.chart import Chart, Line, Point, axis, in_thousands
+from shortstack.charts.chart import Chart, Point, Series, axis, in_thousands
 from shortstack.charts.drawing import swatch
 from shortstack.charts.rows import Dots, Layer, dots, stack
 from shortstack.machine.formats import show_layers
@@ -93,7 +93,7 @@ def _tails(tails: TailsRecord | None) -> Figure | None:
         return None
     ends = zip(tails.removed, tails.losses, strict=True)
     lines = [
-        Line(
+        Series(
             "the last layers cut, nothing repaired",
             [
                 _at(amount, loss, f"the last {counted(amount, 'layer')} cut" if amount else "unpruned")
@@ -106,7 +106,7 @@ def _tails(tails: TailsRecord | None) -> Figure | None:
         ("this cut, nothing repaired", 1, tails.cut_loss),
         ("this checkpoint", OURS, tails.made_loss),
     ):
-        lines.append(Line(name, [_at(tails.cut_removed, found, name)], colour))
+        lines.append(Series(name, [_at(tails.cut_removed, found, name)], colour))
     every = [point for line in lines for point in line.points]
     x = axis("layers removed", [point.x for point in every], "{:g}".format, whole=True)
     y = axis(f"perplexity on {brief(tails.text)}", [point.y for point in every], in_thousands, log=True)

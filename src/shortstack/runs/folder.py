@@ -35,9 +35,6 @@ class Folder:
     def artefacts(self) -> Artefacts:
         return Remote(self.url) if self.url else Shared(self.root / "artefacts")
 
-    def artefact(self, key: str) -> Path:
-        return self.root / "artefacts" / key
-
     def partial(self, key: str) -> Path:
         return self.root / "partial" / key
 

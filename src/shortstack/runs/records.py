@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ class TailsRecord:
     """What a model loses without its last layers, and by another cut; losses in nats per token of a few windows of a text.
 
     removed, losses: how many of the last layers go at each point, from none on, and the loss there. cut_removed, cut_loss:
-    of the other cut, before anything is repaired; made_loss: of the checkpoint that was made of it.
+    of the other cut, before anything is repaired; made_loss: of the checkpoint that was made of it, once there is one.
     """
 
     text: str
@@ -68,7 +69,7 @@ class TailsRecord:
     losses: tuple[float, ...]
     cut_removed: int
     cut_loss: float
-    made_loss: float
+    made_loss: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.charts.chart import Chart, Line, Point, axis, in_thousands
+from shortstack.charts.chart import Chart, Point, Series, axis, in_thousands
 from shortstack.charts.drawing import HEIGHT
 from shortstack.charts.picture import Named, Panel, Picture, short
 from shortstack.charts.rows import Bars, bars, bars_height, heat_map, map_height, square, square_height
@@ -90,7 +90,7 @@ def _depths(depths: Sequence[Depths], name: str, label: str, knee: int | None) -
     x = axis("layers removed from the tail", [point.x for point in points], "{:g}".format, whole=True)
     text = in_thousands if name == "perplexity" else number
     y = axis(label, [point.y for point in points], text, log=name == "perplexity")
-    svg = Chart(label, x, y, [Line("cut", points, 0)], marks=[] if knee is None else [("knee", float(knee))]).svg()
+    svg = Chart(label, x, y, [Series("cut", points, 0)], marks=[] if knee is None else [("knee", float(knee))]).svg()
     legend: Named = [(None, "at the upper edge: infinite")] if any(point.infinite for point in points) else []
     return Panel("", svg, HEIGHT, legend)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import CARD, Measured, Told, licence_of, model_card
+from shortstack.checkpoint.card import CARD, Evaluated, Told, licence_of, model_card
 from shortstack.machine.files import save_json, whole
 from shortstack.machine.formats import size
 from shortstack.report import Report
@@ -33,7 +33,7 @@ def dress(shrunk: Shrunk, checkpoint: Checkpoint, settings: Mapping[str, Any]) -
 
 
 def _told(shrunk: Shrunk, checkpoint: Checkpoint) -> Told:
-    measured = [Measured(NAMES[role], found) for role, found in shrunk.steps().items() if role in NAMES]
+    measured = [Evaluated(NAMES[role], found) for role, found in shrunk.steps().items() if role in NAMES]
     return Told(
         verdict=shrunk.verdict,
         facts=_sizes(shrunk, checkpoint, [each.name for each in measured]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,6 +32,7 @@ PROMPTS = (
     'Text: "Anna keeps the red lamp in the kitchen and the green bottle in the garden." '
     "Where does Anna keep the green bottle?",
 )
+TailCurve = TailsRecord  # before anything was made of the cut
 ANSWER_TOKENS = 48
 TIMING = Timing((1,), prompt=128, new_tokens=32, repeats=3)
 WINDOWS, DEPTHS = 2, 8  # of the text; of the curve, to half of the layers
@@ -47,19 +48,6 @@ class Int8:
     bytes: int | None = None
     perplexity: Mapping[str, float] | None = None
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class TailCurve:
-    """Losses without the last layers and without a cut's, nothing repaired, as TailsRecord has them."""
-
-    text: str
-    samples: int
-    length: int
-    removed: tuple[int, ...]
-    losses: tuple[float, ...]
-    cut_removed: int
-    cut_loss: float
 
 
 @dataclass(frozen=True)
@@ -115,10 +103,10 @@ def tail_curve(
     return TailCurve(tokens.source, samples, length, tuple(amounts), losses, len(removed), run.loss(removed))
 
 
-def tails(curve: TailCurve, made: Perplexity) -> TailsRecord:
+def tails(curve: TailCurve, made: Perplexity) -> TailCurve:
     """The curve with the loss of what was made of the cut, on the same windows."""
     losses = made.window_losses[: curve.samples]
-    return TailsRecord(**asdict(curve), made_loss=math.fsum(losses) / len(losses))
+    return replace(curve, made_loss=math.fsum(losses) / len(losses))
 
 
 def few(tokens: Tokens) -> Tokens:

@@ -41,7 +41,7 @@ class StepCounts:
 
 
 def step_counts(path: str | Path, out: Path | None = None, *, artefacts: str | None = None) -> StepCounts:
-    """"""
+    """Count the steps of the study in a file, and the disk for what they write, if its folder can take them."""
     study = read_study(path)
     with in_file(path, "evaluation"):
         study.evaluation.check()

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.errors import as_option
 from shortstack.evaluation import Tasks
 from shortstack.healing import TrainingData
+from shortstack.machine import formats
 from shortstack.machine.formats import show_share
 from shortstack.machine.options import options_of
 from shortstack.study.references import with_revision
@@ -53,25 +53,13 @@ def changed_words(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> lis
 
 
 def option_words(values: Mapping[str, Any]) -> list[str]:
-    """Options as the command line spells them; one without a value is left out.
+    """Options as the command line spells them: a share in percent, as people write it.
 
-    >>> option_words({"batch_size": [1, 8], "block": True, "head": False, "step": None})
-    ['--batch-size', '1,8', '--block', '--no-head']
-    >>> option_words({"limit": 1.0, "lr": 1.0})
+    >>> option_words({"limit": 1.0, "lr": 1.0, "step": None})
     ['--limit', '100%', '--lr', '1.0']
     """
-    words: list[str] = []
-    for name, value in values.items():
-        if value is not None:
-            words += as_option(name, _text(name, value)).split(" ", 1)
-    return words
-
-
-def _text(name: str, value: Any) -> str:
-    """A value as it is typed: a share in percent, as people write it."""
-    if name in SHARED and isinstance(value, float):
-        return show_share(value)
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    shares = {name: show_share(value) for name, value in values.items() if name in SHARED and isinstance(value, float)}
+    return formats.option_words({**values, **shares})
 
 
 def defaults_of(*components: Any) -> dict[str, Any]:
