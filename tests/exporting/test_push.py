@@ -14,7 +14,7 @@ from huggingface_hub import constants
 import hub_stub
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import Measured
+from shortstack.checkpoint.card import Evaluated
 from shortstack.cli import main
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError
 from shortstack.exporting import push_to_hub
@@ -49,7 +49,7 @@ def push(pruned, hub, repository="me/small", **how):
 
 def test_what_was_written_lies_there_with_its_card(pruned, hub):
     (pruned.directory / "notes.txt").write_text("mine alone")
-    pushed = push(pruned, hub, private=True, results=[Measured("small", FOUND)])
+    pushed = push(pruned, hub, private=True, results=[Evaluated("small", FOUND)])
     repository = hub.repositories["me/small"]
     assert repository.private
     assert (

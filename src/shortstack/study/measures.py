@@ -16,9 +16,8 @@ from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import Part, amount
 from shortstack.profiling import Timing
-from shortstack.study.references import expanded
 from shortstack.study.steps import Contents, Job, Known, Places, Step
-from shortstack.study.words import changed_words, model_words, option_words
+from shortstack.study.words import changed_words, expanded, model_words, option_words
 
 OPTIONS = {  # that a study's file has in other groups
     name: known

@@ -31,7 +31,7 @@ from shortstack.machine.progress import Progress, bars
 from shortstack.runs.artefacts import Remote, local_copies
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import Keeper
-from shortstack.study.references import open_model
+from shortstack.study.words import open_model
 
 if TYPE_CHECKING:
     from shortstack.study.trial import Trial
