@@ -42,6 +42,7 @@ def test_of_the_best_block_and_the_best_pairs_the_one_with_the_lowest_repaired_l
     losses = {cut: RepairWalk(decoder, frozenset(cut), TOKENS, silent).walk().losses()[2] for cut in finalists}
     assert found.removed == min(losses, key=losses.__getitem__)
     assert sorted(found.compared.values()) == pytest.approx(sorted(losses.values()), rel=1e-5)
+    assert found.compared_by == "loss with layers refitted"
 
 
 @pytest.mark.parametrize("amount", [1, 3, 4])

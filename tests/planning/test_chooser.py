@@ -6,8 +6,9 @@ import pytest
 
 from shortstack.checkpoint import Checkpoint, Sizes
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError, PlanError
+from shortstack.errors import DataError, InputError, PlanError
 from shortstack.machine.device import Compute
+from shortstack.machine.files import plain
 from shortstack.planning import Choice, choose
 from shortstack.planning.layer_sets import parse_goal
 from shortstack.scoring import Scores, score
@@ -156,3 +157,20 @@ def test_scores_without_perplexity_choose_by_the_metric_that_they_have():
         Choice("kl", fits=fits).plan(scores)
     with pytest.raises(InputError, match="one that scores single layers, found repaired-window"):
         Choice(fits=fits).plan(Scores(8, {}, 2, {"repaired-window": (1.0,) * 7}))
+
+
+@pytest.mark.parametrize("source", [8, Scores(8, {"ppl": (1.0,) * 8}, model={"source": "org/m"})])
+def test_without_a_model_none_is_measured_and_nothing_is_sized_by_it(source):
+    for choice in (Choice(search=True, drop=2), Choice(drop=2, step=1), Choice(strategy="repaired-blocks", drop=2)):
+        with pytest.raises(InputError, match="expected a model, to measure shorter forms of it"):
+            choose(source, choice)
+    with pytest.raises(DataError, match="layer_parameters"):
+        choose(source, Choice("reverse", params="1K"))
+
+
+def test_scores_that_know_the_sizes_of_their_model_tell_how_many_go():
+    sizes = Sizes((10,) * 8, (20,) * 8, 5, 10)
+    scores = Scores(8, {"ppl": tuple(map(float, range(8)))}, model={"source": "org/m", **plain(sizes)})
+    chosen = choose(scores, Choice(params="65"))
+    assert chosen.plan.removed == (0, 1)
+    assert chosen.scores is scores

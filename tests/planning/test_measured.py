@@ -112,6 +112,7 @@ def test_a_search_that_may_see_every_set_finds_the_best(amount, allowed):
     assert found.compared["search"] == pytest.approx(values[found.removed], rel=1e-4)
     assert found.compared["tail"] == pytest.approx(values[tuple(allowed)[-amount:]], rel=1e-4)
     assert found.compared["search"] <= min(found.compared.values())
+    assert found.compared_by == "KL divergence from the unpruned model"
 
 
 def test_a_search_is_repeatable_and_judged_on_samples_it_did_not_fit():

@@ -4,7 +4,6 @@ from . import disk_errors as disk_errors
 from . import file_names as file_names
 from . import gguf_file as gguf_file
 from . import index as index
-from . import loaded as loaded
 from . import pieces as pieces
 from . import record as record
 from . import safetensors as safetensors

@@ -1,5 +1,4 @@
 from . import examples as examples
-from . import given as given
 from . import mixture as mixture
 from . import questions as questions
 from . import sources as sources

@@ -23,7 +23,7 @@ from shortstack.evaluation.options import VLLM, EvaluationText, GenerationChecks
 from shortstack.evaluation.paired import Paired, compare_tasks, mismatch
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
-from shortstack.evaluation.suites import SHARES, SUITES
+from shortstack.evaluation.suites import SUITES
 from shortstack.evaluation.task_results import TaskResult
 from shortstack.evaluation.tasks import TaskRun
 from shortstack.machine.device import AUTO, Compute, pick_device
@@ -101,14 +101,11 @@ class Evaluation(Tabled):
     def averages(self) -> dict[str, float]:
         """The same of each suite that was asked whole and has several such tasks: of `paper` its eight and no other."""
         whole = {name: suite for name, suite in SUITES.items() if self.tasks.keys() >= set(suite)}
-        several = {name: suite for name, suite in whole.items() if sum(map(self._is_share, suite)) > 1}
+        several = {name: suite for name, suite in whole.items() if sum(self.tasks[task].is_share for task in suite) > 1}
         return {name: average for name, suite in several.items() if (average := self._average(suite)) is not None}
 
-    def _is_share(self, task: str) -> bool:
-        return self.tasks[task].metric in SHARES
-
     def _average(self, tasks: Iterable[str]) -> float | None:
-        shares = [self.tasks[name].value for name in tasks if self._is_share(name)]
+        shares = [self.tasks[name].value for name in tasks if self.tasks[name].is_share]
         return math.fsum(shares) / len(shares) if shares else None
 
     def to_dict(self) -> dict[str, Any]:

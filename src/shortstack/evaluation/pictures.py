@@ -11,7 +11,6 @@ from shortstack.charts.rows import Dots, dots, dots_height
 from shortstack.errors import InputError
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import Probed
-from shortstack.evaluation.suites import SHARES
 from shortstack.evaluation.task_results import TaskResult
 
 COLOURS = (0, 5)  # of the model, and of the base that stands beside it
@@ -34,7 +33,7 @@ class Shares:
     def rights(self) -> Iterator[tuple[str, float, float, float | None]]:
         """Of each task and probe the name, the share that is right, its standard error (NaN: unknown), and chance."""
         for name, task in self.tasks.items():
-            if task.metric in SHARES:
+            if task.is_share:
                 yield f"task {name}", task.value, task.stderr, task.chance
         for name, probe in self.probes.items():
             yield f"probe {name}", probe.accuracy.value, probe.accuracy.stderr, probe.chance

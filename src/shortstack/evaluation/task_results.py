@@ -13,6 +13,7 @@ from typing import Any
 
 from shortstack.errors import DataError
 from shortstack.evaluation.paired import Outcomes
+from shortstack.evaluation.suites import SHARES
 from shortstack.machine.cache import cache_directory, mark_used
 from shortstack.machine.files import save_json
 
@@ -48,6 +49,11 @@ class TaskResult:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the metric is a share of documents."""
+        return self.metric in SHARES
 
     @property
     def by_document(self) -> bool:

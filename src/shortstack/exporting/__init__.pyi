@@ -1,4 +1,3 @@
-from . import converter as converter
 from . import hub as hub
 from .converter import export_gguf as export_gguf
 from .converter import modelfile as modelfile

@@ -1,4 +1,3 @@
-from . import dataset as dataset
 from . import healer as healer
 from . import methods as methods
 from . import options as options

@@ -13,6 +13,5 @@ from . import stopping as stopping
 from . import tables as tables
 from . import typed as typed
 from . import yamlfile as yamlfile
-from .clock import Clock as Clock
 from .device import Compute as Compute
 from .progress import bars as bars

@@ -1,11 +1,9 @@
-from . import choice as choice
 from . import chooser as chooser
 from . import exactness as exactness
 from . import layer_sets as layer_sets
 from . import measured as measured
 from . import mergekit as mergekit
 from . import plans as plans
-from . import strategies as strategies
 from .choice import Choice as Choice
 from .chooser import Chosen as Chosen
 from .chooser import Cut as Cut

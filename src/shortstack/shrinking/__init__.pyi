@@ -1,7 +1,6 @@
 from . import clock as clock
 from . import demo as demo
 from . import line as line
-from . import options as options
 from . import result as result
 from .line import shrink as shrink
 from .line import shrink_each as shrink_each

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from shortstack.evaluation import Evaluation
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import Probed
-from shortstack.evaluation.suites import SHARES
 from shortstack.evaluation.task_results import TaskResult
 
 TRIALS = 3  # cuts that are tried at most for a share that is to be kept
@@ -95,7 +94,7 @@ def probes_right(found: Evaluation) -> Share | None:
 
 def share_tasks(found: Evaluation) -> dict[str, TaskResult]:
     """The tasks whose metric is a share of documents."""
-    return {name: task for name, task in found.tasks.items() if task.metric in SHARES}
+    return {name: task for name, task in found.tasks.items() if task.is_share}
 
 
 def tasks_right(found: Evaluation) -> Share | None:
