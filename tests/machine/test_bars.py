@@ -119,24 +119,29 @@ def test_a_terminal_of_ipython_is_no_notebook(monkeypatch):
 
 HUSHED = """
 import sys
-from shortstack.machine.progress import bars
+from shortstack.machine.progress import bars, hush_transformers
 for _ in range(2):
     with bars():
         pass
 print("transformers" in sys.modules)
-from transformers import AutoConfig
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging
-print(logging.is_progress_bar_enabled(), logging.get_verbosity() == logging.ERROR)
+print(are_progress_bars_disabled(), logging.get_verbosity() == logging.ERROR)
+hush_transformers()
+print(logging.is_progress_bar_enabled())
 logging.enable_progress_bar()
 logging.set_verbosity_info()
+hush_transformers()
+print(logging.is_progress_bar_enabled())
 with bars():
-    print(logging.is_progress_bar_enabled(), logging.get_verbosity() == logging.ERROR)
+    hush_transformers()
+    print(logging.is_progress_bar_enabled())
 """
 
 
-def test_libraries_are_hushed_when_they_are_imported_and_not_imported_for_it():
+def test_transformers_is_hushed_and_not_imported_for_it_and_downloads_have_their_bars():
     ran = subprocess.run([sys.executable, "-c", HUSHED], capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["False", "False", "True", "False", "True"]
+    assert ran.stdout.split() == ["False", "False", "True", "False", "True", "False"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")

@@ -23,7 +23,7 @@ from shortstack.checkpoint.source import commit_of, locate
 from shortstack.errors import CheckpointError, InputError, one_line, parameter
 from shortstack.machine.files import digest, file_digest
 from shortstack.machine.memory import check_room
-from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.progress import Progress, hush_transformers, in_notebooks
 from shortstack.machine.typed import typed
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ class Checkpoint:
         self, dtype: torch.dtype, device_map: str | Mapping[str, str | int] | None
     ) -> tuple[Any, dict[str, Any]]:
         """The model as transformers loads it, and its report of what did not fit."""
+        hush_transformers()
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "You passed `quantization_config`")  # how_to_load() did

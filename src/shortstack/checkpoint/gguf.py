@@ -20,7 +20,7 @@ from shortstack.checkpoint.gguf_file import GgufFile, read_gguf, write_gguf
 from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
 from shortstack.machine.files import check_disk, file_digest
-from shortstack.machine.progress import Progress, silent
+from shortstack.machine.progress import Progress, hush_transformers, silent
 
 # What reading a damaged, truncated or unknown GGUF file ends in, somewhere in transformers' reader.
 UNREADABLE = (*UNBUILDABLE, struct.error, MemoryError)
@@ -103,11 +103,11 @@ def _convert(path: Path, out: Path, *, said: Path) -> None:
         if type(error) is not Exception:  # the tokenizers library raises no other of what it cannot read
             raise
         raise _unreadable(said, error) from error
-    # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are;
-    # transformers 5.0 gives it nothing to remember.
+    # A model read from GGUF refuses to be saved while it remembers that it was quantised, which its weights no longer are.
     model.hf_quantizer = None
     vars(model.config).pop("quantization_config", None)
     model.config._name_or_path = ""
+    hush_transformers()
     with disk_errors(out):
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)

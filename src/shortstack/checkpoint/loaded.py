@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.errors import InputError
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used
 from shortstack.machine.files import check_disk, digest, file_digest
+from shortstack.machine.progress import hush_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ def saved(model: Any) -> Path:
     nbytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     make_room(nbytes)
     check_disk(place.parent, nbytes, what="a model that was given in memory")
+    hush_transformers()
     with kept_folder(place) as partial:
         model.save_pretrained(partial)
         if tokenizer is not None:

@@ -15,6 +15,7 @@ from shortstack.architecture.anatomy import meta_model
 from shortstack.checkpoint.checkpoint import Checkpoint
 from shortstack.checkpoint.safetensors import StoredTensor, read_into
 from shortstack.errors import CheckpointError
+from shortstack.machine.progress import hush_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +64,7 @@ def load_into(model: PreTrainedModel, weights: Mapping[str, Tensor], *, dtype: t
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
+    hush_transformers()
     conversions = copy.deepcopy(get_model_conversion_mapping(model))
     for conversion in conversions if device == "meta" else ():
         if getattr(conversion, "force_cpu", False):  # huge weights are converted there; without data they cannot be

@@ -206,14 +206,20 @@ class _Lines:
 
 
 def _hush_libraries() -> None:
-    """Turn off the bars and the advice of transformers, which would interleave with ours."""
+    """Ask transformers for errors alone, by its variable where it is not imported yet: its advice would break our bars."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     hush_kernels()
-    if (logging := sys.modules.get("transformers.utils.logging")) is not None:  # which read those already
-        logging.disable_progress_bar()
+    if (logging := sys.modules.get("transformers.utils.logging")) is not None:
         logging.set_verbosity_error()
+
+
+def hush_transformers() -> None:
+    """Turn off the bars of transformers, before it draws one, where it is asked for errors alone."""
+    from transformers.utils import logging
+
+    if logging.get_verbosity() >= logging.ERROR:
+        logging.disable_progress_bar()
 
 
 def hush_kernels() -> None:
