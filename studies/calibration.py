@@ -22,7 +22,7 @@ import transformers
 
 import shortstack as ss
 from shortstack.charts import Picture
-from shortstack.charts.chart import Chart, Line, Point, axis
+from shortstack.charts.chart import Chart, Point, Series, axis
 from shortstack.charts.drawing import COLOURED, HEIGHT
 from shortstack.charts.picture import Panel
 from shortstack.decoder import Decoder
@@ -108,7 +108,7 @@ def picture(found: Found, path: Path) -> None:
         points = [
             Point(count, tau, f"{metric}, {count}: {tau:.2f}") for count, (tau, _) in repeated(found, metric).items()
         ]
-        lines.append(Line(metric, points, place if place < COLOURED else None))
+        lines.append(Series(metric, points, place if place < COLOURED else None))
     taus = axis("Kendall's tau between seeds", [point.y for line in lines for point in line.points], "{:g}".format)
     samples = axis("calibration samples of 128 tokens", COUNTS, "{:g}".format, log=True)
     legend = [(line.colour, line.name) for line in lines]

@@ -29,7 +29,9 @@ def score_picture(
         order = "Order in which each metric removes layers"
         panels += [_orders(values, drop, order, "layer"), _values(values, drop)]
     if blocks:
-        order = f"Order in which each metric removes blocks of {window} layer{'s' * (window != 1)}, the first one marked"
+        order = (
+            f"Order in which each metric removes blocks of {window} layer{'s' * (window != 1)}, the first one marked"
+        )
         panels.append(_orders(blocks, 1, order, "first layer"))
     if len(values) > 1:
         panels.append(_agreement(values))

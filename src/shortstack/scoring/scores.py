@@ -104,7 +104,9 @@ class Scores(Tabled):
             expected, fix = f"between 1 and {self.layers - 1} layers", "mark fewer"
             raise InputError(parameter("drop"), expected=expected, found=str(drop), fix=fix)
         title = f"{short(self.model.get('source', 'model'), 42)}, {self.layers} layers"
-        return score_picture(self.scores, amount, title=title, tokens=self.tokens, blocks=self.blocks, window=self.window)
+        return score_picture(
+            self.scores, amount, title=title, tokens=self.tokens, blocks=self.blocks, window=self.window
+        )
 
     @property
     def default_metric(self) -> str:
