@@ -75,14 +75,16 @@ def choose(
     Raises:
         PlanError: nothing, everything, or something that does not exist would be removed.
         ArchitectureError: no cut near the wanted one can be expressed exactly.
-        InputError, DataError: as score(); a metric that no shorter model changes; too few samples to hold some out.
+        InputError, DataError: as score(); a metric that no shorter model changes; too few samples to hold some out; a choice that measures
+            models, and none.
     """
-    from shortstack.checkpoint import Checkpoint
-    from shortstack.planning.exactness import aligned, pruned_config
-
     if isinstance(model, Scores | int):
         plan = _unopened(model, choice, compute.seed)
         return Chosen(plan, plan, model if isinstance(model, Scores) else None)
+
+    from shortstack.checkpoint import Checkpoint
+    from shortstack.planning.exactness import aligned, pruned_config
+
     checkpoint = Checkpoint.of(model)
     choice = sized_choice(checkpoint, choice)
     layers, scores = checkpoint.anatomy.layers, None
