@@ -75,8 +75,8 @@ def choose(
     Raises:
         PlanError: nothing, everything, or something that does not exist would be removed.
         ArchitectureError: no cut near the wanted one can be expressed exactly.
-        InputError, DataError: as score(); a metric that no shorter model changes; too few samples to hold some out; a choice that measures
-            models, and none.
+        InputError, DataError: as score(); a metric that no shorter model changes; too few samples to hold some out;
+            a choice that measures models, without one.
     """
     if isinstance(model, Scores | int):
         plan = _unopened(model, choice, compute.seed)

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from shortstack.runs.records import ONE_SHOT
+
 FACTORS = ("model", "drop", "metric", "calibration", "strategy", "repair", "heal", "data")
 PLAIN = {  # what the levels are called at which a setting does without
     "drop": "named layers",
     "calibration": "none",
-    "strategy": "one-shot",
+    "strategy": ONE_SHOT,
     "repair": "no repair",
     "heal": "not healed",
     "data": "none",

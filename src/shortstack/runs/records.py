@@ -12,6 +12,8 @@ from shortstack.errors import DataError
 from shortstack.runs.folder import Folder
 from shortstack.runs.store import Store
 
+ONE_SHOT = "one-shot"  # the strategy of a trial that removes all its layers at once
+
 
 @dataclass(frozen=True)
 class StepRecord:

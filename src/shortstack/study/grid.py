@@ -27,9 +27,10 @@ from shortstack.errors import InputError
 from shortstack.healing.recipes import HealPart
 from shortstack.machine import yamlfile
 from shortstack.machine.yamlfile import Part
+from shortstack.runs.records import ONE_SHOT
 from shortstack.study.kinds import KINDS
 from shortstack.study.measures import HELP, EvaluateOptions, ProfileOptions
-from shortstack.study.trial import ONE_SHOT, HealOptions, Pattern, RepairText, StudyCalibration, Trial
+from shortstack.study.trial import HealOptions, Pattern, RepairText, StudyCalibration, Trial
 
 
 class PercentRange(Part):

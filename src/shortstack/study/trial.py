@@ -18,8 +18,8 @@ from shortstack.healing.recipes import read_recipe
 from shortstack.machine.yamlfile import part_of
 from shortstack.planning import STRATEGIES, Choice
 from shortstack.planning.layer_sets import check_choice, check_pace, check_removal, parse_drop, parse_layers
+from shortstack.runs.records import ONE_SHOT
 
-ONE_SHOT = "one-shot"
 NOT_IN_HEAL = {"step": "write strategy: step 1 in the study", "seed": "write seeds: [0] in the study"}
 
 
