@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
 from shortstack.data import Rows, Tokens, source_of
-from shortstack.data.sources import IN_CONTEXT, TEXT
+from shortstack.data.sources import IN_CONTEXT, TEXT, check_source
 from shortstack.data.sources import OWN as SELF
 from shortstack.data.tokens import endless
 from shortstack.errors import InputError, parameter
@@ -92,6 +92,12 @@ class EvaluationText:
         if isinstance(text, EvaluationText):
             return text
         return cls(text if isinstance(text, str) else [source_of(text)])
+
+    def check(self) -> None:
+        """Refuse texts that cannot be read, before a model is opened; the hub is not asked."""
+        for source in self.sources:
+            if source not in IN_CONTEXT:
+                check_source(source, TEXT)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from shortstack import evaluation, profiling
-from shortstack.data.sources import IN_CONTEXT, TEXT, check_source
 from shortstack.errors import InputError, parameter
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.device import Compute
@@ -53,9 +52,7 @@ class EvaluateOptions(Part):
     def check(self) -> None:
         """Say what is wrong before anything runs."""
         asked = _evaluate_arguments(expanded(self.arguments))
-        for source in asked["text"].sources:
-            if source not in IN_CONTEXT:
-                check_source(source, TEXT)
+        asked["text"].check()
         if asked["tasks"]:
             asked["tasks"].load()
         alone = next((name for name in OF_TASKS if getattr(self, name) is not None and not self.tasks), None)
