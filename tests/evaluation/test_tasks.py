@@ -592,7 +592,7 @@ def test_a_misspelt_suite_has_neighbours(checkpoint, data):
 
 def test_names_unfold_and_an_unknown_one_has_neighbours(checkpoint, data):
     assert named(" paper , piqa") == SUITES["paper"]
-    with pytest.raises(InputError, match=r"truthfulqa_mc1"):
+    with pytest.raises(InputError, match=r"truthfulqa_mc2"):
         measured(checkpoint, "truthfulqa_mc", data_dir=data)
     with pytest.raises(InputError, match="tasks"):
         Tasks("piqa,")

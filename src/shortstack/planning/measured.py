@@ -18,7 +18,7 @@ from shortstack.machine.formats import show_layers
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
 from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, splits
-from shortstack.planning.plans import REPAIRED_BLOCKS, Plan
+from shortstack.planning.plans import Plan
 from shortstack.repairing.cut_families import WHOLE, Window, repaired_windows
 from shortstack.repairing.fold_points import check_refittable
 from shortstack.repairing.repairer import RepairWalk
@@ -212,7 +212,7 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
     best = min(losses, key=losses.__getitem__)
     compared = {show_layers(layers): loss for layers, loss in losses.items()}
     return replace(
-        Plan(len(decoder.layers), best, REPAIRED_BLOCKS), compared=compared, compared_by="loss with layers refitted"
+        Plan(len(decoder.layers), best, "blocks, repaired"), compared=compared, compared_by="loss with layers refitted"
     )
 
 

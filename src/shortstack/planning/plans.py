@@ -19,9 +19,6 @@ from shortstack.planning.layer_sets import check_removal
 if TYPE_CHECKING:
     from shortstack.charts import Picture
 
-BLOCKS = "repaired-blocks"  # a strategy, by its name
-REPAIRED_BLOCKS = "blocks, repaired"  # the same, as plans say it
-
 
 @dataclass(frozen=True)
 class Change:

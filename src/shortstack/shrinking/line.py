@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,24 @@ from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.speed import forward_speed
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import ShortstackError, as_option, parameter
+from shortstack.errors import ShortstackError, parameter
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.healing import Healing, HealingTask, heal, heal_in_turns
 from shortstack.healing.preview import preview
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import check_new, remove, rename_new, scratch_beside
-from shortstack.machine.formats import show_layers
+from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.memory import Requirements
+from shortstack.machine.options import changed_options
 from shortstack.machine.progress import Progress, in_notebooks, silent
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan, choose
-from shortstack.planning.plans import BLOCKS, REPAIRED_BLOCKS
 from shortstack.pruning import prune
 from shortstack.repairing import repair
 from shortstack.repairing.repairer import check_repair
+from shortstack.runs.records import TailsRecord
 from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE, dress
@@ -214,7 +215,7 @@ class Line:
         options = self.options
         most = Amounts(options.samples, options.length, options.text)
         most = replace(most, judged=self.windows, probe_items=options.probe_items)
-        if self.route.choice.strategy != BLOCKS:
+        if not self.route.choice.how.finalists:
             most = replace(most, finalists=0)
         return self.route.amounts(replace(most, documents=(options.limit or Amounts.documents) if options.tasks else 0))
 
@@ -321,7 +322,7 @@ class Line:
     def chosen(self, route: Route) -> Plan:
         """The layers that go."""
         choice, text = route.choice, self.calibration_text(self.amounts)
-        if choice.strategy == BLOCKS:
+        if choice.how.finalists:
             choice = replace(choice, finalists=self.amounts.finalists)
 
         def found() -> Plan:
@@ -375,7 +376,7 @@ class Line:
         teacher = self.source if healing.needs_teacher else None
         return replace(healing, schedule=schedule, teacher=teacher, compute=self.compute)
 
-    def beside_unpruned(self, cut: Checkpoint, until: Clock) -> tuple[reference.TailCurve | None, reference.Speed]:
+    def beside_unpruned(self, cut: Checkpoint, until: Clock) -> tuple[TailsRecord | None, reference.Speed]:
         """The curve of the last layers with this cut, and its speed; healing changes neither. None where it is late."""
         if until.share > COMPARED_BY:
             return None, reference.Speed(reason="no time was left for it")
@@ -383,13 +384,13 @@ class Line:
         both: dict[str, Any] = {"compute": self.compute, "progress": self.progress}
         known = {"of": cut.identity, "text": text.record()}
 
-        def curve() -> reference.TailCurve:
+        def curve() -> TailsRecord:
             return reference.tail_curve(cut, self.source, text, **both)
 
         def timed() -> reference.Speed:
             return reference.speed(cut, self.source, **both)
 
-        found = self.stages.result("tails", reference.TailCurve, curve, **known)
+        found = self.stages.result("tails", TailsRecord, curve, **known)
         return found, self.stages.result("speed", reference.Speed, timed, **known)
 
     def concluded(self, out: Path, route: Route, made: Made, tried: tuple[Tried, ...]) -> Shrunk:
@@ -498,19 +499,13 @@ def _why(route: Route, plan: Plan, text: str) -> str:
     """Why these layers went."""
     if not plan.compared:
         return f"The recipe {route.name} says how."
-    repaired = plan.strategy == REPAIRED_BLOCKS
-    measure = "loss with layers refitted" if repaired else "KL divergence from the unpruned model"
     return (
         f"Of {len(plan.compared)} cuts that were compared, the one of layers {show_layers(plan.removed)} has the lowest "
-        f"{measure} on held-out windows of {text}: {min(plan.compared.values()):.4f} nats per token."
+        f"{plan.compared_by} on held-out windows of {text}: {min(plan.compared.values()):.4f} nats per token."
     )
 
 
 def _command(model: str, options: ShrinkOptions, out: Path) -> str:
     """The command that repeats a shrink with its own recipe."""
-    words = ["shortstack", "shrink", model, *as_option("recipe", str(out / RECIPE)).split(" ", 1)]
-    for each in fields(options):
-        value = getattr(options, each.name)
-        if each.name not in ("recipe", "minutes", "length") and value != each.default:
-            words += as_option(each.name, str(value)).split(" ", 1)
-    return shlex.join([*words, "-o", f"{out}-again"])
+    again = {**changed_options(replace(options, minutes=ShrinkOptions.minutes)), "recipe": str(out / RECIPE)}
+    return shlex.join(["shortstack", "shrink", model, *option_words(again), "-o", f"{out}-again"])

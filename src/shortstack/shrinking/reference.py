@@ -32,7 +32,6 @@ PROMPTS = (
     'Text: "Anna keeps the red lamp in the kitchen and the green bottle in the garden." '
     "Where does Anna keep the green bottle?",
 )
-TailCurve = TailsRecord  # before anything was made of the cut
 ANSWER_TOKENS = 48
 TIMING = Timing((1,), prompt=128, new_tokens=32, repeats=3)
 WINDOWS, DEPTHS = 2, 8  # of the text; of the curve, to half of the layers
@@ -90,7 +89,7 @@ def int8(unpruned: Checkpoint, windows: Mapping[str, Tokens], compute: Compute, 
 
 def tail_curve(
     cut: Checkpoint, unpruned: Checkpoint, text: Tokens, compute: Compute, progress: Progress = silent
-) -> TailCurve:
+) -> TailsRecord:
     """The loss of a model without so many of its last layers, and without those of a cut; one walk."""
     decoder, tokens, removed = loaded(unpruned, compute), few(text), skipped_layers(cut, unpruned)
     layers = len(decoder.layers)
@@ -100,10 +99,10 @@ def tail_curve(
     run = Run(decoder, tokens, wanted, progress=progress, stage="cutting the last layers").go()
     losses = tuple(run.loss(tail) for tail in tails)
     samples, length = tokens.ids.shape
-    return TailCurve(tokens.source, samples, length, tuple(amounts), losses, len(removed), run.loss(removed))
+    return TailsRecord(tokens.source, samples, length, tuple(amounts), losses, len(removed), run.loss(removed))
 
 
-def tails(curve: TailCurve, made: Perplexity) -> TailCurve:
+def tails(curve: TailsRecord, made: Perplexity) -> TailsRecord:
     """The curve with the loss of what was made of the cut, on the same windows."""
     losses = made.window_losses[: curve.samples]
     return replace(curve, made_loss=math.fsum(losses) / len(losses))
