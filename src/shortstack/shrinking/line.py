@@ -26,14 +26,14 @@ from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.speed import forward_speed
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import ShortstackError, as_option, parameter
+from shortstack.errors import ShortstackError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.healing import Healing, HealingTask, heal, heal_in_turns
 from shortstack.healing.preview import preview
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.files import check_new, remove, rename_new, scratch_beside
-from shortstack.machine.formats import show_layers
+from shortstack.machine.formats import option_words, show_layers
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks, silent
@@ -471,10 +471,10 @@ class Line:
     def _nothing_keeps(self, tried: Mapping[int, tuple[Tried, Made]]) -> ShortstackError:
         fewest = tried[min(tried)][0]
         return ShortstackError(
-            parameter("min_quality", self.options.min_quality),
-            expected="a cut that keeps so much by every measure",
-            found=str(fewest),
-            fix=f"ask for less, or allow more {parameter('minutes')}; what was made stays in {self.stages.folder}",
+            fewest,
+            expected=f"a cut that keeps {self.options.min_quality} by every measure",
+            fix=f"ask for less, or allow more minutes; what was made stays in {self.stages.folder}",
+            option="min_quality",
         )
 
 
@@ -508,9 +508,7 @@ def _why(route: Route, plan: Plan, text: str) -> str:
 
 def _command(model: str, options: ShrinkOptions, out: Path) -> str:
     """The command that repeats a shrink with its own recipe."""
-    words = ["shortstack", "shrink", model, *as_option("recipe", str(out / RECIPE)).split(" ", 1)]
-    for each in fields(options):
-        value = getattr(options, each.name)
-        if each.name not in ("recipe", "minutes", "length") and value != each.default:
-            words += as_option(each.name, str(value)).split(" ", 1)
-    return shlex.join([*words, "-o", f"{out}-again"])
+    changed = {each.name: value for each in fields(options) if (value := getattr(options, each.name)) != each.default}
+    given = {name: value for name, value in changed.items() if name not in ("recipe", "minutes", "length")}
+    words = option_words({"recipe": out / RECIPE, **given})
+    return shlex.join(["shortstack", "shrink", model, *words, "-o", f"{out}-again"])
