@@ -203,7 +203,7 @@ def test_remote_code_is_not_run_without_consent(command, model, tmp_path):
         (model / f"{name}.py").write_text(code)
     auto_map = {"AutoConfig": "configuration_zork.C", "AutoModelForCausalLM": "modeling_zork.M"}
     edit(model / "config.json", lambda config: config.update(model_type="zork", auto_map=auto_map))
-    assert "--trust-remote-code" in command.prune_refused(model)
+    assert "trust_remote_code" in command.prune_refused(model)
     assert not (tmp_path / "ran").exists()
 
 
@@ -346,12 +346,12 @@ CUTS = {
     "0": (("--drop", "0"), "'0'"),
     "120%": (("--drop", "120%"), "'120%'"),
     "words": (("--drop", "lots"), "'lots'"),
-    "nothing": ((), "neither --drop nor --layers"),
-    "both": (("--drop", "1", "--layers", "2"), "--drop or --block beside them"),
-    "both ways to measure": (("--drop", "2", "--step", "1", "--search"), "--step beside it"),
-    "a search by a metric": (("--drop", "2", "--search", "--metric", "bi"), "--metric beside it"),
-    "a search for a block": (("--drop", "2", "--search", "--block"), "--block beside it"),
-    "steps to named layers": (("--layers", "2", "--step", "1"), "--layers beside it"),
+    "nothing": ((), "neither drop nor layers"),
+    "both": (("--drop", "1", "--layers", "2"), "drop or block beside them"),
+    "both ways to measure": (("--drop", "2", "--step", "1", "--search"), "step beside it"),
+    "a search by a metric": (("--drop", "2", "--search", "--metric", "bi"), "metric beside it"),
+    "a search for a block": (("--drop", "2", "--search", "--block"), "block beside it"),
+    "steps to named layers": (("--layers", "2", "--step", "1"), "layers beside it"),
     "no samples": (("--drop", "2", "--samples", "0"), "found     '0'"),
     "samples of words": (("--drop", "2", "--samples", "many"), "a number of windows, or all"),
     "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, magnitude-l1"),
@@ -667,7 +667,7 @@ def test_options_that_change_nothing_are_refused(command, model):
     for option in ("--backend vllm", "--limit 2", "--batch-size 4"):
         said = command.refused("evaluate", model, *option.split())
         assert f"no {option.split()[0]}: it changes nothing here" in said
-    assert "--probes" in command.refused("evaluate", model, "--probe-items", "10")
+    assert "add probes" in command.refused("evaluate", model, "--probe-items", "10")
     assert "no --repair-samples" in command.prune_refused(model, "--layers", "3", "--repair-samples", "9")
     assert "no --repair-samples" in command.refused("compare", model, "--repair-samples", "9")
     assert "--metric" in command.prune_refused(model, "--layers", "3", "--metric", "bi")
@@ -687,7 +687,7 @@ def test_a_cut_that_is_not_exact_is_moved_and_said_so(command, tmp_path):
     assert code == 0
     assert json.loads(out)["removed"] == [6, 7]
     assert "cannot be cut exactly from this model; the nearest that can: 6-7" in err
-    assert "the nearest exact cut: --layers 6-7" in command.refused("plan", folder, "--layers", "2-3")
+    assert "the nearest exact cut: layers 6-7" in command.refused("plan", folder, "--layers", "2-3")
     kept = command.refused("plan", folder, "--metric", "random", "--drop", "2", "--keep-last", "1")
     assert "lambda_init" in kept, "a plan is never moved onto a layer that must stay"
 

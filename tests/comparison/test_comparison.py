@@ -298,7 +298,7 @@ def test_what_cannot_be_had_is_a_row_with_its_reason(model_type, place, monkeypa
 
 def test_where_repair_is_refused_the_row_says_so_and_the_cut_is_healed_without(place, tmp_path, monkeypatch):
     def refused(*_, **__):
-        raise ArchitectureError("Odd", expected="a matrix at the end", found="none", fix="leave --repair out")
+        raise ArchitectureError("none", expected="a matrix at the end", fix="leave repair out", where="Odd")
 
     checkpoint = Checkpoint.open(speaking(tmp_path / "model", intermediate_size=46))
     monkeypatch.setattr("shortstack.comparison.baselines.repair", refused)
@@ -325,7 +325,7 @@ def test_a_healed_model_that_reads_other_tokens_is_refused_before_any_is_loaded(
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="an embedding for each of its 293 tokens") as refused:
         compare(checkpoint, some, judging)
-    assert refused.value.where == "healed"
+    assert refused.value.option == "healed"
     assert refused.value.found in ("another tokenizer, of 294 tokens", "100 embeddings")
     assert ("another" in refused.value.found) == ("another" in other)
 
@@ -336,13 +336,13 @@ def test_a_model_with_too_few_positions_for_a_row_is_refused_before_it_is_loaded
     some = Calibration(tokens(checkpoint, place, samples=2))
     for length, load, where in (
         (65, LOAD, "length"),
-        (24, Load(prompt=60, new_tokens=4), "prompt, new_tokens"),
+        (24, Load(prompt=60, new_tokens=4), "prompt"),
         (24, LOAD, "compare"),
     ):
         judging = Judging({"a": tokens(checkpoint, place, length=length, samples=2)}, (), load, repeats=1)
         with pytest.raises(InputError, match="at most 64 tokens") as refused:
             compare(checkpoint, some, judging)
-        assert refused.value.where == where
+        assert refused.value.place(refused.value.option) == where
 
 
 @pytest.mark.parametrize(("memory", "expected"), [("50%", 500), ("12.5%", 125), (" 75% ", 750)])

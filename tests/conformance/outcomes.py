@@ -115,7 +115,7 @@ def writing_outcome(model: PreTrainedModel) -> str:
 def reason(error: ShortstackError, folder: Path) -> str:
     """A refusal in one line, without the place where the checkpoint happens to lie."""
     where = re.sub(rf"{re.escape(str(folder))}/\w+,? ?", "", str(error.where)).strip()
-    exact = re.search(r"the nearest exact cut: layers='?([\d,-]+)", error.fix)
+    exact = re.search(r"the nearest exact cut: layers ([\d,-]+)", error.fix)
     return (
         f"{where}: " * bool(where)
         + f"expected {error.expected}, found {error.found}"

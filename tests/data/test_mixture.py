@@ -160,7 +160,7 @@ def test_too_small_a_share_says_what_to_raise(tmp_path):
         data.held_out_of(1)
     with pytest.raises(DataError, match=r"give more data\.$"):
         TrainingData("pydoc").held_out_of(1)
-    with pytest.raises(DataError, match="a smaller held_out"):
+    with pytest.raises(DataError, match="or hold out fewer samples"):
         TrainingData("pydoc", held_out=3).held_out_of(3)
 
 

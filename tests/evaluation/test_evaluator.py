@@ -62,7 +62,9 @@ def test_texts_are_measured_on_weights_read_layer_by_layer(checkpoint, tmp_path,
 
 def test_what_writes_needs_the_whole_model_in_memory(checkpoint, monkeypatch):
     monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
-    with pytest.raises(InputError, match=r"room for its weights.*leave out what it writes: with collapse_check=False"):
+    with pytest.raises(
+        InputError, match=r"room for its weights.*leave out what it writes: with collapse_check turned off"
+    ):
         evaluate(checkpoint, text=EvaluationText(()), generation=GenerationChecks(collapse_check=True))
 
 
@@ -163,19 +165,19 @@ def test_probes_are_asked_of_the_evaluated_model(pruned, text):
 
 
 @pytest.mark.parametrize(
-    ("asked", "where"),
+    ("asked", "option"),
     [
         ({"generation": GenerationChecks(probes=True, probe_items=2)}, "probes"),
         ({"generation": GenerationChecks(collapse_check=True)}, "collapse_check"),
         ({"text": EvaluationText("pydoc", length=65)}, "length"),
     ],
 )
-def test_more_tokens_than_positions_are_refused_before_the_model_is_loaded(asked, where, tmp_path, monkeypatch):
+def test_more_tokens_than_positions_are_refused_before_the_model_is_loaded(asked, option, tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2", n_positions=64))
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(InputError, match="at most 64 tokens, for which GPT2LMHeadModel has positions") as refused:
         evaluate(checkpoint, **{"text": NO_TEXT, **asked})
-    assert refused.value.where == where
+    assert refused.value.option == option
 
 
 def test_just_as_many_positions_as_probes_take_are_enough(tmp_path):
@@ -243,13 +245,13 @@ def test_where_all_is_well_one_line_says_so(pruned, text, monkeypatch, capsys):
 
 
 def test_items_of_probes_that_are_not_asked_are_an_error():
-    with pytest.raises(InputError, match="probes=True"):
+    with pytest.raises(InputError, match=r"probe_items: .* To fix it: add probes"):
         GenerationChecks(probe_items=10)
     assert GenerationChecks(probes=True, probe_items=10).probe_items == 10
 
 
 def test_nothing_to_measure_says_what_there_is(checkpoint):
-    with pytest.raises(InputError, match="tasks='paper' or probes=True"):
+    with pytest.raises(InputError, match="such as pydoc; or add tasks, such as paper, or probes"):
         evaluate(checkpoint, text=NO_TEXT)
     with pytest.raises(InputError, match="an empty name"):
         EvaluationText("pydoc,")
@@ -274,7 +276,7 @@ def test_what_was_measured_is_written_though_the_base_fails(checkpoint, text, tm
 
     def once(model, *args, **options):
         if model.directory != checkpoint.directory:
-            raise InputError("memory", expected="room", found="none", fix="free some")
+            raise InputError("none", expected="room", fix="free some", where="memory")
         return opened(model, *args, **options)
 
     base, output = tmp_path / "base", tmp_path / "result.json"

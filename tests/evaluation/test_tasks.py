@@ -144,11 +144,11 @@ def test_answers_that_leave_no_room_for_a_prompt_are_refused_before_anything_is_
     short = Checkpoint.open(speaking(tmp_path / "short", max_position_embeddings=256))
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("was read"))
     for model, options in ((short, {}), (checkpoint, {"max_length": 256}), (checkpoint, {"max_length": 40})):
-        with pytest.raises(InputError, match="more than the 256 tokens that an answer may have") as refused:
+        with pytest.raises(InputError, match="more than the 256 tokens that an answer of gsm8k may have") as refused:
             measured(model, "piqa", "gsm8k", data_dir=data, **options)
-        assert refused.value.where == "max_length, for gsm8k"
+        assert refused.value.option == "max_length"
         assert refused.value.found.startswith(f"{options.get('max_length', 256)};")
-    with pytest.raises(InputError, match="for gsm8k"):
+    with pytest.raises(InputError, match="an answer of gsm8k"):
         judge_tasks(Tasks("gsm8k", data_dir=data), short)
     Tasks("gsm8k", data_dir=data, max_length=257).load_for(short)
 
@@ -157,7 +157,7 @@ def test_prompts_of_more_tokens_than_there_are_positions_are_refused(data, tmp_p
     checkpoint = Checkpoint.open(speaking(tmp_path / "gpt2", "gpt2"))
     with pytest.raises(InputError, match="at most 64 tokens") as refused:
         measured(checkpoint, "piqa", data_dir=data, max_length=65)
-    assert refused.value.where == "max_length"
+    assert refused.value.option == "max_length"
     assert measured(checkpoint, "piqa", data_dir=data, max_length=64).tasks["piqa"].n == COUNT
 
 

@@ -111,7 +111,7 @@ def test_text_is_measured_here_whoever_answers_the_tasks(checkpoint, data, engin
 
 def test_an_engine_that_does_not_start_is_an_error_and_nothing_is_kept(data, engine, tmp_path, own_cache):
     checkpoint = Checkpoint.open(speaking(tmp_path / "unknown"))
-    with pytest.raises(InputError, match=r"found no such architecture\. To fix it: add a smaller max_length"):
+    with pytest.raises(InputError, match=r"found no such architecture\. To fix it: ask for a smaller max_length"):
         measured(checkpoint, "piqa", data_dir=data, backend="vllm")
     assert not [*(tmp_path / "cache/evaluations").iterdir()]
 
@@ -120,7 +120,7 @@ def test_without_vllm_nothing_is_read(checkpoint, data, monkeypatch):
     sys.modules.pop(OURS, None)
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr(Tasks, "load", lambda _: pytest.fail("documents were read"))
-    with pytest.raises(InputError, match="backend='vllm': expected vLLM"):
+    with pytest.raises(InputError, match="backend: expected vLLM"):
         measured(checkpoint, "piqa", data_dir=data, backend="vllm")
 
 

@@ -164,7 +164,7 @@ def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
 
 def test_an_untied_head_that_is_not_to_train_is_refused():
     """The config would say untied with no head beside it, and transformers would draw one at random."""
-    with pytest.raises(InputError, match=r"untie_head: expected a head that trains.*found head=False"):
+    with pytest.raises(InputError, match=r"untie_head: expected a head that trains.*found head turned off"):
         Partial(untie_head=True, head=False)
 
 

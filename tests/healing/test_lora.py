@@ -125,7 +125,7 @@ def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
     ("method", "complaint"),
     [
         (Lora(targets="q_proj,w_proj"), "w_proj"),
-        (Lora(head=True), "untie_head=True"),
+        (Lora(head=True), "untie_head"),
         (Lora(last=9), "8 layers"),
     ],
 )

@@ -131,7 +131,7 @@ def test_what_only_the_model_tells_is_explained_with_the_recipes_line_unless_it_
         command = ["heal", str(source), "-o", str(tmp_path / "out"), "--recipe", str(path), *words]
         error = CliRunner().invoke(app, command).exception
         assert isinstance(error, InputError)
-        assert error.where == where
+        assert error.place(error.option) == where
     assert not (tmp_path / "out").exists()
 
 
@@ -170,11 +170,11 @@ def test_a_logger_that_is_missing_is_said_with_how_to_install_it(logger, monkeyp
     monkeypatch.setattr("shortstack.healing.task.find_spec", lambda _name: None)
     with pytest.raises(InputError, match=f"pip install {logger}") as error:
         check_loggers([logger])
-    assert error.value.parameter == "report_to"
+    assert error.value.option == "report_to"
 
 
 def test_options_that_a_method_does_not_know_are_refused():
-    with pytest.raises(InputError, match="rank: expected an option that method='partial' knows"):
+    with pytest.raises(InputError, match="rank: expected an option that the method partial knows"):
         task_of({"method": "partial", "rank": 4})
     with pytest.raises(InputError, match="last: "):
         task_of({"method": "full", "last": 2})
@@ -183,12 +183,12 @@ def test_options_that_a_method_does_not_know_are_refused():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--step", "1"], "write drop='25%' step=1"),
-        (["--drop", "2"], "write drop='25%' step=1"),
+        (["--step", "1"], "give both, such as drop 25% and step 1"),
+        (["--drop", "2"], "give both, such as drop 25% and step 1"),
         (["--recipe", "paper-lastt3"], "did you mean paper-last3"),
-        ([], "add data='pydoc'"),
+        ([], "data: expected text or instructions to learn from, found none. To fix it: name some, such as pydoc"),
         (["--data", "pydoc", "--loss", "mse"], "sft, distill"),
-        (["--data", "pydoc", "--loss", "distill"], "add teacher=MODEL"),
+        (["--data", "pydoc", "--loss", "distill"], "self_generate learn, found none. To fix it: name that model"),
         (["--data", "pydoc", "--optimizer", "adamm"], "adamw_torch"),
         (["--data", "pydoc", "--report-to", "nothing"], "install it, or name another: tensorboard"),
     ],
@@ -206,7 +206,10 @@ def test_halves_of_options_are_refused(words, said, tmp_path):
 @pytest.mark.parametrize(
     ("heal", "said"),
     [
-        ("{data: pydoc, top_k: 3}", "wrong.yaml: loss: sft: expected no top_k, temperature or hidden_weight"),
+        (
+            "{data: pydoc, top_k: 3}",
+            "wrong.yaml: loss: expected distill, which top_k, temperature and hidden_weight shape",
+        ),
         ("{data: pydoc, micro_batch_size: 7}", "wrong.yaml: batch_size: expected a number of samples"),
         ("{data: pydoc, lr: -1}", "wrong.yaml, line 1: lr: expected a number above 0"),
     ],

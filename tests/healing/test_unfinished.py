@@ -133,7 +133,7 @@ def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
         [*command, "--epochs", "1000", "--max-length", "32"], check=False, capture_output=True, text=True
     )
     assert again.returncode == 2
-    assert "--resume to go on" in again.stderr
+    assert "turn resume on to go on" in again.stderr
     assert "come to step" in again.stderr
 
 

@@ -53,7 +53,7 @@ def test_as_few_layers_go_as_leave_others_that_fit():
         ({"layers": "1", "metric": "ppl"}, "layers: expected layers without metric"),
         ({"strategy": "lowest", "step": 2, "drop": 4}, "strategy: expected strategy without step"),
         ({"strategy": "search", "metric": "bi", "drop": 4}, "strategy: expected strategy without metric"),
-        ({"strategy": "step", "drop": 4}, "how many layers go at a time, found no step"),
+        ({"strategy": "step", "drop": 4}, "step: expected how many layers go at a time, .* found none"),
         ({}, "how much to remove"),
         ({"drop": 99}, "between 1 and 7"),
     ],
@@ -137,7 +137,7 @@ def test_the_amount_that_is_advised_is_accepted(name, asked, kept, vocabulary, m
     asked = f"{asked}B" if name == "memory" else asked
     with pytest.raises(PlanError, match=r"ask for (less|more)") as refused:
         Choice(metric, **{name: asked}, **kept).sized(sizes)
-    advised = re.search(rf"{name}='?([0-9A-Z]+)", refused.value.fix)[1]
+    advised = re.search(r"such as ([0-9A-Z]+)", refused.value.fix)[1]
     plan = Choice(metric, **{name: advised}, **kept).sized(sizes).plan(8)
     assert sizes.of(plan.kept)[name == "memory"] <= parse_goal(name, advised)
 

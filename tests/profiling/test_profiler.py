@@ -156,7 +156,7 @@ def test_more_tokens_than_positions_are_refused(tmp_path, monkeypatch):
         profile(checkpoint, timing=Timing(prompt=40, new_tokens=24))
     with pytest.raises(InputError, match="at most 64 tokens") as refused:
         profile(Checkpoint.open(tiny("llama")), against=checkpoint, timing=Timing((), prompt=65))
-    assert refused.value.where == "prompt"
+    assert refused.value.option == "prompt"
     assert profile(checkpoint, timing=Timing((), prompt=64)).counts.macs.tokens == 64
 
 

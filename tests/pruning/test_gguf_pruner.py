@@ -142,13 +142,13 @@ def test_an_interval_becomes_another_where_that_is_exact(tmp_path):
     assert one_of_three_less["qwen3next.full_attention_interval"].value == 3
     assert one_of_three_less["qwen3next.block_count"].value == 9
     assert depth.without(range(8))["qwen3next.full_attention_interval"].value == 4
-    with pytest.raises(ArchitectureError, match=re.escape("nearest exact cut: layers='6-8,10'")):
+    with pytest.raises(ArchitectureError, match="nearest exact cut: layers 6-8,10"):
         depth.without([0, 1, 2, 3, 4, 5, 9, 10])  # 6-8 and 11 go
 
 
 def test_what_is_not_exact_is_refused_with_the_nearest_that_is(tmp_path):
     whole = MAKERS["gemma2"](tmp_path / "whole.gguf")
-    with pytest.raises(ArchitectureError, match="nearest exact cut: layers='3-4'") as refused:
+    with pytest.raises(ArchitectureError, match="nearest exact cut: layers 3-4") as refused:
         prune_gguf(whole, plan(8, "3,6"), tmp_path / "small.gguf")
     assert "gemma2" in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]

@@ -82,7 +82,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing():
 
 def test_a_cut_that_the_check_refuses_changes_nothing(monkeypatch):
     def refusing(*_, **__):
-        raise ArchitectureError("layer 3", expected="one thing", found="another", fix="choose other layers")
+        raise ArchitectureError("another", expected="one thing", fix="choose other layers", where="layer 3")
 
     model = loaded(tiny("qwen2"))
     before, config = computes(model), model.config.to_dict()

@@ -93,12 +93,12 @@ def test_a_quantisation_that_names_layers_by_pattern_is_refused(tmp_path):
 def test_what_depends_on_depth_is_refused_with_the_values_and_the_nearest_exact_cut(tmp_path):
     """DiffLlama's lambda_init follows the layer's number, which no config field can express: only tails can go."""
     directory = architectures.make("diffllama", tmp_path / "source")
-    expected = f"{0.8 - 0.6 * math.exp(-0.3 * 2)!r} to stay.*exact cut: layers=7"
+    expected = f"{0.8 - 0.6 * math.exp(-0.3 * 2)!r} to stay.*exact cut: layers 7"
     refused(directory, tmp_path, ArchitectureError, rf"layer 2, self_attn.lambda_init.*{expected}")
 
 
 RWKV = {
-    "5-7": "final norm to stay behind 1 halvings.*found 0 in 5 layers.*exact cut: layers='6-7'",
+    "5-7": "final norm to stay behind 1 halvings.*found 0 in 5 layers.*exact cut: layers 6-7",
     "3-4": "layer 6 to stay behind 1 halvings.*found 0, as layer 4",
     "1-7": "at least two layers of RWKV",
 }
@@ -278,7 +278,7 @@ def test_a_cut_that_is_refused_while_it_is_copied_leaves_nothing(tmp_path, monke
 
     def refused(*_any: object) -> None:
         found.append(sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()))
-        raise ArchitectureError("here", expected="it", found="not it", fix="nothing")
+        raise ArchitectureError("not it", expected="it", fix="nothing", where="here")
 
     monkeypatch.setattr("shortstack.pruning.pruner.pruned_config", refused)
     with pytest.raises(ArchitectureError):

@@ -81,7 +81,7 @@ def test_a_study_stays_where_its_artefacts_are(tmp_path):
     there = f"file://{tmp_path}/bucket"
     run = partial(run_study, study, runs, launcher=inline)
     run(artefacts=there)
-    with pytest.raises(InputError, match="add artefacts='file://"):
+    with pytest.raises(InputError, match=r"artefacts: .* To fix it: name file://"):
         run()
     with pytest.raises(InputError, match=r"bucket, found file://.*/other"):
         run(artefacts=f"file://{tmp_path}/other")

@@ -211,7 +211,7 @@ def test_a_failed_evaluation_does_not_cost_the_healed_weights(keep, tmp_path, mo
 
     def failing(step, job, progress):
         if job.open("checkpoint", progress).record.get("verb") == "heal":
-            raise InputError("the disk", expected="room", found="none", fix="free some")
+            raise InputError("none", expected="room", fix="free some", where="the disk")
         return original(step, job, progress)
 
     with monkeypatch.context() as broken:
@@ -303,7 +303,7 @@ def test_seeds_are_counted_where_something_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("collapse: false", "\n  limit: 3", r"line 9: limit: expected tasks beside it, found none.* tasks: paper"),
+        ("collapse: false", "\n  limit: 3", r"line 9: limit: expected tasks beside it, found none.* add tasks, such"),
         ("collapse: false", "\n  tasks: [piqa],\n  data_dir: nowhere", "line 10: data_dir: expected a folder"),
         ("[$TINY/text.txt],", "[\n  pydocc],", "line 9: pydocc: expected"),
         ("drop: 2", "drop: 6", r"line 6: .*/model: drop: expected"),
@@ -316,7 +316,7 @@ def test_an_error_about_a_key_names_the_file_and_the_line(tmp_path, old, new, sa
     assert old in STUDY
     with pytest.raises((InputError, DataError), match=f"study.yaml, {said}") as refused:
         run(tmp_path, STUDY.replace(old, new))
-    assert not refused.value.parameters
+    assert not refused.value.option
 
 
 def test_a_missing_text_or_model_is_said_before_anything_runs(tmp_path):

@@ -50,7 +50,7 @@ def test_counts_are_exact_whatever_fails_and_however_often_it_is_killed(
 
     def planned(step: PlanStep, job: Any, progress: Any) -> Any:
         if step.arguments["seed"] in failing:
-            raise InputError("a trial", expected="luck", found="none", fix="another seed")
+            raise InputError("none", expected="luck", fix="another seed", where="a trial")
         return original(step, job, progress)
 
     def killed(run: _StudyRun, *step: Any) -> None:

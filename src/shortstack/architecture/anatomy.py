@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.config_fields import QUANTISERS, Cut, cut_fields, rename_layers
-from shortstack.errors import ArchitectureError, CheckpointError, is_out_of_memory, one_line, parameter
+from shortstack.errors import ArchitectureError, CheckpointError, is_out_of_memory, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -86,16 +86,16 @@ def read_config(directory: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if (directory / "adapter_config.json").exists():
             raise CheckpointError(
-                directory,
+                "a PEFT adapter",
                 expected="a model",
-                found="a PEFT adapter",
                 fix="merge it into its base model first (peft: merge_and_unload)",
+                where=directory,
             ) from error
-        raise CheckpointError(path, expected="the model's config.json", found="no such file", fix=fix) from error
+        raise CheckpointError("no such file", expected="the model's config.json", fix=fix, where=path) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, expected="JSON", found=str(error), fix=fix) from error
+        raise CheckpointError(error, expected="JSON", fix=fix, where=path) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise CheckpointError(path, expected="a JSON object with a model_type", found=json.dumps(config)[:80], fix=fix)
+        raise CheckpointError(json.dumps(config)[:80], expected="a JSON object with a model_type", fix=fix, where=path)
     return config
 
 
@@ -106,10 +106,10 @@ def check_depth(raw: Mapping[str, Any], tensors: int, directory: Path) -> None:
             count = config.get(name)
             if type(count) is int and not 0 < count <= max(2 * tensors, 1):  # longcat and dory store twice the number
                 raise CheckpointError(
-                    directory / "config.json",
+                    count,
                     expected=f"{name} to be the layers of {tensors} tensors",
-                    found=str(count),
                     fix="find the config that belongs to these weights",
+                    where=directory / "config.json",
                 )
 
 
@@ -134,7 +134,7 @@ def meta_model(
             raise
         expected, found = "a config transformers accepts", f"{type(error).__name__}: {one_line(error)}"
         raise CheckpointError(
-            directory / "config.json", expected=expected, found=found, fix="correct the field"
+            found, expected=expected, fix="correct the field", where=directory / "config.json"
         ) from error
     _check_decoder_only(directory, config, raw)
     try:
@@ -145,10 +145,10 @@ def meta_model(
         if is_out_of_memory(error):
             raise
         raise ArchitectureError(
-            directory,
+            f"{type(error).__name__}: {one_line(error)}",
             expected=f"{raw['model_type']} to be built from its config",
-            found=f"{type(error).__name__}: {one_line(error)}",
             fix="check the config, or install what it names",
+            where=directory,
         ) from error
     model.tie_weights()  # on the meta device some versions of transformers leave that undone
     return model
@@ -182,16 +182,16 @@ def _check_known(directory: Path, raw: Mapping[str, Any], trust_remote_code: boo
     found = f"model_type {raw['model_type']!r}"
     if raw.get("auto_map"):
         raise CheckpointError(
-            directory,
+            f"{found}, which needs the checkpoint's own Python code",
             expected="an architecture transformers ships",
-            found=f"{found}, which needs the checkpoint's own Python code",
-            fix=f"read that code, then add {parameter('trust_remote_code', True)}",
+            fix="read that code, then allow it: trust_remote_code",
+            where=directory,
         )
     raise ArchitectureError(
-        directory,
+        found,
         expected=f"an architecture transformers {transformers.__version__} ships",
-        found=found,
         fix="update transformers if it is newer",
+        where=directory,
     )
 
 
@@ -204,10 +204,10 @@ def _check_decoder_only(directory: Path, config: PretrainedConfig, raw: Mapping[
 
     def refuse(found: str) -> None:
         raise ArchitectureError(
-            directory,
+            found,
             expected="a decoder-only language model, layer upon layer",
-            found=found,
             fix="choose a causal language model",
+            where=directory,
         )
 
     if config.is_encoder_decoder:
@@ -231,7 +231,7 @@ def dissect(model: PreTrainedModel, raw: Mapping[str, Any], directory: Path) -> 
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         raise ArchitectureError(
-            directory, expected="a language model head", found="none", fix="choose a causal language model"
+            "none", expected="a language model head", fix="choose a causal language model", where=directory
         )
     return Anatomy(
         model_type=model.config.model_type,
@@ -298,10 +298,10 @@ def _find_layers(model: PreTrainedModel, counts: Set[int], names: Mapping[int, s
     lists = {name: size for name, size in everywhere.items() if name.startswith(root)} or everywhere
     if not lists:
         raise ArchitectureError(
-            directory,
+            "none",
             expected=f"a list of {' or '.join(map(str, sorted(counts)))} decoder layers in {type(model).__name__}",
-            found="none",
             fix="this architecture is not supported; open an issue with its config.json",
+            where=directory,
         )
     path: str = min(lists, key=lists.__getitem__)
     return path

@@ -207,15 +207,15 @@ def _is_by_layer(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(re.fullmatch(r"\d+", str(key)) for key in value)
 
 
-def _refusal(name: str, *, expected: str, found: str, fix: str) -> ArchitectureError:
-    return ArchitectureError(f"config.json, {name}", expected=expected, found=found, fix=fix)
+def _refusal(found: str, *, expected: str, fix: str, where: str) -> ArchitectureError:
+    return ArchitectureError(found, expected=expected, fix=fix, where=f"config.json, {where}")
 
 
 def _check_stays(needed: int, user: int, cut: Cut, *, name: str, what: str, fix: str) -> None:
     """Refuse a cut that removes a layer which a kept one uses; what: it has that is used."""
     if needed not in cut.kept:
         expected = f"layer {needed} to stay, whose {what} layer {user} uses"
-        raise _refusal(name, expected=expected, found=f"layer {needed} among those to remove", fix=fix)
+        raise _refusal(f"layer {needed} among those to remove", expected=expected, fix=fix, where=name)
 
 
 def sharing_previous(name: str, value: Any, cut: Cut) -> None:
@@ -246,25 +246,25 @@ def kv_sources(name: str, value: Any, cut: Cut) -> None:
 def halving(name: str, value: Any, cut: Cut) -> None:
     """RWKV halves its hidden states every `value` layers: what is kept must have been halved as often as it will be."""
     if len(cut.kept) == 1:  # transformers initialises by layer / (layers - 1)
-        raise _refusal(name, expected="at least two layers of RWKV", found="one", fix="keep another")
+        raise _refusal("one", expected="at least two layers of RWKV", fix="keep another", where=name)
     if not value or value < 0:
         return
     before, after = cut.layers // value, len(cut.kept) // value
     unscaled = f"or first set {name} to 0 in the source's config.json"
     if before != after:
         raise _refusal(
-            name,
+            f"{after} in {len(cut.kept)} layers",
             expected=f"the final norm to stay behind {before} halvings of the hidden states",
-            found=f"{after} in {len(cut.kept)} layers",
             fix=f"keep at least {before * value} layers, {unscaled}",
+            where=name,
         )
     for new, old in enumerate(cut.kept):
         if old // value != new // value:
             raise _refusal(
-                name,
+                f"{new // value}, as layer {new} of the shortened model",
                 expected=f"layer {old} to stay behind {old // value} halvings of the hidden states",
-                found=f"{new // value}, as layer {new} of the shortened model",
                 fix=f"remove the tail, {unscaled}",
+                where=name,
             )
 
 
@@ -274,10 +274,10 @@ def first_kind(name: str, value: Any, cut: Cut) -> None:
     if cut.fields.get("model_type") == "minimax" and value[0] != linear and value[cut.kept[0]] == linear:
         first = next(layer for layer in range(cut.layers) if value[layer] != linear)
         raise _refusal(
-            name,
+            f"layer {cut.kept[0]}, of {linear}",
             expected="a layer of full attention to be the first: generation counts its cached tokens there",
-            found=f"layer {cut.kept[0]}, of {linear}",
             fix=f"keep layer {first}",
+            where=name,
         )
 
 
@@ -325,10 +325,10 @@ def _renamed(name: str, paths: Collection[str], new_index: Mapping[int, int]) ->
     layer = re.fullmatch(rf"({'|'.join(map(re.escape, paths))})\.(\d+)(\..*)?", name)
     if PATTERN.search(name) and NUMBER.search(name) and (not layer or OTHER_THAN_STARS.search(name)):
         raise ArchitectureError(
-            "config.json, quantization_config",
+            f"the pattern {name!r}",
             expected="layers named one by one",
-            found=f"the pattern {name!r}",
             fix="replace it by the names it stands for",
+            where="config.json, quantization_config",
         )
     if not layer:
         return name

@@ -46,10 +46,10 @@ class LayerNames:
             return cls(best[0], anatomy.layers)
         seen = {path: len(numbers) for path, numbers in numbered.items()}
         raise CheckpointError(
-            directory,
+            f"numbered prefixes {seen}" if seen else "no tensor with a layer number",
             expected=f"tensors named {anatomy.layer(0)} to {anatomy.layer(anatomy.layers - 1)}",
-            found=f"numbered prefixes {seen}" if seen else "no tensor with a layer number",
             fix="check that the weights belong to this config; a form that fuses layers must be converted first",
+            where=directory,
         )
 
     @classmethod

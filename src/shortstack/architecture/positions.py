@@ -38,15 +38,18 @@ def learned_positions(model: PreTrainedModel, anatomy: Anatomy) -> int | None:
     return min([*tables, stated or max(tables)]) if tables else None
 
 
-def check_positions(model: HasPositions, tokens: int, where: str, *, fix: str, note: str = "") -> None:
+def check_positions(
+    model: HasPositions, tokens: int, option: str, *, fix: str = "ask for fewer tokens", note: str = "", where: str = ""
+) -> None:
     """Refuse a text for which a model has too few positions; tokens: those it reads and those it generates after them.
 
     note: follows their number in the message.
     """
     if model.positions and tokens > model.positions:
         raise InputError(
-            where,
+            f"{tokens}{note}",
             expected=f"at most {model.positions} tokens, for which {model.anatomy.architecture} has positions",
-            found=f"{tokens}{note}",
             fix=fix,
+            option=option,
+            where=where,
         )

@@ -66,10 +66,10 @@ class _Comparison:
 
     def refusal(self, where: str, name: str, old: Any, new: Any) -> ArchitectureError:
         return ArchitectureError(
-            f"{self.directory}, {where}, {name}",
+            f"{new!r} in the shortened model",
             expected=f"{old!r} to stay what it is",
-            found=f"{new!r} in the shortened model",
             fix="choose other layers: this architecture derives it from the depth or the layer's position",
+            where=f"{self.directory}, {where}, {name}",
         )
 
 
@@ -86,17 +86,17 @@ def check_cut(
     after, rebuilt = built(config, directory, trust_remote_code)
     if rebuilt.layers != len(kept):
         raise ArchitectureError(
-            directory,
+            rebuilt.layers,
             expected=f"a model of {len(kept)} layers from the pruned config",
-            found=f"{rebuilt.layers}",
             fix="this architecture is not supported; open an issue with its config.json",
+            where=directory,
         )
     if _counts_tokens(model) and not _counts_tokens(after):
         raise ArchitectureError(
-            directory,
+            "layers of other kinds alone",
             expected="an attention layer to stay: generation counts its cached tokens there",
-            found="layers of other kinds alone",
             fix="keep one of the attention layers",
+            where=directory,
         )
     comparison = _Comparison(model, after, anatomy.layers_path, kept, directory)
     _compare_layers(comparison, rebuilt.layers_path)
@@ -115,7 +115,7 @@ def built(config: Mapping[str, Any], directory: Path, trust_remote_code: bool) -
             return model, dissect(model, config, directory)
         except (CheckpointError, ArchitectureError) as error:
             raise ArchitectureError(
-                directory, expected="the pruned config to build", found=error.found, fix="choose other layers"
+                error.found, expected="the pruned config to build", fix="choose other layers", where=directory
             ) from error
 
 

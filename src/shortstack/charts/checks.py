@@ -12,5 +12,5 @@ def check_picture(path: Path) -> None:
     """Refuse a picture that cannot be written, before minutes of work for it."""
     if path.suffix.lower() != ".svg":
         fix = "end it in .svg; rsvg-convert or a browser makes others of it"
-        raise InputError(path, expected="a name ending in .svg", found=repr(path.name), fix=fix)
+        raise InputError(repr(path.name), expected="a name ending in .svg", fix=fix, where=path)
     check_new(path)

@@ -20,7 +20,7 @@ from shortstack.checkpoint.record_file import read_record
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.sizes import Sizes
 from shortstack.checkpoint.source import commit_of, locate
-from shortstack.errors import CheckpointError, InputError, one_line, parameter
+from shortstack.errors import CheckpointError, InputError, one_line
 from shortstack.machine.files import digest, file_digest
 from shortstack.machine.memory import check_room
 from shortstack.machine.progress import Progress, hush_transformers, in_notebooks
@@ -243,10 +243,10 @@ class Checkpoint:
         }
         if wrong:
             raise CheckpointError(
-                self.directory,
+                "; ".join(f"{len(names)} {kind}: {names[:3]}" for kind, names in wrong.items()),
                 expected="weights that fit the config",
-                found="; ".join(f"{len(names)} {kind}: {names[:3]}" for kind, names in wrong.items()),
                 fix="download or save the checkpoint again",
+                where=self.directory,
             )
         if device_map is not None:
             return model.eval()
@@ -275,19 +275,19 @@ class Checkpoint:
                 )
         except ImportError as error:
             raise CheckpointError(
-                self.directory,
+                one_line(error),
                 expected="the libraries its weights need",
-                found=one_line(error),
                 fix="install what it names, or start from the unquantised model",
+                where=self.directory,
             ) from error
         except ValueError as error:
             if "offload_folder" not in str(error):
                 raise
             raise InputError(
-                parameter("device_map", device_map),
+                f"less with {device_map}",
                 expected="room in the memory of all devices: weights that are joined as they are read cannot lie on disk",
-                found="less",
                 fix="leave it out: a model that does not fit is read layer by layer",
+                option="device_map",
             ) from error
         return loaded
 
@@ -316,7 +316,7 @@ class Checkpoint:
 
     def _no_tokenizer(self, found: str) -> CheckpointError:
         expected, fix = "a tokenizer (tokenizer.json)", "copy the tokenizer's files beside the weights"
-        return CheckpointError(self.directory, expected=expected, found=found, fix=fix)
+        return CheckpointError(found, expected=expected, fix=fix, where=self.directory)
 
     def side_files(self) -> list[Path]:
         """Files an output must carry along: tokenizer, generation config, chat template, licence; code only when trusted."""

@@ -86,7 +86,7 @@ def check_own_files(directory: Path) -> None:
             found, fix = "a pipe, a socket or a device", "remove it"
         else:
             continue
-        raise CheckpointError(path, expected="a file of the checkpoint's own folder", found=found, fix=fix)
+        raise CheckpointError(found, expected="a file of the checkpoint's own folder", fix=fix, where=path)
     for name in (CONFIG, TOKENIZER_CONFIG):
         _check_named(directory / name)
 
@@ -104,4 +104,4 @@ def _check_named(path: Path) -> None:
         single = key.endswith("_file") and isinstance(value, str) and not is_own_name(value) and os.path.exists(value)
         if listed or single:  # single: many tell a place on their author's machine, which is not here
             expected, fix = f"{key} to name files of its own folder", "take that field out"
-            raise CheckpointError(path, expected=expected, found=repr(value), fix=fix)
+            raise CheckpointError(repr(value), expected=expected, fix=fix, where=path)

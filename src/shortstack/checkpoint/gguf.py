@@ -80,10 +80,10 @@ def _card(model: GgufFile) -> str:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        path,
+        f"one that is truncated, damaged or unknown ({type(error).__name__}: {one_line(error)})",
         expected="a GGUF file of an architecture transformers reads",
-        found=f"one that is truncated, damaged or unknown ({type(error).__name__}: {one_line(error)})",
         fix="download it again, or start from the safetensors checkpoint",
+        where=path,
     )
 
 

@@ -351,4 +351,4 @@ def _text(value: str) -> bytes:
 
 
 def _broken(path: Path, expected: str, found: str) -> CheckpointError:
-    return CheckpointError(path, expected=expected, found=found, fix="download or save this file again")
+    return CheckpointError(found, expected=expected, fix="download or save this file again", where=path)

@@ -23,10 +23,10 @@ def read_tensors(directory: Path, config: Mapping[str, Any]) -> dict[str, Stored
     """Every stored tensor by its name; headers are read, no weights."""
     if (directory / ADAPTER).exists():
         raise CheckpointError(
-            directory / ADAPTER,
+            "an adapter beside them, which transformers would apply",
             expected="weights alone",
-            found="an adapter beside them, which transformers would apply",
             fix="move it away if it is merged; else merge it into its base model first (peft: merge_and_unload)",
+            where=directory / ADAPTER,
         )
     first = _first_file(directory, config)
     if first.name.endswith(".json"):
@@ -41,10 +41,10 @@ def _first_file(directory: Path, config: Mapping[str, Any]) -> Path:
     single, index = directory / SINGLE, directory / INDEX
     if single.exists() and index.exists() and set(_weight_map(index).values()) != {SINGLE}:
         raise CheckpointError(
-            directory,
+            "both: one of them is left from an earlier save",
             expected=f"{SINGLE}, or shards with {INDEX}",
-            found="both: one of them is left from an earlier save",
             fix=f"move {INDEX} away if the weights are those of {SINGLE}, which transformers loads; else {SINGLE}",
+            where=directory,
         )
     if single.exists() or index.exists():
         return single if single.exists() else index
@@ -52,12 +52,12 @@ def _first_file(directory: Path, config: Mapping[str, Any]) -> Path:
     if not files:
         raise _no_weights(directory)
     raise CheckpointError(
-        directory,
-        expected=f"{SINGLE}, or shards with {INDEX}",
-        found=f"{files[0]} alone, which transformers does not look for"
+        f"{files[0]} alone, which transformers does not look for"
         if len(files) == 1
         else f"{len(files)} safetensors files and no index",
+        expected=f"{SINGLE}, or shards with {INDEX}",
         fix=f"name it {SINGLE} if it is the whole model" if len(files) == 1 else "download the index too",
+        where=directory,
     )
 
 
@@ -69,10 +69,10 @@ def _named(directory: Path, name: Any) -> Path:
         or not os.path.isfile(directory / name)
     ):
         raise CheckpointError(
-            directory / "config.json",
+            repr(name),
             expected=f"{NAMED_WEIGHTS} to be a safetensors file or an index in its folder",
-            found=repr(name),
             fix="download the checkpoint again, or take that field out",
+            where=directory / "config.json",
         )
     return directory / str(name)
 
@@ -83,10 +83,10 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
     for name in shards:
         if not os.path.exists(directory / name):  # False for names no file can have, too
             raise CheckpointError(
-                directory / name,
+                "no such file",
                 expected="a shard that the index names",
-                found="no such file",
                 fix="download the missing shard",
+                where=directory / name,
             )
     stored = [tensor for name in shards for tensor in read_shard(directory / name)]
     tensors = {tensor.name: tensor for tensor in stored}
@@ -108,33 +108,33 @@ def _weight_map(index: Path) -> dict[str, str]:
         files = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         expected, fix = "JSON with a weight_map from tensors to files", "download the index again"
-        raise CheckpointError(index, expected=expected, found=repr(error), fix=fix) from error
+        raise CheckpointError(repr(error), expected=expected, fix=fix, where=index) from error
     for name in files:
         if not is_own_name(name) or not name.endswith(".safetensors"):
             expected, fix = "plain .safetensors names inside the checkpoint's folder", "do not use this checkpoint"
-            raise CheckpointError(index, expected=expected, found=repr(name), fix=fix)
+            raise CheckpointError(repr(name), expected=expected, fix=fix, where=index)
     return weight_map
 
 
 def _wrong_index(index: Path, expected: str, found: str) -> CheckpointError:
-    return CheckpointError(index, expected=expected, found=found, fix="download the checkpoint again")
+    return CheckpointError(found, expected=expected, fix="download the checkpoint again", where=index)
 
 
 def _no_weights(directory: Path) -> CheckpointError:
     pickles = sorted(path for suffix in PICKLED for path in directory.glob(f"*{suffix}"))
     if pickles:
         return CheckpointError(
-            pickles[0],
+            "pickled weights",
             expected="safetensors weights (pickled files can run code)",
-            found="pickled weights",
             fix=f"if you trust the file, convert it: {conversion(str(directory), str(directory))}; "
             "then copy the tokenizer files beside it",
+            where=pickles[0],
         )
     return CheckpointError(
-        directory,
+        "no weights",
         expected=f"{SINGLE} or shards with an index",
-        found="no weights",
         fix="point at a complete checkpoint",
+        where=directory,
     )
 
 

@@ -52,13 +52,13 @@ def saved(model: Any) -> Path:
 def _check(model: Any) -> None:
     expected, fix = "a directory, a hub id, a Checkpoint or a loaded model of transformers", "give one of them"
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
-        raise InputError("the model", expected=expected, found=type(model).__name__, fix=fix)
+        raise InputError(type(model).__name__, expected=expected, fix=fix, where="the model")
     away = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
     quantised = getattr(model, "hf_quantizer", None) is not None
     if quantised or hasattr(model, "peft_config") or away:
         found = "quantised weights" if quantised else f"{away} elsewhere" if away else "adapters"
         fix = "name its directory; merge_and_unload() adapters first"
-        raise InputError("the model", expected="plain weights in memory", found=found, fix=fix)
+        raise InputError(found, expected="plain weights in memory", fix=fix, where="the model")
 
 
 def _digest(model: PreTrainedModel) -> str:

@@ -157,10 +157,10 @@ def _blocks(piece: Piece) -> Iterator[bytes]:
 
 def _ended(span: Span, left: int) -> CheckpointError:
     return CheckpointError(
-        span.path,
+        f"the end of the file at {span.end - left}",
         expected=f"bytes up to {span.end}",
-        found=f"the end of the file at {span.end - left}",
         fix="download or save this file again",
+        where=span.path,
     )
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise, takewhile
 from typing import Any
 
 from shortstack.checkpoint.checkpoint import Checkpoint
-from shortstack.errors import CheckpointError, InputError, parameter
+from shortstack.errors import CheckpointError, InputError
 
 
 def layer_map(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, int]:
@@ -60,18 +60,18 @@ def skipped_layers(checkpoint: Checkpoint, against: Checkpoint) -> frozenset[int
     earlier = list((against.record.get("layer_map") or {str(i): i for i in range(against.anatomy.layers)}).values())
     if len(kept) != checkpoint.anatomy.layers or not set(kept) <= set(earlier):
         raise CheckpointError(
-            checkpoint.source,
+            f"layers {kept} of its original",
             expected=f"a cut of {against.source}",
-            found=f"layers {kept} of its original",
             fix="name the model it was made from",
+            where=checkpoint.source,
         )
     skipped = frozenset(index for index, original in enumerate(earlier) if original not in kept)
     if not skipped and checkpoint.record["verb"] == "prune":
         raise CheckpointError(
-            against.source,
+            "one with the same layers",
             expected="the model the cut was made from",
-            found="one with the same layers",
             fix="name the model with all its layers",
+            where=against.source,
         )
     return skipped
 
@@ -83,10 +83,10 @@ def near_cuts(checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
     cuts = [place for place, (one, next_one) in enumerate(pairwise(edges)) if next_one != one + 1] if kept else []
     if not cuts:
         raise InputError(
-            parameter("near_cut"),
+            f"{checkpoint.source}, whose record tells of none",
             expected="a checkpoint that layers were removed from",
-            found=f"{checkpoint.source}, whose record tells of none",
-            fix=f"name layers by {parameter('layers')} or {parameter('last')}",
+            fix="name the layers, or train the last ones",
+            option="near_cut",
         )
     near = {layer for cut in cuts for layer in range(cut - count, cut + count)}
     return tuple(sorted(near & set(range(len(kept)))))

@@ -25,7 +25,7 @@ def read_record(directory: Path) -> Mapping[str, Any]:
         record, found = {}, str(error)
     if found:
         fix = "write the checkpoint again, or remove that file"
-        raise CheckpointError(path, expected="the record shortstack writes", found=found, fix=fix)
+        raise CheckpointError(found, expected="the record shortstack writes", fix=fix, where=path)
     _check_names(path, record["files"])
     return dict(record)
 
@@ -38,7 +38,7 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
         if not is_own_name(name.removeprefix(f"{TEMPLATES}/")) or other != name:
             expected = "files of its own folder, whose names differ by more than the case of letters"
             found = f"{name!r}" if other == name else f"{other!r} and {name!r}"
-            raise CheckpointError(path, expected=expected, found=found, fix="do not use this checkpoint")
+            raise CheckpointError(found, expected=expected, fix="do not use this checkpoint", where=path)
 
 
 def _is_record(value: Any) -> bool:

@@ -64,10 +64,10 @@ class StoredTensor:
         row = math.prod(self.shape[axis:]) * BITS[self.dtype]
         if self.shape[axis] % count or row % (8 * count):
             raise CheckpointError(
-                self.file,
+                f"shape {list(self.shape)} of {self.dtype}",
                 expected=f"{self.name} as {count} equal blocks along axis {axis}",
-                found=f"shape {list(self.shape)} of {self.dtype}",
                 fix="find the config that belongs to these weights",
+                where=self.file,
             )
         assert isinstance(self.data, Span)  # noqa: S101  cut once, from what was read
         width = row // 8 // count
@@ -99,10 +99,10 @@ def read_shard(path: Path) -> list[StoredTensor]:
             header, data_start = _read_header(file, size, path)
     except OSError as error:
         raise CheckpointError(
-            path,
+            error.strerror or str(error),
             expected="a readable safetensors file",
-            found=error.strerror or str(error),
             fix="download the checkpoint again",
+            where=path,
         ) from error
     tensors = [_declared(path, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"]
     tensors.sort(key=lambda tensor: (tensor.data.start, tensor.size))  # type: ignore[union-attr]  # empty ones first
@@ -135,7 +135,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _broken(path: Path, expected: str, found: str) -> CheckpointError:
-    return CheckpointError(path, expected=expected, found=found, fix="download or save this file again")
+    return CheckpointError(found, expected=expected, fix="download or save this file again", where=path)
 
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], int]:

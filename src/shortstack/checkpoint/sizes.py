@@ -51,14 +51,14 @@ def check_not_other(data: Mapping[str, Any], where: object, *, plan: bool) -> No
     scored, planned = "scores" in data and "removed" not in data, "removed" in data and "scores" not in data
     if plan and scored:
         fix = f"make a plan of them: shortstack plan {where} -o plan.json"
-        raise DataError(where, expected="a plan, as `shortstack plan -o` writes it", found="scores", fix=fix)
+        raise DataError("scores", expected="a plan, as `shortstack plan -o` writes it", fix=fix, where=where)
     if not plan and planned:
         fix = "prune by it, or name the scores that it was made from"
-        raise DataError(where, expected="scores, as `shortstack score -o` writes them", found="a plan", fix=fix)
+        raise DataError("a plan", expected="scores, as `shortstack score -o` writes them", fix=fix, where=where)
 
 
 def not_written_by(verb: str, where: object, found: str) -> DataError:
     """The error for JSON that is not what one of shortstack's verbs writes."""
     return DataError(
-        where, expected=f"the JSON that `shortstack {verb} -o` writes", found=found, fix=f"{verb} the model again"
+        found, expected=f"the JSON that `shortstack {verb} -o` writes", fix=f"{verb} the model again", where=where
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, DOWNLOADED, is_demo
 from shortstack.checkpoint.index import conversion
-from shortstack.errors import CheckpointError, InputError, one_line, parameter
+from shortstack.errors import CheckpointError, InputError, one_line
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress
 
@@ -29,12 +29,7 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
 
     local = os.path.exists(model) and model != ""
     if revision and (local or model.endswith(".gguf")):
-        raise InputError(
-            parameter("revision"),
-            expected="a hub model",
-            found=f"the local {model}",
-            fix=f"leave {parameter('revision')} out",
-        )
+        raise InputError(f"the local {model}", expected="a hub model", fix="leave it out", option="revision")
     if is_demo(model):
         packaged = _packaged_demo()
         return (
@@ -49,19 +44,19 @@ def locate(model: str, revision: str | None, progress: Progress, *, download: bo
         return path
     if local:
         raise CheckpointError(
-            path,
+            "a file",
             expected="a directory, a .gguf file or a hub id",
-            found="a file",
             fix="name the directory that holds it",
+            where=path,
         )
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and path.suffix != ".gguf" and not path.parent.exists():
         fix = "check the spelling; for a local model, create that directory"
         return _from_hub(model, revision, fix=fix, download=download)
     raise CheckpointError(
-        model or "the model's name",
+        "no such file or directory" if model else "nothing",
         expected="a directory, a .gguf file, a hub id like org/name, or demo",
-        found="no such file or directory" if model else "nothing",
         fix="check the path",
+        where=model or "the model's name",
     )
 
 
@@ -91,17 +86,17 @@ def _from_hub(name: str, revision: str | None, *, fix: str, download: bool) -> P
         ValueError,
     ) as error:  # ValueError: a bad name, or an answer not JSON
         raise CheckpointError(
-            name,
+            one_line(error) if download else NOT_HERE,
             expected="a directory of that name, or a model on the hub",
-            found=one_line(error) if download else NOT_HERE,
             fix=fix,
+            where=name,
         ) from error
     if not any(snapshot.glob("*.safetensors")):
         raise CheckpointError(
-            name,
+            "none",
             expected="safetensors weights on the hub (pickled files can run code, and are not downloaded)",
-            found="none",
             fix=f"if it has pickled weights and you trust them, convert "
             f"them: {conversion(name, name.rpartition('/')[2])}",
+            where=name,
         )
     return snapshot

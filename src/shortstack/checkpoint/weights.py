@@ -50,10 +50,10 @@ def read_weight(tensor: StoredTensor, buffer: Tensor | None = None) -> Tensor:
 def _dtype(tensor: StoredTensor) -> torch.dtype:
     if tensor.dtype not in DTYPES:
         raise CheckpointError(
-            tensor.file,
+            tensor.dtype,
             expected=f"{tensor.name} in one of {', '.join(DTYPES)}",
-            found=tensor.dtype,
             fix="start from the unquantised model",
+            where=tensor.file,
         )
     return DTYPES[tensor.dtype]
 
@@ -109,10 +109,10 @@ def check_fit(checkpoint: Checkpoint, *, extra_heads: bool = True) -> None:
         if names:
             shown = ", ".join(sorted(map(_described, names))[:3])
             raise CheckpointError(
-                checkpoint.directory,
+                f"{len(names)} {kind}: {shown}",
                 expected="the weights that config.json describes",
-                found=f"{len(names)} {kind}: {shown}",
                 fix=fix,
+                where=checkpoint.directory,
             )
 
 
@@ -120,10 +120,10 @@ def check_unquantised(checkpoint: Checkpoint, what_for: str, verb: str) -> None:
     """Refuse quantised weights, which would be written in another form than they have."""
     if checkpoint.config.get("quantization_config"):
         raise CheckpointError(
-            checkpoint.directory,
+            "a quantised checkpoint",
             expected=f"16- or 32-bit weights {what_for}",
-            found="a quantised checkpoint",
             fix=f"{verb} the unquantised model, then quantise",
+            where=checkpoint.directory,
         )
 
 
@@ -218,10 +218,10 @@ def _known(checkpoint: Checkpoint, name: str) -> StoredTensor:
         found = replace(tied, name=name) if tied else None
     if found is None:
         raise CheckpointError(
-            checkpoint.directory,
+            "none of that name",
             expected=f"a stored tensor for {name}",
-            found="none of that name",
             fix="report this checkpoint",
+            where=checkpoint.directory,
         )
     return found
 
@@ -236,10 +236,10 @@ def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTenso
     known = _known(checkpoint, name)
     if known.dtype not in TRAINABLE:
         raise CheckpointError(
-            checkpoint.directory,
+            known.dtype,
             expected=f"{name} in 16 or 32 bits",
-            found=known.dtype,
             fix="heal the unquantised model, then quantise",
+            where=checkpoint.directory,
         )
     data = weight.to(DTYPES[known.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return replace(known, shape=tuple(weight.shape), data=data)

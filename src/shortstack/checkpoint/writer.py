@@ -17,7 +17,7 @@ from shortstack.checkpoint.card import CARD, Told, licence_of, model_card
 from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.pieces import WrittenFile
 from shortstack.checkpoint.safetensors import StoredTensor, write_shard
-from shortstack.errors import InputError, OutputError, parameter
+from shortstack.errors import InputError, OutputError
 from shortstack.machine.files import check_disk, check_new, file_digest, partial_of, rename_new, sync, sync_tree
 from shortstack.machine.formats import bytes_of
 from shortstack.machine.locks import OutputLock
@@ -102,10 +102,7 @@ class CheckpointWriter:
         here, there = self.out.resolve(), source.resolve()
         if here == there or there in here.parents:
             raise OutputError(
-                self.out,
-                expected="an output outside the input",
-                found=f"it is in {source}",
-                fix="name another place",
+                f"it is in {source}", expected="an output outside the input", fix="name another place", where=self.out
             )
 
     @contextmanager
@@ -128,10 +125,10 @@ class CheckpointWriter:
         except OSError as error:
             self._discard()
             raise OutputError(
-                self.out,
+                error.strerror or str(error),
                 expected="a directory that can be made",
-                found=error.strerror or str(error),
                 fix="name another",
+                where=self.out,
             ) from error
         return self
 
@@ -218,10 +215,10 @@ def parse_size(size: str | int) -> int:
     nbytes = size if isinstance(size, int) else bytes_of(size) or 0
     if nbytes < 1:
         raise InputError(
-            parameter("max_shard_size"),
+            repr(size),
             expected="a size like 5GB or 500MB",
-            found=repr(size),
             fix="write a whole number and a unit",
+            option="max_shard_size",
         )
     return nbytes
 

@@ -292,7 +292,7 @@ def _stopped(number: int, _frame: object) -> NoReturn:
 def _no_memory(error: BaseException) -> ShortstackError:
     found = one_line(error) or type(error).__name__
     fix = "free memory, take a larger machine, or less text at once; --dry-run of a verb says what it needs"
-    return ShortstackError("memory", expected="room for what is computed", found=found, fix=fix)
+    return ShortstackError(found, expected="room for what is computed", fix=fix, where="memory")
 
 
 def _of_the_system(error: OSError) -> ShortstackError:
@@ -302,5 +302,5 @@ def _of_the_system(error: OSError) -> ShortstackError:
     if error.errno == errno.EIO:
         expected, fix = "a disk that works", "check it (the system's log may say more), and run the command again"
     return ShortstackError(
-        error.filename or "the disk", expected=expected, found=error.strerror or repr(error), fix=fix
+        error.strerror or repr(error), expected=expected, fix=fix, where=error.filename or "the disk"
     )

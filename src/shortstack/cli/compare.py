@@ -98,7 +98,7 @@ class CalibrationOptions:
             raise unused("compare without --repair", "--repair-samples", self.repair_samples)
         if self.search and self.metric != CalibrationOptions.metric:
             raise InputError(
-                "--search", expected="--search without --metric", found="--metric beside it", fix="give one of them"
+                "--metric beside it", expected="--search without --metric", fix="give one of them", option="search"
             )
 
     def calibration(
@@ -161,7 +161,7 @@ def compare(
     """Compare pruned, quantised and narrowed models at equal bytes."""
     chosen.check()
     if not texts.sources:
-        raise InputError("--perplexity", expected="a text to sort rows by", found="none", fix="name one: pydoc")
+        raise InputError("none", expected="a text to sort rows by", fix="name one: pydoc", option="perplexity")
     if output:
         check_new(output)
 

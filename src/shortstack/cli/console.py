@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.errors import ShortstackError, as_option
+from shortstack.errors import ShortstackError
 from shortstack.machine.files import finite
 from shortstack.machine.formats import printable
 from shortstack.machine.progress import say
@@ -95,7 +95,7 @@ def next_step(command: str) -> None:
 
 
 def fail(error: ShortstackError) -> None:
-    """An error as three short lines on stderr, parameters spelled as options."""
-    words = error.spelled(as_option)
-    fix = words.fix if words.fix.endswith("?") else f"to fix it {words.fix}"
-    say(f"Error: {words.where}\n  expected  {words.expected}\n  found     {words.found}\n  {fix}")
+    """An error as four short lines on stderr."""
+    place = error.place(error.option and f"--{error.option.replace('_', '-')}")
+    fix = error.fix if error.fix.endswith("?") else f"to fix it {error.fix}"
+    say(f"Error: {place}\n  expected  {error.expected}\n  found     {error.found}\n  {fix}")

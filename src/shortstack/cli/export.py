@@ -45,22 +45,21 @@ class ExportOptions:
         """Say what is wrong before the checkpoint is opened."""
         if self.gguf is None and self.push_to_hub is None:
             fix = "add --gguf FILE or --push-to-hub ORG/NAME"
-            raise InputError("export", expected="where it is to go", found="nowhere", fix=fix)
+            raise InputError("nowhere", expected="where it is to go", fix=fix, where="export")
         if self.gguf is not None and self.gguf.suffix != ".gguf":
-            raise InputError("--gguf", expected="a name that ends in .gguf", found=str(self.gguf), fix="name it so")
+            raise InputError(self.gguf, expected="a name that ends in .gguf", fix="name it so", option="gguf")
         for name, needed, given in (
-            ("--ollama", "--gguf", self.gguf),
-            ("--converter", "--gguf", self.gguf),
-            ("--trust-remote-code", "--gguf", self.gguf),
-            ("--private", "--push-to-hub", self.push_to_hub),
-            ("--pr", "--push-to-hub", self.push_to_hub),
-            ("--license", "--push-to-hub", self.push_to_hub),
-            ("--results", "--push-to-hub", self.push_to_hub),
+            ("ollama", "--gguf", self.gguf),
+            ("converter", "--gguf", self.gguf),
+            ("trust_remote_code", "--gguf", self.gguf),
+            ("private", "--push-to-hub", self.push_to_hub),
+            ("pr", "--push-to-hub", self.push_to_hub),
+            ("license", "--push-to-hub", self.push_to_hub),
+            ("results", "--push-to-hub", self.push_to_hub),
         ):
-            if getattr(self, name[2:].replace("-", "_")) and given is None:
-                raise InputError(
-                    name, expected=f"{needed} beside it", found="none", fix=f"add {needed}, or leave it out"
-                )
+            if getattr(self, name) and given is None:
+                fix = f"add {needed}, or leave it out"
+                raise InputError("none", expected=f"{needed} beside it", fix=fix, option=name)
 
 
 @verb()
@@ -73,7 +72,7 @@ def export(
     asked.check()
     if directory.endswith(".gguf"):
         fix = f"use it as it is: llama-server -m {directory}"
-        raise InputError(directory, expected="a checkpoint directory", found="a .gguf file already", fix=fix)
+        raise InputError("a .gguf file already", expected="a checkpoint directory", fix=fix, where=directory)
     if asked.ollama and asked.gguf:
         check_new(_modelfile_of(asked.gguf), make_folders=True)
 
@@ -140,8 +139,8 @@ def _results(files: str | None) -> list[Evaluated]:
         try:
             _ = each["perplexity"], each["tasks"], results_section([Evaluated("", each)])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            where, fix = f"--results {path}", "name the JSON of evaluate"
-            raise InputError(where, expected="what evaluate found", found="something else", fix=fix) from error
+            expected, fix = "what evaluate found", "name the JSON of evaluate"
+            raise InputError("something else", expected=expected, fix=fix, option="results", where=path) from error
     return [Evaluated(Path(str(each.get("model", path.stem))).name, each) for path, each in found]
 
 

@@ -16,7 +16,7 @@ from shortstack.cli.app import verb
 from shortstack.cli.dry_run import CHECKS, show_dry_run
 from shortstack.cli.option_groups import Values, Without
 from shortstack.cli.options import Out, Reporting, Session, going_on
-from shortstack.errors import OutputError, parameter
+from shortstack.errors import OutputError
 from shortstack.healing import Partial, Turns
 from shortstack.healing.methods import MethodOptions, check_known
 from shortstack.healing.options import COMPONENTS, task_of
@@ -65,10 +65,10 @@ class HealRun:
             check_picture(self.plot)
         if self.resume and output.is_dir():
             raise OutputError(
-                output,
+                "its output: that run has ended",
                 expected="an unfinished run to go on with",
-                found="its output: that run has ended",
-                fix=f"leave it, or name another {parameter('output')} for a new run",
+                fix="leave it, or name another output for a new run",
+                where=output,
             )
         check_new(output, make_folders=True)
 

@@ -276,11 +276,11 @@ def check_near(words: list[str], known: set[str]) -> None:
         having, fix = REFUSED.get(name.replace("_", "-"), ("", ""))
         if meant or having in known:
             fix = f"write {' or '.join(meant)}" if meant else fix
-            raise InputError(name, expected="an option of this verb", found="none of that name", fix=fix)
+            raise InputError("none of that name", expected="an option of this verb", fix=fix, where=name)
         near = difflib.get_close_matches(name, [*known, *theirs], 1, 0.8)
         if near and near[0] in theirs:
             fix = f"write {theirs[near[0]]}, or {near[0]}"
-            raise InputError(name, expected="an option of this verb", found="none of that name", fix=fix)
+            raise InputError("none of that name", expected="an option of this verb", fix=fix, where=name)
 
 
 def spelled(words: list[str], known: set[str]) -> list[str]:
@@ -315,4 +315,4 @@ def _check_one_name(typed_as: dict[str, str], ours: str, typed: str) -> None:
     """Refuse a second name of an option: which of the two values is meant nobody could say."""
     before = typed_as.setdefault(ours, typed)
     if before.replace("_", "-") != typed.replace("_", "-"):
-        raise InputError(typed, expected="an option once", found=f"{before}, which is the same", fix="leave one out")
+        raise InputError(f"{before}, which is the same", expected="an option once", fix="leave one out", where=typed)

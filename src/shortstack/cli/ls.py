@@ -57,7 +57,7 @@ def _check_listed(what: str) -> None:
     try:
         check_choice_of("what", what, LISTED)
     except InputError as error:
-        raise error.about("ls") from error  # it is no option
+        raise error.but(option="", where="ls") from error  # it is no option
 
 
 def _cell(value: object) -> str:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 import typer
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.formats import amount_of, count_of
 from shortstack.machine.options import Option, within
 
@@ -202,9 +202,10 @@ def _read(value: Any, field: Field[Any]) -> Any:
     known: Option = field.metadata["option"]
     found = amount_of(value) if known.shares else count_of(value)
     if found is None and "str" not in kinds:
-        where, fix = parameter(field.name, value), f"write {parameter(field.name, 64)}"
         share = ", or a share above 0% and up to 100%" if known.shares else ""
-        raise InputError(where, expected=f"a number, such as 64 or 1k{share}", found=repr(value), fix=fix)
+        raise InputError(
+            repr(value), expected=f"a number, such as 64 or 1k{share}", fix="write a number", option=field.name
+        )
     if found is None:
         return value
     return within(field.name, found, known, field.default)

@@ -42,10 +42,10 @@ def repair_text(text: CalibrationText, samples: int) -> CalibrationText:
     """The text to repair on: at most so many windows in all, since a short text has fewer."""
     if text.samples != CalibrationText.samples:
         raise InputError(
-            "--samples",
+            text.samples,
             expected="--repair-samples, the windows to repair on",
-            found=f"--samples {text.samples}",
             fix=f"write --repair-samples {text.samples}",
+            option="samples",
         )
     return text.of_all(samples)
 
@@ -100,7 +100,7 @@ def check_unused(where: str, *groups: object) -> None:
 def unused(where: str, name: str, value: object) -> InputError:
     """The error for an option that changes nothing."""
     return InputError(
-        where, expected=f"no {name}: it changes nothing here", found=f"{name} {value}", fix="leave it out"
+        f"{name} {value}", expected=f"no {name}: it changes nothing here", fix="leave it out", where=where
     )
 
 

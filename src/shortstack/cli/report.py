@@ -66,10 +66,10 @@ def report(
 def _check_one_result(*asked: bool) -> None:
     if sum(asked) > 1:
         raise InputError(
-            "--markdown, --latex, --json",
+            sum(asked),
             expected="one of them: each is the whole of stdout",
-            found=f"{sum(asked)}",
             fix="run the command once for each",
+            where="--markdown, --latex, --json",
         )
 
 

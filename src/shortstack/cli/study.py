@@ -10,7 +10,7 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.dry_run import lacking
 from shortstack.cli.options import Reporting, going_on
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.formats import size
 from shortstack.machine.memory import Requirements
 from shortstack.study.run_options import RunOptions
@@ -39,8 +39,8 @@ def study(
     if run.dry_run:
         return _count(file, run, report)
     if run.output is None:
-        fix = f"add {parameter('output', 'runs')}, or {parameter('dry_run', True)}"
-        raise InputError(parameter("output"), expected="a folder for the study", found="none", fix=fix)
+        fix = "name one, or look at the plan with dry_run"
+        raise InputError("none", expected="a folder for the study", fix=fix, option="output")
     with report.bars() as progress, going_on(f"the same command goes on from there; what is done lies in {run.output}"):
         outcome = run_study(
             file, run.output, launcher=run.launcher, artefacts=run.artefacts, keep=run.keep, progress=progress

@@ -11,7 +11,7 @@ from shortstack.cli import console
 from shortstack.cli.app import verb
 from shortstack.cli.options import Model, Session
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number
 from shortstack.machine.options import check_options, option
@@ -45,13 +45,13 @@ class DepthOptions:
     def questions(self) -> Path | Tasks | None:
         """A file of questions, or a standard task."""
         standard = self.task is not None and not self.task.endswith(".jsonl")
-        for name, value in (("--limit", self.limit), ("--data-dir", self.data_dir)):
+        for name, value in (("limit", self.limit), ("data_dir", self.data_dir)):
             if value is not None and not standard:
                 raise InputError(
-                    name,
+                    f"--task {self.task}" if self.task else "none",
                     expected="a standard task",
-                    found=f"--task {self.task}" if self.task else "none",
                     fix="add --task piqa",
+                    option=name,
                 )
         if self.task is None:
             return None
@@ -61,7 +61,7 @@ class DepthOptions:
         try:
             return Tasks(self.task, limit=self.limit, data_dir=self.data_dir) if standard else Path(self.task)
         except InputError as error:
-            raise (error.about(parameter("task")) if error.parameter == "tasks" else error) from error
+            raise (error.but(option="task") if error.option == "tasks" else error) from error
 
 
 @verb()

@@ -68,7 +68,7 @@ def _verify_file(file: Path, against: str | None, session: Session, output: Path
 
     source = gguf_of(against) if against else None
     if against and source is None:
-        raise InputError("--against", expected="a .gguf file", found=against, fix="name the file that it was made from")
+        raise InputError(against, expected="a .gguf file", fix="name the file that it was made from", option="against")
     with session.report.bars() as progress:
         result = verify_gguf(file, against=source, progress=progress)
     session.report.result(result.to_dict(), lambda: show_verification(str(file), result), output)

@@ -22,7 +22,7 @@ from shortstack.data import Tokens
 from shortstack.decoder import Decoder
 from shortstack.decoder.mlps import Mlp
 from shortstack.decoder.quantisation import INT8, SCHEMES, Scheme, quantise, saved_bytes, uncovered
-from shortstack.errors import ArchitectureError, InputError, PlanError, parameter
+from shortstack.errors import ArchitectureError, InputError, PlanError
 from shortstack.healing import heal
 from shortstack.healing.options import task_of
 from shortstack.healing.recipes import read_recipe
@@ -86,10 +86,7 @@ class Calibration:
     def __post_init__(self) -> None:
         if not self.choice.by.singles:
             raise InputError(
-                parameter("metric"),
-                expected="one that scores single layers",
-                found=self.metric,
-                fix=f"write {parameter('metric', 'ppl')}",
+                self.metric, expected="one that scores single layers", fix="take another, such as ppl", option="metric"
             )
 
     @functools.cached_property
@@ -336,17 +333,17 @@ def parse_memory(memory: str, whole: int, *, least: int = 0) -> int:
     share = float(digits) if memory.strip().endswith("%") and digits.replace(".", "", 1).isdecimal() else 0.0
     if not 0 < share < 100:
         raise InputError(
-            parameter("memory"),
+            repr(memory),
             expected="a share of the unpruned weights' bytes, above 0% and below 100%",
-            found=repr(memory),
-            fix=f"write {parameter('memory', '50%')}",
+            fix="name a share such as 50%",
+            option="memory",
         )
     budget = int(whole * share / 100)
     if budget <= least:
         raise InputError(
-            parameter("memory"),
+            memory,
             expected=f"more than the {least / whole:.0%} of the bytes that are not in layers and stay in every baseline",
-            found=memory,
-            fix=f"write {parameter('memory', f'{min(99, 100 * least // whole + 10)}%')}",
+            fix=f"allow more, such as {min(99, 100 * least // whole + 10)}%",
+            option="memory",
         )
     return budget

@@ -23,7 +23,7 @@ from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.likelihoods import answers
 from shortstack.decoder.requirements import requirements as model_requirements
 from shortstack.decoder.requirements import writing_requirements
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.evaluation import Perplexity, Tasks
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.perplexity import measure
@@ -240,13 +240,12 @@ def requirements(checkpoint: Checkpoint, calibration: Calibration, budget: int, 
 
 def _check_lengths(checkpoint: Checkpoint, judging: Judging) -> None:
     """Refuse what is longer than the model has positions for, before it is loaded."""
-    shorter = f"write {parameter('length', checkpoint.positions)}"
     for tokens in judging.texts.values():
-        check_positions(checkpoint, tokens.ids.shape[1], parameter("length"), fix=shorter)
+        check_positions(checkpoint, tokens.ids.shape[1], "length")
     check_load(checkpoint, judging.load)
     written, note = collapse_tokens(checkpoint.tokenizer()), ", written after eight beginnings to see what collapses"
-    fix = f"measure it with evaluate {parameter('collapse_check', False)}"
-    check_positions(checkpoint, written, "compare", fix=fix, note=note)
+    fix = "measure it with evaluate, with collapse_check turned off"
+    check_positions(checkpoint, written, "", fix=fix, note=note, where="compare")
 
 
 def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
@@ -257,10 +256,10 @@ def _check_tokens(checkpoint: Checkpoint, healed: Checkpoint) -> None:
     if same and wanted <= known:
         return
     raise InputError(
-        parameter("healed"),
+        f"{known:,} embeddings" if same else f"another tokenizer, of {len(mine):,} tokens",
         expected=f"the tokenizer of {checkpoint.source}, and an embedding for each of its {wanted:,} tokens",
-        found=f"{known:,} embeddings" if same else f"another tokenizer, of {len(mine):,} tokens",
         fix="name a model made from that one, or give this one to evaluate",
+        option="healed",
     )
 
 

@@ -32,7 +32,7 @@ def comparison_picture(rows: Sequence[Judged], title: str) -> Picture:
             points.append((row, Point(row.bytes, value, f"{row.name}: {size(row.bytes)}, perplexity {number(value)}")))
     if len(points) < 2:
         expected, fix = "two baselines to draw", "see their reasons in the table"
-        raise InputError("the picture", expected=expected, found=str(len(points)), fix=fix)
+        raise InputError(len(points), expected=expected, fix=fix, where="the picture")
     best = front([point for _, point in points], less_x=True, less_y=True)
     lines = [
         Series(row.name, [point], 5 if row.name == "unpruned" else 0 if point in best else None, joined=False)

@@ -61,7 +61,7 @@ def mask(decoder: Decoder, norms: Mapping[str, Tensor] | None = None) -> int:
     odd = unmaskable(decoder)
     if odd:
         raise ArchitectureError(
-            decoder.anatomy.architecture, expected=f"inputs in groups of {GROUP}", found=odd, fix="leave 2:4 out"
+            odd, expected=f"inputs in groups of {GROUP}", fix="leave 2:4 out", where=decoder.anatomy.architecture
         )
     zeroed = 0
     for number, layer in enumerate(decoder.layers):

@@ -61,18 +61,18 @@ def find_mlps(decoder: Decoder) -> list[Mlp]:
             fitting = mlps_of(decoder, number)
         if len(fitting) != 1:
             raise ArchitectureError(
-                f"{decoder.anatomy.architecture}, layer {number}",
+                f"{len(fitting)} (fused matrices and routed experts are none)",
                 expected="one MLP whose neurons are rows of linear layers that lie beside the one it ends in",
-                found=f"{len(fitting)} (fused matrices and routed experts are none)",
                 fix=LEAVE_OUT,
+                where=f"{decoder.anatomy.architecture}, layer {number}",
             )
         mlps += fitting
     if len(set(mlps)) > 1:
         raise ArchitectureError(
-            decoder.anatomy.architecture,
+            f"{sorted({mlp.neurons for mlp in mlps})} neurons",
             expected="MLPs of one width in all layers",
-            found=f"{sorted({mlp.neurons for mlp in mlps})} neurons",
             fix=LEAVE_OUT,
+            where=decoder.anatomy.architecture,
         )
     return mlps
 
@@ -135,7 +135,7 @@ def chosen_width(
     """Which `keep` neurons of each layer stay: by activation, given input_norms(), or without by magnitude."""
     if not 0 < keep < mlps[0].neurons:
         raise InputError(
-            "neurons", expected=f"1 to {mlps[0].neurons - 1}", found=str(keep), fix="keep fewer, but at least one"
+            keep, expected=f"1 to {mlps[0].neurons - 1}", fix="keep fewer, but at least one", where="neurons"
         )
     field = size_field(checkpoint, mlps, keep)
     scores = by_magnitude(decoder, mlps) if norms is None else by_activation(decoder, mlps, norms)
@@ -150,10 +150,10 @@ def size_field(checkpoint: Checkpoint, mlps: Sequence[Mlp], keep: int) -> str:
             if _shapes(model) == _expected(checkpoint, mlps, keep):
                 return str(field)
     raise ArchitectureError(
-        checkpoint.directory,
+        "none",
         expected=f"a config field that counts the {mlps[0].neurons} neurons of each MLP, and nothing else",
-        found="none",
         fix=LEAVE_OUT,
+        where=checkpoint.directory,
     )
 
 
@@ -197,7 +197,7 @@ def _stored(checkpoint: Checkpoint, number: int, mlp: Mlp) -> dict[str, tuple[St
     missing = [name for name in places if name.endswith(".weight") and name not in checkpoint.tensors]
     if missing:
         raise ArchitectureError(
-            checkpoint.directory, expected=f"a stored tensor {missing[0]}", found="none of that name", fix=LEAVE_OUT
+            "none of that name", expected=f"a stored tensor {missing[0]}", fix=LEAVE_OUT, where=checkpoint.directory
         )
     return {name: (checkpoint.tensors[name], axis) for name, axis in places.items() if name in checkpoint.tensors}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.data.mixture import Weighted, Written, parse_sources
 from shortstack.data.sources import OWN, prompt_and_response, read_records, record_format, shuffled_records
 from shortstack.data.tokens import bos_ids, check_text, encode, filled_window, own_windows
-from shortstack.errors import DataError, parameter
+from shortstack.errors import DataError
 from shortstack.machine.numbers import is_share, part_of
 
 if TYPE_CHECKING:
@@ -123,10 +123,10 @@ def shares(sources: Sequence[Weighted], sizes: Mapping[str, int], most: float | 
         most = part_of(most, sum(shares(sources, sizes, None).values()))
     if most is not None and most < len(sources):
         raise DataError(
-            parameter("max_samples"),
+            f"{most:g} in all",
             expected=f"at least one sample of each of {len(sources)} sources",
-            found=f"{most:g} in all",
             fix="allow more, or name fewer sources",
+            option="max_samples",
         )
     whole = sum(each.weight for each in sources)
     bounds = [sizes[each.source] / each.weight for each in sources if each.source in sizes]
@@ -153,10 +153,10 @@ def _read(
     found = [part for parts in islice(useful(), most) for part in parts]
     if not found:
         raise DataError(
-            source,
+            f"none among {records} records: what is left of each is one token, or a prompt alone",
             expected="samples with something to learn",
-            found=f"none among {records} records: what is left of each is one token, or a prompt alone",
-            fix=f"raise {parameter('max_length')}, or check the data",
+            fix="raise max_length, or check the data",
+            where=source,
         )
     return found
 
@@ -232,10 +232,10 @@ def _answer_span(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
     prompt, text = render(messages[:-1], tokenizer, answer=True), render(messages, tokenizer)
     if not text.startswith(prompt):
         raise DataError(
-            _place(messages),
+            "one that renders the prompt otherwise once it is answered",
             expected="a chat template that renders a conversation as its prompt and then the answer",
-            found="one that renders the prompt otherwise once it is answered",
             fix="give prompt and completion records instead of messages",
+            where=_place(messages),
         )
     return text, len(prompt)
 
@@ -246,10 +246,10 @@ def _learning(
     """The text as tokens; those that begin in one of the spans of characters count."""
     if not tokenizer.is_fast:
         raise DataError(
-            "messages",
+            type(tokenizer).__name__,
             expected="a tokenizer that says which characters a token is of (tokenizer.json)",
-            found=type(tokenizer).__name__,
             fix="give prompt and completion records instead of messages",
+            where="messages",
         )
     check_text(text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -263,16 +263,16 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizer
 
     if not tokenizer.chat_template:
         raise DataError(
-            "messages", expected="a tokenizer with a chat template", found="none", fix="give alpaca, dolly or text data"
+            "none", expected="a tokenizer with a chat template", fix="give alpaca, dolly or text data", where="messages"
         )
     try:
         return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer, tokenize=False))
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DataError(
-            _place(messages),
+            str(error) or type(error).__name__,
             expected="a conversation the model's chat template takes",
-            found=str(error) or type(error).__name__,
             fix="correct its roles and their order, or leave that conversation out",
+            where=_place(messages),
         ) from error
 
 

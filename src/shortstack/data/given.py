@@ -29,16 +29,16 @@ def source_of(source: str | Rows) -> str:
     if isinstance(source, Mapping):  # a DatasetDict, as load_dataset() gives it
         splits = ", ".join(map(str, source))
         fix = "give one of them"
-        raise DataError("the data", expected="rows", found=f"several sets by name: {splits}", fix=fix)
+        raise DataError(f"several sets by name: {splits}", expected="rows", fix=fix, where="the data")
     if not hasattr(source, "__iter__"):
         expected, fix = (
             "a source by name, or texts, chats or records",
             "give a list of texts, or a name such as 'pydoc'",
         )
-        raise DataError("the data", expected=expected, found=f"a {type(source).__name__}, {source!r}"[:80], fix=fix)
+        raise DataError(f"a {type(source).__name__}, {source!r}"[:80], expected=expected, fix=fix, where="the data")
     lines = [_line(row, number) for number, row in enumerate(source)]
     if not lines:
-        raise DataError("the data", expected="texts, chats or records", found="none", fix="give some")
+        raise DataError("none", expected="texts, chats or records", fix="give some", where="the data")
     content = "".join(f"{line}\n" for line in lines)
     path = cache_directory("data") / f"{hashlib.sha256(content.encode()).hexdigest()}.jsonl"
     if path.is_file():
@@ -59,7 +59,7 @@ def _line(row: Any, number: int) -> str:
     except TypeError as error:  # an image, a date
         found, fix = str(error), "leave that column out"
     expected = "a text, a chat (a list of messages with role and content), or a record"
-    raise DataError(f"the data, row {number}", expected=expected, found=found, fix=fix)
+    raise DataError(found, expected=expected, fix=fix, where=f"the data, row {number}")
 
 
 def _record(row: Any) -> Mapping[str, Any] | None:

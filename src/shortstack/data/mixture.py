@@ -68,7 +68,7 @@ def parse_sources(text: str) -> tuple[Weighted, ...]:
     names = [each.source for each in found]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
-        raise DataError(text, expected="each source once", found=f"{twice} twice", fix=_once(text))
+        raise DataError(f"{twice} twice", expected="each source once", fix=_once(text), where=text)
     return tuple(found)
 
 
@@ -93,10 +93,10 @@ def _weighted(part: str, text: str) -> Weighted:
         number = math.nan
     if not name or not 0 < number < math.inf:
         raise DataError(
-            text,
+            repr(part),
             expected="sources with commas between them, each with =WEIGHT behind it or without",
-            found=repr(part),
             fix="write a number above 0 behind the name, as in pydoc=2,self",
+            where=text,
         )
     return Weighted(name, number)
 

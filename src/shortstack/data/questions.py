@@ -60,7 +60,7 @@ def read_questions(path: str | Path) -> list[Question]:
     for where, value in read_lines(Path(path)):
         if not _is_question(value):
             fix = "correct or delete that line; `answer` counts from 0"
-            raise DataError(where, expected=f"a question like {LAYOUT}", found=json.dumps(value)[:80], fix=fix)
+            raise DataError(json.dumps(value)[:80], expected=f"a question like {LAYOUT}", fix=fix, where=where)
         questions.append(Question(value["context"], tuple(value["choices"]), value["answer"]))
     return questions
 
@@ -98,9 +98,9 @@ def request(tokenizer: PreTrainedTokenizerBase, context: str, choice: str) -> Re
     start = len(bos) + len(before)
     if not start or len(before) >= len(ids):
         raise DataError(
-            f"the question {context[-40:]!r} with the choice {choice[:40]!r}",
+            f"{start} and {len(ids) - len(before)}",
             expected="a token of context before the choice, and a token of the choice after it",
-            found=f"{start} and {len(ids) - len(before)}",
             fix="write what comes before the choices, and choices that are more than spaces",
+            where=f"the question {context[-40:]!r} with the choice {choice[:40]!r}",
         )
     return Request((*bos, *ids), start)

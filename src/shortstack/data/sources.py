@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import DataError, InputError, one_line, parameter
+from shortstack.errors import DataError, InputError, one_line
 from shortstack.machine.hub import hub_or_copies
 
 OWN = "self"  # what the model writes itself
@@ -109,10 +109,10 @@ def parse_samples(samples: str | int) -> int | None:
         return None
     if not str(samples).isdecimal() or not int(samples):
         raise InputError(
-            parameter("samples"),
+            repr(str(samples)),
             expected="a number of windows, or all",
-            found=repr(str(samples)),
-            fix=f"write {parameter('samples', 10)}",
+            fix="write a number, such as 10",
+            option="samples",
         )
     return int(samples)
 
@@ -169,25 +169,25 @@ def _read_text(path: Path) -> str:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            path,
+            f"byte {error.object[error.start]:#x} at position {error.start}",
             expected="UTF-8 text",
-            found=f"byte {error.object[error.start]:#x} at position {error.start}",
             fix="convert it to UTF-8",
+            where=path,
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
     if not text.strip():
         raise DataError(
-            path,
+            "nothing but white space" if text else "an empty file",
             expected="text",
-            found="nothing but white space" if text else "an empty file",
             fix="give a file with text",
+            where=path,
         )
     return text
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(path, expected="a text file", found=error.strerror or str(error), fix="check the path")
+    return DataError(error.strerror or str(error), expected="a text file", fix="check the path", where=path)
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -196,9 +196,9 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(path, expected=expected, found=str(error), fix=fix) from error
+        raise DataError(error, expected=expected, fix=fix, where=path) from error
     if not isinstance(entries, list):
-        raise DataError(path, expected=expected, found=f"a {type(entries).__name__}", fix=fix)
+        raise DataError(f"a {type(entries).__name__}", expected=expected, fix=fix, where=path)
     for number, entry in enumerate(entries, start=1):
         yield _checked(entry, f"{path}, entry {number}")
 
@@ -213,7 +213,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
             yield where, json.loads(line)
         except (ValueError, RecursionError) as error:
             found = f"{line[:60]!r} ({error})"
-            raise DataError(where, expected="a JSON object", found=found, fix="correct or delete that line") from error
+            raise DataError(found, expected="a JSON object", fix="correct or delete that line", where=where) from error
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
@@ -221,10 +221,10 @@ def _checked(record: Any, where: str) -> dict[str, Any]:
     given = {key: value for key, value in record.items() if value is not None} if isinstance(record, dict) else {}
     if record_format(given) is None:
         raise DataError(
-            where,
+            _of_no_format(record, given),
             expected=f"an object with the keys of one format: {FORMATS}",
-            found=_of_no_format(record, given),
             fix="rename the keys; texts are strings, messages a list of {role, content}",
+            where=where,
         )
     return given
 
@@ -287,19 +287,14 @@ def hub_records(source: str, seed: int) -> Iterator[dict[str, Any]]:
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             found = one_line(error) if reachable else "no hub within reach, and no copy of it here"
             expected, fix = "a dataset on the hub", "check the name, or give a local file"
-            raise DataError(source, expected=expected, found=found, fix=fix) from error
+            raise DataError(found, expected=expected, fix=fix, where=source) from error
 
 
 def _check_hub_name(source: str, known: str = TEXT) -> tuple[str, str]:
     """The name of a hub dataset, and the split that was named, or none; known: what else could have been meant."""
     name, _, split = source.partition(":")
     if "/" not in name or name.startswith((".", "/", "~")):
-        raise DataError(
-            source,
-            expected=known.rstrip("."),
-            found="none of these",
-            fix="check the name or the path",
-        )
+        raise DataError("none of these", expected=known.rstrip("."), fix="check the name or the path", where=source)
     return name, split
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.data.given import Rows, source_of
 from shortstack.data.mixture import MIX, SEVERAL, Weighted, Written, check_sources, parse_sources
 from shortstack.data.sources import IN_CONTEXT, MOST, OWN, TEXT, parse_samples, read_documents
-from shortstack.errors import DataError, parameter
+from shortstack.errors import DataError
 from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
@@ -82,13 +82,13 @@ class Tokens:
         room = length - len(bos)
         if room < 2 or (samples is not None and samples < 1):
             raise DataError(
-                source,
+                f"samples {samples}, length {length}",
                 expected="at least one window of at least two tokens beside BOS",
-                found=f"samples {samples}, length {length}",
                 fix="ask for more",
+                where=source,
             )
         if samples is None and Weighted(source).endless:
-            raise endless(parameter("samples", "all"), source)
+            raise endless("samples", source)
         if source in IN_CONTEXT:
             return cls._in_context(
                 source, tokenizer, samples or 1, length, f"{seed} held out" if held_out else str(seed)
@@ -108,11 +108,11 @@ class Tokens:
         needed = at_least or samples or 1
         if len(windows) < needed:
             raise DataError(
-                source,
-                expected=f"{needed} window{'s' * (needed > 1)} of {length} tokens",
-                found=f"text for {len(windows)} of them: {sum(sizes):,} tokens in "
+                f"text for {len(windows)} of them: {sum(sizes):,} tokens in "
                 f"{len(sizes)} document{'s' * (len(sizes) != 1)}",
-                fix=f"give more text, or a smaller {parameter('samples')} or {parameter('length')}",
+                expected=f"{needed} window{'s' * (needed > 1)} of {length} tokens",
+                fix="give more text, or ask for fewer samples or a smaller length",
+                where=source,
             )
         return cls(torch.tensor(windows), source, bool(bos), seed)
 
@@ -204,7 +204,7 @@ class CalibrationText:
         check_options(self)
         sources = parse_sources(self.text)
         if parse_samples(self.samples) is None and any(each.endless for each in sources):
-            raise endless(parameter("samples", "all"), next(each.source for each in sources if each.endless))
+            raise endless("samples", next(each.source for each in sources if each.endless))
 
     def check(self) -> None:
         """Refuse texts that cannot be read, before a model is opened; the hub is not asked.
@@ -270,17 +270,17 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"text starting {text[:40]!r}",
+            f"a lone surrogate at character {error.start}",
             expected="text that UTF-8 can hold",
-            found=f"a lone surrogate at character {error.start}",
             fix="correct or delete that record",
+            where=f"text starting {text[:40]!r}",
         ) from error
 
 
-def endless(where: str, source: str) -> DataError:
+def endless(option: str, source: str) -> DataError:
     """That all of a text is asked for which is written as it is read."""
-    fix = f"write {parameter('samples', 10)}, or name other texts"
-    return DataError(where, expected="a number of windows", found=f"{source}, which has no end", fix=fix)
+    fix = "say how many samples, or name other texts"
+    return DataError(f"{source}, which has no end", expected="a number of windows", fix=fix, option=option)
 
 
 def own_windows(written: Written | None, room: int, amount: int) -> list[list[int]]:
@@ -290,10 +290,10 @@ def own_windows(written: Written | None, room: int, amount: int) -> list[list[in
     """
     if written is None:
         raise DataError(
-            OWN,
+            "a text to be read without one",
             expected="a model that writes it",
-            found="a text to be read without one",
             fix="name other texts, or pass `written`, such as OwnText(checkpoint).texts",
+            where=OWN,
         )
     texts, asked = written(1), 1
     while (size := sum(map(len, texts))) < amount * room and len(texts) >= asked:
@@ -317,10 +317,10 @@ def filled_window(
             most //= 2
     if not window:
         raise DataError(
-            source,
+            f"{room} tokens",
             expected="windows that such a text fits into",
-            found=f"{room} tokens",
-            fix=f"raise {parameter('length')}, or name other texts",
+            fix="raise length, or name other texts",
+            where=source,
         )
     return [*window, *text][:room]
 
@@ -355,10 +355,10 @@ def check_enough(tokens: Tokens, fix: str, *, at_least: int = HELD_OUT) -> None:
     for kind, _ in tokens.parts:
         if kind.samples < at_least:
             raise DataError(
-                kind.source,
+                str(kind.samples),
                 expected=f"at least {at_least} samples, since one in {at_least} is held out",
-                found=str(kind.samples),
                 fix=fix,
+                where=kind.source,
             )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from shortstack.architecture.positions import check_positions
 from shortstack.decoder.layer_io import State, entered_by, hidden_of
 from shortstack.decoder.wrapping import Layered
-from shortstack.errors import ArchitectureError, parameter
+from shortstack.errors import ArchitectureError
 from shortstack.machine.memory import available_memory
 
 SkippedLayers = frozenset[int]
@@ -84,8 +84,7 @@ class Decoder(Layered):
 
     def enter(self, ids: Tensor, sets: Sequence[SkippedLayers] = (UNPRUNED,)) -> WalkState:
         """A walk before layer 0, which the embedded token ids enter."""
-        shorter = f"add {parameter('length', self.positions)}, or {parameter('max_length')} when healing"
-        check_positions(self, ids.shape[1], parameter("length"), fix=shorter)
+        check_positions(self, ids.shape[1], "length", fix="ask for fewer tokens, with max_length when healing")
         self.check_direct()
         entered: list[State] = []
 
@@ -200,11 +199,10 @@ class Decoder(Layered):
         self.forms()
         if self._gap is not None:
             raise ArchitectureError(
-                self.anatomy.architecture,
+                f"something else enters layer {self._gap}: the model loops, or computes between layers",
                 expected="each layer to be entered by what the one before it returned",
-                found=f"something else enters layer {self._gap}: the model loops, or computes between layers",
-                fix=f"cut it by {parameter('metric', 'reverse')} or {parameter('layers')}; "
-                f"scoring and healing walk layer by layer",
+                fix="cut it by the metric reverse, or name its layers; scoring and healing walk layer by layer",
+                where=self.anatomy.architecture,
             )
 
 

@@ -29,7 +29,7 @@ from shortstack.data.tokens import bos_ids, encode, own_windows
 from shortstack.decoder.generation import DRAWS, ROWS, draw_seed, generate
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import DataError, ShortstackWarning, one_line, parameter
+from shortstack.errors import DataError, ShortstackWarning, one_line
 from shortstack.machine.cache import cache_directory, content_key, mark_used
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import AUTO, Compute, pick_device
@@ -63,8 +63,7 @@ def calibration_tokens(
     """
     text = text or CalibrationText()
     text.check()
-    shorter = f"write {parameter('length', checkpoint.positions)}"
-    check_positions(checkpoint, text.length, parameter("length"), fix=shorter)
+    check_positions(checkpoint, text.length, "length")
     own = OwnText(checkpoint, compute, progress, dry_run=dry_run)
     if text.text == MIX and (reason := own.hindered()):
         said = f"{MIX} is {READ} here, without what the model writes itself: {reason}"
@@ -150,10 +149,10 @@ class OwnText:
             writer.forget()
         if len(written) < amount and not late:
             raise DataError(
-                self.checkpoint.source,
+                f"{len(written)} texts, and then only such as end where they begin",
                 expected="a model that writes something to calibrate or to heal on",
-                found=f"{len(written)} texts, and then only such as end where they begin",
                 fix="name other texts than self",
+                where=self.checkpoint.source,
             )
         return written
 
@@ -264,10 +263,10 @@ class Writer:
             first = [token for token in ends if token is not None][:1]
         if not first:
             raise DataError(
-                self.checkpoint.source,
+                "neither",
                 expected="a chat template with a place for a question, or a BOS or EOS token, to write after",
-                found="neither",
                 fix="name other texts than self",
+                where=self.checkpoint.source,
             )
         return first
 

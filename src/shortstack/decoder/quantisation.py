@@ -80,10 +80,10 @@ def _stored_bytes(checkpoint: Checkpoint, held: Held) -> int:
     weights = sum(math.prod(tensor.shape) for tensor in stored)
     if weights != held.weights:
         raise ArchitectureError(
-            f"{checkpoint.directory}, layer {held.layer}",
+            f"{weights:,}",
             expected=f"{held.weights:,} weights in matrices that are stored by the names they are loaded by",
-            found=f"{weights:,}",
             fix="compare it without quantised models: its matrices are stored in another form",
+            where=f"{checkpoint.directory}, layer {held.layer}",
         )
     return sum(tensor.size for tensor in stored)
 
@@ -160,6 +160,6 @@ def bitsandbytes(asked: str) -> Any:
         import bitsandbytes as library
     except (ImportError, RuntimeError, OSError) as error:
         raise InputError(
-            asked, expected="bitsandbytes, for 4-bit weights", found=str(error), fix=install("quant")
+            error, expected="bitsandbytes, for 4-bit weights", fix=install("quant"), where=asked
         ) from error
     return library

@@ -17,7 +17,7 @@ from shortstack.architecture.anatomy import meta_model
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.checkpoint import ALIGNMENT
 from shortstack.checkpoint.weights import load_into, read_weight
-from shortstack.errors import CheckpointError, parameter
+from shortstack.errors import CheckpointError
 from shortstack.machine.memory import available_memory, check_room
 
 SPARE = 0.8  # of the memory there is; the rest is for activations
@@ -33,10 +33,10 @@ def check_streamable(checkpoint: Checkpoint, dtype: torch.dtype, device: str) ->
     """Refuse a model that cannot be read layer by layer."""
     if checkpoint.config.get("quantization_config"):
         raise CheckpointError(
-            checkpoint.directory,
+            "quantised ones",
             expected="weights in 16 or 32 bits, to be read layer by layer",
-            found="quantised ones",
-            fix=f"leave {parameter('stream')} out, or start from the unquantised model",
+            fix="leave stream out, or start from the unquantised model",
+            where=checkpoint.directory,
         )
     around, largest = checkpoint.sizes.other_parameters * dtype.itemsize, max(checkpoint.sizes.layer_bytes)
     needed = {"cpu": around + 2 * largest} if device == "cpu" else {device: around + largest, "cpu": 2 * largest}
@@ -147,10 +147,10 @@ class LayerWeights:
         wrong = [*report.mismatched_keys, *report.conversion_errors, *report.error_msgs]
         if wrong:
             raise CheckpointError(
-                self._checkpoint.directory,
+                f"{len(wrong)} that do not: {wrong[0]}",
                 expected="weights that fit the config",
-                found=f"{len(wrong)} that do not: {wrong[0]}",
                 fix="download or save the checkpoint again",
+                where=self._checkpoint.directory,
             )
         if not self._tied:  # the head is tied unless it came by itself
             self.model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
@@ -178,11 +178,10 @@ class LayerWeights:
             missing = [name for module, name in self._own[layer] if module.get_parameter(name).is_meta]
         if missing:
             raise CheckpointError(
-                self._checkpoint.directory,
+                f"{len(missing)} missing: {missing[:3]}",
                 expected="a stored tensor for every weight" + ("" if layer is None else f" of layer {layer}"),
-                found=f"{len(missing)} missing: {missing[:3]}",
-                fix=f"download or save the checkpoint again; if it loads without "
-                f"{parameter('stream')}, open an issue with its config",
+                fix="download or save the checkpoint again; if it loads without stream, open an issue with its config",
+                where=self._checkpoint.directory,
             )
 
 

@@ -19,7 +19,7 @@ from shortstack.architecture.positions import learned_positions
 from shortstack.checkpoint import Checkpoint
 from shortstack.decoder.layer_io import Call, Form, Slot, State, first_gap, forms_of, hidden_of, inputs_of
 from shortstack.decoder.streaming import LayerWeights, must_stream
-from shortstack.errors import ArchitectureError, InputError, parameter
+from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.device import AUTO, Compute, fast_bfloat16, pick_device
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ class Layered:
         """Refuse a model that accelerate has shared out, whose weights come and go."""
         if self.shared_out or any(hasattr(layer, "_hf_hook") for layer in self.layers):
             raise InputError(
-                parameter("device_map"),
+                "layers that are shared out",
                 expected=f"weights in one place, {what_for}",
-                found="layers that are shared out",
                 fix="leave it out: a model that does not fit is read layer by layer",
+                option="device_map",
             )
 
     def finish(self, ids: Tensor, start: tuple[int, Tensor] | None = None, **inputs: Any) -> Tensor:
@@ -176,10 +176,10 @@ class Layered:
         """Refuse a decoder whose layers hand on more."""
         if not self.bare:
             raise ArchitectureError(
-                self.anatomy.architecture,
+                "layers that also share keys and values, a selection of tokens or router states",
                 expected="layers that hand on hidden states alone",
-                found="layers that also share keys and values, a selection of tokens or router states",
                 fix=fix,
+                where=self.anatomy.architecture,
             )
 
     @property
@@ -280,8 +280,6 @@ def arithmetic(name: str, checkpoint: Checkpoint, device: str) -> torch.dtype:
     if name in named:
         return named[name]
     if name != "auto":
-        raise InputError(
-            parameter("dtype"), expected=f"auto or one of {', '.join(named)}", found=name, fix="name one of these"
-        )
+        raise InputError(name, expected=f"auto or one of {', '.join(named)}", fix="name one of these", option="dtype")
     stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
     return torch.bfloat16 if stored & {"BF16", "F16"} and fast_bfloat16(device) else torch.float32

@@ -17,7 +17,7 @@ from shortstack.decoder.requirements import requirements as model_requirements
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.streaming import must_stream
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import InputError, ShortstackWarning, parameter
+from shortstack.errors import InputError, ShortstackWarning
 from shortstack.evaluation.degeneration import Collapse, check_collapse, collapse_tokens
 from shortstack.evaluation.options import VLLM, EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.paired import Paired, compare_tasks, mismatch
@@ -259,8 +259,10 @@ def check_room_to_write(checkpoint: Checkpoint, compute: Compute) -> None:
     if compute.device_map:
         return
     device = pick_device(compute.device)
-    left_out = f"{parameter('collapse_check', False)}, no {parameter('probes')} and no task that writes"
-    fix = f"free memory, or leave out what it writes: with {left_out} it is read layer by layer"
+    fix = (
+        "free memory, or leave out what it writes: with collapse_check turned off, no probes and no task that writes "
+        "it is read layer by layer"
+    )
     checkpoint.check_room(arithmetic(compute.dtype, checkpoint, device), device, fix=fix)
 
 
@@ -268,25 +270,21 @@ def _check_lengths(
     checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, collapse: bool, length: int
 ) -> None:
     """Refuse what is longer than the model has positions for, before it is loaded."""
-    shorter = f"write {parameter('length', checkpoint.positions)}"
-    check_positions(checkpoint, length, parameter("length"), fix=shorter)
+    check_positions(checkpoint, length, "length")
     if items:
         needed, note = probe_tokens(tokenizer, items), ", the longest answer included"
-        check_positions(checkpoint, needed, parameter("probes"), fix="leave it out", note=note)
+        check_positions(checkpoint, needed, "probes", fix="leave it out", note=note)
     if collapse:
         needed, note = collapse_tokens(tokenizer), ", what is written included"
-        fix = f"write {parameter('collapse_check', False)}"
-        check_positions(checkpoint, needed, parameter("collapse_check"), fix=fix, note=note)
+        check_positions(checkpoint, needed, "collapse_check", fix="turn it off", note=note)
 
 
 def _nothing_to_measure() -> InputError:
     return InputError(
-        parameter("perplexity"),
-        expected=f"a text; or none, beside {parameter('tasks')}, {parameter('probes')} "
-        f"or {parameter('collapse_check', True)}",
-        found="nothing to measure",
-        fix=f"write {parameter('perplexity', 'pydoc')}, or add "
-        f"{parameter('tasks', 'paper')} or {parameter('probes', True)}",
+        "nothing to measure",
+        expected="a text; or none, beside tasks, probes or collapse_check",
+        fix="name a text, such as pydoc; or add tasks, such as paper, or probes",
+        option="perplexity",
     )
 
 

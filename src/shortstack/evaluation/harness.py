@@ -36,7 +36,7 @@ from transformers import set_seed
 from shortstack.checkpoint import Checkpoint
 from shortstack.data.questions import TokenizedQuestion, request
 from shortstack.data.tokens import bos_ids
-from shortstack.errors import DataError, InputError, parameter
+from shortstack.errors import DataError, InputError
 from shortstack.evaluation.paired import mean_stderr
 from shortstack.evaluation.suites import PERPLEXITIES, TASKS, unknown
 from shortstack.evaluation.task_files import write_overlays
@@ -134,8 +134,8 @@ class LoadedTask:
                 drawn_from = len(task.fewshot_docs() or ()) if shots and takes else 0
             if drawn_from < shots:
                 found = f"{name}, which {f'has {drawn_from} documents for them' if takes else 'takes none'}"
-                where, expected = parameter("num_fewshot", shots), "tasks with as many examples for their prompts"
-                raise InputError(where, expected=expected, found=found, fix="ask for fewer, or other tasks")
+                expected = f"tasks with {shots} examples for their prompts"
+                raise InputError(found, expected=expected, fix="ask for fewer, or other tasks", option="num_fewshot")
 
     @property
     def aggregation(self) -> Any:
@@ -210,10 +210,7 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
         elsewhere = "its documents, and code that it asks the hub for, here or on the hub"
         expected = f"files in {data}" if data and name in TASKS else elsewhere
         raise DataError(
-            f"the data of {name}",
-            expected=expected,
-            found=_reason(error),
-            fix=_remedy(name, data),
+            _reason(error), expected=expected, fix=_remedy(name, data), where=f"the data of {name}"
         ) from error
     group = there.get("groups", {}).get(name)
     if group is not None and group.has_aggregation:
@@ -223,12 +220,12 @@ def _loaded(manager: Any, name: str, data: Path | None) -> list[LoadedTask]:
 
 def _remedy(name: str, data: Path | None) -> str:
     """What helps where a task's documents cannot be had."""
-    own = f"{parameter('include')} with a task of yours"
+    own = "include with a task of yours"
     if data is None:
-        return f"give {parameter('data_dir')} with the files that the page of evaluate lists, or {own}"
+        return f"give data_dir with the files that the page of evaluate lists, or {own}"
     if name in TASKS:
         return f"mend {', '.join(sorted(TASKS[name].files.values()))}: the page of evaluate says how each is laid out"
-    return f"{parameter('data_dir')} serves the tasks of `shortstack ls tasks` alone; for another give {own}"
+    return f"data_dir serves the tasks of `shortstack ls tasks` alone; for another give {own}"
 
 
 def check_answers(loaded: Sequence[LoadedTask], checkpoint: Checkpoint, max_length: int | None = None) -> None:
@@ -247,11 +244,10 @@ def check_answer(name: str, settings: Mapping[str, Any], longest: int) -> None:
     room = int(normalize_gen_kwargs(dict(settings), ROOM)["max_gen_toks"])
     if room >= longest:
         raise InputError(
-            f"{parameter('max_length')}, for {name}",
-            expected=f"more than the {room} tokens that an answer may have",
-            found=f"{longest}; where it is not named it is what the model has positions for",
-            fix=f"leave {name} out, or write {parameter('max_length', 2 * room)} "
-            f"where the model computes its positions",
+            f"{longest}; where it is not named it is what the model has positions for",
+            expected=f"more than the {room} tokens that an answer of {name} may have",
+            fix=f"leave {name} out, or raise max_length to {2 * room} where the model computes its positions",
+            option="max_length",
         )
 
 
@@ -350,10 +346,7 @@ def questions(
     """A multiple-choice task's documents as questions, for the walk that answers them for many cuts at once."""
     if loaded.metric != "acc" or any(task.OUTPUT_TYPE != "multiple_choice" for task in loaded.tasks.values()):
         raise InputError(
-            parameter("task"),
-            expected="a multiple-choice task",
-            found=loaded.name,
-            fix="name one, such as piqa or arc_easy",
+            loaded.name, expected="a multiple-choice task", fix="name one, such as piqa or arc_easy", option="task"
         )
     with hushed():
         return [each for task in loaded.tasks.values() for each in _questions(task, tokenizer, limit)]

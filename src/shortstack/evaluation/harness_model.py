@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from shortstack.data.questions import Request
 from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import likelihoods
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.evaluation.harness import GENERATED_TOGETHER, check_answer, hushed
 from shortstack.machine.progress import Progress, silent
 
@@ -76,10 +76,10 @@ class HarnessModel(Quiet, HFLM):  # type: ignore[misc]  # lm-eval is untyped her
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         if len(continuation) > self.max_length:
             raise InputError(
-                parameter("max_length"),
+                self.max_length,
                 expected=f"room for an answer of {len(continuation)} tokens",
-                found=str(self.max_length),
-                fix=f"write {parameter('max_length', 2 * len(continuation))} or more, or leave it out",
+                fix=f"ask for {2 * len(continuation)} or more, or leave it out",
+                option="max_length",
             )
         ids = (*context, *continuation)[-(self.max_length + 1) :]
         return Request(ids, len(ids) - len(continuation))

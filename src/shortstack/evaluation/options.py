@@ -15,7 +15,7 @@ from shortstack.data import Rows, Tokens, source_of
 from shortstack.data.sources import IN_CONTEXT, TEXT, check_source
 from shortstack.data.sources import OWN as SELF
 from shortstack.data.tokens import endless
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.machine.numbers import is_share, part_of
 from shortstack.machine.options import check_installed, check_options, option
@@ -32,7 +32,7 @@ BACKENDS = (OWN, VLLM)
 
 def load_harness(name: str = "harness") -> ModuleType:
     """The module that runs lm-evaluation-harness, or `harness_model`, with the model that it asks."""
-    check_installed("lm_eval", "eval", where=parameter("tasks"), why="for tasks")
+    check_installed("lm_eval", "eval", option="tasks", why="for tasks")
     return import_module(f"shortstack.evaluation.{name}")
 
 
@@ -42,10 +42,10 @@ def load_vllm() -> ModuleType:
         return import_module("shortstack.evaluation.vllm")
     except ImportError as error:
         raise InputError(
-            parameter("backend", VLLM),
+            error,
             expected="vLLM, which brings a torch of its own",
-            found=str(error),
-            fix=f"install shortstack beside vLLM (its page says how), or leave {parameter('backend')} out",
+            fix="install shortstack beside vLLM (its page says how), or leave backend out",
+            option="backend",
         ) from error
 
 
@@ -70,21 +70,18 @@ class EvaluationText:
         check_options(self)
         if not all(self.sources):
             raise InputError(
-                parameter("perplexity"),
-                expected="a text, or several with commas",
-                found="an empty name",
-                fix="name one: pydoc",
+                "an empty name", expected="a text, or several with commas", fix="name one: pydoc", option="perplexity"
             )
         if SELF in self.sources:
             raise InputError(
-                parameter("perplexity"),
+                f"{SELF}, which each model writes itself",
                 expected="a text that is the same for every model",
-                found=f"{SELF}, which each model writes itself",
                 fix="name another",
+                option="perplexity",
             )
         made = next((each for each in self.sources if each in IN_CONTEXT), None)
         if made and (self.samples is None or is_share(self.samples)):
-            raise endless(parameter("perplexity", made), made)
+            raise endless("perplexity", made)
 
     @classmethod
     def of(cls, text: EvaluationText | Rows) -> EvaluationText:
@@ -143,12 +140,7 @@ class GenerationChecks:
     def __post_init__(self) -> None:
         check_options(self)
         if not self.probes and self.probe_items != GenerationChecks.probe_items:
-            raise InputError(
-                parameter("probe_items"),
-                expected=parameter("probes", True),
-                found=f"no {parameter('probes')}",
-                fix=f"add {parameter('probes', True)}",
-            )
+            raise InputError("none", expected="probes to have so many of", fix="add probes", option="probe_items")
 
 
 @dataclass(frozen=True)
@@ -184,15 +176,12 @@ class Tasks:
             named(self.tasks)
         if isinstance(self.batch_size, str) and self.batch_size != "auto":
             raise InputError(
-                parameter("batch_size"),
-                expected="a number or auto",
-                found=repr(self.batch_size),
-                fix=f"write {parameter('batch_size', 16)}",
+                repr(self.batch_size), expected="a number or auto", fix="give a number such as 16", option="batch_size"
             )
         for name, folder in (("data_dir", self.data_dir), ("include", self.include)):
             if folder is not None and not Path(folder).is_dir():
                 fix = "name one that exists"
-                raise InputError(parameter(name), expected="a folder", found=f"none at {folder}", fix=fix)
+                raise InputError(f"none at {folder}", expected="a folder", fix=fix, option=name)
         if self.include is not None:
             from shortstack.machine.yamlfile import check_folder
 
@@ -220,11 +209,10 @@ class Tasks:
         load_vllm()
         if device not in ("auto", "cuda"):
             raise InputError(
-                parameter("device"),
-                expected=f"no {parameter('device')} beside {parameter('backend', VLLM)}: "
-                f"vLLM was built for one kind of device",
-                found=device,
+                device,
+                expected="none beside the backend vLLM, which was built for one kind of device",
                 fix="leave it out; CUDA_VISIBLE_DEVICES names the GPU",
+                option="device",
             )
 
     def check_paired(self) -> None:
@@ -236,10 +224,10 @@ class Tasks:
         single = [name for name in self.names if name in TASKS and not TASKS[name].group]
         if single and self.limit == 1 and not is_share(self.limit):
             raise InputError(
-                parameter("limit"),
+                "1",
                 expected=f"two documents of {single[0]} or more, to compare two models on",
-                found="1",
-                fix=f"write {parameter('limit', 100)}, or leave out {parameter('against')}",
+                fix="ask for more, such as 100, or leave against out",
+                option="limit",
             )
 
     def load(self) -> list[LoadedTask]:
@@ -262,7 +250,7 @@ class Tasks:
         """
         loaded = self.load()
         if self.max_length:
-            check_positions(checkpoint, self.max_length, parameter("max_length"), fix="leave it out")
+            check_positions(checkpoint, self.max_length, "max_length", fix="leave it out")
         load_harness().check_answers(loaded, checkpoint, self.max_length)
         return loaded
 
@@ -274,5 +262,5 @@ class Tasks:
         """
         if len(self.names) > 1:
             found = ", ".join(self.names)
-            raise InputError(parameter("task"), expected="one task", found=found, fix="name one at a time")
+            raise InputError(found, expected="one task", fix="name one at a time", option="task")
         return self.load()[0]

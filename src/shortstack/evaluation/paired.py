@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shortstack.errors import DataError, parameter
+from shortstack.errors import DataError
 from shortstack.machine.files import plain
 from shortstack.machine.numbers import share_stderr
 from shortstack.machine.options import check_installed
@@ -89,7 +89,7 @@ def compare_tasks(
 
 def check_scipy() -> None:
     """Refuse to pair models without scipy."""
-    check_installed("scipy", "eval", where=parameter("against"), why="for paired statistics")
+    check_installed("scipy", "eval", option="against", why="for paired statistics")
 
 
 def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None = None, seed: int = 0) -> Paired:
@@ -243,7 +243,7 @@ def _paired(task: str, model: Outcomes, base: Outcomes) -> tuple[Values, Values]
     if ours.keys() != theirs.keys():
         raise mismatch(f"the documents of {task}", set(ours), set(theirs))
     if len(ours) < 2:
-        raise DataError(task, expected="two documents or more", found=str(len(ours)), fix=f"raise {parameter('limit')}")
+        raise DataError(len(ours), expected="two documents or more", fix="raise limit", where=task)
     return np.array([*ours.values()], dtype=float), np.array([theirs[document] for document in ours], dtype=float)
 
 
@@ -252,7 +252,7 @@ def _by_document(task: str, outcomes: Outcomes) -> dict[str, float]:
     wrong = [document for document, value in values.items() if not math.isfinite(value)]
     if wrong or len(values) < len(outcomes.documents):
         found = f"{values[wrong[0]]} of {wrong[0]}" if wrong else "a document that comes twice"
-        raise DataError(task, expected="one finite outcome of each document", found=found, fix="evaluate again")
+        raise DataError(found, expected="one finite outcome of each document", fix="evaluate again", where=task)
     return values
 
 
@@ -261,8 +261,8 @@ def mismatch(what: str, ours: set[str], theirs: set[str]) -> DataError:
         return f"{len(names)} ({', '.join(sorted(names)[:3])})" if names else "none"
 
     return DataError(
-        what,
+        f"{alone(ours - theirs)} of the model's alone, {alone(theirs - ours)} of the base's alone",
         expected="the same for the model and its base",
-        found=f"{alone(ours - theirs)} of the model's alone, {alone(theirs - ours)} of the base's alone",
-        fix=f"evaluate both with the same tasks, {parameter('limit')} and data",
+        fix="evaluate both with the same tasks, limit and data",
+        where=what,
     )

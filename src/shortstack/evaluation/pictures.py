@@ -57,7 +57,7 @@ def evaluation_picture(models: Sequence[Shares], texts: Sequence[str]) -> Pictur
             panels.append(Panel(title, svg, dots_height(len(rows)), legend))
     if not panels:
         expected, fix = "texts, tasks or probes to draw", "evaluate with some"
-        raise InputError("the picture", expected=expected, found="none", fix=fix)
+        raise InputError("none", expected=expected, fix=fix, where="the picture")
     return Picture(short(models[-1].model), panels, [short(each) for each in texts])
 
 

@@ -99,7 +99,7 @@ def probes(seed: int = 0, n: int = MOST) -> tuple[Item, ...]:
     Next:
     """
     if not 1 <= n <= MOST:
-        raise InputError("the items of a probe", expected=f"1 to {MOST}", found=str(n), fix=f"ask for {MOST} or fewer")
+        raise InputError(n, expected=f"1 to {MOST}", fix=f"ask for {MOST} or fewer", where="the items of a probe")
     return tuple(item for name in PROBES for item in _items(name, seed, n))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 
 # Metrics that are a share of documents, 0 to 1: what an average is taken over.
 SHARES = frozenset({"acc", "acc_norm", "exact_match", "em", "f1"})
@@ -108,10 +108,7 @@ def named(tasks: str | Sequence[str]) -> tuple[str, ...]:
     words = [word.strip() for word in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     if not words or not all(words):
         raise InputError(
-            parameter("tasks"),
-            expected="names of tasks or suites",
-            found=repr(tasks),
-            fix=f"write {parameter('tasks', 'paper')}",
+            repr(tasks), expected="names of tasks or suites", fix="name some, such as paper", option="tasks"
         )
     return tuple(dict.fromkeys(name for word in words for name in SUITES.get(word, (word,))))
 
@@ -120,8 +117,8 @@ def unknown(name: str, known: Sequence[str]) -> InputError:
     """The error for a name that no task has, with the nearest that there are."""
     near = get_close_matches(name, [*TASKS, *SUITES, *known], n=1, cutoff=0.5)
     return InputError(
-        parameter("tasks"),
-        expected=f"a task of lm-evaluation-harness, one of {parameter('include')}, or a suite",
-        found=repr(name),
+        repr(name),
+        expected="a task of lm-evaluation-harness, one in include, or a suite",
         fix=f"did you mean {near[0]}?" if near else "`shortstack ls tasks` lists the suites",
+        option="tasks",
     )

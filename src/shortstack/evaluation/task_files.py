@@ -13,7 +13,7 @@ import pyarrow.parquet
 import yaml
 
 from shortstack.data.sources import read_lines
-from shortstack.errors import DataError, one_line, parameter
+from shortstack.errors import DataError, one_line
 from shortstack.evaluation.suites import TASKS, StandardTask
 
 FORMATS = {".jsonl": "json", ".parquet": "parquet"}
@@ -50,15 +50,14 @@ def _part(task: StandardTask, path: Path) -> str:
 
 def _source(task: StandardTask, part: str, data: Path) -> dict[str, Any]:
     """The fields that swap the data; a split without a file is set to null, for a task that names it would fail."""
-    where = f"{parameter('data_dir')}, for {task.name}"
     stems = {split: stem.format(part=part) for split, stem in task.files.items()}
     present = {split: file for split, stem in stems.items() if (file := _file(data, stem))}
     for split in sorted({task.evaluated, *task.needs} - present.keys()):
         raise DataError(
-            where,
-            expected=f"{stems[split]}.jsonl or {stems[split]}.parquet",
-            found=f"neither in {data}",
+            f"neither in {data}",
+            expected=f"{stems[split]}.jsonl or {stems[split]}.parquet, for {task.name}",
             fix="put it there; the page of evaluate shows the layout",
+            option="data_dir",
         )
     for file in present.values():
         if file.suffix == ".jsonl":
@@ -66,7 +65,8 @@ def _source(task: StandardTask, part: str, data: Path) -> dict[str, Any]:
     _check_columns(task, present[task.evaluated])
     kinds = {FORMATS[file.suffix] for file in present.values()}
     if len(kinds) > 1:
-        raise DataError(where, expected="files of one format", found="both", fix="remove one of each pair")
+        expected = f"files of one format, for {task.name}"
+        raise DataError("both", expected=expected, fix="remove one of each pair", option="data_dir")
     absent = [key for key, split in SPLITS.items() if split not in present]
     return {
         "dataset_path": kinds.pop(),
@@ -85,10 +85,10 @@ def _check_columns(task: StandardTask, path: Path) -> None:
     missing = [column for column in task.columns.split() if column not in columns]
     if missing:
         raise DataError(
-            path,
+            f"no {', '.join(missing)}",
             expected=f"documents of {task.name}, with {', '.join(task.columns.split())}",
-            found=f"no {', '.join(missing)}",
             fix="write the columns that the data set has on the hub",
+            where=path,
         )
 
 
@@ -98,13 +98,10 @@ def _parquet_columns(path: Path) -> set[str]:
         table = pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(
-            path,
-            expected="a parquet file",
-            found=one_line(error),
-            fix="write it again, or as .jsonl",
+            one_line(error), expected="a parquet file", fix="write it again, or as .jsonl", where=path
         ) from error
     if not table.num_rows:
-        raise DataError(path, expected="documents", found="an empty table", fix="give a file with documents")
+        raise DataError("an empty table", expected="documents", fix="give a file with documents", where=path)
     return set(table.schema.to_arrow_schema().names)
 
 

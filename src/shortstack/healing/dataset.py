@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shortstack.data import Example
 from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
 from shortstack.data.sources import IN_CONTEXT, OWN, SOURCES
-from shortstack.errors import DataError, InputError, parameter
+from shortstack.errors import DataError, InputError
 from shortstack.machine.numbers import is_share
 from shortstack.machine.options import check_options, option
 
@@ -52,10 +52,10 @@ class TrainingData:
         most = None if self.max_samples is None or is_share(self.max_samples) else int(self.max_samples)
         if most is not None and (self.held_out or 0) >= most:
             raise InputError(
-                parameter("held_out"),
-                expected=f"fewer than the {most} samples of {parameter('max_samples')}, or none is left to train on",
-                found=str(self.held_out),
-                fix=f"write {parameter('held_out', held_out_count(most))}, or raise {parameter('max_samples')}",
+                self.held_out,
+                expected=f"fewer than the {most} samples of max_samples, or none is left to train on",
+                fix=f"hold out {held_out_count(most)}, or raise max_samples",
+                option="held_out",
             )
 
     @property
@@ -71,8 +71,8 @@ class TrainingData:
             InputError: nothing was named.
         """
         if not self.data:
-            fix = f"add {parameter('data', 'pydoc')}"
-            raise InputError(parameter("data"), expected="text or instructions to learn from", found="none", fix=fix)
+            fix = "name some, such as pydoc"
+            raise InputError("none", expected="text or instructions to learn from", fix=fix, option="data")
         return self.data
 
     def check(self) -> None:
@@ -88,8 +88,8 @@ class TrainingData:
     def _more(self) -> str:
         """What gives more samples to train on."""
         if self.max_samples is not None:
-            return f"raise {parameter('max_samples')}"
-        return f"give more data, or a smaller {parameter('held_out')}" if self.held_out else "give more data"
+            return "raise max_samples"
+        return "give more data, or hold out fewer samples" if self.held_out else "give more data"
 
     def held_out_of(self, samples: int) -> int:
         """How many of the samples that were read are held out.
@@ -112,9 +112,9 @@ class TrainingData:
     def _leaving_some(self, held_out: int, samples: int) -> int:
         if samples <= held_out:
             raise DataError(
-                self.source,
+                f"{samples} sample{'s' * (samples != 1)}, of which {held_out} would be held out",
                 expected="a sample to train on beside those that are held out to judge by",
-                found=f"{samples} sample{'s' * (samples != 1)}, of which {held_out} would be held out",
                 fix=self._more,
+                where=self.source,
             )
         return held_out

@@ -22,7 +22,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.batching import by_length
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
 from shortstack.decoder.losses import likeliest
-from shortstack.errors import CheckpointError, parameter
+from shortstack.errors import CheckpointError
 from shortstack.healing.activations import Activations, activations_under, check_room, keeping
 from shortstack.healing.batches import IGNORED
 from shortstack.healing.learner import counted, padded
@@ -136,10 +136,10 @@ class Freezer:
         ours, theirs = self.checkpoint.width, self.teacher.width
         if ours != theirs:
             raise CheckpointError(
-                self.teacher.directory,
+                theirs,
                 expected=f"hidden states of {ours} numbers, as the model that heals has",
-                found=f"{theirs}",
-                fix=f"leave {parameter('hidden_weight')} out",
+                fix="leave hidden_weight out",
+                where=self.teacher.directory,
             )
         return theirs
 
@@ -291,15 +291,15 @@ def top_tokens(decoder: Decoder, states: Tensor, top_k: int, temperature: float)
 
 def train_all(checkpoint: Checkpoint) -> str:
     """What to do where layers cannot be frozen."""
-    return f"train all layers: {parameter('last', checkpoint.anatomy.layers)}"
+    return f"train all layers: set last to {checkpoint.anatomy.layers}"
 
 
 def _check_vocabulary(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
     ours, theirs = checkpoint.vocabulary, teacher.vocabulary
     if ours != theirs:
         raise CheckpointError(
-            teacher.directory,
+            theirs,
             expected=f"a teacher with the vocabulary of the model that heals, {ours} tokens",
-            found=f"{theirs}",
             fix="name the model it was cut from",
+            where=teacher.directory,
         )

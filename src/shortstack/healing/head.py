@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shortstack.architecture.anatomy import text_attribute
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.healing.method import HealingMethod
 from shortstack.machine.options import option
 
@@ -32,10 +32,10 @@ class TrainedHead(HealingMethod):
         super().__post_init__()
         if self.untie_head and self.head is False:
             raise InputError(
-                parameter("untie_head"),
+                "head turned off",
                 expected="a head that trains, since it gets a matrix of its own",
-                found=parameter("head", False),
                 fix="leave out one of them",
+                option="untie_head",
             )
 
     def trains_head(self, checkpoint: Checkpoint) -> bool:
@@ -43,17 +43,17 @@ class TrainedHead(HealingMethod):
         tied = checkpoint.anatomy.tied
         if self.untie_head and not tied:
             raise InputError(
-                parameter("untie_head"),
+                "a head of its own",
                 expected="a head tied to the embedding",
-                found="a head of its own",
                 fix="leave the option out",
+                option="untie_head",
             )
         if self.head and tied and not self.untie_head:
             raise InputError(
-                parameter("head"),
+                "one tied to the embedding",
                 expected="a head of its own to train",
-                found="one tied to the embedding",
-                fix=f"add {parameter('untie_head', True)}, or leave the head frozen",
+                fix="add untie_head, or leave the head frozen",
+                option="head",
             )
         if self.head is not None:
             return self.head

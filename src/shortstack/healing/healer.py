@@ -25,7 +25,7 @@ from shortstack.data import Example, Rows, read_examples
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
 from shortstack.decoder.speed import forward_speed
-from shortstack.errors import InputError, ShortstackWarning, TrainingError, parameter
+from shortstack.errors import InputError, ShortstackWarning, TrainingError
 from shortstack.healing.amounts import affordable_samples
 from shortstack.healing.batches import Data
 from shortstack.healing.dataset import TrainingData
@@ -271,10 +271,10 @@ class HealingRun:
         teacher, own = self.task.unpruned, self._own(dry_run=dry_run)
         if data.own and teacher and not same_tokens(self.checkpoint.tokenizer(), teacher.tokenizer()):
             raise InputError(
-                parameter("teacher"),
+                f"other tokens in {teacher.source}",
                 expected="a teacher with the same tokens, since it writes what is learnt",
-                found=f"other tokens in {teacher.source}",
                 fix="name the unpruned model, or other data",
+                option="teacher",
             )
         with self.processes.main_process_first():
             examples = read_examples(

@@ -11,7 +11,7 @@ from typing import Any
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.data import Rows, Tokens
 from shortstack.decoder import calibration_tokens
-from shortstack.errors import ArchitectureError, InputError, PlanError, parameter
+from shortstack.errors import ArchitectureError, InputError, PlanError
 from shortstack.healing.healer import Healing, HealingRun, heal
 from shortstack.healing.task import HealingTask
 from shortstack.healing.turns import Turns
@@ -50,10 +50,10 @@ def heal_in_turns(
     task = HealingTask.of(task)
     if task.schedule.minutes is not None:
         raise InputError(
-            parameter("minutes"),
+            "several in turns",
             expected="one healing, whose time it is",
-            found="several in turns",
-            fix=f"write {parameter('max_steps')}, which counts for each turn",
+            fix="give max_steps, which counts for each turn",
+            option="minutes",
         )
     sizes = turns.sizes(checkpoint.anatomy.layers)
     run = HealingRun(checkpoint, task, progress)
@@ -127,10 +127,10 @@ class _Chooser:
             return choose(checkpoint, choice, self.tokens, compute=self.compute, progress=progress).plan
         except ArchitectureError as error:
             raise PlanError(
-                parameter("step"),
+                "none",
                 expected=f"a cut of {count} layers that {checkpoint.anatomy.architecture} can express",
-                found="none",
-                fix=f"take another {parameter('step')}",
+                fix="take another",
+                option="step",
             ) from error
 
 

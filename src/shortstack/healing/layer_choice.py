@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.healing.method import HealingMethod
 from shortstack.machine.options import option
 from shortstack.planning.layer_sets import parse_layers
@@ -29,10 +29,10 @@ class TrainedLayers(HealingMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [parameter(name) for name in ("layers", "near_cut", "last") if getattr(self, name) is not None]
+        given = [name for name in ("layers", "near_cut", "last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InputError(
-                given[0], expected=f"{given[0]} alone", found=f"{given[1]} beside it", fix="give one of them"
+                f"{given[1]} beside it", expected=f"{given[0]} alone", fix="give one of them", option=given[0]
             )
         if self.layers is not None:
             parse_layers(self.layers)
@@ -55,7 +55,7 @@ class TrainedLayers(HealingMethod):
             value = getattr(self, name)
             if value is not None and value > count:
                 expected = f"between {least} and the model's {count} layers"
-                raise InputError(parameter(name), expected=expected, found=str(value), fix="train fewer layers")
+                raise InputError(value, expected=expected, fix="train fewer layers", option=name)
 
     def check_fits(self, layers: int) -> None:
         if self.layers is not None:
@@ -73,9 +73,9 @@ class TrainedLayers(HealingMethod):
         named = tuple(sorted(set(parse_layers(self.layers or ""))))
         if named[-1] >= count:
             raise InputError(
-                parameter("layers"),
+                named[-1],
                 expected=f"layers 0 to {count - 1} of the pruned model",
-                found=str(named[-1]),
                 fix="name layers as the pruned model numbers them",
+                option="layers",
             )
         return named

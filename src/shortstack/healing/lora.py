@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.healing.head import TrainedHead
 from shortstack.healing.layer_choice import TrainedLayers
 from shortstack.machine.options import option
@@ -49,7 +49,7 @@ class Lora(TrainedHead, TrainedLayers):
         super().__post_init__()
         if self.last == 0:
             expected = "at least one layer for adapters to be in"
-            raise InputError(parameter("last"), expected=expected, found="0", fix="leave it out for all layers")
+            raise InputError("0", expected=expected, fix="leave it out for all layers", option="last")
 
     def prepare(self, checkpoint: Checkpoint, decoder: Decoder) -> Mapping[str, nn.Module]:
         """Put adapters in; what of them trains, by its name."""
@@ -94,10 +94,10 @@ class Lora(TrainedHead, TrainedLayers):
         unknown = sorted((wanted or set()) - set(there.values()))
         if unknown or not there:
             raise InputError(
-                parameter("targets"),
+                ", ".join(unknown) or "none",
                 expected=f"some of {', '.join(sorted(set(there.values())))}" if there else "layers with matrices",
-                found=", ".join(unknown) or "none",
-                fix=f"leave {parameter('targets')} out for all matrices",
+                fix="leave it out for all matrices",
+                option="targets",
             )
         yield from (name for name, kind in there.items() if wanted is None or kind in wanted)
 
@@ -179,12 +179,12 @@ class QLora(Lora):
             matrix = decoder.model.get_submodule(place)
             if not isinstance(matrix, nn.Linear):
                 raise InputError(
-                    parameter("method", "qlora"),
-                    expected="layers of linear matrices",
-                    found=f"{type(matrix).__name__} at {place}",
-                    fix=f"use {parameter('method', 'lora')}",
+                    f"{type(matrix).__name__} at {place}",
+                    expected="layers of linear matrices, for qlora",
+                    fix="use lora",
+                    option="method",
                 )
-            four = four_bit(matrix, asked=parameter("method", "qlora"), gradients=True)
+            four = four_bit(matrix, asked="qlora", gradients=True)
             parent, _, name = place.rpartition(".")
             setattr(decoder.model.get_submodule(parent), name, four)
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shortstack.errors import parameter
 from shortstack.machine.options import check_installed, check_options
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class HealingMethod:
         """Refuse a method whose libraries are not installed, before minutes of other work."""
         for library in self.needs:
             extra, why = EXTRAS[library]
-            check_installed(library, extra, where=parameter("method", self.name), why=why)
+            check_installed(library, extra, option="method", why=why)
 
     def first(self, checkpoint: Checkpoint) -> int:
         """The first layer that is not frozen; the number of layers where all are."""

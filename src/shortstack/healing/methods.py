@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field, fields, make_dataclass
 from typing import Any, get_type_hints
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.healing.full import Full
 from shortstack.healing.lora import DoRA, Lora, QLora, RsLora
 from shortstack.healing.method import HealingMethod
@@ -55,10 +55,10 @@ def check_known(method: type[HealingMethod], given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name not in own:
             raise InputError(
-                parameter(name),
-                expected=f"an option that {parameter('method', method.name)} knows",
-                found=f"{value} beside it",
+                value,
+                expected=f"an option that the method {method.name} knows",
                 fix=f"leave it out, or name a method that knows it: {', '.join(_knowing(name))}",
+                option=name,
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.options import changed_options, check_options, option
 
 LOSSES = ("sft", "distill")
@@ -31,11 +31,10 @@ class Objective:
         shaping = changed_options(self)
         if self.loss == "sft" and shaping:
             raise InputError(
-                parameter("loss", "sft"),
-                expected=f"no {parameter('top_k')}, {parameter('temperature')} or "
-                f"{parameter('hidden_weight')}: they shape distillation",
-                found=", ".join(parameter(name, value) for name, value in shaping.items()),
-                fix=f"add {parameter('loss', 'distill')}",
+                f"sft beside {' and '.join(f'{name} {value}' for name, value in shaping.items())}",
+                expected="distill, which top_k, temperature and hidden_weight shape",
+                fix="name distill, or leave them out",
+                option="loss",
             )
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import create_model
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.healing.layer_choice import TrainedLayers
 from shortstack.healing.options import COMPONENTS, task_of
 from shortstack.machine import yamlfile
@@ -120,7 +120,7 @@ def named_by_line(
     try:
         yield
     except InputError as error:
-        name = error.parameter
+        name = error.option
         line = _line(recipe, name, parts) if recipe and name and not typed(name) else None
         if line is None and not (whole and name):
             raise
@@ -146,9 +146,9 @@ def _text(name: str) -> str:
     if not name.endswith((".yaml", ".yml")):
         near = difflib.get_close_matches(name, recipe_names(), 1)
         raise InputError(
-            parameter("recipe"),
+            repr(name),
             expected=f"a .yaml file, or one of {', '.join(recipe_names())}",
-            found=repr(name),
             fix=f"did you mean {near[0]}?" if near else "`shortstack ls recipes` explains each",
+            option="recipe",
         )
     return yamlfile.text_of(name)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.numbers import is_share
 from shortstack.machine.options import check_installed, check_options, option
 
@@ -134,26 +134,25 @@ class Schedule:
         check_options(self)
         if self.batch_size % self.micro:
             raise InputError(
-                parameter("batch_size"),
+                f"{self.batch_size} in micro-batches of {self.micro}",
                 expected="a number of samples, and a micro-batch that divides it",
-                found=f"{self.batch_size} in micro-batches of {self.micro}",
                 fix="leave the micro-batch out",
+                option="batch_size",
             )
 
         self._check_length()
 
     def _check_length(self) -> None:
         """Refuse two lengths of one training, and changes of a plan that are none."""
-        where, steps = parameter("minutes"), parameter("max_steps")
         if self.minutes is not None and (self.max_steps or self.replanned):
-            given = steps if self.max_steps else parameter("replanned")
-            raise InputError(where, expected=f"{where} alone", found=f"{given} beside it", fix="give one of them")
+            given = "max_steps" if self.max_steps else "replanned"
+            raise InputError(f"{given} beside it", expected="minutes alone", fix="give one of them", option="minutes")
         if self.replanned is not None and not self._changes_hold():
             raise InputError(
-                parameter("replanned"),
-                expected=f"STEP:STEPS with commas between, in order and up to {steps}, which it stands beside",
-                found=f"{self.replanned!r} beside {parameter('max_steps', self.max_steps)}",
+                f"{self.replanned!r} beside {self.max_steps} max_steps",
+                expected="STEP:STEPS with commas between, in order and up to max_steps, which it stands beside",
                 fix="write what the run by the clock said",
+                option="replanned",
             )
 
     def _changes_hold(self) -> bool:
@@ -177,8 +176,7 @@ class Schedule:
             InputError: it is so.
         """
         if self.optimizer.endswith("8bit"):
-            where = parameter("optimizer", self.optimizer)
-            check_installed("bitsandbytes", "quant", where=where, why="which it is part of")
+            check_installed("bitsandbytes", "quant", option="optimizer", why=f"which {self.optimizer} is part of")
 
     @property
     def micro(self) -> int:

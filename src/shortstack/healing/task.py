@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
 from shortstack.data import Rows, source_of
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.healing.dataset import TrainingData
 from shortstack.healing.method import HealingMethod
 from shortstack.healing.objective import Objective
@@ -80,21 +80,22 @@ class HealingTask:
         self.schedule.check()
         if self.schedule.minutes is not None and self.data.self_generate:
             raise InputError(
-                parameter("minutes"),
+                "self_generate beside it",
                 expected="samples that are there, since a teacher's answers may take any time",
-                found=parameter("self_generate", True),
-                fix=f"write {parameter('max_steps')} instead",
+                fix="give max_steps instead",
+                option="minutes",
             )
         check_loggers(self.loggers)
         self.data.check()
 
     def _check_teacher(self, teacher: str | None) -> None:
-        users = f"{parameter('loss', 'distill')}, {parameter('data', 'self')} and {parameter('self_generate', True)}"
-        where, fix = parameter("teacher"), f"add {parameter('teacher', 'MODEL')}"
+        users = "the loss distill, the data self and self_generate"
         if self.needs_teacher and teacher is None:
-            raise InputError(where, expected=f"the unpruned model, from which {users} learn", found="none", fix=fix)
+            expected = f"the unpruned model, from which {users} learn"
+            raise InputError("none", expected=expected, fix="name that model", option="teacher")
         if teacher is not None and not self.needs_teacher:
-            raise InputError(where, expected=f"none: {users} alone learn from it", found=teacher, fix="leave it out")
+            expected = f"none: {users} alone learn from it"
+            raise InputError(teacher, expected=expected, fix="leave it out", option="teacher")
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -104,10 +105,10 @@ def check_loggers(names: Sequence[str]) -> None:
             _check_integration(name)
         elif not any(find_spec(library) for library in LOGGERS[name]):
             raise InputError(
-                parameter("report_to", name),
+                "none installed",
                 expected=f"{name}, which logs what training says",
-                found="none installed",
                 fix=f"pip install {name}",
+                option="report_to",
             )
 
 
@@ -117,8 +118,8 @@ def _check_integration(name: str) -> None:
     known = get_available_reporting_integrations()
     if name not in known:
         raise InputError(
-            parameter("report_to"),
+            name,
             expected=f"loggers that are installed: {', '.join(known) or 'none'}",
-            found=name,
             fix=f"install it, or name another: {', '.join(LOGGERS)}",
+            option="report_to",
         )

@@ -16,7 +16,7 @@ import torch
 from shortstack.checkpoint import Checkpoint
 from shortstack.data import Example
 from shortstack.decoder.generation import DRAWS, generate
-from shortstack.errors import DataError, parameter
+from shortstack.errors import DataError
 from shortstack.machine.cache import cache_directory, content_key, mark_used
 from shortstack.machine.files import save_json
 from shortstack.machine.progress import Progress, silent
@@ -65,10 +65,10 @@ class Answers:
         ]
         if not answered:
             raise DataError(
-                parameter("self_generate"),
+                f"none among {len(examples)} samples",
                 expected="prompts that leave room for an answer, and answers",
-                found=f"none among {len(examples)} samples",
-                fix=f"raise {parameter('max_length')}",
+                fix="raise max_length",
+                option="self_generate",
             )
         return answered
 

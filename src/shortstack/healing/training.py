@@ -32,7 +32,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.safetensors import save_tensors
-from shortstack.errors import InputError, TrainingError, parameter
+from shortstack.errors import InputError, TrainingError
 from shortstack.healing.batches import IGNORED, Data, Ordered
 from shortstack.healing.pacing import CLOCK, TIME_OVER, Pacing, kept_pacing
 from shortstack.healing.schedule import Course, Schedule
@@ -111,10 +111,10 @@ def training_device(name: str = "auto") -> str:
     if device.partition(":")[2].strip("0"):
         number = device.partition(":")[2]
         raise InputError(
-            parameter("device"),
+            device,
             expected="the first GPU that this process sees, to train on",
-            found=device,
-            fix=f"set CUDA_VISIBLE_DEVICES={number} and write {parameter('device', 'cuda')}",
+            fix=f"set CUDA_VISIBLE_DEVICES={number}, and name cuda",
+            option="device",
         )
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and "WORLD_SIZE" in os.environ else device
 
@@ -247,10 +247,10 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         best = min(held_out, key=lambda entry: entry[1], default=(0, math.nan))[0]
         if self.broken and not best:
             raise TrainingError(
-                f"step {state.global_step}",
+                self.stopped,
                 expected="finite losses and gradients",
-                found=str(self.stopped),
-                fix=f"lower {parameter('lr')}, or check the data and the weights",
+                fix="lower lr, or check the data and the weights",
+                where=f"step {state.global_step}",
             )
         self.loop.accelerator.wait_for_everyone()
         weights: dict[str, Any] = {**load_file(self.folder / BEST)}
@@ -349,10 +349,10 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         passes, rest = divmod(self.schedule.batch_size, self.schedule.micro * processes)
         if rest:
             raise InputError(
-                parameter("batch_size"),
+                self.schedule.batch_size,
                 expected=f"a multiple of {processes} processes x micro-batches of {self.schedule.micro}",
-                found=str(self.schedule.batch_size),
-                fix=f"write {parameter('batch_size', self.schedule.micro * processes * max(1, passes))}",
+                fix=f"ask for {self.schedule.micro * processes * max(1, passes)}",
+                option="batch_size",
             )
         return passes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from shortstack.data import CalibrationText
 from shortstack.data.mixture import MIX
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.options import check_options, option, options_of
 from shortstack.planning.layer_sets import check_choice, check_pace, parse_drop
 from shortstack.scoring.metrics import check_step_metric
@@ -48,13 +48,11 @@ class Turns:
         if not given:
             return None
         if not {"step", "drop"} <= given.keys():
-            others = ", ".join(parameter(name) for name in ("metric", "text", "samples"))
             raise InputError(
-                parameter("step"),
-                expected=f"{parameter('step')} and {parameter('drop')} together, and {others} and "
-                f"{parameter('length')} only beside them",
-                found="one without the other",
-                fix=f"write {parameter('drop', '25%')} {parameter('step', 1)}, or prune first",
+                "one without the other",
+                expected="step and drop together, and metric, text, samples and length only beside them",
+                fix="give both, such as drop 25% and step 1, or prune first",
+                option="step",
             )
         return cls(**given)
 

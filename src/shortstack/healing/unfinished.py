@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import InputError, OutputError, parameter
+from shortstack.errors import InputError, OutputError
 from shortstack.machine.files import finite, save_json
 
 SETTINGS = "run.json"
@@ -43,10 +43,10 @@ class Unfinished:
         path = self.folder / SETTINGS
         if resume is None and self.folder.exists() and any(each.is_dir() for each in self.folder.iterdir()):
             raise OutputError(
-                self.folder,
+                f"one {self._how_far}",
                 expected="no unfinished run for this output",
-                found=f"one {self._how_far}",
-                fix=f"add {parameter('resume', True)} to go on, or {parameter('resume', False)} to start again",
+                fix="turn resume on to go on, or off to start again",
+                where=self.folder,
             )
         goes_on = bool(resume) and path.exists()
         if goes_on:
@@ -78,10 +78,10 @@ class Unfinished:
         for name in sorted(before.keys() | after.keys(), key=_unclear):
             if before.get(name) != after.get(name):
                 raise InputError(
-                    parameter("resume"),
+                    after.get(name),
                     expected=f"{name} {before.get(name)}, as when {self.folder} was begun",
-                    found=str(after.get(name)),
-                    fix=f"ask for the same, or add {parameter('resume', False)} to start again",
+                    fix="ask for the same, or turn resume off to start again",
+                    option="resume",
                 )
 
     def remove(self) -> None:

@@ -143,5 +143,5 @@ def cache_limit() -> int:
     text = os.environ.get("SHORTSTACK_CACHE_LIMIT") or LIMIT
     nbytes = bytes_of(text)
     if nbytes is None:
-        raise InputError("$SHORTSTACK_CACHE_LIMIT", expected="a size like 50GB", found=repr(text), fix="write one")
+        raise InputError(repr(text), expected="a size like 50GB", fix="write one", where="$SHORTSTACK_CACHE_LIMIT")
     return nbytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.options import check_choice_of, check_options, option
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -43,8 +43,8 @@ class Compute:
         check_choice_of("device", self.device.partition(":")[0], DEVICES)
         beside = "device" if self.device != "auto" else "stream" if self.stream else None
         if self.device_map and beside:
-            where, found = parameter("device_map", self.device_map), f"{parameter(beside)} beside it"
-            raise InputError(where, expected="accelerate to say where layers are", found=found, fix="give one")
+            found, expected = f"{beside} beside it", "accelerate to say where layers are"
+            raise InputError(found, expected=expected, fix="give one", option="device_map")
 
 
 AUTO = Compute()
@@ -83,13 +83,13 @@ def pick_device(name: str = "auto") -> str:
         return next(device for device in ("cuda", "mps", "cpu") if present[device])
     if not present.get(kind):
         raise InputError(
-            parameter("device"),
+            name,
             expected=f"one of {', '.join(device for device, there in present.items() if there)}",
-            found=name,
             fix="leave it out, or install a torch that is built for it",
+            option="device",
         )
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if number and not (number.isdecimal() and int(number) < count):
         numbered = f"{kind}:0" if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
-        raise InputError(parameter("device"), expected=numbered, found=name, fix=f"write {parameter('device', kind)}")
+        raise InputError(name, expected=numbered, fix=f"name {kind}", option="device")
     return name

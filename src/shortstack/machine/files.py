@@ -81,7 +81,7 @@ def check_disk(place: Path, nbytes: int, *, what: str = "", fix: str = "free som
     free, needed = shutil.disk_usage(existing_folder(place)).free, nbytes + MARGIN_BYTES
     if free < needed:
         expected = f"{size(needed)} of free disk{' for ' if what else ''}{what}"
-        raise DiskFullError(place, expected=expected, found=size(free), fix=fix)
+        raise DiskFullError(size(free), expected=expected, fix=fix, where=place)
 
 
 def disk_full(error: OSError) -> DiskFullError | None:
@@ -89,7 +89,7 @@ def disk_full(error: OSError) -> DiskFullError | None:
     if error.errno not in FULL:
         return None
     found, fix = error.strerror or "none", "free some space, or write elsewhere"
-    return DiskFullError(error.filename or "the disk", expected="room to write", found=found, fix=fix)
+    return DiskFullError(found, expected="room to write", fix=fix, where=error.filename or "the disk")
 
 
 def existing_folder(place: Path) -> Path:
@@ -110,13 +110,13 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            path,
+            (error.strerror if isinstance(error, OSError) else None) or str(error),
             expected="a JSON file written by shortstack",
-            found=(error.strerror if isinstance(error, OSError) else None) or str(error),
             fix="check the path, or write it again",
+            where=path,
         ) from error
     if not isinstance(data, dict):
-        raise DataError(path, expected="a JSON object", found=type(data).__name__, fix="write it again")
+        raise DataError(type(data).__name__, expected="a JSON object", fix="write it again", where=path)
     return data
 
 
@@ -196,7 +196,7 @@ def rename_new(made: Path, output: Path) -> None:
         if error.errno not in TAKEN:
             raise
         found, expected = error.strerror or str(error), "an output that does not exist yet"
-        raise OutputError(output, expected=expected, found=found, fix="name another") from error
+        raise OutputError(found, expected=expected, fix="name another", where=output) from error
     sync(output.absolute().parent)  # first, so that it never has neither name
     if made.absolute().parent != output.absolute().parent:
         sync(made.absolute().parent)
@@ -242,7 +242,7 @@ def check_new(output: Path, *, make_folders: bool = False) -> None:
         expected, found, fix = "a directory that can be written", f"{nearest}, which cannot", "name another"
     else:
         return
-    raise OutputError(output, expected=expected, found=found, fix=fix)
+    raise OutputError(found, expected=expected, fix=fix, where=output)
 
 
 def _writable(folder: Path) -> bool:

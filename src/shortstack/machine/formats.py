@@ -9,8 +9,6 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from shortstack.errors import as_option
-
 
 def size(nbytes: float) -> str:
     """Bytes for people.
@@ -111,6 +109,21 @@ def amount_of(text: str) -> float | None:
     return count_of(text) if share is None else share
 
 
+def option_words(values: Mapping[str, Any]) -> list[str]:
+    """Options as the command line spells them; one without a value is left out, and lists have commas.
+
+    >>> option_words({"batch_size": [1, 8], "block": True, "head": False, "step": None})
+    ['--batch-size', '1,8', '--block', '--no-head']
+    """
+    words: list[str] = []
+    for name, value in values.items():
+        if value is not None:
+            words.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
+            if not isinstance(value, bool):
+                words.append(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+    return words
+
+
 def show_layers(layers: Sequence[int]) -> str:
     """Numbers of layers for people, neighbours as inclusive ranges.
 
@@ -124,20 +137,6 @@ def show_layers(layers: Sequence[int]) -> str:
         else:
             runs.append([layer, layer])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def option_words(values: Mapping[str, Any]) -> list[str]:
-    """Options as the command line spells them; one without a value is left out, and lists have commas.
-
-    >>> option_words({"batch_size": [1, 8], "block": True, "head": False, "step": None})
-    ['--batch-size', '1,8', '--block', '--no-head']
-    """
-    words: list[str] = []
-    for name, value in values.items():
-        if value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            words += as_option(name, text).split(" ", 1)
-    return words
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from shortstack.errors import OutputError, parameter
+from shortstack.errors import OutputError
 from shortstack.machine.files import make_folder
 
 
@@ -23,7 +23,7 @@ class OutputLock:
     def __init__(self, output: Path, place: Path | None = None, *, meanwhile: str = "wait for it") -> None:
         self.output = output
         self.place = place or output.with_name(f".{output.name}.lock")
-        self.meanwhile = f"{meanwhile}, or name another {parameter('output')}"
+        self.meanwhile = f"{meanwhile}, or name another output"
         self._lock = FileLock(self.place)
 
     def __enter__(self) -> OutputLock:
@@ -33,17 +33,17 @@ class OutputLock:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise OutputError(
-                self.output,
+                "one that makes it",
                 expected="an output that no other process is making",
-                found="one that makes it",
                 fix=self.meanwhile,
+                where=self.output,
             ) from error
         except OSError as error:
             raise OutputError(
-                self.output,
+                error.strerror or str(error),
                 expected="an output that can be written",
-                found=error.strerror or str(error),
-                fix=f"name another {parameter('output')}",
+                fix="name another output",
+                where=self.output,
             ) from error
         return self
 

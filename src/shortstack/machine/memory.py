@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 
 if sys.platform != "win32":
     import resource
@@ -50,14 +50,14 @@ def check_room(where: object, nbytes: int, device: str, *, layers: bool = False,
     if nbytes <= free:
         return
     what = "embedding, head and two layers of it" if layers else "its weights"
-    elsewhere = f"{parameter('device', 'cpu')}, " if device.startswith("cuda") else ""
+    elsewhere = "the CPU, " if device.startswith("cuda") else ""
     ways = f"free memory, or try {elsewhere}16 bits if this is float32, or a larger machine"
     others = "score, sweep, plan, prune, repair, verify, and evaluate on texts and multiple choice"
     raise InputError(
-        where,
+        f"{_gigabytes(free)} free",
         expected=f"room for {what} on {device}: {_gigabytes(nbytes)}",
-        found=f"{_gigabytes(free)} free",
         fix=fix or (ways if layers else f"{ways}; {others} read such a model layer by layer"),
+        where=where,
     )
 
 

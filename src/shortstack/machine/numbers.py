@@ -6,7 +6,7 @@ import math
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeGuard
 
-from shortstack.errors import ShortstackError, parameter
+from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,9 +68,6 @@ def checked(value: float, where: str) -> float:
     """The value, if it is a number."""
     if value != value:
         raise ShortstackError(
-            where,
-            expected="a number",
-            found="NaN",
-            fix=f"check the weights for NaN, or compute with {parameter('dtype', 'float32')}",
+            "NaN", expected="a number", fix="check the weights for NaN, or compute in float32", where=where
         )
     return value

@@ -10,7 +10,7 @@ The command line, recipes, study files and the tables of the documentation are m
 >>> Schedule(lr=-1)
 Traceback (most recent call last):
     ...
-shortstack.errors.InputError: lr: expected a number above 0, found -1. To fix it: write lr=0.0001.
+shortstack.errors.InputError: lr: expected a number above 0, found -1. To fix it: take the default, 0.0001.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.numbers import is_number, is_share
 from shortstack.machine.typed import check_type
 
@@ -108,8 +108,8 @@ def check_options(component: Any) -> None:
 def within(name: str, value: float, known: Option, default: Any = None) -> float:
     """The number, if it is within the option's range."""
     if not known.holds(value):
-        fix = "leave it out" if default in (None, MISSING) else f"write {parameter(name, default)}"
-        raise InputError(parameter(name), expected=known.range, found=str(value), fix=fix)
+        fix = "leave it out" if default in (None, MISSING) else f"take the default, {default}"
+        raise InputError(value, expected=known.range, fix=fix, option=name)
     return value
 
 
@@ -121,7 +121,7 @@ def check_choice_of(name: str, value: str, choices: Any, *, fix: str = "name one
     near = begun or difflib.get_close_matches(str(value), list(choices), 1)
     if near:
         fix = f"did you mean {near[0]}?"
-    raise InputError(parameter(name), expected=f"one of {', '.join(choices)}", found=repr(value), fix=fix)
+    raise InputError(repr(value), expected=f"one of {', '.join(choices)}", fix=fix, option=name)
 
 
 def changed_options(component: Any) -> Mapping[str, Any]:
@@ -130,10 +130,11 @@ def changed_options(component: Any) -> Mapping[str, Any]:
     return {name: value for name, (value, default) in values.items() if value != default}
 
 
-def check_installed(library: str, extra: str, *, where: object, why: str) -> None:
+def check_installed(library: str, extra: str, *, why: str, option: str = "", where: str = "") -> None:
     """Refuse what needs a library that is not installed."""
     if find_spec(library) is None:
-        raise InputError(where, expected=f"{library}, {why}", found="none installed", fix=install(extra))
+        expected = f"{library}, {why}"
+        raise InputError("none installed", expected=expected, fix=install(extra), option=option, where=where)
 
 
 def install(extra: str) -> str:

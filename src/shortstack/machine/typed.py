@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,7 +85,7 @@ def _wrong(name: str, value: Any, kinds: list[str]) -> InputError:
     name_of = type(value).__name__
     found = f"{'an' if name_of[0] in 'aeiou' else 'a'} {name_of}, {value!r:.60}"
     fix = "give one of these" if len(kinds) > 1 else "give one"
-    return InputError(parameter(name), expected=expected, found=found, fix=fix)
+    return InputError(found, expected=expected, fix=fix, option=name)
 
 
 def _words(kinds: list[str]) -> Iterator[str]:

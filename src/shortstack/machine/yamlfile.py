@@ -79,7 +79,7 @@ def text_of(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         found = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
-        raise InputError(path, expected="a YAML file", found=found, fix="check the path") from error
+        raise InputError(found, expected="a YAML file", fix="check the path", where=path) from error
 
 
 Read = TypeVar("Read", bound=Part)
@@ -91,7 +91,7 @@ def parsed(text: str, model: type[Read], *, where: str) -> Read:
         data = yaml.safe_load(text)
     if not isinstance(data, dict):
         known, found = ", ".join(keys(model)), "nothing" if data is None else f"a {type(data).__name__}"
-        raise InputError(where, expected=f"keys {known}", found=found, fix="correct the file")
+        raise InputError(found, expected=f"keys {known}", fix="correct the file", where=where)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -114,9 +114,9 @@ def syntax_of(where: str) -> Iterator[None]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         found = error.problem or str(error)
-        raise InputError(f"{where}{line}", expected="YAML", found=found, fix="correct that line") from error
+        raise InputError(found, expected="YAML", fix="correct that line", where=f"{where}{line}") from error
     except (yaml.YAMLError, RecursionError) as error:  # the latter of what is nested too deeply
-        raise InputError(where, expected="YAML", found=str(error), fix="correct the file") from error
+        raise InputError(error, expected="YAML", fix="correct the file", where=where) from error
 
 
 def line_of(text: str, *path: str) -> int | None:
@@ -144,17 +144,17 @@ def _explained(where: str, text: str, model: type[Part], error: ValidationError)
     where = f"{where}, line {line}"
     if first["type"] == "missing":
         there = ", ".join(map(str, first["input"])) or "nothing"
-        return InputError(where, expected=f"the key {name}", found=f"only {there}", fix=f"add {name}")
+        return InputError(f"only {there}", expected=f"the key {name}", fix=f"add {name}", where=where)
     if first["type"] != "extra_forbidden":
-        return InputError(where, expected=f"{name}: {first['msg']}", found=repr(first["input"]), fix="correct it")
+        return InputError(repr(first["input"]), expected=f"{name}: {first['msg']}", fix="correct it", where=where)
     known = _known(model, first["loc"][:-1])
     near = difflib.get_close_matches(path[-1], known, 1)
     above = ".".join(path[:-1])
     return InputError(
-        where,
+        path[-1],
         expected=f"{above or 'a file'} with keys it knows" if near else f"one of {', '.join(known)}",
-        found=path[-1],
         fix=f"did you mean {near[0]}?" if near else "leave it out",
+        where=where,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from shortstack.checkpoint import Sizes
-from shortstack.errors import InputError, PlanError, parameter
+from shortstack.errors import InputError, PlanError
 from shortstack.machine.options import check_options, option
 from shortstack.planning.layer_sets import (
     FINALISTS,
@@ -111,15 +111,14 @@ class Choice:
                 raise _excluding(name, beside[0])
         if self.finalists != FINALISTS and not self.how.finalists:
             name = next(each.name for each in STRATEGIES.values() if each.finalists)
-            fix = f"add {parameter('strategy', name)}, or leave it out"
-            where, expected = parameter("finalists"), parameter("strategy", name)
-            raise InputError(where, expected=expected, found=str(self.strategy or "none"), fix=fix)
+            fix = f"choose by {name}, or leave it out"
+            raise InputError(self.strategy or "none", expected=f"the strategy {name}", fix=fix, option="finalists")
         if self.strategy == "step" and self.step is None:
             raise InputError(
-                parameter("strategy", "step"),
-                expected="how many layers go at a time",
-                found=f"no {parameter('step')}",
-                fix=f"add {parameter('step', 1)}",
+                "none",
+                expected="how many layers go at a time, which the strategy step needs",
+                fix="give it, such as 1",
+                option="step",
             )
         if self._check_goals():
             _check_singles(self.by)
@@ -160,18 +159,18 @@ class Choice:
         if whole <= most:
             advised = _round_amount(name, enough, max(enough, whole * 3 // 4))
             raise PlanError(
-                parameter(name),
+                f"{most:,}",
                 expected=f"less than the model's {whole:,}",
-                found=f"{most:,}",
-                fix=f"ask for less, such as {parameter(name, advised)}",
+                fix=f"ask for less, such as {advised}",
+                option=name,
             )
         if least > most:
             advised = _round_amount(name, enough, min(enough * 11 // 10, whole - 1))
             raise PlanError(
-                parameter(name),
+                f"{most:,}",
                 expected=f"at least {least:,}, {'of the layers that stay' if stay else 'which one layer leaves'}",
-                found=f"{most:,}",
-                fix=f"ask for more, such as {parameter(name, advised)}",
+                fix=f"ask for more, such as {advised}",
+                option=name,
             )
         return replace(self, params=None, memory=None, fits=lambda kept: sizes.of(kept)[place] <= most)
 
@@ -213,7 +212,7 @@ class Choice:
 
     def _named(self, count: int) -> Plan:
         named = parse_layers(self.layers or "") if isinstance(self.layers, str) else tuple(self.layers or ())
-        check_removal(named, count, where=parameter("layers"))
+        check_removal(named, count, option="layers")
         removed = tuple(sorted(named))
         check_kept_ends(removed, count, self.keep_first, self.keep_last)
         return Plan(count, removed, "layers")
@@ -253,18 +252,15 @@ def _check_singles(metric: Metric) -> None:
     """Refuse a metric of blocks where the model is to have a size: of how many layers they are nobody knows."""
     if not metric.singles:
         raise InputError(
-            parameter("metric"),
-            expected="one that scores single layers",
-            found=metric.name,
-            fix=f"write {parameter('metric', 'ppl')}",
+            metric.name, expected="one that scores single layers", fix="take another, such as ppl", option="metric"
         )
 
 
 def _excluding(name: str, other: str) -> InputError:
     """The error for two ways to choose that exclude each other."""
     return InputError(
-        parameter(name),
-        expected=f"{parameter(name)} without {parameter(other)}",
-        found=f"{parameter(other)} beside it",
+        f"{other} beside it",
+        expected=f"{name} without {other}",
         fix="give one of them",
+        option=name,
     )

@@ -119,10 +119,10 @@ def _unopened(source: Scores | int, choice: Choice, seed: int) -> Plan:
 def _no_model(source: Scores | int) -> InputError:
     known = source.model.get("source", "scores") if isinstance(source, Scores) else "the model"
     return InputError(
-        str(known),
+        "scores of the whole model" if isinstance(source, Scores) else "its number of layers",
         expected="a model, to measure shorter forms of it",
-        found="scores of the whole model" if isinstance(source, Scores) else "its number of layers",
         fix="name the model instead",
+        where=str(known),
     )
 
 
@@ -179,7 +179,7 @@ def _measured(checkpoint: Checkpoint, choice: Choice, tokens: Tokens, compute: C
         plan = found(replace(choice, drop=amount, fits=None))
         if choice.fits(plan.kept):
             return plan
-    raise PlanError("plan", expected="a cut that leaves what fits", found="none", fix="allow more bytes")
+    raise PlanError("none", expected="a cut that leaves what fits", fix="allow more bytes", where="plan")
 
 
 def check_choice(

@@ -11,7 +11,7 @@ from shortstack.architecture.anatomy import shortened
 from shortstack.architecture.config_fields import EXTRA_HEADS
 from shortstack.architecture.selfcheck import check_cut
 from shortstack.checkpoint import Checkpoint
-from shortstack.errors import ArchitectureError, CheckpointError, PlanError, parameter
+from shortstack.errors import ArchitectureError, CheckpointError, PlanError
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, silent
 from shortstack.planning.plans import Plan
@@ -123,8 +123,7 @@ def instead(checkpoint: Checkpoint, plan: Plan, error: ArchitectureError) -> Arc
     found = aligned(checkpoint, plan)
     if found is None:
         return error
-    layers = show_layers(found.removed).replace(" ", "")
-    return error.fixed_by(f"{error.fix}; the nearest exact cut: {parameter('layers', layers)}")
+    return error.but(fix=f"{error.fix}; the nearest exact cut: layers {show_layers(found.removed).replace(' ', '')}")
 
 
 def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
@@ -133,10 +132,10 @@ def pruned_config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
 
     if plan.layers != checkpoint.anatomy.layers:
         raise PlanError(
-            checkpoint.source,
+            f"a plan for {plan.layers} layers",
             expected=f"a plan for the model's {checkpoint.anatomy.layers} layers",
-            found=f"a plan for {plan.layers} layers",
             fix="make the plan from this model",
+            where=checkpoint.source,
         )
     _check_layers(checkpoint)
     check_fit(checkpoint)
@@ -153,8 +152,8 @@ def _check_layers(checkpoint: Checkpoint) -> None:
     text = checkpoint.config.get(checkpoint.anatomy.text_key or "", checkpoint.config)
     if extra >= layers and not any(text.get(name) for name in EXTRA_HEADS):
         raise CheckpointError(
-            checkpoint.directory,
+            f"tensors of layer {extra}",
             expected=f"layers 0 to {layers - 1}, by config.json",
-            found=f"tensors of layer {extra}",
             fix="find the config that belongs to these weights",
+            where=checkpoint.directory,
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from shortstack.errors import PlanError, parameter
+from shortstack.errors import PlanError
 from shortstack.machine import formats
 from shortstack.scoring.metrics import Metric
 
@@ -43,10 +43,10 @@ def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> r
     allowed = range(keep_first, layers - keep_last)
     if amount > len(allowed):
         raise PlanError(
-            parameter("drop"),
+            amount,
             expected=f"at most {len(allowed)} layers, with the first {keep_first} and last {keep_last} kept",
-            found=str(amount),
             fix="drop fewer or keep fewer",
+            option="drop",
         )
     return allowed
 
@@ -56,19 +56,13 @@ def check_choice(drop: str | int | None, layers: str | Sequence[int] | None, *, 
     if layers is not None:
         if drop is not None or block:
             raise PlanError(
-                parameter("layers"),
-                expected="explicit layers alone",
-                found=f"{parameter('drop')} or {parameter('block', True)} beside them",
-                fix="give one",
+                "drop or block beside them", expected="explicit layers alone", fix="give one", option="layers"
             )
         if isinstance(layers, str):
             parse_layers(layers)
     elif drop is None:
         raise PlanError(
-            "plan",
-            expected="how much to remove",
-            found=f"neither {parameter('drop')} nor {parameter('layers')}",
-            fix=f"add {parameter('drop', '25%')}",
+            "neither drop nor layers", expected="how much to remove", fix="give drop, such as 25%", where="plan"
         )
     else:
         _read_drop(drop)
@@ -84,10 +78,10 @@ def parse_drop(drop: str | int, layers: int) -> int:
     amount = share if isinstance(share, int) else int(share * layers + Fraction(1, 2))
     if not 0 < amount < layers:
         raise PlanError(
-            parameter("drop"),
+            f"{drop} ({amount} layer{'s' * (amount != 1)})",
             expected=f"between 1 and {layers - 1} of the model's {layers} layers",
-            found=f"{drop} ({amount} layer{'s' * (amount != 1)})",
-            fix=f"write {parameter('drop', '25%')} or a smaller count",
+            fix="name a smaller count, or 25%",
+            option="drop",
         )
     return amount
 
@@ -95,12 +89,7 @@ def parse_drop(drop: str | int, layers: int) -> int:
 def check_pace(step: int, amount: int) -> None:
     """Refuse to remove more layers at a time than go in all."""
     if not 0 < step <= amount:
-        raise PlanError(
-            parameter("step"),
-            expected=f"1 to {amount} layers at a time",
-            found=str(step),
-            fix=f"write {parameter('step', 1)}, or leave it out",
-        )
+        raise PlanError(step, expected=f"1 to {amount} layers at a time", fix="take 1, or leave it out", option="step")
 
 
 def _read_drop(drop: str | int) -> int | Fraction:
@@ -111,10 +100,10 @@ def _read_drop(drop: str | int) -> int | Fraction:
     if re.fullmatch(r"\d{1,5}", text) and int(text):
         return int(text)
     raise PlanError(
-        parameter("drop"),
+        repr(text),
         expected="a count, or a percentage between 0% and 100%",
-        found=repr(text),
-        fix=f"write {parameter('drop', 8)} or {parameter('drop', '25%')}",
+        fix="give a count such as 8, or a share such as 25%",
+        option="drop",
     )
 
 
@@ -135,10 +124,10 @@ def parse_goal(name: str, text: str) -> int:
     if amount < 1:
         example = {"params": "6B", "memory": "4GB"}[name]
         raise PlanError(
-            parameter(name),
+            repr(text),
             expected=f"a number and one of {', '.join(filter(None, UNITS[name]))}",
-            found=repr(text),
-            fix=f"write {parameter(name, example)}",
+            fix=f"write it like {example}",
+            option=name,
         )
     return amount
 
@@ -152,7 +141,7 @@ def fewest(order: Sequence[int], layers: int, fits: Callable[[Sequence[int]], bo
     for count in range(1, min(len(order), layers - 1) + 1):
         if fits([layer for layer in range(layers) if layer not in order[:count]]):
             return tuple(sorted(order[:count]))
-    raise PlanError("plan", expected="a cut that leaves what fits", found="none", fix="allow more")
+    raise PlanError("none", expected="a cut that leaves what fits", fix="allow more", where="plan")
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -166,10 +155,10 @@ def parse_layers(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?\s*", part)  # a range is spelled out: keep it small
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise PlanError(
-                parameter("layers"),
+                repr(text),
                 expected="numbers and inclusive ranges like 22-29,3",
-                found=repr(text),
                 fix="write single layers and ranges, with commas between",
+                option="layers",
             )
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(found)
@@ -195,15 +184,16 @@ def lowest_window(values: Sequence[float], allowed: range, amount: int) -> tuple
     return tuple(range(start, start + amount))
 
 
-def check_removal(removed: Sequence[int], layers: int, *, where: object) -> None:
+def check_removal(removed: Sequence[int], layers: int, *, option: str = "", where: object = "") -> None:
     """Raise PlanError unless these are distinct layers of the model, at least one and not all."""
 
     def refuse(expected: str, found: str) -> None:
         raise PlanError(
-            where,
+            found,
             expected=expected,
-            found=found,
             fix=f"name between 1 and {layers - 1} distinct layers from 0 to {layers - 1}",
+            option=option,
+            where=where,
         )
 
     strange = [layer for layer in removed if type(layer) is not int]
@@ -225,8 +215,8 @@ def check_kept_ends(removed: Sequence[int], layers: int, keep_first: int, keep_l
     bad = [layer for layer in removed if layer < keep_first or layer >= layers - keep_last]
     if bad:
         raise PlanError(
-            parameter("layers"),
+            f"layer {bad[0]}",
             expected=f"the first {keep_first} and last {keep_last} layers to stay",
-            found=f"layer {bad[0]}",
             fix="name other layers",
+            option="layers",
         )

@@ -13,7 +13,7 @@ from shortstack.data import Tokens
 from shortstack.data.tokens import HELD_OUT, check_enough, split
 from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED, SkippedLayers
-from shortstack.errors import PlanError, parameter
+from shortstack.errors import PlanError
 from shortstack.machine.formats import show_layers
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
@@ -45,7 +45,7 @@ class Budget:
 
 def check_search(_decoder: Decoder | None, tokens: Tokens, _removal: Removal) -> None:
     """Refuse so few samples that none could be held out."""
-    check_enough(tokens, f"add {parameter('samples', 32)}, or {HELD_OUT} at the least")
+    check_enough(tokens, f"ask for more samples, such as 32, or {HELD_OUT} at the least")
 
 
 def check_blocks(decoder: Decoder | None, tokens: Tokens, removal: Removal) -> None:
@@ -64,12 +64,7 @@ def check_stepwise(decoder: Decoder | None, _tokens: Tokens, removal: Removal) -
         (not metric.needs_text, "a metric that the layers removed before can change", "the order stays the same"),
     ):
         if wrong:
-            raise PlanError(
-                parameter("step"),
-                expected=expected,
-                found=metric.name,
-                fix=f"leave {parameter('step')} out: {fix}",
-            )
+            raise PlanError(metric.name, expected=expected, fix=f"leave it out: {fix}", option="step")
     if decoder and metric.feed == "gradient":
         check_differentiable(decoder)
 

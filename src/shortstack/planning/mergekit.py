@@ -46,7 +46,7 @@ def read_mergekit(path: str | Path) -> tuple[int, ...]:
     crossing = next((pair for pair in pairwise(ranges) if pair[1][0] < pair[0][1]), None)
     if crossing:
         found = f"{list(crossing[0])} before {list(crossing[1])}"
-        raise DataError(path, expected="each layer once, in their order", found=found, fix=FIX)
+        raise DataError(found, expected="each layer once, in their order", fix=FIX, where=path)
     return tuple(layer for start, end in ranges for layer in range(start, end))
 
 
@@ -54,21 +54,21 @@ def plan_of_kept(kept: Sequence[int], layers: int, *, where: object) -> Plan:
     """The plan that keeps these of a model's layers."""
     if max(kept) >= layers or len(kept) == layers:
         expected, found = f"some of the model's {layers} layers", f"layers up to {max(kept)}, {len(kept)} in all"
-        raise PlanError(where, expected=expected, found=found, fix="name the model that the slices are of")
+        raise PlanError(found, expected=expected, fix="name the model that the slices are of", where=where)
     return Plan(layers, tuple(layer for layer in range(layers) if layer not in set(kept)), "slices of mergekit")
 
 
 def _ranges(read: Any, path: object) -> list[tuple[int, int]]:
     """The layer_range of each slice."""
     if not isinstance(read, Mapping) or not isinstance(read.get("slices"), list) or not read["slices"]:
-        raise DataError(path, expected="slices, as mergekit has them", found=str(read or "nothing")[:80], fix=FIX)
+        raise DataError(str(read or "nothing")[:80], expected="slices, as mergekit has them", fix=FIX, where=path)
     if read.get("merge_method", METHOD) != METHOD:
         found = f"merge_method {read['merge_method']}"
-        raise DataError(path, expected=f"merge_method {METHOD}", found=found, fix=FIX)
+        raise DataError(found, expected=f"merge_method {METHOD}", fix=FIX, where=path)
     sources = [_source(each, path) for each in read["slices"]]
     models = sorted({model for model, _ in sources})
     if len(models) > 1:
-        raise DataError(path, expected="slices of one model", found=", ".join(models), fix=FIX)
+        raise DataError(", ".join(models), expected="slices of one model", fix=FIX, where=path)
     return [span for _, span in sources]
 
 
@@ -81,7 +81,7 @@ def _source(part: Any, path: object) -> tuple[str, tuple[int, int]]:
     whole = isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
     if not whole or not 0 <= span[0] < span[1]:
         expected = "a slice with one source and a layer_range like [0, 12]"
-        raise DataError(path, expected=expected, found=str(part)[:80], fix=FIX)
+        raise DataError(str(part)[:80], expected=expected, fix=FIX, where=path)
     return str(source.get("model", "")), (span[0], span[1])
 
 

@@ -87,18 +87,18 @@ class Plan(Tabled):
         """The same plan with the parameters and bytes it saves filled in."""
         if len(sizes.layer_bytes) != self.layers:
             raise PlanError(
-                "plan",
+                f"a plan for {self.layers} layers",
                 expected=f"a plan for the model's {len(sizes.layer_bytes)} layers",
-                found=f"a plan for {self.layers} layers",
                 fix="make the plan from this model's scores",
+                where="plan",
             )
         before, after = sizes.of(range(self.layers)), sizes.of(self.kept)
         if self.parameters and self.parameters.before != before[0]:
             raise PlanError(
-                "plan",
+                f"a plan for a model of {self.parameters.before:,}",
                 expected=f"a plan for this model's {before[0]:,} parameters",
-                found=f"a plan for a model of {self.parameters.before:,}",
                 fix="make the plan from this model",
+                where="plan",
             )
         return replace(self, parameters=Change(before[0], after[0]), bytes=Change(before[1], after[1]))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.errors import PlanError, parameter
+from shortstack.errors import PlanError
 from shortstack.planning.layer_sets import Removal, lowest, lowest_window
 from shortstack.planning.plans import Plan
 from shortstack.scoring import Scores
@@ -68,10 +68,10 @@ def lowest_block(scores: Scores | int, removal: Removal) -> Plan:
             return Plan(scores.layers, removed, f"block {name}, measured")
         if name not in scores.scores:
             raise PlanError(
-                parameter("drop"),
+                amount,
                 expected=f"{scores.window} layers, the size of the blocks that {name} scored",
-                found=str(amount),
-                fix=f"write {parameter('drop', scores.window)}, or score again with {parameter('window', amount)}",
+                fix=f"remove {scores.window}, or score again with window {amount}",
+                option="drop",
             )
     values = layer_values(scores, removal.metric, removal.seed)
     sums = [sum(values[first : first + amount]) for first in range(len(values) - amount + 1)]
@@ -85,10 +85,10 @@ def layer_values(scores: Scores | int, metric: Metric, seed: int) -> Sequence[fl
         return scores.scores[metric.name]
     if metric.needs_scores:
         raise PlanError(
-            parameter("metric"),
+            f"{metric.name} without scores",
             expected="scores for this metric",
-            found=f"{metric.name} without scores",
-            fix=f"score again with {parameter('metric', metric.name)} first",
+            fix=f"score again with {metric.name} first",
+            option="metric",
         )
     values: Sequence[float] = metric.function(scores, seed)
     return values

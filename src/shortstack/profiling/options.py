@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.options import check_options, option
 
 
@@ -26,10 +26,10 @@ class Timing:
         check_options(self)
         if not all(size.isdecimal() and int(size) for size in self._sizes):
             raise InputError(
-                parameter("batch_size"),
+                repr(self.batch_size),
                 expected="numbers above 0, with commas between",
-                found=repr(self.batch_size),
-                fix=f"write {parameter('batch_size', '1,8')}",
+                fix="write it like 1,8",
+                option="batch_size",
             )
 
     @property

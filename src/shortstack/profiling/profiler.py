@@ -13,7 +13,6 @@ from shortstack.architecture.positions import check_positions
 from shortstack.checkpoint import Checkpoint, Model
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute, pick_device
 from shortstack.machine.formats import size
 from shortstack.machine.memory import available_memory, forget_peak, peak_bytes
@@ -150,8 +149,7 @@ def profile(
         if loads:
             check_load(model, loads[0])
         else:
-            shorter = f"write {parameter('prompt', model.positions)}"
-            check_positions(model, timing.prompt, parameter("prompt"), fix=shorter)
+            check_positions(model, timing.prompt, "prompt")
     counts = [count(model, arithmetic(compute.dtype, model, device), tokens=timing.prompt) for model in both]
     machine = {"device": device, "threads": torch.get_num_threads()}
     untimed = too_large(both, compute, device) if loads else ""
@@ -204,9 +202,8 @@ def _loaded(checkpoint: Checkpoint, compute: Compute) -> PreTrainedModel:
 
 def check_load(checkpoint: Checkpoint, load: Load) -> None:
     """Refuse a prompt and new tokens that are more than the model has positions for, before it is loaded."""
-    needed, where = load.prompt + load.new_tokens + 1, f"{parameter('prompt')}, {parameter('new_tokens')}"
-    fix, note = f"write a smaller {parameter('prompt')}", ", the first new token included"
-    check_positions(checkpoint, needed, where, fix=fix, note=note)
+    needed, note = load.prompt + load.new_tokens + 1, ", new_tokens and the first new one included"
+    check_positions(checkpoint, needed, "prompt", fix="ask for a smaller one, or for fewer new_tokens", note=note)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

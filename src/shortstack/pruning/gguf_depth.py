@@ -20,7 +20,7 @@ from shortstack.architecture.gguf_rules import (
     Fields,
 )
 from shortstack.checkpoint.gguf_file import ARRAY, FLOAT32, Entry, GgufFile
-from shortstack.errors import ArchitectureError, CheckpointError, parameter
+from shortstack.errors import ArchitectureError, CheckpointError
 from shortstack.machine.formats import show_layers
 from shortstack.planning import Plan
 from shortstack.planning.exactness import nearest
@@ -80,22 +80,22 @@ class GgufDepth:
         depth = fields.get(DEPTH)
         if type(depth) is not int or self.layers < 1:
             expected = f"{self.architecture}.{DEPTH} as a number of layers"
-            raise CheckpointError(self.where, expected=expected, found=str(depth), fix="download it again")
+            raise CheckpointError(depth, expected=expected, fix="download it again", where=self.where)
         unruled = [name for name in UNRULED if fields.get(name)]
         arrays = [name for name in fields if self._is_array(name) and len(fields[name]) == depth]
         strange = [*unruled, *(name for name in arrays if name not in PER_LAYER | NOT_BY_LAYER)]
         if strange:
             expected = f"metadata of which it is known how it depends on the {depth} layers"
-            raise ArchitectureError(self.where, expected=expected, found=f"{self.architecture}.{strange[0]}", fix=fix)
+            raise ArchitectureError(f"{self.architecture}.{strange[0]}", expected=expected, fix=fix, where=self.where)
 
     def _unknown(self) -> ArchitectureError:
         near = difflib.get_close_matches(self.architecture, RULES, 3)
         known = ", ".join(near) if near else f"llama, qwen3 or one of {len(RULES) - 2} others"
         return ArchitectureError(
-            self.where,
+            self.architecture,
             expected=f"an architecture of which it is known what depends on a layer's number, such as {known}",
-            found=self.architecture,
             fix=f"cut the checkpoint that the file was made of, and convert that; or write a directory: {CHECKED}",
+            where=self.where,
         )
 
     def check_whole(self, model: GgufFile) -> None:
@@ -103,7 +103,7 @@ class GgufDepth:
         missing = sorted(set(range(self.layers)) - {tensor.block for tensor in model.tensors})
         if missing:
             expected, found = f"tensors of layers 0 to {self.layers - 1}", f"none of layer {missing[0]}"
-            raise CheckpointError(self.where, expected=expected, found=found, fix="download all of it again")
+            raise CheckpointError(found, expected=expected, fix="download all of it again", where=self.where)
 
     def _is_array(self, name: str) -> bool:
         return self.entries[f"{self.architecture}.{name}"].kind == ARRAY
@@ -154,8 +154,8 @@ class GgufDepth:
         found = nearest(Plan(self.layers, removed, "layers"), self.is_exact)
         layers = show_layers(found.removed).replace(" ", "") if found else ""
         return ArchitectureError(
-            self.where,
+            f"others, without layers {show_layers(removed)}",
             expected=f"kept layers that llama.cpp takes for what they are: of {self.architecture} it tells that by number",
-            found=f"others, without layers {show_layers(removed)}",
-            fix=f"cut whole periods{'; the nearest exact cut: ' + parameter('layers', layers) if found else ''}",
+            fix=f"cut whole periods{'; the nearest exact cut: layers ' + layers if found else ''}",
+            where=self.where,
         )

@@ -22,7 +22,7 @@ from shortstack.checkpoint.gguf_file import (
 )
 from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
 from shortstack.checkpoint.writer import parse_size
-from shortstack.errors import InputError, OutputError, PlanError, parameter
+from shortstack.errors import InputError, OutputError, PlanError
 from shortstack.machine.files import check_disk, check_new, rename_new, scratch_beside, sync_tree
 from shortstack.machine.locks import OutputLock
 from shortstack.machine.memory import Requirements
@@ -72,7 +72,7 @@ def check_depth(plan: Plan, depth: GgufDepth) -> None:
     """Refuse a plan for a model of another depth."""
     if plan.layers != depth.layers:
         expected, found = f"a plan for the model's {depth.layers} layers", f"a plan for {plan.layers} layers"
-        raise PlanError(str(depth.where), expected=expected, found=found, fix="make the plan from this model")
+        raise PlanError(found, expected=expected, fix="make the plan from this model", where=depth.where)
 
 
 def pruned_metadata(depth: GgufDepth, plan: Plan) -> dict[str, Entry]:
@@ -181,11 +181,11 @@ def _name_all(renamed: Sequence[tuple[Path, Path]]) -> None:
 def check_gguf_output(model: GgufFile, plan: Plan, output: Path) -> None:
     """Refuse an output that cannot be made, or that has no room for so many layers, before anything is computed for it."""
     if PART.search(output.name):
-        fix = f"name it {PART.sub('.gguf', output.name)}, with {parameter('max_shard_size', '5GB')} for parts"
-        raise InputError(parameter("output"), expected="a name without a part", found=output.name, fix=fix)
+        fix = f"name it {PART.sub('.gguf', output.name)}, with max_shard_size for parts"
+        raise InputError(output.name, expected="a name without a part", fix=fix, option="output")
     if output.resolve() in {part.resolve() for part in model.parts}:
         expected, fix = "an output outside the input", "name another"
-        raise OutputError(output, expected=expected, found="the model itself", fix=fix)
+        raise OutputError("the model itself", expected=expected, fix=fix, where=output)
     check_new(output, make_folders=True)
     check_disk(output, file_requirements(model, plan).disk_bytes)
 

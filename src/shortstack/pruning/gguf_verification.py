@@ -31,7 +31,7 @@ def verify_gguf(
     kept = model.entries.get(KEPT)
     if kept is None:
         expected, fix = f"{KEPT} in its metadata, as shortstack writes it", "verify an output of shortstack"
-        raise CheckpointError(file, expected=expected, found="none", fix=fix)
+        raise CheckpointError("none", expected=expected, fix=fix, where=file)
     checks = {"tensors": _whole(model)}
     if against is not None and checks["tensors"]["ok"]:
         if f"{OURS}exported" in model.entries:
@@ -39,7 +39,7 @@ def verify_gguf(
                 "a file that was cut from a .gguf file",
                 "leave the other model out: export checks what it writes",
             )
-            raise CheckpointError(file, expected=expected, found="one that export made of a checkpoint", fix=fix)
+            raise CheckpointError("one that export made of a checkpoint", expected=expected, fix=fix, where=file)
         source = read_gguf(Path(against))
         plan = _plan(model, source)
         checks["metadata"] = _metadata(model, source, plan)
@@ -55,7 +55,7 @@ def _plan(model: GgufFile, source: GgufFile) -> Plan:
     if layers is None or layers.value != depth.layers or not {*kept} < {*range(depth.layers)}:
         expected = f"a file made from a model of {depth.layers} layers"
         found = f"one made from {layers.value if layers else 'an unknown number'}"
-        raise CheckpointError(model.parts[0], expected=expected, found=found, fix="name the model it was made from")
+        raise CheckpointError(found, expected=expected, fix="name the model it was made from", where=model.parts[0])
     return Plan(depth.layers, tuple(layer for layer in range(depth.layers) if layer not in kept), "layers")
 
 

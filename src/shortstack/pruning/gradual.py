@@ -35,10 +35,10 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]  # it has no types
         leaving = list(plan.removed[::-1] if order is None else order)
         if sorted(leaving) != sorted(plan.removed):
             expected, found = f"the plan's layers {list(plan.removed)}", f"{leaving}"
-            raise PlanError("order", expected=expected, found=found, fix="name each once")
+            raise PlanError(found, expected=expected, fix="name each once", where="order")
         if not 0 < len(set(at)) <= len(leaving):
             expected, found = f"1 to {len(leaving)} steps at which layers leave", f"{list(at)}"
-            raise PlanError("at", expected=expected, found=found, fix="name fewer steps, or more layers")
+            raise PlanError(found, expected=expected, fix="name fewer steps, or more layers", where="at")
         self.layers, self.left = plan.layers, list(range(plan.layers))
         self.parts = dict(zip(sorted(set(at)), _parts(leaving, len(set(at))), strict=True))
 
@@ -100,10 +100,10 @@ def _check_depth(model: Any, layers: int, step: int) -> None:
     found = model.config.get_text_config().num_hidden_layers
     if found != layers:
         raise PlanError(
-            "the model",
+            found,
             expected=f"{layers} layers, as the one that was saved after step {step} has",
-            found=f"{found}",
             fix="start with that one: from_pretrained() of the folder that training goes on from",
+            where="the model",
         )
 
 
@@ -111,4 +111,4 @@ def _check_whole(args: TrainingArguments) -> None:
     """Refuse several processes, which have agreed on the parameters that they share."""
     if args.world_size > 1:
         found, fix = f"{args.world_size}", "train in one process, or prune first and then train in many"
-        raise InputError("the trainer", expected="one process", found=found, fix=fix)
+        raise InputError(found, expected="one process", fix=fix, where="the trainer")

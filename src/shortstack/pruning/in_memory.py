@@ -65,7 +65,7 @@ def _bare(model: nn.Module) -> PreTrainedModel:
             "a causal language model of transformers",
             "give what AutoModelForCausalLM.from_pretrained returns",
         )
-        raise InputError("the model", expected=expected, found=type(model).__name__, fix=fix)
+        raise InputError(type(model).__name__, expected=expected, fix=fix, where="the model")
     for name, adapter in getattr(model, "peft_config", {}).items():
         numbered = [
             field
@@ -74,7 +74,7 @@ def _bare(model: nn.Module) -> PreTrainedModel:
         ]
         if numbered:
             expected, found = "an adapter of all layers alike", f"{name}, whose {numbered[0]} names some by number"
-            raise InputError("the model", expected=expected, found=found, fix="merge_and_unload() it first")
+            raise InputError(found, expected=expected, fix="merge_and_unload() it first", where="the model")
     return bare
 
 
@@ -91,23 +91,23 @@ def _check(live: PreTrainedModel, before: PreTrainedModel, anatomy: Anatomy, pla
     if type(live).__name__ != type(before).__name__:
         expected = f"{type(before).__name__}, with its language model head"
         fix = "give what AutoModelForCausalLM.from_pretrained returns"
-        raise InputError("the model", expected=expected, found=type(live).__name__, fix=fix)
+        raise InputError(type(live).__name__, expected=expected, fix=fix, where="the model")
     if plan.layers != anatomy.layers:
         expected, found = f"a plan for the model's {anatomy.layers} layers", f"a plan for {plan.layers} layers"
-        raise PlanError("the model", expected=expected, found=found, fix="make the plan from this model")
+        raise PlanError(found, expected=expected, fix="make the plan from this model", where="the model")
     if len(live.get_submodule(anatomy.layers_path)) != anatomy.layers:
         found = f"{len(live.get_submodule(anatomy.layers_path))} layers"
         expected, fix = f"{anatomy.layers} layers, as its config says", "load it again"
-        raise InputError("the model", expected=expected, found=found, fix=fix)
+        raise InputError(found, expected=expected, fix=fix, where="the model")
     by_depth = [
         name for name, _ in live.named_parameters() if any(f".{block}." in f".{name}" for block in DEPTH_BLOCKS)
     ]
     if by_depth:
         raise ArchitectureError(
-            IN_MEMORY,
+            f"{by_depth[0]}, which has a part for each of them",
             expected="layers that have all that is theirs",
-            found=f"{by_depth[0]}, which has a part for each of them",
             fix="prune the checkpoint on disk",
+            where=IN_MEMORY,
         )
 
 

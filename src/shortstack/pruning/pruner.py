@@ -16,7 +16,7 @@ from shortstack.checkpoint.pieces import KERNEL_BLOCK_BYTES
 from shortstack.checkpoint.record import layer_map, provenance
 from shortstack.checkpoint.safetensors import StoredTensor, read_metadata
 from shortstack.checkpoint.writer import WRITERS, layout
-from shortstack.errors import ArchitectureError, CheckpointError, PlanError, parameter
+from shortstack.errors import ArchitectureError, CheckpointError, PlanError
 from shortstack.machine.files import read_json
 from shortstack.machine.formats import show_layers
 from shortstack.machine.memory import Requirements
@@ -61,10 +61,10 @@ def prune(
     plan = plan_of(plan, checkpoint.depth)
     if repair and {*repair.removed} != {*plan.removed}:
         raise PlanError(
-            parameter("repair"),
+            f"one for a cut of layers {show_layers(repair.removed)}",
             expected=f"a repair for a cut of layers {show_layers(plan.removed)}",
-            found=f"one for a cut of layers {show_layers(repair.removed)}",
             fix="repair again, with plan.removed",
+            option="repair",
         )
     settings = _renumbered(checkpoint, plan)
     cut = _Division(checkpoint, plan, repair.tensors if repair else {}, max_shard_size)
@@ -133,10 +133,10 @@ def check_self_contained(checkpoint: Checkpoint) -> None:
         ]
         if named:
             raise CheckpointError(
-                path,
+                f"{len(named)} descriptions in its header, as of {named[0]}: torchao's form",
                 expected="tensors that need no description beside their own",
-                found=f"{len(named)} descriptions in its header, as of {named[0]}: torchao's form",
                 fix="prune the unquantised model, then quantise",
+                where=path,
             )
 
 
@@ -185,10 +185,10 @@ def kept_tensors(
             kept.append(replace(tensor, name=_renamed(name, names, plan)))
     if len({tensor.name for tensor in kept}) != len(kept):
         raise CheckpointError(
-            checkpoint.directory,
+            "two that become one",
             expected="distinct tensor names",
-            found="two that become one",
             fix="report this checkpoint",
+            where=checkpoint.directory,
         )
     return kept
 
@@ -201,7 +201,7 @@ def _renumbered(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         try:
             renamed[path.name] = rename_layers(read_json(path), paths, {old: n for n, old in enumerate(plan.kept)})
         except ArchitectureError as error:
-            raise error.about(path) from error
+            raise error.but(where=path) from error
     return renamed
 
 

@@ -84,10 +84,10 @@ def verify(
     against = Checkpoint.of(against) if against is not None else None
     if not checkpoint.record:
         raise CheckpointError(
-            checkpoint.directory / RECORD,
+            "no such file",
             expected="the record shortstack writes",
-            found="no such file",
             fix="verify an output of shortstack",
+            where=checkpoint.directory / RECORD,
         )
     device = pick_device(device)
     checks = {"files": _files(checkpoint, progress)}
@@ -182,10 +182,10 @@ def _logits(checkpoint: Checkpoint, against: Checkpoint, device: str, streamed: 
     vocabulary = against.vocabulary
     if vocabulary != checkpoint.vocabulary:
         raise CheckpointError(
-            checkpoint.directory,
+            checkpoint.vocabulary,
             expected=f"the vocabulary of {against.source}, {vocabulary} tokens",
-            found=f"{checkpoint.vocabulary}",
             fix="name the model it was made from",
+            where=checkpoint.directory,
         )
     ids = torch.randint(vocabulary, PROBE_TOKENS, generator=torch.Generator().manual_seed(0)).to(device)
     resized, parted = _resized(checkpoint, against), None
@@ -253,19 +253,19 @@ def cut_of(pruned: Checkpoint, origin: Checkpoint) -> Plan:
     skipped = skipped_layers(pruned, origin) if pruned.record else frozenset()
     if not skipped or changed_since(pruned, origin):
         raise CheckpointError(
-            pruned.directory,
+            "one that was" if skipped else "no record of a cut",
             expected="a cut, neither repaired nor healed since",
-            found="one that was" if skipped else "no record of a cut",
             fix="name what `shortstack prune` wrote",
+            where=pruned.directory,
         )
     plan = Plan(origin.anatomy.layers, tuple(sorted(skipped)), f"the cut of {pruned.source}")
     for kept in kept_tensors(origin, plan, shared_weight_owners(origin, plan)):
         tensor = pruned.tensors.get(kept.name)
         if tensor is None or tensor.digest() != kept.digest():
             raise CheckpointError(
-                pruned.directory,
+                f"another {kept.name}",
                 expected=f"a cut of {origin.source}, with its tensors",
-                found=f"another {kept.name}",
                 fix="name the model it was made from",
+                where=pruned.directory,
             )
     return plan

@@ -123,9 +123,9 @@ def at_output(decoder: Decoder, layer: int, points: Sequence[FoldPoint], fix: st
         if point.place == OUTPUT:
             return point
     raise ArchitectureError(
-        f"{decoder.anatomy.architecture}, layer {layer}",
+        "none, as where what a block gives is multiplied or mixed again",
         expected="a matrix, a norm's weight or a mixture of experts that is added to the layer's output as it is, to fold a "
         "correction into",
-        found="none, as where what a block gives is multiplied or mixed again",
         fix=fix,
+        where=f"{decoder.anatomy.architecture}, layer {layer}",
     )

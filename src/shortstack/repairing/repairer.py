@@ -29,7 +29,6 @@ from shortstack.decoder.batching import Batches
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.hooks import linear_layers, recorded_inputs
 from shortstack.decoder.requirements import requirements
-from shortstack.errors import parameter
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.memory import Requirements
@@ -134,11 +133,11 @@ def repair(
 
 
 def _check_tokens(tokens: Tokens) -> None:
-    check_enough(tokens, f"add {parameter('repair_samples', 256)}", at_least=JUDGING)
+    check_enough(tokens, "ask for more repair_samples, such as 256", at_least=JUDGING)
 
 
 def _check_layers(decoder: Decoder) -> None:
-    check_refittable(decoder, f"leave {parameter('repair')} out")
+    check_refittable(decoder, "leave repair out")
     decoder.check_direct()
 
 
@@ -266,7 +265,7 @@ class RepairWalk:
         points = find_fold_points(self.decoder, layer)
         mergeable = None
         if cut_follows:
-            last = at_output(self.decoder, layer, points, f"leave {parameter('repair')} out")
+            last = at_output(self.decoder, layer, points, "leave repair out")
             mergeable = mergeable_mlp(self.decoder, layer, last)
         places = [point.place for point in points if point.place != OUTPUT]
         with recorded_inputs(module, places) as targets:

@@ -268,7 +268,7 @@ def _outcomes(data: Mapping[str, Any], step: StepRecord) -> dict[str, float] | N
     documents = data.get("documents") or []
     if len(documents) != len(values):
         expected, numbers = "an outcome of each document", f"{len(values)} of {len(documents)}"
-        raise DataError(f"step {step.key}", expected=expected, found=numbers, fix="run it again")
+        raise DataError(numbers, expected=expected, fix="run it again", where=f"step {step.key}")
     if not values or not all(map(math.isfinite, values)):
         return None
     return dict(zip(map(str, documents), weighted(documents, values, macro=data.get("macro", False)), strict=True))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from fsspec.core import url_to_fs
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.files import rename_new
 
 WEIGHTS = "*.safetensors"
@@ -92,7 +92,7 @@ class Remote:
             name = path.removeprefix(f"{place}/")
             if ".." in Path(name).parts or Path(name).is_absolute():  # object stores have names that no folder has
                 fix = "remove that object"
-                raise InputError(place, expected="names of files below it", found=repr(name), fix=fix)
+                raise InputError(repr(name), expected="names of files below it", fix=fix, where=place)
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             files.get_file(path, str(target))
@@ -103,10 +103,10 @@ class Remote:
             self._make()
         except (ImportError, ValueError, OSError) as error:  # what fsspec says of packages, protocols and places
             raise InputError(
-                parameter("artefacts"),
+                f"{self.url}: {error}",
                 expected="a URL that fsspec can write to, such as s3://bucket/runs or file:///shared/runs",
-                found=f"{self.url}: {error}",
                 fix="install the package of that protocol, or leave it out where all machines see the folder",
+                option="artefacts",
             ) from error
 
     def _make(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.files import make_folder, remove
 from shortstack.machine.locks import OutputLock
 from shortstack.runs.artefacts import Artefacts, Remote, Shared
@@ -65,8 +65,8 @@ class Folder:
     def held(self) -> Iterator[None]:
         """Keep other processes from writing here; the lock goes with the process, however it ends."""
         if self.root.exists() and not self.root.is_dir():
-            fix = f"name another {parameter('output')}"
-            raise InputError(self.root, expected="a folder for a study", found="a file", fix=fix)
+            fix = "name another output"
+            raise InputError("a file", expected="a folder for a study", fix=fix, where=self.root)
         watching = f"wait for it, watch it ({shlex.join(['shortstack', 'watch', str(self.root)])})"
         with OutputLock(self.root, self.root / "lock", meanwhile=watching):
             self.make()

@@ -143,8 +143,8 @@ def _checked(kind: Any, stored: Any, place: Folder, *, json: bool = False) -> An
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(
-            place.database,
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
             expected="rows that a study writes",
-            found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
             fix="run the study again in another folder",
+            where=place.database,
         ) from error

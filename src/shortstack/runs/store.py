@@ -72,10 +72,10 @@ class Store:
             if isinstance(error, UnicodeDecodeError) and not read_only:
                 raise  # of a study's own work; names of a damaged store's columns are all that could be meant here
             raise DataError(
-                folder.database,
+                error,
                 expected="a run store that `shortstack study` wrote, on a disk that can be used",
-                found=str(error),
                 fix="name another folder, or free the disk and run the study again",
+                where=folder.database,
             ) from error
 
     def settle(self) -> None:
@@ -89,10 +89,10 @@ class Store:
         version = self.noted().get("version")
         if version != VERSION:
             raise DataError(
-                folder.database,
+                f"version {version}" if version else "none",
                 expected=f"a run store of version {VERSION}",
-                found=f"version {version}" if version else "none",
                 fix="name another folder, or use the shortstack that wrote it",
+                where=folder.database,
             )
 
     def note(self, **values: Any) -> None:
@@ -177,13 +177,13 @@ class Store:
         for row in rows:
             if name == "key" and Path(row["key"]).name != row["key"]:
                 expected, fix = "a key that is the name of a folder", "do not use this study's folder"
-                raise DataError("runs.sqlite", expected=expected, found=repr(row["key"]), fix=fix)
+                raise DataError(repr(row["key"]), expected=expected, fix=fix, where="runs.sqlite")
             if seals.get(row[name], seal := _seal(row, columns)) != seal:
                 raise DataError(
-                    f"runs.sqlite, {row[name]}",
+                    "another: the file has changed since",
                     expected="the row as it was kept",
-                    found="another: the file has changed since",
                     fix="restore it, or run the study again in another folder",
+                    where=f"runs.sqlite, {row[name]}",
                 )
             yield row
 
@@ -277,10 +277,10 @@ def _check_there(folder: Folder) -> None:
     root, name = folder.root, folder.database.name
     if not folder.database.is_file():
         raise DataError(
-            root,
+            f"no {name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder",
             expected="the folder of a study",
-            found=f"no {name} in it" if root.is_dir() else "a file" if root.exists() else "no such folder",
             fix="name the folder that `shortstack study FILE.yaml -o RUNS` writes",
+            where=root,
         )
 
 
@@ -292,9 +292,9 @@ def _object(row: sqlite3.Row, column: str) -> dict[str, Any]:
         data = str(error)
     if not isinstance(data, dict):
         raise DataError(
-            f"runs.sqlite, {column}",
+            str(data)[:80],
             expected="a JSON object",
-            found=str(data)[:80],
             fix="name another folder, or run the study again",
+            where=f"runs.sqlite, {column}",
         )
     return data

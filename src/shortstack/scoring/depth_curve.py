@@ -15,7 +15,7 @@ from shortstack.data.questions import TokenizedQuestion, questions_sha256, token
 from shortstack.decoder import Decoder, tokens_of
 from shortstack.decoder.decoder import SkippedLayers
 from shortstack.decoder.likelihoods import answers
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.evaluation import Tasks, load_harness
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
@@ -94,10 +94,10 @@ class Sweep(Tabled):
         unpruned = self.depths[0].loss
         if not unpruned <= max_loss < math.inf:  # false for NaN, too
             raise InputError(
-                parameter("max_loss"),
+                max_loss,
                 expected=f"at least the unpruned model's loss, {unpruned:.4f}",
-                found=str(max_loss),
                 fix="allow more, or leave it out",
+                option="max_loss",
             )
         return replace(self, max_loss=max_loss)
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.numbers import in_float64, perplexity
 from shortstack.machine.options import check_choice_of
 
@@ -234,7 +234,7 @@ def metrics_named(names: Any) -> list[Metric]:
     """
     if not isinstance(names, str) and (isinstance(names, bytes) or not isinstance(names, Iterable)):
         expected = f"names of metrics, of {', '.join(METRICS)}"
-        raise InputError(parameter("metric"), expected=expected, found=repr(names), fix="name one, or all")
+        raise InputError(repr(names), expected=expected, fix="name one, or all", option="metric")
     every = [name for name, metric in METRICS.items() if metric.singles and not metric.authors]
     chosen = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if "all" in chosen:
@@ -246,8 +246,8 @@ def check_step_metric(metric: str) -> None:
     """Refuse a metric that cannot choose layers step by step."""
     if not metric_named(metric).singles:
         raise InputError(
-            parameter("metric"),
-            expected=f"with {parameter('step')} one that scores single layers",
-            found=f"{metric}, which scores blocks",
+            f"{metric}, which scores blocks",
+            expected="with step, one that scores single layers",
             fix="name another, such as ppl",
+            option="metric",
         )

@@ -13,7 +13,7 @@ from shortstack.checkpoint.weights import TRAINABLE, read_weight
 from shortstack.data import CalibrationText, Rows, Tokens
 from shortstack.data.tokens import check_enough
 from shortstack.decoder import Decoder, tokens_of
-from shortstack.errors import CheckpointError, InputError, parameter
+from shortstack.errors import CheckpointError, InputError
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.memory import peak_rss
@@ -53,7 +53,7 @@ def score(
     tokens = None if tokens is None else tokens_of(checkpoint, tokens, compute=compute, progress=progress)
     chosen = metrics_named(metrics)
     if not chosen:
-        raise InputError(parameter("metric"), expected="at least one metric", found="none", fix="name one, or all")
+        raise InputError("none", expected="at least one metric", fix="name one, or all", option="metric")
     layers = checkpoint.anatomy.layers
     check_window(window, layers, chosen)
     scores: Values = {
@@ -96,24 +96,24 @@ def check_window(window: int | None, layers: int, metrics: Sequence[Metric]) -> 
     if window is None:
         if alone:
             raise InputError(
-                parameter("window"),
+                "none",
                 expected=f"the size of the blocks that {alone} scores",
-                found="none",
-                fix=f"add {parameter('window', 8)}, or as many layers as you would remove",
+                fix="name as many layers as you would remove, such as 8",
+                option="window",
             )
     elif not 0 < window < layers:
         raise InputError(
-            parameter("window"),
+            str(window),
             expected=f"1 to {layers - 1} of the model's {layers} layers",
-            found=str(window),
             fix="name the size of the block you would remove",
+            option="window",
         )
     elif not any(metric.windows for metric in metrics):
         raise InputError(
-            parameter("window"),
+            ", ".join(metric.name for metric in metrics),
             expected=f"a metric that scores blocks: {', '.join(name for name in METRICS if METRICS[name].windows)}",
-            found=", ".join(metric.name for metric in metrics),
-            fix=f"add one of these, or leave {parameter('window')} out",
+            fix="add one of these, or leave it out",
+            option="window",
         )
 
 
@@ -130,13 +130,13 @@ def enough_tokens(tokens: Tokens | None, metrics: Sequence[Metric]) -> Tokens:
     """The tokens, if there are enough for these metrics."""
     if tokens is None:
         raise InputError(
-            parameter("tokens"),
+            "none",
             expected=f"calibration text for {metrics[0].name}",
-            found="none",
-            fix=f"add {parameter('tokens', 'pydoc')} or a file",
+            fix="name a text, such as pydoc or a file",
+            option="tokens",
         )
     if any(metric.feed == "repair" for metric in metrics):
-        check_enough(tokens, f"add {parameter('samples', 256)}")
+        check_enough(tokens, "ask for more samples, such as 256")
     return tokens
 
 
@@ -152,10 +152,10 @@ def _weighed(checkpoint: Checkpoint, metrics: Sequence[Metric], progress: Progre
             continue
         if tensor.dtype not in (*TRAINABLE, "F64"):  # codes, whose scales lie beside them
             raise CheckpointError(
-                checkpoint.directory,
+                f"{name} in {tensor.dtype}",
                 expected="16 or 32 bit floating point weights, to weigh them",
-                found=f"{name} in {tensor.dtype}",
                 fix="choose another metric, or start from the unquantised model",
+                where=checkpoint.directory,
             )
         weighed.append((layer, tensor, wanted))
     for done, (layer, tensor, wanted) in enumerate(weighed, start=1):

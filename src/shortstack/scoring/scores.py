@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.sizes import check_not_other
-from shortstack.errors import DataError, InputError, parameter
+from shortstack.errors import DataError, InputError
 from shortstack.machine.files import plain, read_json, save_json
 from shortstack.machine.tables import Table, Tabled
 from shortstack.machine.typed import typed
@@ -102,7 +102,7 @@ class Scores(Tabled):
         amount = max(1, int(self.layers / 4 + 0.5)) if drop is None else drop
         if not 1 <= amount < self.layers:
             expected, fix = f"between 1 and {self.layers - 1} layers", "mark fewer"
-            raise InputError(parameter("drop"), expected=expected, found=str(drop), fix=fix)
+            raise InputError(drop, expected=expected, fix=fix, option="drop")
         title = f"{short(self.model.get('source', 'model'), 42)}, {self.layers} layers"
         return score_picture(
             self.scores, amount, title=title, tokens=self.tokens, blocks=self.blocks, window=self.window
@@ -128,10 +128,10 @@ class Scores(Tabled):
         """Layers from the first to remove to the last; ties go to the lower index."""
         if metric not in self.scores:
             raise InputError(
-                parameter("metric"),
+                repr(metric),
                 expected=f"one of the scored metrics ({', '.join(self.scores)})",
-                found=repr(metric),
-                fix=f"score again with {parameter('metric', metric)}",
+                fix=f"score again with {metric}",
+                option="metric",
             )
         return removal_order(self.scores[metric])
 
@@ -188,4 +188,4 @@ def _check_numbers(where: object, name: str, values: Sequence[float], amount: in
 
 
 def _not_scores(where: object, expected: str, found: str) -> DataError:
-    return DataError(where, expected=expected, found=found, fix="score the model again")
+    return DataError(found, expected=expected, fix="score the model again", where=where)

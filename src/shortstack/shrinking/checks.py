@@ -13,8 +13,7 @@ from shortstack.checkpoint.weights import check_unquantised
 from shortstack.data import Tokens
 from shortstack.data.examples import expected_samples
 from shortstack.data.mixture import check_sources
-from shortstack.errors import DataError, ShortstackError, ShortstackWarning, parameter
-from shortstack.healing.options import option_defaults
+from shortstack.errors import DataError, ShortstackError, ShortstackWarning
 from shortstack.machine.device import Compute, pick_device
 from shortstack.machine.options import options_of
 from shortstack.shrinking.options import ShrinkOptions
@@ -22,23 +21,18 @@ from shortstack.shrinking.retention import TRIALS
 from shortstack.shrinking.route import Route
 
 CHECKPOINTS = 2  # of the model's size at most, on disk at once for each cut: what was cut, and what was healed
-OF_WINDOWS = {"samples", "length", "max_length", "max_samples", "held_out"}  # no options of shrink's texts and data
 
 
 @contextmanager
 def in_words_of_shrink() -> Iterator[None]:
-    """Errors of the stages name no option that shrink does not have: what the recipe says is changed there."""
-    known = {name for group in (ShrinkOptions, Compute) for name, *_ in options_of(group)} | {"output"}
+    """An option of a stage that shrink does not have is one of its recipe."""
+    known = {name for group in (ShrinkOptions, Compute) for name, *_ in options_of(group)} | {"output", ""}
     try:
         yield
     except ShortstackError as error:
-        unknown = error.parameters - known
-        if not unknown:
+        if error.option in known:
             raise
-        words = ", ".join(sorted(name.replace("_", " ") for name in unknown & option_defaults().keys()))
-        recipe = f", or a recipe of your own with another {words}: {parameter('recipe', 'FILE')}" if words else ""
-        fix = f"give more with {parameter('data')}, {parameter('text')} or {parameter('perplexity')}{recipe}"
-        raise error.naming_none_of(unknown, error.ways_out(unknown) or fix) from error
+        raise error.but(option="recipe", where=error.place(error.option)) from error
 
 
 def disk_bytes(checkpoint: Checkpoint, options: ShrinkOptions, cuts: int) -> int:
@@ -71,8 +65,8 @@ def check_shrink(
 
 def _check_calibration(checkpoint: Checkpoint, options: ShrinkOptions) -> None:
     """Refuse texts that cannot be read, or have fewer windows than are asked for."""
-    check_positions(checkpoint, options.length, parameter("text"), fix="take a model of more positions")
-    with _of("text", f"give a longer text, or fewer {parameter('samples')}"):
+    check_positions(checkpoint, options.length, "text", fix="take a model of more positions")
+    with _of("text"):
         for each in check_sources(options.text):
             if not each.endless:
                 Tokens.read(each.source, checkpoint.tokenizer(), samples=options.samples, length=options.length)
@@ -83,19 +77,18 @@ def _check_data(checkpoint: Checkpoint, route: Route) -> None:
     if route.healing is None:
         return
     data, tokenizer = route.healing.data, checkpoint.tokenizer()
-    fix = f"check the data, or name other: {parameter('data', 'FILE')}"
-    if data.held_out:
-        fix += f", or write a recipe that holds out fewer than the {data.held_out} samples of {route.name}"
-    with _of("data", fix):
+    with _of("data"):
         data.check()
         count = expected_samples(data.source, tokenizer, max_length=data.max_length, most=data.max_samples or 10**8)
+    fix = f"give more data, or write a recipe that holds out fewer than the {data.held_out} samples of {route.name}"
+    with _of("data", fix if data.held_out else ""):
         data.held_out_of(count)
 
 
 def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int | None:
     """Windows of each text to measure on: as many as were asked for, or as the shortest text has; None: all."""
     text = options.evaluation_text(options.windows)
-    with _of("perplexity", "give a longer text"):
+    with _of("perplexity"):
         windows = text.read(checkpoint.tokenizer(), seed=0, at_least=1)
     counts = {name: len(tokens.ids) for name, tokens in windows.items()}
     shortest = min(counts, key=counts.__getitem__)
@@ -108,10 +101,9 @@ def _check_texts(checkpoint: Checkpoint, options: ShrinkOptions) -> int | None:
 
 
 @contextmanager
-def _of(option: str, fix: str) -> Iterator[None]:
+def _of(option: str, fix: str = "") -> Iterator[None]:
     """What is wrong with a text is said of the option that named it; fix: where what would mend it is no option here."""
     try:
         yield
     except DataError as error:
-        told = error.naming_none_of(OF_WINDOWS, fix) if error.parameters & OF_WINDOWS else error
-        raise told.of(option) from error
+        raise error.but(option=option, where=error.where or error.option, fix=fix or error.fix) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from shortstack.data.mixture import MIX, READ
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText
 from shortstack.machine.clock import Clock
 from shortstack.machine.formats import duration
@@ -109,7 +109,6 @@ def check_minutes(clock: Clock, rate: float, layers: int) -> None:
     """Refuse minutes in which the model cannot even be loaded and the least be chosen."""
     least = clock.used + LEVELS[-1].passes * WINDOW * layers / LAYERS / rate
     if least > clock.seconds:
-        where, found = parameter("minutes"), duration(clock.seconds)
         expected = f"at least {duration(least)}, which loading the model and choosing layers take here"
-        fix = f"write {parameter('minutes', -(-int(2 * least) // 60))}"
-        raise InputError(where, expected=expected, found=found, fix=fix)
+        fix = f"allow {-(-int(2 * least) // 60)} minutes"
+        raise InputError(duration(clock.seconds), expected=expected, fix=fix, option="minutes")

@@ -26,7 +26,7 @@ from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.requirements import writing_requirements
 from shortstack.decoder.speed import forward_speed
 from shortstack.decoder.wrapping import arithmetic
-from shortstack.errors import ShortstackError, parameter
+from shortstack.errors import ShortstackError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
 from shortstack.healing import Healing, HealingTask, heal, heal_in_turns
 from shortstack.healing.preview import preview
@@ -472,10 +472,10 @@ class Line:
     def _nothing_keeps(self, tried: Mapping[int, tuple[Tried, Made]]) -> ShortstackError:
         fewest = tried[min(tried)][0]
         return ShortstackError(
-            parameter("min_quality", self.options.min_quality),
-            expected="a cut that keeps so much by every measure",
-            found=str(fewest),
-            fix=f"ask for less, or allow more {parameter('minutes')}; what was made stays in {self.stages.folder}",
+            fewest,
+            expected=f"a cut that keeps {self.options.min_quality} by every measure",
+            fix=f"ask for less, or allow more minutes; what was made stays in {self.stages.folder}",
+            option="min_quality",
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shortstack.data.mixture import MIX, SEVERAL
 from shortstack.data.sources import TEXT
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.formats import count_of
 from shortstack.machine.options import check_options, option
@@ -56,27 +56,26 @@ class ShrinkOptions:
         check_options(self)
         self._check_goal()
         if self.probe_items == 1:
-            fix = f"write {parameter('probe_items', 0)} for none"
-            raise InputError(parameter("probe_items"), expected="at least 2 items of each probe", found="1", fix=fix)
+            expected = "at least 2 items of each probe"
+            raise InputError("1", expected=expected, fix="ask for more, or for 0: none", option="probe_items")
         for name in ("limit", "data_dir"):
             if self.tasks is None and getattr(self, name) is not None:
-                where, fix = parameter(name), f"add {parameter('tasks', 'paper')}, or leave it out"
-                raise InputError(where, expected="tasks to measure on", found="none", fix=fix)
+                fix = "add tasks, such as paper, or leave it out"
+                raise InputError("none", expected="tasks to measure on", fix=fix, option=name)
         if self.perplexity_samples != ALL and not count_of(self.perplexity_samples):
-            where, fix = parameter("perplexity_samples"), f"write {parameter('perplexity_samples', ALL)}"
-            expected = f"a number of windows, or {ALL}"
-            raise InputError(where, expected=expected, found=self.perplexity_samples, fix=fix)
+            expected, fix = f"a number of windows, or {ALL}", f"give a number, or {ALL}"
+            raise InputError(self.perplexity_samples, expected=expected, fix=fix, option="perplexity_samples")
 
     def _check_goal(self) -> None:
         """Refuse two goals, and a share that is none."""
         named = [name for name in GOALS if getattr(self, name) is not None]
         if len(named) > 1:
-            expected, found = "one goal", f"{parameter(named[0])} beside it"
-            raise InputError(parameter(named[-1]), expected=expected, found=found, fix="give one of them")
+            found = f"{named[0]} beside it"
+            raise InputError(found, expected="one goal", fix="give one of them", option=named[-1])
         share = self.min_quality
         if share is not None and (not re.fullmatch(r"\d{1,2}(\.\d+)?%", share) or not float(share[:-1])):
-            where, fix = parameter("min_quality"), f"write {parameter('min_quality', '95%')}"
-            raise InputError(where, expected="a share between 0% and 100%", found=repr(share), fix=fix)
+            expected = "a share between 0% and 100%"
+            raise InputError(repr(share), expected=expected, fix="ask for one, such as 95%", option="min_quality")
 
     @property
     def share(self) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.healing import Healing, HealingTask, Turns
 from shortstack.healing.options import task_of
 from shortstack.healing.recipes import Recipe, read_recipe
@@ -81,15 +81,14 @@ def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
     plan: dict[str, Any] = {name: value for name, value in recipe.plan.given.items() if name in OF_CHOICE}
     goals = {name: getattr(options, name) for name in GOALS if getattr(options, name) is not None}
     if drop is not None and goals:
-        where, found = parameter(next(iter(goals))), f"{drop} beside it"
-        raise InputError(where, expected="one goal for each output", found=found, fix=f"leave {where} out")
+        found, expected = f"{drop} beside it", "one goal for each output"
+        raise InputError(found, expected=expected, fix="leave it out", option=next(iter(goals)))
     if drop is not None:
         goals = {"drop": drop}
     if plan.get("layers") and goals:
         goal = next(iter(goals))
-        expected = f"a recipe that chooses layers, beside {parameter(goal)}"
-        fix = f"leave {parameter(goal)} out, or take another recipe"
-        raise InputError(parameter("recipe", options.recipe), expected=expected, found="one that names them", fix=fix)
+        found, expected = f"{options.recipe}, which names them", f"a recipe that chooses layers, beside {goal}"
+        raise InputError(found, expected=expected, fix=f"leave {goal} out, or take another", option="recipe")
     goals.pop("min_quality", None)  # trials say how much goes
     if goals:
         plan.pop("drop", None)
@@ -106,8 +105,8 @@ def _healing(recipe: Recipe, options: ShrinkOptions) -> HealingTask | None:
     if not heal:
         return None
     if not heal.get("data"):
-        expected, fix = f"what the recipe {options.recipe} heals on", f"add {parameter('data', 'pydoc')}"
-        raise InputError(parameter("data"), expected=expected, found="none", fix=fix)
+        expected, fix = f"what the recipe {options.recipe} heals on", "name some, such as pydoc"
+        raise InputError("none", expected=expected, fix=fix, option="data")
     task = task_of(heal)
     task.method.check()
     return task

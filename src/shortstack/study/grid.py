@@ -160,7 +160,7 @@ class Study(Part):
             first = {name: values[:1] for name, values in grid.items()}
             axes = {**first, **some.axes()}
             if not axes["metric"]:
-                raise InputError("trials", expected="a metric in each", found="none", fix="add metric: ppl")
+                raise InputError("none", expected="a metric in each", fix="add metric: ppl", where="trials")
             yield from _combined(axes)
 
     def _named_healings(self) -> dict[str, HealOptions]:
@@ -170,7 +170,7 @@ class Study(Part):
         for options in (HealOptions.of(entry, {}) for entry in entries if isinstance(entry, HealPart)):
             if options and named.setdefault(options.name, options) != options:
                 expected, two = "one way to heal of each name", f"two named {options.name}"
-                raise InputError("heal", expected=expected, found=two, fix="give each a name of its own")
+                raise InputError(two, expected=expected, fix="give each a name of its own", where="heal")
         return named
 
 
@@ -185,7 +185,7 @@ def parse_study(text: str, *, where: str) -> Study:
     with in_file(where, text=text):
         trials = study.trials
     if not trials:
-        raise InputError(where, expected="at least one trial", found="none", fix="name metrics, or trials")
+        raise InputError("none", expected="at least one trial", fix="name metrics, or trials", where=where)
     return study
 
 
@@ -195,7 +195,7 @@ def in_file(path: str | Path, *within: str, text: str | None = None) -> Iterator
     try:
         yield
     except InputError as error:
-        text, named = text or yamlfile.text_of(path), error.parameter or error.where.rpartition(": ")[2]
+        text, named = text or yamlfile.text_of(path), error.option or error.where.rpartition(": ")[2]
         line = yamlfile.line_of(text, *within, named) if within else None
         line = line or yamlfile.line_saying(text, error.found.strip("'")) or yamlfile.line_saying(text, named)
         raise error.in_file(f"{path}, line {line}" if line else str(path)) from error

@@ -8,15 +8,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from shortstack import evaluation, profiling
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.machine.device import Compute
+from shortstack.machine.formats import option_words
 from shortstack.machine.options import options_of
 from shortstack.machine.progress import Progress
 from shortstack.machine.yamlfile import Part, amount
 from shortstack.profiling import Timing
 from shortstack.study.steps import Contents, Job, Known, Places, Step
-from shortstack.study.words import changed_words, expanded, model_words, option_words
+from shortstack.study.words import changed_words, expanded, model_words
 
 OPTIONS = {  # that a study's file has in other groups
     name: known
@@ -57,8 +58,8 @@ class EvaluateOptions(Part):
             asked["tasks"].load()
         alone = next((name for name in OF_TASKS if getattr(self, name) is not None and not self.tasks), None)
         if alone:
-            fix = f"add {parameter('tasks', 'paper')}, or leave it out"
-            raise InputError(parameter(alone), expected="tasks beside it", found="none", fix=fix)
+            fix = "add tasks, such as paper, or leave it out"
+            raise InputError("none", expected="tasks beside it", fix=fix, option=alone)
 
 
 class EvaluateStep(Step):

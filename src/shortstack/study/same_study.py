@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shortstack.checkpoint.file_names import CONFIG
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.yamlfile import parsed
 from shortstack.runs import Store
 from shortstack.runs.artefacts import Remote
@@ -51,8 +51,8 @@ def check_outside(folder: Folder) -> None:
     place = folder.root.resolve()
     for above in (place, *place.parents):
         if (above / CONFIG).exists() and any(above.glob("*.safetensors")):
-            fix = f"name another {parameter('output')}"
-            raise InputError(folder.root, expected="a folder outside a model's", found=f"it is in {above}", fix=fix)
+            found, expected = f"it is in {above}", "a folder outside a model's"
+            raise InputError(found, expected=expected, fix="name another output", where=folder.root)
 
 
 def check_place(folder: Folder, store: Store) -> None:
@@ -60,14 +60,12 @@ def check_place(folder: Folder, store: Store) -> None:
     before = store.noted().get("artefacts", "")
     if store.results() and before != (folder.url or ""):
         expected = before or f"none: those of this study lie in {folder.root}"
-        fix = f"leave it out, or name another {parameter('output')}"
-        if before:
-            fix = f"add {parameter('artefacts', before)}"
-        raise InputError(parameter("artefacts"), expected=expected, found=folder.url or "none", fix=fix)
+        fix = f"name {before}" if before else "leave it out, or name another output"
+        raise InputError(folder.url or "none", expected=expected, fix=fix, option="artefacts")
     if folder.url:
         Remote(folder.url).check()
 
 
 def _another(folder: Folder, expected: str, found: str) -> OtherStudyError:
-    fix = f"name another {parameter('output')}; trials can be added, not changed"
-    return OtherStudyError(folder.root, expected=f"{expected}, as in {folder.study}", found=found, fix=fix)
+    fix = "name another output; trials can be added, not changed"
+    return OtherStudyError(found, expected=f"{expected}, as in {folder.study}", fix=fix, where=folder.root)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from shortstack.data import CalibrationText
-from shortstack.errors import InputError, PlanError, parameter
+from shortstack.errors import InputError, PlanError
 from shortstack.healing.options import option_defaults, task_of
 from shortstack.healing.recipes import read_recipe
 from shortstack.machine.yamlfile import part_of
@@ -86,7 +86,7 @@ class HealOptions:
         name, recipe = given.pop("name", None), given.pop("recipe", None)
         for option, fix in NOT_IN_HEAL.items():
             if option in given:
-                raise InputError(f"heal: {option}", expected="it elsewhere", found=str(given[option]), fix=fix)
+                raise InputError(given[option], expected="it elsewhere", fix=fix, where=f"heal: {option}")
         return cls._checked(name or recipe or given.get("method", "partial"), recipe, given)
 
     @classmethod
@@ -95,9 +95,9 @@ class HealOptions:
         options.pop("seed", None)  # the trial's counts
         if "step" in options:
             fix = NOT_IN_HEAL["step"]
-            raise InputError(f"heal: {name}", expected="a recipe that heals once", found="step", fix=fix)
+            raise InputError("step", expected="a recipe that heals once", fix=fix, where=f"heal: {name}")
         if not options.get("data"):
-            raise InputError(f"heal: {name}", expected="data to learn from", found="none", fix="add data: pydoc")
+            raise InputError("none", expected="data to learn from", fix="add data: pydoc", where=f"heal: {name}")
         task_of(options)
         return cls(str(name), tuple(sorted(options.items())))
 
@@ -125,8 +125,8 @@ class Trial:
         drop = None if choice.layers else str(settings["drop"])
         check_choice(drop, choice.layers)
         if strategy != ONE_SHOT and not re.fullmatch(r"step [1-9]\d{0,4}", strategy):
-            expected, fix = f"{ONE_SHOT}, or step and a number", f"write {parameter('strategy', 'step 1')}"
-            raise InputError(parameter("strategy"), expected=expected, found=repr(strategy), fix=fix)
+            expected, fix = f"{ONE_SHOT}, or step and a number", "write it like step 1"
+            raise InputError(repr(strategy), expected=expected, fix=fix, option="strategy")
         return cls(
             settings["model"],
             settings["metric"],
@@ -222,13 +222,13 @@ class Trial:
         if wrong:
             axis, value, expected = wrong
             fix = f"leave it out: except: [{{strategy: {self.strategy}, {axis}: {value}}}]"
-            raise InputError(f"strategy: {self.strategy}", expected=expected, found=f"{axis} {value}", fix=fix)
+            raise InputError(f"{axis} {value}", expected=expected, fix=fix, where=f"strategy: {self.strategy}")
 
     def check_fits(self, layers: int) -> None:
         """Refuse a cut, or a healing of the last layers, that a model of so many layers has too few for."""
         amount = self.amount(layers)
         if self.choice.layers:
-            check_removal(parse_layers(str(self.choice.layers)), layers, where=parameter("layers"))
+            check_removal(parse_layers(str(self.choice.layers)), layers, option="layers")
         if self.step:
             check_pace(self.step, amount)
         if self.heal:

@@ -13,8 +13,7 @@ from shortstack.data import mixture
 from shortstack.errors import InputError
 from shortstack.evaluation import Tasks
 from shortstack.healing import TrainingData
-from shortstack.machine import formats
-from shortstack.machine.formats import show_share
+from shortstack.machine.formats import option_words, show_share
 from shortstack.machine.options import options_of
 
 
@@ -57,7 +56,7 @@ def expanded(value: Any) -> Any:
     unset = re.search(r"\$\{?([A-Za-z_]\w*)", text)
     if unset:
         none, fix = f"no {unset[1]} in the environment", f"export {unset[1]}=..."
-        raise InputError(value, expected="names that the environment has", found=none, fix=fix)
+        raise InputError(none, expected="names that the environment has", fix=fix, where=value)
     return text
 
 
@@ -95,18 +94,12 @@ def changed_words(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> lis
 
     >>> changed_words({"metric": "bi", "drop": "25%", "step": None}, {"metric": None, "drop": "25%", "step": None})
     ['--metric', 'bi']
-    """
-    return option_words({name: values[name] for name in defaults if name in values and values[name] != defaults[name]})
-
-
-def option_words(values: Mapping[str, Any]) -> list[str]:
-    """Options as the command line spells them: a share in percent, as people write it.
-
-    >>> option_words({"limit": 1.0, "lr": 1.0, "step": None})
+    >>> changed_words({"limit": 1.0, "lr": 1.0}, {"limit": None, "lr": None})
     ['--limit', '100%', '--lr', '1.0']
     """
-    shares = {name: show_share(value) for name, value in values.items() if name in SHARED and isinstance(value, float)}
-    return formats.option_words({**values, **shares})
+    changed = {name: values[name] for name in defaults if name in values and values[name] != defaults[name]}
+    shares = {name: show_share(value) for name, value in changed.items() if name in SHARED and isinstance(value, float)}
+    return option_words({**changed, **shares})
 
 
 def defaults_of(*components: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
-from shortstack.errors import InputError, parameter
+from shortstack.errors import InputError
 from shortstack.machine.options import check_installed
 from shortstack.machine.progress import hush_kernels
 
@@ -52,8 +52,7 @@ def local(workers: int = 1) -> Iterator[Launch]:
     A task whose process dies fails with BrokenProcessPool; the next gets a new process.
     """
     if workers < 1:
-        fix = f"write {parameter('workers', 1)}"
-        raise InputError(parameter("workers"), expected="at least 1", found=str(workers), fix=fix)
+        raise InputError(workers, expected="at least 1", fix="ask for one", option="workers")
     lanes, processes = ThreadPoolExecutor(workers, "lane"), _Processes(_share(workers))
     try:
         yield Launch(workers, lambda function, argument, _needs: lanes.submit(processes.call, function, argument))
@@ -137,7 +136,7 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
     workers: tasks handed over at once; without a number, as many as the cluster has CPUs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    check_installed("ray", "ray", where=parameter("ray"), why="which shares steps out to a cluster")
+    check_installed("ray", "ray", option="ray", why="which shares steps out to a cluster")
     import ray as cluster
 
     try:
@@ -145,7 +144,7 @@ def ray(address: str = "local", workers: int | None = None) -> Iterator[Launch]:
         cluster.init(address, include_dashboard=False, log_to_driver=False)
     except OSError as error:
         expected, fix = f"a Ray cluster at {address}", "start one: ray start --head"
-        raise InputError(parameter("ray"), expected=expected, found=str(error), fix=fix) from error
+        raise InputError(error, expected=expected, fix=fix, option="ray") from error
 
     def submit(function: Callable[[Any], Any], argument: Any, needs: Needs) -> Future[Any]:
         some = min(1.0, cluster.cluster_resources().get("GPU", 0.0))  # a task that takes none may see none
