@@ -3,14 +3,14 @@
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from forks import in_child
 from shortstack.errors import InputError, TrainingError
 from shortstack.healing import Schedule, training
 from shortstack.healing.batches import IGNORED, Data, Ordered, grouped
@@ -159,25 +159,18 @@ def test_the_speed_that_is_shown_counts_the_samples_of_the_steps_taken(tmp_path,
     assert asked == [8 * step for step in range(1, 17)]
 
 
-KILLED = """
-import sys; sys.path[:0] = {path!r}
-import os, signal
-from test_training import SCHEDULE, data, trained
-from shortstack.healing import training
-training.KEEP_SECONDS = training.SHARE = 0.0
-training.SHARE = 1e9
-def kill(_stage, done, _total, note):
-    if done == {step}:
-        os.kill(os.getpid(), signal.SIGKILL)
-trained({folder!r}, progress=kill)
-"""
-
-
 def test_a_run_killed_again_and_again_ends_in_the_weights_of_one_that_was_not(tmp_path):
+    def life(fatal):
+        def kill(_stage, done, _total, note):
+            if done == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        training.KEEP_SECONDS, training.SHARE = 0.0, 1e9
+        trained(tmp_path / "killed", progress=kill)
+
     for step in (3, 8, 9):  # inside an epoch, at its end before the held-out loss is known, and soon after
-        code = KILLED.format(path=sys.path, step=step, folder=str(tmp_path / "killed"))
-        found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-        assert found.returncode == -signal.SIGKILL, found.stderr
+        code = in_child(partial(life, step), tmp_path / "said")
+        assert code == -signal.SIGKILL, (tmp_path / "said").read_text()
     weight, history = trained(tmp_path / "killed")
     expected, whole = trained(tmp_path / "whole")
     assert weight == expected

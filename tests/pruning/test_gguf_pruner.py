@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import re
 from dataclasses import replace
@@ -196,20 +197,15 @@ def test_parts_are_written_and_read_and_llama_cpp_takes_them(tmp_path):
     assert first.name == parts[0]
     assert len(parts) > 2
     assert verify_gguf(first, against=whole).ok
+    if importlib.util.find_spec("xllamacpp"):
+        for one, other in zip(probabilities(whole), probabilities(first), strict=True):
+            assert other == pytest.approx(one, abs=1e-4)
     whole_again = prune_gguf(first, plan(6, "5"), tmp_path / "smaller.gguf")
     assert GgufDepth.of(read_gguf(whole_again)).layers == 5
     assert not [name for name in fields(whole_again) if name.startswith("split.")]
     (tmp_path / parts[1]).unlink()
     with pytest.raises(CheckpointError, match=parts[1]):
         prune_gguf(first, plan(6, "5"), tmp_path / "other.gguf")
-
-
-def test_llama_cpp_loads_parts(tmp_path):
-    pytest.importorskip("xllamacpp")
-    whole = MAKERS["llama"](tmp_path / "whole.gguf", silent=[2, 3])
-    first = prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf", max_shard_size=200_000)
-    for one, other in zip(probabilities(whole), probabilities(first), strict=True):
-        assert other == pytest.approx(one, abs=1e-4)
 
 
 def test_a_part_that_is_taken_meanwhile_leaves_none(tmp_path, monkeypatch):
@@ -276,9 +272,6 @@ def test_the_real_model_s_quantised_layers_compute_what_the_pruned_checkpoint_do
 
     assert difference(tmp_path / "small.gguf") < 0.2 < 5 * 0.2 < difference(tmp_path / "other.gguf")
     assert verify_gguf(tmp_path / "small.gguf", against=source).ok
-
-
-FAULTS = [("copy_file_range", 1), ("copy_file_range", 4), ("fsync", 1), ("fsync", 3), ("rename", 1)]
 
 
 @pytest.mark.parametrize("size", [None, 200_000])

@@ -12,12 +12,14 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from forks import in_child
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import DataError, DiskFullError, InputError, OutputError
@@ -472,54 +474,42 @@ def test_reading_along_needs_a_run_store(tmp_path):
 
 # Killed anywhere
 
-LIFE = """
-import json, os, signal, sys
-from pathlib import Path
-tests, study, runs, fatal = sys.argv[1:]
-sys.path.insert(0, tests)
-import shortstack.study.runner as running
-from shortstack.study.kinds import HealStep, PruneStep
-from shortstack.runs.store import Store
-from studies import inline
-seen = 0
 
-def counted(function):
-    def call(*args, **kwargs):
-        event()
-        result = function(*args, **kwargs)
-        event()
-        return result
-    return call
+def life(study, runs, fatal):
+    """Run a study in this process, which is killed at that event."""
+    seen = count(1)
 
-def event():
-    global seen
-    seen += 1
-    if seen == int(fatal):
-        os.kill(os.getpid(), signal.SIGKILL)
+    def event():
+        if next(seen) == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-for name in ("begin", "end", "set_trial"):
-    setattr(Store, name, counted(getattr(Store, name)))
-for name in ("_put", "_remove_weights"):
-    setattr(running._StudyRun, name, counted(getattr(running._StudyRun, name)))
-plain = HealStep.run
-HealStep.run = lambda step, job, progress: plain(step, job, lambda *a, **k: (event(), progress(*a, **k)))
-sys.exit(running.run_study(Path(study), Path(runs), launcher=inline, keep="all").failed)
-"""
+    def counted(function):
+        def call(*args, **kwargs):
+            event()
+            result = function(*args, **kwargs)
+            event()
+            return result
+
+        return call
+
+    for owner, names in ((Store, ("begin", "end", "set_trial")), (runner._StudyRun, ("_put", "_remove_weights"))):
+        for name in names:
+            setattr(owner, name, counted(getattr(owner, name)))
+    plain = HealStep.run
+    HealStep.run = lambda step, job, progress: plain(step, job, lambda *a, **k: (event(), progress(*a, **k)))
+    sys.exit(run_study(study, runs, launcher=inline, keep="all").failed)
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path):
+def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, monkeypatch):
     """Each life gets a little further than the one before."""
     run(tmp_path, STUDY.replace("[reverse, ppl]", "[ppl]"), keep="all")
     runs = tmp_path / "killed"
-    words = [sys.executable, "-c", LIFE, str(Path(__file__).parents[1]), str(tmp_path / "study.yaml"), str(runs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SHORTSTACK_CACHE": str(tmp_path / "cache2")}
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache2"))
     for kills in range(100):
-        life = subprocess.run(
-            [*words, str(3 + 8 * kills)], capture_output=True, text=True, env=environment, check=False, timeout=300
-        )
-        if life.returncode != -signal.SIGKILL:
+        code = in_child(partial(life, tmp_path / "study.yaml", runs, 3 + 8 * kills), tmp_path / "said")
+        if code != -signal.SIGKILL:
             break
-    assert life.returncode == 0, life.stderr
+    assert code == 0, (tmp_path / "said").read_text()
     assert kills > 4
     assert found(runs) == found(tmp_path / "runs")
     assert weights(runs) == weights(tmp_path / "runs")
