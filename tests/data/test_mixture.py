@@ -94,11 +94,6 @@ def test_what_is_asked_of_a_list_is_the_value_that_stands_in_it():
         assert [counts for _, counts in passages[1:4]] == [False, True, False]
 
 
-def test_words_are_of_the_part_that_calibrates():
-    assert len(words()) > 1000
-    assert all(word.isalpha() and word.islower() for word in words())
-
-
 def test_windows_too_short_for_a_text_are_refused():
     with pytest.raises(DataError, match="windows that such a text fits into"):
         Tokens.read("copying", PLAIN, samples=2, length=4)
