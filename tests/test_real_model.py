@@ -29,7 +29,7 @@ def test_the_gguf_opens_as_the_model_it_is(smollm2):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "near"), [(2, 0.5), pytest.param(len(PROMPTS), 0.1, marks=pytest.mark.slow)], ids=["few", "all"]
+    ("prompts", "near"), [(2, 0.6), pytest.param(len(PROMPTS), 0.1, marks=pytest.mark.slow)], ids=["few", "all"]
 )
 def test_a_tail_cut_collapses_a_searched_one_does_not_and_the_limits_are_of_the_whole(
     prompts, near, smollm2, tmp_path, monkeypatch

@@ -664,7 +664,7 @@ def test_a_sweep_is_of_one_multiple_choice_task(checkpoint, data):
 @pytest.mark.parametrize(
     ("name", "limit", "folder", "cuts"),
     [
-        ("arc_easy", 4, None, (0, 5)),
+        ("arc_easy", 2, None, (0, 5)),
         *(pytest.param(name, 200, REAL, (0, 2, 5), marks=pytest.mark.slow) for name in ("piqa", "arc_easy")),
     ],
     ids=["made up", "piqa", "arc_easy"],
