@@ -587,7 +587,7 @@ def test_the_page_s_other_task_that_is_answered_by_writing_is_there():
 @pytest.mark.usefixtures("few")
 def test_names_unfold_and_an_unknown_one_has_neighbours(checkpoint, data):
     assert named(" paper , piqa") == SUITES["paper"]
-    for wrong, near in (("helaswag", "hellaswag"), ("papr", "paper"), ("truthfulqa_mc", "truthfulqa_mc1")):
+    for wrong, near in (("helaswag", "hellaswag"), ("papr", "paper"), ("pika", "piqa")):
         with pytest.raises(InputError, match=near):
             measured(checkpoint, wrong, data_dir=data)
     with pytest.raises(InputError, match="tasks"):
