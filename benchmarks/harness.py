@@ -94,7 +94,7 @@ def _forked(words: Sequence[str], log: IO[str], environment: Mapping[str, str]) 
         try:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            sys.stdout = sys.stderr = log  # type: ignore[assignment]
+            sys.stdout = sys.stderr = log
             os.environ.update(environment)
             sys.argv = list(words)
             runpy.run_path(words[0], run_name="__main__")
