@@ -17,7 +17,7 @@ demo: $(VENV)/demo
 	$(BIN)/shortstack demo -o demo-out
 
 test: $(VENV)/dev $(VENV)/demo
-	$(BIN)/python -m pytest -n auto --durations 10
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
 architectures: $(VENV)/conformance
 	$(BIN)/python tests/conformance/page.py
@@ -35,14 +35,14 @@ test-slow: $(VENV)/conformance $(VENV)/demo
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
 
 test-oldest: $(VENV)-oldest/installed
-	$(VENV)-oldest/bin/python -m pytest -n auto --durations 10 --ignore tests/conformance --ignore tests/test_docs.py \
+	$(VENV)-oldest/bin/python -m pytest -n auto --dist worksteal --durations 10 --ignore tests/conformance --ignore tests/test_docs.py \
 		--ignore tests/test_scripts.py --ignore tests/torture --ignore tests/test_additions.py --ignore tests/study/test_demo.py \
 		--ignore tests/healing/test_processes.py --ignore tests/healing/test_unfinished.py --ignore tests/healing/test_iterative.py \
 		--ignore tests/report --ignore tests/test_notebook.py
 
 torture: $(VENV)/dev $(VENV)/demo
 	@command -v strace > /dev/null || { echo "strace is not installed"; exit 1; }
-	TORTURE_POINTS=100 TORTURE_MUTATIONS=1000 TORTURE_ROUNDS=50 TORTURE_TRIALS=1000 $(BIN)/python -m pytest tests/torture -n auto -o faulthandler_timeout=0
+	TORTURE_POINTS=100 TORTURE_MUTATIONS=1000 TORTURE_ROUNDS=50 TORTURE_TRIALS=1000 $(BIN)/python -m pytest tests/torture -n auto --dist worksteal -o faulthandler_timeout=0
 
 benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/start.py

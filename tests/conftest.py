@@ -25,6 +25,19 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def short_pydoc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few pages in place of all, where `pydoc` is read again and again: of the whole of it tokens are made each time."""
+    if request.path.parent.name not in ("cli", "healing", "pruning") or request.path.stem == "test_processes":
+        return
+    from pydoc_data import topics
+
+    from shortstack.data.sources import words
+
+    monkeypatch.setattr(topics, "topics", dict(sorted(topics.topics.items())[:12]))
+    monkeypatch.setattr("shortstack.data.sources.words", words.__wrapped__)  # what is kept is of the whole text
+
+
 @pytest.fixture(scope="module")
 def study_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the tiny study of studies.py reads."""

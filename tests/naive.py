@@ -5,6 +5,8 @@ Each function takes a checkpoint directory and token ids [samples, length], and 
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -21,6 +23,11 @@ LAYERS = 8
 
 
 def load(directory: Path) -> PreTrainedModel:
+    return copy.deepcopy(_loaded(directory))
+
+
+@functools.cache
+def _loaded(directory: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
@@ -34,8 +41,13 @@ def stack(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
     return path, found[path]
 
 
-@torch.no_grad()
 def logits_without(directory: Path, ids: Tensor, removed: Sequence[int]) -> Tensor:
+    return _logits_without(directory, ids, frozenset(removed))
+
+
+@functools.lru_cache(2000)
+@torch.no_grad()
+def _logits_without(directory: Path, ids: Tensor, removed: frozenset[int]) -> Tensor:
     model = load(directory)
     pass_over(model, stack(model)[0], removed)
     return model(input_ids=ids, use_cache=False).logits

@@ -114,7 +114,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(place: Path, *words: str) -> str:
     """What Python says in that folder, with the changed package."""
-    told = {"PYTHONPATH": str(place / "src"), "SHORTSTACK_CACHE": str(place / "cache"), "COLUMNS": "200"}
+    paths = os.pathsep.join((str(place / "src"), str(ROOT / "tests")))
+    told = {"PYTHONPATH": paths, "SHORTSTACK_CACHE": str(place / "cache"), "COLUMNS": "200"}
     done = subprocess.run(
         [sys.executable, *words], cwd=place, env=os.environ | told, capture_output=True, text=True, check=False
     )
@@ -122,18 +123,38 @@ def python(place: Path, *words: str) -> str:
     return done.stdout
 
 
-def shortstack(place: Path, *words: str) -> str:
-    return python(place, "-m", "shortstack", *words)
+COMMANDS = """
+import io, json, sys
+from contextlib import redirect_stdout
+import shortstack.study.workers as workers
+from shortstack.cli import main
+from studies import inline
+workers.local = lambda _workers=1: inline()
+said = []
+for words in json.loads(sys.argv[1]):
+    sys.argv, out = ["shortstack", *words.split()], io.StringIO()
+    with redirect_stdout(out):
+        try:
+            main()
+        except SystemExit as ended:
+            assert not ended.code, words
+    said.append(out.getvalue())
+print(json.dumps(said))
+"""
+
+
+def shortstack(place: Path, *commands: str) -> list[str]:
+    """What each command says; they run one after the other in one process, and a study's steps in it, too."""
+    return json.loads(python(place, "-c", COMMANDS, json.dumps(commands)).splitlines()[-1])
 
 
 def test_they_stand_in_the_help_and_in_the_listings(place):
-    score = shortstack(place, "score", "--help")
+    score, plan, heal, listings = shortstack(place, "score --help", "plan --help", "heal --help-all", "ls --json")
     assert "toy-metric" in score
     assert "toy-source" in score
-    assert "toy-strategy" in shortstack(place, "plan", "--help")
-    heal = shortstack(place, "heal", "--help-all")
+    assert "toy-strategy" in plan
     assert [word for word in ("toy-method: toys", "--toy-share", "toy-source") if word not in heal] == []
-    listed = json.loads(shortstack(place, "ls", "--json"))
+    listed = json.loads(listings)
     for what in ("metric", "strategy", "method"):
         names = [row["name"] for row in listed["strategies" if what == "strategy" else f"{what}s"]]
         assert f"toy-{what}" in names
@@ -147,24 +168,20 @@ def test_they_stand_in_the_tables_of_the_pages(place):
     assert all(f"| `toy-{what}` |" in listings for what in ("metric", "strategy", "method"))
 
 
-def test_they_choose_layers(place):
-    by_metric = json.loads(shortstack(place, "plan", "model", "--metric", "toy-metric", "--drop", "2", "--json"))
-    assert by_metric["removed"] == [0, 2]
-    named = ("--strategy", "toy-strategy", "--metric", "reverse")
-    by_strategy = json.loads(shortstack(place, "plan", "model", *named, "--drop", "3", "--json"))
-    assert by_strategy["removed"] == [0, 1, 2]
-
-
-def test_a_study_and_a_recipe_know_them(place):
-    done = json.loads(shortstack(place, "study", "study.yaml", "-o", "runs", "--json"))
+def test_they_choose_layers_and_a_study_and_a_recipe_know_them(place):
+    study, plan = "study study.yaml -o runs --json", "plan model --json --drop"
+    said = shortstack(
+        place, f"{plan} 2 --metric toy-metric", f"{plan} 3 --strategy toy-strategy --metric reverse", study
+    )
+    by_metric, by_strategy, done = map(json.loads, said)
+    assert (by_metric["removed"], by_strategy["removed"]) == ([0, 2], [0, 1, 2])
     assert (done["done"], done["failed"]) == (2, 0), done
     insert(place / "src" / "shortstack" / "data" / "sources.py", "the door of the dog", "the dog of the door")
-    again = json.loads(shortstack(place, "study", "study.yaml", "-o", "runs", "--json"))
+    (again,) = map(json.loads, shortstack(place, study))
     assert (again["done"], again["skipped"]) == (2, 4), "plans and cuts stay, what reads the source is run again"
-    schema = python(place, "-c", "import json; from shortstack.study.grid import schema; print(json.dumps(schema()))")
-    assert "toy_share" in schema
     (place / "mine.yaml").write_text("heal: {method: toy-method, toy_share: 2}\n", encoding="utf-8")
-    read = ("import shortstack.errors as errors", "from shortstack.healing.recipes import read_recipe")
-    refused = "try: read_recipe('mine.yaml')\nexcept errors.InputError as error: print(error)"
+    read = ("from shortstack.study.grid import schema", "from shortstack.healing.recipes import read_recipe")
+    refused = "print(schema())\ntry: read_recipe('mine.yaml')\nexcept Exception as error: print(error)"
     said = python(place, "-c", "\n".join((*read, refused)))
+    assert "'toy_share'" in said
     assert "mine.yaml, line 1: toy_share: expected a number above 0 and below 1" in said

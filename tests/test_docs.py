@@ -37,6 +37,8 @@ from shortstack import cli
 from shortstack.cli.help import ALIASES
 from shortstack.data.sources import words
 from shortstack.machine.clock import Clock
+from shortstack.profiling import Timing
+from shortstack.shrinking import demo
 from studies import inline
 from zoo import speaking
 
@@ -148,6 +150,8 @@ def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
     monkeypatch.setattr("shortstack.shrinking.line.clock_of", lambda *_, **__: Clock(25.0))  # whatever the minutes
     monkeypatch.setattr("shortstack.shrinking.line.LEAST_HEALING", 0.0)
+    monkeypatch.setattr("shortstack.shrinking.reference.TIMING", Timing((1,), prompt=8, new_tokens=2, repeats=2))
+    monkeypatch.setattr("shortstack.shrinking.reference.ANSWER_TOKENS", 8)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studies").mkdir()
     for path in (ROOT / "studies").glob("*.yaml"):
@@ -365,7 +369,26 @@ def test_planning_from_scores_imports_no_torch(line: Path) -> None:
     assert "removed" in done.stdout
 
 
-# The demo, on the real model
+# The demo, on a tiny model, and on the real one
+
+
+def test_the_demo_of_its_page_on_a_tiny_model_has_its_table_and_its_keys(
+    line: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert demo.DROPS == (4, 8)
+    monkeypatch.setattr(demo, "DROPS", (1, 2))
+    opened = ss.Checkpoint.open
+    monkeypatch.setattr(
+        ss.Checkpoint, "open", lambda model, **how: opened(line / "shallow" if model == "demo" else model, **how)
+    )
+    (shown,) = (command for command in commands(DOCS / "demo.md") if command.verb == "demo")
+    ran = run(shown.words)
+    check_shown(shown, ran)
+    (layers,) = (row.strip("│").split("│")[1:] for row in ran.out.splitlines() if row.startswith("│ layers"))
+    assert [int(each) for each in layers] == [8, 7, 6]
+    found = json.loads((place / shown.words[-1] / "demo.json").read_text(encoding="utf-8"))
+    assert documented_keys(DOCS / "demo.md") == keys(found)
+    assert [opened(place / shown.words[-1] / f"minus-{drop}").anatomy.layers for drop in (1, 2)] == [7, 6]
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -35,77 +35,68 @@ def test_doctests(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["ls", "metrics"], ["ls", "methods"], ["prune", "--help"]])
-def test_help_and_ls_import_no_torch(arguments):
-    done = without_torch(arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["plan", "demo"],
-        ["plan", "demo", "--drop", "120%"],
-        ["prune", "demo", "--layers", "3-1", "-o", "x"],
-        ["prune", "demo", "--drop", "8", "--metric", "none", "-o", "x"],
-    ],
-)
-def test_words_that_are_wrong_for_any_model_are_refused_without_torch(arguments):
-    done = without_torch(arguments)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("Error: ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("--data pydoc --method none", "--method"),
-        ("--data pydoc --method lora --last 0", "--last"),
-        ("--data pydoc --near-cut 1 --layers 3", "--layers"),
-        ("--data pydoc --method full --rank 4", "--rank"),
-        ("--data pydoc --rank 8", "--rank"),
-        ("--data pydoc --method lora --dropout 1", "--dropout"),
-        ("--data pydoc --lr 0", "--lr"),
-        ("--data pydoc --epochs nan", "--epochs"),
-        ("--data pydoc --batch-size 5 --micro-batch-size 2", "--batch-size"),
-        ("--data pydoc --loss mse", "--loss"),
-        ("--data pydoc --loss distill", "--teacher"),
-        ("--data pydoc --teacher demo", "--teacher"),
-        ("--data pydoc --step 1 --drop 4 --metric repaired-window", "--metric"),
-        ("--data pydoc --step 1 --drop 120%", "--drop"),
-        ("--data pydoc --recipe paper-lora --layers 3 --last 2", "--layers"),
-        ("--data missing.jsonl", "missing.jsonl"),
-        ("--data missing", "missing"),
-        ("--data pydoc --plot curve.doc", "curve.doc"),
-        ("--data pydoc --plot there", "there"),
-        ("--data pydoc -o there", "there"),
-        ("--data pydoc --resume -o there", "there"),
-        ("", "--data"),
-    ],
-)
-def test_what_is_wrong_with_healing_whatever_the_model_is_said_before_torch_is_imported(arguments, said, tmp_path):
-    (tmp_path / "there").mkdir()
-    done = without_torch(["heal", "demo", "-o", "x", *arguments.split()], tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"Error: {said}\n"), done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
-
-
-def without_torch(arguments: list[str], folder: Path = Path()) -> subprocess.CompletedProcess[str]:
-    """The command in a fresh process, which fails if it imports torch or transformers."""
-    code = """if True:
-        import sys
-        sys.argv = ["shortstack", *sys.argv[1:]]
-        from shortstack.cli import main
+SHOWN = ("--help", "ls", "ls metrics", "ls methods", "prune --help")
+REFUSED = {  # words that are wrong for any model, and the option or argument that is named first
+    "plan demo": "",
+    "plan demo --drop 120%": "",
+    "prune demo --layers 3-1 -o x": "",
+    "prune demo --drop 8 --metric none -o x": "",
+    **{
+        f"heal demo -o x {words}": said
+        for words, said in (
+            ("--data pydoc --method none", "--method"),
+            ("--data pydoc --method lora --last 0", "--last"),
+            ("--data pydoc --near-cut 1 --layers 3", "--layers"),
+            ("--data pydoc --method full --rank 4", "--rank"),
+            ("--data pydoc --rank 8", "--rank"),
+            ("--data pydoc --method lora --dropout 1", "--dropout"),
+            ("--data pydoc --lr 0", "--lr"),
+            ("--data pydoc --epochs nan", "--epochs"),
+            ("--data pydoc --batch-size 5 --micro-batch-size 2", "--batch-size"),
+            ("--data pydoc --loss mse", "--loss"),
+            ("--data pydoc --loss distill", "--teacher"),
+            ("--data pydoc --teacher demo", "--teacher"),
+            ("--data pydoc --step 1 --drop 4 --metric repaired-window", "--metric"),
+            ("--data pydoc --step 1 --drop 120%", "--drop"),
+            ("--data pydoc --recipe paper-lora --layers 3 --last 2", "--layers"),
+            ("--data missing.jsonl", "missing.jsonl"),
+            ("--data missing", "missing"),
+            ("--data pydoc --plot curve.doc", "curve.doc"),
+            ("--data pydoc --plot there", "there"),
+            ("--data pydoc -o there", "there"),
+            ("--data pydoc --resume -o there", "there"),
+            ("", "--data"),
+        )
+    },
+}
+ALONE = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from shortstack.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv, out, err, code = ["shortstack", *words.split()], io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
         try:
             main()
-        finally:
-            assert not {"torch", "transformers"} & set(sys.modules)
-    """
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=folder
-    )
+        except SystemExit as ended:
+            code = ended.code or 0
+    imported = sorted({"torch", "transformers"} & set(sys.modules))
+    print(json.dumps([words, code, out.getvalue(), err.getvalue(), imported]))
+"""
+
+
+def test_what_needs_no_model_is_shown_or_refused_before_torch_is_imported(tmp_path):
+    """In one fresh process, all of them one after the other."""
+    (tmp_path / "there").mkdir()
+    command = [sys.executable, "-c", ALONE, json.dumps([*SHOWN, *REFUSED])]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    for words, code, out, err, imported in map(json.loads, told.splitlines()):
+        assert imported == [], words
+        assert code == (2 if words in REFUSED else 0), (words, err)
+        said = REFUSED.get(words, "")
+        assert out if words in SHOWN else err.startswith(f"Error: {said}\n" if said else "Error: "), (words, err)
+    assert len(told.splitlines()) == len(SHOWN) + len(REFUSED)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
 def test_help_lists_options_under_the_heading_of_their_group():

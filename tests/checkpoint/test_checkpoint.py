@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from forks import exit_code, in_child, start
 from plans import plan
 from shortstack import cli
 from shortstack.checkpoint import Checkpoint, CheckpointWriter, pieces
@@ -83,31 +84,6 @@ def weights(folder: Path) -> dict[str, bytes]:
         for name, tensor in load_file(path).items():
             found[name] = repr((tensor.dtype, tensor.shape)).encode() + tensor.view(torch.uint8).numpy().tobytes()
     return found
-
-
-def start(action: Callable[[], object]) -> int:
-    """The id of a forked process that does this."""
-    child = os.fork()
-    if child == 0:
-        code: Any = 70
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            action()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code
-        finally:
-            os._exit(code)
-    return child
-
-
-def exit_code(child: int) -> int:
-    """Of a process when it has ended; minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def in_child(action: Callable[[], object]) -> int:
-    return exit_code(start(action))
 
 
 # The writer
@@ -202,23 +178,6 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_prune_leaves_no_output_and_can_be_run_again(moment, tmp_path, opened):
-    before, out = hashes(opened.directory), tmp_path / "out"
-
-    def killed() -> None:
-        strike(*MOMENTS[moment], signal.SIGKILL)
-        prune(opened, plan(8, drop=2), out)
-
-    assert in_child(killed) == -signal.SIGKILL
-    assert not out.exists()
-    left = sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
-    assert left == [".out.lock", "out.partial"]
-    assert verify(prune(opened, plan(8, drop=2), out)).checks["files"]["ok"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"], "what was left has gone"
-    assert hashes(opened.directory) == before
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_terminated_prune_leaves_nothing(moment, tmp_path, opened):
     options = [
         "prune",
@@ -284,16 +243,6 @@ def test_a_signal_that_python_loses_ends_the_verb_all_the_same(verb, number, tmp
     said = (tmp_path / "said").read_text(encoding="utf-8")
     assert "Next:" not in said
     assert "Exception ignored" not in said
-
-
-def test_killed_after_the_rename_the_output_is_complete(tmp_path, opened):
-    def killed() -> None:
-        rename = os.rename
-        os.rename = lambda *names: (rename(*names), os.kill(os.getpid(), signal.SIGKILL))
-        prune(opened, plan(8, drop=2), tmp_path / "out")
-
-    assert in_child(killed) == -signal.SIGKILL
-    assert verify(Checkpoint.open(tmp_path / "out"), against=opened).ok
 
 
 # Reading
@@ -397,38 +346,11 @@ def test_the_same_inputs_give_the_same_bytes(pruned, opened, tmp_path):
     assert first == second
 
 
-def test_pruning_twice_is_pruning_once(pruned, opened, tmp_path):
-    half = prune(opened, plan(8, layers="4,1"), tmp_path / "half")  # keeps 0 2 3 5 6 7
-    both = prune(half, plan(6, layers="3"), tmp_path / "both")
-    first, second = hashes(pruned.directory), hashes(both.directory)
-    del first[RECORD], second[RECORD]
-    assert first == second
-    assert both.record["layer_map"] == pruned.record["layer_map"]
-    assert both.record["origin"]["layer_map"] == half.record["layer_map"]
-    assert verify(both, against=opened).ok
-    assert verify(both, against=half).ok
-
-
 def test_the_record_is_the_manifest_of_all_files(pruned):
     expected = {name: digest for name, digest in hashes(pruned.directory).items() if name != RECORD}
     manifest = pruned.record["files"]
     assert {name: file["sha256"] for name, file in manifest.items()} == expected
     assert all(file["size"] == (pruned.directory / name).stat().st_size for name, file in manifest.items())
-
-
-def test_quantised_modules_are_renumbered(source, tmp_path):
-    model = Path(shutil.copytree(source, tmp_path / "model"))
-    config = json.loads((model / "config.json").read_text())
-    skipped = ["lm_head", "model.layers.1.mlp", "model.layers.6.mlp.up_proj", "model.layers.7"]
-    per_module = {"model.layers.4.mlp": {"bits": 8}, "model.layers.6.mlp": {"bits": 2}}
-    quantisation = {"quant_method": "gptq", "bits": 4, "modules_to_not_convert": skipped, "extra_config": per_module}
-    (model / "config.json").write_text(json.dumps(config | {"quantization_config": quantisation}))
-    out = prune(Checkpoint.open(model), plan(8, layers="1,4,5"), tmp_path / "out")
-    assert json.loads((out.directory / "config.json").read_text())["quantization_config"] == {
-        **quantisation,
-        "modules_to_not_convert": ["lm_head", "model.layers.3.mlp.up_proj", "model.layers.4"],
-        "extra_config": {"model.layers.3.mlp": {"bits": 2}},
-    }
 
 
 def test_gpt2_as_the_hub_names_its_tensors(tmp_path):

@@ -26,7 +26,7 @@ CUTS = {"tail": (6, 7), "middle": (3, 4), "first": (0,), "scattered": (1, 4, 6),
 EXACT = "exact"
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
 GREEDY = {
-    "max_new_tokens": 5,
+    "max_new_tokens": 3,
     "do_sample": False,
     "use_cache": True,
     "eos_token_id": None,
@@ -61,6 +61,7 @@ class Outcome:
         return tuple(dict.fromkeys(found for found in self.cuts.values() if found != EXACT))
 
 
+@torch.no_grad()
 def outcome(name: str, folder: Path) -> Outcome:
     """Cut one type or variant in every way of CUTS.
 
@@ -83,12 +84,12 @@ def outcome(name: str, folder: Path) -> Outcome:
     except ShortstackError as error:
         return Outcome(dict.fromkeys(CUTS, reason(error, folder)))
     model = source.model(dtype=torch.float32)
+    whole = model(input_ids=IDS, use_cache=False).logits
     return Outcome(
-        {cut: cut_outcome(name, source, model, cut, folder / cut) for cut in CUTS}, writes=writing_outcome(model)
+        {cut: cut_outcome(name, source, (model, whole), folder / cut) for cut in CUTS}, writes=writing_outcome(model)
     )
 
 
-@torch.no_grad()
 def writing_outcome(model: PreTrainedModel) -> str:
     """How prompts are written together, of WRITES. Each gets what transformers writes after it alone."""
     from shortstack.decoder import generation
@@ -123,8 +124,9 @@ def reason(error: ShortstackError, folder: Path) -> str:
     )
 
 
-def cut_outcome(name: str, source: Checkpoint, model: PreTrainedModel, cut: str, out: Path) -> str:
-    """EXACT, or the reason why this cut is refused."""
+def cut_outcome(name: str, source: Checkpoint, unpruned: tuple[PreTrainedModel, torch.Tensor], out: Path) -> str:
+    """EXACT, or the reason why this cut is refused; unpruned: the source's model and logits, out: named by the cut."""
+    (model, whole), cut = unpruned, out.name
     removed = CUTS[cut]
     try:
         pruned = prune(source, plan(source.anatomy.layers, layers=removed), out)
@@ -139,19 +141,17 @@ def cut_outcome(name: str, source: Checkpoint, model: PreTrainedModel, cut: str,
     without = pass_over(copy.deepcopy(model), source.anatomy.layers_path, removed)
     for weight in (*shorter.parameters(), *shorter.buffers()):
         weight.data = weight.data.clone()  # mapped files lie at odd addresses, where some products round otherwise
-    with torch.no_grad():
-        whole = model(input_ids=IDS, use_cache=False).logits
-        expected = without(input_ids=IDS, use_cache=False).logits
-        found = shorter.eval()(input_ids=IDS, use_cache=False).logits
+    expected = without(input_ids=IDS, use_cache=False).logits
+    found = shorter.eval()(input_ids=IDS, use_cache=False).logits
     assert not torch.equal(whole, expected), f"{cut}: the removed layers do nothing, so that nothing is tested"
     narrower = {weight.shape for weight in shorter.parameters()} - {weight.shape for weight in without.parameters()}
     close = torch.allclose(found, expected, rtol=0, atol=1e-5) if narrower else torch.equal(found, expected)
     assert close, f"{cut}: logits differ by {float((found - expected).abs().max()):g}"
     assert generates_like(shorter, without, cached=name not in BROKEN_CACHE), f"{cut}: generation differs"
-    if cut == "scattered":
+    if cut == "scattered":  # what verify() and prune_layers() say of others is looked at in tests/pruning
         in_memory(model, removed, found)
-    verified = verify(pruned, against=source)
-    assert verified.ok, f"{cut}: {verified.to_dict()}"
+        verified = verify(pruned, against=source)
+        assert verified.ok, f"{cut}: {verified.to_dict()}"
     return EXACT
 
 
@@ -167,12 +167,11 @@ def in_memory(model: PreTrainedModel, removed: tuple[int, ...], expected: torch.
         known = ("choose a causal language model", "prune the checkpoint on disk")
         assert refused in known, f"in memory: {refused}"
         return
-    with torch.no_grad():
-        assert torch.equal(shorter(input_ids=IDS, use_cache=False).logits, expected), "in memory: logits differ"
+    assert torch.equal(shorter(input_ids=IDS, use_cache=False).logits, expected), "in memory: logits differ"
 
 
 def generates_like(shorter: PreTrainedModel, without: PreTrainedModel, *, cached: bool) -> bool:
-    """Whether 5 greedy tokens, and the logits of each step, are the reference's; float sums may differ with the shapes."""
+    """Whether 3 greedy tokens, and the logits of each step, are the reference's; float sums may differ with the shapes."""
     found, expected = (model.generate(IDS, **{**GREEDY, "use_cache": cached}) for model in (shorter, without))
     return torch.equal(found.sequences, expected.sequences) and all(
         torch.allclose(a, b, atol=1e-4, rtol=1e-4) for a, b in zip(found.logits, expected.logits, strict=True)

@@ -24,7 +24,8 @@ layer ({one} removed).
 *exact*: the cut was written by byte surgery and loaded by plain `transformers` with no missing, unexpected or newly
 initialised tensor; its fp32 logits equal, with difference 0, those of the source whose removed layers return what enters
 them (1e-5 is allowed where the cut narrows a matrix outside the layers, Gemma 3n's and Gemma 4's per-layer embeddings: its
-products round anew); five tokens generated with the cache, and the logits of each, are the same; `verify --against` agrees.
+products round anew); three tokens generated with the cache, and the logits of each, are the same. Of the scattered cut
+`verify --against` agrees, and so does the model cut in memory.
 *refused*: nothing was written; the message says why and, if one is found nearby, which cut is exact. A type that is not
 listed passes the same check of structure before a byte is written, but its numbers have not been compared: run
 `shortstack verify --against` on the result.

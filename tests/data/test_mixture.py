@@ -8,7 +8,7 @@ import pytest
 from shortstack.data import CalibrationText, Tokens, read_examples
 from shortstack.data.examples import shares
 from shortstack.data.mixture import MIX, MIXED, READ, parse_sources
-from shortstack.data.sources import IN_CONTEXT, words
+from shortstack.data.sources import IN_CONTEXT
 from shortstack.data.tokens import check_enough, encode, split
 from shortstack.errors import DataError
 from shortstack.healing import TrainingData
@@ -92,11 +92,6 @@ def test_what_is_asked_of_a_list_is_the_value_that_stands_in_it():
         for key, value, end in zip(asked[::3], asked[1::3], asked[2::3], strict=True):
             assert (listed[key.rstrip(":")], end) == (value.strip(), "\n")
         assert [counts for _, counts in passages[1:4]] == [False, True, False]
-
-
-def test_words_are_of_the_part_that_calibrates():
-    assert len(words()) > 1000
-    assert all(word.isalpha() and word.islower() for word in words())
 
 
 def test_windows_too_short_for_a_text_are_refused():

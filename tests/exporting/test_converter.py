@@ -29,13 +29,16 @@ TEXT = "The capital of France is Paris. The capital of Spain is Madrid."
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    return prune(Checkpoint.open("demo"), plan(30, layers="12-18,25"), tmp_path_factory.mktemp("real") / "small")
+    return prune(Checkpoint.open("demo"), plan(30, layers="2-26,28"), tmp_path_factory.mktemp("real") / "small")
 
 
 @converting
-@pytest.mark.parametrize(("kind", "near"), [("f32", 0.002), ("q8_0", 0.1)])
+@pytest.mark.parametrize(("kind", "near"), [("f32", 0.005), ("q8_0", 0.4)])
 def test_llama_cpp_reads_it_with_the_same_loss(kind, near, pruned, tmp_path):
-    """Of the real model, cut; llama.cpp computes with weights of that type, transformers with the same in float32."""
+    """Of the real model without most layers; llama.cpp computes with weights of that type, transformers in float32.
+
+    Losses of such a cut are near 17: these are differences of 3 and of 240 parts in 10,000.
+    """
     pytest.importorskip("xllamacpp")
     file = export_gguf(pruned, tmp_path / "small.gguf", kind=kind, converter=CONVERTER)
     ids = pruned.tokenizer()(TEXT).input_ids
@@ -45,8 +48,8 @@ def test_llama_cpp_reads_it_with_the_same_loss(kind, near, pruned, tmp_path):
     found = torch.tensor(token_losses(file, ids, vocabulary=pruned.vocabulary))
     assert (found - expected).abs().mean() < near
     said = read_gguf(file).entries
-    assert said["shortstack.kept_layers"].value == [*range(12), *range(19, 25), *range(26, 30)]
-    assert said["llama.block_count"].value == 22
+    assert said["shortstack.kept_layers"].value == [0, 1, 27, 29]
+    assert said["llama.block_count"].value == 4
     assert [path.name for path in tmp_path.iterdir()] == ["small.gguf"]
 
 
@@ -108,20 +111,21 @@ def test_what_it_wrote_has_the_checkpoint_s_layers(layers, error, tmp_path):
         assert read_gguf(tmp_path / "small.gguf").entries["shortstack.source"].value == tiny("llama").name
 
 
-LOADING = (  # as llama.cpp's does for glm, hunyuan, kimi, nemotron and others
-    "import shutil, sys; from pathlib import Path; from transformers import AutoTokenizer; "
-    "AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True); "
-    "print(Path(sys.argv[1]).name, *sorted(path.name for path in Path(sys.argv[1]).iterdir())); "
-)
+LOADING = """
+import json, shutil, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+if "auto_map" in json.loads((folder / "tokenizer_config.json").read_text()):  # as transformers does where it may
+    exec((folder / "own.py").read_text())
+print(folder.name, *sorted(path.name for path in folder.iterdir()))
+"""
 
 
 @pytest.fixture
-def with_code(tmp_path, monkeypatch):
+def with_code(tmp_path):
     """A model whose tokenizer names a class in a Python file beside it, which leaves a mark when it is run."""
     folder, mark = speaking(tmp_path / "m"), tmp_path / "ran"
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    lines = f"open({str(mark)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast\n"
-    (folder / "own.py").write_text(f"{lines}class Own(PreTrainedTokenizerFast): pass\n")
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": [None, "own.Own"]}}))
     return folder, mark

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -29,25 +28,13 @@ SHARDED = {
 }
 
 
-@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["data parallel", "sharded"])
-def test_two_processes_give_the_weights_of_one(environment, tmp_path, monkeypatch):
-    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: False)
-    source = Checkpoint.open(speaking(tmp_path / "source"))
-    alone = heal(
-        source,
-        tmp_path / "alone",
-        HealingTask(
-            TrainingData("pydoc", max_length=32, max_samples=40, held_out=8), Full(), schedule=Schedule(**OPTIONS)
-        ),
-    )
+def in_two(tmp_path, source, *words, **environment):
+    """The command in two processes of this machine, and the weights of `both` beside those of `alone`."""
     script = tmp_path / "run.py"
     script.write_text(RUN)
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    asked = ["--data", "pydoc", "--method", "full", "--max-length", "32", "--max-samples", "40", "--held-out", "8"]
     found = subprocess.run(
-        [*launch, "heal", str(source.directory), "-o", str(tmp_path / "both"), "--json", "-q", *asked, *options],
+        [*launch, "heal", str(source.directory), "-o", str(tmp_path / "both"), "--json", "-q", *words],
         env={**os.environ, **environment, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -59,6 +46,26 @@ def test_two_processes_give_the_weights_of_one(environment, tmp_path, monkeypatc
     assert weights.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def spelled(options):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+
+
+def test_two_processes_that_share_the_weights_give_those_of_one(tmp_path, monkeypatch):
+    """By FSDP2; that data alone are shared is seen in the turns below."""
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: False)
+    source = Checkpoint.open(speaking(tmp_path / "source"))
+    alone = heal(
+        source,
+        tmp_path / "alone",
+        HealingTask(
+            TrainingData("pydoc", max_length=32, max_samples=40, held_out=8), Full(), schedule=Schedule(**OPTIONS)
+        ),
+    )
+    asked = ["--data", "pydoc", "--method", "full", "--max-length", "32", "--max-samples", "40", "--held-out", "8"]
+    in_two(tmp_path, source, *asked, *spelled(OPTIONS), **SHARDED)
     assert alone.history.steps == 4
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"cache"}
     assert left == {"alone", "both", "source"}, "no state of the training stays"
@@ -76,33 +83,7 @@ def test_two_processes_prune_and_heal_in_turns(tmp_path, monkeypatch):
     schedule = Schedule(**plain)
     data = TrainingData("pydoc", max_length=32, max_samples=24, held_out=8)
     heal_in_turns(source, tmp_path / "alone", Turns("2", 1, "reverse"), HealingTask(data, Full(), schedule=schedule))
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in plain.items()]
     asked = ["--data", "pydoc", "--method", "full", "--max-length", "32", "--max-samples", "24", "--held-out", "8"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     turns = ["--drop", "2", "--step", "1", "--metric", "reverse"]
-    found = subprocess.run(
-        [
-            *launch,
-            "heal",
-            str(source.directory),
-            "-o",
-            str(tmp_path / "both"),
-            "--json",
-            "-q",
-            *asked,
-            *options,
-            *turns,
-        ],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("both", "alone"))
-    assert weights.keys() == expected.keys()
-    for name, weight in expected.items():
-        torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+    in_two(tmp_path, source, *asked, *spelled(plain), *turns)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "both.", "alone."))]

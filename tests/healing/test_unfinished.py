@@ -9,28 +9,15 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from forks import in_child
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import app
 from shortstack.errors import CheckpointError, InputError, OutputError
-from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer
+from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer, training
 from zoo import speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 SCHEDULE = {"epochs": 3, "lr": 1e-2, "batch_size": 8}
-KILLED = """
-import sys; sys.path[:0] = {path!r}
-import os, signal
-from shortstack.healing import training
-from shortstack.checkpoint.checkpoint import Checkpoint
-from shortstack.healing import HealingTask, Partial, Schedule, TrainingData, heal
-training.KEEP_SECONDS, training.SHARE = 0.0, 1e9
-def kill(stage, done, _total, note):
-    if stage == "healing" and done == 4:
-        os.kill(os.getpid(), signal.{signal})
-data = TrainingData("pydoc", max_length=32, max_samples=48)
-task = HealingTask(data, Partial(last=1), schedule=Schedule(**{schedule!r}))
-heal(Checkpoint.open({source!r}), {out!r}, task, progress=kill)
-"""
 
 
 def healed(source, out, *, schedule=SCHEDULE, **options):
@@ -40,17 +27,23 @@ def healed(source, out, *, schedule=SCHEDULE, **options):
     return heal(source, out, HealingTask(data, schedule=Schedule(**schedule), **settings), **names)
 
 
-def killed(source, out, number):
-    code = KILLED.format(
-        path=sys.path, signal=number.name, source=str(source.directory), out=str(out), schedule=SCHEDULE
-    )
-    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+def killed(source, out):
+    """Whether a process that healed was killed in step 4."""
+
+    def kill(stage, done, _total, note):
+        if stage == "healing" and done == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def life():
+        training.KEEP_SECONDS, training.SHARE = 0.0, 1e9
+        healed(source, out, progress=kill)
+
+    return in_child(life) == -signal.SIGKILL
 
 
 def test_a_killed_healing_goes_on_and_ends_in_the_same_weights(tmp_path):
     source, out = Checkpoint.open(speaking(tmp_path / "source")), tmp_path / "out"
-    found = killed(source, out, signal.SIGKILL)
-    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert killed(source, out)
     assert not out.exists()
 
     with pytest.raises(OutputError, match="step 3"):
@@ -129,12 +122,10 @@ def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
     _, said = running.communicate(timeout=10)
     assert running.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM" in said
-    again = subprocess.run(
-        [*command, "--epochs", "1000", "--max-length", "32"], check=False, capture_output=True, text=True
-    )
-    assert again.returncode == 2
-    assert "turn resume on to go on" in again.stderr
-    assert "come to step" in again.stderr
+    again = CliRunner().invoke(app, [*command[3:], "--epochs", "1000", "--max-length", "32"])
+    assert isinstance(again.exception, OutputError)
+    assert "come to step" in str(again.exception)
+    assert "turn resume on to go on" in str(again.exception)
 
 
 def test_going_on_says_what_it_goes_on_with(tmp_path, monkeypatch):
@@ -149,7 +140,7 @@ def test_going_on_says_what_it_goes_on_with(tmp_path, monkeypatch):
     assert "that run has ended" in str(again.exception)
 
     shutil.rmtree(out)
-    assert killed(Checkpoint.open(source), out, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert killed(Checkpoint.open(source), out)
     assert CliRunner().invoke(app, command).stderr == f"An unfinished run lies at {out}.training, at step 3.\n"
     assert out.is_dir()
 

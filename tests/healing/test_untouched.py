@@ -23,12 +23,6 @@ SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "ti
 EMBEDDING = "model.embed_tokens.weight"
 
 
-@pytest.fixture(params=[True, False], ids=["bf16 device", "fp32 device"])
-def device(request, monkeypatch):
-    """A device that multiplies bf16 in hardware, and one that does not."""
-    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: request.param)
-
-
 @pytest.fixture
 def bfloat16_device(monkeypatch):
     monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: True)
@@ -66,10 +60,13 @@ def check_untouched(source: Checkpoint, healed: Path) -> None:
     assert not [name for name in before if before[name] != after[name]]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "fast"), [(torch.bfloat16, False), (torch.float16, True), (torch.float32, True)], ids=str
+)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.usefixtures("device")
-def test_every_method_writes_what_it_read_where_nothing_is_learnt(method, dtype, data, tmp_path):
+def test_every_method_writes_what_it_read_where_nothing_is_learnt(method, dtype, fast, data, tmp_path, monkeypatch):
+    """On a device that multiplies bf16 in hardware, and on one that does not."""
+    monkeypatch.setattr("shortstack.healing.healer.fast_bfloat16", lambda _device: fast)
     if "bitsandbytes" in METHODS[method].needs:
         pytest.importorskip("bitsandbytes")
     source = stored_in(dtype, tmp_path / "source", **SMALL)

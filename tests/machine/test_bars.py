@@ -110,13 +110,6 @@ def test_what_a_user_calls_shows_itself_in_a_notebook_and_nowhere_else(monkeypat
     assert set(defaults) == {module.in_notebooks}
 
 
-def test_a_terminal_of_ipython_is_no_notebook(monkeypatch):
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: object()))
-    assert not module._in_notebook()
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
-    assert not module._in_notebook()
-
-
 HUSHED = """
 import sys
 from shortstack.machine.progress import bars, hush_transformers

@@ -69,13 +69,6 @@ def test_ends_that_must_stay_stay():
     assert set(choose(checkpoint, choice, TOKENS).plan.removed) <= set(range(2, 7))
 
 
-def test_one_layer_is_the_best_single_block():
-    checkpoint = Checkpoint.open(tiny("llama"))
-    losses = list(repaired_windows(Decoder.load(checkpoint, dtype=torch.float32), TOKENS, [1]).values())
-    found = choose(checkpoint, Choice(drop=1, strategy="repaired-blocks"), TOKENS).plan
-    assert found.removed == (losses.index(min(losses)),)
-
-
 def test_it_has_a_measure_of_its_own_and_needs_samples():
     checkpoint = Checkpoint.open(tiny("llama"))
     with pytest.raises(InputError, match="strategy"):

@@ -188,7 +188,6 @@ def test_extra_heads_count_before_a_cut_and_not_after():
 
 
 GOOD_PLAN = plan(8, layers="2,5").to_dict()
-GOOD_SCORES = scores(range(8)).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -225,28 +224,6 @@ def test_a_malformed_plan_is_refused(changes):
 def test_a_plan_without_a_key_is_refused(key):
     with pytest.raises(DataError, match=key):
         Plan.from_dict({name: value for name, value in GOOD_PLAN.items() if name != key}, where="plan.json")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"layers": 7},
-        {"layers": "8"},
-        {"layers": 8.0},
-        {"scores": {}},
-        {"scores": []},
-        {"scores": {"ppl": 5}},
-        {"scores": {"ppl": ["x"] * 8}},
-        {"scores": {"ppl": [10**400] * 8}},
-        {"scores": {"ppl": [1.0] * 7}},
-        {"scores": {"ppl": [math.nan] * 8}},
-        {"scores": {"ppl": [-math.inf] * 8}},
-    ],
-)
-def test_malformed_scores_are_refused(changes):
-    assert Scores.from_dict(GOOD_SCORES, where="s").scores == {"ppl": tuple(map(float, range(8)))}
-    with pytest.raises(DataError, match=r"scores\.json"):
-        Scores.from_dict(GOOD_SCORES | changes, where="scores.json")
 
 
 GOOD_SIZES = {"layer_parameters": [1, 2], "layer_bytes": [3, 4], "other_parameters": 5, "other_bytes": 6}

@@ -31,7 +31,7 @@ NAMES = (
 )
 # Not any keep-list: a config may say a layer's kind by its number, and a cache counts tokens in attention layers.
 REFUSABLE = {"jamba", "recurrent_gemma", "qwen3_next"}
-few = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 keeps = st.sets(st.integers(0, 7), min_size=2, max_size=7).map(sorted)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import re
 from dataclasses import replace
@@ -25,7 +26,8 @@ from shortstack.pruning.gguf_verification import verify_gguf
 
 # Cuts at the tail, in the middle and scattered, of periods where there are any.
 CUTS = {
-    **{name: ["6-7", "2-4", "1,3,6"] for name in ("llama", "qwen2", "qwen3", "qwen3moe", "phi3", "lfm2", "openelm")},
+    **{name: ["6-7", "2-4", "1,3,6"] for name in ("llama", "lfm2", "openelm")},
+    **{name: ["1,3,6"] for name in ("qwen2", "qwen3", "qwen3moe", "phi3")},  # layers that are all alike
     "smollm3": ["4-7", "0-3", "0-1,3,5"],
     "deepseek": ["6-7", "1-4", "0,2,5"],
     "gemma2": ["6-7", "2-5", "1-2,5-6"],
@@ -76,7 +78,7 @@ def test_the_runtime_would_compute_something_else_of_what_is_refused_or_not_set(
 @pytest.mark.parametrize("name", MAKERS)
 def test_kept_layers_are_the_bytes_of_the_source_under_new_numbers(name, tmp_path):
     whole = MAKERS[name](tmp_path / "whole.gguf")
-    removed = CUTS[name][1]
+    removed = CUTS[name][-1]
     layers = GgufDepth.of(read_gguf(whole)).layers
     cut = plan(layers, removed)
     prune_gguf(whole, cut.removed, tmp_path / "small.gguf")
@@ -196,20 +198,15 @@ def test_parts_are_written_and_read_and_llama_cpp_takes_them(tmp_path):
     assert first.name == parts[0]
     assert len(parts) > 2
     assert verify_gguf(first, against=whole).ok
+    if importlib.util.find_spec("xllamacpp"):
+        for one, other in zip(probabilities(whole), probabilities(first), strict=True):
+            assert other == pytest.approx(one, abs=1e-4)
     whole_again = prune_gguf(first, plan(6, "5"), tmp_path / "smaller.gguf")
     assert GgufDepth.of(read_gguf(whole_again)).layers == 5
     assert not [name for name in fields(whole_again) if name.startswith("split.")]
     (tmp_path / parts[1]).unlink()
     with pytest.raises(CheckpointError, match=parts[1]):
         prune_gguf(first, plan(6, "5"), tmp_path / "other.gguf")
-
-
-def test_llama_cpp_loads_parts(tmp_path):
-    pytest.importorskip("xllamacpp")
-    whole = MAKERS["llama"](tmp_path / "whole.gguf", silent=[2, 3])
-    first = prune_gguf(whole, plan(8, "2-3"), tmp_path / "small.gguf", max_shard_size=200_000)
-    for one, other in zip(probabilities(whole), probabilities(first), strict=True):
-        assert other == pytest.approx(one, abs=1e-4)
 
 
 def test_a_part_that_is_taken_meanwhile_leaves_none(tmp_path, monkeypatch):
@@ -276,9 +273,6 @@ def test_the_real_model_s_quantised_layers_compute_what_the_pruned_checkpoint_do
 
     assert difference(tmp_path / "small.gguf") < 0.2 < 5 * 0.2 < difference(tmp_path / "other.gguf")
     assert verify_gguf(tmp_path / "small.gguf", against=source).ok
-
-
-FAULTS = [("copy_file_range", 1), ("copy_file_range", 4), ("fsync", 1), ("fsync", 3), ("rename", 1)]
 
 
 @pytest.mark.parametrize("size", [None, 200_000])

@@ -13,7 +13,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.errors import ArchitectureError, InputError, PlanError
 from shortstack.planning import Chosen
 from shortstack.pruning import prune, prune_layers
-from zoo import ZOO, make, tiny
+from zoo import make, tiny
 
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -34,7 +34,7 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(computes(one), computes(other), strict=True))
 
 
-@pytest.mark.parametrize("model_type", ZOO)
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3", "gpt2", "mixtral"])
 def test_it_computes_what_the_pruned_checkpoint_does(model_type, tmp_path):
     checkpoint = Checkpoint.open(tiny(model_type))
     cut = SOME if model_type not in ("qwen2", "gemma3") else plan(8, layers="6-7")

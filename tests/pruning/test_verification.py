@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 import shutil
 from collections.abc import Callable
@@ -129,18 +128,6 @@ def test_models_that_do_not_fit_in_memory_are_streamed(pruned, source, monkeypat
     assert verify(Checkpoint.open(pruned), against=source).ok
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_a_flipped_bit_is_found(seed, copy):
-    rng = random.Random(seed)
-    path = copy / rng.choice([SINGLE, SINGLE, "config.json", "generation_config.json"])
-    content = bytearray(path.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    path.write_bytes(content)
-    check, said = failed(copy)
-    assert check in {"files", "open"}
-    assert path.name in said
-
-
 @pytest.mark.parametrize("name", [SINGLE, "config.json", "generation_config.json"])
 @pytest.mark.parametrize("how", ["deleted", "longer", "shorter"])
 def test_a_file_that_is_gone_or_of_another_size_is_found(name, how, copy):
@@ -220,11 +207,6 @@ def test_a_model_of_another_vocabulary_is_refused(pruned, tmp_path):
     other = Checkpoint.open(make("llama", tmp_path / "other", vocab_size=100))
     with pytest.raises(CheckpointError, match=r"vocabulary of .*, 100 tokens"):
         verify(Checkpoint.open(pruned), against=other)
-
-
-def test_another_model_of_the_same_shape_gives_other_logits(pruned, tmp_path, stream):
-    other = Checkpoint.open(make("llama", tmp_path / "other", seed=1))
-    assert failed(pruned, other, stream=stream)[0] == "logits"
 
 
 def test_a_cut_verified_against_itself_is_refused_since_nothing_would_be_checked(pruned):

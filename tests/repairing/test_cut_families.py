@@ -107,7 +107,7 @@ def test_windows_are_repaired_where_only_scales_can_be(model_type):
     assert found != pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.parametrize("together", [1, 2, 3, 4])  # windows in a turn: each ends it at another
+@pytest.mark.parametrize("together", [1, 3])  # windows in a turn: each ends it at another
 @pytest.mark.parametrize("sizes", [[3, 2], [0, 2, 5], [0, 1, 4, 6]])
 def test_turns_and_batches_change_nothing(sizes, together, monkeypatch):
     decoder = Decoder.load(Checkpoint.open(tiny("llama")), dtype=torch.float32)

@@ -10,17 +10,16 @@ from fsspec.core import url_to_fs
 from shortstack.errors import InputError
 from shortstack.runs.artefacts import Remote, Shared, local_copies
 from shortstack.study import run_study
-from studies import QUICK, STUDY, found, inline, write_study
+from studies import QUICK, SHORT, STUDY, found, inline, write_study
 
 pytestmark = pytest.mark.usefixtures("own_cache", "named_data")
 
 
-@pytest.fixture(params=["memory", "file"])
-def url(request, tmp_path):
-    place = f"/{uuid.uuid4().hex}" if request.param == "memory" else str(tmp_path / "bucket")
-    yield f"{request.param}://{place}"
-    if request.param == "memory":
-        url_to_fs("memory://")[0].rm(place, recursive=True)
+@pytest.fixture
+def url():
+    place = f"/{uuid.uuid4().hex}"
+    yield f"memory://{place}"
+    url_to_fs("memory://")[0].rm(place, recursive=True)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -37,8 +36,9 @@ def lasting(files):
     return {name: data for name, data in files.items() if name.endswith((".safetensors", "config.json"))}
 
 
-def test_a_study_with_artefacts_at_a_url_ends_as_one_beside_them(url, tmp_path):
-    study = write_study(tmp_path)
+def test_a_study_with_artefacts_at_a_url_ends_as_one_beside_them(tmp_path):
+    """And the machine keeps nothing of a step that is done."""
+    study, url = write_study(tmp_path), f"file://{tmp_path}/bucket"
     run_study(study, tmp_path / "here", launcher=inline, keep="all")
     outcome = run_study(study, tmp_path / "there", launcher=inline, keep="all", artefacts=url)
     assert (outcome.done, outcome.failed) == (4, 0), outcome.failures
@@ -50,11 +50,6 @@ def test_a_study_with_artefacts_at_a_url_ends_as_one_beside_them(url, tmp_path):
     assert not files_of(tmp_path / "there" / "artefacts")
     logs = {path.name for path in (tmp_path / "here" / "logs").iterdir()}
     assert {path.name for path in (tmp_path / "there" / "logs").iterdir()} == logs
-
-
-def test_a_machine_keeps_nothing_of_a_step_that_is_done(url, tmp_path, monkeypatch):
-    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
-    run_study(write_study(tmp_path), tmp_path / "runs", launcher=inline, artefacts=url)
     assert files_of(tmp_path / "cache" / "steps") == {}
 
 
@@ -77,7 +72,7 @@ def test_a_failed_step_is_logged_where_the_study_is(url, tmp_path, study_data):
 
 
 def test_a_study_stays_where_its_artefacts_are(tmp_path):
-    study, runs = write_study(tmp_path), tmp_path / "runs"
+    study, runs = write_study(tmp_path, SHORT), tmp_path / "runs"
     there = f"file://{tmp_path}/bucket"
     run = partial(run_study, study, runs, launcher=inline)
     run(artefacts=there)

@@ -41,9 +41,11 @@ def test_every_metric_that_is_computed_has_a_naive_form():
     assert set(naive.WINDOWS) == {name for name in SINGLES if METRICS[name].windows}
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
-@pytest.mark.parametrize("also", [[], ["taylor"]])  # with gradients, what entered every layer is kept
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize(
+    ("model_type", "also"),
+    [("llama", []), ("llama", ["taylor"]), ("gemma3_text", [])],  # with gradients, what entered every layer is kept
+)
 def test_every_window_equals_its_naive_form(model_type, size, also):
     checkpoint = Checkpoint.open(tiny(model_type))
     scores = score(checkpoint, TOKENS, metrics=[*naive.WINDOWS, *also], window=size)
@@ -59,13 +61,13 @@ def test_a_size_that_the_model_has_not_is_refused(window):
         score(Checkpoint.open(tiny("llama")), TOKENS, metrics=["ppl"], window=window)
 
 
-def test_turns_of_few_batches_change_nothing(monkeypatch):
+def test_neither_turns_of_few_batches_nor_another_order_change_anything(monkeypatch):
     checkpoint = Checkpoint.open(tiny("llama"))
     names = sorted(WALKED)
     whole = score(checkpoint, TOKENS, metrics=names, window=3)
     monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 20)
     monkeypatch.setattr(shortstack.decoder.decoder, "STREAM_BYTES", 1)
-    turned = score(checkpoint, TOKENS, metrics=names, window=3)
+    turned = score(checkpoint, replace(TOKENS, ids=IDS.flip(0)), metrics=names, window=3)
     for name in names:
         assert turned.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)
         assert turned.order(name) == whole.order(name)
@@ -91,19 +93,8 @@ def test_each_metric_alone_is_what_it_is_in_company():
         assert score(checkpoint, TOKENS, metrics=[name]).scores[name] == together.scores[name]
 
 
-def test_scores_do_not_depend_on_batch_size_or_order(monkeypatch):
-    checkpoint = Checkpoint.open(tiny("qwen3"))
-    whole = score(checkpoint, TOKENS, metrics=sorted(WALKED))
-    monkeypatch.setattr(shortstack.decoder.batching, "BATCH_TOKENS", 10)
-    single = score(checkpoint, replace(TOKENS, ids=IDS.flip(0)), metrics=sorted(WALKED))
-    for name in WALKED:
-        assert single.scores[name] == pytest.approx(whole.scores[name], rel=1e-5, abs=1e-7)
-        assert single.order(name) == whole.order(name)
-
-
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
-def test_scores_do_not_depend_on_the_number_of_threads(model_type):
-    checkpoint, threads = Checkpoint.open(tiny(model_type)), torch.get_num_threads()
+def test_scores_do_not_depend_on_the_number_of_threads():
+    checkpoint, threads = Checkpoint.open(tiny("mixtral")), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         one = score(checkpoint, TOKENS, metrics=sorted(WALKED), window=3)

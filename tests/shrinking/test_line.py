@@ -26,6 +26,7 @@ from shortstack.machine.device import Compute
 from shortstack.machine.formats import show_layers
 from shortstack.machine.locks import OutputLock
 from shortstack.planning.layer_sets import parse_layers
+from shortstack.profiling import Timing
 from shortstack.pruning import verify
 from shortstack.shrinking import ShrinkOptions, line, reference, shrink, shrink_each
 from shortstack.shrinking.retention import Share
@@ -38,6 +39,12 @@ title: small
 plan: {metric: ppl, drop: 2}
 heal: {method: lora, rank: 2, max_steps: 3, max_length: 32, batch_size: 4, lr: 0.01, seed: 3}
 """
+
+
+@pytest.fixture(autouse=True)
+def beside_it_little_is_timed_and_written(monkeypatch):
+    monkeypatch.setattr("shortstack.shrinking.reference.TIMING", Timing((1,), prompt=8, new_tokens=2, repeats=2))
+    monkeypatch.setattr("shortstack.shrinking.reference.ANSWER_TOKENS", 8)
 
 
 @pytest.fixture

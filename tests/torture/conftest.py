@@ -1,4 +1,4 @@
-"""The process that runs verbs, once for a file of tests; and what was counted, said at the end of a long run."""
+"""The process that runs verbs, once for all of these tests; and what was counted, said at the end of a long run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from faults import Server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("said")) as one:
         yield one

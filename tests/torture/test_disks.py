@@ -127,18 +127,6 @@ def _used(place: Path) -> int:
     return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
-@pytest.mark.parametrize("words", [("plan", "m", "--metric", "reverse", "--drop", "2"), (*VERBS["score"].words[:-2],)])
-@pytest.mark.parametrize("more", [(), ("--json",)])
-def test_a_stdout_that_is_full_is_said(
-    words: tuple[str, ...], more: tuple[str, ...], server: Server, tmp_path: Path
-) -> None:
-    place = prepared(server, VERBS["plan"], tmp_path / "place")
-    ran = server.run(place, (*words, *more), stdout="/dev/full")
-    assert ran.code in (1, 2), ran.said
-    assert len(ran.errors) == 1, ran.said
-    assert "No space left" in ran.said
-
-
 def test_a_limit_on_the_size_of_files_is_a_full_disk(server: Server, tmp_path: Path) -> None:
     verb, place = VERBS["prune"], tmp_path / "place"
     prepared(server, verb, place)

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -251,8 +250,3 @@ def test_verify_sees_every_flip(part: str, whole: Path, tmp_path: Path) -> None:
             seen = True
         assert seen, f"{file.name}, flip {seed}"
         file.write_bytes(content)
-
-
-def test_the_store_of_these_tests_is_whole(whole: Path) -> None:
-    with sqlite3.connect(whole / "runs" / "runs.sqlite") as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -16,9 +16,9 @@ TOLD = ("no other process is making", "it exists", "does not exist yet")
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
-    with Server(tmp_path_factory.mktemp("one")) as one, Server(tmp_path_factory.mktemp("other")) as other:
-        yield one, other
+def servers(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    with Server(tmp_path_factory.mktemp("other")) as other:
+        yield server, other
 
 
 def both(servers: tuple[Server, Server], place: Path, words: tuple[str, ...], others: tuple[str, ...]) -> list[Ran]:
