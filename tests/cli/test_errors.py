@@ -670,7 +670,7 @@ def test_options_that_change_nothing_are_refused(command, model):
     assert "add probes" in command.refused("evaluate", model, "--probe-items", "10")
     assert "no --repair-samples" in command.prune_refused(model, "--layers", "3", "--repair-samples", "9")
     assert "no --repair-samples" in command.refused("compare", model, "--repair-samples", "9")
-    assert "--metric" in command.prune_refused(model, "--layers", "3", "--metric", "bi")
+    assert "layers without metric" in command.prune_refused(model, "--layers", "3", "--metric", "bi")
     assert "no --revision" in command.refused("verify", model, "--revision", "main")
 
 
