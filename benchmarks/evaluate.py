@@ -11,7 +11,7 @@ Part one, one model; prompts, metrics and the loaded model are the same objects 
 Part two, the tail cut at eight depths (none to seven layers), piqa and arc_easy:
 
     bare      the harness's HFLM on each of the eight models, one after the other
-    walk      shortstack: one walk that answers for all eight, as `sweep --task` takes
+    walk      shortstack: one walk that answers for all eight, as `depth-curve --task` takes
 
 Contenders take turns. Other processes may run beside: seconds of CPU are what the ratios are of; wall seconds are shown.
 """
@@ -39,7 +39,7 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import answers
 from shortstack.evaluation import load_harness
 from shortstack.evaluation.harness_model import HarnessModel
-from shortstack.scoring.depth_curve import tails
+from shortstack.scoring.depths import tails
 
 ONE_AIM, SWEEP_AIM = 1.3, 4.0
 BATCH, DEPTHS = 16, 8

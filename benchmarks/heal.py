@@ -105,7 +105,9 @@ def child_heal(setting: Setting, out: str) -> None:
                 held_out=setting.held_out,
             ),
             Partial(last=LAST),
-            schedule=Schedule(epochs=setting.epochs, lr=setting.lr, batch_size=setting.batch),
+            schedule=Schedule(
+                num_train_epochs=setting.epochs, learning_rate=setting.lr, per_device_train_batch_size=setting.batch
+            ),
             compute=Compute(device="cpu"),
         ),
     )

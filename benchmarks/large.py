@@ -253,7 +253,18 @@ class Line:
                  "--no-collapse-check")  # fmt: skip
         for options, limit in self.healings():
             self.limit(limit)
-            few = ["--epochs", 1, "--max-samples", 12, "--held-out", 4, "--max-length", 64, "--batch-size", 4]
+            few = [
+                "--num-train-epochs",
+                1,
+                "--max-samples",
+                12,
+                "--held-out",
+                4,
+                "--max-length",
+                64,
+                "--per-device-train-batch-size",
+                4,
+            ]
             words = [at / "repaired", "--data", "pydoc", *options, *few, "-o", at / "healed"]
             self.run(f"heal {' '.join(options)}", "heal", *words)
             shutil.rmtree(at / "healed")
@@ -263,7 +274,7 @@ class Line:
         last = str(self.shape.last)
         ways = [
             (["--method", "lora", "--last", last], self.shape.limit),
-            (["--last", "1", "--no-head", "--optimizer", "adafactor"], self.shape.limit),
+            (["--last", "1", "--no-head", "--optim", "adafactor"], self.shape.limit),
             (["--last", last, "--no-head"], 16 * GB),
         ]
         return ways[:1] if self.name == "tiny" else ways

@@ -29,7 +29,7 @@ def main() -> None:
             seconds[name].append(harness.measured(CONTENDERS[name]).seconds)
     data = {
         "machine": harness.machine(),
-        "versions": harness.versions("shortstack", "typer", "rich"),
+        "versions": harness.versions("shortstack", "cyclopts", "rich"),
         "command": harness.command_line(),
         "seconds": seconds,
     }

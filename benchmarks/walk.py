@@ -7,7 +7,7 @@ as much as eight layers, and random weights of a Llama of 32 layers with a vocab
     windows        the loss without each block of 8  over  N - 7 full forwards, each without one
     greedy         eight layers removed one by one, all others tried each time  over  a full forward for every trial
     all            every metric, taylor and gradient included  over  leave-one-out
-    sweep          loss and KL of every depth  over  one forward and the norm, head and loss after each layer
+    depth-curve    loss and KL of every depth  over  one forward and the norm, head and loss after each layer
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def every_metric(decoder: Decoder, ids: Tensor) -> Losses:
     return _logs(Run(decoder, Tokens.given(ids), Wanted(walked)).go().scores()["ppl"])
 
 
-def sweep(decoder: Decoder, ids: Tensor) -> Losses:
+def depth_curve(decoder: Decoder, ids: Tensor) -> Losses:
     depths = [frozenset(range(kept, len(decoder.layers))) for kept in range(len(decoder.layers), 0, -1)]
     run = Run(decoder, Tokens.given(ids), Wanted([METRICS["kl"]], singles=False, sets=depths)).go()
     return [run.loss(depth) for depth in depths]
@@ -152,7 +152,7 @@ CONTESTS = (
     Contest("windows", windows, windows_by_skipping, (1.8, 1.8)),
     Contest("greedy", greedy, greedy_by_skipping, (1.8, 1.8)),
     Contest("all", every_metric, ppl, (1.5, 1.5), at_most=True),
-    Contest("sweep", sweep, forward_and_heads, (1.2, 1.2), at_most=True),
+    Contest("depth-curve", depth_curve, forward_and_heads, (1.2, 1.2), at_most=True),
 )
 
 

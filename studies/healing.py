@@ -41,7 +41,7 @@ KEPT = Path(__file__).with_suffix(".json")
 DOCUMENTS = 200
 SAMPLES, LENGTH = 560, 128
 PLANS = {"tail": "22-29", "bi": "3,13-17,25-26", "ppl": "4-5,12-14,16-17,25", "search": "12-18,25"}
-COURSE = ss.Schedule(epochs=1, batch_size=16, decay="cosine", warmup_steps=10)
+COURSE = ss.Schedule(num_train_epochs=1, per_device_train_batch_size=16, lr_scheduler_type="cosine", warmup_steps=10)
 METHODS: dict[str, Callable[[], Any]] = {
     "norm": lambda: ss.Partial(last=0),
     "last 1": lambda: ss.Partial(last=1),
@@ -205,7 +205,7 @@ class Bench:
                 METHODS[run.method](),
                 objective=ss.Objective("distill" if run.loss == "distill" else "sft"),
                 teacher=self.source if taught else None,
-                schedule=replace(COURSE, lr=RATES[run.method], seed=run.seed, epochs=run.epochs),
+                schedule=replace(COURSE, learning_rate=RATES[run.method], seed=run.seed, num_train_epochs=run.epochs),
             ),
         )
         return ss.Checkpoint.open(place), {

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from shortstack import cli
+from shortstack.cli.verbs import VERBS, app
 from shortstack.healing import METHODS
 from shortstack.planning import STRATEGIES
 from shortstack.scoring import METRICS
@@ -21,23 +19,23 @@ DOCS = Path(__file__).parents[1] / "docs"
 Rows = list[tuple[str, ...]]
 
 
-def verbs() -> Mapping[str, Any]:
-    """The verbs of the command line by name."""
-    found: Mapping[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-    return found
-
-
 def options(verb: str) -> Rows:
     """Every option of a verb: its spellings, its default, and its help."""
     return [
-        (", ".join(f"`{name}`" for name in (*each.opts, *each.secondary_opts)), _default(each), _cell(each.help))
-        for each in verbs()[verb].params
-        if each.param_type_name == "option" and each.name != "help_all"
+        (", ".join(f"`{name}`" for name in _spellings(each)), _default(each), _cell(each.parameter.help))
+        for each in app()[verb].assemble_argument_collection()
+        if each.parse and each.names[0].startswith("-")
     ]
 
 
+def _spellings(option: Any) -> list[str]:
+    """How an option is spelled: --no- only where it may be on."""
+    off = option.field_info.default is False
+    return [name for name in option.names if not (off and name.startswith("--no-"))]
+
+
 def _default(option: Any) -> str:
-    default = getattr(option.default, "value", option.default)
+    default = option.field_info.default
     return "required" if option.required else "none" if default is None else "off" if default is False else str(default)
 
 
@@ -59,7 +57,7 @@ def methods() -> Rows:
 
 def tables() -> Iterator[tuple[Path, str, Sequence[str], Callable[[], Rows]]]:
     """Each table: its page, the heading that it stands under, the names of its columns, and its rows."""
-    for verb in verbs():
+    for verb in VERBS:
         yield DOCS / f"{verb}.md", "Options", ("option", "default", "meaning"), lambda verb=verb: options(verb)
     yield DOCS / "ls.md", "Metrics", ("metric", "feed", "score", "paper"), metrics
     yield DOCS / "ls.md", "Strategies", ("strategy", "feed", "what goes", "paper"), strategies

@@ -13,7 +13,10 @@ from shortstack.runs.folder import Folder
 from shortstack.study.workers import Launch
 from zoo import speaking
 
-QUICK = "{name: quick, method: partial, last: 1, data: $TINY/lines.jsonl, epochs: 1, max_length: 32, batch_size: 4}"
+QUICK = (
+    "{name: quick, method: partial, last: 1, data: $TINY/lines.jsonl, num_train_epochs: 1, "
+    "max_length: 32, per_device_train_batch_size: 4}"
+)
 STUDY = f"""
 title: tiny
 models: [$TINY/model]
@@ -21,7 +24,7 @@ metrics: [reverse, ppl]
 calibration: {{text: $TINY/text.txt, samples: 2, length: 16}}
 drop: 2
 heal: [none, {QUICK}]
-evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse: false}}
+evaluation: {{perplexity: [$TINY/text.txt], length: 16, samples: 2, collapse_check: false}}
 """
 SHORT = STUDY.replace("[reverse, ppl]", "[ppl]").replace(
     f"[none, {QUICK}]", "none"

@@ -34,7 +34,7 @@ def test_functions_take_a_model_in_every_form(form, folder, tmp_path):
     model, checkpoint = form(folder), ss.Checkpoint.open(folder)
     tokens = ss.Tokens.read("pydoc", checkpoint.tokenizer(), samples=8, length=16)
     assert ss.score(model, tokens, compute=FP32).scores == ss.score(checkpoint, tokens, compute=FP32).scores
-    assert ss.sweep(model, tokens, compute=FP32).depths == ss.sweep(checkpoint, tokens, compute=FP32).depths
+    assert ss.depth_curve(model, tokens, compute=FP32).depths == ss.depth_curve(checkpoint, tokens, compute=FP32).depths
     plan = ss.choose(model, ss.Choice("reverse", drop=2)).plan
     pruned = ss.prune(model, plan, tmp_path / "cut")
     assert ss.verify(pruned.directory, against=model).ok
@@ -130,7 +130,9 @@ def test_a_model_heals_on_rows(folder, tmp_path):
     file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
 
     def healed(data, name):
-        task = ss.HealingTask(data, ss.Partial(last=1), schedule=ss.Schedule(epochs=1, batch_size=8))
+        task = ss.HealingTask(
+            data, ss.Partial(last=1), schedule=ss.Schedule(num_train_epochs=1, per_device_train_batch_size=8)
+        )
         return ss.heal(str(folder), tmp_path / name, task).history
 
     of_rows, of_file = healed((chat for chat in CHATS), "rows"), healed(str(file), "file")

@@ -8,10 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
 import shortstack
-from shortstack.cli import app
+from command import invoke
 
 MODULES = [
     module.name
@@ -47,12 +46,12 @@ REFUSED = {  # words that are wrong for any model, and the option or argument th
             ("--data pydoc --method none", "--method"),
             ("--data pydoc --method lora --last 0", "--last"),
             ("--data pydoc --near-cut 1 --layers 3", "--layers"),
-            ("--data pydoc --method full --rank 4", "--rank"),
-            ("--data pydoc --rank 8", "--rank"),
-            ("--data pydoc --method lora --dropout 1", "--dropout"),
-            ("--data pydoc --lr 0", "--lr"),
-            ("--data pydoc --epochs nan", "--epochs"),
-            ("--data pydoc --batch-size 5 --micro-batch-size 2", "--batch-size"),
+            ("--data pydoc --method full --lora-r 4", "--lora-r"),
+            ("--data pydoc --lora-r 8", "--lora-r"),
+            ("--data pydoc --method lora --lora-dropout 1", "--lora-dropout"),
+            ("--data pydoc --learning-rate 0", "--learning-rate"),
+            ("--data pydoc --num-train-epochs nan", "--num-train-epochs"),
+            ("--data pydoc --gradient-accumulation-steps 0", "--gradient-accumulation-steps"),
             ("--data pydoc --loss mse", "--loss"),
             ("--data pydoc --loss distill", "--teacher"),
             ("--data pydoc --teacher demo", "--teacher"),
@@ -100,9 +99,9 @@ def test_what_needs_no_model_is_shown_or_refused_before_torch_is_imported(tmp_pa
 
 
 def test_help_lists_options_under_the_heading_of_their_group():
-    shown = CliRunner().invoke(app, ["heal", "--help-all"]).stdout
+    shown = invoke("heal", "--help").stdout
     headings = [line.removesuffix(":") for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
-    learnt = "What the model learns from"
-    assert headings[:5] == ["Examples", "Arguments", "Options", learnt, "Which part trains, and how"]
-    assert shown.index(f"{learnt}:") < shown.index("--max-samples") < shown.index("Which part trains")
+    learnt = "What is learnt from"
+    assert headings[:4] == ["Arguments", "Options", "Which part trains, and how", learnt]
+    assert shown.index(f"{learnt}:") < shown.index("--max-samples") < shown.index("What is aimed at")
     assert shown.count("--max-samples ") == 1

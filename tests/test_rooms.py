@@ -66,8 +66,8 @@ def test_a_file_reaches_other_rooms_through_their_doors(path):
             assert parts[1] in files, f"{parts[0]}'s door does not name the file {parts[1]}"
 
 
-def test_typer_is_of_the_command_line_alone():
-    users = [path for path in FILES if "import typer" in path.read_text(encoding="utf-8")]
+def test_cyclopts_is_of_the_command_line_alone():
+    users = [path for path in FILES if "cyclopts import" in path.read_text(encoding="utf-8")]
     assert {path.relative_to(PACKAGE).parts[0] for path in users} == {"cli"}
 
 

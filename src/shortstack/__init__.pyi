@@ -48,10 +48,10 @@ from .repairing import repair as repair
 from .report import Report as Report
 from .report import write_report as write_report
 from .scoring import METRICS as METRICS
+from .scoring import DepthCurve as DepthCurve
 from .scoring import Scores as Scores
-from .scoring import Sweep as Sweep
+from .scoring import depth_curve as depth_curve
 from .scoring import score as score
-from .scoring import sweep as sweep
 from .shrinking import ShrinkOptions as ShrinkOptions
 from .shrinking import Shrunk as Shrunk
 from .shrinking import shrink as shrink

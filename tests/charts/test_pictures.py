@@ -23,7 +23,7 @@ from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import Probed
 from shortstack.healing.pictures import loss_picture
 from shortstack.machine import files
-from shortstack.scoring.depth_curve import Depth, Sweep
+from shortstack.scoring.depths import Depth, DepthCurve
 from shortstack.scoring.orders import removal_order
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -35,7 +35,7 @@ SCORES = ss.Scores(
     tokens={"source": "pydoc", "samples": 10, "length": 128},
     model={"source": "org/<small> & co"},
 )
-SWEEP = Sweep(
+CURVE = DepthCurve(
     (
         Depth(8, 2.0, 7.4, 0.0),
         Depth(7, 2.5, 12.2, 0.4),
@@ -60,7 +60,7 @@ def evaluation() -> Evaluation:
 
 PICTURES = {
     "scores": lambda: SCORES.plot(2),
-    "sweep": SWEEP.plot,
+    "depth_curve": CURVE.plot,
     "healing": lambda: loss_picture(HISTORY, "healed"),
     "plan": PLAN.plot,
     "evaluation": lambda: evaluation().plot(),
@@ -195,7 +195,7 @@ def chart_of(root: ElementTree.Element, number: int) -> ElementTree.Element:
 
 
 def test_depths_lie_where_their_numbers_are_and_the_infinite_at_the_edge():
-    root = drawn(SWEEP.plot())
+    root = drawn(CURVE.plot())
     kl = places(chart_of(root, 1), "c0")
     rise = [kl[0][1] - y for _, y in kl]
     assert rise[3] / rise[2] == pytest.approx(700 / 6.1, rel=0.15)  # a pixel of a hundredth
@@ -206,13 +206,13 @@ def test_depths_lie_where_their_numbers_are_and_the_infinite_at_the_edge():
     )
     assert ppl[3] == (ppl[3][0], 30.0)
     assert "at the upper edge: infinite" in texts(root)
-    assert SWEEP.knee is not None
+    assert CURVE.knee is not None
     assert "knee" in texts(root)
 
 
 def test_accuracy_has_a_line_where_it_was_measured():
-    depths = tuple(replace(each, accuracy=0.1 * each.layers, accuracy_stderr=0.02) for each in SWEEP.depths[:3])
-    root = drawn(Sweep(depths, max_loss=2.4).plot())
+    depths = tuple(replace(each, accuracy=0.1 * each.layers, accuracy_stderr=0.02) for each in CURVE.depths[:3])
+    root = drawn(DepthCurve(depths, max_loss=2.4).plot())
     assert "accuracy (share right)" in texts(root)
     assert len(places(chart_of(root, 2), "c0")) == 3
 

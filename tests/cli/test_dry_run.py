@@ -34,7 +34,7 @@ STUDY = """
 models: [m]
 metrics: [reverse]
 drop: 2
-evaluation: {perplexity: [pydoc], length: 16, samples: 2, collapse: false}
+evaluation: {perplexity: [pydoc], length: 16, samples: 2, collapse_check: false}
 """
 
 
@@ -122,8 +122,8 @@ REFUSED = {  # what both say, and the word that it is told by
     "data to heal on": (("heal", "m", "--data", "lost.jsonl", "-o", "z"), "lost.jsonl"),
     "more layers than there are": (("heal", "m", "--data", "pydoc", "--last", "9", "-o", "z"), "8 layers"),
     "no adapters": (
-        ("heal", "m", "--method", "lora", "--targets", "nothing", "--data", "pydoc", "-o", "z"),
-        "--targets",
+        ("heal", "m", "--method", "lora", "--target-modules", "nothing", "--data", "pydoc", "-o", "z"),
+        "--target-modules",
     ),
     "a text to measure on": (("evaluate", "m", "--perplexity", "missing.txt"), "missing.txt"),
     "nothing to measure": (("evaluate", "m", "--perplexity", "none"), "nothing to measure"),
@@ -140,7 +140,7 @@ def test_a_dry_run_refuses_what_its_verb_refuses(name, place, capsys, monkeypatc
     words, found = REFUSED[name]
     if words[1] == "d":
         architectures.make("diffllama", place / "d")
-    if "--targets" in words:
+    if "--target-modules" in words:
         pytest.importorskip("peft")
     before, told = files(place), []
     for more in (("--dry-run",), ()):
@@ -152,7 +152,9 @@ def test_a_dry_run_refuses_what_its_verb_refuses(name, place, capsys, monkeypatc
     assert told[0] == told[1]
 
 
-@pytest.mark.parametrize("words", [("score", "m"), ("plan", "m", "--drop", "2"), ("sweep", "m"), ("profile", "m")])
+@pytest.mark.parametrize(
+    "words", [("score", "m"), ("plan", "m", "--drop", "2"), ("depth-curve", "m"), ("profile", "m")]
+)
 def test_what_writes_little_has_no_dry_run(words, place, capsys, monkeypatch):
     code, _, err = ended(capsys, monkeypatch, *words, "--dry-run")
     assert code == 2

@@ -357,7 +357,7 @@ CUTS = {
     "metric": (("--drop", "1", "--metric", "zork"), "one of random, reverse, magnitude-l1"),
     "plan beside": (("--plan", "plan.json", "--drop", "1"), "options that choose layers"),
     **{
-        f"shards of {size}": (("--drop", "1", "--max-shard-size", size), repr(size))
+        f"shards of {size}": (("--drop", "1", f"--max-shard-size={size}"), repr(size))
         for size in ("5", "GB", "0GB", "-5GB", "1.5GB", "5XB", "5²GB", "")
     },
 }
@@ -556,7 +556,7 @@ def test_a_revision_is_that_of_the_model_a_cut_is_verified_against(command, mode
     assert "the local" in command.refused("verify", "out", "--against", model, "--revision", "v2")
 
 
-@pytest.mark.parametrize("words", ["sweep", "evaluate", "plan --search --drop 2", "plan --step 1 --drop 2"])
+@pytest.mark.parametrize("words", ["depth-curve", "evaluate", "plan --search --drop 2", "plan --step 1 --drop 2"])
 def test_no_verb_takes_what_is_no_number_for_infinity(words, command, model):
     folder = speaking(model)
     tensors = load_file(folder / SINGLE)
@@ -787,7 +787,7 @@ def test_verify_asks_for_its_device_even_where_nothing_is_computed(command, mode
 
 
 def test_a_terminal_without_signs_gets_a_table(tmp_path):
-    words = ("sweep", speaking(tmp_path / "m"), "--text", "pydoc", "--samples", "2", "--length", "16", "-q")
+    words = ("depth-curve", speaking(tmp_path / "m"), "--text", "pydoc", "--samples", "2", "--length", "16", "-q")
     ran = subprocess.run(
         [sys.executable, "-m", "shortstack", *words],
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},

@@ -1,4 +1,4 @@
-"""`--plot` of score, sweep and heal: an .svg file beside the result, and nothing where it cannot be written."""
+"""`--plot` of score, depth-curve and heal: an .svg file beside the result, and nothing where it cannot be written."""
 
 import sys
 from xml.etree import ElementTree
@@ -11,7 +11,7 @@ from zoo import speaking
 TEXT = ("--text", "pydoc", "--samples", "2", "--length", "16", "--quiet")
 VERBS = {
     "score": ("score", "m", "--metric", "bi,ppl", "--window", "2", *TEXT),
-    "sweep": ("sweep", "m", *TEXT),
+    "depth-curve": ("depth-curve", "m", *TEXT),
     "heal": (
         "heal",
         "m",
@@ -46,7 +46,7 @@ def ended(monkeypatch, *words):
 
 @pytest.mark.parametrize(
     ("verb", "said"),
-    [("score", "Scores, each metric"), ("sweep", "layers removed from the tail"), ("heal", "optimizer steps")],
+    [("score", "Scores, each metric"), ("depth-curve", "layers removed from the tail"), ("heal", "optimizer steps")],
 )
 def test_a_verb_writes_its_picture(verb, said, place, monkeypatch):
     assert ended(monkeypatch, *VERBS[verb], "--plot", "x.svg") == 0

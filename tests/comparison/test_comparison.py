@@ -250,8 +250,8 @@ def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
         patch.setattr("pydoc_data.topics.topics", {"a": "the walk visits every layer once and in order. " * 60})
         made = heal_as_recipe("pydoc", checkpoint, device="cpu")(pruned, tmp_path / "healed")
     options = made.record["healing"]
-    assert (options["method"]["name"], options["method"]["rank"]) == ("lora", wanted["rank"])
-    assert options["schedule"]["lr"] == wanted["lr"]
+    assert (options["method"]["name"], options["method"]["lora_r"]) == ("lora", wanted["lora_r"])
+    assert options["schedule"]["learning_rate"] == wanted["learning_rate"]
     assert options["teacher"] == checkpoint.identity
     assert made.anatomy.layers == 7
 

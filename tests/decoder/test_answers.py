@@ -17,8 +17,8 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.decoder import UNPRUNED
 from shortstack.decoder.likelihoods import answers
 from shortstack.errors import DataError
-from shortstack.scoring import sweep
-from shortstack.scoring.depth_curve import tails
+from shortstack.scoring import depth_curve
+from shortstack.scoring.depths import tails
 from zoo import pass_over, tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -83,11 +83,11 @@ def test_a_sweep_answers_at_every_depth(tmp_path, monkeypatch):
     lines = [{"context": each.context, "choices": each.choices, "answer": each.answer} for each in QUESTIONS]
     task.write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setattr(Checkpoint, "tokenizer", lambda _self: Letters())
-    found = sweep(checkpoint, Tokens(IDS, "made", False, 0), task=task)
+    found = depth_curve(checkpoint, Tokens(IDS, "made", False, 0), task=task)
     for depth, tail in zip(found.depths, tails(8), strict=True):
         assert depth.accuracy == sum(naively(checkpoint.directory, Letters(), sorted(tail))) / 4
     assert found.task["questions"] == 4
-    assert sweep(checkpoint, Tokens(IDS, "made", False, 0)).depths[0].accuracy is None
+    assert depth_curve(checkpoint, Tokens(IDS, "made", False, 0)).depths[0].accuracy is None
 
 
 @pytest.mark.parametrize(

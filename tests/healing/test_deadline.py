@@ -26,7 +26,7 @@ from shortstack.machine.clock import Clock
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-TRAINING = {"lr": 1e-2, "batch_size": 8}
+TRAINING = {"learning_rate": 1e-2, "per_device_train_batch_size": 8}
 
 
 class Ticking:

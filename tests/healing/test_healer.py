@@ -68,7 +68,9 @@ def test_what_healing_changes_is_the_tail_and_nothing_else(tmp_path):
         source,
         tmp_path / "healed",
         HealingTask(
-            TrainingData("pydoc", max_length=32, max_samples=64), Partial(last=2), schedule=Schedule(epochs=1, lr=1e-2)
+            TrainingData("pydoc", max_length=32, max_samples=64),
+            Partial(last=2),
+            schedule=Schedule(num_train_epochs=1, learning_rate=1e-2),
         ),
     )
     before, after = (
@@ -113,7 +115,9 @@ def test_layers_near_the_cuts_train_and_no_others(cuts, near, trained, tmp_path)
         checkpoint = prune(checkpoint, chosen, tmp_path / str(number))
     assert list(Partial(near_cut=near).trained_layers(checkpoint)) == trained
     assert list(Partial(layers=",".join(map(str, trained))).trained_layers(checkpoint)) == trained
-    task = HealingTask(TrainingData("pydoc", max_length=32, max_samples=32), schedule=Schedule(epochs=1, lr=1e-2))
+    task = HealingTask(
+        TrainingData("pydoc", max_length=32, max_samples=32), schedule=Schedule(num_train_epochs=1, learning_rate=1e-2)
+    )
     heal(checkpoint, tmp_path / "healed", replace(task, method=Partial(near_cut=near)))
     healed = Checkpoint.open(tmp_path / "healed")
     before, after = (each.model(dtype=torch.float32).state_dict() for each in (checkpoint, healed))
@@ -124,7 +128,7 @@ def test_layers_near_the_cuts_train_and_no_others(cuts, near, trained, tmp_path)
 
 def test_a_tied_head_stays_tied_and_frozen_unless_untied(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=True))
-    schedule = Schedule(epochs=1, lr=1e-2)
+    schedule = Schedule(num_train_epochs=1, learning_rate=1e-2)
     heal(
         source,
         tmp_path / "tied",
@@ -167,7 +171,11 @@ def test_an_untied_head_of_a_multimodal_model_is_written_where_it_is_read(tmp_pa
     heal(
         source,
         tmp_path / "out",
-        HealingTask(TrainingData("pydoc", max_length=32, max_samples=8), method, schedule=Schedule(epochs=1, lr=1e-2)),
+        HealingTask(
+            TrainingData("pydoc", max_length=32, max_samples=8),
+            method,
+            schedule=Schedule(num_train_epochs=1, learning_rate=1e-2),
+        ),
     )
     untied = Checkpoint.open(tmp_path / "out")
     assert source.anatomy.tied
@@ -222,7 +230,10 @@ def test_the_prefix_is_walked_once_and_found_again_by_content(tmp_path, monkeypa
         return original(self, walks, layers, **options)
 
     monkeypatch.setattr(Decoder, "through", counted)
-    data, schedule = TrainingData("pydoc", max_length=32, max_samples=32), Schedule(epochs=2, lr=1e-3)
+    data, schedule = (
+        TrainingData("pydoc", max_length=32, max_samples=32),
+        Schedule(num_train_epochs=2, learning_rate=1e-3),
+    )
     two = HealingTask(data, Partial(last=2), schedule=schedule)
     heal(source, tmp_path / "a", two)
     assert walked == [list(range(6))], "once, whatever the epochs"
@@ -271,7 +282,7 @@ def test_a_diverging_run_stops_with_its_step_and_writes_nothing(tmp_path):
             tmp_path / "out",
             HealingTask(
                 TrainingData("pydoc", max_length=32, max_samples=64),
-                schedule=Schedule(epochs=4, lr=1e30, warmup_steps=0, max_grad_norm=1e30),
+                schedule=Schedule(num_train_epochs=4, learning_rate=1e30, warmup_steps=0, max_grad_norm=1e30),
             ),
         )
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []  # nor a state
@@ -302,7 +313,12 @@ def test_one_adamw_step_is_torchs_own(tmp_path):
     """Three micro-batches of one sample each, one optimizer step: the weights are those of torch.optim.AdamW by hand."""
     checkpoint = Checkpoint.open(tiny("llama"))
     schedule = Schedule(
-        epochs=1, lr=1e-3, batch_size=3, micro_batch_size=3, warmup_steps=0, decay="constant", max_grad_norm=1e9
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        per_device_train_batch_size=3,
+        warmup_steps=0,
+        lr_scheduler_type="constant",
+        max_grad_norm=1e9,
     )
     frozen, learner = learning(checkpoint, Partial(last=1))
     data = Data(range(3), range(1), frozen.lengths, frozen.collate)

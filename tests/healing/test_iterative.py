@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import shortstack.healing.teacher_answers
+from command import invoke
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import app
 from shortstack.data import Example
 from shortstack.data.sources import parse_samples
 from shortstack.decoder.generation import generate
@@ -33,7 +32,9 @@ from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 SHORT = HealingTask(
-    TrainingData("pydoc", max_length=32, max_samples=32), Partial(last=1), schedule=Schedule(epochs=1, lr=1e-2)
+    TrainingData("pydoc", max_length=32, max_samples=32),
+    Partial(last=1),
+    schedule=Schedule(num_train_epochs=1, learning_rate=1e-2),
 )
 
 
@@ -264,15 +265,26 @@ def test_a_dry_run_of_turns_says_how_many_there_are(tmp_path):
     speaking(tmp_path / "source")
     words = ["heal", str(tmp_path / "source"), "--drop", "3", "--step", "2", "--metric", "reverse", "--data", "pydoc"]
     words += ["--max-length", "32", "--max-samples", "16", "--dry-run", "--json", "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, words)
+    result = invoke(*words)
     assert json.loads(result.stdout)["turns"] == [2, 1]
 
 
 def test_the_layers_that_went_in_all_turns_are_said_as_the_first_model_numbers_them(tmp_path):
     speaking(tmp_path / "source")
     words = ["heal", str(tmp_path / "source"), "--drop", "3", "--step", "2", "--metric", "reverse", "--data", "pydoc"]
-    words += ["--max-length", "32", "--max-samples", "16", "--last", "1", "--epochs", "1", "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, words)
+    words += [
+        "--max-length",
+        "32",
+        "--max-samples",
+        "16",
+        "--last",
+        "1",
+        "--num-train-epochs",
+        "1",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    result = invoke(*words)
     assert "Layers 5-7 went in all. The table is of the last turn." in result.stdout
 
 
@@ -280,7 +292,7 @@ def test_what_a_recipe_does_not_do_here_is_said(tmp_path):
     speaking(tmp_path / "source", tie_word_embeddings=True)
     words = ["heal", str(tmp_path / "source"), "--recipe", "paper-last3", "--data", "pydoc", "--held-out", "2"]
     words += ["--max-length", "32", "--max-samples", "16", "--dry-run", "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, words)
+    result = invoke(*words)
     assert "is not cut, and heal only heals" in " ".join(result.stderr.split())
     assert "the head is the embedding matrix and stays frozen" in " ".join(result.stderr.split())
 

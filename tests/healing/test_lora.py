@@ -15,7 +15,9 @@ from zoo import speaking
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("own_cache")
-SHORT = HealingTask(TrainingData("pydoc", max_length=32, max_samples=64), schedule=Schedule(epochs=1, lr=1e-2))
+SHORT = HealingTask(
+    TrainingData("pydoc", max_length=32, max_samples=64), schedule=Schedule(num_train_epochs=1, learning_rate=1e-2)
+)
 WIDE = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -40,7 +42,7 @@ def adapters(monkeypatch):
 
 def merged(before, parts, method):
     """The weight by the paper's formula, in float64; before: [out, in]."""
-    scale = method.alpha / (math.sqrt(method.rank) if isinstance(method, RsLora) else method.rank)
+    scale = method.lora_alpha / (math.sqrt(method.lora_r) if isinstance(method, RsLora) else method.lora_r)
     change = scale * parts["lora_B"].double() @ parts["lora_A"].double()
     if not isinstance(method, DoRA):
         return before.double() + change
@@ -48,7 +50,7 @@ def merged(before, parts, method):
     return parts["lora_magnitude_vector"].double()[:, None] * turned / turned.norm(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("method", [Lora(), RsLora(rank=4), DoRA(), QLora()], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [Lora(), RsLora(lora_r=4), DoRA(), QLora()], ids=lambda method: method.name)
 def test_the_written_weights_are_those_of_the_formula(method, adapters, tmp_path):
     if isinstance(method, QLora):
         pytest.importorskip("bitsandbytes")
@@ -73,7 +75,9 @@ def test_the_written_weights_are_those_of_the_formula(method, adapters, tmp_path
 def test_a_quantised_matrix_gives_the_gradient_of_its_dequantised_self_also_after_an_evaluation(tmp_path):
     functional = pytest.importorskip("bitsandbytes.functional")
     source = Checkpoint.open(speaking(tmp_path / "source", **WIDE))
-    (_, four), (frozen, whole) = (learning(source, method) for method in (QLora(dropout=0.0), Lora(dropout=0.0)))
+    (_, four), (frozen, whole) = (
+        learning(source, method) for method in (QLora(lora_dropout=0.0), Lora(lora_dropout=0.0))
+    )
     matrices = dict(whole.decoder.model.named_modules())
     for name, module in four.decoder.model.named_modules():
         if name.endswith("base_layer"):
@@ -96,7 +100,7 @@ def test_a_quantised_matrix_gives_the_gradient_of_its_dequantised_self_also_afte
 
 def test_adapters_of_transposed_matrices_are_merged_as_they_lie(adapters, tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", "gpt2"))
-    heal(source, tmp_path / "healed", replace(SHORT, method=Lora(targets="c_attn")))
+    heal(source, tmp_path / "healed", replace(SHORT, method=Lora(target_modules="c_attn")))
     before, after = (
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
         for path in (source.directory, tmp_path / "healed")
@@ -109,7 +113,7 @@ def test_adapters_of_transposed_matrices_are_merged_as_they_lie(adapters, tmp_pa
 
 def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
     source = Checkpoint.open(speaking(tmp_path / "source", tie_word_embeddings=False))
-    method = Lora(layers="5-6", targets="q_proj,down_proj", head=True)
+    method = Lora(layers="5-6", target_modules="q_proj,down_proj", head=True)
     assert method.first(source) == 5
     heal(source, tmp_path / "healed", replace(SHORT, method=method))
     before, after = (
@@ -124,7 +128,7 @@ def test_named_layers_targets_and_the_head_train_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("method", "complaint"),
     [
-        (Lora(targets="q_proj,w_proj"), "w_proj"),
+        (Lora(target_modules="q_proj,w_proj"), "w_proj"),
         (Lora(head=True), "untie_head"),
         (Lora(last=9), "8 layers"),
     ],
@@ -152,7 +156,7 @@ def test_matrices_that_no_4_bit_layer_takes_are_refused(tmp_path):
 
 def test_adapters_begin_by_the_seed_so_that_the_same_inputs_give_the_same_weights(tmp_path):
     checkpoint = Checkpoint.open(speaking(tmp_path / "model"))
-    data, once = TrainingData("pydoc", max_length=32, max_samples=16), Schedule(epochs=1, lr=1e-2)
+    data, once = TrainingData("pydoc", max_length=32, max_samples=16), Schedule(num_train_epochs=1, learning_rate=1e-2)
     for number, seed in enumerate((0, 0, 1)):
         torch.manual_seed(number)  # whatever was drawn before
         heal(checkpoint, tmp_path / str(number), HealingTask(data, Lora(), schedule=replace(once, seed=seed)))

@@ -26,7 +26,9 @@ def test_healed_experts_are_stored_one_by_one_and_load_as_what_was_trained(dtype
         source,
         tmp_path / "healed",
         HealingTask(
-            TrainingData("pydoc", max_length=32, max_samples=64), Partial(last=2), schedule=Schedule(epochs=1, lr=1e-2)
+            TrainingData("pydoc", max_length=32, max_samples=64),
+            Partial(last=2),
+            schedule=Schedule(num_train_epochs=1, learning_rate=1e-2),
         ),
     )
     before, after = (load_file(path / "model.safetensors") for path in (directory, tmp_path / "healed"))

@@ -18,7 +18,9 @@ from shortstack.healing.training import Environment, train
 from shortstack.healing.unfinished import newest_state
 from shortstack.machine.clock import Clock
 
-SCHEDULE = Schedule(lr=0.05, batch_size=8, warmup_steps=10, decay="cosine", max_grad_norm=1e9)
+SCHEDULE = Schedule(
+    learning_rate=0.05, per_device_train_batch_size=8, warmup_steps=10, lr_scheduler_type="cosine", max_grad_norm=1e9
+)
 
 
 class Timed(Line):

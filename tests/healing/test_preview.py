@@ -17,7 +17,10 @@ from shortstack.pruning import prune
 from zoo import speaking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-TASK = HealingTask(TrainingData("pydoc", max_length=32, max_samples=40), schedule=Schedule(epochs=2, batch_size=8))
+TASK = HealingTask(
+    TrainingData("pydoc", max_length=32, max_samples=40),
+    schedule=Schedule(num_train_epochs=2, per_device_train_batch_size=8),
+)
 
 
 @pytest.mark.parametrize("method", [Partial(last=2), Full(), Lora()], ids=lambda method: method.name)
@@ -63,7 +66,9 @@ def test_what_a_teacher_says_is_counted(tmp_path):
 def test_memory_is_weights_state_activations_and_logits(tmp_path):
     """Counted from the checkpoint's tensors, and not from the model that is asked."""
     source = Checkpoint.open(speaking(tmp_path / "source"))
-    task = replace(TASK, method=Partial(last=2), schedule=Schedule(batch_size=8, micro_batch_size=4))
+    task = replace(
+        TASK, method=Partial(last=2), schedule=Schedule(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    )
     found, dtype = preview(source, tmp_path / "out", task), HealingRun(source, task).dtype
     sizes = source.sizes
     trained = (

@@ -18,7 +18,12 @@ healer.fast_bfloat16 = lambda _device: False
 from shortstack.cli import main
 main()
 """
-OPTIONS = {"epochs": 1, "lr": 1e-2, "batch_size": 8, "micro_batch_size": 2}
+OPTIONS = {
+    "num_train_epochs": 1,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+}
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -78,7 +83,7 @@ def test_two_processes_prune_and_heal_in_turns(tmp_path, monkeypatch):
     source = Checkpoint.open(speaking(tmp_path / "source"))
     plain = {
         **OPTIONS,
-        "optimizer": "sgd",
+        "optim": "sgd",
     }  # AdamW's first steps have the size of none but the rate: rounding would grow
     schedule = Schedule(**plain)
     data = TrainingData("pydoc", max_length=32, max_samples=24, held_out=8)

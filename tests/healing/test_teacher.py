@@ -152,7 +152,7 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(tmp_path, capsys)
             Full(),
             objective=Objective("distill"),
             teacher=teacher,
-            schedule=Schedule(epochs=2, lr=3e-3),
+            schedule=Schedule(num_train_epochs=2, learning_rate=3e-3),
         ),
     )
     held_out = dict(result.history.held_out)

@@ -48,7 +48,14 @@ def collate(samples):
 
 
 SAMPLES = [[(float(number % 5 + 1), 3.0 * (number % 5 + 1))] * (number % 3 + 1) for number in range(64)]
-SCHEDULE = Schedule(epochs=2, lr=0.05, batch_size=8, micro_batch_size=4, warmup_steps=0, max_grad_norm=1e9)
+SCHEDULE = Schedule(
+    num_train_epochs=2,
+    learning_rate=0.05,
+    per_device_train_batch_size=4,
+    gradient_accumulation_steps=2,
+    warmup_steps=0,
+    max_grad_norm=1e9,
+)
 
 
 def data(training=SAMPLES, held_out=None):
@@ -62,10 +69,10 @@ def trained(folder, schedule=SCHEDULE, some=None, module=None, **place):
 
 
 @pytest.mark.parametrize(
-    "named", [*({"decay": name} for name in DECAYS), *({"optimizer": name} for name in OPTIMIZERS)], ids=str
+    "named", [*({"lr_scheduler_type": name} for name in DECAYS), *({"optim": name} for name in OPTIMIZERS)], ids=str
 )
 def test_every_decay_and_optimizer_that_is_offered_trains(named, tmp_path):
-    if named.get("optimizer", "").endswith("8bit"):
+    if named.get("optim", "").endswith("8bit"):
         pytest.importorskip("bitsandbytes")
     weight, history = trained(tmp_path, replace(SCHEDULE, **named))
     assert abs(weight - 3) < 3
@@ -73,21 +80,25 @@ def test_every_decay_and_optimizer_that_is_offered_trains(named, tmp_path):
 
 
 def test_what_asks_for_more_than_a_name_is_refused_by_name(monkeypatch):
-    for option, name in (("decay", "reduce_lr_on_plateau"), ("decay", "cosine_with_min_lr"), ("optimizer", "lomo")):
+    for option, name in (
+        ("lr_scheduler_type", "reduce_lr_on_plateau"),
+        ("lr_scheduler_type", "cosine_with_min_lr"),
+        ("optim", "lomo"),
+    ):
         with pytest.raises(InputError, match=f"{option}: expected one of .*found '{name}'"):
             Schedule(**{option: name})
     for option in ("weight_decay", "max_grad_norm"):
         with pytest.raises(InputError, match="expected at least 0, found inf"):
             Schedule(**{option: math.inf})
     monkeypatch.setattr("shortstack.machine.options.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="optimizer: expected bitsandbytes, which adamw_8bit is part of"):
-        Schedule(optimizer="adamw_8bit").check()
+    with pytest.raises(InputError, match="optim: expected bitsandbytes, which adamw_8bit is part of"):
+        Schedule(optim="adamw_8bit").check()
 
 
 def by_hand(schedule, training, skipping=()):
     """The weight after the same steps by torch's own AdamW, batches whole; skipping: steps whose gradient is left out."""
     weight = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.AdamW([weight], lr=schedule.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([weight], lr=schedule.learning_rate, weight_decay=0.0)
     steps = schedule.steps(len(training))
     for step in range(steps):
         epoch, place = divmod(step, schedule.epoch_steps(len(training)))
@@ -98,14 +109,14 @@ def by_hand(schedule, training, skipping=()):
         if step not in skipping:
             ((weight * pairs[:, 0] - pairs[:, 1]) ** 2).mean().backward()
             torch.nn.utils.clip_grad_norm_([weight], schedule.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = schedule.lr * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = schedule.learning_rate * (1 - step / steps)
         optimizer.step()
     return weight.item()
 
 
 def test_training_finds_the_minimum_and_reports_the_way_there(tmp_path):
     seen = []
-    schedule = replace(SCHEDULE, epochs=20, lr=0.1)
+    schedule = replace(SCHEDULE, num_train_epochs=20, learning_rate=0.1)
     weight, history = trained(
         tmp_path, schedule, progress=lambda _stage, done, total, note: seen.append((done, total, note))
     )
@@ -122,7 +133,9 @@ def test_training_finds_the_minimum_and_reports_the_way_there(tmp_path):
 
 @pytest.mark.parametrize("micro", [8, 4, 1])
 def test_the_steps_are_adamws_on_whole_batches_however_they_are_divided(micro, tmp_path):
-    weight, history = trained(tmp_path, replace(SCHEDULE, micro_batch_size=micro))
+    weight, history = trained(
+        tmp_path, replace(SCHEDULE, per_device_train_batch_size=micro, gradient_accumulation_steps=8 // micro)
+    )
     assert history.best == history.steps == 16
     assert weight == pytest.approx(by_hand(SCHEDULE, SAMPLES), abs=1e-6)
 
@@ -318,7 +331,7 @@ def test_training_stops_after_so_many_and_has_the_last_good_weights(tmp_path):
             found = super().forward(**batch)
             return {"loss": found["loss"] * (math.nan if self.training and self.passes > 20 else 1)}
 
-    weight, history = trained(tmp_path, replace(SCHEDULE, epochs=5), module=Breaking())
+    weight, history = trained(tmp_path, replace(SCHEDULE, num_train_epochs=5), module=Breaking())
     assert history.stopped == "10 steps in a row without a finite gradient"
     assert history.steps == 10 + 10
     assert history.skipped == 10
@@ -329,12 +342,12 @@ def test_training_stops_after_so_many_and_has_the_last_good_weights(tmp_path):
 
 def test_without_any_good_weights_there_is_an_error(tmp_path):
     with pytest.raises(TrainingError, match="without a finite gradient"):
-        trained(tmp_path, replace(SCHEDULE, epochs=3), data([[(math.inf, 1.0)]] * 64, SAMPLES[:8]))
+        trained(tmp_path, replace(SCHEDULE, num_train_epochs=3), data([[(math.inf, 1.0)]] * 64, SAMPLES[:8]))
 
 
 def test_the_weights_of_the_lowest_held_out_loss_win(tmp_path):
     wanting_one = [[(1.0, 1.0)]] * 4  # training goes on to 3
-    schedule = replace(SCHEDULE, epochs=4, lr=0.2, eval_steps=1, decay="constant")
+    schedule = replace(SCHEDULE, num_train_epochs=4, learning_rate=0.2, eval_steps=1, lr_scheduler_type="constant")
     weight, history = trained(tmp_path, schedule, data(held_out=wanting_one))
     steps, losses = zip(*history.held_out, strict=True)
     assert steps == tuple(range(33))
@@ -344,7 +357,14 @@ def test_the_weights_of_the_lowest_held_out_loss_win(tmp_path):
 
 
 def test_patience_ends_training_early(tmp_path):
-    schedule = replace(SCHEDULE, epochs=4, lr=0.2, eval_steps=1, decay="constant", patience=3)
+    schedule = replace(
+        SCHEDULE,
+        num_train_epochs=4,
+        learning_rate=0.2,
+        eval_steps=1,
+        lr_scheduler_type="constant",
+        early_stopping_patience=3,
+    )
     _, history = trained(tmp_path, schedule, data(held_out=[[(1.0, 1.0)]] * 4))
     assert history.steps == history.best + 3 < 32
     assert history.stopped == "3 held-out losses in a row without a lower one"
@@ -352,13 +372,20 @@ def test_patience_ends_training_early(tmp_path):
 
 def test_weights_that_nothing_was_better_than_are_as_they_were(tmp_path):
     """Held-out samples want 0, from where it starts."""
-    schedule = replace(SCHEDULE, epochs=4, lr=0.2, eval_steps=1, patience=3)
+    schedule = replace(SCHEDULE, num_train_epochs=4, learning_rate=0.2, eval_steps=1, early_stopping_patience=3)
     weight, history = trained(tmp_path, schedule, data(held_out=[[(1.0, 0.0)]] * 4))
     assert (weight, history.best, history.steps) == (0.0, 0, 3)
 
 
 def test_patience_goes_on_counting_after_a_kill(tmp_path):
-    schedule = replace(SCHEDULE, epochs=4, lr=0.2, eval_steps=1, decay="constant", patience=3)
+    schedule = replace(
+        SCHEDULE,
+        num_train_epochs=4,
+        learning_rate=0.2,
+        eval_steps=1,
+        lr_scheduler_type="constant",
+        early_stopping_patience=3,
+    )
     some = data(held_out=[[(1.0, 1.0)]] * 4)
     _, whole = trained(tmp_path / "whole", schedule, some)
 
@@ -385,7 +412,7 @@ def test_where_memory_runs_out_the_micro_batch_is_halved_and_the_steps_stay_the_
     weight, history = trained(
         tmp_path / "small", module=Small(), progress=lambda stage, _done, _total, note: stages.append(stage)
     )
-    assert history.settings["micro_batch_size"] == 2
+    assert history.settings["per_device_train_batch_size"] == 2
     assert list(dict.fromkeys(stages)) == ["healing", "healing, 2 samples at once"]
     assert len(stages) == history.steps == 16
     assert weight == pytest.approx(by_hand(SCHEDULE, SAMPLES), abs=1e-6)
@@ -403,7 +430,7 @@ def test_memory_that_not_even_one_sample_fits_is_an_error(tmp_path):
 
 
 def test_less_than_an_epoch_still_ends_with_a_held_out_loss(tmp_path):
-    _, history = trained(tmp_path, replace(SCHEDULE, epochs=0.5))
+    _, history = trained(tmp_path, replace(SCHEDULE, num_train_epochs=0.5))
     assert history.steps == 4
     assert history.held_out[-1][0] == 4
 
@@ -416,22 +443,31 @@ def test_so_many_steps_are_taken_whatever_the_epochs_say(steps, tmp_path):
     assert history.steps == schedule.steps(64) == steps
     assert history.held_out[-1][0] == steps
     assert schedule.passes(64) == steps / 8
-    assert replace(schedule, max_steps=None).passes(64) == SCHEDULE.epochs
+    assert replace(schedule, max_steps=None).passes(64) == SCHEDULE.num_train_epochs
 
 
-@pytest.mark.parametrize(("batch", "micro"), [(16, 16), (24, 12), (17, 1), (40, 10), (7, 7), (64, 16)])
-def test_a_batch_is_as_large_as_it_is_said_to_be(batch, micro, tmp_path):
-    schedule = Schedule(epochs=1, lr=0.1, batch_size=batch)
-    assert schedule.micro == micro
+@pytest.mark.parametrize(("micro", "passes"), [(16, 1), (12, 2), (17, 1), (10, 4), (7, 1), (16, 4)])
+def test_a_batch_is_as_large_as_it_is_said_to_be(micro, passes, tmp_path):
+    schedule = Schedule(
+        num_train_epochs=1,
+        learning_rate=0.1,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=passes,
+    )
     _, history = trained(tmp_path, schedule)
-    assert history.steps == schedule.steps(64) == -(-64 // batch)
+    assert history.steps == schedule.steps(64) == -(-64 // (micro * passes))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"batch_size": 0}, {"batch_size": 8, "micro_batch_size": 3}, {"seed": -1}),
-        *({"lr": math.nan}, {"lr": 0.0}, {"epochs": -1.0}, {"epochs": math.inf}),
+        *({"per_device_train_batch_size": 0}, {"gradient_accumulation_steps": 0}, {"seed": -1}),
+        *(
+            {"learning_rate": math.nan},
+            {"learning_rate": 0.0},
+            {"num_train_epochs": -1.0},
+            {"num_train_epochs": math.inf},
+        ),
     ],
     ids=str,
 )

@@ -7,17 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
+from command import invoke
 from forks import in_child
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import app
 from shortstack.errors import CheckpointError, InputError, OutputError
 from shortstack.healing import HealingTask, Objective, Partial, Schedule, TrainingData, heal, healer, training
 from zoo import speaking, tiny
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-SCHEDULE = {"epochs": 3, "lr": 1e-2, "batch_size": 8}
+SCHEDULE = {"num_train_epochs": 3, "learning_rate": 1e-2, "per_device_train_batch_size": 8}
 
 
 def healed(source, out, *, schedule=SCHEDULE, **options):
@@ -49,7 +48,7 @@ def test_a_killed_healing_goes_on_and_ends_in_the_same_weights(tmp_path):
     with pytest.raises(OutputError, match="step 3"):
         healed(source, out)
     for changed, named in (
-        ({"schedule": {**SCHEDULE, "lr": 2e-2}}, r"schedule\.lr 0\.01"),
+        ({"schedule": {**SCHEDULE, "learning_rate": 2e-2}}, r"schedule\.learning_rate 0\.01"),
         ({"max_samples": 40}, r"data\.max_samples|data\.sha256|samples 48"),
         ({"method": Partial(last=2)}, r"method\.last 1"),
     ):
@@ -74,8 +73,8 @@ def test_a_new_start_forgets_the_unfinished_run(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         healed(source, out, progress=stop)
-    healed(source, out, schedule={**SCHEDULE, "lr": 2e-2}, resume=False)
-    healed(source, tmp_path / "whole", schedule={**SCHEDULE, "lr": 2e-2})
+    healed(source, out, schedule={**SCHEDULE, "learning_rate": 2e-2}, resume=False)
+    healed(source, tmp_path / "whole", schedule={**SCHEDULE, "learning_rate": 2e-2})
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
@@ -110,7 +109,7 @@ def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
         str(tmp_path / "out"),
     ]
     running = subprocess.Popen(
-        [*command, "--epochs", "1000", "--max-length", "32"],
+        [*command, "--num-train-epochs", "1000", "--max-length", "32"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -122,7 +121,7 @@ def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
     _, said = running.communicate(timeout=10)
     assert running.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM" in said
-    again = CliRunner().invoke(app, [*command[3:], "--epochs", "1000", "--max-length", "32"])
+    again = invoke(*command[3:], "--num-train-epochs", "1000", "--max-length", "32")
     assert isinstance(again.exception, OutputError)
     assert "come to step" in str(again.exception)
     assert "turn resume on to go on" in str(again.exception)
@@ -130,24 +129,37 @@ def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
 
 def test_going_on_says_what_it_goes_on_with(tmp_path, monkeypatch):
     source, out = speaking(tmp_path / "source"), tmp_path / "out"
-    command = ["heal", str(source), "--data", "pydoc", "-o", str(out), "--last", "1", "--epochs", "3", "--lr", "0.01"]
-    command += ["--batch-size", "8", "--max-length", "32", "--max-samples", "48", "--resume", "-q"]
-    nothing = CliRunner().invoke(app, command)
+    command = [
+        "heal",
+        str(source),
+        "--data",
+        "pydoc",
+        "-o",
+        str(out),
+        "--last",
+        "1",
+        "--num-train-epochs",
+        "3",
+        "--learning-rate",
+        "0.01",
+    ]
+    command += ["--per-device-train-batch-size", "8", "--max-length", "32", "--max-samples", "48", "--resume", "-q"]
+    nothing = invoke(*command)
     assert nothing.exit_code == 0, nothing.output
     assert nothing.stderr == f"Nothing unfinished at {out}.training: this run starts from the beginning.\n"
-    again = CliRunner().invoke(app, command)
+    again = invoke(*command)
     assert isinstance(again.exception, OutputError)
     assert "that run has ended" in str(again.exception)
 
     shutil.rmtree(out)
     assert killed(Checkpoint.open(source), out)
-    assert CliRunner().invoke(app, command).stderr == f"An unfinished run lies at {out}.training, at step 3.\n"
+    assert invoke(*command).stderr == f"An unfinished run lies at {out}.training, at step 3.\n"
     assert out.is_dir()
 
     shutil.rmtree(out)
     monkeypatch.setattr(healer.HealingRun, "train", interrupted)
-    CliRunner().invoke(app, command)
-    assert CliRunner().invoke(app, command).stderr.startswith("The unfinished run")
+    invoke(*command)
+    assert invoke(*command).stderr.startswith("The unfinished run")
 
 
 def interrupted(*_arguments, **_options):

@@ -18,7 +18,7 @@ from zoo import speaking
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("own_cache")
-NOTHING = Schedule(max_steps=1, batch_size=4, lr=1e-30)
+NOTHING = Schedule(max_steps=1, per_device_train_batch_size=4, learning_rate=1e-30)
 SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "tie_word_embeddings": False}
 EMBEDDING = "model.embed_tokens.weight"
 

@@ -64,13 +64,13 @@ def test_others_are_named_with_what_was_expected(args, options, said):
 def test_options_have_types_too():
     for make, said in (
         (lambda: ss.Compute(device=0), "device: expected text, found an int"),
-        (lambda: ss.Schedule(lr="1e-4"), "lr: expected a number"),
+        (lambda: ss.Schedule(learning_rate="1e-4"), "learning_rate: expected a number"),
         (lambda: ss.Choice(drop=[3]), "drop: expected text or a whole number or None"),
         (lambda: ss.CalibrationText("pydoc", samples=[10]), "samples: expected"),
     ):
         with pytest.raises(InputError, match=said):
             make()
-    assert ss.Schedule(lr=1).lr == 1
+    assert ss.Schedule(learning_rate=1).learning_rate == 1
 
 
 def test_too_many_arguments_are_pythons_to_refuse():
@@ -83,8 +83,7 @@ def test_too_many_arguments_are_pythons_to_refuse():
     ("function", "args", "options"),
     [
         ("score", ("demo",), {"compute": "cpu"}),
-        ("sweep", ("demo", "pydoc"), {"compute": "cpu"}),
-        ("plan", ("scores.json",), {"drop": 2}),
+        ("depth_curve", ("demo", "pydoc"), {"compute": "cpu"}),
         ("choose", ("demo", "ppl"), {}),
         ("prune", ("demo", 25, "out"), {}),
         ("prune_gguf", ("demo.gguf", 3, "out.gguf"), {}),

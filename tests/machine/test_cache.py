@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from shortstack.cli import app
+from command import invoke
 from shortstack.errors import InputError
 from shortstack.machine import cache
 
@@ -80,16 +79,16 @@ def test_the_limit_is_a_size(monkeypatch):
 
 
 def test_the_verb_shows_and_clears_what_is_ours(filled):
-    told = json.loads(CliRunner().invoke(app, ["cache", "--json"]).stdout)
+    told = json.loads(invoke("cache", "--json").stdout)
     assert told["directory"] == str(filled)
     assert sorted((entry["kind"], entry["bytes"]) for entry in told["entries"]) == [
         *[("activations", 100)] * 4,
         ("gguf", 50),
     ]
-    assert CliRunner().invoke(app, ["cache", "--clear", "--kind", "gguf"]).exit_code == 0
+    assert invoke("cache", "--clear", "--kind", "gguf").exit_code == 0
     assert [path.name for path in (filled / "gguf").iterdir()] == []
     assert len(list((filled / "activations").iterdir())) == 4
-    shown = CliRunner().invoke(app, ["cache", "--clear"]).stdout
+    shown = invoke("cache", "--clear").stdout
     assert "cleared" in shown
     assert "400 B" in shown
     assert not list((filled / "activations").iterdir())

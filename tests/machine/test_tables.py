@@ -61,7 +61,7 @@ def results(tmp_path_factory):
     return {
         "Scores": scores,
         "Plan": plan,
-        "Sweep": ss.sweep(checkpoint, TOKENS, compute=FP32),
+        "DepthCurve": ss.depth_curve(checkpoint, TOKENS, compute=FP32),
         "Verification": ss.verify(pruned),
         "Profile": ss.profile(pruned, against=checkpoint, timing=ss.Timing("1", prompt=4, new_tokens=2, repeats=1)),
     }
@@ -77,14 +77,14 @@ def test_a_result_is_one_short_line_and_a_table(results):
 
 
 def test_the_values_of_a_table_are_those_of_the_result(results):
-    scores, plan, sweep = results["Scores"], results["Plan"], results["Sweep"]
+    scores, plan, curve = results["Scores"], results["Plan"], results["DepthCurve"]
     frame = scores.to_pandas()
     assert tuple(frame["ppl"]) == scores.scores["ppl"]
     assert tuple(frame["bi"]) == scores.scores["bi"]
     stays = plan.to_pandas()
     assert tuple(stays[stays["stays"]]["layer"]) == plan.kept
     assert list(stays[stays["stays"]]["new number"]) == list(range(6))
-    assert list(sweep.to_pandas()["loss"]) == [depth.loss for depth in sweep.depths]
+    assert list(curve.to_pandas()["loss"]) == [depth.loss for depth in curve.depths]
     profile = results["Profile"].to_pandas().set_index("counted")
     assert list(profile.loc["parameters"]) == [
         results["Profile"].counts.parameters.total,

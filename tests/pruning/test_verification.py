@@ -81,7 +81,9 @@ def healed(source: Checkpoint, out: Path) -> Checkpoint:
         source,
         out,
         HealingTask(
-            TrainingData("pydoc", max_length=32, max_samples=16), Partial(last=1), schedule=Schedule(epochs=1, lr=1e-2)
+            TrainingData("pydoc", max_length=32, max_samples=16),
+            Partial(last=1),
+            schedule=Schedule(num_train_epochs=1, learning_rate=1e-2),
         ),
     )
     return Checkpoint.open(out)

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 RECIPE = """
 title: small
 plan: {metric: ppl, drop: 2}
-heal: {method: lora, rank: 2, max_steps: 3, max_length: 32, batch_size: 4, lr: 0.01, seed: 3}
+heal: {method: lora, lora_r: 2, max_steps: 3, max_length: 32, per_device_train_batch_size: 4, learning_rate: 0.01, seed: 3}
 """
 
 
@@ -231,7 +231,7 @@ def test_a_run_that_failed_goes_on_with_other_options_too(tiny, monkeypatch):
     monkeypatch.undo()
     called = counted(monkeypatch, "evaluate", "choose", "prune", "heal")
     recipe = (tiny / "recipe.yaml").read_text(encoding="utf-8")
-    (tiny / "recipe.yaml").write_text(recipe.replace("lr: 0.01", "lr: 0.02"), encoding="utf-8")
+    (tiny / "recipe.yaml").write_text(recipe.replace("learning_rate: 0.01", "learning_rate: 0.02"), encoding="utf-8")
     shrunk(tiny)
     assert called == ["heal", "evaluate"], "what the rate of healing does not touch is used"
     assert not list(tiny.glob("out.*"))

@@ -95,9 +95,9 @@ def test_the_unpruned_model_is_evaluated_once():
         ("seeds: [1]\n", ["evaluate_base", "prune", "evaluate_pruned"]),  # other scores, that choose the same
         ("calibration: {samples: 9}\n", ["evaluate_base", *ROLES[3:]]),
         ("drop: 50%\n", ["evaluate_base", "score"]),
-        ("heal: {name: other, data: train.jsonl, lr: 1.0}\n", ROLES[:5]),
+        ("heal: {name: other, data: train.jsonl, learning_rate: 1.0}\n", ROLES[:5]),
         ("heal: {name: other, data: train.jsonl}\n", ROLES),  # a name is no content
-        ("heal: {name: other, data: train.jsonl, lr: 1.0e-4}\n", ROLES),  # nor is a default that is spelled out
+        ("heal: {name: other, data: train.jsonl, learning_rate: 1.0e-4}\n", ROLES),  # nor is a default that is spelled out
         ("repair: true\n", ["evaluate_base", "score", "plan"]),
         ("evaluation: {length: 64}\n", ["score", "plan", "prune", "heal"]),
         ("compute: {dtype: float32}\n", ["plan", "prune", "heal"]),  # cutting copies bytes, healing has its own arithmetic

@@ -14,7 +14,7 @@ from shortstack.study.grid import parse_study, schema
 from shortstack.study.trial import parse_choice
 from shortstack.study.words import expanded, option_words
 
-QUICK = "{name: quick, method: lora, data: pydoc, epochs: 1}"
+QUICK = "{name: quick, method: lora, data: pydoc, num_train_epochs: 1}"
 
 
 def trials(text):
@@ -32,7 +32,7 @@ def test_the_grid_is_every_combination_in_the_order_of_the_file():
         ("a", "ppl", "8", "quick"),
         ("a", "bi", "25%", None),
     ]
-    assert found[1]["heal"] == {"name": "quick", "method": "lora", "data": "pydoc", "epochs": 1.0}
+    assert found[1]["heal"] == {"name": "quick", "method": "lora", "data": "pydoc", "num_train_epochs": 1.0}
 
 
 def test_a_range_of_drops_is_in_percent_and_includes_its_end():
@@ -90,10 +90,12 @@ def test_the_same_trial_twice_is_one_and_its_id_is_of_its_settings():
 
 
 def test_a_recipe_is_a_way_to_heal_and_its_options_can_be_changed():
-    found = trials("models: [a]\nmetrics: [ppl]\nheal: [paper-lora, {recipe: paper-lora, name: short, epochs: 1}]\n")
+    found = trials(
+        "models: [a]\nmetrics: [ppl]\nheal: [paper-lora, {recipe: paper-lora, name: short, num_train_epochs: 1}]\n"
+    )
     first, second = (each["heal"] for each in found)
-    assert (first["name"], first["epochs"], first["data"]) == ("paper-lora", 2.0, "yahma/alpaca-cleaned")
-    assert (second["name"], second["epochs"], second["rank"]) == ("short", 1.0, 8)
+    assert (first["name"], first["num_train_epochs"], first["data"]) == ("paper-lora", 2.0, "yahma/alpaca-cleaned")
+    assert (second["name"], second["num_train_epochs"], second["lora_r"]) == ("short", 1.0, 8)
     assert "seed" not in first
 
 
@@ -139,12 +141,16 @@ def test_words_for_a_choice_of_layers(text, choice):
     ("text", "said"),
     [
         ("models: [a]\nmetricss: [ppl]\n", "line 2: .* found metricss. .*did you mean metrics"),
-        ("models: [a]\nmetrics: [ppl]\nheal:\n- none\n- {method: lora, data: a, epoch: 2}\n", "line 5: .*heal.1.*epochs"),
+        (
+            "models: [a]\nmetrics: [ppl]\nheal:"
+            "\n- none\n- {method: lora, data: a, num_train_epoch: 2}\n",
+            "line 5: .*heal.1.*epochs",
+        ),
         ("models: [a]\nmetrics: [ppl]\nevaluation: {limit: 0%}\n", "line 3: .*limit: at least 1, or a share .*found '0%'"),
         ("models: [a]\nmetrics: [ppl]\nevaluation: {limit: 1.5}\n", "line 3: .*limit: at least 1, or a share"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: a, max_samples: 1}\n", "line 3: max_samples: .*at least 2, or a share"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: a, max_samples: some}\n", "line 3: .*max_samples: at least 2"),
-        ("models: [a]\nmetrics: [ppl]\nheal: {data: a, lr: fast}\n", "line 3: .*heal.lr.*number"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: a, learning_rate: fast}\n", "line 3: .*heal.learning_rate.*number"),
         ("models: [a]\nmetrics: [ppl]\ndrop: {from: 5, too: 50, step: 5}\n", "line 3: .*mean to"),
         ("models: [a]\nmetrics: [ppl]\nevaluation:\n  perplexities: [pydoc]\n", "line 4: .*mean perplexity"),
         ("models: [a]\nmetrics: [ppl]\ntrials:\n- {metric: bi}\n- {metric: bi, models: b}\n", "line 5: .*mean model"),
@@ -164,7 +170,7 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*write it like step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),
-        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, rank: 4}\n", "line 3: rank: .* option that the method partial"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, lora_r: 4}\n", "line 3: lora_r: .* option that the method partial"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, seed: 4}\n", "seeds: "),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-iterative-1-1-8\n", "strategy: step 1"),
         ("models: [a]\nmetrics: [search]\nstrategy: step 1\n", "except: "),

@@ -1,9 +1,8 @@
 """watch reads a run store while it is written, and says what it holds."""
 
 import pytest
-from typer.testing import CliRunner
 
-from shortstack.cli import app
+from command import invoke
 from shortstack.errors import DataError
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
@@ -66,12 +65,12 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path):
 
 
 def test_without_a_terminal_one_frame_is_printed(runs):
-    shown = CliRunner().invoke(app, ["watch", str(runs[0])])
+    shown = invoke("watch", str(runs[0]))
     assert shown.exit_code == 0
-    assert "five healings" in shown.output
-    assert "failed: heal key3: ValueError: no" in shown.output
-    assert "to go, at most: " in shown.output
-    assert "steps: 3 of at most 6 done, one in 3.7 s" in shown.output  # 10, 11 and 1 s, of two workers
+    assert "five healings" in shown.stdout
+    assert "failed: heal key3: ValueError: no" in shown.stdout
+    assert "to go, at most: " in shown.stdout
+    assert "steps: 3 of at most 6 done, one in 3.7 s" in shown.stdout  # 10, 11 and 1 s, of two workers
 
 
 def test_nothing_is_written_by_watching(runs):

@@ -16,12 +16,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
+import command as command_line
+from command import invoke
 from forks import in_child
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli import app
 from shortstack.errors import DataError, DiskFullError, InputError, OutputError
 from shortstack.report import Report
 from shortstack.runs import Store
@@ -78,7 +77,7 @@ def test_results_are_what_the_verbs_give(tmp_path, study_data):
     scores = ss.score(source, tokens, metrics=["ppl"])
     plan = ss.choose(scores, ss.Choice(drop=2)).plan
     pruned = ss.prune(source, plan, tmp_path / "pruned")
-    schedule = ss.Schedule(epochs=1, batch_size=4)
+    schedule = ss.Schedule(num_train_epochs=1, per_device_train_batch_size=4)
     data_file = str(study_data / "lines.jsonl")
     ss.heal(
         pruned,
@@ -249,8 +248,8 @@ def test_what_is_timed_runs_alone(tmp_path, monkeypatch):
             yield replace(launch, width=2)
 
     monkeypatch.setattr(runner._StudyRun, "_start", noted)
-    profiled = "collapse: false, profile: {batch_sizes: [1], prompt: 4, new_tokens: 2}"
-    study = write_study(tmp_path, STUDY.replace("collapse: false", profiled))
+    profiled = "collapse_check: false, profile: {batch_size: [1], prompt: 4, new_tokens: 2}"
+    study = write_study(tmp_path, STUDY.replace("collapse_check: false", profiled))
     outcome = run_study(study, tmp_path / "runs", launcher=two)
     assert (outcome.done, outcome.failed) == (4, 0)
     assert [kinds for kinds in beside if "profile" in kinds] == [["profile"]] * 2
@@ -261,7 +260,7 @@ def test_losses_of_two_objectives_are_not_ranked_together(tmp_path):
     """KL from a teacher is far below any cross-entropy: the other's weights would go."""
     taught = QUICK.replace("name: quick", "name: taught, loss: distill")
     text = STUDY.replace("heal: [none, ", f"heal: [{taught}, ")
-    text = text.replace("perplexity: [$TINY/text.txt]", "perplexity: [], probe_items: 2")
+    text = text.replace("perplexity: [$TINY/text.txt]", "perplexity: [], probes: true, probe_items: 2")
     outcome = run(tmp_path, text=text)
     assert (outcome.done, outcome.failed) == (4, 0)
     with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
@@ -294,8 +293,12 @@ def test_seeds_are_counted_where_something_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("collapse: false", "\n  limit: 3", r"line 9: limit: expected tasks beside it, found none.* add tasks, such"),
-        ("collapse: false", "\n  tasks: [piqa],\n  data_dir: nowhere", "line 10: data_dir: expected a folder"),
+        (
+            "collapse_check: false",
+            "\n  limit: 3",
+            r"line 9: limit: expected tasks beside it, found none.* add tasks, such",
+        ),
+        ("collapse_check: false", "\n  tasks: [piqa],\n  data_dir: nowhere", "line 10: data_dir: expected a folder"),
         ("[$TINY/text.txt],", "[\n  pydocc],", "line 9: pydocc: expected"),
         ("drop: 2", "drop: 6", r"line 6: .*/model: drop: expected"),
         ("title: tiny", "compute:\n  device: mps", "line 3: device: expected one of cpu"),
@@ -321,7 +324,7 @@ def test_a_missing_text_or_model_is_said_before_anything_runs(tmp_path):
         assert store.counts() == {}
 
 
-PROFILED = "collapse: false, profile: {batch_sizes: %s}"
+PROFILED = "collapse_check: false, profile: {batch_size: %s}"
 WRONG = {
     "calibration: {text: $TINY/text.txt": ("calibration: {text: pydocc", "calibration: {text: $TINY/model"),
     "perplexity: [$TINY/text.txt]": (
@@ -336,12 +339,12 @@ WRONG = {
     "drop: 2": ("drop: 6", "drop: 1%", "drop: most", "drop: 2\nstrategy: step 3"),
     "method: partial": ("method: partiall",),
     "last: 1": ("last: 5", "near_cut: 5"),
-    "collapse: false": (
+    "collapse_check: false": (
         "tasks: [piqa], data_dir: $TINY",
         "tasks: [piqaa], include: $TINY",
         "limit: 3",
         "include: $TINY",
-        "probe_items: 1",
+        "probes: true, probe_items: 1",
         PROFILED % "[0]",
         PROFILED % "[]",
     ),
@@ -373,7 +376,9 @@ def test_what_would_fail_in_a_step_is_refused_before_the_first(tmp_path, monkeyp
 def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     """Its options are part of a trial and of its steps' keys; the file's name is not."""
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("heal: {method: partial, last: 1, epochs: 1, batch_size: 4}\n", encoding="utf-8")
+    recipe.write_text(
+        "heal: {method: partial, last: 1, num_train_epochs: 1, per_device_train_batch_size: 4}\n", encoding="utf-8"
+    )
     text = STUDY.replace(f"[none, {QUICK}]", f"{{recipe: {recipe}, data: $TINY/lines.jsonl, max_length: 32}}")
     run(tmp_path, text)
     before = found(tmp_path / "runs")
@@ -389,18 +394,18 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
 
 def test_the_command_of_every_step_can_be_typed(tmp_path):
     more = "- {metric: search}\n- {metric: ppl block, drop: 3}\n- {metric: ppl, strategy: step 1, heal: quick}\n"
-    text = STUDY.replace("samples: 2, length", "samples: 4, length").replace("collapse: false", "probe_items: 2")
+    text = STUDY.replace("samples: 2, length", "samples: 4, length").replace(
+        "collapse_check: false", "probes: true, probe_items: 2"
+    )
     run(tmp_path, text + "repair: {text: $TINY/text.txt, samples: 8, length: 16}\ntrials:\n- {metric: bi}\n" + more.replace(
         "heal: quick", "heal: quick, repair: false"))  # fmt: skip
     with Store.open(Folder(tmp_path / "runs"), read_only=True) as store:
         told = [row[0] for row in store.connection.execute("SELECT command FROM steps")]
-    verbs = typer.main.get_command(app).commands
     assert {command.split()[1] for command in told} == {"score", "plan", "prune", "heal", "evaluate"}
     (turns,) = (command for command in told if "--step" in command and " heal " in f" {command}")
     assert re.search(r"--text \S*text\.txt\S* --samples 4 --length 16", turns), turns
     for command in told:
-        _, verb, *words = shlex.split(command)
-        verbs[verb].make_context(verb, words)  # raises for an option that is none
+        command_line.read(*shlex.split(command)[1:])  # raises for an option that is none
 
 
 def test_the_commands_of_a_study_in_an_odd_folder_give_what_its_steps_gave(tmp_path, monkeypatch):
@@ -419,7 +424,7 @@ def test_the_commands_of_a_study_in_an_odd_folder_give_what_its_steps_gave(tmp_p
         )
         _, *words = said.stdout.rstrip("\0").split("\0")
         place = Path(words[words.index("-o") + 1]) if "-o" in words else None
-        done = CliRunner().invoke(app, [*words, "--json"])
+        done = invoke(*words, "--json")
         assert done.exit_code == 0, f"{step['command']}\n{done.output}"
         told = json.loads(done.stdout)
         if place and place.is_dir():

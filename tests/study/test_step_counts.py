@@ -42,7 +42,7 @@ def test_steps_and_bytes_are_those_of_the_study(tiny):
         ("$TINY/lines.jsonl", "$TINY/lost.jsonl", DataError),
         ("$TINY/lines.jsonl", "$NOWHERE/lines.jsonl", InputError),
         ("$TINY/model", "$TINY/lost", InputError),
-        ("collapse: false", "collapse: false, tasks: [piqa], data_dir: $TINY/nowhere", InputError),
+        ("collapse_check: false", "collapse_check: false, tasks: [piqa], data_dir: $TINY/nowhere", InputError),
     ],
 )
 def test_what_the_study_refuses_is_refused(old, new, error, tiny):
@@ -55,7 +55,7 @@ def test_what_the_study_refuses_is_refused(old, new, error, tiny):
 
 def test_a_folder_of_another_study_or_of_a_model_is_refused(tiny):
     run_study(write_study(tiny), tiny / "runs", launcher=inline)
-    other = write_study(tiny, STUDY.replace("collapse: false", "collapse: true"))
+    other = write_study(tiny, STUDY.replace("collapse_check: false", "collapse_check: true"))
     with pytest.raises(InputError, match="collapse"):
         step_counts(other, tiny / "runs")
     with pytest.raises(InputError, match="a folder outside a model's"):
@@ -72,7 +72,7 @@ def test_a_model_that_would_be_fetched_is_said_to_be_unknown(tiny):
 def test_the_whole_grid_of_the_paper_shares_most_of_its_steps(monkeypatch):
     monkeypatch.setenv("DATA", "/data")
     monkeypatch.setattr("shortstack.study.step_counts.text_digest", str)
-    monkeypatch.setattr("shortstack.study.grid.EvaluateOptions.check", str)  # the data is somewhere else
+    monkeypatch.setattr("shortstack.study.grid.EvaluationOptions.check", str)  # the data is somewhere else
     said = step_counts(STUDIES / "paper.yaml")
     assert said.trials == 161
     assert sum(said.steps.values()) < 0.7 * sum(said.asked.values())
@@ -83,7 +83,7 @@ def test_the_whole_grid_of_the_paper_shares_most_of_its_steps(monkeypatch):
 @pytest.mark.parametrize("drop", ["1", "25%", "5"])
 def test_bytes_follow_the_layers_that_stay(drop, tiny):
     source = Checkpoint.open(tiny / "model")
-    one = f'models: [$TINY/model]\nmetrics: [reverse]\ndrop: ["{drop}"]\nevaluation: {{collapse: false}}\n'
+    one = f'models: [$TINY/model]\nmetrics: [reverse]\ndrop: ["{drop}"]\nevaluation: {{collapse_check: false}}\n'
     said, sizes = step_counts(write_study(tiny, one)), source.sizes
     kept = len(sizes.layer_bytes) - parse_drop(drop, len(sizes.layer_bytes))
     assert said.disk_bytes == sizes.other_bytes + kept * sizes.layer_bytes[0]

@@ -20,14 +20,14 @@ from typing import Any
 from documents import data_folder
 from zoo import speaking
 
-EPOCHS = ["--epochs", "2"]
+EPOCHS = ["--num-train-epochs", "2"]
 TEXT = ["--text", "pydoc", "--samples", "4", "--length", "32"]
 STUDY = """models: [m]
 metrics: [bi, reverse]
 calibration: {text: pydoc, samples: 4, length: 32}
 drop: [2]
-heal: {data: pydoc, last: 1, epochs: 1, max_length: 32, max_samples: 16}
-evaluation: {perplexity: [pydoc], samples: 4, length: 32, collapse: false}
+heal: {data: pydoc, last: 1, num_train_epochs: 1, max_length: 32, max_samples: 16}
+evaluation: {perplexity: [pydoc], samples: 4, length: 32, collapse_check: false}
 """
 RECIPE = """title: small
 plan: {metric: reverse, drop: 2}

@@ -27,7 +27,7 @@ models: [{model}]
 metrics: [random]
 drop: 2
 seeds: [{seeds}]
-evaluation: {{perplexity: [{text}], length: 16, samples: 2, collapse: false}}
+evaluation: {{perplexity: [{text}], length: 16, samples: 2, collapse_check: false}}
 """
 
 

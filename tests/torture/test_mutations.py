@@ -44,11 +44,13 @@ from zoo import speaking
 
 COUNT = int(os.environ.get("TORTURE_MUTATIONS", "40"))
 SMALL = ("--text", "pydoc", "--samples", "2", "--length", "16")
-SHORT = ("--max-samples", "24", "--max-length", "16", "--epochs", "1")
+SHORT = ("--max-samples", "24", "--max-length", "16", "--num-train-epochs", "1")
 SLACK = 32_000_000  # bytes: what the allocator keeps
 Mutation = Callable[[bytes, random.Random], bytes]
 STUDY = "models: [m]\nmetrics: [reverse]\ndrop: [2]\nevaluation: {perplexity: [pydoc], samples: 4, length: 32}\n"
-RECIPE = "title: one\nplan: {metric: bi, drop: 25%}\nheal: {method: lora, epochs: 1, rank: 4, max_length: 32}\n"
+RECIPE = (
+    "title: one\nplan: {metric: bi, drop: 25%}\nheal: {method: lora, num_train_epochs: 1, lora_r: 4, max_length: 32}\n"
+)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ models: [{model}]
 metrics: [reverse, random]
 seeds: [0, 1]
 drop: [1, 2]
-evaluation: {{perplexity: [{text}], length: 16, samples: 2, collapse: false}}
+evaluation: {{perplexity: [{text}], length: 16, samples: 2, collapse_check: false}}
 """
 CALLS = (  # by which the driver takes a result in
     "shortstack.runs.artefacts.shutil.rmtree",

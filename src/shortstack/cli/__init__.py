@@ -2,7 +2,7 @@
 
 stdout carries the result (`--json` for machines), stderr the progress. Exit codes: 0 done, 2 bad usage or input, 1 failure.
 Nothing heavy is imported before a verb runs, and no verb before it is asked for: `shortstack --help` knows no torch. A verb
-is one file, its table beside it, and its line in `help`.
+is one file, its table beside it, and its line in `verbs`.
 """
 
 import os
@@ -11,6 +11,6 @@ import os
 # as slow and a written token 2 to 8 times; alone on a machine passive ones cost up to a fifth (docs/guide-cpu.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from shortstack.cli.app import app, main
+from shortstack.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

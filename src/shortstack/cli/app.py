@@ -1,200 +1,26 @@
-"""The program around the verbs: its version, and what becomes of errors and signals."""
+"""The program around the verbs: what becomes of errors, warnings and signals."""
 
 from __future__ import annotations
 
 import errno
-import functools
-import inspect
 import io
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from typing import Annotated, Any, NoReturn
-
-import typer
-from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command_from_info
+from typing import Any, NoReturn
 
 from shortstack.cli import console
-from shortstack.cli.help import HELP, check_near, place, spelled
-from shortstack.cli.option_groups import grouped
+from shortstack.cli.verbs import run
 from shortstack.errors import ShortstackError, ShortstackWarning, is_out_of_memory, one_line
 from shortstack.machine.files import FULL, disk_full
 from shortstack.machine.progress import hush_kernels, say
 from shortstack.machine.stopping import forget_signals, heard, last_heard
 
 STOPS = (KeyboardInterrupt, SystemExit)  # what a signal raises; where Python loses it, it is raised again
-
-ALL = "shortstack.help.all"  # of a context: all options are shown
-
-
-class Sectioned(TyperCommand):
-    """A verb whose --help gives examples and common options, whose --help-all lists all under the headings of their groups,
-    and which hears what other tools call its options.
-    """
-
-    @property
-    def common(self) -> tuple[str, ...]:
-        """The options that --help shows; (): all."""
-        return HELP[self.name or ""].options
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = {name for each in self.params for name in (*each.opts, *each.secondary_opts)}
-        words = spelled(args, known)
-        check_near(words, known)
-        rest: list[str] = super().parse_args(ctx, words)
-        return rest
-
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        super().format_help_text(ctx, formatter)
-        _write_examples(formatter, self.name or "")
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        by_group, left_out = ctx.meta.get(ALL, False), 0
-        every = by_group or not self.common
-        sections: dict[str, list[tuple[str, str]]] = {
-            name: [] for name in ("Arguments", "Options")
-        }  # a verb's own first
-        listed = self.get_params(ctx)
-        for parameter in listed if by_group else sorted(listed, key=_shown_at):
-            told = parameter.get_help_record(ctx)
-            option = parameter.param_type_name == "option"
-            if not told:
-                continue
-            names = {name.lstrip("-") for name in parameter.opts}
-            if not every and option and not names & {*self.common, "help", "help-all"}:
-                left_out += 1
-                continue
-            kind = getattr(parameter, "rich_help_panel", None) if by_group else None
-            sections.setdefault(kind or ("Options" if option else "Arguments"), []).append(told)
-        for heading, rows in sections.items():
-            if not rows:
-                continue
-            with formatter.section(heading):
-                formatter.write_dl(rows)
-        if left_out:
-            formatter.write_paragraph()
-            formatter.write_text(f"{left_out} more: shortstack {self.name} --help-all")
-
-
-def _shown_at(parameter: Any) -> int:
-    """Arguments come first, then options in their order."""
-    return -1 if parameter.param_type_name == "argument" else place(name.lstrip("-") for name in parameter.opts)
-
-
-class Verbs(Mapping[str, Any]):
-    """The verbs by name, each imported when it is asked for: to list them takes none of their options."""
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in HELP if name)
-
-    def __len__(self) -> int:
-        return len(HELP) - 1
-
-    def __getitem__(self, name: str) -> Any:
-        if not name or name not in HELP:
-            raise KeyError(name)
-        return _command(name)
-
-
-@functools.cache
-def _command(name: str) -> Any:
-    import_module(f"shortstack.cli.{name}")
-    (found,) = (each for each in app.registered_commands if each.name == name)
-    return get_command_from_info(found, pretty_exceptions_short=False, rich_markup_mode=None)
-
-
-class Exampled(TyperGroup):
-    """The program, whose --help gives examples, too."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.commands: Any = Verbs()
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, shown.summary) for name, shown in HELP.items() if name])
-
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        super().format_help_text(ctx, formatter)
-        _write_examples(formatter, "")
-
-
-def _write_examples(formatter: Any, verb: str) -> None:
-    with formatter.section("Examples"):
-        for example in HELP[verb].examples:
-            formatter.write(f"{'':{formatter.current_indent}}shortstack {example}\n")  # in one line, however long
-
-
-app = typer.Typer(
-    name="shortstack",
-    cls=Exampled,
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help=HELP[""].summary,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"shortstack {version('shortstack')}")
-        raise typer.Exit
-
-
-def verb(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A function as a verb of the program; parameters that are groups of options become those options."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        called = name or function.__name__
-        some = bool(HELP[called].options)
-        return app.command(called, cls=Sectioned)(_with_all(grouped(function), hidden=not some))
-
-    return register
-
-
-def _with_all(function: Callable[..., None], *, hidden: bool) -> Callable[..., None]:
-    """The verb with --help-all, which is hidden where --help shows all."""
-    said = typer.Option(
-        "--help-all", help="Show all options and exit.", is_eager=True, callback=_show_all, hidden=hidden
-    )
-    shown = inspect.Parameter(
-        "help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, said]
-    )
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def call(*, help_all: bool = False, **options: Any) -> None:
-        function(**options)
-
-    call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), shown])  # type: ignore[attr-defined]
-    call.__annotations__ = {**function.__annotations__, "help_all": shown.annotation}
-    return call
-
-
-def _show_all(context: typer.Context, wanted: bool) -> None:
-    if wanted:
-        context.meta[ALL] = True
-        typer.echo(context.get_help())
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    _version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    """What stands before a verb."""
 
 
 def main() -> None:
@@ -242,9 +68,11 @@ def _run() -> None:
 def _exit_code() -> int | str | None:
     """Run the verb; the code it ends with."""
     try:
-        app()
+        run(sys.argv[1:])
     except SystemExit as ended:
         return ended.code
+    except KeyboardInterrupt:
+        return 130
     return None
 
 

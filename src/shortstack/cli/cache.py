@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
+from shortstack.cli.options import flat
 from shortstack.machine.cache import KINDS, CacheEntry, cache_directory, cache_entries, cache_limit
 from shortstack.machine.formats import duration, size
 from shortstack.machine.options import check_choice_of, option
@@ -24,14 +24,16 @@ class Clearing:
     kind: str | None = option(None, help="Only of one kind, as the table names them.")
 
 
-@verb()
 def cache(
-    clearing: Clearing,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    *,
+    clearing: Annotated[Clearing, flat()] = Clearing(),
+    as_json: Annotated[bool, Parameter(name="--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Show what is kept to be used again, or clear it.
 
     All of it can be computed again. What was not used for longest goes by itself where $SHORTSTACK_CACHE_LIMIT is reached.
+
+    $ shortstack cache --clear --kind models
     """
     if clearing.kind is not None:
         check_choice_of("kind", clearing.kind, KINDS)

@@ -9,19 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from shortstack.cli import console
-from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.option_groups import Only, Without
-from shortstack.cli.options import REPAIR_SAMPLES, Model, Saved, Session, unused
+from shortstack.cli.options import CALIBRATION, Model, Repairing, Saved, Session, flat, group
 from shortstack.data import CalibrationText
-from shortstack.data.mixture import MIX, SEVERAL
-from shortstack.data.sources import TEXT
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, Tasks
-from shortstack.machine.device import Compute
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number, show_layers, size
 from shortstack.machine.options import option
@@ -33,6 +26,7 @@ if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
     from shortstack.comparison import Calibration, Comparison, Judging
     from shortstack.comparison.comparison import ComparisonRow
+    from shortstack.machine.device import Compute
     from shortstack.machine.progress import Progress
     from shortstack.profiling.speed import Ratio
 
@@ -76,90 +70,53 @@ def _times_unpruned(row: ComparisonRow, ratio: Ratio | None) -> str:
 
 
 @dataclass(frozen=True)
-class CalibrationOptions:
+class BaselineText(CalibrationText):
     """What baselines choose their layers, neurons and masks on."""
 
-    text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
-    samples: int = option(
-        32, help="Calibration windows of each text, of 128 tokens, drawn by seed.", minimum=1, counted=True
-    )
+    samples: int | str = option(32, help="Calibration windows of each text, of 128 tokens: a number, or all.")
+
+
+@dataclass(frozen=True)
+class CompareOptions(Repairing):
+    """What is compared, how its layers are chosen, and on how much."""
+
+    memory: str = option("50%", help="Share of the unpruned weights' bytes that there is room for.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
-    repair: bool = option(False, help="Also with the kept layers refitted in closed form.")
-    repair_samples: int = option(
-        REPAIR_SAMPLES, help="Windows to repair on, at most; at least eight of each text.", minimum=8, counted=True
-    )
     search: bool = option(False, help="Search for the layers that go.")
     heal: str | None = option(None, help="Also heal the pruned model on this data, as the recipe `best` does.")
+    healed: str | None = option(None, help="A healed checkpoint, for a row of its own.")
+    task: list[Path] | None = option(None, help="Multiple choice, a .jsonl file as for depth-curve; may be repeated.")
+    limit: int | float | None = option(
+        None, help="Windows of each text and questions of each file or task, or 10%.", minimum=1, shares=True
+    )
 
-    def check(self) -> None:
-        """Say what is wrong with the words before any model is opened."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         metric_named(self.metric)
-        if not self.repair and self.repair_samples != REPAIR_SAMPLES:
-            raise unused("compare without --repair", "--repair-samples", self.repair_samples)
-        if self.search and self.metric != CalibrationOptions.metric:
+        if self.search and self.metric != CompareOptions.metric:
             raise InputError(
                 "--metric beside it", expected="--search without --metric", fix="give one of them", option="search"
             )
 
-    def calibration(
-        self,
-        checkpoint: Checkpoint,
-        healed: Checkpoint | None,
-        compute: Compute,
-        progress: Progress,
-        *,
-        dry_run: bool = False,
-    ) -> Calibration:
-        """What compare() is given. dry_run: the model writes nothing to be calibrated on."""
-        from shortstack.comparison import Calibration, heal_as_recipe
-        from shortstack.data.tokens import JUDGING
-        from shortstack.decoder import calibration_tokens
 
-        text, repair = CalibrationText(self.text, self.samples), None
-        how: dict[str, Any] = {"compute": compute, "progress": progress, "dry_run": dry_run}
-        tokens = calibration_tokens(checkpoint, text, **how)
-        if self.repair:
-            text = text.of_all(self.repair_samples)
-            repair = calibration_tokens(checkpoint, text, at_least=JUDGING, **how)
-        heal = heal_as_recipe(self.heal, checkpoint, device=compute.device, progress=progress) if self.heal else None
-        return Calibration(tokens, repair, self.metric, self.search, heal, healed)
-
-
-@dataclass(frozen=True)
-class ComparedOptions:
-    """What is compared, and on how much."""
-
-    task: Annotated[
-        list[Path] | None,
-        typer.Option(help="Multiple choice, a .jsonl file as for sweep; may be repeated.", show_default=False),
-    ] = None
-    limit: int | float | None = option(
-        None,
-        help="Windows of each text and questions of each file or task, or 10%.",
-        minimum=1,
-        counted=True,
-        shares=True,
-    )
-    memory: Annotated[str, typer.Option(help="Share of the unpruned weights' bytes that there is room for.")] = "50%"
-    healed: Annotated[
-        str | None, typer.Option(help="A healed checkpoint, for a row of its own.", show_default=False)
-    ] = None
-
-
-@verb()
 def compare(
     model: Model,
-    chosen: CalibrationOptions,
-    texts: Annotated[EvaluationText, Only("perplexity", "length")],
-    tasks: Annotated[Tasks, Only("tasks", "num_fewshot", "data_dir", "include")],
-    timing: Annotated[Timing, Only("prompt", "new_tokens", "repeats")],
-    session: Annotated[Session, Without("device_map")],
-    asked: ComparedOptions,
+    /,
+    *,
+    asked: Annotated[CompareOptions, flat()] = CompareOptions(),
     output: Saved = None,
     dry_run: DryRun = False,
+    text: Annotated[BaselineText, flat(CALIBRATION, without="length")] = BaselineText(),
+    texts: Annotated[EvaluationText, flat(group("Perplexity", 3), without="samples")] = EvaluationText(),
+    tasks: Annotated[Tasks, flat(group("Tasks", 4), without="limit|batch_size|max_length|backend|seed")] = Tasks(),
+    timing: Annotated[Timing, flat(group("How speed is measured", 5), without="batch_size")] = Timing(),
+    session: Annotated[Session, flat(without="device_map")] = Session(),
 ) -> None:
-    """Compare pruned, quantised and narrowed models at equal bytes."""
-    chosen.check()
+    """Compare pruned, quantised and narrowed models at equal bytes.
+
+    $ shortstack compare org/model --memory 50%
+    """
+    asked.check("compare")
     if not texts.sources:
         raise InputError("none", expected="a text to sort rows by", fix="name one: pydoc", option="perplexity")
     if output:
@@ -183,7 +140,9 @@ def compare(
         other = session.alone.open(asked.healed, progress) if asked.healed else None
         parse_memory(asked.memory, checkpoint.weight_bytes, least=checkpoint.sizes.other_bytes)
         judged = judging(checkpoint)  # before calibration text is written, which takes long
-        calibration = chosen.calibration(checkpoint, other, session.compute, progress, dry_run=dry_run)
+        calibration = _calibration(
+            checkpoint, asked, text=text, healed=other, dry_run=dry_run, compute=session.compute, progress=progress
+        )
         if dry_run:
             return _preview(checkpoint, calibration, judged, asked.memory, session)
         result = compare_models(
@@ -201,6 +160,31 @@ def compare(
     which = ("--layers", layers) if layers else ("--drop", "25%")
     session.report.next_prune(model, checkpoint, *which, *session.source.words)
     return None
+
+
+def _calibration(
+    checkpoint: Checkpoint,
+    asked: CompareOptions,
+    *,
+    text: CalibrationText,
+    healed: Checkpoint | None,
+    dry_run: bool,
+    compute: Compute,
+    progress: Progress,
+) -> Calibration:
+    """Return what compare() is given. dry_run: the model writes nothing to be calibrated on."""
+    from shortstack.comparison import Calibration, heal_as_recipe
+    from shortstack.data.tokens import JUDGING
+    from shortstack.decoder import calibration_tokens
+
+    how: dict[str, Any] = {"compute": compute, "progress": progress, "dry_run": dry_run}
+    tokens, repair, heal = calibration_tokens(checkpoint, text, **how), None, None
+    if asked.repair:
+        windows = text.of_all(asked.repair_samples)
+        repair = calibration_tokens(checkpoint, windows, at_least=JUDGING, **how)
+    if asked.heal:
+        heal = heal_as_recipe(asked.heal, checkpoint, device=compute.device, progress=progress)
+    return Calibration(tokens, repair, asked.metric, asked.search, heal, healed)
 
 
 def _preview(checkpoint: Checkpoint, calibration: Calibration, judging: Judging, memory: str, session: Session) -> None:

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
-from shortstack.cli.option_groups import Only
-from shortstack.cli.options import Reporting, going_on
-from shortstack.machine.device import Compute
+from shortstack.cli.options import SAID, Reporting, flat, going_on
 from shortstack.machine.formats import number, size
+from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
     from shortstack.shrinking.demo import Demo
 
 
-@verb()
+@dataclass(frozen=True)
+class DemoOptions:
+    """Where two checkpoints go, and how long they may take."""
+
+    output: Annotated[Path, Parameter(alias="-o")] = option(
+        Path("demo-out"), help="New directory for two checkpoints and demo.json."
+    )
+    minutes: float = option(5.0, help="How long all of it may take.", minimum=0.5)
+    seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
 def demo(
-    compute: Annotated[Compute, Only("seed")],
-    report: Reporting,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="New directory for two checkpoints and demo.json.")
-    ] = Path("demo-out"),
-    minutes: Annotated[float, typer.Option(help="How long all of it may take.", min=0.5)] = 5.0,
+    *,
+    asked: Annotated[DemoOptions, flat()] = DemoOptions(),
+    report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
     """Make a small model that comes along shorter, and measure it.
 
     SmolLM2-135M-Instruct loses 4 of its 30 layers, and 8, as `shrink` does it; the minutes are for both.
+
+    $ shortstack demo --minutes 15
     """
     from shortstack.shrinking.demo import run
 
     with report.bars() as progress, going_on("the same command goes on from there"):
-        result = run(output, minutes=minutes, seed=compute.seed, progress=progress)
+        result = run(asked.output, minutes=asked.minutes, seed=asked.seed, progress=progress)
     if report.json:
         return console.show_json(result.to_dict())
     show(result)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.machine.formats import size
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shortstack.machine.memory import Requirements
 
 CHECKS = "Make every check, and say what would be done and the memory and disk for it. Nothing is computed or written."
-DryRun = Annotated[bool, typer.Option("--dry-run", help=CHECKS)]
+DryRun = Annotated[bool, Parameter(help=CHECKS)]
 
 
 def show_dry_run(

@@ -6,15 +6,14 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Model, Saved, Session, check_unused
+from shortstack.cli.options import Model, Saved, Session, check_unused, flat, group
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
 from shortstack.evaluation.suites import PERPLEXITIES
 from shortstack.machine.files import check_new
@@ -22,8 +21,6 @@ from shortstack.machine.formats import number
 from shortstack.machine.memory import Requirements
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from shortstack.checkpoint import Checkpoint
     from shortstack.evaluation import Evaluation, TaskResult
     from shortstack.evaluation.degeneration import Collapse
@@ -32,21 +29,24 @@ if TYPE_CHECKING:
     from shortstack.evaluation.probes import Probed
 
 
-@verb()
 def evaluate(
     model: Model,
-    text: EvaluationText,
-    tasks: Tasks,
-    generation: GenerationChecks,
-    session: Annotated[Session, Without("stream")],
+    /,
+    *,
     against: Annotated[
-        str | None,
-        typer.Option(help="The model it was made from: measured too, and compared document by document."),
+        str | None, Parameter(help="The model it was made from: measured too, and compared document by document.")
     ] = None,
     output: Saved = None,
     dry_run: DryRun = False,
+    text: Annotated[EvaluationText, flat(group("Perplexity"))] = EvaluationText(),
+    tasks: Annotated[Tasks, flat(group("Tasks", 2), without="seed")] = Tasks(),
+    generation: Annotated[GenerationChecks, flat(group("What it writes", 3))] = GenerationChecks(),
+    session: Annotated[Session, flat(without="stream")] = Session(),
 ) -> None:
-    """Measure perplexity, tasks, and what the model writes."""
+    """Measure perplexity, tasks, and what the model writes.
+
+    $ shortstack evaluate small --against org/model --tasks piqa,winogrande --probes
+    """
     _check(tasks, generation, against)
     if output:
         check_new(output)

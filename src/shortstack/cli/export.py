@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
-from shortstack.cli.options import Reporting
+from shortstack.cli.options import SAID, Reporting, flat
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new, read_json, whole
 from shortstack.machine.options import option
@@ -62,13 +61,17 @@ class ExportOptions:
                 raise InputError("none", expected=f"{needed} beside it", fix=fix, option=name)
 
 
-@verb()
 def export(
-    directory: Annotated[str, typer.Argument(help="A checkpoint directory that shortstack wrote.", show_default=False)],
-    asked: ExportOptions,
-    report: Reporting,
+    directory: Annotated[str, Parameter(help="A checkpoint directory that shortstack wrote.")],
+    /,
+    *,
+    asked: Annotated[ExportOptions, flat()] = ExportOptions(),
+    report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
-    """Take a checkpoint to where models run: llama.cpp, Ollama, the hub."""
+    """Take a checkpoint to where models run: llama.cpp, Ollama, the hub.
+
+    $ shortstack export small --gguf small.gguf --ollama
+    """
     asked.check()
     if directory.endswith(".gguf"):
         fix = f"use it as it is: llama-server -m {directory}"

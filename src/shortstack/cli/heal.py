@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.charts.checks import check_picture
 from shortstack.cli import console
-from shortstack.cli.app import verb
 from shortstack.cli.dry_run import CHECKS, show_dry_run
-from shortstack.cli.option_groups import Values, Without
-from shortstack.cli.options import Out, Reporting, Session, going_on
+from shortstack.cli.options import Out, Reporting, Session, flat, going_on, group
 from shortstack.errors import OutputError
-from shortstack.healing import Partial, Turns
+from shortstack.healing import Objective, Partial, Schedule, TrainingData, Turns
 from shortstack.healing.methods import MethodOptions, check_known
-from shortstack.healing.options import COMPONENTS, task_of
+from shortstack.healing.options import task_of
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import show_layers, size
-from shortstack.machine.options import option
+from shortstack.machine.options import option, options_of
 from shortstack.machine.progress import first_process, say
 
 if TYPE_CHECKING:
@@ -73,28 +71,59 @@ class HealRun:
         check_new(output, make_folders=True)
 
 
-@verb()
+def _given(headings: Mapping[Any, str]) -> Any:
+    """Return a dataclass with the options of others that keeps in `values` what is typed alone."""
+    listed: list[tuple[str, Any, Any]] = []
+    for place, (component, title) in enumerate(headings.items(), 1):
+        hints, heading = get_type_hints(component, include_extras=True), group(title, place)
+        for name, default, known in options_of(component):
+            hint, kept = hints[name], option(None if default is MISSING else default, help=known.help)
+            listed.append((name, Annotated[hint | None, Parameter(group=heading)], kept))
+
+    def keep(self: Any, **values: Any) -> None:
+        self.values = values
+
+    return make_dataclass("Given", listed, init=False, eq=False, namespace={"__init__": keep, "__module__": __name__})
+
+
+HEADINGS = {
+    MethodOptions: "Which part trains, and how",
+    TrainingData: "What is learnt from",
+    Objective: "What is aimed at",
+    Schedule: "How long and how fast",
+    Turns: "Pruning and healing in turns",
+}
+if TYPE_CHECKING:
+
+    class Given:
+        values: dict[str, Any]
+else:
+    Given = _given(HEADINGS)
+
+
 def heal(
-    context: typer.Context,
-    directory: Annotated[str, typer.Argument(help="The pruned checkpoint (or any model).", show_default=False)],
+    directory: Annotated[str, Parameter(help="The pruned checkpoint (or any model).")],
+    /,
+    *,
     output: Out,
-    options: Annotated[dict[str, Any], Values(*COMPONENTS, given=Turns)],
-    run: HealRun,
-    session: Annotated[Session, Without("seed", "dtype", "stream", "device_map")],
+    run: Annotated[HealRun, flat()] = HealRun(),
+    given: Annotated[Given, flat()] = Given(),
+    session: Annotated[Session, flat(without="seed|dtype|stream|device_map")] = Session(),
 ) -> None:
     """Train a pruned checkpoint to get back what it lost.
 
     What is frozen is computed once and kept on disk.
+
+    $ shortstack heal pruned --recipe best --data my.txt --teacher org/model -o out
     """
     from shortstack.healing.recipes import named_by_line, with_recipe
 
-    began = time.monotonic()
-    typed = functools.partial(_typed, context)
+    began, typed = time.monotonic(), given.values
     with named_by_line(run.recipe, typed):
-        values = with_recipe(options, run.recipe, typed) if run.recipe else options
+        values = with_recipe(typed, run.recipe) if run.recipe else typed
         turns = Turns.of_options(values)
         task = task_of(values, compute=session.compute, loggers=run.loggers)
-        check_known(type(task.method), {name: values[name] for name in METHOD_OPTIONS if typed(name)})
+        check_known(type(task.method), {name: typed[name] for name in METHOD_OPTIONS if name in typed})
         task.check(run.teacher)
         run.check(output)
         with session.report.bars() as progress:
@@ -120,12 +149,6 @@ def heal(
             console.show(_gone(checkpoint, result))
     session.report.next_measure(output, checkpoint.made_from or (turns and directory), *session.alone.words)
     return None
-
-
-def _typed(context: typer.Context, name: str) -> bool:
-    """Whether an option was on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _healed(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
 from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES, TASKS
 from shortstack.healing import METHODS
@@ -19,15 +18,16 @@ from shortstack.scoring import METRICS
 LISTED = ("metrics", "strategies", "methods", "recipes", "tasks")
 
 
-@verb()
 def ls(
-    what: Annotated[
-        str | None,
-        typer.Argument(help="metrics, strategies, methods, recipes or tasks. Default: all.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    what: Annotated[str | None, Parameter(help="metrics, strategies, methods, recipes or tasks. Default: all.")] = None,
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """List what can be named on the command line."""
+    """List what can be named on the command line.
+
+    $ shortstack ls recipes
+    """
     from shortstack.healing.recipes import recipe_titles
 
     if what is not None:

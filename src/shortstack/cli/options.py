@@ -5,6 +5,7 @@ Nothing heavy is imported here: the command line reads this file to answer `--he
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -12,13 +13,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Group, Parameter
 
 from shortstack.cli import console
-from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import finite, save_json
+from shortstack.machine.options import check_options, option
 from shortstack.machine.progress import bars, say
 
 if TYPE_CHECKING:
@@ -29,35 +30,48 @@ if TYPE_CHECKING:
 MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct)."
 
 
-Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
-Out = Annotated[Path, typer.Option("--output", "-o", help="New directory; never overwritten.", show_default=False)]
-Saved = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write the result to this JSON file, too.", show_default=False)
-]
-REPAIRED_ON = "Windows to repair on, at most; at least eight of each text."
-REPAIR_SAMPLES = 256
+Model = Annotated[str, Parameter(help=MODEL)]
+Out = Annotated[Path, Parameter(alias="-o", help="New directory; never overwritten.")]
+Saved = Annotated[Path | None, Parameter(alias="-o", help="Write the result to this JSON file, too.")]
 
 
-def repair_text(text: CalibrationText, samples: int) -> CalibrationText:
-    """The text to repair on: at most so many windows in all, since a short text has fewer."""
-    if text.samples != CalibrationText.samples:
-        raise InputError(
-            text.samples,
-            expected="--repair-samples, the windows to repair on",
-            fix=f"write --repair-samples {text.samples}",
-            option="samples",
-        )
-    return text.of_all(samples)
+def group(title: str, place: int = 1) -> Group:
+    """Return a heading of options; those of a lower place come first, below the verb's own."""
+    return Group(title, sort_key=place)
+
+
+def flat(heading: Group | None = None, *, without: str = "-") -> Parameter:
+    """Return how a dataclass stands in a verb: its fields are options, but for some, as a|b."""
+    some = Parameter(name="*", parse=re.compile(f"^(?!({without})$)"))
+    return Parameter.combine(some, Parameter(group=heading)) if heading else some
+
+
+CALIBRATION, MACHINE = group("Calibration text", 2), group("Where to compute", 7)
+ORIGIN, SAID = group("Which checkpoint", 8), group("What is said", 9)
+
+
+@dataclass(frozen=True)
+class Repairing:
+    """Whether kept layers are refitted, and on how much."""
+
+    repair: bool = option(False, help="Refit kept layers in closed form, so that the cut costs less.")
+    repair_samples: int = option(256, help="Windows to repair on, at most; at least eight of each text.", minimum=8)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def check(self, verb: str) -> None:
+        """Refuse windows for a repair that is not asked for."""
+        if not self.repair and self.repair_samples != Repairing.repair_samples:
+            raise unused(f"{verb} without --repair", "--repair-samples", self.repair_samples)
 
 
 @dataclass(frozen=True)
 class Source:
     """Which checkpoint, and how far it is trusted."""
 
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")
-    ] = False
+    revision: str | None = option(None, help="Branch, tag or commit of a hub model.")
+    trust_remote_code: bool = option(False, help="Run the checkpoint's own Python code.")
 
     @property
     def words(self) -> list[str]:
@@ -75,8 +89,8 @@ class Source:
 def typed(*groups: object) -> list[str]:
     """The options of groups that are not at their default, as they are typed.
 
-    >>> typed(Compute(stream=True, seed=3)), typed(Source(), CalibrationText("pydoc"))
-    (['--seed', '3', '--stream'], ['--text', 'pydoc'])
+    >>> typed(Compute(stream=True, seed=3)), typed(Source("v1"), Compute())
+    (['--seed', '3', '--stream'], ['--revision', 'v1'])
     """
     words: list[str] = []
     for group in groups:
@@ -92,9 +106,9 @@ def typed(*groups: object) -> list[str]:
 def check_unused(where: str, *groups: object) -> None:
     """Refuse options that change nothing, because what they shape is made already."""
     for group in groups:
-        for option in fields(group):  # type: ignore[arg-type]
-            if getattr(group, option.name) != option.default:
-                raise unused(where, f"--{option.name.replace('_', '-')}", getattr(group, option.name))
+        for each in fields(group):  # type: ignore[arg-type]
+            if getattr(group, each.name) != each.default:
+                raise unused(where, f"--{each.name.replace('_', '-')}", getattr(group, each.name))
 
 
 def unused(where: str, name: str, value: object) -> InputError:
@@ -108,11 +122,11 @@ def unused(where: str, name: str, value: object) -> InputError:
 class Reporting:
     """How much is said, and in which form."""
 
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no next step.")] = False
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also what the libraries say, and where an error comes from.")
-    ] = False
+    json: bool = option(False, help="One JSON object on stdout.")
+    quiet: Annotated[bool, Parameter(alias="-q")] = option(False, help="No progress and no next step.")
+    verbose: Annotated[bool, Parameter(alias="-v")] = option(
+        False, help="Also what the libraries say, and where an error comes from."
+    )
 
     def result(self, data: Mapping[str, Any], show: Callable[[], None], output: Path | None = None) -> None:
         """The result: as JSON, or as `show` shows it; then in a file, so that a full disk does not cost it."""
@@ -176,9 +190,9 @@ def going_on(how: str) -> Iterator[None]:
 class Session:
     """What a verb that computes has besides its own options: where it computes, which code it trusts, what it says."""
 
-    compute: Compute
-    source: Source
-    report: Reporting
+    compute: Annotated[Compute, Parameter(name="*", group=MACHINE)] = Compute()
+    source: Annotated[Source, Parameter(name="*", group=ORIGIN)] = Source()
+    report: Annotated[Reporting, Parameter(name="*", group=SAID)] = Reporting()
 
     @property
     def alone(self) -> Source:

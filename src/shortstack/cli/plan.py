@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.checkpoint import Sizes
 from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
 from shortstack.cli import console
-from shortstack.cli.app import verb
-from shortstack.cli.options import MODEL, Session, check_unused
+from shortstack.cli.options import CALIBRATION, MODEL, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
 from shortstack.machine.files import check_new, whole
 from shortstack.machine.formats import number, show_layers, size
@@ -23,21 +22,24 @@ from shortstack.scoring import Scores
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
 
+WHICH = group("Which layers go")
 
-@verb("plan")
-def plan_verb(
-    model_or_scores: Annotated[str, typer.Argument(help=f"A scores.json, or a model. {MODEL}", show_default=False)],
-    choice: Choice,
-    text: CalibrationText,
-    session: Session,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan to this JSON file.")] = None,
-    mergekit: Annotated[
-        Path | None, typer.Option("--mergekit", help="Write it as slices of mergekit to this YAML file, too.")
-    ] = None,
+
+def plan(
+    model_or_scores: Annotated[str, Parameter(help=f"A scores.json, or a model. {MODEL}")],
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
+    mergekit: Annotated[Path | None, Parameter(help="Write it as slices of mergekit to this YAML file, too.")] = None,
+    choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
+    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Choose the layers to remove, from scores or a model.
 
     A model is scored first when the metric needs it.
+
+    $ shortstack plan scores.json --metric ppl --drop 25% -o plan.json
     """
     for file in filter(None, (output, mergekit)):
         check_new(file)

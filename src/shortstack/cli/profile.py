@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
-from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Model, Saved, Session, check_unused
+from shortstack.cli.options import Model, Saved, Session, check_unused, flat, group
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number, size
 from shortstack.machine.progress import Progress, silent
@@ -25,18 +23,20 @@ if TYPE_CHECKING:
     from shortstack.profiling.speed import Ratio
 
 
-@verb()
 def profile(
-    directory: Model,
-    timing: Timing,
-    session: Annotated[Session, Without("seed", "stream", "device_map")],
-    against: Annotated[
-        str | None, typer.Option(help="Another model: runs take turns, for ratios of speed.", show_default=False)
-    ] = None,
-    no_speed: Annotated[bool, typer.Option("--no-speed", help="Count only; no weight is loaded.")] = False,
+    model: Model,
+    /,
+    *,
+    against: Annotated[str | None, Parameter(help="Another model: runs take turns, for ratios of speed.")] = None,
+    no_speed: Annotated[bool, Parameter(negative=(), help="Count only; no weight is loaded.")] = False,
     output: Saved = None,
+    timing: Annotated[Timing, flat(group("How speed is measured"))] = Timing(),
+    session: Annotated[Session, flat(without="seed|stream|device_map")] = Session(),
 ) -> None:
-    """Count parameters, bytes and operations; measure speed and memory."""
+    """Count parameters, bytes and operations; measure speed and memory.
+
+    $ shortstack profile small --against org/model
+    """
     if no_speed:
         check_unused("profile --no-speed", replace(timing, prompt=Timing.prompt))
         timing = replace(timing, batch_size=())
@@ -46,7 +46,7 @@ def profile(
     from shortstack.profiling import profile as profile_checkpoint
 
     with session.report.bars() as progress:
-        checkpoint = session.source.open(directory, progress)
+        checkpoint = session.source.open(model, progress)
         result = profile_checkpoint(
             checkpoint,
             against=_open(against, session, progress),
@@ -57,9 +57,9 @@ def profile(
 
     session.report.result(result.to_dict(), lambda: show_profile(result), output)
     if checkpoint.record:
-        session.report.next_measure(directory, against or checkpoint.made_from, *session.source.words)
+        session.report.next_measure(model, against or checkpoint.made_from, *session.source.words)
     else:
-        session.report.next_cut(directory, checkpoint, *session.source.words)
+        session.report.next_cut(model, checkpoint, *session.source.words)
     return
 
 

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import (
-    REPAIR_SAMPLES,
-    REPAIRED_ON,
+    CALIBRATION,
     Model,
+    Repairing,
     Session,
     check_unused,
+    flat,
     unused,
 )
-from shortstack.cli.plan import say_moved, show_plan
+from shortstack.cli.plan import WHICH, say_moved, show_plan
 from shortstack.cli.repair import refitted, said_of, show_repair
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
@@ -41,19 +41,17 @@ Planned = Callable[[int], Plan | None]  # the plan for a model of so many layers
 
 
 @dataclass(frozen=True)
-class PruneOptions:
+class PruneOptions(Repairing):
     """A plan that is made already, what is refitted, and how the weights are divided."""
 
     plan: Path | None = option(
         None, help="A plan.json, or slices of mergekit (.yaml); instead of the options that choose layers."
     )
-    repair: bool = option(False, help="Refit kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8, counted=True)
     max_shard_size: str | None = option(
         None, help="Fill weight files up to this, such as 5GB. Default: as the source is divided."
     )
 
-    def check(self, choice: Choice, compute: Compute) -> None:
+    def check_with(self, choice: Choice, compute: Compute) -> None:
         """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
         if self.max_shard_size is not None:
             from shortstack.checkpoint.writer import parse_size
@@ -68,8 +66,7 @@ class PruneOptions:
                 fix="give one or the other",
                 option="plan",
             )
-        if not self.repair and self.repair_samples != REPAIR_SAMPLES:
-            raise unused("prune without --repair", "--repair-samples", self.repair_samples)
+        self.check("prune")
         if self.repair and compute.device_map:
             expected = "weights in one place, to be refitted"
             fix = "leave it out: a model that does not fit is read layer by layer"
@@ -111,7 +108,7 @@ class _Cut:
 
     def check(self) -> None:
         """Say what is wrong before any model is opened."""
-        self.asked.check(self.choice, self.session.compute)
+        self.asked.check_with(self.choice, self.session.compute)
         if not self.asked.plan and self.choice.layers is None:
             return
         where = "--plan" if self.asked.plan else "--layers"
@@ -178,28 +175,26 @@ class _Cut:
         return repaired
 
 
-@verb()
 def prune(
     model: Model,
+    /,
+    *,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="New directory, or of a .gguf model a .gguf file; never overwritten.",
-            show_default=False,
-        ),
+        Parameter(alias="-o", help="New directory, or of a .gguf model a .gguf file; never overwritten."),
     ],
-    choice: Choice,
-    asked: PruneOptions,
-    text: CalibrationText,
-    session: Session,
+    asked: Annotated[PruneOptions, flat()] = PruneOptions(),
     dry_run: DryRun = False,
+    choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
+    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    session: Annotated[Session, flat()] = Session(),
 ) -> None:
     """Write the model without some layers, by copying bytes.
 
     No tensor is loaded; the result loads with plain transformers. A .gguf model becomes a .gguf file where the output is
     named so, its quantised layers as they are.
+
+    $ shortstack prune org/model --strategy repaired-blocks --drop 8 --repair -o out
     """
     cut = _Cut(choice, asked, text, session, output)
     cut.check()

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.option_groups import Only, Without
-from shortstack.cli.options import REPAIR_SAMPLES, REPAIRED_ON, Out, Session
+from shortstack.cli.options import CALIBRATION, Out, Repairing, Session, flat
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import number, show_layers
-from shortstack.machine.options import option
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -27,26 +23,22 @@ if TYPE_CHECKING:
     from shortstack.repairing import Repair
 
 
-@dataclass(frozen=True)
-class RepairOptions:
-    """What is refitted, and where the result goes."""
-
-    source: Annotated[str, typer.Option(help="The model it was cut from.", show_default=False)]
-    output: Out
-    repair_samples: int = option(REPAIR_SAMPLES, help=REPAIRED_ON, minimum=8, counted=True)
-
-
-@verb("repair")
-def repair_verb(
-    directory: Annotated[str, typer.Argument(help="A checkpoint that shortstack pruned.", show_default=False)],
-    asked: Annotated[RepairOptions, Only("source", "output", "repair_samples")],
-    text: Annotated[CalibrationText, Only("text", "length")],
-    session: Annotated[Session, Without("device_map")],
+def repair(
+    directory: Annotated[str, Parameter(help="A checkpoint that shortstack pruned.")],
+    /,
+    *,
+    source: Annotated[str, Parameter(help="The model it was cut from.")],
+    output: Out,
+    windows: Annotated[Repairing, flat(without="repair")] = Repairing(),
     dry_run: DryRun = False,
+    text: Annotated[CalibrationText, flat(CALIBRATION, without="samples")] = CalibrationText(),
+    session: Annotated[Session, flat(without="device_map")] = Session(),
 ) -> None:
     """Refit the kept layers of a cut in closed form.
 
     No training, no new parameters.
+
+    $ shortstack repair pruned --source org/model --text notes.txt -o repaired
     """
     from shortstack.pruning import prune as prune_checkpoint
     from shortstack.pruning.pruner import check_cut, requirements
@@ -54,21 +46,21 @@ def repair_verb(
     from shortstack.repairing.repairer import check_repair
 
     with session.report.bars() as progress:
-        origin = session.source.open(asked.source, progress)
+        origin = session.source.open(source, progress)
         chosen = cut_of(session.alone.open(directory, progress), origin)
-        check_cut(asked.output, origin, chosen, copies=2)
-        windows = text.of_all(asked.repair_samples)
+        check_cut(output, origin, chosen, copies=2)
+        fitted = text.of_all(windows.repair_samples)
         if dry_run:
-            needed = check_repair(origin, windows, session.compute).then(requirements(origin, chosen, copies=2))
-            rows = [("removed", show_layers(chosen.removed)), ("refitted on", said_of(windows))]
-            return show_dry_run(rows, needed, session.report, output=asked.output, data=chosen.to_dict())
-        with scratch_beside(asked.output) as scratch:
-            repaired = refitted(origin, chosen, windows, session.compute, scratch, progress)
-            pruned = prune_checkpoint(origin, chosen, asked.output, repair=repaired, progress=progress)
+            needed = check_repair(origin, fitted, session.compute).then(requirements(origin, chosen, copies=2))
+            rows = [("removed", show_layers(chosen.removed)), ("refitted on", said_of(fitted))]
+            return show_dry_run(rows, needed, session.report, output=output, data=chosen.to_dict())
+        with scratch_beside(output) as scratch:
+            repaired = refitted(origin, chosen, fitted, session.compute, scratch, progress)
+            pruned = prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
     if session.report.json:
-        return console.show_json({**repaired.to_dict(), "output": str(asked.output)})
+        return console.show_json({**repaired.to_dict(), "output": str(output)})
     show_repair(repaired)
-    session.report.next_heal(asked.output, pruned.made_from, *session.alone.words)
+    session.report.next_heal(output, pruned.made_from, *session.alone.words)
     return None
 
 

@@ -7,11 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
-from shortstack.cli.options import Reporting
+from shortstack.cli.options import SAID, Reporting, flat
 from shortstack.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,23 +19,22 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 
 
-@verb()
 def report(
-    runs: Annotated[Path, typer.Argument(help="Folder of a study, finished or not.", show_default=False)],
-    said: Reporting,
+    runs: Annotated[Path, Parameter(help="Folder of a study, finished or not.")],
+    /,
+    *,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help=f"The page; replaces a report only. Default: {PAGE} in RUNS.", show_default=False
-        ),
+        Path | None, Parameter(alias="-o", help=f"The page; replaces a report only. Default: {PAGE} in RUNS.")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The tables as Markdown, on stdout.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="The tables as LaTeX, on stdout.")] = False,
-    csv: Annotated[
-        Path | None, typer.Option(help="New directory for the tables as CSV files.", show_default=False)
-    ] = None,
+    markdown: Annotated[bool, Parameter(help="The tables as Markdown, on stdout.")] = False,
+    latex: Annotated[bool, Parameter(help="The tables as LaTeX, on stdout.")] = False,
+    csv: Annotated[Path | None, Parameter(help="New directory for the tables as CSV files.")] = None,
+    said: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
-    """Show what a study found, as one page or as tables."""
+    """Show what a study found, as one page or as tables.
+
+    $ shortstack report runs -o page.html
+    """
     from shortstack.machine.files import check_new
     from shortstack.report import Report
     from shortstack.report.reporter import check_page, write_csv, write_page

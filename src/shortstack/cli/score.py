@@ -6,16 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from shortstack.charts.checks import check_picture
 from shortstack.cli import console
-from shortstack.cli.app import verb
-from shortstack.cli.options import Model, Session, typed
+from shortstack.cli.options import CALIBRATION, Model, Session, flat, typed
 from shortstack.data import CalibrationText
 from shortstack.machine.files import check_new
 from shortstack.machine.formats import number, show_layers
-from shortstack.machine.options import option
+from shortstack.machine.options import check_options, option
 from shortstack.scoring import METRICS
 from shortstack.scoring.metrics import metrics_named
 from shortstack.scoring.orders import removal_order
@@ -33,8 +34,11 @@ class ScoreOptions:
 
     metric: str = option("ppl", help=f"Comma-separated: {', '.join(METRICS)}, or all.")
     window: int | None = option(None, help="Also score every block of so many layers.", minimum=1)
-    output: Path | None = option(None, help="Write the scores to this JSON file.", short="-o")
+    output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Write the scores to this JSON file.")
     plot: Path | None = option(None, help="Draw orders, values and how far they agree: an .svg file.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def check(self) -> None:
         """Say what is wrong with names, and with where scores go, before any model is opened."""
@@ -45,11 +49,19 @@ class ScoreOptions:
             check_picture(self.plot)
 
 
-@verb()
-def score(model: Model, asked: ScoreOptions, text: CalibrationText, session: Session) -> None:
+def score(
+    model: Model,
+    /,
+    *,
+    asked: Annotated[ScoreOptions, flat()] = ScoreOptions(),
+    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    session: Annotated[Session, flat()] = Session(),
+) -> None:
     """Score every layer by one or more metrics, in one walk.
 
     Low = remove first.
+
+    $ shortstack score org/model --metric all -o scores.json
     """
     asked.check()
 

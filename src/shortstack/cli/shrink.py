@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
 from shortstack.cli.dry_run import DryRun, show_dry_run
-from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Model, Out, Session, going_on
+from shortstack.cli.options import Model, Out, Session, flat, going_on
 from shortstack.machine.formats import duration, number
 from shortstack.shrinking import ShrinkOptions
 
@@ -19,17 +17,20 @@ if TYPE_CHECKING:
     from shortstack.shrinking.result import Shrunk
 
 
-@verb()
 def shrink(
     model: Model,
+    /,
+    *,
     output: Out,
-    options: ShrinkOptions,
-    session: Annotated[Session, Without("stream", "device_map")],
+    options: Annotated[ShrinkOptions, flat(without="length")] = ShrinkOptions(),
     dry_run: DryRun = False,
+    session: Annotated[Session, flat(without="stream|device_map")] = Session(),
 ) -> None:
     """Make a model shorter, from its name to a healed checkpoint.
 
     Choose layers, cut, repair, heal and measure as a recipe has it; report and model card lie beside the weights.
+
+    $ shortstack shrink org/model --drop 25% --data notes.txt -o small
     """
     began = time.monotonic()
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
 from shortstack.cli.dry_run import lacking
-from shortstack.cli.options import Reporting, going_on
+from shortstack.cli.options import SAID, Reporting, flat, going_on
 from shortstack.errors import InputError
 from shortstack.machine.formats import size
 from shortstack.machine.memory import Requirements
@@ -20,54 +21,58 @@ if TYPE_CHECKING:
     from shortstack.study.step_counts import StepCounts
 
 
-@verb()
 def study(
-    file: Annotated[
-        str, typer.Argument(help="A study's YAML file; or the word schema, for its JSON schema.", show_default=False)
-    ],
-    run: RunOptions,
-    report: Reporting,
+    file: Annotated[str, Parameter(help="A study's YAML file; or the word schema, for its JSON schema.")],
+    /,
+    *,
+    output: Annotated[
+        Path | None, Parameter(alias="-o", help="Folder of the study; one that is there goes on.")
+    ] = None,
+    run: Annotated[RunOptions, flat()] = RunOptions(),
+    report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
     """Run a grid of trials, each step once.
 
     Killed and started again, it goes on.
+
+    $ shortstack study trials.yaml --workers 4 -o runs
     """
     from shortstack.study import grid, run_study
 
     if file == "schema":
         return console.show_json(grid.schema())
     if run.dry_run:
-        return _count(file, run, report)
-    if run.output is None:
-        fix = "name one, or look at the plan with dry_run"
+        return _count(file, output, run, report)
+    if output is None:
+        fix = "name one, or look at the plan with --dry-run"
         raise InputError("none", expected="a folder for the study", fix=fix, option="output")
-    with report.bars() as progress, going_on(f"the same command goes on from there; what is done lies in {run.output}"):
+    with report.bars() as progress, going_on(f"the same command goes on from there; what is done lies in {output}"):
         outcome = run_study(
-            file, run.output, launcher=run.launcher, artefacts=run.artefacts, keep=run.keep, progress=progress
+            file, output, launcher=run.launcher, artefacts=run.artefacts, keep=run.keep, progress=progress
         )
     if report.json:
         console.show_json(outcome.to_dict())
     else:
         show_outcome(outcome)
-    report.next_step("report", run.output)
+    report.next_step("report", output)
     if outcome.failed:
-        raise typer.Exit(1)
+        sys.exit(1)
     return None
 
 
-def _count(file: str, run: RunOptions, report: Reporting) -> None:
+def _count(file: str, output: Path | None, run: RunOptions, report: Reporting) -> None:
     """What the study would do."""
     from shortstack.study.step_counts import step_counts
 
     with report.bars():
-        found = step_counts(file, run.output, artefacts=run.artefacts)
+        found = step_counts(file, output, artefacts=run.artefacts)
     needed = Requirements(disk_bytes=found.disk_bytes or 0)
     if report.json:
-        return console.show_json({**found.to_dict(), "lacking": lacking(needed, run.output)})
+        return console.show_json({**found.to_dict(), "lacking": lacking(needed, output)})
     show_counts(found)
-    for each in lacking(needed, run.output):
+    for each in lacking(needed, output):
         console.show(f"It does not fit here with --keep all: {each}.")
-    report.next_step("study", file, "-o", run.output or "runs")
+    report.next_step("study", file, "-o", output or "runs")
     return None
 
 

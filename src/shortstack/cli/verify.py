@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
-from shortstack.cli.option_groups import Without
-from shortstack.cli.options import Saved, Session, check_unused
+from shortstack.cli.options import Saved, Session, check_unused, flat
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new
 
@@ -21,19 +20,22 @@ if TYPE_CHECKING:
     from shortstack.pruning import Verification
 
 
-@verb()
 def verify(
-    directory: Annotated[str, typer.Argument(help="A checkpoint shortstack wrote.", show_default=False)],
-    session: Annotated[Session, Without("seed", "device", "dtype", "device_map")],
+    directory: Annotated[str, Parameter(help="A checkpoint shortstack wrote.")],
+    /,
+    *,
     against: Annotated[
-        str | None, typer.Option(help="The model it was made from: compare logits with it, those layers skipped.")
+        str | None, Parameter(help="The model it was made from: compare logits with it, those layers skipped.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    device: Annotated[str, Parameter(help="Where to compute.")] = "cpu",
     output: Saved = None,
+    session: Annotated[Session, flat(without="seed|device|dtype|device_map")] = Session(),
 ) -> None:
     """Check that a checkpoint is whole and computes what it should.
 
     Digests, tensors and, with --against, that the logits equal the source's without those layers.
+
+    $ shortstack verify pruned --against org/model
     """
     if output:
         check_new(output)
@@ -52,7 +54,7 @@ def verify(
         )
     session.report.result(result.to_dict(), lambda: show_verification(directory, result), output)
     if not result.ok:
-        raise typer.Exit(1)
+        sys.exit(1)
     healed, trust = checkpoint.record["verb"] == "heal", session.alone.words
     if healed:
         session.report.next_step("evaluate", directory, *trust)
@@ -73,7 +75,7 @@ def _verify_file(file: Path, against: str | None, session: Session, output: Path
         result = verify_gguf(file, against=source, progress=progress)
     session.report.result(result.to_dict(), lambda: show_verification(str(file), result), output)
     if not result.ok:
-        raise typer.Exit(1)
+        sys.exit(1)
     session.report.say(f"llama-server -m {shlex.quote(str(file))}")
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from shortstack.cli import console
-from shortstack.cli.app import verb
-from shortstack.cli.options import Reporting
+from shortstack.cli.options import SAID, Reporting, flat
 from shortstack.machine.formats import duration
+from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -20,16 +21,29 @@ if TYPE_CHECKING:
     from shortstack.study.progress import StudyProgress
 
 
-@verb()
+@dataclass(frozen=True)
+class Looks:
+    """How often somebody looks."""
+
+    once: bool = option(False, help="One look, as it also is where there is no terminal.")
+    every: float = option(1.0, help="Seconds between two looks.", minimum=0.1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
 def watch(
-    runs: Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)],
-    report: Reporting,
-    once: Annotated[bool, typer.Option("--once", help="One look, as it also is where there is no terminal.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    runs: Annotated[Path, Parameter(help="The folder of a study.")],
+    /,
+    *,
+    looks: Annotated[Looks, flat()] = Looks(),
+    report: Annotated[Reporting, flat(SAID)] = Reporting(),
 ) -> None:
     """Show how far a running study is.
 
     Reads its run store, and changes nothing.
+
+    $ shortstack watch runs --every 60
     """
     from shortstack.study.progress import study_progress
 
@@ -39,11 +53,11 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    if once or not sys.stdout.isatty():
+    if looks.once or not sys.stdout.isatty():
         return Console().print(frame(study))
     with Live(frame(study), auto_refresh=False) as live:
         while not study.finished:
-            time.sleep(every)
+            time.sleep(looks.every)
             study = study_progress(runs)
             live.update(frame(study), refresh=True)
     return None

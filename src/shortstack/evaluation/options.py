@@ -58,12 +58,12 @@ class EvaluationText:
     window.
     """
 
-    perplexity: Sequence[str] | str = option(
+    perplexity: str | Sequence[str] = option(
         "pydoc", help=f"Comma-separated texts: {TEXT} Of pydoc only the held-out part is read. none: no text."
     )
     length: int = option(512, help="Tokens per window.", minimum=2)
     samples: int | float | None = option(
-        None, help="Windows, drawn by seed, or 10%. Default: all.", minimum=1, counted=True, shares=True
+        None, help="Windows, drawn by seed, or 10%. Default: all.", minimum=1, shares=True
     )
 
     def __post_init__(self) -> None:
@@ -152,11 +152,11 @@ class Tasks:
     seed: of the examples in prompts. `Tasks("piqa", limit=100)`
     """
 
-    tasks: Sequence[str] | str | None = option(
+    tasks: str | Sequence[str] | None = option(
         None, help=f"Comma-separated suites ({', '.join(SUITES)}) or tasks of lm-evaluation-harness."
     )
     limit: int | float | None = option(
-        None, help="Only the first n documents of each task, or 10%.", minimum=1, counted=True, shares=True
+        None, help="Only the first n documents of each task, or 10%.", minimum=1, shares=True
     )
     num_fewshot: int | None = option(None, help="Examples in each prompt. Default: as each task has it.", minimum=0)
     data_dir: str | Path | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")

@@ -39,12 +39,9 @@ class TrainingData:
         None,
         help="Use at most this many samples, held-out ones included, or 10%.",
         minimum=2,
-        counted=True,
         shares=True,
     )
-    held_out: int | None = option(
-        None, help="Samples that are held out and never trained on. Default: 5 %.", minimum=1, counted=True
-    )
+    held_out: int | None = option(None, help="Samples that are held out and never trained on. Default: 5 %.", minimum=1)
     self_generate: bool = option(False, help="Learn from the teacher's own answers to the prompts.")
 
     def __post_init__(self) -> None:

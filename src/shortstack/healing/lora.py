@@ -28,8 +28,8 @@ ADAPTER = "default"
 class Lora(TrainedHead, TrainedLayers):
     """W + alpha / r B A, with A and B trained (Hu et al., arXiv 2106.09685); in every layer unless some are named.
 
-    The defaults are the paper's (Lu et al., 4.1). targets: comma-separated last parts of the names of matrices; None is all
-    matrices of a layer. The head trains whole, if it is asked to.
+    The defaults are the paper's (Lu et al., 4.1). target_modules: comma-separated last parts of the names of matrices; None
+    is all matrices of a layer. The head trains whole, if it is asked to.
     """
 
     name: ClassVar[str] = "lora"
@@ -38,12 +38,14 @@ class Lora(TrainedHead, TrainedLayers):
     needs: ClassVar[tuple[str, ...]] = ("peft",)
     variant: ClassVar[Mapping[str, bool]] = {}  # more arguments of peft.LoraConfig
 
-    rank: int = option(8, help="Rank of adapters.", minimum=1)
-    alpha: float = option(16.0, help="Adapters count alpha / rank.", above=0)
-    dropout: float = option(
+    lora_r: int = option(8, help="Rank of adapters.", minimum=1)
+    lora_alpha: float = option(16.0, help="Adapters count alpha / rank.", above=0)
+    lora_dropout: float = option(
         0.05, help="Share of what enters an adapter that is left out while it trains.", minimum=0, below=1
     )
-    targets: str | None = option(None, help="Matrices that get adapters: q_proj,v_proj. Default: all of a layer.")
+    target_modules: str | None = option(
+        None, help="Matrices that get adapters: q_proj,v_proj. Default: all of a layer."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,9 +61,9 @@ class Lora(TrainedHead, TrainedLayers):
         matrices = list(self._matrices(checkpoint, decoder))
         self._quantise(decoder, matrices)
         config = peft.LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
             target_modules=matrices,
             bias="none",
             **self.variant,
@@ -84,7 +86,7 @@ class Lora(TrainedHead, TrainedLayers):
         """The names of the matrices that get adapters."""
         from torch import nn
 
-        wanted = {name.strip() for name in self.targets.split(",")} if self.targets else None
+        wanted = {name.strip() for name in self.target_modules.split(",")} if self.target_modules else None
         there = {
             f"{decoder.anatomy.layer(layer)}.{name}": name.rpartition(".")[2]
             for layer in self.trained_layers(checkpoint)
@@ -97,7 +99,7 @@ class Lora(TrainedHead, TrainedLayers):
                 ", ".join(unknown) or "none",
                 expected=f"some of {', '.join(sorted(set(there.values())))}" if there else "layers with matrices",
                 fix="leave it out for all matrices",
-                option="targets",
+                option="target_modules",
             )
         yield from (name for name, kind in there.items() if wanted is None or kind in wanted)
 

@@ -11,7 +11,7 @@ from shortstack.healing.objective import Objective
 from shortstack.healing.schedule import Schedule
 from shortstack.healing.task import HealingTask
 from shortstack.machine.device import AUTO, Compute
-from shortstack.machine.options import options_of
+from shortstack.machine.options import defaults_of, made_of
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ COMPONENTS: tuple[Any, ...] = (TrainingData, MethodOptions, Objective, Schedule)
 
 def option_defaults() -> dict[str, Any]:
     """Every option of heal with its default."""
-    return {name: default for component in COMPONENTS for name, default, _ in options_of(component)}
+    return defaults_of(*COMPONENTS)
 
 
 def task_of(
@@ -32,15 +32,11 @@ def task_of(
     loggers: Sequence[str] = (),
 ) -> HealingTask:
     """The task of option values by name, with the default where none is named; others than options are passed over."""
-
-    def made(component: Any) -> Any:
-        return component(**{name: values[name] for name, _, _ in options_of(component) if name in values})
-
     return HealingTask(
-        made(TrainingData),
+        made_of(TrainingData, values),
         made_method(values),
-        made(Objective),
-        made(Schedule),
+        made_of(Objective, values),
+        made_of(Schedule, values),
         teacher=teacher,
         loggers=loggers,
         compute=compute,

@@ -110,7 +110,7 @@ def requirements(run: HealingRun, learner: Learner, *, cache: bool = True) -> Re
     training = {id(weight): weight for weight in learner.parameters() if weight.requires_grad}
     resident = sum(weight.nbytes for place, weight in held.items() if place not in training)
     state = STATE_BYTES * sum(weight.numel() for weight in training.values())
-    tokens = task.schedule.micro * task.data.max_length
+    tokens = task.schedule.per_device_train_batch_size * task.data.max_length
     activations = tokens * decoder.width * (len(decoder.layers) - first) * ACTIVATION_BYTES
     logits = LOGIT_COPIES * LOGIT_BYTES[run.device == "cpu"]
     beside = 0 if cache else _frozen_bytes(run)

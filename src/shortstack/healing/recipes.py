@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib import resources
@@ -11,32 +11,27 @@ from typing import Any
 
 from pydantic import create_model
 
+from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.healing.layer_choice import TrainedLayers
 from shortstack.healing.options import COMPONENTS, task_of
 from shortstack.machine import yamlfile
+from shortstack.machine.options import made_of
 from shortstack.planning import Choice
 from shortstack.planning.layer_sets import check_choice
 
 FOLDER = "presets"
 
 
-class PlanPart(yamlfile.Part):
+PLANNED = ("metric", "drop", "layers", "block", "search", "strategy", "keep_first", "keep_last")
+ON_TEXT = ("text", "samples", "length")
+IN_PLAN = (*PLANNED, "finalists", *ON_TEXT)
+
+
+class PlanPart(yamlfile.part_of("PlanPart", Choice, CalibrationText, only=IN_PLAN)):  # type: ignore[misc]  # made of options
     """The options of plan that a recipe can set, whether the cut is repaired, and windows to choose and to repair on."""
 
-    metric: str | None = None
-    drop: str | int | None = None
-    layers: str | None = None
-    block: bool = False
-    search: bool = False
-    strategy: str | None = None
-    keep_first: int = 0
-    keep_last: int = 0
     repair: bool = False
-    finalists: int | None = None
-    samples: int | None = None
-    length: int | None = None
-    text: str | None = None
     repair_samples: int | None = None
 
 
@@ -79,20 +74,13 @@ def read_recipe(name: str) -> Recipe:
 
 def _check_plan(plan: PlanPart) -> None:
     """Refuse what no plan can be made of; that nothing says how much goes is no fault of a recipe."""
-    beside = {
-        "repair",
-        "samples",
-        "length",
-        "text",
-        "repair_samples",
-    }  # what layers are chosen on, and what comes after
-    Choice(**{name: value for name, value in plan.given.items() if name not in beside})
+    made_of(Choice, plan.given)
     if plan.drop is not None or plan.layers is not None:
         check_choice(plan.drop, plan.layers, block=plan.block)
 
 
-def with_recipe(values: Mapping[str, Any], name: str, typed: Callable[[str], bool]) -> dict[str, Any]:
-    """Option values of heal by name, with the recipe's where nothing was typed.
+def with_recipe(typed: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Option values of heal by name: those of the recipe, and in their place what was typed.
 
     Raises:
         InputError: as read_recipe.
@@ -100,15 +88,15 @@ def with_recipe(values: Mapping[str, Any], name: str, typed: Callable[[str], boo
     recipe = read_recipe(name)
     given = {**recipe.heal.given, **_in_turns(recipe)}
     ways = [each.name for each in fields(TrainedLayers)]
-    if any(map(typed, ways)):  # which layers train is one thing, however it is said
+    if typed.keys() & {*ways}:  # which layers train is one thing, however it is said
         given = {option: value for option, value in given.items() if option not in ways}
-    return {**values, **{option: value for option, value in given.items() if not typed(option)}}
+    return {**given, **typed}
 
 
 @contextmanager
 def named_by_line(
     recipe: str | None,
-    typed: Callable[[str], bool] = lambda _name: False,
+    typed: Collection[str] = (),
     *,
     parts: Sequence[str] = ("heal", "plan"),
     whole: bool = False,
@@ -121,7 +109,7 @@ def named_by_line(
         yield
     except InputError as error:
         name = error.option
-        line = _line(recipe, name, parts) if recipe and name and not typed(name) else None
+        line = _line(recipe, name, parts) if recipe and name and name not in typed else None
         if line is None and not (whole and name):
             raise
         raise error.in_file(f"{recipe}, line {line}" if line else str(recipe)) from error

@@ -93,12 +93,12 @@ class Course:
 class Schedule:
     """How long and how fast to train.
 
-    The paper's are epochs 2, lr 1e-5, batch 64, 100 warm-up steps, linear decay (Lu et al., 4.1), for some 1,500 steps;
-    the defaults suit shorter runs. eval_steps: None is once an epoch, or with minutes once in a tenth of the time; a float
-    is a share of the rate's way. patience: None never stops early.
+    The paper's are two epochs at 1e-5, batches of 64, 100 warm-up steps, linear decay (Lu et al., 4.1), for some 1,500
+    steps; the defaults suit shorter runs. eval_steps: None is once an epoch, or with minutes once in a tenth of the time;
+    a float is a share of the rate's way. early_stopping_patience: None never stops early.
     """
 
-    epochs: float = option(2, help="Passes over the data.", above=0)
+    num_train_epochs: float = option(2, help="Passes over the data.", above=0)
     max_steps: int | None = option(None, help="Optimizer steps, whatever the epochs say.", minimum=1)
     minutes: float | None = option(
         None,
@@ -109,37 +109,30 @@ class Schedule:
         None,
         help="Repeat a run by the clock whose plan was changed: STEP:STEPS, as it said beside its number of steps.",
     )
-    lr: float = option(1e-4, help="Peak learning rate.", above=0)
-    batch_size: int = option(16, help="Samples per optimizer step.", minimum=1)
-    micro_batch_size: int | None = option(
-        None, help="Samples held at once. Default: the largest divisor of the batch up to 16.", minimum=1
+    learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
+    per_device_train_batch_size: int = option(16, help="Samples that pass the model at once.", minimum=1)
+    gradient_accumulation_steps: int = option(
+        1, help="Passes that make one optimizer step, of all processes together.", minimum=1
     )
     warmup_steps: int = option(100, help="Steps until the peak rate; never more than a tenth of all.", minimum=0)
-    decay: str = option("linear", help=f"How the rate falls: {_either(DECAYS)}", choices=DECAYS)
+    lr_scheduler_type: str = option("linear", help=f"How the rate falls: {_either(DECAYS)}", choices=DECAYS)
     weight_decay: float = option(0.0, help="Weight decay of AdamW.", minimum=0)
     max_grad_norm: float = option(1.0, help="Longer gradients are shortened to this; 0: none is.", minimum=0)
-    optimizer: str = option("adamw_torch", help=f"{_either(OPTIMIZERS)} 8bit: by bitsandbytes.", choices=OPTIMIZERS)
+    optim: str = option("adamw_torch", help=f"{_either(OPTIMIZERS)} 8bit: by bitsandbytes.", choices=OPTIMIZERS)
     gradient_checkpointing: bool = option(False, help="Compute layers twice, and keep less for the backward pass.")
     eval_steps: int | float | None = option(
         None,
         help="Steps between held-out losses, or 10% of all. Default: an epoch; by the clock 10%.",
         minimum=1,
-        counted=True,
         shares=True,
     )
-    patience: int | None = option(None, help="Stop after so many held-out losses without a lower one.", minimum=1)
+    early_stopping_patience: int | None = option(
+        None, help="Stop after so many held-out losses without a lower one.", minimum=1
+    )
     seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.batch_size % self.micro:
-            raise InputError(
-                f"{self.batch_size} in micro-batches of {self.micro}",
-                expected="a number of samples, and a micro-batch that divides it",
-                fix="leave the micro-batch out",
-                option="batch_size",
-            )
-
         self._check_length()
 
     def _check_length(self) -> None:
@@ -175,15 +168,19 @@ class Schedule:
         Raises:
             InputError: it is so.
         """
-        if self.optimizer.endswith("8bit"):
-            check_installed("bitsandbytes", "quant", option="optimizer", why=f"which {self.optimizer} is part of")
+        if self.optim.endswith("8bit"):
+            check_installed("bitsandbytes", "quant", option="optim", why=f"which {self.optim} is part of")
 
     @property
-    def micro(self) -> int:
-        """Samples that pass the model at once; the gradients of batch_size / micro passes make one step."""
-        if self.micro_batch_size is not None:
-            return self.micro_batch_size
-        return max(size for size in range(1, 17) if self.batch_size % size == 0)
+    def batch_size(self) -> int:
+        """Samples of an optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def smaller(self) -> Schedule:
+        """The same steps with at most half as many samples at once."""
+        batch, most = self.batch_size, self.per_device_train_batch_size // 2
+        size = max(size for size in range(1, most + 1) if batch % size == 0)
+        return replace(self, per_device_train_batch_size=size, gradient_accumulation_steps=batch // size)
 
     def epoch_steps(self, samples: int) -> int:
         """Optimizer steps of one epoch of that many samples."""
@@ -191,11 +188,11 @@ class Schedule:
 
     def steps(self, samples: int) -> int:
         """Optimizer steps of the whole run, where no clock ends it."""
-        return self.max_steps or max(1, math.ceil(self.epoch_steps(samples) * self.epochs))
+        return self.max_steps or max(1, math.ceil(self.epoch_steps(samples) * self.num_train_epochs))
 
     def passes(self, samples: int) -> float:
         """How often that many samples are passed."""
-        return self.max_steps / self.epoch_steps(samples) if self.max_steps else self.epochs
+        return self.max_steps / self.epoch_steps(samples) if self.max_steps else self.num_train_epochs
 
     def course(self, samples: int) -> Course:
         """The way of the learning rate, where no clock ends it."""

@@ -101,8 +101,8 @@ def train(
         if run.completes():
             return run.result()
         run.keep()
-        schedule = replace(schedule, micro_batch_size=_halved(schedule))
-        stage = f"healing, {schedule.micro} samples at once"
+        schedule = schedule.smaller()
+        stage = f"healing, {schedule.per_device_train_batch_size} samples at once"
 
 
 def training_device(name: str = "auto") -> str:
@@ -117,11 +117,6 @@ def training_device(name: str = "auto") -> str:
             option="device",
         )
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and "WORLD_SIZE" in os.environ else device
-
-
-def _halved(schedule: Schedule) -> int:
-    """The largest size that divides the batch and is at most half of the micro-batch."""
-    return max(size for size in range(1, schedule.micro // 2 + 1) if schedule.batch_size % size == 0)
 
 
 class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -164,7 +159,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
     @property
     def _can_halve(self) -> bool:
         """Whether a smaller micro-batch could help: not inside an optimizer step, nor where other processes wait."""
-        return self.schedule.micro > 1 and self.interruption.alone and not self.stepping
+        return self.schedule.per_device_train_batch_size > 1 and self.interruption.alone and not self.stepping
 
     def _pacing(self, clock: Clock | None) -> Pacing | None:
         if clock is None:
@@ -233,7 +228,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             if self.loop.args.should_save:
                 with whole(self.folder / BEST) as path:
                     save_tensors({name: weight.contiguous() for name, weight in weights.items()}, path)
-        elif self.schedule.patience and since >= self.schedule.patience:
+        elif self.schedule.early_stopping_patience and since >= self.schedule.early_stopping_patience:
             self.stopped = f"{since} held-out losses in a row without a lower one"
         self.loop.control.should_training_stop |= self.stopped is not None
 
@@ -249,7 +244,7 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
             raise TrainingError(
                 self.stopped,
                 expected="finite losses and gradients",
-                fix="lower lr, or check the data and the weights",
+                fix="lower the learning rate, or check the data and the weights",
                 where=f"step {state.global_step}",
             )
         self.loop.accelerator.wait_for_everyone()
@@ -318,13 +313,13 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
         steps = ENDLESS if self.pacing else schedule.steps(count)
         arguments = TrainingArguments(
             output_dir=str(self.folder),
-            num_train_epochs=schedule.epochs,
+            num_train_epochs=schedule.num_train_epochs,
             max_steps=steps if self.pacing else schedule.max_steps or -1,
-            learning_rate=schedule.lr,
-            per_device_train_batch_size=schedule.micro,
+            learning_rate=schedule.learning_rate,
+            per_device_train_batch_size=schedule.per_device_train_batch_size,
             warmup_steps=schedule.warmup(steps),
-            lr_scheduler_type=schedule.decay,
-            optim=schedule.optimizer,
+            lr_scheduler_type=schedule.lr_scheduler_type,
+            optim=schedule.optim,
             weight_decay=schedule.weight_decay,
             max_grad_norm=schedule.max_grad_norm,
             seed=schedule.seed,
@@ -346,13 +341,14 @@ class _Run(TrainerCallback):  # type: ignore[misc]  # transformers is untyped he
 
     def _passes(self, processes: int) -> int:
         """Micro-batches of each process that make one step."""
-        passes, rest = divmod(self.schedule.batch_size, self.schedule.micro * processes)
+        wanted = self.schedule.gradient_accumulation_steps
+        passes, rest = divmod(wanted, processes)
         if rest:
             raise InputError(
-                self.schedule.batch_size,
-                expected=f"a multiple of {processes} processes x micro-batches of {self.schedule.micro}",
-                fix=f"ask for {self.schedule.micro * processes * max(1, passes)}",
-                option="batch_size",
+                wanted,
+                expected=f"a multiple of {processes} processes",
+                fix=f"ask for {processes * max(1, passes)}",
+                option="gradient_accumulation_steps",
             )
         return passes
 
@@ -416,8 +412,10 @@ class _Loop(Trainer):  # type: ignore[misc]
         """Mean over tokens. Every process takes all of it: it is small, and so no sample counts twice."""
         self.model_wrapped.eval()
         samples, total, count, self.held_out_tokens = self.run.data.held_out, 0.0, 0, 0
-        for start in range(0, len(samples), self.run.schedule.micro):
-            batch = self._prepare_inputs(self.run.data.collate(list(samples[start : start + self.run.schedule.micro])))
+        for start in range(0, len(samples), self.run.schedule.per_device_train_batch_size):
+            batch = self._prepare_inputs(
+                self.run.data.collate(list(samples[start : start + self.run.schedule.per_device_train_batch_size]))
+            )
             with self.run.interruption.passing():
                 total += float(self.model_wrapped(**batch, num_items_in_batch=1)["loss"])
             count += int((batch["labels"] != IGNORED).sum())
@@ -455,8 +453,8 @@ class _Loop(Trainer):  # type: ignore[misc]
 @functools.lru_cache(maxsize=8)
 def rate_of(schedule: Schedule, steps: int) -> Callable[[float], float]:
     """The learning rate at a step of so many, as a share of its peak: transformers' own."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=schedule.lr)
-    scheduler: Any = get_scheduler(schedule.decay, optimizer, schedule.warmup(steps), steps)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=schedule.learning_rate)
+    scheduler: Any = get_scheduler(schedule.lr_scheduler_type, optimizer, schedule.warmup(steps), steps)
     rate: Callable[[float], float] = scheduler.lr_lambdas[0]
     return rate
 

@@ -27,7 +27,7 @@ class Turns:
     )
     metric: str = option("ppl", help="In turns: how layers are chosen. Default: ppl.")
     text: str = option(MIX, help=f"In turns: what the metric looks at. Default: {MIX}.")
-    samples: int | str = option(10, help="In turns: windows of each text of it, or all. Default: 10.", counted=True)
+    samples: int | str = option(10, help="In turns: windows of each text of it, or all. Default: 10.")
     length: int = option(128, help="In turns: tokens of a window. Default: 128.", minimum=4)
     seed: int | None = None
 

@@ -52,7 +52,7 @@ def check_room(where: object, nbytes: int, device: str, *, layers: bool = False,
     what = "embedding, head and two layers of it" if layers else "its weights"
     elsewhere = "the CPU, " if device.startswith("cuda") else ""
     ways = f"free memory, or try {elsewhere}16 bits if this is float32, or a larger machine"
-    others = "score, sweep, plan, prune, repair, verify, and evaluate on texts and multiple choice"
+    others = "score, depth-curve, plan, prune, repair, verify, and evaluate on texts and multiple choice"
     raise InputError(
         f"{_gigabytes(free)} free",
         expected=f"room for {what} on {device}: {_gigabytes(nbytes)}",

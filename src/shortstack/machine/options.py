@@ -4,13 +4,13 @@ The command line, recipes, study files and the tables of the documentation are m
 
 >>> @dataclass(frozen=True)
 ... class Schedule:
-...     lr: float = option(1e-4, help="Peak learning rate.", above=0)
+...     learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
 ...     def __post_init__(self) -> None:
 ...         check_options(self)
->>> Schedule(lr=-1)
+>>> Schedule(learning_rate=-1)
 Traceback (most recent call last):
     ...
-shortstack.errors.InputError: lr: expected a number above 0, found -1. To fix it: take the default, 0.0001.
+shortstack.errors.InputError: learning_rate: expected a number above 0, found -1. To fix it: take the default, 0.0001.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from shortstack.machine.typed import check_type
 class Option:
     """What is known of a field beside its type and default. above, below: bounds that the value itself does not reach.
 
-    short: another spelling on the command line, such as -o. counted: large numbers may be typed as 1k or 2.5M. shares: a
-    float is a share of what there is, typed as 10% or 0.1.
+    shares: a float is a share of what there is, typed as 10% or 0.1.
     """
 
     help: str
@@ -41,8 +40,6 @@ class Option:
     above: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
-    short: str = ""
-    counted: bool = False
     shares: bool = False
 
     @property
@@ -80,7 +77,7 @@ class Option:
 
 def option(default: Any, help: str, **known: Any) -> Any:  # noqa: A002  what every command line calls it
     """A field that is an option; known: the other fields of Option."""
-    return field(default=default, metadata={"option": Option(help, **known)})
+    return field(default=default, metadata={"option": Option(help, **known), "help": help})
 
 
 def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
@@ -88,6 +85,16 @@ def options_of(component: Any) -> Iterator[tuple[str, Any, Option]]:
     for each in fields(component):
         if "option" in each.metadata:
             yield each.name, each.default, each.metadata["option"]
+
+
+def defaults_of(*components: Any) -> dict[str, Any]:
+    """Return the options of dataclasses with their defaults."""
+    return {name: default for component in components for name, default, _ in options_of(component)}
+
+
+def made_of(component: Any, values: Mapping[str, Any]) -> Any:
+    """Return a dataclass of those of the values that are its options."""
+    return component(**{name: values[name] for name, _, _ in options_of(component) if name in values})
 
 
 def check_options(component: Any) -> None:

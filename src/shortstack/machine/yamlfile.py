@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
 from pydantic_core import PydanticCustomError
 
 from shortstack.errors import InputError
@@ -30,28 +40,37 @@ class Part(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
-def part_of(name: str, *components: Any, **more: Any) -> Any:
-    """A Part whose keys are the options of dataclasses; more: keys beside them, each as (type, default).
+def part_of(name: str, *components: Any, only: Sequence[str] = (), bounded: bool = False, **more: Any) -> Any:
+    """Return a Part whose keys are the options of dataclasses, or only some; more: further keys, as (type, default).
 
-    Ranges are told to editors by the JSON schema; it is the dataclasses that refuse what is out of them.
+    Ranges are told to editors by the JSON schema; it is the dataclasses that refuse what is out of them, or with bounded
+    the file's reader.
     """
     keys: dict[str, Any] = {}
     for component in components:
         hints = typing.get_type_hints(component)
         for key, default, known in options_of(component):
-            hint = Annotated[hints[key], *amount(known, bounded=False)] if known.shares else hints[key]
-            keys[key] = hint, Field(default=default, description=known.help, json_schema_extra=_range(known))
+            hint = Annotated[hints[key], *_amount(known)] if known.shares else hints[key]
+            if bounded:
+                hint = Annotated[hint, AfterValidator(functools.partial(_within, known))]
+            if not only or key in only:
+                keys[key] = hint, Field(default=default, description=known.help, json_schema_extra=_range(known))
     return create_model(name, __base__=Part, **keys, **more)
 
 
-def amount(known: Option, *, bounded: bool = True) -> tuple[Any, ...]:
-    """What makes a key one that counts or is a share: a number, or text such as 10%. bounded: its range is looked at."""
+def _within(known: Option, value: Any) -> Any:
+    """Return the value, if it is in the option's range and one of its choices."""
+    if (is_number(value) and not known.holds(value)) or (known.choices and value not in (None, *known.choices)):
+        raise PydanticCustomError("range", "{range}", {"range": ", ".join(known.choices) or known.range})
+    return value
+
+
+def _amount(known: Option) -> tuple[Any, ...]:
+    """Return what makes a key one that counts or is a share: a number, or text such as 10%."""
 
     def read(value: Any) -> Any:
         number = amount_of(value) if isinstance(value, str) else value
-        if value is None:
-            return None
-        if not is_number(number) or (bounded and not known.holds(number)):
+        if value is not None and not is_number(number):
             raise PydanticCustomError("amount", "{range}", {"range": known.range})
         return number
 

@@ -17,7 +17,7 @@ class Timing:
     multiply-accumulates are counted over.
     """
 
-    batch_size: Sequence[int] | str = option("1,8", help="Sequences at once: one number, or several with commas.")
+    batch_size: str | Sequence[int] = option("1,8", help="Sequences at once: one number, or several with commas.")
     prompt: int = option(128, help="Tokens of each prompt; MACs are counted over as many.", minimum=1)
     new_tokens: int = option(32, help="Tokens to generate after the first.", minimum=1)
     repeats: int = option(6, help="Runs that count, after one to warm up.", minimum=1)

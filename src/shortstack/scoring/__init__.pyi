@@ -4,8 +4,8 @@ from . import metrics as metrics
 from . import orders as orders
 from . import scorer as scorer
 from . import scores as scores
-from .depth_curve import Sweep as Sweep
-from .depth_curve import sweep as sweep
+from .depths import DepthCurve as DepthCurve
+from .depths import depth_curve as depth_curve
 from .metrics import METRICS as METRICS
 from .scorer import score as score
 from .scores import Scores as Scores

@@ -75,7 +75,7 @@ def _agreement(values: Values) -> Panel:
     return Panel(title, svg, square_height(len(taus)))
 
 
-def sweep_picture(depths: Sequence[Depths], *, knee: int | None, tokens: Tokens) -> Picture:
+def depth_picture(depths: Sequence[Depths], *, knee: int | None, tokens: Tokens) -> Picture:
     """Perplexity, KL divergence and accuracy over the number of layers that are cut from the tail, the knee marked.
 
     depths: of the unpruned model first: layers (kept), and by name what was measured.

@@ -34,7 +34,7 @@ class ShrinkOptions:
     recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
     data: str | None = option(None, help="What to heal on. Default: the recipe's data.")
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
-    samples: int = option(16, help="Calibration windows of each text, of 128 tokens.", minimum=4, counted=True)
+    samples: int = option(16, help="Calibration windows of each text, of 128 tokens.", minimum=4)
     perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
     perplexity_samples: str = option("64", help="Windows of each of them, or all.")
     probe_items: int = option(
@@ -45,7 +45,6 @@ class ShrinkOptions:
         None,
         help=f"Only the first n documents of each task, or 10%. Default: {LIMIT}.",
         minimum=1,
-        counted=True,
         shares=True,
     )
     data_dir: str | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")

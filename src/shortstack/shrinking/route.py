@@ -10,12 +10,10 @@ import yaml
 from shortstack.errors import InputError
 from shortstack.healing import Healing, HealingTask, Turns
 from shortstack.healing.options import task_of
-from shortstack.healing.recipes import Recipe, read_recipe
+from shortstack.healing.recipes import ON_TEXT, PLANNED, Recipe, read_recipe
 from shortstack.planning import Choice
 from shortstack.shrinking.clock import Amounts
 from shortstack.shrinking.options import GOALS, ShrinkOptions
-
-OF_CHOICE = ("metric", "drop", "layers", "block", "search", "strategy", "keep_first", "keep_last")
 
 
 @dataclass(frozen=True)
@@ -47,15 +45,11 @@ class Route:
 
     def amounts(self, fitting: Amounts) -> Amounts:
         """The numbers that fit the time, but for those that the recipe states."""
-        plan = self.recipe.plan
-        stated: dict[str, Any] = {
-            "windows": plan.samples,
-            "length": plan.length,
-            "text": plan.text,
-            "finalists": plan.finalists,
-            "repair": plan.repair_samples,
-        }
-        return replace(fitting, **{name: value for name, value in stated.items() if value is not None})
+        given, called = self.recipe.plan.given, {"samples": "windows", "repair_samples": "repair"}
+        known = (*ON_TEXT, "finalists", "repair_samples")
+        return replace(
+            fitting, **{called.get(name, name): given[name] for name in known if given.get(name) is not None}
+        )
 
     def repeating(self, amounts: Amounts, healing: Healing | None, *, repaired: bool) -> str:
         """The recipe with all numbers, so that it needs no clock; without what there was no time for."""
@@ -78,7 +72,7 @@ class Route:
 
 
 def _choice(recipe: Recipe, options: ShrinkOptions, drop: str | None) -> Choice:
-    plan: dict[str, Any] = {name: value for name, value in recipe.plan.given.items() if name in OF_CHOICE}
+    plan: dict[str, Any] = {name: value for name, value in recipe.plan.given.items() if name in PLANNED}
     goals = {name: getattr(options, name) for name in GOALS if getattr(options, name) is not None}
     if drop is not None and goals:
         found, expected = f"{drop} beside it", "one goal for each output"

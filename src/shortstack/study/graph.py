@@ -117,9 +117,7 @@ def _values(scores: Mapping[str, Any], trial: Trial) -> Any:
 
 def sources(study: Study) -> list[str]:
     """Every text and folder that a study reads, each once."""
-    evaluation = study.evaluation
-    folders = [folder for folder in (evaluation.data_dir, evaluation.include) if folder]
-    return list(dict.fromkeys([*evaluation.perplexity, *folders, *texts(study)]))
+    return list(dict.fromkeys([*study.evaluation.sources, *texts(study)]))
 
 
 def texts(study: Study) -> list[str]:

@@ -6,7 +6,7 @@ calibration: [{text: pydoc, samples: 10, length: 128}]
 drop: [25%, 8]              # or {from: 5, to: 75, step: 5}, in percent
 strategy: [one-shot, step 1]
 repair: [false, true]       # or {text: pydoc, samples: 256, length: 128}
-heal: [none, paper-lora, {name: quick, method: lora, data: pydoc, epochs: 1}]
+heal: [none, paper-lora, {name: quick, method: lora, data: pydoc, num_train_epochs: 1}]
 seeds: [0]
 
 Every combination is a trial. `trials` adds more, `except` leaves some out; `evaluation` is the same for all of them.
@@ -26,10 +26,11 @@ from pydantic import Field, field_validator
 from shortstack.errors import InputError
 from shortstack.healing.recipes import HealPart
 from shortstack.machine import yamlfile
-from shortstack.machine.yamlfile import Part
+from shortstack.machine.device import Compute
+from shortstack.machine.yamlfile import Part, part_of
 from shortstack.runs.records import ONE_SHOT
 from shortstack.study.kinds import KINDS
-from shortstack.study.measures import HELP, EvaluateOptions, ProfileOptions
+from shortstack.study.measures import EvaluationOptions
 from shortstack.study.trial import HealOptions, Pattern, RepairText, StudyCalibration, Trial
 
 
@@ -45,23 +46,8 @@ class PercentRange(Part):
         return [f"{percent}%" for percent in range(self.start, self.to + 1, self.step)]
 
 
-class EvaluationOptions(EvaluateOptions):
-    """How every checkpoint is measured; pruned: also before it heals."""
-
-    pruned: bool = True
-    profile: bool | ProfileOptions = False
-
-    @property
-    def profile_options(self) -> ProfileOptions | None:
-        """What profile() measures; None where it does not."""
-        return ProfileOptions() if self.profile is True else self.profile or None
-
-
-class ComputeOptions(Part):
+class ComputeOptions(part_of("ComputeOptions", Compute, only=("device", "dtype"), bounded=True)):  # type: ignore[misc]  # made of options
     """Where and in what to compute."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description=HELP["device"])
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description=HELP["dtype"])
 
 
 class Resources(Part):

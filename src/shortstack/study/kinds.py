@@ -19,13 +19,14 @@ from shortstack.healing.options import option_defaults, task_of
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
 from shortstack.machine.formats import option_words, show_layers
+from shortstack.machine.options import defaults_of
 from shortstack.machine.progress import Progress
 from shortstack.planning import Choice, Plan
 from shortstack.scoring import Scores
 from shortstack.study.measures import EvaluateStep, ProfileStep
 from shortstack.study.steps import Contents, Job, Known, Places, Step
 from shortstack.study.trial import RepairText, Trial, calibration_text
-from shortstack.study.words import changed_words, defaults_of, model_words
+from shortstack.study.words import changed_words, model_words
 
 if TYPE_CHECKING:
     from shortstack.healing import HealingTask

@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
 from pydantic import Field
 
 from shortstack import evaluation, profiling
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks
-from shortstack.machine.device import Compute
-from shortstack.machine.formats import option_words
-from shortstack.machine.options import options_of
+from shortstack.machine.options import made_of
 from shortstack.machine.progress import Progress
-from shortstack.machine.yamlfile import Part, amount
+from shortstack.machine.yamlfile import part_of
 from shortstack.profiling import Timing
 from shortstack.study.steps import Contents, Job, Known, Places, Step
 from shortstack.study.words import changed_words, expanded, model_words
 
-OPTIONS = {  # that a study's file has in other groups
-    name: known
-    for component in (EvaluationText, GenerationChecks, Tasks, Timing, Compute)
-    for name, _, known in options_of(component)
-}
-HELP = {name: known.help for name, known in OPTIONS.items()}
+EVALUATED = (EvaluationText, Tasks, GenerationChecks)
 OF_TASKS = ("limit", "num_fewshot", "data_dir", "include")  # what only tasks take
 
 
-class EvaluateOptions(Part):
-    """What is measured of every checkpoint; seed: of the windows that are drawn."""
+class ProfileOptions(part_of("ProfileOptions", Timing, bounded=True)):  # type: ignore[misc]  # made of options
+    """What profile() measures."""
 
-    perplexity: tuple[str, ...] = ("pydoc",)
-    length: int = Field(default=512, ge=2, description=HELP["length"])
-    samples: Annotated[int | float | None, *amount(OPTIONS["samples"])] = Field(
-        default=None, description=HELP["samples"]
-    )
-    seed: int = Field(default=0, ge=0, description=HELP["seed"])
-    tasks: tuple[str, ...] = ()
-    limit: Annotated[int | float | None, *amount(OPTIONS["limit"])] = Field(default=None, description=HELP["limit"])
-    num_fewshot: int | None = Field(default=None, ge=0, description=HELP["num_fewshot"])
-    data_dir: str | None = Field(default=None, description=HELP["data_dir"])
-    include: str | None = Field(default=None, description=HELP["include"])
-    probe_items: int = Field(default=0, ge=0, description=f"{HELP['probe_items']} Default: no probes.")
-    collapse: bool | None = Field(default=None, description=HELP["collapse_check"])
+
+class EvaluationOptions(part_of("EvaluationOptions", *EVALUATED, bounded=True)):  # type: ignore[misc]  # made of options
+    """How every checkpoint is measured; seed: of the windows that are drawn; pruned: also before it heals."""
+
+    seed: int = Field(default=0, ge=0, description="Seed of the windows that are drawn.")
+    pruned: bool = True
+    profile: bool | ProfileOptions = False
+
+    @property
+    def profile_options(self) -> ProfileOptions | None:
+        """What profile() measures; None where it does not."""
+        return ProfileOptions() if self.profile is True else self.profile or None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """As arguments of a step."""
-        return self.model_dump(mode="json", include=set(EvaluateOptions.model_fields))
+        found: dict[str, Any] = self.model_dump(mode="json", exclude={"pruned", "profile"})
+        return found
+
+    @property
+    def sources(self) -> list[str]:
+        """Every text and folder that is read."""
+        texts = EvaluationText(self.perplexity).sources
+        return [*texts, *(str(folder) for folder in (self.data_dir, self.include) if folder)]
 
     def check(self) -> None:
         """Say what is wrong before anything runs."""
@@ -60,6 +60,9 @@ class EvaluateOptions(Part):
         if alone:
             fix = "add tasks, such as paper, or leave it out"
             raise InputError("none", expected="tasks beside it", fix=fix, option=alone)
+        profile = self.profile_options
+        if profile and not made_of(Timing, profile.model_dump()).batch_sizes:
+            raise InputError("none", expected="at least one", fix="write 1,8", option="batch_size")
 
 
 class EvaluateStep(Step):
@@ -68,11 +71,9 @@ class EvaluateStep(Step):
     kind = "evaluate"
 
     @classmethod
-    def of(cls, known: Known, wanted: EvaluateOptions, contents: Contents, place: str) -> EvaluateStep:
-        options = wanted.arguments
-        sources = [*options["perplexity"], *(options[name] for name in ("data_dir", "include") if options[name])]
-        inputs = {"checkpoint": contents.identity, "texts": {source: known.texts[source] for source in sources}}
-        return cls({**options, "dtype": known.dtype}, inputs, {"checkpoint": place})
+    def of(cls, known: Known, wanted: EvaluationOptions, contents: Contents, place: str) -> EvaluateStep:
+        inputs = {"checkpoint": contents.identity, "texts": {source: known.texts[source] for source in wanted.sources}}
+        return cls({**wanted.arguments, "dtype": known.dtype}, inputs, {"checkpoint": place})
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         checkpoint, options = job.open("checkpoint", progress), _evaluate_arguments(self.arguments)
@@ -80,29 +81,14 @@ class EvaluateStep(Step):
         return job.saved("evaluation.json", result.to_dict())
 
     def words(self, places: Places) -> list[str]:
-        defaults = {**EvaluateOptions().arguments, "perplexity": None, "dtype": "auto"}
-        del defaults["collapse"]  # another word on the command line
-        writing = {"probes": self.arguments["probe_items"] > 0 or None, "collapse_check": self.arguments["collapse"]}
-        options = [*changed_words(self.arguments, defaults), *option_words(writing)]
-        return ["evaluate", *model_words(places["checkpoint"]), *options]
+        defaults = {**EvaluationOptions().arguments, "perplexity": None, "dtype": "auto"}
+        return ["evaluate", *model_words(places["checkpoint"]), *changed_words(self.arguments, defaults)]
 
 
 def _evaluate_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     """What evaluate() is given for the evaluation options of a study."""
-    how, items = {name: options[name] for name in (*OF_TASKS, "seed")}, options["probe_items"]
-    return {
-        "text": EvaluationText(options["perplexity"], options["length"], options["samples"]),
-        "tasks": Tasks(options["tasks"], **how) if options["tasks"] else None,
-        "generation": GenerationChecks(items > 0, items or GenerationChecks.probe_items, options["collapse"]),
-    }
-
-
-class ProfileOptions(Part):
-    """What profile() measures."""
-
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8), min_length=1)
-    prompt: int = Field(default=128, ge=1, description=HELP["prompt"])
-    new_tokens: int = Field(default=32, ge=1, description=HELP["new_tokens"])
+    tasks = replace(made_of(Tasks, options), seed=options["seed"]) if options["tasks"] else None
+    return {"text": made_of(EvaluationText, options), "tasks": tasks, "generation": made_of(GenerationChecks, options)}
 
 
 class ProfileStep(Step):
@@ -118,13 +104,10 @@ class ProfileStep(Step):
 
     def run(self, job: Job, progress: Progress) -> dict[str, Any]:
         options = self.arguments
-        timing = Timing(options["batch_sizes"], options["prompt"], options["new_tokens"])
-        checkpoint, compute = job.open("checkpoint", progress), job.compute(options)
+        timing, checkpoint, compute = made_of(Timing, options), job.open("checkpoint", progress), job.compute(options)
         result = profiling.profile(checkpoint, timing=timing, compute=compute, progress=progress)
         return job.saved("profile.json", result.to_dict())
 
     def words(self, places: Places) -> list[str]:
         defaults = {**ProfileOptions().model_dump(mode="json"), "dtype": "auto"}
-        defaults["batch_size"] = defaults.pop("batch_sizes")
-        options = {**self.arguments, "batch_size": self.arguments["batch_sizes"]}
-        return ["profile", *model_words(places["checkpoint"]), *changed_words(options, defaults)]
+        return ["profile", *model_words(places["checkpoint"]), *changed_words(self.arguments, defaults)]

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shortstack.machine.options import check_options, option
@@ -19,9 +18,8 @@ KEEPS = ("best", "all", "none")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where the study lies, where its steps run, and what stays."""
+    """Where the steps of a study run, and what stays of them."""
 
-    output: Path | None = option(None, help="Folder of the study; one that is there goes on.", short="-o")
     workers: int | None = option(
         None, help="Steps at once. Default: 1, or as many as a Ray cluster has CPUs.", minimum=1
     )

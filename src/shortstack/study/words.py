@@ -94,14 +94,9 @@ def changed_words(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> lis
 
     >>> changed_words({"metric": "bi", "drop": "25%", "step": None}, {"metric": None, "drop": "25%", "step": None})
     ['--metric', 'bi']
-    >>> changed_words({"limit": 1.0, "lr": 1.0}, {"limit": None, "lr": None})
-    ['--limit', '100%', '--lr', '1.0']
+    >>> changed_words({"limit": 1.0, "learning_rate": 1.0}, {"limit": None, "learning_rate": None})
+    ['--limit', '100%', '--learning-rate', '1.0']
     """
     changed = {name: values[name] for name in defaults if name in values and values[name] != defaults[name]}
     shares = {name: show_share(value) for name, value in changed.items() if name in SHARED and isinstance(value, float)}
     return option_words({**changed, **shares})
-
-
-def defaults_of(*components: Any) -> dict[str, Any]:
-    """The options of dataclasses with their defaults."""
-    return {name: default for component in components for name, default, _ in options_of(component)}

@@ -228,7 +228,9 @@ GGUFS: dict[str, Lie] = {
 }
 
 STUDY = "models: [m]\nmetrics: [reverse]\ndrop: [2]\nevaluation: {perplexity: [text.txt], samples: 2, length: 16}\n"
-RECIPE = "title: one\nplan: {metric: bi, drop: 25%}\nheal: {method: lora, epochs: 1, rank: 4, max_length: 32}\n"
+RECIPE = (
+    "title: one\nplan: {metric: bi, drop: 25%}\nheal: {method: lora, num_train_epochs: 1, lora_r: 4, max_length: 32}\n"
+)
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )

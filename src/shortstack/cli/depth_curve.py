@@ -1,15 +1,16 @@
-"""sweep: the model cut at every depth."""
+"""depth-curve: the model cut at every depth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from shortstack.charts.checks import check_picture
 from shortstack.cli import console
-from shortstack.cli.app import verb
-from shortstack.cli.options import Model, Session
+from shortstack.cli.options import CALIBRATION, Model, Session, flat
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new
@@ -18,7 +19,7 @@ from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
     from shortstack.evaluation import Tasks
-    from shortstack.scoring import Sweep
+    from shortstack.scoring import DepthCurve
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class DepthOptions:
         None, help="Multiple choice, answered at every depth: a .jsonl file, or a standard task such as piqa."
     )
     limit: int | float | None = option(
-        None, help="Only the first n documents of --task, or 10%.", minimum=1, counted=True, shares=True
+        None, help="Only the first n documents of --task, or 10%.", minimum=1, shares=True
     )
     data_dir: Path | None = option(None, help="A folder of .jsonl or .parquet files for --task.")
-    output: Path | None = option(None, help="Write the curve to this JSON file, too.", short="-o")
+    output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Write the curve to this JSON file, too.")
     plot: Path | None = option(None, help="Draw the curve: an .svg file.")
 
     def __post_init__(self) -> None:
@@ -64,11 +65,19 @@ class DepthOptions:
             raise (error.but(option="task") if error.option == "tasks" else error) from error
 
 
-@verb()
-def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Session) -> None:
+def depth_curve(
+    model: Model,
+    /,
+    *,
+    asked: Annotated[DepthOptions, flat()] = DepthOptions(),
+    text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
+    session: Annotated[Session, flat()] = Session(),
+) -> None:
     """Measure the model cut at every depth, in one walk.
 
     A cut takes the last layers.
+
+    $ shortstack depth-curve org/model --task piqa --limit 200
     """
     if asked.output:
         check_new(asked.output)
@@ -77,12 +86,12 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
     questions = asked.questions
 
     from shortstack.decoder import calibration_tokens
-    from shortstack.scoring import sweep as sweep_depths
+    from shortstack.scoring import depth_curve as depth_curve_of
 
     with session.report.bars() as progress:
         checkpoint = session.source.open(model, progress)
         tokens = calibration_tokens(checkpoint, text, compute=session.compute, progress=progress)
-        curve = sweep_depths(
+        curve = depth_curve_of(
             checkpoint,
             tokens,
             task=questions,
@@ -93,7 +102,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
             curve = curve.within(asked.max_loss)
     if asked.plot:
         curve.plot().save(asked.plot)
-    session.report.result(curve.to_dict(), lambda: show_sweep(model, curve), asked.output)
+    session.report.result(curve.to_dict(), lambda: show_depth_curve(model, curve), asked.output)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)
         session.report.next_prune(model, checkpoint, *how, *session.source.words)
@@ -102,7 +111,7 @@ def sweep(model: Model, text: CalibrationText, asked: DepthOptions, session: Ses
     return
 
 
-def show_sweep(model: str, curve: Sweep) -> None:
+def show_depth_curve(model: str, curve: DepthCurve) -> None:
     """Every depth, with the loss as a bar, the knee marked, and how many layers can go."""
     losses = [depth.loss for depth in curve.depths]
     low, span = min(losses), max(losses) - min(losses) or 1.0

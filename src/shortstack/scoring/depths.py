@@ -1,4 +1,4 @@
-"""sweep(): what cutting the tail at every depth does, from one walk: exit after each layer through norm and head."""
+"""depth_curve(): what cutting the tail at every depth does, from one walk: exit after each layer through norm and head."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Depth:
 
 
 @dataclass(frozen=True, repr=False)
-class Sweep(Tabled):
+class DepthCurve(Tabled):
     """Every depth, the whole model first. max_loss: up to which layers can go, in nats per token."""
 
     depths: tuple[Depth, ...]
@@ -71,9 +71,9 @@ class Sweep(Tabled):
 
     def plot(self) -> Picture:
         """Perplexity, KL divergence and accuracy over the layers that are cut, as a picture."""
-        from shortstack.scoring.pictures import sweep_picture
+        from shortstack.scoring.pictures import depth_picture
 
-        return sweep_picture([vars(depth) for depth in self.depths], knee=self.knee, tokens=self.tokens)
+        return depth_picture([vars(depth) for depth in self.depths], knee=self.knee, tokens=self.tokens)
 
     @property
     def knee(self) -> int | None:
@@ -85,7 +85,7 @@ class Sweep(Tabled):
         """How many layers can go from the tail before the loss exceeds `max_loss`."""
         return _removable([depth.loss for depth in self.depths], self.max_loss)
 
-    def within(self, max_loss: float) -> Sweep:
+    def within(self, max_loss: float) -> DepthCurve:
         """The same depths with another `max_loss`.
 
         Raises:
@@ -108,18 +108,18 @@ class Sweep(Tabled):
 
 
 @typed
-def sweep(
+def depth_curve(
     checkpoint: Model,
     tokens: Tokens | CalibrationText | Rows,
     *,
     task: str | Path | Tasks | None = None,
     compute: Compute = AUTO,
     progress: Progress = in_notebooks,
-) -> Sweep:
+) -> DepthCurve:
     """Measure the model cut to every number of layers; N layer-forwards and N + 1 heads in all.
 
-    Layers can go up to a perplexity 1.5 times the unpruned one; Sweep.within() takes another limit. task: a .jsonl file of
-    multiple choice (questions.LAYOUT), or one standard multiple-choice task, answered at every depth by a second walk.
+    Layers can go up to a perplexity 1.5 times the unpruned one; DepthCurve.within() takes another limit. task: a .jsonl file
+    of multiple choice (questions.LAYOUT), or one standard multiple-choice task, answered at every depth by a second walk.
 
     Raises:
         DataError: the task cannot be read, or its documents cannot be had.
@@ -130,7 +130,7 @@ def sweep(
     questions, task_record = _questions(task, checkpoint.tokenizer()) if task else ([], None)
     decoder = Decoder.open(checkpoint, compute)
     wanted = Wanted([METRICS["kl"]], singles=False, sets=tails(len(decoder.layers)))
-    run = Run(decoder, tokens, wanted, progress=progress, stage="sweeping").go()
+    run = Run(decoder, tokens, wanted, progress=progress, stage="cutting at every depth").go()
     cuts = tails(run.layers)
     depths = tuple(_depth(run, tail) for tail in cuts)
     if questions:
@@ -139,7 +139,7 @@ def sweep(
             replace(depth, accuracy=accuracy[tail].value, accuracy_stderr=accuracy[tail].stderr)
             for depth, tail in zip(depths, cuts, strict=True)
         )
-    return Sweep(
+    return DepthCurve(
         depths,
         depths[0].loss + TOLERATED,
         tokens.record(),

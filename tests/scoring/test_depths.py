@@ -10,8 +10,8 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.data import Tokens
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
-from shortstack.scoring import sweep
-from shortstack.scoring.depth_curve import knee
+from shortstack.scoring import depth_curve
+from shortstack.scoring.depths import knee
 from zoo import tiny
 
 IDS = torch.randint(3, 90, (6, 10), generator=torch.Generator().manual_seed(3))
@@ -23,7 +23,7 @@ TAILS = [list(range(kept, 8)) for kept in range(8, 0, -1)]
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_depth_is_what_the_cut_model_gives(model_type, stream):
     checkpoint = Checkpoint.open(tiny(model_type))
-    found = sweep(checkpoint, TOKENS, compute=Compute(stream=stream))
+    found = depth_curve(checkpoint, TOKENS, compute=Compute(stream=stream))
     assert [depth.layers for depth in found.depths] == [8, 7, 6, 5, 4, 3, 2, 1]
     losses = naive.losses(checkpoint.directory, IDS, TAILS)
     assert [depth.loss for depth in found.depths] == pytest.approx(losses, rel=2e-5)
@@ -44,7 +44,9 @@ def test_it_costs_each_layer_once_and_a_head_for_each_depth(monkeypatch):
         return model
 
     monkeypatch.setattr(Checkpoint, "model", counted)
-    sweep(Checkpoint.open(tiny("llama")), TOKENS, progress=lambda _stage, done, total, **_: seen.append((done, total)))
+    depth_curve(
+        Checkpoint.open(tiny("llama")), TOKENS, progress=lambda _stage, done, total, **_: seen.append((done, total))
+    )
     head = (seen[-1][1] - 8) / (8 + 1)
     assert head == int(head), "eight layers, a head for each depth and one for the reference"
     assert seen[-1][0] == seen[-1][1]
@@ -52,7 +54,7 @@ def test_it_costs_each_layer_once_and_a_head_for_each_depth(monkeypatch):
 
 
 def test_layers_can_go_until_the_first_depth_that_loses_too_much():
-    curve = sweep(Checkpoint.open(tiny("llama")), TOKENS)
+    curve = depth_curve(Checkpoint.open(tiny("llama")), TOKENS)
     losses = [depth.loss for depth in curve.depths]
     for allowed in (losses[0], max(losses[:4]), max(losses) + 1):
         expected = 0
