@@ -132,7 +132,7 @@ def test_only_what_is_typed_of_heals_options_goes_before_the_recipe():
 )
 def test_what_cannot_be_read_is_an_error_of_four_parts(words, where, expected, found):
     error = refusal(*words)
-    assert (error.where, error.expected, error.found) == (where, expected, found)
+    assert (error.place(error.option), error.expected, error.found) == (where, expected, found)
     assert error.fix
     assert error.exit_code == 2
 

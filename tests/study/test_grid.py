@@ -170,7 +170,7 @@ def test_words_for_a_choice_of_layers(text, choice):
         ("models: [a]\nmetrics: [ppl]\nstrategy: twice\n", "line 3: strategy: .*write it like step 1"),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-lor\n", "line 3: .*did you mean paper-lora"),
         ("models: [a]\nmetrics: [ppl]\nheal: {method: lora}\n", "add data: pydoc"),
-        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, lora_r: 4}\n", "line 3: lora_r: .* option that the method partial"),
+        ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, lora_r: 4}\n", "line 3: lora_r: .* that the method partial"),
         ("models: [a]\nmetrics: [ppl]\nheal: {data: pydoc, seed: 4}\n", "seeds: "),
         ("models: [a]\nmetrics: [ppl]\nheal: paper-iterative-1-1-8\n", "strategy: step 1"),
         ("models: [a]\nmetrics: [search]\nstrategy: step 1\n", "except: "),
