@@ -150,7 +150,7 @@ def shortstack(place: Path, *commands: str) -> list[str]:
 
 
 def test_they_stand_in_the_help_and_in_the_listings(place):
-    score, plan, heal, listings = shortstack(place, "score --help", "plan --help", "heal --help-all", "ls --json")
+    score, plan, heal, listings = shortstack(place, "score --help", "plan --help", "heal --help", "ls --json")
     assert "toy-metric" in score
     assert "toy-source" in score
     assert "toy-strategy" in plan
