@@ -20,8 +20,8 @@ from shortstack.machine.options import check_choice_of, option
 class Clearing:
     """What goes."""
 
-    clear: bool = option(False, help="Remove all of it; nothing may be running that uses it.")
-    kind: str | None = option(None, help="Only of one kind, as the table names them.")
+    clear: bool = option(False, help="Remove everything; nothing that uses it may be running.")
+    kind: str | None = option(None, help="Only this kind, as the table names it.")
 
 
 def cache(

@@ -80,14 +80,14 @@ class BaselineText(CalibrationText):
 class CompareOptions(Repairing):
     """What is compared, how its layers are chosen, and on how much."""
 
-    memory: str = option("50%", help="Share of the unpruned weights' bytes that there is room for.")
+    memory: str = option("50%", help="Byte budget, as a share of the unpruned weights.")
     metric: str = option("ppl", help=f"How layers are chosen: {', '.join(METRICS)}.")
     search: bool = option(False, help="Search for the layers that go.")
-    heal: str | None = option(None, help="Also heal the pruned model on this data, as the recipe `best` does.")
+    heal: str | None = option(None, help="Also heal the pruned model on this data, by the recipe `best`.")
     healed: str | None = option(None, help="A healed checkpoint, for a row of its own.")
     task: list[Path] | None = option(None, help="Multiple choice, a .jsonl file as for depth-curve; may be repeated.")
     limit: int | float | None = option(
-        None, help="Windows of each text and questions of each file or task, or 10%.", minimum=1, shares=True
+        None, help="Windows per text, and questions per file or task; or 10%.", minimum=1, shares=True
     )
 
     def __post_init__(self) -> None:

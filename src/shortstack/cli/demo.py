@@ -24,7 +24,7 @@ class DemoOptions:
     output: Annotated[Path, Parameter(alias="-o")] = option(
         Path("demo-out"), help="New directory for two checkpoints and demo.json."
     )
-    minutes: float = option(5.0, help="How long all of it may take.", minimum=0.5)
+    minutes: float = option(5.0, help="Time for everything.", minimum=0.5)
     seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:

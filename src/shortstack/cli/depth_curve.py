@@ -27,16 +27,18 @@ class DepthOptions:
     """What is measured at every depth beside the loss."""
 
     max_loss: float | None = option(
-        None, help="Say how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity.", minimum=0
+        None,
+        help="Report how many layers can go up to this loss, in nats. Default: 1.5 times the perplexity.",
+        minimum=0,
     )
     task: str | None = option(
-        None, help="Multiple choice, answered at every depth: a .jsonl file, or a standard task such as piqa."
+        None, help="Multiple-choice questions to answer at every depth: a .jsonl file, or a task such as piqa."
     )
     limit: int | float | None = option(
         None, help="Only the first n documents of --task, or 10%.", minimum=1, shares=True
     )
     data_dir: Path | None = option(None, help="A folder of .jsonl or .parquet files for --task.")
-    output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Write the curve to this JSON file, too.")
+    output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Also write the curve to this JSON file.")
     plot: Path | None = option(None, help="Draw the curve: an .svg file.")
 
     def __post_init__(self) -> None:

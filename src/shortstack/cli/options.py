@@ -32,7 +32,7 @@ MODEL = "A directory, a hub id, a .gguf file, or `demo` (SmolLM2-135M-Instruct).
 
 Model = Annotated[str, Parameter(help=MODEL)]
 Out = Annotated[Path, Parameter(alias="-o", help="New directory; never overwritten.")]
-Saved = Annotated[Path | None, Parameter(alias="-o", help="Write the result to this JSON file, too.")]
+Saved = Annotated[Path | None, Parameter(alias="-o", help="Also write the result to this JSON file.")]
 
 
 def group(title: str, place: int = 1) -> Group:
@@ -54,8 +54,8 @@ ORIGIN, SAID = group("Which checkpoint", 8), group("What is said", 9)
 class Repairing:
     """Whether kept layers are refitted, and on how much."""
 
-    repair: bool = option(False, help="Refit kept layers in closed form, so that the cut costs less.")
-    repair_samples: int = option(256, help="Windows to repair on, at most; at least eight of each text.", minimum=8)
+    repair: bool = option(False, help="Refit the kept layers in closed form, so that the cut costs less.")
+    repair_samples: int = option(256, help="Most windows to repair on; at least eight per text.", minimum=8)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -124,9 +124,7 @@ class Reporting:
 
     json: bool = option(False, help="One JSON object on stdout.")
     quiet: Annotated[bool, Parameter(alias="-q")] = option(False, help="No progress and no next step.")
-    verbose: Annotated[bool, Parameter(alias="-v")] = option(
-        False, help="Also what the libraries say, and where an error comes from."
-    )
+    verbose: Annotated[bool, Parameter(alias="-v")] = option(False, help="Also show library messages and tracebacks.")
 
     def result(self, data: Mapping[str, Any], show: Callable[[], None], output: Path | None = None) -> None:
         """The result: as JSON, or as `show` shows it; then in a file, so that a full disk does not cost it."""

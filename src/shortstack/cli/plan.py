@@ -30,7 +30,7 @@ def plan(
     /,
     *,
     output: Annotated[Path | None, Parameter(alias="-o", help="Write the plan to this JSON file.")] = None,
-    mergekit: Annotated[Path | None, Parameter(help="Write it as slices of mergekit to this YAML file, too.")] = None,
+    mergekit: Annotated[Path | None, Parameter(help="Also write it as mergekit slices to this YAML file.")] = None,
     choice: Annotated[Choice, flat(WHICH, without="fits")] = Choice(),
     text: Annotated[CalibrationText, flat(CALIBRATION)] = CalibrationText(),
     session: Annotated[Session, flat()] = Session(),

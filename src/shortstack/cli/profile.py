@@ -27,7 +27,9 @@ def profile(
     model: Model,
     /,
     *,
-    against: Annotated[str | None, Parameter(help="Another model: runs take turns, for ratios of speed.")] = None,
+    against: Annotated[
+        str | None, Parameter(help="Another model, timed in turns with this one, for ratios of speed.")
+    ] = None,
     no_speed: Annotated[bool, Parameter(negative=(), help="Count only; no weight is loaded.")] = False,
     output: Saved = None,
     timing: Annotated[Timing, flat(group("How speed is measured"))] = Timing(),

@@ -45,11 +45,9 @@ class PruneOptions(Repairing):
     """A plan that is made already, what is refitted, and how the weights are divided."""
 
     plan: Path | None = option(
-        None, help="A plan.json, or slices of mergekit (.yaml); instead of the options that choose layers."
+        None, help="A plan.json, or a mergekit .yaml with slices; replaces the options that choose layers."
     )
-    max_shard_size: str | None = option(
-        None, help="Fill weight files up to this, such as 5GB. Default: as the source is divided."
-    )
+    max_shard_size: str | None = option(None, help="Largest weight file, such as 5GB. Default: split as the source is.")
 
     def check_with(self, choice: Choice, compute: Compute) -> None:
         """Say what is wrong before any model is opened: no way to choose layers, or two, or options that do nothing."""
@@ -181,7 +179,7 @@ def prune(
     *,
     output: Annotated[
         Path,
-        Parameter(alias="-o", help="New directory, or of a .gguf model a .gguf file; never overwritten."),
+        Parameter(alias="-o", help="New directory, or a .gguf file for a .gguf model; never overwritten."),
     ],
     asked: Annotated[PruneOptions, flat()] = PruneOptions(),
     dry_run: DryRun = False,

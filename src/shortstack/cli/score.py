@@ -33,9 +33,9 @@ class ScoreOptions:
     """Which scores, and where they go."""
 
     metric: str = option("ppl", help=f"Comma-separated: {', '.join(METRICS)}, or all.")
-    window: int | None = option(None, help="Also score every block of so many layers.", minimum=1)
+    window: int | None = option(None, help="Also score every block of this many layers.", minimum=1)
     output: Annotated[Path | None, Parameter(alias="-o")] = option(None, help="Write the scores to this JSON file.")
-    plot: Path | None = option(None, help="Draw orders, values and how far they agree: an .svg file.")
+    plot: Path | None = option(None, help="Draw the scores, their order and agreement: an .svg file.")
 
     def __post_init__(self) -> None:
         check_options(self)

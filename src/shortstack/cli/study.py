@@ -26,7 +26,7 @@ def study(
     /,
     *,
     output: Annotated[
-        Path | None, Parameter(alias="-o", help="Folder of the study; one that is there goes on.")
+        Path | None, Parameter(alias="-o", help="Folder of the study; an existing one is continued.")
     ] = None,
     run: Annotated[RunOptions, flat()] = RunOptions(),
     report: Annotated[Reporting, flat(SAID)] = Reporting(),

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Looks:
     """How often somebody looks."""
 
-    once: bool = option(False, help="One look, as it also is where there is no terminal.")
-    every: float = option(1.0, help="Seconds between two looks.", minimum=0.1)
+    once: bool = option(False, help="Print once and exit, as without a terminal.")
+    every: float = option(1.0, help="Seconds between refreshes.", minimum=0.1)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -63,7 +63,7 @@ class EvaluationText:
     )
     length: int = option(512, help="Tokens per window.", minimum=2)
     samples: int | float | None = option(
-        None, help="Windows, drawn by seed, or 10%. Default: all.", minimum=1, shares=True
+        None, help="Number of windows, drawn by seed; or 10%. Default: all.", minimum=1, shares=True
     )
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class GenerationChecks:
     probes: bool = option(False, help="Small generation tasks: copying, counting, brackets, sums, JSON.")
     probe_items: int = option(50, help="Items of each probe, drawn by seed.", minimum=2, maximum=100)
     collapse_check: bool | None = option(
-        None, help="Look for loops and silence in what it writes. Default: where shortstack cut or healed it."
+        None, help="Check generated text for loops and silence. Default: for models that shortstack pruned or healed."
     )
 
     def __post_init__(self) -> None:
@@ -158,16 +158,16 @@ class Tasks:
     limit: int | float | None = option(
         None, help="Only the first n documents of each task, or 10%.", minimum=1, shares=True
     )
-    num_fewshot: int | None = option(None, help="Examples in each prompt. Default: as each task has it.", minimum=0)
+    num_fewshot: int | None = option(None, help="Examples in each prompt. Default: the task's own number.", minimum=0)
     data_dir: str | Path | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
     include: str | Path | None = option(None, help="A folder of your own lm-eval task files.")
     batch_size: int | str = option(
         "auto", help="Sequences in a forward: a number, or auto, by their tokens.", minimum=1
     )
     max_length: int | None = option(
-        None, help="Tokens of a prompt with its answer. Default: the model's positions.", minimum=1
+        None, help="Longest prompt with its answer, in tokens. Default: the model's positions.", minimum=1
     )
-    backend: str = option(OWN, help="Who answers the tasks: shortstack itself, or vLLM.", choices=BACKENDS)
+    backend: str = option(OWN, help="Backend that answers the tasks: shortstack itself, or vLLM.", choices=BACKENDS)
     seed: int = 0
 
     def __post_init__(self) -> None:

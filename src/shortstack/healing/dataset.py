@@ -41,7 +41,7 @@ class TrainingData:
         minimum=2,
         shares=True,
     )
-    held_out: int | None = option(None, help="Samples that are held out and never trained on. Default: 5 %.", minimum=1)
+    held_out: int | None = option(None, help="Samples held out from training. Default: 5 %.", minimum=1)
     self_generate: bool = option(False, help="Learn from the teacher's own answers to the prompts.")
 
     def __post_init__(self) -> None:

@@ -21,11 +21,9 @@ class TrainedHead(HealingMethod):
 
     default_head: ClassVar[bool] = False
 
-    head: bool | None = option(
-        None, help="Train the head, or leave it frozen. Default: partial trains it, unless it is tied."
-    )
+    head: bool | None = option(None, help="Train lm_head, or freeze it. Default: partial trains it, unless it is tied.")
     untie_head: bool = option(
-        False, help="Make a tied head a matrix of its own and train it; the model grows by that matrix."
+        False, help="Untie lm_head from the embedding and train it; the model grows by that matrix."
     )
 
     def __post_init__(self) -> None:

@@ -23,9 +23,11 @@ class TrainedLayers(HealingMethod):
 
     default_last: ClassVar[int | None] = None
 
-    last: int | None = option(None, help="Train so many of the last layers. Default: 3; with adapters all.", minimum=0)
-    layers: str | None = option(None, help="Train exactly these instead: 10-13,21 (as the pruned model numbers them).")
-    near_cut: int | None = option(None, help="Train so many layers on both sides of each cut instead.", minimum=1)
+    last: int | None = option(None, help="Train the last k layers. Default: 3; with adapters all.", minimum=0)
+    layers: str | None = option(
+        None, help="Train exactly these layers instead: 10-13,21 (numbered as in the pruned model)."
+    )
+    near_cut: int | None = option(None, help="Train this many layers on both sides of each cut instead.", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

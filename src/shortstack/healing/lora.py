@@ -39,12 +39,10 @@ class Lora(TrainedHead, TrainedLayers):
     variant: ClassVar[Mapping[str, bool]] = {}  # more arguments of peft.LoraConfig
 
     lora_r: int = option(8, help="Rank of adapters.", minimum=1)
-    lora_alpha: float = option(16.0, help="Adapters count alpha / rank.", above=0)
-    lora_dropout: float = option(
-        0.05, help="Share of what enters an adapter that is left out while it trains.", minimum=0, below=1
-    )
+    lora_alpha: float = option(16.0, help="LoRA scaling is alpha / r.", above=0)
+    lora_dropout: float = option(0.05, help="LoRA dropout.", minimum=0, below=1)
     target_modules: str | None = option(
-        None, help="Matrices that get adapters: q_proj,v_proj. Default: all of a layer."
+        None, help="Modules that get adapters: q_proj,v_proj. Default: all linear layers."
     )
 
     def __post_init__(self) -> None:

@@ -19,12 +19,12 @@ class Objective:
     leaves the last layer and what leaves the teacher's, over the teacher's squared norm.
     """
 
-    loss: str = option("sft", help="sft: the next token; distill: what the teacher says of it.", choices=LOSSES)
+    loss: str = option("sft", help="sft: the next token; distill: the teacher's distribution.", choices=LOSSES)
     top_k: int = option(
-        64, help="So many of the teacher's likeliest tokens count by themselves, all others as one.", minimum=1
+        64, help="Compare the teacher's k likeliest tokens one by one, and all others as one.", minimum=1
     )
-    temperature: float = option(1.0, help="Temperature of teacher and model, in distill.", above=0)
-    hidden_weight: float = option(0.0, help="Weight of the distance from the teacher's last hidden states.", minimum=0)
+    temperature: float = option(1.0, help="Temperature of teacher and student, for distill.", above=0)
+    hidden_weight: float = option(0.0, help="Weight of the loss on the last hidden states, for distill.", minimum=0)
 
     def __post_init__(self) -> None:
         check_options(self)

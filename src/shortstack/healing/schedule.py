@@ -99,35 +99,35 @@ class Schedule:
     """
 
     num_train_epochs: float = option(2, help="Passes over the data.", above=0)
-    max_steps: int | None = option(None, help="Optimizer steps, whatever the epochs say.", minimum=1)
+    max_steps: int | None = option(None, help="Optimizer steps; overrides the epochs.", minimum=1)
     minutes: float | None = option(
         None,
-        help="Train until this much time is over, reading and writing included, instead of a number of steps.",
+        help="Train for this long, loading and writing included, instead of a number of steps.",
         above=0,
     )
     replanned: str | None = option(
         None,
-        help="Repeat a run by the clock whose plan was changed: STEP:STEPS, as it said beside its number of steps.",
+        help="Repeat a run by the clock: STEP:STEPS, as printed at its end.",
     )
     learning_rate: float = option(1e-4, help="Peak learning rate.", above=0)
-    per_device_train_batch_size: int = option(16, help="Samples that pass the model at once.", minimum=1)
+    per_device_train_batch_size: int = option(16, help="Samples per forward pass.", minimum=1)
     gradient_accumulation_steps: int = option(
-        1, help="Passes that make one optimizer step, of all processes together.", minimum=1
+        1, help="Forward passes per optimizer step, over all processes.", minimum=1
     )
-    warmup_steps: int = option(100, help="Steps until the peak rate; never more than a tenth of all.", minimum=0)
+    warmup_steps: int = option(100, help="Warmup steps; at most a tenth of all.", minimum=0)
     lr_scheduler_type: str = option("linear", help=f"How the rate falls: {_either(DECAYS)}", choices=DECAYS)
     weight_decay: float = option(0.0, help="Weight decay of AdamW.", minimum=0)
-    max_grad_norm: float = option(1.0, help="Longer gradients are shortened to this; 0: none is.", minimum=0)
+    max_grad_norm: float = option(1.0, help="Gradient-norm clip; 0 disables.", minimum=0)
     optim: str = option("adamw_torch", help=f"{_either(OPTIMIZERS)} 8bit: by bitsandbytes.", choices=OPTIMIZERS)
-    gradient_checkpointing: bool = option(False, help="Compute layers twice, and keep less for the backward pass.")
+    gradient_checkpointing: bool = option(False, help="Recompute activations to save memory.")
     eval_steps: int | float | None = option(
         None,
-        help="Steps between held-out losses, or 10% of all. Default: an epoch; by the clock 10%.",
+        help="Steps between held-out evaluations, or 10% of all. Default: an epoch; with --minutes 10%.",
         minimum=1,
         shares=True,
     )
     early_stopping_patience: int | None = option(
-        None, help="Stop after so many held-out losses without a lower one.", minimum=1
+        None, help="Stop after this many held-out evaluations without improvement.", minimum=1
     )
     seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
 

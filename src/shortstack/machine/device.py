@@ -24,18 +24,18 @@ class Compute:
     """
 
     seed: int = option(0, help="Seed of everything random.", minimum=0, maximum=2**32 - 1)
-    device: str = option("auto", help="Where to compute: auto is the first there is of cuda, mps and cpu.")
+    device: str = option("auto", help="Device: auto is cuda if present, then mps, then cpu.")
     dtype: Dtype = option(
         "auto",
-        help="What to compute in: auto is bf16 where checkpoint and device have it, else float32.",
+        help="Compute dtype: auto is bf16 if checkpoint and device support it, else float32.",
         choices=DTYPES,
     )
     stream: bool | None = option(
-        None, help="Read weights layer by layer. Default: where the model does not fit in memory."
+        None, help="Load weights layer by layer. Default: if the model does not fit in memory."
     )
 
     device_map: DeviceMap | None = option(
-        None, help="Share the layers out to all GPUs, memory and disk, as accelerate does: auto.", choices=MAPS
+        None, help="Spread layers over GPUs, memory and disk, as accelerate's device_map: auto.", choices=MAPS
     )
 
     def __post_init__(self) -> None:

@@ -39,13 +39,15 @@ class Choice:
     """
 
     metric: str | None = option(None, help=f"How to choose: {', '.join(METRICS)}. Default ppl.")
-    drop: str | int | None = option(None, help="How much to remove: 25% of the layers (rounded half up) or a count.")
-    params: str | None = option(None, help="In its place: as few layers go as leave so many parameters: 6B, 350M.")
-    memory: str | None = option(None, help="In its place: as few layers go as leave so many bytes of weights: 4GB.")
+    drop: str | int | None = option(None, help="How much to remove: 25% of the layers (rounded half up), or a count.")
+    params: str | None = option(
+        None, help="Remove the fewest layers that bring the model down to this many parameters: 6B, 350M."
+    )
+    memory: str | None = option(None, help="Remove the fewest layers that bring the weights down to this size: 4GB.")
     layers: str | Sequence[int] | None = option(None, help="Remove exactly these: 22-29,3 (from 0, ranges inclusive).")
     block: bool = option(False, help="Remove one contiguous window.")
-    step: int | None = option(None, help="Remove so many at a time, and score again.", minimum=1)
-    search: bool = option(False, help="Search for the set that changes the output least.")
+    step: int | None = option(None, help="Remove this many layers at a time, and score again.", minimum=1)
+    search: bool = option(False, help="Search for the set of layers whose removal changes the output least.")
     strategy: str | None = option(
         None,
         help=f"Any strategy by its name: {', '.join(STRATEGIES)}. Default lowest.",
@@ -53,7 +55,7 @@ class Choice:
     )
     finalists: int = option(
         FINALISTS,
-        help="Pairs of blocks that repaired-blocks repairs whole, beside the best one; 0: it repairs none.",
+        help="Pairs of blocks that repaired-blocks repairs and compares beside the best one; 0 repairs none.",
         minimum=0,
     )
     keep_first: int = option(0, help="Never remove the first n layers.", minimum=0)

@@ -23,22 +23,21 @@ class ShrinkOptions:
 
     drop: str | None = option(None, help="How much to remove: 25% or a count. Default: the recipe's, or 25%.")
     params: str | None = option(
-        None, help="Remove the fewest layers that leave at most this many parameters: 6B, 350M."
+        None, help="Remove the fewest layers that bring the model down to this many parameters: 6B, 350M."
     )
-    memory: str | None = option(
-        None, help="Remove the fewest layers that leave at most this many bytes of weights: 4GB."
-    )
+    memory: str | None = option(None, help="Remove the fewest layers that bring the weights down to this size: 4GB.")
     min_quality: str | None = option(
-        None, help="Remove the most layers that keep such a share, as 95%, of likelihood, probes and tasks."
+        None,
+        help="Remove as many layers as possible while keeping this share, such as 95%, of likelihood, probes and tasks.",
     )
     recipe: str = option("best", help="A preset of `shortstack ls recipes`, or a file.")
-    data: str | None = option(None, help="What to heal on. Default: the recipe's data.")
+    data: str | None = option(None, help="Data to heal on. Default: the recipe's.")
     text: str = option(MIX, help=f"Calibration text: {TEXT} {SEVERAL}")
     samples: int = option(16, help="Calibration windows of each text, of 128 tokens.", minimum=4)
     perplexity: str = option("pydoc", help="Comma-separated texts to measure on.")
-    perplexity_samples: str = option("64", help="Windows of each of them, or all.")
+    perplexity_samples: str = option("64", help="Windows per text, or all.")
     probe_items: int = option(
-        20, help="Items of each probe of writing, before and after; 0 for none.", minimum=0, maximum=100
+        20, help="Items of each generation probe, before and after; 0 for none.", minimum=0, maximum=100
     )
     tasks: str | None = option(None, help="Tasks to measure on, before and after.")
     limit: int | float | None = option(
@@ -48,7 +47,7 @@ class ShrinkOptions:
         shares=True,
     )
     data_dir: str | None = option(None, help="A folder of .jsonl or .parquet files for standard tasks.")
-    minutes: float = option(15.0, help="How long all of it may take.", above=0)
+    minutes: float = option(15.0, help="Time for everything.", above=0)
     length: int = 128
 
     def __post_init__(self) -> None:

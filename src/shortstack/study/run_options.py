@@ -21,14 +21,14 @@ class RunOptions:
     """Where the steps of a study run, and what stays of them."""
 
     workers: int | None = option(
-        None, help="Steps at once. Default: 1, or as many as a Ray cluster has CPUs.", minimum=1
+        None, help="Steps to run at once. Default: 1, or the CPUs of the Ray cluster.", minimum=1
     )
     ray: str | None = option(None, help="Run steps on this Ray cluster: an address, auto, or local.")
     artefacts: str | None = option(
-        None, help="URL for what steps write, such as s3://bucket/runs, where machines share no folder."
+        None, help="URL for what steps write, such as s3://bucket/runs, if machines share no folder."
     )
-    keep: str = option("best", help="Weights that stay when nothing needs them any more.", choices=KEEPS)
-    dry_run: bool = option(False, help="Make every check, and say which steps there are and the disk for them.")
+    keep: str = option("best", help="Which weights to keep once nothing needs them.", choices=KEEPS)
+    dry_run: bool = option(False, help="Run every check, and list the steps and the disk they need.")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -40,7 +40,7 @@ class StudyCalibration(_Text):
 class RepairText(_Text):
     """The text that closed-form repair looks at."""
 
-    samples: int = Field(default=256, ge=8, description="Windows to repair on, at most; at least eight of each text.")
+    samples: int = Field(default=256, ge=8, description="Most windows to repair on; at least eight per text.")
 
 
 def parse_choice(text: str, *, drop: str | None = None, step: int | None = None) -> Choice:
