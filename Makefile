@@ -54,6 +54,7 @@ benchmarks: $(VENV)/dev $(VENV)/demo
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/heal.py
 	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/waiting.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check src tests benchmarks studies

@@ -39,6 +39,7 @@ BENCHMARKS = (
     "evaluate",
     "large",
     "prune_gguf",
+    "waiting",
 )
 
 
