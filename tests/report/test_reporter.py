@@ -385,8 +385,8 @@ def test_tables_without_a_second_level_are_left_out(store: Store, tmp_path: Path
 def test_healings_are_called_by_their_names_where_those_tell_them_apart() -> None:
     first, second = ({"name": "a", "method": "lora", "learning_rate": lr, "data": "alpaca"} for lr in (1e-4, 1e-5))
     assert [each["heal"] for each in factors([settings(heal=first), settings(heal=second)])] == [
-        "lora (lr 0.0001)",
-        "lora (lr 1e-05)",
+        "lora (learning rate 0.0001)",
+        "lora (learning rate 1e-05)",
     ]
     other = {**first, "name": "b", "data": "dolly"}
     found = factors([settings(heal=first), settings(heal=other)])

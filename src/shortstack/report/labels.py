@@ -125,11 +125,15 @@ def _mapping_words(value: Mapping[str, Any]) -> str:
     name = next((name for name in NAMES if name in value), None)
     windows = f"{value['samples']} x {value['length']}" if {"samples", "length"} <= value.keys() else ""
     spoken = {name, *(("samples", "length") if windows else ())}
-    others = ", ".join(
-        f"{key.replace('_', ' ')} {words(item, 'no')}" for key, item in value.items() if key not in spoken
-    )
+    others = ", ".join(_option_words(key.replace("_", " "), item) for key, item in value.items() if key not in spoken)
     said = " ".join(filter(None, (str(value[name]) if name else "", windows)))
     return f"{said} ({others})" if said and others else said or others
+
+
+def _option_words(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {words(value)}"
 
 
 def short_paths(names: Iterable[str]) -> dict[str, str]:
