@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-import re
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from plans import plan
 from shortstack.checkpoint import Checkpoint
 from shortstack.cli import main
-from shortstack.cli.compare import show_comparison
+from shortstack.cli.console import show_result
 from shortstack.comparison import Calibration, Comparison, Judging, compare, heal_as_recipe, judge_questions
 from shortstack.comparison.baselines import parse_memory
 from shortstack.comparison.comparison import ComparisonRow, _named, advice
@@ -115,7 +114,7 @@ def test_a_model_that_is_read_layer_by_layer_is_judged_alike(compared, place, ca
         assert row.perplexity["a"].loss == pytest.approx(whole[name].perplexity["a"].loss, abs=1e-6)
         assert row.tasks == whole[name].tasks
         assert (row.speed, row.ratio, row.collapse) == (None, None, None)
-    show_comparison(streamed)
+    show_result(streamed)
     assert "Not timed, and not asked to write" in capsys.readouterr().out
 
 
@@ -213,9 +212,10 @@ def test_every_row_is_checked_for_collapse_against_the_unpruned_model(compared, 
     shown = replace(found, rows=(fallen, *(row for row in found.rows if row.name != "pruned")))
     assert shown.warnings[0].startswith("pruned: the model has collapsed (repetition")
     monkeypatch.setenv("COLUMNS", "80")
-    show_comparison(shown)
+    show_result(shown)
     lines = capsys.readouterr().out.splitlines()
-    assert re.search(r"pruned .* yes +│$", next(line for line in lines if line.startswith("│ pruned ")))
+    collapsed = [column.label for column in shown.table().columns].index("collapsed")
+    assert {row.label: row.cells[collapsed].text for row in shown.table().rows}["pruned"] == "yes"
     assert 'pruned: the model has collapsed (repetition). It writes: "la la"' in lines
 
 

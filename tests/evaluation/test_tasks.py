@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from documents import COUNT, data_folder, write
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli.evaluate import show_evaluation
+from shortstack.cli.console import show_result
 from shortstack.comparison import judge_tasks
 from shortstack.data import Tokens
 from shortstack.decoder import Decoder
@@ -33,6 +33,7 @@ from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.evaluation.task_files import write_overlays
 from shortstack.machine.device import Compute
+from shortstack.machine.formats import MINUS
 from shortstack.machine.numbers import share_stderr
 from shortstack.pruning import prune
 from shortstack.scoring import depth_curve
@@ -455,18 +456,28 @@ def test_the_average_is_plain_and_only_of_shares():
     assert Evaluation("m", {}, tasks={"c": tasks["c"]}).average is None
 
 
+def averages(found):
+    """The value and the base's of each average in the table."""
+    table = found.table()
+    places = [[column.label for column in table.columns].index("value")]
+    places += [place for place, column in enumerate(table.columns) if column.label == "base"]
+    rows = [row for row in table.rows if row.label.startswith("Average")]
+    return {row.label: (*(row.cells[place].text for place in places), None)[:2] for row in rows}
+
+
 def test_a_suite_s_average_is_of_its_own_tasks_and_stands_for_itself(capsys):
     paper = {name: result("acc", 0.1 * number) for number, name in enumerate(SUITES["paper"], start=1)}
     found = Evaluation("m", {}, tasks={**paper, "gsm8k": result("exact_match", 0.0)})
     assert found.averages == {"paper": pytest.approx(0.45)}
     assert found.to_dict()["averages"] == found.averages
     assert found.average == pytest.approx(0.4)
-    show_evaluation("m", compared(found, replace(found, model="base")))
-    assert re.findall("Average.*", capsys.readouterr().out) == ["Average, paper: 0.4500, base 0.4500"]
+    beside = compared(found, replace(found, model="base"))
+    show_result(beside)
+    assert "Average, paper │ mean of shares" in capsys.readouterr().out
+    assert averages(beside) == {"Average, paper": ("0.4500", "0.4500")}
     some = Evaluation("m", {}, tasks={name: paper[name] for name in ("piqa", "arc_easy")})
     assert some.averages == {}
-    show_evaluation("m", some)
-    assert re.findall("Average.*", capsys.readouterr().out) == ["Average: 0.5000"]
+    assert averages(some) == {"Average": ("0.5000", None)}
     language = {"wikitext": result("word_perplexity", 30.0), "lambada_openai": result("acc", 0.5)}
     assert Evaluation("m", {}, tasks=language).averages == {}
 
@@ -494,16 +505,15 @@ def test_the_comparison_with_the_base_fits_the_terminal(width, monkeypatch, caps
     names = ("lambada_openai", "arc_challenge")
     base = Evaluation("base", {}, tasks=dict.fromkeys(names, right))
     found = compared(Evaluation("m", {}, tasks=dict.fromkeys(names, wrong)), base)
-    show_evaluation("m", found)
+    show_result(found)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= int(width)
     shown = " ".join(lines)
     stderr = statistics.stdev([-1.0] * 6 + [0.0] * 2) / math.sqrt(8)
-    assert f"-0.7500 +- {stderr:.4f}" in shown
-    assert shown.count("lambada_openai, base") == 1
-    for heading in ("difference +- s.e.", "95 % interval", "p, Holm", "kept", "above chance"):
-        assert shown.count(heading) == 1
-    assert sum("lambada_openai" in line for line in lines) == (4 if width == "80" else 3), "names are never folded"
+    assert f"{MINUS}0.7500 ± {stderr:.4f}" in shown
+    for heading in ("base", "difference", "95 % interval", "p, Holm", "kept", "above chance"):
+        assert len(re.findall(rf"┃ +{heading} +┃", shown)) == 1
+    assert sum("lambada_openai" in line for line in lines) == (3 if width == "80" else 1), "names are never folded"
 
 
 def test_a_difference_in_another_unit_than_the_values_says_its_unit(monkeypatch, capsys):
@@ -512,10 +522,10 @@ def test_a_difference_in_another_unit_than_the_values_says_its_unit(monkeypatch,
     errors = replace(result("brier_score", 0.3, (-0.3, -0.3)), higher_is_better=False)
     ours = {"wikitext": pages, "own": errors, "piqa": result("acc", 0.5)}
     theirs = {**ours, "wikitext": replace(pages, value=20.0, outcomes=(-2.5, -3.5))}
-    show_evaluation("m", compared(Evaluation("m", {}, tasks=ours), Evaluation("base", {}, tasks=theirs)))
+    show_result(compared(Evaluation("m", {}, tasks=ours), Evaluation("base", {}, tasks=theirs)))
     shown = " ".join(capsys.readouterr().out.split())
-    assert "wikitext │ 20.0000 │ 30.0000 │ -0.4000" in shown
-    assert "wikitext: base and here are word_perplexity; the difference and its interval" in shown
+    assert re.search(rf"wikitext │ word_perplexity │ 30.0000 .* │ 20.0000 ± 0.1000 │ {MINUS}0.4000", shown)
+    assert "wikitext: base and value are word_perplexity; the difference and its interval" in shown
     assert "are of the log-likelihood in nats per word, higher is better." in shown
     assert "own: of brier_score less is better; the difference and its interval have the sign turned." in shown
     assert "piqa:" not in shown
@@ -540,10 +550,10 @@ def test_a_number_of_all_documents_together_is_shown_and_not_compared(monkeypatc
     found = compared(replace(base, model="m"), base)
     assert list(found.against) == ["piqa"]
     assert found.against["piqa"].p_holm == found.against["piqa"].p, "it is the only one that is tested"
-    show_evaluation("m", found)
+    show_result(found)
     shown = capsys.readouterr().out
     assert "cola: not compared; mcc is one number of all documents, and not one of each." in shown
-    assert shown.count("0.4000") == 2
+    assert len(re.findall(r" 0\.4000 ", shown)) == 2
     with pytest.raises(DataError):
         compared(found, replace(base, tasks={"piqa": base.tasks["piqa"], "other": whole}))
 

@@ -6,7 +6,7 @@ import torch
 from learning import EXAMPLES, learning
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli.heal import show_healing
+from shortstack.cli.console import show_result
 from shortstack.decoder import Decoder
 from shortstack.decoder.losses import Distillation, likeliest
 from shortstack.errors import CheckpointError, InputError
@@ -157,7 +157,7 @@ def test_learning_from_a_teacher_brings_the_model_closer_to_it(tmp_path, capsys)
     )
     held_out = dict(result.history.held_out)
     assert held_out[result.history.best] < 0.9 * held_out[0]
-    show_healing(result)
+    show_result(result)
     assert "held-out distance from the teacher" in " ".join(capsys.readouterr().out.split())
 
 

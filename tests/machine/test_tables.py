@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from html.parser import HTMLParser
 
@@ -9,7 +11,10 @@ import pytest
 import torch
 
 import shortstack as ss
-from shortstack.machine.tables import Table
+from shortstack.cli.console import show_result
+from shortstack.machine.formats import MISSING, show_layers
+from shortstack.machine.latex import latex
+from shortstack.machine.tables import Table, markdown_text
 from zoo import tiny
 
 TOKENS = ss.Tokens.given(torch.randint(3, 90, (4, 12), generator=torch.Generator().manual_seed(1)))
@@ -40,14 +45,14 @@ class Cells(HTMLParser):
 
 
 def test_cells_are_escaped_and_numbers_are_as_people_read_them():
-    table = Table("<b>", ("name", "value"), [("<script>", 1234.5), ("&", 7), ("none", None), ("yes", True)])
+    table = Table.of("<b>", ("name", "value"), [("<script>", 1234.5), ("&", 7), ("none", None), ("yes", True)])
     assert "<script>" not in table.html()
     assert "<caption>&lt;b&gt;</caption>" in table.html()
     assert Cells(table.html()).rows == [
         ["name", "value"],
         ["<script>", "1,234"],
         ["&", "7"],
-        ["none", ""],
+        ["none", MISSING],
         ["yes", "yes"],
     ]
 
@@ -70,10 +75,32 @@ def results(tmp_path_factory):
 def test_a_result_is_one_short_line_and_a_table(results):
     for name, result in results.items():
         assert re.fullmatch(rf"<{name}: .{{5,200}}>", repr(result))
-        head, *rows = Cells(result._repr_html_()).rows
+        head, *rows = Cells(result.table().html()).rows
+        assert result.table().html() in result._repr_html_()
         frame = result.to_pandas()
-        assert list(frame.columns) == head
+        assert [name for name in frame.columns if not name.endswith(" s.e.")] == [
+            column.label for column in result.table().columns
+        ]
+        assert head == [column.heading for column in result.table().columns]
         assert len(frame) == len(rows)
+
+
+def test_every_form_of_a_table_has_its_rows_and_numbers(results, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    for result in results.values():
+        table = result.table()
+        texts = [[cell.text for cell in row.cells] for row in table.rows]
+        markdown = [line.strip("| ").split(" | ") for line in table.markdown().splitlines()[2:]]
+        assert len(markdown) == len(texts)
+        for row, words in zip(markdown, texts, strict=True):
+            assert all(each.startswith(markdown_text(text)) for each, text in zip(row, words, strict=True))
+        _, *values = csv.reader(io.StringIO(table.csv()))
+        assert [row[1] for row in values] == [str(row.cells[0].value) for row in table.rows]
+        assert latex([table]).count("\\\\\n") == len(texts)
+        show_result(result)
+        lines = capsys.readouterr().out.splitlines()
+        assert all(any(text in line for line in lines) for row in texts for text in row[:2])
+        assert max(map(len, (line for line in lines if line.startswith("│")))) <= 60
 
 
 def test_the_values_of_a_table_are_those_of_the_result(results):
@@ -81,14 +108,15 @@ def test_the_values_of_a_table_are_those_of_the_result(results):
     frame = scores.to_pandas()
     assert tuple(frame["ppl"]) == scores.scores["ppl"]
     assert tuple(frame["bi"]) == scores.scores["bi"]
-    stays = plan.to_pandas()
-    assert tuple(stays[stays["stays"]]["layer"]) == plan.kept
-    assert list(stays[stays["stays"]]["new number"]) == list(range(6))
+    saved = plan.to_pandas().set_index("plan")
+    assert list(saved.loc["layers"]) == [8, 6, 6 / 8 - 1]
+    assert plan.table().notes == ["removed: " + show_layers(plan.removed), "kept: " + show_layers(plan.kept)]
     assert list(curve.to_pandas()["loss"]) == [depth.loss for depth in curve.depths]
     profile = results["Profile"].to_pandas().set_index("counted")
     assert list(profile.loc["parameters"]) == [
         results["Profile"].counts.parameters.total,
         results["Profile"].against.counts.parameters.total,
+        results["Profile"].counts.parameters.total / results["Profile"].against.counts.parameters.total,
     ]
     decode = profile.loc["decode, tokens/s, batch 1"]
     assert decode.iloc[0] == results["Profile"].speed[0].decode_tokens_per_s
@@ -100,10 +128,14 @@ def test_an_evaluation_is_a_row_for_each_text(tmp_path):
     folder = speaking(tmp_path / "model")
     text, quiet = ss.EvaluationText("pydoc", length=32, samples=2), ss.GenerationChecks(probes=True, probe_items=2)
     found = ss.evaluate(folder, text=text, generation=quiet, compute=FP32)
-    frame = found.to_pandas().set_index("name")
-    assert frame.loc["pydoc", "value"] == found.perplexity["pydoc"].loss
-    assert frame.loc["pydoc", "n"] == found.perplexity["pydoc"].tokens
-    assert set(frame.index) == {"pydoc", *found.probes}
+    frame, text = found.to_pandas().set_index(["measured", "metric"]), found.perplexity["pydoc"]
+    assert list(frame.loc[("pydoc", "nats per token"), ["value", "value s.e.", "n"]]) == [
+        text.loss,
+        text.loss_stderr,
+        text.tokens,
+    ]
+    assert frame.loc[("pydoc", "perplexity"), "value"] == text.value
+    assert {name for name, _ in frame.index} == {"pydoc", *found.probes}
     assert re.fullmatch(r"<Evaluation: .{5,200}>", repr(found))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from plans import plan
 from shortstack.checkpoint import Checkpoint
-from shortstack.cli.profile import show_profile
+from shortstack.cli.console import show_result
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.profiling import Timing, profile
@@ -144,7 +144,7 @@ def test_what_does_not_fit_in_memory_is_counted_and_not_timed(monkeypatch, capsy
     found = profile(checkpoint, against=checkpoint, compute=Compute(device="cpu"))
     assert found.counts == profile(checkpoint, timing=Timing(())).counts
     assert (found.speed, found.peak_bytes, found.against.speed) == ((), None, ())
-    show_profile(found)
+    show_result(found)
     assert re.search(r"Not timed: the weights of both take .*B, and .*B are free on cpu\.", capsys.readouterr().out)
     assert found.to_dict()["untimed"] == found.untimed
 
@@ -165,8 +165,10 @@ def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys, monkeypatch
     checkpoint = Checkpoint.open(tiny("llama"))
     for repeats, said in ((1, "of one run no interval"), (2, "in 50% of cases")):
         timing = Timing((1,), prompt=4, new_tokens=1, repeats=repeats)
-        show_profile(profile(checkpoint, against=checkpoint, timing=timing))
+        show_result(profile(checkpoint, against=checkpoint, timing=timing))
         shown = " ".join(capsys.readouterr().out.split())
         assert said in shown
-        bare = re.search(r"│ [\d.]+ │ [\d.]+ │ └", shown)  # the last two cells of the table: ratios
+        bare = re.search(
+            r"decode, tokens/s, batch 1 [^└]*│ [\d.]+ │ │ peak", shown
+        )  # the ratio is the last cell of its row
         assert (bare is not None) == (repeats == 1), shown

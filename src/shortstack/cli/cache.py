@@ -14,6 +14,7 @@ from shortstack.cli.options import flat
 from shortstack.machine.cache import KINDS, CacheEntry, cache_directory, cache_entries, cache_limit
 from shortstack.machine.formats import duration, size
 from shortstack.machine.options import check_choice_of, option
+from shortstack.machine.tables import Column, Table
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def show_entries(kinds: Sequence[str], entries: Sequence[CacheEntry], state: str
     rows = []
     for kind in kinds:
         own = [entry for entry in entries if entry.kind == kind]
-        last = f"{duration(time.time() - max(entry.used for entry in own))} ago" if own else "-"
-        rows.append((kind, KINDS[kind], str(len(own)), size(sum(entry.bytes for entry in own)), last))
-    rows.append(("all", "", str(len(entries)), size(sum(entry.bytes for entry in entries)), ""))
-    console.show_table(f"{cache_directory()}: {state}", ("kind", "what", "entries", "size", "last used"), rows)
+        last = f"{duration(time.time() - max(entry.used for entry in own))} ago" if own else None
+        rows.append((kind, KINDS[kind], len(own), sum(entry.bytes for entry in own), last))
+    rows.append(("all", "", len(entries), sum(entry.bytes for entry in entries), ""))
+    columns = ("kind", Column("what", "text"), "entries", Column("size", "bytes"), "last used")
+    console.show_table(Table.of(f"{cache_directory()}: {state}", columns, rows))

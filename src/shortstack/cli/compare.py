@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +14,7 @@ from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.evaluation import EvaluationText, Tasks
 from shortstack.machine.files import check_new
-from shortstack.machine.formats import number, show_layers, size
+from shortstack.machine.formats import show_layers, size
 from shortstack.machine.options import option
 from shortstack.profiling import Timing
 from shortstack.scoring import METRICS
@@ -24,49 +22,9 @@ from shortstack.scoring.metrics import metric_named
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
-    from shortstack.comparison import Calibration, Comparison, Judging
-    from shortstack.comparison.comparison import ComparisonRow
+    from shortstack.comparison import Calibration, Judging
     from shortstack.machine.device import Compute
     from shortstack.machine.progress import Progress
-    from shortstack.profiling.speed import Ratio
-
-
-def show_comparison(result: Comparison) -> None:
-    """A row for each baseline, best first; what each is, and why some are not there; and what that says."""
-    rows = [row for row in result.rows if not row.reason]
-    title = f"{result.model} in {result.memory} of its bytes, {size(result.budget)}; by perplexity, best first"
-    console.show_columns(title, ("", [row.name for row in rows]), _compared(rows))
-    if any(row.speed for row in rows):
-        console.show("decode and prefill: times the unpruned model's speed, from runs in turns.")
-    else:
-        console.show("Not timed, and not asked to write: layers are read one by one.")
-    notes = [(row.name, row.note or row.reason) for row in result.rows if row.note or row.reason]
-    console.show_table("what they are", ("", ""), notes)
-    for warning in result.warnings:
-        console.show(warning)
-    console.show(result.advice)
-
-
-def _compared(rows: Sequence[ComparisonRow]) -> dict[str, list[str]]:
-    """A cell of each row, column by column."""
-    return {
-        "bytes": [size(row.bytes or 0) for row in rows],
-        "fits": ["yes" if row.within else "no" for row in rows],
-        **{text: [number(row.perplexity[text].value) for row in rows] for text in rows[0].perplexity},
-        **{task: [_of_task(row.tasks[task]) for row in rows] for task in rows[0].tasks},
-        "collapsed": ["-" if row.collapse is None else "yes" if row.collapsed else "no" for row in rows],
-        "decode": [_times_unpruned(row, row.ratio.decode if row.ratio else None) for row in rows],
-        "prefill": [_times_unpruned(row, row.ratio.prefill if row.ratio else None) for row in rows],
-    }
-
-
-def _of_task(result: Mapping[str, Any]) -> str:
-    value, stderr = result["value"], result["stderr"]
-    return f"{value:.3f} ± {stderr:.3f}" if stderr is not None and math.isfinite(stderr) else f"{value:.3f}"
-
-
-def _times_unpruned(row: ComparisonRow, ratio: Ratio | None) -> str:
-    return f"{ratio.value:.2f}" if ratio else "1" if row.speed else "-"
 
 
 @dataclass(frozen=True)
@@ -155,7 +113,7 @@ def compare(
         )
     for warning in result.warnings:
         session.report.warn(warning)
-    session.report.result(result.to_dict(), lambda: show_comparison(result), output)
+    session.report.result(result.to_dict(), lambda: console.show_result(result), output)
     layers = show_layers(result.cut).replace(" ", "")
     which = ("--layers", layers) if layers else ("--drop", "25%")
     session.report.next_prune(model, checkpoint, *which, *session.source.words)

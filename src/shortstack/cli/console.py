@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.errors import ShortstackError
 from shortstack.machine.files import finite
 from shortstack.machine.formats import printable
 from shortstack.machine.progress import say
 
-# What is set flush right: a number, its share, or its unit beside it.
-NUMBER = re.compile(r"-|inf|[\d.,e+-]+( ?(%|M|[kMGT]?B))?( \([-+. \d]+%?\)| \+- [\d.]+| to .+)?")
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from shortstack.machine.tables import Table, Tabled
+
+BAR = 10  # characters of the longest bar
+FOLDED = 18  # characters that a column of words has at least, before it stands in a table of its own
 
 
 def show_json(data: Mapping[str, Any]) -> None:
@@ -23,50 +30,88 @@ def show_json(data: Mapping[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; columns of numbers are flush right."""
+def show_result(result: Tabled) -> None:
+    """A result, as it says itself that it is shown."""
+    for table in result.tables():
+        show_table(table)
+
+
+def show_table(table: Table) -> None:
+    """A table on stdout, in as many parts as the terminal's width needs, and below it what there is to say."""
     from rich.console import Console
-    from rich.table import Table
+
+    console = Console()
+    widths = {place: _width(table, place) for place in range(len(table.columns))}
+    first = widths.pop(0)
+    console.print(title(table))
+    for places in fitting(widths, console.width - first - 1):
+        console.print(drawn(table, (0, *places)))
+    for line in filter(None, (table.caption, *table.notes)):
+        show(line)
+
+
+def title(table: Table) -> Text:
+    """What stands above a table, as wide as the terminal."""
     from rich.text import Text
 
-    table = Table(title=printable(title), title_justify="left", title_style="bold", header_style="bold")
-    for index, column in enumerate(columns):
-        numbers = index and all(NUMBER.fullmatch(row[index]) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # Text: names from a checkpoint are never markup
-    Console().print(table)
+    return Text(printable(table.title), "bold")
 
 
-def show_columns(title: str, first: tuple[str, Sequence[str]], columns: Mapping[str, Sequence[str]]) -> None:
-    """Columns of cells by their headings, in as many tables as the terminal's width needs; the first is in each of them."""
-    heading, names = first
-    widths = {name: max(len(name), *map(len, cells)) + 3 for name, cells in columns.items()}
-    room = width() - max(len(heading), *map(len, names)) - 4
-    for number, some in enumerate(fitting(widths, room)):
-        rows = [[name, *(columns[column][row] for column in some)] for row, name in enumerate(names)]
-        show_table("" if number else title, [heading, *some], rows)
+def drawn(table: Table, places: Sequence[int] | None = None) -> RichTable:
+    """A table as the terminal shows it, or some of its columns, without its title. Names are never markup, never folded."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    found = RichTable(header_style="bold")
+    texts = {place: _texts(table, place) for place in places or range(len(table.columns))}
+    for place in texts:
+        head, words = table.columns[place], table.words[place]
+        side: JustifyMethod = "left" if words or head.drawn else "right"
+        found.add_column(Text(printable(head.heading)), justify=side, overflow="fold", no_wrap=not place or not words)
+    for row in zip(*texts.values(), strict=True):
+        found.add_row(*map(Text, row))
+    return found
 
 
-def fitting(widths: Mapping[str, int], room: int) -> list[list[str]]:
+def _width(table: Table, place: int) -> int:
+    """The room that a column needs, its rules included; words are folded."""
+    widest = max(map(len, (table.columns[place].heading, *_texts(table, place))))
+    return 3 + (min(widest, FOLDED) if place and table.words[place] else widest)
+
+
+def _texts(table: Table, place: int) -> list[str]:
+    """The cells of a column, with a bar beside each value where that is asked for."""
+    cells = [row.cells[place] for row in table.rows]
+    if table.columns[place].drawn:
+        widest = max(len(cell.measured) for cell in cells)
+        bars = [_bar(table, cell.value) for cell in cells]
+        said = [f"{cell.measured:>{widest}} {bar} {cell.note}" for cell, bar in zip(cells, bars, strict=True)]
+    else:
+        said = [cell.said + cell.marks for cell in cells]
+    return [printable(each).rstrip() for each in said]
+
+
+def _bar(table: Table, value: float) -> str:
+    """From the lowest to the highest of what is drawn, by the square root: what is dear is many times what is cheap."""
+    places = [place for place, column in enumerate(table.columns) if column.drawn]
+    known = [each for place in places for row in table.rows if math.isfinite(each := row.cells[place].value)]
+    low, span = (min(known), max(known) - min(known)) if known else (0.0, 0.0)
+    share = min(max(value - low, 0.0), span) / span if span else float(value > low)
+    return "█" * round(BAR * math.sqrt(share))
+
+
+def fitting(widths: Mapping[Any, int], room: int) -> list[list[Any]]:
     """The names, in rows that are at most so wide.
 
     >>> fitting({"a": 3, "b": 3, "c": 5}, 7)
     [['a', 'b'], ['c']]
     """
-    rows: list[list[str]] = [[]]
+    rows: list[list[Any]] = [[]]
     for name, each in widths.items():
         if rows[-1] and sum(widths[other] for other in rows[-1]) + each > room:
             rows.append([])
         rows[-1].append(name)
     return rows
-
-
-def width() -> int:
-    """Columns of the terminal that stdout is, or 80."""
-    from rich.console import Console
-
-    return Console().width
 
 
 def show(message: str) -> None:

@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.cli.options import SAID, Reporting, flat, going_on
-from shortstack.machine.formats import number, size
 from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
@@ -54,19 +53,8 @@ def demo(
 
 
 def show(demo: Demo) -> None:
-    """The table: what is saved, and what that costs; then the answers, and what is to be thought of each model."""
-    console.show_table(
-        "SmolLM2-135M-Instruct with fewer layers",
-        ("", *(row.name for row in demo.rows)),
-        [
-            ("layers", *(str(row.layers) for row in demo.rows)),
-            ("parameters", *(f"{row.parameters / 1e6:.1f} M" for row in demo.rows)),
-            ("bytes of weights (bf16)", *(size(row.bytes) for row in demo.rows)),
-            ("writes, times as fast", *(f"{row.writes:.2f}" for row in demo.rows)),
-            ("held-out perplexity", *(number(row.perplexity) for row in demo.rows)),
-            ("small writing tasks right", *(str(row.right) for row in demo.rows)),
-        ],
-    )
+    """What is saved, and what that costs; then the answers, and what is to be thought of each model."""
+    console.show_result(demo)
     for number_of, prompt in enumerate(demo.prompts):
         console.show_answers(
             {"prompt": prompt, **{row.name: row.answers[number_of] for row in demo.rows if row.answers}}

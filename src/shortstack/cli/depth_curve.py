@@ -14,12 +14,10 @@ from shortstack.cli.options import CALIBRATION, Model, Session, flat
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new
-from shortstack.machine.formats import number
 from shortstack.machine.options import check_options, option
 
 if TYPE_CHECKING:
     from shortstack.evaluation import Tasks
-    from shortstack.scoring import DepthCurve
 
 
 @dataclass(frozen=True)
@@ -104,38 +102,10 @@ def depth_curve(
             curve = curve.within(asked.max_loss)
     if asked.plot:
         curve.plot().save(asked.plot)
-    session.report.result(curve.to_dict(), lambda: show_depth_curve(model, curve), asked.output)
+    session.report.result(curve.to_dict(), lambda: console.show_result(curve), asked.output)
     if curve.removable:
         how = ("--metric", "reverse", "--drop", curve.removable)
         session.report.next_prune(model, checkpoint, *how, *session.source.words)
     else:
         session.report.next_cut(model, checkpoint, *session.source.words)
     return
-
-
-def show_depth_curve(model: str, curve: DepthCurve) -> None:
-    """Every depth, with the loss as a bar, the knee marked, and how many layers can go."""
-    losses = [depth.loss for depth in curve.depths]
-    low, span = min(losses), max(losses) - min(losses) or 1.0
-    wide = 11 if curve.task else 23  # what a terminal of 80 columns leaves
-    rows = [
-        (
-            str(depth.layers),
-            f"{depth.loss:.4f}",
-            number(depth.perplexity),
-            number(depth.kl),
-            *([f"{depth.accuracy:.3f} ± {depth.accuracy_stderr:.3f}"] if curve.task else []),
-            "█" * (1 + round(wide * (depth.loss - low) / span)) + " knee" * (gone == curve.knee),
-        )
-        for gone, depth in enumerate(curve.depths)
-    ]
-    on = f"{curve.tokens['samples']} x {curve.tokens['length']} tokens of {curve.tokens['source']}"
-    more = ["accuracy"] if curve.task else []
-    heading = ("layers", "loss", "perplexity", "KL", *more, "loss, drawn")
-    console.show_table(f"{model} cut at every depth, on {on}", heading, rows)
-    if curve.task:
-        console.show(f"Accuracy ± its standard error on {curve.task['questions']} questions of {curve.task['source']}.")
-    if curve.knee is None:
-        console.show("The curve of the loss has no knee: it is never below the line from its first point to its last.")
-    some = f"{curve.removable} layer{'s' * (curve.removable != 1)}"
-    console.show(f"{some} can go from the tail with a loss of at most {curve.max_loss:.4f}.")

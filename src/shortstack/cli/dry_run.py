@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from shortstack.cli import console
 from shortstack.machine.formats import size
+from shortstack.machine.tables import Table
 
 if TYPE_CHECKING:
     from shortstack.cli.options import Reporting
@@ -40,7 +41,7 @@ def show_dry_run(
     table = [*rows, (f"memory{on}, about", memory)]
     if needed.disk_bytes:
         table.append(("disk", f"{size(needed.disk_bytes)}, of {size(there['disk_free_bytes'])}"))
-    console.show_table("dry run: nothing is computed or written", ("", "would be"), table)
+    console.show_table(Table.of("dry run: nothing is computed or written", ("", "would be"), table))
     if needed.streamed:
         console.show("Layers are read one by one.")
     for each in short:

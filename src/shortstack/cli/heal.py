@@ -142,7 +142,7 @@ def heal(
     if session.report.json:
         console.show_json(result.to_dict())
     else:
-        show_healing(result)
+        console.show_result(result)
         if turns:
             console.show(_gone(checkpoint, result))
     session.report.next_measure(output, checkpoint.made_from or (turns and directory), *session.alone.words)
@@ -195,39 +195,6 @@ def _remark(
     method = task.method
     if isinstance(method, Partial) and method.head is None and not method.untie_head and checkpoint.anatomy.tied:
         report.warn("the head is the embedding matrix and stays frozen; --untie-head trains a head of its own")
-
-
-LOSSES = {"sft": "loss", "distill": "distance from the teacher"}
-
-
-def show_healing(healing: Healing) -> None:
-    """What was trained, for how long, and what it did to the loss."""
-    result = healing.to_dict()
-    loss, kind = result["loss"], LOSSES[healing.objective]
-    rows = [
-        ("trained parameters", f"{result['trainable_parameters']:,}"),
-        ("optimizer steps", str(result["steps"])),
-        (
-            f"training {kind}, first to last",
-            f"{loss['first']:.4f} to {loss['last']:.4f}" if loss["first"] is not None else "no entry",
-        ),
-        (f"held-out {kind}, before to best", f"{loss['held_out_before']:.4f} to {loss['held_out']:.4f}"),
-        ("tokens per second", f"{result['tokens_per_s']:,.0f}"),
-        ("seconds", f"{result['seconds']:.0f}"),
-        ("peak memory", size(result["peak_rss_bytes"])),
-    ]
-    console.show_table(f"healed: {healing.output}", ("", healing.method), rows)
-    if not result["best_step"]:
-        console.show("No held-out loss was lower than the one before training: the weights are as they were.")
-    elif result["best_step"] < result["steps"]:
-        console.show(f"The weights are those of step {result['best_step']}, where the held-out loss was lowest.")
-    if result["stopped"]:
-        console.show(f"Training ended at step {result['steps']}: {result['stopped']}.")
-    elif result["skipped_steps"]:
-        console.show(f"{result['skipped_steps']} steps were left out: their gradient was no number.")
-    if healing.repeat:
-        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in healing.repeat.items())
-        console.show(f"Without a clock the same comes of {options}")
 
 
 def _show_preview(found: Preview, output: Path, report: Reporting) -> None:

@@ -12,6 +12,7 @@ from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES, TASKS
 from shortstack.healing import METHODS
 from shortstack.machine.options import check_choice_of
+from shortstack.machine.tables import Table
 from shortstack.planning import STRATEGIES
 from shortstack.scoring import METRICS
 
@@ -48,7 +49,7 @@ def ls(
     if as_json:
         return console.show_json(wanted)
     for title, rows in wanted.items():
-        console.show_table(title, tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])
+        console.show_table(Table.of(title, tuple(rows[0]), [tuple(row.values()) for row in rows]))
     return None
 
 
@@ -58,7 +59,3 @@ def _check_listed(what: str) -> None:
         check_choice_of("what", what, LISTED)
     except InputError as error:
         raise error.but(option="", where="ls") from error  # it is no option
-
-
-def _cell(value: object) -> str:
-    return "-" if value is None else str(value)

@@ -14,7 +14,7 @@ from shortstack.cli import console
 from shortstack.cli.options import CALIBRATION, MODEL, Session, check_unused, flat, group
 from shortstack.data import CalibrationText
 from shortstack.machine.files import check_new, whole
-from shortstack.machine.formats import number, show_layers, size
+from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import say
 from shortstack.planning import Choice, Chosen, Plan, choose
 from shortstack.scoring import Scores
@@ -59,7 +59,7 @@ def plan(
     if session.report.json:
         console.show_json(chosen.to_dict())
     else:
-        show_plan(chosen)
+        console.show_result(chosen)
     if output:  # shown before: a full disk does not cost the result
         chosen.save(output)
     if mergekit:
@@ -97,24 +97,3 @@ def say_moved(chosen: Chosen) -> None:
 def _is_scores(name: str) -> bool:
     """Whether an argument names a scores file rather than a model; .gguf is the one model that is a file."""
     return not os.path.isdir(name) and (name.endswith(".json") or os.path.isfile(name)) and not name.endswith(".gguf")
-
-
-def show_plan(chosen: Plan) -> None:
-    """What goes, what stays, and what that saves."""
-
-    def change(before: str, after: str, share: float) -> str:
-        return f"{before} to {after} ({share:+.1%})"
-
-    rows = [
-        ("removed", show_layers(chosen.removed)),
-        ("kept", show_layers(chosen.kept)),
-        ("layers", f"{chosen.layers} to {len(chosen.kept)}"),
-    ]
-    if chosen.parameters and chosen.bytes:
-        p, b = chosen.parameters, chosen.bytes
-        rows.append(("parameters", change(f"{p.before:,}", f"{p.after:,}", p.after / p.before - 1)))
-        rows.append(("bytes", change(size(b.before), size(b.after), b.after / b.before - 1)))
-    console.show_table("plan (layers numbered from 0, ranges inclusive)", ("", chosen.strategy), rows)
-    if chosen.compared:
-        sets = [(name, number(value)) for name, value in chosen.compared.items()]
-        console.show_table(f"{chosen.compared_by} on held-out tokens, nats", ("cut", "value"), sets)

@@ -21,8 +21,8 @@ from shortstack.cli.options import (
     flat,
     unused,
 )
-from shortstack.cli.plan import WHICH, say_moved, show_plan
-from shortstack.cli.repair import refitted, said_of, show_repair
+from shortstack.cli.plan import WHICH, say_moved
+from shortstack.cli.repair import refitted, said_of
 from shortstack.data import CalibrationText
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
@@ -218,8 +218,8 @@ def prune(
     if session.report.json:
         told = repaired.to_dict() if repaired else None
         return console.show_json({**plan.to_dict(), "repair": told, "output": str(output)})
-    show_plan(plan)
+    console.show_result(plan)
     if repaired:
-        show_repair(repaired)
+        console.show_result(repaired)
     session.report.next_step("verify", output, "--against", model, *session.source.words)
     return None

@@ -12,7 +12,7 @@ from shortstack.checkpoint.source import gguf_of
 from shortstack.cli import console
 from shortstack.cli.dry_run import show_dry_run
 from shortstack.cli.options import Session
-from shortstack.cli.plan import say_moved, show_plan
+from shortstack.cli.plan import say_moved
 from shortstack.data import CalibrationText
 from shortstack.errors import CheckpointError, InputError, PlanError
 from shortstack.machine.formats import show_layers
@@ -93,7 +93,7 @@ def prune_file(cut: FileCut, text: CalibrationText, session: Session, max_shard_
         plan = plan.sized(cut.file.sizes(cut.depth.layers))
     if session.report.json:
         return console.show_json({**plan.to_dict(), "repair": None, "output": str(written)})
-    show_plan(plan)
+    console.show_result(plan)
     session.report.next_step("verify", written, "--against", cut.model)
     return None
 

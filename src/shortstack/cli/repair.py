@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from shortstack.cli.options import CALIBRATION, Out, Repairing, Session, flat
 from shortstack.data import CalibrationText
 from shortstack.machine.device import Compute
 from shortstack.machine.files import scratch_beside
-from shortstack.machine.formats import number, show_layers
+from shortstack.machine.formats import show_layers
 
 if TYPE_CHECKING:
     from shortstack.checkpoint import Checkpoint
@@ -59,7 +58,7 @@ def repair(
             pruned = prune_checkpoint(origin, chosen, output, repair=repaired, progress=progress)
     if session.report.json:
         return console.show_json({**repaired.to_dict(), "output": str(output)})
-    show_repair(repaired)
+    console.show_result(repaired)
     session.report.next_heal(output, pruned.made_from, *session.alone.words)
     return None
 
@@ -79,21 +78,3 @@ def refitted(
 
     tokens = calibration_tokens(checkpoint, text, at_least=JUDGING, compute=compute, progress=progress)
     return repair(checkpoint, frozenset(chosen.removed), tokens, compute=compute, scratch=scratch, progress=progress)
-
-
-def show_repair(found: Repair) -> None:
-    """Perplexity before and after on windows that chose nothing, and what was refitted."""
-    losses = {"unpruned": found.loss_unpruned, "cut": found.loss_before, "cut and repaired": found.loss_after}
-    rows = [(name, f"{loss:.4f}", number(math.exp(loss))) for name, loss in losses.items()]
-    console.show_table("repair", ("windows that judge", "loss", "perplexity"), rows)
-    on = f"{found.tokens['samples']} x {found.tokens['length']} tokens of {found.tokens['source']}"
-    if not found.kept:
-        console.show(f"No repair on {on} lowered the held-out loss, so the cut stays as it is.")
-        return
-    largest = sorted(found.fits, key=lambda fit: fit.error)[:3]
-    told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
-    console.show(f"{len(found.fits)} weights refitted on {on}; one window in eight judges, and chose nothing.")
-    console.show(f"Of what the cut changed, the most was regained by {told}.")
-    merged = ", ".join(f"{fit.neurons} in layer {fit.layer}" for fit in found.fits if fit.neurons)
-    if merged:
-        console.show(f"Neurons of removed layers took the places of weaker ones: {merged}.")

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from shortstack.cli import console
 from shortstack.cli.options import SAID, Reporting, flat
 from shortstack.errors import InputError
+from shortstack.machine.formats import counted
 
 if TYPE_CHECKING:
     from shortstack.report import Report
@@ -38,6 +39,7 @@ def report(
     from shortstack.machine.files import check_new
     from shortstack.report import Report
     from shortstack.report.reporter import check_page, write_csv, write_page
+    from shortstack.report.summary import lead
 
     _check_one_result(markdown, latex, said.json)
     page = output or (None if markdown or latex or csv else runs / PAGE)
@@ -55,8 +57,9 @@ def report(
     if markdown or latex:
         sys.stdout.write(study.markdown() if markdown else study.latex())
         return None
+    console.show(lead(study.findings) or study.findings.runs.conclusion)
     for table in study.tables:
-        console.show(f"{table.title}: {table.finding}" if table.finding else table.title)
+        console.show(f"{table.title}: {counted(len(table.rows), 'row')}")
     said.say(f"open {page} in a browser" if page else f"look at {csv}")
     return None
 
@@ -72,11 +75,14 @@ def _check_one_result(*asked: bool) -> None:
 
 
 def _summary(study: Report, page: Path | None, csv: Path | None) -> dict[str, Any]:
-    """The result for machines: what was written, and what the tables say."""
+    """The result for machines: what was written, and the lead."""
+    from shortstack.report.summary import lead
+
     states = Counter(trial.state for trial in study.findings.runs.trials)
     return {
         "output": None if page is None else str(page),
         "csv": None if csv is None else str(csv),
         "trials": {state: states[state] for state in ("done", "running", "failed", "waiting")},
-        "tables": [{"key": table.key, "title": table.title, "finding": table.finding} for table in study.tables],
+        "lead": lead(study.findings),
+        "tables": [{"key": table.key, "title": table.title} for table in study.tables],
     }

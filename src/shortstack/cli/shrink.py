@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from shortstack.cli import console
 from shortstack.cli.dry_run import DryRun, show_dry_run
 from shortstack.cli.options import Model, Out, Session, flat, going_on
-from shortstack.machine.formats import duration, number
+from shortstack.machine.formats import duration
 from shortstack.shrinking import ShrinkOptions
 
 if TYPE_CHECKING:
@@ -70,14 +70,8 @@ def show_shrunk(shrunk: Shrunk) -> None:
     for tried in shrunk.tried:
         console.show(f"Tried: {tried}.")
     console.show_left_out(shrunk.left_out)
-    texts = [(name, base.value, shrunk.last.perplexity[name].value) for name, base in shrunk.base.perplexity.items()]
-    rows = [(name, number(before), number(after)) for name, before, after in texts]
-    console.show_table(f"{shrunk.output}: perplexity", ("text", "unpruned", "shortened"), rows)
     for said in shrunk.answers:
         console.show_answers(said)
-    compared = shrunk.plan.compared or {}
-    if compared:
-        cuts = [(layers, number(found)) for layers, found in sorted(compared.items(), key=lambda each: each[1])]
-        console.show_table("cuts that were compared", ("cut", "nats per token"), cuts)
+    console.show_result(shrunk)
     console.show(shrunk.why)
     console.show(f"To make the same again without a clock: {shrunk.command}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -12,13 +12,8 @@ from shortstack.cli import console
 from shortstack.cli.dry_run import lacking
 from shortstack.cli.options import SAID, Reporting, flat, going_on
 from shortstack.errors import InputError
-from shortstack.machine.formats import size
 from shortstack.machine.memory import Requirements
 from shortstack.study.run_options import RunOptions
-
-if TYPE_CHECKING:
-    from shortstack.study.runner import StudyOutcome
-    from shortstack.study.step_counts import StepCounts
 
 
 def study(
@@ -53,7 +48,7 @@ def study(
     if report.json:
         console.show_json(outcome.to_dict())
     else:
-        show_outcome(outcome)
+        console.show_result(outcome)
     report.next_step("report", output)
     if outcome.failed:
         sys.exit(1)
@@ -69,36 +64,8 @@ def _count(file: str, output: Path | None, run: RunOptions, report: Reporting) -
     needed = Requirements(disk_bytes=found.disk_bytes or 0)
     if report.json:
         return console.show_json({**found.to_dict(), "lacking": lacking(needed, output)})
-    show_counts(found)
+    console.show_result(found)
     for each in lacking(needed, output):
         console.show(f"It does not fit here with --keep all: {each}.")
     report.next_step("study", file, "-o", output or "runs")
     return None
-
-
-def show_counts(found: StepCounts) -> None:
-    """A study's steps, what sharing saves, and the disk for them."""
-    rows = [(kind, f"{found.asked[kind]:,}", f"{steps:,}") for kind, steps in found.steps.items()]
-    rows.append(("all", f"{sum(found.asked.values()):,}", f"{sum(found.steps.values()):,}"))
-    heading = ("step", "of all trials", "shared, at most")
-    console.show_table(f"{found.title or 'study'}: {found.trials:,} trials; nothing is run", heading, rows)
-    most, least = (
-        "unknown" if nbytes is None else size(nbytes) for nbytes in (found.disk_bytes, found.least_disk_bytes)
-    )
-    console.show(f"Weights take at most {most} of disk if all are kept, and {least} at a time with --keep none.")
-    for reason in found.unknown:
-        console.show(f"Unknown: {reason}.")
-
-
-def show_outcome(outcome: StudyOutcome) -> None:
-    """How a study ended, and what failed."""
-    rows = [
-        ("trials done", f"{outcome.done:,} of {outcome.trials:,}"),
-        ("trials failed", f"{outcome.failed:,}"),
-        ("steps run now", f"{outcome.steps:,}"),
-        ("steps done before", f"{outcome.skipped:,}"),
-    ]
-    console.show_table(str(outcome.output), ("", "study"), rows)
-    for failure in outcome.failures:
-        console.show(f"Failed: {failure['kind']}, {failure['error'].strip().splitlines()[-1]}")
-        console.show(f"  log {failure['log']}")

@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -15,9 +15,6 @@ from shortstack.cli import console
 from shortstack.cli.options import Saved, Session, check_unused, flat
 from shortstack.errors import InputError
 from shortstack.machine.files import check_new
-
-if TYPE_CHECKING:
-    from shortstack.pruning import Verification
 
 
 def verify(
@@ -52,7 +49,7 @@ def verify(
         result = verify_checkpoint(
             checkpoint, against=origin, device=device, stream=session.compute.stream, progress=progress
         )
-    session.report.result(result.to_dict(), lambda: show_verification(directory, result), output)
+    session.report.result(result.to_dict(), lambda: console.show_result(result), output)
     if not result.ok:
         sys.exit(1)
     healed, trust = checkpoint.record["verb"] == "heal", session.alone.words
@@ -73,13 +70,7 @@ def _verify_file(file: Path, against: str | None, session: Session, output: Path
         raise InputError(against, expected="a .gguf file", fix="name the file that it was made from", option="against")
     with session.report.bars() as progress:
         result = verify_gguf(file, against=source, progress=progress)
-    session.report.result(result.to_dict(), lambda: show_verification(str(file), result), output)
+    session.report.result(result.to_dict(), lambda: console.show_result(result), output)
     if not result.ok:
         sys.exit(1)
     session.report.say(f"llama-server -m {shlex.quote(str(file))}")
-
-
-def show_verification(directory: str, found: Verification) -> None:
-    """Each check and how it ended."""
-    rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in found.checks.items()]
-    console.show_table(directory, ("check", "result", "detail"), rows)

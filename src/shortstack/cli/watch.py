@@ -14,6 +14,7 @@ from shortstack.cli import console
 from shortstack.cli.options import SAID, Reporting, flat
 from shortstack.machine.formats import duration
 from shortstack.machine.options import check_options, option
+from shortstack.machine.tables import Cell, Table
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -66,16 +67,17 @@ def watch(
 def frame(study: StudyProgress) -> Group:
     """One look at a running study."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=study.title or "study", title_justify="left", title_style="bold", header_style="bold")
-    for column in ("step", "done", "running", "failed", "at most", "each", ""):
-        table.add_column(column, justify="left" if column in ("step", "") else "right")
-    for name, kind in study.kinds.items():
-        bar = "█" * round(20 * kind.done / max(kind.expected, 1))
-        cells = (name, kind.done, kind.running, kind.failed, kind.expected, duration(kind.seconds), bar)
-        table.add_row(*(Text(str(cell)) for cell in cells))
+    rows = [
+        (
+            *(name, kind.done, kind.running, kind.failed, kind.expected, Cell(kind.seconds, "seconds")),
+            "█" * round(20 * kind.done / max(kind.expected, 1)),
+        )
+        for name, kind in study.kinds.items()
+    ]
+    columns = ("step", "done", "running", "failed", "at most", "each", "")
+    table = Table.of(study.title or "study", columns, rows)
     states = ", ".join(f"{count} {state}" for state, count in study.trials.items() if count)
     pace = "" if study.pace is None else f", one in {duration(study.pace)}"
     lines = [f"steps: {study.done:,} of at most {study.expected:,} done{pace}", f"trials: {states or 'none'}"]
@@ -85,4 +87,4 @@ def frame(study: StudyProgress) -> Group:
     ]
     lines += [f"failed: {failure}" for failure in study.failures]
     ended = "finished" if study.finished else f"to go, at most: {duration(study.eta)}"
-    return Group(table, *(Text(line) for line in [*lines, ended]))
+    return Group(console.title(table), console.drawn(table), *(Text(line) for line in [*lines, ended]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from shortstack.machine.formats import number, size
 from shortstack.machine.memory import Requirements
 from shortstack.machine.numbers import part_of
 from shortstack.machine.progress import Progress, in_notebooks, under
-from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.profiler import SpeedRatios, check_load, speed_ratios
 from shortstack.profiling.speed import Load, Speeds, speeds
@@ -90,6 +90,23 @@ class ComparisonRow:
         losses = [measured.loss for measured in self.perplexity.values()]
         return sum(losses) / len(losses) if losses else math.inf
 
+    def cells(self, texts: Iterable[str], tasks: Iterable[str]) -> tuple[Any, ...]:
+        """Its row of the table; the unpruned model is as fast as itself."""
+        speeds = (
+            (self.ratio.decode.value, self.ratio.prefill.value) if self.ratio else (1.0 if self.speed else None,) * 2
+        )
+        asked = {name: Cell(found["value"], stderr=found["stderr"]) for name, found in self.tasks.items()}
+        return (
+            self.name,
+            self.bytes,
+            None if self.reason else self.within,
+            *(self.perplexity[text].cell if text in self.perplexity else None for text in texts),
+            *(asked.get(task) for task in tasks),
+            None if self.collapse is None else self.collapsed,
+            *speeds,
+            self.reason or self.note,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         collapse = self.collapse.to_dict() if self.collapse else None
         return {**plain(self), "reason": self.reason or None, "collapse": collapse}
@@ -109,28 +126,30 @@ class Comparison(Tabled):
     threads: int
 
     def table(self) -> Table:
-        """A row for each baseline, best first; why there is none, where there is none."""
-        texts = list(dict.fromkeys(text for row in self.rows for text in row.perplexity))
+        """A row for each baseline, best first, those last that could not be had; what each is, or why there is none."""
+        texts = dict.fromkeys(text for row in self.rows for text in row.perplexity)
+        tasks = dict.fromkeys(task for row in self.rows for task in row.tasks)
         columns = (
-            "baseline",
-            "bytes",
+            Column("baseline", "text"),
+            Column("bytes", "bytes"),
             "fits",
-            *(f"perplexity, {text}" for text in texts),
-            "decode, times as fast",
-            "note",
+            *(Column(text, "perplexity") for text in texts),
+            *(Column(task, "score") for task in tasks),
+            "collapsed",
+            Column("decode", "ratio"),
+            Column("prefill", "ratio"),
+            Column("note", "text"),
         )
-        rows = [
-            (
-                row.name,
-                row.bytes,
-                row.within,
-                *(row.perplexity[text].value if text in row.perplexity else None for text in texts),
-                row.ratio.decode.value if row.ratio else None,
-                row.reason or row.note,
-            )
-            for row in self.rows
-        ]
-        return Table(f"{self.model} in {self.memory} of its bytes: {self.advice}", columns, rows)
+        timed = any(row.speed for row in self.rows)
+        speed = (
+            "Decode and prefill: times the unpruned model's speed, from runs in turns."
+            if timed
+            else "Not timed, and not asked to write: layers are read one by one."
+        )
+        title = f"{self.model} in {self.memory} of its bytes, {size(self.budget)}"
+        rows = [row.cells(texts, tasks) for row in self.rows]
+        caption = f"By perplexity, best first. {speed}"
+        return Table.of(title, columns, rows, caption=caption, notes=[*self.warnings, self.advice])
 
     def plot(self) -> Picture:
         """Perplexity over the bytes of the weights, as a picture.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.data.tokens import bos_ids, encode
 from shortstack.decoder.generation import generate, longest
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.tables import Column, Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -122,6 +123,22 @@ class Collapse:
         if not self.fallen:
             return None
         return f"the model has collapsed ({', '.join(self.fallen)}). It writes: {self.sample}"
+
+    @property
+    def summary(self) -> str:
+        """Whether all is well, in words."""
+        if self.fallen:
+            return f"It writes: {self.sample}"
+        base = "its base" if self.against_base else "a small model that works"
+        least = min(self.shares.values())
+        return f"No loop and no silence: what it writes keeps {least:.0%} or more of each measure of {base}."
+
+    def table(self) -> Table:
+        """Each measure of what it writes freely, and which have fallen."""
+        values, wanted = asdict(self.fluency), asdict(self.base)
+        columns = ("measure", "model", "base", Column("share kept", "percent"), "fallen")
+        rows = [(name, values[name], wanted[name], share, name in self.fallen) for name, share in self.shares.items()]
+        return Table.of("collapsed: what it writes freely", columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -23,13 +23,14 @@ from shortstack.evaluation.options import VLLM, EvaluationText, GenerationChecks
 from shortstack.evaluation.paired import Paired, compare_tasks, mismatch
 from shortstack.evaluation.perplexity import Perplexity, measure
 from shortstack.evaluation.probes import Item, Probed, probe_tokens, probes, run_probes
-from shortstack.evaluation.suites import SUITES
+from shortstack.evaluation.suites import PERPLEXITIES, SUITES
 from shortstack.evaluation.task_results import TaskResult
 from shortstack.evaluation.tasks import TaskRun
 from shortstack.machine.device import AUTO, Compute, pick_device
+from shortstack.machine.formats import shown
 from shortstack.machine.memory import Requirements
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ if TYPE_CHECKING:
 
 
 TEXT, GENERATION = EvaluationText(), GenerationChecks()
+
+
+def _paired(found: Paired | None) -> tuple[Any, ...]:
+    """What the same documents, asked of both models, say."""
+    if found is None:
+        return (None,) * 5
+    kept, above = (None if each is None else each / 100 for each in (found.retention, found.retention_above_chance))
+    known = "base at chance" if found.base_at_chance else above
+    return Cell(found.difference, stderr=found.stderr), tuple(found.interval), found.p_holm, kept, known
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,11 +68,38 @@ class Evaluation(Tabled):
     probes_against: Mapping[str, Paired] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """A row for each text, task and probe, with its standard error, beside what the base has; of a text the loss."""
-        columns = ("measured", "name", "unit", "value", "stderr", "n", "base")
-        title = ", ".join(f"{each.value:.4g} perplexity on {name}" for name, each in self.perplexity.items())
-        counted = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
-        return Table(f"{self.model}: {title or 'no text'}; {counted}", columns, list(self._rows()))
+        """A row for each text (its perplexity and its loss), task and probe, beside what the base has where it is known."""
+        texts = ((name, shown(each.value, "perplexity")) for name, each in self.perplexity.items())
+        title = ", ".join(f"{value} perplexity on {name}" for name, value in texts)
+        asked = f"tasks: {len(self.tasks)}, probes: {len(self.probes)}"
+        dtypes = {each.dtype for each in self.perplexity.values()} | {each.dtype for each in self.tasks.values()}
+        caption = f"± one standard error. Computed in {', '.join(sorted(dtypes))}." if dtypes else ""
+        paired = (
+            Column("difference", "difference"),
+            Column("95 % interval", "difference"),
+            Column("p, Holm", "p"),
+            Column("kept", "percent"),
+            Column("above chance", "percent"),
+        )
+        columns = (
+            Column("measured", "text"),
+            "metric",
+            "value",
+            "n",
+            Column("chance", "ratio"),
+            "BOS",
+            "base",
+            *paired,
+        )
+        notes = [*map(self._unit, self.against), *map(self._not_compared, self.tasks.keys() - self.against.keys())]
+        if self.collapse:
+            notes.append(self.collapse.summary)
+        heading = f"{self.model}: {title or 'no text'}; {asked}"
+        return Table.of(heading, columns, [*self._rows()], caption=caption, notes=[*filter(None, notes)])
+
+    def tables(self) -> list[Table]:
+        """What was measured, and what has collapsed of what it writes."""
+        return [self.table(), *([self.collapse.table()] if self.collapse and self.collapse.fallen else [])]
 
     def plot(self) -> Picture:
         """Texts, tasks and probes with their standard errors, chance and the base's, as a picture.
@@ -80,14 +117,42 @@ class Evaluation(Tabled):
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         base = self.base
         for name, text in self.perplexity.items():
-            beside = base.perplexity[name].loss if base else None
-            yield "text", name, "loss, nats per token", text.loss, text.loss_stderr, text.tokens, beside
+            beside, bos = base.perplexity[name] if base else None, text.windows["bos"]
+            unpaired = (None,) * 5
+            yield name, "perplexity", text.cell, text.tokens, None, bos, beside and beside.cell, *unpaired
+            yield name, "nats per token", text.loss_cell, text.tokens, None, bos, beside and beside.loss_cell, *unpaired
         for name, task in self.tasks.items():
-            yield "task", name, task.metric, task.value, task.stderr, task.n, base.tasks[name].value if base else None
+            other = base.tasks[name].cell if base else None
+            yield name, task.metric, task.cell, task.n, task.chance, task.bos, other, *_paired(self.against.get(name))
         for name, probe in self.probes.items():
-            right = probe.accuracy
-            beside = base.probes[name].accuracy.value if base else None
-            yield "probe", name, "share right", right.value, right.stderr, probe.n, beside
+            other = base.probes[name].cell if base else None
+            paired = _paired(self.probes_against.get(name))
+            yield name, "share right", probe.cell, probe.n, probe.chance, None, other, *paired
+        others = base.named_averages if base else {}
+        for name, value in self.named_averages.items():
+            average = Cell(others.get(name), "score")
+            yield name, "mean of shares", Cell(value, "score"), None, None, None, average, *(None,) * 5
+
+    @property
+    def named_averages(self) -> dict[str, float]:
+        """The average of each suite that was asked whole; where there is none, of all tasks."""
+        averages = {f"Average, {suite}": value for suite, value in self.averages.items()}
+        if not averages and self.average is not None and len(self.tasks) > 1:
+            averages = {"Average": self.average}
+        return averages
+
+    def _unit(self, name: str) -> str:
+        """What a difference is of, where it is not of the two values beside it."""
+        task = self.tasks[name]
+        if task.metric in PERPLEXITIES:
+            unit = f"log-likelihood in nats per {PERPLEXITIES[task.metric]}, higher is better"
+            return f"{name}: base and value are {task.metric}; the difference and its interval are of the {unit}."
+        turned = f"{name}: of {task.metric} less is better; the difference and its interval have the sign turned."
+        return "" if task.higher_is_better else turned
+
+    def _not_compared(self, name: str) -> str:
+        number = f"{self.tasks[name].metric} is one number of all documents, and not one of each"
+        return f"{name}: not compared; {number}." if self.base else ""
 
     @property
     def average(self) -> float | None:

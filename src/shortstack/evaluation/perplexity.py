@@ -18,6 +18,7 @@ from shortstack.machine.files import plain
 from shortstack.machine.numbers import checked, in_float64
 from shortstack.machine.numbers import perplexity as value
 from shortstack.machine.progress import Progress, paced, silent
+from shortstack.machine.tables import Cell
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Perplexity:
     windows: Mapping[str, Any]
     dtype: str
     window_losses: tuple[float, ...] = ()
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.value, "perplexity", self.value * self.loss_stderr)
+
+    @property
+    def loss_cell(self) -> Cell:
+        return Cell(self.loss, "loss", self.loss_stderr)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(plain(self))

@@ -17,6 +17,7 @@ from shortstack.decoder.likelihoods import Accuracy, greedy_endings
 from shortstack.errors import InputError
 from shortstack.evaluation.paired import Outcomes
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.tables import Cell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,6 +75,10 @@ class Probed:
     accuracy: Accuracy
     chance: float
     documents: tuple[str, ...]
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.accuracy.value, "score", self.accuracy.stderr)
 
     @property
     def n(self) -> int:

@@ -16,6 +16,7 @@ from shortstack.evaluation.paired import Outcomes
 from shortstack.evaluation.suites import SHARES
 from shortstack.machine.cache import cache_directory, mark_used
 from shortstack.machine.files import save_json
+from shortstack.machine.tables import Cell
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class TaskResult:
     parts: Mapping[str, float] = field(default_factory=dict)
     macro: bool = False
     digest: str = ""
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.value, "score", self.stderr)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

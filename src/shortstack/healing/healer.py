@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -41,15 +41,19 @@ from shortstack.machine.cache import cache_limit, library_versions
 from shortstack.machine.clock import Clock
 from shortstack.machine.device import fast_bfloat16
 from shortstack.machine.files import scratch_beside
+from shortstack.machine.formats import shown
 from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, in_notebooks, silent
-from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.tables import Cell, Table, Tabled
 from shortstack.machine.typed import typed
 
 if TYPE_CHECKING:
     from shortstack.charts import Picture
 
 WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the output: merged, written and synced
+
+
+LOSSES = {"sft": "loss", "distill": "distance from the teacher"}  # what an objective lowers
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,13 +74,35 @@ class Healing(Tabled):
     repeat: Mapping[str, Any] | None = None
 
     def table(self) -> Table:
-        """A row for each loss of the course, in nats per token."""
-        history = self.history
-        known = [("training", *each) for each in history.losses] + [("held out", *each) for each in history.held_out]
+        """What was trained, for how long, and what it did to the loss."""
+        history, losses = self.history, [loss for _, loss in self.history.losses]
         held_out = [loss for _, loss in history.held_out]
-        course = f": held-out loss {held_out[0]:.4f} to {min(held_out):.4f} nats per token" if held_out else ""
-        title = f"{self.output} by {self.method}{course}"
-        return Table(title, ("loss of", "step", "nats per token"), sorted(known, key=lambda each: each[1]))
+        kind = LOSSES[self.objective]
+        rows = [
+            ("trained parameters", self.trainable_parameters),
+            ("optimizer steps", history.steps),
+            (f"training {kind}, first to last", Cell((losses[0], losses[-1]) if losses else None, "loss")),
+            (f"held-out {kind}, before to best", Cell((held_out[0], min(held_out)), "loss")),
+            ("tokens per second", Cell(history.tokens_per_s, "rate")),
+            ("time", Cell(self.seconds, "seconds")),
+            ("peak memory", Cell(self.peak_rss_bytes, "bytes")),
+        ]
+        course = f"held-out {kind} {shown((held_out[0], min(held_out)), 'loss')}"
+        return Table.of(f"{self.output} by {self.method}: {course}", ("healed", ""), rows, notes=[*self._notes()])
+
+    def _notes(self) -> Iterator[str]:
+        history = self.history
+        if not history.best:
+            yield "No held-out loss was lower than the one before training: the weights are as they were."
+        elif history.best < history.steps:
+            yield f"The weights are those of step {history.best}, where the held-out loss was lowest."
+        if history.stopped:
+            yield f"Training ended at step {history.steps}: {history.stopped}."
+        elif history.skipped:
+            yield f"{history.skipped} steps were left out: their gradient was no number."
+        if self.repeat:
+            options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.repeat.items())
+            yield f"Without a clock the same comes of {options}"
 
     def plot(self) -> Picture:
         """Training and held-out loss over optimizer steps, as a picture."""

@@ -1,13 +1,55 @@
-"""Sizes, numbers and times as people read them."""
+"""Sizes, numbers and times as people read them: on a terminal, a page and in a paper alike."""
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+
+from shortstack.machine.numbers import is_number
+
+MISSING, INFINITE, NO_NUMBER, MINUS = "–", "∞", "NaN", "−"  # noqa: RUF001  the signs that typography has for them
+
+
+def shown(value: Any, kind: str = "") -> str:
+    """A value of a kind: one of FORMS; without a kind an int is a count, and any other number a number. Of a pair both ends.
+
+    >>> shown(0.5268, "share"), shown(11.254, "perplexity"), shown(1_179_680_000, "parameters"), shown(None), shown(True)
+    ('52.7', '11.25', '1.18 B', '–', 'yes')
+    >>> shown(float("inf"), "perplexity"), shown(7931.4, "seconds"), shown(0.034, "seconds"), shown((-0.02, 0.01), "points")
+    ('∞', '2 h 12 min', '0.03 s', '−2.0 to +1.0')
+    """  # noqa: RUF002
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " to ".join(shown(each, kind) for each in value)
+    if not is_number(value):
+        return str(value)
+    if math.isnan(value):
+        return NO_NUMBER
+    if math.isinf(value):
+        return INFINITE if value > 0 else MINUS + INFINITE
+    return FORMS[kind or ("count" if isinstance(value, int) else "number")](value)
+
+
+def uncertainty(value: Any, stderr: float | None, kind: str) -> str:
+    """The standard error with as many decimals as its number has; nothing where there is none.
+
+    >>> uncertainty(0.5, 0.0113, "share"), uncertainty(45.02, 0.9, "perplexity"), uncertainty(0.5, None, "share")
+    ('1.1', '0.90', '')
+    """
+    if stderr is None or not is_number(value) or not math.isfinite(stderr) or not math.isfinite(value):
+        return ""
+    text = shown(value, kind)
+    if "e" in text:
+        return f"{stderr:.1g}"
+    return f"{100 * stderr if kind in ('share', 'points') else stderr:,.{len(text.partition('.')[2])}f}"
 
 
 def size(nbytes: float) -> str:
@@ -34,6 +76,17 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
+def _parameters(value: float) -> str:
+    for unit, one in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= one:
+            return f"{value / one:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", MINUS)
+
+
 def duration(seconds: float | None) -> str:
     """A time for people, in its two largest units.
 
@@ -49,6 +102,52 @@ def duration(seconds: float | None) -> str:
             whole, rest = divmod(round(seconds / small), large // small)
             return f"{whole} {one} {rest} {other}"
     return f"{seconds:.0f} s"
+
+
+FORMS: dict[str, Callable[[float], str]] = {
+    "share": lambda value: f"{100 * value:.1f}",  # beside a head that says percent
+    "percent": lambda value: _signed(f"{round(100 * value):,}%"),
+    "points": lambda value: _signed(f"{100 * value:+.1f}"),
+    "score": lambda value: f"{value:.4f}" if abs(value) < 100 else number(value),
+    "difference": lambda value: _signed(f"{value:+.4f}"),
+    "p": lambda value: f"{value:.2g}",
+    "ratio": lambda value: f"{value:.2f}",
+    "perplexity": lambda value: number(value) if value >= 999.95 else f"{value:#.4g}",  # zeros too: decimals align
+    "number": number,
+    "loss": lambda value: f"{value:.4f}",
+    "count": lambda value: f"{value:,.0f}",
+    "parameters": _parameters,
+    "bytes": size,
+    "seconds": lambda value: f"{value:.2f} s" if value < 1 else duration(value),
+    "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
+}
+
+
+def listed(names: Sequence[str]) -> str:
+    """
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def counted(amount: int, noun: str) -> str:
+    """
+    >>> counted(1, "trial"), counted(3, "trial"), counted(2, "perplexity")
+    ('1 trial', '3 trials', '2 perplexities')
+    """
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{amount:,} {noun if amount == 1 else plural}"
+
+
+def brief(name: str, length: int = 40) -> str:
+    """The beginning and the end of a long name.
+
+    >>> brief("a" * 30 + "b" * 30, 20)
+    'aaaaaaaaaaaa…bbbbbbb'
+    """
+    tail = (length - 1) * 2 // 5
+    return name if len(name) <= length else f"{name[: length - 1 - tail]}…{name[-tail:]}"
 
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

@@ -1,47 +1,239 @@
-"""Results as tables: what a notebook shows of them, and what becomes a DataFrame."""
+"""Results as tables: what a terminal, a notebook, a page and a paper show of them, and what becomes a DataFrame."""
 
 from __future__ import annotations
 
+import csv
 import html
+import io
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from shortstack.machine.formats import number
+from shortstack.machine.formats import shown, uncertainty
+from shortstack.machine.numbers import is_number
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+BELOW, ABOVE, NEAR = "↓", "↑", "≈"
+LEGEND = {BELOW: "worse than unpruned", ABOVE: "better than unpruned", NEAR: "within noise of the best"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, the kind of the values below it, as formats.shown() has it, and their unit.
+
+    title: what the heading means; drawn: whether a terminal draws a bar beside each number.
+    """
+
+    label: str
+    kind: str = ""
+    unit: str = ""
+    title: str = ""
+    drawn: bool = False
+
+    @property
+    def heading(self) -> str:
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as it is, with its standard error, and a word beside it; of its column's kind where it has no other."""
+
+    value: Any
+    kind: str = ""
+    stderr: float | None = None
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        return shown(self.value, self.kind)
+
+    @property
+    def error(self) -> str:
+        return uncertainty(self.value, self.stderr, self.kind)
+
+    @property
+    def measured(self) -> str:
+        """The value with its standard error."""
+        return f"{self.text} ± {self.error}" if self.error else self.text
+
+    @property
+    def said(self) -> str:
+        """The value with all that stands beside it."""
+        return f"{self.measured} {self.note}" if self.note else self.measured
+
+    @property
+    def place(self) -> int:
+        """1 where it is the best of its block, 2 where it is the second."""
+        return 0
+
+    @property
+    def marks(self) -> str:
+        """How it stands beside others, in signs: those of LEGEND."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells in the order of the columns, of which the first names the row; base: whether others are compared with it."""
+
+    cells: tuple[Any, ...]
+    base: bool = False
+
+    @property
+    def label(self) -> str:
+        return str(self.cells[0].text)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that are compared with each other, that of the unpruned model first."""
+
+    title: str
+    rows: tuple[Any, ...]
+
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of words, numbers and None, under heads that name what they are and their unit."""
+    """Blocks of rows under the same columns. caption: how to read it; notes: what else there is to say, a line each."""
 
     title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    columns: Sequence[Any]
+    blocks: Sequence[Block]
+    caption: str = ""
+    notes: Sequence[str] = ()
+    key: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        columns: Iterable[object],
+        rows: Sequence[Sequence[Any]],
+        *,
+        caption: str = "",
+        notes: Sequence[str] = (),
+    ) -> Table:
+        """A table of one block, of values or cells. A column without any value is left out; columns: or their names."""
+        heads = [each if isinstance(each, Column) else Column(str(each)) for each in columns]
+        made = [[_cell(value, head) for value, head in zip(row, heads, strict=True)] for row in rows]
+        kept = [place for place in range(len(heads)) if not made or any(row[place].value is not None for row in made)]
+        block = Block("", tuple(Row(tuple(row[place] for place in kept)) for row in made))
+        return cls(title, [heads[place] for place in kept], (block,), caption, notes)
+
+    @property
+    def rows(self) -> list[Any]:
+        return [row for block in self.blocks for row in block.rows]
+
+    @property
+    def words(self) -> list[bool]:
+        """Whether a column is of words; numbers are flush right."""
+        return [
+            column.kind == "text" or any(not _is_numeric(row.cells[place].value) for row in self.rows)
+            for place, column in enumerate(self.columns)
+        ]
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """The marks that occur, and what they say."""
+        seen = {mark for row in self.rows for cell in row.cells for mark in cell.marks}
+        return {mark: meaning for mark, meaning in LEGEND.items() if mark in seen}
+
+    def legend(self, best: str, second: str) -> str:
+        """What the marks mean; empty where nothing is ranked. best, second: how those two are shown."""
+        if not any(cell.place for row in self.rows for cell in row.cells):
+            return ""
+        marks = "".join(f"; {mark} {meaning}" for mark, meaning in self.marks.items())
+        return f"{best}: best of its block; {second}: second{marks}; ± one standard error."
+
+    def values(self) -> tuple[list[str], list[list[Any]]]:
+        """Headings and rows of values as they are, each beside its standard error where its column has them."""
+        spreads = [any(row.cells[place].stderr is not None for row in self.rows) for place in range(len(self.columns))]
+        heads = [[column.label, f"{column.label} s.e."] for column in self.columns]
+        rows = [[[cell.value, cell.stderr] for cell in row.cells] for row in self.rows]
+        return _flat(heads, spreads), [_flat(row, spreads) for row in rows]
+
+    def pandas(self) -> DataFrame:
+        """The values as a DataFrame of pandas, which comes with datasets."""
+        from pandas import DataFrame
+
+        heads, rows = self.values()
+        return DataFrame(rows, columns=heads)
+
+    def csv(self) -> str:
+        """The values in full: shares from 0 to 1, times in seconds. The first column is what the row's block is about."""
+        out, titles = io.StringIO(), [block.title for block in self.blocks for _ in block.rows]
+        heads, rows = self.values()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["block", *heads])
+        for title, row in zip(titles, rows, strict=True):
+            writer.writerow([title, *(shown(each) if isinstance(each, tuple) else each for each in row)])
+        return out.getvalue()
 
     def html(self) -> str:
-        """As HTML, every word of it escaped.
+        """A bare table of HTML, every word of it escaped.
 
-        >>> Table("one", ("layer", "ppl"), [("<0>", None)]).html()[29:]
-        '<thead><tr><th>layer</th><th>ppl</th></tr></thead><tbody><tr><td>&lt;0&gt;</td><td></td></tr></tbody></table>'
+        >>> Table.of("one", ("layer", "ppl"), [("<0>", 2.5)]).html()[79:]
+        '<tbody><tr><td>&lt;0&gt;</td><td style="text-align: right">2.5</td></tr></tbody></table>'
         """
-        head = "".join(f"<th>{html.escape(each)}</th>" for each in self.columns)
-        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
-        caption = html.escape(self.title)
-        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        head = "".join(f"<th>{html.escape(column.heading)}</th>" for column in self.columns)
+        styles = ["" if words else ' style="text-align: right"' for words in self.words]
+        body = "".join(
+            f"<tr>{''.join(f'<td{s}>{html.escape(c.said)}</td>' for c, s in zip(row.cells, styles, strict=True))}</tr>"
+            for row in self.rows
+        )
+        notes = "".join(f"<p>{html.escape(each)}</p>" for each in (self.caption, *self.notes) if each)
+        caption = f"<caption>{html.escape(self.title)}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+    def markdown(self) -> str:
+        """A table of Markdown: best in bold, second best in italics."""
+        rows = [[markdown_text(column.label) for column in self.columns]]
+        rows.append(["---" if words else "---:" for words in self.words])
+        for block in self.blocks:
+            if block.title:
+                rows.append([f"**{markdown_text(block.title)}**", *[""] * (len(self.columns) - 1)])
+            rows += [_markdown_row(row) for row in block.rows]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _cell(value: Any) -> str:
-    """A cell: numbers are flush right, and as people read them."""
-    if isinstance(value, float):
-        return f'<td style="text-align: right">{number(value)}</td>'
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f'<td style="text-align: right">{value:,}</td>'
-    said = {None: "", True: "yes", False: "no"}.get(value, value) if value is None or isinstance(value, bool) else value
-    return f"<td>{html.escape(str(said))}</td>"
+def _cell(value: Any, column: Column) -> Cell:
+    cell = value if isinstance(value, Cell) else Cell(value)
+    return cell if cell.kind else replace(cell, kind=column.kind)
+
+
+def _is_numeric(value: Any) -> bool:
+    return value is None or is_number(value) or (isinstance(value, tuple) and all(map(is_number, value)))
+
+
+def _flat(pairs: Sequence[Sequence[Any]], spreads: Sequence[bool]) -> list[Any]:
+    """Both of each pair where the column has standard errors, else the first."""
+    return [each for pair, spread in zip(pairs, spreads, strict=True) for each in pair[: 1 + spread]]
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown and HTML in it leave as it is, on one line.
+
+    >>> markdown_text("a|b *c* <i>")
+    'a\\\\|b \\\\*c\\\\* &lt;i>'
+    """
+    escaped = re.sub(r"([\\`*_\[\]|#])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
+    return " ".join(escaped.split())
+
+
+def _markdown_row(row: Row) -> list[str]:
+    label = markdown_text(row.label)
+    return [f"*{label}*" if row.base else label, *map(_marked, row.cells[1:])]
+
+
+def _marked(cell: Cell) -> str:
+    form = {1: "**{}**", 2: "*{}*"}.get(cell.place, "{}")
+    beside = filter(None, (cell.error and f"±{cell.error}", markdown_text(cell.note), cell.marks))
+    return " ".join([form.format(markdown_text(cell.text)), *beside])
 
 
 class Tabled(ABC):
@@ -51,15 +243,16 @@ class Tabled(ABC):
     def table(self) -> Table:
         """What was found, its values as they are."""
 
+    def tables(self) -> list[Table]:
+        """The table, and those that stand below it."""
+        return [self.table()]
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.table().title}>"
 
     def _repr_html_(self) -> str:
-        return self.table().html()
+        return "".join(table.html() for table in self.tables())
 
     def to_pandas(self) -> DataFrame:
-        """The table as a DataFrame of pandas, which comes with datasets."""
-        from pandas import DataFrame
-
-        found = self.table()
-        return DataFrame(list(found.rows), columns=list(found.columns))
+        """The table as a DataFrame of pandas."""
+        return self.table().pandas()

@@ -12,7 +12,7 @@ from shortstack.checkpoint.sizes import check_not_other, not_written_by
 from shortstack.errors import PlanError
 from shortstack.machine.files import read_json, save_json
 from shortstack.machine.formats import show_layers
-from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.planning.layer_sets import check_removal
 
@@ -59,11 +59,25 @@ class Plan(Tabled):
         return cls.from_dict(read_json(Path(path)), where=path)
 
     def table(self) -> Table:
-        """A row for each layer, and whether it stays, and under which number."""
-        places = {layer: place for place, layer in enumerate(self.kept)}
+        """What the cut saves: layers, parameters and bytes before and after."""
+        sizes = (("layers", "count", Change(self.layers, len(self.kept))), ("parameters", "count", self.parameters))
+        rows = [
+            (name, Cell(change.before, kind), Cell(change.after, kind), change.after / change.before - 1)
+            for name, kind, change in (*sizes, ("bytes", "bytes", self.bytes))
+            if change
+        ]
         title = f"{self.layers} layers without {show_layers(self.removed)}, by {self.strategy}"
-        rows = [(layer, layer in places, places.get(layer)) for layer in range(self.layers)]
-        return Table(title, ("layer", "stays", "new number"), rows)
+        notes = [f"removed: {show_layers(self.removed)}", f"kept: {show_layers(self.kept)}"]
+        caption = "Layers are numbered from 0, ranges inclusive."
+        columns = (Column("plan", "text"), "before", "after", Column("change", "points", "%"))
+        return Table.of(title, columns, rows, caption=caption, notes=notes)
+
+    def tables(self) -> list[Table]:
+        """What the cut saves, and what it was compared with."""
+        if not self.compared:
+            return [self.table()]
+        title = f"{self.compared_by} on held-out tokens, nats"
+        return [self.table(), Table.of(title, (Column("cut", "text"), "value"), [*self.compared.items()])]
 
     def plot(self) -> Picture:
         """The stack of layers as a picture, those that go empty."""

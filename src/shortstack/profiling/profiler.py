@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,10 @@ from shortstack.checkpoint import Checkpoint, Model
 from shortstack.decoder import Decoder
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.machine.device import AUTO, Compute, pick_device
-from shortstack.machine.formats import size
+from shortstack.machine.formats import shown, size
 from shortstack.machine.memory import available_memory, forget_peak, peak_bytes
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.profiling.counts import CacheBytes, Macs, Parts, cache_bytes, macs, parts
 from shortstack.profiling.options import Timing
@@ -43,6 +44,22 @@ class Counts:
     macs: Macs | None
     cache: CacheBytes | None
     dtype: str
+
+    def cells(self) -> dict[str, Cell]:
+        """What was counted, by its label in the table."""
+        head = {"  head, tied": Cell(0)} if self.parameters.tied else {}
+        cells = {"parameters": Cell(self.parameters.total)}
+        cells |= {f"  {part}": Cell(amount) for part, amount in self.parameters.parts.items()} | head
+        cells["weight bytes"] = Cell(self.weight_bytes, "bytes")
+        if self.macs:
+            cells[f"MACs per token, {self.macs.tokens} tokens"] = Cell(self.macs.per_token)
+            cells |= {"  by the paper's rule, all tokens": Cell(self.macs.paper)} if self.macs.paper else {}
+        if self.cache:
+            cells[f"cache bytes per token, {self.dtype}"] = Cell(self.cache.per_token)
+            if self.cache.per_token_beyond != self.cache.per_token:
+                cells["  when all windows are full"] = Cell(self.cache.per_token_beyond)
+            cells |= {"  fixed, a sequence": Cell(self.cache.fixed)} if self.cache.fixed else {}
+        return cells
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -77,6 +94,17 @@ class Against:
     ratios: tuple[SpeedRatios, ...]
 
 
+def _spread(runs: Sequence[float]) -> Cell:
+    return Cell(statistics.median(runs), "rate", note=f"({shown((min(runs), max(runs)), 'rate')})")
+
+
+def _ratio(label: str, counted: Sequence[Mapping[str, Cell]]) -> Iterator[Cell | None]:
+    """How many times as much there is of something as in the other model, where there is another."""
+    if len(counted) > 1:
+        ours, theirs = (cells.get(label, Cell(None)).value for cells in counted)
+        yield Cell(ours / theirs, "ratio") if ours and theirs else None
+
+
 @dataclass(frozen=True, repr=False)
 class Profile(Tabled):
     """Counts, and what was measured on this machine.
@@ -93,17 +121,38 @@ class Profile(Tabled):
     untimed: str = ""
 
     def table(self) -> Table:
-        """What is counted, then the median speeds in tokens per second, beside those of the other model."""
+        """What is counted, the median speeds and the peak, beside those of the other model, and the ratio of both."""
         models = [self.counts, *([self.against.counts] if self.against else [])]
-        speeds = [self.speed, *([self.against.speed] if self.against else [])]
-        told = [each.to_dict() for each in models]
-        counted = ("parameters", "weight_bytes", "macs_per_token", "kv_bytes_per_token")
-        rows = [(name, *(each[name] for each in told)) for name in counted]
-        for each in zip(*speeds, strict=True):
-            rows.append((f"prefill, tokens/s, batch {each[0].batch}", *(speed.prefill_tokens_per_s for speed in each)))
-            rows.append((f"decode, tokens/s, batch {each[0].batch}", *(speed.decode_tokens_per_s for speed in each)))
+        counted = [each.cells() for each in models]
+        labels = dict.fromkeys(label for cells in counted for label in cells)
+        rows = [(label, *(cells.get(label) for cells in counted), *_ratio(label, counted)) for label in labels]
+        for place, speed in enumerate(self.speed):
+            speeds = [speed, *([self.against.speed[place]] if self.against else [])]
+            for phase in ("prefill", "decode"):
+                cells = [_spread(getattr(each, f"{phase}_runs")) for each in speeds]
+                cells += [getattr(self.against.ratios[place], phase).cell] if self.against else []
+                rows.append((f"{phase}, tokens/s, batch {speed.batch}", *cells))
+        if self.peak_bytes:
+            rows.append(("peak memory", Cell(self.peak_bytes, "bytes"), *[None] * (2 if self.against else 0)))
         title = f"{self.counts.model}: {self.counts.parameters.total:,} parameters"
-        return Table(title, ("counted", *(each.model for each in models)), rows)
+        names = [each.model.rstrip("/").rpartition("/")[2] for each in models]
+        names = names if len({*names}) == len(names) else [each.model for each in models]
+        columns = (Column("counted", "text"), *names, *(["ratio"] if self.against else []))
+        return Table.of(title, columns, rows, notes=[*self._notes()])
+
+    def _notes(self) -> Iterator[str]:
+        if self.speed:
+            device, threads = self.machine["device"], self.machine["threads"]
+            on = f"cpu, threads: {threads}" if device == "cpu" else device
+            yield f"Tokens per second on {on}: the median, in brackets the slowest and the fastest run."
+        if self.against and self.against.ratios:
+            sure = self.against.ratios[0].decode.confidence
+            bracket = (
+                f"in brackets what covers the true one in {sure:.0%} of cases" if sure else "of one run no interval"
+            )
+            yield f"Ratios of speed: of runs in turns, the median, {bracket}."
+        if self.untimed:
+            yield f"Not timed: {self.untimed}."
 
     def to_dict(self) -> dict[str, Any]:
         data = {

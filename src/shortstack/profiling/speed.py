@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from transformers.generation import BaseStreamer
 
+from shortstack.machine.formats import shown
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.tables import Cell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,6 +69,12 @@ class Ratio:
     low: float
     high: float
     confidence: float
+
+    @property
+    def cell(self) -> Cell:
+        """The ratio, and the interval where there is one."""
+        note = f"({shown((self.low, self.high), 'ratio')})" if self.confidence else ""
+        return Cell(self.value, "ratio", note=note)
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:

@@ -26,7 +26,7 @@ from shortstack.machine.device import pick_device
 from shortstack.machine.files import file_digest, plain
 from shortstack.machine.formats import show_layers
 from shortstack.machine.progress import Progress, in_notebooks, under
-from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan
 from shortstack.pruning.pruner import kept_tensors, shared_weight_owners
@@ -44,8 +44,9 @@ class Verification(Tabled):
 
     def table(self) -> Table:
         """A row for each check, and how it ended."""
-        rows = [(name, check["ok"], check["detail"]) for name, check in self.checks.items()]
-        return Table("all is as it should be" if self.ok else "a check failed", ("check", "ok", "detail"), rows)
+        rows = [(name, "ok" if check["ok"] else "FAILED", check["detail"]) for name, check in self.checks.items()]
+        title = "all is as it should be" if self.ok else "a check failed"
+        return Table.of(title, ("check", "result", Column("detail", "text")), rows)
 
     @property
     def ok(self) -> bool:

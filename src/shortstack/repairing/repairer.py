@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +31,11 @@ from shortstack.decoder.hooks import linear_layers, recorded_inputs
 from shortstack.decoder.requirements import requirements
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
+from shortstack.machine.formats import shown
 from shortstack.machine.memory import Requirements
+from shortstack.machine.numbers import perplexity
 from shortstack.machine.progress import Progress, in_notebooks, paced
+from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.repairing.fit import Correction, at_output, fit_correction, mean_loss, stepped, token_weights
 from shortstack.repairing.fold_points import OUTPUT, FoldPoint, check_refittable, find_fold_points
@@ -60,8 +63,8 @@ class Fit:
     neurons: int = 0
 
 
-@dataclass(frozen=True)
-class Repair:
+@dataclass(frozen=True, repr=False)
+class Repair(Tabled):
     """What refitting did to the loss, nats per token. removed: the layers of the cut that it is for.
 
     tensors: the changed ones, by the source's names.
@@ -79,6 +82,27 @@ class Repair:
     tensors: Mapping[str, StoredTensor]
     tokens: Mapping[str, Any]
     seconds: float
+
+    def table(self) -> Table:
+        """Loss and perplexity before and after on windows that chose nothing, and what was refitted."""
+        losses = {"unpruned": self.loss_unpruned, "cut": self.loss_before, "cut and repaired": self.loss_after}
+        rows = [(name, loss, perplexity(loss)) for name, loss in losses.items()]
+        columns = ("windows that judge", Column("loss", "loss"), Column("perplexity", "perplexity"))
+        told = shown((perplexity(self.loss_before), perplexity(self.loss_after)), "perplexity")
+        return Table.of(f"repair: perplexity {told}", columns, rows, notes=[*self._notes()])
+
+    def _notes(self) -> Iterator[str]:
+        on = f"{self.tokens['samples']} x {self.tokens['length']} tokens of {self.tokens['source']}"
+        if not self.kept:
+            yield f"No repair on {on} lowered the held-out loss, so the cut stays as it is."
+            return
+        largest = sorted(self.fits, key=lambda fit: fit.error)[:3]
+        told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
+        yield f"{len(self.fits)} weights refitted on {on}; one window in eight judges, and chose nothing."
+        yield f"Of what the cut changed, the most was regained by {told}."
+        merged = ", ".join(f"{fit.neurons} in layer {fit.layer}" for fit in self.fits if fit.neurons)
+        if merged:
+            yield f"Neurons of removed layers took the places of weaker ones: {merged}."
 
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = plain(replace(self, tensors={}))

@@ -6,38 +6,53 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from shortstack.machine.formats import show_layers
+from shortstack.machine.formats import listed, show_layers
 from shortstack.report.findings import Findings
-from shortstack.report.format import listed
-from shortstack.report.results import AVERAGE, BASE, HEALED, Result
-from shortstack.report.table import Cell, Column
+from shortstack.report.judged import EMPTY, JudgedCell, Made
+from shortstack.report.results import AVERAGE, BASE, HEALED, Measure, Result
 from shortstack.runs.records import StepRecord
 
-EMPTY = Cell(None, "text")
-# Of kinds whose cells have none.
-UNITS = {"rate": "tokens/s", "loss": "nats, lower is better", "perplexity": "lower is better"}
 
-
-def all_columns(findings: Findings) -> list[Column]:
+def all_columns(findings: Findings) -> list[Made]:
     """The average, every task, every text."""
     average = [AVERAGE] if AVERAGE in findings.columns else []
     return measured_columns(findings, [*average, *findings.measured("task"), *findings.measured("perplexity")])
 
 
-def short_columns(findings: Findings) -> list[Column]:
+def short_columns(findings: Findings) -> list[Made]:
     """The average, or the tasks where there is none, and every text."""
     first = [AVERAGE] if AVERAGE in findings.columns else findings.measured("task")
     return measured_columns(findings, [*first, *findings.measured("perplexity")])
 
 
-def measured_columns(findings: Findings, names: list[str]) -> list[Column]:
-    """Columns of measures, by their names."""
-    return [_measured_column(findings, name) for name in names]
-
-
-def _measured_column(findings: Findings, name: str) -> Column:
+def measured_columns(findings: Findings, names: list[str]) -> list[Made]:
+    """Columns of measures, by their names; behind that of the headline, how far it is from the unpruned model's."""
     results = (*findings.results, *findings.bases.values())
-    measure, label = next(each.measures[name] for each in results if name in each.measures), findings.names[name]
+    found: list[Made] = []
+    for name in names:
+        measure = next(each.measures[name] for each in results if name in each.measures)
+        found.append(_measured_column(findings, name, measure))
+        if name == findings.headline and findings.bases:
+            found += _compared_columns(name, measure)
+    return found
+
+
+def _compared_columns(name: str, measure: Measure) -> list[Made]:
+    kind, unit = (
+        ("points", "points") if measure.kind == "share" else ("difference", "nats" * (measure.kind == "perplexity"))
+    )
+    above = "from the unpruned model; above 0 is better, of a perplexity by its loss"
+    chance = "that it is chance, corrected for all comparisons of the block with the unpruned model"
+    difference = Made("difference", kind, unit, above, measure=name)
+    return [
+        replace(difference, compares=lambda change: JudgedCell(change.value, kind, change.stderr)),
+        replace(difference, label="95 % interval", compares=lambda change: JudgedCell(change.interval, kind)),
+        Made("p, Holm", "p", "", chance, measure=name, compares=lambda change: JudgedCell(change.p, "p")),
+    ]
+
+
+def _measured_column(findings: Findings, name: str, measure: Measure) -> Made:
+    label = findings.names[name]
     better = f"{'higher' if measure.higher else 'lower'} is better"
     if name == AVERAGE:
         label, title = "average", f"plain mean of {len(findings.tasks)} tasks, in percent"
@@ -47,35 +62,27 @@ def _measured_column(findings: Findings, name: str) -> Column:
         on = f" on {measure.n:,} documents" if measure.n else ""
         title = f"{label}{on}{', in percent' if measure.kind == 'share' else ''}; {better}"
     unit = f"{'%, ' if measure.kind == 'share' else ''}{'higher' if measure.higher else 'lower'} is better"
-    return Column(label, measure.kind, lambda result: Cell.of(result.measures.get(name)), title, name, unit)
+    return Made(
+        label, measure.kind, unit, title, cell=lambda result: JudgedCell.of(result.measures.get(name)), measure=name
+    )
 
 
-def step_column(label: str, kind: str, value: str | Callable[[StepRecord], Any], title: str = "") -> Column:
-    """A column of rows that are about steps. value: computes the number from a step, or is its key in the step's result."""
-
-    def cell(step: StepRecord) -> Cell:
-        return step_cell(step.result.get(value) if isinstance(value, str) else value(step), kind, step)
-
-    return Column(label, kind, cell, title, unit=UNITS.get(kind, ""))
-
-
-def _healing_column(label: str, kind: str, value: str | Callable[[StepRecord], Any], title: str) -> Column:
+def _healing_column(label: str, kind: str, value: Callable[[StepRecord], Any], title: str, unit: str = "") -> Made:
     """A column of rows that are about results, with what a healed one's healing gave."""
-    column = step_column(label, kind, value, title)
 
-    def cell(result: Result) -> Cell:
+    def cell(result: Result) -> JudgedCell:
         step = result.step("heal") if result.role == HEALED else None
-        return column.cell(step) if step else EMPTY
+        return step_cell(value(step), kind, step) if step else EMPTY
 
-    return replace(column, cell=cell)
+    return Made(label, kind, unit, title, cell=cell)
 
 
-def step_cell(value: Any, kind: str, step: StepRecord | None) -> Cell:
+def step_cell(value: Any, kind: str, step: StepRecord | None) -> JudgedCell:
     """A cell that leads to the step it is from."""
-    return Cell(value, kind, steps=(step.key,) if step and value is not None else ())
+    return JudgedCell(value, kind, steps=(step.key,) if step and value is not None else ())
 
 
-def _removed(result: Result) -> Cell:
+def _removed(result: Result) -> JudgedCell:
     plans = {tuple(sorted(plan["removed"])) for plan in result.plans if plan.get("removed")}
     if result.role == BASE or not plans:
         return EMPTY
@@ -83,19 +90,19 @@ def _removed(result: Result) -> Cell:
     return step_cell(layers, "text", result.step("plan", "prune"))
 
 
-def _heal_time(result: Result) -> Cell:
+def _heal_time(result: Result) -> JudgedCell:
     if result.role != HEALED:
         return EMPTY
     return step_cell(result.seconds("heal"), "seconds", result.step("heal"))
 
 
-def _make_time(result: Result) -> Cell:
+def _make_time(result: Result) -> JudgedCell:
     if result.role == BASE:
         return EMPTY
     return step_cell(result.seconds("score", "plan", "prune", "heal"), "seconds", result.step("heal", "prune"))
 
 
-def _free_text(result: Result) -> Cell:
+def _free_text(result: Result) -> JudgedCell:
     """What a free text says of the model: nothing where it was not looked at."""
     step = result.evaluation
     collapse = (step.result.get("collapse") or {}) if step else {}
@@ -104,16 +111,22 @@ def _free_text(result: Result) -> Cell:
     return step_cell(words if collapse else None, "text", step)
 
 
-def _held_out(step: StepRecord) -> float | None:
-    return (step.result.get("loss") or {}).get("held_out")
-
-
-REMOVED = Column("layers removed", "text", _removed, "numbered from 0 in the unpruned model")
-TRAINABLE = _healing_column("trained", "parameters", "trainable_parameters", "parameters that healing trains")
-HELD_OUT = _healing_column(
-    "held-out loss", "loss", _held_out, "lowest loss on samples that were not trained on, nats per token"
+REMOVED = Made("layers removed", "text", title="numbered from 0 in the unpruned model", cell=_removed)
+TRAINABLE = _healing_column(
+    "trained", "parameters", lambda step: step.result.get("trainable_parameters"), "parameters that healing trains"
 )
-HEAL_TIME = Column("time", "seconds", _heal_time, "time that healing took")
-HEAL_MEMORY = _healing_column("memory", "bytes", "peak_rss_bytes", "most memory the process held while it healed")
-MAKE_TIME = Column("time to make", "seconds", _make_time, "scoring, pruning and healing; evaluation is not counted")
-FREE_TEXT = Column("free text", "text", _free_text, "collapsed: loops, few words or silence")
+HELD_OUT = _healing_column(
+    "held-out loss",
+    "loss",
+    lambda step: (step.result.get("loss") or {}).get("held_out"),
+    "lowest loss on samples that were not trained on, nats per token",
+    "nats, lower is better",
+)
+HEAL_TIME = Made("time", "seconds", title="time that healing took", cell=_heal_time)
+HEAL_MEMORY = _healing_column(
+    "memory", "bytes", lambda step: step.result.get("peak_rss_bytes"), "most memory the process held while it healed"
+)
+MAKE_TIME = Made(
+    "time to make", "seconds", title="scoring, pruning and healing; evaluation is not counted", cell=_make_time
+)
+FREE_TEXT = Made("free text", "text", title="collapsed: loops, few words or silence", cell=_free_text)

@@ -11,12 +11,11 @@ from typing import Any
 from shortstack.charts.chart import Axis, Chart, Facets, Point, Series, axis, front, in_thousands
 from shortstack.charts.drawing import COLOURED, WIDE, WIDTH, swatch
 from shortstack.charts.rows import heat_map
+from shortstack.machine.formats import brief, counted, shown, uncertainty
 from shortstack.report.figure import Figure, Legend, wide
 from shortstack.report.findings import Findings
-from shortstack.report.format import counted, shown
-from shortstack.report.labels import brief, last_parts
-from shortstack.report.results import BASE, Result
-from shortstack.report.sentences import score_text
+from shortstack.report.labels import short_paths
+from shortstack.report.results import BASE, Measure, Result
 from shortstack.report.single_setting import single_setting
 from shortstack.runs.records import StepRecord
 
@@ -68,11 +67,17 @@ def _depth_line(label: str, some: Sequence[Result], column: str) -> Series:
     points = []
     for each in sorted(some, key=lambda each: each.removed or 0):
         measure, removed = each.measures[column], each.removed or 0
-        title = f"{label}, {counted(removed, 'layer')} removed: {score_text(measure, error=True)}"
+        title = f"{label}, {counted(removed, 'layer')} removed: {score_text(measure)}"
         points.append(Point(removed, measure.value, title, measure.stderr))
     first = some[0].factors
     common = {name: level for name, level in first.items() if all(each.factors[name] == level for each in some)}
     return Series(label, points, None, common)
+
+
+def score_text(measure: Measure) -> str:
+    """A score with its standard error and its unit."""
+    spread = uncertainty(measure.value, measure.stderr, measure.kind)
+    return shown(measure.value, measure.kind) + (f" ± {spread}" if spread else "") + "%" * (measure.kind == "share")
 
 
 def _quality_axis(findings: Findings, column: str, values: Sequence[float]) -> Axis:
@@ -176,9 +181,8 @@ def _heat_map(findings: Findings, step: StepRecord) -> Figure:
     scores = step.result.get("scores") or {}
     marked = min((each.removed for each in findings.results if each.removed), default=0)
     tokens = step.result.get("tokens") or {}
-    on = (
-        f", on {tokens['samples']} x {tokens['length']} tokens of {last_parts(str(tokens['source']))}" if tokens else ""
-    )
+    read = ",".join(short_paths(str(tokens.get("source", "")).split(",")).values())
+    on = f", on {tokens['samples']} x {tokens['length']} tokens of {brief(read)}" if tokens else ""
     model = brief(str((step.result.get("model") or {}).get("source") or step.arguments.get("model", "")))
     title = f"Which layers each metric removes first, {model}{on}"
 

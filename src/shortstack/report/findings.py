@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from shortstack.report.labels import PLAIN, brief, factors, said, short_paths, varying
+from shortstack.machine.formats import brief
+from shortstack.report.labels import PLAIN, factors, said, short_paths, varying
 from shortstack.report.results import (
     AVERAGE,
     HEALED,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from shortstack.machine.formats import counted
 from shortstack.runs.records import ONE_SHOT
 
 FACTORS = ("model", "drop", "metric", "calibration", "strategy", "repair", "heal", "data")
@@ -20,7 +21,6 @@ PLAIN = {  # what the levels are called at which a setting does without
 }
 DATA = ("data", "max_samples")  # of healing's settings, those that are a factor of their own
 PATHS = ("/", "./", "../", "~/", "$")  # what a path begins with
-REVERSE = "reverse order"  # what the metric that takes the last layers is called
 NAMES = ("method", "text", "source", "data")
 
 
@@ -45,10 +45,25 @@ def shortened(all_settings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
     >>> shortened([{"data": "$DATA/c4.jsonl", "drop": 8}])
     [{'data': 'c4.jsonl', 'drop': 8}]
     """
-    texts: dict[str, str] = {}
-    _with_texts(all_settings, lambda text: texts.setdefault(text, text))
-    found: list[Mapping[str, Any]] = _with_texts(all_settings, short_paths(texts).__getitem__)
-    return found
+    short = short_paths(_texts(all_settings))
+
+    def change(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: change(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [change(item) for item in value]
+        return short[value] if isinstance(value, str) else value
+
+    return [change(settings) for settings in all_settings]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in settings, however deep it is."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def _factors(settings: Mapping[str, Any], healings: Mapping[str, str], *, one_repair: bool) -> dict[str, str]:
@@ -75,10 +90,9 @@ def healing_names(heals: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     differ = {key for key in every if len({json.dumps(options.get(key)) for options in kinds.values()}) > 1}
     labels = {}
     for kind, options in kinds.items():
-        name = next(iter(names[kind]))
-        telling = {key: value for key, value in options.items() if key == "method" or key in differ}
-        alone = len(names[kind]) == 1 and name and uses[name] == 1
-        labels[kind] = name if alone else words(telling, "healed")
+        name, *others = names[kind]
+        telling = {key: value for key, value in options.items() if key in ("method", *differ)}
+        labels[kind] = name if name and not others and uses[name] == 1 else words(telling, "healed")
     return labels
 
 
@@ -109,16 +123,14 @@ def words(value: Any, none: str = "none") -> str:
 
 def _mapping_words(value: Mapping[str, Any]) -> str:
     name = next((name for name in NAMES if name in value), None)
-    windows = f" {value['samples']} x {value['length']}" if {"samples", "length"} <= value.keys() else ""
+    windows = f"{value['samples']} x {value['length']}" if {"samples", "length"} <= value.keys() else ""
     spoken = {name, *(("samples", "length") if windows else ())}
-    others = ", ".join(_option_words(key, item) for key, item in value.items() if key not in spoken)
-    if name is None:
-        return windows.strip() + others
-    return f"{value[name]}{windows}" + (f" ({others})" if others else "")
+    others = ", ".join(_option_words(key.replace("_", " "), item) for key, item in value.items() if key not in spoken)
+    said = " ".join(filter(None, (str(value[name]) if name else "", windows)))
+    return f"{said} ({others})" if said and others else said or others
 
 
-def _option_words(key: str, value: Any) -> str:
-    name = key.replace("_", " ")
+def _option_words(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name if value else f"no {name}"
     return f"{name} {words(value)}"
@@ -139,53 +151,6 @@ def short_paths(names: Iterable[str]) -> dict[str, str]:
     return shorter
 
 
-def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """The same settings, every text in them changed, however deep it is."""
-    if isinstance(value, Mapping):
-        return {key: _with_texts(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_texts(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
-
-
-def brief(name: str, length: int = 40) -> str:
-    """The beginning and the end of a long name, of whole words where it has some; the end of a path, which tells most.
-
-    >>> brief("a" * 30 + "b" * 30, 20), brief("/somewhere/in/a/folder/model-7b", 20)
-    ('aaaaaaaaaaaa…bbbbbbb', '…/a/folder/model-7b')
-    >>> brief("healed with adapters of rank eight on pydoc", 32), brief("alpaca.json (max samples 600)", 28)
-    ('healed with …on pydoc', 'alpaca.json (max …600)')
-    """
-    if len(name) <= length:
-        return name
-    if name.startswith(PATHS):
-        return f"…{_last_words(name[1 - length :])}"
-    tail = (length - 1) * 2 // 5
-    return f"{_first_words(name[: length - 1 - tail])}…{_last_words(name[-tail:])}"
-
-
-def last_parts(names: str) -> str:
-    """Names with commas between, those that are paths by what they end in.
-
-    >>> last_parts("$DATA/c4.jsonl,pydoc"), last_parts("org/name")
-    ('c4.jsonl,pydoc', 'org/name')
-    """
-    short = (name.rstrip("/").rpartition("/")[2] if name.startswith(PATHS) else name for name in names.split(","))
-    return brief(",".join(short))
-
-
-def _first_words(text: str) -> str:
-    """Up to the end of the last whole word, where there is one."""
-    ends = [place + 1 for place, letter in enumerate(text) if not letter.isalnum()]
-    return text[: ends[-1]] if ends and any(letter.isalnum() for letter in text[: ends[-1]]) else text
-
-
-def _last_words(text: str) -> str:
-    """From the beginning of the first whole word, where there is one."""
-    begins = next((place for place, letter in enumerate(text) if not letter.isalnum()), len(text))
-    return text[begins:].lstrip() if any(letter.isalnum() for letter in text[begins:]) else text
-
-
 def said(factors_of_trial: Mapping[str, str], name: str) -> str:
     """A factor's level as a label says it; empty where another factor says it.
 
@@ -195,15 +160,15 @@ def said(factors_of_trial: Mapping[str, str], name: str) -> str:
     ('', 'layers 2-3')
     """
     level = factors_of_trial.get(name, "")
-    if name == "drop" and level.isdigit():
-        return f"{level} layer{'s' * (level != '1')}"
-    if name == "drop" and level.endswith("%"):
-        return f"{level} of layers"
-    if name == "drop" and factors_of_trial.get("layers", "none") != "none":
+    if name == "drop" and level == PLAIN["drop"] and factors_of_trial.get("layers", "none") != "none":
         return ""
-    if name == "layers" and level[:1].isdigit():
-        return f"layers {level}"
-    return REVERSE if (name, level) == ("metric", "reverse") else level
+    if name == "drop" and level.isdigit():
+        return counted(int(level), "layer")
+    forms = {
+        "drop": "{} of layers" if level.endswith("%") else "{}",
+        "layers": "layers {}" if level[:1].isdigit() else "{}",
+    }
+    return "reverse order" if (name, level) == ("metric", "reverse") else forms.get(name, "{}").format(level)
 
 
 def varying(all_factors: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:

@@ -16,13 +16,14 @@ from typing import Any
 from markupsafe import Markup
 
 from shortstack.charts.drawing import page_style, templates
+from shortstack.machine.formats import brief, counted, listed, shown
+from shortstack.machine.tables import Table
 from shortstack.report.figure import Figure
 from shortstack.report.figures import figures
 from shortstack.report.findings import Findings
-from shortstack.report.format import counted, listed, shown
-from shortstack.report.labels import brief, shortened, words
-from shortstack.report.summary import key_figures, lead, opening, usual_settings
-from shortstack.report.table import Table
+from shortstack.report.labels import shortened, words
+from shortstack.report.significance import SAME
+from shortstack.report.summary import key_figures, lead, opening
 from shortstack.runs.records import StepRecord
 
 FIRST_LINE = "<!doctype html><!-- shortstack report -->"
@@ -37,11 +38,10 @@ WITHOUT_TABLE = {
 
 @dataclass(frozen=True)
 class Section:
-    """A question, what the runs say to it, and the figures and the table that show it."""
+    """A question, and the figures and the table that show what the runs say to it."""
 
     key: str
     title: str
-    finding: str
     figures: Sequence[Figure]
     table: Table | None
 
@@ -79,7 +79,7 @@ class Page:
         seen: set[tuple[str, ...]] = set()
         found: set[int] = set()
         for place, row in enumerate(table.rows):
-            said = (row.label, *(cell.text for cell in row.cells))
+            said = tuple(cell.text for cell in row.cells)
             if row.base and said in seen:
                 found.add(place)
             seen |= {said} if row.base else set()
@@ -95,10 +95,10 @@ class Page:
         drawn: dict[str, list[Figure]] = {}
         for figure in figures(self.findings, self.facets):
             drawn.setdefault(figure.section, []).append(figure)
-        sections = [Section("kept", WITHOUT_TABLE["kept"], "", drawn.pop("kept", []), None)]
-        sections += [Section("depth", DEPTH, "", drawn.pop("depth", []), None)]
-        sections += [Section(each.key, each.title, each.finding, drawn.pop(each.key, []), each) for each in self.tables]
-        sections += [Section(key, WITHOUT_TABLE[key], "", rest, None) for key, rest in drawn.items()]
+        sections = [Section("kept", WITHOUT_TABLE["kept"], drawn.pop("kept", []), None)]
+        sections += [Section("depth", DEPTH, drawn.pop("depth", []), None)]
+        sections += [Section(each.key, each.title, drawn.pop(each.key, []), each) for each in self.tables]
+        sections += [Section(key, WITHOUT_TABLE[key], rest, None) for key, rest in drawn.items()]
         return [section for section in sections if section.figures or section.table]
 
     @cached_property
@@ -116,7 +116,9 @@ class Page:
     @property
     def tests(self) -> str:
         """How differences were judged anywhere on the page."""
-        return listed(sorted(set().union(*(table.tests for table in self.tables))))
+        judged = [cell.judgement for table in self.tables for row in table.rows for cell in row.cells]
+        changes = [change for each in judged for change in (each.base, each.best) if change and change.p is not None]
+        return listed(sorted({change.how for change in changes} - {SAME}))
 
     def links(self, keys: Iterable[str]) -> str:
         """The places of steps on the page."""
@@ -157,7 +159,6 @@ def render(findings: Findings, tables: Sequence[Table], *, version: str) -> str:
         page=Page(findings, tables),
         opening=opening(findings),
         lead=lead(findings),
-        usual=usual_settings(findings),
         key_figures=key_figures(findings),
         version=version,
         first_line=Markup(FIRST_LINE),  # noqa: S704  our own

@@ -11,16 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shortstack.machine.files import check_new, whole
+from shortstack.machine.latex import latex
+from shortstack.machine.tables import Table, markdown_text
 from shortstack.machine.typed import typed
-from shortstack.report import markdown
 from shortstack.report.findings import Findings
-from shortstack.report.latex import latex
 from shortstack.report.page import FIRST_LINE, render
 from shortstack.report.summary import lead, opening
-from shortstack.report.table import Table
 from shortstack.report.tables.catalogue import all_tables
 from shortstack.runs import Runs
-from shortstack.runs.records import last_line, read
+from shortstack.runs.records import StepRecord, TrialRecord, last_line, read
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,14 @@ class Report:
     def markdown(self) -> str:
         runs = self.findings.runs
         said = [" / ".join(f"{name}: {text}" for name, text in each.items()) for each in runs.answers]
-        first = [runs.conclusion, *said, lead(self.findings), opening(self.findings)]
-        failed = [
-            f"- trial {trial.number}{''.join(f', in {step.kind}: {last_line(step.error)}' for step in steps)}"
-            for trial, steps in runs.failures
-        ]
-        return markdown.markdown(runs.title, first, self.tables, failed)
+        parts = [f"# {markdown_text(runs.title)}"]
+        parts += map(markdown_text, (runs.conclusion, *said, lead(self.findings), opening(self.findings)))
+        for table in self.tables:
+            legend = table.legend("**bold**", "*italic*")
+            parts += [f"## {table.title}", markdown_text(table.caption), table.markdown(), legend]
+        if runs.failures:
+            parts += ["## What failed", "\n".join(markdown_text(_failure(*each)) for each in runs.failures)]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def latex(self) -> str:
         """The tables for a paper that loads the packages array, booktabs, fix-cm, longtable and pdflscape."""
@@ -61,7 +62,11 @@ class Report:
 
     def csv(self) -> dict[str, str]:
         """A CSV file for each table, by name."""
-        return {f"{table.key}.csv": markdown.csv_text(table) for table in self.tables}
+        return {f"{table.key}.csv": table.csv() for table in self.tables}
+
+
+def _failure(trial: TrialRecord, steps: Sequence[StepRecord]) -> str:
+    return f"- trial {trial.number}{''.join(f', in {step.kind}: {last_line(step.error)}' for step in steps)}"
 
 
 @typed

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -36,9 +37,12 @@ class Difference:
         return self.p is not None and self.p < LEVEL
 
     @property
-    def better(self) -> bool:
-        """Whether it is above 0, beyond chance."""
-        return self.significant and self.value > 0
+    def interval(self) -> tuple[float, float] | None:
+        """95 % of where the difference may lie, by Student's law; None where nothing is known of how far it spreads."""
+        if self.stderr is None or not math.isfinite(self.value):
+            return None
+        reach = self.stderr * _students_reach(self.freedom)
+        return self.value - reach, self.value + reach
 
     @property
     def worse(self) -> bool:
@@ -136,6 +140,16 @@ def _tested(value: float, stderr: float, freedom: float, how: str) -> Difference
     if stderr == 0:
         return Difference(value, stderr, None if value else 1.0, how)
     return Difference(value, stderr, _students_p(value / stderr, freedom), how, freedom)
+
+
+def _students_reach(freedom: float) -> float:
+    """How many standard errors 95 % of differences are away at most."""
+    if math.isinf(freedom):
+        return NormalDist().inv_cdf(1 - LEVEL / 2)
+    check_installed("scipy", "eval", where="report", why="for intervals of few documents or seeds")
+    from scipy.stats import t
+
+    return float(t.ppf(1 - LEVEL / 2, freedom))
 
 
 def _students_p(ratio: float, freedom: float) -> float:

@@ -9,12 +9,10 @@ from typing import Any
 from shortstack.charts.chart import Chart, Point, Series, axis, in_thousands
 from shortstack.charts.drawing import swatch
 from shortstack.charts.rows import Dots, Layer, dots, stack
-from shortstack.machine.formats import show_layers
+from shortstack.machine.formats import brief, counted, show_layers, shown
 from shortstack.machine.numbers import perplexity
 from shortstack.report.figure import Figure, wide
 from shortstack.report.findings import Findings
-from shortstack.report.format import counted, shown
-from shortstack.report.labels import brief
 from shortstack.report.results import HEALED, Result
 from shortstack.runs.records import StepRecord, TailsRecord
 
@@ -91,22 +89,16 @@ def _tails(tails: TailsRecord | None) -> Figure | None:
     """Perplexity without the last layers at some depths, with this cut as it was and as it was made."""
     if tails is None:
         return None
-    ends = zip(tails.removed, tails.losses, strict=True)
-    lines = [
-        Series(
-            "the last layers cut, nothing repaired",
-            [
-                _at(amount, loss, f"the last {counted(amount, 'layer')} cut" if amount else "unpruned")
-                for amount, loss in ends
-            ],
-            THEIRS,
-        )
+    ends = [
+        _at(amount, loss, f"the last {counted(amount, 'layer')} cut" if amount else "unpruned")
+        for amount, loss in zip(tails.removed, tails.losses, strict=True)
     ]
-    for name, colour, found in (
-        ("this cut, nothing repaired", 1, tails.cut_loss),
-        ("this checkpoint", OURS, tails.made_loss),
-    ):
-        lines.append(Series(name, [_at(tails.cut_removed, found, name)], colour))
+    cut, made = "this cut, nothing repaired", "this checkpoint"
+    lines = [
+        Series("the last layers cut, nothing repaired", ends, THEIRS),
+        Series(cut, [_at(tails.cut_removed, tails.cut_loss, cut)], 1),
+        Series(made, [_at(tails.cut_removed, tails.made_loss, made)], OURS),
+    ]
     every = [point for line in lines for point in line.points]
     x = axis("layers removed", [point.x for point in every], "{:g}".format, whole=True)
     y = axis(f"perplexity on {brief(tails.text)}", [point.y for point in every], in_thousands, log=True)

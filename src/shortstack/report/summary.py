@@ -1,144 +1,106 @@
-"""How a report opens: what was studied, the key figures, and how much can go."""
+"""How a report opens: which setting to take, whether it is worth keeping, and what was studied."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 
+from shortstack.machine.formats import brief, counted, listed, shown
+from shortstack.report.figures import score_text
 from shortstack.report.findings import Findings
-from shortstack.report.format import counted, listed, shown
-from shortstack.report.labels import PLAIN, brief
-from shortstack.report.sentences import about_collapse, headline
-from shortstack.report.significance import difference
+from shortstack.report.judged import gap
+from shortstack.report.results import AVERAGE, Measure, Result
+from shortstack.report.significance import Difference, difference
 
-
-def opening(findings: Findings) -> str:
-    """What was studied and what was measured."""
-    if not findings.factors:
-        return "The store holds no trial yet."
-    levels = {name: _levels(findings, name) for name in findings.factors[0]}
-
-    def part(clause: str, factor: str, noun: str, *, most: int = 2) -> list[str]:
-        return [clause.format(_names(levels[factor], noun, most=most))] if levels[factor] else []
-
-    removed = [each.removed for each in findings.results if each.removed]
-    cut = [
-        f"{_amounts(levels['drop'], removed)} of {_names(levels['model'], 'model', most=3)} were removed",
-        *part("chosen by {}", "metric", "metric"),
-        *part("calibrated on {}", "calibration", "text selection"),
-    ]
-    ways = [
-        *part("at once or by {}", "strategy", "schedule", most=4),
-        *(["with and without repair"] if "repair" in findings.levels else part("with repair", "repair", "")),
-        *part("healed by {}", "heal", "variant"),
-        *part("on {}", "data", "data selection"),
-    ]
-    seeds = max((each.seeds for each in findings.results), default=1)
-    ways += [f"with {seeds} seeds"] if seeds > 1 else []
-    kinds = ("task", "perplexity", "probe")
-    measured = [counted(len(findings.measured(kind)), kind) for kind in kinds if findings.measured(kind)]
-    clauses = [", ".join(cut), ", ".join(ways), f"measured on {listed(measured)}" if measured else ""]
-    text = "; ".join(clause for clause in clauses if clause)
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def usual_settings(findings: Findings) -> str:
-    """What labels leave out."""
-    verbs = {"calibration": "calibrated on", "data": "healed on"}
-    varied = [f"{verbs[name]} {brief(level)}" for name, level in findings.usual.items() if name in findings.levels]
-    return f"Where nothing else is said: {listed(varied)}." if varied else ""
-
-
-def _names(levels: Sequence[str], noun: str, *, most: int) -> str:
-    """The names of a few, the number of many."""
-    return listed([brief(name) for name in levels]) if len(levels) <= most else counted(len(levels), noun)
-
-
-def _levels(findings: Findings, name: str) -> list[str]:
-    """The levels of a factor that are something, in order."""
-    levels = dict.fromkeys(each[name] for each in findings.factors)
-    return [level for level in levels if level not in ("none", PLAIN.get(name))]
-
-
-def _amounts(levels: Sequence[str], removed: Sequence[int] = ()) -> str:
-    """How much was removed, from the least to the most; where counts stand beside shares, in layers, if those are known.
-
-    >>> _amounts(["50%", "25%"]), _amounts(["8", "4"]), _amounts([f"{n}%" for n in range(5, 80, 5)])
-    ('25% and 50% of the layers', '4 and 8 layers', '5% to 75% of the layers')
-    >>> _amounts(["4", "5%", "75%"], [4, 2, 23]), _amounts(["4", "5%"])
-    ('2 to 23 layers', '4 layers and 5% of the layers')
-    """
-    if all(level.rstrip("%").replace(".", "", 1).isdigit() for level in levels):
-        levels = sorted(levels, key=lambda level: (level.endswith("%"), float(level.rstrip("%"))))
-    counts = all(level.isdigit() for level in levels)
-    if removed and not counts and any(level.isdigit() for level in levels):
-        return f"{min(removed)} to {max(removed)} layers"
-    if len(levels) > 4:
-        amounts = f"{levels[0] if counts else _amount(levels[0])} to {levels[-1]}"
-    else:
-        amounts = listed([*levels] if counts else [_amount(level) for level in levels]) if levels else "some"
-    return f"{amounts} layers" if counts else f"{amounts} of the layers"
-
-
-def _amount(level: str) -> str:
-    """
-    >>> _amount("25%"), _amount("1")
-    ('25%', '1 layer')
-    """
-    return counted(int(level), "layer") if level.isdigit() else level
+Compared = tuple[Result, Measure, Difference]  # a setting, its score, and how far that is from the unpruned model's
 
 
 def lead(findings: Findings) -> str:
-    """What helps to decide, in two sentences: how much can go, and how many settings have collapsed.
+    """Which setting is best and by how much, and whether it is worth keeping: two sentences for each model.
 
-    Of one setting its own verdict says it.
+    They are about the largest cut at which some setting is not shown to be worse than the unpruned model, where smaller ones
+    have such a setting too; else about the best of all.
     """
-    if not findings.bases or len(findings.results) < 2:
+    if len(findings.results) < 2 or findings.runs.conclusion:
         return ""
-    return " ".join(filter(None, (how_much(findings), *about_collapse(findings))))
+    return " ".join(filter(None, (_of_model(findings, model) for model in findings.bases)))
 
 
-def how_much(findings: Findings) -> str:
-    """Up to which amount some setting is not shown to be worse than the unpruned model, of a study of one model.
-
-    Each is tested on its own: a correction for many would call more of them alike. One whose loss is infinite is worse. What
-    stands behind an amount at which every setting is worse is chance: of many tests some find nothing.
-    """
-    by_amount: dict[int, list[bool]] = {}
-    for each, score in findings.ranked(findings.results):
-        base = findings.base(each)
-        change = difference(score, base) if base else None
-        if change and each.removed and (change.p is not None or change.value == -math.inf):
-            by_amount.setdefault(each.removed, []).append(change.worse or change.value == -math.inf)
-    if not by_amount or len(findings.bases) > 1:
+def _of_model(findings: Findings, model: str) -> str:
+    base = findings.score(findings.bases[model])
+    ranked = [(each, score) for each, score in findings.ranked(findings.by_model.get(model, [])) if each.removed]
+    if not base or not ranked:
         return ""
-    amounts = sorted(by_amount)
-    held = [*takewhile(lambda amount: not all(by_amount[amount]), amounts)]
+    compared = [(each, score, difference(score, base)) for each, score in ranked]
+    amounts = sorted({each.removed or 0 for each, _ in ranked})
+    worse = {amount: [_worse(change) for each, _, change in compared if each.removed == amount] for amount in amounts}
+    held = [*takewhile(lambda amount: not all(worse[amount]), amounts)]
+    (best, score, change), *others = [each for each in compared if not held or each[0].removed == held[-1]]
+    name, by = findings.name(best, {"model", "drop"}), _headline(findings)
+    of = f" of {brief(model)}" if len(findings.bases) > 1 else ""
+    first = f"With {counted(best.removed or 0, 'layer')}{of} gone, {name} is best by the {by}, {score_text(score)}"
+    beside = _beside(findings, score, others, {"model", "drop"} if held else {"model"})
+    return f"{first}{beside}. {_kept(best, base, change, amounts, held)}"
+
+
+def _worse(change: Difference) -> bool:
+    return change.worse or change.value == -math.inf
+
+
+def _beside(findings: Findings, best: Measure, others: Sequence[Compared], without: Collection[str]) -> str:
+    """How far the best is from the next, whose name leaves out factors that both share."""
+    if not others:
+        return ", and no other was measured"
+    (second, score, _), change = others[0], difference(best, others[0][1])
+    name = findings.name(second, without)
+    if change.significant:
+        return f": {gap(change, score.kind)}, than the next, {name}"
+    known = "which is within chance of it" if change.p is not None else "with no standard error to tell them apart"
+    return f"; the next is {name}, {known}"
+
+
+def _kept(best: Result, base: Measure, change: Difference, amounts: Sequence[int], held: Sequence[int]) -> str:
+    """Whether it is worth keeping instead of the unpruned model."""
+    step, unpruned = best.evaluation, f"the unpruned model's {score_text(base)}"
+    if step and (step.result.get("collapse") or {}).get("collapsed"):
+        return "It is not worth keeping: what it writes freely has collapsed."
+    if _worse(change):
+        return f"It is {gap(change, base.kind)}, than {unpruned}: keep it only where its size is worth that."
+    if change.p is None:
+        return f"Whether it is worse than {unpruned} is not known: there is no standard error."
+    apart, beyond = gap(change, base.kind), [counted(least, "layer") for least in amounts[len(held) :][:1]]
     if not held:
-        return _all_worse(findings, by_amount)
-    most, beyond = held[-1], amounts[len(held) : len(held) + 1]
-    same, of = by_amount[most].count(False), len(by_amount[most])
-    some = f"{same} of {of} settings" if of > 1 else "the setting"
-    rest = f"; with {beyond[0]} every one is" if beyond else ""
-    are = "are" if of > 1 and same > 1 else "is"
-    alike = f"{are} not shown to be worse than the unpruned model in the {headline(findings)}"
-    return f"With {counted(most, 'layer')} gone {some} {alike}{rest}."
+        less = f"every setting without {beyond[0]} is worse"
+        return f"Whether it is worth keeping is open: {apart}, than {unpruned}, where {less}."
+    rest = f"; with {beyond[0]} gone every setting is" if beyond else ""
+    return f"As far as this study can tell it is worth keeping: not shown to be worse than {unpruned} ({apart}){rest}."
 
 
-def _all_worse(findings: Findings, by_amount: Mapping[int, Sequence[bool]]) -> str:
-    """Where the smallest cut costs already; by_amount: whether each setting is worse, by the layers removed."""
-    least = min(by_amount)
-    larger = [worse for amount, some in by_amount.items() if amount > least for worse in some]
-    stray = larger.count(False)
-    if not stray:
-        return f"Every setting is worse than its unpruned model in the {headline(findings)}, beyond chance."
-    settings = counted(len(larger), "setting")
-    worse = f"every setting is worse than the unpruned model in the {headline(findings)}, beyond chance"
-    some = f"{stray} of {settings} {'is' if stray == 1 else 'are'} not shown to be"
-    first = f"With {counted(least, 'layer')} gone already {worse}"
-    return f"{first}; of larger cuts {some}, which so many tests leave to chance."
+def _headline(findings: Findings) -> str:
+    name = findings.headline
+    kind, label = name.partition(":")[0], brief(findings.names.get(name, ""))
+    return "average" if name == AVERAGE else f"perplexity on {label}" if kind == "perplexity" else f"score on {label}"
+
+
+def opening(findings: Findings) -> str:
+    """What was studied, what was measured, and what labels leave out."""
+    if not findings.factors:
+        return "The store holds no trial yet."
+    models = dict.fromkeys(each["model"] for each in findings.factors)
+    varied = [f"{name} ({len(levels)})" for name, levels in findings.levels.items()]
+    differ = f" that differ in {listed(varied)}" if varied else ""
+    kinds = [counted(len(some), kind) for kind in ("task", "perplexity", "probe") if (some := findings.measured(kind))]
+    measured = f", measured on {listed(kinds)}" if kinds else ""
+    settings, names = counted(len(findings.results), "setting"), listed([brief(each) for each in models])
+    seeds = max((each.seeds for each in findings.results), default=1)
+    drawn = f", with {seeds} seeds" if seeds > 1 else ""
+    verbs = {"calibration": "calibrated on", "data": "healed on"}
+    usual = [f"{verbs[name]} {brief(level)}" for name, level in findings.usual.items() if name in findings.levels]
+    return f"{settings} of {names}{differ}{drawn}{measured}." + (
+        f" Where nothing else is said: {listed(usual)}." if usual else ""
+    )
 
 
 def key_figures(findings: Findings) -> list[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.files import plain
 from shortstack.machine.numbers import checked, perplexity
 from shortstack.machine.progress import Progress, in_notebooks
-from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.scoring.measurement import Run, Wanted
 from shortstack.scoring.metrics import METRICS
@@ -63,11 +63,28 @@ class DepthCurve(Tabled):
 
     def table(self) -> Table:
         """A row for each depth, the whole model first; losses and KL in nats per token."""
-        names = [each.name for each in fields(Depth) if getattr(self.depths[0], each.name) is not None]
-        title = (
-            f"{len(self.depths)} depths; {self.removable} layers can go with a loss of {self.max_loss:.3f} nats at most"
-        )
-        return Table(title, names, [[getattr(depth, name) for name in names] for depth in self.depths])
+        of = self.tokens
+        on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
+        rows = [
+            (
+                depth.layers,
+                Cell(depth.loss, note="knee" * (gone == self.knee)),
+                depth.perplexity,
+                depth.kl,
+                Cell(depth.accuracy, stderr=depth.accuracy_stderr),
+            )
+            for gone, depth in enumerate(self.depths)
+        ]
+        columns = ("layers", Column("loss", "loss", drawn=True), Column("perplexity", "perplexity"), "KL")
+        some = f"{self.removable} layer{'s' * (self.removable != 1)}"
+        notes = [f"{some} can go from the tail with a loss of at most {self.max_loss:.4f}."]
+        if self.task:
+            asked = f"{self.task['questions']} questions of {self.task['source']}"
+            notes.insert(0, f"Accuracy ± its standard error on {asked}.")
+        if self.knee is None:
+            notes.insert(-1, "The loss has no knee: it is never below the line from its first point to its last.")
+        title = f"cut at every depth{on}: {self.removable} of {self.depths[0].layers} layers can go"
+        return Table.of(title, (*columns, Column("accuracy", "score")), rows, notes=notes)
 
     def plot(self) -> Picture:
         """Perplexity, KL divergence and accuracy over the layers that are cut, as a picture."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from shortstack.checkpoint.sizes import check_not_other
 from shortstack.errors import DataError, InputError
 from shortstack.machine.files import plain, read_json, save_json
-from shortstack.machine.tables import Table, Tabled
+from shortstack.machine.formats import show_layers, shown
+from shortstack.machine.numbers import perplexity
+from shortstack.machine.tables import Cell, Column, Table, Tabled
 from shortstack.machine.typed import typed
 from shortstack.scoring.orders import removal_order
 
@@ -43,6 +45,12 @@ class KindScores:
         if "ppl" in self.scores and self.base_loss is not None:
             return tuple(math.log(value) - self.base_loss for value in self.scores["ppl"])
         return self.scores.get("kl")
+
+
+def _ranked(values: Sequence[float]) -> list[Cell]:
+    """Scores, each with the place at which it goes."""
+    place = {index: place for place, index in enumerate(removal_order(values), start=1)}
+    return [Cell(value, note=f"({place[index]:>2})") for index, value in enumerate(values)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,16 +87,53 @@ class Scores(Tabled):
         return cls.from_dict(read_json(Path(path)), where=path)
 
     def table(self) -> Table:
-        """A row for each layer, a column for each metric; of blocks alone, a row for each block."""
-        of = self.tokens or {}
+        """A row for each layer, a column for each metric with the order of removal; of blocks alone those."""
+        of, named = self.tokens or {}, ", ".join(self.scores or self.blocks)
         on = f" on {of['samples']} x {of['length']} tokens of {of['source']}" if of else ""
-        named = tuple(self.scores or self.blocks)
-        title = f"{self.layers} layers by {', '.join(named)}{on}; low = remove first"
-        if self.scores:
-            rows = list(zip(range(self.layers), *self.scores.values(), strict=True))
-            return Table(title, ("layer", *named), rows)
-        starts = range(self.layers - (self.window or 1) + 1)
-        return Table(title, ("first layer", *named), list(zip(starts, *self.blocks.values(), strict=True)))
+        title = f"{self.layers} layers by {named}{on}"
+        caption = f"Low = remove first; in brackets the order of removal.{self._base}"
+        if not self.scores:
+            return self._blocks(f": {title}", caption)
+        rows = zip(range(self.layers), *map(_ranked, self.scores.values()), strict=True)
+        return Table.of(title, ["layer", *self.scores], [*rows], caption=caption)
+
+    def tables(self) -> list[Table]:
+        """That of layers, what they carry on each kind of text, and that of blocks."""
+        blocks = [self._blocks()] if self.scores and self.blocks else []
+        return [self.table(), *([table] if (table := self._abilities()) else []), *blocks]
+
+    @property
+    def _base(self) -> str:
+        if self.base_loss is not None and not self.kinds:
+            return f" Unpruned perplexity: {shown(perplexity(self.base_loss), 'perplexity')}."
+        return " ppl is times the unpruned perplexity." if "ppl" in (*self.scores, *self.blocks) else ""
+
+    def _blocks(self, title: str = "", caption: str = "") -> Table:
+        """Every block of layers."""
+        size = self.window or 1
+        blocks = [show_layers(range(start, start + size)) for start in range(self.layers - size + 1)]
+        rows = zip(blocks, *map(_ranked, self.blocks.values()), strict=True)
+        columns = [Column("layers", "text"), *self.blocks]
+        return Table.of(f"blocks of {size} layers{title}", columns, [*rows], caption=caption)
+
+    def _abilities(self) -> Table | None:
+        """What the removal of each layer costs on each kind of text, and which layers look cheap on one and are not."""
+        costs = {source: values for source, kind in self.kinds.items() if (values := kind.lost()) is not None}
+        if len(costs) < 2:
+            return None
+        short = {source: Path(source).name for source in costs}
+        names = short if len({*short.values()}) == len(short) else dict(zip(costs, costs, strict=True))
+        first, *others = costs
+        notes = [
+            f"Cheap on {names[first]} and dear on {names[source]}: {show_layers(hidden)}."
+            for source in others
+            if (hidden := self.hidden_carriers(first, source))
+        ]
+        measured = " or ".join(sorted({kind.measure for kind in self.kinds.values()}))
+        columns = ["layer", *(Column(names[source], "ratio", drawn=True) for source in costs)]
+        rows = zip(range(self.layers), *costs.values(), strict=True)
+        title = f"what each layer carries: {measured} without it, by kind of text"
+        return Table.of(title, columns, [*rows], notes=notes)
 
     def plot(self, drop: int | None = None) -> Picture:
         """Orders, values and agreement of the metrics as a picture; the `drop` layers that go first marked, or a quarter.

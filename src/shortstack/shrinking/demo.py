@@ -10,6 +10,7 @@ from typing import Any
 from shortstack.machine.device import Compute
 from shortstack.machine.files import plain, save_json
 from shortstack.machine.progress import Progress, silent
+from shortstack.machine.tables import Column, Table, Tabled
 from shortstack.shrinking.line import shrink_each
 from shortstack.shrinking.options import ShrinkOptions
 from shortstack.shrinking.reference import PROMPTS
@@ -36,8 +37,8 @@ class DemoRow:
     verdict: str = ""
 
 
-@dataclass(frozen=True)
-class Demo:
+@dataclass(frozen=True, repr=False)
+class Demo(Tabled):
     """The unpruned model and the shorter ones, and what each answers to the prompts. left_out: what there was less of."""
 
     output: Path
@@ -45,6 +46,24 @@ class Demo:
     prompts: Sequence[str]
     seconds: float
     left_out: Sequence[str] = ()
+
+    def table(self) -> Table:
+        """What each model saves, and what that costs."""
+        rows = [
+            (row.name, row.layers, row.parameters, row.bytes, row.writes, row.perplexity, row.right and str(row.right))
+            for row in self.rows
+        ]
+        columns = (
+            Column("model", "text"),
+            "layers",
+            Column("parameters", "parameters"),
+            Column("bytes", "bytes"),
+            Column("writes", "ratio", "times as fast"),
+            Column("perplexity", "perplexity"),
+            "tasks right",
+        )
+        caption = "Bytes in bf16; perplexity held out; small writing tasks."
+        return Table.of("SmolLM2-135M-Instruct with fewer layers", columns, rows, caption=caption)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(plain(self))

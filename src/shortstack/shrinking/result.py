@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from shortstack.checkpoint import Checkpoint
 from shortstack.evaluation import Evaluation
 from shortstack.healing import Healing
 from shortstack.machine.files import plain
+from shortstack.machine.tables import Table, Tabled
 from shortstack.planning import Plan
 from shortstack.runs.records import TailsRecord
 from shortstack.shrinking.reference import Int8, Speed
@@ -52,8 +53,8 @@ class Made:
     left_out: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Shrunk:
+@dataclass(frozen=True, repr=False)
+class Shrunk(Tabled):
     """The result of shrink(). verdict: keep it or not, and the numbers that say so.
 
     plan: `compared` has the cuts that were compared, and `why` says what by. base, last: the evaluations of the unpruned
@@ -78,6 +79,14 @@ class Shrunk:
     seconds: float
     recipe: str
     command: str
+
+    def table(self) -> Table:
+        """What was measured of both models."""
+        return replace(self.last, base=self.base).table()
+
+    def tables(self) -> list[Table]:
+        """What was measured of both models, and the cuts that were compared."""
+        return [self.table(), *self.plan.tables()[1:]]
 
     def steps(self) -> dict[str, dict[str, Any]]:
         """The result of each step by its role, as a study's trials have them."""

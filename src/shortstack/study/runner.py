@@ -24,6 +24,7 @@ from shortstack.machine.device import pick_device
 from shortstack.machine.files import digest, finite, plain, whole
 from shortstack.machine.options import check_choice_of
 from shortstack.machine.progress import Progress, in_notebooks
+from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
@@ -37,8 +38,8 @@ from shortstack.study.words import check_text, command_line, expanded, open_mode
 from shortstack.study.workers import Launch, Needs, local
 
 
-@dataclass(frozen=True)
-class StudyOutcome:
+@dataclass(frozen=True, repr=False)
+class StudyOutcome(Tabled):
     """How a study ended. steps: those that ran now; skipped: those that were there already.
 
     raised: the errors of ours among the failures, themselves; those are no part of the data that to_dict() gives.
@@ -52,6 +53,19 @@ class StudyOutcome:
     skipped: int
     failures: Sequence[Mapping[str, Any]]
     raised: Sequence[ShortstackError] = ()
+
+    def table(self) -> Table:
+        """How the study ended, and what failed."""
+        rows = [
+            ("trials done", f"{self.done:,} of {self.trials:,}"),
+            ("trials failed", f"{self.failed:,}"),
+            ("steps run now", f"{self.steps:,}"),
+            ("steps done before", f"{self.skipped:,}"),
+        ]
+        failed = [f"Failed: {each['kind']}, {each['error'].strip().splitlines()[-1]}" for each in self.failures]
+        logs = [f"  log {each['log']}" for each in self.failures]
+        notes = [line for pair in zip(failed, logs, strict=True) for line in pair]
+        return Table.of(str(self.output), ("study", ""), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in plain(self).items() if name != "raised"}

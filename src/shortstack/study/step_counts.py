@@ -11,6 +11,8 @@ from typing import Any
 from shortstack.checkpoint import Checkpoint
 from shortstack.checkpoint.source import NOT_HERE
 from shortstack.errors import InputError
+from shortstack.machine.formats import size
+from shortstack.machine.tables import Table, Tabled
 from shortstack.runs import Store
 from shortstack.runs.folder import Folder
 from shortstack.study.graph import Graph, foreseen, sources
@@ -21,8 +23,8 @@ from shortstack.study.trial import Trial
 from shortstack.study.words import expanded, open_model, text_digest
 
 
-@dataclass(frozen=True)
-class StepCounts:
+@dataclass(frozen=True, repr=False)
+class StepCounts(Tabled):
     """asked: steps of all trials, by kind; steps: at most so many are run, since trials share them.
 
     disk_bytes: weights at most, all kept; least_disk_bytes: none kept. None where a model is not here, as `unknown` says.
@@ -35,6 +37,18 @@ class StepCounts:
     disk_bytes: int | None
     least_disk_bytes: int | None
     unknown: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """The steps, what sharing saves, and the disk for them."""
+        rows = [(kind, self.asked[kind], steps) for kind, steps in self.steps.items()]
+        rows.append(("all", sum(self.asked.values()), sum(self.steps.values())))
+        most, least = (
+            "unknown" if nbytes is None else size(nbytes) for nbytes in (self.disk_bytes, self.least_disk_bytes)
+        )
+        disk = f"Weights take at most {most} of disk if all are kept, and {least} at a time if none are."
+        notes = [disk, *(f"Unknown: {reason}." for reason in self.unknown)]
+        title = f"{self.title or 'study'}: {self.trials:,} trials; nothing is run"
+        return Table.of(title, ("step", "of all trials", "shared, at most"), rows, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

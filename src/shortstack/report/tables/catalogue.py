@@ -5,8 +5,8 @@ A new table is a function that makes it and its entry here, or, if it compares t
 
 from __future__ import annotations
 
+from shortstack.machine.tables import Table
 from shortstack.report.findings import Findings
-from shortstack.report.table import Table
 from shortstack.report.tables.factors import FACTOR_TABLES
 from shortstack.report.tables.overviews import costs, every_setting, probes, refits, sizes
 

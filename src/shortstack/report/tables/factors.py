@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from shortstack.machine.tables import Block, Column, Table
 from shortstack.report.columns import HEAL_MEMORY, HEAL_TIME, HELD_OUT, MAKE_TIME, REMOVED, TRAINABLE
 from shortstack.report.columns import all_columns as every
 from shortstack.report.columns import short_columns as short
 from shortstack.report.findings import HEALING, Findings, MatchedGroup, matched_groups
-from shortstack.report.sentences import Sentences, healed_back, slower, winners
-from shortstack.report.sentences import against_plain as plain
-from shortstack.report.sentences import layers_changed as changed
-from shortstack.report.table import Block, Column, Table, TableRow
+from shortstack.report.judged import JudgedCell, Made, ResultRow
 from shortstack.report.tables.rows import judged_rows, result_row
 
 BEFORE = "pruned, not healed"
@@ -23,16 +21,14 @@ HEADINGS = {"heal": "healing", "data": "healing data"}  # of factors whose name 
 class FactorTable:
     """A table over the levels of a factor; calling it makes the table, or None where the factor does not vary.
 
-    measures: the columns of measures; extras: those beside them; sentences: what the table says of its groups, where they
-    have something to say; else it says which level is best.
+    measures: the columns of measures; extras: those beside them.
     """
 
     factor: str
     key: str
     title: str
-    measures: Callable[[Findings], list[Column]]
-    extras: tuple[Column, ...]
-    sentences: tuple[Sentences, ...] = ()
+    measures: Callable[[Findings], list[Made]]
+    extras: tuple[Made, ...]
 
     def __call__(self, findings: Findings) -> Table | None:
         groups = matched_groups(findings, self.factor)
@@ -40,26 +36,27 @@ class FactorTable:
             return None
         columns = (*self.measures(findings), *self.extras)
         blocks = tuple(Block(group.title, tuple(_rows(group, columns))) for group in groups)
-        words = [text for sentences in self.sentences for text in sentences(findings, groups)]
-        finding = " ".join(words or winners(findings, groups))
-        return Table(self.key, self.title, HEADINGS.get(self.factor, self.factor), columns, blocks, finding)
+        heading = HEADINGS.get(self.factor, self.factor)
+        caption = f"Rows of a block differ in the {heading} alone."
+        return Table(self.title, (Column(heading, "text"), *columns), blocks, caption, key=self.key)
 
 
-def _rows(group: MatchedGroup, columns: Sequence[Column]) -> list[TableRow]:
+def _rows(group: MatchedGroup, columns: Sequence[Made]) -> list[ResultRow]:
     rows = judged_rows(group.results, group.base, columns, group.level)
     if group.unhealed:
         row = result_row(BEFORE, group.unhealed, columns)
         factors = {name: level for name, level in row.factors.items() if name not in HEALING}
-        rows.insert(bool(group.base), replace(row, label=BEFORE, factors=factors, base=True))
+        cells = (JudgedCell(BEFORE, "text"), *row.cells[1:])  # without its seeds
+        rows.insert(bool(group.base), replace(row, cells=cells, factors=factors, base=True))
     return rows
 
 
 HEALING_EXTRAS = (TRAINABLE, HELD_OUT, HEAL_TIME, HEAL_MEMORY)
 FACTOR_TABLES = (  # as the tables 1, 2 and 4, 5, 6 and 7 of the paper, which has none of repairs
     FactorTable("metric", "metrics", "Which layers to remove", every, (REMOVED,)),
-    FactorTable("heal", "healing", "How to heal", short, HEALING_EXTRAS, (winners, healed_back)),
-    FactorTable("strategy", "strategies", "All at once or step by step", short, (REMOVED, MAKE_TIME), (plain, slower)),
-    FactorTable("calibration", "calibration", "How much the calibration text matters", short, (REMOVED,), (changed,)),
+    FactorTable("heal", "healing", "How to heal", short, HEALING_EXTRAS),
+    FactorTable("strategy", "strategies", "All at once or step by step", short, (REMOVED, MAKE_TIME)),
+    FactorTable("calibration", "calibration", "How much the calibration text matters", short, (REMOVED,)),
     FactorTable("data", "data", "How much the healing data matters", every, (HELD_OUT,)),
-    FactorTable("repair", "repair", "Does repair help", short, (REMOVED,), (plain,)),
+    FactorTable("repair", "repair", "Does repair help", short, (REMOVED,)),
 )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from shortstack.report.columns import FREE_TEXT, MAKE_TIME, measured_columns, short_columns, step_cell, step_column
+from shortstack.machine.formats import brief
+from shortstack.machine.numbers import perplexity
+from shortstack.machine.tables import Block, Column, Table
+from shortstack.report.columns import FREE_TEXT, MAKE_TIME, measured_columns, short_columns, step_cell
 from shortstack.report.findings import Findings
-from shortstack.report.labels import brief
+from shortstack.report.judged import JudgedCell, Made
 from shortstack.report.results import BASE, Result
-from shortstack.report.sentences import about_probes, about_refits, about_settings, about_sizes, regained
-from shortstack.report.table import Block, Cell, Column, Table, TableRow
-from shortstack.report.tables.rows import UNPRUNED, base_row, cells_of, judged_rows, result_row
+from shortstack.report.tables.rows import UNPRUNED, judged_rows, row_of
 from shortstack.runs.records import StepRecord
+
+SETTING, LOWER = Column("setting", "text"), "perplexity, lower is better"
 
 
 def refits(findings: Findings) -> Table | None:
@@ -27,38 +28,37 @@ def refits(findings: Findings) -> Table | None:
             repaired.setdefault(step.key, (result, step))
     if not repaired:
         return None
+    columns = (
+        Column("unpruned", "perplexity", LOWER, "of the unpruned model, on windows that chose nothing of the repair"),
+        Column("cut", "perplexity", LOWER),
+        Column("repaired", "perplexity", LOWER),
+        Column("regained", "percent", title="share of the loss that the cut added and repair took away again"),
+        Column("weights refitted", "count"),
+        Column("time", "seconds"),
+    )
     rows = [
-        TableRow(findings.name(result, {"heal", "data"}), cells_of(step, REFIT_COLUMNS), result.factors, result.numbers)
+        row_of(
+            findings.name(result, {"heal", "data"}),
+            _refit(step.result["repair"]),
+            columns,
+            step,
+            factors=result.factors,
+            trials=result.numbers,
+        )
         for result, step in repaired.values()
     ]
-    finding = about_refits([step.result["repair"] for _, step in repaired.values()])
-    return Table("refits", "What repair regains", "setting", REFIT_COLUMNS, (Block("", tuple(rows)),), finding)
+    caption = "Perplexity of windows that chose nothing of the repair."
+    return Table("What repair regains", (SETTING, *columns), (Block("", tuple(rows)),), caption, key="refits")
 
 
-def _repair_column(label: str, kind: str, value: Callable[[Mapping[str, Any]], Any], title: str = "") -> Column:
-    return step_column(label, kind, lambda step: value(step.result["repair"]), title)
-
-
-def _perplexity_column(label: str, loss: str, title: str) -> Column:
-    def perplexity(repair: Mapping[str, Any]) -> float | None:
-        return None if repair.get(loss) is None else math.exp(min(repair[loss], 700))
-
-    return replace(_repair_column(label, "perplexity", perplexity, title), unit="perplexity, lower is better")
-
-
-def _fitted(repair: Mapping[str, Any]) -> int:
-    """How many weights were refitted and kept."""
-    return len(repair.get("fits") or ()) if repair.get("kept", True) else 0
-
-
-REFIT_COLUMNS = (
-    _perplexity_column("unpruned", "loss_unpruned", "held-out perplexity of the unpruned model on the repair's text"),
-    _perplexity_column("cut", "loss_before", "after the cut"),
-    _perplexity_column("repaired", "loss_after", "after the repair"),
-    _repair_column("regained", "percent", regained, "share of the loss that the cut added and repair took away again"),
-    _repair_column("weights refitted", "count", _fitted),
-    _repair_column("time", "seconds", lambda repair: repair.get("seconds")),
-)
+def _refit(repair: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Perplexities, the share (before - after) / (before - unpruned), how many weights were refitted and kept, the time."""
+    losses = [repair.get(f"loss_{name}") for name in ("unpruned", "before", "after")]
+    known = [loss for loss in losses if loss is not None]
+    added = known[1] - known[0] if len(known) == len(losses) else 0.0
+    fits = len(repair.get("fits") or ()) if repair.get("kept", True) else 0
+    perplexities = (None if loss is None else perplexity(loss) for loss in losses)
+    return *perplexities, (known[1] - known[2]) / added if added > 0 else None, fits, repair.get("seconds")
 
 
 def probes(findings: Findings) -> Table | None:
@@ -68,12 +68,17 @@ def probes(findings: Findings) -> Table | None:
         columns.append(FREE_TEXT)
     if not columns:
         return None
+    caption = "Small tasks of writing whose answers a program knows."
+    return Table("Can it still write", (SETTING, *columns), _by_model(findings, columns), caption, key="probes")
+
+
+def _by_model(findings: Findings, columns: Sequence[Made], without: Collection[str] = ("model",)) -> tuple[Block, ...]:
+    """A block for each model, its settings beside the unpruned one."""
     blocks = []
-    for model, base in findings.bases.items():
-        mine = findings.by_model.get(model, [])
-        rows = judged_rows(mine, base, columns, lambda each: findings.name(each, {"model"}))
+    for model, mine in findings.by_model.items():
+        rows = judged_rows(mine, findings.bases.get(model), columns, lambda each: findings.name(each, without))
         blocks.append(Block(_model_title(findings, model), tuple(rows)))
-    return Table("probes", "Can it still write", "setting", tuple(columns), tuple(blocks), about_probes(findings))
+    return tuple(blocks)
 
 
 def _model_title(findings: Findings, model: str) -> str:
@@ -89,30 +94,30 @@ def sizes(findings: Findings) -> Table | None:
     every = [step for steps in profiles.values() for step in steps.values()]
     batches = sorted({speed["batch"] for step in every for speed in step.result.get("speed") or ()})
     columns = (
-        step_column("parameters", "parameters", "parameters"),
-        step_column("weights", "bytes", "weight_bytes", "bytes of all weights"),
-        step_column("MACs per token", "parameters", "macs_per_token", "multiply-accumulates to read one token"),
-        step_column("cache per token", "bytes", "kv_bytes_per_token", "bytes that the keys and values of a token take"),
-        step_column("peak memory", "bytes", "peak_bytes"),
-        *(_speed_column(f"read, batch {n}", "prefill", n, "prompt tokens per second") for n in batches),
-        *(_speed_column(f"write, batch {n}", "decode", n, "new tokens per second") for n in batches),
+        Column("parameters", "parameters"),
+        Column("weights", "bytes", title="bytes of all weights"),
+        Column("MACs per token", "parameters", title="multiply-accumulates to read one token"),
+        Column("cache per token", "bytes", title="bytes that the keys and values of a token take"),
+        Column("peak memory", "bytes"),
+        *(Column(f"{verb}, batch {n}", "rate", "tokens/s") for verb in ("read", "write") for n in batches),
     )
     blocks = []
     for model, steps in profiles.items():
         rows = [
-            TableRow(size, cells_of(step, columns), {"model": model}, base=size == UNPRUNED)
+            row_of(size, _sizes(step, batches), columns, step, factors={"model": model}, base=size == UNPRUNED)
             for size, step in steps.items()
         ]
         blocks.append(Block(_model_title(findings, model), tuple(rows)))
-    return Table("sizes", "What it saves", "layers removed", columns, tuple(blocks), about_sizes(profiles))
+    caption = "Speeds are medians, of one machine."
+    heading = Column("layers removed", "text")
+    return Table("What it saves", (heading, *columns), tuple(blocks), caption, key="sizes")
 
 
-def _speed_column(label: str, phase: str, batch: int, title: str) -> Column:
-    def rate(step: StepRecord) -> Any:
-        speeds = {speed["batch"]: speed for speed in step.result.get("speed") or ()}
-        return speeds.get(batch, {}).get(f"{phase}_tokens_per_s")
-
-    return step_column(label, "rate", rate, title)
+def _sizes(step: StepRecord, batches: Sequence[int]) -> list[Any]:
+    counts = ("parameters", "weight_bytes", "macs_per_token", "kv_bytes_per_token", "peak_bytes")
+    speeds = {speed["batch"]: speed for speed in step.result.get("speed") or ()}
+    rates = [speeds.get(n, {}).get(f"{name}_tokens_per_s") for name in ("prefill", "decode") for n in batches]
+    return [*map(step.result.get, counts), *rates]
 
 
 def _profiles(mine: Sequence[Result]) -> dict[str, StepRecord]:
@@ -134,83 +139,66 @@ def costs(findings: Findings) -> Table | None:
         kinds.setdefault(step.kind, []).append(step)
     if not kinds:
         return None
-
-    def needed(steps: Sequence[StepRecord]) -> int:
-        return sum(uses[step.key] for step in steps)
-
-    def saved(steps: Sequence[StepRecord]) -> float:
-        return max(0.0, sum((step.seconds or 0) * (uses.get(step.key, 1) - 1) for step in _done(steps)))
-
     columns = (
-        _sum_column("steps", "count", lambda steps: len(_done(steps)), "steps that were done"),
-        _sum_column("asked for", "count", needed, "how often trials needed one"),
-        _sum_column("failed", "count", lambda steps: sum(step.state == "failed" for step in steps)),
-        _sum_column("time", "seconds", _seconds, "time that the steps took together"),
-        Column("longest", "seconds", _longest, "time of the longest step"),
-        _sum_column(
-            "saved", "seconds", saved, "time that the same steps would have taken again, had they not been shared"
-        ),
-        _sum_column(
-            "peak memory",
-            "bytes",
-            lambda steps: max((step.peak_rss_bytes or 0 for step in _done(steps)), default=0) or None,
-        ),
+        Column("steps", "count", title="steps that were done"),
+        Column("asked for", "count", title="how often trials needed one"),
+        Column("failed", "count"),
+        Column("time", "seconds", title="time that the steps took together"),
+        Column("longest", "seconds", title="time of the longest step"),
+        Column("saved", "seconds", title="time that the same steps would have taken again, had they not been shared"),
+        Column("peak memory", "bytes"),
     )
-    ordered = sorted(kinds, key=lambda kind: -_seconds(kinds[kind]))
-    rows = tuple(TableRow(kind, cells_of(kinds[kind], columns)) for kind in ordered)
-    return Table("costs", "What it took", "step", columns, (Block("", rows),))
+    rows = [row_of(kind, _cost(steps, uses), columns) for kind, steps in kinds.items()]
+    rows.sort(key=lambda row: -row.cells[4].value)
+    caption = "Trials share steps, and each was done once."
+    return Table("What it took", (Column("step", "text"), *columns), (Block("", tuple(rows)),), caption, key="costs")
 
 
-def _sum_column(
-    label: str, kind: str, value: Callable[[Sequence[StepRecord]], float | None], title: str = ""
-) -> Column:
-    """A column of rows that are about several steps."""
-    return Column(label, kind, lambda steps: Cell(value(steps), kind), title)
-
-
-def _done(steps: Sequence[StepRecord]) -> list[StepRecord]:
-    return [step for step in steps if step.state == "done"]
-
-
-def _seconds(steps: Sequence[StepRecord]) -> float:
-    return sum(step.seconds or 0 for step in _done(steps))
-
-
-def _longest(steps: Sequence[StepRecord]) -> Cell:
-    longest = max(_done(steps), key=lambda step: step.seconds or 0, default=None)
-    return step_cell(longest and longest.seconds, "seconds", longest)
+def _cost(steps: Sequence[StepRecord], uses: Mapping[str, int]) -> tuple[Any, ...]:
+    done = [step for step in steps if step.state == "done"]
+    seconds = {step.key: step.seconds or 0.0 for step in done}
+    longest = max(done, key=lambda step: seconds[step.key], default=None)
+    return (
+        len(done),
+        sum(uses[step.key] for step in steps),
+        sum(step.state == "failed" for step in steps),
+        sum(seconds.values()),
+        step_cell(longest and longest.seconds, "seconds", longest),
+        max(0.0, sum(spent * (uses.get(key, 1) - 1) for key, spent in seconds.items())),
+        max((step.peak_rss_bytes or 0 for step in done), default=0) or None,
+    )
 
 
 def every_setting(findings: Findings) -> Table | None:
     """A row for each setting, to sort and filter; the unpruned models first."""
     if not findings.results:
         return None
-    columns = (
+    columns: tuple[Made, ...] = (
         *short_columns(findings),
-        Column("removed", "count", _removed_count, "number of layers removed"),
-        Column("weights", "bytes", _stored_bytes),
+        Made("removed", "count", title="number of layers removed", cell=_removed_count),
+        Made("weights", "bytes", cell=_stored_bytes),
         MAKE_TIME,
         *(_level_column(name) for name in findings.levels),
     )
-    bases = [base_row(base, columns) for base in findings.bases.values()]
-    rows = [result_row(findings.name(each), each, columns) for each in findings.results]
-    block = Block("", (*bases, *rows))
-    return Table("settings", "Every setting", "setting", columns, (block,), about_settings(findings))
+    caption = "A mean over seeds where a setting has several."
+    rows = [row for block in _by_model(findings, columns, ()) for row in block.rows]
+    block = Block("", tuple(sorted(rows, key=lambda row: not row.base)))
+    return Table("Every setting", (SETTING, *columns), (block,), caption, key="settings")
 
 
-def _removed_count(result: Result) -> Cell:
-    return Cell(0 if result.role == BASE else result.removed, "count")
+def _removed_count(result: Result) -> JudgedCell:
+    return JudgedCell(0 if result.role == BASE else result.removed, "count")
 
 
-def _stored_bytes(result: Result) -> Cell:
+def _stored_bytes(result: Result) -> JudgedCell:
     sizes = next((plan["bytes"] for plan in result.plans if plan.get("bytes")), None)
     stored = sizes and sizes["before" if result.role == BASE else "after"]
     return step_cell(stored, "bytes", result.step("plan", "prune"))
 
 
-def _level_column(factor: str) -> Column:
-    def cell(result: Result) -> Cell:
+def _level_column(factor: str) -> Made:
+    def cell(result: Result) -> JudgedCell:
         level = result.factors.get(factor)
-        return Cell(None if level in ("", "none") else level, "text")
+        return JudgedCell(None if level in ("", "none") else level, "text")
 
-    return Column(factor, "text", cell)
+    return Made(factor, "text", cell=cell)

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from shortstack.machine.tables import Column
+from shortstack.report.columns import step_cell
+from shortstack.report.judged import EMPTY, JudgedCell, Made, ResultRow
 from shortstack.report.results import Result
 from shortstack.report.significance import Judgement, judge
-from shortstack.report.table import Column, TableRow
+from shortstack.runs.records import StepRecord
 
 UNPRUNED = "unpruned"
 
 
-def cells_of(subject: Any, columns: Sequence[Column]) -> tuple[Any, ...]:
-    """The cells of what a row is about."""
-    return tuple(column.cell(subject) for column in columns)
+def row_of(
+    label: str, values: Iterable[Any], columns: Sequence[Column], step: StepRecord | None = None, **said: Any
+) -> ResultRow:
+    """A row of what is not judged, of values or cells; step: that they are from."""
+    cells = [
+        value if isinstance(value, JudgedCell) else step_cell(value, column.kind, step)
+        for value, column in zip(values, columns, strict=True)
+    ]
+    return ResultRow((JudgedCell(label, "text"), *cells), **said)
 
 
 def result_row(
-    label: str, result: Result, columns: Sequence[Column], judged: Mapping[str, Judgement] | None = None
-) -> TableRow:
+    label: str, result: Result, columns: Sequence[Made], judged: Mapping[str, Judgement] | None = None
+) -> ResultRow:
     """The row of a result, its label saying how many seeds it is the mean of, if more than one."""
-    cells = [replace(c.cell(result), judgement=(judged or {}).get(c.measure, Judgement())) for c in columns]
+    cells = [_cell(column, result, (judged or {}).get(column.measure, Judgement())) for column in columns]
     seeds = f" ({result.seeds} seeds)" if result.seeds > 1 else ""
-    return TableRow(label + seeds, tuple(cells), result.factors, result.numbers)
+    return ResultRow((JudgedCell(label + seeds, "text"), *cells), factors=result.factors, trials=result.numbers)
+
+
+def _cell(column: Made, result: Result, judgement: Judgement) -> JudgedCell:
+    if column.compares is None:
+        return replace(column.cell(result), judgement=judgement)
+    return (
+        replace(column.compares(judgement.base), steps=result.measures[column.measure].steps)
+        if judgement.base
+        else EMPTY
+    )
 
 
 def judged_rows(
-    results: Sequence[Result], base: Result | None, columns: Sequence[Column], label: Callable[[Result], str]
-) -> list[TableRow]:
+    results: Sequence[Result], base: Result | None, columns: Sequence[Made], label: Callable[[Result], str]
+) -> list[ResultRow]:
     """The rows of a block, the unpruned model's first, each number judged against it and against the best."""
     names = [column.measure for column in columns if column.measure]
     judged = judge([each.measures for each in results], base.measures if base else {}, names)
@@ -37,6 +56,8 @@ def judged_rows(
     return [*([base_row(base, columns)] if base else []), *rows]
 
 
-def base_row(base: Result, columns: Sequence[Column]) -> TableRow:
+def base_row(base: Result, columns: Sequence[Made]) -> ResultRow:
     """The row of an unpruned model, which is no trial's own."""
-    return TableRow(UNPRUNED, cells_of(base, columns), {"model": base.model}, base=True)
+    return row_of(
+        UNPRUNED, (column.cell(base) for column in columns), columns, factors={"model": base.model}, base=True
+    )

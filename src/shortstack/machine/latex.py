@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from shortstack.report.labels import brief
-from shortstack.report.table import ABOVE, BELOW, NEAR, Block, Cell, Table
+from shortstack.machine.formats import brief
+from shortstack.machine.tables import ABOVE, BELOW, NEAR, Block, Cell, Table
 
 PACKAGES = ("array", "booktabs", "fix-cm", "longtable", "pdflscape")
 LARGEST = 8  # points: the size of letters, where a row of that size fits the line
@@ -53,8 +53,8 @@ def latex(tables: Sequence[Table]) -> str:
 
 def _longtable(table: Table) -> str:
     layout, width = _layout(table)
-    head = " & ".join(map(latex_text, table.headings)) + r" \\ \midrule"
-    caption = latex_text(" ".join([f"{table.title}.", table.finding, table.legend("Bold", "underlined")]))
+    head = " & ".join(latex_text(column.label) for column in table.columns) + r" \\ \midrule"
+    caption = latex_text(" ".join([f"{table.title}.", table.caption, table.legend("Bold", "underlined")]))
     lines = [
         r"\begingroup" + SIZE.format(math.ceil(width), LARGEST, LARGEST),
         rf"\begin{{longtable}}{{{''.join(layout)}}}",
@@ -73,18 +73,18 @@ def _longtable(table: Table) -> str:
 def _layout(table: Table) -> tuple[list[str], float]:
     """The type of each column, and how wide a row is, in sizes of its letters."""
     layout, width = [], 0.0
-    rows = [table.headings, *([row.label, *map(_plain, row.cells)] for row in table.rows)]
-    for cells, kind in zip(zip(*rows, strict=True), ["text", *(column.kind for column in table.columns)], strict=True):
+    rows = [[column.label for column in table.columns], *([c.said + c.marks for c in row.cells] for row in table.rows)]
+    for cells, words in zip(zip(*rows, strict=True), table.words, strict=True):
         length = max(map(len, cells))
-        wrapped = kind == "text" and length > LONG
-        layout.append(WRAPPED if wrapped else "l" if kind == "text" else "r")
+        wrapped = words and length > LONG
+        layout.append(WRAPPED if wrapped else "l" if words else "r")
         width += CHARACTER * (LONG if wrapped else length) + 1
     return layout, width
 
 
 def _block(block: Block, columns: int) -> str:
     title = rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{latex_text(brief(block.title, 90))}}}}} \\*" + "\n"
-    rows = [" & ".join([latex_text(_short(row.label)), *map(_written, row.cells)]) + " \\\\\n" for row in block.rows]
+    rows = [" & ".join(map(_written, row.cells)) + " \\\\\n" for row in block.rows]
     return "\n" + (title if block.title else "") + "".join(rows)
 
 
@@ -99,14 +99,10 @@ def latex_text(text: str) -> str:
 
 
 def _written(cell: Cell) -> str:
-    form = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}.get(cell.judgement.place, "{}")
-    error = f" {latex_text(f'±{cell.error}')}" if cell.error else ""
+    form = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}.get(cell.place, "{}")
+    beside = " ".join(filter(None, (cell.error and f"±{cell.error}", cell.note)))
     marks = f"$^{{{latex_text(cell.marks).replace('$', '')}}}$" if cell.marks else ""
-    return form.format(latex_text(_short(cell.text))) + error + marks
-
-
-def _plain(cell: Cell) -> str:
-    return f"{cell.text} ±{cell.error}{cell.marks}" if cell.error else cell.text
+    return form.format(latex_text(_short(cell.text))) + f" {latex_text(beside)}" * bool(beside) + marks
 
 
 def _short(text: str) -> str:
