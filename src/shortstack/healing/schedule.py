@@ -122,7 +122,7 @@ class Schedule:
     gradient_checkpointing: bool = option(False, help="Recompute activations to save memory.")
     eval_steps: int | float | None = option(
         None,
-        help="Steps between held-out evaluations, or 10% of all. Default: an epoch; with --minutes 10%.",
+        help="Steps between held-out evaluations, or 10% of all. Default: an epoch; with minutes 10%.",
         minimum=1,
         shares=True,
     )

@@ -21,14 +21,14 @@ class Turns:
     drop: in all. metric, text, samples, length: how layers are chosen each time. seed: of the choice; None: the schedule's.
     """
 
-    drop: str = option(MISSING, help="With --step: how much to remove in all, 25% or a count.")
+    drop: str = option(MISSING, help="With step: how much to remove in all, 25% or a count.")
     step: int = option(
         MISSING, help="Prune this many layers and heal, in turns, starting from the unpruned model.", minimum=1
     )
-    metric: str = option("ppl", help="With --step: how layers are chosen. Default: ppl.")
-    text: str = option(MIX, help=f"With --step: calibration text. Default: {MIX}.")
-    samples: int | str = option(10, help="With --step: calibration windows per text, or all. Default: 10.")
-    length: int = option(128, help="With --step: tokens per calibration window. Default: 128.", minimum=4)
+    metric: str = option("ppl", help="With step: how layers are chosen. Default: ppl.")
+    text: str = option(MIX, help=f"With step: calibration text. Default: {MIX}.")
+    samples: int | str = option(10, help="With step: calibration windows per text, or all. Default: 10.")
+    length: int = option(128, help="With step: tokens per calibration window. Default: 128.", minimum=4)
     seed: int | None = None
 
     def __post_init__(self) -> None:
