@@ -18,7 +18,7 @@ def test_the_map_names_what_is_cheap_on_one_kind_and_dear_on_another(capsys):
     scores = Scores(4, {"ppl": (1.0, 2.0, 3.0, 4.0)}, base_loss=1.0, kinds={"/data/prose.txt": cheap, "copying": dear})
     show_result(scores)
     shown = capsys.readouterr().out
-    assert "Cheap on prose.txt and dear on copying: 2." in shown
+    assert "Low impact on prose.txt, high on copying: 2." in shown
     assert "4.00 ██████████" in shown
     assert "times the unpruned" in " ".join(shown.split())
 
@@ -38,7 +38,7 @@ def test_texts_of_one_file_name_keep_their_paths(capsys):
     kinds = {"/a/text.txt": kind(1.1, 1.1, 1.1, 2.0), "/b/text.txt": kind(1.2, 1.2, math.exp(4), 1.2)}
     show_result(Scores(4, {"ppl": (1.0, 2.0, 3.0, 4.0)}, base_loss=1.0, kinds=kinds))
     shown = capsys.readouterr().out
-    assert "Cheap on /a/text.txt and dear on /b/text.txt: 2." in shown
+    assert "Low impact on /a/text.txt, high on /b/text.txt: 2." in shown
 
 
 def test_a_map_of_nothing_but_infinities_is_shown(capsys):

@@ -90,8 +90,7 @@ def _report(
     def show() -> None:
         console.show_result(result)
         if checkpoint.made_from and not against:
-            beside = f"--against {shlex.quote(checkpoint.made_from)} measures both"
-            console.show(f"The unpruned model is not beside it: {beside}.")
+            console.show(f"Add --against {shlex.quote(checkpoint.made_from)} to compare it with the unpruned model.")
 
     session.report.result(result.to_dict(), show, output)
 

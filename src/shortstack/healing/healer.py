@@ -99,7 +99,7 @@ class Healing(Tabled):
         if history.stopped:
             yield f"Training ended at step {history.steps}: {history.stopped}."
         elif history.skipped:
-            yield f"{history.skipped} steps were left out: their gradient was no number."
+            yield f"{history.skipped} steps were skipped: non-finite gradient."
         if self.repeat:
             options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.repeat.items())
             yield f"Without a clock the same comes of {options}"

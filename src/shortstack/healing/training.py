@@ -55,7 +55,7 @@ class History:
     """The course of a training.
 
     losses: (step, mean loss since the last entry). held_out: (step, loss per token), step 0 before training. best: the
-    step whose weights the module has in the end. skipped: steps left out, since their gradient was no number. stopped:
+    step whose weights the module has in the end. skipped: steps left out, since non-finite gradient. stopped:
     why training ended early, if it did. tokens_per_s: of training, without held-out losses.
     """
 

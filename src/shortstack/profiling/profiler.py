@@ -147,10 +147,8 @@ class Profile(Tabled):
             yield f"Tokens per second on {on}: the median, in brackets the slowest and the fastest run."
         if self.against and self.against.ratios:
             sure = self.against.ratios[0].decode.confidence
-            bracket = (
-                f"in brackets what covers the true one in {sure:.0%} of cases" if sure else "of one run no interval"
-            )
-            yield f"Ratios of speed: of runs in turns, the median, {bracket}."
+            interval = f"with its {sure:.0%} confidence interval" if sure else "of one run, without an interval"
+            yield f"Ratios of speed: the median of runs in turns, {interval}."
         if self.untimed:
             yield f"Not timed: {self.untimed}."
 

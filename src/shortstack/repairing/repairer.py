@@ -98,7 +98,7 @@ class Repair(Tabled):
             return
         largest = sorted(self.fits, key=lambda fit: fit.error)[:3]
         told = ", ".join(f"layer {fit.layer} {fit.weight} {1 - fit.error:.0%}" for fit in largest)
-        yield f"{len(self.fits)} weights refitted on {on}; one window in eight judges, and chose nothing."
+        yield f"{len(self.fits)} weights refitted on {on}; evaluated on a held-out eighth."
         yield f"Of what the cut changed, the most was regained by {told}."
         merged = ", ".join(f"{fit.neurons} in layer {fit.layer}" for fit in self.fits if fit.neurons)
         if merged:

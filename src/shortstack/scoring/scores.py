@@ -125,7 +125,7 @@ class Scores(Tabled):
         names = short if len({*short.values()}) == len(short) else dict(zip(costs, costs, strict=True))
         first, *others = costs
         notes = [
-            f"Cheap on {names[first]} and dear on {names[source]}: {show_layers(hidden)}."
+            f"Low impact on {names[first]}, high on {names[source]}: {show_layers(hidden)}."
             for source in others
             if (hidden := self.hidden_carriers(first, source))
         ]
