@@ -42,7 +42,7 @@ def test_layers_are_named_and_the_file_is_verified(place, capsys, monkeypatch):
 
 def test_a_plan_is_applied_and_parts_are_written(place, capsys, monkeypatch):
     whole = (place / "whole.gguf").stat().st_size
-    words = ("prune", "whole.gguf", "--plan", "plan.json", "-o", "small.gguf", "with max_shard_size", "200kB", "--json")
+    words = ("prune", "whole.gguf", "--plan", "plan.json", "-o", "small.gguf", "--max-shard-size", "200kB", "--json")
     (place / "plan.json").write_text(json.dumps({"layers": 8, "removed": [1, 5], "strategy": "mine"}))
     made = json.loads(said(capsys, monkeypatch, *words).out)
     assert made["output"].startswith("small-00001-of-")

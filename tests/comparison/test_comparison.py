@@ -260,7 +260,7 @@ def test_healing_is_as_the_recipe_best_has_it(compared, tmp_path):
     ("words", "said"),
     [
         ("--limit 0", "--limit\n  expected  at least 1"),
-        ("--samples 0", "--samples\n  expected  at least 1"),
+        ("--samples 0", "--samples\n  expected  a number of windows, or all"),
         ("--repair --repair-samples 7", "--repair-samples\n  expected  at least 8"),
         ("--search --metric bi", "--search\n  expected  --search without"),
     ],
