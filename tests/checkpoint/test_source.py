@@ -9,6 +9,7 @@ from shortstack.checkpoint.card import base_model
 from shortstack.checkpoint.file_names import DEMO_HUB_ID
 from shortstack.checkpoint.source import gguf_of
 from shortstack.cli import main
+from shortstack.errors import CheckpointError
 from zoo import tiny
 
 
@@ -25,3 +26,16 @@ def test_a_folder_named_demo_comes_before_the_packaged_model(tmp_path, monkeypat
         main()
     assert "model: demo" in (tmp_path / "slices.yaml").read_text()
     assert "6-7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "names", [("Notes.txt", "notes.txt"), ("caf\u00e9.json", "cafe\u0301.json")], ids=["case", "unicode"]
+)
+def test_names_that_are_one_file_elsewhere_are_refused(names, tmp_path):
+    shutil.copytree(tiny("llama"), tmp_path / "model")
+    for name in names:
+        (tmp_path / "model" / name).write_text("{}", encoding="utf-8")
+    if len([*(tmp_path / "model").iterdir()]) == len([*tiny("llama").iterdir()]) + 1:
+        pytest.skip("they are one file here")
+    with pytest.raises(CheckpointError, match="file names that differ by more than case, found "):
+        Checkpoint.open(tmp_path / "model")

@@ -1,8 +1,10 @@
 """Batched generation against one prompt at a time, a whole forward pass for each token, and its distribution."""
 
 from contextlib import contextmanager
+from functools import partial
 from unittest import mock
 
+import architectures
 import pytest
 import torch
 from transformers import BartConfig, BartForCausalLM, GenerationConfig
@@ -33,6 +35,24 @@ def test_a_batch_writes_what_each_prompt_alone_gets(model_type):
     model.generation_config.eos_token_id = 2
     expected = [greedy(model, prompt, room) for prompt, room in zip(PROMPTS, ROOMS, strict=True)]
     assert generate(model, PROMPTS, ROOMS) == expected
+
+
+def phi3(directory):
+    """Its positions are scaled otherwise from 20 tokens on."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "rope_theta": 10000.0}
+    sizes = {"original_max_position_embeddings": 20, "max_position_embeddings": 80, "rope_parameters": rope}
+    return make("phi3", directory, **sizes)
+
+
+@pytest.mark.parametrize("made", [phi3, partial(architectures.make, "glm_moe_dsa")], ids=["longrope", "index_topk"])
+def test_a_batch_of_other_lengths_than_those_tried_writes_what_each_gets_alone(made, tmp_path):
+    prompts = [tuple(range(5, 5 + length)) for length in (3, 30, 31, 7, 30)]
+    checkpoint = Checkpoint.open(made(tmp_path / "model"))
+
+    def written(some):
+        return generate(checkpoint.model(dtype=torch.float32), some, [8] * len(some))
+
+    assert written(prompts) == [text for prompt in prompts for text in written([prompt])]
 
 
 MANY = [tuple(range(3 + number, 5 + number + number % 7)) for number in range(24)]

@@ -12,10 +12,9 @@ from typing import Any
 
 import yaml
 
-from shortstack.checkpoint.file_names import DEMO_HUB_ID, is_demo
+from shortstack.checkpoint.file_names import CARD, DEMO_HUB_ID, is_demo
 from shortstack.machine.formats import number, option_words, show_layers, size
 
-CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENCE = ("license", "license_name", "license_link")
 MOST_BYTES = 1 << 20  # of a card that is read for its metadata

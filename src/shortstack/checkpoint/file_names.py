@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from shortstack.errors import CheckpointError
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONFIG = "config.json"
 RECORD = "shortstack.json"
+CARD = "README.md"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 NAMED_FILES = ("configuration_files", "fast_tokenizer_files")  # transformers reads one of them in place of the usual
 SINGLE = "model.safetensors"
@@ -38,6 +41,9 @@ DOWNLOADED = (
 )
 
 
+DISTINCT = "file names that differ by more than case"
+
+
 def is_demo(model: str) -> bool:
     """Whether a name stands for the packaged model; a file or folder of that name comes first."""
     return model == "demo" and not os.path.exists(model)
@@ -45,7 +51,7 @@ def is_demo(model: str) -> bool:
 
 def is_carried_along(path: Path, *, code: bool) -> bool:
     """Whether an output has a copy of the file: it goes with any weights of the model. code: Python files, too."""
-    if path.name in {CONFIG, RECORD, "README.md", *LEFTOVERS}:
+    if path.name in {CONFIG, RECORD, CARD, *LEFTOVERS}:
         return False
     if path.name.startswith(".") or path.name.endswith(".index.json"):
         return False
@@ -63,6 +69,20 @@ def is_own_name(name: Any) -> bool:
     [True, False, False, False, False, False]
     """
     return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[\x00-\x1f/\\:]", name)
+
+
+def equal_elsewhere(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first two names that are one file where case or Unicode's forms are not told apart; None without any.
+
+    >>> equal_elsewhere(["config.json", "a", "CONFIG.json"]), equal_elsewhere(["a", "b", "a"])
+    (('config.json', 'CONFIG.json'), None)
+    """
+    seen = dict[str, str]()
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            return other, name
+    return None
 
 
 def leads_out(path: Path, directory: Path) -> bool:
@@ -87,6 +107,10 @@ def check_own_files(directory: Path) -> None:
         else:
             continue
         raise CheckpointError(found, expected="a file of the checkpoint's own folder", fix=fix, where=path)
+    if pair := equal_elsewhere(path.name for path in sorted(directory.iterdir())):
+        raise CheckpointError(
+            f"{pair[0]!r} and {pair[1]!r}", expected=DISTINCT, fix="rename or remove one", where=directory
+        )
     for name in (CONFIG, TOKENIZER_CONFIG):
         _check_named(directory / name)
 

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from shortstack.architecture.anatomy import UNBUILDABLE
-from shortstack.checkpoint.card import CARD, LICENCE
+from shortstack.checkpoint.card import LICENCE
 from shortstack.checkpoint.disk_errors import disk_errors
+from shortstack.checkpoint.file_names import CARD
 from shortstack.checkpoint.gguf_file import GgufFile, read_gguf, write_gguf
 from shortstack.errors import CheckpointError, one_line
 from shortstack.machine.cache import cache_directory, content_key, kept_folder, make_room, mark_used

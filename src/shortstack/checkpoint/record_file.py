@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.file_names import RECORD, TEMPLATES, is_own_name
+from shortstack.checkpoint.file_names import CARD, DISTINCT, RECORD, TEMPLATES, equal_elsewhere, is_own_name
 from shortstack.errors import CheckpointError
 
 
@@ -32,13 +32,12 @@ def read_record(directory: Path) -> Mapping[str, Any]:
 
 def _check_names(path: Path, names: Iterable[str]) -> None:
     """Refuse a manifest that names anything but files of the checkpoint: they are verified, and go to the hub."""
-    seen = dict[str, str]()
+    fix = "do not use this checkpoint"
     for name in names:
-        other = seen.setdefault(name.casefold(), name)
-        if not is_own_name(name.removeprefix(f"{TEMPLATES}/")) or other != name:
-            expected = "files of its own folder, whose names differ by more than the case of letters"
-            found = f"{name!r}" if other == name else f"{other!r} and {name!r}"
-            raise CheckpointError(found, expected=expected, fix="do not use this checkpoint", where=path)
+        if not is_own_name(name.removeprefix(f"{TEMPLATES}/")):
+            raise CheckpointError(repr(name), expected="files of its own folder", fix=fix, where=path)
+    if pair := equal_elsewhere((RECORD, CARD, *names)):
+        raise CheckpointError(f"{pair[0]!r} and {pair[1]!r}", expected=DISTINCT, fix=fix, where=path)
 
 
 def _is_record(value: Any) -> bool:

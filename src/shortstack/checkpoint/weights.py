@@ -238,7 +238,7 @@ def _as_stored(checkpoint: Checkpoint, name: str, weight: Tensor) -> StoredTenso
         raise CheckpointError(
             known.dtype,
             expected=f"{name} in 16 or 32 bits",
-            fix="heal the unquantised model, then quantise",
+            fix="heal a model stored in float32, float16 or bfloat16, and convert or quantise it then",
             where=checkpoint.directory,
         )
     data = weight.to(DTYPES[known.dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shortstack.checkpoint.card import CARD, Told, licence_of, model_card
-from shortstack.checkpoint.file_names import INDEX, RECORD, SINGLE, TEMPLATES
+from shortstack.checkpoint.card import Told, licence_of, model_card
+from shortstack.checkpoint.file_names import CARD, INDEX, RECORD, SINGLE, TEMPLATES
 from shortstack.checkpoint.pieces import WrittenFile
 from shortstack.checkpoint.safetensors import StoredTensor, write_shard
 from shortstack.errors import InputError, OutputError

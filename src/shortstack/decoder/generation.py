@@ -98,7 +98,7 @@ def _groups(model: PreTrainedModel, prompts: Sequence[Sequence[int]], waiting: l
 
     Some models count positions or sum up states over padding, others mix the rows of a batch.
     """
-    if len(waiting) < 2 or _writes_as_alone(model, UNEQUAL):
+    if len(waiting) < 2 or (not _sees_lengths(model) and _writes_as_alone(model, UNEQUAL)):
         return [waiting]
     if not _writes_as_alone(model, EQUAL):
         return [[number] for number in waiting]
@@ -106,6 +106,17 @@ def _groups(model: PreTrainedModel, prompts: Sequence[Sequence[int]], waiting: l
     for number in waiting:
         by_length.setdefault(len(prompts[number]), []).append(number)
     return list(by_length.values())
+
+
+def _sees_lengths(model: PreTrainedModel) -> bool:
+    """Return whether a longer row in the batch changes what others get, beyond the lengths that a model is tried on.
+
+    Positions may be scaled by the longest row, and attention to the k places of the highest scores counts padding.
+    """
+    config = model.config.get_text_config(decoder=True)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    kinds = {each.get("rope_type") for each in (ropes, *ropes.values()) if isinstance(each, dict)}
+    return bool(kinds & {"dynamic", "longrope"}) or getattr(config, "index_topk", None) is not None
 
 
 def _writes_as_alone(model: PreTrainedModel, lengths: Sequence[int]) -> bool:

@@ -226,7 +226,7 @@ class Tasks:
             raise InputError(
                 "1",
                 expected=f"two documents of {single[0]} or more, to compare two models on",
-                fix="ask for more, such as 100, or leave against out",
+                fix="ask for more, such as 100",
                 option="limit",
             )
 

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from shortstack.checkpoint import Checkpoint, Model
-from shortstack.checkpoint.card import CARD, HUB_ID, Evaluated, Told, licence_of, model_card, results_section
-from shortstack.checkpoint.file_names import RECORD
+from shortstack.checkpoint.card import HUB_ID, Evaluated, Told, licence_of, model_card, results_section
+from shortstack.checkpoint.file_names import CARD, RECORD
 from shortstack.errors import CheckpointError, InputError, OutputError, ShortstackError, one_line
 from shortstack.machine.hub import connection_error
 from shortstack.machine.progress import Progress, in_notebooks

@@ -111,7 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             (error.strerror if isinstance(error, OSError) else None) or str(error),
-            expected="a JSON file written by shortstack",
+            expected="a JSON file",
             fix="check the path, or write it again",
             where=path,
         ) from error

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from shortstack.checkpoint import Checkpoint
-from shortstack.checkpoint.card import CARD, Evaluated, Told, licence_of, model_card
+from shortstack.checkpoint.card import Evaluated, Told, licence_of, model_card
+from shortstack.checkpoint.file_names import CARD
 from shortstack.machine.files import save_json, whole
 from shortstack.machine.formats import size
 from shortstack.report import Report

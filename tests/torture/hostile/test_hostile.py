@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -147,6 +148,8 @@ IN_TURN = [verb for verb in VERBS if verb not in ALWAYS]  # of these, three with
 def verbs_for(lie: str) -> list[str]:
     if lie.startswith(("manifest", "markup", "card")):
         return [*BY_RECORD]
+    if "TORTURE_MUTATIONS" in os.environ:  # make torture
+        return [*VERBS]
     number = 3 * [*CHECKPOINTS].index(lie)
     return [*ALWAYS, *(IN_TURN[(number + more) % len(IN_TURN)] for more in range(3))]
 
