@@ -73,7 +73,7 @@ def _exit_code() -> int | str | None:
         return ended.code
     except KeyboardInterrupt:
         return 130
-    return None
+    return 0
 
 
 @contextmanager
