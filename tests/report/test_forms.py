@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats as scipy
 
 from shortstack.machine.formats import shown
 from shortstack.machine.latex import latex_text
 from shortstack.report import Report
 from stores import Store, perplexity, plan, probe, settings, task
 
-scipy = pytest.importorskip("scipy.stats")
 GROUP = [*(f"few/{n}" for n in range(4)), *(f"many/{n}" for n in range(36))]
 
 

@@ -33,7 +33,7 @@ from shortstack.report.findings import Findings
 from shortstack.report.judged import JudgedCell, ResultRow
 from shortstack.report.labels import factors
 from shortstack.report.results import Measure
-from shortstack.report.significance import difference, mcnemar, places
+from shortstack.report.significance import difference, places
 from shortstack.report.summary import key_figures, lead, opening
 from shortstack.runs.records import read
 from stores import Store, evaluation, healed, perplexity, plan, profile, settings, task
@@ -138,16 +138,6 @@ def test_an_infinite_perplexity_is_worse_than_any_finite_one() -> None:
     infinite = Measure("perplexity", math.inf, higher=False, loss=800.0)
     finite = Measure("perplexity", 1e9, higher=False, loss=math.log(1e9))
     assert places([infinite.better, finite.better]) == [0, 1]
-
-
-def test_without_scipy_the_extra_that_brings_it_is_named(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    two_metrics(store)
-    mcnemar.cache_clear()
-    monkeypatch.setattr("shortstack.machine.options.find_spec", lambda _name: None)
-    with pytest.raises(InputError, match=r"shortstack\[eval\]"):
-        made(store, tmp_path)
 
 
 def test_documents_are_paired_by_name_not_by_place() -> None:

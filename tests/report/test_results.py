@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats as scipy
 
 from shortstack.machine.tables import Table
 from shortstack.report import Report
@@ -16,8 +17,6 @@ from shortstack.report.results import Measure, measures
 from shortstack.report.significance import Difference, difference
 from shortstack.runs.records import StepRecord
 from stores import Store, perplexity, plan, probe, settings, task
-
-scipy = pytest.importorskip("scipy.stats")
 
 
 def step(result: dict[str, Any], key: str = "key") -> StepRecord:

@@ -10,7 +10,6 @@ import pytest
 from shortstack.report.results import Measure, Result, _averaged, _seeds_mean
 from shortstack.report.significance import difference
 
-pytest.importorskip("scipy")
 DOCUMENTS, SEEDS, ROUNDS = 200, 3, 400
 
 
@@ -71,3 +70,19 @@ def test_a_seed_is_the_same_in_all_tasks_of_an_average() -> None:
     average = result.measures["average"]
     assert average.by_seed == pytest.approx(values)
     assert average.stderr == pytest.approx(math.sqrt(3 * 0.01**2 / 9 + 0.01 / 3))
+
+
+def graded(name: str, *values: float) -> Measure:
+    outcomes = {f"d{place}": value for place, value in enumerate(values)}
+    stderr = float(np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Measure("share", float(np.mean(values)), stderr, (name,), outcomes=outcomes)
+
+
+def test_equal_shifts_of_few_documents_are_not_called_certain() -> None:
+    """Their standard error is 0, beside which any difference would be beyond chance."""
+    ours = graded("a", 0.05, 0.05), graded("x", *[1.0] * 51, *[0.0] * 49)
+    theirs = graded("b", 0.95, 0.95), graded("y", *[1.0] * 50, *[0.0] * 50)
+    averages = [Measure("share", sum(each.value for each in parts) / 2, parts=parts) for parts in (ours, theirs)]
+    assert difference(*averages).p is None
+    alone = [Measure("share", 1.0, 0.0, ("a",)), Measure("share", 0.75, 0.1, ("b",))]
+    assert difference(*alone).p is None

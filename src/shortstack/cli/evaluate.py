@@ -101,10 +101,6 @@ def _check(tasks: Tasks, generation: GenerationChecks, against: str | None) -> N
         check_unused("evaluate without --tasks", tasks)
     if against and tasks.tasks:
         tasks.check_paired()
-    if against and (tasks.tasks or generation.probes):
-        from shortstack.evaluation import paired
-
-        paired.check_scipy()
 
 
 def _preview(models: Sequence[Prepared], session: Session) -> None:

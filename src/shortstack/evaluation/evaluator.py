@@ -360,7 +360,6 @@ def compared(evaluation: Evaluation, base: Evaluation, *, seed: int = 0) -> Eval
 
     Raises:
         DataError: the two were not measured on the same tasks, documents and items.
-        InputError: scipy is not installed.
     """
     if evaluation.tasks.keys() != base.tasks.keys():
         raise mismatch("the tasks", {*evaluation.tasks}, {*base.tasks})

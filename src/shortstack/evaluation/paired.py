@@ -12,7 +12,6 @@ import numpy as np
 from shortstack.errors import DataError
 from shortstack.machine.files import plain
 from shortstack.machine.numbers import share_stderr
-from shortstack.machine.options import check_installed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,19 +76,12 @@ def compare_tasks(
     """
     if model.keys() != base.keys():
         raise mismatch("the tasks", set(model), set(base))
-    if model:
-        check_scipy()
     pairs = {
         task: compare(task, outcomes, base[task], chance=(chances or {}).get(task), seed=seed)
         for task, outcomes in model.items()
     }
     corrected = holm({task: pair.p for task, pair in pairs.items()})
     return {task: replace(pair, p_holm=corrected[task]) for task, pair in pairs.items()}
-
-
-def check_scipy() -> None:
-    """Refuse to pair models without scipy."""
-    check_installed("scipy", "eval", option="against", why="for paired statistics")
 
 
 def compare(task: str, model: Outcomes, base: Outcomes, *, chance: float | None = None, seed: int = 0) -> Paired:

@@ -34,7 +34,7 @@ class Report:
         """The tables of a study's folder, or of what was read from one.
 
         Raises:
-            InputError: there is no store in the folder, or scipy is not installed and it has outcomes of documents.
+            InputError: there is no store in the folder.
             DataError: it is no store of a study.
         """
         findings = Findings.of(runs if isinstance(runs, Runs) else read(runs))
@@ -74,7 +74,7 @@ def write_report(runs: str | Path, output: str | Path) -> Path:
     """Write the page of a study; only a page that a report wrote before is replaced.
 
     Raises:
-        InputError: there is no store in the folder, or scipy is not installed and it has outcomes of documents.
+        InputError: there is no store in the folder.
         DataError: it is no store of a study.
         OutputError: the output is something else, or cannot be written.
     """

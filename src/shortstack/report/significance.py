@@ -11,7 +11,6 @@ from statistics import NormalDist
 import numpy as np
 
 from shortstack.evaluation import paired
-from shortstack.machine.options import check_installed
 from shortstack.report.results import Measure
 
 LEVEL = 0.05
@@ -80,7 +79,8 @@ def _on_documents(ours: Measure, theirs: Measure) -> Difference:
     (level, _), (other, _) = ours.compared, theirs.compared
     value = (level - other) * (1 if ours.higher else -1)
     spread, other_spread = ours.document_stderr, theirs.document_stderr
-    if spread is None or other_spread is None:
+    alike = value and 0 in (spread, other_spread) and not (ours.seed_variance or theirs.seed_variance)
+    if spread is None or other_spread is None or alike:  # equal values tell no spread
         return Difference(value, None, None, UNKNOWN)
     return _tested(value, math.hypot(spread, other_spread), math.inf, UNPAIRED)
 
@@ -116,18 +116,13 @@ def _paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
     return _tested(value, stderr, n - 1, PAIRED)
 
 
-@cache  # large counts take a while, and rows that share a checkpoint share them
-def mcnemar(gained: int, lost: int) -> float:
-    """The p of McNemar's exact test."""
-    check_installed("scipy", "eval", where="report", why=f"for {McNEMAR}")
-    return paired.mcnemar(gained, lost)
+mcnemar = cache(paired.mcnemar)  # large counts take a while, and rows that share a checkpoint share them
 
 
 def _between_averages(parts: Sequence[Difference]) -> Difference:
     """The difference of two averages: tasks are independent of each other, so that variances add up."""
     value = sum(part.value for part in parts) / len(parts)
-    errors = [part.stderr for part in parts if part.stderr is not None]
-    if len(errors) < len(parts):
+    if any(part.stderr is None or (part.value and not part.stderr) for part in parts):  # equal shifts tell no spread
         return Difference(value, None, None, UNKNOWN)
     stderr, freedom = _sum_of([(((part.stderr or 0.0) / len(parts)) ** 2, part.freedom) for part in parts])
     return _tested(value, stderr, freedom, UNPAIRED if any(part.how == UNPAIRED for part in parts) else PAIRED)
@@ -146,7 +141,6 @@ def _students_reach(freedom: float) -> float:
     """How many standard errors 95 % of differences are away at most."""
     if math.isinf(freedom):
         return NormalDist().inv_cdf(1 - LEVEL / 2)
-    check_installed("scipy", "eval", where="report", why="for intervals of few documents or seeds")
     from scipy.stats import t
 
     return float(t.ppf(1 - LEVEL / 2, freedom))
@@ -156,7 +150,6 @@ def _students_p(ratio: float, freedom: float) -> float:
     """Two-sided, under Student's law, of which the normal one is that of no end of degrees of freedom."""
     if math.isinf(freedom):
         return math.erfc(abs(ratio) / math.sqrt(2))
-    check_installed("scipy", "eval", where="report", why="for differences of few documents or seeds")
     from scipy.stats import t
 
     return float(2 * t.sf(abs(ratio), freedom))
