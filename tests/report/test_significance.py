@@ -82,7 +82,10 @@ def test_equal_shifts_of_few_documents_are_not_called_certain() -> None:
     """Their standard error is 0, beside which any difference would be beyond chance."""
     ours = graded("a", 0.05, 0.05), graded("x", *[1.0] * 51, *[0.0] * 49)
     theirs = graded("b", 0.95, 0.95), graded("y", *[1.0] * 50, *[0.0] * 50)
-    averages = [Measure("share", sum(each.value for each in parts) / 2, parts=parts) for parts in (ours, theirs)]
+    averages = [
+        Measure("share", sum(each.value for each in parts) / 2, steps=parts[0].steps, parts=parts)
+        for parts in (ours, theirs)
+    ]
     assert difference(*averages).p is None
     alone = [Measure("share", 1.0, 0.0, ("a",)), Measure("share", 0.75, 0.1, ("b",))]
     assert difference(*alone).p is None
