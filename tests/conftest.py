@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +18,19 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")  # where transformers puts a checkpoint's own code
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"])
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "conformance")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test of forks that train in a process of its own: torch refuses a backward pass in a fork of one that made some."""
+    if not pyfuncitem.get_closest_marker("forks_that_train") or "FORKS_THAT_TRAIN" in os.environ:
+        return None
+    environment = {**os.environ, "FORKS_THAT_TRAIN": "1"}
+    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    done = subprocess.run(command, env=environment, cwd=pyfuncitem.config.rootpath, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return True
 
 
 @pytest.fixture

@@ -67,7 +67,9 @@ def test_a_collapse_check_that_nobody_asked_for_is_left_out_where_the_model_does
     assert found.collapse is None
     assert found.perplexity[text].tokens
     monkeypatch.setattr("shortstack.machine.memory.available_memory", lambda _device: 1000)
-    with pytest.raises(InputError, match=r"room for its weights.*leave out what it writes: with collapse_check=False"):
+    with pytest.raises(
+        InputError, match=r"room for its weights.*leave out what it writes: with collapse_check turned off"
+    ):
         evaluate(pruned, text=asked, generation=GenerationChecks(collapse_check=True))
 
 
@@ -188,7 +190,7 @@ def test_a_table_without_the_unpruned_model_says_how_to_have_it(
     assert again.made_from == pruned.made_from == str(checkpoint.source)
     assert checkpoint.made_from is None
     for made in (pruned, again):
-        assert f"--against {checkpoint.source} measures both" in shown(monkeypatch, capsys, made.directory, *words).out
+        assert f"Add --against {checkpoint.source} to compare" in shown(monkeypatch, capsys, made.directory, *words).out
     beside = shown(monkeypatch, capsys, pruned.directory, *words, "--against", checkpoint.directory)
     assert "--against" not in beside.out + shown(monkeypatch, capsys, checkpoint.directory, *words).out
 

@@ -67,7 +67,7 @@ def test_each_turn_scores_the_model_as_it_is_then(tmp_path, monkeypatch):
     monkeypatch.setattr(
         turning, "choose", lambda model, *args, **options: scored.append(model) or original(model, *args, **options)
     )
-    heal_in_turns(source, tmp_path / "out", Turns("25%", 1, "bi", samples=4, length=16), SHORT)
+    heal_in_turns(source, tmp_path / "out", Turns("25%", 1, "bi", samples=4, length=24), SHORT)
     assert [model.anatomy.layers for model in scored] == [8, 7]
 
 
@@ -102,13 +102,13 @@ def test_finished_turns_are_not_repeated_and_other_requests_refused(tmp_path, mo
         ({"data": TrainingData("pydoc", max_length=24, max_samples=32)}, r"data\.max_length 32"),
         ({"data": TrainingData("copying", max_length=32, max_samples=32)}, r"data\.data pydoc|data\.sha256"),
         ({"text": "copying"}, r"turns\.text pydoc|text\."),
-        ({"length": 24}, r"turns\.length 16|text\."),
+        ({"length": 32}, r"turns\.length 24|text\."),
     ],
     ids=str,
 )
 def test_turns_go_on_only_with_all_that_they_began_with(changed, named, tmp_path, monkeypatch):
     source = Checkpoint.open(speaking(tmp_path / "source"))
-    calibrating = {"text": "pydoc", "samples": 4, "length": 16}
+    calibrating = {"text": "pydoc", "samples": 4, "length": 24}
 
     def failing(*_args, **_options):
         raise KeyboardInterrupt

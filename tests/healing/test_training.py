@@ -164,6 +164,7 @@ def test_tokens_that_passed_are_those_of_whole_steps_not_of_what_was_fetched_ahe
     assert samples.tokens(40) == samples.handed[-1] == sum(lengths[sample] for sample in given)
 
 
+@pytest.mark.forks_that_train
 def test_a_run_killed_again_and_again_ends_in_the_weights_of_one_that_was_not(tmp_path):
     def life(fatal):
         def kill(_stage, done, _total, note):

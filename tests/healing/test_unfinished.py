@@ -40,6 +40,7 @@ def killed(source, out):
     return in_child(life) == -signal.SIGKILL
 
 
+@pytest.mark.forks_that_train
 def test_a_killed_healing_goes_on_and_ends_in_the_same_weights(tmp_path):
     source, out = Checkpoint.open(speaking(tmp_path / "source")), tmp_path / "out"
     assert killed(source, out)
@@ -127,6 +128,7 @@ def test_a_signal_to_the_command_line_leaves_a_state_to_go_on_from(tmp_path):
     assert "turn resume on to go on" in str(again.exception)
 
 
+@pytest.mark.forks_that_train
 def test_going_on_says_what_it_goes_on_with(tmp_path, monkeypatch):
     source, out = speaking(tmp_path / "source"), tmp_path / "out"
     command = [

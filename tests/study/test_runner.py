@@ -287,7 +287,7 @@ def test_seeds_are_counted_where_something_is_drawn(tmp_path):
     assert not any(label.startswith("reverse") and "seeds" in label for label in labels)
     assert "with 2 seeds" in report.markdown()
     run(tmp_path, text.replace("[reverse, ppl]", "[reverse]"), replaced=True)
-    assert "seeds" not in Report.of(tmp_path / "runs").markdown()
+    assert "with 2 seeds" not in Report.of(tmp_path / "runs").markdown()
 
 
 @pytest.mark.parametrize(
@@ -494,6 +494,7 @@ def life(study, runs, fatal):
     sys.exit(run_study(study, runs, launcher=inline, keep="all").failed)
 
 
+@pytest.mark.forks_that_train
 def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, monkeypatch):
     """Each life gets a little further than the one before."""
     run(tmp_path, STUDY.replace("[reverse, ppl]", "[ppl]"), keep="all")
