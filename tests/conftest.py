@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "conform
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test of forks that train in a process of its own: torch refuses a backward pass in a fork of one that made some."""
+    """Run a test whose forks train in a process of its own: torch makes no backward pass in a fork of one that made some."""
     if not pyfuncitem.get_closest_marker("forks_that_train") or "FORKS_THAT_TRAIN" in os.environ:
         return None
     environment = {**os.environ, "FORKS_THAT_TRAIN": "1"}

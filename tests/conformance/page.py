@@ -48,8 +48,9 @@ that are attended to, and among equal scores by the length. moshi differs with t
 
 What a model writes (`self` text, a teacher's answers, probes, the collapse check) is written for many
 prompts at once, the shorter padded on the left. A model is tried first, on two prompts: together they must get what each
-gets alone. Where padding changes that, or positions are scaled by the longest row (`longrope`, `dynamic`), or attention picks
-the best places (`index_topk`), prompts of one length are written together; where a batch does, one by one. The
+gets alone. Where padding changes that, or positions are scaled by the longest row (`longrope`, `dynamic`), or
+attention picks the best places (`index_topk`), prompts of one length are written together; where a batch does, one
+by one. The
 types and variants above write padded batches, but for these; of each the suite compares what a batch gets with what its
 prompts get alone.
 """

@@ -163,7 +163,7 @@ def test_more_tokens_than_positions_are_refused(tmp_path, monkeypatch):
 def test_a_ratio_of_one_run_has_no_interval_and_that_is_said(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     checkpoint = Checkpoint.open(tiny("llama"))
-    for repeats, said in ((1, "of one run, without an interval"), (2, "in 50% of cases")):
+    for repeats, said in ((1, "of one run, without an interval"), (2, "50% confidence interval")):
         timing = Timing((1,), prompt=4, new_tokens=1, repeats=repeats)
         show_result(profile(checkpoint, against=checkpoint, timing=timing))
         shown = " ".join(capsys.readouterr().out.split())
