@@ -30,7 +30,10 @@ def test_deadlines_are_of_the_same_time() -> None:
     hands.at += 20
     assert (clock.until(0.5).left, clock.reserving(10).left, clock.next(0.25).left) == (30, 70, 20)
     assert clock.reserving(10).until(0.5).left == 25
-    hands.at += 30
+    part = clock.next(0.25)
+    hands.at += 10
+    assert (part.share, part.reserving(5).left, Clock(0.0, now=hands).share) == (0.5, 5, 1)
+    hands.at += 20
     assert clock.until(0.5).over
 
 

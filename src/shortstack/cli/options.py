@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,8 @@ from shortstack.cli import console
 from shortstack.errors import InputError
 from shortstack.machine.device import Compute
 from shortstack.machine.files import finite, save_json
-from shortstack.machine.options import check_options, option
+from shortstack.machine.formats import option_words
+from shortstack.machine.options import changed_options, check_options, option
 from shortstack.machine.progress import bars, say
 
 if TYPE_CHECKING:
@@ -92,23 +93,14 @@ def typed(*groups: object) -> list[str]:
     >>> typed(Compute(stream=True, seed=3)), typed(Source("v1"), Compute())
     (['--seed', '3', '--stream'], ['--revision', 'v1'])
     """
-    words: list[str] = []
-    for group in groups:
-        for each in fields(group):  # type: ignore[arg-type]
-            value, name = getattr(group, each.name), each.name.replace("_", "-")
-            if value is True or value is False:
-                words += [f"--{name}" if value else f"--no-{name}"] if value != each.default else []
-            elif value != each.default:
-                words += [f"--{name}", str(value)]
-    return words
+    return [word for each in groups for word in option_words(changed_options(each))]
 
 
 def check_unused(where: str, *groups: object) -> None:
     """Refuse options that change nothing, because what they shape is made already."""
     for group in groups:
-        for each in fields(group):  # type: ignore[arg-type]
-            if getattr(group, each.name) != each.default:
-                raise unused(where, f"--{each.name.replace('_', '-')}", getattr(group, each.name))
+        for name, value in changed_options(group).items():
+            raise unused(where, f"--{name.replace('_', '-')}", value)
 
 
 def unused(where: str, name: str, value: object) -> InputError:

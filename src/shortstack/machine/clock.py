@@ -32,7 +32,7 @@ class Clock:
     @property
     def share(self) -> float:
         """The share of the time that has passed, at most 1."""
-        return min(1.0, self.used / self.seconds)
+        return min(1.0, self.used / self.seconds) if self.seconds else 1.0
 
     @property
     def over(self) -> bool:
@@ -47,8 +47,8 @@ class Clock:
         return self._of(max(0.0, self.seconds - seconds))
 
     def next(self, share: float) -> Clock:
-        """The same clock, over when that share of the time that is left now has passed."""
-        return self._of(self.used + self.left * share)
+        """A clock that begins now and is over when that share of the time that is left has passed: a part of the work."""
+        return Clock(self.left * share, now=self.now)
 
     def _of(self, seconds: float) -> Clock:
         clock = Clock(seconds, now=self.now)
