@@ -7,8 +7,9 @@ is one file, its table beside it, and its line in `verbs`.
 
 import os
 
-# Before torch is imported. Its threads wait for each other spinning, which beside other work made a forward 3 to 4 times
-# as slow and a written token 2 to 8 times; alone on a machine passive ones cost up to a fifth (docs/guide-cpu.md).
+# Before torch is imported. Its threads wait for each other spinning, which takes cores from other work and waits for them
+# in turn: passive ones are 1.6 times as fast beside a busy process for each core, and .82 to .90 times as fast alone
+# (benchmarks/README.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from shortstack.cli.app import main
