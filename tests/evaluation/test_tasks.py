@@ -28,7 +28,6 @@ from shortstack.decoder import Decoder
 from shortstack.decoder.likelihoods import Accuracy, answers
 from shortstack.errors import DataError, InputError
 from shortstack.evaluation import Evaluation, EvaluationText, TaskResult, Tasks, compared, evaluate, load_harness
-from shortstack.evaluation.harness import files_of
 from shortstack.evaluation.probes import Probed
 from shortstack.evaluation.suites import SUITES, TASKS, named
 from shortstack.evaluation.task_files import write_overlays
@@ -40,6 +39,9 @@ from shortstack.scoring import depth_curve
 from zoo import speaking
 
 pytest.importorskip("lm_eval")
+
+from shortstack.evaluation.harness import files_of
+
 REAL = Path(os.environ.get("SHORTSTACK_DATA", Path(__file__).parents[3] / "shared" / "data"))
 NO_TEXT = EvaluationText(())
 CHOICES = ("piqa", "arc_easy", "winogrande", "hellaswag", "lambada_openai")
