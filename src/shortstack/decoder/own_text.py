@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -44,6 +45,11 @@ MOST_EMPTY = 4  # batches of nothing, one after the other, after which a model i
 BATCHES = (8, 24, ROWS)  # texts of the first, the second and each further batch: calibration takes few
 MARGIN = 64  # of a template, beside what opens a question
 MARK = "QqQ"  # stands in a template where a user's words go
+
+
+def rows_of(batch: int) -> int:
+    """Texts that are written in a batch."""
+    return BATCHES[min(batch, len(BATCHES) - 1)]
 
 
 def calibration_tokens(
@@ -109,8 +115,9 @@ def tokens_of(
 class OwnText:
     """What a checkpoint's model writes, as token ids: batch after batch, each kept in the cache under all it depends on.
 
-    deadline: no batch is begun that would not end before it, but for the first; so there may be fewer texts, always the same
-    ones in the same order. dry_run: what the model needs in order to write is checked, and it writes nothing.
+    deadline: no batch is begun that would not end before it, if each of its texts takes as long as those of the last batch,
+    but for the first; so there may be fewer texts, always the same ones in the same order. dry_run: what the model needs in
+    order to write is checked, and it writes nothing.
     """
 
     checkpoint: Checkpoint
@@ -157,10 +164,10 @@ class OwnText:
         return written
 
     def _too_late(self, writer: Writer, number: int) -> bool:
-        """Whether there is no time for a batch that is still to be written, if it takes as long as the last."""
+        """Whether there is no time for a batch that is still to be written."""
         if self.deadline is None or number == 0 or self._path(writer, number).exists():
             return False
-        return self.deadline.left < writer.seconds or self.deadline.over
+        return self.deadline.over or self.deadline.left < writer.text_seconds * rows_of(number)
 
     def _path(self, writer: Writer, number: int) -> Path:
         return cache_directory("own-texts", writer.key) / f"{number:05}.json"
@@ -170,11 +177,16 @@ class OwnText:
         path = self._path(writer, number)
         mark_used(path.parent)
         if not path.exists():
-            began = self.deadline.used if self.deadline else 0.0
-            save_json(path, {"texts": writer.written(number, progress)})
-            writer.seconds = self.deadline.used - began if self.deadline else 0.0
-        texts: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))["texts"]
-        return texts
+            began = self.now()
+            texts = writer.written(number, progress)
+            save_json(path, {"texts": texts, "seconds": self.now() - began})
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        writer.text_seconds = kept["seconds"] / rows_of(number)
+        return list(kept["texts"])
+
+    @property
+    def now(self) -> Callable[[], float]:
+        return self.deadline.now if self.deadline else time.monotonic
 
 
 class Writer:
@@ -185,7 +197,7 @@ class Writer:
         self.tokenizer, self.device = checkpoint.tokenizer(), pick_device(compute.device)
         self.dtype = arithmetic(compute.dtype, checkpoint, self.device)
         self.model: PreTrainedModel | None = None
-        self.seconds = 0.0  # that the last batch took, by a deadline's clock
+        self.text_seconds = 0.0  # that each text of the last batch took, whenever it was written
 
     @cached_property
     def key(self) -> str:
@@ -200,12 +212,13 @@ class Writer:
                 self.device_map,
             ],  # layers that are shared out lie, and round, otherwise
             draws=DRAWS,
+            kept=["texts", "seconds"],
             rooms=[BATCHES, QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS],
         )
 
     def written(self, number: int, progress: Progress) -> list[list[int]]:
         """The texts of a batch that are not empty, without BOS."""
-        rows, most = BATCHES[min(number, len(BATCHES) - 1)], self._most
+        rows, most = rows_of(number), self._most
         opening = self._opening
         if not self.tokenizer.chat_template:
             room = min(TEXT_TOKENS, most - 1)
