@@ -133,7 +133,8 @@ def test_a_model_that_writes_nothing_is_said_to(tmp_path, before):
     kept = tmp_path / "cache" / "own-texts" / Writer(checkpoint, Compute()).key
     kept.mkdir(parents=True)
     for number in range(6):
-        (kept / f"{number:05}.json").write_text(json.dumps({"texts": [[5, 6]] if number < before else []}))
+        texts = [[5, 6]] if number < before else []
+        (kept / f"{number:05}.json").write_text(json.dumps({"texts": texts, "seconds": 1}))
     with pytest.raises(DataError, match="a model that writes something"):
         OwnText(checkpoint).texts(2)
 
