@@ -10,7 +10,7 @@ SOURCES := $(shell find src -type f -not -name '*.pyc')
 # make torture: verbs killed and disks failing at every call, files changed at random, two processes at once; needs strace.
 # make architectures: try every architecture again and write docs/architectures.md.
 # make docs: the pages as a site, in site/.
-# make tables: write the tables of options, metrics, strategies and methods in docs/.
+# make tables: write the tables of metrics, strategies and methods in docs/.
 .PHONY: architectures docs notebook tables demo test test-oldest test-wheel lint test-slow torture benchmarks wheel clean
 
 demo: $(VENV)/demo
@@ -24,7 +24,7 @@ architectures: $(VENV)/conformance
 	$(BIN)/python tests/conformance/page.py
 
 tables: $(VENV)/dev
-	$(BIN)/python tests/option_tables.py
+	$(BIN)/python tests/doc_tables.py
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

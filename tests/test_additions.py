@@ -91,7 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "src" / "shortstack", package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "docs", folder / "docs")
     (folder / "tests").mkdir()
-    shutil.copy(ROOT / "tests" / "option_tables.py", folder / "tests")
+    shutil.copy(ROOT / "tests" / "doc_tables.py", folder / "tests")
     metrics, strategies, methods = (
         package / room / file
         for room, file in (("scoring", "metrics.py"), ("planning", "strategies.py"), ("healing", "methods.py"))
@@ -162,7 +162,7 @@ def test_they_stand_in_the_help_and_in_the_listings(place):
 
 
 def test_they_stand_in_the_tables_of_the_pages(place):
-    python(place, "tests/option_tables.py")
+    python(place, "tests/doc_tables.py")
     heal, plan, listings = ((place / "docs" / f"{page}.md").read_text() for page in ("heal", "plan", "ls"))
     assert "| `--toy-share` | 0.5 | A toy share. |" in heal
     assert "toy-strategy" in plan

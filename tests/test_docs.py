@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 import torch
 
-import option_tables
+import doc_tables
 import shortstack as ss
 import stores
 from command import names, read
@@ -284,7 +284,7 @@ def table(page: Path, heading: str) -> list[list[str]]:
 
 
 def test_the_tables_of_what_there_is_to_name_are_as_the_code_has_it() -> None:
-    assert [page.name for page in option_tables.behind()] == [], "make tables writes them"
+    assert [page.name for page in doc_tables.behind()] == [], "make tables writes them"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
