@@ -46,10 +46,10 @@ def short_pydoc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return
     from pydoc_data import topics
 
-    from shortstack.data.sources import words
+    from shortstack.data.pydoc import words
 
     monkeypatch.setattr(topics, "topics", dict(sorted(topics.topics.items())[:12]))
-    monkeypatch.setattr("shortstack.data.sources.words", words.__wrapped__)  # what is kept is of the whole text
+    monkeypatch.setattr("shortstack.data.in_context.words", words.__wrapped__)  # what is kept is of the whole text
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from command import names, read
 from documents import data_folder
 from shortstack import cli
 from shortstack.cli.verbs import VERBS
-from shortstack.data.sources import words
+from shortstack.data.pydoc import words
 from shortstack.machine.clock import Clock
 from shortstack.profiling import Timing
 from shortstack.shrinking import demo
@@ -144,7 +144,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(line / "cache"))
     monkeypatch.setattr("pydoc_data.topics.topics", SHORT_PYDOC)
-    monkeypatch.setattr("shortstack.data.sources.words", words.__wrapped__)  # what is kept is of the whole text
+    monkeypatch.setattr("shortstack.data.in_context.words", words.__wrapped__)  # what is kept is of the whole text
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("shortstack.study.workers.local", lambda workers=1: inline())
     monkeypatch.setattr("shortstack.shrinking.line.clock_of", lambda *_, **__: Clock(25.0))  # whatever the minutes

@@ -7,8 +7,8 @@ import pytest
 
 from shortstack.data import CalibrationText, Tokens, read_examples
 from shortstack.data.examples import shares
+from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import MIX, MIXED, READ, parse_sources
-from shortstack.data.sources import IN_CONTEXT
 from shortstack.data.tokens import check_enough, encode, split
 from shortstack.errors import DataError
 from shortstack.healing import TrainingData

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shortstack.data.sources import IN_CONTEXT, OWN, SOURCES, check_source, read_records, words
+from shortstack.data.in_context import IN_CONTEXT
+from shortstack.data.pydoc import words
+from shortstack.data.sources import OWN, SOURCES, check_source, read_records
 from shortstack.errors import DataError
 from shortstack.machine.files import digest, file_digest
 

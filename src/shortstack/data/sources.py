@@ -2,28 +2,23 @@
 
 A source is `pydoc` (the standard library's language reference topics; the last 20 % is held out and never calibrates), a
 .txt file, a .jsonl or .json file, or a hub dataset `org/name` or `org/name:split`. Two kinds have no end and are written as
-they are read: `self`, by the model, and those of IN_CONTEXT, by a seeded program: texts that only what stands before
-explains, which a model must copy, not know. Prose hardly asks for it, so metrics on prose call the layers that do it cheap
-(docs/decisions.md). Half of such a text is noise; the passages that the rest determines are marked, and they alone count.
+they are read: `self`, by the model, and those of IN_CONTEXT, by a seeded program.
 """
 
 from __future__ import annotations
 
-import bisect
-import functools
-import itertools
 import json
 import random
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shortstack.data.in_context import IN_CONTEXT
+from shortstack.data.pydoc import pydoc
 from shortstack.errors import DataError, InputError, one_line
 from shortstack.machine.hub import hub_or_copies
 
 OWN = "self"  # what the model writes itself
-HELD_OUT_SHARE = 0.2
 PROMPT = (
     "Below is an instruction that describes a task{with_input}. "
     "Write a response that appropriately completes the request.\n\n"
@@ -41,66 +36,12 @@ KEYS = {  # the fields of each; an instruction may have one of CONTEXT beside it
     "prompt": ("prompt", "completion"),
 }
 CONTEXT = ("input", "context")
-SYMBOLS = "{}[]()<>;:=+-*/#"
-MOST = 48  # words of a text
-MOST_NUMBER = 99  # behind a symbol, so that a sequence of them does not repeat itself
-
-
-def _pydoc(held_out: bool) -> str:
-    """The standard library's reference topics, each paragraph once: topics quote each other, and would leak otherwise."""
-    from pydoc_data import topics
-
-    texts = "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
-    paragraphs = list(dict.fromkeys(texts.split("\n\n")))
-    ends = list(itertools.accumulate(map(len, paragraphs)))
-    first = bisect.bisect_left(ends, (1 - HELD_OUT_SHARE) * ends[-1]) + 1
-    return "\n\n".join(paragraphs[first:] if held_out else paragraphs[:first])
 
 
 # Texts that come along by name: function(held_out) gives the part that is held out, or the rest, which calibrates.
-SOURCES: Mapping[str, Callable[[bool], str]] = {"pydoc": _pydoc}
-Passages = Sequence[tuple[str, bool]]  # text, and whether what stands before it says what it is
+SOURCES: Mapping[str, Callable[[bool], str]] = {"pydoc": pydoc}
 
-
-def copying(rng: random.Random, most: int = MOST) -> Passages:
-    """Random words, or symbols and numbers in one text of three, and the same once more.
-
-    >>> first, again = copying(random.Random(1))
-    >>> first[0] == again[0] + "\\n", first[1], again[1]
-    (True, False, True)
-    """
-    count = rng.randint(-(-most // 6), most)
-    if rng.random() < 1 / 3:
-        units = [f"{rng.choice(SYMBOLS)}{rng.randint(0, MOST_NUMBER)}" for _ in range(count)]
-    else:
-        units = rng.sample(words(), count)
-    text = " ".join(units)
-    return [(f"{text}\n", False), (text, True)]
-
-
-def recall(rng: random.Random, most: int = MOST) -> Passages:
-    """A list of words with numbers, then some of its words again: the number that belongs to each is determined.
-
-    >>> [determined for _, determined in recall(random.Random(1))][:3]
-    [False, False, True]
-    """
-    least = -(-most // 12)
-    keys = rng.sample(words(), max(2, rng.randint(least, max(least, most // 4))))
-    values = {key: str(rng.randint(100, 999)) for key in keys}
-    listed = "".join(f"{key}: {value}\n" for key, value in values.items())
-    asked = rng.sample(keys, len(keys) // 2)
-    questions = [part for key in asked for part in ((f"{key}:", False), (f" {values[key]}", True), ("\n", False))]
-    return [(f"{listed}\n", False), *questions]
-
-
-IN_CONTEXT: Mapping[str, Callable[[random.Random, int], Passages]] = {"copying": copying, "recall": recall}
 TEXT = f"{', '.join([*SOURCES, *IN_CONTEXT])}, a .txt, .json or .jsonl file, or a hub dataset org/name."
-
-
-@functools.cache
-def words() -> tuple[str, ...]:
-    """The words of the text that comes along, from the part that calibrates."""
-    return tuple(sorted(set(re.findall(r"\b[a-z]{3,9}\b", SOURCES["pydoc"](False)))))
 
 
 def parse_samples(samples: str | int) -> int | None:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.data.given import Rows, source_of
+from shortstack.data.in_context import IN_CONTEXT, MOST
 from shortstack.data.mixture import MIX, SEVERAL, Weighted, Written, check_sources, parse_sources
-from shortstack.data.sources import IN_CONTEXT, MOST, OWN, TEXT, parse_samples, read_documents
+from shortstack.data.sources import OWN, TEXT, parse_samples, read_documents
 from shortstack.errors import DataError
 from shortstack.machine.options import check_options, option
 

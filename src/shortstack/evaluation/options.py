@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.architecture.positions import check_positions
 from shortstack.data import Rows, Tokens, source_of
-from shortstack.data.sources import IN_CONTEXT, TEXT, check_source
+from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.sources import OWN as SELF
+from shortstack.data.sources import TEXT, check_source
 from shortstack.data.tokens import endless
 from shortstack.errors import InputError
 from shortstack.evaluation.suites import SUITES, TASKS, named

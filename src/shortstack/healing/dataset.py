@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shortstack.data import Example
+from shortstack.data.in_context import IN_CONTEXT
 from shortstack.data.mixture import SEVERAL, check_sources, parse_sources
-from shortstack.data.sources import IN_CONTEXT, OWN, SOURCES
+from shortstack.data.sources import OWN, SOURCES
 from shortstack.errors import DataError, InputError
 from shortstack.machine.numbers import is_share
 from shortstack.machine.options import check_options, option
