@@ -1,4 +1,4 @@
-"""One block of layers or two, chosen by what they cost once repaired."""
+"""Blocks of layers and single ones, chosen by what they cost once repaired."""
 
 import itertools
 
@@ -21,25 +21,39 @@ IDS = torch.randint(3, 90, (32, 12), generator=torch.Generator().manual_seed(6))
 TOKENS = Tokens.given(IDS)
 
 
-def layers(*blocks):
-    return tuple(layer for start, size in blocks for layer in range(start, start + size))
+def runs(cut):
+    """The blocks of a set of layers: the first layer and the size of each run."""
+    firsts = [layer for layer in cut if layer - 1 not in cut]
+    return [(first, next(size for size in range(1, 9) if first + size not in cut)) for first in firsts]
 
 
-@pytest.mark.parametrize(("amount", "splits"), [(2, [(1, 1)]), (3, [(1, 2)]), (4, [(1, 3), (2, 2)])])
-def test_of_the_best_block_and_the_best_pairs_the_one_with_the_lowest_repaired_loss_goes(amount, splits):
+def summed(checkpoint, decoder, amount):
+    """Every cut of so many of eight layers, cheapest first, with what its blocks cost beyond the whole model's loss."""
+    whole = naive.losses(checkpoint.directory, IDS[3::4], [[]])[0]
+    cost = repaired_windows(decoder, TOKENS, range(1, amount + 1))
+    cuts = [cut for cut in itertools.combinations(range(8), amount) if all(size <= 4 for _, size in runs(cut))]
+    sums = sorted((sum(cost[run] - whole for run in runs(cut)), cut) for cut in cuts)
+    single = min((cost[start, amount], tuple(range(start, start + amount))) for start in range(9 - amount))
+    return [(whole + each, cut) for each, cut in sums], single
+
+
+def alike(one, other):
+    return len(set(one) & set(other)) >= len(one) - 1
+
+
+@pytest.mark.parametrize("amount", [2, 3, 4, 5])
+def test_of_the_best_block_and_the_cheapest_sets_the_one_with_the_lowest_repaired_loss_goes(amount):
     checkpoint = Checkpoint.open(tiny("llama"))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     found = choose(checkpoint, Choice(drop=amount, strategy="repaired-blocks"), TOKENS).plan
-    cost = repaired_windows(decoder, TOKENS, {amount, *itertools.chain(*splits)})
-    pairs = []
-    for sizes in {each for split in splits for each in itertools.permutations(split)}:
-        for first, second in itertools.product(range(8), repeat=2):
-            blocks = (first, sizes[0]), (second, sizes[1])
-            if first + sizes[0] < second and second + sizes[1] <= 8:
-                pairs.append((cost[blocks[0]] + cost[blocks[1]], layers(*blocks)))
-    single = min((loss, layers(block)) for block, loss in cost.items() if block[1] == amount)
-    finalists = [single[1], *(pair for _, pair in sorted(pairs)[:FINALISTS])]
-    losses = {cut: RepairWalk(decoder, frozenset(cut), TOKENS, silent).walk().losses()[2] for cut in finalists}
+    sums, (_, single) = summed(checkpoint, decoder, amount)
+    finalists = []
+    for _, cut in sums:
+        if len(finalists) < FINALISTS and not any(alike(cut, other) for other in finalists):
+            finalists.append(cut)
+    losses = {
+        cut: RepairWalk(decoder, frozenset(cut), TOKENS, silent).walk().losses()[2] for cut in {single, *finalists}
+    }
     assert found.removed == min(losses, key=losses.__getitem__)
     assert sorted(found.compared.values()) == pytest.approx(sorted(losses.values()), rel=1e-5)
     assert found.compared_by == "loss with layers refitted"
@@ -47,20 +61,14 @@ def test_of_the_best_block_and_the_best_pairs_the_one_with_the_lowest_repaired_l
 
 @pytest.mark.parametrize("amount", [1, 3, 4])
 def test_without_finalists_the_lowest_that_is_measured_goes(amount):
-    """Two blocks are taken to cost what each does beyond the whole model's loss."""
+    """Several blocks are taken to cost what each does beyond the whole model's loss."""
     checkpoint = Checkpoint.open(tiny("llama"))
     decoder = Decoder.load(checkpoint, dtype=torch.float32)
     found = choose(checkpoint, Choice(drop=amount, strategy="repaired-blocks", finalists=0), TOKENS).plan
-    cost = repaired_windows(decoder, TOKENS, range(1, amount + 1))
-    whole = naive.losses(checkpoint.directory, IDS[3::4], [[]])[0]
-    single = min((loss, layers(block)) for block, loss in cost.items() if block[1] == amount)
-    pairs = []
-    for one, other in itertools.combinations(cost, 2):
-        if one[1] + other[1] == amount and abs(one[1] - other[1]) <= 2 and one[0] + one[1] < other[0]:
-            pairs.append((cost[one] + cost[other] - whole, layers(one, other)))
-    lowest = sorted([single, *sorted(pairs)[:1]])
-    assert found.removed == lowest[0][1]
-    assert sorted(found.compared.values()) == pytest.approx([loss for loss, _ in lowest], rel=1e-5)
+    sums, single = summed(checkpoint, decoder, amount)
+    both = {cut: loss for loss, cut in (single, sums[0])}
+    assert found.removed == min(both, key=both.__getitem__)
+    assert sorted(found.compared.values()) == pytest.approx(sorted(both.values()), rel=1e-5)
 
 
 def test_ends_that_must_stay_stay():

@@ -55,7 +55,7 @@ class Choice:
     )
     finalists: int = option(
         FINALISTS,
-        help="Pairs of blocks that repaired-blocks repairs and compares beside the best one; 0 repairs none.",
+        help="Sets of layers that repaired-blocks repairs and compares beside the best single block; 0 repairs none.",
         minimum=0,
     )
     keep_first: int = option(0, help="Never remove the first n layers.", minimum=0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -11,14 +12,16 @@ from shortstack.errors import PlanError
 from shortstack.machine import formats
 from shortstack.scoring.metrics import Metric
 
-FINALISTS = 5  # pairs of blocks that are repaired whole, beside the best single block
+FINALISTS = 5  # sets that are repaired whole, beside the best single block
+LARGEST = 4  # layers of a block that is one of several
+Block = tuple[int, int]  # its first layer, and how many layers it has
 
 
 @dataclass(frozen=True)
 class Removal:
     """How many layers go, which may, and by which metric. step: so many at a time; seed: of everything random.
 
-    finalists: pairs of blocks that are repaired whole before one is taken.
+    finalists: sets that are repaired whole before one is taken.
     """
 
     amount: int
@@ -29,13 +32,46 @@ class Removal:
     finalists: int = FINALISTS
 
 
-def splits(amount: int) -> list[tuple[int, int]]:
-    """How a number of layers is shared between two blocks: as equal as can be, and one layer more uneven.
+def block_sizes(amount: int) -> frozenset[int]:
+    """Sizes of the blocks that a set of layers is made of: up to LARGEST layers, or all in one block.
 
-    >>> splits(1), splits(4), splits(7)
-    ([], [(1, 3), (2, 2)], [(2, 5), (3, 4)])
+    >>> sorted(block_sizes(2)), sorted(block_sizes(8))
+    ([1, 2], [1, 2, 3, 4, 8])
     """
-    return [(part, amount - part) for part in range(max(1, amount // 2 - 1), amount // 2 + 1) if part < amount]
+    return frozenset({*range(1, min(amount, LARGEST) + 1), amount})
+
+
+def cheapest_sets(costs: Mapping[Block, float], amount: int, most: int) -> list[tuple[float, tuple[int, ...]]]:
+    """The `most` sets of `amount` layers whose blocks cost least together, cheapest first, each with its cost.
+
+    costs: of each block (first layer, size) that may go. Between two blocks of a set a layer stays.
+
+    >>> cheapest_sets({(0, 1): 0.1, (1, 1): 0.4, (2, 1): 0.3, (0, 2): 0.7}, amount=2, most=2)
+    [(0.4, (0, 2)), (0.7, (0, 1))]
+    """
+    end = max(first + size for first, size in costs)
+    found: dict[Block, list[tuple[float, tuple[int, ...]]]] = {(place, 0): [(0.0, ())] for place in range(end + 2)}
+    for first in reversed(range(end)):
+        for left in range(1, amount + 1):
+            sets = list(found.get((first + 1, left), ()))
+            for size in (size for size in range(1, left + 1) if (first, size) in costs):
+                block, behind = tuple(range(first, first + size)), found.get((first + size + 1, left - size), ())
+                sets += [(costs[first, size] + cost, (*block, *layers)) for cost, layers in behind]
+            found[first, left] = heapq.nsmallest(most, sets)
+    return found[0, amount]
+
+
+def unlike(sets: Iterable[tuple[int, ...]], most: int) -> list[tuple[int, ...]]:
+    """The first `most` of sets of layers, without those that differ in one layer alone from one before them.
+
+    >>> unlike([(1, 2), (1, 3), (4, 5), (6, 7)], most=2)
+    [(1, 2), (4, 5)]
+    """
+    chosen: list[tuple[int, ...]] = []
+    for layers in sets:
+        if len(chosen) < most and all(len({*layers} - {*other}) >= min(2, len(layers)) for other in chosen):
+            chosen.append(layers)
+    return chosen
 
 
 def staying_ends(layers: int, amount: int, keep_first: int, keep_last: int) -> range:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +16,24 @@ from shortstack.errors import PlanError
 from shortstack.machine.formats import show_layers
 from shortstack.machine.numbers import checked
 from shortstack.machine.progress import Progress, silent, under
-from shortstack.planning.layer_sets import Removal, check_pace, lowest, lowest_window, splits
+from shortstack.planning.layer_sets import (
+    Removal,
+    block_sizes,
+    cheapest_sets,
+    check_pace,
+    lowest,
+    lowest_window,
+    unlike,
+)
 from shortstack.planning.plans import Plan
-from shortstack.repairing.cut_families import WHOLE, Window, repaired_windows
+from shortstack.repairing.cut_families import WHOLE, repaired_windows
 from shortstack.repairing.fold_points import check_refittable
 from shortstack.repairing.repairer import RepairWalk
 from shortstack.scoring import METRICS
 from shortstack.scoring.gradients import check_differentiable
 from shortstack.scoring.measurement import Run, Wanted, walk_on
 
+CHEAPEST = 500  # sets, among which finalists that are not alike are looked for
 TRAIL_BYTES = 2 << 30  # streams kept from one step for the next
 KL = METRICS["kl"]
 
@@ -190,13 +198,12 @@ def _measure(
 
 @torch.no_grad()
 def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progress: Progress = silent) -> Plan:
-    """One block of layers or two, apart, whose removal costs least once kept layers are refitted.
+    """One block of layers, or several blocks and single layers apart, whose removal costs least once others are refitted.
 
-    Every block of the sizes that it takes is measured on held-out samples with the last matrix before it refitted, as
-    repaired-window does; what two blocks cost is taken to be the sum of both. The best block and the best pairs, as many
-    as there are to be finalists, are then repaired whole; the one with the lowest held-out loss is the plan. Plan.compared
-    tells that loss of each. Without finalists it is the lower of the best block's loss and of the sum that the best pair is
-    taken to have.
+    Every block is measured on held-out samples with the last matrix before it refitted, as repaired-window does; what
+    several cost is taken to be their sum. The best block and the cheapest sets, as many as there are to be finalists and no
+    two alike but for one layer, are then repaired whole; the one with the lowest held-out loss is the plan. Plan.compared
+    tells that loss of each. Without finalists it is the lower of the best block's loss and of the sum of the cheapest set.
     """
     check_blocks(decoder, tokens, removal)
     candidates = _candidates(decoder, tokens, removal, progress)
@@ -212,41 +219,24 @@ def repaired_blocks(decoder: Decoder, tokens: Tokens, removal: Removal, *, progr
 
 
 def _candidates(decoder: Decoder, tokens: Tokens, removal: Removal, progress: Progress) -> dict[tuple[int, ...], float]:
-    """The best block and the best pairs, by their layers: held-out loss with the last matrix before each block refitted."""
+    """The best block and the cheapest sets: held-out loss with the last matrix before each block refitted."""
     amount, allowed = removal.amount, removal.allowed
-    halves = splits(amount)
-    sizes = {0, amount, *(size for pair in halves for size in pair)}
-    losses = repaired_windows(decoder, tokens, sizes, progress=progress)
+    losses = repaired_windows(decoder, tokens, {0, *block_sizes(amount)}, progress=progress)
     whole = losses.pop(WHOLE)
     costs = {
         (start, size): loss - whole
         for (start, size), loss in losses.items()
         if start in allowed and start + size <= allowed.stop
     }
-    single = min((block for block in costs if block[1] == amount), key=costs.__getitem__)
-    pairs = {blocks: sum(costs[block] for block in blocks) for blocks in _apart(costs, halves)}
-    best_pairs = sorted(pairs, key=lambda blocks: (pairs[blocks], blocks))[: max(1, removal.finalists)]
-    return {
-        _layers([single]): whole + costs[single],
-        **{_layers(blocks): whole + pairs[blocks] for blocks in best_pairs},
-    }
+    start, _ = min((block for block in costs if block[1] == amount), key=costs.__getitem__)
+    sets = {layers: cost for cost, layers in cheapest_sets(costs, amount, CHEAPEST)}
+    finalists = [tuple(range(start, start + amount)), *unlike(sets, max(1, removal.finalists))]
+    return {layers: whole + sets.get(layers, costs[start, amount]) for layers in finalists}
 
 
 def _repaired_loss(decoder: Decoder, tokens: Tokens, layers: tuple[int, ...], progress: Progress) -> float:
     """Held-out loss without these layers, all that is kept refitted."""
     return RepairWalk(decoder, frozenset(layers), tokens, progress).walk().losses()[2]
-
-
-def _apart(costs: Mapping[Window, float], halves: Sequence[tuple[int, int]]) -> Iterator[tuple[Window, Window]]:
-    """Pairs of blocks (start, size) with at least one layer between them, the earlier one first."""
-    sizes = {frozenset(pair) for pair in halves}
-    for first, second in itertools.combinations(sorted(costs), 2):
-        if frozenset((first[1], second[1])) in sizes and first[0] + first[1] < second[0]:
-            yield first, second
-
-
-def _layers(blocks: Iterable[Window]) -> tuple[int, ...]:
-    return tuple(layer for start, size in blocks for layer in range(start, start + size))
 
 
 def _best(known: Mapping[SkippedLayers, float], amount: int) -> list[SkippedLayers]:

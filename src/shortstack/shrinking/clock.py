@@ -32,7 +32,7 @@ WHAT = {
     "windows": "calibration windows of each text",
     "length": "tokens of a calibration window",
     "text": "calibration text",
-    "finalists": "pairs of blocks repaired before one is chosen",
+    "finalists": "sets of layers repaired before one is chosen",
     "repair": "windows to repair on",
     "judged": "windows of each text to measure on",
     "probe_items": "items of each probe",
