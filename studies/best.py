@@ -4,7 +4,7 @@
 
 The first argument is how many layers go, one model for each number. DOLLY_JSON: instructions in the Alpaca layout.
 
-The recipe was chosen on other data (docs/decisions.md): questions of piqa's training set and of arc_easy's validation set,
+The recipe was chosen on other data (studies/recipe.md): questions of piqa's training set and of arc_easy's validation set,
 other pages, probes of another seed. Three earlier runs, between which it changed, were judged on the first SKIPPED
 documents of each task; so this one, of the recipe as it stayed, has documents that none of them saw, and other seeds for
 itself, the probes and the windows. Layers are chosen, kept ones refitted, and what is left healed on C4, on Dolly's

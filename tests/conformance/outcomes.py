@@ -36,7 +36,7 @@ GREEDY = {
 }
 PROMPTS = [tuple(range(40, 45)), tuple(range(20, 33)), tuple(range(50, 63))]
 LIMITS = [4, 3, 4]
-WRITES = ("side by side", "beside prompts of the same length", "one by one")
+WRITES = ("in padded batches", "in batches of equal length", "one by one")
 # Where transformers' own cache goes wrong for the source too: generation is compared without it.
 BROKEN_CACHE = {"minimax, linear and full attention": "it counts tokens in layer 0, which is linear here"}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -17,67 +19,87 @@ from outcomes import CUTS, EXACT, WRITES, Outcome, outcome
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 HEAD = """# Architectures
 
-Every causal language model type of transformers {version}, with tiny random weights: {layers} layers, cut at the tail
-({tail}), in the middle ({middle}), at the first layer ({first}), in scattered places ({scattered}), and down to one
-layer ({one} removed).
+Which cuts are exact, for every causal language model type of transformers {version}, tried on tiny models with random
+weights and {layers} layers: the tail (layers {tail}), the middle ({middle}), the first layer ({first}), scattered layers
+({scattered}), and all but one ({one}).
 
-*exact*: the cut was written by byte surgery and loaded by plain `transformers` with no missing, unexpected or newly
-initialised tensor; its fp32 logits equal, with difference 0, those of the source whose removed layers return what enters
-them (1e-5 is allowed where the cut narrows a matrix outside the layers, Gemma 3n's and Gemma 4's per-layer embeddings: its
-products round anew); three tokens generated with the cache, and the logits of each, are the same. Of the scattered cut
-`verify --against` agrees, and so does the model cut in memory.
-*refused*: nothing was written; the message says why and, if one is found nearby, which cut is exact. A type that is not
-listed passes the same check of structure before a byte is written, but its numbers have not been compared: run
-`shortstack verify --against` on the result.
+- **Exact**: `prune` wrote the cut, plain `transformers` loads it with no missing, unexpected or newly initialised
+  tensor, and its fp32 logits equal those of the source with the removed layers bypassed (difference 0; up to 1e-5 where
+  the cut narrows a matrix outside the layers, the per-layer embeddings of Gemma 3n and Gemma 4). Three tokens generated
+  with the cache, and their logits, agree too. For the scattered cut, `verify --against` and `prune_layers()` on the
+  model in memory agree as well.
+- **Refused**: nothing is written. The error gives the reason and, if it finds one, the nearest exact cut.
+
+A type that is not listed goes through the same structural check before anything is written, but nobody has compared its
+numbers: run `shortstack verify --against` on the result.
 
 | | tail | middle | first | scattered | all but one |
 |---|---|---|---|---|---|
 | exact, of {types} types | {counts} |
 
-`make architectures` writes this page anew; with another release of transformers, its difference is what that release
-changed. The configs are data in tests/conformance/architectures.py.
+`make architectures` rewrites this page. The configs are in tests/conformance/architectures.py.
 """
 
-WRITING = """Text is written by transformers' own `generate`, which for some types, cut or not, is not what a forward of the
-whole text gives, so that what such a model writes and its perplexity may disagree. Of the RoBERTa family
-(camembert, data2vec-text, roberta, roberta-prelayernorm, xlm-roberta, xlm-roberta-xl, xmod) `generate` counts
-positions from 0, and the forward from behind the padding token's id; for xlm and xlnet it adds a token at the
-end. In a forward of axk2, cpmant, deepseek_v32, dots3_note, dots3_note_text, glm_moe_dsa, hy_v4, minimax and
-prophetnet a token's logits depend on how many tokens follow: deepseek_v32 and glm_moe_dsa select the tokens
-that are attended to, and among equal scores by the length. moshi differs with the cache alone.
-
-What a model writes (`self` text, a teacher's answers, probes, the collapse check) is written for many
-prompts at once, the shorter padded on the left. A model is tried first, on two prompts: together they must get what each
-gets alone. Where padding changes that, or positions are scaled by the longest row (`longrope`, `dynamic`), or
-attention picks the best places (`index_topk`), prompts of one length are written together; where a batch does, one
-by one. The
-types and variants above write padded batches, but for these; of each the suite compares what a batch gets with what its
-prompts get alone.
+WRITING = """shortstack generates text (`self` data, a teacher's answers, probes, the collapse check) for many prompts at
+once, padded on the left. Before that it checks on two prompts whether the model gives each the probabilities it gets
+alone. If padding changes them, or positions are scaled by the longest row (`longrope`, `dynamic`), or attention selects
+the top-k tokens (`index_topk`), prompts of equal length are batched; if batching itself changes them, prompts are
+generated one by one. All types and variants above are generated in padded batches, except:
 """
 
+DIFFERING = """
+The test suite compares each batch with its prompts generated alone. For some types, cut or not, transformers' `generate`
+and a forward pass over the whole text disagree, so generated text and perplexity may not match:
 
-def rows(outcomes: Mapping[str, Outcome], names: tuple[str, ...]) -> list[str]:
-    """A table line for each name."""
-    return [f"| {name} | {' | '.join(cells(outcomes[name]))} |" for name in names]
+- camembert, data2vec-text, roberta, roberta-prelayernorm, xlm-roberta, xlm-roberta-xl, xmod: `generate` counts positions
+  from 0, the forward pass from the padding token's id.
+- xlm, xlnet: `generate` appends a token.
+- axk2, cpmant, deepseek_v32, dots3_note, dots3_note_text, glm_moe_dsa, hy_v4, minimax, prophetnet: a token's logits
+  depend on how many tokens follow it.
+- moshi: they differ only when the cache is used.
+"""
+
+EVERYWHERE = "exact in every cut"
+TABLE = ("| others | refused cuts | reason |", "|---|---|---|")
 
 
-def cells(found: Outcome) -> list[str]:
-    return [*(found.cells or ("-",) * len(CUTS)), found.unbuilt or "; ".join(found.reasons).replace("|", "\\|")]
+def entries(outcomes: Mapping[str, Outcome], names: tuple[str, ...]) -> list[str]:
+    """Return the names that are exact in every cut, a line for each first letter, and a table row for each other."""
+    exact = [name for name in names if line(name, outcomes[name]) == EVERYWHERE]
+    letters = [", ".join(f"`{name}`" for name in some) for _, some in groupby(exact, key=lambda name: name[0])]
+    others = [line(name, outcomes[name]) for name in names if name not in exact]
+    return [f"Exact in every cut ({len(exact)}):", ",\n".join(letters), "", *TABLE, *others]
+
+
+def line(name: str, found: Outcome) -> str:
+    """What the page says of a type or variant: EVERYWHERE, or its row."""
+    if found.unbuilt:
+        return f"| {name} | not tried | {found.unbuilt} |"
+    refused = [cut for cut, how in found.cuts.items() if how != EXACT]
+    if not refused:
+        return EVERYWHERE
+    cuts = "all" if len(refused) == len(CUTS) else ", ".join(refused)
+    return f"| {name} | {cuts} | {reasons(found)} |"
+
+
+def reasons(found: Outcome) -> str:
+    """Why cuts are refused: of reasons that differ in numbers alone the first."""
+    kinds: dict[str, str] = {}
+    for reason in found.reasons:
+        kinds.setdefault(re.sub(r" \(nearest exact cut: [\d,-]+\)|[\d.]+", "", reason), reason)
+    return "; ".join(kinds.values()).replace("|", "\\|")
 
 
 def page(outcomes: Mapping[str, Outcome]) -> str:
     """The whole page."""
-    table = "| type | tail | middle | first | scattered | all but one | why not |\n|---|---|---|---|---|---|---|"
     parts = [
         head([sum(outcomes[name].cuts.get(cut) == EXACT for name in TYPES) for cut in CUTS]),
         "## Types\n",
-        table,
-        *rows(outcomes, TYPES),
+        *entries(outcomes, TYPES),
         "\n## Variants\n",
-        table,
-        *rows(outcomes, tuple(VARIANTS)),
+        *entries(outcomes, tuple(VARIANTS)),
     ]
-    return "\n".join([*parts, "\n## Writing\n", WRITING, *writing(outcomes)]) + "\n"
+    return "\n".join([*parts, "\n## Generated text\n", WRITING, *writing(outcomes), DIFFERING])
 
 
 def writing(outcomes: Mapping[str, Outcome]) -> list[str]:
@@ -102,10 +124,23 @@ def head(exact: Sequence[int]) -> str:
     return HEAD.format(version=transformers.__version__, layers=LAYERS, types=len(TYPES), counts=counts, **shown)
 
 
-def line(name: str) -> str | None:
-    """What the page says of a name now; None when it says nothing."""
-    start = f"| {name} |"
-    return next((row for row in PAGE.read_text(encoding="utf-8").splitlines() if row.startswith(start)), None)
+def listed() -> dict[str, str]:
+    """What the page says now, as line() does, by the names in its lists and tables.
+
+    Raises:
+        ValueError: a name is there twice.
+    """
+    found: dict[str, str] = {}
+    sections = PAGE.read_text(encoding="utf-8").partition("## Types")[2].partition("## Generated text")[0]
+    for row in sections.splitlines():
+        if row in TABLE:
+            continue
+        names = [row.split(" | ")[0].removeprefix("| ")] if row.startswith("| ") else re.findall("`([^`]+)`", row)
+        for name in names:
+            if name in found:
+                raise ValueError(name)
+            found[name] = row if row.startswith("| ") else EVERYWHERE
+    return found
 
 
 def tried(name: str) -> Outcome:
