@@ -40,7 +40,7 @@ from shortstack.planning.plans import Plan
 from shortstack.repairing.repairer import RepairWalk
 
 HERE = Path(__file__).parent
-TEXT, WINDOWS, SAMPLES, SHOTS, ITEMS = "pydoc,self,copying,drills", 16, 120, 4, 16
+TEXT, WINDOWS, SAMPLES, SHOTS, ITEMS = "pydoc,self,copying,drills", 8, 96, 4, 16
 CUTS = {
     4: (
         *((6, 7, 14, 15), (2, 4, 5, 6), (4, 12, 25, 26), (4, 5, 12, 25), (21, 25, 26, 27), (3, 4, 12, 25)),
@@ -84,7 +84,7 @@ PAIRS: Mapping[str, Sequence[tuple[str, str]]] = {
         *(("eleven", "11"), ("forty", "40"), ("two", "2"), ("eight", "8"), ("fifteen", "15"), ("sixty", "60")),
         *(("thirty", "30"), ("thirteen", "13"), ("six", "6"), ("four", "4"), ("ninety", "90"), ("fifty", "50")),
     ],
-    "A {} is an": [
+    "{} is a kind of": [
         *(("dog", "animal"), ("apple", "fruit"), ("rose", "flower"), ("hammer", "tool"), ("car", "vehicle")),
         *(("horse", "animal"), ("banana", "fruit"), ("tulip", "flower"), ("saw", "tool"), ("truck", "vehicle")),
         *(("cat", "animal"), ("pear", "fruit"), ("lily", "flower"), ("drill", "tool"), ("bus", "vehicle")),
@@ -210,7 +210,7 @@ def measured(source: ss.Checkpoint, removed: Sequence[int], text: str, size: Map
 
 
 def perplexity(model: ss.Checkpoint, text: str) -> float:
-    found = ss.evaluate(model, text=ss.EvaluationText(text, samples="40"), generation=ss.GenerationChecks(False))
+    found = ss.evaluate(model, text=ss.EvaluationText(text, samples=20), generation=ss.GenerationChecks(False))
     return next(iter(found.perplexity.values())).value
 
 
