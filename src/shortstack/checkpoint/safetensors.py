@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shortstack.checkpoint.disk_errors import disk_errors
 from shortstack.checkpoint.pieces import Columns, Piece, Span, WrittenFile, pieces_digest, write_pieces
 from shortstack.errors import CheckpointError
+from shortstack.machine.files import disk_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
