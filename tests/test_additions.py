@@ -46,7 +46,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from shortstack.healing.partial import Partial
+from shortstack.healing.methods import Partial
 from shortstack.machine.options import option
 
 

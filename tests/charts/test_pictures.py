@@ -21,7 +21,7 @@ from shortstack.errors import InputError, OutputError
 from shortstack.evaluation import Evaluation
 from shortstack.evaluation.perplexity import Perplexity
 from shortstack.evaluation.probes import Probed
-from shortstack.healing.pictures import loss_picture
+from shortstack.healing.healer import loss_picture
 from shortstack.machine import files
 from shortstack.scoring.depths import Depth, DepthCurve
 from shortstack.scoring.orders import removal_order

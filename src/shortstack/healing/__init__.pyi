@@ -1,13 +1,11 @@
 from . import healer as healer
 from . import methods as methods
-from . import options as options
 from . import preview as preview
 from . import recipes as recipes
 from . import task as task
 from . import training as training
 from . import unfinished as unfinished
 from .dataset import TrainingData as TrainingData
-from .full import Full as Full
 from .healer import Healing as Healing
 from .healer import heal as heal
 from .iterative import heal_in_turns as heal_in_turns
@@ -16,8 +14,9 @@ from .lora import Lora as Lora
 from .lora import QLora as QLora
 from .lora import RsLora as RsLora
 from .methods import METHODS as METHODS
-from .objective import Objective as Objective
-from .partial import Partial as Partial
+from .methods import Full as Full
+from .methods import Partial as Partial
+from .schedule import Objective as Objective
 from .schedule import Schedule as Schedule
 from .task import HealingTask as HealingTask
 from .turns import Turns as Turns
