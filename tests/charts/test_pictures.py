@@ -24,7 +24,7 @@ from shortstack.evaluation.probes import Probed
 from shortstack.healing.healer import loss_picture
 from shortstack.machine import files
 from shortstack.scoring.depths import Depth, DepthCurve
-from shortstack.scoring.orders import removal_order
+from shortstack.scoring.metrics import removal_order
 
 SVG = "{http://www.w3.org/2000/svg}"
 SCORES = ss.Scores(

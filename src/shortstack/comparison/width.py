@@ -23,7 +23,7 @@ from shortstack.checkpoint.record import provenance
 from shortstack.checkpoint.safetensors import StoredTensor
 from shortstack.checkpoint.writer import layout
 from shortstack.decoder import Decoder
-from shortstack.decoder.hooks import linear_layers
+from shortstack.decoder.layer_io import linear_layers
 from shortstack.decoder.mlps import Mlp, mlps_of
 from shortstack.errors import ArchitectureError, InputError
 from shortstack.machine.numbers import in_float64

@@ -27,7 +27,6 @@ from shortstack.checkpoint.writer import layout
 from shortstack.data import Example, Rows, read_examples
 from shortstack.data.tokens import same_tokens
 from shortstack.decoder import Decoder, OwnText
-from shortstack.decoder.speed import forward_speed
 from shortstack.errors import InputError, ShortstackWarning, TrainingError
 from shortstack.healing.amounts import affordable_samples
 from shortstack.healing.batches import Data
@@ -49,6 +48,7 @@ from shortstack.machine.memory import peak_rss
 from shortstack.machine.progress import Progress, in_notebooks, silent
 from shortstack.machine.tables import Cell, Table, Tabled
 from shortstack.machine.typed import typed
+from shortstack.profiling.speed import forward_speed
 
 WRITING_SECONDS, WRITING_BYTES_PER_S = 3.0, 1e8  # kept of a clock for the output: merged, written and synced
 

@@ -24,7 +24,6 @@ from shortstack.data.mixture import parse_sources, text_digest
 from shortstack.data.tokens import JUDGING
 from shortstack.decoder import calibration_tokens, text_in_time
 from shortstack.decoder.requirements import writing_requirements
-from shortstack.decoder.speed import forward_speed
 from shortstack.decoder.wrapping import arithmetic
 from shortstack.errors import ShortstackError
 from shortstack.evaluation import EvaluationText, GenerationChecks, Tasks, evaluate
@@ -40,6 +39,7 @@ from shortstack.machine.options import changed_options
 from shortstack.machine.progress import Progress, in_notebooks, silent
 from shortstack.machine.typed import typed
 from shortstack.planning import Plan, choose
+from shortstack.profiling.speed import forward_speed
 from shortstack.pruning import prune
 from shortstack.repairing import repair
 from shortstack.repairing.repairer import check_repair
@@ -48,9 +48,8 @@ from shortstack.scoring import score
 from shortstack.shrinking import reference
 from shortstack.shrinking.card import RECIPE, dress
 from shortstack.shrinking.checks import check_shrink, disk_bytes, in_words_of_shrink
-from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, amounts_for, check_minutes
+from shortstack.shrinking.clock import LEVELS, WRITING, Amounts, ClockProgress, amounts_for, check_minutes, clock_of
 from shortstack.shrinking.options import ShrinkOptions
-from shortstack.shrinking.progress import ClockProgress, clock_of
 from shortstack.shrinking.result import Made, Measured, Shrunk, Unpruned
 from shortstack.shrinking.retention import TRIALS, Tried, first_amount, kept, largest, least, next_amount
 from shortstack.shrinking.route import Route

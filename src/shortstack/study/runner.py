@@ -30,12 +30,11 @@ from shortstack.runs.folder import Folder
 from shortstack.runs.step_progress import PACE, read_progress
 from shortstack.study.graph import Graph, Paths, sources, texts
 from shortstack.study.grid import Resources, Study, in_file, read_study
-from shortstack.study.run_options import KEEPS
 from shortstack.study.same_study import check_outside, check_place, check_same
 from shortstack.study.steps import Contents, Job, Step, perform
 from shortstack.study.trial import Trial
 from shortstack.study.words import check_text, command_line, expanded, open_model, text_digest
-from shortstack.study.workers import Launch, Needs, local
+from shortstack.study.workers import KEEPS, Launch, Needs, local
 
 
 @dataclass(frozen=True, repr=False)
