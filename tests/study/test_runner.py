@@ -286,8 +286,6 @@ def test_seeds_are_counted_where_something_is_drawn(tmp_path):
     assert {"reverse", "ppl (2 seeds)"} <= labels
     assert not any(label.startswith("reverse") and "seeds" in label for label in labels)
     assert "with 2 seeds" in report.markdown()
-    run(tmp_path, text.replace("[reverse, ppl]", "[reverse]"), replaced=True)
-    assert "with 2 seeds" not in Report.of(tmp_path / "runs").markdown()
 
 
 @pytest.mark.parametrize(
@@ -389,7 +387,7 @@ def test_a_recipe_that_changed_makes_another_study(tmp_path, monkeypatch):
     renamed = recipe.rename(tmp_path / "yours.yaml")
     renamed.write_text(renamed.read_text().replace("last: 2", "last: 1"), encoding="utf-8")
     text = text.replace(f"recipe: {recipe}", f"name: mine, recipe: {renamed}")
-    assert run(tmp_path, text, replaced=True).steps == 0
+    assert run(tmp_path, text).steps == 0
 
 
 def test_the_command_of_every_step_can_be_typed(tmp_path):

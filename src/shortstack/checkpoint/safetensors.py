@@ -110,12 +110,12 @@ def read_shard(path: Path) -> list[StoredTensor]:
     return tensors
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Tensors in memory as a file of their own, by the reference implementation."""
     from safetensors.torch import save_file
 
     with disk_errors(path):
-        save_file(dict(tensors), path, metadata=dict(metadata or {}))
+        save_file(dict(tensors), path)
 
 
 def laid_down(tensor: StoredTensor, path: Path) -> StoredTensor:
