@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from shortstack.data import Rows, source_of
 from shortstack.errors import InputError
 from shortstack.healing.dataset import TrainingData
+from shortstack.healing.layer_choice import Partial
 from shortstack.healing.method import HealingMethod
-from shortstack.healing.methods import MethodOptions, Partial, made_method
+from shortstack.healing.methods import MethodOptions, made_method
 from shortstack.healing.schedule import Objective, Schedule
 from shortstack.machine.device import AUTO, Compute
 from shortstack.machine.options import defaults_of, made_of
