@@ -1,5 +1,4 @@
-"""How fast loaded models prefill and decode, as a user meets them: greedy generation, the models taking turns; and the rate
-of forward passes, by which amounts of work are chosen.
+"""How fast models prefill and decode, by greedy generation in turns; and forward passes, which amounts of work go by.
 
 A noisy machine slows all who take turns alike, so that a ratio of two of them, turn by turn, says more than two medians.
 """

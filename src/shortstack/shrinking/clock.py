@@ -1,6 +1,6 @@
 """How much of the minutes a stage of shrink may take: one measured rate, one small table, and what is left by the clock.
 
-The seconds used lie in its folder, so that a killed run has the rest.
+A run notes the seconds it has used in its folder, so that a killed one goes on with the rest.
 
 >>> amounts_for(300.0, Amounts(), rate=2000.0, layers=30).windows
 8
